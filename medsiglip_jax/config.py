@@ -1,0 +1,186 @@
+"""Architectures as frozen dataclasses, and the named ones that need no file."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """The image tower: a ViT with learned position embeddings.
+
+    Attributes:
+        image_size: side of the square input, pixels.
+        patch_size: side of a patch, pixels; border pixels beyond the last full patch are dropped
+            (VALID convolution, big_vision models/vit.py:214).
+        width: residual stream width; also the embedding size (SigLIP has no image projection).
+        depth: number of transformer blocks.
+        mlp_dim: hidden width of the MLP blocks.
+        num_heads: attention heads; must divide `width`.
+        pool: "map" for the attention-pooling head, "mean" for checkpoints that have none
+            (MedGemma, Gemma 3), whose embedding is the mean of the patch tokens.
+    """
+
+    image_size: int
+    patch_size: int
+    width: int
+    depth: int
+    mlp_dim: int
+    num_heads: int
+    pool: str = "map"
+
+    def __post_init__(self):
+        _check_tower(self)
+        if self.pool not in ("map", "mean"):
+            raise ValueError(f"vision.pool is {self.pool!r}; expected 'map' or 'mean'")
+        if self.image_size < self.patch_size:
+            raise ValueError(
+                f"vision.image_size {self.image_size} is smaller than patch_size {self.patch_size}"
+            )
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side."""
+        return self.image_size // self.patch_size
+
+    @property
+    def num_tokens(self) -> int:
+        return self.grid**2
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The text tower: bidirectional, no mask, pooled at the last position, then a Dense head.
+
+    Attributes:
+        vocab_size: SentencePiece pieces.
+        context_length: tokens per text; the model accepts exactly this many.
+        embed_dim: width of the head's output, equal to the image tower's width.
+    """
+
+    vocab_size: int
+    context_length: int
+    width: int
+    depth: int
+    mlp_dim: int
+    num_heads: int
+    embed_dim: int
+
+    def __post_init__(self):
+        _check_tower(self)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Both towers; either may be None where a checkpoint lacks it."""
+
+    vision: VisionConfig | None
+    text: TextConfig | None
+
+    def __post_init__(self):
+        if self.vision is None and self.text is None:
+            raise ValueError("a model needs a vision tower, a text tower or both; got neither")
+        if self.vision and self.text and self.vision.width != self.text.embed_dim:
+            raise ValueError(
+                f"the towers must meet: vision.width is {self.vision.width}, "
+                f"text.embed_dim is {self.text.embed_dim}"
+            )
+
+    @property
+    def image_size(self) -> int | None:
+        return self.vision.image_size if self.vision else None
+
+    @property
+    def context_length(self) -> int | None:
+        return self.text.context_length if self.text else None
+
+    @property
+    def embed_dim(self) -> int:
+        if self.vision:
+            return self.vision.width
+        assert self.text is not None
+        return self.text.embed_dim
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, tree: dict[str, Any]) -> "ModelConfig":
+        """Inverse of `to_dict`; a missing or unknown key is a ValueError."""
+        try:
+            vision, text = tree["vision"], tree["text"]
+            return cls(
+                vision=VisionConfig(**vision) if vision else None,
+                text=TextConfig(**text) if text else None,
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a model configuration: {error}") from None
+
+
+def _check_tower(config: VisionConfig | TextConfig) -> None:
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name != "pool" and (type(value) is not int or value < 1):
+            raise ValueError(
+                f"{type(config).__name__}.{field.name} is {value!r}; expected a positive integer"
+            )
+    if config.width % config.num_heads:
+        raise ValueError(
+            f"{type(config).__name__}.width {config.width} is not divisible by "
+            f"num_heads {config.num_heads}"
+        )
+
+
+def two_towers(
+    *,
+    image_size: int,
+    patch_size: int,
+    width: int,
+    depth: int,
+    mlp_dim: int,
+    num_heads: int,
+    text_depth: int | None = None,
+    vocab_size: int = 32_000,
+    context_length: int = 64,
+) -> ModelConfig:
+    """A model whose towers share every size but, if given, the depth (all released SigLIPs do)."""
+    body = dict(width=width, mlp_dim=mlp_dim, num_heads=num_heads)
+    return ModelConfig(
+        vision=VisionConfig(image_size=image_size, patch_size=patch_size, depth=depth, **body),
+        text=TextConfig(
+            vocab_size=vocab_size,
+            context_length=context_length,
+            depth=text_depth or depth,
+            embed_dim=width,
+            **body,
+        ),
+    )
+
+
+_BASE = dict(patch_size=16, width=768, depth=12, mlp_dim=3072, num_heads=12)
+_LARGE = dict(patch_size=16, width=1024, depth=24, mlp_dim=4096, num_heads=16)
+_SO400M = dict(patch_size=14, width=1152, depth=27, mlp_dim=4304, num_heads=16)
+
+# big_vision models/vit.py:284-303 and the SigLIP_demo table; "tiny" is this project's own, for
+# tests and dry runs. so400m-448 is MedSigLIP: 878,300,338 parameters.
+NAMED = {
+    "so400m-448": two_towers(image_size=448, **_SO400M),
+    "so400m-384": two_towers(image_size=384, **_SO400M),
+    "so400m-224": two_towers(image_size=224, context_length=16, **_SO400M),
+    "large-384": two_towers(image_size=384, **_LARGE),
+    "large-256": two_towers(image_size=256, **_LARGE),
+    "base-512": two_towers(image_size=512, **_BASE),
+    "base-384": two_towers(image_size=384, **_BASE),
+    "base-256": two_towers(image_size=256, **_BASE),
+    "base-224": two_towers(image_size=224, **_BASE),
+    "tiny-56": two_towers(
+        image_size=56, patch_size=14, width=48, depth=3, mlp_dim=96, num_heads=4, vocab_size=256
+    ),
+}
+
+
+def named(name: str) -> ModelConfig:
+    """The architecture called `name`; an unknown name is a ValueError that lists them all."""
+    if name not in NAMED:
+        raise ValueError(f"unknown model size {name!r}; expected one of {', '.join(NAMED)}")
+    return NAMED[name]

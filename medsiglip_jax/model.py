@@ -1,0 +1,314 @@
+"""The two towers in Flax Linen, as pure functions of a plain parameter dict.
+
+The only file that imports flax. Parameter names and shapes are big_vision's
+(models/vit.py, models/proj/image_text/{text_transformer,two_towers}.py at commit 0127fb6), with
+the blocks of a tower stacked on axis 0 under "encoderblock" and run under `scan`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, UInt8
+
+from medsiglip_jax.config import ModelConfig, TextConfig, VisionConfig
+
+Params = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How the arithmetic is done; hashable, so jit can take it as a static argument.
+
+    Attributes:
+        dtype: of activations; parameters are cast to it where they are used.
+        precision: matmul precision by jax's names; "highest" is true float32 on every device
+            (TF32 and bf16 passes are the defaults on GPU and TPU).
+        attention: back end, one of `ATTENTION`.
+        remat: recompute each block in the backward pass instead of storing its activations.
+    """
+
+    dtype: str = "float32"
+    precision: str | None = "highest"
+    attention: str = "xla"
+    remat: bool = False
+
+    def __post_init__(self):
+        if self.attention not in ATTENTION:
+            raise ValueError(
+                f"attention back end {self.attention!r} is unknown; expected one of "
+                f"{', '.join(ATTENTION)}"
+            )
+
+
+# ------------------------------------------------------------------------------- attention
+
+
+def _xla_attention(q, k, v):
+    """Plain einsum attention; logits and softmax in float32 whatever the input dtype."""
+    logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+
+
+def _cudnn_attention(q, k, v):
+    """cuDNN's fused kernel: NVIDIA GPUs, half precision, head sizes that are multiples of 8."""
+    problems = []
+    if jax.default_backend() != "gpu":
+        problems.append(f"it needs an NVIDIA GPU, this is {jax.default_backend()}")
+    if q.dtype not in (jnp.bfloat16, jnp.float16):
+        problems.append(f"it computes in bfloat16 or float16, the model in {q.dtype}")
+    if q.shape[-1] % 8:
+        problems.append(f"head size {q.shape[-1]} is not a multiple of 8")
+    if problems:
+        raise ValueError(
+            f"attention back end 'cudnn' cannot serve: {'; '.join(problems)}. "
+            "Use attention='xla', or a dtype and device that it supports"
+        )
+    return jax.nn.dot_product_attention(q, k, v, scale=1.0, implementation="cudnn")
+
+
+# Each takes q (already divided by sqrt(head size)), k, v of shape [batch, tokens, heads, size].
+ATTENTION: dict[str, Callable] = {"xla": _xla_attention, "cudnn": _cudnn_attention}
+
+
+# --------------------------------------------------------------------------------- modules
+
+
+class MultiHeadDotProductAttention(nn.Module):
+    """Unmasked multi-head attention: SigLIP attends to padding too."""
+
+    num_heads: int
+    compute: Compute
+
+    @nn.compact
+    def __call__(
+        self, x_q: Float[Array, "b q d"], x_kv: Float[Array, "b k d"]
+    ) -> Float[Array, "b q d"]:
+        width = x_q.shape[-1]
+        dense = partial(
+            nn.DenseGeneral, dtype=self.compute.dtype, kernel_init=nn.initializers.xavier_uniform()
+        )
+        heads = (self.num_heads, width // self.num_heads)
+        q = dense(heads, name="query")(x_q)
+        k = dense(heads, name="key")(x_kv)
+        v = dense(heads, name="value")(x_kv)
+        attend = ATTENTION[self.compute.attention if x_q.shape == x_kv.shape else "xla"]
+        x = attend(q * heads[1] ** -0.5, k, v)
+        return dense(width, axis=(-2, -1), name="out")(x)
+
+
+class MlpBlock(nn.Module):
+    mlp_dim: int
+    compute: Compute
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        dense = partial(
+            nn.Dense,
+            dtype=self.compute.dtype,
+            kernel_init=nn.initializers.xavier_uniform(),
+            bias_init=nn.initializers.normal(1e-6),
+        )
+        width = x.shape[-1]
+        x = dense(self.mlp_dim)(x)
+        x = nn.gelu(x, approximate=True)  # tanh form, as HF's gelu_pytorch_tanh
+        return dense(width)(x)
+
+
+class EncoderBlock(nn.Module):
+    """Pre-LN block; the (carry, output) signature is the one `nn.scan` wants."""
+
+    num_heads: int
+    mlp_dim: int
+    compute: Compute
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"]) -> tuple[Float[Array, "b n d"], None]:
+        y = nn.LayerNorm(dtype=self.compute.dtype)(x)
+        x = x + MultiHeadDotProductAttention(self.num_heads, self.compute)(y, y)
+        y = nn.LayerNorm(dtype=self.compute.dtype)(x)
+        return x + MlpBlock(self.mlp_dim, self.compute)(y), None
+
+
+class Encoder(nn.Module):
+    depth: int
+    num_heads: int
+    mlp_dim: int
+    compute: Compute
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        block = nn.remat(EncoderBlock, prevent_cse=False) if self.compute.remat else EncoderBlock
+        stack = nn.scan(
+            block, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.depth
+        )
+        x, _ = stack(self.num_heads, self.mlp_dim, self.compute, name="encoderblock")(x)
+        return nn.LayerNorm(dtype=self.compute.dtype, name="encoder_norm")(x)
+
+
+class MAPHead(nn.Module):
+    """Multi-head attention pooling: a learned probe, no residual from it, no LN on its inputs."""
+
+    num_heads: int
+    mlp_dim: int
+    compute: Compute
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b d"]:
+        n, _, width = x.shape
+        probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, width))
+        probe = jnp.tile(probe.astype(x.dtype), (n, 1, 1))
+        x = MultiHeadDotProductAttention(self.num_heads, self.compute)(probe, x)
+        y = nn.LayerNorm(dtype=self.compute.dtype)(x)
+        return (x + MlpBlock(self.mlp_dim, self.compute)(y))[:, 0]
+
+
+class PatchEmbedding(nn.Module):
+    """The patch convolution, written as one matmul; the kernel keeps its [p, p, 3, d] shape."""
+
+    patch_size: int
+    width: int
+    compute: Compute
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b n d"]:
+        p, dtype = self.patch_size, self.compute.dtype
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (p, p, 3, self.width))
+        bias = self.param("bias", nn.initializers.zeros, (self.width,))
+        b, h, w = images.shape[0], images.shape[1] // p, images.shape[2] // p
+        x = images[:, : h * p, : w * p].astype(dtype).reshape(b, h, p, w, p, 3)
+        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * w, p * p * 3)
+        return x @ kernel.astype(dtype).reshape(-1, self.width) + bias.astype(dtype)
+
+
+def _add_positions(module: nn.Module, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+    _, length, width = x.shape
+    init = nn.initializers.normal(stddev=width**-0.5)
+    return x + module.param("pos_embedding", init, (1, length, width)).astype(x.dtype)
+
+
+class ImageTower(nn.Module):
+    config: VisionConfig
+    compute: Compute
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "b h w 3"]
+    ) -> tuple[Float[Array, "b d"], Float[Array, "b n d"]]:
+        """Returns the pooled embedding (not normalised) and the tokens after encoder_norm."""
+        c = self.config
+        x = PatchEmbedding(c.patch_size, c.width, self.compute, name="embedding")(images)
+        x = _add_positions(self, x)
+        x = Encoder(c.depth, c.num_heads, c.mlp_dim, self.compute, name="Transformer")(x)
+        if c.pool == "mean":
+            return x.astype(jnp.float32).mean(axis=1), x
+        return MAPHead(c.num_heads, c.mlp_dim, self.compute, name="MAPHead_0")(x), x
+
+
+class TextTower(nn.Module):
+    config: TextConfig
+    compute: Compute
+
+    @nn.compact
+    def __call__(self, tokens: Int[Array, "b n"]) -> Float[Array, "b d"]:
+        c = self.config
+        x = nn.Embed(c.vocab_size, c.width, dtype=self.compute.dtype, name="Embed_0")(tokens)
+        x = _add_positions(self, x)
+        x = Encoder(c.depth, c.num_heads, c.mlp_dim, self.compute, name="Encoder_0")(x)
+        # Last position, which sticky EOS makes an </s> (big_vision ops_text.py:77-111).
+        return nn.Dense(c.embed_dim, dtype=self.compute.dtype, name="head")(x[:, -1])
+
+
+# ------------------------------------------------------------------------- pure functions
+
+
+def to_unit_range(images: UInt8[Array, "..."] | Float[Array, "..."]) -> Float[Array, "..."]:
+    """uint8 [0, 255] -> float32 [-1, 1] as value_range(-1, 1) does (pp/ops_general.py:32-64);
+    floats pass through."""
+    if images.dtype != jnp.uint8:
+        return images
+    return images.astype(jnp.float32) / 255.0 * 2.0 - 1.0
+
+
+def normalize(z: Float[Array, "... d"]) -> Float[Array, "... d"]:
+    """z / (||z|| + 1e-8), the epsilon added to the norm (two_towers.py:60-74), in float32."""
+    z = z.astype(jnp.float32)
+    return z / (jnp.linalg.norm(z, axis=-1, keepdims=True) + 1e-8)
+
+
+def encode_image(
+    params: Params,
+    images: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"],
+    config: ModelConfig,
+    compute: Compute = Compute(),
+) -> tuple[Float[Array, "b d"], Float[Array, "b n d"]]:
+    """Runs the image tower.
+
+    Args:
+        params: the model's tree; only "img" is used.
+        images: uint8, or floats in [-1, 1]; NHWC, `config.image_size` square.
+        config: the architecture.
+        compute: how to do the arithmetic.
+
+    Returns:
+        The pooled embedding, not normalised, and the patch tokens after encoder_norm, both
+        float32.
+    """
+    assert config.vision is not None
+    with jax.default_matmul_precision(compute.precision):
+        tower = ImageTower(config.vision, compute)
+        z, tokens = tower.apply({"params": params["img"]}, to_unit_range(images))
+    return z.astype(jnp.float32), tokens.astype(jnp.float32)
+
+
+def encode_text(
+    params: Params,
+    tokens: Int[Array, "b n"],
+    config: ModelConfig,
+    compute: Compute = Compute(),
+) -> Float[Array, "b d"]:
+    """Runs the text tower; float32, not normalised."""
+    assert config.text is not None
+    with jax.default_matmul_precision(compute.precision):
+        z = TextTower(config.text, compute).apply({"params": params["txt"]}, tokens)
+    return z.astype(jnp.float32)
+
+
+def similarity(
+    zimg: Float[Array, "i d"],
+    ztxt: Float[Array, "t d"],
+    t: Float[Array, "..."],
+    b: Float[Array, "..."],
+) -> Float[Array, "i t"]:
+    """Logits exp(t) * zimg @ ztxt.T + b of normalised embeddings; `t` is the log temperature."""
+    with jax.default_matmul_precision("highest"):
+        return jnp.exp(t.reshape(())) * (zimg @ ztxt.T) + b.reshape(())
+
+
+def init_params(config: ModelConfig, key: Array) -> Params:
+    """Random float32 parameters, initialised as big_vision does (t = log 10, b = -10)."""
+    key_img, key_txt = jax.random.split(key)
+    params: Params = {}
+    compute = Compute()
+    if config.vision:
+        size = config.vision.image_size
+        images = jnp.zeros((1, size, size, 3))
+        params["img"] = ImageTower(config.vision, compute).init(key_img, images)["params"]
+    if config.text:
+        tokens = jnp.zeros((1, config.text.context_length), jnp.int32)
+        params["txt"] = TextTower(config.text, compute).init(key_txt, tokens)["params"]
+    if config.vision and config.text:
+        params["t"] = jnp.full((1,), jnp.log(10.0))
+        params["b"] = jnp.full((1,), -10.0)
+    return params
+
+
+def param_shapes(config: ModelConfig, dtype: str = "float32") -> Params:
+    """The tree of `jax.ShapeDtypeStruct` that a checkpoint of this architecture must fill."""
+    shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes)

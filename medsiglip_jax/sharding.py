@@ -1,0 +1,59 @@
+"""Device meshes, and which axis of which parameter lies on which mesh axis."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from medsiglip_jax import tree
+
+# Below this a parameter is cheaper to keep whole (big_vision sharding.py:105-134).
+FSDP_MIN_BYTES = 4 * 2**20
+
+
+def make_mesh(data: int | None = None, model: int = 1) -> Mesh:
+    """A ("data", "model") mesh over this process's view of all devices.
+
+    Args:
+        data: size of the data axis; default all devices that `model` leaves.
+        model: size of the model axis.
+    """
+    devices = np.asarray(jax.devices())
+    data = data or devices.size // model
+    if data * model != devices.size:
+        raise ValueError(
+            f"mesh data={data} x model={model} wants {data * model} devices; "
+            f"{devices.size} are there"
+        )
+    return Mesh(devices.reshape(data, model), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows over the data axis."""
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def param_shardings(shapes: dict[str, Any], mesh: Mesh, fsdp: bool = False) -> dict[str, Any]:
+    """A sharding for every parameter: replicated, or FSDP over "data".
+
+    FSDP splits the largest axis that the mesh divides, never the layer axis of a stack, and
+    leaves parameters under `FSDP_MIN_BYTES` whole.
+    """
+
+    def one(path: str, leaf: Any) -> NamedSharding:
+        spec = _fsdp_spec(path, leaf, mesh.shape["data"]) if fsdp else PartitionSpec()
+        return NamedSharding(mesh, spec)
+
+    return tree.map_with_path(one, shapes)
+
+
+def _fsdp_spec(path: str, leaf: Any, size: int) -> PartitionSpec:
+    if leaf.size * leaf.dtype.itemsize < FSDP_MIN_BYTES:
+        return PartitionSpec()
+    first = 1 if "/encoderblock/" in path else 0
+    axes = [axis for axis in range(first, len(leaf.shape)) if leaf.shape[axis] % size == 0]
+    if not axes:
+        return PartitionSpec()
+    largest = max(axes, key=lambda axis: leaf.shape[axis])
+    return PartitionSpec(*("data" if axis == largest else None for axis in range(largest + 1)))

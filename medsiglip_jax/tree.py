@@ -1,0 +1,75 @@
+"""Nested dicts of arrays, addressed by "/"-joined paths."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+Tree = Mapping[str, Any]
+
+
+def items(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields ("a/b/c", leaf) in sorted order, the order in which JAX flattens dicts."""
+    for key in sorted(tree):
+        path = f"{prefix}{key}"
+        if isinstance(tree[key], Mapping):
+            yield from items(tree[key], f"{path}/")
+        else:
+            yield path, tree[key]
+
+
+def flatten(tree: Tree) -> dict[str, Any]:
+    return dict(items(tree))
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Inverse of `flatten`; a path that is both a leaf and a folder is a ValueError."""
+    tree: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        *folders, name = path.split("/")
+        node = tree
+        for folder in folders:
+            node = node.setdefault(folder, {})
+            if not isinstance(node, dict):
+                raise ValueError(f"{path!r} lies under another parameter")
+        if name in node:
+            raise ValueError(f"{path!r} is given twice, or is also a folder")
+        node[name] = leaf
+    return tree
+
+
+def map_with_path(function: Callable[[str, Any], Any], tree: Tree) -> dict[str, Any]:
+    """Applies `function(path, leaf)` to every leaf."""
+    return unflatten({path: function(path, leaf) for path, leaf in items(tree)})
+
+
+def match(rules: Sequence[tuple[str, Any]], paths: Sequence[str]) -> dict[str, Any]:
+    """Gives every path the value of the first rule whose regex matches all of it.
+
+    Args:
+        rules: (regex, value) pairs; matched with `re.fullmatch`, first match wins (big_vision
+            utils.py:1195).
+        paths: "/"-joined paths.
+
+    Raises:
+        ValueError: a rule matches no path at all (a typo), or a path matches no rule.
+    """
+    hits = {regex: sum(1 for p in paths if re.fullmatch(regex, p)) for regex, _ in rules}
+    if dead := [regex for regex, count in hits.items() if not count]:
+        raise ValueError(f"patterns that match no parameter: {', '.join(map(repr, dead))}")
+    found = {}
+    for path in paths:
+        values = [value for regex, value in rules if re.fullmatch(regex, path)]
+        if not values:
+            raise ValueError(f"no pattern matches the parameter {path!r}; end with ('.*', …)")
+        found[path] = values[0]
+    return found
+
+
+def size(tree: Tree) -> int:
+    """Number of scalars in all leaves."""
+    return sum(int(leaf.size) for _, leaf in items(tree))
+
+
+def nbytes(tree: Tree) -> int:
+    """Bytes of all leaves."""
+    return sum(int(leaf.size) * leaf.dtype.itemsize for _, leaf in items(tree))
