@@ -1,14 +1,15 @@
 """load, save, init, and the model object: where weights, model and pixels meet."""
 
+import functools
 import os
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int32, UInt8
 
 from medsiglip_jax import model as towers
@@ -17,7 +18,7 @@ from medsiglip_jax.config import ModelConfig, named
 from medsiglip_jax.model import Compute
 from medsiglip_jax.preprocess.image import load_images
 from medsiglip_jax.preprocess.text import Tokenizer
-from medsiglip_jax.weights import big_vision, huggingface, orbax
+from medsiglip_jax.weights import big_vision, huggingface, orbax, random
 
 FORMATS = ("huggingface", "orbax", "big_vision")
 
@@ -95,8 +96,7 @@ class Model:
         processor: pixels and tokens.
         compute: dtype, matmul precision and attention back end in use.
         mesh: the devices the parameters lie on, or None for the default device.
-        source: where the weights came from, or None.
-        notes: what to know about this checkpoint.
+        checkpoint: what was loaded, or None for weights made here.
     """
 
     def __init__(
@@ -107,16 +107,24 @@ class Model:
         tokenizer: str | os.PathLike | bytes | None = None,
         compute: Compute = Compute(),
         mesh: jax.sharding.Mesh | None = None,
-        source: str | None = None,
-        notes: tuple[str, ...] = (),
+        checkpoint: weights.Checkpoint | None = None,
     ):
         self.config, self.params, self.compute, self.mesh = config, params, compute, mesh
-        self.source, self.notes = source, notes
+        self.checkpoint = checkpoint
         self.processor = Processor(config, tokenizer)
-        options = dict(config=config, compute=compute)
-        self._image = jax.jit(lambda p, x: towers.encode_image(p, x, **options)[0])
-        self._tokens = jax.jit(lambda p, x: towers.encode_image(p, x, **options)[1])
-        self._text = jax.jit(partial(towers.encode_text, **options))
+        self._image = jax.jit(lambda p, x: towers.encode_image(p, x, config, compute)[0])
+        self._tokens = jax.jit(lambda p, x: towers.encode_image(p, x, config, compute)[1])
+        self._text = jax.jit(lambda p, x: towers.encode_text(p, x, config, compute))
+
+    @property
+    def source(self) -> str | None:
+        """Where the weights came from."""
+        return self.checkpoint.source if self.checkpoint else None
+
+    @functools.cached_property
+    def sha256(self) -> str | None:
+        """Identity of the weight files (`weights.digest`), None for weights made here."""
+        return weights.digest(self.checkpoint) if self.checkpoint else None
 
     def encode_image(
         self, images: Any, normalize: bool = True, batch_size: int = 32
@@ -180,7 +188,7 @@ class Model:
             return images
         if not jnp.issubdtype(images.dtype, jnp.floating):
             raise ValueError(f"images is {images.dtype}; expected uint8, or float32 in [-1, 1]")
-        if images.size and not isinstance(images, jax.core.Tracer):
+        if images.size and not isinstance(images, Tracer):
             low, high = float(images.min()), float(images.max())
             if not (low >= -1.001 and high <= 1.001):  # NaN fails too
                 raise ValueError(
@@ -201,7 +209,7 @@ class Model:
             )
         if not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise ValueError(f"tokens is {tokens.dtype}; expected int32")
-        if tokens.size and not isinstance(tokens, jax.core.Tracer):
+        if tokens.size and not isinstance(tokens, Tracer):
             low, high = int(tokens.min()), int(tokens.max())
             if low < 0 or high >= text.vocab_size:
                 raise ValueError(
@@ -239,7 +247,7 @@ def load(
     tokenizer: str | os.PathLike | None = None,
     matmul_precision: str | None = None,
     *,
-    attention: str = "xla",
+    attention: str | None = None,
     fsdp: bool = False,
     token: str | None = None,
 ) -> Model:
@@ -253,7 +261,8 @@ def load(
         tokenizer: a SentencePiece model, where the checkpoint has none.
         matmul_precision: a jax precision name; default "highest" for float32, so that float32
             means float32 on every device ("tensorfloat32" or "default" are faster on GPU).
-        attention: back end by name, see `medsiglip_jax.model.ATTENTION`.
+        attention: back end by name, see `medsiglip_jax.model.ATTENTION`; default "auto", over a
+            mesh "xla".
         fsdp: split large parameters over the mesh instead of replicating them.
         token: Hugging Face token; default the stored login.
 
@@ -262,6 +271,7 @@ def load(
         weights.CheckpointError: the checkpoint is broken or of another kind; every problem is in
             the message, and nothing is loaded.
     """
+    attention = attention or ("xla" if mesh else "auto")
     compute = _compute(dtype, matmul_precision, attention)
     checkpoint = weights.open_checkpoint(source, token)
     tokenizer = _tokenizer_path(tokenizer) or checkpoint.tokenizer
@@ -275,22 +285,19 @@ def load(
         tokenizer=tokenizer,
         compute=compute,
         mesh=mesh,
-        source=checkpoint.source,
-        notes=checkpoint.notes,
+        checkpoint=checkpoint,
     )
 
 
 def init(name: str | ModelConfig, seed: int = 0, dtype: str = "float32") -> Model:
     """A model with random weights of a named size ("so400m-448") or a given architecture."""
     config = named(name) if isinstance(name, str) else name
-    compute = _compute(dtype, None, "xla")
-
-    @jax.jit
-    def make(key):
-        params = towers.init_params(config, key)
-        return jax.tree.map(lambda x: x.astype(dtype), params)
-
-    return Model(make(jax.random.key(seed)), config, compute=compute)
+    compute = _compute(dtype, None, "auto")
+    params = jax.tree.map(
+        lambda x: jax.device_put(x.astype(weights.dtype_of(dtype))),
+        random.init_params(config, seed),
+    )
+    return Model(params, config, compute=compute)
 
 
 def save(
@@ -311,8 +318,8 @@ def save(
         raise ValueError(f"format is {format!r}; expected one of {', '.join(FORMATS)}")
     path, tokenizer = Path(folder), model.processor.tokenizer_bytes
     if format == "big_vision" and path.suffix == ".npz":
-        if path.exists() and not overwrite:
-            raise FileExistsError(f"{path}: already exists; choose another name or remove it")
+        if not overwrite:
+            storage.check_new(path)
         with storage.new_file(path) as partial_path:
             big_vision.write_npz(partial_path, model.params, model.config)
         return
@@ -345,8 +352,7 @@ def describe(source: str | os.PathLike, token: str | None = None) -> dict[str, A
 
 
 def _compute(dtype: str, matmul_precision: str | None, attention: str) -> Compute:
-    if dtype not in weights.DTYPES:
-        raise ValueError(f"dtype is {dtype!r}; expected one of {', '.join(weights.DTYPES)}")
+    weights.dtype_of(dtype)
     precision = matmul_precision or ("highest" if dtype == "float32" else "default")
     try:
         jax.default_matmul_precision(precision)

@@ -144,15 +144,10 @@ def two_towers(
     context_length: int = 64,
 ) -> ModelConfig:
     """A model whose towers share every size but, if given, the depth (all released SigLIPs do)."""
-    body = dict(width=width, mlp_dim=mlp_dim, num_heads=num_heads)
     return ModelConfig(
-        vision=VisionConfig(image_size=image_size, patch_size=patch_size, depth=depth, **body),
-        text=TextConfig(
-            vocab_size=vocab_size,
-            context_length=context_length,
-            depth=text_depth or depth,
-            embed_dim=width,
-            **body,
+        VisionConfig(image_size, patch_size, width, depth, mlp_dim, num_heads),
+        TextConfig(
+            vocab_size, context_length, width, text_depth or depth, mlp_dim, num_heads, width
         ),
     )
 

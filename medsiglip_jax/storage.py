@@ -10,13 +10,20 @@ from pathlib import Path
 
 def check_writable(path: Path) -> None:
     """Raises one clear error, before any work is done, if `path` cannot be created."""
-    parent = path.absolute()
+    parent = path.absolute().parent
     while not parent.exists():
         parent = parent.parent
     if not parent.is_dir():
         raise NotADirectoryError(f"{path}: cannot be written, {parent} is a file")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise PermissionError(f"{path}: cannot be written, no permission in {parent}")
+
+
+def check_new(path: Path) -> None:
+    """Raises unless `path` is free, or an empty folder, and can be created."""
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise FileExistsError(f"{path}: already exists; choose another name or remove it first")
+    check_writable(path)
 
 
 @contextlib.contextmanager
@@ -47,9 +54,7 @@ def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
         FileExistsError: `path` is there and not empty, unless `overwrite`.
     """
     path = path.absolute()
-    if path.exists() and not overwrite and not (path.is_dir() and not any(path.iterdir())):
-        raise FileExistsError(f"{path}: already exists; choose a new folder or remove it first")
-    check_writable(path)
+    check_writable(path) if overwrite else check_new(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     with lock(path.with_name(f".{path.name}.lock")):

@@ -17,3 +17,43 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("MEDSIGLIP_TEST_DATA is unset: it names a folder with images/ and tokenizer/")
     return Path(folder)
+
+
+CAPTIONS = [f"{what} of a {part}" for what in ("photo", "scan", "drawing") for part in "abcdef"]
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory) -> Path:
+    """A small Hugging Face folder with random weights and a tokenizer of its own."""
+    import medsiglip_jax
+    from medsiglip_jax import api, config
+    from medsiglip_jax.preprocess import text
+
+    architecture = config.two_towers(
+        image_size=28, patch_size=14, width=16, depth=1, mlp_dim=16, num_heads=2, vocab_size=64
+    )
+    tokenizer = text.train(CAPTIONS, 40)
+    model = api.Model(medsiglip_jax.init(architecture).params, architecture, tokenizer=tokenizer)
+    folder = tmp_path_factory.mktemp("checkpoint") / "model"
+    medsiglip_jax.save(model, folder)
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    """Seven readable images in two folders, one damaged, one that is no image, one hidden."""
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "pictures"
+    (folder / "sub").mkdir(parents=True)
+    for i in range(7):
+        pixels = rng.integers(0, 256, (20 + i, 31, 3), dtype=np.uint8)
+        name = f"{i}.png" if i < 4 else f"sub/{i}.jpg"
+        Image.fromarray(pixels).save(folder / name)
+    whole = (folder / "sub" / "4.jpg").read_bytes()
+    (folder / "sub" / "damaged.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "notes.md").write_text("not an image")
+    (folder / ".hidden.png").write_bytes(whole)
+    return folder

@@ -30,6 +30,13 @@ DTYPES = {
 TOKENIZER = "spiece.model"
 
 
+def dtype_of(name: str) -> np.dtype:
+    """The element type called `name`; any other name than those of `DTYPES` is a ValueError."""
+    if name not in DTYPES:
+        raise ValueError(f"dtype is {name!r}; expected one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
 class CheckpointError(ValueError):
     """A checkpoint that cannot be loaded; the message lists every problem found."""
 
@@ -67,6 +74,7 @@ class Checkpoint:
         config: the architecture.
         leaves: path -> `Leaf`, big_vision names with stacked blocks.
         problems: everything wrong that the reader found.
+        faulty: the parameters those problems are about.
         files: the weight files, for hashing.
         tokenizer: the SentencePiece model beside the weights, or None.
         notes: what a user should know (parts left out, a missing pooling head).
@@ -79,6 +87,7 @@ class Checkpoint:
     config: ModelConfig
     leaves: Mapping[str, Leaf]
     problems: list[str]
+    faulty: frozenset[str]
     files: tuple[Path, ...]
     tokenizer: Path | None = None
     notes: tuple[str, ...] = ()
@@ -170,11 +179,10 @@ def check(checkpoint: Checkpoint) -> dict[str, Any]:
 
     shapes = model.param_shapes(checkpoint.config)
     expected, problems = tree.flatten(shapes), list(checkpoint.problems)
-    reported = " ".join(problems)
     for path, want in expected.items():
         leaf = checkpoint.leaves.get(path)
         if leaf is None:
-            if path not in reported:
+            if path not in checkpoint.faulty:
                 problems.append(f"missing parameter {path} {want.shape}")
         elif leaf.shape != want.shape:
             problems.append(f"{path} has shape {leaf.shape}, the configuration wants {want.shape}")
@@ -217,15 +225,14 @@ def load_params(
     """
     import jax
 
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+    target = dtype_of(dtype)
     shapes = check(checkpoint)
     flat_shardings = tree.flatten(shardings) if shardings is not None else {}
     if checkpoint.restore:
         return checkpoint.restore(
             tree.map_with_path(
                 lambda path, x: jax.ShapeDtypeStruct(
-                    x.shape, DTYPES[dtype], sharding=flat_shardings.get(path)
+                    x.shape, target, sharding=flat_shardings.get(path)
                 ),
                 shapes,
             )
@@ -233,7 +240,7 @@ def load_params(
     params = {}
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         for path, leaf in checkpoint.leaves.items():
-            host = _read(checkpoint, path, leaf, DTYPES[dtype], pool)
+            host = _read(checkpoint, path, leaf, target, pool)
             sharding = flat_shardings.get(path)
             if sharding is None:
                 params[path] = jax.device_put(host)

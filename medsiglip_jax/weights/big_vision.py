@@ -21,7 +21,8 @@ def open_npz(path: Path) -> Checkpoint:
     """Opens an .npz; only array headers are read, nothing is unpickled."""
     headers = _headers(path)
     keys, notes = _unwrap(headers)
-    leaves, problems = _leaves(path, keys, headers)
+    leaves, broken = _leaves(path, keys, headers)
+    problems = list(broken.values())
     try:
         config = infer_config({name: leaf.shape for name, leaf in leaves.items()})
     except (KeyError, ValueError, IndexError) as error:
@@ -35,6 +36,7 @@ def open_npz(path: Path) -> Checkpoint:
         config=config,
         leaves=leaves,
         problems=problems,
+        faulty=frozenset(broken),
         files=(path,),
         tokenizer=tokenizer if tokenizer.is_file() else None,
         notes=notes,
@@ -82,10 +84,11 @@ def _unwrap(headers: dict[str, Any]) -> tuple[dict[str, str], tuple[str, ...]]:
     return {key: key for key in headers}, ()
 
 
-def _leaves(path: Path, keys: dict[str, str], headers) -> tuple[dict[str, Leaf], list[str]]:
+def _leaves(path: Path, keys: dict[str, str], headers) -> tuple[dict[str, Leaf], dict[str, str]]:
+    """Returns the sound parameters, and of the stacks that are not, what is wrong with them."""
     leaves: dict[str, Leaf] = {}
     stacks: dict[str, dict[int, str]] = {}
-    problems = []
+    broken = {}
     for name, key in keys.items():
         if match := _LAYER.fullmatch(name):
             block, layer, rest = match.groups()
@@ -96,12 +99,12 @@ def _leaves(path: Path, keys: dict[str, str], headers) -> tuple[dict[str, Leaf],
     for name, layers in stacks.items():
         found = {headers[key] for key in layers.values()}
         if sorted(layers) != list(range(len(layers))) or len(found) != 1 or name in leaves:
-            problems.append(f"{name}: layers {sorted(layers)} do not make one stack: {found}")
+            broken[name] = f"{name}: layers {sorted(layers)} do not make one stack: {found}"
             continue
         shape, dtype = found.pop()
         readers = tuple(partial(_read, path, layers[i]) for i in range(len(layers)))
         leaves[name] = Leaf((len(layers), *shape), dtype, readers, True)
-    return leaves, problems
+    return leaves, broken
 
 
 def _read(path: Path, key: str) -> np.ndarray:

@@ -37,7 +37,7 @@ def open_folder(path: Path) -> Checkpoint:
     handles = _open_files(path, files)
     names = {name: handle for handle in handles for name in handle.keys()}  # noqa: SIM118
     mine, problems, left_out = _select(names, prefix)
-    leaves = _leaves(config, mine, problems)
+    leaves, faulty = _leaves(config, mine, problems)
     if left_out:
         notes = (*notes, f"left out: {', '.join(left_out)}")
     tokenizer = path / TOKENIZER
@@ -47,44 +47,57 @@ def open_folder(path: Path) -> Checkpoint:
         config=config,
         leaves=leaves,
         problems=problems,
+        faulty=faulty,
         files=tuple(files),
         tokenizer=tokenizer if tokenizer.is_file() else None,
         notes=notes,
     )
 
 
-def _leaves(config: ModelConfig, tensors: dict[str, tuple], problems: list[str]) -> dict[str, Leaf]:
-    """Checks every tensor's shape against the architecture and makes the readers."""
+def _leaves(
+    config: ModelConfig, tensors: dict[str, tuple], problems: list[str]
+) -> tuple[dict[str, Leaf], frozenset[str]]:
+    """Checks every tensor against the architecture; returns the sound parameters and the others.
+
+    A tensor that is missing or misshapen is named once, also where three parameters share it.
+    """
     from medsiglip_jax import model
 
     shapes = tree.flatten(model.param_shapes(config))
-    parts: dict[str, list] = {}
+    parts: dict[str, list] = {path: [] for path in shapes}
     dtypes: dict[str, np.dtype] = {}
-    used = set()
+    found: dict[str, None] = {}  # ordered, and each problem once
+    faulty = set()
+    unused = set(tensors)
     for entry in entries(config):
-        used.add(entry.name)
+        unused.discard(entry.name)
         shape = shapes[entry.path].shape
         shape = shape if entry.layer is None else shape[1:]
-        if entry.name not in tensors:
-            if entry.third in (None, 0):
-                problems.append(f"missing tensor {entry.name} (for {entry.path})")
+        problem, dtype = _check_tensor(tensors.get(entry.name), entry, tensor_shape(entry, shape))
+        if problem:
+            found[problem] = None
+            faulty.add(entry.path)
             continue
         name, handle = tensors[entry.name]
-        header = handle.get_slice(name)
-        want, got = tensor_shape(entry, shape), tuple(header.get_shape())
-        if got != want:
-            if entry.third in (None, 0):
-                problems.append(f"{name} has shape {got}, the configuration wants {want}")
-            continue
-        dtypes[entry.path] = _dtype(header.get_dtype())
-        parts.setdefault(entry.path, []).append(partial(_read_tensor, handle, name, entry, shape))
-    problems += [f"unexpected tensor {tensors[n][0]}" for n in sorted(set(tensors) - used)]
-    stacked = {path for path, shape in shapes.items() if "/encoderblock/" in path}
+        dtypes[entry.path] = dtype
+        parts[entry.path].append(partial(_read_tensor, handle, name, entry, shape))
+    problems += [*found, *(f"unexpected tensor {tensors[name][0]}" for name in sorted(unused))]
     return {
-        path: Leaf(shapes[path].shape, dtypes[path], tuple(readers), path in stacked)
+        path: Leaf(shapes[path].shape, dtypes[path], tuple(readers), "/encoderblock/" in path)
         for path, readers in parts.items()
-        if len(readers) == (shapes[path].shape[0] if path in stacked else 1)
-    }
+        if path not in faulty
+    }, frozenset(faulty)
+
+
+def _check_tensor(tensor, entry: Entry, want: tuple[int, ...]) -> tuple[str | None, np.dtype]:
+    """What is wrong with a tensor's header, if anything, and its dtype."""
+    if tensor is None:
+        return f"missing tensor {entry.name}", np.dtype("V1")
+    name, handle = tensor
+    header = handle.get_slice(name)
+    got = tuple(header.get_shape())
+    wrong = f"{name} has shape {got}, the configuration wants {want}" if got != want else None
+    return wrong, _dtype(header.get_dtype())
 
 
 def _read_tensor(handle, name: str, entry: Entry, shape: tuple[int, ...]) -> np.ndarray:
@@ -301,9 +314,7 @@ def _write_safetensors(path: Path, params: dict[str, Any], config: ModelConfig) 
         leaf, first = flat[group[0].path], group[0]
         shape = tensor_shape(first, leaf.shape if first.layer is None else leaf.shape[1:])
         end = offset + int(np.prod(shape)) * leaf.dtype.itemsize
-        header[name] = dict(
-            dtype=_CODES[str(leaf.dtype)], shape=shape, data_offsets=[offset, end]
-        )
+        header[name] = dict(dtype=_CODES[str(leaf.dtype)], shape=shape, data_offsets=[offset, end])
         offset = end
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
@@ -311,7 +322,7 @@ def _write_safetensors(path: Path, params: dict[str, Any], config: ModelConfig) 
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         for group in groups.values():
             for entry in group:
-                file.write(np.ascontiguousarray(_tensor(flat, entry)).reshape(-1).view(np.uint8))
+                file.write(np.ascontiguousarray(_tensor(flat, entry)).view(np.uint8).data)
 
 
 def _tensor(flat: dict[str, Any], entry: Entry) -> np.ndarray:

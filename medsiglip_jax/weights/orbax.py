@@ -36,6 +36,7 @@ def open_folder(folder: Path) -> Checkpoint:
         config=config,
         leaves=leaves,
         problems=[],
+        faulty=frozenset(),
         files=tuple(sorted(p for p in (folder / _PARAMS).rglob("*") if p.is_file())),
         tokenizer=tokenizer if tokenizer.is_file() else None,
         restore=lambda shapes: _restore(folder, shapes),

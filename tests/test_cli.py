@@ -1,0 +1,192 @@
+"""The command: exit codes, one line on stderr, one JSON document on stdout."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import medsiglip_jax
+from medsiglip_jax import cli
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs a command line in this process -> (exit code, stdout, stderr)."""
+
+    def call(*argv):
+        code = cli.main([str(a) for a in argv])
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return code, out, err
+
+    return call
+
+
+def test_classify_json(run, checkpoint, pictures):
+    texts = ["photo of a b", "scan of a c", "nothing"]
+    flags = [x for t in texts for x in ("--text", t)]
+    code, out, err = run("classify", "--model", checkpoint, *flags, "--json", pictures / "0.png")
+    assert code == 0
+    (result,) = json.loads(out)
+    assert result["image"].endswith("0.png")
+    assert [s["text"] for s in result["scores"]] == texts
+    model = medsiglip_jax.load(checkpoint)
+    zimg = model.encode_image(model.processor.images([pictures / "0.png"]))
+    logits = np.asarray(
+        model.similarity(zimg, model.encode_text(model.processor.texts(texts)))[0], np.float64
+    )
+    np.testing.assert_allclose([s["logit"] for s in result["scores"]], logits, rtol=1e-6)
+    np.testing.assert_allclose(
+        [s["sigmoid"] for s in result["scores"]], 1 / (1 + np.exp(-logits)), rtol=1e-6
+    )
+    softmax = [s["softmax"] for s in result["scores"]]
+    np.testing.assert_allclose(softmax, np.exp(logits) / np.exp(logits).sum(), rtol=1e-6)
+    assert sum(softmax) == pytest.approx(1, abs=1e-12)
+
+
+def test_classify_answers_the_readable_ones(run, checkpoint, pictures):
+    files = [pictures / "0.png", pictures / "sub" / "damaged.jpg", "gone.png", pictures / "1.png"]
+    code, out, _ = run("classify", "--model", checkpoint, "--text", "a b", "--json", *files)
+    results = json.loads(out)
+    assert code == 3 and [r["image"] for r in results] == [str(f) for f in files]
+    assert ["error" in r for r in results] == [False, True, True, False]
+    assert "truncated" in results[1]["error"].lower() and results[2]["error"] == "no such file"
+    code, out, _ = run("classify", "--model", checkpoint, "--text", "a b", *files)
+    assert code == 3 and "unreadable: no such file" in out and "100.0%" in out
+
+
+@pytest.mark.filterwarnings("default")
+def test_classify_warns_once_about_cut_texts(run, checkpoint, pictures):
+    long = "scan of a b " * 60
+    code, _, err = run("classify", "--model", checkpoint, "--text", long, pictures / "0.png")
+    assert code == 0 and err.count("warning:") == 1 and "1 of 1 texts" in err
+
+
+def test_embed(run, checkpoint, pictures, tmp_path):
+    command = ["embed", "--model", checkpoint, "--output", tmp_path / "out", pictures]
+    code, out, err = run(*command)
+    assert code == 3 and "7 of 8 embedded" in out and "errors.parquet" in err
+    code, out, _ = run(*command, "--json")
+    assert code == 3 and json.loads(out)["embedded"] == 7
+
+
+@pytest.mark.parametrize("format", ["huggingface", "orbax", "big_vision"])
+def test_convert_and_info(run, checkpoint, tmp_path, format):
+    out = tmp_path / "out"
+    code, text, _ = run(
+        "convert", checkpoint, out, "--format", format, "--dtype", "bfloat16", "--resolution", 42
+    )
+    assert code == 0 and "bfloat16" in text
+    code, text, _ = run("info", out, "--json")
+    content = json.loads(text)
+    assert code == 0 and content["format"] == format and content["dtype"] == "bfloat16"
+    assert content["config"]["vision"]["image_size"] == 42
+    assert content["tokenizer"].endswith("spiece.model")
+    assert content["parameters"] == sum(content["contains"].values())
+    code, text, _ = run("info", out)
+    assert code == 0 and f"{content['parameters']:,}" in text and content["sha256"] in text
+
+
+def test_convert_keeps_the_stored_dtype(run, checkpoint, tmp_path):
+    run("convert", checkpoint, tmp_path / "a", "--format", "orbax", "--dtype", "bfloat16")
+    run("convert", tmp_path / "a", tmp_path / "b", "--format", "huggingface")
+    assert json.loads(run("info", tmp_path / "b", "--json")[1])["dtype"] == "bfloat16"
+
+
+@pytest.fixture
+def wrong(checkpoint, pictures, tmp_path):
+    """Command lines that are somebody's mistake, and a word the answer must hold."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("x")
+    image, ok = pictures / "0.png", ["--model", checkpoint, "--text", "a"]
+    out = ["--output", tmp_path / "out"]
+    return {
+        "no command": ([], "COMMAND"),
+        "unknown command": (["clasify"], "clasify"),
+        "unknown flag": (["info", checkpoint, "--jsn"], "--jsn"),
+        "no model": (["classify", "--text", "a", image], "--model"),
+        "no text": (["classify", "--model", checkpoint, image], "--text"),
+        "empty text": (["classify", "--model", checkpoint, "--text", " ", image], "none of them"),
+        "no image": (["classify", *ok], "IMAGE"),
+        "no such model": (["classify", "--model", "/no/model", "--text", "a", image], "/no/model"),
+        "empty model": (["info", tmp_path / "empty"], "no config.json"),
+        "a file": (["info", tmp_path / "file"], "not a checkpoint"),
+        "preset": (["classify", *ok, "--preprocess", "clip", image], "big_vision"),
+        "dtype": (["classify", *ok, "--dtype", "int4", image], "bfloat16"),
+        "attention": (["classify", *ok, "--attention", "flash", image], "xla"),
+        "batch": (["classify", *ok, "--batch-size", "0", image], "batch_size"),
+        "not a number": (["classify", *ok, "--batch-size", "x", image], "--batch-size"),
+        "tokenizer": (["classify", *ok, "--tokenizer", "gone.model", image], "gone.model"),
+        "empty input": (["embed", "--model", checkpoint, *out, tmp_path / "empty"], "nothing to"),
+        "no input": (["embed", "--model", checkpoint, *out, "gone"], "gone"),
+        "output is a file": (
+            ["embed", "--model", checkpoint, "--output", tmp_path / "file", image], "is a file"),
+        "output below a file": (
+            ["embed", "--model", checkpoint, "--output", tmp_path / "file" / "x", image], "is a fi"),
+        "DST exists": (
+            ["convert", checkpoint, pictures, "--format", "orbax"], "already exists"),
+        "format": (["convert", checkpoint, tmp_path / "x", "--format", "onnx"], "onnx"),
+        "resolution": (
+            ["convert", checkpoint, tmp_path / "x", "--format", "orbax", "--resolution", "5"],
+            "patch_size"),
+    }  # fmt: skip
+
+
+def test_mistakes_are_one_line_and_exit_2_and_leave_nothing(run, wrong, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    for name, (argv, word) in wrong.items():
+        code, out, err = run(*argv)
+        assert code == 2, (name, code, err)
+        assert out == "" and err.count("\n") == 1 and word in err, (name, out, err)
+        assert sorted(tmp_path.rglob("*")) == before, name
+
+
+def test_all_problems_of_a_checkpoint_are_listed(run, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "siglip"}')
+    from safetensors.numpy import save_file
+
+    save_file({"x": np.ones(1, np.float32)}, tmp_path / "model.safetensors")
+    code, _, err = run("info", tmp_path)
+    assert code == 2 and "problems" in err and "unexpected tensor x" in err
+    assert "missing tensor logit_scale" in err
+
+
+@pytest.mark.parametrize("command", ["quickstart", "info", "convert", "classify", "embed"])
+def test_every_command_has_help_with_an_example(run, command):
+    code, out, _ = run(command, "--help")
+    assert code == 0 and "example:" in out and f"medsiglip-jax {command}" in out
+
+
+def test_classify_help_says_what_the_numbers_mean(run):
+    _, out, _ = run("classify", "--help")
+    assert "sigmoid" in out and "softmax" in out and "calibrate" in out
+
+
+def test_machine_failures_are_exit_1(run, checkpoint, pictures, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device", str(tmp_path / "out"))
+
+    monkeypatch.setattr("pyarrow.parquet.write_table", full)
+    code, out, err = run("embed", "--model", checkpoint, "--output", tmp_path / "out", pictures)
+    assert code == 1 and out == "" and "No space left" in err
+    assert not list((tmp_path / "out").glob("*part*"))
+
+
+def test_ctrl_c_is_one_line(run, checkpoint, pictures, tmp_path, monkeypatch):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("medsiglip_jax.embed.embed", interrupt)
+    code, _, err = run("embed", "--model", checkpoint, "--output", tmp_path / "out", pictures)
+    assert code == 130 and "resumes" in err
+
+
+def test_installed_command(checkpoint):
+    """In a process of its own: stdout is the document alone, whatever libraries print."""
+    command = [sys.executable, "-m", "medsiglip_jax.cli", "info", str(checkpoint), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ}, check=True)
+    assert json.loads(done.stdout)["parameters"] > 0
+    assert done.stderr == ""

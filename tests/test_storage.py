@@ -1,0 +1,97 @@
+"""Whole or not at all."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from medsiglip_jax import storage
+
+
+def test_new_file_replaces_in_one_step(tmp_path):
+    path = tmp_path / "deep" / "file"
+    with storage.new_file(path) as partial:
+        partial.write_text("one")
+        assert not path.exists()
+    assert path.read_text() == "one"
+    with pytest.raises(RuntimeError), storage.new_file(path) as partial:
+        partial.write_text("two")
+        raise RuntimeError
+    assert path.read_text() == "one" and os.listdir(path.parent) == ["file"]
+
+
+def test_new_folder_appears_whole(tmp_path):
+    path = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt), storage.new_folder(path) as partial:
+        (partial / "half").write_text("x")
+        raise KeyboardInterrupt
+    assert os.listdir(tmp_path) == []
+    with storage.new_folder(path) as partial:
+        (partial / "sub").mkdir()
+        (partial / "sub" / "file").write_text("x")
+    assert os.listdir(tmp_path) == ["out"] and (path / "sub" / "file").exists()
+    with pytest.raises(FileExistsError, match="already exists"), storage.new_folder(path):
+        pass
+    with storage.new_folder(path, overwrite=True) as partial:
+        (partial / "new").write_text("y")
+    assert os.listdir(path) == ["new"]
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path):
+    (tmp_path / ".out.partial").mkdir()
+    (tmp_path / ".out.partial" / "half").write_text("x")
+    with storage.new_folder(tmp_path / "out") as partial:
+        (partial / "whole").write_text("y")
+    assert os.listdir(tmp_path) == ["out"] and os.listdir(tmp_path / "out") == ["whole"]
+
+
+def hold(path, held):
+    with storage.lock(path):
+        held.set()
+        time.sleep(60)
+
+
+def test_the_second_run_is_refused_and_the_lock_dies_with_its_process(tmp_path):
+    path = tmp_path / ".lock"
+    context = multiprocessing.get_context("spawn")
+    held = context.Event()
+    process = context.Process(target=hold, args=(path, held))
+    process.start()
+    assert held.wait(60)
+    with pytest.raises(FileExistsError, match="another run"), storage.lock(path):
+        pass
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    with storage.lock(path):
+        pass
+
+
+def test_places_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(NotADirectoryError, match="is a file"):
+        storage.check_writable(tmp_path / "file" / "out")
+    storage.check_writable(tmp_path / "not" / "yet" / "there")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="drops root's rights to test permissions")
+def test_permissions():
+    code = (
+        "import os, sys; os.setuid(65534)\n"
+        "from pathlib import Path\n"
+        "from medsiglip_jax import storage\n"
+        "try: storage.check_writable(Path('/root-only-place/out'))\n"
+        "except PermissionError as error: print(error)"
+    )
+    folder = Path(storage.__file__).parents[1]
+    readable = os.stat(folder).st_mode & 0o5 and os.access(folder, os.R_OK)
+    if not readable:
+        pytest.skip("the package is not readable for others")
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    if out.returncode:
+        pytest.skip("python itself is not readable for others")
+    assert "no permission in /" in out.stdout
