@@ -1,0 +1,1 @@
+"""Pixels (`image`, `decode`) and tokens (`text`): from files and strings to model inputs."""

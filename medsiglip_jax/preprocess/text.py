@@ -1,0 +1,209 @@
+"""Tokens for the text tower, equal to those of transformers' `SiglipTokenizer`.
+
+Lower-case, delete ASCII punctuation, collapse white space, SentencePiece, append `</s>` (1), keep
+63 tokens + `</s>` of longer texts, pad with 1 to 64: the last position, which the tower reads, is
+always `</s>`. Punctuation goes without a trace, so "3.5 mm" is "35 mm" and "T2-weighted" is
+"t2weighted": that is how the model is served (transformers 5.23 tokenization_siglip.py; big_vision
+strips it from zero-shot prompts only, evaluators/proj/image_text/prompt_engineering.py:94-112).
+
+The vocabulary is `spiece.model` of google/medsiglip-448, the 32,000 pieces of big_vision's `c4_en`.
+"""
+
+import io
+import os
+import re
+import string
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sentencepiece
+from jaxtyping import Int32
+
+PAD_ID, EOS_ID, UNK_ID = 0, 1, 2  # `<pad>` is never used: SigLIP-1 pads with `</s>`
+_PIECES = {PAD_ID: "<pad>", EOS_ID: "</s>", UNK_ID: "<unk>"}
+_SPECIAL = {"</s>": EOS_ID, "<unk>": UNK_ID}
+_SPLIT_SPECIAL = re.compile("(</s>|<unk>)")
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how SentencePiece writes a space
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_WHERE = (
+    "spiece.model lies in the checkpoint folder of google/medsiglip-448 on Hugging Face;"
+    " put it beside the weights or name it with --tokenizer PATH"
+)
+
+
+def canonicalize(text: str) -> str:
+    """Lower-case (Unicode), no ASCII punctuation, single spaces, stripped.
+
+    The rule of transformers' `SiglipTokenizer`, taken from big_vision
+    (evaluators/proj/image_text/prompt_engineering.py:94-112, which first turns "_" into " ").
+    """
+    return " ".join(text.lower().translate(_PUNCTUATION).split())
+
+
+class Tokenizer:
+    """Strings -> int32 [n, context_length] for the text tower.
+
+    Attributes:
+        model_bytes: the serialized SentencePiece model as given: the content of `spiece.model`.
+        vocab_size: number of pieces (32,000 for MedSigLIP).
+        context_length: tokens per text, `</s>` included.
+    """
+
+    def __init__(self, source: str | os.PathLike | bytes, context_length: int = 64):
+        """Reads a SentencePiece model.
+
+        Args:
+            source: path of a `spiece.model`, of a folder that holds one, or the file's content.
+            context_length: tokens per text.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is not a SentencePiece model with `</s>` at 1 and `<unk>` at 2.
+        """
+        name, self.model_bytes = _read(source)
+        self.context_length = context_length
+        self._processor = sentencepiece.SentencePieceProcessor()
+        try:
+            self._processor.LoadFromSerializedProto(self.model_bytes)
+            self.vocab_size = self._processor.get_piece_size()
+            pieces = [self._processor.id_to_piece(i) for i in range(min(3, self.vocab_size))]
+            self._prefix_length = len(self._processor.encode("<unk>"))
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"{name} is not a SentencePiece model ({reason}); {_WHERE}") from error
+        if pieces[1:] != [_PIECES[EOS_ID], _PIECES[UNK_ID]]:
+            raise ValueError(
+                f"{name} is not a SigLIP tokenizer: its first pieces are {pieces}, expected </s> at"
+                f" 1 and <unk> at 2; {_WHERE}"
+            )
+
+    def __call__(self, texts: Any) -> Int32[np.ndarray, "n length"]:
+        """Tokenizes texts.
+
+        Args:
+            texts: a string or a sequence of strings.
+
+        Returns:
+            int32 [n, context_length], ids 0..vocab_size - 1, at least one `</s>` (1) at the end;
+            [0, context_length] for an empty sequence.
+
+        Raises:
+            ValueError: something is not a string, or cannot be written as UTF-8.
+
+        Warns:
+            UserWarning: once, with the number of texts that were cut.
+        """
+        texts = [texts] if isinstance(texts, str) else _as_list(texts)
+        out = np.full((len(texts), self.context_length), EOS_ID, np.int32)
+        cut = 0
+        for i, text in enumerate(texts):
+            ids = self._encode(_checked(text, i, len(texts)))
+            kept = ids[: self.context_length - 1]
+            out[i, : len(kept)] = kept
+            cut += len(ids) > len(kept)
+        if cut:
+            warnings.warn(
+                f"{cut} of {len(texts)} texts are longer than {self.context_length} tokens and were"
+                " cut: the model does not see their ends",
+                stacklevel=2,
+            )
+        return out
+
+    def _encode(self, text: str) -> list[int]:
+        """Ids without `</s>` or padding; a literal `</s>` or `<unk>` in the text is that token.
+
+        As transformers does: special tokens are found before lower-casing, and each part between
+        them is encoded behind "<unk>", whose pieces are then dropped, so that only the first part
+        begins with the space that SentencePiece puts before a text.
+        """
+        ids: list[int] = []
+        for part in _SPLIT_SPECIAL.split(_SPACE + text.replace(_SPACE, " ")):
+            if part in _SPECIAL:
+                ids.append(_SPECIAL[part])
+            elif part := canonicalize(part):
+                ids += self._processor.encode("<unk>" + part)[self._prefix_length :]
+        return ids
+
+
+def _read(source: str | os.PathLike | bytes) -> tuple[str, bytes]:
+    if isinstance(source, (bytes, bytearray)):
+        return f"tokenizer of {len(source)} bytes", bytes(source)
+    path = Path(source)
+    if path.is_dir():
+        path = path / "spiece.model"
+    try:
+        return str(path), path.read_bytes()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no tokenizer at {path}: {_WHERE}") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"tokenizer {str(path)!r} cannot be read ({error}); {_WHERE}") from error
+
+
+def _as_list(texts: Any) -> list:
+    if isinstance(texts, (bytes, dict)) or not isinstance(texts, Iterable):
+        raise ValueError(f"texts is of type {type(texts).__name__}, expected a string or a list")
+    return list(texts)
+
+
+def _checked(text: Any, i: int, n: int) -> str:
+    if not isinstance(text, str):
+        raise ValueError(f"text {i + 1} of {n} is of type {type(text).__name__}, not a string")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"text {i + 1} of {n} holds the lone surrogate {text[error.start]!r} at character"
+            f" {error.start} and cannot be written as UTF-8; decode its source with the right"
+            " encoding"
+        ) from None
+    return text
+
+
+def train(captions: Iterable[str], vocab_size: int) -> bytes:
+    """Trains a small SentencePiece model with SigLIP's special ids, where no checkpoint is at hand.
+
+    Deterministic (one thread, no sampling) and silent. Captions are canonicalized first, as they
+    will be when encoded. `SiglipTokenizer` of transformers reads the result as `spiece.model`.
+
+    Args:
+        captions: texts; a few dozen are enough.
+        vocab_size: pieces wanted; a small corpus may yield fewer.
+
+    Returns:
+        The content of a `spiece.model` with `<pad>` 0, `</s>` 1, `<unk>` 2 and no BOS.
+
+    Raises:
+        ValueError: no text to learn from, or a vocabulary smaller than the characters need.
+    """
+    captions = _as_list(captions)
+    texts = [canonicalize(_checked(text, i, len(captions))) for i, text in enumerate(captions)]
+    texts = [text for text in texts if text]
+    if not texts:
+        raise ValueError(f"no text among the {len(captions)} captions to train a tokenizer on")
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_writer=model,
+            model_type="unigram",
+            vocab_size=vocab_size,
+            hard_vocab_limit=False,
+            character_coverage=1.0,
+            max_sentence_length=max(4192, *(len(text.encode()) for text in texts)),
+            pad_id=PAD_ID,
+            eos_id=EOS_ID,
+            unk_id=UNK_ID,
+            bos_id=-1,
+            pad_piece=_PIECES[PAD_ID],
+            eos_piece=_PIECES[EOS_ID],
+            unk_piece=_PIECES[UNK_ID],
+            num_threads=1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"cannot train a tokenizer of {vocab_size} pieces: {reason}") from error
+    return model.getvalue()
