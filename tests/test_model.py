@@ -12,6 +12,8 @@ from medsiglip_jax.model import Compute
 from medsiglip_jax.weights import random
 
 TINY = config.named("tiny-56")
+encode_image = jax.jit(model.encode_image, static_argnums=(2, 3))
+encode_text = jax.jit(model.encode_text, static_argnums=(2, 3))
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +38,11 @@ def test_scan_equals_a_loop_over_blocks(params):
     x = jax.random.normal(jax.random.key(1), (2, vision.num_tokens, vision.width))
     sizes = (vision.num_heads, vision.mlp_dim)
     tower = params["img"]["Transformer"]
-    scanned = model.Encoder(vision.depth, *sizes, Compute()).apply({"params": tower}, x)
-    block = model.EncoderBlock(*sizes, Compute())
+    scanned = jax.jit(model.Encoder(vision.depth, *sizes, Compute()).apply)({"params": tower}, x)
+    block = jax.jit(model.EncoderBlock(*sizes, Compute()).apply)
     for i in range(vision.depth):
         layer = jax.tree.map(lambda p, i=i: p[i], tower["encoderblock"])
-        x, _ = block.apply({"params": layer}, x)
+        x, _ = block({"params": layer}, x)
     norm = tower["encoder_norm"]
     centred = x - x.mean(-1, keepdims=True)
     x = centred / jnp.sqrt(x.var(-1, keepdims=True) + 1e-6) * norm["scale"] + norm["bias"]
@@ -49,7 +51,7 @@ def test_scan_equals_a_loop_over_blocks(params):
 
 def test_remat_changes_neither_value_nor_gradient(params, images):
     def loss(params, compute):
-        z, tokens = model.encode_image(params, images, TINY, compute)
+        z, tokens = encode_image(params, images, TINY, compute)
         return jnp.sum(z**2) + jnp.mean(tokens**3)
 
     plain = jax.jit(jax.value_and_grad(loss), static_argnums=1)(params, Compute())
@@ -60,19 +62,20 @@ def test_remat_changes_neither_value_nor_gradient(params, images):
 def test_bfloat16_is_close_and_stays_bfloat16_inside(params, images):
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     compute = Compute(dtype="bfloat16", precision="default")
-    z, _ = model.encode_image(params, images, TINY)
-    z16, _ = model.encode_image(half, images, TINY, compute)
+    z, _ = encode_image(params, images, TINY)
+    z16, _ = encode_image(half, images, TINY, compute)
     assert z16.dtype == jnp.float32
     cosine = jnp.sum(model.normalize(z) * model.normalize(z16), -1)
     assert float(cosine.min()) > 0.999
     tower = model.ImageTower(TINY.vision, compute)
-    _, tokens = tower.apply({"params": half["img"]}, model.to_unit_range(images))
+    apply = lambda p, x: tower.apply({"params": p}, model.to_unit_range(x))[1]  # noqa: E731
+    tokens = jax.eval_shape(apply, half["img"], images)
     assert tokens.dtype == jnp.bfloat16
 
 
 def test_float32_matmuls_are_true_float32(params, images):
     """On GPU and TPU the default is TF32 or bf16 passes; the precision is in the program itself."""
-    text = jax.jit(lambda p, x: model.encode_image(p, x, TINY)).lower(params, images).as_text()
+    text = jax.jit(lambda p, x: encode_image(p, x, TINY)).lower(params, images).as_text()
     dots = [line for line in text.splitlines() if "dot_general" in line]
     assert dots and all("HIGHEST" in line for line in dots)
 
@@ -81,7 +84,7 @@ def test_padding_tokens_are_attended(params):
     """SigLIP has no mask: what stands in the padding changes the embedding."""
     tokens = jnp.full((1, 64), 1, jnp.int32).at[0, :3].set(jnp.array([5, 6, 7]))
     changed = tokens.at[0, 40].set(9)
-    a, b = (model.encode_text(params, t, TINY) for t in (tokens, changed))
+    a, b = (encode_text(params, t, TINY) for t in (tokens, changed))
     assert float(jnp.abs(a - b).max()) > 1e-4
 
 
@@ -102,8 +105,8 @@ def test_image_border_beyond_the_last_patch_is_dropped(params):
     vision = dataclasses.replace(TINY.vision, image_size=60)
     wide = config.ModelConfig(vision, TINY.text)
     image = jax.random.randint(jax.random.key(0), (1, 60, 60, 3), 0, 256).astype(jnp.uint8)
-    z, _ = model.encode_image(params, image, wide)
-    cropped, _ = model.encode_image(params, image[:, :56, :56], TINY)
+    z, _ = encode_image(params, image, wide)
+    cropped, _ = encode_image(params, image[:, :56, :56], TINY)
     np.testing.assert_array_equal(z, cropped)
 
 
@@ -114,7 +117,7 @@ def test_unknown_attention_lists_the_back_ends():
 
 def test_cudnn_says_why_it_cannot_serve(params, images):
     with pytest.raises(ValueError, match="cudnn.*GPU.*float32"):
-        model.encode_image(params, images, TINY, Compute(attention="cudnn"))
+        encode_image(params, images, TINY, Compute(attention="cudnn"))
 
 
 # --------------------------------------------------------------------------- config and tree

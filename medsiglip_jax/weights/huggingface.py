@@ -233,7 +233,7 @@ def _parse_config(path: Path, raw: dict[str, Any]) -> tuple[ModelConfig, bool, t
     return config, kind in ("gemma3", "paligemma"), notes
 
 
-def _complete(raw: dict[str, Any], defaults: dict[str, Any], tower: str) -> dict[str, Any]:
+def _complete(raw: Any, defaults: dict[str, Any], tower: str) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise ValueError(f"{tower}_config is a {type(raw).__name__}; expected an object")
     full = {**defaults, **{k: v for k, v in raw.items() if v is not None}}
@@ -246,7 +246,7 @@ def _complete(raw: dict[str, Any], defaults: dict[str, Any], tower: str) -> dict
     return full
 
 
-def _vision(raw: dict[str, Any]) -> VisionConfig:
+def _vision(raw: Any) -> VisionConfig:
     full = _complete(raw, _VISION_DEFAULTS, "vision")
     if full["num_channels"] != 3:
         raise ValueError(f"vision num_channels is {full['num_channels']}; expected 3")
@@ -261,7 +261,7 @@ def _vision(raw: dict[str, Any]) -> VisionConfig:
     )
 
 
-def _text(raw: dict[str, Any]) -> TextConfig:
+def _text(raw: Any) -> TextConfig:
     full = _complete(raw, _TEXT_DEFAULTS, "text")
     return TextConfig(
         vocab_size=full["vocab_size"],

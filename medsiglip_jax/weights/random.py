@@ -78,10 +78,10 @@ def _lecun(rng: np.random.Generator, shape: Shape) -> np.ndarray:
 _STACK = ".*/encoderblock/.*"
 _RULES: list[tuple[str, Initializer]] = [
     ("t", _constant(math.log(10))),
-    ("b", _constant(-10)),
-    (".*/scale", _constant(1)),
+    ("b", _constant(-10.0)),
+    (".*/scale", _constant(1.0)),
     (".*/MlpBlock_0/.*/bias", _normal(1e-6)),
-    (".*/bias", _constant(0)),
+    (".*/bias", _constant(0.0)),
     (".*/(pos_embedding|Embed_0/embedding)", _normal_by_width),
     (f"{_STACK}/out/kernel", _xavier(2)),
     (f"{_STACK}/kernel", _xavier(1)),
