@@ -45,7 +45,7 @@ def rows(inputs: Sequence[str | os.PathLike]) -> list[Row]:
         names = ", ".join(map(str, inputs)) or "no input"
         raise ValueError(
             f"nothing to embed in {names}; expected images "
-            f"({' '.join(sorted(s[1:] for s in IMAGE_SUFFIXES))}) or .txt files with one text a line"
+            f"({' '.join(sorted(s[1:] for s in IMAGE_SUFFIXES))}) or .txt files, one text a line"
         )
     if len({row.id for row in found}) < len(found):
         found = [Row(_full_id(row), row.source, row.kind, row.text) for row in found]

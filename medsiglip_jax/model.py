@@ -7,8 +7,8 @@ the blocks of a tower stacked on axis 0 under "encoderblock" and run under `scan
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from functools import lru_cache, partial
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -72,8 +72,49 @@ def _cudnn_attention(q, k, v):
     return jax.nn.dot_product_attention(q, k, v, scale=1.0, implementation="cudnn")
 
 
+# One head of 1,024 tokens has 4 MiB of logits; two at a time were fastest on a 2-core Sapphire
+# Rapids, 1 and 4 within 10 % (scripts/bench.py encode), 16 cost 1.5 times as much.
+_BLOCK_BYTES = 8 << 20
+
+
+def _blocked_attention(q, k, v):
+    """For CPUs: as many heads at a time as have 8 MiB of logits, of all images in turn.
+
+    The plain form has XLA allocate the logits of every head at once, three times over: 656 MB
+    of fresh pages per block of the model for four images, against 80 MB here. The division by
+    the sum comes after the second product, on [tokens, size] instead of [tokens, tokens].
+    Under grad the logits are computed again, so they are never stored.
+    """
+    b, n, h, d = q.shape
+
+    @partial(jax.checkpoint, prevent_cse=False)
+    def head(qkv):
+        q, k, v = qkv
+        logits = jnp.einsum("qd,kd->qk", q, k, preferred_element_type=jnp.float32)
+        top = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
+        weights = jnp.exp(logits - top)
+        x = jnp.einsum("qk,kd->qd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        return (x / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)
+
+    heads = [x.swapaxes(1, 2).reshape(b * h, -1, d) for x in (q, k, v)]
+    at_once = min(b * h, max(1, _BLOCK_BYTES // (4 * n * n)))
+    x = jax.lax.map(head, heads, batch_size=at_once)
+    return x.reshape(b, h, n, d).swapaxes(1, 2)
+
+
+def _auto_attention(q, k, v):
+    """Is "blocked" where the program is compiled for a CPU, "xla" elsewhere."""
+    return jax.lax.platform_dependent(q, k, v, cpu=_blocked_attention, default=_xla_attention)
+
+
 # Each takes q (already divided by sqrt(head size)), k, v of shape [batch, tokens, heads, size].
-ATTENTION: dict[str, Callable] = {"xla": _xla_attention, "cudnn": _cudnn_attention}
+# "blocked" walks over images and heads in turn, so it undoes a split of the batch over a mesh.
+ATTENTION: dict[str, Callable] = {
+    "xla": _xla_attention,
+    "blocked": _blocked_attention,
+    "auto": _auto_attention,
+    "cudnn": _cudnn_attention,
+}
 
 
 # --------------------------------------------------------------------------------- modules
@@ -262,7 +303,7 @@ def encode_image(
     assert config.vision is not None
     with jax.default_matmul_precision(compute.precision):
         tower = ImageTower(config.vision, compute)
-        z, tokens = tower.apply({"params": params["img"]}, to_unit_range(images))
+        z, tokens = cast(Any, tower.apply({"params": params["img"]}, to_unit_range(images)))
     return z.astype(jnp.float32), tokens.astype(jnp.float32)
 
 
@@ -275,7 +316,8 @@ def encode_text(
     """Runs the text tower; float32, not normalised."""
     assert config.text is not None
     with jax.default_matmul_precision(compute.precision):
-        z = TextTower(config.text, compute).apply({"params": params["txt"]}, tokens)
+        tower = TextTower(config.text, compute)
+        z = cast(Any, tower.apply({"params": params["txt"]}, tokens))
     return z.astype(jnp.float32)
 
 
@@ -310,5 +352,9 @@ def init_params(config: ModelConfig, key: Array) -> Params:
 
 def param_shapes(config: ModelConfig, dtype: str = "float32") -> Params:
     """The tree of `jax.ShapeDtypeStruct` that a checkpoint of this architecture must fill."""
-    shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), _float32_shapes(config))
+
+
+@lru_cache
+def _float32_shapes(config: ModelConfig) -> Params:
+    return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))

@@ -3,13 +3,24 @@
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 
+def refuse_remote(path: str | os.PathLike) -> None:
+    """Raises for gs:// and its like, which `Path` would take for a local folder "gs:"."""
+    if match := re.match(r"[a-z][a-z0-9]+:/", str(path)):
+        raise ValueError(
+            f"{path}: {match[0]}/ is not supported yet; copy it to or from a local folder "
+            "(gcloud storage cp -r)"
+        )
+
+
 def check_writable(path: Path) -> None:
     """Raises one clear error, before any work is done, if `path` cannot be created."""
+    refuse_remote(path)
     parent = path.absolute().parent
     while not parent.exists():
         parent = parent.parent

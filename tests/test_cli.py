@@ -125,7 +125,7 @@ def wrong(checkpoint, pictures, tmp_path):
         "output is a file": (
             ["embed", "--model", checkpoint, "--output", tmp_path / "file", image], "is a file"),
         "output below a file": (
-            ["embed", "--model", checkpoint, "--output", tmp_path / "file" / "x", image], "is a fi"),
+            ["embed", "--model", checkpoint, "--output", tmp_path / "file" / "x", image], "is a"),
         "DST exists": (
             ["convert", checkpoint, pictures, "--format", "orbax"], "already exists"),
         "format": (["convert", checkpoint, tmp_path / "x", "--format", "onnx"], "onnx"),

@@ -76,6 +76,8 @@ def test_places_that_cannot_be_written(tmp_path):
     with pytest.raises(NotADirectoryError, match="is a file"):
         storage.check_writable(tmp_path / "file" / "out")
     storage.check_writable(tmp_path / "not" / "yet" / "there")
+    with pytest.raises(ValueError, match="gs://? is not supported yet"):
+        storage.check_writable(Path("gs://bucket/out"))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="drops root's rights to test permissions")

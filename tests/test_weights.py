@@ -375,6 +375,7 @@ def test_truncated_npz_and_orbax(golden, tmp_path):
 @pytest.mark.parametrize("source, error, say", [
     ("/no/such/folder", FileNotFoundError, "no such file or folder"),
     ("nothing.npz", FileNotFoundError, "no such file"),
+    ("gs://bucket/model", ValueError, "not supported yet; copy it"),
     (__file__, weights.CheckpointError, "not a checkpoint"),
     (GOLDEN / "model.safetensors", weights.CheckpointError, "give the folder"),
     (Path(__file__).parent, weights.CheckpointError, "no config.json"),

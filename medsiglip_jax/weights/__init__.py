@@ -16,7 +16,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from medsiglip_jax import tree
+from medsiglip_jax import storage, tree
 from medsiglip_jax.config import ModelConfig
 
 # float8 and integer checkpoints are quantised: casting them would be wrong, not lossy.
@@ -113,6 +113,7 @@ def open_checkpoint(source: str | os.PathLike, token: str | None = None) -> Chec
     """
     from medsiglip_jax.weights import big_vision, hub
 
+    storage.refuse_remote(source)
     path = Path(source)
     if path.suffix == ".npz":
         return big_vision.open_npz(path)
