@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int32, UInt8
 
 from medsiglip_jax import model as towers
 from medsiglip_jax import sharding, storage, tree, weights
-from medsiglip_jax.config import ModelConfig, named
+from medsiglip_jax.config import ModelConfig, TextConfig, VisionConfig, named
 from medsiglip_jax.model import Compute
 from medsiglip_jax.preprocess.image import load_images
 from medsiglip_jax.preprocess.text import Tokenizer
@@ -135,28 +135,30 @@ class Model:
             images: uint8 [n, H, W, 3] from `processor.images`, or float32 already in [-1, 1].
             normalize: divide by the L2 norm, as similarity and retrieval want; False gives the
                 raw pooled output.
-            batch_size: images per call of the compiled encoder; more are run in pieces.
+            batch_size: at most so many images per call of the compiled encoder; more are run in
+                pieces (on a CPU in smaller ones, where those are faster).
 
         Returns:
             float32 [n, D]. Without a pooling head (MedGemma, Gemma 3): the mean patch token.
         """
         images = self._check_images(images)
-        z = self._run(self._image, images, batch_size, self.config.embed_dim)
+        z = self._run(self._image, images, batch_size, self.config.vision, self.config.embed_dim)
         return towers.normalize(z) if normalize else z
 
     def encode_tokens(self, images: Any, batch_size: int = 32) -> Float[Array, "n t d"]:
         """Patch tokens after encoder_norm, row-major over the grid, float32 [n, T, D]."""
         images = self._check_images(images)
-        assert self.config.vision is not None
-        shape = (self.config.vision.num_tokens, self.config.embed_dim)
-        return self._run(self._tokens, images, batch_size, *shape)
+        vision = self.config.vision
+        assert vision is not None
+        shape = (vision.num_tokens, self.config.embed_dim)
+        return self._run(self._tokens, images, batch_size, vision, *shape)
 
     def encode_text(
         self, tokens: Any, normalize: bool = True, batch_size: int = 256
     ) -> Float[Array, "n d"]:
         """Embeds token ids int32 [n, context_length] from `processor.texts`; float32 [n, D]."""
         tokens = self._check_tokens(tokens)
-        z = self._run(self._text, tokens, batch_size, self.config.embed_dim)
+        z = self._run(self._text, tokens, batch_size, self.config.text, self.config.embed_dim)
         return towers.normalize(z) if normalize else z
 
     def similarity(self, image_embeddings: Any, text_embeddings: Any) -> Float[Array, "i t"]:
@@ -217,16 +219,17 @@ class Model:
                 )
         return tokens.astype(np.int32)
 
-    def _run(self, encode: Callable, rows: Any, batch_size: int, *shape: int) -> Array:
-        """Applies `encode` in pieces of `batch_size` rows, each padded to a shape already
-        compiled when there are several, and to the devices of the mesh."""
+    def _run(self, encode: Callable, rows: Any, batch_size: int, tower: Any, *shape: int) -> Array:
+        """Applies `encode` in pieces of equal size, so that one program serves them all; the last
+        is padded."""
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; expected at least 1")
         n = len(rows)
         if n == 0:
             return jnp.zeros((0, *shape), jnp.float32)
-        devices = self.mesh.shape["data"] if self.mesh else 1
-        size = -(-min(n, batch_size) // devices) * devices
+        if isinstance(rows, Tracer):
+            return encode(self.params, rows)
+        size = self._piece_size(n, batch_size, tower)
         pieces = []
         for start in range(0, n, size):
             piece = rows[start : start + size]
@@ -238,6 +241,21 @@ class Model:
                 piece = jax.device_put(piece, sharding.batch_sharding(self.mesh))
             pieces.append(encode(self.params, piece)[: size - missing])
         return jnp.concatenate(pieces) if len(pieces) > 1 else pieces[0]
+
+    def _piece_size(self, rows: int, batch_size: int, tower: VisionConfig | TextConfig) -> int:
+        """Rows per call: on a CPU what stays in cache; elsewhere a power of two up to
+        `batch_size`, so that few programs serve every number of rows, split over the mesh."""
+        if jax.default_backend() == "cpu" and not self.mesh:
+            tokens = tower.num_tokens if isinstance(tower, VisionConfig) else tower.context_length
+            return min(rows, batch_size, max(1, _CPU_PIECE_BYTES // (4 * tokens * tower.mlp_dim)))
+        devices = self.mesh.shape["data"] if self.mesh else 1
+        size = min(batch_size, 1 << (rows - 1).bit_length())
+        return -(-size // devices) * devices
+
+
+# The MLP's hidden activations of one 1,024-token image are 17.6 MB. malloc gives buffers above
+# 32 MiB back to the system and gets them again as fresh pages, which costs more than it saves.
+_CPU_PIECE_BYTES = 32 << 20
 
 
 def load(

@@ -147,12 +147,8 @@ def _shard_table(model: Model, rows: Sequence[Row], options: Options, run, on_ro
 
 
 def _encode(model: Model, kind: str, inputs: np.ndarray, options: Options) -> np.ndarray:
-    """Encodes up to a batch, padded to a whole one so that a run compiles once per kind."""
-    n = len(inputs)
-    padding = np.zeros((options.batch_size - n, *inputs.shape[1:]), inputs.dtype)
     encode = model.encode_image if kind == "image" else model.encode_text
-    padded = np.concatenate([inputs, padding])
-    return np.asarray(encode(padded, options.normalize, batch_size=options.batch_size))[:n]
+    return np.asarray(encode(inputs, options.normalize, batch_size=options.batch_size))
 
 
 def _prefetch(
