@@ -73,15 +73,15 @@ def _cudnn_attention(q, k, v):
 
 
 # One head of 1,024 tokens has 4 MiB of logits; two at a time were fastest on a 2-core Sapphire
-# Rapids, 1 and 4 within 10 % (scripts/bench.py encode), 16 cost 1.5 times as much.
+# Rapids, 1 and 4 within 10 % and 16 cost 1.5 times as much.
 _BLOCK_BYTES = 8 << 20
 
 
 def _blocked_attention(q, k, v):
     """For CPUs: as many heads at a time as have 8 MiB of logits, of all images in turn.
 
-    The plain form has XLA allocate the logits of every head at once, three times over: 656 MB
-    of fresh pages per block of the model for four images, against 80 MB here. The division by
+    The plain form has XLA allocate the logits of every head at once, and again for each step of
+    the softmax: 690 MB of fresh pages per encoder block for four images, against 170 MB here. The division by
     the sum comes after the second product, on [tokens, size] instead of [tokens, tokens].
     Under grad the logits are computed again, so they are never stored.
     """
