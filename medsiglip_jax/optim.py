@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import jax
 import optax
 from jaxtyping import Array, Float
 
@@ -60,8 +60,8 @@ def adamw(
         warmup_steps: linear warm-up from 0: with any, the first update changes nothing.
         weight_decay: fraction of a kernel taken off in a step at the peak of the schedule.
         b1: decay of the first moment.
-        b2: decay of the second; 0.95 is SigLIP's (arXiv 2303.15343, section 3.2), steadier at
-            large batches than 0.999.
+        b2: decay of the second; 0.95 is SigLIP's (arXiv 2303.15343), for large batches stay
+            stable with it where 0.999 diverges.
         clip_norm: the gradient is scaled down to this global norm.
         decay_rules: (regex over paths, whether to decay); first match wins.
     """
@@ -73,11 +73,11 @@ def adamw(
     schedule = optax.warmup_cosine_decay_schedule(
         0.0 if warmup_steps else 1.0, 1.0, warmup_steps, total_steps
     )
-    chain = optax.chain(
+    chain: Any = optax.chain(
         optax.clip_by_global_norm(clip_norm),
         optax.scale_by_adam(b1, b2),
         optax.scale(learning_rate),
-        optax.add_decayed_weights(weight_decay, mask=lambda params: select(decay_rules, params)),
+        optax.add_decayed_weights(weight_decay, mask=partial(select, decay_rules)),
         optax.scale_by_schedule(schedule),
         optax.scale(-1.0),
     )
@@ -91,4 +91,4 @@ def select(rules: Sequence[tuple[str, Any]], params: Params) -> Params:
 
 def global_norm(gradients: Params) -> Float[Array, ""]:
     """L2 norm over all leaves together."""
-    return optax.global_norm(gradients)
+    return optax.tree.norm(gradients)

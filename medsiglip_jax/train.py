@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from medsiglip_jax import model as towers
 from medsiglip_jax import optim
@@ -26,14 +26,21 @@ def init_state(params: dict[str, Any], optimizer: Optimizer) -> State:
 
     The train step donates it: the arrays of `params` are gone after the first step.
     """
-    # A weakly typed leaf (jnp.full without a dtype) would be strong after the first update, and
-    # the second step would compile all over again.
+    # Types and places must be those that the step returns, or the second step compiles all over
+    # again: no weakly typed leaf (jnp.full without a dtype), no scalar on one device of a mesh.
     params = jax.tree.map(lambda x: jnp.asarray(x, x.dtype), params)
-    return {
+    state = {
         "params": params,
         "opt_state": optimizer.init(params),
         "step": jnp.zeros((), jnp.int32),
     }
+    where = jax.tree.leaves(params)[0].sharding
+    if not isinstance(where, NamedSharding):
+        return state
+    whole = NamedSharding(where.mesh, PartitionSpec())
+    return jax.tree.map(
+        lambda x: x if isinstance(x.sharding, NamedSharding) else jax.device_put(x, whole), state
+    )
 
 
 def make_train_step(
