@@ -333,24 +333,6 @@ def similarity(
         return jnp.exp(t.reshape(())) * (zimg @ ztxt.T) + b.reshape(())
 
 
-def init_params(config: ModelConfig, key: Array) -> Params:
-    """Random float32 parameters, initialised as big_vision does (t = log 10, b = -10)."""
-    key_img, key_txt = jax.random.split(key)
-    params: Params = {}
-    compute = Compute()
-    if config.vision:
-        size = config.vision.image_size
-        images = jnp.zeros((1, size, size, 3))
-        params["img"] = ImageTower(config.vision, compute).init(key_img, images)["params"]
-    if config.text:
-        tokens = jnp.zeros((1, config.text.context_length), jnp.int32)
-        params["txt"] = TextTower(config.text, compute).init(key_txt, tokens)["params"]
-    if config.vision and config.text:
-        params["t"] = jnp.full((1,), jnp.log(10.0))
-        params["b"] = jnp.full((1,), -10.0)
-    return params
-
-
 def param_shapes(config: ModelConfig, dtype: str = "float32") -> Params:
     """The tree of `jax.ShapeDtypeStruct` that a checkpoint of this architecture must fill."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), _float32_shapes(config))
@@ -358,4 +340,16 @@ def param_shapes(config: ModelConfig, dtype: str = "float32") -> Params:
 
 @lru_cache
 def _float32_shapes(config: ModelConfig) -> Params:
-    return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    def init(key, images, tokens):
+        params: Params = {}
+        if config.vision:
+            params["img"] = ImageTower(config.vision, Compute()).init(key, images)["params"]
+        if config.text:
+            params["txt"] = TextTower(config.text, Compute()).init(key, tokens)["params"]
+        if config.vision and config.text:
+            params["t"] = params["b"] = jnp.zeros((1,))
+        return params
+
+    images = jnp.zeros((1, config.image_size or 1, config.image_size or 1, 3))
+    tokens = jnp.zeros((1, config.context_length or 1), jnp.int32)
+    return jax.eval_shape(init, jax.random.key(0), images, tokens)

@@ -47,11 +47,12 @@ def encode(args) -> dict:
     import jax
     import numpy as np
 
-    from medsiglip_jax import config, model
+    from medsiglip_jax import config
+    from medsiglip_jax.weights import random
 
     architecture = config.named(args.size)
     sides = ("ours",) if args.without_torch else SIDES
-    params = jax.jit(lambda key: model.init_params(architecture, key)["img"])(jax.random.key(0))
+    params = jax.device_put(random.init_params(architecture, seed=0)["img"])
     reference = None if args.without_torch else _torch_tower(architecture.vision, args.dtype)
     size, rows = architecture.image_size, []
     for batch in args.batch:
