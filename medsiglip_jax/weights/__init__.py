@@ -30,6 +30,12 @@ DTYPES = {
 TOKENIZER = "spiece.model"
 
 
+def tokenizer_in(folder: Path) -> Path | None:
+    """The SentencePiece model of a checkpoint folder, if it has one."""
+    path = folder / TOKENIZER
+    return path if path.is_file() else None
+
+
 def dtype_of(name: str) -> np.dtype:
     """The element type called `name`; any other name than those of `DTYPES` is a ValueError."""
     if name not in DTYPES:

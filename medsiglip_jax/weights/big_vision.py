@@ -12,7 +12,7 @@ import numpy as np
 
 from medsiglip_jax import tree
 from medsiglip_jax.config import NAMED, ModelConfig, TextConfig, VisionConfig
-from medsiglip_jax.weights import TOKENIZER, Checkpoint, CheckpointError, Leaf
+from medsiglip_jax.weights import Checkpoint, CheckpointError, Leaf, tokenizer_in
 
 _LAYER = re.compile(r"(.*/encoderblock)_(\d+)(/.*)")
 
@@ -29,7 +29,6 @@ def open_npz(path: Path) -> Checkpoint:
         raise CheckpointError(
             path, [f"not a two-tower SigLIP: cannot infer the architecture ({error})", *problems]
         ) from None
-    tokenizer = path.parent / TOKENIZER
     return Checkpoint(
         source=str(path),
         format="big_vision",
@@ -38,7 +37,7 @@ def open_npz(path: Path) -> Checkpoint:
         problems=problems,
         faulty=frozenset(broken),
         files=(path,),
-        tokenizer=tokenizer if tokenizer.is_file() else None,
+        tokenizer=tokenizer_in(path.parent),
         notes=notes,
     )
 

@@ -5,7 +5,6 @@ Also the vision tower of MedGemma / Gemma 3 folders, which has no pooling head.
 
 import json
 import re
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from medsiglip_jax.weights import (
     CheckpointError,
     Leaf,
     pickle_problem,
+    tokenizer_in,
 )
 from medsiglip_jax.weights.names import Entry, entries, tensor_shape
 
@@ -32,15 +32,14 @@ from medsiglip_jax.weights.names import Entry, entries, tensor_shape
 def open_folder(path: Path) -> Checkpoint:
     """Opens a folder that has a config.json; nothing but headers is read."""
     raw = _read_json(path / "config.json")
-    config, prefix, notes = _parse_config(path, raw)
+    config, gemma, notes = _parse_config(path, raw)
     files = _weight_files(path)
     handles = _open_files(path, files)
     names = {name: handle for handle in handles for name in handle.keys()}  # noqa: SIM118
-    mine, problems, left_out = _select(names, prefix)
+    mine, problems, left_out = _select(names, gemma)
     leaves, faulty = _leaves(config, mine, problems)
     if left_out:
         notes = (*notes, f"left out: {', '.join(left_out)}")
-    tokenizer = path / TOKENIZER
     return Checkpoint(
         source=str(path),
         format="huggingface",
@@ -49,7 +48,7 @@ def open_folder(path: Path) -> Checkpoint:
         problems=problems,
         faulty=faulty,
         files=tuple(files),
-        tokenizer=tokenizer if tokenizer.is_file() else None,
+        tokenizer=tokenizer_in(path),
         notes=notes,
     )
 
@@ -145,7 +144,7 @@ def _open_files(path: Path, files: list[Path]) -> list:
     handles, problems = [], []
     for file in files:
         try:
-            handles.append(ExitStack().enter_context(safe_open(file, framework="numpy")))
+            handles.append(safe_open(file, framework="numpy"))
         except (SafetensorError, OSError, ValueError) as error:
             problems.append(f"{file.name} is not a readable safetensors file: {error}")
     seen: set[str] = set()

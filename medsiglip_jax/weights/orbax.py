@@ -8,7 +8,7 @@ import numpy as np
 
 from medsiglip_jax import checkpoint, tree
 from medsiglip_jax.config import ModelConfig
-from medsiglip_jax.weights import TOKENIZER, Checkpoint, CheckpointError, Leaf
+from medsiglip_jax.weights import TOKENIZER, Checkpoint, CheckpointError, Leaf, tokenizer_in
 
 # Written last, read first.
 MARKER = "medsiglip_jax.json"
@@ -29,7 +29,6 @@ def open_folder(folder: Path) -> Checkpoint:
         path: Leaf(tuple(meta.shape), np.dtype(meta.dtype), (), False)
         for path, meta in stored.items()
     }
-    tokenizer = folder / TOKENIZER
     return Checkpoint(
         source=str(folder),
         format="orbax",
@@ -38,7 +37,7 @@ def open_folder(folder: Path) -> Checkpoint:
         problems=[],
         faulty=frozenset(),
         files=tuple(sorted(p for p in (folder / _PARAMS).rglob("*") if p.is_file())),
-        tokenizer=tokenizer if tokenizer.is_file() else None,
+        tokenizer=tokenizer_in(folder),
         restore=lambda shapes: _restore(folder, shapes),
     )
 
