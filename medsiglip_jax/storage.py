@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 
 def refuse_remote(path: str | os.PathLike) -> None:
@@ -88,15 +89,32 @@ def lock(path: Path) -> Iterator[None]:
     """Holds an exclusive lock that dies with the process; a second holder is refused at once."""
     check_writable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise FileExistsError(f"{path.parent}: another run is writing here ({path})") from None
+    file = _locked(path)
+    while not _is_at(path, file):  # its last holder removed it after we had opened it
+        file.close()
+        file = _locked(path)
+    with file:
         try:
             yield
         finally:
             path.unlink(missing_ok=True)
+
+
+def _locked(path: Path) -> IO:
+    file = open(path, "w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise FileExistsError(f"{path.parent}: another run is writing here ({path})") from None
+    return file
+
+
+def _is_at(path: Path, file: IO) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _sync(path: Path) -> None:

@@ -19,6 +19,12 @@ def real_data() -> Path:
     return Path(folder)
 
 
+@pytest.fixture(scope="session")
+def torture() -> int:
+    """By how much scripts/torture.py multiplies the kills and the mutated files."""
+    return int(os.environ.get("MEDSIGLIP_TORTURE", "1"))
+
+
 CAPTIONS = [f"{what} of a {part}" for what in ("photo", "scan", "drawing") for part in "abcdef"]
 
 

@@ -139,12 +139,13 @@ def test_an_interrupted_run_resumes_where_it_stopped(model, pictures, tmp_path):
 
 
 @pytest.mark.slow
-def test_kill_9_at_any_time_loses_no_finished_shard(checkpoint, pictures, tmp_path):
-    """Five kills at random times, then the same command to the end."""
+@pytest.mark.torture
+def test_kill_9_at_any_time_loses_no_finished_shard(checkpoint, pictures, tmp_path, torture):
+    """Kills at random times, then the same command to the end."""
     out = tmp_path / "out"
     command = [sys.executable, "-m", "medsiglip_jax.cli", "embed", "--model", str(checkpoint)]
     command += ["--output", str(out), "--shard-size", "1", "--batch-size", "1", str(pictures)]
-    for delay in np.random.default_rng(0).uniform(2, 12, 5):
+    for delay in np.random.default_rng(0).uniform(2, 12, 5 * torture):
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         time.sleep(delay)
         process.send_signal(signal.SIGKILL)

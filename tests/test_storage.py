@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,25 @@ def test_the_second_run_is_refused_and_the_lock_dies_with_its_process(tmp_path):
     process.join()
     with storage.lock(path):
         pass
+
+
+def test_one_holder_at_a_time_though_the_file_comes_and_goes(tmp_path):
+    inside, seen = [], []
+
+    def work(_):
+        for _ in range(300):
+            try:
+                with storage.lock(tmp_path / ".lock"):
+                    inside.append(1)
+                    seen.append(len(inside))
+                    inside.pop()
+            except FileExistsError:
+                pass
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert len(seen) > 300 and set(seen) == {1}
+    assert os.listdir(tmp_path) == []
 
 
 def test_places_that_cannot_be_written(tmp_path):
