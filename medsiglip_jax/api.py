@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -319,7 +319,11 @@ def init(name: str | ModelConfig, seed: int = 0, dtype: str = "float32") -> Mode
 
 
 def save(
-    model: Model, folder: str | os.PathLike, format: str = "huggingface", overwrite: bool = False
+    model: Model,
+    folder: str | os.PathLike,
+    format: str = "huggingface",
+    overwrite: bool = False,
+    extra: Mapping[str, bytes] | None = None,
 ) -> None:
     """Writes a model, dtype and tokenizer kept; the folder appears whole or not at all.
 
@@ -328,6 +332,7 @@ def save(
         folder: a new folder; for "big_vision" also a path ending in .npz.
         format: "huggingface" (loads in transformers), "orbax" or "big_vision" (an .npz).
         overwrite: replace what is there.
+        extra: more files of the folder, by name.
 
     Raises:
         FileExistsError: something is there already.
@@ -350,6 +355,8 @@ def save(
             big_vision.write_npz(partial_path / "params.npz", model.params, model.config)
             if tokenizer is not None:
                 (partial_path / weights.TOKENIZER).write_bytes(tokenizer)
+        for name, content in (extra or {}).items():
+            (partial_path / name).write_bytes(content)
 
 
 def describe(source: str | os.PathLike, token: str | None = None) -> dict[str, Any]:

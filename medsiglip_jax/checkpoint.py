@@ -1,7 +1,12 @@
-"""Orbax: trees of arrays in a folder; the only file that imports it."""
+"""Orbax, which only this file imports: trees of arrays in a folder, the checkpoints of a run."""
 
+import os
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import jax
 
 
 def _orbax():
@@ -30,3 +35,101 @@ def restore_tree(folder: Path, shapes: dict[str, Any]) -> dict[str, Any]:
     """Reads a tree into the shapes, dtypes and shardings of `jax.ShapeDtypeStruct` leaves."""
     with _orbax().StandardCheckpointer() as checkpointer:
         return checkpointer.restore(folder.absolute(), shapes)
+
+
+class Checkpoints:
+    """The checkpoints of a run: one folder per step, which appears whole or not at all.
+
+    Writing goes on in the background, except on a CPU, where it would compete with the training
+    and where the arrays to write are those that the next step overwrites.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike, keep: int = 2, best: str | None = None, mode: str = "max"
+    ):
+        """Opens or creates a folder of checkpoints, and removes what a killed save left there.
+
+        Args:
+            folder: local path or gs://.
+            keep: so many of the latest are kept.
+            best: name of a metric: the best by it is kept, too.
+            mode: "max" or "min", of `best`.
+        """
+        ocp = _orbax()
+        from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
+
+        kept: list[Any] = [policies.LatestN(keep)]
+        if best:
+            kept.append(
+                policies.BestN(
+                    get_metric_fn=lambda metrics: metrics[best],
+                    reverse=mode == "min",
+                    n=1,
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(kept),
+            best_fn=(lambda metrics: metrics[best]) if best else None,
+            best_mode=mode,
+            cleanup_tmp_directories=True,
+            enable_async_checkpointing=jax.default_backend() != "cpu",
+        )
+        where = str(folder) if "://" in str(folder) else Path(folder).absolute()
+        self.folder, self._ocp, self._best = folder, ocp, best
+        self._manager = ocp.CheckpointManager(where, options=options)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._manager.close()
+
+    def steps(self) -> list[int]:
+        """The steps there are, in order."""
+        return sorted(self._manager.all_steps())
+
+    def best_step(self) -> int | None:
+        """That of the best checkpoint by `best`, or the latest."""
+        found = self._manager.best_step() if self._best else None
+        return found if found is not None else self._manager.latest_step()
+
+    def save(self, step: int, state: Any, metrics: Mapping[str, float] | None = None) -> None:
+        """Saves once; a step that is there already is left alone."""
+        if step in self._manager.all_steps():
+            return
+        values = {k: float(v) for k, v in metrics.items()} if metrics else None
+        self._manager.save(
+            step, args=self._ocp.args.StandardSave(state), metrics=values, force=True
+        )
+
+    def restore(self, shapes: Any, step: int | None = None) -> tuple[int, Any] | None:
+        """Reads the latest checkpoint that can be read, or the one of `step`.
+
+        Args:
+            shapes: tree of `jax.ShapeDtypeStruct` with the shardings wanted; they need not be those
+                it was saved from.
+            step: default the latest.
+
+        Returns:
+            (step, state), or None where there is none yet.
+
+        Raises:
+            ValueError: the tree is not that of `shapes`, or no checkpoint can be read.
+        """
+        candidates = self.steps()[::-1] if step is None else [step]
+        problems = []
+        for candidate in candidates:
+            try:
+                args = self._ocp.args.StandardRestore(shapes)
+                return candidate, self._manager.restore(candidate, args=args)
+            except Exception as error:  # orbax and tensorstore raise nearly every type there is
+                reason = " ".join(str(error).split())[:300]
+                problems.append(f"step {candidate}: {reason}")
+                warnings.warn(f"{self.folder}: {problems[-1]}", stacklevel=2)
+        if problems:
+            raise ValueError(
+                f"{self.folder}: no checkpoint can be restored; another architecture, optimiser or "
+                f"adapter, or damaged files. {problems[0]}"
+            )
+        return None

@@ -6,6 +6,7 @@ unreadable and are listed. With --json, stdout is one JSON document and nothing 
 
 import argparse
 import json
+import logging
 import os
 import sys
 import warnings
@@ -135,6 +136,89 @@ def embed(args: argparse.Namespace) -> int:
     return 3 if result["errors"] else 0
 
 
+def finetune(args: argparse.Namespace) -> int:
+    from medsiglip_jax import recipe
+    from medsiglip_jax.finetune import run
+
+    asked = recipe.read(args.config, args.overrides)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax narrates every save at WARNING
+    for name, value in (("TF_CPP_MIN_LOG_LEVEL", "3"), ("TF_ENABLE_ONEDNN_OPTS", "0")):
+        os.environ.setdefault(name, value)  # or TensorFlow tells what it was built with
+    main_process = _join_other_processes(args)
+    with _Training(disable=None if main_process else True) as shown:
+        result = run(asked, args.workdir, shown.start, shown.step, shown.warn)
+    if main_process:
+        _print(result, args.json, _finetune_text)
+    return 3 if result["unreadable"] else 0
+
+
+def _join_other_processes(args: argparse.Namespace) -> bool:
+    """Starts jax.distributed if asked; True where results are printed."""
+    import jax
+
+    if args.distributed or args.coordinator:
+        jax.distributed.initialize(args.coordinator, args.processes, args.process_id)
+    return jax.process_index() == 0
+
+
+class _Training:
+    """A bar on stderr with loss, images/s and time left, and the lines that a user should see."""
+
+    def __init__(self, disable: bool | None):
+        self._disable, self._bar, self._batch = disable, None, 0
+
+    def __enter__(self) -> "_Training":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def start(self, job) -> None:
+        from tqdm import tqdm
+
+        from medsiglip_jax import tree
+
+        trained, total = tree.size(job.state["params"]), tree.size(job.model.params)
+        rows = sum(map(len, job.training))
+        self.warn(
+            f"{rows:,} examples, {len(job.held_out or ()):,} held out; training {trained:,} of "
+            f"{total:,} parameters; the first step compiles"
+        )
+        self._batch = job.recipe.batch_size
+        self._bar = tqdm(total=job.recipe.total_steps, unit="step", disable=self._disable)
+
+    def step(self, done: int, values: dict[str, float] | None) -> None:
+        bar = self._bar
+        assert bar is not None
+        if values is None and done and not bar.n:  # steps of an earlier run took no time now
+            bar.initial = bar.n = bar.last_print_n = done
+            return
+        if values:
+            shown = {"loss": f"{values['loss']:.3f}"}
+            if rate := bar.format_dict["rate"]:
+                shown["images/s"] = f"{rate * self._batch:.1f}"
+            if "temperature" in values:
+                shown["exp(t)"] = f"{values['temperature']:.2f}"
+            bar.set_postfix(shown, refresh=False)
+        bar.update(done - bar.n)
+
+    def warn(self, line: str) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(line, file=sys.stderr)
+
+
+def _finetune_text(result: dict[str, Any]) -> str:
+    metrics = result["metrics"]
+    shown = {k: v for k, v in metrics.items() if k == "loss" or k.startswith("val_")}
+    scores = "\n".join(f"{name:18} {value:.4f}" for name, value in shown.items())
+    return f"""\
+{scores}
+model              {result["export"]}
+report             {result["report"]}"""
+
+
 def _load(args: argparse.Namespace):
     from medsiglip_jax.api import load
 
@@ -174,6 +258,7 @@ def parser() -> argparse.ArgumentParser:
     _add_convert(commands)
     _add_classify(commands)
     _add_embed(commands)
+    _add_finetune(commands)
     return top
 
 
@@ -287,6 +372,33 @@ def _add_embed(commands) -> None:
     _add_json(sub)
 
 
+def _add_finetune(commands) -> None:
+    sub = _command(
+        commands, finetune, "fine-tune on your own image-text pairs or labels",
+        "medsiglip-jax finetune --config configs/lora.py --workdir run"
+        " --config.data.path=train.csv",
+        "The same command again resumes a stopped run. --config.KEY=VALUE changes a key of the "
+        "config. On several hosts start it on each with --distributed.",
+    )  # fmt: skip
+    sub.add_argument(
+        "--config", required=True, metavar="FILE[:ARG]", help="Python file with get_config()"
+    )
+    sub.add_argument(
+        "--workdir", required=True, metavar="D",
+        help="gets checkpoints/, metrics.jsonl, config.json, export/ and report.html",
+    )  # fmt: skip
+    sub.add_argument(
+        "--distributed", action="store_true",
+        help="one process of several: Cloud TPU, Slurm and Open MPI tell which by themselves",
+    )  # fmt: skip
+    sub.add_argument(
+        "--coordinator", metavar="HOST:PORT", help="where they tell nothing, with the next two"
+    )
+    sub.add_argument("--processes", type=int, metavar="N", help="number of processes")
+    sub.add_argument("--process-id", type=int, metavar="I", help="this one, from 0")
+    _add_json(sub)
+
+
 # --------------------------------------------------------------------------------- exit codes
 
 _GIVEN_WRONG = (
@@ -298,10 +410,13 @@ _GIVEN_WRONG = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit code."""
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    argv = sys.argv[1:] if argv is None else list(argv)
+    overrides = [flag for flag in argv if flag.startswith("--config.")]
     try:
-        args = parser().parse_args(argv)
+        args = parser().parse_args([flag for flag in argv if flag not in overrides])
     except SystemExit as stop:  # --help and wrong flags
         return stop.code if isinstance(stop.code, int) else 2
+    args.overrides = overrides
     name = f"medsiglip-jax {args.run.__name__}"
     try:
         return args.run(args)
@@ -311,13 +426,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except _GIVEN_WRONG as error:
         print(f"{name}: {_one_line(error)}", file=sys.stderr)
         return 2
-    except (OSError, MemoryError, ModuleNotFoundError) as error:
+    except (OSError, MemoryError, ModuleNotFoundError, FloatingPointError) as error:
         print(f"{name}: {_one_line(error) or type(error).__name__}", file=sys.stderr)
         return 1
     except Exception as error:
+        if isinstance(number := getattr(error, "exit_code", None), int):  # a signal, all is saved
+            print(f"{name}: {error}", file=sys.stderr)
+            return number
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise  # a bug: the traceback is what helps
-        print(f"{name}: out of device memory; try a smaller --batch-size", file=sys.stderr)
+        print(f"{name}: out of device memory; try a smaller batch size", file=sys.stderr)
         return 1
 
 

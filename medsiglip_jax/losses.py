@@ -103,6 +103,39 @@ def sigmoid_loss(
     return total / jnp.maximum(count, 1)  # pyright: ignore[reportOperatorIssue]
 
 
+def cross_entropy(
+    logits: Float[Array, "n c"], labels: Int[ArrayLike, " n"], mask: Bool[ArrayLike, " n"]
+) -> Float[Array, ""]:
+    """Mean softmax cross-entropy over the rows that count: not masked, label not negative."""
+    labels, mask = jnp.asarray(labels), jnp.asarray(mask)
+    valid = mask & (labels >= 0)
+    log_p = jax.nn.log_softmax(logits)
+    picked = jnp.take_along_axis(log_p, jnp.maximum(labels, 0)[:, None], axis=1)[:, 0]
+    return -jnp.where(valid, picked, 0).sum() / jnp.maximum(valid.sum(), 1)
+
+
+def binary_cross_entropy(
+    logits: Float[Array, "n c"],
+    labels: Float[ArrayLike, "n c"],
+    mask: Bool[ArrayLike, " n"],
+    pos_weight: Float[ArrayLike, " c"] | None = None,
+) -> Float[Array, ""]:
+    """Mean over known entries of the multi-label loss; NaN is an unknown label.
+
+    Args:
+      logits: one per class.
+      labels: 0, 1 or NaN.
+      mask: False takes a row out.
+      pos_weight: factor on the positives of each class, as torch's BCEWithLogitsLoss has it.
+    """
+    labels, mask = jnp.asarray(labels), jnp.asarray(mask)
+    known = mask[:, None] & ~jnp.isnan(labels)
+    weight = 1.0 if pos_weight is None else jnp.asarray(pos_weight)
+    labels = jnp.where(known, labels, 0)
+    loss = weight * labels * jax.nn.softplus(-logits) + (1 - labels) * jax.nn.softplus(logits)
+    return jnp.where(known, loss, 0).sum() / jnp.maximum(known.sum(), 1)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def _local_sum(zimg, ztxt, t, b, ids, chunk_size, axis_name):
     """Returns the summed loss of this device's images with the texts of all devices."""

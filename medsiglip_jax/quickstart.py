@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import importlib.util
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -84,8 +85,9 @@ def run(
     """Trains, saves, loads, classifies and draws; the same seed gives the same model.
 
     Args:
-        workdir: gets `model/` (Hugging Face layout), `predictions.png` and `held_out/` (an image
-            of each digit to try the model on), in place of what an earlier run left there.
+        workdir: gets `training/` (metrics and checkpoint), `model/` (Hugging Face layout),
+            `predictions.png` and `held_out/` (an image of each digit to try the model on), in place
+            of what an earlier run left there.
         seed: of the split, the initial weights, the order and the augmentation.
         progress: show a bar on stderr.
         recipe: sizes and hyperparameters.
@@ -95,7 +97,7 @@ def run(
         images, the paths `model` and `picture`, and `seconds` of wall time.
 
     Raises:
-        ModuleNotFoundError: scikit-learn or optax is missing.
+        ModuleNotFoundError: scikit-learn, optax or orbax is missing.
         FileExistsError: another quickstart is writing to `workdir`, or what is there is not from
             one.
     """
@@ -104,7 +106,8 @@ def run(
     with storage.lock(workdir / ".quickstart.lock"), jax.default_device(jax.devices("cpu")[0]):
         _claim(workdir)
         training, held_out = load_digits(seed, recipe.held_out)
-        model = fit(training, seed, recipe, progress)
+        shutil.rmtree(workdir / "training", ignore_errors=True)
+        model = fit(training, seed, recipe, workdir / "training", progress)
         api.save(model, workdir / "model", overwrite=True)
         scores = classify(api.load(workdir / "model"), held_out.scans)
         with storage.new_file(workdir / "predictions.png") as path:
@@ -123,17 +126,18 @@ def run(
 
 
 def _check_installed() -> None:
-    missing = [name for name in ("optax", "sklearn") if importlib.util.find_spec(name) is None]
+    packages = ("optax", "orbax", "sklearn")
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise ModuleNotFoundError(
-            f"the quickstart needs {' and '.join(missing)}; pip install 'medsiglip-jax[quickstart]'"
+            f"the quickstart needs {', '.join(missing)}; pip install 'medsiglip-jax[quickstart]'"
         )
 
 
 def _claim(workdir: Path) -> None:
     """Refuses to replace a model that no quickstart wrote."""
     marker = workdir / ".quickstart"
-    for name in ("model", "predictions.png", "held_out"):
+    for name in ("training", "model", "predictions.png", "held_out"):
         if (workdir / name).exists() and not marker.exists():
             raise FileExistsError(
                 f"{workdir / name}: is there and not from a quickstart; choose another workdir"
@@ -172,9 +176,14 @@ def train_tokenizer(vocab_size: int) -> bytes:
     return text.train([*corpus, "handwriting"], vocab_size)
 
 
-def fit(training: Digits, seed: int, recipe: Recipe, progress: bool = True) -> api.Model:
-    """Returns a model trained from scratch on these digits and their captions."""
-    from medsiglip_jax import train  # here, so that _check_installed speaks before optax is missed
+def fit(
+    training: Digits, seed: int, recipe: Recipe, folder: Path, progress: bool = True
+) -> api.Model:
+    """Returns a model trained from scratch on these digits and their captions.
+
+    `folder` gets what every training run has, metrics.jsonl and checkpoints/.
+    """
+    from medsiglip_jax import step, train  # here, so that _check_installed speaks before
 
     tokenizer = train_tokenizer(recipe.text.vocab_size)
     pieces = text.Tokenizer(tokenizer).vocab_size
@@ -182,46 +191,49 @@ def fit(training: Digits, seed: int, recipe: Recipe, progress: bool = True) -> a
     params = api.init(config, seed).params
     params["b"] = jnp.full((1,), recipe.bias, jnp.float32)
 
-    optimizer, step = _optimizer_and_step(recipe, config)
-    stream = batches(training, api.Model(params, config, tokenizer=tokenizer), seed, recipe)
-    state = train.init_state(params, optimizer)
+    optimizer, update = _optimizer_and_step(recipe, config)
+    stream = functools.partial(
+        batches, training, api.Model(params, config, tokenizer=tokenizer), seed, recipe
+    )
+    options = train.Options(recipe.total_steps, log_every=20)
     with tqdm(
         total=recipe.total_steps, desc="compiling", unit="step", mininterval=1, disable=not progress
     ) as bar:
 
-        def on_log(done: int, values: dict[str, float]) -> None:
-            bar.set_postfix(loss=f"{values['loss']:.2f}", refresh=False)
+        def on_step(done: int, values: dict[str, float] | None) -> None:
+            if done == 1:
+                bar.reset()  # or the time left would count the compilation for every step
+                bar.set_description("training")
+            if values:
+                bar.set_postfix(loss=f"{values['loss']:.2f}", refresh=False)
             bar.update(done - bar.n)
 
-        state = train.fit(state, step, stream, 1)
-        bar.reset()  # or the time left would count the compilation for every step
-        bar.set_description("training")
-        state = train.fit(state, step, stream, recipe.total_steps, on_log, log_every=20)
+        state = step.init_state(params, optimizer)
+        state = train.fit(folder, state, update, stream, options, on_step=on_step)
     return api.Model(state["params"], config, tokenizer=tokenizer)
 
 
 @functools.lru_cache(maxsize=1)
 def _optimizer_and_step(recipe: Recipe, config: ModelConfig):
     """Cached, so that a second run in the same process, with another seed, compiles nothing."""
-    from medsiglip_jax import optim, train
+    from medsiglip_jax import objectives, optim, step
 
-    optimizer = optim.adamw(
-        recipe.learning_rate, recipe.total_steps, recipe.warmup_steps, recipe.weight_decay
-    )
-    return optimizer, train.make_train_step(config, Compute(), optimizer)
+    schedule = optim.schedule("cosine", recipe.total_steps, recipe.warmup_steps)
+    optimizer = optim.adamw(recipe.learning_rate, schedule, weight_decay=recipe.weight_decay)
+    return optimizer, step.make_train_step(objectives.contrastive(config, Compute()), optimizer)
 
 
 def batches(
-    training: Digits, model: api.Model, seed: int, recipe: Recipe
+    training: Digits, model: api.Model, seed: int, recipe: Recipe, start: int = 0
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yields the batch of every step, a pure function of (seed, step).
+    """Yields the batch of every step from `start` on, a pure function of (seed, step).
 
     Captions of one digit fit all images of it, so the digit is the id that makes a pair positive.
     """
     images = model.processor.images(list(training.scans))
     tokens = np.stack([model.processor.texts(captions(digit)) for digit in range(10)])
     size = recipe.batch_size
-    for step in range(recipe.total_steps):
+    for step in range(start, recipe.total_steps):
         epoch, batch = divmod(step, len(images) // size)  # the rest of an epoch is left out
         order = np.random.default_rng((seed, 0, epoch)).permutation(len(images))
         rows = order[batch * size : (batch + 1) * size]

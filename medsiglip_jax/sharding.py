@@ -13,25 +13,38 @@ FSDP_MIN_BYTES = 4 * 2**20
 
 
 def make_mesh(data: int | None = None, model: int = 1) -> Mesh:
-    """A ("data", "model") mesh over this process's view of all devices.
+    """A ("data", "model") mesh over the devices of all processes, or the first of this one's.
 
     Args:
         data: size of the data axis; default all devices that `model` leaves.
         model: size of the model axis.
+
+    Raises:
+        ValueError: there are not as many devices, or several processes would not use all of theirs.
     """
     devices = np.asarray(jax.devices())
-    data = data or devices.size // model
-    if data * model != devices.size:
+    data = data or max(1, devices.size // model)
+    wanted = data * model
+    if wanted > devices.size or (wanted < devices.size and jax.process_count() > 1):
         raise ValueError(
-            f"mesh data={data} x model={model} wants {data * model} devices; "
-            f"{devices.size} are there"
+            f"mesh data={data} x model={model} wants {wanted} devices; {devices.size} are there"
         )
-    return Mesh(devices.reshape(data, model), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    devices = devices[:wanted].reshape(data, model)
+    return Mesh(devices, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows over the data axis."""
     return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def put_batch(batch: dict[str, Any], mesh: Mesh | None) -> dict[str, Any]:
+    """Puts this process's rows of a batch where they belong: on one device, or split over "data"
+    with those of the other processes."""
+    if mesh is None:
+        return jax.device_put(batch)
+    place = batch_sharding(mesh)
+    return {k: jax.make_array_from_process_local_data(place, x) for k, x in batch.items()}
 
 
 def param_shardings(shapes: dict[str, Any], mesh: Mesh, fsdp: bool = False) -> dict[str, Any]:
@@ -51,7 +64,7 @@ def param_shardings(shapes: dict[str, Any], mesh: Mesh, fsdp: bool = False) -> d
 def _fsdp_spec(path: str, leaf: Any, size: int) -> PartitionSpec:
     if leaf.size * leaf.dtype.itemsize < FSDP_MIN_BYTES:
         return PartitionSpec()
-    first = 1 if "/encoderblock/" in path else 0
+    first = 1 if tree.STACK in path else 0
     axes = [axis for axis in range(first, len(leaf.shape)) if leaf.shape[axis] % size == 0]
     if not axes:
         return PartitionSpec()

@@ -1,166 +1,240 @@
-"""The train step and the loop around it: any iterator of batches in, a trained state out."""
+"""The training loop: any batches in, checkpoints and metrics out, resumed by running it again."""
 
+import json
 import math
-from collections.abc import Callable, Iterator
-from functools import partial
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import numpy as np
 
-from medsiglip_jax import model as towers
-from medsiglip_jax import optim
-from medsiglip_jax.config import ModelConfig
-from medsiglip_jax.losses import sigmoid_loss
-from medsiglip_jax.model import Compute
-from medsiglip_jax.optim import Optimizer
+from medsiglip_jax import storage
+from medsiglip_jax.checkpoint import Checkpoints
+from medsiglip_jax.step import Batch, Metrics, State
 
-State = dict[str, Any]
-Batch = dict[str, Any]
-Metrics = dict[str, Any]
+METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
+# Of a line of metrics, what differs between two runs that are otherwise equal to the bit.
+TIMES = ("seconds", "images_per_second")
 
 
-def init_state(params: dict[str, Any], optimizer: Optimizer) -> State:
-    """The state before the first step: {"params", "opt_state", "step"}.
+@dataclass(frozen=True)
+class Options:
+    """When the loop does what.
 
-    The train step donates it: the arrays of `params` are gone after the first step.
+    Attributes:
+        total_steps: steps in all, those of earlier runs included.
+        log_every: steps between lines of metrics. Only these wait for the device.
+        eval_every: steps between evaluations; 0 only after the last.
+        checkpoint_every: steps between checkpoints; 0 only after the last, or when stopped.
+        keep: latest checkpoints kept.
+        best: evaluation metric whose best checkpoint is kept, too.
+        mode: "max" or "min", of `best`.
+        max_skipped: so many updates in a row that are not finite end the run.
     """
-    # Types and places must be those that the step returns, or the second step compiles all over
-    # again: no weakly typed leaf (jnp.full without a dtype), no scalar on one device of a mesh.
-    params = jax.tree.map(lambda x: jnp.asarray(x, x.dtype), params)
-    state = {
-        "params": params,
-        "opt_state": optimizer.init(params),
-        "step": jnp.zeros((), jnp.int32),
-    }
-    where = jax.tree.leaves(params)[0].sharding
-    if not isinstance(where, NamedSharding):
-        return state
-    whole = NamedSharding(where.mesh, PartitionSpec())
-    return jax.tree.map(
-        lambda x: x if isinstance(x.sharding, NamedSharding) else jax.device_put(x, whole), state
-    )
+
+    total_steps: int
+    log_every: int = 10
+    eval_every: int = 0
+    checkpoint_every: int = 0
+    keep: int = 2
+    best: str | None = None
+    mode: str = "max"
+    max_skipped: int = 10
+
+    def due(self, every: int, done: int) -> bool:
+        return done == self.total_steps or bool(every and done % every == 0)
 
 
-def make_train_step(
-    config: ModelConfig,
-    compute: Compute,
-    optimizer: Optimizer,
-    loss_chunk: int | None = None,
-    *,
-    mesh: Mesh | None = None,
-) -> Callable[[State, Batch], tuple[State, Metrics]]:
-    """Returns the compiled `step(state, batch) -> (state, metrics)`; it donates `state`.
+class Stopped(Exception):
+    """A signal ended the run after a step, and its checkpoint was saved."""
 
-    A batch is {`image` uint8 [b,H,W,3], `text` int32 [b,l], `mask` bool [b]} and, if wanted,
-    `positives` int32 [b], the ids of `sigmoid_loss`. Metrics are device scalars: `loss`,
-    `grad_norm` (before clipping), `temperature` (exp(t)), `bias` (b) and `learning_rate`, all as
-    this step found them.
-
-    Args:
-        config: the architecture, with both towers.
-        compute: dtype, precision, attention and remat of the towers.
-        optimizer: from `medsiglip_jax.optim`.
-        loss_chunk: `chunk_size` of the loss.
-        mesh: devices over whose "data" axis the batches are split; the loss then rings over it,
-            so that no device ever holds the texts of all. None: one device, or let the compiler
-            split the loss.
-    """
-    loss = make_loss(loss_chunk, mesh)
-
-    def loss_fn(params, batch):
-        zimg = towers.normalize(towers.encode_image(params, batch["image"], config, compute)[0])
-        ztxt = towers.normalize(towers.encode_text(params, batch["text"], config, compute))
-        return loss(zimg, ztxt, params["t"], params["b"], batch.get("positives"), batch["mask"])
-
-    @partial(jax.jit, donate_argnums=0)
-    def step(state, batch):
-        params = state["params"]
-        value, gradients = jax.value_and_grad(loss_fn)(params, batch)
-        new_params, opt_state = optimizer.apply(params, gradients, state["opt_state"])
-        metrics = {
-            "loss": value,
-            "grad_norm": optim.global_norm(gradients),
-            "temperature": jnp.exp(params["t"]).reshape(()),
-            "bias": params["b"].reshape(()),
-            "learning_rate": jnp.asarray(optimizer.learning_rate(state["step"])),
-        }
-        return {"params": new_params, "opt_state": opt_state, "step": state["step"] + 1}, metrics
-
-    return step
-
-
-def make_loss(chunk_size: int | None = None, mesh: Mesh | None = None) -> Callable:
-    """`loss(zimg, ztxt, t, b, positives, mask)` of global arrays, split over `mesh` if given."""
-    if mesh is None:
-        return lambda zimg, ztxt, t, b, positives, mask: sigmoid_loss(
-            zimg, ztxt, t, b, positives=positives, mask=mask, chunk_size=chunk_size
-        )
-    rows, whole = PartitionSpec("data"), PartitionSpec()
-
-    @partial(
-        jax.shard_map, mesh=mesh, in_specs=(rows, rows, whole, whole, rows, rows), out_specs=whole
-    )
-    def ring(zimg, ztxt, t, b, positives, mask):
-        return sigmoid_loss(
-            zimg, ztxt, t, b, positives=positives, mask=mask, chunk_size=chunk_size,
-            axis_name="data",
-        )  # fmt: skip
-
-    def loss(zimg, ztxt, t, b, positives, mask):
-        if positives is None:  # a negative id matches only itself
-            positives = jnp.full(len(zimg), -1, jnp.int32)
-        return ring(zimg, ztxt, t, b, positives, mask)
-
-    return loss
+    def __init__(self, number: int, step: int):
+        self.exit_code = 128 + number  # as a shell reports a process that a signal ended
+        name = signal.Signals(number).name
+        super().__init__(f"{name}: stopped and saved after step {step}; the same command goes on")
 
 
 def fit(
+    workdir: Path,
     state: State,
     step: Callable[[State, Batch], tuple[State, Metrics]],
-    batches: Iterator[Batch],
-    total_steps: int,
-    on_log: Callable[[int, dict[str, float]], None] | None = None,
-    log_every: int = 50,
+    batches: Callable[[int], Iterator[Batch]],
+    options: Options,
+    evaluate: Callable[[State], Mapping[str, float]] | None = None,
+    on_step: Callable[[int, dict[str, float] | None], None] = lambda done, values: None,
 ) -> State:
-    """Trains until `state["step"]` is `total_steps` and returns the state.
+    """Trains until `options.total_steps`, from the latest checkpoint in `workdir` if there is one.
 
     Args:
-        state: where to start; a restored one continues from its step. Donated.
-        step: from `make_train_step`.
-        batches: the batches from the step of `state` on.
-        total_steps: steps in all, those already in `state` included.
-        on_log: called with the number of steps done and the metrics of the last of them as
-            floats, every `log_every` steps and after the last.
-        log_every: steps between logs. Only these wait for the device.
+        workdir: gets `metrics.jsonl` and `checkpoints/`.
+        state: where to start if there is none; donated.
+        step: from `step.make_train_step`.
+        batches: steps already done -> the batches from there on, a pure function of the step.
+        options: when to log, evaluate and save.
+        evaluate: state -> metrics, which are logged under their names.
+        on_step: called with the number of steps done, after each, and its metrics if it was
+            logged; first with the number of steps that were done before.
+
+    Returns:
+        The state after the last step.
 
     Raises:
-        FloatingPointError: at a log, the loss or the gradient was not finite.
-        ValueError: `batches` ended early.
+        FloatingPointError: `options.max_skipped` updates in a row were not finite.
+        Stopped: SIGTERM or SIGINT came; everything is saved.
+        ValueError: `batches` ended early, or the checkpoint is of another model.
     """
-    start = int(state["step"])
-    for done in range(start + 1, total_steps + 1):
-        try:
-            batch = next(batches)
-        except StopIteration:
-            raise ValueError(
-                f"the batches ended after step {done - 1} of {total_steps}; expected one per step"
-            ) from None
-        state, metrics = step(state, batch)
-        if done % log_every == 0 or done == total_steps:
-            values = {name: float(value) for name, value in metrics.items()}
-            check_finite(done, values)
-            if on_log:
-                on_log(done, values)
+    places = Checkpoints(workdir / CHECKPOINTS, options.keep, options.best, options.mode)
+    with places as checkpoints, _signals() as caught:
+        start, state = _restore(checkpoints, state)
+        log, stream = MetricsLog(workdir / METRICS, start), batches(start)
+        on_step(start, None)
+        for done in range(start + 1, options.total_steps + 1):
+            batch = _next(stream, done, options.total_steps)
+            rows = len(batch["mask"])
+            state, metrics = step(state, batch)
+            values = _read(metrics, state) if options.due(options.log_every, done) else None
+            results = _evaluate(evaluate, state) if options.due(options.eval_every, done) else None
+            if values or results:
+                log.write(done, {**(values or {}), **(results or {})}, rows)
+            if values:
+                _check_finite(values, done, options)
+            stop = _agreed(caught, bool(values))
+            if stop or options.due(options.checkpoint_every, done):
+                checkpoints.save(done, _saved(state), results)
+            on_step(done, values)
+            if stop and done < options.total_steps:
+                raise Stopped(stop, done)
     return state
 
 
-def check_finite(step: int, metrics: dict[str, float]) -> None:
-    """Raises FloatingPointError, with the step and the metric, if training has diverged."""
-    for name in ("loss", "grad_norm"):
-        if not math.isfinite(metrics[name]):
-            raise FloatingPointError(
-                f"{name} is {metrics[name]} at step {step}: training has diverged. Lower the "
-                "learning rate, lengthen the warm-up, or look for bad values in the data"
-            )
+def _saved(state: State) -> State:
+    """All but the frozen part, which never changes and comes from where it came from."""
+    return {name: part for name, part in state.items() if name != "frozen"}
+
+
+def shapes_of(state: State) -> State:
+    """What `Checkpoints.restore` needs to know of a state."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _saved(state)
+    )
+
+
+def _restore(checkpoints: Checkpoints, state: State) -> tuple[int, State]:
+    if not checkpoints.steps():
+        return 0, state
+    shapes = shapes_of(state)
+    for leaf in jax.tree.leaves(_saved(state)):
+        leaf.delete()  # or the state would be there twice
+    found = checkpoints.restore(shapes)
+    assert found is not None
+    done, restored = found
+    return done, {**restored, "frozen": state["frozen"]}
+
+
+def _next(stream: Iterator[Batch], done: int, total: int) -> Batch:
+    try:
+        return next(stream)
+    except StopIteration:
+        raise ValueError(
+            f"the batches ended after step {done - 1} of {total}; expected one per step"
+        ) from None
+
+
+def _read(metrics: Metrics, state: State) -> dict[str, float]:
+    values = {name: float(value) for name, value in metrics.items()}
+    return {**values, "skipped": float(state["skipped"])}
+
+
+def _evaluate(evaluate: Callable | None, state: State) -> dict[str, float] | None:
+    return {name: float(x) for name, x in evaluate(state).items()} if evaluate else None
+
+
+def _check_finite(values: dict[str, float], done: int, options: Options) -> None:
+    if values["skipped_in_row"] >= options.max_skipped:
+        raise FloatingPointError(
+            f"loss or gradient was not finite for {values['skipped_in_row']:.0f} steps in a row, "
+            f"up to step {done}: training has diverged. The checkpoints are from before. Lower the "
+            "learning rate, lengthen the warm-up, or look for bad values in the data"
+        )
+
+
+class MetricsLog:
+    """`metrics.jsonl`: one JSON object per logged step, written by process 0.
+
+    What an interrupted run wrote about steps after its last checkpoint is removed, since they are
+    done again.
+    """
+
+    def __init__(self, path: Path, start: int):
+        self._path, self._clock, self._step = path, time.perf_counter(), start
+        if jax.process_index():
+            return
+        kept = [line for line in read_metrics(path) if line["step"] <= start]
+        with storage.new_file(path) as partial:
+            partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+    def write(self, step: int, values: Mapping[str, float], rows: int) -> None:
+        """Appends a line with the images per second since the last; `rows` are a batch's."""
+        now, before = time.perf_counter(), self._clock
+        rate = (step - self._step) * rows / (now - before)
+        self._clock, self._step = now, step
+        if jax.process_index():
+            return
+        line = {"step": step} | {k: v if math.isfinite(v) else str(v) for k, v in values.items()}
+        line |= {"seconds": round(now - before, 3), "images_per_second": round(rate, 2)}
+        with open(self._path, "a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`; a last one that a kill cut short is left out."""
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collects SIGTERM and the first SIGINT instead of dying of them; the second SIGINT kills."""
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+
+    def handler(number, frame):
+        caught.append(number)
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
+
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        for number in before:
+            signal.signal(number, handler)
+        yield caught
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def _agreed(caught: list[int], at_log: bool) -> int:
+    """The signal to stop for, or 0. Several hosts have to stop after the same step, and ask each
+    other when they log."""
+    mine = caught[0] if caught else 0
+    if jax.process_count() == 1:
+        return mine
+    if not at_log:
+        return 0
+    from jax.experimental import multihost_utils
+
+    return int(multihost_utils.process_allgather(np.int32(mine)).max())

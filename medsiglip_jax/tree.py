@@ -65,6 +65,23 @@ def match(rules: Sequence[tuple[str, Any]], paths: Sequence[str]) -> dict[str, A
     return found
 
 
+STACK = "/encoderblock/"
+
+
+def layer_paths(path: str, leaf: Any) -> list[str]:
+    """The paths that rules see: of a stack one per layer, "…/encoderblock_3/…", else itself."""
+    if STACK not in path:
+        return [path]
+    return [path.replace(STACK, f"{STACK[:-1]}_{i}/") for i in range(leaf.shape[0])]
+
+
+def match_layers(rules: Sequence[tuple[str, Any]], tree: Tree) -> dict[str, list[Any]]:
+    """As `match`, over `layer_paths`: for every path of the tree the values of its layers."""
+    paths = {path: layer_paths(path, leaf) for path, leaf in items(tree)}
+    found = match(rules, [layer for layers in paths.values() for layer in layers])
+    return {path: [found[layer] for layer in layers] for path, layers in paths.items()}
+
+
 def size(tree: Tree) -> int:
     """Number of scalars in all leaves."""
     return sum(int(leaf.size) for _, leaf in items(tree))

@@ -49,14 +49,15 @@ def test_scan_equals_a_loop_over_blocks(params):
     np.testing.assert_allclose(scanned, x, atol=2e-6)
 
 
-def test_remat_changes_neither_value_nor_gradient(params, images):
+@pytest.mark.parametrize("remat", ["dots", "block"])
+def test_remat_changes_neither_value_nor_gradient(params, images, remat):
     def loss(params, compute):
         z, tokens = encode_image(params, images, TINY, compute)
         return jnp.sum(z**2) + jnp.mean(tokens**3)
 
     plain = jax.jit(jax.value_and_grad(loss), static_argnums=1)(params, Compute())
-    remat = jax.jit(jax.value_and_grad(loss), static_argnums=1)(params, Compute(remat=True))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), plain, remat)
+    again = jax.jit(jax.value_and_grad(loss), static_argnums=1)(params, Compute(remat=remat))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), plain, again)
 
 
 def test_bfloat16_is_close_and_stays_bfloat16_inside(params, images):

@@ -61,7 +61,7 @@ def test_the_same_seed_gives_the_same_bits(first, tmp_path, capfd):
 
     training, _ = quickstart.load_digits(7, SHORT.held_out)
     with jax.default_device(jax.devices("cpu")[0]):  # as run does, or it is another compilation
-        other = quickstart.fit(training, 8, SHORT, progress=False)
+        other = quickstart.fit(training, 8, SHORT, tmp_path / "other", progress=False)
     kernels = [
         np.asarray(model.params["img"]["embedding"]["kernel"])
         for model in (other, medsiglip_jax.load(again["model"]))
@@ -102,7 +102,7 @@ def test_interrupted_training_leaves_no_model(tmp_path, monkeypatch):
 
 def test_missing_packages_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r"needs optax and sklearn; pip install"):
+    with pytest.raises(ModuleNotFoundError, match=r"needs optax, orbax, sklearn; pip install"):
         quickstart.run(tmp_path)
 
 

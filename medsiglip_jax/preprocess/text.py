@@ -80,11 +80,12 @@ class Tokenizer:
                 f" 1 and <unk> at 2; {_WHERE}"
             )
 
-    def __call__(self, texts: Any) -> Int32[np.ndarray, "n length"]:
+    def __call__(self, texts: Any, warn: bool = True) -> Int32[np.ndarray, "n length"]:
         """Tokenizes texts.
 
         Args:
             texts: a string or a sequence of strings.
+            warn: whether to say so when texts are cut.
 
         Returns:
             int32 [n, context_length], ids 0..vocab_size - 1, at least one `</s>` (1) at the end;
@@ -104,7 +105,7 @@ class Tokenizer:
             kept = ids[: self.context_length - 1]
             out[i, : len(kept)] = kept
             cut += len(ids) > len(kept)
-        if cut:
+        if cut and warn:
             warnings.warn(
                 f"{cut} of {len(texts)} texts are longer than {self.context_length} tokens and were"
                 " cut: the model does not see their ends",

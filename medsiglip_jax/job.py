@@ -1,0 +1,314 @@
+"""A recipe made ready to run: data read, weights in place, nothing compiled yet."""
+
+import dataclasses
+import functools
+import importlib.util
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from medsiglip_jax import (
+    api,
+    examples,
+    freeze,
+    loader,
+    lora,
+    objectives,
+    optim,
+    sharding,
+    tree,
+    validation,
+)  # fmt: skip
+from medsiglip_jax import model as towers
+from medsiglip_jax.examples import Examples
+from medsiglip_jax.loader import Input
+from medsiglip_jax.model import Compute
+from medsiglip_jax.objectives import Objective, Params
+from medsiglip_jax.order import Order
+from medsiglip_jax.recipe import Recipe
+from medsiglip_jax.step import State, init_state
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Job:
+    """What `prepare` returns.
+
+    Attributes:
+        recipe: what was asked for.
+        model: the weights to start from, the architecture and the tokenizer.
+        part: which parameters train.
+        objective: the loss.
+        optimizer: of the trainable part.
+        state: before the first step.
+        training: the examples to train on, by source.
+        held_out: the examples to validate on, or None.
+        mesh: the devices, or None for one.
+    """
+
+    recipe: Recipe
+    model: api.Model
+    part: freeze.Partition
+    objective: Objective
+    optimizer: optim.Optimizer
+    state: State
+    training: tuple[Examples, ...]
+    held_out: Examples | None
+    mesh: Mesh | None
+
+    def batches(self, on_error: Callable[[str, str], None], start: int) -> Iterator[Any]:
+        """The training batches from step `start` on, on their devices."""
+        weights = tuple(data.weight for data in self.recipe.data)
+        source = self._loader.batches(
+            self._input(self.training, None if None in weights else weights),
+            self.recipe.batch_size,
+            start,
+            self.recipe.total_steps,
+            on_error=on_error,
+            **_this_process(),
+        )
+        for batch in source:
+            yield sharding.put_batch(batch, self.mesh)
+
+    def evaluate(self, state: State) -> dict[str, float]:
+        """The metrics of `validation` on the held-out examples."""
+        assert self.held_out is not None
+        params, recipe = freeze.join(state["params"], state["frozen"]), self.recipe
+        batches = self._loader.epoch_batches(
+            self._input((self.held_out,)), recipe.batch_size, **_this_process()
+        )
+        rows = validation.collect(self._encode, params, batches, self.mesh)
+        if recipe.objective.name == "classification":
+            return validation.classification(rows, params, self.objective)
+        zclass = None if self._prompts is None else self._encode_prompts(params)
+        return validation.contrastive(rows, params, recipe.batch_size, zclass)
+
+    @functools.cached_property
+    def _loader(self) -> ModuleType:
+        found = importlib.util.find_spec("tensorflow") is not None
+        if self.recipe.loader == "pil" or (self.recipe.loader == "auto" and not found):
+            return loader
+        from medsiglip_jax import data
+
+        return data
+
+    def _input(self, rows: tuple[Examples, ...], weights=None) -> Input:
+        recipe, vision = self.recipe, self.model.config.vision
+        assert vision is not None
+        texts = recipe.objective.name == "contrastive"
+        return Input(
+            rows,
+            Order(tuple(map(len, rows)), weights, recipe.seed),
+            vision.image_size,
+            recipe.preprocess,
+            recipe.augment,
+            recipe.seed,
+            functools.partial(self.model.processor.tokenizer, warn=False) if texts else None,
+        )
+
+    @functools.cached_property
+    def _encode(self):
+        return validation.encoder(self.objective, self.mesh)
+
+    @functools.cached_property
+    def _prompts(self) -> np.ndarray | None:
+        """Tokens of one caption per class, where texts are made of labels."""
+        captions, classes = self.recipe.data[0].captions, self.training[0].classes
+        if captions is None or not classes:
+            return None
+        return self.model.processor.texts(
+            [
+                captions[name] if isinstance(captions, Mapping) else captions.format(label=name)
+                for name in classes
+            ]
+        )
+
+    @functools.cached_property
+    def _encode_prompts(self):
+        config, tokens = self.model.config, jnp.asarray(self._prompts)
+        encode = jax.jit(
+            lambda params: towers.normalize(towers.encode_text(params, tokens, config))
+        )
+        return lambda params: np.asarray(encode(params))
+
+
+def _this_process() -> dict[str, int]:
+    return {"process_index": jax.process_index(), "process_count": jax.process_count()}
+
+
+def prepare(recipe: Recipe) -> Job:
+    """Reads the data, loads or draws the weights, and places the state on the devices."""
+    mesh = _mesh(recipe)
+    training, held_out = _examples(recipe)
+    model = _model(recipe, mesh)
+    params = dict(model.params)
+    contrastive = recipe.objective.name == "contrastive"
+    _check_examples(recipe, model, training)
+    if not contrastive:
+        head = objectives.init_head(model.config, len(training[0].classes))
+        params["head"] = _place(head, mesh)
+    if recipe.lora:
+        params = freeze.join(params, _place(lora.init(recipe.lora, params, recipe.seed), mesh))
+    part = freeze.partition(_frozen(recipe, params), params)
+    trainable, frozen = part.split(params)
+    optimizer = _optimizer(recipe, params, part)
+    return Job(
+        recipe, model, part, _objective(recipe, model, training, mesh), optimizer,
+        init_state(trainable, optimizer, frozen), training, held_out, mesh,
+    )  # fmt: skip
+
+
+def _mesh(recipe: Recipe) -> Mesh | None:
+    wanted = recipe.mesh
+    mesh = sharding.make_mesh(wanted.data, wanted.model) if wanted else sharding.make_mesh()
+    if mesh.size == 1:
+        return None
+    devices, pieces = mesh.shape["data"], recipe.objective.accumulate
+    if recipe.batch_size % (devices * pieces):
+        raise ValueError(
+            f"batch_size {recipe.batch_size} is not divisible by {devices} devices"
+            + (f" x {pieces} pieces (objective.accumulate)" if pieces > 1 else "")
+        )
+    return mesh
+
+
+def _examples(recipe: Recipe) -> tuple[tuple[Examples, ...], Examples | None]:
+    training, held_out = [], []
+    for data in recipe.data:
+        arguments = {f.name: getattr(data, f.name) for f in dataclasses.fields(data)}
+        del arguments["weight"]
+        rows = examples.read(**arguments)
+        if isinstance(recipe.validation, float):
+            rows, other = examples.split_by_group(rows, recipe.validation, recipe.seed)
+            held_out.append(other)
+        elif rows.splits is not None:
+            if isinstance(recipe.validation, str):
+                held_out.append(rows.of_split(recipe.validation))
+            rows = rows.of_split("train")
+        elif recipe.validation:
+            raise ValueError(
+                f"validation is {recipe.validation!r}, but {data.path} has no column {data.split!r}"
+            )
+        training.append(rows)
+    for rows in training:
+        for other in held_out:
+            examples.check_disjoint(rows, other)
+    return tuple(training), _one(held_out)
+
+
+def _one(parts: list[Examples]) -> Examples | None:
+    """Validation is on the rows of all sources together."""
+    if len(parts) < 2:
+        return parts[0] if parts else None
+    columns = {}
+    for field in dataclasses.fields(Examples):
+        values = [getattr(part, field.name) for part in parts]
+        if field.name == "classes" or values[0] is None:
+            columns[field.name] = values[0]
+        elif isinstance(values[0], np.ndarray):
+            columns[field.name] = np.concatenate(values)
+        else:
+            columns[field.name] = [x for value in values for x in value]
+    return Examples(**columns)
+
+
+def _model(recipe: Recipe, mesh: Mesh | None) -> api.Model:
+    attention = recipe.attention or ("xla" if mesh else "auto")
+    if recipe.init is not None:
+        fsdp = bool(recipe.mesh and recipe.mesh.fsdp)
+        return api.load(
+            recipe.init, mesh=mesh, tokenizer=recipe.tokenizer, attention=attention, fsdp=fsdp
+        )
+    model = api.init(recipe.model_config, recipe.seed)
+    params = dict(model.params)
+    if "t" in params:
+        params["t"] = jnp.full((1,), np.log(recipe.temperature), jnp.float32)
+        params["b"] = jnp.full((1,), recipe.bias, jnp.float32)
+    if mesh is not None:
+        fsdp = bool(recipe.mesh and recipe.mesh.fsdp)
+        params = jax.device_put(params, sharding.param_shardings(params, mesh, fsdp))
+    return api.Model(params, model.config, tokenizer=recipe.tokenizer)
+
+
+def _place(params: Params, mesh: Mesh | None) -> Params:
+    return params if mesh is None else jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+
+
+def _frozen(recipe: Recipe, params: Params) -> tuple[str, ...]:
+    """What the recipe freezes, and what its objective does not use: decay would eat it."""
+    if recipe.lora:
+        config = recipe.lora
+        if recipe.objective.name == "classification":
+            config = dataclasses.replace(config, train=("head/.*",))
+        return config.frozen(params)
+    if recipe.objective.name == "contrastive":
+        return recipe.freeze
+    unused = [p for p in ("txt/.*", "t", "b") if p.split("/")[0] in params]
+    if recipe.objective.pool == "mean" and "MAPHead_0" in params["img"]:
+        unused.append("img/MAPHead_0/.*")
+    return (*recipe.freeze, *unused)
+
+
+def _objective(recipe: Recipe, model: api.Model, training, mesh) -> Objective:
+    precision = "highest" if recipe.dtype == "float32" else "default"
+    attention = recipe.attention or ("xla" if mesh else "auto")
+    compute = Compute(recipe.dtype, precision, attention, recipe.remat)
+    if recipe.objective.name == "contrastive":
+        return objectives.contrastive(model.config, compute, recipe.loss_chunk, mesh)
+    multi_label = training[0].labels.ndim == 2
+    weight = recipe.objective.pos_weight
+    if weight == "balanced":
+        labels = np.concatenate([rows.labels for rows in training])
+        positives, known = (labels == 1).sum(0), (~np.isnan(labels)).sum(0)
+        weight = ((known - positives) / np.maximum(positives, 1)).astype(np.float32)
+    elif weight is not None:
+        weight = np.asarray(weight, np.float32)
+    return objectives.classification(
+        model.config, compute, recipe.objective.pool, multi_label, weight
+    )
+
+
+def _optimizer(recipe: Recipe, params: Params, part: freeze.Partition) -> optim.Optimizer:
+    o = recipe.optimizer
+    schedule = optim.schedule(
+        o.schedule, recipe.total_steps, o.warmup_steps, cooldown_steps=o.cooldown_steps
+    )
+    common: dict[str, Any] = dict(
+        weight_decay=o.weight_decay, clip_norm=o.clip_norm, rates=_rates(recipe, params, part)
+    )
+    if o.name == "adafactor":
+        return optim.adafactor(recipe.learning_rate, schedule, beta2_cap=o.b2, **common)
+    return optim.adamw(recipe.learning_rate, schedule, b1=o.b1, b2=o.b2, **common)
+
+
+def _rates(recipe: Recipe, params: Params, part: freeze.Partition) -> Params | None:
+    """Factors on the learning rate, for a stack one per layer."""
+    o = recipe.optimizer
+    if not o.rates and o.layer_decay == 1:
+        return None
+    factors = {}
+    for path, values in tree.match_layers([*o.rates, (".*", 1.0)], params).items():
+        below = np.arange(len(values))[::-1] if tree.STACK in path else 0
+        factors[path] = np.asarray(values, np.float32) * np.float32(o.layer_decay) ** below
+        if tree.STACK not in path:
+            factors[path] = factors[path].reshape(())
+    return part.split(tree.unflatten(factors))[0]
+
+
+def _check_examples(recipe: Recipe, model: api.Model, training: tuple[Examples, ...]) -> None:
+    contrastive = recipe.objective.name == "contrastive"
+    for data, rows in zip(recipe.data, training, strict=True):
+        if contrastive and rows.texts is None:
+            raise ValueError(
+                f"{data.path} has no texts: no column {data.text!r}; name it (data.text) or make "
+                'texts of labels (data.captions="a photo of {label}")'
+            )
+        if not contrastive and rows.labels is None:
+            raise ValueError(f"{data.path} has no labels; name their column (data.label)")
+        if rows.texts is not None and contrastive:  # says once what is missing or too long
+            model.processor.texts(rows.texts[:10_000])

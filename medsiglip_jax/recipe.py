@@ -1,0 +1,338 @@
+"""What a fine-tuning run is: a config file turned, once, into frozen dataclasses."""
+
+import dataclasses
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medsiglip_jax.config import ModelConfig, named
+from medsiglip_jax.lora import LoRA
+from medsiglip_jax.model import ATTENTION, REMAT
+from medsiglip_jax.preprocess.augment import Augment
+from medsiglip_jax.preprocess.image import PRESETS
+
+
+@dataclass(frozen=True)
+class Data:
+    """One source of examples; the arguments of `examples.read`, and its share of the mixture.
+
+    Attributes:
+        path: CSV, Parquet or JSONL manifest, folder of class folders, or TFRecord shards.
+        root: folder that image paths are relative to; default the manifest's.
+        image: column of image paths.
+        text: column of texts.
+        label: column of class names or numbers, or several columns of 0/1.
+        split: column that says to which split a row belongs.
+        group: column of the patient, case or study: its rows stay on one side of a split.
+        captions: makes texts of labels: "a photo of {label}", or {class: caption}.
+        classes: names and order of the classes; default those found, sorted.
+        positives: "text", "label" or a column: rows with equal values are positive pairs.
+        weight: share of the mixture; default by size.
+    """
+
+    path: str
+    root: str | None = None
+    image: str = "image"
+    text: str = "text"
+    label: str | tuple[str, ...] | None = None
+    split: str = "split"
+    group: str = "group"
+    captions: str | Mapping[str, str] | None = None
+    classes: tuple[str, ...] | None = None
+    positives: str | None = None
+    weight: float | None = None
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is trained for.
+
+    Attributes:
+        name: "contrastive" or "classification".
+        accumulate: pieces of a batch that are encoded one after the other, to save memory.
+        negatives: with `accumulate`, "batch" or "piece", see `step.make_train_step`.
+        pool: for classification, "map" or "mean".
+        pos_weight: for multi-label classification, None, "balanced" (negatives / positives of the
+            training rows) or one number per class.
+    """
+
+    name: str = "contrastive"
+    accumulate: int = 1
+    negatives: str = "batch"
+    pool: str = "map"
+    pos_weight: str | tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """How it is trained; see `medsiglip_jax.optim`.
+
+    Attributes:
+        name: "adamw" or "adafactor".
+        schedule: "cosine", "rsqrt", "linear" or "constant".
+        warmup_steps: of linear warm-up.
+        cooldown_steps: of linear cool-down.
+        weight_decay: share of a kernel taken off in a step at the peak of the schedule; not
+            multiplied by the learning rate (torch's value is ours divided by the rate).
+        b1: AdamW's.
+        b2: AdamW's; for adafactor the cap of beta2.
+        clip_norm: of the whole gradient.
+        rates: (regex, factor on the learning rate) over paths, first match wins.
+        layer_decay: factor on the learning rate from each block to the one below it.
+    """
+
+    name: str = "adamw"
+    schedule: str = "cosine"
+    warmup_steps: int = 0
+    cooldown_steps: int = 0
+    weight_decay: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.95
+    clip_norm: float = 1.0
+    rates: tuple[tuple[str, float], ...] = ()
+    layer_decay: float = 1.0
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Where it is trained.
+
+    Attributes:
+        data: devices over which batches are split; default all.
+        model: devices of the second axis.
+        fsdp: split large parameters and their optimiser state over "data", too.
+    """
+
+    data: int | None = None
+    model: int = 1
+    fsdp: bool = False
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A fine-tuning run.
+
+    Attributes:
+        data: one source or several, mixed.
+        total_steps: updates.
+        init: checkpoint to start from (anything `load` takes); None starts from random weights.
+        model: with init=None, a named size or the dict of a `ModelConfig`.
+        tokenizer: SentencePiece model, where `init` has none.
+        batch_size: examples per update, over all hosts.
+        seed: of the order, the augmentation, the adapters and random weights.
+        objective: see `Objective`; a name alone works.
+        freeze: regexes over parameter paths of what does not train, e.g. "img/.*", or
+            "img/Transformer/encoderblock_(1?[0-9]|2[0-2])/.*" for the first 23 blocks.
+        lora: see `lora.LoRA`; only adapters (and its `train`) train then.
+        optimizer: see `Optimizer`; a name alone works.
+        learning_rate: peak.
+        mesh: see `Mesh`; None: all devices, parameters whole on each.
+        remat: "none", "dots" or "block": what is computed again to save memory.
+        loss_chunk: side of the tiles of the pairwise loss; bounds its memory.
+        dtype: of the arithmetic: "float32" or "bfloat16"; parameters and updates stay float32.
+        attention: back end by name; default "auto", over several devices "xla".
+        preprocess: pixel preset.
+        augment: see `preprocess.augment.Augment`.
+        validation: a split's name, or a share of the groups to hold out, or None.
+        loader: "auto" (TensorFlow's kernels where it is installed), "tf" or "pil"; equal pixels.
+        temperature: initial exp(t) of random weights.
+        bias: initial b of random weights.
+        log_every: steps between lines of metrics.
+        eval_every: steps between evaluations; 0 only after the last.
+        checkpoint_every: steps between checkpoints; 0 only at the end.
+        keep: latest checkpoints kept.
+        best: validation metric ("val_auc") whose best checkpoint is kept and exported.
+        max_unreadable: unreadable images, each counted once per use, that end the run; 0 the first.
+        max_skipped: updates in a row that are not finite that end the run.
+    """
+
+    data: tuple[Data, ...]
+    total_steps: int
+    init: str | None = None
+    model: str | Mapping[str, Any] | None = None
+    tokenizer: str | None = None
+    batch_size: int = 32
+    seed: int = 0
+    objective: Objective = Objective()
+    freeze: tuple[str, ...] = ()
+    lora: LoRA | None = None
+    optimizer: Optimizer = Optimizer()
+    learning_rate: float = 1e-4
+    mesh: Mesh | None = None
+    remat: str = "none"
+    loss_chunk: int | None = None
+    dtype: str = "float32"
+    attention: str | None = None
+    preprocess: str = "big_vision"
+    augment: Augment = field(default_factory=Augment)
+    validation: str | float | None = None
+    loader: str = "auto"
+    temperature: float = 10.0
+    bias: float = -10.0
+    log_every: int = 10
+    eval_every: int = 0
+    checkpoint_every: int = 1000
+    keep: int = 2
+    best: str | None = None
+    max_unreadable: int = 100
+    max_skipped: int = 10
+
+    def __post_init__(self):
+        problems = [
+            f"{name} is {value!r}; expected {expected}"
+            for name, value, ok, expected in _constraints(self)
+            if not ok
+        ]
+        if problems:
+            raise ValueError("config: " + "; ".join(problems))
+
+    @property
+    def model_config(self) -> ModelConfig:
+        """Of random weights."""
+        return named(self.model) if isinstance(self.model, str) else ModelConfig.from_dict(
+            dict(self.model or {})
+        )  # fmt: skip
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        return dataclasses.asdict(self)
+
+
+def _constraints(r: Recipe):
+    """(key, value, whether it is right, what is expected)"""
+    yield "data", r.data, len(r.data) > 0, "at least one source"
+    yield "init", r.init, (r.init is None) != (r.model is None), "either init or model, not both"
+    for name in ("total_steps", "batch_size", "log_every", "keep"):
+        value = getattr(r, name)
+        yield name, value, value >= 1, "at least 1"
+    for name in ("seed", "eval_every", "checkpoint_every", "max_unreadable"):
+        value = getattr(r, name)
+        yield name, value, value >= 0, "at least 0"
+    yield "learning_rate", r.learning_rate, r.learning_rate > 0, "more than 0"
+    names = ("contrastive", "classification")
+    for name, value, allowed in (
+        ("objective.name", r.objective.name, names),
+        ("objective.negatives", r.objective.negatives, ("batch", "piece")),
+        ("objective.pool", r.objective.pool, ("map", "mean")),
+        ("optimizer.name", r.optimizer.name, ("adamw", "adafactor")),
+        ("remat", r.remat, tuple(REMAT)),
+        ("attention", r.attention, (None, *ATTENTION)),
+        ("dtype", r.dtype, ("float32", "bfloat16")),
+        ("preprocess", r.preprocess, tuple(PRESETS)),
+        ("loader", r.loader, ("auto", "tf", "pil")),
+    ):
+        yield name, value, value in allowed, f"one of {', '.join(map(str, allowed))}"
+    share = r.validation
+    right = 0 < share < 1 if isinstance(share, float) else isinstance(share, str | None)
+    yield "validation", share, right, "a split's name, or a share between 0 and 1"
+    weights = [data.weight for data in r.data]
+    right = None not in weights or not any(weights)
+    yield "data.weight", weights, right, "one for every source, or none"
+    pieces = r.objective.accumulate
+    right = pieces >= 1 and r.batch_size % pieces == 0
+    yield "objective.accumulate", pieces, right, f"a divisor of batch_size {r.batch_size}"
+    yield "lora", r.lora, not (r.lora and r.freeze), "either lora or freeze, not both"
+
+
+# ---------------------------------------------------------------------------- from config files
+
+_NESTED = {
+    "data": Data, "objective": Objective, "optimizer": Optimizer, "mesh": Mesh, "lora": LoRA,
+    "augment": Augment,
+}  # fmt: skip
+
+
+def from_dict(config: Mapping[str, Any]) -> Recipe:
+    """A recipe of plain dicts, lists and values; every problem in one ValueError."""
+    values, problems = dict(config), []
+    if isinstance(values.get("data"), Mapping):
+        values["data"] = (values["data"],)
+    for key, kind in _NESTED.items():
+        value = values.get(key)
+        if key == "data" and value is not None:
+            values[key] = tuple(_build(Data, x, "data", problems) for x in value)
+        elif value is not None:
+            if isinstance(value, str):
+                value = {"name": value}
+            values[key] = _build(kind, value, key, problems)
+        else:
+            values.pop(key, None)
+    recipe = _build(Recipe, values, "config", problems)
+    if problems:
+        raise ValueError("; ".join(problems))
+    return recipe
+
+
+def _build(kind: type, values: Any, where: str, problems: list[str]) -> Any:
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    if not isinstance(values, Mapping):
+        problems.append(f"{where} is {values!r}; expected a dict of {', '.join(fields)}")
+        return None
+    if unknown := sorted(set(values) - set(fields)):
+        problems.append(f"{where} has no key {', '.join(unknown)}; there are {', '.join(fields)}")
+    required = [n for n, f in fields.items() if f.default is f.default_factory]
+    if missing := [name for name in required if values.get(name) is None]:
+        problems.append(f"{where} lacks {', '.join(missing)}")
+    if unknown or missing:
+        return None
+    try:
+        return kind(**{name: _frozen(value) for name, value in values.items()})
+    except (TypeError, ValueError) as error:
+        problems.append(str(error) if kind is Recipe else f"{where}: {error}")
+        return None
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return tuple(_frozen(x) for x in value)
+    return value
+
+
+def read(path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Runs a config file and applies overrides.
+
+    Args:
+        path: a Python file with `get_config(arg=None)` -> ml_collections.ConfigDict; "FILE:arg"
+            passes the argument.
+        overrides: "--config.key=value", as ml_collections takes them.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a wrong key or value, or a file that is no config.
+    """
+    file = path.split(":")[0]
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"{file}: no such config file")
+    if importlib.util.spec_from_file_location("config", file) is None:
+        raise ValueError(f"{file}: not a Python file; expected one with get_config()")
+    config = _parse(path, overrides)
+    return from_dict(_plain(config))
+
+
+def _parse(path: str, overrides: Sequence[str]) -> Any:
+    from absl import flags
+    from ml_collections import config_flags
+
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values)
+    try:
+        values(["medsiglip-jax", f"--config={path}", *overrides])
+        return values["config"].value
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = " ".join(str(error.args[0] if error.args else error).split())
+        raise ValueError(f"{path}: {reason}") from None
+
+
+def _plain(value: Any) -> Any:
+    """ConfigDicts, and placeholders in them, as plain Python."""
+    from ml_collections import ConfigDict, FieldReference
+
+    if isinstance(value, ConfigDict):
+        return {key: _plain(value[key]) for key in value}
+    if isinstance(value, FieldReference):
+        return _plain(value.get())
+    if isinstance(value, (list, tuple)):
+        return tuple(_plain(x) for x in value)
+    return value

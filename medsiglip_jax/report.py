@@ -1,0 +1,113 @@
+"""The report of a fine-tuning run: one HTML file with its curves, readable without a network."""
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from medsiglip_jax import storage
+
+# (title, keys drawn together); what a run did not log is left out.
+_PLOTS = (
+    ("Loss", ("loss", "val_loss")),
+    ("Held-out AUC and accuracy", ("val_auc", "val_accuracy", "val_recall@1")),
+    ("Mean logit of matching pairs and of others", ("val_positive", "val_negative")),
+    ("Gradient norm", ("grad_norm",)),
+    ("Temperature exp(t)", ("temperature",)),
+    ("Bias b", ("bias",)),
+    ("Learning rate", ("learning_rate",)),
+    ("Images per second", ("images_per_second",)),
+)
+_COLOURS = ("#0b7285", "#c2410c", "#6d28d9")
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 460, 240, 62, 28, 30
+
+_STYLE = """body{font:15px/1.5 system-ui,sans-serif;color:#1f2933;max-width:980px;margin:32px auto;
+padding:0 16px}h1{font-size:24px}figure{display:inline-block;margin:8px 8px 8px 0}
+table{border-collapse:collapse;margin:12px 0}td,th{padding:3px 14px 3px 0;text-align:left;
+vertical-align:top}th{color:#616e7c;font-weight:500}pre{background:#f5f7fa;padding:12px;
+overflow:auto;font-size:13px}text{font-size:12px;fill:#616e7c}"""
+
+
+def write(path: Path, run: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> None:
+    """Writes the report.
+
+    Args:
+        path: of the HTML file; replaced in one step.
+        run: the content of `config.json`.
+        lines: of `metrics.jsonl`.
+    """
+    plots = [_plot(title, keys, lines) for title, keys in _PLOTS]
+    recipe = html.escape(json.dumps(run["recipe"], indent=2))
+    page = f"""<!doctype html><meta charset="utf-8"><title>Fine-tuning report</title>
+<style>{_STYLE}</style><h1>Fine-tuning report</h1>{_table(_facts(run, lines))}
+{"".join(plots)}<h2>Config</h2><pre>{recipe}</pre>
+<p>Not a medical device. Figures on a validation split used to choose between runs are optimistic;
+report those of a test set that was looked at once.</p>
+"""
+    with storage.new_file(path) as partial:
+        partial.write_text(page, encoding="utf-8")
+
+
+def _facts(run: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    last: dict[str, Any] = {}
+    for line in lines:
+        last |= line
+    facts = {
+        "objective": run["recipe"]["objective"]["name"],
+        "started from": run["recipe"]["init"] or "random weights",
+        "trained": f"{run['trained']:,} of {run['parameters']:,} parameters",
+        "examples": f"{sum(run['examples']):,} to train, {run['held_out']:,} held out",
+        "devices": f"{len(run['devices'])} x {run['devices'][0]}",
+        "versions": ", ".join(f"{k} {v}" for k, v in run["versions"].items()),
+        "steps": f"{last.get('step', 0):,}",
+        "updates skipped": f"{last.get('skipped', 0):.0f}",
+    }
+    scores = {k: f"{v:.4f}" for k, v in last.items() if k.startswith("val_") and _number(v)}
+    return facts | scores
+
+
+def _table(facts: Mapping[str, str]) -> str:
+    rows = (f"<tr><th>{html.escape(k)}<td>{html.escape(v)}" for k, v in facts.items())
+    return f"<table>{''.join(rows)}</table>"
+
+
+def _plot(title: str, keys: Sequence[str], lines: Sequence[Mapping[str, Any]]) -> str:
+    """An SVG figure of metrics over steps, or nothing where none was logged twice."""
+    curves = {key: [(x["step"], x[key]) for x in lines if _number(x.get(key))] for key in keys}
+    curves = {key: points for key, points in curves.items() if len(points) > 1}
+    if not curves:
+        return ""
+    points = [point for curve in curves.values() for point in curve]
+    low, high = min(y for _, y in points), max(y for _, y in points)
+    last = max(x for x, _ in points)
+    span = (high - low) or abs(high) or 1.0
+
+    def place(x, y):
+        across = _LEFT + (_WIDTH - _LEFT - 12) * x / last
+        down = _TOP + (_HEIGHT - _TOP - _BOTTOM) * (1 - (y - low) / span)
+        return f"{across:.1f},{down:.1f}"
+
+    drawn, floor = [], _HEIGHT - _BOTTOM
+    for colour, curve in zip(_COLOURS, curves.values(), strict=False):
+        drawn.append(
+            f'<polyline fill="none" stroke="{colour}" stroke-width="1.8" points="'
+            f'{" ".join(place(*point) for point in curve)}"/>'
+        )
+    names = "  ".join(
+        f'<tspan fill="{colour}">{html.escape(key)}</tspan>'
+        for colour, key in zip(_COLOURS, curves, strict=False)
+    )
+    return f"""<figure><svg width="{_WIDTH}" height="{_HEIGHT}" role="img"
+aria-label="{html.escape(title)}"><text x="0" y="14" style="fill:#1f2933;font-size:14px">
+{html.escape(title)}</text><text x="{_WIDTH}" y="14" text-anchor="end">{names}</text>
+<path d="M{_LEFT} {_TOP}V{floor}H{_WIDTH - 12}" fill="none" stroke="#cbd2d9"/>
+<text x="{_LEFT - 6}" y="{_TOP + 4}" text-anchor="end">{high:.4g}</text>
+<text x="{_LEFT - 6}" y="{floor}" text-anchor="end">{low:.4g}</text>
+<text x="{_LEFT}" y="{_HEIGHT - 10}">0</text>
+<text x="{_WIDTH - 12}" y="{_HEIGHT - 10}" text-anchor="end">step {last:,}</text>
+{"".join(drawn)}</svg></figure>"""
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float))
