@@ -51,8 +51,8 @@ def config(data, **changes):
     values = {
         "model": MODEL, "tokenizer": str(data / "spiece.model"), "loader": "pil",
         "data": {"path": str(data / "rows.csv"), "positives": "text"}, "batch_size": 8,
-        "total_steps": 6, "learning_rate": 3e-3, "log_every": 1, "checkpoint_every": 2,
-        "validation": "validation", "bias": -1.0, "mesh": {"data": 1},
+        "total_steps": 6, "learning_rate": 3e-3, "log_every": 1, "checkpoint_every": 0,
+        "bias": -1.0, "mesh": {"data": 1},
     }  # fmt: skip
     for name, value in changes.items():
         *groups, key = name.split("__")
@@ -72,7 +72,9 @@ def losses(folder):
 
 def test_from_scratch_to_a_checkpoint_that_transformers_reads(data, tmp_path):
     labels = dict(data__captions="a {label} scan", data__label="label")
-    asked = config(data, total_steps=60, log_every=20, eval_every=30, **labels)
+    asked = config(
+        data, total_steps=60, log_every=20, eval_every=30, validation="validation", **labels
+    )
     result = finetune.run(asked, tmp_path)
     assert result["metrics"]["val_accuracy"] > 0.9 and result["metrics"]["val_auc"] > 0.95
     assert result["metrics"]["val_positive"] > result["metrics"]["val_negative"] + 1
@@ -141,7 +143,8 @@ def test_classification(data, start, tmp_path, label):
         data, init=start, model=None, tokenizer=None, objective__name="classification",
         objective__pos_weight=None if isinstance(label, str) else "balanced",
         objective__pool="map" if isinstance(label, str) else "mean", data__label=label,
-        total_steps=40, learning_rate=1e-2, best="val_auc", eval_every=10, log_every=10,
+        total_steps=40, learning_rate=1e-2, best="val_auc", eval_every=20, log_every=10,
+        validation="validation", checkpoint_every=20,
         objective__accumulate=2,
     )  # fmt: skip
     result = finetune.run(asked, tmp_path)
@@ -176,7 +179,7 @@ class Crash(Exception):
 
 
 def test_resumed_is_uninterrupted_to_the_bit(data, tmp_path):
-    asked = config(data, total_steps=7, eval_every=3, augment__crop=(0.5, 1.0))
+    asked = config(data, total_steps=7, checkpoint_every=2, augment__crop=(0.5, 1.0))
     finetune.run(asked, tmp_path / "whole")
 
     def crash(done, values):
@@ -227,7 +230,7 @@ def command(data, workdir, **changes):
 @pytest.mark.torture
 def test_kill_9_at_any_time_changes_nothing(data, tmp_path, torture):
     """Kills a run of 60 steps that saves after every one, so that most hit a save."""
-    changes = dict(total_steps=60, checkpoint_every=1, eval_every=20)
+    changes = dict(total_steps=60, checkpoint_every=1, eval_every=20, validation="validation")
     subprocess.run(command(data, tmp_path / "whole", **changes), check=True, capture_output=True)
     rng, kills, finished = np.random.default_rng(0), 0, False
     run = command(data, tmp_path / "cut", **changes)
@@ -271,10 +274,11 @@ def test_a_checkpoint_of_eight_devices_restores_on_one(data, one_device, tmp_pat
         if done == 4:
             raise Crash
 
+    changes = dict(total_steps=5, checkpoint_every=2)
     with pytest.raises(Crash):
-        finetune.run(config(data, mesh={"data": 8}, total_steps=5), tmp_path, on_step=crash)
+        finetune.run(config(data, mesh={"data": 8}, **changes), tmp_path, on_step=crash)
     changed = []
-    finetune.run(config(data, total_steps=5), tmp_path, warn=changed.append)
+    finetune.run(config(data, **changes), tmp_path, warn=changed.append)
     assert len(changed) == 1 and "mesh" in changed[0]
     np.testing.assert_allclose(losses(tmp_path), losses(one_device), atol=1e-5)
 
@@ -311,14 +315,14 @@ def test_unreadable_images_are_masked_listed_and_limited(data, tmp_path):
     rows = (data / "rows.csv").read_text().replace("\n0.png", "\nnot/there.png")
     bad = data / "bad.csv"
     bad.write_text(rows)
-    asked = config(data, data__path=str(bad), total_steps=9, validation=None)
+    asked = config(data, data__path=str(bad), total_steps=9)
     result = finetune.run(asked, tmp_path / "a")
     assert result["unreadable"] == 2 and np.isfinite(losses(tmp_path / "a")).all()
     listed = (tmp_path / "a" / "unreadable.jsonl").read_text().splitlines()
     assert len(listed) == 2 and "not/there.png" in json.loads(listed[0])["image"]
     with pytest.raises(ValueError, match="more than max_unreadable=0; the last: .*not/there.png"):
         finetune.run(
-            config(data, data__path=str(bad), total_steps=9, validation=None, max_unreadable=0),
+            config(data, data__path=str(bad), total_steps=9, max_unreadable=0),
             tmp_path / "b",
         )
 
