@@ -1,7 +1,11 @@
 """What a fine-tuning run is: a config file turned, once, into frozen dataclasses."""
 
+import ast
 import dataclasses
 import importlib.util
+import re
+import types
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -275,13 +279,53 @@ def _build(kind: type, values: Any, where: str, problems: list[str]) -> Any:
     required = [n for n, f in fields.items() if f.default is f.default_factory]
     if missing := [name for name in required if values.get(name) is None]:
         problems.append(f"{where} lacks {', '.join(missing)}")
-    if unknown or missing:
+    wrong = [
+        f"{name if kind is Recipe else f'{where}.{name}'} is {value!r}; expected {_said(hint)}"
+        for name, hint in typing.get_type_hints(kind).items()
+        if name in values and not _fits(value := _frozen(values[name]), hint)
+    ]
+    problems += wrong
+    if unknown or missing or wrong:
         return None
     try:
-        return kind(**{name: _frozen(value) for name, value in values.items()})
-    except (TypeError, ValueError) as error:
+        hints = typing.get_type_hints(kind)
+        return kind(**{name: _cast(_frozen(x), hints[name]) for name, x in values.items()})
+    except ValueError as error:
         problems.append(str(error) if kind is Recipe else f"{where}: {error}")
         return None
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of an annotated type; an int is a float, too."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, choice) for choice in arguments)
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        kinds = arguments[:1] * len(value) if arguments[-1:] == (...,) else arguments
+        return len(value) == len(kinds) and all(map(_fits, value, kinds))
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, origin or hint) if hint is not Any else True
+
+
+def _cast(value: Any, hint: Any) -> Any:
+    """Ints that stand where floats are meant as floats."""
+    arguments = typing.get_args(hint)
+    if isinstance(value, tuple):
+        kinds = [x for x in (hint, *arguments) if typing.get_origin(x) is tuple]
+        inner = typing.get_args(kinds[0]) if kinds else ()
+        inner = inner[:1] * len(value) if inner[-1:] == (...,) else inner
+        return tuple(map(_cast, value, inner)) if inner else value
+    meant = float in (hint, *arguments) and int not in (hint, *arguments)
+    return float(value) if meant and isinstance(value, int) else value
+
+
+def _said(hint: Any) -> str:
+    return re.sub(r"(?:\w+\.)+(\w+)", r"\1", hint.__name__ if type(hint) is type else str(hint))
 
 
 def _frozen(value: Any) -> Any:
@@ -296,40 +340,62 @@ def read(path: str, overrides: Sequence[str] = ()) -> Recipe:
     Args:
         path: a Python file with `get_config(arg=None)` -> ml_collections.ConfigDict; "FILE:arg"
             passes the argument.
-        overrides: "--config.key=value", as ml_collections takes them.
+        overrides: "--config.key=value", for any key of a recipe, also those that the file leaves
+            at their defaults; values are Python literals, or else strings.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: a wrong key or value, or a file that is no config.
     """
-    file = path.split(":")[0]
+    config = _plain(_run(path))
+    for override in overrides:
+        _apply(config, override)
+    return from_dict(config)
+
+
+def _run(path: str) -> Any:
+    file, _, argument = path.partition(":")
     if not Path(file).is_file():
         raise FileNotFoundError(f"{file}: no such config file")
-    if importlib.util.spec_from_file_location("config", file) is None:
+    spec = importlib.util.spec_from_file_location("config", file)
+    if spec is None or spec.loader is None:
         raise ValueError(f"{file}: not a Python file; expected one with get_config()")
-    config = _parse(path, overrides)
-    return from_dict(_plain(config))
-
-
-def _parse(path: str, overrides: Sequence[str]) -> Any:
-    from absl import flags
-    from ml_collections import config_flags
-
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values)
+    module = importlib.util.module_from_spec(spec)
     try:
-        values(["medsiglip-jax", f"--config={path}", *overrides])
-        return values["config"].value
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        reason = " ".join(str(error.args[0] if error.args else error).split())
-        raise ValueError(f"{path}: {reason}") from None
+        spec.loader.exec_module(module)
+        return module.get_config(argument) if argument else module.get_config()
+    except Exception as error:  # whatever a config file may do wrong
+        raise ValueError(f"{file}: {type(error).__name__}: {error}") from error
+
+
+def _apply(config: dict[str, Any], override: str) -> None:
+    """Sets one key, in place."""
+    path, equals, text = override.removeprefix("--config.").partition("=")
+    if not equals:
+        raise ValueError(f"{override}: no value; write {override}=VALUE")
+    *groups, key = path.split(".")
+    for group in groups:
+        nested = config.get(group)
+        if isinstance(nested, str) and group in _NESTED:
+            nested = {"name": nested}  # the short form
+        if nested is None:
+            nested = {}
+        if not isinstance(nested, dict):
+            raise ValueError(
+                f"{override}: {group} is {nested!r}, not a dict of keys; change the file"
+            )
+        config[group] = config = nested
+    try:
+        config[key] = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        config[key] = text
 
 
 def _plain(value: Any) -> Any:
     """ConfigDicts, and placeholders in them, as plain Python."""
     from ml_collections import ConfigDict, FieldReference
 
-    if isinstance(value, ConfigDict):
+    if isinstance(value, (ConfigDict, dict)):
         return {key: _plain(value[key]) for key in value}
     if isinstance(value, FieldReference):
         return _plain(value.get())

@@ -4,18 +4,19 @@
     python scripts/bench.py encode --dtype bfloat16 --attention cudnn --batch 64   # on a GPU
     python scripts/bench.py load                           # load time, memory, first embedding
     python scripts/bench.py encode --size tiny-56 --json   # seconds: does the script work
+    python scripts/bench.py train                          # the train step
+    python scripts/bench.py train --gpu --size so400m-448 --dtype bfloat16 --attention cudnn
+    python scripts/bench.py step lora                      # one full-size step
+    python scripts/bench.py loss                           # memory of the pairwise loss
+    python scripts/bench.py input                          # JPEG files to pixels
 
 Both sides get the same architecture, inputs, batch size, dtype and cores, and take turns within
 one run, so that a busy machine slows both; the figure is the ratio of the medians.
 """
 
 import argparse
-import datetime
-import importlib.metadata
 import json
 import os
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,7 +24,9 @@ import threading
 import time
 from pathlib import Path
 
-PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "transformers", "safetensors")
+import bench_train
+import measure
+
 SIDES = ("ours", "torch")
 
 
@@ -33,8 +36,8 @@ def main(argv=None) -> int:
     if args.command == "load-one":
         print(json.dumps(load_one(args.side, args.folder, args.attention)))
         return 0
-    report = {"command": args.command, "size": args.size, **environment()}
-    report |= encode(args) if args.command == "encode" else load(args)
+    report = args.run(args)
+    report = {"command": args.command, "size": args.size, **measure.environment(), **report}
     print(json.dumps(report, indent=2) if args.json else _text(report))
     return 0
 
@@ -66,14 +69,14 @@ def encode(args) -> dict:
         calls = {"ours": ours}
         if reference is not None:
             calls["torch"] = _torch_call(reference, images, args.dtype)
-        times = _interleaved(calls, args.repeats)
+        times = measure.interleaved(calls, args.repeats)
         row = {"batch": batch, "at_once": at_once, "compile_seconds": round(seconds, 2)}
         for side in sides:
-            row[side] = _summary([t / batch * 1e3 for t in times[side]])
+            row[side] = measure.summary([t / batch * 1e3 for t in times[side]])
         if len(sides) == 2:
             row["ratio_of_medians"] = round(row["torch"]["median"] / row["ours"]["median"], 3)
             row["ratio_of_minima"] = round(row["torch"]["min"] / row["ours"]["min"], 3)
-        _progress(f"batch {batch}: {row}")
+        measure.progress(f"batch {batch}: {row}")
         rows.append(row)
     return {
         "dtype": args.dtype,
@@ -113,7 +116,7 @@ def _torch_tower(vision, dtype: str):
     import torch
     from transformers import SiglipVisionConfig, SiglipVisionModel
 
-    torch.set_num_threads(_cores())
+    torch.set_num_threads(measure.cores())
     config = SiglipVisionConfig(
         hidden_size=vision.width,
         intermediate_size=vision.mlp_dim,
@@ -141,18 +144,6 @@ def _torch_call(tower, images, dtype: str):
     return call
 
 
-def _interleaved(calls: dict, repeats: int) -> dict[str, list[float]]:
-    """Seconds of each call, one of each in turn, after one turn of warming up."""
-    times: dict[str, list[float]] = {side: [] for side in calls}
-    for turn in range(repeats + 1):
-        for side, call in calls.items():
-            start = time.perf_counter()
-            call()
-            if turn:
-                times[side].append(time.perf_counter() - start)
-    return times
-
-
 # ------------------------------------------------------------------------------------ load
 
 
@@ -160,7 +151,7 @@ def load(args) -> dict:
     """Loads one full checkpoint on each side, each time in a fresh process."""
     with tempfile.TemporaryDirectory(prefix="medsiglip_bench_") as tmp:
         folder = Path(tmp) / "model"
-        _progress(f"writing a random {args.size} checkpoint")
+        measure.progress(f"writing a random {args.size} checkpoint")
         code = "import sys, medsiglip_jax as m; m.save(m.init(sys.argv[1]), sys.argv[2])"
         subprocess.run([sys.executable, "-c", code, args.size, str(folder)], check=True)
         sides = ("ours",) if args.without_torch else SIDES
@@ -171,7 +162,7 @@ def load(args) -> dict:
                 command += ["--attention", args.attention]
                 done = subprocess.run(command, check=True, capture_output=True, text=True)
                 runs[side].append(json.loads(done.stdout.splitlines()[-1]))
-                _progress(f"{side}: {runs[side][-1]}")
+                measure.progress(f"{side}: {runs[side][-1]}")
         bytes_on_disk = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
     keys = ("import_seconds", "load_seconds", "first_embedding_seconds", "peak_multiple")
     rows = [
@@ -179,7 +170,7 @@ def load(args) -> dict:
             "side": side,
             "result_bytes": runs[side][0]["result_bytes"],
             "peak_anonymous_bytes": max(run["peak_anonymous_bytes"] for run in runs[side]),
-            **{key: _summary([run[key] for run in runs[side]]) for key in keys},
+            **{key: measure.summary([run[key] for run in runs[side]]) for key in keys},
         }
         for side in sides
     ]
@@ -235,7 +226,7 @@ def _torch_loader(attention: str):
     import torch
     from transformers import SiglipModel
 
-    torch.set_num_threads(_cores())
+    torch.set_num_threads(measure.cores())
 
     def load_model(folder):
         model = SiglipModel.from_pretrained(folder).eval()
@@ -279,50 +270,6 @@ class _PeakAnonymousMemory:
 # ---------------------------------------------------------------------------------- report
 
 
-def environment() -> dict:
-    """What every figure needs beside it: machine, versions, date."""
-    import jax
-
-    versions = {"python": platform.python_version()}
-    for package in ("medsiglip-jax", *PACKAGES):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "cpu": _cpu(),
-        "cores": _cores(),
-        "load_average": [round(x, 2) for x in os.getloadavg()],
-        "device": jax.devices()[0].device_kind,
-        "devices": jax.device_count(),
-        "versions": versions,
-    }
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    fields = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
-    flags = [f for f in ("avx2", "avx512f", "amx_bf16") if f in fields.get("flags", "").split()]
-    return " ".join([fields.get("model name", platform.machine()), *flags])
-
-
-def _cores() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
-def _summary(values: list[float]) -> dict:
-    return {
-        "median": round(statistics.median(values), 3),
-        "min": round(min(values), 3),
-        "max": round(max(values), 3),
-    }
-
-
 def _text(report: dict) -> str:
     lines = [f"{key}: {value}" for key, value in report.items() if key != "rows"]
     for row in report["rows"]:
@@ -334,36 +281,37 @@ def _text(report: dict) -> str:
     return "\n".join(lines)
 
 
-def _progress(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, text in (("encode", "image encoder throughput"), ("load", "load time and memory")):
-        sub = commands.add_parser(name, help=text, description=text)
-        sub.add_argument("--size", default="so400m-448", help="named architecture")
-        sub.add_argument("--repeats", type=int, default=5, help="timed turns (default 5)")
-        sub.add_argument("--attention", default="auto", help="our attention back end")
-        sub.add_argument("--without-torch", action="store_true", help="only our side")
-        sub.add_argument("--json", action="store_true", help="one JSON document on stdout")
-        if name == "encode":
-            sub.add_argument("--batch", type=int, nargs="+", default=[1, 4, 8])
-            sub.add_argument(
-                "--at-once",
-                type=int,
-                help="images per call of our encoder (default: 1 on a CPU, else the batch)",
-            )
-            sub.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-            sub.add_argument("--precision", help="our matmul precision (default as the library's)")
+    sub = commands.add_parser("encode", help="image encoder throughput")
+    _common(sub, "so400m-448")
+    sub.add_argument("--batch", type=int, nargs="+", default=[1, 4, 8])
+    sub.add_argument(
+        "--at-once", type=int, help="images per call of our encoder (default: 1 on a CPU)"
+    )
+    sub.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    sub.add_argument("--precision", help="our matmul precision (default as the library's)")
+    sub.set_defaults(run=encode)
+    sub = commands.add_parser("load", help="load time and memory")
+    _common(sub, "so400m-448")
+    sub.set_defaults(run=load)
+    bench_train.add_parsers(commands, _common)
     one = commands.add_parser("load-one", help="one side in this process (what load runs)")
     one.add_argument("side", choices=SIDES)
     one.add_argument("folder")
     one.add_argument("--attention", default="auto")
     return parser
+
+
+def _common(sub: argparse.ArgumentParser, size: str) -> None:
+    sub.add_argument("--size", default=size, help=f"named architecture (default {size})")
+    sub.add_argument("--repeats", type=int, default=5, help="timed turns (default 5)")
+    sub.add_argument("--attention", default="auto", help="our attention back end")
+    sub.add_argument("--without-torch", action="store_true", help="only our side")
+    sub.add_argument("--json", action="store_true", help="one JSON document on stdout")
 
 
 if __name__ == "__main__":

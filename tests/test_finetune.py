@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -232,20 +233,17 @@ def test_kill_9_at_any_time_changes_nothing(data, tmp_path, torture):
     """Kills a run of 60 steps that saves after every one, so that most hit a save."""
     changes = dict(total_steps=60, checkpoint_every=1, eval_every=20, validation="validation")
     subprocess.run(command(data, tmp_path / "whole", **changes), check=True, capture_output=True)
-    rng, kills, finished = np.random.default_rng(0), 0, False
+    rng, kills = np.random.default_rng(0), 0
     run = command(data, tmp_path / "cut", **changes)
     while kills < 5 * torture:
-        process = subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        process.stdout.readline()  # it has started: the rest of its life is steps and saves
-        time.sleep(rng.uniform(0, 1.5))
-        process.send_signal(signal.SIGKILL)
-        if process.wait() != 0:
-            kills += 1
-        elif not finished:
-            finished = True
+        with subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+            process.stdout.readline()  # it has started: the rest of its life is steps and saves
+            time.sleep(rng.uniform(0, 1.5))
+            process.send_signal(signal.SIGKILL)
+        kills += process.returncode != 0
+        if process.returncode == 0:  # it was done already: from the start again
             assert_same_run(tmp_path / "cut", tmp_path / "whole", 60)
-            subprocess.run(["rm", "-r", tmp_path / "cut"], check=True)
-            finished = False
+            shutil.rmtree(tmp_path / "cut")
     subprocess.run(run, check=True, capture_output=True)
     assert_same_run(tmp_path / "cut", tmp_path / "whole", 60)
 
@@ -304,8 +302,10 @@ def test_two_processes_give_the_same_curve(data, one_device, tmp_path):
         _, err = process.communicate(timeout=300)
         assert process.returncode == 0, err.decode()[-2000:]
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(one_device), atol=1e-5)
+    want = params_of(one_device / "export")
     for path, x in params_of(tmp_path / "two" / "export").items():
-        np.testing.assert_allclose(x, params_of(one_device / "export")[path], atol=1e-4)
+        if not path.endswith("key/bias"):  # no gradient but rounding, which Adam magnifies
+            np.testing.assert_allclose(x, want[path], atol=1e-4)
 
 
 # -------------------------------------------------------------------------------------- bad input

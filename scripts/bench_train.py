@@ -1,0 +1,322 @@
+"""The benchmarks of training, for bench.py: the step, the loss's memory, the input pipeline."""
+
+import os
+import resource
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import measure
+
+
+def train(args) -> dict:
+    """Whole train steps (both towers, loss, gradients, AdamW) on each side, taking turns."""
+    import jax
+
+    from medsiglip_jax import config
+
+    if args.gpu and jax.default_backend() != "gpu":
+        raise SystemExit("--gpu: jax sees no GPU")
+    architecture = config.named(args.size)
+    rows = []
+    for batch in args.batch:
+        calls = {"ours": _our_step(architecture, batch, args)}
+        if not args.without_torch:
+            calls["torch"] = _torch_step(architecture, batch, args)
+        times = measure.interleaved(calls, args.repeats)
+        flops = 3 * batch * (image_flops(architecture.vision) + text_flops(architecture.text))
+        row: dict = {"batch": batch}
+        for side, seconds in times.items():
+            row[f"{side}_images_per_second"] = measure.summary([batch / s for s in seconds])
+        rate = flops / statistics.median(times["ours"])
+        row["teraflops_per_second"] = round(rate / 1e12, 3)
+        if peak := _peak_flops():
+            row["share_of_bf16_peak"] = round(rate / peak, 4)
+        if "torch" in times:
+            medians = {side: statistics.median(x) for side, x in times.items()}
+            row["ratio_of_medians"] = round(medians["torch"] / medians["ours"], 3)
+            row["ratio_of_minima"] = round(min(times["torch"]) / min(times["ours"]), 3)
+        measure.progress(f"batch {batch}: {row}")
+        rows.append(row)
+    return {
+        "dtype": args.dtype, "attention": args.attention, "remat": args.remat,
+        "unit": "images/s of whole train steps; FLOPs counted are 3 x the forward pass",
+        "rows": rows,
+    }  # fmt: skip
+
+
+def image_flops(vision) -> float:
+    """Of one forward pass for one image: the matrix products, two per multiply-add."""
+    n, d = vision.num_tokens, vision.width
+    blocks = vision.depth * _block_flops(n, d, vision.mlp_dim)
+    head = 2 * (2 * n * d * d + 2 * d * d + 2 * n * d + 2 * d * vision.mlp_dim)
+    return blocks + head + 2 * n * d * 3 * vision.patch_size**2
+
+
+def text_flops(text) -> float:
+    n, d = text.context_length, text.width
+    return text.depth * _block_flops(n, d, text.mlp_dim) + 2 * d * text.embed_dim
+
+
+def _block_flops(n: int, d: int, mlp_dim: int) -> float:
+    return 2 * (4 * n * d * d + 2 * n * n * d + 2 * n * d * mlp_dim)
+
+
+def _peak_flops() -> float | None:
+    """Dense bf16 FLOP/s by the vendor's data sheet."""
+    import jax
+
+    kind = jax.devices()[0].device_kind
+    peaks = {"H100": 989.4e12, "H200": 989.4e12, "A100": 312e12}
+    return next((peak for name, peak in peaks.items() if name in kind), None)
+
+
+def _batch(architecture, batch: int):
+    import numpy as np
+
+    rng, size, text = np.random.default_rng(0), architecture.image_size, architecture.text
+    return {
+        "image": rng.integers(0, 256, (batch, size, size, 3), np.uint8),
+        "text": rng.integers(2, text.vocab_size, (batch, text.context_length), np.int32),
+        "mask": np.ones(batch, bool),
+    }
+
+
+def _our_step(architecture, batch: int, args):
+    import jax
+
+    from medsiglip_jax import model, objectives, optim, step
+    from medsiglip_jax.weights import random
+
+    precision = "highest" if args.dtype == "float32" else "default"
+    compute = model.Compute(args.dtype, precision, args.attention, args.remat)
+    optimizer = optim.adamw(1e-5, optim.schedule("constant", 1_000_000))
+    update = step.make_train_step(objectives.contrastive(architecture, compute), optimizer)
+    params = jax.device_put(random.init_params(architecture, seed=0))
+    state, rows = [step.init_state(params, optimizer)], _batch(architecture, batch)
+
+    def call():
+        state[0], metrics = update(state[0], rows)
+        float(metrics["loss"])
+
+    return call
+
+
+def _torch_step(architecture, batch: int, args):
+    """The same step of transformers.SiglipModel; compiled and in bfloat16 autocast on a GPU."""
+    import torch
+    from transformers import SiglipConfig, SiglipModel
+
+    torch.set_num_threads(measure.cores())
+    vision, text = architecture.vision, architecture.text
+    shared = dict(hidden_act="gelu_pytorch_tanh", attn_implementation="sdpa")
+    model = SiglipModel(
+        SiglipConfig(
+            vision_config=_hf(vision, image_size=vision.image_size, patch_size=vision.patch_size),
+            text_config=_hf(
+                text, vocab_size=text.vocab_size, max_position_embeddings=text.context_length,
+                projection_size=text.embed_dim, bos_token_id=None, eos_token_id=1,
+            ),
+            **shared,
+        )
+    )  # fmt: skip
+    device = "cuda" if args.gpu else "cpu"
+    model.to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, betas=(0.9, 0.95), fused=args.gpu)
+    rows = _batch(architecture, batch)
+    pixels = torch.tensor(rows["image"]).to(device)
+    tokens = torch.tensor(rows["text"]).long().to(device)
+    forward = torch.compile(model) if args.gpu else model
+    half = args.dtype == "bfloat16"
+
+    def call():
+        values = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+        with torch.autocast(device, torch.bfloat16, enabled=half):
+            loss = forward(pixel_values=values, input_ids=tokens, return_loss=True).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        loss.item()
+
+    return call
+
+
+def _hf(tower, **more) -> dict:
+    return {
+        "hidden_size": tower.width, "intermediate_size": tower.mlp_dim,
+        "num_hidden_layers": tower.depth, "num_attention_heads": tower.num_heads, **more,
+    }  # fmt: skip
+
+
+# ---------------------------------------------------------------------------- one full-size step
+
+
+def step(args) -> dict:
+    """One step of the full-size model with frozen parts: does it fit, how long does it take."""
+    import jax
+
+    from medsiglip_jax import config, freeze, lora, model, objectives, optim, tree
+    from medsiglip_jax import step as train_step
+    from medsiglip_jax.weights import random
+
+    architecture = config.named(args.size)
+    params = jax.device_put(random.init_params(architecture, seed=0))
+    patterns = ("img/.*",)
+    if args.what == "lora":
+        adapters = lora.LoRA(rank=args.rank)
+        params = freeze.join(params, lora.init(adapters, params))
+        patterns = adapters.frozen(params)
+    trainable, frozen = freeze.partition(patterns, params).split(params)
+    optimizer = optim.adamw(1e-5, optim.schedule("constant", 1000))
+    compute = model.Compute(attention=args.attention, remat=args.remat)
+    update = train_step.make_train_step(objectives.contrastive(architecture, compute), optimizer)
+    state = train_step.init_state(trainable, optimizer, frozen)
+    del params, trainable, frozen
+    rows, seconds = _batch(architecture, args.batch), []
+    for _ in range(args.repeats + 1):
+        start = time.perf_counter()
+        state, metrics = update(state, rows)
+        loss = float(metrics["loss"])
+        seconds.append(time.perf_counter() - start)
+    row = {
+        "what": args.what,
+        "batch": args.batch,
+        "trained_parameters": tree.size(state["params"]),
+        "frozen_parameters": tree.size(state["frozen"]),
+        "loss": loss,
+        "grad_norm": float(metrics["grad_norm"]),
+        "first_step_seconds": round(seconds[0], 2),
+        "step_seconds": measure.summary(seconds[1:]),
+        "peak_resident_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2),
+    }
+    return {"remat": args.remat, "unit": "seconds; peak of the whole process", "rows": [row]}
+
+
+# ------------------------------------------------------------------------------- the loss alone
+
+
+def loss(args) -> dict:
+    """Memory of value and gradients of the pairwise loss as compiled, nothing run."""
+    import jax
+    import jax.numpy as jnp
+
+    from medsiglip_jax.losses import sigmoid_loss
+
+    z = jax.ShapeDtypeStruct((args.rows, args.dim), jnp.float32)
+    t = jax.ShapeDtypeStruct((1,), jnp.float32)
+    rows = []
+    for chunk in (args.chunk, None):
+
+        def value(zimg, ztxt, t, b, chunk=chunk):
+            return sigmoid_loss(zimg, ztxt, t, b, chunk_size=chunk)
+
+        gradients = jax.jit(jax.value_and_grad(value, argnums=(0, 1, 2, 3)))
+        memory = gradients.lower(z, z, t, t).compile().memory_analysis()
+        rows.append(
+            {
+                "loss": f"chunk_size={chunk}",
+                "arguments_mb": round(memory.argument_size_in_bytes / 1e6, 1),
+                "results_mb": round(memory.output_size_in_bytes / 1e6, 1),
+                "temporary_mb": round(memory.temp_size_in_bytes / 1e6, 1),
+            }
+        )  # fmt: skip
+    return {"batch": args.rows, "dim": args.dim, "unit": "MB", "rows": rows}
+
+
+# ----------------------------------------------------------------------------- input pipeline
+
+
+def input(args) -> dict:
+    """Images/s of the loaders and of a plain PIL loader, from 1024-px JPEG files to 448 px."""
+    os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[: args.cores]))
+    os.environ["TF_CPP_MIN_LOG_LEVEL"], os.environ["TF_ENABLE_ONEDNN_OPTS"] = "3", "0"
+    from concurrent.futures import ThreadPoolExecutor
+
+    import numpy as np
+    from PIL import Image
+
+    from medsiglip_jax import data, loader
+    from medsiglip_jax.examples import Examples
+    from medsiglip_jax.loader import Input
+    from medsiglip_jax.order import Order
+
+    with tempfile.TemporaryDirectory(prefix="medsiglip_bench_") as folder:
+        paths = _pictures(Path(folder), args.images)
+        rows = Examples(paths)
+        source = Input((rows,), Order((len(rows),)), 448)
+
+        def plain():
+            def load(path):
+                with Image.open(path) as image:
+                    small = image.convert("RGB").resize((448, 448), Image.Resampling.BILINEAR)
+                    return np.asarray(small)
+
+            with ThreadPoolExecutor(args.cores) as pool:
+                for start in range(0, len(paths), 16):
+                    np.stack(list(pool.map(load, paths[start : start + 16])))
+
+        def ours(module):
+            return lambda: list(module.epoch_batches(source, 16, workers=args.cores))
+
+        calls = {"pil": plain, "loader": ours(loader), "data": ours(data)}
+        times = measure.interleaved(calls, args.repeats)
+    medians = {name: statistics.median(x) for name, x in times.items()}
+    result = [
+        {
+            "loader": name,
+            "images_per_second": measure.summary([args.images / s for s in times[name]]),
+            "ratio_to_pil": round(medians["pil"] / medians[name], 3),
+        }
+        for name in calls
+    ]
+    return {"cores_used": args.cores, "unit": "images/s, 1024-px JPEG to 448 px", "rows": result}
+
+
+def _pictures(folder: Path, count: int) -> list[str]:
+    """JPEG files with the detail of a photograph: noise of several scales."""
+    import numpy as np
+    from PIL import Image
+
+    rng, paths = np.random.default_rng(0), []
+    for i in range(count):
+        pixels = np.zeros((1024, 1024, 3))
+        for size in (8, 64, 512):
+            noise = rng.integers(0, 256, (size, size, 3), np.uint8)
+            pixels += np.asarray(Image.fromarray(noise).resize((1024, 1024))) / 3
+        paths.append(str(folder / f"{i}.jpg"))
+        Image.fromarray(pixels.astype(np.uint8)).save(paths[-1], quality=90)
+    return paths
+
+
+def add_parsers(commands, common) -> None:
+    """The sub-commands; `common` adds the flags that all share."""
+    sub = commands.add_parser("train", help="the train step, images/s")
+    common(sub, "base-224")
+    sub.add_argument("--batch", type=int, nargs="+", default=[8])
+    sub.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    sub.add_argument("--remat", default="none", choices=["none", "dots", "block"])
+    sub.add_argument("--gpu", action="store_true", help="on a GPU; torch compiled")
+    sub.set_defaults(run=train)
+
+    sub = commands.add_parser("step", help="one step of the full-size model, frozen in parts")
+    common(sub, "so400m-448")
+    sub.add_argument("what", choices=["frozen_image", "lora"])
+    sub.add_argument("--batch", type=int, default=2)
+    sub.add_argument("--rank", type=int, default=16)
+    sub.add_argument("--remat", default="block", choices=["none", "dots", "block"])
+    sub.set_defaults(run=step)
+
+    sub = commands.add_parser("loss", help="memory of the pairwise loss")
+    common(sub, "so400m-448")
+    sub.add_argument("--rows", type=int, default=32_768)
+    sub.add_argument("--dim", type=int, default=1152)
+    sub.add_argument("--chunk", type=int, default=1024)
+    sub.set_defaults(run=loss)
+
+    sub = commands.add_parser("input", help="decoding and resizing, images/s")
+    common(sub, "so400m-448")
+    sub.add_argument("--cores", type=int, default=1)
+    sub.add_argument("--images", type=int, default=64)
+    sub.set_defaults(run=input)

@@ -1,0 +1,72 @@
+"""What every benchmark needs: turns, medians, and the machine beside the figures."""
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+
+PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "transformers", "safetensors")
+
+
+def interleaved(calls: dict, repeats: int) -> dict[str, list[float]]:
+    """Seconds of each call, one of each in turn, after one turn of warming up."""
+    times: dict[str, list[float]] = {side: [] for side in calls}
+    for turn in range(repeats + 1):
+        for side, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if turn:
+                times[side].append(time.perf_counter() - start)
+    return times
+
+
+def environment() -> dict:
+    """What every figure needs beside it: machine, versions, date."""
+    import jax
+
+    versions = {"python": platform.python_version()}
+    for package in ("medsiglip-jax", *PACKAGES):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "cpu": cpu(),
+        "cores": cores(),
+        "load_average": [round(x, 2) for x in os.getloadavg()],
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "versions": versions,
+    }
+
+
+def cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    fields = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
+    flags = [f for f in ("avx2", "avx512f", "amx_bf16") if f in fields.get("flags", "").split()]
+    return " ".join([fields.get("model name", platform.machine()), *flags])
+
+
+def cores() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def summary(values: list[float]) -> dict:
+    return {
+        "median": round(statistics.median(values), 3),
+        "min": round(min(values), 3),
+        "max": round(max(values), 3),
+    }
+
+
+def progress(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
