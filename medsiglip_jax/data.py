@@ -15,6 +15,7 @@ tf.data graph, without masks, 1.85x and 1.85x.
 
 import io
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -87,6 +88,30 @@ def _resize(image: Any, size: int) -> np.ndarray:
         images=tf.expand_dims(image, 0), size=(size, size), half_pixel_centers=True
     )
     return resized.numpy()[0].astype(np.uint8)  # truncates (big_vision pp/ops_image.py:57-87)
+
+
+class EventFile:
+    """Metrics as TensorBoard reads them; every run on a folder adds a file of its own."""
+
+    def __init__(self, folder: Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time_ns() // 1_000_000_000}.{os.getpid()}"
+        self._file = tf.io.TFRecordWriter(str(folder / name))
+        self._write(file_version="brain.Event:2")
+
+    def __call__(self, line: Mapping[str, Any]) -> None:
+        """Writes the numbers of a line of `metrics.jsonl`."""
+        values = [
+            tf.compat.v1.Summary.Value(tag=name, simple_value=value)
+            for name, value in line.items()
+            if name != "step" and isinstance(value, (int, float))
+        ]
+        self._write(step=line["step"], summary=tf.compat.v1.Summary(value=values))
+
+    def _write(self, **event: Any) -> None:
+        event_proto = tf.compat.v1.Event(wall_time=time.time(), **event)
+        self._file.write(event_proto.SerializeToString())
+        self._file.flush()
 
 
 def write_tfrecords(

@@ -26,7 +26,7 @@ CONFIG, EXPORT, REPORT, UNREADABLE = "config.json", "export", "report.html", "un
 # Keys that may change between a run and its resumption; others make another run of it.
 _FREE = frozenset(
     "total_steps log_every eval_every checkpoint_every keep best max_unreadable max_skipped loader "
-    "mesh attention remat loss_chunk".split()
+    "mesh attention remat loss_chunk tensorboard".split()
 )
 
 
@@ -42,7 +42,7 @@ def run(
     Args:
         recipe: what to do.
         workdir: gets `config.json`, `metrics.jsonl`, `checkpoints/`, `export/` (Hugging Face
-            layout), `report.html` and, if need be, `unreadable.jsonl`.
+            layout), `report.html` and, if need be, `unreadable.jsonl` and `tensorboard/`.
         on_start: called once with the job, before the first step.
         on_step: see `train.fit`.
         warn: called with a line for the user.
@@ -72,8 +72,17 @@ def run(
         )  # fmt: skip
         batches = functools.partial(job.batches, unreadable)
         evaluate = job.evaluate if job.held_out else None
-        state = train.fit(workdir, job.state, step, batches, options, evaluate, on_step)
+        on_log = _event_file(workdir, recipe)
+        state = train.fit(workdir, job.state, step, batches, options, evaluate, on_step, on_log)
         return _finish(workdir, job, options, state, unreadable)
+
+
+def _event_file(workdir: Path, recipe: Recipe) -> Callable[[dict[str, Any]], None]:
+    if not recipe.tensorboard or jax.process_index():
+        return lambda line: None
+    from medsiglip_jax.data import EventFile
+
+    return EventFile(workdir / "tensorboard")
 
 
 class Unreadable:

@@ -144,6 +144,7 @@ class Recipe:
         temperature: initial exp(t) of random weights.
         bias: initial b of random weights.
         log_every: steps between lines of metrics.
+        tensorboard: write the metrics to `tensorboard/`, too; needs TensorFlow.
         eval_every: steps between evaluations; 0 only after the last.
         checkpoint_every: steps between checkpoints; 0 only at the end.
         keep: latest checkpoints kept.
@@ -176,6 +177,7 @@ class Recipe:
     temperature: float = 10.0
     bias: float = -10.0
     log_every: int = 10
+    tensorboard: bool = False
     eval_every: int = 0
     checkpoint_every: int = 1000
     keep: int = 2

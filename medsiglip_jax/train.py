@@ -68,6 +68,7 @@ def fit(
     options: Options,
     evaluate: Callable[[State], Mapping[str, float]] | None = None,
     on_step: Callable[[int, dict[str, float] | None], None] = lambda done, values: None,
+    on_log: Callable[[dict[str, Any]], None] = lambda line: None,
 ) -> State:
     """Trains until `options.total_steps`, from the latest checkpoint in `workdir` if there is one.
 
@@ -80,6 +81,7 @@ def fit(
         evaluate: state -> metrics, which are logged under their names.
         on_step: called with the number of steps done, after each, and its metrics if it was
             logged; first with the number of steps that were done before.
+        on_log: called with every line that goes into `metrics.jsonl`.
 
     Returns:
         The state after the last step.
@@ -101,7 +103,7 @@ def fit(
             values = _read(metrics, state) if options.due(options.log_every, done) else None
             results = _evaluate(evaluate, state) if options.due(options.eval_every, done) else None
             if values or results:
-                log.write(done, {**(values or {}), **(results or {})}, rows)
+                on_log(log.write(done, {**(values or {}), **(results or {})}, rows))
             if values:
                 _check_finite(values, done, options)
             stop = _agreed(caught, bool(values))
@@ -179,17 +181,17 @@ class MetricsLog:
         with storage.new_file(path) as partial:
             partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
-    def write(self, step: int, values: Mapping[str, float], rows: int) -> None:
+    def write(self, step: int, values: Mapping[str, float], rows: int) -> dict[str, Any]:
         """Appends a line with the images per second since the last; `rows` are a batch's."""
         now, before = time.perf_counter(), self._clock
         rate = (step - self._step) * rows / (now - before)
         self._clock, self._step = now, step
-        if jax.process_index():
-            return
         line = {"step": step} | {k: v if math.isfinite(v) else str(v) for k, v in values.items()}
         line |= {"seconds": round(now - before, 3), "images_per_second": round(rate, 2)}
-        with open(self._path, "a") as file:
-            file.write(json.dumps(line) + "\n")
+        if jax.process_index() == 0:
+            with open(self._path, "a") as file:
+                file.write(json.dumps(line) + "\n")
+        return line
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

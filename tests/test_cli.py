@@ -190,3 +190,35 @@ def test_installed_command(checkpoint):
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ}, check=True)
     assert json.loads(done.stdout)["parameters"] > 0
     assert done.stderr == ""
+
+
+def test_finetune(run, tmp_path, pictures, checkpoint):
+    rows = "\n".join(
+        f"{name},photo of a {'ab'[i % 2]}" for i, name in enumerate(os.listdir(pictures))
+    )
+    (tmp_path / "rows.csv").write_text(f"image,text\n{rows}\n".replace("sub,photo", "0.png,photo"))
+    (tmp_path / "config.py").write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config(arg=None):\n"
+        f"    return ConfigDict(dict(init={str(checkpoint)!r}, total_steps=2, batch_size=4,\n"
+        f"        data=dict(path={str(tmp_path / 'rows.csv')!r}, root={str(pictures)!r}),\n"
+        "        mesh=dict(data=1), loader='pil'))\n"
+    )
+    flags = ["finetune", "--config", tmp_path / "config.py", "--workdir", tmp_path / "run"]
+    code, out, err = run(*flags, "--json", "--config.log_every=1")
+    result = json.loads(out)
+    # notes.md in the folder is no image: masked, listed, and said so by the exit code.
+    assert code == 3 and result["unreadable"] > 0 and result["steps"] == 2
+    assert medsiglip_jax.load(result["export"]).config == medsiglip_jax.load(checkpoint).config
+
+    code, out, err = run(*flags, "--config.log_every=1")
+    assert code in (0, 3) and "report.html" in out
+    for more, say in (
+        (["--config.seed=3"], "another config (seed: 0 -> 3)"),
+        (["--config.sede=3"], "config has no key sede"),
+        (["--config.data.path=/no/rows.csv"], "/no/rows.csv"),
+    ):
+        code, out, err = run(*flags, *more)
+        assert code == 2 and say in err and err.count("\n") == 1 and not out
+    code, _, err = run("finetune", "--config", "no.py", "--workdir", tmp_path / "run")
+    assert code == 2 and err == "medsiglip-jax finetune: no.py: no such config file\n"

@@ -227,3 +227,14 @@ def test_what_is_no_shard_is_refused(readable, tmp_path):
 def test_tensorflow_sees_no_accelerator():
     data.tf_codec("big_vision")
     assert not tf.config.get_visible_devices("GPU") and "tensorflow" in sys.modules
+
+
+def test_tensorboard_gets_the_numbers(tmp_path):
+    tf = pytest.importorskip("tensorflow")
+    write = data.EventFile(tmp_path / "tensorboard")
+    write({"step": 3, "loss": 1.5, "val_auc": 0.75, "grad_norm": "nan"})
+    write({"step": 6, "loss": 1})
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    records = [tf.compat.v1.Event.FromString(r.numpy()) for r in tf.data.TFRecordDataset(str(file))]
+    found = [(e.step, {v.tag: v.simple_value for v in e.summary.value}) for e in records]
+    assert found == [(0, {}), (3, {"loss": 1.5, "val_auc": 0.75}), (6, {"loss": 1.0})]
