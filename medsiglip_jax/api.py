@@ -292,7 +292,7 @@ def load(
     attention = attention or ("xla" if mesh else "auto")
     compute = _compute(dtype, matmul_precision, attention)
     checkpoint = weights.open_checkpoint(source, token)
-    tokenizer = _tokenizer_path(tokenizer) or checkpoint.tokenizer
+    tokenizer = tokenizer_path(tokenizer) or checkpoint.tokenizer
     shardings = None
     if mesh is not None:
         shapes = towers.param_shapes(checkpoint.config, dtype)
@@ -386,7 +386,7 @@ def _compute(dtype: str, matmul_precision: str | None, attention: str) -> Comput
     return Compute(dtype=dtype, precision=precision, attention=attention)
 
 
-def _tokenizer_path(tokenizer: str | os.PathLike | None) -> Path | None:
+def tokenizer_path(tokenizer: str | os.PathLike | None) -> Path | None:
     """A SentencePiece file, or a folder that holds one."""
     if tokenizer is None:
         return None

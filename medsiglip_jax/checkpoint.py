@@ -77,6 +77,7 @@ class Checkpoints:
         )
         where = str(folder) if "://" in str(folder) else Path(folder).absolute()
         self.folder, self._ocp, self._best = folder, ocp, best
+        self._damaged: set[int] = set()
         self._manager = ocp.CheckpointManager(where, options=options)
 
     def __enter__(self) -> "Checkpoints":
@@ -95,13 +96,28 @@ class Checkpoints:
         return found if found is not None else self._manager.latest_step()
 
     def save(self, step: int, state: Any, metrics: Mapping[str, float] | None = None) -> None:
-        """Saves once; a step that is there already is left alone."""
+        """Saves once; a step that is there already, and could be read, is left alone.
+
+        Raises:
+            OSError: no space left; earlier checkpoints are as they were.
+        """
         if step in self._manager.all_steps():
-            return
-        values = {k: float(v) for k, v in metrics.items()} if metrics else None
-        self._manager.save(
-            step, args=self._ocp.args.StandardSave(state), metrics=values, force=True
-        )
+            if step not in self._damaged:
+                return
+            self._manager.delete(step)
+        ranked = metrics if metrics and self._best in metrics else None
+        values = {k: float(v) for k, v in ranked.items()} if ranked else None
+        try:
+            self._manager.save(
+                step, args=self._ocp.args.StandardSave(state), metrics=values, force=True
+            )
+        except Exception as error:
+            if "No space left" not in str(error):
+                raise
+            raise OSError(
+                f"{self.folder}: no space left for the checkpoint of step {step}; those before it "
+                "are whole, and the same command goes on from there"
+            ) from None
 
     def restore(self, shapes: Any, step: int | None = None) -> tuple[int, Any] | None:
         """Reads the latest checkpoint that can be read, or the one of `step`.
@@ -126,6 +142,7 @@ class Checkpoints:
             except Exception as error:  # orbax and tensorstore raise nearly every type there is
                 reason = " ".join(str(error).split())[:300]
                 problems.append(f"step {candidate}: {reason}")
+                self._damaged.add(candidate)
                 warnings.warn(f"{self.folder}: {problems[-1]}", stacklevel=2)
         if problems:
             raise ValueError(

@@ -141,12 +141,13 @@ def finetune(args: argparse.Namespace) -> int:
     from medsiglip_jax.finetune import run
 
     asked = recipe.read(args.config, args.overrides)
-    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax narrates every save at WARNING
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax narrates every save
     for name, value in (("TF_CPP_MIN_LOG_LEVEL", "3"), ("TF_ENABLE_ONEDNN_OPTS", "0")):
         os.environ.setdefault(name, value)  # or TensorFlow tells what it was built with
     main_process = _join_other_processes(args)
     with _Training(disable=None if main_process else True) as shown:
-        result = run(asked, args.workdir, shown.start, shown.step, shown.warn)
+        warn = shown.warn if main_process else lambda line: None
+        result = run(asked, args.workdir, shown.start, shown.step, warn)
     if main_process:
         _print(result, args.json, _finetune_text)
     return 3 if result["unreadable"] else 0
@@ -180,9 +181,10 @@ class _Training:
         from medsiglip_jax import tree
 
         trained, total = tree.size(job.state["params"]), tree.size(job.model.params)
-        rows = sum(map(len, job.training))
-        self.warn(
-            f"{rows:,} examples, {len(job.held_out or ()):,} held out; training {trained:,} of "
+        rows, held_out = (sum(map(len, part)) for part in (job.training, job.held_out))
+        note = self.warn if self._disable is None else lambda line: None
+        note(
+            f"{rows:,} examples, {held_out:,} held out; training {trained:,} of "
             f"{total:,} parameters; the first step compiles"
         )
         self._batch = job.recipe.batch_size
@@ -198,8 +200,9 @@ class _Training:
             shown = {"loss": f"{values['loss']:.3f}"}
             if rate := bar.format_dict["rate"]:
                 shown["images/s"] = f"{rate * self._batch:.1f}"
-            if "temperature" in values:
-                shown["exp(t)"] = f"{values['temperature']:.2f}"
+            for name, key in (("exp(t)", "temperature"), ("b", "bias"), ("grad", "grad_norm")):
+                if key in values:
+                    shown[name] = f"{values[key]:.3g}"
             bar.set_postfix(shown, refresh=False)
         bar.update(done - bar.n)
 
@@ -212,9 +215,10 @@ class _Training:
 def _finetune_text(result: dict[str, Any]) -> str:
     metrics = result["metrics"]
     shown = {k: v for k, v in metrics.items() if k == "loss" or k.startswith("val_")}
-    scores = "\n".join(f"{name:18} {value:.4f}" for name, value in shown.items())
+    scores = "\n".join(f"{name:18} {float(value):.4f}" for name, value in shown.items())
     return f"""\
 {scores}
+of step            {result["exported_step"]}
 model              {result["export"]}
 report             {result["report"]}"""
 

@@ -166,14 +166,29 @@ def _captions(
     if not isinstance(label, str):
         table.problems.append("captions need label= with one column of classes")
         return None
-    if isinstance(captions, str):
-        if "{label}" not in captions:
-            table.problems.append(f"captions is {captions!r}, expected a template with {{label}}")
-        captions = {name: captions.replace("{label}", name) for name in classes}
+    if isinstance(captions, str) and "{label}" not in captions:
+        table.problems.append(f"captions is {captions!r}, expected a template with {{label}}")
+    captions = class_captions(captions, classes)
     if missing := [name for name in classes if name not in captions]:
         table.problems.append(f"captions has none for the classes {', '.join(missing)}")
     names = table.column(label) or ()
     return [captions.get(name, "") for name in names]
+
+
+def class_captions(captions: str | Mapping[str, str], classes: Sequence[str]) -> Mapping[str, str]:
+    """class -> caption, of a template with {label} or of such a mapping itself."""
+    if isinstance(captions, str):
+        return {name: captions.replace("{label}", name) for name in classes}
+    return captions
+
+
+def with_own_ids(examples: Examples) -> Examples:
+    """Rows without an id in `positives` get one of their own: a row that is in a batch twice, as
+    at the border of two epochs, is then no negative of itself."""
+    n = len(examples)
+    ids = np.full(n, -1, np.int32) if examples.positives is None else examples.positives
+    own = np.arange(n, dtype=np.int32) + ids.max(initial=-1) + 1
+    return replace(examples, positives=np.where(ids < 0, own, ids))
 
 
 def _positive_ids(

@@ -26,7 +26,7 @@ CONFIG, EXPORT, REPORT, UNREADABLE = "config.json", "export", "report.html", "un
 # Keys that may change between a run and its resumption; others make another run of it.
 _FREE = frozenset(
     "total_steps log_every eval_every checkpoint_every keep best max_unreadable max_skipped loader "
-    "mesh attention remat loss_chunk tensorboard".split()
+    "mesh attention remat loss_chunk tensorboard learning_rate optimizer".split()
 )
 
 
@@ -48,8 +48,8 @@ def run(
         warn: called with a line for the user.
 
     Returns:
-        `steps`, the last `metrics`, `export`, `report`, `trained` and `parameters` (numbers of
-        scalars), `unreadable` (rows that were masked).
+        `steps`, `exported_step` (the last, or the best), the `metrics` at it, `export`, `report`,
+        `trained` and `parameters` (numbers of scalars), `unreadable` (images, each counted once).
 
     Raises:
         ValueError: anything wrong with the recipe, its data or its checkpoint.
@@ -59,22 +59,32 @@ def run(
     storage.refuse_remote(workdir)
     workdir = Path(workdir)
     with storage.lock(workdir / ".lock") if jax.process_index() == 0 else nullcontext():
+        _check_workdir(workdir)
         job = prepare(recipe)
         _claim(workdir, job, warn)
         on_start(job)
-        unreadable = Unreadable(workdir / UNREADABLE, recipe.max_unreadable)
+        unreadable = Unreadable(workdir, recipe.max_unreadable)
         step = make_train_step(
-            job.objective, job.optimizer, recipe.objective.accumulate, recipe.objective.negatives
-        )
-        options = train.Options(
-            **{f.name: getattr(recipe, f.name) for f in dataclasses.fields(train.Options)
-               if hasattr(recipe, f.name)}
+            job.objective, job.optimizer, recipe.objective.accumulate, recipe.objective.negatives,
+            places=jax.tree.map(lambda x: x.sharding, job.state) if job.mesh else None,
         )  # fmt: skip
-        batches = functools.partial(job.batches, unreadable)
-        evaluate = job.evaluate if job.held_out else None
-        on_log = _event_file(workdir, recipe)
-        state = train.fit(workdir, job.state, step, batches, options, evaluate, on_step, on_log)
-        return _finish(workdir, job, options, state, unreadable)
+        write_event = _event_file(workdir, recipe)
+
+        def on_log(line: dict[str, Any]) -> None:
+            unreadable.check()
+            write_event(line)
+
+        state = train.fit(
+            workdir, job.state, step, functools.partial(job.batches, unreadable), _options(recipe),
+            functools.partial(job.evaluate, unreadable) if job.held_out else None, on_step, on_log,
+        )  # fmt: skip
+        return _finish(workdir, job, state, unreadable)
+
+
+def _options(recipe: Recipe) -> train.Options:
+    shared = {f.name for f in dataclasses.fields(train.Options)} & set(vars(recipe))
+    mode = "min" if recipe.best and recipe.best.endswith("loss") else "max"
+    return train.Options(**{name: getattr(recipe, name) for name in shared}, mode=mode)
 
 
 def _event_file(workdir: Path, recipe: Recipe) -> Callable[[dict[str, Any]], None]:
@@ -86,55 +96,94 @@ def _event_file(workdir: Path, recipe: Recipe) -> Callable[[dict[str, Any]], Non
 
 
 class Unreadable:
-    """Counts and lists images that could not be read; ends the run when there are too many."""
+    """Lists images that could not be read, each once, and ends the run when there are too many.
 
-    def __init__(self, path: Path, limit: int):
-        self.path, self.limit, self.count = path, limit, 0
+    Every process has its file. They stop together, when they log; a single one stops at once.
+    """
+
+    def __init__(self, workdir: Path, limit: int):
+        index = jax.process_index()
+        self.path = workdir / (f"unreadable-{index}.jsonl" if index else UNREADABLE)
+        self.limit, self._last = limit, ""
+        self.images = {line["image"] for line in train.read_lines(self.path)}
 
     def __call__(self, image: str, reason: str) -> None:
-        self.count += 1
-        if jax.process_index() == 0:
-            with open(self.path, "a") as file:
-                file.write(json.dumps({"image": image, "reason": reason}) + "\n")
-        if self.count > self.limit:
+        self._last = f"{image}: {reason}"
+        if image in self.images:
+            return
+        self.images.add(image)
+        with open(self.path, "a") as file:
+            file.write(json.dumps({"image": image, "reason": reason}) + "\n")
+        if jax.process_count() == 1:
+            self.check()
+
+    def count(self) -> int:
+        """Over all processes."""
+        if jax.process_count() == 1:
+            return len(self.images)
+        from jax.experimental import multihost_utils
+
+        return int(multihost_utils.process_allgather(np.int32(len(self.images))).sum())
+
+    def check(self) -> None:
+        """Raises ValueError if there are more than the limit."""
+        if (count := self.count()) > self.limit:
             raise ValueError(
-                f"{self.count} images could not be read, more than max_unreadable={self.limit}; "
-                f"the last: {image}: {reason}. All are listed in {self.path}"
+                f"{count} images could not be read, more than max_unreadable={self.limit}; the "
+                f"last: {self._last}. All are listed in {self.path}"
             )
 
 
 # ------------------------------------------------------------------------------------ the folder
 
 
+def _check_workdir(workdir: Path) -> None:
+    """Refuses, before any work, a folder of something else."""
+    if jax.process_index():
+        return
+    before = _config_of(workdir)
+    if before is None and any(p for p in workdir.iterdir() if not p.name.startswith(".")):
+        raise FileExistsError(f"{workdir}: not empty, and not a fine-tuning run; choose another")
+
+
+def _config_of(workdir: Path) -> dict[str, Any] | None:
+    """The config.json of a fine-tuning run, or None."""
+    try:
+        content = json.loads((workdir / CONFIG).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return content if isinstance(content, dict) and "init_sha256" in content else None
+
+
 def _claim(workdir: Path, job: Job, warn: Callable[[str], None]) -> None:
     """Writes config.json, or holds the run that is there against this one."""
-    run = _identity(job)
-    path = workdir / CONFIG
-    if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        _compare(workdir, before, run, warn)
-    elif any(p for p in workdir.iterdir() if not p.name.startswith(".")):
-        raise FileExistsError(f"{workdir}: not empty, and not a fine-tuning run; choose another")
-    if jax.process_index() == 0:
-        with storage.new_file(path) as partial:
-            partial.write_text(json.dumps(run, indent=2, default=str) + "\n", encoding="utf-8")
+    if jax.process_index():
+        return
+    run, before = _identity(job), _config_of(workdir)
+    saved = (workdir / train.CHECKPOINTS).is_dir() and any(
+        p.name.isdigit() for p in (workdir / train.CHECKPOINTS).iterdir()
+    )
+    if before is not None:
+        _compare(workdir, before, run, saved, warn)
+    with storage.new_file(workdir / CONFIG) as partial:
+        partial.write_text(json.dumps(run, indent=2, default=str) + "\n", encoding="utf-8")
 
 
-def _compare(workdir: Path, before: dict, run: dict, warn: Callable[[str], None]) -> None:
+def _compare(workdir: Path, before: dict, run: dict, saved: bool, warn) -> None:
     old, new = before["recipe"], json.loads(json.dumps(run["recipe"], default=str))
+    lines = {key: f"{key}: {old.get(key)!r} -> {new[key]!r}" for key in new}
     changed = [key for key in new if old.get(key) != new[key]]
-    lines = [f"{key}: {old.get(key)!r} -> {new[key]!r}" for key in changed]
     for key in ("init_sha256", "data_sha256"):
-        if before[key] != run[key]:
-            changed.append(key)
-            lines.append(f"{key.split('_')[0]}: its content changed")
-    if fixed := [line for key, line in zip(changed, lines, strict=True) if key not in _FREE]:
+        lines[key] = f"{key.split('_')[0]}: its content changed"
+        changed += [key] if before[key] != run[key] else []
+    fixed = [lines[key] for key in changed if key not in _FREE]
+    if fixed and saved:
         raise FileExistsError(
             f"{workdir}: holds a run of another config ({'; '.join(fixed)}); repeat the old one to "
             "go on with it, or choose another workdir"
         )
-    for line in lines:
-        warn(f"resuming with a changed config: {line}")
+    for key in changed:
+        warn(f"{'resuming' if saved else 'starting again'} with a changed config: {lines[key]}")
 
 
 def _identity(job: Job) -> dict[str, Any]:
@@ -148,7 +197,7 @@ def _identity(job: Job) -> dict[str, Any]:
         "init_sha256": job.model.sha256,
         "data_sha256": digest.hexdigest(),
         "examples": [len(rows) for rows in job.training],
-        "held_out": len(job.held_out) if job.held_out else 0,
+        "held_out": sum(map(len, job.held_out)),
         "classes": list(job.training[0].classes),
         "trained": tree.size(job.state["params"]),
         "parameters": tree.size(job.model.params),
@@ -161,32 +210,35 @@ def _identity(job: Job) -> dict[str, Any]:
     }
 
 
-def _finish(workdir, job: Job, options, state: State, unreadable: Unreadable) -> dict[str, Any]:
-    lines = train.read_metrics(workdir / train.METRICS)
+def _finish(workdir: Path, job: Job, state: State, unreadable: Unreadable) -> dict[str, Any]:
+    lines = train.read_lines(workdir / train.METRICS)
     if job.recipe.best:
-        state = _best(workdir, options, state)
+        state = _best(workdir, job.recipe, state)
+    step = int(state["step"])
     export(job, state, workdir / EXPORT)
     if jax.process_index() == 0:
-        report.write(workdir / REPORT, json.loads((workdir / CONFIG).read_text()), lines)
-    last: dict[str, Any] = {}
+        report.write(workdir / REPORT, _config_of(workdir) or {}, lines, step)
+    shown: dict[str, Any] = {}
     for line in lines:
-        last |= {k: v for k, v in line.items() if k not in train.TIMES}
+        if line["step"] <= step:
+            shown |= {k: v for k, v in line.items() if k not in train.TIMES}
     return {
-        "steps": options.total_steps,
-        "metrics": last,
+        "steps": job.recipe.total_steps,
+        "exported_step": step,
+        "metrics": shown,
         "export": str(workdir / EXPORT),
         "report": str(workdir / REPORT),
         "trained": tree.size(state["params"]),
         "parameters": tree.size(job.model.params),
-        "unreadable": unreadable.count,
+        "unreadable": unreadable.count(),
     }
 
 
-def _best(workdir: Path, options: train.Options, state: State) -> State:
+def _best(workdir: Path, recipe: Recipe, state: State) -> State:
+    options = _options(recipe)
     folder = workdir / train.CHECKPOINTS
     with Checkpoints(folder, options.keep, options.best, options.mode) as checkpoints:
-        shapes = train.shapes_of(state)
-        found = checkpoints.restore(shapes, checkpoints.best_step())
+        found = checkpoints.restore(train.shapes_of(state), checkpoints.best_step())
     return state if found is None else {**found[1], "frozen": state["frozen"]}
 
 

@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -43,22 +44,24 @@ class Job:
         recipe: what was asked for.
         model: the weights to start from, the architecture and the tokenizer.
         part: which parameters train.
+        compute: how the arithmetic is done.
         objective: the loss.
         optimizer: of the trainable part.
         state: before the first step.
         training: the examples to train on, by source.
-        held_out: the examples to validate on, or None.
+        held_out: the examples to validate on, by source; none without validation.
         mesh: the devices, or None for one.
     """
 
     recipe: Recipe
     model: api.Model
     part: freeze.Partition
+    compute: Compute
     objective: Objective
     optimizer: optim.Optimizer
     state: State
     training: tuple[Examples, ...]
-    held_out: Examples | None
+    held_out: tuple[Examples, ...]
     mesh: Mesh | None
 
     def batches(self, on_error: Callable[[str, str], None], start: int) -> Iterator[Any]:
@@ -73,14 +76,18 @@ class Job:
             **_this_process(),
         )
         for batch in source:
+            if not batch["mask"].any() and jax.process_count() == 1:
+                raise ValueError(
+                    f"none of the {len(batch['mask'])} images of a batch could be read; look at "
+                    "data.path, data.root and the list of unreadable images"
+                )
             yield sharding.put_batch(batch, self.mesh)
 
-    def evaluate(self, state: State) -> dict[str, float]:
+    def evaluate(self, on_error: Callable[[str, str], None], state: State) -> dict[str, float]:
         """The metrics of `validation` on the held-out examples."""
-        assert self.held_out is not None
         params, recipe = freeze.join(state["params"], state["frozen"]), self.recipe
         batches = self._loader.epoch_batches(
-            self._input((self.held_out,)), recipe.batch_size, **_this_process()
+            self._input(self.held_out), recipe.batch_size, on_error=on_error, **_this_process()
         )
         rows = validation.collect(self._encode, params, batches, self.mesh)
         if recipe.objective.name == "classification":
@@ -121,20 +128,19 @@ class Job:
         captions, classes = self.recipe.data[0].captions, self.training[0].classes
         if captions is None or not classes:
             return None
-        return self.model.processor.texts(
-            [
-                captions[name] if isinstance(captions, Mapping) else captions.format(label=name)
-                for name in classes
-            ]
-        )
+        texts = examples.class_captions(captions, classes)
+        return self.model.processor.texts([texts[name] for name in classes])
 
     @functools.cached_property
-    def _encode_prompts(self):
-        config, tokens = self.model.config, jnp.asarray(self._prompts)
-        encode = jax.jit(
-            lambda params: towers.normalize(towers.encode_text(params, tokens, config))
-        )
-        return lambda params: np.asarray(encode(params))
+    def _encode_prompts(self) -> Callable[[Params], np.ndarray]:
+        config, tokens, compute = self.model.config, jnp.asarray(self._prompts), self.compute
+
+        def encode(params):
+            return towers.normalize(towers.encode_text(params, tokens, config, compute))
+
+        places = NamedSharding(self.mesh, PartitionSpec()) if self.mesh else None
+        compiled = jax.jit(encode, out_shardings=places)
+        return lambda params: np.asarray(compiled(params))
 
 
 def _this_process() -> dict[str, int]:
@@ -145,21 +151,25 @@ def prepare(recipe: Recipe) -> Job:
     """Reads the data, loads or draws the weights, and places the state on the devices."""
     mesh = _mesh(recipe)
     training, held_out = _examples(recipe)
-    model = _model(recipe, mesh)
+    model, compute = _model(recipe, mesh), _compute(recipe, mesh)
     params = dict(model.params)
-    contrastive = recipe.objective.name == "contrastive"
     _check_examples(recipe, model, training)
-    if not contrastive:
+    if recipe.objective.name == "classification":
         head = objectives.init_head(model.config, len(training[0].classes))
         params["head"] = _place(head, mesh)
     if recipe.lora:
-        params = freeze.join(params, _place(lora.init(recipe.lora, params, recipe.seed), mesh))
+        used = params if recipe.objective.name == "contrastive" else {"img": params["img"]}
+        adapters = lora.init(recipe.lora, used, recipe.seed)
+        params = freeze.join(params, _place(adapters, mesh))
     part = freeze.partition(_frozen(recipe, params), params)
     trainable, frozen = part.split(params)
     optimizer = _optimizer(recipe, params, part)
+    state = init_state(trainable, optimizer, frozen)
+    # What the split has cut would otherwise stay in memory, whole, beside its pieces.
+    model.params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), model.params)
     return Job(
-        recipe, model, part, _objective(recipe, model, training, mesh), optimizer,
-        init_state(trainable, optimizer, frozen), training, held_out, mesh,
+        recipe, model, part, compute, _objective(recipe, model, compute, training, mesh),
+        optimizer, state, training, held_out, mesh,
     )  # fmt: skip
 
 
@@ -177,44 +187,32 @@ def _mesh(recipe: Recipe) -> Mesh | None:
     return mesh
 
 
-def _examples(recipe: Recipe) -> tuple[tuple[Examples, ...], Examples | None]:
+def _examples(recipe: Recipe) -> tuple[tuple[Examples, ...], tuple[Examples, ...]]:
+    """(training, held out) rows of every source; rows of any other split are left alone."""
     training, held_out = [], []
     for data in recipe.data:
         arguments = {f.name: getattr(data, f.name) for f in dataclasses.fields(data)}
         del arguments["weight"]
         rows = examples.read(**arguments)
+        if isinstance(recipe.validation, str):
+            if rows.splits is None:
+                raise ValueError(
+                    f"validation is {recipe.validation!r}, but {data.path} has no column "
+                    f"{data.split!r}; name it (data.split), or give a share such as 0.1"
+                )
+            held_out.append(rows.of_split(recipe.validation))
+        if rows.splits is not None:
+            rows = rows.of_split("train")
         if isinstance(recipe.validation, float):
             rows, other = examples.split_by_group(rows, recipe.validation, recipe.seed)
             held_out.append(other)
-        elif rows.splits is not None:
-            if isinstance(recipe.validation, str):
-                held_out.append(rows.of_split(recipe.validation))
-            rows = rows.of_split("train")
-        elif recipe.validation:
-            raise ValueError(
-                f"validation is {recipe.validation!r}, but {data.path} has no column {data.split!r}"
-            )
         training.append(rows)
     for rows in training:
         for other in held_out:
             examples.check_disjoint(rows, other)
-    return tuple(training), _one(held_out)
-
-
-def _one(parts: list[Examples]) -> Examples | None:
-    """Validation is on the rows of all sources together."""
-    if len(parts) < 2:
-        return parts[0] if parts else None
-    columns = {}
-    for field in dataclasses.fields(Examples):
-        values = [getattr(part, field.name) for part in parts]
-        if field.name == "classes" or values[0] is None:
-            columns[field.name] = values[0]
-        elif isinstance(values[0], np.ndarray):
-            columns[field.name] = np.concatenate(values)
-        else:
-            columns[field.name] = [x for value in values for x in value]
-    return Examples(**columns)
+    if recipe.objective.name == "contrastive":
+        training, held_out = (list(map(examples.with_own_ids, x)) for x in (training, held_out))
+    return tuple(training), tuple(held_out)
 
 
 def _model(recipe: Recipe, mesh: Mesh | None) -> api.Model:
@@ -232,7 +230,13 @@ def _model(recipe: Recipe, mesh: Mesh | None) -> api.Model:
     if mesh is not None:
         fsdp = bool(recipe.mesh and recipe.mesh.fsdp)
         params = jax.device_put(params, sharding.param_shardings(params, mesh, fsdp))
-    return api.Model(params, model.config, tokenizer=recipe.tokenizer)
+    return api.Model(params, model.config, tokenizer=api.tokenizer_path(recipe.tokenizer))
+
+
+def _compute(recipe: Recipe, mesh: Mesh | None) -> Compute:
+    precision = "highest" if recipe.dtype == "float32" else "default"
+    attention = recipe.attention or ("xla" if mesh else "auto")
+    return Compute(recipe.dtype, precision, attention, recipe.remat)
 
 
 def _place(params: Params, mesh: Mesh | None) -> Params:
@@ -254,23 +258,28 @@ def _frozen(recipe: Recipe, params: Params) -> tuple[str, ...]:
     return (*recipe.freeze, *unused)
 
 
-def _objective(recipe: Recipe, model: api.Model, training, mesh) -> Objective:
-    precision = "highest" if recipe.dtype == "float32" else "default"
-    attention = recipe.attention or ("xla" if mesh else "auto")
-    compute = Compute(recipe.dtype, precision, attention, recipe.remat)
+def _objective(recipe: Recipe, model: api.Model, compute: Compute, training, mesh) -> Objective:
     if recipe.objective.name == "contrastive":
         return objectives.contrastive(model.config, compute, recipe.loss_chunk, mesh)
     multi_label = training[0].labels.ndim == 2
-    weight = recipe.objective.pos_weight
-    if weight == "balanced":
-        labels = np.concatenate([rows.labels for rows in training])
-        positives, known = (labels == 1).sum(0), (~np.isnan(labels)).sum(0)
-        weight = ((known - positives) / np.maximum(positives, 1)).astype(np.float32)
-    elif weight is not None:
-        weight = np.asarray(weight, np.float32)
+    weight = _pos_weight(recipe, training) if multi_label else None
     return objectives.classification(
         model.config, compute, recipe.objective.pool, multi_label, weight
     )
+
+
+def _pos_weight(recipe: Recipe, training: tuple[Examples, ...]) -> np.ndarray | None:
+    weight, classes = recipe.objective.pos_weight, training[0].classes
+    if weight == "balanced":
+        labels = np.concatenate([rows.labels for rows in training if rows.labels is not None])
+        positives, known = (labels == 1).sum(0), (~np.isnan(labels)).sum(0)
+        return ((known - positives) / np.maximum(positives, 1)).astype(np.float32)
+    if weight is not None and len(weight) != len(classes):
+        raise ValueError(
+            f"objective.pos_weight has {len(weight)} numbers for the {len(classes)} classes "
+            f"{', '.join(classes)}; give one each, or 'balanced'"
+        )
+    return None if weight is None else np.asarray(weight, np.float32)
 
 
 def _optimizer(recipe: Recipe, params: Params, part: freeze.Partition) -> optim.Optimizer:
@@ -286,17 +295,24 @@ def _optimizer(recipe: Recipe, params: Params, part: freeze.Partition) -> optim.
     return optim.adamw(recipe.learning_rate, schedule, b1=o.b1, b2=o.b2, **common)
 
 
+_BELOW_BLOCKS = r"(img|txt)/(embedding/.*|Embed_0/.*|pos_embedding)"
+
+
 def _rates(recipe: Recipe, params: Params, part: freeze.Partition) -> Params | None:
     """Factors on the learning rate, for a stack one per layer."""
     o = recipe.optimizer
     if not o.rates and o.layer_decay == 1:
         return None
+    depths = {path.split(tree.STACK)[0].split("/")[0]: len(leaf)
+              for path, leaf in tree.items(params) if tree.STACK in path}  # fmt: skip
     factors = {}
     for path, values in tree.match_layers([*o.rates, (".*", 1.0)], params).items():
-        below = np.arange(len(values))[::-1] if tree.STACK in path else 0
-        factors[path] = np.asarray(values, np.float32) * np.float32(o.layer_decay) ** below
-        if tree.STACK not in path:
-            factors[path] = factors[path].reshape(())
+        rate = np.asarray(values, np.float32)
+        if tree.STACK in path:
+            factors[path] = rate * np.float32(o.layer_decay) ** np.arange(len(values))[::-1]
+        else:
+            below = depths[path.split("/")[0]] if re.fullmatch(_BELOW_BLOCKS, path) else 0
+            factors[path] = rate.reshape(()) * np.float32(o.layer_decay) ** below
     return part.split(tree.unflatten(factors))[0]
 
 

@@ -45,7 +45,10 @@ class LoRA:
             raise ValueError(f"lora.rank is {self.rank}; expected at least 1")
 
     def frozen(self, params: Params) -> tuple[str, ...]:
-        """Regexes, for `freeze.partition`, of everything but the adapters and `train`."""
+        """Regexes, for `freeze.partition`, of everything but the adapters and `train`, each of
+        whose patterns has to match something."""
+        paths = list(tree.flatten(params))
+        tree.match([*((pattern, True) for pattern in self.train), (".*", False)], paths)
         keep = "|".join([r".*_lora/[ab]", *self.train])
         return (rf"(?!(?:{keep})$).*",)
 

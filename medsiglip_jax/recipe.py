@@ -84,7 +84,8 @@ class Optimizer:
         b2: AdamW's; for adafactor the cap of beta2.
         clip_norm: of the whole gradient.
         rates: (regex, factor on the learning rate) over paths, first match wins.
-        layer_decay: factor on the learning rate from each block to the one below it.
+        layer_decay: factor on the learning rate from each block to the one below it; embeddings
+            are below the first.
     """
 
     name: str = "adamw"
@@ -105,7 +106,7 @@ class Mesh:
 
     Attributes:
         data: devices over which batches are split; default all.
-        model: devices of the second axis.
+        model: devices of the second axis; nothing is split over it yet, they repeat the same work.
         fsdp: split large parameters and their optimiser state over "data", too.
     """
 
@@ -148,8 +149,9 @@ class Recipe:
         eval_every: steps between evaluations; 0 only after the last.
         checkpoint_every: steps between checkpoints; 0 only at the end.
         keep: latest checkpoints kept.
-        best: validation metric ("val_auc") whose best checkpoint is kept and exported.
-        max_unreadable: unreadable images, each counted once per use, that end the run; 0 the first.
+        best: validation metric ("val_auc", or "val_loss": the lowest) whose best checkpoint is
+            saved when it is found, kept and exported.
+        max_unreadable: more different images than this that cannot be read end the run.
         max_skipped: updates in a row that are not finite that end the run.
     """
 
@@ -210,19 +212,31 @@ def _constraints(r: Recipe):
     """(key, value, whether it is right, what is expected)"""
     yield "data", r.data, len(r.data) > 0, "at least one source"
     yield "init", r.init, (r.init is None) != (r.model is None), "either init or model, not both"
-    for name in ("total_steps", "batch_size", "log_every", "keep"):
+    for name in ("total_steps", "batch_size", "log_every", "keep", "max_skipped"):
         value = getattr(r, name)
         yield name, value, value >= 1, "at least 1"
     for name in ("seed", "eval_every", "checkpoint_every", "max_unreadable"):
         value = getattr(r, name)
         yield name, value, value >= 0, "at least 0"
-    yield "learning_rate", r.learning_rate, r.learning_rate > 0, "more than 0"
+    for name, value in (("learning_rate", r.learning_rate), ("temperature", r.temperature),
+                        ("optimizer.clip_norm", r.optimizer.clip_norm)):  # fmt: skip
+        yield name, value, value > 0, "more than 0"
+    for name, value in (("optimizer.b1", r.optimizer.b1), ("optimizer.b2", r.optimizer.b2)):
+        yield name, value, 0 <= value < 1, "at least 0 and less than 1"
+    for name, value in (("loss_chunk", r.loss_chunk), *vars(r.mesh or Mesh(model=1)).items()):
+        yield name, value, value is None or value >= 1 or name == "fsdp", "at least 1"
+    weight = r.objective.pos_weight
+    right = not isinstance(weight, str) or weight == "balanced"
+    yield "objective.pos_weight", weight, right, "'balanced', or one number per class"
+    right = r.best is None or r.validation is not None
+    yield "best", r.best, right, "no best without validation"
     names = ("contrastive", "classification")
     for name, value, allowed in (
         ("objective.name", r.objective.name, names),
         ("objective.negatives", r.objective.negatives, ("batch", "piece")),
         ("objective.pool", r.objective.pool, ("map", "mean")),
         ("optimizer.name", r.optimizer.name, ("adamw", "adafactor")),
+        ("optimizer.schedule", r.optimizer.schedule, ("cosine", "rsqrt", "linear", "constant")),
         ("remat", r.remat, tuple(REMAT)),
         ("attention", r.attention, (None, *ATTENTION)),
         ("dtype", r.dtype, ("float32", "bfloat16")),

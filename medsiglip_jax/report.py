@@ -29,18 +29,21 @@ vertical-align:top}th{color:#616e7c;font-weight:500}pre{background:#f5f7fa;paddi
 overflow:auto;font-size:13px}text{font-size:12px;fill:#616e7c}"""
 
 
-def write(path: Path, run: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> None:
+def write(
+    path: Path, run: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], exported: int
+) -> None:
     """Writes the report.
 
     Args:
         path: of the HTML file; replaced in one step.
         run: the content of `config.json`.
         lines: of `metrics.jsonl`.
+        exported: the step whose weights were exported.
     """
     plots = [_plot(title, keys, lines) for title, keys in _PLOTS]
     recipe = html.escape(json.dumps(run["recipe"], indent=2))
     page = f"""<!doctype html><meta charset="utf-8"><title>Fine-tuning report</title>
-<style>{_STYLE}</style><h1>Fine-tuning report</h1>{_table(_facts(run, lines))}
+<style>{_STYLE}</style><h1>Fine-tuning report</h1>{_table(_facts(run, lines, exported))}
 {"".join(plots)}<h2>Config</h2><pre>{recipe}</pre>
 <p>Not a medical device. Figures on a validation split used to choose between runs are optimistic;
 report those of a test set that was looked at once.</p>
@@ -49,10 +52,12 @@ report those of a test set that was looked at once.</p>
         partial.write_text(page, encoding="utf-8")
 
 
-def _facts(run: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def _facts(
+    run: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], exported: int
+) -> dict[str, str]:
     last: dict[str, Any] = {}
     for line in lines:
-        last |= line
+        last |= line if line["step"] <= exported else {}
     facts = {
         "objective": run["recipe"]["objective"]["name"],
         "started from": run["recipe"]["init"] or "random weights",
@@ -60,7 +65,8 @@ def _facts(run: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> dict[s
         "examples": f"{sum(run['examples']):,} to train, {run['held_out']:,} held out",
         "devices": f"{len(run['devices'])} x {run['devices'][0]}",
         "versions": ", ".join(f"{k} {v}" for k, v in run["versions"].items()),
-        "steps": f"{last.get('step', 0):,}",
+        "steps": f"{lines[-1]['step'] if lines else 0:,}",
+        "exported": f"step {exported:,}; the scores are those at it",
         "updates skipped": f"{last.get('skipped', 0):.0f}",
     }
     scores = {k: f"{v:.4f}" for k, v in last.items() if k.startswith("val_") and _number(v)}

@@ -65,6 +65,7 @@ def make_train_step(
     optimizer: Optimizer,
     accumulate: int = 1,
     negatives: str = "batch",
+    places: State | None = None,
 ) -> Callable[[State, Batch], tuple[State, Metrics]]:
     """Returns the compiled `step(state, batch) -> (state, metrics)`; it donates `state`.
 
@@ -82,6 +83,8 @@ def make_train_step(
             gradient of its embeddings). "piece": the mean of the losses of the pieces, each with
             its own negatives only, in three quarters of the time; for a contrastive loss another,
             easier objective.
+        places: tree of shardings of the state, which then comes back where it was; default what
+            the compiler finds best, which may be elsewhere and compile a second time.
     """
     if accumulate < 1 or negatives not in NEGATIVES:
         raise ValueError(
@@ -93,7 +96,7 @@ def make_train_step(
     else:
         gradients = _cached_gradients if negatives == "batch" else _plain_gradients
 
-    @partial(jax.jit, donate_argnums=0)
+    @partial(jax.jit, donate_argnums=0, out_shardings=places and (places, None))
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         params, frozen = state["params"], state["frozen"]
         value, grads = gradients(objective, params, frozen, batch, accumulate)

@@ -35,7 +35,7 @@ class Options:
         keep: latest checkpoints kept.
         best: evaluation metric whose best checkpoint is kept, too.
         mode: "max" or "min", of `best`.
-        max_skipped: so many updates in a row that are not finite end the run.
+        max_skipped: so many updates in a row that are not finite end the run, at the next log.
     """
 
     total_steps: int
@@ -95,6 +95,11 @@ def fit(
     with places as checkpoints, _signals() as caught:
         start, state = _restore(checkpoints, state)
         log, stream = MetricsLog(workdir / METRICS, start), batches(start)
+        if start > options.total_steps:
+            raise ValueError(
+                f"total_steps is {options.total_steps}, but {workdir} is at step {start} already; "
+                "give more steps, or another workdir"
+            )
         on_step(start, None)
         for done in range(start + 1, options.total_steps + 1):
             batch = _next(stream, done, options.total_steps)
@@ -104,11 +109,19 @@ def fit(
             results = _evaluate(evaluate, state) if options.due(options.eval_every, done) else None
             if values or results:
                 on_log(log.write(done, {**(values or {}), **(results or {})}, rows))
-            if values:
-                _check_finite(values, done, options)
+            _check_best(options, results)
             stop = _agreed(caught, bool(values))
-            if stop or options.due(options.checkpoint_every, done):
+            bad = values is not None and values["skipped_in_row"] >= options.max_skipped
+            ranked = bool(options.best and results)
+            if stop or bad or ranked or options.due(options.checkpoint_every, done):
                 checkpoints.save(done, _saved(state), results)
+            if bad:
+                raise FloatingPointError(
+                    f"loss or gradient was not finite for {options.max_skipped} steps in a row or "
+                    f"more, up to step {done}: training has diverged. What is saved is from before "
+                    "them. Lower the learning rate, lengthen the warm-up, or look for bad values "
+                    "in the data"
+                )
             on_step(done, values)
             if stop and done < options.total_steps:
                 raise Stopped(stop, done)
@@ -157,12 +170,11 @@ def _evaluate(evaluate: Callable | None, state: State) -> dict[str, float] | Non
     return {name: float(x) for name, x in evaluate(state).items()} if evaluate else None
 
 
-def _check_finite(values: dict[str, float], done: int, options: Options) -> None:
-    if values["skipped_in_row"] >= options.max_skipped:
-        raise FloatingPointError(
-            f"loss or gradient was not finite for {values['skipped_in_row']:.0f} steps in a row, "
-            f"up to step {done}: training has diverged. The checkpoints are from before. Lower the "
-            "learning rate, lengthen the warm-up, or look for bad values in the data"
+def _check_best(options: Options, results: Mapping[str, float] | None) -> None:
+    if results is not None and options.best and options.best not in results:
+        raise ValueError(
+            f"best is {options.best!r}, which is none of the validation metrics of this run: "
+            f"{', '.join(results)}"
         )
 
 
@@ -177,7 +189,7 @@ class MetricsLog:
         self._path, self._clock, self._step = path, time.perf_counter(), start
         if jax.process_index():
             return
-        kept = [line for line in read_metrics(path) if line["step"] <= start]
+        kept = [line for line in read_lines(path) if line["step"] <= start]
         with storage.new_file(path) as partial:
             partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
@@ -194,8 +206,8 @@ class MetricsLog:
         return line
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`; a last one that a kill cut short is left out."""
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a .jsonl file; a last one that a kill cut short is left out."""
     if not path.exists():
         return []
     lines = []

@@ -10,8 +10,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from medsiglip_jax import losses, metrics, objectives, sharding
 from medsiglip_jax.objectives import Batch, Objective, Params
 
-# Side of the blocks in which all images meet all texts, 64 MB of float32 at a time.
-_BLOCK = 4096
+# Side of the blocks in which all images meet all texts: 16 MB of float32 at a time.
+_BLOCK = 2048
 
 
 def encoder(objective: Objective, mesh: jax.sharding.Mesh | None = None):
@@ -32,6 +32,8 @@ def collect(encode, params: Params, batches: Iterable[Batch], mesh=None) -> dict
         for batch in batches
     ]
     rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    if not rows["mask"].any():
+        raise ValueError("none of the validation images could be read; they are listed by path")
     return {name: x[rows["mask"]] for name, x in rows.items()}
 
 
@@ -41,9 +43,9 @@ def contrastive(
     """Loss, mean logits and recall of image-text pairs; zero-shot scores of classes.
 
     Args:
-        rows: `zimg`, `ztxt`, and if there are any `positives` and `label` int32 [n].
+        rows: `zimg`, `ztxt`, `positives`, and if there are any `label` int32 [n].
         params: with `t` and `b`.
-        batch_size: of training, for the loss depends on it.
+        batch_size: of training, for the loss depends on it; rows are drawn into batches by chance.
         zclass: normalised prompt embeddings [classes, d].
 
     Returns:
@@ -52,7 +54,7 @@ def contrastive(
         zero-shot `val_accuracy` and `val_auc`.
     """
     t, b = (np.asarray(params[name], np.float32) for name in "tb")
-    ids = rows.get("positives")
+    ids = rows["positives"]
     result = _loss(rows, ids, t, b, batch_size) | _pairs(rows["zimg"], rows["ztxt"], ids, t, b)
     if zclass is not None and "label" in rows:
         result |= class_scores(rows["zimg"] @ zclass.T, rows["label"])
@@ -60,28 +62,31 @@ def contrastive(
 
 
 def _loss(rows, ids, t, b, batch_size: int) -> dict[str, float]:
-    total, n = 0.0, len(rows["zimg"])
+    total, n = 0.0, len(ids)
+    order = np.random.default_rng(0).permutation(n)  # manifests are often sorted by class
     for start in range(0, n, batch_size):
-        part = slice(start, start + batch_size)
+        part = order[start : start + batch_size]
         zimg, ztxt = rows["zimg"][part], rows["ztxt"][part]
-        positives = None if ids is None else ids[part]
-        value = losses.sigmoid_loss(zimg, ztxt, t, b, positives=positives, chunk_size=_BLOCK)
-        total += float(value) * len(zimg)
+        value = losses.sigmoid_loss(zimg, ztxt, t, b, positives=ids[part], chunk_size=_BLOCK)
+        total += float(value) * len(part)
     return {"val_loss": total / n}
 
 
 def _pairs(zimg, ztxt, ids, t, b) -> dict[str, float]:
-    """Over all pairs, a block of images at a time."""
-    n = len(zimg)
-    ids = np.where(ids < 0, -1 - np.arange(n), ids) if ids is not None else np.arange(n)
-    sums, counts, found = np.zeros(2), np.zeros(2), 0
-    for start in range(0, n, _BLOCK):
-        logits = np.exp(t) * (zimg[start : start + _BLOCK] @ ztxt.T) + b
-        same = ids[start : start + _BLOCK, None] == ids
-        for i, chosen in enumerate((same, ~same)):
-            sums[i] += logits[chosen].sum(dtype=np.float64)
-            counts[i] += chosen.sum()
-        found += same[np.arange(len(logits)), logits.argmax(1)].sum()
+    """Over all pairs, a block of them at a time."""
+    n, found = len(ids), 0
+    sums, counts = np.zeros(2), np.zeros(2)
+    for i in range(0, n, _BLOCK):
+        best, best_id = np.full(len(zimg[i : i + _BLOCK]), -np.inf), np.full(n, -1)[i : i + _BLOCK]
+        for j in range(0, n, _BLOCK):
+            logits = np.exp(t) * (zimg[i : i + _BLOCK] @ ztxt[j : j + _BLOCK].T) + b
+            same = ids[i : i + _BLOCK, None] == ids[j : j + _BLOCK]
+            sums += logits[same].sum(dtype=np.float64), logits[~same].sum(dtype=np.float64)
+            counts += same.sum(), (~same).sum()
+            better = logits.max(1) > best
+            best_id = np.where(better, ids[j : j + _BLOCK][logits.argmax(1)], best_id)
+            best = np.maximum(best, logits.max(1))
+        found += (best_id == ids[i : i + _BLOCK]).sum()
     means = sums / np.maximum(counts, 1)
     return {"val_positive": means[0], "val_negative": means[1], "val_recall@1": found / n}
 

@@ -47,7 +47,7 @@ def batches(start):
 
 
 def lines(folder, times=False):
-    found = train.read_metrics(folder / train.METRICS)
+    found = train.read_lines(folder / train.METRICS)
     return [{k: v for k, v in x.items() if times or k not in train.TIMES} for x in found]
 
 
@@ -126,7 +126,7 @@ def test_a_signal_saves_and_stops(tmp_path, number):
 def test_what_is_not_finite_ends_the_run_and_keeps_the_checkpoint(tmp_path):
     bad = functools.partial(step, bad=(4, 7, 8, 9))
     options = Options(20, log_every=1, checkpoint_every=1, max_skipped=3)
-    with pytest.raises(FloatingPointError, match="for 3 steps in a row, up to step 9"):
+    with pytest.raises(FloatingPointError, match="for 3 steps in a row or more, up to step 9"):
         fit(tmp_path, new_state(), bad, batches, options)
     assert [x["loss"] for x in lines(tmp_path)][3:8] == ["nan", 5.0, 6.0, "nan", "nan"]
     assert [x["skipped"] for x in lines(tmp_path)] == [0, 0, 0, 1, 1, 1, 2, 3, 4]
@@ -134,7 +134,7 @@ def test_what_is_not_finite_ends_the_run_and_keeps_the_checkpoint(tmp_path):
         json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     with Checkpoints(tmp_path / train.CHECKPOINTS) as checkpoints:
         done, state = checkpoints.restore(train.shapes_of(new_state()))
-    assert done == 8 and state["params"]["sum"] == 1 + 2 + 3 + 5 + 6
+    assert done == 9 and state["params"]["sum"] == 1 + 2 + 3 + 5 + 6
 
 
 def test_the_best_is_kept_beside_the_latest(tmp_path):
@@ -154,8 +154,11 @@ def test_an_unreadable_checkpoint_costs_only_itself(tmp_path):
         if file.is_file() and "d" in file.parts[-2]:
             file.write_bytes(b"")
     with pytest.warns(UserWarning, match="step 6"):
-        state = fit(tmp_path, new_state(), step, batches, Options(4, keep=3))
-    assert state["params"]["sum"] == 10
+        state = fit(tmp_path, new_state(), step, batches, Options(6, keep=3))
+    assert state["params"]["sum"] == 21
+    starts = []
+    fit(tmp_path, new_state(), step, batches, Options(6), None, lambda n, _: starts.append(n))
+    assert starts == [6], "the damaged checkpoint was written anew"
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
