@@ -1,8 +1,9 @@
 """Orbax, which only this file imports: trees of arrays in a folder, the checkpoints of a run."""
 
+import contextlib
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ class Checkpoints:
         """Opens or creates a folder of checkpoints, and removes what a killed save left there.
 
         Args:
-            folder: local path or gs://.
+            folder: where; created if need be.
             keep: so many of the latest are kept.
             best: name of a metric: the best by it is kept, too.
             mode: "max" or "min", of `best`.
@@ -75,16 +76,16 @@ class Checkpoints:
             cleanup_tmp_directories=True,
             enable_async_checkpointing=jax.default_backend() != "cpu",
         )
-        where = str(folder) if "://" in str(folder) else Path(folder).absolute()
         self.folder, self._ocp, self._best = folder, ocp, best
         self._damaged: set[int] = set()
-        self._manager = ocp.CheckpointManager(where, options=options)
+        self._manager = ocp.CheckpointManager(Path(folder).absolute(), options=options)
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *_) -> None:
-        self._manager.close()
+        with self._disk_full():  # what is still being written in the background
+            self._manager.close()
 
     def steps(self) -> list[int]:
         """The steps there are, in order."""
@@ -107,16 +108,20 @@ class Checkpoints:
             self._manager.delete(step)
         ranked = metrics if metrics and self._best in metrics else None
         values = {k: float(v) for k, v in ranked.items()} if ranked else None
+        args = self._ocp.args.StandardSave(state)
+        with self._disk_full():
+            self._manager.save(step, args=args, metrics=values, force=True)
+
+    @contextlib.contextmanager
+    def _disk_full(self) -> Iterator[None]:
         try:
-            self._manager.save(
-                step, args=self._ocp.args.StandardSave(state), metrics=values, force=True
-            )
-        except Exception as error:
+            yield
+        except Exception as error:  # tensorstore's is a ValueError
             if "No space left" not in str(error):
                 raise
             raise OSError(
-                f"{self.folder}: no space left for the checkpoint of step {step}; those before it "
-                "are whole, and the same command goes on from there"
+                f"{self.folder}: no space left for a checkpoint; those before it are whole, and "
+                "the same command goes on from there"
             ) from None
 
     def restore(self, shapes: Any, step: int | None = None) -> tuple[int, Any] | None:

@@ -94,12 +94,12 @@ def fit(
     places = Checkpoints(workdir / CHECKPOINTS, options.keep, options.best, options.mode)
     with places as checkpoints, _signals() as caught:
         start, state = _restore(checkpoints, state)
-        log, stream = MetricsLog(workdir / METRICS, start), batches(start)
         if start > options.total_steps:
             raise ValueError(
                 f"total_steps is {options.total_steps}, but {workdir} is at step {start} already; "
                 "give more steps, or another workdir"
             )
+        log, stream = MetricsLog(workdir / METRICS, start), batches(start)
         on_step(start, None)
         for done in range(start + 1, options.total_steps + 1):
             batch = _next(stream, done, options.total_steps)
@@ -111,17 +111,12 @@ def fit(
                 on_log(log.write(done, {**(values or {}), **(results or {})}, rows))
             _check_best(options, results)
             stop = _agreed(caught, bool(values))
-            bad = values is not None and values["skipped_in_row"] >= options.max_skipped
+            diverged = values is not None and values["skipped_in_row"] >= options.max_skipped
             ranked = bool(options.best and results)
-            if stop or bad or ranked or options.due(options.checkpoint_every, done):
+            if stop or diverged or ranked or options.due(options.checkpoint_every, done):
                 checkpoints.save(done, _saved(state), results)
-            if bad:
-                raise FloatingPointError(
-                    f"loss or gradient was not finite for {options.max_skipped} steps in a row or "
-                    f"more, up to step {done}: training has diverged. What is saved is from before "
-                    "them. Lower the learning rate, lengthen the warm-up, or look for bad values "
-                    "in the data"
-                )
+            if diverged:
+                raise _divergence(done, options)
             on_step(done, values)
             if stop and done < options.total_steps:
                 raise Stopped(stop, done)
@@ -176,6 +171,14 @@ def _check_best(options: Options, results: Mapping[str, float] | None) -> None:
             f"best is {options.best!r}, which is none of the validation metrics of this run: "
             f"{', '.join(results)}"
         )
+
+
+def _divergence(done: int, options: Options) -> FloatingPointError:
+    return FloatingPointError(
+        f"loss or gradient was not finite for {options.max_skipped} steps in a row or more, up to "
+        f"step {done}: training has diverged. What is saved is from before them. Lower the "
+        "learning rate, lengthen the warm-up, or look for bad values in the data"
+    )
 
 
 class MetricsLog:

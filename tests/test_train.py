@@ -180,3 +180,23 @@ def test_training_needs_no_tensorflow():
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_full_disk_costs_no_earlier_checkpoint(tmp_path, monkeypatch):
+    import orbax.checkpoint as ocp
+
+    save = ocp.CheckpointManager.save
+
+    def full(self, step, **rest):
+        if step == 4:
+            raise ValueError("RESOURCE_EXHAUSTED: [Errno 28] No space left on device")
+        return save(self, step, **rest)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", full)
+    options = Options(6, checkpoint_every=2)
+    with pytest.raises(OSError, match="no space left for a checkpoint; those before it are whole"):
+        fit(tmp_path, new_state(), step, batches, options)
+    monkeypatch.undo()
+    starts = []
+    state = fit(tmp_path, new_state(), step, batches, options, None, lambda n, _: starts.append(n))
+    assert starts[0] == 2 and state["params"]["sum"] == 21
