@@ -216,19 +216,15 @@ def _examples(recipe: Recipe) -> tuple[tuple[Examples, ...], tuple[Examples, ...
 
 
 def _model(recipe: Recipe, mesh: Mesh | None) -> api.Model:
-    attention = recipe.attention or ("xla" if mesh else "auto")
+    fsdp = bool(recipe.mesh and recipe.mesh.fsdp)
     if recipe.init is not None:
-        fsdp = bool(recipe.mesh and recipe.mesh.fsdp)
-        return api.load(
-            recipe.init, mesh=mesh, tokenizer=recipe.tokenizer, attention=attention, fsdp=fsdp
-        )
+        return api.load(recipe.init, mesh=mesh, tokenizer=recipe.tokenizer, fsdp=fsdp)
     model = api.init(recipe.model_config, recipe.seed)
     params = dict(model.params)
     if "t" in params:
         params["t"] = jnp.full((1,), np.log(recipe.temperature), jnp.float32)
         params["b"] = jnp.full((1,), recipe.bias, jnp.float32)
     if mesh is not None:
-        fsdp = bool(recipe.mesh and recipe.mesh.fsdp)
         params = jax.device_put(params, sharding.param_shardings(params, mesh, fsdp))
     return api.Model(params, model.config, tokenizer=api.tokenizer_path(recipe.tokenizer))
 
@@ -262,7 +258,12 @@ def _objective(recipe: Recipe, model: api.Model, compute: Compute, training, mes
     if recipe.objective.name == "contrastive":
         return objectives.contrastive(model.config, compute, recipe.loss_chunk, mesh)
     multi_label = training[0].labels.ndim == 2
-    weight = _pos_weight(recipe, training) if multi_label else None
+    if recipe.objective.pos_weight is not None and not multi_label:
+        raise ValueError(
+            "objective.pos_weight is for several findings at once (data.label a tuple of columns); "
+            "here every image has one class"
+        )
+    weight = _pos_weight(recipe, training)
     return objectives.classification(
         model.config, compute, recipe.objective.pool, multi_label, weight
     )

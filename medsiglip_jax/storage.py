@@ -86,8 +86,12 @@ def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def lock(path: Path) -> Iterator[None]:
-    """Holds an exclusive lock that dies with the process; a second holder is refused at once."""
+    """Holds an exclusive lock that dies with the process; a second holder is refused at once.
+
+    The lock's folder is made if need be, and removed again if nothing was put into it.
+    """
     check_writable(path)
+    made = not path.parent.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
     file = _locked(path)
     while not _is_at(path, file):  # its last holder removed it after we had opened it
@@ -98,6 +102,8 @@ def lock(path: Path) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)
+            if made and not any(path.parent.iterdir()):
+                path.parent.rmdir()
 
 
 def _locked(path: Path) -> IO:

@@ -416,6 +416,8 @@ def test_unreadable_images_are_masked_listed_and_limited(data, tmp_path):
     ({"mesh": {"model": 0}}, "model is 0; expected at least 1"),
     ({"best": "val_auc"}, "no best without validation"),
     ({"lora": {"train": ("txt/haed/.*",)}}, "match no parameter: 'txt/haed"),
+    ({"objective__name": "classification", "objective__pos_weight": "balanced",
+      "data__label": "label"}, "pos_weight is for several findings"),
     ({"optimizer__schedule": "cos"}, "optimizer.schedule is 'cos'; expected one of cosine"),
     ({"objective__name": "classification", "objective__pos_weight": (1.0,),
       "data__label": ("bright", "grey")}, "1 numbers for the 2 classes bright, grey"),

@@ -72,6 +72,15 @@ def test_the_second_run_is_refused_and_the_lock_dies_with_its_process(tmp_path):
         pass
 
 
+def test_a_folder_made_for_nothing_goes_again(tmp_path):
+    with pytest.raises(ValueError), storage.lock(tmp_path / "new" / ".lock"):
+        raise ValueError
+    assert os.listdir(tmp_path) == []
+    with storage.lock(tmp_path / "new" / ".lock"):
+        (tmp_path / "new" / "file").write_text("x")
+    assert os.listdir(tmp_path / "new") == ["file"]
+
+
 def test_one_holder_at_a_time_though_the_file_comes_and_goes(tmp_path):
     inside, seen = [], []
 
