@@ -376,6 +376,15 @@ def _add_embed(commands) -> None:
     _add_json(sub)
 
 
+class _Keys(argparse.Action):
+    """Prints what a config may hold, and ends."""
+
+    def __call__(self, parser, *_):
+        from medsiglip_jax import recipe
+
+        parser.exit(0, recipe.describe())
+
+
 def _add_finetune(commands) -> None:
     sub = _command(
         commands, finetune, "fine-tune on your own image-text pairs or labels",
@@ -387,6 +396,7 @@ def _add_finetune(commands) -> None:
     sub.add_argument(
         "--config", required=True, metavar="FILE[:ARG]", help="Python file with get_config()"
     )
+    sub.add_argument("--keys", nargs=0, action=_Keys, help="list all keys of a config, and exit")
     sub.add_argument(
         "--workdir", required=True, metavar="D",
         help="gets checkpoints/, metrics.jsonl, config.json, export/ and report.html",

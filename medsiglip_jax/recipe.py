@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import importlib.util
+import inspect
 import re
 import types
 import typing
@@ -348,6 +349,20 @@ def _frozen(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return tuple(_frozen(x) for x in value)
     return value
+
+
+def describe() -> str:
+    """Every key with its default and meaning, as the docstrings here have them."""
+    parts = []
+    for prefix, kind in (("", Recipe), *((f"{key}.", kind) for key, kind in _NESTED.items())):
+        text = (inspect.getdoc(kind) or "").split("Attributes:\n")[1]
+        meanings = dict(re.findall(r"^    (\w+): ((?:.+\n?(?:        .+\n?)*))", text, re.M))
+        for f in dataclasses.fields(kind):
+            meaning = " ".join(meanings[f.name].split())
+            plain = isinstance(f.default, (str, int, float, tuple))
+            default = f" (default {f.default!r})" if plain else ""
+            parts.append(f"  --config.{prefix}{f.name}{default}\n      {meaning}\n")
+    return "".join(parts)
 
 
 def read(path: str, overrides: Sequence[str] = ()) -> Recipe:

@@ -93,3 +93,11 @@ def test_files_that_are_no_configs(tmp_path):
     (tmp_path / "b.py").write_text("x = 1")
     with pytest.raises(ValueError, match="get_config"):
         recipe.read(str(tmp_path / "b.py"))
+
+
+def test_every_key_is_described():
+    text = recipe.describe()
+    for key in ("batch_size (default 32)", "lora.rank (default 16)", "data.group", "mesh.fsdp",
+                "augment.crop", "optimizer.layer_decay (default 1.0)"):  # fmt: skip
+        assert f"--config.{key}" in text
+    assert "Attributes" not in text and "\n\n" not in text
