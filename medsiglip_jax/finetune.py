@@ -7,8 +7,8 @@ import importlib.metadata
 import io
 import json
 import os
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +58,10 @@ def run(
     """
     storage.refuse_remote(workdir)
     workdir = Path(workdir)
-    with storage.lock(workdir / ".lock") if jax.process_index() == 0 else nullcontext():
-        _check_workdir(workdir)
+    with ExitStack() as stack:
+        _by_process_0(lambda: stack.enter_context(_opened(workdir)))
         job = prepare(recipe)
-        _claim(workdir, job, warn)
+        _by_process_0(lambda: _claim(workdir, job, warn))
         on_start(job)
         unreadable = Unreadable(workdir, recipe.max_unreadable)
         step = make_train_step(
@@ -137,13 +137,34 @@ class Unreadable:
 # ------------------------------------------------------------------------------------ the folder
 
 
-def _check_workdir(workdir: Path) -> None:
-    """Refuses, before any work, a folder of something else."""
-    if jax.process_index():
-        return
-    before = _config_of(workdir)
-    if before is None and any(p for p in workdir.iterdir() if not p.name.startswith(".")):
-        raise FileExistsError(f"{workdir}: not empty, and not a fine-tuning run; choose another")
+def _by_process_0(work: Callable[[], Any]) -> None:
+    """Does what only one process may do; where it fails, all stop."""
+    problem = None
+    if jax.process_index() == 0:
+        try:
+            work()
+        except Exception as error:
+            problem = error
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        failed = multihost_utils.process_allgather(np.int32(problem is not None)).any()
+        if failed and problem is None:
+            raise ValueError("process 0 has refused this run; it says why")
+    if problem is not None:
+        raise problem
+
+
+@contextmanager
+def _opened(workdir: Path) -> Iterator[None]:
+    """Holds the workdir for this run alone; refuses, before any work, one of something else."""
+    with storage.lock(workdir / ".lock"):
+        before = _config_of(workdir)
+        if before is None and any(p for p in workdir.iterdir() if not p.name.startswith(".")):
+            raise FileExistsError(
+                f"{workdir}: not empty, and not a fine-tuning run; choose another"
+            )
+        yield
 
 
 def _config_of(workdir: Path) -> dict[str, Any] | None:
@@ -157,8 +178,6 @@ def _config_of(workdir: Path) -> dict[str, Any] | None:
 
 def _claim(workdir: Path, job: Job, warn: Callable[[str], None]) -> None:
     """Writes config.json, or holds the run that is there against this one."""
-    if jax.process_index():
-        return
     run, before = _identity(job), _config_of(workdir)
     saved = (workdir / train.CHECKPOINTS).is_dir() and any(
         p.name.isdigit() for p in (workdir / train.CHECKPOINTS).iterdir()

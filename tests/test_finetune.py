@@ -342,6 +342,15 @@ def test_a_checkpoint_of_eight_devices_restores_on_one(data, one_device, tmp_pat
     np.testing.assert_allclose(losses(tmp_path), losses(one_device), atol=1e-5)
 
 
+def both(run):
+    """Runs the two processes of a job to their ends -> [(process, stderr)]."""
+    pair = [
+        subprocess.Popen([*run, str(i)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        for i in range(2)
+    ]
+    return [(process, process.communicate(timeout=300)[1].decode()) for process in pair]
+
+
 @pytest.mark.slow
 def test_two_processes_give_the_same_curve(data, tmp_path):
     with socket.socket() as free:
@@ -362,18 +371,19 @@ def test_two_processes_give_the_same_curve(data, tmp_path):
         "from medsiglip_jax import sharding; sharding.FSDP_MIN_BYTES = 0\n"
         f"jax.distributed.initialize({address!r}, 2, int(sys.argv[2]))\n" + run[2]
     )
-    both = [
-        subprocess.Popen([*run, str(i)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        for i in range(2)
-    ]
-    for process in both:
-        _, err = process.communicate(timeout=300)
-        assert process.returncode == 0, err.decode()[-2000:]
+    for process, err in both(run):
+        assert process.returncode == 0, err[-2000:]
     logs = [train.read_lines(tmp_path / name / train.METRICS) for name in ("one", "two")]
     for one, two in zip(*logs, strict=True):
         for key in one.keys() - set(train.TIMES):
             assert two[key] == pytest.approx(one[key], abs=1e-5, rel=1e-5), key
     assert "val_auc" in logs[1][-1]
+    refused = [*run]
+    refused[3] = refused[3].replace('"seed": 0', '"seed": 9')
+    said = [(process.returncode, err) for process, err in both(refused)]
+    assert all(code for code, _ in said)
+    assert "seed: 0 -> 9" in said[0][1] and "process 0 has refused" in said[1][1]
+
     want = params_of(tmp_path / "one" / "export")
     for path, x in params_of(tmp_path / "two" / "export").items():
         if not path.endswith("key/bias"):  # no gradient but rounding, which Adam magnifies
