@@ -167,6 +167,7 @@ class _Training:
 
     def __init__(self, disable: bool | None):
         self._disable, self._bar, self._batch = disable, None, 0
+        self._before: int | None = None
 
     def __enter__(self) -> "_Training":
         return self
@@ -193,9 +194,11 @@ class _Training:
     def step(self, done: int, values: dict[str, float] | None) -> None:
         bar = self._bar
         assert bar is not None
-        if values is None and done and not bar.n:  # steps of an earlier run took no time now
-            bar.initial = bar.n = bar.last_print_n = done
+        if self._before is None:  # steps of an earlier run took no time now
+            self._before = bar.initial = bar.n = bar.last_print_n = done
             return
+        if done == self._before + 1:
+            bar.unpause()  # or the time left would count the compilation for every step
         if values:
             shown = {"loss": f"{values['loss']:.3f}"}
             if rate := bar.format_dict["rate"]:
