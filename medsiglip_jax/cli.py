@@ -1,7 +1,8 @@
 """The command `medsiglip-jax`: flags in, library calls, results and exit codes out.
 
 0 done; 1 the machine failed or a bug; 2 something given is wrong; 3 done, but some inputs were
-unreadable and are listed. With --json, stdout is one JSON document and nothing else.
+unreadable and are listed; 128 + N stopped by signal N, everything saved. With --json, stdout is one
+JSON document and nothing else.
 """
 
 import argparse
@@ -145,9 +146,8 @@ def finetune(args: argparse.Namespace) -> int:
     for name, value in (("TF_CPP_MIN_LOG_LEVEL", "3"), ("TF_ENABLE_ONEDNN_OPTS", "0")):
         os.environ.setdefault(name, value)  # or TensorFlow tells what it was built with
     main_process = _join_other_processes(args)
-    with _Training(disable=None if main_process else True) as shown:
-        warn = shown.warn if main_process else lambda line: None
-        result = run(asked, args.workdir, shown.start, shown.step, warn)
+    with _Training(quiet=not main_process) as shown:
+        result = run(asked, args.workdir, shown.start, shown.step, shown.warn)
     if main_process:
         _print(result, args.json, _finetune_text)
     return 3 if result["unreadable"] else 0
@@ -165,8 +165,8 @@ def _join_other_processes(args: argparse.Namespace) -> bool:
 class _Training:
     """A bar on stderr with loss, images/s and time left, and the lines that a user should see."""
 
-    def __init__(self, disable: bool | None):
-        self._disable, self._bar, self._batch = disable, None, 0
+    def __init__(self, quiet: bool):
+        self._quiet, self._bar, self._batch = quiet, None, 0
         self._before: int | None = None
 
     def __enter__(self) -> "_Training":
@@ -183,13 +183,13 @@ class _Training:
 
         trained, total = tree.size(job.state["params"]), tree.size(job.model.params)
         rows, held_out = (sum(map(len, part)) for part in (job.training, job.held_out))
-        note = self.warn if self._disable is None else lambda line: None
-        note(
+        self.warn(
             f"{rows:,} examples, {held_out:,} held out; training {trained:,} of "
             f"{total:,} parameters; the first step compiles"
         )
         self._batch = job.recipe.batch_size
-        self._bar = tqdm(total=job.recipe.total_steps, unit="step", disable=self._disable)
+        disable = True if self._quiet else None  # None: unless stderr is a terminal
+        self._bar = tqdm(total=job.recipe.total_steps, unit="step", disable=disable)
 
     def step(self, done: int, values: dict[str, float] | None) -> None:
         bar = self._bar
@@ -212,7 +212,8 @@ class _Training:
     def warn(self, line: str) -> None:
         from tqdm import tqdm
 
-        tqdm.write(line, file=sys.stderr)
+        if not self._quiet:
+            tqdm.write(line, file=sys.stderr)
 
 
 def _finetune_text(result: dict[str, Any]) -> str:
@@ -424,16 +425,24 @@ _GIVEN_WRONG = (
 )  # fmt: skip
 
 
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The flags; those of the form --config.KEY=VALUE, which finetune takes, as `overrides`."""
+    top = parser()
+    args, rest = top.parse_known_args(argv)
+    takes = args.run is finetune
+    args.overrides = [flag for flag in rest if takes and flag.startswith("--config.")]
+    if unknown := [flag for flag in rest if flag not in args.overrides]:
+        top.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return args
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit code."""
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
-    argv = sys.argv[1:] if argv is None else list(argv)
-    overrides = [flag for flag in argv if flag.startswith("--config.")]
     try:
-        args = parser().parse_args([flag for flag in argv if flag not in overrides])
+        args = _parse(argv)
     except SystemExit as stop:  # --help and wrong flags
         return stop.code if isinstance(stop.code, int) else 2
-    args.overrides = overrides
     name = f"medsiglip-jax {args.run.__name__}"
     try:
         return args.run(args)

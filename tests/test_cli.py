@@ -220,5 +220,7 @@ def test_finetune(run, tmp_path, pictures, checkpoint):
     ):
         code, out, err = run(*flags, *more)
         assert code == 2 and say in err and err.count("\n") == 1 and not out
+    code, _, err = run("info", checkpoint, "--config.seed=3")
+    assert code == 2 and "unrecognized arguments: --config.seed=3" in err
     code, _, err = run("finetune", "--config", "no.py", "--workdir", tmp_path / "run")
     assert code == 2 and err == "medsiglip-jax finetune: no.py: no such config file\n"
