@@ -289,8 +289,7 @@ def load(
         weights.CheckpointError: the checkpoint is broken or of another kind; every problem is in
             the message, and nothing is loaded.
     """
-    attention = attention or ("xla" if mesh else "auto")
-    compute = _compute(dtype, matmul_precision, attention)
+    compute = compute_for(dtype, matmul_precision, attention, mesh)
     checkpoint = weights.open_checkpoint(source, token)
     tokenizer = tokenizer_path(tokenizer) or checkpoint.tokenizer
     shardings = None
@@ -310,7 +309,7 @@ def load(
 def init(name: str | ModelConfig, seed: int = 0, dtype: str = "float32") -> Model:
     """A model with random weights of a named size ("so400m-448") or a given architecture."""
     config = named(name) if isinstance(name, str) else name
-    compute = _compute(dtype, None, "auto")
+    compute = compute_for(dtype)
     params = jax.tree.map(
         lambda x: jax.device_put(x.astype(weights.dtype_of(dtype))),
         random.init_params(config, seed),
@@ -376,13 +375,20 @@ def describe(source: str | os.PathLike, token: str | None = None) -> dict[str, A
     }
 
 
-def _compute(dtype: str, matmul_precision: str | None, attention: str) -> Compute:
+def compute_for(
+    dtype: str,
+    matmul_precision: str | None = None,
+    attention: str | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Compute:
+    """How to compute in `dtype` on `mesh`, with the defaults of `load`."""
     weights.dtype_of(dtype)
     precision = matmul_precision or ("highest" if dtype == "float32" else "default")
     try:
         jax.default_matmul_precision(precision)
     except ValueError as error:
         raise ValueError(f"matmul_precision is {matmul_precision!r}: {error}") from None
+    attention = attention or ("xla" if mesh else "auto")
     return Compute(dtype=dtype, precision=precision, attention=attention)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from medsiglip_jax import api, freeze, lora, report, storage, train, tree
+from medsiglip_jax import api, freeze, lora, report, sharding, storage, train, tree
 from medsiglip_jax.checkpoint import Checkpoints
 from medsiglip_jax.job import Job, prepare
 from medsiglip_jax.objectives import Params
@@ -119,11 +119,7 @@ class Unreadable:
 
     def count(self) -> int:
         """Over all processes."""
-        if jax.process_count() == 1:
-            return len(self.images)
-        from jax.experimental import multihost_utils
-
-        return int(multihost_utils.process_allgather(np.int32(len(self.images))).sum())
+        return int(sharding.over_processes(len(self.images)).sum())
 
     def check(self) -> None:
         """Raises ValueError if there are more than the limit."""
@@ -145,14 +141,11 @@ def _by_process_0(work: Callable[[], Any]) -> None:
             work()
         except Exception as error:
             problem = error
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        failed = multihost_utils.process_allgather(np.int32(problem is not None)).any()
-        if failed and problem is None:
-            raise ValueError("process 0 has refused this run; it says why")
+    failed = sharding.over_processes(problem is not None).any()
     if problem is not None:
         raise problem
+    if failed:
+        raise ValueError("process 0 has refused this run; it says why")
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from medsiglip_jax import (
     api,
@@ -138,7 +138,7 @@ class Job:
         def encode(params):
             return towers.normalize(towers.encode_text(params, tokens, config, compute))
 
-        places = NamedSharding(self.mesh, PartitionSpec()) if self.mesh else None
+        places = self.mesh and sharding.replicated(self.mesh)
         compiled = jax.jit(encode, out_shardings=places)
         return lambda params: np.asarray(compiled(params))
 
@@ -151,9 +151,14 @@ def prepare(recipe: Recipe) -> Job:
     """Reads the data, loads or draws the weights, and places the state on the devices."""
     mesh = _mesh(recipe)
     training, held_out = _examples(recipe)
-    model, compute = _model(recipe, mesh), _compute(recipe, mesh)
+    _check_columns(recipe, training)
+    compute = api.compute_for(recipe.dtype, attention=recipe.attention, mesh=mesh)
+    compute = dataclasses.replace(compute, remat=recipe.remat)
+    model = _model(recipe, mesh)
     params = dict(model.params)
-    _check_examples(recipe, model, training)
+    if recipe.objective.name == "contrastive":
+        for rows in training:  # says once, before any work, what is missing or too long
+            model.processor.texts((rows.texts or ())[:10_000])
     if recipe.objective.name == "classification":
         head = objectives.init_head(model.config, len(training[0].classes))
         params["head"] = _place(head, mesh)
@@ -229,14 +234,8 @@ def _model(recipe: Recipe, mesh: Mesh | None) -> api.Model:
     return api.Model(params, model.config, tokenizer=api.tokenizer_path(recipe.tokenizer))
 
 
-def _compute(recipe: Recipe, mesh: Mesh | None) -> Compute:
-    precision = "highest" if recipe.dtype == "float32" else "default"
-    attention = recipe.attention or ("xla" if mesh else "auto")
-    return Compute(recipe.dtype, precision, attention, recipe.remat)
-
-
 def _place(params: Params, mesh: Mesh | None) -> Params:
-    return params if mesh is None else jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+    return params if mesh is None else jax.device_put(params, sharding.replicated(mesh))
 
 
 def _frozen(recipe: Recipe, params: Params) -> tuple[str, ...]:
@@ -317,7 +316,7 @@ def _rates(recipe: Recipe, params: Params, part: freeze.Partition) -> Params | N
     return part.split(tree.unflatten(factors))[0]
 
 
-def _check_examples(recipe: Recipe, model: api.Model, training: tuple[Examples, ...]) -> None:
+def _check_columns(recipe: Recipe, training: tuple[Examples, ...]) -> None:
     contrastive = recipe.objective.name == "contrastive"
     for data, rows in zip(recipe.data, training, strict=True):
         if contrastive and rows.texts is None:
@@ -327,5 +326,3 @@ def _check_examples(recipe: Recipe, model: api.Model, training: tuple[Examples, 
             )
         if not contrastive and rows.labels is None:
             raise ValueError(f"{data.path} has no labels; name their column (data.label)")
-        if rows.texts is not None and contrastive:  # says once what is missing or too long
-            model.processor.texts(rows.texts[:10_000])

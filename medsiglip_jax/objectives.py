@@ -94,6 +94,8 @@ def _sigmoid_loss(chunk_size: int | None, mesh: Mesh | None) -> Callable:
     return loss
 
 
+# What a piece of a batch has for negatives when it is accumulated, see `step.make_train_step`.
+NEGATIVES = ("batch", "piece")
 POOLS = ("map", "mean")
 
 

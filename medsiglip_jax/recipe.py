@@ -15,6 +15,7 @@ from typing import Any
 from medsiglip_jax.config import ModelConfig, named
 from medsiglip_jax.lora import LoRA
 from medsiglip_jax.model import ATTENTION, REMAT
+from medsiglip_jax.objectives import NEGATIVES, POOLS
 from medsiglip_jax.preprocess.augment import Augment
 from medsiglip_jax.preprocess.image import PRESETS
 
@@ -234,8 +235,8 @@ def _constraints(r: Recipe):
     names = ("contrastive", "classification")
     for name, value, allowed in (
         ("objective.name", r.objective.name, names),
-        ("objective.negatives", r.objective.negatives, ("batch", "piece")),
-        ("objective.pool", r.objective.pool, ("map", "mean")),
+        ("objective.negatives", r.objective.negatives, NEGATIVES),
+        ("objective.pool", r.objective.pool, POOLS),
         ("optimizer.name", r.optimizer.name, ("adamw", "adafactor")),
         ("optimizer.schedule", r.optimizer.schedule, ("cosine", "rsqrt", "linear", "constant")),
         ("remat", r.remat, tuple(REMAT)),
@@ -287,7 +288,7 @@ def from_dict(config: Mapping[str, Any]) -> Recipe:
 
 
 def _build(kind: type, values: Any, where: str, problems: list[str]) -> Any:
-    fields = {f.name: f for f in dataclasses.fields(kind)}
+    fields, hints = {f.name: f for f in dataclasses.fields(kind)}, typing.get_type_hints(kind)
     if not isinstance(values, Mapping):
         problems.append(f"{where} is {values!r}; expected a dict of {', '.join(fields)}")
         return None
@@ -298,14 +299,13 @@ def _build(kind: type, values: Any, where: str, problems: list[str]) -> Any:
         problems.append(f"{where} lacks {', '.join(missing)}")
     wrong = [
         f"{name if kind is Recipe else f'{where}.{name}'} is {value!r}; expected {_said(hint)}"
-        for name, hint in typing.get_type_hints(kind).items()
+        for name, hint in hints.items()
         if name in values and not _fits(value := _frozen(values[name]), hint)
     ]
     problems += wrong
     if unknown or missing or wrong:
         return None
     try:
-        hints = typing.get_type_hints(kind)
         return kind(**{name: _cast(_frozen(x), hints[name]) for name, x in values.items()})
     except ValueError as error:
         problems.append(str(error) if kind is Recipe else f"{where}: {error}")

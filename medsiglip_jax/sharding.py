@@ -38,6 +38,20 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Whole on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def over_processes(value: int) -> np.ndarray:
+    """This number of every process, int32 [processes]; all have to ask, and at the same point."""
+    if jax.process_count() == 1:
+        return np.array([value], np.int32)
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(np.int32(value))
+
+
 def put_batch(batch: dict[str, Any], mesh: Mesh | None) -> dict[str, Any]:
     """Puts this process's rows of a batch where they belong: on one device, or split over "data"
     with those of the other processes."""

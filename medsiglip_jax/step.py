@@ -6,10 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
-from medsiglip_jax import freeze, optim, tree
-from medsiglip_jax.objectives import Batch, Objective, Params
+from medsiglip_jax import freeze, optim, sharding, tree
+from medsiglip_jax.objectives import NEGATIVES, Batch, Objective, Params
 from medsiglip_jax.optim import Optimizer
 
 State = dict[str, Any]
@@ -45,7 +45,7 @@ def _mesh_of(params: Params) -> Mesh | None:
 
 def _shardings(state: State, params: Params, mesh: Mesh) -> State:
     """Moments as their parameter, anything else on every device."""
-    flat, whole = tree.flatten(params), NamedSharding(mesh, PartitionSpec())
+    flat, whole = tree.flatten(params), sharding.replicated(mesh)
 
     def one(keys, leaf):
         names = [key.key for key in keys if isinstance(key, jax.tree_util.DictKey)]
@@ -55,9 +55,6 @@ def _shardings(state: State, params: Params, mesh: Mesh) -> State:
         return parameter.sharding
 
     return jax.tree_util.tree_map_with_path(one, state)
-
-
-NEGATIVES = ("batch", "piece")
 
 
 def make_train_step(

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
-from medsiglip_jax import storage
+from medsiglip_jax import sharding, storage
 from medsiglip_jax.checkpoint import Checkpoints
 from medsiglip_jax.step import Batch, Metrics, State
 
@@ -247,11 +246,6 @@ def _signals() -> Iterator[list[int]]:
 def _agreed(caught: list[int], at_log: bool) -> int:
     """The signal to stop for, or 0. Several hosts have to stop after the same step, and ask each
     other when they log."""
-    mine = caught[0] if caught else 0
-    if jax.process_count() == 1:
-        return mine
-    if not at_log:
+    if jax.process_count() > 1 and not at_log:
         return 0
-    from jax.experimental import multihost_utils
-
-    return int(multihost_utils.process_allgather(np.int32(mine)).max())
+    return int(sharding.over_processes(caught[0] if caught else 0).max())

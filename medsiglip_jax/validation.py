@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from medsiglip_jax import losses, metrics, objectives, sharding
 from medsiglip_jax.objectives import Batch, Objective, Params
@@ -21,8 +20,7 @@ def encoder(objective: Objective, mesh: jax.sharding.Mesh | None = None):
         rest = {name: x for name, x in batch.items() if name not in ("image", "text")}
         return {**objective.encode(params, batch), **rest}
 
-    places = NamedSharding(mesh, PartitionSpec()) if mesh else None
-    return jax.jit(encode, out_shardings=places)
+    return jax.jit(encode, out_shardings=mesh and sharding.replicated(mesh))
 
 
 def collect(encode, params: Params, batches: Iterable[Batch], mesh=None) -> dict[str, np.ndarray]:

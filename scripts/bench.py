@@ -74,8 +74,7 @@ def encode(args) -> dict:
         for side in sides:
             row[side] = measure.summary([t / batch * 1e3 for t in times[side]])
         if len(sides) == 2:
-            row["ratio_of_medians"] = round(row["torch"]["median"] / row["ours"]["median"], 3)
-            row["ratio_of_minima"] = round(row["torch"]["min"] / row["ours"]["min"], 3)
+            row |= measure.ratios(times)
         measure.progress(f"batch {batch}: {row}")
         rows.append(row)
     return {

@@ -34,9 +34,7 @@ def train(args) -> dict:
         if peak := _peak_flops():
             row["share_of_bf16_peak"] = round(rate / peak, 4)
         if "torch" in times:
-            medians = {side: statistics.median(x) for side, x in times.items()}
-            row["ratio_of_medians"] = round(medians["torch"] / medians["ours"], 3)
-            row["ratio_of_minima"] = round(min(times["torch"]) / min(times["ours"]), 3)
+            row |= measure.ratios(times)
         measure.progress(f"batch {batch}: {row}")
         rows.append(row)
     return {

@@ -68,5 +68,14 @@ def summary(values: list[float]) -> dict:
     }
 
 
+def ratios(times: dict[str, list[float]]) -> dict:
+    """How many times as long PyTorch takes, by medians and by minima."""
+    ours, theirs = times["ours"], times["torch"]
+    return {
+        "ratio_of_medians": round(statistics.median(theirs) / statistics.median(ours), 3),
+        "ratio_of_minima": round(min(theirs) / min(ours), 3),
+    }
+
+
 def progress(message: str) -> None:
     print(message, file=sys.stderr, flush=True)

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from test_loader import equal
 
 from medsiglip_jax import examples, loader
 from medsiglip_jax.examples import Examples
@@ -65,13 +66,6 @@ def make(images, **kwargs):
     texts = [f"text {i}" for i in labels]
     source = Examples(images, texts, labels, classes, positives=labels // 3)
     return Input((source,), Order((len(images),)), SIZE, **kwargs)
-
-
-def equal(left, right):
-    assert left.keys() == right.keys()
-    for name in left:
-        np.testing.assert_array_equal(left[name], right[name], err_msg=name)
-        assert left[name].dtype == right[name].dtype
 
 
 @pytest.mark.parametrize("preprocess", PRESETS)
