@@ -13,14 +13,16 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int32, UInt8
 
 from medsiglip_jax import model as towers
-from medsiglip_jax import sharding, storage, tree, weights
+from medsiglip_jax import places, sharding, storage, tree, weights
 from medsiglip_jax.config import ModelConfig, TextConfig, VisionConfig, named
 from medsiglip_jax.model import Compute
+from medsiglip_jax.places import Given
 from medsiglip_jax.preprocess.image import load_images
 from medsiglip_jax.preprocess.text import Tokenizer
 from medsiglip_jax.weights import big_vision, huggingface, orbax, random
 
-FORMATS = ("huggingface", "orbax", "big_vision")
+# Name -> the file that makes a folder one of that format.
+FORMATS = {"huggingface": "config.json", "orbax": orbax.MARKER, "big_vision": "params.npz"}
 
 
 class Processor:
@@ -319,7 +321,7 @@ def init(name: str | ModelConfig, seed: int = 0, dtype: str = "float32") -> Mode
 
 def save(
     model: Model,
-    folder: str | os.PathLike,
+    folder: Given,
     format: str = "huggingface",
     overwrite: bool = False,
     extra: Mapping[str, bytes] | None = None,
@@ -328,7 +330,8 @@ def save(
 
     Args:
         model: what to write.
-        folder: a new folder; for "big_vision" also a path ending in .npz.
+        folder: a new folder, local or gs:// and its like; for "big_vision" also a path that ends in
+            .npz.
         format: "huggingface" (loads in transformers), "orbax" or "big_vision" (an .npz).
         overwrite: replace what is there.
         extra: more files of the folder, by name.
@@ -338,14 +341,14 @@ def save(
     """
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}; expected one of {', '.join(FORMATS)}")
-    path, tokenizer = Path(folder), model.processor.tokenizer_bytes
+    path, tokenizer = places.at(folder), model.processor.tokenizer_bytes
     if format == "big_vision" and path.suffix == ".npz":
         if not overwrite:
-            storage.check_new(path)
+            places.check_new(path)
         with storage.new_file(path) as partial_path:
             big_vision.write_npz(partial_path, model.params, model.config)
         return
-    with storage.new_folder(path, overwrite) as partial_path:
+    with storage.new_folder(path, overwrite, FORMATS[format]) as partial_path:
         if format == "huggingface":
             huggingface.write_folder(partial_path, model.params, model.config, tokenizer)
         elif format == "orbax":

@@ -1,13 +1,14 @@
 """Orbax, which only this file imports: trees of arrays in a folder, the checkpoints of a run."""
 
 import contextlib
-import os
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+
+from medsiglip_jax.places import Given, is_remote
 
 
 def _orbax():
@@ -38,6 +39,21 @@ def restore_tree(folder: Path, shapes: dict[str, Any]) -> dict[str, Any]:
         return checkpointer.restore(folder.absolute(), shapes)
 
 
+def _directory(folder: Given) -> Any:
+    """What orbax takes: its own kind of path, which reaches gs:// without fsspec, too."""
+    from etils import epath
+
+    if not is_remote(folder):
+        return epath.Path(Path(str(folder)).absolute())
+    if not str(folder).startswith(_REMOTE):
+        raise ValueError(f"{folder}: expected a local folder, {', '.join(_REMOTE)} for checkpoints")
+    return epath.Path(str(folder))
+
+
+# What orbax and tensorstore both write to.
+_REMOTE = ("gs://", "s3://")
+
+
 class Checkpoints:
     """The checkpoints of a run: one folder per step, which appears whole or not at all.
 
@@ -45,9 +61,7 @@ class Checkpoints:
     and where the arrays to write are those that the next step overwrites.
     """
 
-    def __init__(
-        self, folder: str | os.PathLike, keep: int = 2, best: str | None = None, mode: str = "max"
-    ):
+    def __init__(self, folder: Given, keep: int = 2, best: str | None = None, mode: str = "max"):
         """Opens or creates a folder of checkpoints, and removes what a killed save left there.
 
         Args:
@@ -78,7 +92,7 @@ class Checkpoints:
         )
         self.folder, self._ocp, self._best = folder, ocp, best
         self._damaged: set[int] = set()
-        self._manager = ocp.CheckpointManager(Path(folder).absolute(), options=options)
+        self._manager = ocp.CheckpointManager(_directory(folder), options=options)
 
     def __enter__(self) -> "Checkpoints":
         return self

@@ -15,6 +15,8 @@ tf.data graph, without masks, 1.85x and 1.85x.
 
 import io
 import os
+import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -25,9 +27,10 @@ import numpy as np
 import tensorflow as tf
 from PIL.JpegImagePlugin import JpegImageFile
 
-from medsiglip_jax import loader, storage
+from medsiglip_jax import loader, places, storage
 from medsiglip_jax.examples import Examples, write
 from medsiglip_jax.loader import Batch, Input
+from medsiglip_jax.places import Place
 from medsiglip_jax.preprocess import decode as decoding
 from medsiglip_jax.preprocess.files import Codec, UnreadableImage, read_bytes
 from medsiglip_jax.preprocess.image import preset
@@ -93,10 +96,12 @@ def _resize(image: Any, size: int) -> np.ndarray:
 class EventFile:
     """Metrics as TensorBoard reads them; every run on a folder adds a file of its own."""
 
-    def __init__(self, folder: Path):
-        folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, folder: Place):
         name = f"events.out.tfevents.{time.time_ns() // 1_000_000_000}.{os.getpid()}"
-        self._file = tf.io.TFRecordWriter(str(folder / name))
+        self._place, self._uploaded = folder / name, time.monotonic()
+        folder.mkdir(parents=True, exist_ok=True)
+        self._local = Path(folder if isinstance(folder, Path) else tempfile.mkdtemp()) / name
+        self._file = tf.io.TFRecordWriter(str(self._local))
         self._write(file_version="brain.Event:2")
 
     def __call__(self, line: Mapping[str, Any]) -> None:
@@ -112,6 +117,21 @@ class EventFile:
         event_proto = tf.compat.v1.Event(wall_time=time.time(), **event)
         self._file.write(event_proto.SerializeToString())
         self._file.flush()
+        if time.monotonic() > self._uploaded + storage.UPLOAD_SECONDS:
+            self._upload()
+
+    def _upload(self) -> None:
+        if self._local != self._place:
+            with storage.new_file(self._place) as partial:
+                shutil.copyfile(self._local, partial)
+            self._uploaded = time.monotonic()
+
+    def close(self) -> None:
+        """Writes what is left."""
+        self._file.close()
+        self._upload()
+        if self._local != self._place:
+            shutil.rmtree(self._local.parent)
 
 
 def write_tfrecords(
@@ -125,7 +145,7 @@ def write_tfrecords(
 
     Args:
         examples: what to write.
-        folder: local, new or empty; it appears when it is complete.
+        folder: new or empty, local or remote; it appears when it is complete.
         shards: number of files; default one per 1,000 images.
 
     Raises:
@@ -138,7 +158,7 @@ def write_tfrecords(
             f"cannot write {len(examples)} examples to shards={shards}, expected 1 or more in each"
         )
     count = shards or -(-len(examples) // 1000)
-    with storage.new_folder(Path(folder)) as partial:
+    with storage.new_folder(places.at(folder), marker=INDEX) as partial:
         images = []
         for number, rows in enumerate(np.array_split(np.arange(len(examples)), count)):
             name = f"{number:05d}-of-{count:05d}.tfrecord"

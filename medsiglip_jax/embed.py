@@ -23,7 +23,9 @@ import pyarrow.parquet as pq
 
 from medsiglip_jax import __version__, storage
 from medsiglip_jax.api import Model
+from medsiglip_jax.locks import lock
 from medsiglip_jax.manifest import Row
+from medsiglip_jax.places import check_writable
 from medsiglip_jax.preprocess.image import UnreadableImage, preset
 
 RUN, MANIFEST, ERRORS = "run.json", "manifest.json", "errors.parquet"
@@ -79,7 +81,7 @@ def embed(
     run = _identity(model, rows, options)
     _check_output(folder, run)
     folder.mkdir(parents=True, exist_ok=True)
-    with storage.lock(folder / ".lock"):
+    with lock(folder / ".lock"):
         if (folder / MANIFEST).is_file():
             on_rows(len(rows))
             return _read_json(folder / MANIFEST)
@@ -115,7 +117,7 @@ def _identity(model: Model, rows: Sequence[Row], options: Options) -> dict[str, 
 
 
 def _check_output(folder: Path, run: dict[str, Any]) -> None:
-    storage.check_writable(folder / RUN)
+    check_writable(folder / RUN)
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder}: is a file; --output wants a folder")
     if not folder.exists() or not any(p for p in folder.iterdir() if not p.name.startswith(".")):

@@ -6,19 +6,19 @@ import hashlib
 import importlib.metadata
 import io
 import json
-import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
 import jax
 import numpy as np
 
-from medsiglip_jax import api, freeze, lora, report, sharding, storage, train, tree
+from medsiglip_jax import api, freeze, lora, places, report, sharding, storage, train, tree
 from medsiglip_jax.checkpoint import Checkpoints
 from medsiglip_jax.job import Job, prepare
+from medsiglip_jax.locks import lock
 from medsiglip_jax.objectives import Params
+from medsiglip_jax.places import Given, Place
 from medsiglip_jax.recipe import Recipe
 from medsiglip_jax.step import State, make_train_step
 
@@ -32,7 +32,7 @@ _FREE = frozenset(
 
 def run(
     recipe: Recipe,
-    workdir: str | os.PathLike,
+    workdir: Given,
     on_start: Callable[[Job], None] = lambda job: None,
     on_step: Callable[[int, dict[str, float] | None], None] = lambda done, values: None,
     warn: Callable[[str], None] = lambda line: None,
@@ -41,8 +41,9 @@ def run(
 
     Args:
         recipe: what to do.
-        workdir: gets `config.json`, `metrics.jsonl`, `checkpoints/`, `export/` (Hugging Face
-            layout), `report.html` and, if need be, `unreadable.jsonl` and `tensorboard/`.
+        workdir: local, gs:// or s3://; gets `config.json`, `metrics.jsonl`, `checkpoints/`,
+            `export/` (Hugging Face layout), `report.html` and, if need be, `unreadable.jsonl` and
+            `tensorboard/`.
         on_start: called once with the job, before the first step.
         on_step: see `train.fit`.
         warn: called with a line for the user.
@@ -56,8 +57,7 @@ def run(
         FileExistsError: another run is writing there, or what is there is of another recipe.
         FloatingPointError, train.Stopped: see `train.fit`.
     """
-    storage.refuse_remote(workdir)
-    workdir = Path(workdir)
+    workdir = places.at(workdir)
     with ExitStack() as stack:
         _by_process_0(lambda: stack.enter_context(_opened(workdir)))
         job = prepare(recipe)
@@ -68,7 +68,7 @@ def run(
             job.objective, job.optimizer, recipe.objective.accumulate, recipe.objective.negatives,
             places=jax.tree.map(lambda x: x.sharding, job.state) if job.mesh else None,
         )  # fmt: skip
-        write_event = _event_file(workdir, recipe)
+        write_event = _event_file(workdir, recipe, stack)
 
         def on_log(line: dict[str, Any]) -> None:
             unreadable.check()
@@ -87,12 +87,14 @@ def _options(recipe: Recipe) -> train.Options:
     return train.Options(**{name: getattr(recipe, name) for name in shared}, mode=mode)
 
 
-def _event_file(workdir: Path, recipe: Recipe) -> Callable[[dict[str, Any]], None]:
+def _event_file(
+    workdir: Place, recipe: Recipe, stack: ExitStack
+) -> Callable[[dict[str, Any]], None]:
     if not recipe.tensorboard or jax.process_index():
         return lambda line: None
     from medsiglip_jax.data import EventFile
 
-    return EventFile(workdir / "tensorboard")
+    return stack.enter_context(closing(EventFile(workdir / "tensorboard")))
 
 
 class Unreadable:
@@ -101,19 +103,19 @@ class Unreadable:
     Every process has its file. They stop together, when they log; a single one stops at once.
     """
 
-    def __init__(self, workdir: Path, limit: int):
+    def __init__(self, workdir: Place, limit: int):
         index = jax.process_index()
         self.path = workdir / (f"unreadable-{index}.jsonl" if index else UNREADABLE)
         self.limit, self._last = limit, ""
-        self.images = {line["image"] for line in train.read_lines(self.path)}
+        self.images = {line["image"] for line in storage.read_lines(self.path)}
+        self._lines = storage.Lines(self.path)
 
     def __call__(self, image: str, reason: str) -> None:
         self._last = f"{image}: {reason}"
         if image in self.images:
             return
         self.images.add(image)
-        with open(self.path, "a") as file:
-            file.write(json.dumps({"image": image, "reason": reason}) + "\n")
+        self._lines.append({"image": image, "reason": reason})
         if jax.process_count() == 1:
             self.check()
 
@@ -122,7 +124,8 @@ class Unreadable:
         return int(sharding.over_processes(len(self.images)).sum())
 
     def check(self) -> None:
-        """Raises ValueError if there are more than the limit."""
+        """Makes the list last; raises ValueError if there are more than the limit."""
+        self._lines.flush()
         if (count := self.count()) > self.limit:
             raise ValueError(
                 f"{count} images could not be read, more than max_unreadable={self.limit}; the "
@@ -149,9 +152,9 @@ def _by_process_0(work: Callable[[], Any]) -> None:
 
 
 @contextmanager
-def _opened(workdir: Path) -> Iterator[None]:
+def _opened(workdir: Place) -> Iterator[None]:
     """Holds the workdir for this run alone; refuses, before any work, one of something else."""
-    with storage.lock(workdir / ".lock"):
+    with lock(workdir / ".lock"):
         before = _config_of(workdir)
         if before is None and any(p for p in workdir.iterdir() if not p.name.startswith(".")):
             raise FileExistsError(
@@ -160,7 +163,7 @@ def _opened(workdir: Path) -> Iterator[None]:
         yield
 
 
-def _config_of(workdir: Path) -> dict[str, Any] | None:
+def _config_of(workdir: Place) -> dict[str, Any] | None:
     """The config.json of a fine-tuning run, or None."""
     try:
         content = json.loads((workdir / CONFIG).read_text(encoding="utf-8"))
@@ -169,7 +172,7 @@ def _config_of(workdir: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) and "init_sha256" in content else None
 
 
-def _claim(workdir: Path, job: Job, warn: Callable[[str], None]) -> None:
+def _claim(workdir: Place, job: Job, warn: Callable[[str], None]) -> None:
     """Writes config.json, or holds the run that is there against this one."""
     run, before = _identity(job), _config_of(workdir)
     saved = (workdir / train.CHECKPOINTS).is_dir() and any(
@@ -181,7 +184,7 @@ def _claim(workdir: Path, job: Job, warn: Callable[[str], None]) -> None:
         partial.write_text(json.dumps(run, indent=2, default=str) + "\n", encoding="utf-8")
 
 
-def _compare(workdir: Path, before: dict, run: dict, saved: bool, warn) -> None:
+def _compare(workdir: Place, before: dict, run: dict, saved: bool, warn) -> None:
     old, new = before["recipe"], json.loads(json.dumps(run["recipe"], default=str))
     lines = {key: f"{key}: {old.get(key)!r} -> {new[key]!r}" for key in new}
     changed = [key for key in new if old.get(key) != new[key]]
@@ -222,8 +225,8 @@ def _identity(job: Job) -> dict[str, Any]:
     }
 
 
-def _finish(workdir: Path, job: Job, state: State, unreadable: Unreadable) -> dict[str, Any]:
-    lines = train.read_lines(workdir / train.METRICS)
+def _finish(workdir: Place, job: Job, state: State, unreadable: Unreadable) -> dict[str, Any]:
+    lines = storage.read_lines(workdir / train.METRICS)
     if job.recipe.best:
         state = _best(workdir, job.recipe, state)
     step = int(state["step"])
@@ -246,7 +249,7 @@ def _finish(workdir: Path, job: Job, state: State, unreadable: Unreadable) -> di
     }
 
 
-def _best(workdir: Path, recipe: Recipe, state: State) -> State:
+def _best(workdir: Place, recipe: Recipe, state: State) -> State:
     options = _options(recipe)
     folder = workdir / train.CHECKPOINTS
     with Checkpoints(folder, options.keep, options.best, options.mode) as checkpoints:
@@ -254,7 +257,7 @@ def _best(workdir: Path, recipe: Recipe, state: State) -> State:
     return state if found is None else {**found[1], "frozen": state["frozen"]}
 
 
-def export(job: Job, state: State, folder: Path) -> None:
+def export(job: Job, state: State, folder: Place) -> None:
     """Writes the model in Hugging Face layout, adapters merged; a head as classifier.npz.
 
     `classifier.npz` holds `kernel` [D, classes], `bias`, `classes` and `pool`.

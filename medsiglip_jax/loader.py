@@ -12,12 +12,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
-import fsspec
 import numpy as np
 from jaxtyping import Int64, UInt8
 
 from medsiglip_jax.examples import Examples
 from medsiglip_jax.order import Order
+from medsiglip_jax.places import check_protocol
 from medsiglip_jax.preprocess import image as presets
 from medsiglip_jax.preprocess.augment import Augment
 from medsiglip_jax.preprocess.decode import UnreadableImage, describe
@@ -175,11 +175,8 @@ def _part(input: Input, batch_size: int, index: int, count: int) -> np.ndarray:
     if not 0 <= index < count:
         raise ValueError(f"process_index is {index}, expected 0 to {count - 1}")
     remote = {p.partition("://")[0]: p for e in input.examples for p in e.images if "://" in p}
-    for protocol, path in remote.items():
-        try:  # here, or every image would be masked, one by one
-            fsspec.get_filesystem_class(protocol)
-        except (ImportError, ValueError) as error:
-            raise ValueError(f"{path}: {protocol}:// cannot be read here: {error}") from error
+    for path in remote.values():
+        check_protocol(path)  # here, or every image would be masked, one by one
     return np.arange(index * batch_size // count, (index + 1) * batch_size // count)
 
 

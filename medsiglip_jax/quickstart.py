@@ -23,8 +23,9 @@ from jaxtyping import Float32, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from medsiglip_jax import api, metrics, storage
+from medsiglip_jax import api, metrics, places, storage
 from medsiglip_jax.config import ModelConfig, TextConfig, VisionConfig
+from medsiglip_jax.locks import lock
 from medsiglip_jax.model import Compute
 from medsiglip_jax.preprocess import text
 
@@ -101,9 +102,10 @@ def run(
         FileExistsError: another quickstart is writing to `workdir`, or what is there is not from
             one.
     """
+    places.refuse_remote(workdir)
     start, workdir = time.perf_counter(), Path(workdir)
     _check_installed()
-    with storage.lock(workdir / ".quickstart.lock"), jax.default_device(jax.devices("cpu")[0]):
+    with lock(workdir / ".quickstart.lock"), jax.default_device(jax.devices("cpu")[0]):
         _claim(workdir)
         training, held_out = load_digits(seed, recipe.held_out)
         shutil.rmtree(workdir / "training", ignore_errors=True)

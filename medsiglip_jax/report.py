@@ -3,10 +3,10 @@
 import html
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from medsiglip_jax import storage
+from medsiglip_jax.places import Place
 
 # (title, keys drawn together); what a run did not log is left out.
 _PLOTS = (
@@ -30,7 +30,7 @@ overflow:auto;font-size:13px}text{font-size:12px;fill:#616e7c}"""
 
 
 def write(
-    path: Path, run: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], exported: int
+    path: Place, run: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], exported: int
 ) -> None:
     """Writes the report.
 

@@ -1,72 +1,75 @@
-"""Files and folders that appear whole or not at all, and one writer at a time."""
+"""Files and folders that appear whole or not at all, on disks and in buckets; lines of JSON."""
 
 import contextlib
-import fcntl
+import json
 import os
-import re
 import shutil
-from collections.abc import Iterator
+import tempfile
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import Any
 
+from upath import UPath
 
-def refuse_remote(path: str | os.PathLike) -> None:
-    """Raises for gs:// and its like, which `Path` would take for a local folder "gs:"."""
-    if match := re.match(r"[a-z][a-z0-9]+:/", str(path)):
-        raise ValueError(
-            f"{path}: {match[0]}/ is not supported yet; copy it to or from a local folder "
-            "(gcloud storage cp -r)"
-        )
+from medsiglip_jax.locks import lock
+from medsiglip_jax.places import Place, check_new, check_writable
 
-
-def check_writable(path: Path) -> None:
-    """Raises one clear error, before any work is done, if `path` cannot be created."""
-    refuse_remote(path)
-    parent = path.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir():
-        raise NotADirectoryError(f"{path}: cannot be written, {parent} is a file")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise PermissionError(f"{path}: cannot be written, no permission in {parent}")
-
-
-def check_new(path: Path) -> None:
-    """Raises unless `path` is free, or an empty folder, and can be created."""
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise FileExistsError(f"{path}: already exists; choose another name or remove it first")
-    check_writable(path)
+# Between two uploads of a file that grows.
+UPLOAD_SECONDS = 10.0
 
 
 @contextlib.contextmanager
-def new_file(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; on success it is synced and renamed to `path`.
+def new_file(path: Place) -> Iterator[Path]:
+    """Yields a temporary local path; on success its content is at `path`, in one step.
 
-    An existing file is replaced in one step. On any error the temporary file is removed.
+    On a disk it lies beside `path`, is synced and renamed; a bucket gets it in one upload. What was
+    there is replaced. On any error the temporary file is removed.
     """
-    check_writable(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        yield partial
-        _sync(partial)
-        os.replace(partial, path)
-        _sync(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
+    if isinstance(path, Path):
+        check_writable(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        try:
+            yield partial
+            _sync(partial)
+            os.replace(partial, path)
+            _sync(path.parent)
+        finally:
+            partial.unlink(missing_ok=True)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            yield (partial := Path(folder, path.name))
+            _upload(partial, path)
 
 
 @contextlib.contextmanager
-def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
-    """Yields an empty temporary folder beside `path`; on success it becomes `path`.
+def new_folder(path: Place, overwrite: bool = False, marker: str = "") -> Iterator[Path]:
+    """Yields an empty temporary local folder; on success it becomes `path`.
 
     A killed run leaves only the temporary folder, which the next run removes.
+
+    Args:
+        path: where.
+        overwrite: replace what is there.
+        marker: name of the file that makes the folder what it is. A bucket cannot rename a folder:
+            there the files are uploaded one by one, this one last, and it is removed first.
 
     Raises:
         FileExistsError: `path` is there and not empty, unless `overwrite`.
     """
-    path = path.absolute()
     check_writable(path) if overwrite else check_new(path)
+    if isinstance(path, Path):
+        with _new_local_folder(path.absolute(), overwrite) as partial:
+            yield partial
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+            _replace_remote_folder(path, Path(folder), marker)
+
+
+@contextlib.contextmanager
+def _new_local_folder(path: Path, overwrite: bool) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     with lock(path.with_name(f".{path.name}.lock")):
@@ -84,43 +87,19 @@ def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """Holds an exclusive lock that dies with the process; a second holder is refused at once.
-
-    The lock's folder is made if need be, and removed again if nothing was put into it.
-    """
-    check_writable(path)
-    made = not path.parent.exists()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = _locked(path)
-    while not _is_at(path, file):  # its last holder removed it after we had opened it
-        file.close()
-        file = _locked(path)
-    with file:
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-            if made and not any(path.parent.iterdir()):
-                path.parent.rmdir()
+def _replace_remote_folder(path: UPath, folder: Path, marker: str) -> None:
+    if marker:
+        (path / marker).unlink(missing_ok=True)
+    if path.exists():
+        path.rmdir(recursive=True)
+    files = sorted((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.name == marker)
+    for file in files:
+        _upload(file, path / file.relative_to(folder).as_posix())
 
 
-def _locked(path: Path) -> IO:
-    file = open(path, "w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise FileExistsError(f"{path.parent}: another run is writing here ({path})") from None
-    return file
-
-
-def _is_at(path: Path, file: IO) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
-    except FileNotFoundError:
-        return False
+def _upload(file: Path, path: UPath) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)  # not all remote file systems are buckets
+    path.fs.put_file(str(file), path.path)
 
 
 def _sync(path: Path) -> None:
@@ -129,3 +108,55 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+class Lines:
+    """A file of JSON objects, one per line, that grows.
+
+    A bucket takes whole files only: there it is written again after `UPLOAD_SECONDS`, and by
+    `flush`.
+    """
+
+    def __init__(self, path: Place, keep: Callable[[dict[str, Any]], bool] = lambda line: True):
+        """Opens a file, or starts one; of what is there, only the lines to `keep` stay."""
+        self.path, self._uploaded = path, time.monotonic()
+        self._lines = [line for line in read_lines(path) if keep(line)]
+        self._waiting = 0
+        if path.exists() and path.read_text(encoding="utf-8") != self._text():
+            self._write()  # at least without a last line that a kill cut short
+
+    def append(self, line: dict[str, Any]) -> None:
+        if isinstance(self.path, Path):
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+            return
+        self._lines.append(line)
+        self._waiting += 1
+        if time.monotonic() > self._uploaded + UPLOAD_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Makes what was appended last."""
+        if self._waiting:
+            self._write()
+
+    def _text(self) -> str:
+        return "".join(json.dumps(line) + "\n" for line in self._lines)
+
+    def _write(self) -> None:
+        with new_file(self.path) as partial:
+            partial.write_text(self._text(), encoding="utf-8")
+        self._waiting, self._uploaded = 0, time.monotonic()
+
+
+def read_lines(path: Place) -> list[dict[str, Any]]:
+    """The objects of a .jsonl file; a last one that a kill cut short is left out."""
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines

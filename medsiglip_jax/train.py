@@ -1,6 +1,5 @@
 """The training loop: any batches in, checkpoints and metrics out, resumed by running it again."""
 
-import json
 import math
 import signal
 import threading
@@ -8,14 +7,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
 
-from medsiglip_jax import sharding, storage
+from medsiglip_jax import sharding
 from medsiglip_jax.checkpoint import Checkpoints
+from medsiglip_jax.places import Place
 from medsiglip_jax.step import Batch, Metrics, State
+from medsiglip_jax.storage import Lines
 
 METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
 # Of a line of metrics, what differs between two runs that are otherwise equal to the bit.
@@ -60,7 +60,7 @@ class Stopped(Exception):
 
 
 def fit(
-    workdir: Path,
+    workdir: Place,
     state: State,
     step: Callable[[State, Batch], tuple[State, Metrics]],
     batches: Callable[[int], Iterator[Batch]],
@@ -113,6 +113,7 @@ def fit(
             diverged = values is not None and values["skipped_in_row"] >= options.max_skipped
             ranked = bool(options.best and results)
             if stop or diverged or ranked or options.due(options.checkpoint_every, done):
+                log.flush()
                 checkpoints.save(done, _saved(state), results)
             if diverged:
                 raise _divergence(done, options)
@@ -187,13 +188,10 @@ class MetricsLog:
     done again.
     """
 
-    def __init__(self, path: Path, start: int):
-        self._path, self._clock, self._step = path, time.perf_counter(), start
-        if jax.process_index():
-            return
-        kept = [line for line in read_lines(path) if line["step"] <= start]
-        with storage.new_file(path) as partial:
-            partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    def __init__(self, path: Place, start: int):
+        self._clock, self._step = time.perf_counter(), start
+        main = jax.process_index() == 0
+        self._lines = Lines(path, lambda line: line["step"] <= start) if main else None
 
     def write(self, step: int, values: Mapping[str, float], rows: int) -> dict[str, Any]:
         """Appends a line with the images per second since the last; `rows` are a batch's."""
@@ -202,23 +200,14 @@ class MetricsLog:
         self._clock, self._step = now, step
         line = {"step": step} | {k: v if math.isfinite(v) else str(v) for k, v in values.items()}
         line |= {"seconds": round(now - before, 3), "images_per_second": round(rate, 2)}
-        if jax.process_index() == 0:
-            with open(self._path, "a") as file:
-                file.write(json.dumps(line) + "\n")
+        if self._lines:
+            self._lines.append(line)
         return line
 
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a .jsonl file; a last one that a kill cut short is left out."""
-    if not path.exists():
-        return []
-    lines = []
-    for text in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            break
-    return lines
+    def flush(self) -> None:
+        """Makes the lines last, before a checkpoint says that their steps are done."""
+        if self._lines:
+            self._lines.flush()
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Eight CPU devices for every test, so that sharding is tested where there is no accelerator."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -8,6 +9,7 @@ import pytest
 
 jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS", "cpu"))
 jax.config.update("jax_num_cpu_devices", 8)
+os.environ["EPATH_USE_TF"] = "false"  # TensorFlow's client of gs:// knows no emulators
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -35,6 +37,22 @@ def real_data() -> Path:
 def torture() -> int:
     """By how much scripts/torture.py multiplies the kills and the mutated files."""
     return int(os.environ.get("MEDSIGLIP_TORTURE", "1"))
+
+
+@pytest.fixture(scope="session")
+def bucket(tmp_path_factory) -> Iterator[str]:
+    """gs://bucket in an emulator of Google Cloud Storage on this machine."""
+    server = pytest.importorskip("gcp_storage_emulator.server")
+    pytest.importorskip("gcsfs")
+    emulator = server.create_server("127.0.0.1", 0, in_memory=True, default_bucket="bucket")
+    emulator.start()
+    host, port = emulator._api._httpd.server_address[:2]
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL"):
+            patch.setenv(name, f"http://{host}:{port}")
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield "gs://bucket"
+    emulator.stop()
 
 
 CAPTIONS = [f"{what} of a {part}" for what in ("photo", "scan", "drawing") for part in "abcdef"]

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import medsiglip_jax
-from medsiglip_jax import manifest, storage
+from medsiglip_jax import locks, manifest
 from medsiglip_jax.embed import ERRORS, MANIFEST, Options, embed
 
 
@@ -108,7 +108,7 @@ def test_a_finished_run_is_returned_and_another_is_refused(model, pictures, tmp_
 
 def test_two_runs_on_one_folder(model, pictures, tmp_path):
     out = tmp_path / "out"
-    with storage.lock(out / ".lock"), pytest.raises(FileExistsError, match="another run"):
+    with locks.lock(out / ".lock"), pytest.raises(FileExistsError, match="another run"):
         embed(model, manifest.rows([pictures]), out)
 
 

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 import medsiglip_jax
-from medsiglip_jax import finetune, recipe, sharding, train, tree
+from medsiglip_jax import finetune, places, recipe, sharding, storage, train, tree
 from medsiglip_jax.preprocess import text
 
 MODEL = dict(
@@ -65,7 +65,7 @@ def config(folder, **changes):
 
 
 def losses(folder):
-    return [line["loss"] for line in train.read_lines(folder / train.METRICS)]
+    return [line["loss"] for line in storage.read_lines(folder / train.METRICS)]
 
 
 # --------------------------------------------------------------------------------- end to end
@@ -178,7 +178,7 @@ def test_the_best_is_what_is_exported(data, tmp_path):
     asked = config(data, total_steps=12, eval_every=3, checkpoint_every=5, learning_rate=1.0,
                    validation="validation", best="val_loss")  # fmt: skip
     result = finetune.run(asked, tmp_path)
-    log = [x for x in train.read_lines(tmp_path / train.METRICS) if "val_loss" in x]
+    log = [x for x in storage.read_lines(tmp_path / train.METRICS) if "val_loss" in x]
     best = min(log, key=lambda x: x["val_loss"])
     assert best["step"] != 12, "the comparison would be empty"
     assert result["exported_step"] == best["step"]
@@ -249,7 +249,7 @@ def test_resumed_is_uninterrupted_to_the_bit(data, tmp_path):
 
 def assert_same_run(one, two, step):
     logs = [
-        [{k: v for k, v in x.items() if k not in train.TIMES} for x in train.read_lines(
+        [{k: v for k, v in x.items() if k not in train.TIMES} for x in storage.read_lines(
             folder / train.METRICS)] for folder in (one, two)
     ]  # fmt: skip
     assert logs[0] == logs[1] and logs[0][-1]["step"] == step
@@ -373,7 +373,7 @@ def test_two_processes_give_the_same_curve(data, tmp_path):
     )
     for process, err in both(run):
         assert process.returncode == 0, err[-2000:]
-    logs = [train.read_lines(tmp_path / name / train.METRICS) for name in ("one", "two")]
+    logs = [storage.read_lines(tmp_path / name / train.METRICS) for name in ("one", "two")]
     for one, two in zip(*logs, strict=True):
         for key in one.keys() - set(train.TIMES):
             assert two[key] == pytest.approx(one[key], abs=1e-5, rel=1e-5), key
@@ -469,3 +469,48 @@ def test_images_that_are_all_elsewhere(data, tmp_path):
 def test_a_tokenizer_may_be_a_folder(data, tmp_path):
     finetune.run(config(data, tokenizer=str(data), total_steps=1), tmp_path)
     assert (tmp_path / "export" / "spiece.model").is_file()
+
+
+# -------------------------------------------------------------------------------------- in a bucket
+
+
+def test_a_run_in_a_bucket_is_interrupted_and_goes_on(data, bucket, tmp_path):
+    """Data, tokenizer's model and workdir on gs://; the same figures as on a disk."""
+    place = places.at(f"{bucket}/data")
+    for file in data.iterdir():
+        (place / file.name).write_bytes(file.read_bytes())
+    asked = config(
+        data, data__path=f"{bucket}/data/rows.csv", checkpoint_every=2, total_steps=7,
+        validation="validation", eval_every=4, best="val_loss", tensorboard=True,
+    )  # fmt: skip
+    finetune.run(asked, tmp_path / "disk")
+
+    class Crash(Exception):
+        pass
+
+    def crash(done, values):
+        if done == 5:
+            raise Crash
+
+    workdir = f"{bucket}/run"
+    with pytest.raises(Crash):
+        finetune.run(asked, workdir, on_step=crash)
+    result = finetune.run(asked, workdir)
+    remote = places.at(workdir)
+    lines = [
+        [{k: v for k, v in x.items() if k not in train.TIMES} for x in storage.read_lines(
+            folder / train.METRICS)] for folder in (tmp_path / "disk", remote)
+    ]  # fmt: skip
+    assert lines[0] == lines[1] and lines[0][-1]["step"] == 7
+    weights = (remote / "export" / "model.safetensors").read_bytes()
+    assert weights == (tmp_path / "disk" / "export" / "model.safetensors").read_bytes()
+    assert "<polyline" in (remote / "report.html").read_text()
+    assert len(list((remote / "tensorboard").iterdir())) == 2
+    assert not (remote / ".lock").exists()
+    model = medsiglip_jax.load(result["export"])
+    assert model.source == f"{workdir}/export" and model.config.vision.width == 16
+
+
+def test_a_bucket_without_orbax_support_is_one_line(data):
+    with pytest.raises(ValueError, match="expected a local folder, gs://, s3://"):
+        finetune.run(config(data), "memory://run")

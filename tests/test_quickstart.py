@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import medsiglip_jax
-from medsiglip_jax import quickstart, storage
+from medsiglip_jax import locks, quickstart
 
 SHORT = quickstart.Recipe(total_steps=3, warmup_steps=1, batch_size=16)
 
@@ -85,7 +85,7 @@ def test_only_a_quickstart_is_replaced(first, tmp_path, monkeypatch):
 
 
 def test_a_second_run_on_the_folder_is_refused(tmp_path):
-    with storage.lock(tmp_path / ".quickstart.lock"):
+    with locks.lock(tmp_path / ".quickstart.lock"):
         with pytest.raises(FileExistsError, match="another run"):
             quickstart.run(tmp_path)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from medsiglip_jax import storage
+from medsiglip_jax import locks, places, storage
 
 
 def test_new_file_replaces_in_one_step(tmp_path):
@@ -52,7 +52,7 @@ def test_what_a_killed_run_left_is_removed(tmp_path):
 
 
 def hold(path, held):
-    with storage.lock(path):
+    with locks.lock(path):
         held.set()
         time.sleep(60)
 
@@ -64,19 +64,19 @@ def test_the_second_run_is_refused_and_the_lock_dies_with_its_process(tmp_path):
     process = context.Process(target=hold, args=(path, held))
     process.start()
     assert held.wait(60)
-    with pytest.raises(FileExistsError, match="another run"), storage.lock(path):
+    with pytest.raises(FileExistsError, match="another run"), locks.lock(path):
         pass
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    with storage.lock(path):
+    with locks.lock(path):
         pass
 
 
 def test_a_folder_made_for_nothing_goes_again(tmp_path):
-    with pytest.raises(ValueError), storage.lock(tmp_path / "new" / ".lock"):
+    with pytest.raises(ValueError), locks.lock(tmp_path / "new" / ".lock"):
         raise ValueError
     assert os.listdir(tmp_path) == []
-    with storage.lock(tmp_path / "new" / ".lock"):
+    with locks.lock(tmp_path / "new" / ".lock"):
         (tmp_path / "new" / "file").write_text("x")
     assert os.listdir(tmp_path / "new") == ["file"]
 
@@ -87,7 +87,7 @@ def test_one_holder_at_a_time_though_the_file_comes_and_goes(tmp_path):
     def work(_):
         for _ in range(300):
             try:
-                with storage.lock(tmp_path / ".lock"):
+                with locks.lock(tmp_path / ".lock"):
                     inside.append(1)
                     seen.append(len(inside))
                     inside.pop()
@@ -103,10 +103,10 @@ def test_one_holder_at_a_time_though_the_file_comes_and_goes(tmp_path):
 def test_places_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(NotADirectoryError, match="is a file"):
-        storage.check_writable(tmp_path / "file" / "out")
-    storage.check_writable(tmp_path / "not" / "yet" / "there")
-    with pytest.raises(ValueError, match="gs://? is not supported yet"):
-        storage.check_writable(Path("gs://bucket/out"))
+        places.check_writable(tmp_path / "file" / "out")
+    places.check_writable(tmp_path / "not" / "yet" / "there")
+    with pytest.raises(ValueError, match="only a local folder"):
+        places.check_writable(Path("gs://bucket/out"))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="drops root's rights to test permissions")
@@ -114,8 +114,8 @@ def test_permissions():
     code = (
         "import os, sys; os.setuid(65534)\n"
         "from pathlib import Path\n"
-        "from medsiglip_jax import storage\n"
-        "try: storage.check_writable(Path('/root-only-place/out'))\n"
+        "from medsiglip_jax import locks\n"
+        "try: places.check_writable(Path('/root-only-place/out'))\n"
         "except PermissionError as error: print(error)"
     )
     folder = Path(storage.__file__).parents[1]
@@ -126,3 +126,78 @@ def test_permissions():
     if out.returncode:
         pytest.skip("python itself is not readable for others")
     assert "no permission in /" in out.stdout
+
+
+# ------------------------------------------------------------------------------------- in a bucket
+
+
+def names(place):
+    return sorted(p.name for p in place.iterdir())
+
+
+def test_a_bucket_gets_files_and_folders_whole(bucket):
+    place = places.at(f"{bucket}/whole")
+    with pytest.raises(RuntimeError), storage.new_file(place / "file") as partial:
+        partial.write_text("half")
+        raise RuntimeError
+    assert not (place / "file").exists()
+    with storage.new_file(place / "file") as partial:
+        partial.write_text("whole")
+    assert (place / "file").read_text() == "whole"
+    with pytest.raises(FileExistsError, match="already exists"), storage.new_folder(place):
+        pass
+    with storage.new_folder(place / "deep", marker="a") as partial:
+        (partial / "sub").mkdir()
+        (partial / "sub" / "b").write_text("b")
+        (partial / "a").write_text("a")
+    assert names(place / "deep") == ["a", "sub"] and (place / "deep/sub/b").read_text() == "b"
+    with storage.new_folder(place / "deep", overwrite=True) as partial:
+        (partial / "c").write_text("c")
+    assert names(place / "deep") == ["c"]
+
+
+def test_the_marker_of_a_remote_folder_comes_last(bucket, monkeypatch):
+    place, uploaded = places.at(f"{bucket}/marked"), []
+    upload = storage._upload
+    monkeypatch.setattr(storage, "_upload", lambda f, p: (uploaded.append(p.name), upload(f, p)))
+    with storage.new_folder(place, marker="b") as partial:
+        for name in "cbad":
+            (partial / name).write_text(name)
+    assert uploaded[-1] == "b" and sorted(uploaded) == list("abcd")
+
+
+@pytest.mark.parametrize("kind", ["local", "remote"])
+def test_lines_grow_and_lose_what_a_kill_cut_short(bucket, tmp_path, kind):
+    place = tmp_path / "lines" if kind == "local" else places.at(f"{bucket}/lines")
+    lines = storage.Lines(place)
+    for step in range(4):
+        lines.append({"step": step})
+    lines.flush()
+    assert storage.read_lines(place) == [{"step": i} for i in range(4)]
+    place.write_text(place.read_text() + '{"step": 4')
+    lines = storage.Lines(place, lambda line: line["step"] < 2)
+    lines.append({"step": 2})
+    lines.flush()
+    assert place.read_text() == '{"step": 0}\n{"step": 1}\n{"step": 2}\n'
+
+
+def test_a_lock_in_a_bucket_is_refused_while_its_holder_lives(bucket, monkeypatch):
+    monkeypatch.setattr(locks, "BEAT", 0.2)
+    monkeypatch.setattr(locks, "PATIENCE", 1.5)
+    path = places.at(f"{bucket}/locked/.lock")
+    with locks.lock(path):
+        with pytest.warns(UserWarning, match="waiting up to"):
+            with pytest.raises(FileExistsError, match="another run is writing"), locks.lock(path):
+                pass
+        assert path.exists()
+    assert not path.exists()
+    path.write_text('{"owner": "killed", "beat": 7}')
+    start = time.monotonic()
+    with pytest.warns(UserWarning, match="waiting up to"), locks.lock(path):
+        assert time.monotonic() - start > 1 and "killed" not in path.read_text()
+
+
+def test_a_bucket_nobody_can_reach_is_one_line():
+    with pytest.raises(ValueError, match="nowhere:// cannot be reached here"):
+        places.at("nowhere://x/y")
+    assert places.at("gs://x") != places.Path("gs:/x") and places.is_remote(places.Path("gs://x/y"))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medsiglip_jax import train
+from medsiglip_jax import storage, train
 from medsiglip_jax.checkpoint import Checkpoints
 from medsiglip_jax.train import Options, Stopped, fit
 
@@ -45,7 +45,7 @@ def batches(start):
 
 
 def lines(folder, times=False):
-    found = train.read_lines(folder / train.METRICS)
+    found = storage.read_lines(folder / train.METRICS)
     return [{k: v for k, v in x.items() if times or k not in train.TIMES} for x in found]
 
 

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 import medsiglip_jax
 from medsiglip_jax import api, config, tree, weights
-from medsiglip_jax.weights import big_vision, positions, random
+from medsiglip_jax.weights import big_vision, hub, positions, random
 
 GOLDEN = Path(__file__).parent / "golden" / "siglip-tiny"
 
@@ -371,7 +371,7 @@ def test_truncated_npz_and_orbax(golden, tmp_path):
 @pytest.mark.parametrize("source, error, say", [
     ("/no/such/folder", FileNotFoundError, "no such file or folder"),
     ("nothing.npz", FileNotFoundError, "no such file"),
-    ("gs://bucket/model", ValueError, "not supported yet; copy it"),
+    ("nowhere://bucket/model", ValueError, "nowhere:// cannot be reached here"),
     (__file__, weights.CheckpointError, "not a checkpoint"),
     (GOLDEN / "model.safetensors", weights.CheckpointError, "give the folder"),
     (Path(__file__).parent, weights.CheckpointError, "no config.json"),
@@ -524,3 +524,33 @@ def test_random_weights_are_distributed_as_flax_initialises_them():
     assert (flat[f"{block}/LayerNorm_0/scale"] == 1).all()
     layers = flat[f"{block}/MlpBlock_0/Dense_0/kernel"]
     assert not np.array_equal(layers[0], layers[1])
+
+
+@pytest.mark.parametrize("format", ["huggingface", "orbax", "big_vision"])
+def test_checkpoints_in_a_bucket_are_copied_once_and_again_when_they_change(
+    bucket, checkpoint, format, monkeypatch
+):
+    place = f"{bucket}/models/{format}"
+    model = medsiglip_jax.load(checkpoint)
+    medsiglip_jax.save(model, place, format=format)
+    loaded = medsiglip_jax.load(place)
+    assert loaded.source == place
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, model.params)
+
+    copy = hub.fetch(place)
+    monkeypatch.setattr(hub, "_copy", None)  # nothing to do
+    assert hub.fetch(place) == copy
+    monkeypatch.undo()
+    model.params["b"] = model.params["b"] + 1
+    medsiglip_jax.save(model, place, format=format, overwrite=True)
+    assert hub.fetch(place) != copy
+    np.testing.assert_array_equal(medsiglip_jax.load(place).params["b"], model.params["b"])
+
+
+def test_a_single_file_in_a_bucket(bucket):
+    model = medsiglip_jax.init("tiny-56")
+    medsiglip_jax.save(model, f"{bucket}/models/tiny.npz", format="big_vision")
+    loaded = medsiglip_jax.load(f"{bucket}/models/tiny.npz")
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, model.params)
+    with pytest.raises(FileNotFoundError, match="no such file or folder"):
+        medsiglip_jax.load(f"{bucket}/models/nothing")

@@ -9,14 +9,14 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from medsiglip_jax import storage, tree
+from medsiglip_jax import places, tree
 from medsiglip_jax.config import ModelConfig
 
 # float8 and integer checkpoints are quantised: casting them would be wrong, not lossy.
@@ -110,30 +110,35 @@ def open_checkpoint(source: str | os.PathLike, token: str | None = None) -> Chec
 
     Args:
         source: a Hugging Face repo id, a checkpoint folder in HF layout, a big_vision .npz, or a
-            folder this project wrote.
+            folder this project wrote; local, gs:// or its like.
         token: Hugging Face access token; by default the user's stored login.
 
     Raises:
         FileNotFoundError: nothing is there.
         CheckpointError: something is there, but no checkpoint this project can read.
     """
-    from medsiglip_jax.weights import big_vision, hub
+    from medsiglip_jax.weights import hub
 
-    storage.refuse_remote(source)
+    if places.is_remote(source):
+        return replace(_open(hub.fetch(str(source)), source), source=str(source))
     path = Path(source)
+    if not path.exists() and path.suffix != ".npz" and hub.is_repo_id(str(source)):
+        return replace(_open(hub.download(str(source), token), source), source=str(source))
+    return _open(path, source)
+
+
+def _open(path: Path, source: object) -> Checkpoint:
+    from medsiglip_jax.weights import big_vision
+
     if path.suffix == ".npz":
         return big_vision.open_npz(path)
     if path.is_file():
         raise CheckpointError(source, [_file_problem(path)])
     if not path.is_dir():
-        if hub.is_repo_id(str(source)):
-            path = hub.download(str(source), token)
-        else:
-            raise FileNotFoundError(
-                f"{source}: no such file or folder; expected a checkpoint folder (config.json + "
-                "*.safetensors), a big_vision .npz, or a Hugging Face repo id like "
-                "google/medsiglip-448"
-            )
+        raise FileNotFoundError(
+            f"{source}: no such file or folder; expected a checkpoint folder (config.json + "
+            "*.safetensors), a big_vision .npz, or a Hugging Face repo id like google/medsiglip-448"
+        )
     return _open_folder(path)
 
 

@@ -1,7 +1,17 @@
-"""Checkpoints from the Hugging Face hub, with the user's own access."""
+"""Local copies of checkpoints that lie elsewhere: on the Hugging Face hub, in a bucket."""
 
+import hashlib
+import json
+import os
 import re
+import shutil
+import tempfile
 from pathlib import Path
+
+from tqdm import tqdm
+from upath import UPath
+
+from medsiglip_jax import places
 
 _FILES = ["*.json", "*.safetensors", "*.model"]
 
@@ -44,3 +54,44 @@ def _offline(repo_id: str) -> str:
         "complete copy is in the local cache. Connect, or download the files elsewhere "
         f"(`hf download {repo_id} --local-dir FOLDER`) and give that folder"
     )
+
+
+def fetch(uri: str) -> Path:
+    """Copies a checkpoint from gs:// or its like to the local cache, or finds it there.
+
+    A copy is found again as long as nothing in the bucket has changed. The cache is
+    `medsiglip_jax/` in $XDG_CACHE_HOME or ~/.cache.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+    """
+    place = UPath(places.at(uri))
+    files = dict(place.fs.find(place.path, detail=True))
+    if not files:
+        raise FileNotFoundError(f"{uri}: no such file or folder")
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "medsiglip_jax")
+    copy = cache / f"{place.name}-{_version(uri, files)}"
+    if not copy.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=cache))
+        try:
+            _copy(place, list(files), partial)
+            partial.rename(copy)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return copy / place.name if place.is_file() else copy
+
+
+def _version(uri: str, files: dict[str, dict]) -> str:
+    """Of what the listing says; each file system has its own names for a version or a time."""
+    names = ("size", "generation", "etag", "ETag", "mtime", "created", "LastModified")
+    facts = [[path, *(str(files[path].get(name)) for name in names)] for path in sorted(files)]
+    return hashlib.sha256(json.dumps([uri, facts]).encode()).hexdigest()[:16]
+
+
+def _copy(place: UPath, files: list[str], folder: Path) -> None:
+    above = place.parent.path if files == [place.path] else place.path
+    for file in tqdm(files, str(place), unit="file", disable=None):
+        target = folder / os.path.relpath(file, above)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        place.fs.get_file(file, str(target))

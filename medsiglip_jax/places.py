@@ -1,0 +1,67 @@
+"""Where things are: local paths, and gs:// and what else fsspec reaches, with the same methods."""
+
+import os
+import re
+from pathlib import Path
+
+import fsspec
+from upath import UPath
+
+# A local path, or a remote place, which has the same methods.
+Place = Path | UPath
+# What a place can be given as.
+Given = str | os.PathLike | UPath
+
+
+def is_remote(path: Given) -> bool:
+    """Whether it is gs:// or its like, also where `Path` has made "gs:/" of it."""
+    return re.match(r"[a-z][a-z0-9+]+:/", str(path)) is not None
+
+
+def at(path: Given) -> Place:
+    """The place that a path or URI names.
+
+    Raises:
+        ValueError: a protocol that nothing installed here speaks.
+    """
+    if not is_remote(path):
+        return Path(str(path))
+    uri = re.sub(":/+", "://", str(path), count=1)
+    check_protocol(uri)
+    return UPath(uri, use_listings_cache=False)  # others write there, too
+
+
+def check_protocol(path: str) -> None:
+    """Raises ValueError, with what to install, if `path` is a URI that cannot be reached here."""
+    protocol = path.partition("://")[0]
+    try:
+        fsspec.get_filesystem_class(protocol)
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"{path}: {protocol}:// cannot be reached here: {error}") from error
+
+
+def refuse_remote(path: Given) -> None:
+    """Raises for gs:// and its like, which `Path` would take for a local folder "gs:"."""
+    if is_remote(path):
+        raise ValueError(f"{path}: only a local folder will do here")
+
+
+def check_writable(path: Place) -> None:
+    """Raises one clear error, before any work is done, if a local `path` cannot be created."""
+    if not isinstance(path, Path):
+        return
+    refuse_remote(path)
+    parent = path.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir():
+        raise NotADirectoryError(f"{path}: cannot be written, {parent} is a file")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise PermissionError(f"{path}: cannot be written, no permission in {parent}")
+
+
+def check_new(path: Place) -> None:
+    """Raises unless `path` is free, or an empty folder, and can be created."""
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise FileExistsError(f"{path}: already exists; choose another name or remove it first")
+    check_writable(path)
