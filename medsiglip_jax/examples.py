@@ -143,7 +143,7 @@ def _class_indices(table: Table, column: str, classes: tuple[str, ...]) -> np.nd
     index = {name: i for i, name in enumerate(classes)} | {"": -1}
     shown = ", ".join(classes[:20])
     table.report(column, lambda name: name not in index, f"not among the classes {shown}:")
-    return np.array([index.get(name, -1) for name in table.columns.get(column, ())], np.int32)
+    return np.array([index.get(name, -1) for name in table.strings(column).to_pylist()], np.int32)
 
 
 def _multi_label(table: Table, names: Sequence[str]) -> np.ndarray:

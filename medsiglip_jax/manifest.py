@@ -1,87 +1,238 @@
-"""What to embed: files and folders -> rows."""
+"""What to embed: files, folders, globs, manifests, tar and TFRecord shards -> rows."""
+# Arrow makes its compute functions when it is imported.
+# pyright: reportAttributeAccessIssue=false
 
+import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
-# What a folder is searched for; a file named on the command line is tried whatever its name.
-IMAGE_SUFFIXES = frozenset(
-    ".avif .bmp .gif .jfif .jp2 .jpeg .jpg .png .ppm .pgm .tif .tiff .webp".split()
-)
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from medsiglip_jax import tar
+from medsiglip_jax.columns import decode, read_bytes
+from medsiglip_jax.listing import IMAGE_SUFFIXES, File, expand
+from medsiglip_jax.rows import SCHEMA, Row, Rows, from_tuples, seen_before
+from medsiglip_jax.tables import Table, read_shards, read_table
+
+__all__ = ["Row", "Rows", "rows"]
+
+# `prefix + id` is the id in full, for where ids of two inputs are equal.
+_SCHEMA = SCHEMA.append(pa.field("prefix", pa.dictionary(pa.int32(), pa.string())))
 
 
 @dataclass(frozen=True)
-class Row:
-    """One thing to embed.
-
-    Attributes:
-        id: unique in its run: the path below the folder given, or FILE:LINE for a text.
-        source: the file.
-        kind: "image" or "text".
-        text: the text itself where kind is "text".
-    """
-
-    id: str
-    source: str
-    kind: str
-    text: str | None = None
+class _Columns:
+    image: str | None = "image"
+    text: str | None = "text"
+    id: str | None = "id"
+    root: str | None = None
 
 
-def rows(inputs: Sequence[str | os.PathLike]) -> list[Row]:
-    """Lists images (files, and folders searched recursively) and texts (.txt, one per line).
+def rows(
+    inputs: Sequence[str | os.PathLike],
+    *,
+    image: str | None = "image",
+    text: str | None = "text",
+    id: str | None = "id",
+    root: str | os.PathLike | None = None,
+) -> Rows:
+    """Lists images and texts, local or remote; `expand` says how folders and globs are searched.
 
-    Folders are walked in sorted order; hidden files and other kinds of file in them are passed
-    over. Where two inputs give the same id, all ids become paths as given.
+    | input | rows | id |
+    |---|---|---|
+    | image, or what has no other format's suffix | an image | its path below the folder given |
+    | .txt | a text per line that is not blank | FILE:LINE |
+    | .csv .tsv .jsonl .parquet | all images, then all texts | the column `id`, or see below |
+    | .tar (WebDataset) | images, and a text of each .txt | the member's name, no extension |
+    | .tfrecord | those of the index that `data.write_tfrecords` left beside | SHARD#OFFSET:LENGTH |
+
+    An image and a text may have the same id: they are a pair. In a manifest without ids, the id is
+    the image's path as it stands there. A row without an image, or with one that was in an earlier
+    row, has the id FILE:LINE (in Parquet FILE:ROW), so that no two rows share an embedding's name.
+
+    Where two inputs give the same id, all ids but those of a column become full paths: of the
+    file, or of the shard and the member in it.
+
+    Args:
+        inputs: paths and URIs. A folder may hold images, .txt, .tar and .tfrecord.
+        image: manifest's column of paths or URIs; an empty cell is no image. This column, `text`
+            and `id` may be absent under their default names; None ignores them.
+        text: manifest's column of texts; an empty cell is no text.
+        id: manifest's column of ids, each once.
+        root: what relative paths in manifests are relative to; default the manifest's folder.
 
     Raises:
-        FileNotFoundError: an input does not exist.
-        ValueError: nothing to embed, or an input is listed twice.
+        FileNotFoundError: all inputs that do not exist.
+        ValueError: nothing to embed, an input is listed twice, or what is wrong with a file.
     """
-    if missing := [str(p) for p in inputs if not Path(p).exists()]:
-        raise FileNotFoundError(f"no such file or folder: {', '.join(missing)}")
-    found = [row for path in inputs for row in _rows_of(Path(path))]
-    if not found:
+    columns = _Columns(image, text, id, None if root is None else str(root))
+    files = itertools.chain.from_iterable(expand(inputs))
+    found = pa.concat_tables([_SCHEMA.empty_table(), *_tables(files, columns)])
+    if not len(found):
         names = ", ".join(map(str, inputs)) or "no input"
         raise ValueError(
             f"nothing to embed in {names}; expected images "
-            f"({' '.join(sorted(s[1:] for s in IMAGE_SUFFIXES))}) or .txt files, one text a line"
+            f"({' '.join(sorted(s[1:] for s in IMAGE_SUFFIXES))}), .txt files, one text a line, "
+            "manifests (.csv .tsv .jsonl .parquet), .tar or .tfrecord shards"
         )
-    if len({row.id for row in found}) < len(found):
-        found = [Row(_full_id(row), row.source, row.kind, row.text) for row in found]
-    seen: set[str] = set()
-    for row in found:
-        if row.id in seen:
-            raise ValueError(f"{row.id} is given twice; name each input once")
-        seen.add(row.id)
+    return Rows(_with_unique_ids(found))
+
+
+def _with_unique_ids(found: pa.Table) -> pa.Table:
+    if not seen_before(found["kind"], found["id"]).any():
+        return found
+    prefix = found["prefix"].cast(pa.large_string())
+    found = found.set_column(0, "id", _joined(prefix, found["id"]))
+    again = np.flatnonzero(seen_before(found["kind"], found["id"]))
+    if len(again):
+        row = Rows(found)[int(again[0])]
+        raise ValueError(
+            f"{row.id} is given twice, the second time as {row.source} ({len(again)} such rows); "
+            "name each input once, and each id in one manifest"
+        )
     return found
 
 
-def _rows_of(path: Path) -> Iterator[Row]:
-    if not path.is_dir():
-        yield from _file_rows(path, path.name)
-        return
-    for folder, folders, files in os.walk(path):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        for name in sorted(files):
-            file = Path(folder, name)
-            if not name.startswith(".") and file.suffix.lower() in IMAGE_SUFFIXES | {".txt"}:
-                yield from _file_rows(file, file.relative_to(path).as_posix())
+def _tables(files: Iterable[File], columns: _Columns) -> Iterator[pa.Table]:
+    for (format, folder), group in itertools.groupby(files, _reader):
+        if format == "manifest":
+            yield from (_of_table(read_table(file.path), columns) for file in group)
+        elif format == "tfrecord":
+            names = {os.path.basename(file.name) for file in group}
+            yield _of_table(read_shards(folder, names), _Columns())
+        else:
+            cells = _of_shard if format == "tar" else _of_file
+            yield from_tuples(itertools.chain.from_iterable(map(cells, group)), _SCHEMA)
 
 
-def _file_rows(path: Path, name: str) -> Iterator[Row]:
-    if path.suffix.lower() != ".txt":
-        yield Row(name, str(path), "image")
+def _reader(file: File) -> tuple[str, str]:
+    """Files in a row with the same one are read together: shards by their folder."""
+    if file.format == "tfrecord":
+        return file.format, os.path.dirname(file.path) or "."
+    return ("file" if file.format in ("image", "text") else file.format), ""
+
+
+def _of_file(file: File) -> Iterator[tuple[str | None, ...]]:
+    path = file.path
+    if file.format == "image":
+        yield file.name, path, "image", None, file.root
         return
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text ({error.reason})") from None
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(decode(path, read_bytes(path)).splitlines(), start=1):
         if line.strip():
-            yield Row(f"{name}:{number}", str(path), "text", line.strip())
+            yield f"{file.name}:{number}", path, "text", line.strip(), file.root
 
 
-def _full_id(row: Row) -> str:
-    line = row.id[row.id.rindex(":") :] if row.kind == "text" else ""
-    return Path(row.source).as_posix() + line
+def _of_shard(file: File) -> Iterator[tuple[str | None, ...]]:
+    for cells in tar.members(file.path):
+        yield *cells, f"{file.path}/"
+
+
+def _of_table(table: Table, columns: _Columns) -> pa.Table:
+    """Images, then texts, of a manifest."""
+    image, text, id = _cells(table, columns)
+    elsewhere = pc.or_(pc.match_substring(image, "://"), pc.starts_with(image, "/"))
+    relative = _filled(image) & ~elsewhere.to_numpy()
+    base, own = _slashed(columns.root or table.root), _slashed(table.root)
+    if id is None:
+        id, prefix = _default_ids(table, image, relative)
+    else:
+        _check_ids(table, columns.id, id, _filled(image) | _filled(text))
+        prefix = np.zeros(len(id), np.int32)
+    prefix = pa.DictionaryArray.from_arrays(prefix, ["", base, own])
+    source = _replaced(image, relative, _joined(base, _kept(image, relative)))
+    return pa.concat_tables(
+        [
+            _of_kind("image", _filled(image), id, source, None, prefix),
+            _of_kind("text", _filled(text), id, None, text, prefix, table.path),
+        ]
+    )
+
+
+def _cells(table: Table, columns: _Columns) -> Iterator[pa.ChunkedArray | None]:
+    """Images and texts, "" for none, and ids if there are any."""
+    asked = {"image": columns.image, "text": columns.text, "id": columns.id}
+    found = {
+        default: table.strings(name)
+        for default, name in asked.items()
+        if name is not None and table.has(name, (default,))
+    }
+    if not found.keys() & {"image", "text"} and not table.problems:
+        there = ", ".join(table.columns)
+        table.problems.append(f"no column {columns.image!r} or {columns.text!r}; there are {there}")
+    table.raise_problems()
+    blank = pa.chunked_array([pa.repeat(pa.scalar("", pa.large_string()), len(table.lines))])
+    yield from (found.get("image", blank), found.get("text", blank), found.get("id"))
+
+
+def _default_ids(
+    table: Table, image: pa.ChunkedArray, relative: np.ndarray
+) -> tuple[Any, np.ndarray]:
+    """The image, or FILE:LINE where there is none or it was seen before; which prefix is whose."""
+    named = np.flatnonzero(_filled(image))
+    by_image = np.zeros(len(image), bool)
+    by_image[named] = ~seen_before(_kept(image, _filled(image)))
+    lines = pa.array(np.asarray(table.lines)[~by_image]).cast(pa.large_string())
+    lines = _joined(f"{os.path.basename(table.path)}:", lines)
+    prefix = np.where(by_image, relative, 2).astype(np.int32)
+    return _replaced(image, ~by_image, lines), prefix
+
+
+def _check_ids(table: Table, name: str | None, id: pa.ChunkedArray, used: np.ndarray) -> None:
+    filled = _filled(id)
+    if len(none := np.flatnonzero(used & ~filled)):
+        where = f"{table.where(int(none[0]))}: no value ({len(none)} rows in all)"
+        table.problems.append(f"column {name!r}, {where}")
+    ids, places = _kept(id, used & filled), np.flatnonzero(used & filled)
+    if len(again := np.flatnonzero(seen_before(ids))):
+        value = ids[int(again[0])]
+        first, second = places[pc.index(ids, value).as_py()], places[again[0]]
+        table.problems.append(
+            f"column {name!r}: {value.as_py()!r} in {table.where(int(first))} and "
+            f"{table.where(int(second))} ({len(again)} such rows); expected each id once"
+        )
+    table.raise_problems()
+
+
+def _of_kind(
+    kind: str, mask: np.ndarray, id: Any, source: Any, text: Any, prefix: Any, path: str = ""
+) -> pa.Table:
+    count = int(mask.sum())
+    same = lambda value: pa.repeat(pa.scalar(value, pa.large_string()), count)  # noqa: E731
+    columns = [
+        _kept(id, mask),
+        same(path) if source is None else _kept(source, mask),
+        pa.DictionaryArray.from_arrays(np.zeros(count, np.int8), [kind]),
+        same(None) if text is None else _kept(text, mask),
+        _kept(prefix, mask),
+    ]
+    return pa.table(columns, schema=_SCHEMA)
+
+
+def _kept(column: Any, mask: np.ndarray) -> Any:
+    return column if mask.all() else column.filter(pa.array(mask))
+
+
+def _replaced(strings: pa.ChunkedArray, mask: np.ndarray, others: Any) -> Any:
+    """Strings with the others, in their order, where the mask is set."""
+    if mask.all() or not mask.any():
+        return others if mask.all() else strings
+    if isinstance(others, pa.ChunkedArray):
+        others = others.combine_chunks()
+    return pc.replace_with_mask(strings, pa.array(mask), others)
+
+
+def _filled(strings: pa.ChunkedArray) -> np.ndarray:
+    return pc.not_equal(strings, "").to_numpy()
+
+
+def _joined(*strings: Any) -> Any:
+    scalars = (pa.scalar(s, pa.large_string()) if isinstance(s, str) else s for s in (*strings, ""))
+    return pc.binary_join_element_wise(*scalars)
+
+
+def _slashed(folder: str) -> str:
+    return "" if folder in ("", ".") else f"{folder.rstrip('/')}/"

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from test_loader import equal
 
-from medsiglip_jax import examples, loader
+from medsiglip_jax import examples, loader, manifest
 from medsiglip_jax.examples import Examples
 from medsiglip_jax.loader import Input
 from medsiglip_jax.order import Order
@@ -167,6 +167,15 @@ def test_shards_hold_what_was_written(readable, tmp_path, shards):
     same = found.positives[:, None] == found.positives
     np.testing.assert_array_equal(same, written.positives[:, None] == written.positives)
     assert len(list((tmp_path / "moved").glob("*.tfrecord"))) == (shards or 1)
+
+
+def test_shards_can_be_embedded(readable, tmp_path):
+    data.write_tfrecords(full(readable), tmp_path / "shards", 3)
+    rows = manifest.rows([tmp_path / "shards"])
+    images, texts = rows[: len(readable)], rows[len(readable) :]
+    assert [read_bytes(row.source) for row in images] == [read_bytes(p) for p in readable]
+    assert [row.text for row in texts] == full(readable).texts
+    assert [row.id for row in texts] == [row.id for row in images]
 
 
 def test_a_glob_reads_some_of_the_shards(readable, tmp_path):

@@ -191,7 +191,7 @@ def test_an_input_that_does_not_fit_is_refused(images):
         Input((source,), Order((8,)), SIZE)
     with pytest.raises(ValueError, match="unknown preprocess"):
         Input((source,), Order((7,)), SIZE, "squash")
-    with pytest.raises(ValueError, match="nonesuch:// cannot be read here"):
+    with pytest.raises(ValueError, match="nonesuch:// cannot be reached here"):
         loader.batches(Input((Examples(["nonesuch://a"]),), Order((1,)), SIZE), 1)
 
 

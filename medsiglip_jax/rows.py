@@ -1,0 +1,142 @@
+"""What to embed, as columns: a million rows are not a million objects."""
+# Arrow makes its compute functions when it is imported.
+# pyright: reportAttributeAccessIssue=false
+
+import hashlib
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+_BLOCK = 65536  # rows that are Python objects at a time
+SCHEMA = pa.schema(
+    [
+        ("id", pa.large_string()),
+        ("source", pa.large_string()),
+        ("kind", pa.dictionary(pa.int8(), pa.string())),
+        ("text", pa.large_string()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One thing to embed.
+
+    Attributes:
+        id: unique among the rows of its kind.
+        source: the file, or "file#offset:length".
+        kind: "image" or "text".
+        text: the text itself where kind is "text".
+    """
+
+    id: str
+    source: str
+    kind: str
+    text: str | None = None
+
+
+class Rows(Sequence[Row]):
+    """A list of `Row`, held as Arrow columns; a slice of it shares them.
+
+    Attributes:
+        table: columns `id`, `source`, `kind`, `text`.
+    """
+
+    def __init__(self, table: pa.Table):
+        self.table = table.select(SCHEMA.names)
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Rows": ...
+    def __getitem__(self, index):
+        span = range(len(self))[index]
+        if isinstance(span, int):
+            return Row(*(column[span].as_py() for column in self.table.columns))
+        if span.step == 1:
+            return Rows(self.table.slice(span.start, len(span)))
+        return Rows(self.table.take(pa.array(span, pa.int64())))
+
+    def __iter__(self) -> Iterator[Row]:
+        for block in self.table.to_batches(8192):
+            yield from map(Row, *(_plain(column).to_pylist() for column in block.columns))
+
+    def sha256(self) -> str:
+        """A digest of all columns; how they are cut into chunks makes no difference."""
+        digest = hashlib.sha256(str(len(self)).encode())
+        for column in self.table.columns:
+            for chunk in column.chunks:
+                digest.update(_lengths(chunk).astype("<i8").tobytes())
+            for chunk in column.chunks:
+                digest.update(_content(chunk))
+        return digest.hexdigest()
+
+
+def from_tuples(rows: Iterable[tuple[str | None, ...]], schema: pa.Schema = SCHEMA) -> pa.Table:
+    """A table of rows that come one by one.
+
+    Raises:
+        ValueError: a name of a file is not UTF-8.
+    """
+    rows, blocks = iter(rows), []
+    while block := list(itertools.islice(rows, _BLOCK)):
+        columns = zip(*block, strict=True)
+        try:
+            arrays = [pa.array(c, field.type) for c, field in zip(columns, schema, strict=True)]
+        except UnicodeEncodeError as error:
+            raise ValueError(f"name of a file is not UTF-8: {error.object!r}; rename it") from None
+        blocks.append(pa.table(arrays, schema=schema))
+    return pa.concat_tables([schema.empty_table(), *blocks])
+
+
+def seen_before(*columns: pa.ChunkedArray) -> np.ndarray:
+    """Whether each row equals an earlier one. Found by hash, 8 bytes a row, then compared.
+
+    Args:
+        columns: of one length; a row is what they hold at one position.
+
+    Returns:
+        bool [n].
+    """
+    rows = (row for block in _blocks(columns) for row in zip(*block, strict=True))
+    hashes = np.fromiter(map(hash, rows), np.int64, len(columns[0]))
+    order = np.argsort(hashes)
+    same = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
+    suspects = np.union1d(order[same], order[same + 1])
+    cells = (column.take(pa.array(suspects, pa.int64())).to_pylist() for column in columns)
+    again, met = np.zeros(len(hashes), bool), set()
+    for position, row in zip(suspects, zip(*cells, strict=True), strict=True):
+        again[position] = row in met
+        met.add(row)
+    return again
+
+
+def _blocks(columns: Sequence[pa.ChunkedArray]) -> Iterator[list[list[str]]]:
+    for start in range(0, len(columns[0]), 8192):
+        yield [_plain(column.slice(start, 8192)).to_pylist() for column in columns]
+
+
+def _lengths(strings: pa.Array) -> np.ndarray:
+    """In bytes, -1 for null."""
+    return pc.fill_null(pc.binary_length(_plain(strings)), -1).to_numpy(zero_copy_only=False)
+
+
+def _content(strings: pa.Array) -> memoryview:
+    """The bytes of all strings, one after the other, without a copy where none are null."""
+    filled = pc.fill_null(_plain(strings), "")
+    offsets = np.frombuffer(filled.buffers()[1], np.int64)[filled.offset :][: len(filled) + 1]
+    data = filled.buffers()[2]
+    return memoryview(data or b"")[offsets[0] : offsets[-1]] if len(filled) else memoryview(b"")
+
+
+def _plain(strings: Any) -> Any:
+    """An array, or several chunks, without a dictionary."""
+    return strings.cast(pa.large_string())
