@@ -12,20 +12,21 @@ from medsiglip_jax import tree
 FSDP_MIN_BYTES = 4 * 2**20
 
 
-def make_mesh(data: int | None = None, model: int = 1) -> Mesh:
+def make_mesh(data: int | None = None, model: int = 1, local: bool = False) -> Mesh:
     """A ("data", "model") mesh over the devices of all processes, or the first of this one's.
 
     Args:
         data: size of the data axis; default all devices that `model` leaves.
         model: size of the model axis.
+        local: only this process's devices, for work that the processes do not share.
 
     Raises:
         ValueError: there are not as many devices, or several processes would not use all of theirs.
     """
-    devices = np.asarray(jax.devices())
+    devices = np.asarray(jax.local_devices() if local else jax.devices())
     data = data or max(1, devices.size // model)
     wanted = data * model
-    if wanted > devices.size or (wanted < devices.size and jax.process_count() > 1):
+    if wanted > devices.size or (wanted < devices.size and jax.process_count() > 1 and not local):
         raise ValueError(
             f"mesh data={data} x model={model} wants {wanted} devices; {devices.size} are there"
         )

@@ -9,6 +9,10 @@
     python scripts/bench.py step lora                      # one full-size step
     python scripts/bench.py loss                           # memory of the pairwise loss
     python scripts/bench.py input                          # JPEG files to pixels
+    python scripts/bench.py embed                          # JPEG files to vectors
+    python scripts/bench.py embed --size small --images 256 --batch 32 --loop dataloader
+    python scripts/bench.py memory                         # of jobs of 1,000 to 100,000 rows
+    python scripts/bench.py search                         # exact search, against faiss
 
 Both sides get the same architecture, inputs, batch size, dtype and cores, and take turns within
 one run, so that a busy machine slows both; the figure is the ratio of the medians.
@@ -24,6 +28,8 @@ import threading
 import time
 from pathlib import Path
 
+import bench_embed
+import bench_search
 import bench_train
 import measure
 
@@ -298,6 +304,8 @@ def _parser() -> argparse.ArgumentParser:
     _common(sub, "so400m-448")
     sub.set_defaults(run=load)
     bench_train.add_parsers(commands, _common)
+    bench_embed.add_parsers(commands, _common)
+    bench_search.add_parsers(commands, _common)
     one = commands.add_parser("load-one", help="one side in this process (what load runs)")
     one.add_argument("side", choices=SIDES)
     one.add_argument("folder")

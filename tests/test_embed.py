@@ -2,17 +2,22 @@
 
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 import medsiglip_jax
-from medsiglip_jax import locks, manifest
+from medsiglip_jax import locks, manifest, places, sharding
 from medsiglip_jax.embed import ERRORS, MANIFEST, Options, embed
 
 
@@ -25,31 +30,6 @@ def read(folder):
     return pq.ParquetDataset(sorted(folder.glob("part-*.parquet"))).read().to_pylist()
 
 
-def test_rows_of_folders_and_files(pictures, tmp_path):
-    rows = manifest.rows([pictures])
-    names = ["0.png", "1.png", "2.png", "3.png"]
-    names += ["sub/4.jpg", "sub/5.jpg", "sub/6.jpg", "sub/damaged.jpg"]
-    assert [row.id for row in rows] == names
-    assert all(row.kind == "image" and os.path.isfile(row.source) for row in rows)
-    (tmp_path / "a.txt").write_text("one\n\n two \n")
-    texts = manifest.rows([tmp_path / "a.txt", pictures / "notes.md"])
-    assert [(r.id, r.kind, r.text) for r in texts] == [
-        ("a.txt:1", "text", "one"), ("a.txt:3", "text", "two"), ("notes.md", "image", None)
-    ]  # fmt: skip
-    both = manifest.rows([pictures / "sub", pictures / "sub" / "4.jpg"][:1] + [pictures])
-    assert len({row.id for row in both}) == len(both)
-
-
-def test_rows_refuse_what_cannot_be_meant(pictures, tmp_path):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="nothing to embed in .*empty"):
-        manifest.rows([tmp_path / "empty"])
-    with pytest.raises(FileNotFoundError, match="no/where"):
-        manifest.rows([pictures, "no/where"])
-    with pytest.raises(ValueError, match="0.png is given twice"):
-        manifest.rows([pictures / "0.png", pictures / "0.png"])
-
-
 def test_embeddings_are_those_of_the_model(model, pictures, tmp_path):
     (tmp_path / "notes.txt").write_text("photo of a b\nscan of a c\n")
     rows = manifest.rows([pictures, tmp_path / "notes.txt"])
@@ -57,7 +37,8 @@ def test_embeddings_are_those_of_the_model(model, pictures, tmp_path):
     options = Options(batch_size=3, shard_size=4)
     out = tmp_path / "out"
     result = embed(model, rows, out, options, done.append)
-    assert sum(done) == len(rows) == 10
+    assert sum(d.rows for d in done) == len(rows) == 10 and sum(d.errors for d in done) == 1
+    assert all(0 < d.busy <= 1 for d in done)
     table = read(out)
     assert [row["id"] for row in table] == [r.id for r in rows if "damaged" not in r.id]
     assert [row["kind"] for row in table] == ["image"] * 7 + ["text"] * 2
@@ -69,7 +50,7 @@ def test_embeddings_are_those_of_the_model(model, pictures, tmp_path):
     np.testing.assert_allclose(got[7:], model.encode_text(texts), atol=1e-6)
     schema = pq.read_schema(out / "part-00000.parquet")
     assert schema.names == ["id", "source", "kind", "embedding"]
-    assert str(schema.field("embedding").type) == "fixed_size_list<element: float>[16]"
+    assert str(schema.field("embedding").type) == "fixed_size_list<element: float not null>[16]"
     errors = pq.read_table(out / ERRORS).to_pylist()
     assert len(errors) == 1 and errors[0]["source"].endswith("damaged.jpg")
     assert "truncated" in errors[0]["reason"].lower()
@@ -119,8 +100,8 @@ def test_an_interrupted_run_resumes_where_it_stopped(model, pictures, tmp_path):
     class Stop(Exception):
         pass
 
-    def stop(count, seen=[]):  # noqa: B006
-        seen.append(count)
+    def stop(progress, seen=[]):  # noqa: B006
+        seen.append(progress.rows)
         if sum(seen) == 5:
             raise Stop
 
@@ -138,26 +119,209 @@ def test_an_interrupted_run_resumes_where_it_stopped(model, pictures, tmp_path):
         assert a == b
 
 
+# ------------------------------------------------------------- devices, processes, batch sizes
+
+
+def vectors(folder):
+    """id -> vector."""
+    return {row["id"]: np.array(row["embedding"], np.float32) for row in read(folder)}
+
+
+@pytest.fixture(scope="module")
+def reference(model, many, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reference") / "out"
+    embed(model, manifest.rows([many]), folder, Options(batch_size=64))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """Forty images and a damaged one."""
+    folder, rng = tmp_path_factory.mktemp("many"), np.random.default_rng(1)
+    for i in range(40):
+        pixels = rng.integers(0, 256, (rng.integers(9, 60), 31, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i:02d}.png")
+    (folder / "17.jpg").write_bytes(b"\xff\xd8\xff\xe0 not really")
+    return folder
+
+
+def assert_close(one, two):
+    a, b = vectors(one), vectors(two)
+    assert list(a) == list(b) and len(a) == 40
+    for name in a:
+        np.testing.assert_allclose(a[name], b[name], atol=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7])
+def test_the_batch_size_makes_no_difference(model, many, reference, tmp_path, batch_size):
+    options = Options(batch_size=batch_size, shard_size=16)
+    embed(model, manifest.rows([many]), tmp_path / "out", options)
+    assert_close(tmp_path / "out", reference)
+
+
+def test_neighbours_make_no_difference(model, many, reference, tmp_path):
+    rows = manifest.rows([many])
+    backwards = rows[::-1]
+    embed(model, backwards, tmp_path / "out", Options(batch_size=5))
+    got, want = vectors(tmp_path / "out"), vectors(reference)
+    assert list(got) == list(want)[::-1]
+    for name in want:
+        np.testing.assert_allclose(got[name], want[name], atol=1e-6)
+
+
+def test_eight_devices_make_no_difference(checkpoint, many, reference, tmp_path):
+    model = medsiglip_jax.load(checkpoint, mesh=sharding.make_mesh(local=True))
+    assert model.mesh.size == 8
+    embed(model, manifest.rows([many]), tmp_path / "out", Options(batch_size=7))
+    assert_close(tmp_path / "out", reference)
+
+
+def test_two_processes_share_the_shards(checkpoint, many, reference, tmp_path):
+    """Real ones, over jax.distributed; each writes every other shard, process 0 the manifest."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "medsiglip_jax.cli", "embed", "--model", str(checkpoint)]
+    command += [
+        "--output",
+        str(tmp_path / "out"),
+        "--shard-size",
+        "8",
+        "--batch-size",
+        "3",
+        "--json",
+    ]
+    command += ["--coordinator", f"127.0.0.1:{port}", "--processes", "2", str(many)]
+    started = [
+        subprocess.Popen([*command, "--process-id", str(i)], stdout=subprocess.PIPE, text=True)
+        for i in range(2)
+    ]
+    outputs = [process.communicate(timeout=300)[0] for process in started]
+    assert [process.returncode for process in started] == [3, 3]
+    assert json.loads(outputs[0])["embedded"] == 40 and not outputs[1]
+    assert_close(tmp_path / "out", reference)
+    assert len(list((tmp_path / "out").glob("part-*"))) == 6
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_stored_as_half(model, many, reference, tmp_path):
+    result = embed(
+        model, manifest.rows([many]), tmp_path / "out", Options(stored="float16", batch_size=64)
+    )
+    assert result["stored"] == "float16"
+    schema = pq.read_schema(tmp_path / "out" / "part-00000.parquet")
+    assert str(schema.field("embedding").type) == "fixed_size_list<element: halffloat not null>[16]"
+    half, full = vectors(tmp_path / "out"), vectors(reference)
+    for name in full:
+        np.testing.assert_array_equal(half[name], full[name].astype(np.float16))
+
+
+def test_a_bucket_holds_the_same(model, many, reference, bucket):
+    for file in many.iterdir():
+        (places.at(f"{bucket}/many") / file.name).write_bytes(file.read_bytes())
+    out = places.at(f"{bucket}/embedded")
+    result = embed(model, manifest.rows([f"{bucket}/many"]), str(out), Options(shard_size=16))
+    assert result["embedded"] == 40 and result["errors"] == 1
+    part = pq.read_table((out / "part-00000.parquet").open("rb"))
+    want = vectors(reference)
+    assert part["source"][0].as_py() == "gs://bucket/many/00.png"
+    for row in part.to_pylist():
+        np.testing.assert_allclose(row["embedding"], want[row["id"]], atol=1e-6)
+    assert sorted(p.name for p in out.iterdir()) == [
+        "errors.parquet", "manifest.json", "part-00000.parquet", "part-00001.parquet",
+        "part-00002.parquet", "run.json",
+    ]  # fmt: skip
+
+
+def test_too_many_unreadable_inputs_end_the_run(model, many, tmp_path):
+    for i in range(3):
+        (tmp_path / "more").mkdir(exist_ok=True)
+        (tmp_path / "more" / f"{i}.jpg").write_bytes(b"no")
+    rows = manifest.rows([many, tmp_path / "more"])
+    options = Options(shard_size=10, batch_size=1, max_errors=2)
+    with pytest.raises(
+        ValueError, match="3 inputs could not be read, more than max_errors=2.*1.jpg"
+    ):
+        embed(model, rows, tmp_path / "out", options)
+    left = sorted(p.name for p in (tmp_path / "out").glob("part-*"))
+    assert left == [f"part-0000{i}.parquet" for i in range(4)]
+    result = embed(model, rows, tmp_path / "out", replace(options, max_errors=4))
+    assert result["errors"] == 4 and result["embedded"] == 40
+
+
+def test_a_broken_loader_is_not_a_hang(model, many, tmp_path, monkeypatch):
+    """A bug in a thread comes out in the caller, and nothing is left running."""
+
+    def bug(source):
+        raise RuntimeError("bug")
+
+    monkeypatch.setattr("medsiglip_jax.engine.read_bytes", bug)
+    with pytest.raises(RuntimeError, match="bug"):
+        embed(model, manifest.rows([many]), tmp_path / "out")
+    assert not [t for t in threading.enumerate() if t.name.startswith(("loader", "fetcher"))]
+
+
+# ---------------------------------------------------------------------------------------- kills
+
+
+CHILD = """
+import sys, medsiglip_jax
+from medsiglip_jax import manifest
+from medsiglip_jax.embed import Options, embed
+model, inputs, out = sys.argv[1:]
+rows, options = manifest.rows([inputs]), Options(batch_size=32, shard_size=50)
+embed(medsiglip_jax.load(model), rows, out, options, lambda progress: print(flush=True))
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.torture
-def test_kill_9_at_any_time_loses_no_finished_shard(checkpoint, pictures, tmp_path, torture):
-    """Kills at random times, then the same command to the end."""
-    out = tmp_path / "out"
-    command = [sys.executable, "-m", "medsiglip_jax.cli", "embed", "--model", str(checkpoint)]
-    command += ["--output", str(out), "--shard-size", "1", "--batch-size", "1", str(pictures)]
-    for delay in np.random.default_rng(0).uniform(2, 12, 5 * torture):
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        time.sleep(delay)
-        process.send_signal(signal.SIGKILL)
+def test_kill_9_at_any_time_loses_nothing(checkpoint, tmp_path, torture):
+    """A job of 2,000 images and some damaged ones ends with the bytes of an uninterrupted one."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "in").mkdir()
+    for i in range(2000):
+        Image.fromarray(rng.integers(0, 256, (12, 9, 3), np.uint8)).save(tmp_path / f"in/{i}.png")
+    for i in range(0, 2000, 97):
+        (tmp_path / f"in/{i}.png").write_bytes(b"damaged")
+    command = [sys.executable, "-c", CHILD, str(checkpoint), str(tmp_path / "in")]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    with subprocess.Popen([*command, str(whole)], stdout=subprocess.PIPE) as process:
+        process.stdout.readline()  # it has begun to embed
+        start = time.monotonic()
         process.wait()
-        for part in out.glob("part-*.parquet"):
-            assert pq.read_metadata(part).num_rows in (0, 1)
-    assert subprocess.run(command, capture_output=True).returncode == 3
-    assert len(read(out)) == 7 and (out / MANIFEST).is_file()
+    seconds = time.monotonic() - start
+    names = sorted(p.name for p in whole.iterdir())
+    assert len(names) == 43 and len(read(whole)) == 2000 - 21
+    kills = 0
+    while kills < 5 * torture:
+        with subprocess.Popen([*command, str(cut)], stdout=subprocess.PIPE) as process:
+            process.stdout.readline()
+            time.sleep(rng.uniform(0, 0.4 * seconds))
+            process.send_signal(signal.SIGKILL)
+        kills += process.returncode == -signal.SIGKILL
+        for part in cut.glob("part-*.parquet"):
+            assert part.read_bytes() == (whole / part.name).read_bytes()
+        if (cut / MANIFEST).exists():
+            assert_same_bytes(cut, whole)
+            shutil.rmtree(cut)
+    subprocess.run([*command, str(cut)], check=True, stdout=subprocess.DEVNULL)
+    assert_same_bytes(cut, whole)
+
+
+def assert_same_bytes(one, two):
+    names = sorted(p.name for p in two.iterdir())
+    assert sorted(p.name for p in one.iterdir() if p.suffix != ".partial") in (
+        names, [".lock", *names],  # of a run killed after its manifest
+    )  # fmt: skip
+    for name in names:
+        assert (one / name).read_bytes() == (two / name).read_bytes()
 
 
 def test_options_are_checked():
     with pytest.raises(ValueError, match="batch_size is 0"):
         Options(batch_size=0)
+    with pytest.raises(ValueError, match="stored is 'int8'; expected one of float32, float16"):
+        Options(stored="int8")
     with pytest.raises(ValueError, match="big_vision, huggingface, serving"):
         Options(preprocess="imagenet")

@@ -13,7 +13,9 @@ PACKAGE = Path(medsiglip_jax.__file__).parent
 
 # From the bottom up; a module may import modules on lower floors, or beside it in its own package.
 FLOORS = [
-    ["config", "tree", "metrics", "losses", "storage"],
+    ["config", "tree", "metrics", "losses", "places"],
+    ["locks"],
+    ["storage"],
     ["model", "freeze", "lora"],
     ["sharding", "checkpoint", "optim", "objectives"],
     ["step"],
@@ -21,15 +23,20 @@ FLOORS = [
     ["recipe"],
     ["weights"],
     [f"weights.{n}" for n in "names hub positions random huggingface big_vision orbax".split()],
-    ["manifest", "order"],
-    ["tables"],
-    ["examples"],
+    ["columns", "listing", "order", "rows"],
+    ["tables", "tar"],
+    ["examples", "manifest"],
     ["api", "loader"],
     ["data", "validation", "train", "report"],
     ["job"],
-    ["classify", "embed", "finetune"],
+    ["embeddings", "engine", "products", "contact_sheet"],
+    ["nearest"],
+    ["index"],
+    ["classify", "embed", "finetune", "search"],
     ["quickstart"],
+    [f"cli.{n}" for n in "common models embed search finetune".split()],
     ["cli"],
+    ["cli.__main__"],
 ]
 # The weights front door picks a reader by the look of the source.
 UPWARD = {("weights", reader) for reader in ("hub", "huggingface", "big_vision", "orbax")}
@@ -42,8 +49,9 @@ HEAVY = {
     "sentencepiece": {"preprocess.text"},
     "safetensors": {"weights.huggingface"},
     "huggingface_hub": {"weights.hub"},
-    "pyarrow": {"embed", "tables"},
+    "pyarrow": {"embed", "embeddings", "columns", "manifest", "rows", "tables"},
     "sklearn": {"quickstart"},
+    "usearch": {"index"},
     "torch": set(),
     "transformers": set(),
 }

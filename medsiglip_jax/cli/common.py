@@ -1,0 +1,103 @@
+"""What the commands share: flags, loading, printing."""
+
+import argparse
+import json
+from typing import Any
+
+PRESET_HELP = (
+    "big_vision (default): squash to a square, TF2 bilinear, as the published evaluations; "
+    "huggingface: squash, PIL bicubic; serving: zero-pad to a square, PIL bicubic, as the "
+    "official container"
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """Wrong flags are one line, as every other mistake."""
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def command(commands, function, help: str, example: str, description: str = ""):
+    sub = commands.add_parser(
+        function.__name__,
+        help=help,
+        description=f"{help[0].upper()}{help[1:]}. {description}".strip(),
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    sub.set_defaults(run=function)
+    return sub
+
+
+def add_json(sub) -> None:
+    sub.add_argument("--json", action="store_true", help="print one JSON document on stdout")
+
+
+def add_model(sub, required: bool = True) -> None:
+    sub.add_argument(
+        "--model", required=required, metavar="M",
+        help="checkpoint folder, big_vision .npz, or Hugging Face repo id (google/medsiglip-448)",
+    )  # fmt: skip
+    sub.add_argument("--tokenizer", metavar="PATH", help="SentencePiece model, if M has none")
+    sub.add_argument(
+        "--dtype", default="float32", metavar="T", help="float32 (default), bfloat16 or float16"
+    )
+    sub.add_argument(
+        "--matmul-precision", metavar="NAME",
+        help="jax precision name; default: true float32 for --dtype float32",
+    )  # fmt: skip
+    sub.add_argument("--attention", metavar="NAME", help="xla, blocked, cudnn or auto (default)")
+
+
+def add_preprocess(sub) -> None:
+    sub.add_argument("--preprocess", default="big_vision", metavar="P", help=PRESET_HELP)
+
+
+def add_batch_size(sub, default: int | None = 8, help: str = "default 8") -> None:
+    sub.add_argument("--batch-size", type=int, default=default, metavar="N", help=help)
+
+
+def add_processes(sub) -> None:
+    sub.add_argument(
+        "--distributed", action="store_true",
+        help="one process of several: Cloud TPU, Slurm and Open MPI tell which by themselves",
+    )  # fmt: skip
+    sub.add_argument(
+        "--coordinator", metavar="HOST:PORT", help="where they tell nothing, with the next two"
+    )
+    sub.add_argument("--processes", type=int, metavar="N", help="number of processes")
+    sub.add_argument("--process-id", type=int, metavar="I", help="this one, from 0")
+
+
+def join_other_processes(args: argparse.Namespace) -> bool:
+    """Starts jax.distributed if asked; True where results are printed."""
+    import jax
+
+    if args.distributed or args.coordinator:
+        jax.distributed.initialize(args.coordinator, args.processes, args.process_id)
+    return jax.process_index() == 0
+
+
+def load(args: argparse.Namespace, mesh=None):
+    """The model that the flags of `add_model` ask for."""
+    from medsiglip_jax.api import load as run
+
+    return run(
+        args.model,
+        mesh=mesh,
+        dtype=args.dtype,
+        tokenizer=args.tokenizer,
+        matmul_precision=args.matmul_precision,
+        attention=args.attention,
+    )
+
+
+def show(result: Any, as_json: bool, to_text) -> None:
+    print(json.dumps(result, ensure_ascii=False, indent=2) if as_json else to_text(result))
+
+
+def progress_bar(unit: str):
+    from tqdm import tqdm
+
+    return tqdm(unit=unit, unit_scale=True, disable=None)

@@ -1,0 +1,138 @@
+"""embed."""
+
+import argparse
+import os
+import sys
+import time
+from typing import Any
+
+from medsiglip_jax.cli.common import (
+    add_batch_size,
+    add_json,
+    add_model,
+    add_preprocess,
+    add_processes,
+    command,
+    join_other_processes,
+    load,
+    show,
+)  # fmt: skip
+
+
+def add(commands) -> None:
+    sub = command(
+        commands, embed, "embed images and texts to Parquet, any number, resumable",
+        "medsiglip-jax embed --model google/medsiglip-448 --output embeddings scans/ notes.txt\n"
+        "  medsiglip-jax embed --model M --output gs://BUCKET/out --stored float16 rows.parquet\n"
+        "  medsiglip-jax embed --model M --output out 'shards/*.tar'",
+        "Columns id, source, kind (image or text), embedding. The same command again goes on with "
+        "a killed run and ends with the same files. On several hosts start it on each with "
+        "--distributed.",
+    )  # fmt: skip
+    sub.add_argument(
+        "inputs", nargs="+", metavar="INPUT",
+        help="images; folders (recursive) and globs of them; .txt, one text a line; manifests "
+        "(.csv .tsv .jsonl .parquet); .tar (WebDataset) and .tfrecord shards; local or gs://",
+    )  # fmt: skip
+    sub.add_argument("--output", required=True, metavar="DIR", help="new folder for the result")
+    sub.add_argument(
+        "--shard-size", type=int, default=8192, metavar="N", help="inputs per file, default 8192"
+    )
+    sub.add_argument("--raw", action="store_true", help="do not divide by the L2 norm")
+    sub.add_argument(
+        "--stored", default="float32", choices=("float32", "float16"),
+        help="type of the vectors in the files, default float32",
+    )  # fmt: skip
+    sub.add_argument(
+        "--max-errors", type=int, metavar="N",
+        help="stop when more than N inputs are unreadable; default: list them all and go on",
+    )  # fmt: skip
+    columns = sub.add_argument_group("columns of manifests")
+    for name in ("image", "text", "id"):
+        columns.add_argument(
+            f"--{name}-column", default=name, metavar="NAME", help=f"default {name}"
+        )
+    columns.add_argument(
+        "--root", metavar="DIR", help="what image paths are relative to; default the manifest's"
+    )
+    add_model(sub)
+    add_batch_size(sub, None, "default 8, on accelerators 64 per device")
+    add_preprocess(sub)
+    add_processes(sub)
+    add_json(sub)
+
+
+def embed(args: argparse.Namespace) -> int:
+    main_process = join_other_processes(args)  # before anything asks for a device
+    import jax
+
+    from medsiglip_jax import manifest, sharding
+    from medsiglip_jax.embed import ERRORS, Options
+    from medsiglip_jax.embed import embed as run
+
+    devices, cpu = jax.local_device_count(), jax.default_backend() == "cpu"
+    batch_size = (8 if cpu else 64 * devices) if args.batch_size is None else args.batch_size
+    options = Options(
+        args.preprocess, not args.raw, args.stored, args.shard_size, batch_size, args.max_errors
+    )
+    columns = {"image": args.image_column, "text": args.text_column, "id": args.id_column}
+    rows = manifest.rows(args.inputs, root=args.root, **columns)
+    model = load(args, sharding.make_mesh(local=True) if devices > 1 else None)
+    with _Shown(len(rows), jax.process_count()) as shown:
+        result = run(model, rows, args.output, options, shown.update)
+    if main_process:
+        show(result, args.json, lambda r: shown.summary(args.output, r))
+        _warn(result, os.path.join(args.output, ERRORS))
+    return 3 if result["errors"] else 0
+
+
+def _warn(result: dict[str, Any], where: str) -> None:
+    if result["errors"]:
+        print(f"{result['errors']} unreadable inputs are listed in {where}", file=sys.stderr)
+    if result["turned"]:
+        print(
+            f"{result['turned']} images carry an EXIF orientation, which is not applied: pixels "
+            "are used as stored",
+            file=sys.stderr,
+        )
+
+
+class _Shown:
+    """A bar on stderr with inputs/s, time left, and how busy the device is."""
+
+    def __init__(self, rows: int, processes: int):
+        from tqdm import tqdm
+
+        # A process hears of its own rows only, about 1 in `processes`.
+        self._bar = tqdm(total=-(-rows // processes), unit="input", disable=None)
+        self._start, self._rows, self._busy, self._errors = time.perf_counter(), 0, 0.0, 0
+
+    def __enter__(self) -> "_Shown":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._bar.close()
+
+    def update(self, progress) -> None:
+        if progress.busy is None:
+            if not self._bar.disable:  # of an earlier run: no part of the rate
+                self._bar.initial += progress.rows
+            self._bar.update(progress.rows)
+            return
+        self._rows, self._busy = self._rows + progress.rows, progress.busy
+        self._errors += progress.errors
+        shown = {"device busy": f"{progress.busy:.0%}"}
+        if self._errors:
+            shown["unreadable"] = str(self._errors)
+        self._bar.set_postfix(shown, refresh=False)
+        self._bar.update(progress.rows)
+
+    def summary(self, output: str, result: dict[str, Any]) -> str:
+        text = f"{output}: {result['embedded']:,} of {result['rows']:,} embedded"
+        if self._rows:
+            seconds = time.perf_counter() - self._start
+            text += (
+                f"; {self._rows:,} now, in {seconds:.1f} s, {self._rows / seconds:.1f} a second, "
+                f"device busy {self._busy:.0%} of the time"
+            )
+        return text

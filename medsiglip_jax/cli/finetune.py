@@ -1,0 +1,119 @@
+"""finetune."""
+
+import argparse
+import logging
+import os
+import sys
+from typing import Any
+
+from medsiglip_jax.cli.common import add_json, add_processes, command, join_other_processes, show
+
+
+class _Keys(argparse.Action):
+    """Prints what a config may hold, and ends."""
+
+    def __call__(self, parser, *_):
+        from medsiglip_jax import recipe
+
+        parser.exit(0, recipe.describe())
+
+
+def add(commands) -> None:
+    sub = command(
+        commands, finetune, "fine-tune on your own image-text pairs or labels",
+        "medsiglip-jax finetune --config configs/lora.py --workdir run"
+        " --config.data.path=train.csv",
+        "The same command again resumes a stopped run. --config.KEY=VALUE changes a key of the "
+        "config. On several hosts start it on each with --distributed.",
+    )  # fmt: skip
+    sub.add_argument(
+        "--config", required=True, metavar="FILE[:ARG]", help="Python file with get_config()"
+    )
+    sub.add_argument("--keys", nargs=0, action=_Keys, help="list all keys of a config, and exit")
+    sub.add_argument(
+        "--workdir", required=True, metavar="D",
+        help="gets checkpoints/, metrics.jsonl, config.json, export/ and report.html",
+    )  # fmt: skip
+    add_processes(sub)
+    add_json(sub)
+
+
+def finetune(args: argparse.Namespace) -> int:
+    from medsiglip_jax import recipe
+    from medsiglip_jax.finetune import run
+
+    asked = recipe.read(args.config, args.overrides)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax narrates every save
+    for name, value in (("TF_CPP_MIN_LOG_LEVEL", "3"), ("TF_ENABLE_ONEDNN_OPTS", "0")):
+        os.environ.setdefault(name, value)  # or TensorFlow tells what it was built with
+    main_process = join_other_processes(args)
+    with _Training(quiet=not main_process) as shown:
+        result = run(asked, args.workdir, shown.start, shown.step, shown.warn)
+    if main_process:
+        show(result, args.json, _text)
+    return 3 if result["unreadable"] else 0
+
+
+class _Training:
+    """A bar on stderr with loss, images/s and time left, and the lines that a user should see."""
+
+    def __init__(self, quiet: bool):
+        self._quiet, self._bar, self._batch = quiet, None, 0
+        self._before: int | None = None
+
+    def __enter__(self) -> "_Training":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def start(self, job) -> None:
+        from tqdm import tqdm
+
+        from medsiglip_jax import tree
+
+        trained, total = tree.size(job.state["params"]), tree.size(job.model.params)
+        rows, held_out = (sum(map(len, part)) for part in (job.training, job.held_out))
+        self.warn(
+            f"{rows:,} examples, {held_out:,} held out; training {trained:,} of "
+            f"{total:,} parameters; the first step compiles"
+        )
+        self._batch = job.recipe.batch_size
+        disable = True if self._quiet else None  # None: unless stderr is a terminal
+        self._bar = tqdm(total=job.recipe.total_steps, unit="step", disable=disable)
+
+    def step(self, done: int, values: dict[str, float] | None) -> None:
+        bar = self._bar
+        assert bar is not None
+        if self._before is None:  # steps of an earlier run took no time now
+            self._before = bar.initial = bar.n = bar.last_print_n = done
+            return
+        if done == self._before + 1:
+            bar.unpause()  # or the time left would count the compilation for every step
+        if values:
+            shown = {"loss": f"{values['loss']:.3f}"}
+            if rate := bar.format_dict["rate"]:
+                shown["images/s"] = f"{rate * self._batch:.1f}"
+            for name, key in (("exp(t)", "temperature"), ("b", "bias"), ("grad", "grad_norm")):
+                if key in values:
+                    shown[name] = f"{values[key]:.3g}"
+            bar.set_postfix(shown, refresh=False)
+        bar.update(done - bar.n)
+
+    def warn(self, line: str) -> None:
+        from tqdm import tqdm
+
+        if not self._quiet:
+            tqdm.write(line, file=sys.stderr)
+
+
+def _text(result: dict[str, Any]) -> str:
+    metrics = result["metrics"]
+    shown = {k: v for k, v in metrics.items() if k == "loss" or k.startswith("val_")}
+    scores = "\n".join(f"{name:18} {float(value):.4f}" for name, value in shown.items())
+    return f"""\
+{scores}
+of step            {result["exported_step"]}
+model              {result["export"]}
+report             {result["report"]}"""

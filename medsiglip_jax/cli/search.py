@@ -1,0 +1,133 @@
+"""search: hits, near duplicates, the approximate index."""
+
+import argparse
+import sys
+from typing import Any
+
+from medsiglip_jax.cli.common import (
+    add_batch_size,
+    add_json,
+    add_model,
+    command,
+    load,
+    progress_bar,
+    show,
+)  # fmt: skip
+
+
+def add(commands) -> None:
+    sub = command(
+        commands, search, "find images by text or image, and near duplicates, in embeddings",
+        'medsiglip-jax search --embeddings embeddings --model google/medsiglip-448\n    --text '
+        '"a chest X-ray with pneumonia" --image case.png --top-k 5 --sheet hits.html\n  '
+        "medsiglip-jax search --embeddings test --against train --threshold 0.98",
+        "Exact, in one pass over the files and little memory. The score is the cosine. Images are "
+        "prepared as those embedded were.",
+    )  # fmt: skip
+    sub.add_argument("--embeddings", required=True, metavar="DIR", help="what embed wrote")
+    sub.add_argument("--text", action="append", metavar="Q", help="repeat for each text")
+    sub.add_argument("--image", action="append", metavar="F", help="repeat for each image file")
+    sub.add_argument("--top-k", type=int, default=10, metavar="K", help="hits, default 10")
+    sub.add_argument(
+        "--kind", default="image", choices=("image", "text", "any"),
+        help="which rows to search, default image",
+    )  # fmt: skip
+    sub.add_argument("--sheet", metavar="FILE", help="draw the hits: hits.html or hits.png")
+    pairs = sub.add_argument_group("near duplicates (no model needed)")
+    which = pairs.add_mutually_exclusive_group()
+    which.add_argument("--self", action="store_true", help="list pairs of rows that are near")
+    which.add_argument("--against", metavar="DIR", help="pairs with rows of DIR: test and train")
+    pairs.add_argument(
+        "--threshold", type=float, default=0.98, metavar="S", help="lowest cosine, default 0.98"
+    )
+    pairs.add_argument(
+        "--limit", type=int, default=100_000, metavar="N", help="nearest pairs, default 100000"
+    )
+    pairs.add_argument("--output", metavar="FILE", help="pairs also as .csv or .parquet")
+    index = sub.add_argument_group("approximate (pip install 'medsiglip-jax[index]')")
+    index.add_argument(
+        "--build-index", action="store_true", help="write DIR/index.usearch, tell its recall"
+    )
+    index.add_argument("--approximate", action="store_true", help="use it")
+    add_model(sub, required=False)
+    add_batch_size(sub)
+    add_json(sub)
+
+
+def search(args: argparse.Namespace) -> int:
+    from medsiglip_jax import contact_sheet
+
+    if args.sheet:
+        contact_sheet.check(args.sheet)
+    if args.self or args.against:
+        return _pairs(args)
+    if args.build_index:
+        return _build_index(args)
+    if not (args.text or args.image) or not args.model:
+        raise ValueError(
+            "expected --model with --text or --image, or one of --self, --against, --build-index"
+        )
+    from medsiglip_jax.search import search as run
+
+    model, images = load(args), args.image or []
+    with progress_bar("row") as bar:
+        results = run(
+            model, _opened(args, bar), args.text or [], images, args.top_k,
+            approximate=args.approximate, batch_size=args.batch_size,
+        )  # fmt: skip
+    if args.sheet:
+        contact_sheet.write(args.sheet, results, images)
+    show(results, args.json, _text)
+    return 0
+
+
+def _text(results: list[dict[str, Any]]) -> str:
+    lines = []
+    for result in results:
+        lines += [result["query"], f"  {'score':>7}  id"]
+        lines += [f"  {hit['score']:7.4f}  {hit['id']}" for hit in result["hits"]]
+    return "\n".join(lines)
+
+
+def _pairs(args: argparse.Namespace) -> int:
+    from medsiglip_jax.embeddings import Embeddings
+    from medsiglip_jax.search import check_pairs_name, duplicates, write_pairs
+
+    if args.output:
+        check_pairs_name(args.output)
+    first = Embeddings(args.embeddings, args.kind)
+    second = Embeddings(args.against, args.kind) if args.against else None
+    with progress_bar("pair") as bar:
+        bar.total = len(first) * (len(second) if second else (len(first) + 1) / 2)
+        result = duplicates(first, args.threshold, second, args.limit, bar.update)
+    if args.output:
+        write_pairs(args.output, result["pairs"])
+    show(result, args.json, _pairs_text)
+    if result["cut"]:
+        print(f"there are more; these are the nearest {args.limit} (--limit)", file=sys.stderr)
+    return 0
+
+
+def _pairs_text(result: dict[str, Any]) -> str:
+    lines = [f"{p['score']:7.4f}  {p['id']}  {p['other_id']}" for p in result["pairs"]]
+    return "\n".join([*lines, f"pairs: {len(lines)}, groups they connect: {result['groups']}"])
+
+
+def _build_index(args: argparse.Namespace) -> int:
+    from medsiglip_jax.index import build
+
+    with progress_bar("row") as bar:
+        facts = build(_opened(args, bar, passes=2))
+    show(facts, args.json, lambda f: (
+        f"{args.embeddings}: {f['rows']} rows indexed, recall@10 {f['recall_at_10']:.3f} "
+        f"against exact search ({f['sampled']} sampled rows)"
+    ))  # fmt: skip
+    return 0
+
+
+def _opened(args: argparse.Namespace, bar, passes: int = 1):
+    from medsiglip_jax.embeddings import Embeddings
+
+    embeddings = Embeddings(args.embeddings, args.kind, bar.update)
+    bar.total = passes * len(embeddings)
+    return embeddings

@@ -1,0 +1,148 @@
+"""Rows -> embeddings: reading, decoding, the device and the way back, all at the same time."""
+
+import os
+import time
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float32
+
+from medsiglip_jax.api import Model
+from medsiglip_jax.preprocess.decode import UnreadableImage, decode_with_orientation, describe
+from medsiglip_jax.preprocess.files import read_bytes
+from medsiglip_jax.preprocess.image import preset
+from medsiglip_jax.rows import Rows
+
+_RUNNING = 2  # batches on the device: one computes while the next is copied to it
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A batch, done.
+
+    Attributes:
+        rows: as they were given.
+        readable: which of them have a vector.
+        vectors: of the readable ones, in order.
+        errors: (source, reason) of the others.
+        turned: images among them whose EXIF orientation was not applied.
+    """
+
+    rows: Rows
+    readable: Bool[np.ndarray, " n"]
+    vectors: Float32[np.ndarray, "k d"]
+    errors: list[tuple[str, str]]
+    turned: int
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    inputs: np.ndarray
+    reasons: list[str | None]
+    turned: int = 0
+
+
+class Engine:
+    """Embeds batches of one kind of row; every batch of a kind has the same shape on the device.
+
+    Images are read and decoded by threads that keep ahead of the device. A batch is padded to
+    `batch_size`; rows that cannot be read are zeros in it, and left out of the result.
+    """
+
+    def __init__(self, model: Model, preprocess: str, normalize: bool, batch_size: int):
+        self._model, self._normalize, self._size = model, normalize, batch_size
+        self._preset = preset(preprocess)
+        self._image_size = model.config.vision.image_size if model.config.vision else 0
+        self._workers = os.cpu_count() or 1
+        self._start = self._idle_since = time.perf_counter()
+        self._busy = 0.0
+
+    def busy(self) -> float:
+        """The share of the time so far in which the device had something to do."""
+        return self._busy / max(time.perf_counter() - self._start, 1e-9)
+
+    def run(self, batches: Iterable[Rows]) -> Generator[Embedded]:
+        """Yields the batches in order; each has rows of one kind, at most `batch_size`."""
+        ahead = 2 + self._workers // self._size
+        self._start = self._idle_since = time.perf_counter()
+        loader = ThreadPoolExecutor(self._workers, thread_name_prefix="loader")
+        fetcher = ThreadPoolExecutor(1, thread_name_prefix="fetcher")
+        running: deque[Future[Embedded]] = deque()
+        try:
+            for batch, loading in _ahead(batches, ahead, lambda b: self._load(b, loader)):
+                if len(running) >= _RUNNING:
+                    yield running.popleft().result()
+                running.append(self._dispatch(batch, loading(), fetcher))
+            while running:
+                yield running.popleft().result()
+        finally:
+            for pool in (loader, fetcher):
+                pool.shutdown(cancel_futures=True)
+
+    def _load(self, batch: Rows, pool: ThreadPoolExecutor) -> Any:
+        """Starts loading, and returns what waits for it."""
+        if batch[0].kind == "text":
+            return pool.submit(self._tokens, batch).result
+        size = self._image_size
+        pixels = np.zeros((self._size, size, size, 3), np.uint8)
+        sources = batch.table.column("source").to_pylist()
+        parts = [pool.submit(self._image, s, pixels[i]) for i, s in enumerate(sources)]
+        return lambda: _joined(pixels, [part.result() for part in parts])
+
+    def _tokens(self, batch: Rows) -> _Loaded:
+        tokens = self._model.processor.texts(batch.table.column("text").to_pylist())
+        missing = self._size - len(tokens)
+        return _Loaded(np.pad(tokens, ((0, missing), (0, 0))), [None] * len(batch))
+
+    def _image(self, source: str, out: np.ndarray) -> tuple[str | None, bool]:
+        """Fills `out`; why it could not, and whether the image lies on its side."""
+        data = b""
+        try:
+            data = read_bytes(source)
+            pixels, orientation = decode_with_orientation(data)
+            out[...] = self._preset(pixels, len(out))
+            return None, orientation != 1
+        except UnreadableImage as error:
+            return str(error).removeprefix(f"{describe(data)}: "), False
+
+    def _dispatch(self, batch: Rows, loaded: _Loaded, fetcher: ThreadPoolExecutor) -> Future:
+        model, image = self._model, batch[0].kind == "image"
+        encode = model.encode_image if image else model.encode_text
+        anything = any(reason is None for reason in loaded.reasons)
+        start = time.perf_counter()
+        vectors = encode(loaded.inputs, self._normalize, self._size) if anything else None
+        return fetcher.submit(self._fetch, batch, loaded, vectors, start)
+
+    def _fetch(
+        self, batch: Rows, loaded: _Loaded, vectors: jax.Array | None, start: float
+    ) -> Embedded:
+        dim = self._model.config.embed_dim
+        values = np.zeros((0, dim), np.float32) if vectors is None else np.asarray(vectors)
+        end = time.perf_counter()
+        self._busy += end - max(start, self._idle_since)
+        self._idle_since = end
+        readable = np.array([reason is None for reason in loaded.reasons])
+        sources = batch.table.column("source").to_pylist()
+        errors = [(s, r) for s, r in zip(sources, loaded.reasons, strict=True) if r is not None]
+        kept = values[: len(batch)][readable] if len(values) else values
+        return Embedded(batch, readable, kept, errors, loaded.turned)
+
+
+def _joined(pixels: np.ndarray, results: list[tuple[str | None, bool]]) -> _Loaded:
+    reasons = [reason for reason, _ in results]
+    return _Loaded(pixels, reasons, sum(turned for _, turned in results))
+
+
+def _ahead(items: Iterable[Any], count: int, start: Any) -> Iterator[tuple[Any, Any]]:
+    """(item, start(item)) in order, started `count` items before they are asked for."""
+    waiting: deque[tuple[Any, Any]] = deque()
+    for item in items:
+        waiting.append((item, start(item)))
+        if len(waiting) > count:
+            yield waiting.popleft()
+    yield from waiting

@@ -1,0 +1,168 @@
+"""Search in embeddings: the images that fit a text or an image, and pairs that are near the same.
+
+`Embeddings` opens what `embed` wrote; `top_k` and `near_duplicates` work on vectors alone.
+"""
+
+import csv
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medsiglip_jax import index, places, storage, tables
+from medsiglip_jax.api import Model
+from medsiglip_jax.embeddings import Embeddings, Vectors
+from medsiglip_jax.nearest import groups, near_duplicates, top_k
+
+__all__ = [
+    "Embeddings",
+    "Vectors",
+    "duplicates",
+    "near_duplicates",
+    "search",
+    "top_k",
+    "write_pairs",
+]
+COLUMNS: tuple[str, ...] = ("id", "source", "other_id", "other_source", "score")
+
+
+def search(
+    model: Model,
+    embeddings: Embeddings,
+    texts: Sequence[str] = (),
+    images: Sequence[str] = (),
+    k: int = 10,
+    *,
+    approximate: bool = False,
+    batch_size: int = 8,
+) -> list[dict[str, Any]]:
+    """Finds the rows of a run that fit each text and each image best.
+
+    Args:
+        model: the one that the embeddings were made with.
+        embeddings: what to search, and which kind of its rows.
+        texts, images: queries; images are files, prepared as those of the run were.
+        k: hits per query.
+        approximate: use the index that `index.build` wrote, instead of every vector.
+        batch_size: images per call of the encoder.
+
+    Returns:
+        Per query, texts first, `{"query", "hits": [{"id", "source", "score"}, …]}`; the score is
+        the cosine, the highest first.
+
+    Raises:
+        ValueError: no query, another model, an unreadable image, or no row of that kind.
+    """
+    check_model(model, embeddings)
+    queries = _encode(model, embeddings, texts, images, batch_size)
+    find = index.top_k if approximate else top_k
+    scores, rows = find(queries, embeddings, min(k, len(embeddings)))
+    if not rows.size:
+        raise ValueError(
+            f"{embeddings.folder}: no rows of kind {embeddings.kind}; choose another (--kind)"
+        )
+    k, found = rows.shape[1], embeddings.ids(rows.reshape(-1).tolist())
+    return [
+        {"query": query, "hits": _hits(found[i * k : (i + 1) * k], scores[i].tolist())}
+        for i, query in enumerate([*texts, *map(str, images)])
+    ]
+
+
+def _hits(rows: Sequence[Mapping[str, str]], scores: Sequence[float]) -> list[dict[str, Any]]:
+    """Without rows that are no vectors, whose score is -inf."""
+    return [
+        {"id": row["id"], "source": row["source"], "score": score}
+        for row, score in zip(rows, scores, strict=True)
+        if score >= -1
+    ]
+
+
+def check_model(model: Model, embeddings: Embeddings) -> None:
+    """Raises ValueError unless the model is the one that the embeddings were made with."""
+    made = embeddings.manifest["model"]
+    if model.sha256 != made["sha256"]:
+        raise ValueError(
+            f"{embeddings.folder} was embedded with {made['source']} (sha256 {made['sha256']}), "
+            f"the model given is {model.source} (sha256 {model.sha256}); cosines between models "
+            "mean nothing: give that model, or embed again"
+        )
+
+
+def _encode(model: Model, embeddings: Embeddings, texts, images, batch_size: int) -> np.ndarray:
+    if not texts and not images or not all(text.strip() for text in texts):
+        raise ValueError("expected at least one text or image to search for, no text empty")
+    found = []
+    if texts:
+        tokens = model.processor.texts(list(texts))
+        found.append(np.asarray(model.encode_text(tokens)))
+    if images:
+        pixels = model.processor.images(list(images), embeddings.manifest["preprocess"])
+        found.append(np.asarray(model.encode_image(pixels, batch_size=batch_size)))
+    return np.concatenate(found)
+
+
+def duplicates(
+    embeddings: Embeddings,
+    threshold: float,
+    against: Embeddings | None = None,
+    limit: int = 100_000,
+    on_pairs: Callable[[int], Any] = int,
+) -> dict[str, Any]:
+    """Lists pairs of rows that are near the same, in one run or between two.
+
+    Args:
+        embeddings: the first of each pair, and the second.
+        threshold: lowest cosine.
+        against: the second of each pair is a row of this run instead, of the same model.
+        limit: at most so many pairs, the nearest.
+        on_pairs: called with the number of pairs just compared, for progress.
+
+    Returns:
+        `{"pairs": [{"id", "source", "other_id", "other_source", "score"}, …], "groups", "cut"}`:
+        the nearest pair first, the number of groups that the pairs connect, and whether `limit`
+        cut the list.
+    """
+    if against is not None:
+        _check_same(embeddings, against)
+    found = near_duplicates(embeddings, threshold, against, limit, on_pairs)
+    first = embeddings.ids(found.rows[:, 0].tolist())
+    second = (against or embeddings).ids(found.rows[:, 1].tolist())
+    pairs = [
+        dict(zip(COLUMNS, (a["id"], a["source"], b["id"], b["source"], score), strict=True))
+        for a, b, score in zip(first, second, found.cosines.tolist(), strict=True)
+    ]
+    apart = np.array([0, 0 if against is None else len(embeddings)])
+    return {"pairs": pairs, "groups": len(groups(found.rows + apart)), "cut": found.cut}
+
+
+def _check_same(first: Embeddings, second: Embeddings) -> None:
+    one, two = (
+        {"model": e.manifest["model"]["sha256"], "preprocess": e.manifest["preprocess"]}
+        for e in (first, second)
+    )
+    for key in one:
+        if one[key] != two[key]:
+            raise ValueError(
+                f"{first.folder} was embedded with {key} {one[key]}, {second.folder} with "
+                f"{two[key]}; embed both alike"
+            )
+
+
+def check_pairs_name(path: places.Given) -> None:
+    """Raises ValueError unless the name of a file of pairs says what it is to be."""
+    if Path(str(path)).suffix.lower() not in (".csv", ".parquet"):
+        raise ValueError(f"{path}: expected a name ending in .csv or .parquet")
+
+
+def write_pairs(path: places.Given, pairs: Sequence[Mapping[str, Any]]) -> None:
+    """Writes the pairs of `duplicates` as .csv or .parquet."""
+    check_pairs_name(path)
+    if Path(str(path)).suffix.lower() == ".parquet":
+        tables.write_parquet(str(path), {c: [p[c] for p in pairs] for c in COLUMNS}, None, None)
+        return
+    with storage.new_file(places.at(path)) as partial:
+        with open(partial, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(pairs)
