@@ -19,6 +19,7 @@ import os
 import stat
 import struct
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,8 @@ FORMATS = (
     *("JPEG", "PNG", "TIFF", "GIF", "BMP", "DIB", "PPM", "WEBP", "JPEG2000", "AVIF", "ICO"),
     *("PSD", "PCX", "SGI", "SUN", "QOI", "DDS", "ICNS"),
 )
+
+ToArray = Callable[[Image.Image], np.ndarray]
 
 _ORIENTATION_TAG = 0x0112
 _EXPECTED = (
@@ -67,11 +70,14 @@ def decode(item: Any) -> UInt8[np.ndarray, "h w 3"]:
     return decode_with_orientation(item)[0]
 
 
-def decode_with_orientation(item: Any) -> tuple[UInt8[np.ndarray, "h w 3"], int]:
+def decode_with_orientation(
+    item: Any, to_array: ToArray = np.asarray
+) -> tuple[UInt8[np.ndarray, "h w 3"], int]:
     """Decodes one image and says which EXIF orientation was *not* applied to it.
 
     Args:
         item: as for `decode`.
+        to_array: PIL image of mode RGB -> uint8 [H, W, 3].
 
     Returns:
         The pixels as stored (uint8 [H, W, 3]) and the EXIF orientation, 1..8; 1 is upright.
@@ -80,7 +86,7 @@ def decode_with_orientation(item: Any) -> tuple[UInt8[np.ndarray, "h w 3"], int]
         FileNotFoundError, UnreadableImage: as for `decode`.
     """
     try:
-        return _decode(item)
+        return _decode(item, to_array)
     except FileNotFoundError:
         raise FileNotFoundError(f"{describe(item)}: no such file") from None
     except Exception as error:  # PIL plugins raise nearly every type there is on hostile input
@@ -114,26 +120,28 @@ def _reason(error: Exception) -> str:
     return f"corrupt or unsupported image ({type(error).__name__}: {text})"
 
 
-def _decode(item: Any) -> tuple[np.ndarray, int]:
+def _decode(item: Any, to_array: ToArray) -> tuple[np.ndarray, int]:
     if isinstance(item, np.ndarray):
         return _rgb_from_array(item), 1
     if isinstance(item, Image.Image):
         with _load_lock:
-            return _rgb_from_pil(item)
+            return _rgb_from_pil(item, to_array)
     if isinstance(item, (bytes, bytearray, memoryview)):
-        return _rgb_from_stream(io.BytesIO(item))
+        return _rgb_from_stream(io.BytesIO(item), to_array)
     if isinstance(item, (str, os.PathLike)):
         mode = os.stat(item).st_mode
         if not stat.S_ISREG(mode):  # a pipe or device may never end
             raise UnreadableImage("a folder" if stat.S_ISDIR(mode) else "not a file")
         with open(item, "rb") as stream:
-            return _rgb_from_stream(stream)
+            return _rgb_from_stream(stream, to_array)
     raise UnreadableImage(_EXPECTED)
 
 
-def _rgb_from_stream(stream: io.BytesIO | io.BufferedReader) -> tuple[np.ndarray, int]:
+def _rgb_from_stream(
+    stream: io.BytesIO | io.BufferedReader, to_array: ToArray
+) -> tuple[np.ndarray, int]:
     with _open(stream) as image:
-        return _rgb_from_pil(image)
+        return _rgb_from_pil(image, to_array)
 
 
 def _open(stream: io.BytesIO | io.BufferedReader) -> Image.Image:
@@ -162,7 +170,7 @@ def _open(stream: io.BytesIO | io.BufferedReader) -> Image.Image:
     raise UnidentifiedImageError
 
 
-def _rgb_from_pil(image: Image.Image) -> tuple[np.ndarray, int]:
+def _rgb_from_pil(image: Image.Image, to_array: ToArray) -> tuple[np.ndarray, int]:
     width, height = image.size
     if width < 1 or height < 1:
         raise UnreadableImage(f"no pixels, {width}x{height}")
@@ -172,10 +180,10 @@ def _rgb_from_pil(image: Image.Image) -> tuple[np.ndarray, int]:
             " (a decompression bomb or a whole slide); pass a smaller image or tiles of it"
         )
     image.load()
-    return _rgb_pixels(image), _orientation(image)
+    return _rgb_pixels(image, to_array), _orientation(image)
 
 
-def _rgb_pixels(image: Image.Image) -> np.ndarray:
+def _rgb_pixels(image: Image.Image, to_array: ToArray) -> np.ndarray:
     if image.mode == "F":
         raise UnreadableImage(
             "float pixels (mode F) have no agreed range; scale them to uint8 or uint16 first"
@@ -187,7 +195,7 @@ def _rgb_pixels(image: Image.Image) -> np.ndarray:
         del image.info["transparency"]
     if image.mode in ("La", "RGBa"):
         image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    return to_array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _as_uint16(values: np.ndarray) -> np.ndarray:

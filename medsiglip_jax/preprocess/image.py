@@ -66,8 +66,8 @@ def resize_bilinear(
     if (height, width) == image.shape[:2]:
         return image.copy()
     channels = image.shape[2]
-    top_row, bottom_row, dy = _taps(image.shape[0], height)
-    left, right, dx = _taps(image.shape[1], width)
+    top_row, bottom_row, dy = taps(image.shape[0], height)
+    left, right, dx = taps(image.shape[1], width)
     channel = np.arange(channels)
     left = (left[:, None] * channels + channel).ravel()
     right = (right[:, None] * channels + channel).ravel()
@@ -86,8 +86,13 @@ def resize_bilinear(
     return out.reshape(height, width, channels)
 
 
-def _taps(n_in: int, n_out: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Lower and upper source index and float32 weight per output position (HalfPixelScaler)."""
+def taps(n_in: int, n_out: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Lower and upper source index and float32 weight per output position (HalfPixelScaler).
+
+    Args:
+        n_in: pixels of the source along one axis.
+        n_out: pixels of the result.
+    """
     scale = np.float32(n_in) / np.float32(n_out)
     position = (np.arange(n_out, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5)
     floor = np.floor(position)

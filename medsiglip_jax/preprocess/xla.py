@@ -1,0 +1,76 @@
+"""The preset big_vision at three times the speed of numpy: bit-equal, by XLA on the host's CPU.
+
+Only reading pixels in the right places is left to numpy, 4 bytes at a time: PIL keeps RGB in four.
+1024x1024 -> 448x448 takes 1.3 ms here, of which the arithmetic is 0.3 ms; `image.resize_bilinear`
+takes 4.1 ms, after 0.8 ms for the copy that packs the pixels into three bytes (one core).
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pyarrow
+from jaxtyping import UInt8
+from PIL import Image
+
+from medsiglip_jax.preprocess.image import resize_bilinear, taps
+
+
+def rgbx_view(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    """The pixels of an RGB image in PIL's own memory, 4 bytes apart, or a copy where they are in
+    several pieces (above 16 MiB) or this PIL does not share them."""
+    try:
+        flat = pyarrow.array(image).flatten().to_numpy(zero_copy_only=True)
+    except Exception:  # PIL and Arrow have one each for every reason
+        return np.asarray(image)
+    return flat.reshape(image.height, image.width, 4)[..., :3]
+
+
+def big_vision(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "s s 3"]:
+    """`image.big_vision`, to the bit; fast for what `rgbx_view` gives."""
+    height, width, _ = image.shape
+    spread = image.strides == (4 * width, 4, 1) and image.ctypes.data % 4 == 0
+    cpu = _cpu()
+    if not spread or (height, width) == (size, size) or cpu is None:
+        return resize_bilinear(image, (size, size))
+    packed = np.lib.stride_tricks.as_strided(image, (height, width, 4), writeable=False)
+    top, bottom, dy = taps(height, size)
+    left, right, dx = taps(width, size)
+    rows = packed.view(np.uint32)[..., 0][np.concatenate([top, bottom])]
+    corners = rows.take(np.concatenate([left, right]), axis=1).reshape(2, size, 2, size)
+    return np.asarray(_kernel(size, cpu)(*jax.device_put((corners, dx, dy), cpu)))
+
+
+@functools.cache
+def _cpu() -> Any:
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS leaves it out
+        return None
+
+
+@functools.cache
+def _kernel(size: int, cpu: Any) -> Callable[..., jax.Array]:
+    """(corners uint32 [2, size, 2, size], dx, dy float32 [size]) -> uint8 [size, size, 3]."""
+
+    def blend(corners, dx, dy):
+        pixels = jax.lax.bitcast_convert_type(corners, jnp.uint8)[..., :3].astype(jnp.float32)
+        lines = _lerp(pixels[:, :, 0], pixels[:, :, 1], dx[:, None])
+        return _lerp(lines[0], lines[1], dy[:, None, None]).astype(jnp.uint8)
+
+    place = jax.sharding.SingleDeviceSharding(cpu)
+    shapes = [((2, size, 2, size), jnp.uint32), ((size,), jnp.float32), ((size,), jnp.float32)]
+    arguments = [jax.ShapeDtypeStruct(*shape, sharding=place) for shape in shapes]
+    return jax.jit(blend).lower(*arguments).compile()
+
+
+def _lerp(first: jax.Array, second: jax.Array, weight: jax.Array) -> jax.Array:
+    """first + (second - first) * weight, rounded after the product.
+
+    The minimum changes nothing, |product| being at most 255; but without it the compiler makes a
+    fused multiply-add of it, which rounds once and differs from TensorFlow in a pixel of a million.
+    """
+    return first + jnp.minimum((second - first) * weight, 256)

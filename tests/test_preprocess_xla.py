@@ -1,0 +1,73 @@
+"""The fast resize against the exact one, to the bit."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from medsiglip_jax.preprocess import image, xla
+from medsiglip_jax.preprocess.decode import decode, decode_with_orientation
+
+
+def spread(pixels):
+    """A picture as PIL holds it, and as `xla` sees it."""
+    return xla.rgbx_view(Image.fromarray(pixels))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_sizes_are_equal_to_the_bit(seed):
+    """Noise: 0.1 pixels of 600,000 differ where the product is not rounded by itself."""
+    rng = np.random.default_rng(seed)
+    for _ in range(30):
+        shape = tuple(rng.integers(1, 1400, 2))
+        pixels = rng.integers(0, 256, (*shape, 3), np.uint8)
+        view = spread(pixels)
+        assert view.strides[1] == 4
+        np.testing.assert_array_equal(xla.big_vision(view, 448), image.big_vision(pixels, 448))
+
+
+@pytest.mark.parametrize("size", [1, 7, 56, 224])
+def test_other_results(size):
+    rng = np.random.default_rng(size)
+    for shape in [(1, 1), (1, 500), (300, 2), (size, size), (size, 40), (333, 777)]:
+        pixels = rng.integers(0, 256, (*shape, 3), np.uint8)
+        np.testing.assert_array_equal(
+            xla.big_vision(spread(pixels), size), image.big_vision(pixels, size)
+        )
+
+
+def test_what_is_not_four_bytes_apart_is_right_too():
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (90, 80, 4), np.uint8)
+    for view in (pixels[..., :3], pixels[..., 1:], pixels[::2, :, :3], pixels[..., :3].copy()):
+        want = image.big_vision(np.ascontiguousarray(view), 56)
+        np.testing.assert_array_equal(xla.big_vision(view, 56), want)
+
+
+def test_without_a_cpu_backend_numpy_does_it(monkeypatch):
+    monkeypatch.setattr(xla, "_cpu", lambda: None)
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 80, 3), np.uint8)
+    want = image.big_vision(pixels, 56)
+    np.testing.assert_array_equal(xla.big_vision(spread(pixels), 56), want)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "LA", "RGBA", "CMYK", "I;16", "1"])
+def test_views_of_every_mode(mode):
+    """After its file is closed, too, and above PIL's block of 16 MiB, where it cannot share."""
+    rng = np.random.default_rng(0)
+    for side in (50, 2300):
+        grey = Image.fromarray(rng.integers(0, 256, (side, side + 1), np.uint8))
+        picture = grey.convert("I").convert("I;16") if mode == "I;16" else grey.convert(mode)
+        file = io.BytesIO()
+        picture.save(file, "TIFF" if mode == "CMYK" else "PNG")
+        view, _ = decode_with_orientation(file.getvalue(), xla.rgbx_view)
+        np.testing.assert_array_equal(view, decode(file.getvalue()))
+
+
+def test_memory_of_a_view_outlives_its_picture():
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (100, 100, 3), np.uint8)
+    views = [spread(pixels) for _ in range(50)]
+    junk = [Image.new("RGB", (100, 100), "red") for _ in range(200)]
+    assert all(np.array_equal(view, pixels) for view in views) and junk
