@@ -1,5 +1,6 @@
 """Embedding files: every row accounted for, resumable, never half written."""
 
+import io
 import json
 import os
 import shutil
@@ -9,6 +10,8 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -259,6 +262,59 @@ def test_a_broken_loader_is_not_a_hang(model, many, tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="bug"):
         embed(model, manifest.rows([many]), tmp_path / "out")
     assert not [t for t in threading.enumerate() if t.name.startswith(("loader", "fetcher"))]
+
+
+# -------------------------------------------------------------------------------------- damage
+
+
+def damaged(good, rng):
+    """One of the ways in which a file of a picture is none, or may be none."""
+    data = bytearray(good)
+    kind = rng.choice(["flips", "cut", "empty", "bomb", "no pixels", "other suffix", "text"])
+    if kind == "flips":
+        for _ in range(rng.integers(1, 20)):
+            data[rng.integers(len(data))] ^= 1 << rng.integers(8)
+    elif kind == "cut":
+        del data[rng.integers(1, len(data)) :]
+    elif kind in ("bomb", "no pixels"):
+        file = io.BytesIO()
+        Image.new("L", (1, 1)).save(file, "PNG")
+        side = 100_000 if kind == "bomb" else 0
+        header = b"IHDR" + side.to_bytes(4, "big") * 2 + file.getvalue()[24:29]
+        checked = header + zlib.crc32(header).to_bytes(4, "big")
+        data = file.getvalue()[:12] + checked + file.getvalue()[33:]
+    return {"empty": b"", "text": b"Dear colleague,"}.get(kind, bytes(data))
+
+
+def pillow_refuses(path):
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+    except Exception:
+        return True
+    return False
+
+
+@pytest.mark.torture
+def test_damaged_files_are_named_and_the_others_embedded(model, tmp_path, torture):
+    """Half of the files are good; strict Pillow is the judge of the others."""
+    rng = np.random.default_rng(5)
+    for i in range(50 * torture):
+        pixels = Image.fromarray(rng.integers(0, 256, (40, 30, 3), np.uint8))
+        suffix = str(rng.choice(["png", "jpg", "bmp", "gif", "webp", "tiff"]))
+        pixels.save(tmp_path / f"{i}-good.{suffix}")
+        data = damaged((tmp_path / f"{i}-good.{suffix}").read_bytes(), rng)
+        (tmp_path / f"{i}-damaged.{rng.choice(['png', 'jpg'])}").write_bytes(data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        refused = {str(p) for p in tmp_path.iterdir() if pillow_refuses(p)}
+    rows = manifest.rows([tmp_path])
+    result = embed(model, rows, tmp_path / "out", Options(batch_size=32))
+    errors = pq.read_table(tmp_path / "out" / ERRORS).to_pylist()
+    assert {error["source"] for error in errors} == refused and all(e["reason"] for e in errors)
+    assert len(errors) > 15 * torture and result["embedded"] == len(rows) - len(errors)
+    assert {row["source"] for row in read(tmp_path / "out")} == {r.source for r in rows} - refused
+    assert all("-damaged." in source for source in refused)
 
 
 # ---------------------------------------------------------------------------------------- kills
