@@ -164,12 +164,21 @@ def _held(folder: Place, run: dict[str, Any]) -> Iterator[None]:
         if before is None:
             _check_empty(folder)
             _write_json(folder / RUN, run)
-        elif changed := [key for key in run if before.get(key) != run[key]]:
+        elif changed := _changed(before, run):
             raise FileExistsError(
                 f"{folder}: holds another run ({', '.join(changed)} differ); repeat that command "
                 "to finish it, or choose a new folder"
             )
         yield
+
+
+def _changed(before: dict[str, Any], run: dict[str, Any]) -> list[str]:
+    """What differs; weights that are the same may lie elsewhere."""
+    sha256 = run["model"]["sha256"]
+    same_weights = sha256 and before.get("model", {}).get("sha256") == sha256
+    return [
+        key for key in run if before.get(key) != run[key] and not (key == "model" and same_weights)
+    ]
 
 
 def _check_empty(folder: Place) -> None:

@@ -90,6 +90,18 @@ def test_a_finished_run_is_returned_and_another_is_refused(model, pictures, tmp_
     assert os.listdir(tmp_path / "mine") == ["thesis.doc"]
 
 
+def test_the_same_weights_from_elsewhere_go_on(model, checkpoint, pictures, tmp_path):
+    rows, out = manifest.rows([pictures]), tmp_path / "out"
+    first = embed(model, rows, out)
+    shutil.copytree(checkpoint, tmp_path / "copy")
+    assert embed(medsiglip_jax.load(tmp_path / "copy"), rows, out) == first
+    other = medsiglip_jax.load(checkpoint)
+    other.params["b"] = other.params["b"] + 1
+    medsiglip_jax.save(other, tmp_path / "other")
+    with pytest.raises(FileExistsError, match="another run \\(model differ\\)"):
+        embed(medsiglip_jax.load(tmp_path / "other"), rows, out)
+
+
 def test_two_runs_on_one_folder(model, pictures, tmp_path):
     out = tmp_path / "out"
     with locks.lock(out / ".lock"), pytest.raises(FileExistsError, match="another run"):
