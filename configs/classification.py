@@ -3,6 +3,8 @@ r"""Classification on pooled image features: one class per image, or several fin
     medsiglip-jax finetune --config configs/classification.py --workdir runs/classes \
       --config.data.path=train.csv --config.data.label=diagnosis
 
+A data set that TFDS has prepared is given as tfds:NAME, with data.label naming a ClassLabel.
+
 For several findings at once (columns of 0, 1 or nothing) change `data.label` here to a tuple of the
 columns and `pos_weight` to "balanced": the official dermatology notebook (SCIN, 10 conditions, 243
 steps of 64; macro AUC 0.85 on held-out images). That one splits by image; with a `group` column

@@ -4,7 +4,8 @@ r"""Contrastive fine-tuning of both towers on image-text pairs: everything train
       --config.data.path=train.csv
 
 `train.csv` has the columns image (a path) and text, and if there are any split (train, validation)
-and group (patient or study: never on both sides). Equal texts count as positive pairs.
+and group (patient or study: never on both sides). Equal texts count as positive pairs. A data set
+that TFDS has prepared is given as tfds:NAME, with data.image and data.text naming its features.
 
 Hardware: one GPU of 80 GB in bfloat16 with remat "dots" for batches of 64 and more, or a TPU slice
 (configs/tpu_slice.py). Parameters, gradients and AdamW's moments of 878 million weights are 14 GB.

@@ -3,10 +3,12 @@
 # pyright: reportAttributeAccessIssue=false
 
 import csv
+import gzip
 import io
 import itertools
 import json
 import math
+import zlib
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -23,7 +25,7 @@ _Lines = Iterator[tuple[int, dict[str, str]]]
 
 
 def read_lines(path: str) -> tuple[dict[str, pyarrow.ChunkedArray], Sequence[int]]:
-    """Reads .csv, .tsv and .jsonl, a block at a time, so that few rows are Python objects.
+    """Reads .csv, .csv.gz, .tsv and .jsonl, a block at a time: few rows are Python objects.
 
     Returns:
         The columns, null where a row lacks a cell, and the line that each row ends on.
@@ -82,7 +84,8 @@ def _jsonl_lines(path: str) -> _Lines:
 
 def _header(path: str, row: Sequence[str]) -> list[str]:
     names = [name.strip() for name in row]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    # Spreadsheets leave columns without a name, of which nobody can ask for one.
+    if twice := sorted({name for name in names if name and names.count(name) > 1}):
         raise ValueError(f"{path}: columns given twice: {', '.join(map(repr, twice))}")
     return names
 
@@ -165,9 +168,16 @@ def decode(path: str, data: bytes) -> str:
 
 
 def _open_text(path: str, newline: str) -> io.TextIOWrapper:
-    data = read_bytes(path)
+    data = _uncompressed(path, read_bytes(path))
     decode(path, data)  # the stream would not know the line of what is not UTF-8
     return io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline=newline)
+
+
+def _uncompressed(path: str, data: bytes) -> bytes:
+    try:
+        return gzip.decompress(data) if path.lower().endswith(".gz") else data
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: not readable as gzip ({error})") from None
 
 
 def _cell(value: Any) -> str:

@@ -18,11 +18,12 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fsspec.core
 import numpy as np
 import tensorflow as tf
 from PIL.JpegImagePlugin import JpegImageFile
@@ -38,6 +39,7 @@ from medsiglip_jax.tables import INDEX
 
 # A TFRecord is length (8 bytes), its CRC (4), content, CRC (4).
 _HEADER, _FOOTER = 12, 4
+_GZIP = b"\x1f\x8b\x08"
 
 
 def batches(input: Input, *args: Any, **kwargs: Any) -> Iterator[Batch]:
@@ -209,8 +211,8 @@ def index_tfrecords(
 ) -> Examples:
     """Reads through TFRecord shards of somebody else once, to find the images in them.
 
-    Data sets that TFDS has prepared are such shards (`~/tensorflow_datasets/NAME/VERSION`, images
-    still encoded). `examples.write` keeps what was found as a manifest, for the next time.
+    `examples.write` keeps what was found as a manifest, for the next time. Data sets that TFDS has
+    prepared are such shards, too; `tfds.read` finds them by name.
 
     Args:
         paths: the files, local or gs://.
@@ -224,20 +226,38 @@ def index_tfrecords(
     Raises:
         ValueError: a file is not TFRecord, is cut off, or an example lacks a feature.
     """
-    images, texts, labels = [], [], []
-    for path in paths:
-        for start, record in _records(path):
-            features = _features(path, start, record)
-            data = _value(features, image, path, start)
-            images.append(f"{path}#{start + record.index(data)}:{len(data)}")
-            if text and (text in features or text != "text"):
-                texts.append(_value(features, text, path, start).decode())
-            if label:
-                labels.append(_value(features, label, path, start))
-    if texts and len(texts) < len(images):
-        raise ValueError(f"only {len(texts)} of {len(images)} examples have the feature {text!r}")
-    indices, classes = _classes(labels) if label else (None, ())
-    return Examples(images, texts or None, indices, classes)
+    others = [name for name in (text, label) if name]
+    optional = {"text"} - {label}
+    rows = [row for path in paths for row in tfrecord_rows(path, [image], others, optional)]
+    texts = [row[text].decode() for row in rows if text in row]
+    if texts and len(texts) < len(rows):
+        raise ValueError(f"only {len(texts)} of {len(rows)} examples have the feature {text!r}")
+    indices, classes = _classes([row[label] for row in rows]) if label else (None, ())
+    return Examples([row[image] for row in rows], texts or None, indices, classes)
+
+
+def tfrecord_rows(
+    path: str, images: Sequence[str], others: Sequence[str], optional: Collection[str] = ()
+) -> Iterator[dict[str, Any]]:
+    """Yields name -> value for every example of a shard; an image is "path#offset:length".
+
+    Args:
+        path: the shard, local or a URI.
+        images: features with the bytes of an image.
+        others: features with one number or one string of bytes.
+        optional: those of them that an example may lack.
+
+    Raises:
+        ValueError: the file is not TFRecord, is cut off, or an example lacks a feature.
+    """
+    for start, record in _records(path):
+        features, row = _features(path, start, record), {}
+        for name in (*images, *others):
+            if name in features or name not in optional:
+                row[name] = _value(features, name, path, start)
+        for name in images:
+            row[name] = f"{path}#{start + record.index(row[name])}:{len(row[name])}"
+        yield row
 
 
 def _classes(labels: Sequence[Any]) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -253,13 +273,15 @@ def _classes(labels: Sequence[Any]) -> tuple[np.ndarray, tuple[str, ...]]:
 
 def _records(path: str) -> Iterator[tuple[int, bytes]]:
     """(position, content) of every record; framing of tensorflow/core/lib/io/record_writer.h."""
-    end, position = tf.io.gfile.stat(path).length, 0
-    with tf.io.gfile.GFile(path, "rb") as file:
+    system, name = fsspec.core.url_to_fs(path)
+    end, position = system.size(name), 0
+    with system.open(name, "rb") as file:
         while position < end:
             header = file.read(_HEADER)
             length = int.from_bytes(header[:8], "little")
             if position + _HEADER + length + _FOOTER > end:
-                raise ValueError(f"{path}: not a TFRecord file, or cut off, at byte {position}")
+                what = "compressed by gzip" if header.startswith(_GZIP) else "or cut off"
+                raise ValueError(f"{path}: not a TFRecord file, {what}, at byte {position}")
             yield position + _HEADER, file.read(length)
             file.read(_FOOTER)
             position += _HEADER + length + _FOOTER

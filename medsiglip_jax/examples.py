@@ -77,7 +77,7 @@ def _take(column: Any, indices: np.ndarray) -> Any:
 
 
 def read(
-    path: str | os.PathLike,
+    path: str | os.PathLike | Table,
     *,
     root: str | os.PathLike | None = None,
     image: str = "image",
@@ -93,7 +93,8 @@ def read(
 
     Args:
         path: .csv, .tsv, .parquet or .jsonl, local or a URI; a folder of class folders, or of
-            split folders (`tables.SPLITS`) that hold them; a folder or glob of .tfrecord shards.
+            split folders (`tables.SPLITS`) that hold them; a folder or glob of .tfrecord shards;
+            or what `read_table` made of one.
         root: what relative image paths are relative to; default the folder of the manifest.
         image: column of image paths.
         text: column of captions. This column, `split` and `group` may be absent under their default
@@ -112,7 +113,7 @@ def read(
         FileNotFoundError: no such file or folder.
         ValueError: all that is wrong with it, in one message: file, column, line, how many.
     """
-    table = read_table(os.fspath(path))
+    table = path if isinstance(path, Table) else read_table(os.fspath(path))
     optional = ("text", "split", "group")
     images = table.column(image)
     texts = table.column(text, optional)

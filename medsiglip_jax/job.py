@@ -23,6 +23,7 @@ from medsiglip_jax import (
     objectives,
     optim,
     sharding,
+    tfds,
     tree,
     validation,
 )  # fmt: skip
@@ -198,7 +199,8 @@ def _examples(recipe: Recipe) -> tuple[tuple[Examples, ...], tuple[Examples, ...
     for data in recipe.data:
         arguments = {f.name: getattr(data, f.name) for f in dataclasses.fields(data)}
         del arguments["weight"]
-        rows = examples.read(**arguments)
+        reader = tfds if data.path.startswith(tfds.PREFIX) else examples
+        rows = reader.read(**arguments)
         if isinstance(recipe.validation, str):
             if rows.splits is None:
                 raise ValueError(

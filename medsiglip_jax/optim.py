@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from medsiglip_jax import tree
+from medsiglip_jax import freeze, tree
 
 Params = dict[str, Any]
 Schedule = Callable[[Any], Any]
@@ -262,7 +262,9 @@ def _scale_by_factored_rms(beta2_cap: float) -> Any:
 
 
 def _per_layer(path: Any, function: Callable) -> Callable:
-    return jax.vmap(function) if tree.STACK in _name(path) else function
+    # Blocks below a cut may train in part, as their biases do when only kernels are frozen.
+    stacked = any(stack in _name(path) for stack in (tree.STACK, freeze.FROZEN_STACK))
+    return jax.vmap(function) if stacked else function
 
 
 # ------------------------------------------------------------------------------ by parameter

@@ -31,6 +31,11 @@ def at(path: Given) -> Place:
     return UPath(uri, use_listings_cache=False)  # others write there, too
 
 
+def cache() -> Path:
+    """The folder for local copies: `medsiglip_jax/` in $XDG_CACHE_HOME or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "medsiglip_jax")
+
+
 def check_protocol(path: str) -> None:
     """Raises ValueError, with what to install, if `path` is a URI that cannot be reached here."""
     protocol = path.partition("://")[0]

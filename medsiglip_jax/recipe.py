@@ -25,8 +25,11 @@ class Data:
     """One source of examples; the arguments of `examples.read`, and its share of the mixture.
 
     Attributes:
-        path: CSV, Parquet or JSONL manifest, folder of class folders, or TFRecord shards.
-        root: folder that image paths are relative to; default the manifest's.
+        path: CSV, Parquet or JSONL manifest, folder of class folders, TFRecord shards, or
+            "tfds:NAME[/CONFIG][:VERSION]", a data set that TFDS has prepared (`tfds build NAME`);
+            `image`, `text`, `label` and so on then name its features.
+        root: folder that image paths are relative to, default the manifest's; of "tfds:…" the
+            data_dir, default $TFDS_DATA_DIR or ~/tensorflow_datasets.
         image: column of image paths.
         text: column of texts.
         label: column of class names or numbers, or several columns of 0/1.

@@ -6,8 +6,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from medsiglip_jax import freeze, optim, sharding, tree
 from medsiglip_jax import model as towers
-from medsiglip_jax import optim, sharding, tree
 from medsiglip_jax.config import two_towers
 
 CONFIG = two_towers(
@@ -206,6 +206,22 @@ def test_adafactor_s_state_is_small():
     assert rms.v_row["img"]["encoderblock"]["kernel"].shape == (35, 33)
     assert rms.v_col["a"]["kernel"].shape == (3, 64)
     assert dtypes(momentum.ema) == {"bfloat16"}
+
+
+@pytest.mark.parametrize("shape", [(32, 48), (48,)])
+def test_adafactor_s_layers_below_a_cut_are_one_by_one(shape):
+    """Where 33 of 40 are frozen in part, the layer axis is one of the two largest of the rest."""
+    shapes = {"img/encoderblock/frozen": (40, 2), STACK: (40, *shape)}
+    params, gradients = normals(shapes, 99), make_gradients(shapes, 4)
+    part = freeze.partition([r"img/encoderblock_(\d|[12]\d|3[0-2])/frozen"], tree.unflatten(params))
+    first, *cut = [tree.flatten(part.split(tree.unflatten(x))[0]) for x in (params, *gradients)]
+    assert first["img/frozen_blocks/kernel"].shape == (33, *shape)
+    optimizer = optim.adafactor(RATE, constant, clip_norm=None)
+    want, _ = run(optimizer, params, gradients)
+    got, _ = run(optimizer, first, cut)
+    for ours, theirs in zip(got, want, strict=True):
+        joined = np.concatenate([ours["img/frozen_blocks/kernel"], ours[STACK]])
+        np.testing.assert_allclose(joined, theirs[STACK], rtol=1e-5, atol=1e-9)
 
 
 # ------------------------------------------------------------------------- both of them, as a part

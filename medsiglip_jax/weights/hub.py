@@ -69,7 +69,7 @@ def fetch(uri: str) -> Path:
     files = dict(place.fs.find(place.path, detail=True))
     if not files:
         raise FileNotFoundError(f"{uri}: no such file or folder")
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "medsiglip_jax")
+    cache = places.cache()
     copy = cache / f"{place.name}-{_version(uri, files)}"
     if not copy.exists():
         cache.mkdir(parents=True, exist_ok=True)
