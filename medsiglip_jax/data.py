@@ -1,4 +1,4 @@
-"""Batches as `loader` makes them, to the bit, with TensorFlow's kernels; TFRecord in and out.
+"""TensorFlow: a codec for `loader`, equal to PIL and numpy to the bit; TFRecord; TensorBoard.
 
 The only file that imports TensorFlow, which never sees an accelerator here.
 
@@ -28,9 +28,8 @@ import numpy as np
 import tensorflow as tf
 from PIL.JpegImagePlugin import JpegImageFile
 
-from medsiglip_jax import loader, places, storage
+from medsiglip_jax import places, storage
 from medsiglip_jax.examples import Examples, write
-from medsiglip_jax.loader import Batch, Input
 from medsiglip_jax.places import Place
 from medsiglip_jax.preprocess import decode as decoding
 from medsiglip_jax.preprocess.files import Codec, UnreadableImage, read_bytes
@@ -40,16 +39,6 @@ from medsiglip_jax.tables import INDEX
 # A TFRecord is length (8 bytes), its CRC (4), content, CRC (4).
 _HEADER, _FOOTER = 12, 4
 _GZIP = b"\x1f\x8b\x08"
-
-
-def batches(input: Input, *args: Any, **kwargs: Any) -> Iterator[Batch]:
-    """`loader.batches`, faster: the same arguments, batches and errors."""
-    return loader.batches(input, *args, codec=tf_codec(input.preprocess), **kwargs)
-
-
-def epoch_batches(input: Input, *args: Any, **kwargs: Any) -> Iterator[Batch]:
-    """`loader.epoch_batches`, faster: the same arguments, batches and errors."""
-    return loader.epoch_batches(input, *args, codec=tf_codec(input.preprocess), **kwargs)
 
 
 def tf_codec(preprocess: str) -> Codec:

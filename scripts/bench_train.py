@@ -239,6 +239,8 @@ def input(args) -> dict:
     from medsiglip_jax.examples import Examples
     from medsiglip_jax.loader import Input
     from medsiglip_jax.order import Order
+    from medsiglip_jax.preprocess import xla
+    from medsiglip_jax.preprocess.files import pil_codec
 
     with tempfile.TemporaryDirectory(prefix="medsiglip_bench_") as folder:
         paths = _pictures(Path(folder), args.images)
@@ -255,10 +257,13 @@ def input(args) -> dict:
                 for start in range(0, len(paths), 16):
                     np.stack(list(pool.map(load, paths[start : start + 16])))
 
-        def ours(module):
-            return lambda: list(module.epoch_batches(source, 16, workers=args.cores))
+        def ours(codec):
+            return lambda: list(
+                loader.epoch_batches(source, 16, workers=args.cores, codec=codec("big_vision"))
+            )
 
-        calls = {"pil": plain, "loader": ours(loader), "data": ours(data)}
+        codecs = {"numpy": pil_codec, "xla": xla.codec, "tensorflow": data.tf_codec}
+        calls = {"pil": plain} | {name: ours(codec) for name, codec in codecs.items()}
         times = measure.interleaved(calls, args.repeats)
     medians = {name: statistics.median(x) for name, x in times.items()}
     result = [

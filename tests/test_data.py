@@ -24,6 +24,10 @@ from medsiglip_jax import data  # noqa: E402
 SIZE = 24
 
 
+def codec(input):
+    return data.tf_codec(input.preprocess)
+
+
 def jpeg(mode="RGB", size=(53, 41), **options):
     pixels = np.random.default_rng(0).integers(0, 256, (6, 7, 3), dtype=np.uint8)
     image = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).convert(mode)
@@ -73,7 +77,7 @@ def make(images, **kwargs):
 def test_batches_are_those_without_tensorflow(images, preprocess, augment):
     input = make(images, preprocess=preprocess, augment=augment)
     with_tf, without = [], []
-    left = data.batches(input, 8, 1, 5, on_error=lambda *a: with_tf.append(a))
+    left = loader.batches(input, 8, 1, 5, on_error=lambda *a: with_tf.append(a), codec=codec(input))
     right = loader.batches(input, 8, 1, 5, on_error=lambda *a: without.append(a))
     for one, other in zip(left, right, strict=True):
         equal(one, other)
@@ -83,7 +87,7 @@ def test_batches_are_those_without_tensorflow(images, preprocess, augment):
 def test_an_epoch_and_a_host_are_those_without_tensorflow(images):
     kwargs = dict(process_index=1, process_count=2)
     input = make(images)
-    left = data.epoch_batches(input, 6, **kwargs)
+    left = loader.epoch_batches(input, 6, codec=codec(input), **kwargs)
     for one, other in zip(left, loader.epoch_batches(input, 6, **kwargs), strict=True):
         equal(one, other)
 
@@ -126,14 +130,18 @@ def test_bombs_are_refused_before_decoding(tmp_path, monkeypatch):
     path = tmp_path / "big.jpg"
     path.write_bytes(jpeg())
     said = []
-    next(data.batches(make([str(path)]), 1, on_error=lambda *a: said.append(a)))
+    input = make([str(path)])
+    next(loader.batches(input, 1, on_error=lambda *a: said.append(a), codec=codec(input)))
     assert "more than the limit of 1000" in said[0][1]
 
 
 def test_real_jpeg(real_data):
     paths = [str(path) for path in sorted((real_data / "images").glob("*.jp*g"))]
     input = make(paths)
-    equal(next(data.epoch_batches(input, 2)), next(loader.epoch_batches(input, 2)))
+    equal(
+        next(loader.epoch_batches(input, 2, codec=codec(input))),
+        next(loader.epoch_batches(input, 2)),
+    )
 
 
 @pytest.fixture

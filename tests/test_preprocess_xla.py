@@ -45,6 +45,14 @@ def test_what_is_not_four_bytes_apart_is_right_too():
         np.testing.assert_array_equal(xla.big_vision(view, 56), want)
 
 
+def test_windows_of_a_view(monkeypatch):
+    """What augmentation cuts out: fast as well."""
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 80, 3), np.uint8)
+    want = image.big_vision(pixels[5:70, 11:60], 56)
+    monkeypatch.setattr(xla, "resize_bilinear", None)
+    np.testing.assert_array_equal(xla.big_vision(spread(pixels)[5:70, 11:60], 56), want)
+
+
 def test_without_a_cpu_backend_numpy_does_it(monkeypatch):
     monkeypatch.setattr(xla, "_cpu", lambda: None)
     pixels = np.random.default_rng(0).integers(0, 256, (90, 80, 3), np.uint8)
