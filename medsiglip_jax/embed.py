@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -21,10 +21,10 @@ import jax
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from medsiglip_jax import __version__, places, storage
+from medsiglip_jax import __version__, places, sharding, storage
 from medsiglip_jax.api import Model
 from medsiglip_jax.engine import Embedded, Engine
-from medsiglip_jax.locks import lock
+from medsiglip_jax.locks import Check, lock
 from medsiglip_jax.places import Given, Place
 from medsiglip_jax.preprocess.image import preset
 from medsiglip_jax.rows import Rows
@@ -35,6 +35,7 @@ _META = b"medsiglip_jax"
 _ERROR_SCHEMA = pa.schema([("source", pa.string()), ("reason", pa.string())])
 _POLL_SECONDS = 1.0  # between two looks at what the other processes have written
 _ROW_GROUP = 8192  # rows that a reader has to hold at once
+_MISSING_IN_ROW = 1000  # files that are not there, one after the other, mean a disk that is gone
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,9 @@ class Options:
 
     def __post_init__(self):
         preset(self.preprocess)
-        for name in ("batch_size", "shard_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+        for name, least in (("batch_size", 1), ("shard_size", 1), ("max_errors", 0)):
+            if (value := getattr(self, name)) is not None and value < least:
+                raise ValueError(f"{name} is {value}; expected at least {least}")
         if self.stored not in STORED:
             raise ValueError(f"stored is {self.stored!r}; expected one of {', '.join(STORED)}")
 
@@ -103,19 +104,25 @@ def embed(
 
     Raises:
         FileExistsError: `output` holds something else, or another run is writing there.
-        ValueError: more unreadable inputs than `options.max_errors`; what is done stays.
+        ValueError: more unreadable inputs than `options.max_errors`; they are in errors.parquet,
+            and what is done stays.
+        OSError: a disk or a network fails; no input is taken for unreadable because of it.
     """
     folder, run = places.at(output), _identity(model, rows, options)
     _check_towers(model, rows)
-    with _held(folder, run):
+    with ExitStack() as stack:
+        check: Check | None = None
+        for index in range(jax.process_count()):  # process 0 first: it says what the folder is
+            held = sharding.together(lambda: stack.enter_context(_held(folder, run)), index)
+            check = check or held
+        assert check is not None
+        job = _Job(model, rows, folder, options, run, check)
         if (folder / MANIFEST).is_file():
             on_progress(Progress(len(rows)))
-            return _read_json(folder / MANIFEST)
-        job = _Job(model, rows, folder, options, run)
-        job.work(on_progress)
-        if jax.process_index() == 0:
-            return job.commit()
-    return job.manifest()
+            return job.finished()
+        with _telling(folder):
+            job.work(on_progress)
+            return job.commit() if jax.process_index() == 0 else job.finished()
 
 
 def _check_towers(model: Model, rows: Rows) -> None:
@@ -152,14 +159,13 @@ def _identity(model: Model, rows: Rows, options: Options) -> dict[str, Any]:
 
 
 @contextmanager
-def _held(folder: Place, run: dict[str, Any]) -> Iterator[None]:
+def _held(folder: Place, run: dict[str, Any]) -> Iterator[Check]:
     """Holds the folder for this process of this run; refuses one that is not of this run."""
     index = jax.process_index()
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder}: is a file; --output wants a folder")
-    with lock(folder / (f".lock-{index}" if index else ".lock")):
-        if index:
-            _wait_for(lambda: (folder / RUN).is_file())
+    with lock(folder / (f".lock-{index}" if index else ".lock")) as check:
+        _failure(folder, index).unlink(missing_ok=True)
         before = _read_json(folder / RUN) if (folder / RUN).is_file() else None
         if before is None:
             _check_empty(folder)
@@ -169,7 +175,31 @@ def _held(folder: Place, run: dict[str, Any]) -> Iterator[None]:
                 f"{folder}: holds another run ({', '.join(changed)} differ); repeat that command "
                 "to finish it, or choose a new folder"
             )
+        yield check
+
+
+@contextmanager
+def _telling(folder: Place) -> Iterator[None]:
+    """Tells the other processes, which may be waiting, when this one fails."""
+    try:
         yield
+    except BaseException as error:
+        if jax.process_count() > 1:
+            _write_json(_failure(folder, jax.process_index()), {"error": str(error)[:1000]})
+        raise
+
+
+def _failure(folder: Place, index: int) -> Place:
+    return folder / f".failed-{index}"
+
+
+def _wait_for(folder: Place, there: Callable[[set[str]], bool]) -> None:
+    """Looks at the names in a folder until they are those wanted, or another process has failed."""
+    while not there(names := {p.name for p in folder.iterdir()}):
+        if failed := sorted(name for name in names if name.startswith(".failed-")):
+            error = _read_json(folder / failed[0])["error"]
+            raise ValueError(f"process {failed[0].rpartition('-')[2]} has stopped: {error}")
+        time.sleep(_POLL_SECONDS)
 
 
 def _changed(before: dict[str, Any], run: dict[str, Any]) -> list[str]:
@@ -186,16 +216,14 @@ def _check_empty(folder: Place) -> None:
         raise FileExistsError(f"{folder}: not empty, and not an embedding run; choose a new folder")
 
 
-def _wait_for(there: Callable[[], bool]) -> None:
-    while not there():
-        time.sleep(_POLL_SECONDS)
-
-
 def _read_json(path: Place) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: not readable as JSON ({error}); choose a new folder") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: not what embed writes; choose a new folder")
+    return content
 
 
 def _write_json(path: Place, content: dict[str, Any]) -> None:
@@ -209,8 +237,9 @@ def _write_json(path: Place, content: dict[str, Any]) -> None:
 class _Job:
     """The shards of one run."""
 
-    def __init__(self, model: Model, rows: Rows, folder: Place, options: Options, run: dict):
+    def __init__(self, model, rows: Rows, folder: Place, options: Options, run: dict, check: Check):
         self.rows, self.folder, self.options, self.run = rows, folder, options, run
+        self.check = check
         self.engine = Engine(model, options.preprocess, options.normalize, options.batch_size)
         self.count = -(-len(rows) // options.shard_size)
 
@@ -223,7 +252,7 @@ class _Job:
         bound = _Bound(self.options.max_errors)
         if bound.limit is not None:
             for note in self._notes(done.intersection(mine)):
-                bound.add(note["errors"])
+                bound.errors += note["errors"]
         todo = [number for number in mine if number not in done]
         shards = (self._shard(number) for number in todo)
         batches = (b for shard in shards for b in _batches(shard, self.options.batch_size))
@@ -233,35 +262,56 @@ class _Job:
                 while sum(len(part.rows) for part in parts) < len(self._shard(number)):
                     parts.append(part := next(results))
                     on_progress(Progress(len(part.rows), self.engine.busy(), len(part.errors)))
-                    bound.add(part.errors)
+                    self._count(bound, part)
                 self._write(number, parts)
+
+    def _count(self, bound: "_Bound", part: Embedded) -> None:
+        try:
+            bound.add(part)
+        except ValueError:
+            _write_errors(self.folder, bound.errors)
+            raise
 
     def commit(self) -> dict[str, Any]:
         """Waits for the other processes, collects what the shards noted, writes the manifest."""
+        paths = [self._path(number) for number in range(self.count)]
         if jax.process_count() > 1:
-            _wait_for(lambda: len(self._done()) == self.count)
+            _wait_for(self.folder, lambda names: all(path.name in names for path in paths))
         notes = self._notes(range(self.count))
         errors = [error for note in notes for error in note["errors"]]
-        _Bound(self.options.max_errors).add(errors)
-        columns = [list(column) for column in zip(*errors, strict=True)] or [[], []]
-        _write_parquet(self.folder / ERRORS, pa.table(columns, schema=_ERROR_SCHEMA))
+        _write_errors(self.folder, errors)
+        _Bound(self.options.max_errors, errors).check()
         manifest = {
             **self.run,
             "embedded": sum(note["rows"] for note in notes),
             "errors": len(errors),
             "turned": sum(note["turned"] for note in notes),
+            "cut": sum(note["cut"] for note in notes),
             "parts": [
-                {"file": self._path(number).name, "rows": note["rows"]}
-                for number, note in enumerate(notes)
+                {"file": path.name, "rows": note["rows"], "bytes": path.stat().st_size}
+                for path, note in zip(paths, notes, strict=True)
             ],
         }
+        self.check()
         _write_json(self.folder / MANIFEST, manifest)
         return manifest
 
-    def manifest(self) -> dict[str, Any]:
-        """What process 0 has written, when it has."""
-        _wait_for(lambda: (self.folder / MANIFEST).is_file())
-        return _read_json(self.folder / MANIFEST)
+    def finished(self) -> dict[str, Any]:
+        """The manifest that is there, or that process 0 is about to write; held against the files.
+
+        Raises:
+            ValueError: a file is not as it was.
+        """
+        _wait_for(self.folder, lambda names: MANIFEST in names)
+        manifest = _read_json(self.folder / MANIFEST)
+        for part in manifest["parts"]:
+            path = self.folder / part["file"]
+            if not path.is_file() or path.stat().st_size != part["bytes"]:
+                raise ValueError(
+                    f"{path}: missing or damaged; remove it and {MANIFEST}, and the same command "
+                    "makes it again"
+                )
+        return manifest
 
     def _done(self) -> set[int]:
         names = {p.name for p in self.folder.iterdir()}
@@ -279,9 +329,11 @@ class _Job:
         note = {
             "errors": [error for part in parts for error in part.errors],
             "turned": sum(part.turned for part in parts),
+            "cut": sum(part.cut for part in parts),
             "rows": table.num_rows,
         }
         meta = {_META: json.dumps({**self.run, **note}).encode()}
+        self.check()
         _write_parquet(self._path(number), table.replace_schema_metadata(meta))
 
     def _notes(self, numbers: Any) -> list[dict[str, Any]]:
@@ -290,19 +342,37 @@ class _Job:
 
 
 class _Bound:
-    """Counts unreadable inputs, and ends the run when there are too many."""
+    """Unreadable inputs so far; ends the run when there are too many."""
 
-    def __init__(self, limit: int | None):
-        self.limit, self._count = limit, 0
+    def __init__(self, limit: int | None, errors: Sequence[Sequence[str]] = ()):
+        self.limit, self.errors, self._missing = limit, list(errors), 0
 
-    def add(self, errors: Sequence[Sequence[str]]) -> None:
-        self._count += len(errors)
-        if self.limit is not None and self._count > self.limit:
-            source, reason = errors[-1]
+    def add(self, part: Embedded) -> None:
+        """Counts those of a batch.
+
+        Raises:
+            ValueError: more than the limit.
+            OSError: no limit is given, and so many in a row are not there that a disk must be gone.
+        """
+        self.errors += part.errors
+        self.check()
+        reasons = {reason for _, reason in part.errors}
+        gone = not part.readable.any() and reasons == {"no such file"}
+        self._missing = self._missing + len(part.rows) if gone else 0
+        if self.limit is None and self._missing >= _MISSING_IN_ROW:
+            raise OSError(
+                f"{self._missing} inputs in a row are not there, the last {part.errors[-1][0]}; is "
+                "a disk gone? Finished shards are kept: the same command goes on, and with "
+                "max_errors it accepts so many"
+            )
+
+    def check(self) -> None:
+        if self.limit is not None and len(self.errors) > self.limit:
+            source, reason = self.errors[-1]
             raise ValueError(
-                f"{self._count} inputs could not be read, more than max_errors={self.limit}; the "
-                f"last: {source}: {reason}. Finished shards are kept: the same command with a "
-                "higher limit goes on"
+                f"{len(self.errors)} inputs could not be read, more than max_errors={self.limit}; "
+                f"the last: {source}: {reason}. All are in {ERRORS}. Finished shards are kept: the "
+                "same command with a higher limit goes on"
             )
 
 
@@ -339,7 +409,18 @@ def _write_parquet(path: Place, table: pa.Table) -> None:
         )  # fmt: skip
 
 
+def _write_errors(folder: Place, errors: Sequence[Sequence[str]]) -> None:
+    columns = [list(column) for column in zip(*errors, strict=True)] or [[], []]
+    _write_parquet(folder / ERRORS, pa.table(columns, schema=_ERROR_SCHEMA))
+
+
 def _note(path: Place) -> dict[str, Any]:
     """What `_Job._write` put into the metadata of a shard."""
-    with path.open("rb") as file:
-        return json.loads(pq.read_metadata(file).metadata[_META])
+    try:
+        with path.open("rb") as file:
+            return json.loads(pq.read_metadata(file).metadata[_META])
+    except (pa.ArrowException, KeyError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{path}: damaged ({reason}); remove it, and the same command makes it again"
+        ) from None

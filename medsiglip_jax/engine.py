@@ -32,6 +32,7 @@ class Embedded:
         vectors: of the readable ones, in order.
         errors: (source, reason) of the others.
         turned: images among them whose EXIF orientation was not applied.
+        cut: texts that were longer than the model reads.
     """
 
     rows: Rows
@@ -39,6 +40,7 @@ class Embedded:
     vectors: Float32[np.ndarray, "k d"]
     errors: list[tuple[str, str]]
     turned: int
+    cut: int
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class _Loaded:
     inputs: np.ndarray
     reasons: list[str | None]
     turned: int = 0
+    cut: int = 0
 
 
 class Engine:
@@ -80,7 +83,13 @@ class Engine:
             for batch, loading in _ahead(batches, ahead, lambda b: self._load(b, loader)):
                 if len(running) >= _RUNNING:
                     yield running.popleft().result()
-                running.append(self._dispatch(batch, loading(), fetcher))
+                try:
+                    loaded = loading()
+                except Exception:  # what came before it is not lost
+                    while running:
+                        yield running.popleft().result()
+                    raise
+                running.append(self._dispatch(batch, loaded, fetcher))
             while running:
                 yield running.popleft().result()
         finally:
@@ -98,9 +107,11 @@ class Engine:
         return lambda: _joined(pixels, [part.result() for part in parts])
 
     def _tokens(self, batch: Rows) -> _Loaded:
-        tokens = self._model.processor.texts(batch.table.column("text").to_pylist())
+        texts = batch.table.column("text").to_pylist()
+        tokens, cut = self._model.processor.tokenizer.ids_and_cut(texts)
         missing = self._size - len(tokens)
-        return _Loaded(np.pad(tokens, ((0, missing), (0, 0))), [None] * len(batch))
+        inputs = np.pad(tokens, ((0, missing), (0, 0)))
+        return _Loaded(inputs, [None] * len(batch), cut=int(cut.sum()))
 
     def _image(self, source: str, out: np.ndarray) -> tuple[str | None, bool]:
         """Fills `out`; why it could not, and whether the image lies on its side."""
@@ -129,11 +140,23 @@ class Engine:
         end = time.perf_counter()
         self._busy += end - max(start, self._idle_since)
         self._idle_since = end
-        readable = np.array([reason is None for reason in loaded.reasons])
+        reasons = [
+            reason or (None if finite else "the model gave numbers that are not finite")
+            for reason, finite in zip(
+                loaded.reasons, _finite(values, len(batch)).tolist(), strict=True
+            )
+        ]
+        readable = np.array([reason is None for reason in reasons])
         sources = batch.table.column("source").to_pylist()
-        errors = [(s, r) for s, r in zip(sources, loaded.reasons, strict=True) if r is not None]
+        errors = [(s, r) for s, r in zip(sources, reasons, strict=True) if r is not None]
         kept = values[: len(batch)][readable] if len(values) else values
-        return Embedded(batch, readable, kept, errors, loaded.turned)
+        return Embedded(batch, readable, kept, errors, loaded.turned, loaded.cut)
+
+
+def _finite(values: np.ndarray, rows: int) -> np.ndarray:
+    if not len(values):
+        return np.ones(rows, bool)
+    return np.array([np.isfinite(row).all() for row in values[:rows]], bool)
 
 
 def _joined(pixels: np.ndarray, results: list[tuple[str | None, bool]]) -> _Loaded:

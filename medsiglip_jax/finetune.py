@@ -16,7 +16,7 @@ import numpy as np
 from medsiglip_jax import api, freeze, lora, places, report, sharding, storage, train, tree
 from medsiglip_jax.checkpoint import Checkpoints
 from medsiglip_jax.job import Job, prepare
-from medsiglip_jax.locks import lock
+from medsiglip_jax.locks import Check, lock
 from medsiglip_jax.objectives import Params
 from medsiglip_jax.places import Given, Place
 from medsiglip_jax.recipe import Recipe
@@ -59,9 +59,9 @@ def run(
     """
     workdir = places.at(workdir)
     with ExitStack() as stack:
-        _by_process_0(lambda: stack.enter_context(_opened(workdir)))
+        check = sharding.together(lambda: stack.enter_context(_opened(workdir)), 0)
         job = prepare(recipe)
-        _by_process_0(lambda: _claim(workdir, job, warn))
+        sharding.together(lambda: _claim(workdir, job, warn), 0)
         on_start(job)
         unreadable = Unreadable(workdir, recipe.max_unreadable)
         step = make_train_step(
@@ -71,6 +71,8 @@ def run(
         write_event = _event_file(workdir, recipe, stack)
 
         def on_log(line: dict[str, Any]) -> None:
+            if check is not None:
+                check()
             unreadable.check()
             write_event(line)
 
@@ -136,31 +138,16 @@ class Unreadable:
 # ------------------------------------------------------------------------------------ the folder
 
 
-def _by_process_0(work: Callable[[], Any]) -> None:
-    """Does what only one process may do; where it fails, all stop."""
-    problem = None
-    if jax.process_index() == 0:
-        try:
-            work()
-        except Exception as error:
-            problem = error
-    failed = sharding.over_processes(problem is not None).any()
-    if problem is not None:
-        raise problem
-    if failed:
-        raise ValueError("process 0 has refused this run; it says why")
-
-
 @contextmanager
-def _opened(workdir: Place) -> Iterator[None]:
+def _opened(workdir: Place) -> Iterator[Check]:
     """Holds the workdir for this run alone; refuses, before any work, one of something else."""
-    with lock(workdir / ".lock"):
+    with lock(workdir / ".lock") as check:
         before = _config_of(workdir)
         if before is None and any(p for p in workdir.iterdir() if not p.name.startswith(".")):
             raise FileExistsError(
                 f"{workdir}: not empty, and not a fine-tuning run; choose another"
             )
-        yield
+        yield check
 
 
 def _config_of(workdir: Place) -> dict[str, Any] | None:

@@ -1,6 +1,5 @@
 """One writer at a time: locks that die with their holder."""
 
-import _thread
 import contextlib
 import fcntl
 import json
@@ -10,11 +9,9 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
-
-from upath import UPath
 
 from medsiglip_jax.places import Place, check_writable
 
@@ -22,20 +19,38 @@ from medsiglip_jax.places import Place, check_writable
 BEAT, PATIENCE = 10.0, 45.0
 
 
+Check = Callable[[], None]
+
+
 @contextlib.contextmanager
-def lock(path: Place) -> Iterator[None]:
+def lock(path: Place) -> Iterator[Check]:
     """Holds an exclusive lock that dies with the process; a second holder is refused.
 
     On a disk it is a lock of the operating system: refused at once. The lock's folder is made if
-    need be, and removed again if nothing was put into it. A bucket has no locks: there it is a file
-    that its holder rewrites every `BEAT` seconds, and whoever finds one waits for the next beat, at
-    most `PATIENCE` seconds.
+    need be, and removed again if nothing was put into it. Buckets, and some network disks, have no
+    locks: there it is a file that its holder rewrites every `BEAT` seconds, and whoever finds one
+    waits for the next beat, at most `PATIENCE` seconds.
+
+    Yields:
+        A function to call before anything is written: it raises FileExistsError if another run has
+        taken over, which happens to a process that slept through its beats.
 
     Raises:
         FileExistsError: another run holds it.
     """
-    with _lock_file(path) if isinstance(path, Path) else _lease(path):
-        yield
+    with contextlib.ExitStack() as stack:
+        if isinstance(path, Path):
+            try:
+                stack.enter_context(_lock_file(path))
+                yield lambda: None
+                return
+            except _NoLocksHere:
+                pass
+        yield stack.enter_context(_lease(path))
+
+
+class _NoLocksHere(Exception):
+    """This file system cannot lock."""
 
 
 # ------------------------------------------------------------------------------------- on a disk
@@ -60,12 +75,17 @@ def _lock_file(path: Path) -> Iterator[None]:
 
 
 def _locked(path: Path) -> IO:
-    file = open(path, "w")
+    file = open(path, "a")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         file.close()
         raise _refusal(path) from None
+    except OSError as error:  # Lustre without -o flock, some of NFS and FUSE
+        if not os.fstat(file.fileno()).st_size:  # or it is somebody's sign of life
+            path.unlink(missing_ok=True)
+        file.close()
+        raise _NoLocksHere from error
     return file
 
 
@@ -80,36 +100,41 @@ def _refusal(path: Place) -> FileExistsError:
     return FileExistsError(f"{path.parent}: another run is writing here ({path})")
 
 
-# ------------------------------------------------------------------------------------ in a bucket
+# -------------------------------------------------------------------------- where nothing locks
 
 
 @contextlib.contextmanager
-def _lease(path: UPath) -> Iterator[None]:
+def _lease(path: Place) -> Iterator[Check]:
     _wait_for_silence(path)
-    owner, done = uuid.uuid4().hex, threading.Event()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _beat(path, owner, 0)
+    owner, done, lost = uuid.uuid4().hex, threading.Event(), threading.Event()
+    _create(path, owner)
     time.sleep(min(1.0, BEAT / 10))
     if _holder(path) != owner:  # two came at the same moment; the last to write has it
         raise _refusal(path)
-    thread = threading.Thread(target=_keep, args=(path, owner, done), daemon=True)
+    thread = threading.Thread(target=_keep, args=(path, owner, done, lost), daemon=True)
     thread.start()
+
+    def check() -> None:
+        if lost.is_set():
+            raise FileExistsError(f"{path.parent}: another run has taken over; this one ends")
+
     try:
-        yield
+        yield check
     finally:
         done.set()
         thread.join()
-        if _holder(path) == owner:
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(Exception):  # it dies by itself, and must not hide an error
+            if _holder(path) == owner:
+                path.unlink()
 
 
-def _wait_for_silence(path: UPath) -> None:
+def _wait_for_silence(path: Place) -> None:
     """Returns when there is no lock, or a dead one."""
     first, end = _content(path), time.monotonic() + PATIENCE
     if first:
         warnings.warn(
             f"{path}: waiting up to {PATIENCE:.0f} s to see whether the run that wrote it is alive",
-            stacklevel=4,
+            stacklevel=5,
         )
     while first and time.monotonic() < end:
         time.sleep(BEAT / 5)
@@ -119,29 +144,47 @@ def _wait_for_silence(path: UPath) -> None:
         first = now
 
 
-def _keep(path: UPath, owner: str, done: threading.Event) -> None:
+def _create(path: Place, owner: str) -> None:
+    """Writes the first beat; where the store can tell, only if no one else has done so."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    if isinstance(path, Path):
+        with contextlib.suppress(FileExistsError), open(path, "x") as file:
+            file.write(_beat(owner, 0))
+        return
+    try:
+        path.fs.pipe_file(path.path, _beat(owner, 0).encode(), mode="create")
+    except FileExistsError:
+        raise _refusal(path) from None
+    except (TypeError, ValueError, NotImplementedError):  # it has no such mode
+        path.write_text(_beat(owner, 0))
+
+
+def _keep(path: Place, owner: str, done: threading.Event, lost: threading.Event) -> None:
     count = 0
     while not done.wait(BEAT):
         with contextlib.suppress(Exception):  # a network that fails now may work at the next beat
-            if (holder := _holder(path)) != owner and holder:
-                warnings.warn(f"{path}: another run has taken over; stopping", stacklevel=1)
-                _thread.interrupt_main()
+            if (holder := _holder(path)) and holder != owner:
+                lost.set()
                 return
             count += 1
-            _beat(path, owner, count)
+            path.write_text(_beat(owner, count))
 
 
-def _beat(path: UPath, owner: str, count: int) -> None:
-    content = {"owner": owner, "beat": count, "host": socket.gethostname(), "pid": os.getpid()}
-    path.write_text(json.dumps(content))
+def _beat(owner: str, count: int) -> str:
+    return json.dumps(
+        {"owner": owner, "beat": count, "host": socket.gethostname(), "pid": os.getpid()}
+    )
 
 
-def _holder(path: UPath) -> str:
-    content = _content(path)
-    return json.loads(content)["owner"] if content else ""
+def _holder(path: Place) -> str:
+    try:
+        return json.loads(_content(path) or "{}").get("owner", "")
+    except ValueError:  # a beat that is being written
+        return ""
 
 
-def _content(path: UPath) -> str:
+def _content(path: Place) -> str:
     try:
         return path.read_text()
     except FileNotFoundError:

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import fsspec
+import fsspec.core
 from upath import UPath
 
 # A local path, or a remote place, which has the same methods.
@@ -15,7 +16,12 @@ Given = str | os.PathLike | UPath
 
 def is_remote(path: Given) -> bool:
     """Whether it is gs:// or its like, also where `Path` has made "gs:/" of it."""
-    return re.match(r"[a-z][a-z0-9+]+:/", str(path)) is not None
+    return _protocol(path) not in ("", "file", "local")
+
+
+def _protocol(path: Given) -> str:
+    match = re.match(r"([a-z][a-z0-9+]+):/", str(path))
+    return match[1] if match else ""
 
 
 def at(path: Given) -> Place:
@@ -24,9 +30,9 @@ def at(path: Given) -> Place:
     Raises:
         ValueError: a protocol that nothing installed here speaks.
     """
+    uri = re.sub(":/(?!/)", "://", str(path), count=1) if _protocol(path) else str(path)
     if not is_remote(path):
-        return Path(str(path))
-    uri = re.sub(":/+", "://", str(path), count=1)
+        return Path(fsspec.core.url_to_fs(uri)[1] if _protocol(path) else uri)
     check_protocol(uri)
     return UPath(uri, use_listings_cache=False)  # others write there, too
 

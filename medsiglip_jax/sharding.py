@@ -1,12 +1,15 @@
 """Device meshes, and which axis of which parameter lies on which mesh axis."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from medsiglip_jax import tree
+
+T = TypeVar("T")
 
 # Below this a parameter is cheaper to keep whole (big_vision sharding.py:105-134).
 FSDP_MIN_BYTES = 4 * 2**20
@@ -51,6 +54,29 @@ def over_processes(value: int) -> np.ndarray:
     from jax.experimental import multihost_utils
 
     return multihost_utils.process_allgather(np.int32(value))
+
+
+def together(work: Callable[[], T], index: int | None = None) -> T | None:
+    """Does `work` in every process, or in that of `index` alone; where one fails, all stop.
+
+    Returns:
+        What `work` returned, None in processes that had none to do.
+
+    Raises:
+        Exception: what `work` raised; in the others ValueError.
+    """
+    result, problem = None, None
+    if index is None or index == jax.process_index():
+        try:
+            result = work()
+        except Exception as error:
+            problem = error
+    failed = np.flatnonzero(over_processes(problem is not None))
+    if problem is not None:
+        raise problem
+    if failed.size:
+        raise ValueError(f"process {failed[0]} has refused this run; it says why")
+    return result
 
 
 def put_batch(batch: dict[str, Any], mesh: Mesh | None) -> dict[str, Any]:

@@ -35,6 +35,10 @@ def new_file(path: Place) -> Iterator[Path]:
             _sync(partial)
             os.replace(partial, path)
             _sync(path.parent)
+        except OSError as error:
+            if error.filename is None:  # Arrow's know of no file
+                raise OSError(error.errno, str(error), str(path)) from None
+            raise
         finally:
             partial.unlink(missing_ok=True)
     else:
@@ -97,9 +101,18 @@ def _replace_remote_folder(path: UPath, folder: Path, marker: str) -> None:
         _upload(file, path / file.relative_to(folder).as_posix())
 
 
+# Where a file is there when its upload is complete, and not before.
+_BUCKETS = frozenset("gs gcs s3 s3a az abfs abfss adl hf oci memory".split())
+
+
 def _upload(file: Path, path: UPath) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)  # not all remote file systems are buckets
-    path.fs.put_file(str(file), path.path)
+    if path.protocol in _BUCKETS:
+        path.fs.put_file(str(file), path.path)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    path.fs.put_file(str(file), partial.path)
+    path.fs.mv(partial.path, path.path)
 
 
 def _sync(path: Path) -> None:

@@ -1,5 +1,6 @@
 """Embedding files: every row accounted for, resumable, never half written."""
 
+import errno
 import io
 import json
 import os
@@ -22,6 +23,7 @@ from PIL import Image
 import medsiglip_jax
 from medsiglip_jax import locks, manifest, places, sharding
 from medsiglip_jax.embed import ERRORS, MANIFEST, Options, embed
+from medsiglip_jax.preprocess import files
 
 
 @pytest.fixture(scope="module")
@@ -191,26 +193,20 @@ def test_eight_devices_make_no_difference(checkpoint, many, reference, tmp_path)
     assert_close(tmp_path / "out", reference)
 
 
-def test_two_processes_share_the_shards(checkpoint, many, reference, tmp_path):
-    """Real ones, over jax.distributed; each writes every other shard, process 0 the manifest."""
+def two_processes(checkpoint, inputs, out, *flags):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "medsiglip_jax.cli", "embed", "--model", str(checkpoint)]
-    command += [
-        "--output",
-        str(tmp_path / "out"),
-        "--shard-size",
-        "8",
-        "--batch-size",
-        "3",
-        "--json",
-    ]
-    command += ["--coordinator", f"127.0.0.1:{port}", "--processes", "2", str(many)]
-    started = [
-        subprocess.Popen([*command, "--process-id", str(i)], stdout=subprocess.PIPE, text=True)
-        for i in range(2)
-    ]
+    command += ["--output", str(out), "--shard-size", "8", "--batch-size", "3", "--json", *flags]
+    command += ["--coordinator", f"127.0.0.1:{port}", "--processes", "2", str(inputs)]
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return [subprocess.Popen([*command, "--process-id", str(i)], **pipes) for i in range(2)]
+
+
+def test_two_processes_share_the_shards(checkpoint, many, reference, tmp_path):
+    """Real ones, over jax.distributed; each writes every other shard, process 0 the manifest."""
+    started = two_processes(checkpoint, many, tmp_path / "out")
     outputs = [process.communicate(timeout=300)[0] for process in started]
     assert [process.returncode for process in started] == [3, 3]
     assert json.loads(outputs[0])["embedded"] == 40 and not outputs[1]
@@ -274,6 +270,106 @@ def test_a_broken_loader_is_not_a_hang(model, many, tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="bug"):
         embed(model, manifest.rows([many]), tmp_path / "out")
     assert not [t for t in threading.enumerate() if t.name.startswith(("loader", "fetcher"))]
+
+
+# ------------------------------------------------------------------- what is not the input's fault
+
+
+def test_a_failing_disk_is_no_damaged_file(model, many, reference, tmp_path, monkeypatch):
+    """The run ends, its shard is not written, and the next one ends as if nothing had been."""
+    rows, options = manifest.rows([many]), Options(shard_size=10, batch_size=64)
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    embed(model, rows, whole, options)
+
+    def fail(file, start, length):
+        if "/25.png" in file:
+            raise OSError(errno.EIO, "Input/output error")
+        return read_file(file, start, length)
+
+    read_file = files._read
+    monkeypatch.setattr(files, "_read", fail)
+    with pytest.raises(files.Outage, match="25.png: cannot be read: Input/output error"):
+        embed(model, rows, out, options)
+    assert sorted(p.name for p in out.glob("part*")) == ["part-00000.parquet", "part-00001.parquet"]
+    monkeypatch.undo()
+    embed(model, rows, out, options)
+    assert_same_bytes(out, whole)
+
+
+def test_a_network_is_tried_again(monkeypatch):
+    import fsspec
+
+    fsspec.filesystem("memory").pipe_file("/net/a", b"content")
+    calls = []
+
+    def fail(file, start, length, real=files._read_remote):
+        calls.append(file)
+        if len(calls) < 3:
+            raise ConnectionError("reset")
+        return real(file, start, length)
+
+    monkeypatch.setattr(files, "_read_remote", fail)
+    monkeypatch.setattr(files, "_PAUSES", (0.0, 0.0))
+    assert files.read_bytes("memory://net/a") == b"content" and len(calls) == 3
+    calls[:] = []
+    monkeypatch.setattr(files, "_PAUSES", (0.0,))
+    with pytest.raises(files.Outage, match="net/a: cannot be read: ConnectionError: reset"):
+        files.read_bytes("memory://net/a")
+
+
+def test_files_that_vanish_all_at_once_are_a_disk_that_is_gone(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("medsiglip_jax.embed._MISSING_IN_ROW", 30)
+    (tmp_path / "m.csv").write_text("image\n" + "\n".join(f"gone/{i}.png" for i in range(60)))
+    rows = manifest.rows([tmp_path / "m.csv"])
+    with pytest.raises(OSError, match="in a row are not there, the last .*gone/3.*disk gone"):
+        embed(model, rows, tmp_path / "out", Options(shard_size=50, batch_size=8))
+    assert not list((tmp_path / "out").glob("part*"))
+    result = embed(model, rows, tmp_path / "out", Options(shard_size=50, max_errors=60))
+    assert result["errors"] == 60
+
+
+def test_a_finished_run_is_held_against_its_files(model, pictures, tmp_path):
+    rows, out = manifest.rows([pictures]), tmp_path / "out"
+    first = embed(model, rows, out, Options(shard_size=4))
+    part = out / "part-00001.parquet"
+    part.write_bytes(part.read_bytes()[:-9])
+    with pytest.raises(ValueError, match="part-00001.parquet: missing or damaged; remove it and"):
+        embed(model, rows, out, Options(shard_size=4))
+    (out / MANIFEST).unlink()
+    with pytest.raises(ValueError, match="part-00001.parquet: damaged .*remove it"):
+        embed(model, rows, out, Options(shard_size=4))
+    part.unlink()
+    assert embed(model, rows, out, Options(shard_size=4)) == first
+    (out / "run.json").write_text("[1]")
+    with pytest.raises(ValueError, match="not what embed writes"):
+        embed(model, rows, out, Options(shard_size=4))
+
+
+def test_vectors_that_are_not_finite_are_errors(checkpoint, pictures, tmp_path):
+    model = medsiglip_jax.load(checkpoint)
+    model.params["img"]["embedding"]["bias"] *= np.nan
+    result = embed(model, manifest.rows([pictures / "0.png"]), tmp_path / "out")
+    assert result["embedded"] == 0 and result["errors"] == 1
+    assert "not finite" in pq.read_table(tmp_path / "out" / ERRORS)["reason"][0].as_py()
+
+
+def test_cut_texts_are_counted(model, tmp_path):
+    (tmp_path / "t.txt").write_text("scan of a b\n" + "scan of a c " * 99 + "\n")
+    assert embed(model, manifest.rows([tmp_path / "t.txt"]), tmp_path / "out")["cut"] == 1
+
+
+def test_where_one_process_fails_all_end(checkpoint, many, tmp_path):
+    """Process 1 finds more damaged files than it may; process 0 must not wait for it."""
+    inputs = tmp_path / "in"
+    shutil.copytree(many, inputs)
+    for i in range(8, 16):
+        (inputs / f"{i:02d}.png").write_bytes(b"damaged")
+    started = two_processes(checkpoint, inputs, tmp_path / "out", "--max-errors", "3")
+    start = time.monotonic()
+    said = [process.communicate(timeout=100)[1] for process in started]
+    assert [process.returncode for process in started] == [2, 2]
+    assert "inputs could not be read, more than max_errors=3" in said[1]
+    assert "process 1 has stopped" in said[0] and time.monotonic() - start < 60
 
 
 # -------------------------------------------------------------------------------------- damage

@@ -1,5 +1,6 @@
 """Whole or not at all."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -201,3 +202,57 @@ def test_a_bucket_nobody_can_reach_is_one_line():
     with pytest.raises(ValueError, match="nowhere:// cannot be reached here"):
         places.at("nowhere://x/y")
     assert places.at("gs://x") != places.Path("gs:/x") and places.is_remote(places.Path("gs://x/y"))
+
+
+def test_what_is_given_as_a_uri(tmp_path):
+    local = places.at(f"file://{tmp_path}/x")
+    assert local == tmp_path / "x" and isinstance(local, type(tmp_path))
+    assert str(places.at("memory:/a/b")) == str(places.at("memory://a/b")) == "memory://a/b"
+    assert not places.is_remote(tmp_path) and places.is_remote("gs://bucket")
+
+
+def test_where_the_disk_cannot_lock_a_sign_of_life_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "BEAT", 0.2)
+    monkeypatch.setattr(locks, "PATIENCE", 1.5)
+
+    def flock(file, how):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(locks.fcntl, "flock", flock)
+    with locks.lock(tmp_path / ".lock") as check:
+        check()
+        with pytest.warns(UserWarning, match="waiting up to"):
+            with pytest.raises(FileExistsError, match="another run"):
+                locks.lock(tmp_path / ".lock").__enter__()
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_a_run_that_slept_through_its_beats_is_told(bucket, monkeypatch):
+    monkeypatch.setattr(locks, "BEAT", 0.1)
+    path = places.at(f"{bucket}/slept/.lock")
+    with locks.lock(path) as check:
+        path.write_text('{"owner": "another", "beat": 1}')
+        time.sleep(0.5)
+        with pytest.raises(FileExistsError, match="has taken over"):
+            check()
+    assert "another" in path.read_text()
+
+
+def test_a_place_that_is_no_bucket_gets_a_whole_file_or_none(monkeypatch):
+    """Half of a copy under the final name would be taken for done."""
+    monkeypatch.setattr(storage, "_BUCKETS", ())
+    place = places.at("memory://disk/file")
+    put = type(place.fs).put_file
+
+    def half(self, source, target, **kwargs):
+        put(self, source, target, **kwargs)
+        raise ConnectionError
+
+    monkeypatch.setattr(type(place.fs), "put_file", half)
+    with pytest.raises(ConnectionError), storage.new_file(place) as partial:
+        partial.write_text("x")
+    assert not place.exists()
+    monkeypatch.setattr(type(place.fs), "put_file", put)
+    with storage.new_file(place) as partial:
+        partial.write_text("x")
+    assert place.read_text() == "x"

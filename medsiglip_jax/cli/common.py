@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import os
+import sys
 from typing import Any
 
 PRESET_HELP = (
@@ -12,15 +14,18 @@ PRESET_HELP = (
 
 
 class Parser(argparse.ArgumentParser):
-    """Wrong flags are one line, as every other mistake."""
+    """Wrong flags are one line, as every other mistake; no flag is short for another."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def error(self, message: str):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
-def command(commands, function, help: str, example: str, description: str = ""):
+def command(commands, function, help: str, example: str, description: str = "", name: str = ""):
     sub = commands.add_parser(
-        function.__name__,
+        name or function.__name__,
         help=help,
         description=f"{help[0].upper()}{help[1:]}. {description}".strip(),
         epilog=f"example:\n  {example}",
@@ -71,12 +76,27 @@ def add_processes(sub) -> None:
 
 
 def join_other_processes(args: argparse.Namespace) -> bool:
-    """Starts jax.distributed if asked; True where results are printed."""
+    """Starts jax.distributed if asked; True where results are printed.
+
+    Raises:
+        ValueError: which process this is of how many, but not where the others are.
+    """
     import jax
 
     if args.distributed or args.coordinator:
         jax.distributed.initialize(args.coordinator, args.processes, args.process_id)
+        _keep_stdout_for_results()
+    elif args.processes is not None or args.process_id is not None:  # each would do the whole job
+        raise ValueError("--processes and --process-id need --coordinator HOST:PORT")
     return jax.process_index() == 0
+
+
+def _keep_stdout_for_results() -> None:
+    """Sends to stderr what C++ says on stdout: which peers gloo has found."""
+    sys.stdout.flush()
+    results = os.dup(1)
+    os.dup2(2, 1)
+    sys.stdout = os.fdopen(results, "w", encoding="utf-8")
 
 
 def load(args: argparse.Namespace, mesh=None):

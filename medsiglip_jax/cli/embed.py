@@ -1,7 +1,9 @@
 """embed."""
 
 import argparse
+import datetime
 import os
+import signal
 import sys
 import time
 from typing import Any
@@ -17,6 +19,8 @@ from medsiglip_jax.cli.common import (
     load,
     show,
 )  # fmt: skip
+
+_SECONDS_BETWEEN_LINES = 60.0  # where stderr is no terminal
 
 
 def add(commands) -> None:
@@ -64,6 +68,8 @@ def add(commands) -> None:
 
 def embed(args: argparse.Namespace) -> int:
     main_process = join_other_processes(args)  # before anything asks for a device
+    if args.distributed or args.coordinator:  # which would keep it to itself
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     import jax
 
     from medsiglip_jax import manifest, sharding
@@ -76,8 +82,10 @@ def embed(args: argparse.Namespace) -> int:
         args.preprocess, not args.raw, args.stored, args.shard_size, batch_size, args.max_errors
     )
     columns = {"image": args.image_column, "text": args.text_column, "id": args.id_column}
-    rows = manifest.rows(args.inputs, root=args.root, **columns)
-    model = load(args, sharding.make_mesh(local=True) if devices > 1 else None)
+    mesh = sharding.make_mesh(local=True) if devices > 1 else None
+    rows = sharding.together(lambda: manifest.rows(args.inputs, root=args.root, **columns))
+    model = sharding.together(lambda: load(args, mesh))
+    assert rows is not None and model is not None
     with _Shown(len(rows), jax.process_count()) as shown:
         result = run(model, rows, args.output, options, shown.update)
     if main_process:
@@ -95,6 +103,10 @@ def _warn(result: dict[str, Any], where: str) -> None:
             "are used as stored",
             file=sys.stderr,
         )
+    if result["cut"]:
+        print(
+            f"{result['cut']} texts are longer than the model reads and were cut", file=sys.stderr
+        )
 
 
 class _Shown:
@@ -106,6 +118,7 @@ class _Shown:
         # A process hears of its own rows only, about 1 in `processes`.
         self._bar = tqdm(total=-(-rows // processes), unit="input", disable=None)
         self._start, self._rows, self._busy, self._errors = time.perf_counter(), 0, 0.0, 0
+        self._total, self._before, self._said = self._bar.total, 0, self._start
 
     def __enter__(self) -> "_Shown":
         return self
@@ -118,6 +131,7 @@ class _Shown:
             if not self._bar.disable:  # of an earlier run: no part of the rate
                 self._bar.initial += progress.rows
             self._bar.update(progress.rows)
+            self._before += progress.rows
             return
         self._rows, self._busy = self._rows + progress.rows, progress.busy
         self._errors += progress.errors
@@ -126,6 +140,20 @@ class _Shown:
             shown["unreadable"] = str(self._errors)
         self._bar.set_postfix(shown, refresh=False)
         self._bar.update(progress.rows)
+        if self._bar.disable and time.perf_counter() > self._said + _SECONDS_BETWEEN_LINES:
+            self._say()
+
+    def _say(self) -> None:
+        """The bar as a line, for logs."""
+        self._said = time.perf_counter()
+        rate = self._rows / (self._said - self._start)
+        done = self._before + self._rows
+        left = datetime.timedelta(seconds=round((self._total - done) / rate))
+        print(
+            f"{done:,} of {self._total:,} inputs, {rate:.1f} a second, {left} left, device busy "
+            f"{self._busy:.0%}, {self._errors} unreadable",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
 
     def summary(self, output: str, result: dict[str, Any]) -> str:
         text = f"{output}: {result['embedded']:,} of {result['rows']:,} embedded"

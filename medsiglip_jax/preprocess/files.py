@@ -1,8 +1,10 @@
 """A path or URI -> the pixels of its image, augmented and resized. PIL and numpy."""
 
+import errno
 import os
 import re
 import stat
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +18,18 @@ from medsiglip_jax.preprocess.decode import UnreadableImage, decode, describe
 from medsiglip_jax.preprocess.image import preset
 
 _RANGE = re.compile(r"(.*)#(\d+):(\d+)", re.DOTALL)
+
+
+# What the system says of one file, and not of the disk it lies on.
+_OF_THE_FILE = frozenset(
+    (errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+)
+# Seconds between tries of a network that fails.
+_PAUSES = (0.5, 2.0, 8.0)
+
+
+class Outage(OSError):
+    """Reading failed for a reason that lies not in the file; it may work when tried again."""
 
 
 @dataclass(frozen=True)
@@ -74,19 +88,21 @@ def read_bytes(path: str) -> bytes:
     """The content of a file, or of the part of it that "path#offset:length" names.
 
     Raises:
-        UnreadableImage: it cannot be read; the reason, without the path.
+        UnreadableImage: there is no such file, or it may not be read; the reason, without the path.
+        Outage: the disk or the network fails, which says nothing about the file.
     """
-    match = _RANGE.fullmatch(path)
+    match = None if os.path.exists(path) else _RANGE.fullmatch(path)
     file, start, length = (match[1], int(match[2]), int(match[3])) if match else (path, 0, None)
     try:
-        data = _read_remote(file, start, length) if "://" in file else _read(file, start, length)
+        data = _patiently(file, start, length) if "://" in file else _read(file, start, length)
     except FileNotFoundError:
         raise UnreadableImage("no such file") from None
-    except UnreadableImage:
-        raise
-    except Exception as error:  # remote file systems raise types of their own
-        reason = " ".join(str(error).split())[:200]
-        raise UnreadableImage(f"cannot be read ({type(error).__name__}: {reason})") from error
+    except IsADirectoryError:
+        raise UnreadableImage("a folder") from None
+    except OSError as error:
+        if isinstance(error, Outage) or error.errno not in _OF_THE_FILE:
+            raise Outage(f"{describe(path)}: cannot be read: {error.strerror or error}") from error
+        raise UnreadableImage(error.strerror or str(error)) from None
     if length is not None and len(data) < length:
         raise UnreadableImage(f"the file ends before byte {start + length}")
     return data
@@ -99,6 +115,20 @@ def _read(file: str, start: int, length: int | None) -> bytes:
     with open(file, "rb") as stream:
         stream.seek(start)
         return stream.read(length)
+
+
+def _patiently(file: str, start: int, length: int | None) -> bytes:
+    for pause in (*_PAUSES, None):
+        try:
+            return _read_remote(file, start, length)
+        except (FileNotFoundError, IsADirectoryError):
+            raise
+        except Exception as error:  # remote file systems raise types of their own
+            if pause is None:
+                reason = " ".join(str(error).split())[:200]
+                raise Outage(f"{type(error).__name__}: {reason}") from error
+            time.sleep(pause)
+    raise AssertionError
 
 
 def _read_remote(file: str, start: int, length: int | None) -> bytes:

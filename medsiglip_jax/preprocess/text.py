@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import sentencepiece
-from jaxtyping import Int32
+from jaxtyping import Bool, Int32
 
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2  # `<pad>` is never used: SigLIP-1 pads with `</s>`
 _PIECES = {PAD_ID: "<pad>", EOS_ID: "</s>", UNK_ID: "<unk>"}
@@ -97,21 +97,28 @@ class Tokenizer:
         Warns:
             UserWarning: once, with the number of texts that were cut.
         """
+        out, cut = self.ids_and_cut(texts)
+        if cut.any() and warn:
+            warnings.warn(
+                f"{cut.sum()} of {len(cut)} texts are longer than {self.context_length} tokens and"
+                " were cut: the model does not see their ends",
+                stacklevel=2,
+            )
+        return out
+
+    def ids_and_cut(
+        self, texts: Any
+    ) -> tuple[Int32[np.ndarray, "n length"], Bool[np.ndarray, " n"]]:
+        """The ids that a call gives, and which texts were too long for them."""
         texts = [texts] if isinstance(texts, str) else _as_list(texts)
         out = np.full((len(texts), self.context_length), EOS_ID, np.int32)
-        cut = 0
+        cut = np.zeros(len(texts), bool)
         for i, text in enumerate(texts):
             ids = self._encode(_checked(text, i, len(texts)))
             kept = ids[: self.context_length - 1]
             out[i, : len(kept)] = kept
-            cut += len(ids) > len(kept)
-        if cut and warn:
-            warnings.warn(
-                f"{cut} of {len(texts)} texts are longer than {self.context_length} tokens and were"
-                " cut: the model does not see their ends",
-                stacklevel=2,
-            )
-        return out
+            cut[i] = len(ids) > len(kept)
+        return out, cut
 
     def _encode(self, text: str) -> list[int]:
         """Ids without `</s>` or padding; a literal `</s>` or `<unk>` in the text is that token.

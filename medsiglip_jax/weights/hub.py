@@ -1,5 +1,6 @@
 """Local copies of checkpoints that lie elsewhere: on the Hugging Face hub, in a bucket."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -76,7 +77,8 @@ def fetch(uri: str) -> Path:
         partial = Path(tempfile.mkdtemp(dir=cache))
         try:
             _copy(place, list(files), partial)
-            partial.rename(copy)
+            with contextlib.suppress(OSError):  # another process was first
+                partial.rename(copy)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return copy / place.name if place.is_file() else copy
