@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import medsiglip_jax
 from medsiglip_jax import cli
@@ -224,3 +225,46 @@ def test_finetune(run, tmp_path, pictures, checkpoint):
     assert code == 2 and "unrecognized arguments: --config.seed=3" in err
     code, _, err = run("finetune", "--config", "no.py", "--workdir", tmp_path / "run")
     assert code == 2 and err == "medsiglip-jax finetune: no.py: no such config file\n"
+
+
+def test_probe(run, checkpoint, tmp_path):
+    """Bright and dark pictures, three of a patient: fitted, scored two ways, as a curve."""
+    rng, lines = np.random.default_rng(0), ["id,dark,patient,split"]
+    (tmp_path / "in").mkdir()
+    for i in range(90):
+        pixels = rng.integers(0, 90, (9, 9, 3)) + 160 * (i % 2)
+        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "in" / f"{i}.png")
+        lines.append(f"{i}.png,{1 - i % 2},p{i // 3},{'test' if i // 3 % 4 == 0 else 'train'}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    out = tmp_path / "out"
+    assert run("embed", "--model", checkpoint, "--output", out, tmp_path / "in")[0] == 0
+    data = ["--data", tmp_path / "labels.csv", "--embeddings", out, "--label", "dark"]
+    data += ["--group", "patient", "--split", "split"]
+    code, text, _ = run("probe", "fit", *data, "--output", tmp_path / "p.npz", "--json")
+    result = json.loads(text)
+    assert code == 0 and result["rows"]["test"] == 24 and result["test"]["macro_auc"] > 0.99
+    flags = ["--probe", tmp_path / "p.npz", "--model", checkpoint]
+    code, text, _ = run("probe", "predict", *flags, "--json", tmp_path / "in", checkpoint / "x.png")
+    assert code == 2
+    code, text, _ = run("probe", "predict", *flags, "--json", tmp_path / "in")
+    scored = {r["image"]: r["scores"][0] for r in json.loads(text)}
+    assert code == 0 and len(scored) == 90
+    assert scored[str(tmp_path / "in/0.png")]["positive"]
+    assert not scored[str(tmp_path / "in/1.png")]["positive"]
+    flags = ["--probe", tmp_path / "p.npz", "--embeddings", out, "--output", tmp_path / "s.csv"]
+    assert run("probe", "predict", *flags)[0] == 0
+    first = (tmp_path / "s.csv").read_text().splitlines()[1].split(",")
+    assert float(first[1]) == pytest.approx(scored[str(tmp_path / "in/0.png")]["probability"])
+    code, text, _ = run("probe", "curve", *data, "--sizes", 16, "--seeds", 2, "--json")
+    assert code == 0 and [row["n"] for row in json.loads(text)][:2] == [16, 16]
+    code, _, err = run("probe", "fit", *data[:-2], "--label", "light", "--output", "p.npz")
+    assert code == 2 and "no column 'light'" in err and err.count("\n") == 1
+
+
+def test_a_closed_pipe_is_no_error(checkpoint):
+    command = [sys.executable, "-m", "medsiglip_jax.cli", "info", str(checkpoint)]
+    buffered = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    with subprocess.Popen(command, env=buffered, **pipes) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""

@@ -6,12 +6,13 @@ JSON document and nothing else.
 """
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Sequence
 
 from medsiglip_jax import __version__
-from medsiglip_jax.cli import embed, finetune, models, search
+from medsiglip_jax.cli import embed, evaluate, finetune, models, probe, search
 from medsiglip_jax.cli.common import Parser
 
 _GIVEN_WRONG = (
@@ -28,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"medsiglip-jax {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for room in (models, embed, search, finetune):
+    for room in (models, embed, search, probe, evaluate, finetune):
         room.add(commands)
     return top
 
@@ -51,12 +52,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = _parse(argv)
     except SystemExit as stop:  # --help and wrong flags
         return stop.code if isinstance(stop.code, int) else 2
-    name = f"medsiglip-jax {args.run.__name__}"
+    name = f"medsiglip-jax {args.run.__name__.replace('_', ' ')}"
     try:
-        return args.run(args)
+        code = args.run(args)
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         print(f"{name}: interrupted; the same command again starts or resumes", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141
     except _GIVEN_WRONG as error:
         print(f"{name}: {_one_line(error)}", file=sys.stderr)
         return 2

@@ -14,6 +14,14 @@ from medsiglip_jax.cli.common import (
     show,
 )  # fmt: skip
 
+# What each of the three jobs makes no use of.
+_IDLE = {
+    "near duplicates": ("text", "image", "top_k", "sheet", "build_index", "approximate"),
+    "--build-index": ("text", "image", "top_k", "sheet", "approximate", "threshold", "limit",
+                      "output"),
+    "a search": ("threshold", "limit"),
+}  # fmt: skip
+
 
 def add(commands) -> None:
     sub = command(
@@ -27,23 +35,19 @@ def add(commands) -> None:
     sub.add_argument("--embeddings", required=True, metavar="DIR", help="what embed wrote")
     sub.add_argument("--text", action="append", metavar="Q", help="repeat for each text")
     sub.add_argument("--image", action="append", metavar="F", help="repeat for each image file")
-    sub.add_argument("--top-k", type=int, default=10, metavar="K", help="hits, default 10")
+    sub.add_argument("--top-k", type=int, metavar="K", help="hits, default 10")
     sub.add_argument(
         "--kind", default="image", choices=("image", "text", "any"),
         help="which rows to search, default image",
     )  # fmt: skip
     sub.add_argument("--sheet", metavar="FILE", help="draw the hits: hits.html or hits.png")
+    sub.add_argument("--output", metavar="FILE", help="hits or pairs also as .csv or .parquet")
     pairs = sub.add_argument_group("near duplicates (no model needed)")
     which = pairs.add_mutually_exclusive_group()
     which.add_argument("--self", action="store_true", help="list pairs of rows that are near")
     which.add_argument("--against", metavar="DIR", help="pairs with rows of DIR: test and train")
-    pairs.add_argument(
-        "--threshold", type=float, default=0.98, metavar="S", help="lowest cosine, default 0.98"
-    )
-    pairs.add_argument(
-        "--limit", type=int, default=100_000, metavar="N", help="nearest pairs, default 100000"
-    )
-    pairs.add_argument("--output", metavar="FILE", help="pairs also as .csv or .parquet")
+    pairs.add_argument("--threshold", type=float, metavar="S", help="lowest cosine, default 0.98")
+    pairs.add_argument("--limit", type=int, metavar="N", help="nearest pairs, default 100000")
     index = sub.add_argument_group("approximate (pip install 'medsiglip-jax[index]')")
     index.add_argument(
         "--build-index", action="store_true", help="write DIR/index.usearch, tell its recall"
@@ -55,61 +59,88 @@ def add(commands) -> None:
 
 
 def search(args: argparse.Namespace) -> int:
-    from medsiglip_jax import contact_sheet
-
-    if args.sheet:
-        contact_sheet.check(args.sheet)
     if args.self or args.against:
+        _refuse_idle(args, "near duplicates")
         return _pairs(args)
     if args.build_index:
+        _refuse_idle(args, "--build-index")
         return _build_index(args)
+    _refuse_idle(args, "a search")
     if not (args.text or args.image) or not args.model:
         raise ValueError(
             "expected --model with --text or --image, or one of --self, --against, --build-index"
         )
-    from medsiglip_jax.search import search as run
+    return _hits(args)
 
+
+def _refuse_idle(args: argparse.Namespace, job: str) -> None:
+    given = [name for name in _IDLE[job] if getattr(args, name) not in (None, False)]
+    if given:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ValueError(f"{job}: no use for {flags}; leave it out, or run two commands")
+
+
+def _hits(args: argparse.Namespace) -> int:
+    from medsiglip_jax import contact_sheet
+    from medsiglip_jax.search import check_output_name, search, write_hits
+
+    if args.sheet:
+        contact_sheet.check(args.sheet)
+    if args.output:
+        check_output_name(args.output)
     model, images = load(args), args.image or []
     with progress_bar("row") as bar:
-        results = run(
-            model, _opened(args, bar), args.text or [], images, args.top_k,
+        results = search(
+            model, _opened(args, bar), args.text or [], images,
+            10 if args.top_k is None else args.top_k,
             approximate=args.approximate, batch_size=args.batch_size,
         )  # fmt: skip
     if args.sheet:
         contact_sheet.write(args.sheet, results, images)
+    if args.output:
+        write_hits(args.output, results)
     show(results, args.json, _text)
     return 0
 
 
 def _text(results: list[dict[str, Any]]) -> str:
+    from medsiglip_jax.preprocess.decode import describe
+
     lines = []
     for result in results:
-        lines += [result["query"], f"  {'score':>7}  id"]
-        lines += [f"  {hit['score']:7.4f}  {hit['id']}" for hit in result["hits"]]
+        lines += [describe(result["query"]), f"  {'score':>7}  id"]
+        lines += [f"  {hit['score']:7.4f}  {describe(hit['id'])}" for hit in result["hits"]]
     return "\n".join(lines)
 
 
 def _pairs(args: argparse.Namespace) -> int:
     from medsiglip_jax.embeddings import Embeddings
-    from medsiglip_jax.search import check_pairs_name, duplicates, write_pairs
+    from medsiglip_jax.search import check_output_name, duplicates, write_pairs
 
     if args.output:
-        check_pairs_name(args.output)
+        check_output_name(args.output)
+    threshold = 0.98 if args.threshold is None else args.threshold
+    limit = 100_000 if args.limit is None else args.limit
     first = Embeddings(args.embeddings, args.kind)
     second = Embeddings(args.against, args.kind) if args.against else None
     with progress_bar("pair") as bar:
         bar.total = len(first) * (len(second) if second else (len(first) + 1) / 2)
-        result = duplicates(first, args.threshold, second, args.limit, bar.update)
+        result = duplicates(first, threshold, second, limit, bar.update)
     if args.output:
         write_pairs(args.output, result["pairs"])
     show(result, args.json, _pairs_text)
     if result["cut"]:
-        print(f"there are more; these are the nearest {args.limit} (--limit)", file=sys.stderr)
+        print(f"there are more; these are the nearest {limit} (--limit)", file=sys.stderr)
     return 0
 
 
 def _pairs_text(result: dict[str, Any]) -> str:
-    lines = [f"{p['score']:7.4f}  {p['id']}  {p['other_id']}" for p in result["pairs"]]
+    from medsiglip_jax.preprocess.decode import describe
+
+    lines = [
+        f"{p['score']:7.4f}  {describe(p['id'])}  {describe(p['other_id'])}"
+        for p in result["pairs"]
+    ]
     return "\n".join([*lines, f"pairs: {len(lines)}, groups they connect: {result['groups']}"])
 
 

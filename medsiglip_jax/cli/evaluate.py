@@ -1,0 +1,181 @@
+"""evaluate."""
+
+import argparse
+import sys
+from typing import Any
+
+from medsiglip_jax.cli.common import (
+    PRESET_HELP,
+    add_batch_size,
+    add_json,
+    add_model,
+    command,
+    load,
+    progress_bar,
+    show,
+)  # fmt: skip
+
+
+def add(commands) -> None:
+    sub = command(
+        commands, evaluate, "AUCs of a model on a data set, beside the published ones",
+        "medsiglip-jax evaluate --task digits --output first   # brings its own data and model\n"
+        "  medsiglip-jax evaluate --list\n"
+        "  medsiglip-jax evaluate --task chexpert-test --model google/medsiglip-448 \\\n"
+        "    --data CheXpert --output results\n"
+        "  medsiglip-jax evaluate --from results",
+        "Zero-shot: prompts of a class are embedded and averaged, and images scored by the cosine. "
+        "Writes scores.parquet, report.html, report.md and results.json. The same command again "
+        "goes on with a killed run.",
+    )  # fmt: skip
+    what = sub.add_mutually_exclusive_group(required=True)
+    what.add_argument("--task", metavar="T", help="name (see --list), or your own .toml or .json")
+    what.add_argument(
+        "--from", metavar="DIR", dest="again",
+        help="compute report and results again from the scores in DIR, without a model",
+    )  # fmt: skip
+    what.add_argument("--list", action="store_true", help="list the tasks and where data is had")
+    sub.add_argument("--data", metavar="D", help="folder of the data set")
+    sub.add_argument("--output", metavar="DIR", help="folder for embeddings, scores and report")
+    sub.add_argument(
+        "--allow-missing", action="store_true",
+        help="go on without images that are missing or unreadable; default: stop and list them",
+    )  # fmt: skip
+    sub.add_argument(
+        "--embeddings", metavar="E", help="what embed wrote of these images, by this checkpoint"
+    )
+    _add_scoring(sub)
+    _add_labels_and_statistics(sub)
+    add_model(sub, required=False)
+    add_batch_size(sub, None, "default 8, on accelerators 64 per device")
+    add_json(sub)
+
+
+def _add_scoring(sub) -> None:
+    group = sub.add_argument_group("scores")
+    group.add_argument("--preprocess", metavar="P", help=PRESET_HELP)
+    group.add_argument("--prompts", metavar="FILE", help=".toml or .json: class = [prompts]")
+    group.add_argument(
+        "--reading", default="as given", metavar="NAME", help="of prompts published ambiguously"
+    )
+    group.add_argument(
+        "--score", metavar="RULE", help="pos_minus_neg, pair_softmax, class_softmax or cosine"
+    )
+    group.add_argument(
+        "--temperature", default="logit_scale", metavar="T",
+        help="of class_softmax: logit_scale (default), the model's own, or none",
+    )  # fmt: skip
+    group.add_argument(
+        "--grid", action="store_true",
+        help="all presets, readings and temperatures that the published figures leave open",
+    )  # fmt: skip
+
+
+def _add_labels_and_statistics(sub) -> None:
+    group = sub.add_argument_group("labels and statistics")
+    group.add_argument(
+        "--uncertain", default="ignore", metavar="P",
+        help="what -1 is: ignore (default), positive or negative",
+    )  # fmt: skip
+    group.add_argument(
+        "--blank", default="ignore", metavar="P",
+        help="what an empty cell is: ignore (default) or negative",
+    )  # fmt: skip
+    group.add_argument("--resamples", type=int, default=2000, metavar="N", help="default 2000")
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="of the bootstrap")
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    if args.list:
+        return _list(args)
+    from medsiglip_jax.evaluate.run import recompute
+
+    output = args.again or args.output
+    results = recompute(args.again) if args.again else _run(args)
+    show(results, args.json, lambda r: _text(output, r))
+    lost = {k: results["counts"].get(k, 0) for k in ("missing", "unreadable")}
+    if any(lost.values()):
+        shown = ", ".join(f"{count:,} {name}" for name, count in lost.items() if count)
+        print(f"went on without {shown} images", file=sys.stderr)
+    return 3 if any(lost.values()) else 0
+
+
+def _run(args: argparse.Namespace) -> dict[str, Any]:
+    _bring_digits(args)
+    needed = ("model", "data", "output")
+    if lacking := [f"--{name}" for name in needed if getattr(args, name) is None]:
+        raise ValueError(f"--task needs {', '.join(lacking)}")
+    import jax
+
+    from medsiglip_jax import sharding
+    from medsiglip_jax.evaluate.run import evaluate as run
+    from medsiglip_jax.evaluate.tasks import read
+
+    task, options = read(args.task), _options(args)
+    task = task.with_prompts(args.prompts) if args.prompts else task
+    mesh = sharding.make_mesh(local=True) if jax.local_device_count() > 1 else None
+    with progress_bar("image") as bar:
+        return run(
+            task, lambda: load(args, mesh), args.data, args.output, options, args.embeddings,
+            lambda progress: bar.update(progress.rows), bar.reset,
+        )  # fmt: skip
+
+
+def _bring_digits(args: argparse.Namespace) -> None:
+    """The task digits comes with what others have to be given."""
+    from medsiglip_jax.evaluate import digits
+
+    if args.task == digits.NAME and args.output and not (args.data or args.model):
+        data, model = digits.prepare(args.output)
+        args.data, args.model = str(data), str(model)
+
+
+def _options(args: argparse.Namespace):
+    import jax
+
+    from medsiglip_jax.evaluate.dataset import Policy
+    from medsiglip_jax.evaluate.run import Options
+
+    devices, cpu = jax.local_device_count(), jax.default_backend() == "cpu"
+    return Options(
+        args.preprocess,
+        args.score,
+        args.reading,
+        args.temperature,
+        Policy(args.uncertain, args.blank),
+        args.allow_missing,
+        args.resamples,
+        args.seed,
+        (8 if cpu else 64 * devices) if args.batch_size is None else args.batch_size,
+        args.grid,
+    )
+
+
+def _list(args: argparse.Namespace) -> int:
+    from medsiglip_jax.evaluate.tasks import names, read
+
+    tasks = [read(name).to_dict() for name in names()]
+    show(tasks, args.json, lambda found: "\n".join(map(_task, found)))
+    return 0
+
+
+def _task(task: dict[str, Any]) -> str:
+    lines = [f"{task['name']}: {task['title']}"]
+    for key in ("source", "access", "trained_on", "prompts_source"):
+        if task[key]:
+            lines.append(f"    {key.replace('_', ' ')}: {task[key]}")
+    return "\n".join(lines)
+
+
+def _text(output: str, results: dict[str, Any]) -> str:
+    from medsiglip_jax.evaluate.sections import classes, number
+
+    mean = results["macro_auc"]
+    rows = classes(results)
+    widths = [max(map(len, column)) for column in zip(rows.header, *rows.rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in (rows.header, *rows.rows)
+    ]
+    head = f"{results['title']}: macro AUC {number(mean['auc'])}, {results['images']:,} images"
+    return "\n".join([head, *lines, f"{output}/report.html"])

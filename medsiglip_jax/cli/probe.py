@@ -1,0 +1,194 @@
+"""probe fit, probe predict, probe curve: a linear classifier on embeddings."""
+
+import argparse
+import sys
+from typing import Any
+
+from medsiglip_jax.cli.common import (
+    add_batch_size,
+    add_json,
+    add_model,
+    command,
+    load,
+    progress_bar,
+    show,
+)  # fmt: skip
+
+
+def add(commands) -> None:
+    sub = commands.add_parser("probe", help="a linear classifier on embeddings: fit, predict")
+    actions = sub.add_subparsers(title="actions", metavar="ACTION", required=True)
+    _add_fit(actions)
+    _add_predict(actions)
+    _add_curve(actions)
+
+
+def _add_fit(actions) -> None:
+    sub = command(
+        actions, probe_fit, "learn labels from embeddings",
+        "medsiglip-jax probe fit --data labels.csv --embeddings embeddings --label pneumonia\n"
+        "    --group patient --output pneumonia.npz",
+        "Logistic regression; strength and thresholds are chosen on validation rows. The table "
+        "has the id of the embedding, a column of class names or several of 0 and 1, and if there "
+        "are any the split and the patient.", name="fit",
+    )  # fmt: skip
+    _add_data(sub)
+    sub.add_argument("--output", required=True, metavar="P", help="the probe, .npz")
+    sub.add_argument(
+        "--scale", default="standard", metavar="S", help="standard (default), unit or raw"
+    )
+    sub.add_argument(
+        "--rule", default="youden", metavar="R",
+        help="how thresholds are chosen: youden (default), sensitivity or specificity",
+    )  # fmt: skip
+    sub.add_argument(
+        "--at-least", type=float, metavar="X", help="the sensitivity or specificity wanted"
+    )
+    add_json(sub)
+
+
+def _add_data(sub) -> None:
+    sub.add_argument("--data", required=True, metavar="D", help="CSV, TSV, Parquet or JSONL")
+    sub.add_argument("--embeddings", required=True, metavar="DIR", help="what embed wrote")
+    sub.add_argument("--label", action="append", metavar="COL", help="repeat for several findings")
+    sub.add_argument("--group", metavar="COL", help="patients, who are never in two parts")
+    sub.add_argument("--split", metavar="COL", help="train, validation, test")
+    sub.add_argument("--id-column", metavar="COL", help="the id of the embedding")
+    sub.add_argument(
+        "--validation", type=float, default=0.2, metavar="X",
+        help="share of the rows to choose by, where no split says which; default 0.2",
+    )  # fmt: skip
+    sub.add_argument("--seed", type=int, default=0, metavar="N", help="of that choice, default 0")
+
+
+def _add_predict(actions) -> None:
+    sub = command(
+        actions, probe_predict, "score images, or embeddings, with a probe",
+        "medsiglip-jax probe predict --probe pneumonia.npz --model google/medsiglip-448 scan.png\n"
+        "  medsiglip-jax probe predict --probe pneumonia.npz --embeddings new --output new.csv",
+        "Embeddings have to be made as those were that the probe learnt from; images are.",
+        name="predict",
+    )  # fmt: skip
+    sub.add_argument("inputs", nargs="*", metavar="INPUT", help="images, as for embed")
+    sub.add_argument("--probe", required=True, metavar="P", help="what probe fit wrote")
+    sub.add_argument("--embeddings", metavar="DIR", help="what embed wrote, instead of images")
+    sub.add_argument("--output", metavar="FILE", help="of --embeddings: .csv or .parquet")
+    add_model(sub, required=False)
+    add_batch_size(sub)
+    add_json(sub)
+
+
+def _add_curve(actions) -> None:
+    sub = command(
+        actions, probe_curve, "AUC on test rows against the number of rows learnt from",
+        "medsiglip-jax probe curve --data labels.csv --embeddings embeddings --label grade\n"
+        "    --split split --group patient",
+        "Data-efficient classification: 64, 512, 4,096, 32,768 and all rows, several seeds. Needs "
+        "a test split.", name="curve",
+    )  # fmt: skip
+    _add_data(sub)
+    sub.add_argument(
+        "--method", default="logistic", metavar="M", help="logistic (default), knn or prototypes"
+    )
+    sub.add_argument("--sizes", type=int, nargs="+", metavar="N", help="rows to learn from")
+    sub.add_argument("--seeds", type=int, default=5, metavar="N", help="draws each, default 5")
+    add_json(sub)
+
+
+def probe_fit(args: argparse.Namespace) -> int:
+    from medsiglip_jax import probe_files
+
+    result = probe_files.fit(
+        args.data, args.embeddings, args.output, label=args.label or (), group=args.group,
+        split=args.split, id=args.id_column, scale=args.scale, rule=args.rule,
+        at_least=args.at_least, validation=args.validation, seed=args.seed,
+    )  # fmt: skip
+    show(result, args.json, _fit_text)
+    if result["missing"]:
+        print(f"{result['missing']} labels have no embedding and are left out", file=sys.stderr)
+    return 0
+
+
+def _fit_text(result: dict[str, Any]) -> str:
+    part = "test" if "test" in result else "validation"
+    flatters = "" if part == "test" else ", where it was tuned: the truth is lower"
+    lines = [
+        f"probe       {result['probe']}",
+        f"rows        {', '.join(f'{name} {n:,}' for name, n in result['rows'].items())}",
+        f"macro AUC   {_number(result[part]['macro_auc'])} on {part} rows{flatters}",
+        f"  {'AUC':>6}  {'95 % interval':^15}  {'sens.':>6}  {'spec.':>6}  {'n+':>6}  class",
+    ]
+    for name, row in result[part]["classes"].items():
+        interval = f"{_number(row['low'])} {_number(row['high'])}"
+        lines.append(
+            f"  {_number(row['auc'])}  {interval:^15}  {_number(row['sensitivity'])}  "
+            f"{_number(row['specificity'])}  {row['positives']:6,}  {name}"
+        )
+    return "\n".join(lines)
+
+
+def _number(x: float | None) -> str:
+    return "   n/a" if x is None else f"{x:6.4f}"
+
+
+def probe_predict(args: argparse.Namespace) -> int:
+    from medsiglip_jax.embeddings import Embeddings
+    from medsiglip_jax.probe import open_probe
+    from medsiglip_jax.probe_files import predict, predict_inputs
+
+    probe = open_probe(args.probe)
+    if args.embeddings:
+        if args.inputs or not args.output:
+            raise ValueError("expected --embeddings with --output FILE, and no INPUT")
+        count = predict(probe, Embeddings(args.embeddings), args.output)
+        show(
+            {"output": args.output, "rows": count}, args.json, lambda r: f"{args.output}: {count:,}"
+        )
+        return 0
+    if not args.inputs or not args.model or args.output:
+        raise ValueError("expected --model with INPUT, or --embeddings with --output")
+    with progress_bar("image") as bar:
+        results = predict_inputs(
+            probe, load(args), args.inputs, batch_size=args.batch_size, on_progress=bar.update
+        )
+    show(results, args.json, _predict_text)
+    return 3 if any("error" in result for result in results) else 0
+
+
+def _predict_text(results: list[dict[str, Any]]) -> str:
+    lines = []
+    for result in results:
+        lines.append(result["image"])
+        if "error" in result:
+            lines.append(f"  unreadable: {result['error']}")
+        for score in result.get("scores", ()):
+            mark = "positive" if score["positive"] else ""
+            lines.append(f"  {score['probability']:7.2%}  {mark:8}  {score['class']}")
+    return "\n".join(lines)
+
+
+def probe_curve(args: argparse.Namespace) -> int:
+    from medsiglip_jax import features, learning
+    from medsiglip_jax.embeddings import Embeddings
+
+    found = features.read(
+        args.data, Embeddings(args.embeddings), label=args.label or (), group=args.group,
+        split=args.split, id=args.id_column,
+    )  # fmt: skip
+    parts = features.split(found, args.validation, args.seed)
+    if parts.test is None:
+        raise ValueError("expected rows of a test split to measure on; name its column by --split")
+    rows = [(part.vectors, part.labels) for part in (parts.train, parts.validation, parts.test)]
+    with progress_bar("fit") as bar:
+        result = learning.learning_curve(
+            *rows, sizes=args.sizes or learning.SIZES, seeds=range(args.seeds), method=args.method,
+            on_row=lambda row: bar.update(),
+        )  # fmt: skip
+    show(result, args.json, _curve_text)
+    return 0
+
+
+def _curve_text(rows: list[dict[str, Any]]) -> str:
+    lines = [f"{'rows':>8}  {'seed':>4}  {'AUC':>6}"]
+    lines += [f"{row['n']:8,}  {row['seed']:4}  {_number(row['auc'])}" for row in rows]
+    return "\n".join(lines)

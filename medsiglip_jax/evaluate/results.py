@@ -1,0 +1,197 @@
+"""Scores -> numbers: everything that results.json holds, and nothing but scores is needed."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+
+from medsiglip_jax import metrics
+from medsiglip_jax.evaluate.scores import Scores
+from medsiglip_jax.metrics import Interval
+
+FEW = 10  # positives or negatives, below which a class is flagged
+_AGES = ((40, "under 40"), (65, "40 to 64"), (math.inf, "65 and over"))
+_NOTHING = {"mean": None, "auc": {}}
+
+
+def results(
+    scores: Scores, attributes: Mapping[str, Sequence[str]], cells: Sequence[Scores] = ()
+) -> dict[str, Any]:
+    """Computes results.json.
+
+    AUCs have DeLong's interval with Student's t, by patient where patients are known; means over
+    classes have a bootstrap interval: whole patients are drawn, and the mean is inside the loop.
+
+    Args:
+        scores: of the run.
+        attributes: name -> value per image, for subgroups.
+        cells: of the grid.
+
+    Returns:
+        JSON without NaN: None stands where a number is undefined.
+    """
+    task, statistics = scores.meta["task"], scores.meta["statistics"]
+    aucs = metrics.class_aucs(
+        scores.scores, scores.labels, scores.classes, groups=_units(scores), student=True
+    )
+    found = {
+        "task": task["name"],
+        "title": task["title"],
+        "images": len(scores.ids),
+        "groups": scores.groups and len(set(scores.groups)),
+        "macro_auc": _mean(scores, task, statistics),
+        "classes_in_mean": len(aucs.classes) - len(aucs.undefined),
+        "undefined": aucs.undefined,
+        "means": {
+            name: _mean(scores, task, statistics, np.isin(scores.classes, classes))
+            for name, classes in task["means"].items()
+        },
+        "classes": [_class(scores, task, j, c) for j, c in enumerate(aucs.classes)],
+        "one_class_each": _of_one_class_each(scores, task),
+        "published": task["published"],
+        "subgroups": _subgroups(scores, attributes, statistics),
+        "grid": [_cell(cell, task) for cell in cells],
+        **{key: scores.meta[key] for key in ("counts", "provenance", "statistics")},
+        **{key: task[key] for key in ("notes", "trained_on", "source", "prompts_source")},
+    }
+    return _plain(found)
+
+
+def known(scores: Scores, column: int) -> metrics.Known:
+    """Scores and labels of one class, of the images that have a label."""
+    return metrics.known(scores.scores[:, column], scores.labels[:, column])
+
+
+def _units(scores: Scores) -> np.ndarray | None:
+    return None if scores.groups is None else np.unique(scores.groups, return_inverse=True)[1]
+
+
+def _mean(
+    scores: Scores,
+    task: Mapping[str, Any],
+    statistics: Mapping[str, int],
+    inside: Bool[np.ndarray, " c"] | None = None,
+) -> dict[str, Any]:
+    """The mean AUC of some classes, by default all, and what was published of it."""
+    published = task["published"] or _NOTHING
+    figure = published["mean"]
+    columns = np.arange(len(scores.classes)) if inside is None else np.flatnonzero(inside)
+    if inside is not None:
+        figures = [published["auc"].get(scores.classes[j]) for j in columns.tolist()]
+        figure = None if None in figures else round(float(np.mean(figures)), 4)
+    interval = metrics.bootstrap(
+        metrics.macro_auc,
+        scores.scores[:, columns],
+        scores.labels[:, columns],
+        groups=_units(scores),
+        samples=statistics["resamples"],
+        seed=statistics["seed"],
+    )
+    return {**_limits(interval), "dropped": interval.dropped} | _against(figure, interval)
+
+
+def _class(
+    scores: Scores, task: Mapping[str, Any], column: int, found: metrics.ClassAuc
+) -> dict[str, Any]:
+    rows, published = known(scores, column), task["published"] or _NOTHING
+    return {
+        "class": found.name,
+        **_limits(found.auc),
+        "positives": found.positives,
+        "negatives": found.negatives,
+        "unknown": found.missing,
+        "few": min(found.positives, found.negatives) < FEW,
+        "average_precision": metrics.average_precision(rows.scores, rows.positive),
+        **_against(published["auc"].get(found.name), found.auc),
+    }
+
+
+def _limits(interval: Interval) -> dict[str, float]:
+    return {"auc": interval.value, "low": interval.low, "high": interval.high}
+
+
+def _against(figure: float | None, interval: Interval) -> dict[str, Any]:
+    """A published figure, how far this one is from it, and whether it lies in the interval."""
+    if figure is None:
+        return {"published": None, "difference": None, "inside": None}
+    inside = None if math.isnan(interval.low) else figure in interval
+    return {"published": figure, "difference": interval.value - figure, "inside": inside}
+
+
+def _of_one_class_each(scores: Scores, task: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Accuracy, and for grades agreement and the AUC of the grades from one on."""
+    if task["kind"] != "multi_class":
+        return None
+    rows = scores.labels.sum(axis=1) == 1
+    values, labels = scores.scores[rows], scores.labels[rows].argmax(axis=1)
+    found = {"accuracy": metrics.accuracy(values, labels)}
+    if first := task["ordinal_from"]:
+        grades = values.argmax(axis=1)
+        found["quadratic_kappa"] = metrics.quadratic_kappa(grades, labels)
+        above = values[:, first:].sum(axis=1) - values[:, :first].sum(axis=1)
+        units = None if (u := _units(scores)) is None else u[rows]
+        interval = metrics.delong(above, labels >= first, groups=units, student=True)
+        found |= {"from": scores.classes[first], "auc_from": _limits(interval)}
+    return found
+
+
+def _subgroups(
+    scores: Scores, attributes: Mapping[str, Sequence[str]], statistics: Mapping[str, int]
+) -> list[dict[str, Any]]:
+    found = []
+    for name, values in attributes.items():
+        bands = [_age(v) for v in values] if name == "age" else [v or "unknown" for v in values]
+        for j, column in enumerate(scores.classes):
+            of_class = metrics.subgroup_aucs(
+                scores.scores[:, j],
+                scores.labels[:, j],
+                bands,
+                groups=_units(scores),
+                samples=max(1, statistics["resamples"] // 4),  # there are many
+                seed=statistics["seed"],
+            )
+            found += [{"attribute": name, "class": column, **_subgroup(g)} for g in of_class]
+    return found
+
+
+def _subgroup(found: metrics.Subgroup) -> dict[str, Any]:
+    gap = {"gap": found.gap.value, "gap_low": found.gap.low, "gap_high": found.gap.high}
+    counts = {"positives": found.positives, "negatives": found.negatives, "few": found.flagged}
+    return {"subgroup": found.name, **_limits(found.auc), **gap, **counts}
+
+
+def _age(cell: str) -> str:
+    """The band of an age; NIH writes "058Y"."""
+    match = re.match(r"\d+", cell)
+    return next(band for end, band in _AGES if int(match[0]) < end) if match else "unknown"
+
+
+def _cell(cell: Scores, task: Mapping[str, Any]) -> dict[str, Any]:
+    """One cell of the grid: AUCs and how far they are from what was published."""
+    aucs = {
+        name: metrics.auc(rows.scores, rows.positive)
+        for name, rows in ((n, known(cell, j)) for j, n in enumerate(cell.classes))
+    }
+    published = task["published"] or _NOTHING
+    apart = [abs(aucs[name] - figure) for name, figure in published["auc"].items()]
+    mean, figure = metrics.macro_auc(cell.scores, cell.labels), published["mean"]
+    return {
+        **cell.meta["cell"],
+        "macro_auc": mean,
+        "difference": None if figure is None else mean - figure,
+        "mean_distance": float(np.mean(apart)) if apart else None,
+        "classes": aucs,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """JSON has neither NaN nor tuples nor NumPy's numbers."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    value = value.item() if isinstance(value, np.generic) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,108 @@
+"""scores.parquet: raw scores and labels, from which all else is computed, without the model."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float
+
+from medsiglip_jax import storage
+from medsiglip_jax.places import Place
+
+_META = b"medsiglip_jax"
+_SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("class", pa.string(), nullable=False),
+        pa.field("score", pa.float64(), nullable=False),
+        ("label", pa.int8()),
+        ("group", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Scores of images for classes.
+
+    Attributes:
+        ids: of the images.
+        classes: names.
+        scores: one row per image.
+        labels: 0, 1 and NaN (unknown).
+        groups: patient of each image, or None.
+        meta: what was done, JSON.
+    """
+
+    ids: Sequence[str]
+    classes: Sequence[str]
+    scores: Float[np.ndarray, "n c"]
+    labels: Float[np.ndarray, "n c"]
+    groups: Sequence[str] | None
+    meta: Mapping[str, Any]
+
+
+def write(path: Place, scores: Scores) -> None:
+    """Writes one row per image and class: `id, class, score, label, group`."""
+    n, count = scores.scores.shape
+    labels, unknown = np.nan_to_num(scores.labels).astype(np.int8), np.isnan(scores.labels)
+    groups = pa.nulls(n, pa.string()) if scores.groups is None else pa.array(scores.groups)
+    each = np.repeat(np.arange(n), count)
+    columns = [
+        pa.array(scores.ids, pa.string()).take(pa.array(each)),
+        pa.array(list(scores.classes) * n, pa.string()),
+        pa.array(scores.scores.reshape(-1).astype(np.float64)),
+        pa.array(labels.reshape(-1), mask=unknown.reshape(-1)),
+        groups.take(pa.array(each)),
+    ]
+    meta = {_META: json.dumps({"classes": list(scores.classes), **scores.meta}).encode()}
+    table = pa.table(columns, schema=_SCHEMA).replace_schema_metadata(meta)
+    with storage.new_file(path) as partial:
+        pq.write_table(table, partial, compression="zstd")
+
+
+def read(path: Place) -> Scores:
+    """Reads what `write` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is something else.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; expected the --output of evaluate")
+    try:
+        with path.open("rb") as file:
+            table = pq.read_table(file)
+        meta = json.loads((table.schema.metadata or {})[_META])
+        classes = meta.pop("classes")
+        shape = (table.num_rows // len(classes), len(classes))
+        labels = table["label"].cast(pa.float64()).to_numpy(zero_copy_only=False)
+        values = table["score"].to_numpy().reshape(shape)
+    except (pa.ArrowException, KeyError, ValueError) as error:
+        raise ValueError(f"{path}: not scores that evaluate wrote ({error})") from None
+    firsts = table.take(pa.array(np.arange(shape[0]) * shape[1]))
+    groups = firsts["group"].to_pylist()
+    return Scores(
+        firsts["id"].to_pylist(),
+        classes,
+        values,
+        labels.reshape(shape),
+        None if not groups or groups[0] is None else groups,
+        meta,
+    )
+
+
+def write_columns(path: Place, columns: Mapping[str, Sequence[str]]) -> None:
+    """Writes what is known of the images beside their labels."""
+    with storage.new_file(path) as partial:
+        pq.write_table(pa.table({k: pa.array(v, pa.string()) for k, v in columns.items()}), partial)
+
+
+def read_columns(path: Place) -> dict[str, list[str]]:
+    """Reads what `write_columns` wrote."""
+    with path.open("rb") as file:
+        return pq.read_table(file).to_pydict()

@@ -1,0 +1,107 @@
+"""Embeddings of the images of a dataset: computed into a folder once, or found in one."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int64
+
+from medsiglip_jax import embed, places, rows
+from medsiglip_jax.api import Model
+from medsiglip_jax.embeddings import Embeddings
+from medsiglip_jax.evaluate.dataset import Dataset
+
+# Of a run that is killed, so much is lost at most.
+_SHARD = 512
+
+
+@dataclass(frozen=True, eq=False)
+class Vectors:
+    """Embeddings of images of a dataset.
+
+    Attributes:
+        images: their numbers in the dataset, ascending.
+        array: one row for each of them.
+        manifest: of the embedding run.
+    """
+
+    images: Int64[np.ndarray, " k"]
+    array: Float[np.ndarray, "k d"]
+    manifest: dict[str, Any]
+
+
+def compute(
+    model: Model,
+    found: Dataset,
+    folder: places.Given,
+    preprocess: str,
+    batch_size: int,
+    on_progress: Callable[[embed.Progress], Any],
+) -> Vectors:
+    """Embeds the images; the same call again goes on, or only reads."""
+    cells = zip(found.ids, found.sources, strict=True)
+    table = rows.from_tuples((name, source, "image", None) for name, source in cells)
+    options = embed.Options(preprocess, shard_size=_SHARD, batch_size=batch_size)
+    embed.embed(model, rows.Rows(table), folder, options, on_progress)
+    return read(folder, found)
+
+
+def read(folder: places.Given, found: Dataset) -> Vectors:
+    """Reads the rows of an embedding run that are of the dataset: of the same file, or else of the
+    same id.
+
+    Raises:
+        ValueError: none is.
+    """
+    embeddings = Embeddings(folder)
+    numbers: dict[str, int] = {}
+    for number, row in enumerate(embeddings.ids(range(len(embeddings)))):
+        if row["kind"] == "image":
+            numbers.setdefault(f"id {row['id']}", number)
+            numbers[row["source"]] = number
+    of = np.array(
+        [
+            numbers.get(source, numbers.get(f"id {name}", -1))
+            for name, source in zip(found.ids, found.sources, strict=True)
+        ]
+    )
+    images = np.flatnonzero(of >= 0)
+    if not len(images):
+        raise ValueError(
+            f"{embeddings.folder}: none of the {len(found):,} images is among its "
+            f"{len(embeddings):,} rows, by path or by id; were they embedded from another folder?"
+        )
+    return Vectors(images, _rows(embeddings, of[images]), embeddings.manifest)
+
+
+def check(
+    manifest: dict[str, Any], model: Model, preprocess: str | None, folder: places.Given
+) -> None:
+    """Refuses embeddings of another model or, if one is asked for, preset.
+
+    Raises:
+        ValueError: they differ.
+    """
+    if preprocess not in (None, manifest["preprocess"]):
+        raise ValueError(
+            f"{folder}: was embedded with preprocess {manifest['preprocess']}, not {preprocess}"
+        )
+    theirs, ours = manifest["model"].get("sha256"), model.sha256
+    if theirs is None or theirs != ours:
+        raise ValueError(
+            f"{folder}: was embedded by another checkpoint ({theirs}) than --model ({ours}); its "
+            "images and these prompts lie in different spaces"
+        )
+
+
+def _rows(embeddings: Embeddings, numbers: np.ndarray) -> np.ndarray:
+    """The vectors of those rows, in that order."""
+    array = np.empty((len(numbers), embeddings.dim), np.float32)
+    order = np.argsort(numbers)
+    wanted = numbers[order]
+    for block in embeddings.blocks():
+        low, high = np.searchsorted(wanted, [block.rows[0], block.rows[-1] + 1])
+        at = np.searchsorted(block.rows, wanted[low:high])
+        array[order[low:high]] = block.vectors[at]
+    return array

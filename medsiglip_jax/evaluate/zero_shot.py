@@ -1,0 +1,120 @@
+"""Scores of images against classes that prompts describe."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from medsiglip_jax.api import Model
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How cosines become the scores of classes.
+
+    Attributes:
+        pairs: whether every class needs prompts of its absence.
+        about: one line for tables.
+        score: (cosines [n, c] with present, with absent prompts, factor of the softmax) -> [n, c].
+    """
+
+    pairs: bool
+    about: str
+    score: Callable[[np.ndarray, np.ndarray, float], np.ndarray]
+
+
+def _pair_softmax(present: np.ndarray, absent: np.ndarray, factor: float) -> np.ndarray:
+    return np.exp(-np.logaddexp(0.0, factor * (absent - present)))
+
+
+def _class_softmax(present: np.ndarray, absent: np.ndarray, factor: float) -> np.ndarray:
+    logits = factor * present
+    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+RULES = {
+    "pos_minus_neg": Rule(True, "cos(present) - cos(absent)", lambda p, a, f: p - a),
+    "pair_softmax": Rule(True, "softmax over {absent, present}, the same ranks", _pair_softmax),
+    "class_softmax": Rule(False, "softmax over all classes", _class_softmax),
+    "cosine": Rule(False, "cos(present), no softmax", lambda p, a, f: p),
+}
+TEMPERATURES = ("logit_scale", "none")
+
+
+def rule(name: str) -> Rule:
+    """The rule of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in RULES:
+        raise ValueError(f"score is {name!r}; expected one of {', '.join(RULES)}")
+    return RULES[name]
+
+
+def check_temperature(name: str) -> None:
+    """Raises ValueError unless it is one of `TEMPERATURES`."""
+    if name not in TEMPERATURES:
+        raise ValueError(f"temperature is {name!r}; expected one of {', '.join(TEMPERATURES)}")
+
+
+def factor(model: Model, temperature: str) -> float:
+    """What cosines are multiplied with before a softmax: exp(t) of the model, or 1.
+
+    Raises:
+        ValueError: `temperature` is neither "logit_scale" nor "none".
+    """
+    check_temperature(temperature)
+    if temperature == "none":
+        return 1.0
+    return float(np.exp(np.asarray(model.params["t"], np.float64)).reshape(()))
+
+
+def class_embeddings(model: Model, prompts: Sequence[Sequence[str]]) -> Float[np.ndarray, "c d"]:
+    """One unit vector per class: prompts embedded, normalised, averaged, normalised again.
+
+    The mean is taken before the cosine (big_vision's discriminative_classifier, CheXzero): divided
+    by its length, it does not rank images as the mean of the cosines does. A prompt that is given
+    twice counts twice.
+
+    Args:
+        model: with a text tower and a tokenizer.
+        prompts: of every class, at least one each.
+
+    Returns:
+        float64 [c, d].
+    """
+    texts = list(dict.fromkeys(text for group in prompts for text in group))
+    tokens = model.processor.texts(texts)
+    vectors = dict(zip(texts, unit(np.asarray(model.encode_text(tokens))), strict=True))
+    return unit(np.stack([np.mean([vectors[text] for text in group], 0) for group in prompts]))
+
+
+def unit(vectors: np.ndarray) -> Float[np.ndarray, "n d"]:
+    """Float64 vectors divided by their lengths."""
+    vectors = np.asarray(vectors, np.float64)
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def score(
+    name: str,
+    zimg: np.ndarray,
+    present: Float[np.ndarray, "c d"],
+    absent: Float[np.ndarray, "c d"] | None = None,
+    factor: float = 1.0,
+) -> Float[np.ndarray, "n c"]:
+    """Scores images by the rule of that name, in float64.
+
+    Args:
+        name: of `RULES`.
+        zimg: image embeddings [n, d], of any length.
+        present: of `class_embeddings`.
+        absent: likewise, for rules of pairs.
+        factor: of the softmax.
+    """
+    zimg, how = unit(zimg), rule(name)
+    if how.pairs and absent is None:
+        raise ValueError(f"score {name} compares with prompts of absence, and there are none")
+    return how.score(zimg @ present.T, zimg @ (present if absent is None else absent).T, factor)

@@ -1,0 +1,169 @@
+"""How much a probe learns from how little: learning curves, few shots, nearest neighbours."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Float64
+
+from medsiglip_jax import metrics, probe
+from medsiglip_jax.features import unit
+from medsiglip_jax.probe import Labels
+
+# Powers of 8, as in the figures of arXiv 2507.05201.
+SIZES = (64, 512, 4096, 32768)
+SHOTS = (1, 2, 4, 8, 16, 32)
+# Vectors and their labels.
+Rows = tuple[Float[np.ndarray, "_ d"], Labels]
+# (training, validation, test, classes) -> scores of the test rows.
+Method = Callable[[Rows, Rows, Rows, int], Float64[np.ndarray, "n c"]]
+# Queries compared with all training vectors at a time.
+_BLOCK = 512
+
+
+def logistic(train: Rows, validation: Rows, test: Rows, classes: int) -> Float64[np.ndarray, "n c"]:
+    """Scores of a probe; see `probe.fit`. NaN of training rows that are all of one class."""
+    if train[1].ndim == 1 and len(np.unique(train[1][train[1] >= 0])) < 2:
+        return np.full((len(test[0]), classes), np.nan)
+    names = list(map(str, range(classes)))
+    return probe.fit(*train, *validation, names).predict(test[0])
+
+
+def nearest(
+    train: Rows, validation: Rows, test: Rows, classes: int, k: int = 20
+) -> Float64[np.ndarray, "n c"]:
+    """Shares of each class among the k nearest training rows by cosine; needs no validation.
+
+    Fewer rows than k are all neighbours. A neighbour whose label is unknown has no vote; where none
+    has, the score is that of the whole training set.
+    """
+    labels, x, k = probe.columns(train[1], classes), unit(train[0]), min(k, len(train[0]))
+    prior = _share(labels)
+    scores = np.empty((len(test[0]), classes))
+    for start in range(0, len(scores), _BLOCK):
+        cosines = unit(test[0][start : start + _BLOCK]) @ x.T
+        near = np.argsort(-cosines, axis=1, kind="stable")[:, :k]
+        shares = _share(labels[near.T])
+        scores[start : start + _BLOCK] = np.where(np.isnan(shares), prior, shares)
+    return scores
+
+
+def _share(labels: np.ndarray) -> np.ndarray:
+    """Mean over the first axis of the labels that are known, NaN of none."""
+    known = ~np.isnan(labels)
+    total, count = np.where(known, labels, 0).sum(0), known.sum(0)
+    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+
+
+def prototypes(
+    train: Rows, validation: Rows, test: Rows, classes: int
+) -> Float64[np.ndarray, "n c"]:
+    """Cosine with the mean unit vector of each class; needs no validation, for few shots.
+
+    Source: Snell et al., arXiv 1703.05175, with cosines. A class without a row scores -1.
+    """
+    members = np.nan_to_num(probe.columns(train[1], classes))
+    means = members.T @ unit(train[0])
+    length = np.linalg.norm(means, axis=1, keepdims=True)
+    cosines = unit(test[0]) @ (means / np.where(length > 0, length, 1)).T
+    return np.where(length[:, 0] > 0, cosines, -1)
+
+
+METHODS: dict[str, Method] = {"logistic": logistic, "knn": nearest, "prototypes": prototypes}
+
+
+def learning_curve(
+    train: Rows,
+    validation: Rows,
+    test: Rows,
+    *,
+    sizes: Sequence[int] = SIZES,
+    seeds: Sequence[int] = (0, 1, 2, 3, 4),
+    method: str = "logistic",
+    on_row: Callable[[dict[str, Any]], Any] = lambda row: None,
+) -> list[dict[str, Any]]:
+    """Learns from more and more rows: data-efficient classification.
+
+    The rows of one seed and size contain those of the smaller sizes. All validation rows choose C.
+
+    Args:
+        train: what is drawn from; test patients must not be among them (`features.split`).
+        validation: see `probe.fit`.
+        test: what the AUC is computed on.
+        sizes: rows to learn from; those above the number of training rows are left out, and all of
+            them, with the first seed only, are added.
+        seeds: of the draws.
+        method: of `METHODS`.
+        on_row: called with every row of the result.
+
+    Returns:
+        Rows of `n`, `seed`, `auc` (macro, one against the rest) and `undefined`, the numbers of the
+        classes that have none: the draw, or the test rows, have only one of the labels. Where that
+        is all of them, `auc` is None.
+
+    Raises:
+        ValueError: an unknown method, or as for `probe.fit`.
+    """
+    n = len(train[0])
+    orders = {seed: np.random.default_rng(seed).permutation(n) for seed in seeds}
+    draws = [(size, s, orders[s][:size]) for size in sizes if size < n for s in seeds]
+    draws.append((n, seeds[0], np.arange(n)))
+    return list(_curve("n", draws, train, validation, test, method, on_row))
+
+
+def few_shot(
+    train: Rows,
+    validation: Rows,
+    test: Rows,
+    *,
+    shots: Sequence[int] = SHOTS,
+    seeds: Sequence[int] = (0, 1, 2, 3, 4),
+    method: str = "prototypes",
+    on_row: Callable[[dict[str, Any]], Any] = lambda row: None,
+) -> list[dict[str, Any]]:
+    """Learns from a few rows of each class; for findings, of each with and without it.
+
+    Where a class has fewer rows than shots, it gives all. See `learning_curve` for the arguments.
+
+    Returns:
+        Rows of `shots`, `seed`, `auc` and `undefined`.
+    """
+    draws = [(shot, seed, draw_per_class(train[1], shot, seed)) for shot in shots for seed in seeds]
+    return list(_curve("shots", draws, train, validation, test, method, on_row))
+
+
+def draw_per_class(labels: Labels, shots: int, seed: int) -> np.ndarray:
+    """Rows, each once: that many of each class; of each label of each finding, at least as many."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    findings = labels[:, None] if labels.ndim == 1 else labels
+    chosen = np.zeros(len(labels), bool)
+    for column in findings.T:
+        for value in np.unique(column[column >= 0]):
+            mine = order[column[order] == value]
+            chosen[mine[: max(0, shots)]] = True
+    return np.flatnonzero(chosen)
+
+
+def _curve(name: str, draws, train, validation, test, method: str, on_row) -> Iterator[dict]:
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}; expected one of {', '.join(METHODS)}")
+    labels = [x[1] for x in (train, validation, test)]
+    classes = int(labels[0].shape[1] if labels[0].ndim == 2 else max(x.max() for x in labels) + 1)
+    for size, seed, rows in draws:
+        drawn = train[0][rows], train[1][rows]
+        scores = METHODS[method](drawn, validation, test, classes)
+        value, undefined = _auc(scores, probe.columns(drawn[1], classes), test[1])
+        row = {name: size, "seed": seed, "auc": value, "undefined": undefined}
+        on_row(row)
+        yield row
+
+
+def _auc(
+    scores: np.ndarray, learnt: np.ndarray, labels: np.ndarray
+) -> tuple[float | None, list[int]]:
+    """Of the classes that the rows learnt from have and lack."""
+    both = (learnt == 0).any(axis=0) & (learnt == 1).any(axis=0)
+    wanted = np.where(both, probe.columns(labels, scores.shape[1]), np.nan)
+    found = metrics.class_aucs(np.where(both, scores, 0), wanted)
+    macro = None if np.isnan(found.macro) else found.macro  # JSON has no NaN
+    return macro, [int(name) for name in found.undefined]

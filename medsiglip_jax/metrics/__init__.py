@@ -1,0 +1,80 @@
+"""Statistics of an evaluation, on the host, in float64, with NumPy and SciPy alone.
+
+Functions that return one number demand complete labels: what was left out could not be seen. Those
+that return counts leave out rows without a label themselves (`known`), and count them.
+"""
+
+from medsiglip_jax.metrics.bootstrap import bootstrap, bootstrap_difference
+from medsiglip_jax.metrics.calibration import (
+    Platt,
+    Reliability,
+    Temperature,
+    brier,
+    expected_calibration_error,
+    fit_platt,
+    fit_temperature,
+    reliability,
+    top_label,
+)
+from medsiglip_jax.metrics.checks import Known, known
+from medsiglip_jax.metrics.classes import (
+    ClassAuc,
+    ClassAucs,
+    accuracy,
+    class_aucs,
+    macro_auc,
+    quadratic_kappa,
+)
+from medsiglip_jax.metrics.delong import Comparison, delong, delong_test
+from medsiglip_jax.metrics.intervals import Interval, holm, wilson
+from medsiglip_jax.metrics.ranking import Roc, auc, average_precision, roc_curve
+from medsiglip_jax.metrics.retrieval import Retrieval, recall_at_k
+from medsiglip_jax.metrics.subgroups import Subgroup, subgroup_aucs
+from medsiglip_jax.metrics.thresholds import (
+    OperatingPoint,
+    check_rule,
+    choose_threshold,
+    operating_point,
+    predictive_values,
+)
+
+__all__ = [
+    "ClassAuc",
+    "ClassAucs",
+    "Comparison",
+    "Interval",
+    "Known",
+    "OperatingPoint",
+    "Platt",
+    "Reliability",
+    "Retrieval",
+    "Roc",
+    "Subgroup",
+    "Temperature",
+    "accuracy",
+    "auc",
+    "average_precision",
+    "bootstrap",
+    "bootstrap_difference",
+    "brier",
+    "check_rule",
+    "choose_threshold",
+    "class_aucs",
+    "delong",
+    "delong_test",
+    "expected_calibration_error",
+    "fit_platt",
+    "fit_temperature",
+    "holm",
+    "known",
+    "macro_auc",
+    "operating_point",
+    "predictive_values",
+    "quadratic_kappa",
+    "recall_at_k",
+    "reliability",
+    "roc_curve",
+    "subgroup_aucs",
+    "top_label",
+    "wilson",
+]

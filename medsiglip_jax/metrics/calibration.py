@@ -1,0 +1,239 @@
+"""Whether probabilities mean what they say, and scores turned into ones that do."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64, Int64
+from numpy.typing import ArrayLike
+from scipy import optimize, special
+
+from medsiglip_jax.metrics.checks import binary, class_scores, probabilities
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """A reliability curve: bins that hold any row, by increasing probability.
+
+    Attributes:
+      predicted: mean probability in each bin.
+      observed: share of positives in each bin.
+      rows: in each bin.
+    """
+
+    predicted: Float64[np.ndarray, " b"]
+    observed: Float64[np.ndarray, " b"]
+    rows: Int64[np.ndarray, " b"]
+
+    @property
+    def error(self) -> float:
+        """The expected calibration error: |observed - predicted|, weighted by rows."""
+        if not len(self.rows):
+            return float("nan")
+        return float(np.average(np.abs(self.observed - self.predicted), weights=self.rows))
+
+
+def reliability(
+    predicted: ArrayLike, labels: ArrayLike, bins: int = 15, equal: str = "width"
+) -> Reliability:
+    """Returns the reliability curve of probabilities.
+
+    Bins are those of scikit-learn's calibration_curve: a value on an edge belongs to the lower one.
+
+    Args:
+      predicted: [n] probabilities of being positive.
+      labels: [n] bool, or numbers that are 0 or 1.
+      bins: how many, empty ones included.
+      equal: "width" (of [0, 1]), or "mass": as many rows in each, which many tied probabilities
+        may not allow.
+
+    Raises:
+      ValueError: as for `auc`, values outside of [0, 1], no bins, or an unknown `equal`.
+    """
+    p, positive = binary(probabilities(predicted), labels)
+    if bins < 1 or equal not in ("width", "mass"):
+        raise ValueError(f"{bins} bins of equal {equal!r}; expected some, of 'width' or 'mass'")
+    edges = np.linspace(0, 1, bins + 1)
+    if equal == "mass" and len(p):
+        edges = np.percentile(p, edges * 100)
+    bin_of = np.searchsorted(edges[1:-1], p)
+    rows = np.bincount(bin_of, minlength=bins)
+    there, n = rows > 0, rows[rows > 0]
+    predicted, observed = (np.bincount(bin_of, x, bins)[there] / n for x in (p, positive))
+    return Reliability(predicted, observed, n)
+
+
+def expected_calibration_error(
+    predicted: ArrayLike, labels: ArrayLike, bins: int = 15, equal: str = "width"
+) -> float:
+    """Returns the mean distance of probabilities from what happens; 0 is calibrated.
+
+    Source: Guo et al., arXiv 1706.04599, eq. 3 (15 bins of equal width); for bins of equal mass
+    Nguyen and O'Connor, arXiv 1508.05154. Biased upwards, the more the fewer rows a bin holds, so
+    compare it only for the same rows and bins. Of many classes use `top_label` first.
+
+    Args:
+      predicted: [n] probabilities of being positive.
+      labels: [n] bool, or numbers that are 0 or 1.
+      bins: how many.
+      equal: "width" or "mass", as in `reliability`.
+
+    Returns:
+      A number in [0, 1]; NaN without rows.
+
+    Raises:
+      ValueError: as for `reliability`.
+    """
+    return reliability(predicted, labels, bins, equal).error
+
+
+def top_label(
+    predicted: ArrayLike, labels: ArrayLike
+) -> tuple[Float64[np.ndarray, " n"], np.ndarray]:
+    """Returns the highest probability of each row, and whether its class is right.
+
+    Args:
+      predicted: [n, c] probabilities.
+      labels: [n] integers in [0, c).
+
+    Raises:
+      ValueError: shapes disagree, values outside of [0, 1], or a label is no class index.
+    """
+    p, labels = class_scores(probabilities(predicted, ndim=2), labels)
+    return p.max(axis=1), p.argmax(axis=1) == labels
+
+
+def brier(predicted: ArrayLike, labels: ArrayLike) -> float:
+    """Returns the mean squared distance of probabilities from the labels; lower is better.
+
+    Source: Brier, Mon. Weather Rev. 78 (1950), 1. Summed over the classes if there are columns of
+    them, as he did: from 0 to 2, and for two classes twice that of one column.
+
+    Args:
+      predicted: [n] probabilities of being positive, or [n, c] of each class.
+      labels: [n] of 0 and 1, or for columns integers in [0, c).
+
+    Returns:
+      A number in [0, 2]; NaN without rows.
+
+    Raises:
+      ValueError: shapes disagree, values outside of [0, 1], or a label is none.
+    """
+    if np.ndim(predicted) == 2:
+        p, labels = class_scores(probabilities(predicted, ndim=2), labels)
+        squares = (p - np.eye(p.shape[1])[labels]) ** 2
+    else:
+        p, positive = binary(probabilities(predicted), labels)
+        squares = (p - positive)[:, None] ** 2
+    return float(squares.sum(axis=1).mean()) if len(squares) else float("nan")
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """Calibration by one number: probabilities of `scores / value`. Keeps every ranking.
+
+    Attributes:
+      value: above 1 the scores were too sure, below 1 not sure enough.
+    """
+
+    value: float
+
+    def __call__(self, scores: ArrayLike) -> np.ndarray:
+        """Sigmoid of [n] scores, or softmax over the classes of [n, c]."""
+        x = np.asarray(scores, np.float64) / self.value
+        return special.softmax(x, axis=1) if x.ndim == 2 else special.expit(x)
+
+
+def fit_temperature(scores: ArrayLike, labels: ArrayLike) -> Temperature:
+    """Finds the temperature of the highest likelihood; fit on validation data.
+
+    Source: Guo et al., arXiv 1706.04599, section 4.2. The likelihood is concave in 1 / temperature,
+    whose optimum is where the mean score expected equals that of the labels.
+
+    Args:
+      scores: [n] logits of being positive, or [n, c] of each class.
+      labels: [n] of 0 and 1, or for columns integers in [0, c).
+
+    Returns:
+      Temperature between 1e-6 and 1e6 times the largest score; at those bounds if the scores are
+      always right, or no better than chance.
+
+    Raises:
+      ValueError: shapes disagree, no rows, an infinite score, or a label is none.
+    """
+    check = class_scores if np.ndim(scores) == 2 else binary
+    x, labels = check(scores, labels)
+    if not len(x) or not np.isfinite(x).all():
+        raise ValueError(f"{len(x)} scores; expected some, all finite, to fit a temperature to")
+    scale = np.abs(x).max() or 1.0
+    seen = x[labels].sum() if x.ndim == 1 else x[np.arange(len(x)), labels].sum()
+
+    def slope(log_inverse: float) -> float:
+        expected = Temperature(float(scale * np.exp(-log_inverse)))(x) * x
+        return (expected.sum() - seen) / (scale * len(x))
+
+    low, high = -np.log(1e6), np.log(1e6)
+    if slope(low) >= 0 or slope(high) <= 0:
+        best = low if slope(low) >= 0 else high
+    else:
+        best = optimize.root_scalar(slope, bracket=(low, high), xtol=1e-13).root
+    return Temperature(float(scale * np.exp(-best)))
+
+
+@dataclass(frozen=True)
+class Platt:
+    """Calibration by a logistic curve: sigmoid(slope * score + intercept)."""
+
+    slope: float
+    intercept: float
+
+    def __call__(self, scores: ArrayLike) -> Float64[np.ndarray, " n"]:
+        """Probabilities of [n] scores."""
+        return special.expit(self.slope * np.asarray(scores, np.float64) + self.intercept)
+
+
+def fit_platt(scores: ArrayLike, labels: ArrayLike) -> Platt:
+    """Fits a logistic curve from scores of any scale to labels; fit on validation data.
+
+    Source: Platt, in Advances in Large Margin Classifiers (1999), 61: the targets are
+    (n+ + 1) / (n+ + 2) and 1 / (n- + 2), so that scores that separate the labels do not make the
+    curve a step.
+
+    Args:
+      scores: [n] real numbers, such as a difference of cosines.
+      labels: [n] bool, or numbers that are 0 or 1.
+
+    Raises:
+      ValueError: as for `auc`, an infinite score, or only one of the two labels.
+    """
+    x, positive = binary(scores, labels)
+    n_positive = int(positive.sum())
+    if n_positive in (0, len(x)) or not np.isfinite(x).all():
+        raise ValueError(
+            f"{n_positive} positives of {len(x)}; expected both labels and finite scores to fit "
+            "a curve to"
+        )
+    targets = np.where(positive, (n_positive + 1) / (n_positive + 2),
+                       1 / (len(x) - n_positive + 2))  # fmt: skip
+    centre, scale = x.mean(), x.std() or 1.0
+    slope, intercept = _logistic((x - centre) / scale, targets)
+    return Platt(float(slope / scale), float(intercept - slope * centre / scale))
+
+
+def _logistic(x: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """The slope and intercept of the lowest cross-entropy, by Newton's method, to all digits."""
+    columns, w = np.stack([x, np.ones_like(x)], axis=1), np.zeros(2)
+
+    def loss(w):
+        z = columns @ w
+        return np.mean(np.logaddexp(0, z) - targets * z)
+
+    for _ in range(100):
+        p = special.expit(columns @ w)
+        hessian = columns.T @ (columns * (p * (1 - p))[:, None])
+        step = np.linalg.lstsq(hessian, columns.T @ (p - targets))[0]  # singular if x is constant
+        while loss(w - step) > loss(w) and np.abs(step).max() > 1e-12:
+            step /= 2
+        w = w - step
+        if np.abs(step).max() < 1e-12:
+            break
+    return w

@@ -1,0 +1,123 @@
+"""What metrics demand of their arguments, in messages that say where it fails and what to do."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float64
+from numpy.typing import ArrayLike
+
+
+class Known(NamedTuple):
+    """The rows whose label is known.
+
+    Attributes:
+      scores: of these rows.
+      positive: their labels.
+      rows: which of the rows given they are.
+      missing: how many were left out.
+    """
+
+    scores: Float64[np.ndarray, " n"]
+    positive: Bool[np.ndarray, " n"]
+    rows: Bool[np.ndarray, " all"]
+    missing: int
+
+
+def known(scores: ArrayLike, labels: ArrayLike) -> Known:
+    """Leaves out the rows without a label, and counts them.
+
+    Args:
+      scores: [n] real numbers.
+      labels: [n] of 0 and 1, and NaN, None or -1 where the label is not known.
+
+    Raises:
+      ValueError: the shapes differ, a score is NaN (even one without a label), or a label is
+        anything else.
+    """
+    scores, labels = real_scores(scores, ndim=1), np.asarray(labels)
+    check_length(scores, labels)
+    values = np.asarray(labels, np.float64)
+    rows = ~(np.isnan(values) | (values == -1))
+    positive = zeros_and_ones(values[rows])
+    return Known(scores[rows], positive, rows, int((~rows).sum()))
+
+
+def binary(scores: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Float64 scores [n] and bool labels [n], or the ValueError that says what is wrong."""
+    scores, labels = real_scores(scores, ndim=1), np.asarray(labels)
+    check_length(scores, labels)
+    return scores, zeros_and_ones(labels)
+
+
+def zeros_and_ones(labels: np.ndarray) -> np.ndarray:
+    """Bool of labels that are all 0 or 1."""
+    positive = labels == 1
+    if not np.all(positive | (labels == 0)):
+        odd = labels[~(positive | (labels == 0))][0]
+        raise ValueError(
+            f"labels contains {odd!r}; expected only 0 and 1, or bool. Drop the uncertain or"
+            " unlabelled rows (metrics.known does, and counts them), or map them to 0 or 1, before"
+            " computing the metric."
+        )
+    return positive
+
+
+def real_scores(scores: ArrayLike, ndim: int) -> np.ndarray:
+    """Float64 scores of that many axes, none NaN."""
+    scores = np.asarray(scores, np.float64)
+    if scores.ndim != ndim:
+        expected = "[n]" if ndim == 1 else "[n, classes]"
+        raise ValueError(
+            f"scores has shape {scores.shape}; expected {expected}. Use auc for one score per row,"
+            " macro_auc or accuracy for one column per class."
+        )
+    if nans := int(np.isnan(scores).sum()):
+        first = np.argwhere(np.isnan(scores))[0].tolist()
+        where = f"row {first[0]}" + (f", column {first[1]}" if ndim == 2 else "")
+        raise ValueError(
+            f"scores contains {nans} NaN of {scores.size}, the first at {where}; expected numbers."
+            " Find out why the model produced them (unreadable image, overflow), or drop those"
+            " rows."
+        )
+    return scores
+
+
+def probabilities(values: ArrayLike, ndim: int = 1) -> np.ndarray:
+    """Float64 scores that all lie in [0, 1]."""
+    values = real_scores(values, ndim)
+    outside = np.argwhere((values < 0) | (values > 1))
+    if len(outside):
+        raise ValueError(
+            f"probabilities contains {values[tuple(outside[0])]:.6g} at row {outside[0][0]}"
+            f" ({len(outside)} outside of [0, 1]); fit_temperature or fit_platt makes"
+            " probabilities of scores."
+        )
+    return values
+
+
+def check_length(scores: np.ndarray, labels: np.ndarray) -> None:
+    """Raises unless there is one label per row."""
+    if labels.shape != scores.shape[:1]:
+        raise ValueError(
+            f"labels has shape {labels.shape} and scores {scores.shape}; expected labels of shape"
+            f" {scores.shape[:1]}. Pass one label for each row of scores."
+        )
+
+
+def class_scores(scores: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Float64 scores [n, c] and labels [n], each the number of a column."""
+    scores, labels = real_scores(scores, ndim=2), np.asarray(labels)
+    check_length(scores, labels)
+    classes = scores.shape[1]
+    if not np.issubdtype(labels.dtype, np.integer) or np.any((labels < 0) | (labels >= classes)):
+        raise ValueError(
+            f"labels is {labels.dtype} with values {np.unique(labels)[:8]}; expected integers from"
+            f" 0 to {classes - 1}, the columns of scores. Map class names to column numbers first."
+        )
+    return scores, labels
+
+
+def check_level(level: float) -> None:
+    """Raises unless a confidence level lies between 0 and 1."""
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level}; expected more than 0 and less than 1, such as 0.95")

@@ -1,0 +1,191 @@
+"""Many classes: one-vs-rest AUCs and their mean, accuracy, agreement of grades."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from medsiglip_jax.metrics.checks import class_scores, known, real_scores
+from medsiglip_jax.metrics.delong import delong
+from medsiglip_jax.metrics.intervals import Interval
+from medsiglip_jax.metrics.ranking import OfWeights, auc, auc_of_weights
+
+
+@dataclass(frozen=True)
+class ClassAuc:
+    """One class against the rest.
+
+    Attributes:
+      name: of the class.
+      auc: with DeLong's interval.
+      positives: rows of the class.
+      negatives: rows that are not.
+      missing: rows left out because it is not known.
+    """
+
+    name: str
+    auc: Interval
+    positives: int
+    negatives: int
+    missing: int
+
+
+@dataclass(frozen=True)
+class ClassAucs:
+    """All classes, and the mean over those that have an AUC.
+
+    Attributes:
+      macro: unweighted mean; NaN if no class has an AUC.
+      classes: in the order of the columns.
+    """
+
+    macro: float
+    classes: tuple[ClassAuc, ...]
+
+    @property
+    def undefined(self) -> tuple[str, ...]:
+        """Names of the classes that the mean leaves out: all known rows have the same label."""
+        return tuple(c.name for c in self.classes if np.isnan(c.auc.value))
+
+
+def class_aucs(
+    scores: ArrayLike,
+    labels: ArrayLike,
+    classes: Sequence[str] | None = None,
+    *,
+    groups: ArrayLike | None = None,
+    level: float = 0.95,
+    student: bool = False,
+) -> ClassAucs:
+    """Returns the AUC of each class against the rest, with intervals and counts.
+
+    Args:
+      scores: [n, c] real numbers, one column per class; they need not be probabilities.
+      labels: [n] class numbers, -1 unknown; or [n, c] of 0 and 1, NaN or -1 unknown.
+      classes: names of the columns; default their numbers.
+      groups: [n] patient of each row, for the intervals; see `delong`.
+      level: confidence level.
+      student: wider intervals for few positives; see `delong`.
+
+    Raises:
+      ValueError: shapes disagree, a score is NaN, or a label is none.
+    """
+    scores = real_scores(scores, ndim=2)
+    names = [str(k) for k in range(scores.shape[1])] if classes is None else list(classes)
+    if len(names) != scores.shape[1]:
+        raise ValueError(f"{len(names)} classes for {scores.shape[1]} columns of scores")
+    found = []
+    for name, column, label in zip(names, scores.T, label_columns(scores, labels), strict=True):
+        rows = known(column, label)
+        units = None if groups is None else np.asarray(groups)[rows.rows]
+        interval = delong(rows.scores, rows.positive, groups=units, level=level, student=student)
+        positives = int(rows.positive.sum())
+        counts = positives, len(rows.positive) - positives, rows.missing
+        found.append(ClassAuc(name, interval, *counts))
+    return ClassAucs(float(_mean(np.array([c.auc.value for c in found]))), tuple(found))
+
+
+def macro_auc(scores: ArrayLike, labels: ArrayLike) -> float:
+    """Returns the mean over classes of the one-vs-rest `auc` of column k for the label k.
+
+    A class that no row, or every row, belongs to has no AUC and is left out of the mean: a small
+    split that lacks a rare class still gets a number, over the classes that it can measure. NaN
+    only if that leaves none. `class_aucs` lists the classes that were left out.
+
+    Args:
+      scores: [n, c] real numbers, one column per class; they need not be probabilities.
+      labels: [n] integers in [0, c); or [n, c] of 0 and 1, where NaN or -1 leaves the row out of
+        that class.
+
+    Raises:
+      ValueError: shapes disagree, a score is NaN, or a label is no class index.
+    """
+    values = [auc(column[rows], label) for column, label, rows in _columns(scores, labels)]
+    return float(_mean(np.array(values)))
+
+
+def macro_auc_of_weights(scores: ArrayLike, labels: ArrayLike) -> OfWeights:
+    """`macro_auc` of rows that are drawn several times or not at all; sorts only once."""
+    columns = [
+        (auc_of_weights(column[rows], label), rows)
+        for column, label, rows in _columns(scores, labels)
+    ]
+    return lambda weights: _mean(np.stack([of(weights[..., rows]) for of, rows in columns]))
+
+
+def _columns(scores, labels):
+    """Scores, labels of the known rows, and which these are, of each class."""
+    if np.ndim(labels) == 2:
+        scores = real_scores(scores, ndim=2)
+    else:
+        scores, labels = class_scores(scores, labels)
+    for column, label in zip(scores.T, label_columns(scores, labels), strict=True):
+        _, positive, rows, _ = known(column, label)
+        yield column, positive, rows
+
+
+def label_columns(scores: np.ndarray, labels: ArrayLike) -> np.ndarray:
+    """Labels of each class, [c, n] of 0, 1 and NaN, from class numbers or a matrix of findings."""
+    labels = np.asarray(labels)
+    if labels.ndim == 2:
+        if labels.shape != scores.shape:
+            raise ValueError(f"labels has shape {labels.shape}, scores {scores.shape}; as many")
+        return np.asarray(labels, np.float64).T
+    unknown = labels == -1
+    _, labels = class_scores(scores, np.where(unknown, 0, labels))
+    one_hot = labels == np.arange(scores.shape[1])[:, None]
+    return np.where(unknown, np.nan, one_hot)
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """Over the first axis, of those that are numbers; NaN of none."""
+    there = ~np.isnan(values)
+    total, count = np.where(there, values, 0).sum(0), there.sum(0)
+    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+
+
+def accuracy(scores: ArrayLike, labels: ArrayLike) -> float:
+    """Returns the fraction of rows whose highest score is that of their label.
+
+    Of tied scores the first class counts as the highest, as in `argmax`. NaN without rows.
+
+    Args:
+      scores: [n, c] real numbers, one column per class.
+      labels: [n] integers in [0, c).
+
+    Raises:
+      ValueError: shapes disagree, a score is NaN, or a label is no class index.
+    """
+    scores, labels = class_scores(scores, labels)
+    return float(np.mean(scores.argmax(axis=1) == labels)) if len(labels) else float("nan")
+
+
+def quadratic_kappa(grades: ArrayLike, labels: ArrayLike) -> float:
+    """Returns Cohen's kappa with quadratic weights: 1 agreement, 0 chance.
+
+    One minus the mean squared difference over that of independent grades, which needs no table:
+    the latter is E[g^2] + E[l^2] - 2 E[g] E[l]. Source: Cohen, Psychol. Bull. 70 (1968), 213.
+
+    Args:
+      grades: [n] integers, such as the class of the highest score for diabetic retinopathy.
+      labels: [n] integers, the true grades.
+
+    Returns:
+      A number up to 1; NaN without rows, or where all are of one and the same grade.
+
+    Raises:
+      ValueError: shapes disagree, or a grade is negative or no integer.
+    """
+    pair = [np.asarray(grades), np.asarray(labels)]
+    integral = all(x.ndim == 1 and np.issubdtype(x.dtype, np.integer) for x in pair)
+    if not integral or len(pair[0]) != len(pair[1]) or any((x < 0).any() for x in pair):
+        raise ValueError(
+            f"grades is {pair[0].dtype} {pair[0].shape}, labels {pair[1].dtype} {pair[1].shape}; "
+            "expected as many integers, none negative. Leave out the rows without a grade first."
+        )
+    if not len(pair[0]):
+        return float("nan")
+    g, l = (x.astype(np.float64) for x in pair)  # noqa: E741
+    chance = (g * g).mean() + (l * l).mean() - 2 * g.mean() * l.mean()
+    return float(1 - ((g - l) ** 2).mean() / chance) if chance > 0 else float("nan")

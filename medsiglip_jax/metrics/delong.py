@@ -1,0 +1,177 @@
+"""Intervals and tests of AUCs without resampling, in O(n log n), also of several rows a patient."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import special
+
+from medsiglip_jax.metrics.checks import binary, check_level
+from medsiglip_jax.metrics.intervals import Interval, normal_quantile
+from medsiglip_jax.metrics.ranking import mid_ranks
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two AUCs on the same rows.
+
+    Attributes:
+      difference: AUC of the first minus that of the second.
+      z: difference in standard errors.
+      p: two-sided; 1 where the two order all pairs alike.
+    """
+
+    difference: Interval
+    z: float
+    p: float
+
+
+def delong(
+    scores: ArrayLike,
+    labels: ArrayLike,
+    *,
+    groups: ArrayLike | None = None,
+    level: float = 0.95,
+    student: bool = False,
+) -> Interval:
+    """Returns the AUC with DeLong's interval, computed on the logit scale.
+
+    Source: DeLong, DeLong and Clarke-Pearson, Biometrics 44 (1988), 837, by the mid-ranks of Sun
+    and Xu, IEEE Signal Process. Lett. 21 (2014), 1389; with groups Obuchowski, Biometrics 53
+    (1997), 567, which is the same for groups of one row.
+
+    Where the AUC is 0 or 1 the estimated variance is zero, and no width would follow. The limit is
+    then that of Clopper and Pearson for k successes of k, k being the number of disjoint pairs of a
+    positive and a negative of different groups: all of these being in the right order, whose chance
+    is AUC^k, is part of the perfect order that was seen.
+
+    Few positives make the interval too narrow, unless `student`. What 95 % intervals held of 10,000
+    draws from two normal distributions (bootstraps: of 1,000):
+
+    | positives, negatives, AUC | as published | student | bootstrap | stratified |
+    |---|---|---|---|---|
+    | 5, 500, 0.7 | 88.9 % | 94.7 % | 86 % | 81 % |
+    | 5, 500, 0.9 | 81.4 % | 88.9 % | 79 % | 74 % |
+    | 30, 300, 0.7 | 94.5 % | 95.2 % | 93 % | 93 % |
+    | 30, 300, 0.9 | 92.8 % | 93.6 % | 90 % | 90 % |
+    | 100, 400, 0.9 | 94.7 % | 95.0 % | | |
+
+    Args:
+      scores: [n] real numbers, higher meaning more positive.
+      labels: [n] bool, or numbers that are 0 or 1.
+      groups: [n] patient, lesion or study of each row; default, rows are independent.
+      level: confidence level.
+      student: use Student's t, with the degrees of freedom of Brunner and Munzel, Biom. J. 42
+        (2000), 17, instead of the normal distribution.
+
+    Returns:
+      `auc` and limits in [0, 1]. All are NaN without positives or negatives; the limits are NaN
+      where either come from one group only, which says nothing about how much they vary.
+
+    Raises:
+      ValueError: as for `auc`, or `level` is out of range.
+    """
+    scores, positive = binary(scores, labels)
+    units, reach = _units(groups, len(scores)), normal_quantile(level)
+    value, variance, degrees = _moments(_placements(scores, positive), positive, units)
+    if not 0 < value < 1:
+        return _at_the_end(value, _independent_pairs(positive, units), level)
+    if student:
+        reach = special.stdtrit(degrees, 0.5 + level / 2)
+    step = reach * np.sqrt(variance) / (value * (1 - value))
+    low, high = special.expit(special.logit(value) + np.array([-step, step]))
+    return Interval(value, float(low), float(high))
+
+
+def delong_test(
+    first: ArrayLike,
+    second: ArrayLike,
+    labels: ArrayLike,
+    *,
+    groups: ArrayLike | None = None,
+    level: float = 0.95,
+) -> Comparison:
+    """Tests whether two scores of the same rows have the same AUC.
+
+    Source: as for `delong`; the interval is that of a normal difference.
+
+    Args:
+      first: [n] scores of one model.
+      second: [n] scores of the other, for the same rows.
+      labels: [n] bool, or numbers that are 0 or 1.
+      groups: [n] patient, lesion or study of each row; default, rows are independent.
+      level: confidence level of the interval.
+
+    Returns:
+      All NaN where an AUC is undefined; limits, z and p are NaN where the variance cannot be
+      estimated, or is zero though the AUCs differ.
+
+    Raises:
+      ValueError: as for `auc`, or `level` is out of range.
+    """
+    (first, positive), (second, _) = binary(first, labels), binary(second, labels)
+    reach = normal_quantile(level)
+    values = _placements(first, positive) - _placements(second, positive)
+    if not np.any(values):
+        return Comparison(Interval(0.0, 0.0, 0.0), 0.0, 1.0)
+    value, variance, _ = _moments(values, positive, _units(groups, len(first)))
+    error = np.sqrt(variance) if variance > 0 else np.nan
+    z = value / error
+    interval = Interval(value, float(value - reach * error), float(value + reach * error))
+    return Comparison(interval, float(z), float(2 * special.ndtr(-abs(z))))
+
+
+def _placements(scores, positive):
+    """Of each row, the share of rows of the other label that it is in the right order with."""
+    others = mid_ranks(scores)
+    for mine in (positive, ~positive):
+        others[mine] -= mid_ranks(scores[mine])
+    n_positive = positive.sum()
+    n_negative = len(positive) - n_positive
+    if n_positive == 0 or n_negative == 0:
+        return np.full(len(scores), np.nan)
+    return np.where(positive, others / n_negative, 1 - others / n_positive)
+
+
+def _moments(values, positive, units) -> tuple[float, float, float]:
+    """Mean of the values of positives (and of negatives: it is the same), its variance, and the
+    degrees of freedom of that."""
+    if positive.all() or not positive.any():
+        return np.nan, np.nan, np.nan
+    sums, parts, counts = [], [], []
+    for mine in (positive, ~positive):
+        centred = (values[mine] - values[mine].mean()) / mine.sum()
+        sums.append(np.bincount(units[mine], centred, units.max() + 1))
+        counts.append(len(np.unique(units[mine])))
+        parts.append(_correction(counts[-1]) * (sums[-1] ** 2).sum())
+    covariance = _correction(len(np.unique(units))) * (sums[0] * sums[1]).sum()
+    spread = sum(p * p / (n - 1) if n > 1 else np.nan for p, n in zip(parts, counts, strict=True))
+    degrees = sum(parts) ** 2 / spread if spread else np.nan
+    return float(values[positive].mean()), float(sum(parts) + 2 * covariance), float(degrees)
+
+
+def _correction(n: int) -> float:
+    """Of a variance about a mean that n values themselves gave."""
+    return n / (n - 1) if n > 1 else np.nan
+
+
+def _units(groups: ArrayLike | None, n: int) -> np.ndarray:
+    if groups is None:
+        return np.arange(n)
+    groups = np.asarray(groups)
+    if groups.shape != (n,):
+        raise ValueError(f"groups has shape {groups.shape}; expected ({n},), one for each row")
+    return np.unique(groups, return_inverse=True)[1]
+
+
+def _independent_pairs(positive, units) -> int:
+    counts = [len(np.unique(units[mine])) for mine in (positive, ~positive)]
+    return min(*counts, len(np.unique(units)) // 2)
+
+
+def _at_the_end(value: float, pairs: int, level: float) -> Interval:
+    check_level(level)
+    if np.isnan(value) or pairs < 2:
+        return Interval(value, np.nan, np.nan)
+    limit = ((1 - level) / 2) ** (1 / pairs)
+    return Interval(value, limit, 1.0) if value == 1 else Interval(value, 0.0, 1 - limit)

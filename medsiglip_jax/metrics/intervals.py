@@ -1,0 +1,79 @@
+"""Intervals: what an estimate is known to; of a proportion; and p-values of several tests."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64
+from numpy.typing import ArrayLike
+from scipy import special
+
+from medsiglip_jax.metrics.checks import check_level
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and its confidence limits; `x in interval` is whether x lies between them.
+
+    Attributes:
+      value: the estimate; NaN where it is undefined.
+      low: lower limit; NaN where it cannot be estimated.
+      high: upper limit, likewise.
+      dropped: bootstrap resamples in which the estimate was undefined, and which the limits ignore.
+    """
+
+    value: float
+    low: float
+    high: float
+    dropped: int = 0
+
+    def __contains__(self, x: float) -> bool:
+        return self.low <= x <= self.high
+
+
+def normal_quantile(level: float) -> float:
+    """How many standard errors a two-sided interval of that level reaches: 1.96 for 0.95."""
+    check_level(level)
+    return float(special.ndtri(0.5 + level / 2))
+
+
+def wilson(successes: int, total: int, level: float = 0.95) -> Interval:
+    """Returns the score interval of a proportion; NaN of nothing.
+
+    Source: Wilson, J. Am. Stat. Assoc. 22 (1927), 209; without continuity correction.
+
+    Raises:
+      ValueError: `successes` is not from 0 to `total`, or `level` is out of range.
+    """
+    if not 0 <= successes <= total:
+        raise ValueError(f"{successes} successes of {total}; expected from 0 to {total}")
+    z = normal_quantile(level)
+    if total == 0:
+        return Interval(np.nan, np.nan, np.nan)
+    p, weight = successes / total, z * z / total
+    centre = (p + weight / 2) / (1 + weight)
+    half = z / (1 + weight) * np.sqrt(p * (1 - p) / total + weight / (4 * total))
+    low = 0.0 if successes == 0 else float(centre - half)
+    high = 1.0 if successes == total else float(centre + half)
+    return Interval(p, low, high)
+
+
+def holm(p: ArrayLike) -> Float64[np.ndarray, " k"]:
+    """Returns p-values adjusted so that the chance of any false rejection stays bounded.
+
+    Source: Holm, Scand. J. Stat. 6 (1979), 65. An undefined test, whose p is NaN, stays NaN and
+    does not count as one of the tests.
+
+    Args:
+      p: [k] p-values of the tests, in any order.
+
+    Raises:
+      ValueError: `p` is not [k], or a value is outside of [0, 1].
+    """
+    p = np.asarray(p, np.float64)
+    if p.ndim != 1 or np.any((p < 0) | (p > 1)):
+        raise ValueError(f"p is {p}; expected one p-value from 0 to 1 for each test")
+    adjusted = np.full(len(p), np.nan)
+    order = np.argsort(p)[: int((~np.isnan(p)).sum())]
+    factors = np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * factors), 1)
+    return adjusted

@@ -1,0 +1,149 @@
+"""How well a score orders rows: AUC, average precision, the ROC curve. On the host, in float64."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64, Real
+from numpy.typing import ArrayLike
+
+from medsiglip_jax.metrics.checks import binary
+
+# How often each row was drawn -> the statistic, of one draw [n] or of many [b, n].
+OfWeights = Callable[[Real[np.ndarray, "*b n"]], Float64[np.ndarray, "*b"]]
+
+
+def auc(scores: ArrayLike, labels: ArrayLike) -> float:
+    """Returns the area under the ROC curve: P(positive scores higher) + P(tie) / 2.
+
+    Computed as the Mann-Whitney U statistic with mid-ranks for ties, in O(n log n).
+
+    Args:
+      scores: [n] real numbers, higher meaning more positive. Infinities are ordinary extremes.
+      labels: [n] bool, or numbers that are 0 or 1.
+
+    Returns:
+      A number in [0, 1]; NaN where it is undefined, that is without positives or without negatives.
+
+    Raises:
+      ValueError: the shapes differ or are not [n], a score is NaN, or a label is neither 0 nor 1.
+    """
+    scores, positive = binary(scores, labels)
+    n_positive = int(positive.sum())
+    n_negative = len(positive) - n_positive
+    if n_positive == 0 or n_negative == 0:
+        return float("nan")
+    u = mid_ranks(scores)[positive].sum() - n_positive * (n_positive + 1) / 2
+    return float(u / (n_positive * n_negative))
+
+
+def mid_ranks(scores: np.ndarray) -> np.ndarray:
+    """Ranks from 1, equal scores sharing the mean of theirs."""
+    _, group, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[group]
+
+
+def average_precision(scores: ArrayLike, labels: ArrayLike) -> float:
+    """Returns the mean precision over the positives, tied scores taken together.
+
+    The step-wise area under the precision-recall curve, as in scikit-learn: no interpolation.
+    Chance is the share of positives, so compare it only between models on the same rows.
+
+    Args:
+      scores: [n] real numbers, higher meaning more positive.
+      labels: [n] bool, or numbers that are 0 or 1.
+
+    Returns:
+      A number in (0, 1]; NaN where one of the two labels is missing.
+
+    Raises:
+      ValueError: as for `auc`.
+    """
+    return float(average_precision_of_weights(scores, labels)(np.ones(np.shape(scores))))
+
+
+def auc_of_weights(scores: ArrayLike, labels: ArrayLike) -> OfWeights:
+    """`auc` of rows that are drawn several times or not at all; sorts only once."""
+    scores, positive = binary(scores, labels)
+    tallies = _tallies(scores, positive)
+
+    def of_weights(weights):
+        positives, negatives = tallies(weights)
+        below = np.cumsum(negatives, axis=-1) - negatives / 2
+        u = (below * positives).sum(-1)
+        return _ratio(u, positives.sum(-1) * negatives.sum(-1))
+
+    return of_weights
+
+
+def average_precision_of_weights(scores: ArrayLike, labels: ArrayLike) -> OfWeights:
+    """`average_precision` of rows that are drawn several times or not at all; sorts only once."""
+    scores, positive = binary(scores, labels)
+    tallies = _tallies(-scores, positive)
+
+    def of_weights(weights):
+        positives, negatives = tallies(weights)
+        found = np.cumsum(positives, axis=-1)
+        called = found + np.cumsum(negatives, axis=-1)
+        precision = found / np.maximum(called, 1)  # where nothing is called, nothing is found
+        total = positives.sum(-1)
+        return _ratio((precision * positives).sum(-1), np.where(negatives.any(-1), total, 0))
+
+    return of_weights
+
+
+def _tallies(scores: np.ndarray, positive: np.ndarray):
+    """A function of weights that gives those of positives and of negatives at each distinct score,
+    in ascending order."""
+    order = np.argsort(scores, kind="stable")
+    ordered, positive = scores[order], positive[order]
+    starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))[: len(scores)]
+    tied = len(starts) < len(scores)
+
+    def tallies(weights):
+        weights = weights[..., order].astype(np.float64, copy=False)
+        positives = weights * positive
+        negatives = weights - positives
+        if not tied:
+            return positives, negatives
+        return tuple(np.add.reduceat(x, starts, axis=-1) for x in (positives, negatives))
+
+    return tallies
+
+
+def _ratio(x, y):
+    """x / y, NaN for nothing of nothing."""
+    return np.divide(x, y, out=np.full(np.shape(y), np.nan), where=np.asarray(y) > 0)
+
+
+@dataclass(frozen=True)
+class Roc:
+    """The points of an ROC curve, from (0, 0) to (1, 1), one for each distinct score.
+
+    Attributes:
+      false_positive_rate: 1 - specificity; NaN without negatives.
+      true_positive_rate: sensitivity; NaN without positives.
+      thresholds: rows that score at least this are called positive; the first is inf, for none.
+    """
+
+    false_positive_rate: Float64[np.ndarray, " k"]
+    true_positive_rate: Float64[np.ndarray, " k"]
+    thresholds: Float64[np.ndarray, " k"]
+
+
+def roc_curve(scores: ArrayLike, labels: ArrayLike) -> Roc:
+    """Returns the ROC curve, whose area by the trapezoid rule is `auc`.
+
+    Args:
+      scores: [n] real numbers, higher meaning more positive.
+      labels: [n] bool, or numbers that are 0 or 1.
+
+    Raises:
+      ValueError: as for `auc`.
+    """
+    scores, positive = binary(scores, labels)
+    called = _tallies(-scores, positive)(np.ones(len(scores)))
+    false, true = (np.append(0, np.cumsum(x)) for x in called[::-1])
+    thresholds = np.append(np.inf, np.unique(scores)[::-1])
+    return Roc(_ratio(false, np.full_like(false, false[-1])),
+               _ratio(true, np.full_like(true, true[-1])), thresholds)  # fmt: skip

@@ -1,0 +1,657 @@
+"""Every data set in miniature, with its real headers, odd spaces and folders."""
+
+import ast
+import gzip
+import json
+import tomllib
+
+import fsspec
+import numpy as np
+import pytest
+from PIL import Image
+
+from medsiglip_jax.evaluate import datasets, tasks, zero_shot
+from medsiglip_jax.evaluate.arrays import pixmap
+from medsiglip_jax.evaluate.dataset import Policy
+from medsiglip_jax.preprocess.decode import decode
+from medsiglip_jax.preprocess.files import read_bytes
+
+NAN = np.nan
+
+
+def picture(path, value=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 4), (value, value, value)).save(path)
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = text.encode()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+
+
+def read(name, folder, **options):
+    """{id: {class: label}} of known labels, and the dataset."""
+    task, found = datasets.read(tasks.read(name), folder, **options)
+    names = [c.name for c in task.classes]
+    rows = {
+        image: {n: int(v) for n, v in zip(names, row, strict=True) if not np.isnan(v)}
+        for image, row in zip(found.ids, found.labels, strict=True)
+    }
+    return rows, found
+
+
+def shown(rows):
+    """{id: classes that are 1}."""
+    return {image: {name for name, v in row.items() if v} for image, row in rows.items()}
+
+
+CHEXPERT = (
+    "No Finding,Enlarged Cardiomediastinum,Cardiomegaly,Lung Opacity,Lung Lesion,Edema,"
+    "Consolidation,Pneumonia,Atelectasis,Pneumothorax,Pleural Effusion,Pleural Other,Fracture,"
+    "Support Devices"
+)
+
+
+@pytest.fixture
+def chexpert(tmp_path):
+    """Two frontal images of the first study, one of the second, a lateral and a training image."""
+    write(
+        tmp_path / "groundtruth.csv",
+        f"Study,{CHEXPERT}\n"
+        "CheXpert-v1.0/test/patient64741/study1,0,0,1,1,0,0,0,0,0,0,0,0,0,1\n"
+        "CheXpert-v1.0/test/patient64742/study1,1,0,0,0,0,0,0,0,0,0,0,0,0,0\n",
+    )
+    for name in (
+        "test/patient64741/study1/view1_frontal.jpg", "test/patient64741/study1/view2_frontal.jpg",
+        "test/patient64741/study1/view3_lateral.jpg", "test/patient64742/study1/view1_frontal.jpg",
+        "val/patient00001/study1/view1_frontal.jpg",
+    ):  # fmt: skip
+        picture(tmp_path / "CheXpert" / name)
+    return tmp_path
+
+
+def test_chexpert_joins_frontal_images_by_patient_and_study(chexpert):
+    rows, found = read("chexpert-test", chexpert)
+    first, second = {"Cardiomegaly", "Lung Opacity", "Support Devices"}, set()
+    assert shown(rows) == {
+        "CheXpert/test/patient64741/study1/view1_frontal.jpg": first,
+        "CheXpert/test/patient64741/study1/view2_frontal.jpg": first,
+        "CheXpert/test/patient64742/study1/view1_frontal.jpg": second,
+    }
+    assert all(len(row) == 13 for row in rows.values())
+    assert found.groups == ["patient64741", "patient64741", "patient64742"]
+    assert found.counts["images without a label"] == 1 and found.counts["missing"] == 0
+    assert read("chexpert-test", chexpert / ".")[0].keys() == rows.keys()
+
+
+def test_remote_folders(chexpert):
+    system = fsspec.filesystem("memory")
+    for path in chexpert.rglob("*"):
+        if path.is_file():
+            system.pipe_file(f"/chexpert/{path.relative_to(chexpert)}", path.read_bytes())
+    try:
+        assert read("chexpert-test", "memory://chexpert")[0] == read("chexpert-test", chexpert)[0]
+    finally:
+        system.rm("/chexpert", recursive=True)
+
+
+def test_what_is_missing_is_counted(chexpert):
+    (chexpert / "CheXpert/test/patient64742/study1/view1_frontal.jpg").unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"1 missing, 2 images found: .*patient64742/study1"
+    ):
+        read("chexpert-test", chexpert)
+    rows, found = read("chexpert-test", chexpert, allow_missing=True)
+    assert len(rows) == 2 and found.counts["missing"] == 1
+
+
+def test_uncertain_and_blank_labels(chexpert):
+    write(
+        chexpert / "groundtruth.csv",
+        f"Study,{CHEXPERT}\n"
+        "CheXpert/test/patient64741/study1,,,1.0,-1.0,0.0,-1,,,,,,,,\n"
+        "CheXpert/test/patient64742/study1,,,,,,,,,,,,,,\n",
+    )
+    image = "CheXpert/test/patient64741/study1/view1_frontal.jpg"
+    rows, found = read("chexpert-test", chexpert)
+    assert rows[image] == {"Cardiomegaly": 1, "Lung Lesion": 0}
+    assert len(rows) == 2 and found.counts["unlabelled"] == 1
+    rows, _ = read("chexpert-test", chexpert, policy=Policy("positive", "negative"))
+    assert shown(rows)[image] == {"Cardiomegaly", "Lung Opacity", "Edema"}
+    assert all(len(row) == 13 for row in rows.values()) and len(rows) == 3
+    rows, _ = read("chexpert-test", chexpert, policy=Policy("negative"))
+    assert rows[image] == {"Cardiomegaly": 1, "Lung Lesion": 0, "Lung Opacity": 0, "Edema": 0}
+
+
+NIH = (
+    "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient {},View Position,"
+    "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y],\n"
+)
+
+
+def nih(folder, sex="Gender"):
+    write(
+        folder / "Data_Entry_2017.csv",
+        NIH.format(sex)
+        + "00000001_000.png,Cardiomegaly|Emphysema,0,1,058Y,M,PA,2682,2749,0.143,0.143,\n"
+        "00000002_000.png,No Finding,0,2,081,F,AP,2500,2048,0.171,0.171,\n"
+        "00000003_000.png,Hernia,0,3,20,F,AP,2500,2048,0.171,0.171,\n",
+    )
+    write(folder / "test_list.txt", "00000001_000.png\n00000002_000.png\n")
+    picture(folder / "images_001/images/00000001_000.png")
+    picture(folder / "images_012/images/00000002_000.png")
+    picture(folder / "images_012/images/00000003_000.png")
+
+
+@pytest.mark.parametrize("sex", ["Gender", "Sex"])
+def test_nih_takes_the_official_test_list(tmp_path, sex):
+    nih(tmp_path, sex)
+    rows, found = read("nih-cxr14", tmp_path)
+    assert shown(rows) == {
+        "images_001/images/00000001_000.png": {"Cardiomegaly", "Emphysema"},
+        "images_012/images/00000002_000.png": set(),
+    }
+    assert found.groups == ["1", "2"]
+    assert found.attributes == {"sex": ["M", "F"], "age": ["058Y", "081"], "view": ["PA", "AP"]}
+
+
+@pytest.mark.parametrize("patients", [True, False])
+def test_nih_adjudicated(tmp_path, patients):
+    nih(tmp_path)
+    write(
+        tmp_path / "four_findings_expert_labels/test_labels.csv",
+        "Image Index,Fracture,Pneumothorax,Airspace opacity,Nodule or mass\n"
+        "00000003_000.png,NO,YES,NO,YES\n",
+    )
+    if not patients:
+        (tmp_path / "Data_Entry_2017.csv").unlink()
+    rows, found = read("nih-cxr14-adjudicated", tmp_path)
+    image = "images_012/images/00000003_000.png"
+    assert shown(rows) == {image: {"Pneumothorax", "Nodule or mass"}}
+    assert found.groups == (["3"] if patients else None)
+
+
+def test_rsna_has_several_rows_of_a_patient(tmp_path):
+    write(
+        tmp_path / "stage_2_train_labels.csv",
+        "patientId,x,y,width,height,Target\na,,,,,0\nb,1,2,3,4,1\nb,5,6,7,8,1\n",
+    )
+    for name in "ab":
+        picture(tmp_path / f"stage_2_train_images/{name}.png")
+    rows, found = read("rsna-pneumonia", tmp_path)
+    assert {k[-5:]: v for k, v in rows.items()} == {
+        "a.png": {"Pneumonia": 0}, "b.png": {"Pneumonia": 1}
+    }  # fmt: skip
+    assert found.counts["repeated"] == 1 and found.counts["conflicting"] == 0
+    write(tmp_path / "stage_2_train_labels.csv", "patientId,Target\na,0\nb,0\nb,1\n")
+    rows, found = read("rsna-pneumonia", tmp_path)
+    assert len(rows) == 1 and found.counts["conflicting"] == 1
+
+
+def test_dicom_is_said_to_be_unreadable_at_once(tmp_path):
+    write(tmp_path / "stage_2_train_labels.csv", "patientId,Target\na,0\nb,1\n")
+    for name in "ab":
+        write(tmp_path / f"stage_2_train_images/{name}.dcm", "DICM")
+    with pytest.raises(ValueError, match="first images cannot be read: .*a.dcm.*convert it"):
+        read("rsna-pneumonia", tmp_path)
+
+
+def test_vindr_takes_its_classes_from_the_header(tmp_path):
+    write(
+        tmp_path / "annotations/image_labels_test.csv",
+        "image_id,Aortic enlargement,Other lesion,No finding\na,1,0,0\nb,0,0,1\n",
+    )
+    for name in "ab":
+        picture(tmp_path / f"test/{name}.png")
+    task, found = datasets.read(tasks.read("vindr-cxr"), tmp_path)
+    assert [(c.name, c.present, c.absent) for c in task.classes] == [
+        ("Aortic enlargement", ("Aortic enlargement",), ("no Aortic enlargement",)),
+        ("Other lesion", ("Other lesion",), ("no Other lesion",)),
+    ]
+    assert found.labels.tolist() == [[1, 0], [0, 0]] and found.groups is None
+
+
+@pytest.fixture
+def mimic(tmp_path):
+    findings = (
+        "Atelectasis,Cardiomegaly,Consolidation,Edema,Enlarged Cardiomediastinum,Fracture,"
+        "Lung Lesion,Airspace Opacity,No Finding,Pleural Effusion,Pleural Other,Pneumonia,"
+        "Pneumothorax,Support Devices"
+    )
+    write(
+        tmp_path / "mimic-cxr-2.1.0-test-set-labeled.csv",
+        f"study_id,{findings}\n50414267,0,0,0,1,0,0,0,1,0,0,0,0,0,-1\n",
+    )
+    write(
+        tmp_path / "mimic-cxr-2.0.0-split.csv.gz",
+        "dicom_id,study_id,subject_id,split\nd1,50414267,10000032,test\nd2,50414267,10000032,test\n"
+        "d3,50000000,10000033,train\n",
+    )
+    write(
+        tmp_path / "mimic-cxr-2.0.0-metadata.csv.gz",
+        "dicom_id,subject_id,study_id,ViewPosition,Rows,Columns\nd1,10000032,50414267,PA,1,1\n"
+        "d2,10000032,50414267,LATERAL,1,1\nd3,10000033,50000000,AP,1,1\n",
+    )
+    picture(tmp_path / "files/p10/p10000032/s50414267/d1.jpg")
+    return tmp_path
+
+
+def test_mimic_joins_three_tables(mimic):
+    rows, found = read("mimic-cxr-test", mimic)
+    assert shown(rows) == {"files/p10/p10000032/s50414267/d1.jpg": {"Edema", "Lung Opacity"}}
+    (row,) = rows.values()
+    assert len(row) == 12 and "Support Devices" not in row
+    assert found.groups == ["10000032"] and found.attributes == {"view": ["PA"]}
+
+
+def test_a_join_that_meets_nothing_says_so(mimic):
+    write(
+        mimic / "mimic-cxr-2.0.0-split.csv.gz",
+        "dicom_id,study_id,subject_id,split\nd1,s50414267,p10000032,test\n",
+    )
+    with pytest.raises(ValueError, match="no study_id in common: 50414267 in one, s50414267 in"):
+        read("mimic-cxr-test", mimic)
+
+
+GRADES = ["No", "Mild", "Moderate", "Severe", "Proliferative"]
+
+
+def test_eyepacs_groups_both_eyes(tmp_path):
+    write(tmp_path / "trainLabels.csv", "image,level\n10_left,0\n10_right,4\n13_left,2\n")
+    for name in ("10_left", "10_right", "13_left"):
+        picture(tmp_path / f"train/{name}.jpeg")
+    rows, found = read("eyepacs", tmp_path)
+    assert list(shown(rows).values()) == [{"No"}, {"Proliferative"}, {"Moderate"}]
+    assert found.groups == ["10", "10", "13"] and found.values == tuple("01234")
+
+
+def test_aptos(tmp_path):
+    write(tmp_path / "train.csv", "id_code,diagnosis\n000c1434d8d7,2\n001639a390f0,4\n")
+    for name in ("000c1434d8d7", "001639a390f0"):
+        picture(tmp_path / f"train_images/{name}.png")
+    rows, found = read("aptos-2019", tmp_path)
+    assert list(shown(rows).values()) == [{"Moderate"}, {"Proliferative"}]
+    assert found.groups is None
+
+
+def test_messidor(tmp_path):
+    write(
+        tmp_path / "messidor_data.csv",
+        "image_id,adjudicated_dr_grade,adjudicated_dme,adjudicated_gradable\n"
+        "20051020_43808_0100_PP.png,0,0,1\nIM000001.jpg,3,0,1\nIM000002.jpg,,,0\n",
+    )
+    picture(tmp_path / "IMAGES/20051020_43808_0100_PP.png")
+    picture(tmp_path / "IMAGES/im000001.JPG")
+    rows, found = read("messidor-2", tmp_path)
+    assert list(shown(rows).values()) == [{"No"}, {"Severe"}] and found.groups is None
+    write(tmp_path / "messidor-2.csv", "left,right\nIM000001.JPG,20051020_43808_0100_PP.png\n")
+    assert read("messidor-2", tmp_path)[1].groups == ["0", "0"]
+    write(tmp_path / "messidor-2.csv", "left,right\nIM000001.JPG,other.png\n")
+    found = read("messidor-2", tmp_path)[1]
+    assert found.groups[1] == "0" != found.groups[0]
+    assert found.counts["rows without a match in messidor-2.csv"] == 2
+    write(tmp_path / "messidor-2.csv", "left,right\none.png,other.png\n")
+    with pytest.raises(ValueError, match="no image_id in common"):
+        read("messidor-2", tmp_path)
+
+
+def test_idrid_has_a_mark_a_space_and_empty_columns_and_rows(tmp_path):
+    folder = tmp_path / "B. Disease Grading"
+    write(
+        folder / "2. Groundtruths/b. IDRiD_Disease Grading_Testing Labels.csv",
+        "\ufeffImage name,Retinopathy grade,Risk of macular edema ,,,\nIDRiD_001,4,0,,,\n"
+        "IDRiD_002,1,1,,,\n,,,,,\n",
+    )
+    for name in ("IDRiD_001", "IDRiD_002"):
+        picture(folder / f"1. Original Images/b. Testing Set/{name}.jpg")
+    for given in (tmp_path, folder):
+        rows, _ = read("idrid", given)
+        assert list(shown(rows).values()) == [{"Proliferative"}, {"Mild"}]
+
+
+def test_pad_ufes(tmp_path):
+    header = (
+        "patient_id,lesion_id,smoke,drink,background_father,background_mother,age,pesticide,"
+        "gender,skin_cancer_history,cancer_history,has_piped_water,has_sewage_system,fitspatrick,"
+        "region,diameter_1,diameter_2,diagnostic,itch,grew,hurt,changed,bleed,elevation,img_id,"
+        "biopsed"
+    )
+    one = "PAT_1516,1765,,,,,8,,FEMALE,,,,,3.0,ARM,,,NEV,FALSE,,,,,,PAT_1516_1765_530.png,FALSE"
+    two = "PAT_46,881,,,,,55,,,,,,,,NECK,6.0,5.0,BCC,,,,,,,PAT_46_881_939.png,TRUE"
+    write(tmp_path / "metadata.csv", f"{header}\n{one}\n{two}\n")
+    picture(tmp_path / "images/imgs_part_1/PAT_1516_1765_530.png")
+    picture(tmp_path / "images/imgs_part_3/PAT_46_881_939.png")
+    rows, found = read("pad-ufes-20", tmp_path)
+    assert list(shown(rows).values()) == [{"Melanocytic Nevus"}, {"Basal Cell Carcinoma"}]
+    assert found.groups == ["PAT_1516", "PAT_46"]
+    assert found.attributes == {"sex": ["FEMALE", ""], "age": ["8", "55"], "skin_type": ["3-4", ""]}
+
+
+@pytest.mark.parametrize("name", ["HAM10000_metadata", "HAM10000_metadata.csv"])
+def test_ham10000_groups_by_lesion(tmp_path, name):
+    write(
+        tmp_path / name,
+        "lesion_id,image_id,dx,dx_type,age,sex,localization,dataset\n"
+        "HAM_1,ISIC_0027419,bkl,histo,80.0,male,scalp,vidir\n"
+        "HAM_1,ISIC_0025030,bkl,histo,80.0,male,scalp,vidir\n"
+        "HAM_2,ISIC_0026769,vasc,histo,,female,ear,vidir\n",
+    )
+    picture(tmp_path / "HAM10000_images_part_1/ISIC_0027419.jpg")
+    picture(tmp_path / "HAM10000_images_part_1/ISIC_0025030.jpg")
+    picture(tmp_path / "HAM10000_images_part_2/ISIC_0026769.jpg")
+    rows, found = read("ham10000", tmp_path)
+    assert found.groups == ["HAM_1", "HAM_1", "HAM_2"]
+    assert list(shown(rows).values()) == [{"benign keratosis"}] * 2 + [{"vascular lesion"}]
+
+
+def test_isic_2019_is_one_hot(tmp_path):
+    write(
+        tmp_path / "ISIC_2019_Training_GroundTruth.csv",
+        "image,MEL,NV,BCC,AK,BKL,DF,VASC,SCC,UNK\n"
+        "ISIC_0000000,0.0,1.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0\n"
+        "ISIC_0000001,1.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0\n"
+        "ISIC_0000002,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,1.0\n",
+    )
+    write(
+        tmp_path / "ISIC_2019_Training_Metadata.csv",
+        "image,age_approx,anatom_site_general,lesion_id,sex\n"
+        "ISIC_0000000,55.0,anterior torso,,female\nISIC_0000001,30.0,,MSK4_0011169,male\n"
+        "ISIC_0000002,,,,\n",
+    )
+    for i in range(3):
+        picture(tmp_path / f"ISIC_2019_Training_Input/ISIC_000000{i}.jpg")
+    rows, found = read("isic-2019", tmp_path)
+    assert list(shown(rows).values()) == [{"Melanocytic Nevus"}, {"Melanoma"}, set()]
+    assert found.groups[1] == "MSK4_0011169" and len(set(found.groups)) == 3
+
+
+def test_fitzpatrick17k_takes_its_conditions_from_the_data(tmp_path):
+    write(
+        tmp_path / "fitzpatrick17k.csv",
+        "md5hash,fitzpatrick_scale,fitzpatrick_centaur,label,nine_partition_label,"
+        "three_partition_label,qc,url,url_alphanum\n"
+        "5e82,3,3,drug induced pigmentary changes,inflammatory,non-neoplastic,,http://x,x\n"
+        "fa2e,-1,1,acne,inflammatory,non-neoplastic,,http://y,y\n",
+    )
+    for name in ("5e82", "fa2e"):
+        picture(tmp_path / f"images/{name}.jpg")
+    rows, found = read("fitzpatrick17k", tmp_path)
+    assert list(shown(rows).values()) == [{"drug induced pigmentary changes"}, {"acne"}]
+    assert found.attributes == {"skin_type": ["3-4", ""]}
+
+
+def test_ddi(tmp_path):
+    write(
+        tmp_path / "ddi_metadata.csv",
+        ",DDI_ID,DDI_file,skin_tone,malignant,disease\n0,1,000001.png,56,True,melanoma-in-situ\n"
+        "1,2,000002.png,12,False,acrochordon\n",
+    )
+    for i in (1, 2):
+        picture(tmp_path / f"images/00000{i}.png")
+    rows, found = read("ddi", tmp_path)
+    assert list(rows.values()) == [{"Malignant": 1}, {"Malignant": 0}]
+    assert found.attributes == {"skin_type": ["5-6", "1-2"]}
+
+
+def test_scin_has_lists_in_cells_and_up_to_three_images_a_case(tmp_path):
+    yes = "DEFAULT_YES_IMAGE_QUALITY_SUFFICIENT"
+    write(
+        tmp_path / "dataset/scin_labels.csv",
+        "case_id,dermatologist_gradable_for_skin_condition_1,"
+        "dermatologist_skin_condition_on_label_name\n"
+        f"-1,{yes},\"['Eczema', 'Acne']\"\n-2,{yes},\"['Acne']\"\n"
+        f"-3,{yes},\"['Tinea']\"\n-4,NO,\"['Tinea']\"\n-5,{yes},[]\n",
+    )
+    missing = "dataset/images/-2243186711511406658.png"
+    write(
+        tmp_path / "dataset/scin_cases.csv",
+        "case_id,image_1_path,image_2_path,image_3_path,age_group,sex_at_birth,"
+        "fitzpatrick_skin_type\n"
+        "-1,dataset/images/1.png,dataset/images/2.png,,AGE_18_TO_29,FEMALE,FST2\n"
+        "-2,dataset/images/3.png,,,AGE_UNKNOWN,MALE,NONE\n"
+        f"-3,{missing},,dataset/images/4.png,,,\n"
+        "-4,dataset/images/5.png,,,,,\n-5,dataset/images/6.png,,,,,\n",
+    )
+    for i in range(1, 7):
+        picture(tmp_path / f"dataset/images/{i}.png")
+    rows, found = read("scin", tmp_path)
+    names = [name.removeprefix("dataset/images/") for name in found.ids]
+    assert names == ["1.png", "2.png", "3.png", "4.png"]
+    assert list(shown(rows).values()) == [{"Eczema"}, {"Eczema"}, set(), {"Tinea"}]
+    assert found.groups == ["-1", "-1", "-2", "-3"]
+    assert found.counts["missing in the data set itself"] == 1 and found.counts["unlabelled"] == 1
+
+
+CRC = ["ADI", "BACK", "DEB", "LYM", "MUC", "MUS", "NORM", "STR", "TUM"]
+
+
+def test_class_folders(tmp_path):
+    for i, name in enumerate(CRC):
+        picture(tmp_path / f"CRC-VAL-HE-7K/{name}/{name}-TCGA-{i}.tif")
+    for given in (tmp_path, tmp_path / "CRC-VAL-HE-7K"):
+        rows, found = read("crc-val-he-7k", given)
+        np.testing.assert_array_equal(found.labels, np.eye(9))
+        assert list(shown(rows).values())[8] == {"colorectal adenocarcinoma epithelium"}
+    for file in (tmp_path / "CRC-VAL-HE-7K/TUM").iterdir():
+        file.unlink()
+    (tmp_path / "CRC-VAL-HE-7K/TUM").rmdir()
+    with pytest.raises(FileNotFoundError, match="no folders of the classes TUM; there are ADI"):
+        read("crc-val-he-7k", tmp_path)
+
+
+def test_patchcamelyon(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 96, 96, 3), np.uint8)
+    stem = "camelyonpatch_level_2_split_test"
+    with h5py.File(tmp_path / f"{stem}_x.h5", "w") as file:
+        file.create_dataset("x", data=pixels, compression="gzip")
+    with h5py.File(tmp_path / f"{stem}_y.h5", "w") as file:
+        file.create_dataset("y", data=np.array([1, 0, 1], np.uint8).reshape(3, 1, 1, 1))
+    rows, found = read("patchcamelyon", tmp_path)
+    assert list(rows.values()) == [{"Tumor": 1}, {"Tumor": 0}, {"Tumor": 1}]
+    for source, want in zip(found.sources, pixels, strict=True):
+        np.testing.assert_array_equal(decode(read_bytes(source)), want)
+
+
+@pytest.mark.parametrize("file", ["pathmnist.npz", "pathmnist_224.npz"])
+def test_medmnist_of_classes(tmp_path, file):
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 28, 28, 3), np.uint8)
+    labels = np.array([[0], [8], [3], [3]], np.uint8)
+    np.savez(tmp_path / file, test_images=pixels, test_labels=labels, train_images=pixels[:1])
+    rows, found = read("pathmnist", tmp_path)
+    assert found.labels.argmax(1).tolist() == [0, 8, 3, 3]
+    np.testing.assert_array_equal(decode(read_bytes(found.sources[2])), pixels[2])
+    np.savez(tmp_path / file, test_images=pixels, test_labels=labels + 5)
+    from medsiglip_jax.evaluate import arrays
+
+    arrays._array.cache_clear()
+    with pytest.raises(ValueError, match="multi_class with 9 classes"):
+        read("pathmnist", tmp_path)
+
+
+def test_medmnist_of_findings_in_grey(tmp_path):
+    pixels = np.arange(2 * 28 * 28, dtype=np.uint8).reshape(2, 28, 28)
+    labels = np.zeros((2, 14), np.uint8)
+    labels[0, [1, 13]] = 1
+    np.savez(tmp_path / "chestmnist.npz", test_images=pixels, test_labels=labels)
+    rows, found = read("chestmnist", tmp_path)
+    assert list(shown(rows).values()) == [{"Cardiomegaly", "Hernia"}, set()]
+    want = np.repeat(pixels[1][..., None], 3, axis=2)
+    np.testing.assert_array_equal(decode(read_bytes(found.sources[1])), want)
+
+
+@pytest.mark.parametrize("pixels", [np.zeros((2, 2), np.float32), np.zeros((2, 2, 4), np.uint8)])
+def test_only_bytes_are_pixels(pixels):
+    with pytest.raises(ValueError, match="expected uint8"):
+        pixmap(pixels)
+
+
+@pytest.mark.parametrize("name", ["derm-79", "histopathology-cervix"])
+def test_ones_own_csv(tmp_path, name):
+    task = tasks.read(name)
+    label = task.classes[0].name
+    write(tmp_path / "labels.csv", f"image,label,patient\nx/1.png,{label},p\nx/2.png,,p\n")
+    picture(tmp_path / "x/1.png")
+    picture(tmp_path / "x/2.png")
+    rows, found = read(name, tmp_path)
+    assert shown(rows) == {"x/1.png": {label}} and found.groups == ["p"]
+    write(tmp_path / "labels.csv", "image,label\nx/1.png,Melanoma of the moon\n")
+    with pytest.raises(ValueError, match="'Melanoma of the moon' "):
+        read(name, tmp_path)
+
+
+@pytest.mark.parametrize("name", tasks.names())
+def test_a_wrong_folder_is_one_message(tmp_path, name):
+    (tmp_path / "unrelated.txt").write_text("x")
+    with pytest.raises(FileNotFoundError) as caught:
+        read(name, tmp_path)
+    message, task = str(caught.value), tasks.read(name)
+    assert str(tmp_path) in message and "\n" not in message
+    assert task.source in message
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        read(name, tmp_path / "gone")
+
+
+def test_missing_columns_are_listed_at_once(chexpert):
+    text = (chexpert / "groundtruth.csv").read_text()
+    write(chexpert / "groundtruth.csv", text.replace("Edema,", "edema,").replace("Frac", "frac"))
+    with pytest.raises(ValueError, match="no column 'Edema', 'Fracture'; there are Study, No Find"):
+        read("chexpert-test", chexpert)
+    write(chexpert / "groundtruth.csv", text.replace("Study", "Path"))
+    with pytest.raises(ValueError, match="no column 'Study'"):
+        read("chexpert-test", chexpert)
+    write(chexpert / "groundtruth.csv", text.replace("/study1,0", "/first,0"))
+    with pytest.raises(ValueError, match="1 cells do not look like .*64741/first"):
+        read("chexpert-test", chexpert)
+    write(chexpert / "groundtruth.csv", text.replace("study1,0,0", "study1,0,2"))
+    with pytest.raises(ValueError, match="'Enlarged Cardiomediastinum': '2' .1 such"):
+        read("chexpert-test", chexpert)
+
+
+# ------------------------------------------------------------------------------------- task files
+
+
+def content(name):
+    folder = tasks.resources.files("medsiglip_jax.evaluate") / "tasks"
+    return tomllib.loads((folder / f"{name}.toml").read_text())
+
+
+@pytest.mark.parametrize("name", tasks.names())
+def test_bundled_tasks_are_well_formed(name):
+    task = tasks.read(name)
+    assert task.title and task.trained_on and task.prompts_source
+    assert task.data["adapter"] in datasets.READERS
+    if "none bundled" in task.prompts_source:
+        with pytest.raises(ValueError, match="--prompts FILE"):
+            task.check_prompts()
+    else:
+        task.check_prompts()
+        prompts = [p for c in task.classes for p in (*c.present, *c.absent)]
+        assert all(p == p.strip() and p and "|" not in p for p in prompts)
+    published = task.published
+    if published and published.auc:
+        assert set(published.auc) == {c.name for c in task.classes}
+        assert round(np.mean(list(published.auc.values())), 3) == published.mean
+    if published and published.mean and len(task.classes) != 13:
+        assert not published.same_images  # only the CheXpert test set is public
+    for reading in task.readings:
+        assert task.with_reading(reading).prompts_sha256() != task.prompts_sha256()
+
+
+def test_adapters_are_those_that_there_are():
+    assert set(datasets.READERS) == set(tasks.ADAPTERS)
+
+
+def test_prompts_of_the_report():
+    task = tasks.read("chexpert-test")
+    of = {c.name: c for c in task.classes}
+    assert of["Pneumothorax"].present == ("apical pneumothorax",)
+    assert of["Pneumonia"].absent == ("lungs are clear", "no acute cardiopulmonary process")
+    assert sum(len(c.present) for c in task.classes) == 43
+    assert sum(len(c.absent) for c in task.classes) == 39
+    five = [task.published.auc[name] for name in task.means["5 competition findings"]]
+    assert np.mean(five) == pytest.approx(0.885)
+    assert [c.present for c in tasks.read("aptos-2019").classes][4] == (
+        "diabetic retinopathy severity: proliferative.",
+    )
+    assert len(tasks.read("derm-79").classes) == 79
+
+
+def test_ones_own_task(tmp_path):
+    own = content("aptos-2019")
+    (tmp_path / "mine.json").write_text(json.dumps(own))
+    assert tasks.read(str(tmp_path / "mine.json")).classes == tasks.read("aptos-2019").classes
+    with pytest.raises(FileNotFoundError, match="neither a file nor a task; tasks are aptos-2019"):
+        tasks.read("aptos")
+
+
+@pytest.mark.parametrize(
+    ("change", "say"),
+    [
+        ({"tittle": "x"}, "unknown tittle"),
+        ({"kind": "ordinal"}, "kind is 'ordinal', expected one of multi_label, multi_class"),
+        ({"score": "softmax"}, "score is 'softmax'"),
+        ({"data": {"adapter": "zip"}}, "data.adapter is 'zip', expected one of csv, folders"),
+        ({"classes": []}, "neither classes nor a template"),
+        ({"classes": [{"name": "a"}, {"name": "a", "prompt": "x"}]}, "unknown prompt.*twice: a"),
+        ({"means": {"m": ["Nope"]}}, "means.m names no classes: Nope"),
+        ({"published": {"where": "x", "auc": {"Nope": 1.0}}}, "published.auc names no classes"),
+    ],
+)
+def test_broken_tasks(change, say):
+    with pytest.raises(ValueError, match=f"(?s)^task mine: .*{say}"):
+        tasks.parse("mine", content("aptos-2019") | change)
+    with pytest.raises(ValueError, match="lacks title, data"):
+        tasks.parse("mine", {k: v for k, v in content("ddi").items() if k not in ("title", "data")})
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "say"),
+    [
+        ("aptos-2019", {"imagse": {}}, "data has unknown imagse; expected adapter tables"),
+        ("aptos-2019", {"tables": [{"files": ["x"]}]}, "has unknown files.*; lacks file"),
+        ("aptos-2019", {"tables": [{"file": "x"}]}, "data.tables expected lists for file"),
+        ("retinamnist", {"labels": {"file": ["x"]}}, "data.labels lacks key"),
+        ("crc-val-he-7k", {"root": "x"}, "expected lists for root"),
+    ],
+)
+def test_unknown_settings_of_an_adapter(tmp_path, name, change, say):
+    own = content(name)
+    own["data"] |= change
+    with pytest.raises(ValueError, match=f"task mine: .*{say}"):
+        datasets.read(tasks.parse("mine", own), tmp_path)
+
+
+def test_a_split_that_is_not_there(chexpert):
+    own = content("chexpert-test")
+    own["data"]["where"] = {"study": ["study7"]}
+    with pytest.raises(ValueError, match="no row is of the part that is evaluated: .*study7"):
+        datasets.read(tasks.parse("mine", own), chexpert)
+
+
+def test_prompts_of_a_file(tmp_path):
+    task, path = tasks.read("histopathology-cervix"), tmp_path / "prompts.toml"
+    path.write_text('normal = ["a", "a", "b"]\n"CIN 1" = ["c"]\n"CIN 2+" = {present = ["d"]}\n')
+    given = task.with_prompts(path)
+    given.check_prompts()
+    assert [c.present for c in given.classes] == [("a", "a", "b"), ("c",), ("d",)]
+    assert "prompts.toml" in given.prompts_source
+    path.write_text('normal = "a"\nCIN = ["b"]\n')
+    with pytest.raises(ValueError, match="no classes of task .*: CIN; normal: present: expected"):
+        task.with_prompts(path)
+    path.write_text("normal = [")
+    with pytest.raises(ValueError, match="not readable as TOML"):
+        task.with_prompts(path)
+
+
+def test_cells_are_never_run():
+    from medsiglip_jax.evaluate import labels
+
+    with pytest.raises(ValueError, match="is no Python list"):
+        labels._literal("__import__('os').getcwd()", "column")
+    assert ast.literal_eval("['a']") == labels._literal("['a']", "column")
+
+
+def test_rules_are_those_of_the_tasks():
+    assert {tasks.read(name).score for name in tasks.names()} <= set(zero_shot.RULES)

@@ -1,0 +1,204 @@
+"""DeLong against its definition over all pairs, a published example, and simulated truth."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import special, stats
+
+from medsiglip_jax.metrics import auc, delong, delong_test
+
+
+def case(seed, levels=None):
+    rng = np.random.default_rng(seed)
+    labels = rng.random(80) < 0.3
+    labels[:4] = True, True, False, False
+    scores = np.stack([rng.normal(size=80) + labels, rng.normal(size=80) + 0.5 * labels])
+    return (scores if levels is None else np.round(scores * levels)), labels
+
+
+def pairs(scores, labels):
+    """Right order of every positive (row) with every negative (column)."""
+    one, other = scores[labels][:, None], scores[~labels]
+    return (one > other) + 0.5 * (one == other)
+
+
+def covariance(scores, labels):
+    """Of the AUCs, by the definition of DeLong 1988: O(positives x negatives)."""
+    wins = np.stack([pairs(s, labels) for s in scores])
+    v10, v01 = wins.mean(2), wins.mean(1)
+    return np.cov(v10) / v10.shape[1] + np.cov(v01) / v01.shape[1]
+
+
+@pytest.mark.parametrize("levels", [None, 1, 10])
+@pytest.mark.parametrize("seed", range(10))
+def test_interval_and_test_are_those_of_the_definition(seed, levels):
+    scores, labels = case(seed, levels)
+    values, s = [pairs(x, labels).mean() for x in scores], covariance(scores, labels)
+    for value, variance, x in zip(values, np.diag(s), scores, strict=True):
+        found = delong(x, labels, level=0.9)
+        logits = math.log(value / (1 - value)) + np.array([-1, 1]) * (
+            1.6448536269514722 * math.sqrt(variance) / (value * (1 - value))
+        )
+        limits = 1 / (1 + np.exp(-logits))
+        assert found.value == pytest.approx(value, abs=1e-12)
+        np.testing.assert_allclose([found.low, found.high], limits, rtol=0, atol=1e-10)
+    compared = delong_test(*scores, labels)
+    difference, error = values[0] - values[1], math.sqrt(s[0, 0] + s[1, 1] - 2 * s[0, 1])
+    assert compared.difference.value == pytest.approx(difference, abs=1e-12)
+    assert compared.z == pytest.approx(difference / error, rel=1e-9)
+    assert compared.p == pytest.approx(2 * stats.norm.sf(abs(difference / error)), rel=1e-9)
+    np.testing.assert_allclose(
+        [compared.difference.low, compared.difference.high],
+        stats.norm.interval(0.95, difference, error), rtol=0, atol=1e-10,
+    )  # fmt: skip
+
+
+def test_published_example():
+    """109 CT images rated by one reader (Hanley and McNeil, Radiology 143 (1982), 29, table I);
+    Stata's `roctab` prints DeLong's 0.8932, 0.0307 [0.83295, 0.95339] for them. A constant score
+    has the AUC 0.5 and no variance."""
+    counts = np.array([[33, 6, 6, 11, 2], [3, 2, 2, 11, 33]])
+    ratings = np.concatenate([np.repeat(np.arange(1, 6), row) for row in counts])
+    labels = np.repeat([0, 1], counts.sum(axis=1))
+    compared = delong_test(ratings, np.zeros(109), labels)
+    limits = [compared.difference.low + 0.5, compared.difference.high + 0.5]
+    assert compared.difference.value + 0.5 == pytest.approx(0.8932, abs=5e-5)
+    assert compared.difference.value / compared.z == pytest.approx(0.0307, abs=5e-5)
+    np.testing.assert_allclose(limits, [0.83295, 0.95339], rtol=0, atol=5e-6)
+    assert delong(ratings, labels).value == pytest.approx(compared.difference.value + 0.5)
+
+
+def two_normals(rng, positives, negatives, area):
+    labels = np.arange(positives + negatives) < positives
+    return rng.normal(size=len(labels)) + math.sqrt(2) * special.ndtri(area) * labels, labels
+
+
+def coverage(positives, negatives, area, draws=1000, **how):
+    rng = np.random.default_rng(0)
+    data = (two_normals(rng, positives, negatives, area) for _ in range(draws))
+    return np.mean([area in delong(*columns, **how) for columns in data])
+
+
+@pytest.mark.parametrize("student", [False, True])
+@pytest.mark.parametrize("positives, negatives, area", [(30, 100, 0.9), (50, 150, 0.7)])
+def test_the_interval_holds_the_truth_as_often_as_it_says(positives, negatives, area, student):
+    assert 0.93 <= coverage(positives, negatives, area, student=student) <= 0.97
+
+
+def test_few_positives_need_students_t():
+    assert coverage(5, 200, 0.75) < 0.91
+    assert 0.92 < coverage(5, 200, 0.75, student=True) < 0.97
+
+
+def test_p_values_of_equal_models_are_uniform():
+    rng = np.random.default_rng(0)
+    labels = np.arange(150) < 50
+    shared = rng.normal(size=(1000, 150)) + labels
+    noise = rng.normal(size=(2, 1000, 150))
+    p = [delong_test(s + a, s + b, labels).p for s, a, b in zip(shared, *noise, strict=True)]
+    assert stats.kstest(p, "uniform").pvalue > 0.01
+
+
+# --------------------------------------------------------------------------------------- patients
+
+
+def test_rows_of_one_group_each_are_independent_rows():
+    scores, labels = case(1, 5)
+    groups = np.random.default_rng(0).permutation(80).astype(str)
+    for how in ({}, {"student": True}):
+        plain, grouped = (
+            delong(scores[0], labels, **how),
+            delong(scores[0], labels, groups=groups, **how),
+        )
+        assert [grouped.low, grouped.high] == pytest.approx([plain.low, plain.high], abs=1e-12)
+    assert delong_test(*scores, labels, groups=groups).p == pytest.approx(
+        delong_test(*scores, labels).p, rel=1e-9
+    )
+
+
+def test_copies_of_a_patient_tell_nothing_new():
+    (scores, _), labels = case(2)
+    once = delong(scores, labels)
+    copied = [np.repeat(x, 4) for x in (scores, labels, np.arange(80))]
+    grouped = delong(copied[0], copied[1], groups=copied[2])
+    assert [grouped.value, grouped.low, grouped.high] == pytest.approx(
+        [once.value, once.low, once.high], abs=1e-12
+    )
+    naive = delong(copied[0], copied[1])
+    assert (naive.high - naive.low) / (once.high - once.low) == pytest.approx(0.5, abs=0.02)
+
+
+def test_patients_with_both_labels_are_counted_as_obuchowski_does():
+    rng = np.random.default_rng(0)
+    groups, labels = rng.integers(25, size=80), case(3)[1]
+    scores = rng.normal(size=80) + labels + 1.5 * rng.normal(size=25)[groups]
+    wins = pairs(scores, labels)
+    area, m, n = wins.mean(), labels.sum(), (~labels).sum()
+    of10, of01 = groups[labels], groups[~labels]
+    sums10 = np.array([(wins.mean(1) - area)[of10 == g].sum() for g in range(25)])
+    sums01 = np.array([(wins.mean(0) - area)[of01 == g].sum() for g in range(25)])
+    i10, i01 = len(set(of10)), len(set(of01))
+    s10 = i10 / ((i10 - 1) * m) * (sums10**2).sum()
+    s01 = i01 / ((i01 - 1) * n) * (sums01**2).sum()
+    i = len(set(groups))
+    s11 = i / (i - 1) * (sums10 * sums01).sum()
+    error = math.sqrt(s10 / m + s01 / n + 2 * s11 / (m * n))
+    found = delong_test(scores, np.zeros(80), labels, groups=groups)
+    assert found.difference.value / found.z == pytest.approx(error, rel=1e-9)
+
+
+# --------------------------------------------------------------------------------------- the ends
+
+
+def test_perfect_order_is_no_certainty():
+    found = delong(np.arange(20), np.arange(20) >= 15)
+    assert (found.value, found.high) == (1, 1)
+    assert found.low == pytest.approx(stats.binomtest(5, 5).proportion_ci(method="exact").low)
+    upside_down = delong(-np.arange(20), np.arange(20) >= 15)
+    assert (upside_down.value, upside_down.low) == (0, 0)
+    assert upside_down.high == pytest.approx(1 - found.low)
+    # Two patients, however many rows: one pair at most is independent.
+    assert math.isnan(delong(np.arange(20), np.arange(20) >= 15, groups=np.arange(20) % 2).low)
+
+
+def test_turning_scores_round_turns_the_interval_round():
+    (scores, _), labels = case(4, 3)
+    one, other = delong(scores, labels), delong(-scores, labels)
+    assert [other.value, other.low, other.high] == pytest.approx(
+        [1 - one.value, 1 - one.high, 1 - one.low], abs=1e-12
+    )
+
+
+def test_what_cannot_be_estimated_is_nan():
+    assert math.isnan(delong([1, 2, 3], [1, 1, 1]).value)
+    assert math.isnan(delong([], []).value)
+    lone = delong([3, 1, 5, 2], [1, 0, 0, 0])
+    assert lone.value == pytest.approx(2 / 3) and math.isnan(lone.low) and math.isnan(lone.high)
+    constant = delong(np.ones(10), np.arange(10) % 2)
+    assert (constant.value, constant.low, constant.high) == (0.5, 0.5, 0.5)
+    same = delong_test([1, 2, 3, 4], [10, 20, 30, 40], [0, 1, 0, 1])
+    assert (same.difference.value, same.p) == (0, 1)
+    apart = delong_test([1, 2, 3, 4], [4, 3, 2, 1], [0, 0, 1, 1])
+    assert apart.difference.value == 1 and math.isnan(apart.p)
+
+
+def test_it_is_quick():
+    n = 400_000  # the pairs would be 3 x 10^10
+    scores = np.random.default_rng(0).permutation(n)
+    found = delong(scores, scores % 4 == 0)
+    assert found.value == auc(scores, scores % 4 == 0) and found.high - found.low < 0.01
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(scores=[0.1, math.nan], labels=[0, 1]), "1 NaN of 2, the first at row 1"),
+        (dict(scores=[0.1, 0.2], labels=[0, -1]), "Drop the uncertain"),
+        (dict(scores=[0.1, 0.2], labels=[0, 1], groups=[1]), r"groups has shape \(1,\)"),
+        (dict(scores=[0.1, 0.2], labels=[0, 1], level=95.0), "level is 95"),
+    ],
+)
+def test_refuses(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        delong(**arguments)
