@@ -11,29 +11,42 @@ import math
 import zlib
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-import fsspec.core
 import pyarrow
 import pyarrow.compute as pc
 from pyarrow import ArrowException, parquet
 
+from medsiglip_jax.opener import open_binary, read_bytes
+
 _BLOCK = 65536  # rows that are Python objects at a time
 
 # (line, name -> cell) of every row of a text file.
-_Lines = Iterator[tuple[int, dict[str, str]]]
+_Rows = Iterator[tuple[int, dict[str, str]]]
 
 
-def read_lines(path: str) -> tuple[dict[str, pyarrow.ChunkedArray], Sequence[int]]:
+class Lines(NamedTuple):
+    """The rows of a text file.
+
+    Attributes:
+        columns: null where a row lacks a cell.
+        lines: that each row ends on.
+        refused: columns that hold more than text, and the first place where they do.
+    """
+
+    columns: dict[str, pyarrow.ChunkedArray]
+    lines: Sequence[int]
+    refused: dict[str, str]
+
+
+def read_lines(path: str) -> Lines:
     """Reads .csv, .csv.gz, .tsv and .jsonl, a block at a time: few rows are Python objects.
-
-    Returns:
-        The columns, null where a row lacks a cell, and the line that each row ends on.
 
     Raises:
         ValueError: path, line and what is wrong with it.
     """
-    rows = _jsonl_lines(path) if path.lower().endswith(".jsonl") else _csv_lines(path)
+    refused: dict[str, str] = {}
+    rows = _jsonl_lines(path, refused) if path.lower().endswith(".jsonl") else _csv_lines(path)
     lines, tables = array("q"), [pyarrow.table({})]
     while block := list(itertools.islice(rows, _BLOCK)):
         lines.extend(line for line, _ in block)
@@ -45,10 +58,10 @@ def read_lines(path: str) -> tuple[dict[str, pyarrow.ChunkedArray], Sequence[int
             raise ValueError(f"{path}, to line {lines[-1]}: not Unicode ({error.reason})") from None
         tables.append(pyarrow.table(columns))
     table = pyarrow.concat_tables(tables, promote_options="default")
-    return dict(zip(table.column_names, table.columns, strict=True)), lines
+    return Lines(dict(zip(table.column_names, table.columns, strict=True)), lines, refused)
 
 
-def _csv_lines(path: str) -> _Lines:
+def _csv_lines(path: str) -> _Rows:
     delimiter = "\t" if path.lower().endswith(".tsv") else ","
     reader = csv.reader(_open_text(path, newline=""), delimiter=delimiter, strict=True)
     header, ragged = [], []
@@ -69,7 +82,7 @@ def _csv_lines(path: str) -> _Lines:
         )
 
 
-def _jsonl_lines(path: str) -> _Lines:
+def _jsonl_lines(path: str, refused: dict[str, str]) -> _Rows:
     for number, line in enumerate(_open_text(path, newline="\n"), start=1):
         if not line.strip():
             continue
@@ -79,6 +92,10 @@ def _jsonl_lines(path: str) -> _Lines:
             raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
         if not isinstance(row, dict):
             raise ValueError(f"{path}, line {number}: expected an object, got {line.strip()[:40]}")
+        for name, value in row.items():
+            if isinstance(value, (list, dict)):  # as a string it might pass for a path
+                what = "a list" if isinstance(value, list) else "an object"
+                refused.setdefault(name, f"holds {what} in line {number}")
         yield number, {name: _cell(value) for name, value in row.items()}
 
 
@@ -123,8 +140,7 @@ class ParquetColumns(Mapping[str, pyarrow.ChunkedArray]):
         return len(self._names)
 
     def _read(self, what: Callable[[parquet.ParquetFile], Any]) -> Any:
-        system, name = fsspec.core.url_to_fs(self._path)
-        with system.open(name, "rb") as stream:
+        with open_binary(self._path) as stream:
             try:
                 return what(parquet.ParquetFile(stream))
             except (ArrowException, OSError) as error:
@@ -146,12 +162,6 @@ def is_textual(type: pyarrow.DataType) -> bool:
     """Whether a value can stand in a cell of a CSV file."""
     types = pyarrow.types
     return not (types.is_nested(type) or types.is_binary(type) or types.is_large_binary(type))
-
-
-def read_bytes(path: str) -> bytes:
-    """The content of a file, local or remote."""
-    system, name = fsspec.core.url_to_fs(path)
-    return system.cat_file(name)
 
 
 def decode(path: str, data: bytes) -> str:

@@ -7,11 +7,13 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Float, Int64
@@ -23,6 +25,8 @@ KINDS = ("image", "text", "any")
 # 9 MB of float32 at 1152 numbers a row. Decoded from Parquet in blocks of 2,048 rows at 0.87 GB/s
 # with a peak of 270 MB, in blocks of 8,192 at 0.69 GB/s and 860 MB (2 cores).
 BLOCK_ROWS = 2048
+# What is needed of the manifest.
+_TYPES = {"parts": list, "dim": int, "normalized": bool, "model": dict, "preprocess": str}
 
 
 @dataclass(frozen=True)
@@ -173,20 +177,51 @@ def _manifest_text(folder: places.Place) -> str:
             f"{path}: no such file; not a folder that embed wrote, or its run is not finished "
             "(the same embed command again finishes it)"
         )
-    text = path.read_text(encoding="utf-8")
     try:
-        missing = {"parts", "dim", "normalized", "model", "preprocess"} - set(json.loads(text))
-    except (ValueError, TypeError) as error:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+    except ValueError as error:
         raise ValueError(f"{path}: not readable as JSON ({error}); embed again") from None
-    if missing:
-        raise ValueError(f"{path}: lacks {', '.join(sorted(missing))}; expected embed's manifest")
+    _check_manifest(path, content)
     return text
 
 
-def _open(path: places.Place) -> pq.ParquetFile:
-    if isinstance(path, Path):
-        return pq.ParquetFile(str(path), memory_map=True)
-    return pq.ParquetFile(path.open("rb"), pre_buffer=True)
+def _check_manifest(path: places.Place, content: Any) -> None:
+    content = content if isinstance(content, dict) else {}
+    if missing := _TYPES.keys() - content.keys():
+        raise ValueError(f"{path}: lacks {', '.join(sorted(missing))}; expected embed's manifest")
+    wrong = [name for name, type in _TYPES.items() if not isinstance(content[name], type)]
+    if not wrong and not {"source", "sha256"} <= content["model"].keys():
+        wrong = ["model"]
+    if not wrong and not all(map(_is_part, content["parts"])):
+        wrong = ["parts"]
+    if wrong:
+        found = ", ".join(f"{name} is {json.dumps(content[name])[:60]}" for name in wrong)
+        raise ValueError(f"{path}: {found}; expected embed's manifest")
+
+
+def _is_part(part: Any) -> bool:
+    if not isinstance(part, dict) or not isinstance(part.get("file"), str):
+        return False
+    return isinstance(part.get("rows"), int) and part["rows"] >= 0
+
+
+@contextmanager
+def _open(path: places.Place) -> Iterator[pq.ParquetFile]:
+    """A part; what Arrow cannot read of it while it is open is said with its name."""
+    try:
+        local = isinstance(path, Path)
+        source: Any = str(path) if local else path.open("rb")
+        with pq.ParquetFile(source, memory_map=local, pre_buffer=not local) as file:
+            yield file
+    except (pyarrow.ArrowException, OSError) as error:
+        # Arrow's own have no number; the system's and the network's are not about the content.
+        if isinstance(error, FileNotFoundError) or getattr(error, "errno", None):
+            raise
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"{path}: damaged ({reason}); remove it and {MANIFEST}, and repeat the embed command"
+        ) from None
 
 
 def _vectors(batch: Any) -> Float[np.ndarray, "n d"]:

@@ -5,11 +5,10 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
-import fsspec.core
-
-from medsiglip_jax.places import Given, check_protocol, is_remote
+from medsiglip_jax.opener import file_system
+from medsiglip_jax.places import Given, at, is_remote
 
 # What a folder is searched for; a file that is named is tried whatever its name.
 IMAGE_SUFFIXES = frozenset(
@@ -24,13 +23,16 @@ _FORMATS = (
 )
 _IN_FOLDERS = {"image", "text", "tar", "tfrecord"}  # a table beside images need not list them
 _COMPRESSED_TAR = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$", re.IGNORECASE)
+# The last part of a DICOM UID is none.
+_SUFFIX = re.compile(r"\.(?!\d+$)\w{1,10}$", re.ASCII)
 
 
 class File(NamedTuple):
     """One file.
 
     Attributes:
-        format: "image", "text", "tar", "tfrecord" or "manifest".
+        format: "image", "text", "tar", "tfrecord" or "manifest"; "other" of those in a folder that
+            are none of what it is searched for.
         root: the folder that was given, with a slash, or that of the file that was given.
         name: below `root`.
     """
@@ -43,28 +45,72 @@ class File(NamedTuple):
     def path(self) -> str:
         return self.root + self.name
 
+    @property
+    def suffix(self) -> str:
+        """In lower case, that of a compressed tar in full; "no suffix" if there is none."""
+        found = _COMPRESSED_TAR.search(self.name) or _SUFFIX.search(self.name)
+        return found[0].lower() if found else "no suffix"
+
 
 def expand(inputs: Sequence[Given]) -> list[Iterable[File]]:
     """Lists the files that each input names: itself, those of a folder, those that a glob matches.
 
-    Folders are searched recursively, in sorted order, for images, .txt, .tar and .tfrecord; hidden
-    files are passed over. Globs match files, with `**` in any depth. What exists under a name
-    that looks like a glob is that file. Local folders are read when their files are asked for.
+    Folders are searched recursively, in sorted order, for images, .txt, .tar and .tfrecord; their
+    other files are listed as such, hidden ones not at all. Links to folders are followed. Globs
+    match files, with `**` in any depth. What exists under a name that looks like a glob is that
+    file. Local folders are read when their files are asked for.
 
     Raises:
         FileNotFoundError: all inputs that do not exist, and globs that match nothing.
     """
-    found = [_remote(p) if is_remote(p) else _local(p) for p in map(str, inputs)]
+    found = [_remote(p) if is_remote(p) else _local(_plain(p)) for p in map(str, inputs)]
     missing = [str(p) for p, files in zip(inputs, found, strict=True) if files is None]
     if missing:
         raise FileNotFoundError(f"no such file or folder: {', '.join(missing)}")
     return [files for files in found if files is not None]
 
 
+def walk(folder: str) -> Iterator[str]:
+    """Names below a local folder, in sorted order, in every folder first its files; none hidden.
+
+    Links to folders are followed, but not to one that they lie in.
+
+    Raises:
+        OSError: a folder that may not be read.
+    """
+    yield from _walk(folder, "", frozenset())
+
+
+def _walk(top: str, below: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
+    folder = os.path.join(top, below)
+    status = os.stat(folder)
+    this = status.st_dev, status.st_ino
+    if this in above:
+        return
+    with os.scandir(folder) as entries:
+        kinds = {e.name: _is_folder(e) for e in entries if not e.name.startswith(".")}
+    names = sorted(kinds)
+    yield from (below + name for name in names if not kinds[name])
+    for name in names:
+        if kinds[name]:
+            yield from _walk(top, f"{below}{name}/", above | {this})
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _plain(path: str) -> str:
+    return str(at(path)) if "://" in path else path  # file:// is local
+
+
 def _local(path: str) -> Iterable[File] | None:
     if os.path.isdir(path):
         root = "" if Path(path) == Path() else f"{str(Path(path)).rstrip('/')}/"
-        return _in_folder(root, _walk(path))
+        return _in_folder(root, walk(path))
     if os.path.exists(path):
         return [_named(str(Path(path)))]
     if not glob.has_magic(path):
@@ -75,8 +121,7 @@ def _local(path: str) -> Iterable[File] | None:
 
 
 def _remote(uri: str) -> Iterable[File] | None:
-    check_protocol(uri)
-    system, path = fsspec.core.url_to_fs(uri)
+    system, path = file_system(uri)
     try:
         if system.info(path)["type"] != "directory":
             return [_named(uri)]
@@ -88,21 +133,7 @@ def _remote(uri: str) -> Iterable[File] | None:
     root = _fixed_part(uri)
     found = system.glob(path, detail=True)
     names = sorted(name for name, info in found.items() if info["type"] != "directory")
-    return _matched(root, _visible(fsspec.core.url_to_fs(root)[1], names))
-
-
-def _walk(path: str) -> Iterator[str]:
-    for folder, folders, files in os.walk(path, onerror=_raise):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        below = os.path.relpath(folder, path)
-        prefix = "" if below == "." else f"{below}/"
-        for name in sorted(files):
-            if not name.startswith("."):
-                yield prefix + name
-
-
-def _raise(error: OSError) -> NoReturn:
-    raise error  # os.walk would pass over a folder that may not be read
+    return _matched(root, _visible(file_system(root)[1], names))
 
 
 def _visible(folder: str, names: Iterable[str]) -> Iterator[str]:
@@ -114,7 +145,7 @@ def _visible(folder: str, names: Iterable[str]) -> Iterator[str]:
 
 
 def _walked(name: str) -> str:
-    """Sorts as `_walk` does: in every folder first its files."""
+    """Sorts as `walk` does: in every folder first its files."""
     folder, slash, file = name.rpartition("/")
     below = "\0".join(f"1{part}" for part in folder.split("/")) + "\0" if slash else ""
     return f"{below}0{file}"
@@ -128,9 +159,8 @@ def _fixed_part(pattern: str) -> str:
 
 def _in_folder(root: str, names: Iterable[str]) -> Iterator[File]:
     for name in names:
-        format = _format(name)
-        if format in _IN_FOLDERS:
-            yield File(format, root, name)
+        format = _format(name) or ""
+        yield File(format if format in _IN_FOLDERS else "other", root, name)
 
 
 def _matched(root: str, names: Iterable[str]) -> list[File] | None:

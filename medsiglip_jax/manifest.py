@@ -4,6 +4,8 @@
 
 import itertools
 import os
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,15 +15,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from medsiglip_jax import tar
-from medsiglip_jax.columns import decode, read_bytes
+from medsiglip_jax.columns import decode
 from medsiglip_jax.listing import IMAGE_SUFFIXES, File, expand
+from medsiglip_jax.opener import read_bytes
 from medsiglip_jax.rows import SCHEMA, Row, Rows, from_tuples, seen_before
-from medsiglip_jax.tables import Table, read_shards, read_table
+from medsiglip_jax.tables import INDEX, Table, read_shards, read_table
 
 __all__ = ["Row", "Rows", "rows"]
 
 # `prefix + id` is the id in full, for where ids of two inputs are equal.
 _SCHEMA = SCHEMA.append(pa.field("prefix", pa.dictionary(pa.int32(), pa.string())))
+
+
+# str.splitlines also cuts at form feeds and at what Unicode calls line and paragraph separators.
+_LINE_END = re.compile(r"\r\n|\r|\n")
 
 
 @dataclass(frozen=True)
@@ -55,10 +62,12 @@ def rows(
     row, has the id FILE:LINE (in Parquet FILE:ROW), so that no two rows share an embedding's name.
 
     Where two inputs give the same id, all ids but those of a column become full paths: of the
-    file, or of the shard and the member in it.
+    file, or of the shard and the member in it. A name that is not UTF-8 is written with escapes,
+    as \\udcff; the image is then one that cannot be read.
 
     Args:
-        inputs: paths and URIs. A folder may hold images, .txt, .tar and .tfrecord.
+        inputs: paths and URIs. A folder may hold images, .txt, .tar and .tfrecord; `passed_over` of
+            the result counts its other files by suffix.
         image: manifest's column of paths or URIs; an empty cell is no image. This column, `text`
             and `id` may be absent under their default names; None ignores them.
         text: manifest's column of texts; an empty cell is no text.
@@ -70,16 +79,34 @@ def rows(
         ValueError: nothing to embed, an input is listed twice, or what is wrong with a file.
     """
     columns = _Columns(image, text, id, None if root is None else str(root))
-    files = itertools.chain.from_iterable(expand(inputs))
+    passed_over: Counter[str] = Counter()
+    files = _counted(itertools.chain.from_iterable(expand(inputs)), passed_over)
     found = pa.concat_tables([_SCHEMA.empty_table(), *_tables(files, columns)])
     if not len(found):
         names = ", ".join(map(str, inputs)) or "no input"
+        others = ", ".join(f"{suffix} {count}" for suffix, count in passed_over.most_common(9))
         raise ValueError(
-            f"nothing to embed in {names}; expected images "
-            f"({' '.join(sorted(s[1:] for s in IMAGE_SUFFIXES))}), .txt files, one text a line, "
-            "manifests (.csv .tsv .jsonl .parquet), .tar or .tfrecord shards"
+            f"nothing to embed in {names}{others and f' (files passed over: {others})'}; expected "
+            f"images ({' '.join(sorted(s[1:] for s in IMAGE_SUFFIXES))}), .txt files, one text a "
+            "line, manifests (.csv .tsv .jsonl .parquet), .tar or .tfrecord shards"
         )
-    return Rows(_with_unique_ids(found))
+    return Rows(_with_unique_ids(found), passed_over)
+
+
+def _counted(files: Iterable[File], passed_over: Counter[str]) -> Iterator[File]:
+    """Those that are read; the others are counted, but for the index beside TFRecord shards."""
+    shards, indexes = set(), []
+    for file in files:
+        folder, _, name = file.path.rpartition("/")
+        if file.format != "other":
+            shards |= {folder} if file.format == "tfrecord" else set()
+            yield file
+        elif name == INDEX:
+            indexes.append(folder)
+        else:
+            passed_over[file.suffix] += 1
+    if lonely := sum(folder not in shards for folder in indexes):
+        passed_over[".parquet"] += lonely
 
 
 def _with_unique_ids(found: pa.Table) -> pa.Table:
@@ -121,7 +148,7 @@ def _of_file(file: File) -> Iterator[tuple[str | None, ...]]:
     if file.format == "image":
         yield file.name, path, "image", None, file.root
         return
-    for number, line in enumerate(decode(path, read_bytes(path)).splitlines(), start=1):
+    for number, line in enumerate(_LINE_END.split(decode(path, read_bytes(path))), start=1):
         if line.strip():
             yield f"{file.name}:{number}", path, "text", line.strip(), file.root
 

@@ -4,7 +4,7 @@
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -45,10 +45,12 @@ class Rows(Sequence[Row]):
 
     Attributes:
         table: columns `id`, `source`, `kind`, `text`.
+        passed_over: suffix -> number of files in the folders given that are no rows.
     """
 
-    def __init__(self, table: pa.Table):
+    def __init__(self, table: pa.Table, passed_over: Mapping[str, int] | None = None):
         self.table = table.select(SCHEMA.names)
+        self.passed_over = dict(passed_over or {})
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -81,20 +83,21 @@ class Rows(Sequence[Row]):
 
 
 def from_tuples(rows: Iterable[tuple[str | None, ...]], schema: pa.Schema = SCHEMA) -> pa.Table:
-    """A table of rows that come one by one.
-
-    Raises:
-        ValueError: a name of a file is not UTF-8.
-    """
+    """A table of rows that come one by one; what is not UTF-8 in names of files is escaped."""
     rows, blocks = iter(rows), []
     while block := list(itertools.islice(rows, _BLOCK)):
         columns = zip(*block, strict=True)
-        try:
-            arrays = [pa.array(c, field.type) for c, field in zip(columns, schema, strict=True)]
-        except UnicodeEncodeError as error:
-            raise ValueError(f"name of a file is not UTF-8: {error.object!r}; rename it") from None
+        arrays = [_array(cells, field.type) for cells, field in zip(columns, schema, strict=True)]
         blocks.append(pa.table(arrays, schema=schema))
     return pa.concat_tables([schema.empty_table(), *blocks])
+
+
+def _array(cells: Sequence[str | None], type: pa.DataType) -> pa.Array:
+    try:
+        return pa.array(cells, type)
+    except UnicodeEncodeError:  # no table holds such a name: one file that cannot be read, not none
+        escaped = (c and c.encode("utf-8", "backslashreplace").decode() for c in cells)
+        return pa.array(list(escaped), type)
 
 
 def seen_before(*columns: pa.ChunkedArray) -> np.ndarray:

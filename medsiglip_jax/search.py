@@ -22,9 +22,11 @@ __all__ = [
     "near_duplicates",
     "search",
     "top_k",
+    "write_hits",
     "write_pairs",
 ]
 COLUMNS: tuple[str, ...] = ("id", "source", "other_id", "other_source", "score")
+HIT_COLUMNS: tuple[str, ...] = ("query", "rank", "id", "source", "score")
 
 
 def search(
@@ -55,6 +57,8 @@ def search(
         ValueError: no query, another model, an unreadable image, or no row of that kind.
     """
     check_model(model, embeddings)
+    if not len(embeddings):
+        raise ValueError(f"{embeddings.folder}: no rows of kind {embeddings.kind}, nor of any")
     queries = _encode(model, embeddings, texts, images, batch_size)
     find = index.top_k if approximate else top_k
     scores, rows = find(queries, embeddings, min(k, len(embeddings)))
@@ -149,20 +153,34 @@ def _check_same(first: Embeddings, second: Embeddings) -> None:
             )
 
 
-def check_pairs_name(path: places.Given) -> None:
-    """Raises ValueError unless the name of a file of pairs says what it is to be."""
+def check_output_name(path: places.Given) -> None:
+    """Raises ValueError unless the name of a file of hits or pairs says what it is to be."""
     if Path(str(path)).suffix.lower() not in (".csv", ".parquet"):
         raise ValueError(f"{path}: expected a name ending in .csv or .parquet")
 
 
 def write_pairs(path: places.Given, pairs: Sequence[Mapping[str, Any]]) -> None:
     """Writes the pairs of `duplicates` as .csv or .parquet."""
-    check_pairs_name(path)
+    _write(path, COLUMNS, pairs)
+
+
+def write_hits(path: places.Given, results: Sequence[Mapping[str, Any]]) -> None:
+    """Writes the hits of `search` as .csv or .parquet, a row each; the first has rank 1."""
+    hits = [
+        {"query": result["query"], "rank": rank, **hit}
+        for result in results
+        for rank, hit in enumerate(result["hits"], start=1)
+    ]
+    _write(path, HIT_COLUMNS, hits)
+
+
+def _write(path: places.Given, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    check_output_name(path)
     if Path(str(path)).suffix.lower() == ".parquet":
-        tables.write_parquet(str(path), {c: [p[c] for p in pairs] for c in COLUMNS}, None, None)
+        tables.write_parquet(str(path), {c: [row[c] for row in rows] for c in columns}, None, None)
         return
     with storage.new_file(places.at(path)) as partial:
         with open(partial, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS)
+            writer = csv.DictWriter(file, columns)
             writer.writeheader()
-            writer.writerows(pairs)
+            writer.writerows(rows)

@@ -13,7 +13,7 @@ from pyarrow import parquet
 
 from medsiglip_jax import places, storage
 from medsiglip_jax.columns import ParquetColumns, is_textual, read_lines, strings
-from medsiglip_jax.listing import IMAGE_SUFFIXES, MANIFEST_SUFFIXES
+from medsiglip_jax.listing import IMAGE_SUFFIXES, MANIFEST_SUFFIXES, walk
 
 # Names of top folders that are splits and not classes.
 SPLITS = frozenset("train val valid validation dev test".split())
@@ -36,6 +36,7 @@ class Table:
         unit: "line", "row" or "file".
         label: the label column, or columns, that the format itself has.
         classes: their order, where the format itself has one.
+        refused: columns that cannot be used, and why.
         problems: collected by `column` and `report`, raised by `raise_problems`.
     """
 
@@ -46,13 +47,16 @@ class Table:
     unit: str = "line"
     label: str | tuple[str, ...] | None = None
     classes: tuple[str, ...] | None = None
+    refused: Mapping[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
     def strings(self, name: str) -> pyarrow.ChunkedArray:
         """A column as large_string, "" where a value is missing; no rows if there is no column."""
         column = self.columns.get(name, _NO_STRINGS)
-        if not is_textual(column.type):
-            self.problems.append(f"column {name!r} holds {column.type}, expected strings")
+        nested = None if is_textual(column.type) else f"holds {column.type}"
+        if what := self.refused.get(name, nested):
+            problem = f"column {name!r} {what}, expected strings"
+            self.problems += [] if problem in self.problems else [problem]
             return _NO_STRINGS
         chunks = [strings(chunk) for chunk in column.chunks]
         return pyarrow.chunked_array(chunks, pyarrow.large_string())
@@ -125,7 +129,8 @@ def _manifest(path: str) -> Table:
     try:
         if suffix == ".parquet":
             return _parquet(path)
-        return Table(path, _parent(path), *read_lines(path))
+        columns, lines, refused = read_lines(path)
+        return Table(path, _parent(path), columns, lines, refused=refused)
     except FileNotFoundError:
         raise FileNotFoundError(f"no such file: {path}") from None
 
@@ -202,14 +207,8 @@ def _class_folders(path: str) -> Table:
 
 
 def _image_files(path: str) -> list[tuple[str, ...]]:
-    found = []
-    for folder, folders, files in os.walk(path, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        parts = () if folder == path else Path(folder).relative_to(path).parts
-        for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
-                found.append((*parts, name))
-    return found
+    names = (name for name in walk(path) if Path(name).suffix.lower() in IMAGE_SUFFIXES)
+    return [tuple(name.split("/")) for name in names]
 
 
 def _parent(path: str) -> str:

@@ -5,9 +5,8 @@ import tarfile
 from collections.abc import Iterator
 from typing import Any
 
-import fsspec.core
-
 from medsiglip_jax.listing import IMAGE_SUFFIXES
+from medsiglip_jax.opener import open_binary
 
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _BLOCK = 512
@@ -26,8 +25,7 @@ def members(path: str) -> Iterator[tuple[str, str, str, str | None]]:
     Raises:
         ValueError: compressed, cut off, no tar, or a member that is a link, sparse or not UTF-8.
     """
-    system, name = fsspec.core.url_to_fs(path)
-    with system.open(name, "rb") as stream:
+    with open_binary(path) as stream:
         for member in _headers(path, stream):
             key, suffix = os.path.splitext(member.name.removeprefix("./"))
             suffix = suffix.lower()

@@ -6,6 +6,7 @@ import json
 import os
 import tarfile
 import tracemalloc
+from pathlib import Path
 from unittest.mock import Mock
 
 import fsspec
@@ -16,6 +17,8 @@ from pyarrow import parquet
 
 from medsiglip_jax import manifest, rows, tables
 from medsiglip_jax.manifest import Row, Rows
+from medsiglip_jax.opener import file_system
+from medsiglip_jax.preprocess.decode import UnreadableImage
 from medsiglip_jax.preprocess.files import read_bytes
 
 FILES = {
@@ -48,8 +51,13 @@ def folder(place):
 
 
 def put(path, content):
-    with fsspec.open(path, "wb", auto_mkdir=True) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+    content = content.encode() if isinstance(content, str) else content
+    if "://" in path:
+        system, name = file_system(path)
+        system.pipe_file(name, content)
+    else:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_bytes(content)
     return path
 
 
@@ -94,6 +102,62 @@ def test_a_folder_is_named_as_it_was_given(folder, tmp_path, monkeypatch):
         assert manifest.rows(["."])[0].source == "b.png"
         monkeypatch.chdir(tmp_path)
         assert manifest.rows(["place//"])[0].source == "place/b.png"
+
+
+def test_links_are_followed_but_not_round_in_circles(tmp_path):
+    put(f"{tmp_path}/far/x/1.png", b"1")
+    put(f"{tmp_path}/near/2.png", b"2")
+    for name, target in [
+        ("near/link", "far"), ("near/again", "near"), ("far/x/back", "far"),
+        ("far/self", "far/self"), ("near/3.png", "far/x/1.png"),
+    ]:  # fmt: skip
+        (tmp_path / name).symlink_to(tmp_path / target)
+    found = manifest.rows([tmp_path / "near"])
+    assert contents(found) == {"2.png": b"2", "3.png": b"1", "link/x/1.png": b"1"}
+    (tmp_path / "given").symlink_to(tmp_path / "near")
+    assert [row.id for row in manifest.rows([tmp_path / "given"])] == [row.id for row in found]
+    table = tables.read_table(f"{tmp_path}/far")  # folders of classes
+    assert table.columns["image"].to_pylist() == ["x/1.png"]
+
+
+def test_other_files_of_folders_are_counted(place):
+    assert manifest.rows([put(f"{place}/a.png", b"a")]).passed_over == {}
+    others = ["1.dcm", "b/2.DCM", "s.tar.gz", "rows.csv", "README", "1.2.840.1", "b/c/x.dcm"]
+    for name in [*others, ".hidden", ".git/x.py", "t.tfrecord", "b/t.txt"]:
+        put(f"{place}/{name}", b"x")
+    file = io.BytesIO()
+    parquet.write_table(pa.table({"image": ["t.tfrecord#0:1"]}), file)
+    for name in ("", "b/"):  # the index of the shard, and a table that nobody reads
+        put(f"{place}/{name}{tables.INDEX}", file.getvalue())
+    found = manifest.rows([place])
+    assert [row.id for row in found] == ["a.png", "t.tfrecord#0:1", "b/t.txt:1"]
+    want = {".dcm": 3, ".tar.gz": 1, ".csv": 1, "no suffix": 2, ".parquet": 1}
+    assert found.passed_over == want
+    with pytest.raises(
+        ValueError, match=r"nothing to .*/c \(files passed over: .dcm 1\); expected"
+    ):
+        manifest.rows([f"{place}/b/c"])
+
+
+def test_two_colons_are_part_of_a_name(place):
+    folder = f"{place}/w::x"
+    put(f"{folder}/a::b.png", b"1")
+    put(f"{folder}/s::t.tar", tar_of({"k.png": b"2"}))
+    put(f"{folder}/t::u.txt", "text")
+    found = manifest.rows([folder])
+    assert [row.id for row in found] == ["a::b.png", "k", "t::u.txt:1"]
+    assert [row.id for row in manifest.rows([f"{folder}/*::*.png"])] == ["a::b.png"]
+    for suffix in ("csv", "jsonl", "parquet"):
+        path = write_manifest(f"{folder}/m::n.{suffix}", {"image": ["a::b.png"]})
+        assert [row.source for row in manifest.rows([path])] == [f"{folder}/a::b.png"]
+    assert [row.source for row in manifest.rows([f"{folder}/a::b.png"])] == [f"{folder}/a::b.png"]
+
+
+def test_local_uris_are_local(tmp_path):
+    put(f"{tmp_path}/d/a.png", b"1")
+    path = write_manifest(f"{tmp_path}/d/m.csv", {"image": ["a.png"]})
+    for given in (f"file://{tmp_path}/d", f"file://{tmp_path}/d/*.png", f"file://{path}"):
+        assert contents(manifest.rows([given])) == {"a.png": b"1"}
 
 
 @pytest.mark.parametrize(
@@ -233,6 +297,26 @@ def test_pictures_in_a_manifest_are_refused_unread(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="'image' holds struct<bytes: binary.*expected strings"):
         manifest.rows([tmp_path / "m.parquet"], text=None)
     forbidden.assert_not_called()
+
+
+def test_lists_and_objects_in_json_are_no_paths(place):
+    lines = [{"image": "a", "boxes": [1, 2]}, {"image": ["b"]}, {"image": {"path": "c"}}]
+    path = put(f"{place}/m.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(ValueError) as caught:
+        manifest.rows([path])
+    assert str(caught.value) == f"{path}: column 'image' holds a list in line 2, expected strings"
+    put(path, json.dumps(lines[0]))
+    assert [row.id for row in manifest.rows([path])] == ["a"]
+    put(path, json.dumps(lines[2]))
+    with pytest.raises(ValueError, match="'image' holds an object in line 1, expected strings$"):
+        tables_problems(path)
+
+
+def tables_problems(path):
+    """As training reads it: first whether cells are empty, then the cells."""
+    table = tables.read_table(path)
+    table.column("image")
+    table.raise_problems()
 
 
 def test_ids_of_several_inputs_are_told_apart_by_paths(tmp_path):
@@ -420,15 +504,25 @@ def test_all_that_is_missing_is_named(folder, tmp_path):
         manifest.rows(["nowhere://a"])
 
 
-def test_names_that_no_table_can_hold_are_one_line(tmp_path):
-    (tmp_path / os.fsdecode(b"\xff.png")).write_bytes(b"")
-    with pytest.raises(ValueError, match=r"not UTF-8: '.*\\udcff.png'; rename"):
-        manifest.rows([tmp_path])
+def test_a_name_that_no_table_can_hold_is_one_image_that_cannot_be_read(tmp_path):
+    for name in (b"\xfe.png", b"\xff.png", b"a.png", b"\xff.txt"):
+        (tmp_path / os.fsdecode(name)).write_bytes(b"a line")
+    found = {row.id: row for row in manifest.rows([tmp_path])}
+    assert list(found) == ["a.png", r"\udcfe.png", r"\udcff.png", r"\udcff.txt:1"]
+    assert found[r"\udcff.txt:1"].text == "a line"
+    with pytest.raises(UnreadableImage, match="no such file"):
+        read_bytes(found[r"\udcff.png"].source)
+    member = tar_of({os.fsdecode(b"\xff.png"): b"7"})
+    assert contents(manifest.rows([put(f"{tmp_path}/s.tar", member)])) == {r"\udcff": b"7"}
 
 
 def test_texts_are_lines(place):
     path = put(f"{place}/t.TXT", "\ufeffone\r\n\n two \n")
     assert cells(manifest.rows([path])) == [("t.TXT:1", "text", "one"), ("t.TXT:3", "text", "two")]
+    put(path, "one\x0cline\u2028of\x85four\x1cparts\rtwo")
+    assert [row.text for row in manifest.rows([path])] == [
+        "one\x0cline\u2028of\x85four\x1cparts", "two",
+    ]  # fmt: skip
     put(path, b"a\n\xff\n")
     with pytest.raises(ValueError, match=r"t.TXT, line 2: not UTF-8"):
         manifest.rows([path])

@@ -11,13 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from pyarrow import dataset
 
 import medsiglip_jax
 from medsiglip_jax import cli, contact_sheet, manifest, nearest, products
+from medsiglip_jax.cli import common
 from medsiglip_jax.embed import Options, embed
 from medsiglip_jax.embeddings import Embeddings, Vectors
 from medsiglip_jax.nearest import groups, near_duplicates, top_k
-from medsiglip_jax.search import check_model, duplicates, search, write_pairs
+from medsiglip_jax.search import check_model, duplicates, search, write_hits, write_pairs
 
 
 def cosines(x, y):
@@ -168,7 +170,7 @@ def test_groups():
 # -------------------------------------------------------------------------------------- files
 
 
-def write_run(folder, parts, kinds=None, facts=None, row_group_size=100):
+def write_run(folder, parts, kinds=None, facts=None, row_group_size=100, ids=None):
     """A folder as `embed` leaves it, from arrays."""
     storage, root = fsspec.core.url_to_fs(str(folder))
     storage.makedirs(root, exist_ok=True)
@@ -177,8 +179,8 @@ def write_run(folder, parts, kinds=None, facts=None, row_group_size=100):
         rows = range(start, start := start + len(x))
         flat = pa.array(x.reshape(-1))
         columns = {
-            "id": [f"row{i}" for i in rows],
-            "source": [f"/gone/{i}.png" for i in rows],
+            "id": pa.array([ids[i] if ids else f"row{i}" for i in rows], pa.string()),
+            "source": pa.array([f"/gone/{i}.png" for i in rows], pa.string()),
             "kind": pa.array([kinds[i] if kinds else "image" for i in rows], pa.string()),
             "embedding": pa.FixedSizeListArray.from_arrays(flat, dim),
         }
@@ -248,6 +250,64 @@ def test_what_is_no_finished_run(tmp_path):
             Embeddings(tmp_path / "run")
 
 
+def test_a_manifest_with_other_types_is_one_line(tmp_path):
+    whole = {"dim": 8, "normalized": True, "preprocess": "big_vision", "parts": []}
+    whole["model"] = {"source": "m", "sha256": "x"}
+    for facts, say in (
+        ({"parts": 3, "dim": "8"}, 'parts is 3, dim is "8"; expected'),
+        ({"parts": [{"file": "p"}]}, r'parts is \[{"file": "p"}\]; expected'),
+        ({"parts": ["p"]}, r'parts is \["p"\]; expected'),
+        ({"model": {}}, "model is {}; expected embed's manifest$"),
+    ):
+        (tmp_path / "manifest.json").write_text(json.dumps(whole | facts))
+        with pytest.raises(ValueError, match=rf"^{tmp_path}/manifest.json: {say}"):
+            Embeddings(tmp_path)
+    for content in (b"\xff", b"null"):
+        (tmp_path / "manifest.json").write_bytes(content)
+        with pytest.raises(ValueError, match=f"^{tmp_path}/manifest.json: "):
+            Embeddings(tmp_path)
+
+
+@pytest.mark.parametrize("where", ["local", "memory"])
+def test_a_damaged_part_is_named(where, tmp_path):
+    folder = tmp_path / "run" if where == "local" else f"memory://{tmp_path.name}/damaged"
+    x = np.random.default_rng(0).standard_normal((900, 8)).astype(np.float32)
+    write_run(folder, [x[:300], x[300:]])
+    storage, root = fsspec.core.url_to_fs(str(folder))
+    path = f"{root}/part-00001.parquet"
+    whole = storage.cat_file(path)
+    middle = len(whole) // 2
+    pages = whole[: middle - 8000] + bytes(8000) + whole[middle:]
+    for data in (whole[:middle], b"", pages):
+        storage.pipe_file(path, data)
+        with pytest.raises(ValueError, match="part-00001.parquet: damaged .*; remove it"):
+            list(Embeddings(folder).blocks())
+    storage.pipe_file(path, whole[:middle])
+    with pytest.raises(ValueError, match="part-00001.parquet: damaged .*; remove it"):
+        Embeddings(folder).ids([0, 899])
+    storage.rm(path)
+    with pytest.raises(FileNotFoundError):
+        list(Embeddings(folder).blocks())
+
+
+def test_arrow_reads_the_parts_by_their_name(run):
+    parts = sorted(str(path) for path in run.glob("part-*.parquet"))
+    want = [row["id"] for row in Embeddings(run).ids(range(9))]
+    assert len(parts) == 4 and dataset.dataset(parts).to_table()["id"].to_pylist() == want
+
+
+def test_pandas_reads_the_parts_by_their_name(run):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.read_parquet(sorted(str(path) for path in run.glob("part-*.parquet")))
+    assert len(frame) == 9 and len(frame["embedding"][0]) == 16
+
+
+def test_duckdb_reads_the_parts_by_their_name(run):
+    duckdb = pytest.importorskip("duckdb")
+    found = duckdb.sql(f"SELECT id, embedding FROM '{run}/part-*.parquet'").fetchall()
+    assert len(found) == 9 and len(found[0][1]) == 16
+
+
 def test_memory_does_not_grow_with_the_run(tmp_path):
     """Peak memory of a process that searches twelve times as many rows."""
     code = (
@@ -302,6 +362,17 @@ def test_search_finds_the_images_of_texts_and_of_images(model, run, pictures):
     assert [h["id"] for h in result["hits"]][0] == "notes.txt:1" and len(result["hits"]) == 2
 
 
+def test_search_without_rows_says_so(model, tmp_path):
+    facts = {"model": {"source": model.source, "sha256": model.sha256}, "dim": 16}
+    write_run(tmp_path, [np.ones((2, 16), np.float32)], ["text"] * 2, facts)
+    with pytest.raises(ValueError, match="no rows of kind image; choose another"):
+        search(model, Embeddings(tmp_path), ["a"])
+    write_run(tmp_path, [np.ones((0, 16), np.float32)], [], facts)
+    for approximate in (False, True):
+        with pytest.raises(ValueError, match="no rows of kind image, nor of any"):
+            search(model, Embeddings(tmp_path), ["a"], approximate=approximate)
+
+
 def test_search_refuses_another_model(model, run, tmp_path):
     other = tmp_path / "other"
     medsiglip_jax.save(medsiglip_jax.init(model.config, seed=1), other)
@@ -334,6 +405,24 @@ def test_pairs_are_written(tmp_path):
     assert pq.read_table(tmp_path / "p.parquet").to_pylist() == [pair]
     with pytest.raises(ValueError, match="p.xlsx: expected a name ending in"):
         write_pairs(tmp_path / "p.xlsx", [pair])
+
+
+def test_hits_are_written(tmp_path):
+    hits = [
+        {"id": "a,\n", "source": "é", "score": 0.1 + 0.2},
+        {"id": "b", "source": "y", "score": 0},
+    ]
+    results = [{"query": "q", "hits": hits}, {"query": "é\n", "hits": hits[:1]}]
+    want = [("q", 1, "a,\n"), ("q", 2, "b"), ("é\n", 1, "a,\n")]
+    write_hits(tmp_path / "h.csv", results)
+    with open(tmp_path / "h.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(r["query"], int(r["rank"]), r["id"]) for r in rows] == want
+    assert [float(r["score"]) for r in rows] == [0.1 + 0.2, 0, 0.1 + 0.2]
+    write_hits(tmp_path / "h.parquet", results)
+    rows = pq.read_table(tmp_path / "h.parquet").to_pylist()
+    assert [(r["query"], r["rank"], r["id"]) for r in rows] == want
+    assert list(rows[0]) == ["query", "rank", "id", "source", "score"]
 
 
 # ------------------------------------------------------------------------------ contact sheet
@@ -428,6 +517,9 @@ def test_command(call, checkpoint, run, pictures, tmp_path):
     assert code == 0 and [r["query"] for r in results] == ["photo of a b", str(pictures / "0.png")]
     assert [set(hit) for r in results for hit in r["hits"]] == [{"id", "source", "score"}] * 4
     assert (tmp_path / "hits.html").read_text().count("data:image") == 5
+    code, out, _ = call(*flags, "--json", "--output", tmp_path / "hits.parquet")
+    written = pq.read_table(tmp_path / "hits.parquet").to_pylist()
+    assert [r["score"] for r in written] == [h["score"] for r in json.loads(out) for h in r["hits"]]
     code, out, _ = call(*flags)
     assert code == 0 and out.count("score") == 2 and " 1.0000  0.png" in out
 
@@ -444,6 +536,17 @@ def test_command_for_pairs(call, run, tmp_path):
         and out.splitlines()[-1].endswith("groups they connect: 1")
         and "0.png  0.png" in out
     )
+
+
+def test_a_line_break_in_an_id_leaves_the_table_whole(call, model, checkpoint, tmp_path):
+    facts = {"model": {"source": model.source, "sha256": model.sha256}}
+    x = np.ones((2, 16), np.float32)
+    write_run(tmp_path, [x], facts=facts, ids=["a\nb", "c"])
+    flags = ["--embeddings", tmp_path, "--model", checkpoint, "--text", "photo\nof a b"]
+    out = call(*flags)[1]
+    assert out.count("\n") == 4 and r"'a\nb'" in out and r"'photo\nof a b'" in out
+    out = call("--embeddings", tmp_path, "--self")[1]
+    assert out.count("\n") == 2 and r"  'a\nb'  c" in out
 
 
 def test_command_for_an_index(call, checkpoint, run):
@@ -474,9 +577,40 @@ def test_mistakes_are_one_line_and_exit_2(call, checkpoint, run, pictures, tmp_p
         (["--embeddings", run, "--self", "--threshold", 2], "threshold is 2.0"),
         (["--embeddings", run, "--self", "--output", "p.doc"], "p.doc"),
         (["--embeddings", run, "--self", "--against", run], "not allowed with"),
+        ([*ok, "--text", "a", "--output", "hits.doc"], "hits.doc: expected"),
+        (["--embeddings", run, "--self", "--text", "a"], "no use for --text;"),
+        (["--embeddings", run, "--against", run, "--image", "a"], "no use for --image;"),
+        (["--embeddings", run, "--self", "--sheet", "hits.html"], "no use for --sheet;"),
+        (["--embeddings", run, "--self", "--top-k", "3"], "no use for --top-k;"),
+        (
+            ["--embeddings", run, "--against", run, "--build-index", "--approximate"],
+            "near duplicates: no use for --build-index, --approximate;",
+        ),
+        (
+            [*ok, "--build-index", "--text", "a", "--output", "p.csv"],
+            "--build-index: no use for --text, --output;",
+        ),
+        ([*ok, "--text", "a", "--threshold", "0.9"], "a search: no use for --threshold;"),
+        ([*ok, "--text", "a", "--limit", "9"], "no use for --limit;"),
+        ([*ok, "--text", "a", "--top", "9"], "unrecognized arguments: --top 9"),
     ):
         code, out, err = call(*argv)
         assert (code, out, err.count("\n")) == (2, "", 1) and say in err, (argv, code, err)
+
+
+@pytest.mark.parametrize("flags", [["--processes", "2"], ["--process-id", "1"]])
+def test_a_process_of_several_has_to_know_where_the_others_are(flags):
+    parser = common.Parser()
+    common.add_processes(parser)
+    with pytest.raises(ValueError, match="--processes and --process-id need --coordinator"):
+        common.join_other_processes(parser.parse_args(flags))
+    assert common.join_other_processes(parser.parse_args([]))
+
+
+def test_no_flag_is_short_for_another(capsys):
+    assert cli.main(["embed", "x", "--model", "m", "--output", "o", "--max-error=3"]) == 2
+    assert "unrecognized arguments: --max-error=3" in capsys.readouterr().err
+    assert cli.main(["--versio"]) == 2
 
 
 def test_help_has_an_example(call):

@@ -90,11 +90,14 @@ def embed(args: argparse.Namespace) -> int:
         result = run(model, rows, args.output, options, shown.update)
     if main_process:
         show(result, args.json, lambda r: shown.summary(args.output, r))
-        _warn(result, os.path.join(args.output, ERRORS))
+        _warn(result, os.path.join(args.output, ERRORS), rows.passed_over)
     return 3 if result["errors"] else 0
 
 
-def _warn(result: dict[str, Any], where: str) -> None:
+def _warn(result: dict[str, Any], where: str, passed_over: dict[str, int]) -> None:
+    if passed_over:
+        found = ", ".join(f"{suffix} {count:,}" for suffix, count in sorted(passed_over.items()))
+        print(f"passed over other files in the folders: {found}", file=sys.stderr)
     if result["errors"]:
         print(f"{result['errors']} unreadable inputs are listed in {where}", file=sys.stderr)
     if result["turned"]:

@@ -52,8 +52,10 @@ def bootstrap(
       groups: [n] patient, lesion or study of each row. Whole groups are drawn: rows of one patient
         are alike, and drawing them one by one would give too narrow an interval.
       strata: [n]; as many groups (or rows) are drawn of every stratum as it has. The labels as
-        strata keep the number of positives, as is wise where there are fewer than 20. A group with
-        rows in several strata belongs to a stratum of its own, with those of the same several.
+        strata keep the number of positives; with few of them that makes the interval of an AUC too
+        narrow (5 of 505 at AUC 0.7: it held the truth in 81 % of 1,000 draws, without strata in
+        86 %). A group with rows in several strata belongs to a stratum of its own, with those of
+        the same several.
       samples: resamples to draw.
       seed: another seed, another draw. Equal n, groups, strata and seed draw the same rows.
       level: confidence level.

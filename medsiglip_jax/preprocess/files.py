@@ -9,10 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import fsspec.core
 import numpy as np
 from jaxtyping import UInt8
 
+from medsiglip_jax import opener
 from medsiglip_jax.preprocess.augment import Augment, recolour, window
 from medsiglip_jax.preprocess.decode import UnreadableImage, decode, describe
 from medsiglip_jax.preprocess.image import preset
@@ -132,7 +132,7 @@ def _patiently(file: str, start: int, length: int | None) -> bytes:
 
 
 def _read_remote(file: str, start: int, length: int | None) -> bytes:
-    system, name = fsspec.core.url_to_fs(file)
+    system, name = opener.file_system(file)
     if length is None:
         return system.cat_file(name)
     return system.cat_file(name, start=start, end=start + length)  # one request
