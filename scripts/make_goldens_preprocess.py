@@ -3,7 +3,7 @@
 With it, parity is held where neither is installed. Inputs are generated (`pattern`), outputs are
 kept as SHA-256, a few small ones in full. Made with tensorflow 2.21, transformers 5.23, Pillow 13:
 
-    MEDSIGLIP_TEST_DATA=/work/shared/data python scripts/make_goldens_preprocess.py
+    MEDSIGLIP_TEST_DATA=../shared/data python scripts/make_goldens_preprocess.py
 """
 
 import hashlib

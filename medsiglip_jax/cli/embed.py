@@ -18,7 +18,7 @@ from medsiglip_jax.cli.common import (
     join_other_processes,
     load,
     show,
-)  # fmt: skip
+)
 
 _SECONDS_BETWEEN_LINES = 60.0  # where stderr is no terminal
 

@@ -13,7 +13,7 @@ from medsiglip_jax.cli.common import (
     load,
     progress_bar,
     show,
-)  # fmt: skip
+)
 
 
 def add(commands) -> None:

@@ -11,7 +11,7 @@ from medsiglip_jax.cli.common import (
     command,
     load,
     show,
-)  # fmt: skip
+)
 
 
 def add(commands) -> None:
