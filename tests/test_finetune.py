@@ -474,6 +474,7 @@ def test_a_tokenizer_may_be_a_folder(data, tmp_path):
 # -------------------------------------------------------------------------------------- in a bucket
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_is_interrupted_and_goes_on(data, bucket, tmp_path):
     """Data, tokenizer's model and workdir on gs://; the same figures as on a disk."""
     place = places.at(f"{bucket}/data")
