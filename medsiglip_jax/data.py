@@ -23,12 +23,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import fsspec.core
 import numpy as np
 import tensorflow as tf
 from PIL.JpegImagePlugin import JpegImageFile
 
-from medsiglip_jax import places, storage
+from medsiglip_jax import opener, places, storage
 from medsiglip_jax.examples import Examples, write
 from medsiglip_jax.places import Place
 from medsiglip_jax.preprocess import decode as decoding
@@ -262,9 +261,10 @@ def _classes(labels: Sequence[Any]) -> tuple[np.ndarray, tuple[str, ...]]:
 
 def _records(path: str) -> Iterator[tuple[int, bytes]]:
     """(position, content) of every record; framing of tensorflow/core/lib/io/record_writer.h."""
-    system, name = fsspec.core.url_to_fs(path)
-    end, position = system.size(name), 0
-    with system.open(name, "rb") as file:
+    position = 0
+    with opener.open_binary(path) as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(0)
         while position < end:
             header = file.read(_HEADER)
             length = int.from_bytes(header[:8], "little")

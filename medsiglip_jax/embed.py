@@ -111,10 +111,9 @@ def embed(
     folder, run = places.at(output), _identity(model, rows, options)
     _check_towers(model, rows)
     with ExitStack() as stack:
-        check: Check | None = None
-        for index in range(jax.process_count()):  # process 0 first: it says what the folder is
-            held = sharding.together(lambda: stack.enter_context(_held(folder, run)), index)
-            check = check or held
+        hold = lambda: stack.enter_context(_held(folder, run))  # noqa: E731
+        first = sharding.together(hold, 0)  # it says what the folder is
+        check = sharding.together(lambda: first or hold())
         assert check is not None
         job = _Job(model, rows, folder, options, run, check)
         if (folder / MANIFEST).is_file():
@@ -216,6 +215,13 @@ def _check_empty(folder: Place) -> None:
         raise FileExistsError(f"{folder}: not empty, and not an embedding run; choose a new folder")
 
 
+def _size(path: Place) -> int | None:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
+
+
 def _read_json(path: Place) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -255,7 +261,7 @@ class _Job:
                 bound.errors += note["errors"]
         todo = [number for number in mine if number not in done]
         shards = (self._shard(number) for number in todo)
-        batches = (b for shard in shards for b in _batches(shard, self.options.batch_size))
+        batches = (b for shard in shards for b in shard.batches(self.options.batch_size))
         with closing(self.engine.run(batches)) as results:
             for number in todo:
                 parts = []
@@ -306,7 +312,7 @@ class _Job:
         manifest = _read_json(self.folder / MANIFEST)
         for part in manifest["parts"]:
             path = self.folder / part["file"]
-            if not path.is_file() or path.stat().st_size != part["bytes"]:
+            if _size(path) != part["bytes"]:
                 raise ValueError(
                     f"{path}: missing or damaged; remove it and {MANIFEST}, and the same command "
                     "makes it again"
@@ -374,16 +380,6 @@ class _Bound:
                 f"the last: {source}: {reason}. All are in {ERRORS}. Finished shards are kept: the "
                 "same command with a higher limit goes on"
             )
-
-
-def _batches(rows: Rows, size: int) -> Iterator[Rows]:
-    """Cuts rows where their kind changes, and then every `size`."""
-    kinds = rows.table.column("kind").to_pylist()
-    start = 0
-    for end in range(1, len(kinds) + 1):
-        if end == len(kinds) or kinds[end] != kinds[start] or end - start == size:
-            yield rows[start:end]
-            start = end
 
 
 def _table(part: Embedded, run: dict[str, Any]) -> pa.Table:

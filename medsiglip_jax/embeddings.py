@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float32, Int64
 
 from medsiglip_jax import places
 
@@ -120,6 +120,25 @@ class Embeddings:
             if self._starts[number + 1] > start
         ]
         yield from _ahead(streams, min(4, os.cpu_count() or 1))
+
+    def gather(self, rows: Int64[np.ndarray, " n"]) -> Float32[np.ndarray, "n d"]:
+        """The vectors of rows of `kind`, in that order; one pass, and only they are kept.
+
+        Raises:
+            ValueError: some of the rows are of another kind, or not there.
+        """
+        numbers, position = np.unique(rows, return_inverse=True)
+        vectors, found = np.empty((len(numbers), self.dim), np.float32), 0
+        for block in self.blocks():
+            _, here, there = np.intersect1d(block.rows, numbers, True, return_indices=True)
+            vectors[there] = block.vectors[here]
+            found += len(there)
+        if found < len(numbers):
+            raise ValueError(
+                f"{self.folder}: {len(numbers) - found} of {len(numbers)} rows asked for are not "
+                f"of kind {self.kind}, or not there"
+            )
+        return vectors[position]
 
     def ids(self, rows: Sequence[int]) -> list[dict[str, str]]:
         """`{id, source, kind}` of each row; only the parts that hold them are read."""

@@ -13,10 +13,9 @@ import numpy as np
 from jaxtyping import Bool, Float32
 
 from medsiglip_jax.api import Model
+from medsiglip_jax.preprocess import xla
 from medsiglip_jax.preprocess.decode import UnreadableImage, decode_with_orientation, describe
 from medsiglip_jax.preprocess.files import read_bytes
-from medsiglip_jax.preprocess.image import preset
-from medsiglip_jax.preprocess.xla import big_vision, rgbx_view
 from medsiglip_jax.rows import Rows
 
 _RUNNING = 2  # batches on the device: one computes while the next is copied to it
@@ -60,9 +59,7 @@ class Engine:
 
     def __init__(self, model: Model, preprocess: str, normalize: bool, batch_size: int):
         self._model, self._normalize, self._size = model, normalize, batch_size
-        fast = preprocess == "big_vision"
-        self._preset = big_vision if fast else preset(preprocess)
-        self._to_array = rgbx_view if fast else np.asarray
+        self._to_array, self._resize = xla.preset(preprocess)
         self._image_size = model.config.vision.image_size if model.config.vision else 0
         self._workers = os.cpu_count() or 1
         self._start = self._idle_since = time.perf_counter()
@@ -119,7 +116,7 @@ class Engine:
         try:
             data = read_bytes(source)
             pixels, orientation = decode_with_orientation(data, self._to_array)
-            out[...] = self._preset(pixels, len(out))
+            out[...] = self._resize(pixels, len(out))
             return None, orientation != 1
         except UnreadableImage as error:
             return str(error).removeprefix(f"{describe(data)}: "), False

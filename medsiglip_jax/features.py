@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float32, Float64, Int64
+from jaxtyping import Float, Float64
 
 from medsiglip_jax import examples, places
 from medsiglip_jax.embeddings import Embeddings
@@ -224,7 +224,7 @@ def join(rows: Examples, embeddings: Embeddings) -> Features:
         )
     kept = rows.select(there)
     wanted = np.array([numbers[id] for id in kept.images])
-    vectors = _gather(embeddings, wanted)
+    vectors = embeddings.gather(wanted)
     return Features(vectors, kept, provenance(embeddings.manifest), len(missing))
 
 
@@ -241,16 +241,6 @@ def _numbers(ids: Sequence[str], embeddings: Embeddings) -> dict[str, int]:
 
 def _first_id(embeddings: Embeddings) -> str | None:
     return embeddings.ids([0])[0]["id"] if len(embeddings) else None
-
-
-def _gather(embeddings: Embeddings, wanted: Int64[np.ndarray, " n"]) -> Float32[np.ndarray, "n d"]:
-    """The vectors of these rows, in one pass; only they are kept."""
-    numbers, position = np.unique(wanted, return_inverse=True)
-    vectors = np.empty((len(numbers), embeddings.dim), np.float32)
-    for block in embeddings.blocks():
-        to, here = np.isin(numbers, block.rows), np.isin(block.rows, numbers)
-        vectors[to] = block.vectors[here]
-    return vectors[position]
 
 
 def split(features: Features, validation: float = 0.2, seed: int = 0) -> Parts:

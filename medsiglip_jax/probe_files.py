@@ -14,7 +14,6 @@ from medsiglip_jax.embeddings import Embeddings
 from medsiglip_jax.engine import Engine
 from medsiglip_jax.features import Features, Provenance
 from medsiglip_jax.probe import Probe
-from medsiglip_jax.rows import Rows
 from medsiglip_jax.tables import write_parquet
 
 _BLOCK = 65536  # ids that are Python objects at a time
@@ -181,7 +180,7 @@ def predict_inputs(
     if "text" in rows.table.column("kind").unique().to_pylist():
         raise ValueError("a probe scores images; some inputs are texts")
     results: list[dict[str, Any]] = []
-    for batch in engine.run(_batches(rows, batch_size)):
+    for batch in engine.run(rows.batches(batch_size)):
         sources = batch.rows.table.column("source").to_pylist()
         reasons = dict(batch.errors)
         scored = iter(_scored(fitted, batch.vectors))
@@ -203,10 +202,6 @@ def _engine(fitted: Probe, model: Model, batch_size: int) -> Engine:
     made = Provenance(model.config.embed_dim, model.sha256, preprocess, normalized, model.source)
     wanted.check(made)
     return Engine(model, preprocess, normalized, batch_size)
-
-
-def _batches(rows: Rows, size: int) -> Iterator[Rows]:
-    return (rows[start : start + size] for start in range(0, len(rows), size))
 
 
 def _scored(fitted: Probe, vectors: np.ndarray) -> list[list[dict[str, Any]]]:

@@ -71,6 +71,15 @@ class Rows(Sequence[Row]):
         for block in self.table.to_batches(8192):
             yield from map(Row, *(_plain(column).to_pylist() for column in block.columns))
 
+    def batches(self, size: int) -> Iterator["Rows"]:
+        """Cuts the rows where their kind changes, and then every `size`."""
+        kinds = self.table.column("kind").to_pylist()
+        start = 0
+        for end in range(1, len(kinds) + 1):
+            if end == len(kinds) or kinds[end] != kinds[start] or end - start == size:
+                yield self[start:end]
+                start = end
+
     def sha256(self) -> str:
         """A digest of all columns; how they are cut into chunks makes no difference."""
         digest = hashlib.sha256(str(len(self)).encode())

@@ -616,3 +616,14 @@ def test_no_flag_is_short_for_another(capsys):
 def test_help_has_an_example(call):
     code, out, _ = call("--help")
     assert code == 0 and "example:" in out and "--against" in out
+
+
+def test_gather_skips_what_is_of_another_kind(tmp_path):
+    """In any order and more than once; blocks that hold only texts are no obstacle."""
+    x = np.random.default_rng(0).standard_normal((40, 8)).astype(np.float32)
+    kinds = ["text" if 10 <= i < 30 else "image" for i in range(40)]
+    embeddings = Embeddings(write_run(tmp_path / "run", np.split(x, [10, 20, 30]), kinds))
+    rows = np.array([35, 2, 39, 2, 0])
+    np.testing.assert_array_equal(embeddings.gather(rows), x[rows])
+    with pytest.raises(ValueError, match="1 of 2 rows asked for are not of kind image"):
+        embeddings.gather(np.array([3, 15]))

@@ -63,6 +63,24 @@ def add_batch_size(sub, default: int | None = 8, help: str = "default 8") -> Non
     sub.add_argument("--batch-size", type=int, default=default, metavar="N", help=help)
 
 
+def local_mesh():
+    """The devices of this process, or None where there is one."""
+    import jax
+
+    from medsiglip_jax import sharding
+
+    return sharding.make_mesh(local=True) if jax.local_device_count() > 1 else None
+
+
+def batch_size(args: argparse.Namespace) -> int:
+    """What was asked for, or 8, on accelerators 64 per device."""
+    import jax
+
+    if args.batch_size is not None:
+        return args.batch_size
+    return 8 if jax.default_backend() == "cpu" else 64 * jax.local_device_count()
+
+
 def add_processes(sub) -> None:
     sub.add_argument(
         "--distributed", action="store_true",

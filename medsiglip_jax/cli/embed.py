@@ -14,9 +14,11 @@ from medsiglip_jax.cli.common import (
     add_model,
     add_preprocess,
     add_processes,
+    batch_size,
     command,
     join_other_processes,
     load,
+    local_mesh,
     show,
 )
 
@@ -76,15 +78,13 @@ def embed(args: argparse.Namespace) -> int:
     from medsiglip_jax.embed import ERRORS, Options
     from medsiglip_jax.embed import embed as run
 
-    devices, cpu = jax.local_device_count(), jax.default_backend() == "cpu"
-    batch_size = (8 if cpu else 64 * devices) if args.batch_size is None else args.batch_size
     options = Options(
-        args.preprocess, not args.raw, args.stored, args.shard_size, batch_size, args.max_errors
-    )
+        args.preprocess, not args.raw, args.stored, args.shard_size, batch_size(args),
+        args.max_errors,
+    )  # fmt: skip
     columns = {"image": args.image_column, "text": args.text_column, "id": args.id_column}
-    mesh = sharding.make_mesh(local=True) if devices > 1 else None
     rows = sharding.together(lambda: manifest.rows(args.inputs, root=args.root, **columns))
-    model = sharding.together(lambda: load(args, mesh))
+    model = sharding.together(lambda: load(args, local_mesh()))
     assert rows is not None and model is not None
     with _Shown(len(rows), jax.process_count()) as shown:
         result = run(model, rows, args.output, options, shown.update)

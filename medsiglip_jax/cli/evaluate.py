@@ -9,8 +9,10 @@ from medsiglip_jax.cli.common import (
     add_batch_size,
     add_json,
     add_model,
+    batch_size,
     command,
     load,
+    local_mesh,
     progress_bar,
     show,
 )
@@ -105,19 +107,15 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     needed = ("model", "data", "output")
     if lacking := [f"--{name}" for name in needed if getattr(args, name) is None]:
         raise ValueError(f"--task needs {', '.join(lacking)}")
-    import jax
-
-    from medsiglip_jax import sharding
     from medsiglip_jax.evaluate.run import evaluate as run
     from medsiglip_jax.evaluate.tasks import read
 
     task, options = read(args.task), _options(args)
     task = task.with_prompts(args.prompts) if args.prompts else task
-    mesh = sharding.make_mesh(local=True) if jax.local_device_count() > 1 else None
     with progress_bar("image") as bar:
         return run(
-            task, lambda: load(args, mesh), args.data, args.output, options, args.embeddings,
-            lambda progress: bar.update(progress.rows), bar.reset,
+            task, lambda: load(args, local_mesh()), args.data, args.output, options,
+            args.embeddings, lambda progress: bar.update(progress.rows), bar.reset,
         )  # fmt: skip
 
 
@@ -131,12 +129,9 @@ def _bring_digits(args: argparse.Namespace) -> None:
 
 
 def _options(args: argparse.Namespace):
-    import jax
-
     from medsiglip_jax.evaluate.dataset import Policy
     from medsiglip_jax.evaluate.run import Options
 
-    devices, cpu = jax.local_device_count(), jax.default_backend() == "cpu"
     return Options(
         args.preprocess,
         args.score,
@@ -146,7 +141,7 @@ def _options(args: argparse.Namespace):
         args.allow_missing,
         args.resamples,
         args.seed,
-        (8 if cpu else 64 * devices) if args.batch_size is None else args.batch_size,
+        batch_size(args),
         args.grid,
     )
 

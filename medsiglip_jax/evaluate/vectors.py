@@ -72,7 +72,7 @@ def read(folder: places.Given, found: Dataset) -> Vectors:
             f"{embeddings.folder}: none of the {len(found):,} images is among its "
             f"{len(embeddings):,} rows, by path or by id; were they embedded from another folder?"
         )
-    return Vectors(images, _rows(embeddings, of[images]), embeddings.manifest)
+    return Vectors(images, embeddings.gather(of[images]), embeddings.manifest)
 
 
 def check(
@@ -93,15 +93,3 @@ def check(
             f"{folder}: was embedded by another checkpoint ({theirs}) than --model ({ours}); its "
             "images and these prompts lie in different spaces"
         )
-
-
-def _rows(embeddings: Embeddings, numbers: np.ndarray) -> np.ndarray:
-    """The vectors of those rows, in that order."""
-    array = np.empty((len(numbers), embeddings.dim), np.float32)
-    order = np.argsort(numbers)
-    wanted = numbers[order]
-    for block in embeddings.blocks():
-        low, high = np.searchsorted(wanted, [block.rows[0], block.rows[-1] + 1])
-        at = np.searchsorted(block.rows, wanted[low:high])
-        array[order[low:high]] = block.vectors[at]
-    return array

@@ -16,16 +16,23 @@ import pyarrow
 from jaxtyping import UInt8
 from PIL import Image
 
-from medsiglip_jax.preprocess.decode import decode_with_orientation
-from medsiglip_jax.preprocess.files import Codec, pil_codec
+from medsiglip_jax.preprocess.decode import ToArray, decode_with_orientation
+from medsiglip_jax.preprocess.files import Codec
+from medsiglip_jax.preprocess.image import preset as image_preset
 from medsiglip_jax.preprocess.image import resize_bilinear, taps
 
 
+def preset(name: str) -> tuple[ToArray, Callable[[np.ndarray, int], np.ndarray]]:
+    """How PIL's pixels become an array, and how it is resized; fast where this file can make it."""
+    if name != "big_vision":
+        return np.asarray, image_preset(name)
+    return rgbx_view, big_vision
+
+
 def codec(preprocess: str) -> Codec:
-    """The preset of that name, fast where this file can make it so."""
-    if preprocess != "big_vision":
-        return pil_codec(preprocess)
-    return Codec(lambda data: decode_with_orientation(data, rgbx_view)[0], big_vision)
+    """`preset` as a codec."""
+    to_array, resize = preset(preprocess)
+    return Codec(lambda data: decode_with_orientation(data, to_array)[0], resize)
 
 
 def rgbx_view(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
