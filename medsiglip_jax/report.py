@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from medsiglip_jax import storage
+from medsiglip_jax import charts, storage
 from medsiglip_jax.places import Place
 
 # (title, keys drawn together); what a run did not log is left out.
@@ -19,14 +19,13 @@ _PLOTS = (
     ("Learning rate", ("learning_rate",)),
     ("Images per second", ("images_per_second",)),
 )
-_COLOURS = ("#0b7285", "#c2410c", "#6d28d9")
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 460, 240, 62, 28, 30
 
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;color:#1f2933;max-width:980px;margin:32px auto;
-padding:0 16px}h1{font-size:24px}figure{display:inline-block;margin:8px 8px 8px 0}
+padding:0 16px}h1{font-size:24px}figure{display:inline-block;margin:8px 32px 16px 0;
+vertical-align:top}
 table{border-collapse:collapse;margin:12px 0}td,th{padding:3px 14px 3px 0;text-align:left;
 vertical-align:top}th{color:#616e7c;font-weight:500}pre{background:#f5f7fa;padding:12px;
-overflow:auto;font-size:13px}text{font-size:12px;fill:#616e7c}"""
+overflow:auto;font-size:13px}"""
 
 
 def write(
@@ -42,7 +41,8 @@ def write(
     """
     plots = [_plot(title, keys, lines) for title, keys in _PLOTS]
     recipe = html.escape(json.dumps(run["recipe"], indent=2))
-    page = f"""<!doctype html><meta charset="utf-8"><title>Fine-tuning report</title>
+    page = f"""<!doctype html><html lang="en"><meta charset="utf-8">
+<meta name="viewport" content="width=device-width"><title>Fine-tuning report</title>
 <style>{_STYLE}</style><h1>Fine-tuning report</h1>{_table(_facts(run, lines, exported))}
 {"".join(plots)}<h2>Config</h2><pre>{recipe}</pre>
 <p>Not a medical device. Figures on a validation split used to choose between runs are optimistic;
@@ -79,40 +79,16 @@ def _table(facts: Mapping[str, str]) -> str:
 
 
 def _plot(title: str, keys: Sequence[str], lines: Sequence[Mapping[str, Any]]) -> str:
-    """An SVG figure of metrics over steps, or nothing where none was logged twice."""
+    """A figure of metrics over steps, or nothing where none was logged twice."""
     curves = {key: [(x["step"], x[key]) for x in lines if _number(x.get(key))] for key in keys}
-    curves = {key: points for key, points in curves.items() if len(points) > 1}
-    if not curves:
-        return ""
-    points = [point for curve in curves.values() for point in curve]
-    low, high = min(y for _, y in points), max(y for _, y in points)
-    last = max(x for x, _ in points)
-    span = (high - low) or abs(high) or 1.0
-
-    def place(x, y):
-        across = _LEFT + (_WIDTH - _LEFT - 12) * x / last
-        down = _TOP + (_HEIGHT - _TOP - _BOTTOM) * (1 - (y - low) / span)
-        return f"{across:.1f},{down:.1f}"
-
-    drawn, floor = [], _HEIGHT - _BOTTOM
-    for colour, curve in zip(_COLOURS, curves.values(), strict=False):
-        drawn.append(
-            f'<polyline fill="none" stroke="{colour}" stroke-width="1.8" points="'
-            f'{" ".join(place(*point) for point in curve)}"/>'
-        )
-    names = "  ".join(
-        f'<tspan fill="{colour}">{html.escape(key)}</tspan>'
-        for colour, key in zip(_COLOURS, curves, strict=False)
-    )
-    return f"""<figure><svg width="{_WIDTH}" height="{_HEIGHT}" role="img"
-aria-label="{html.escape(title)}"><text x="0" y="14" style="fill:#1f2933;font-size:14px">
-{html.escape(title)}</text><text x="{_WIDTH}" y="14" text-anchor="end">{names}</text>
-<path d="M{_LEFT} {_TOP}V{floor}H{_WIDTH - 12}" fill="none" stroke="#cbd2d9"/>
-<text x="{_LEFT - 6}" y="{_TOP + 4}" text-anchor="end">{high:.4g}</text>
-<text x="{_LEFT - 6}" y="{floor}" text-anchor="end">{low:.4g}</text>
-<text x="{_LEFT}" y="{_HEIGHT - 10}">0</text>
-<text x="{_WIDTH - 12}" y="{_HEIGHT - 10}" text-anchor="end">step {last:,}</text>
-{"".join(drawn)}</svg></figure>"""
+    # One alone is what the title says.
+    series = [
+        charts.Series(key if len(keys) > 1 else "", points)
+        for key, points in curves.items()
+        if len(points) > 1
+    ]
+    last = max((x for s in series for x, _ in s.points), default=0)
+    return charts.lines(title, series, charts.Axis("step", (0.0, float(last))))
 
 
 def _number(value: Any) -> bool:

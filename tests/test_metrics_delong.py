@@ -172,7 +172,7 @@ def test_turning_scores_round_turns_the_interval_round():
 
 def test_what_cannot_be_estimated_is_nan():
     assert math.isnan(delong([1, 2, 3], [1, 1, 1]).value)
-    assert math.isnan(delong([], []).value)
+    assert math.isnan(delong([], []).value) and math.isnan(delong_test([], [], []).p)
     lone = delong([3, 1, 5, 2], [1, 0, 0, 0])
     assert lone.value == pytest.approx(2 / 3) and math.isnan(lone.low) and math.isnan(lone.high)
     constant = delong(np.ones(10), np.arange(10) % 2)

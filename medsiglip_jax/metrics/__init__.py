@@ -26,9 +26,16 @@ from medsiglip_jax.metrics.classes import (
     quadratic_kappa,
 )
 from medsiglip_jax.metrics.delong import Comparison, delong, delong_test
-from medsiglip_jax.metrics.intervals import Interval, holm, wilson
+from medsiglip_jax.metrics.intervals import Interval, holm, proportion, wilson
 from medsiglip_jax.metrics.ranking import Roc, auc, average_precision, roc_curve
-from medsiglip_jax.metrics.retrieval import Retrieval, recall_at_k
+from medsiglip_jax.metrics.retrieval import (
+    Ranks,
+    Retrieval,
+    median_rank,
+    ranks,
+    recall,
+    recall_at_k,
+)
 from medsiglip_jax.metrics.subgroups import Subgroup, subgroup_aucs
 from medsiglip_jax.metrics.thresholds import (
     OperatingPoint,
@@ -46,6 +53,7 @@ __all__ = [
     "Known",
     "OperatingPoint",
     "Platt",
+    "Ranks",
     "Reliability",
     "Retrieval",
     "Roc",
@@ -68,9 +76,13 @@ __all__ = [
     "holm",
     "known",
     "macro_auc",
+    "median_rank",
     "operating_point",
     "predictive_values",
+    "proportion",
     "quadratic_kappa",
+    "ranks",
+    "recall",
     "recall_at_k",
     "reliability",
     "roc_curve",

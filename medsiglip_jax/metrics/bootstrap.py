@@ -1,7 +1,9 @@
 """Bootstrap intervals: of rows, within strata, of whole patients, paired between two models.
 
-A resample is how often each row was drawn. Statistics that sort (`auc`, `macro_auc`,
-`average_precision`) sort once and then only weigh; any other function gets the drawn rows.
+The limits are BCa: percentiles of the resamples, moved for the bias of their median and for a
+spread that changes with the truth. A resample is how often each row was drawn. Statistics that sort
+(`auc`, `macro_auc`, `average_precision`) sort once and then only weigh; any other function gets the
+drawn rows.
 """
 
 from collections.abc import Callable, Iterator
@@ -9,10 +11,11 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from jaxtyping import Float64, Int64
 from numpy.typing import ArrayLike
+from scipy import special
 
 from medsiglip_jax.metrics.checks import check_level
 from medsiglip_jax.metrics.classes import macro_auc, macro_auc_of_weights
-from medsiglip_jax.metrics.intervals import Interval
+from medsiglip_jax.metrics.intervals import Interval, normal_quantile
 from medsiglip_jax.metrics.ranking import (
     OfWeights,
     auc,
@@ -39,12 +42,16 @@ def bootstrap(
     seed: int = 0,
     level: float = 0.95,
 ) -> Interval:
-    """Returns a statistic with its percentile bootstrap interval.
+    """Returns a statistic with its BCa bootstrap interval.
 
-    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 13 and 8.3.
+    Source: Efron, J. Am. Stat. Assoc. 82 (1987), 171; Efron and Tibshirani, An Introduction to the
+    Bootstrap (1993), chapters 14 and 8.3. The acceleration is that of a jackknife over whole groups
+    within strata; of more than a quarter of `samples`, over as many random blocks of them.
     A comparison of two models is paired if both are columns of one statistic, such as
     `bootstrap(lambda a, b, y: auc(a, y) - auc(b, y), a, b, labels)`; `bootstrap_difference` is the
-    same, faster.
+    same, faster. Of one AUC with fewer than 30 positives take the interval of `delong` with
+    `student`: this one is too narrow (of 5, 80 to 89 % hold the truth; of 30, 93 to 96 %); there is
+    a table. Of an AUC of 1, every resample is 1 too, and it has no width; `delong` has limits.
 
     Args:
       statistic: function of the columns; their order of rows must not matter to it.
@@ -53,8 +60,8 @@ def bootstrap(
         are alike, and drawing them one by one would give too narrow an interval.
       strata: [n]; as many groups (or rows) are drawn of every stratum as it has. The labels as
         strata keep the number of positives; with few of them that makes the interval of an AUC too
-        narrow (5 of 505 at AUC 0.7: it held the truth in 81 % of 1,000 draws, without strata in
-        86 %). A group with rows in several strata belongs to a stratum of its own, with those of
+        narrow (5 of 505 at AUC 0.7: it held the truth in 84 % of 1,000 draws, without strata in
+        89 %). A group with rows in several strata belongs to a stratum of its own, with those of
         the same several.
       samples: resamples to draw.
       seed: another seed, another draw. Equal n, groups, strata and seed draw the same rows.
@@ -70,8 +77,8 @@ def bootstrap(
     arrays = _arrays(columns)
     prepare = _OF_WEIGHTS.get(statistic)
     of_weights = prepare(*arrays) if prepare else _of_drawn_rows(statistic, arrays)
-    drawn = resamples(len(arrays[0]), samples, seed, groups=groups, strata=strata)
-    return interval_of(of_weights, drawn, len(arrays[0]), level)
+    how = {"groups": groups, "strata": strata, "samples": samples, "seed": seed, "level": level}
+    return interval_of(of_weights, len(arrays[0]), **how)
 
 
 def bootstrap_difference(
@@ -98,23 +105,108 @@ def bootstrap_difference(
     arrays = _arrays((first, second, *columns))
     prepare = _OF_WEIGHTS.get(statistic) or _preparation(statistic)
     one, other = (prepare(scores, *arrays[2:]) for scores in arrays[:2])
-    drawn = resamples(len(arrays[0]), samples, seed, groups=groups, strata=strata)
-    return interval_of(lambda w: one(w) - other(w), drawn, len(arrays[0]), level)
+    how = {"groups": groups, "strata": strata, "samples": samples, "seed": seed, "level": level}
+    return interval_of(lambda w: one(w) - other(w), len(arrays[0]), **how)
 
 
 def interval_of(
-    of_weights: OfWeights, drawn: Iterator[np.ndarray], n: int, level: float = 0.95
+    of_weights: OfWeights,
+    n: int,
+    *,
+    groups: ArrayLike | None = None,
+    strata: ArrayLike | None = None,
+    samples: int,
+    seed: int,
+    level: float,
 ) -> Interval:
-    """The percentile interval of a statistic of weights, over `resamples` of n rows."""
+    """The interval of a statistic of the weights of n rows; see `bootstrap` for the rest."""
     check_level(level)
+    units, members = _design(n, samples, groups, strata)
     value = float(of_weights(np.ones(n)))
     if np.isnan(value):
         return Interval(value, np.nan, np.nan)
-    values = np.concatenate([np.atleast_1d(of_weights(counts)) for counts in drawn])
+    values = _values(of_weights, _draw(np.random.default_rng(seed), units, members, samples))
+    # A quarter of the cost. The noise of b random blocks moves a limit by 1.6 / b standard errors,
+    # that of the resamples by 2.7 / sqrt(samples): 13 times as far for 1,000.
+    acceleration = _acceleration(of_weights, units, members, samples // 4)
+    low, high = limits(values, value, acceleration, level)
+    return Interval(value, low, high, int(np.isnan(values).sum()))
+
+
+def limits(
+    values: Float64[np.ndarray, " b"], value: float, acceleration: float, level: float
+) -> tuple[float, float]:
+    """Returns the BCa limits; without bias and acceleration they are the percentile limits.
+
+    Source: Efron, J. Am. Stat. Assoc. 82 (1987), 171; the book of `bootstrap`, chapter 14. A
+    resample that ties with the data lies neither above nor below them: the bias counts it half.
+
+    Args:
+      values: of the statistic in resamples; those that are NaN are left out.
+      value: of the statistic in the data.
+      acceleration: change of the standard error, relative, per standard error that the truth is
+        higher; NaN where it is not known.
+      level: confidence level.
+
+    Returns:
+      Percentile limits where all resamples lie on one side of the data, so that the bias has no
+      bound, or the acceleration is NaN or too large for the level (that takes 6 standard errors).
+      NaN without any value.
+    """
     there = values[~np.isnan(values)]
-    tail = (1 - level) / 2
-    low, high = np.quantile(there, [tail, 1 - tail]) if len(there) else (np.nan, np.nan)
-    return Interval(value, float(low), float(high), len(values) - len(there))
+    if not len(there):
+        return np.nan, np.nan
+    reach = normal_quantile(level) * np.array([-1, 1])
+    below = (np.mean(there < value) + np.mean(there <= value)) / 2
+    if 0 < below < 1:
+        bias = special.ndtri(below)
+        shrunk = 1 - acceleration * (bias + reach)
+        reach = bias + (bias + reach) / shrunk if np.all(shrunk > 0) else reach
+    low, high = np.quantile(there, special.ndtr(reach))
+    return float(low), float(high)
+
+
+def _acceleration(of_weights: OfWeights, units, members, blocks: int) -> float:
+    """A sixth of the skewness of the statistic, by a jackknife over at most so many blocks; NaN
+    where nothing changes it, or there are more strata than half the blocks.
+
+    Source: as for `limits`; of several strata Davison and Hinkley, Bootstrap Methods (1997), 5.3.
+    """
+    most = blocks // len(members)
+    if most < 2:
+        return np.nan
+    size = sum(map(len, members))
+    pulls = np.concatenate([_pulls(of_weights, units, chosen, size, most) for chosen in members])
+    spread = (pulls**2).sum() ** 1.5
+    return float((pulls**3).sum() / spread / 6) if spread > 0 else np.nan
+
+
+def _pulls(of_weights: OfWeights, units, chosen: np.ndarray, size: int, most: int) -> np.ndarray:
+    """How far each block of units of a stratum pulls the statistic; none where it is undefined
+    without the block.
+
+    A block is one unit, or several in random order: where rows are sorted, neighbours are alike,
+    and would seem to pull together. The sums of squares and of cubes over blocks are then expected
+    to be those over units.
+    """
+    blocks = min(len(chosen), most)
+    block = np.full(size, -1)
+    block[chosen] = np.random.default_rng(0).permutation(len(chosen)) % blocks
+    values = _values(of_weights, _leave_out(block, units, blocks))
+    kept = 1 - np.bincount(block[chosen]) / len(chosen)
+    there = ~np.isnan(values)
+    return kept[there] * (values[there].sum() / max(1, there.sum()) - values[there])
+
+
+def _leave_out(block: np.ndarray, units, blocks: int) -> Iterator[np.ndarray]:
+    step = max(1, _BLOCK // len(block))
+    for start in range(0, blocks, step):
+        out = np.arange(start, min(start + step, blocks))[:, None]
+        yield _of_rows((block != out).astype(np.int64), units)
+
+
+def _values(of_weights: OfWeights, weights: Iterator[np.ndarray]) -> Float64[np.ndarray, " b"]:
+    return np.concatenate([np.atleast_1d(of_weights(some)) for some in weights])
 
 
 def resamples(
@@ -130,15 +222,12 @@ def resamples(
     Raises:
       ValueError: `samples` below 1, no rows, or `groups` or `strata` that are not [n].
     """
-    if samples < 1 or n < 1:
-        raise ValueError(f"{samples} samples of {n} rows; expected at least 1 of each")
-    units = None if groups is None else _codes("groups", groups, n)
-    size = n if units is None else int(units.max()) + 1
-    members = _members(_codes("strata", np.zeros(n) if strata is None else strata, n), units, size)
-    return _draw(np.random.default_rng(seed), units, members, size, samples)
+    units, members = _design(n, samples, groups, strata)
+    return _draw(np.random.default_rng(seed), units, members, samples)
 
 
-def _draw(rng, units, members, size: int, samples: int) -> Iterator[np.ndarray]:
+def _draw(rng, units, members, samples: int) -> Iterator[np.ndarray]:
+    size = sum(map(len, members))
     block = max(1, _BLOCK // size)
     for start in range(0, samples, block):
         b = min(block, samples - start)
@@ -148,7 +237,22 @@ def _draw(rng, units, members, size: int, samples: int) -> Iterator[np.ndarray]:
             draws = rng.integers(k, size=(b, k), dtype=np.int32)
             draws += k * np.arange(b, dtype=np.int32)[:, None]
             counts[:, chosen] = np.bincount(draws.ravel(), minlength=b * k).reshape(b, k)
-        yield counts if units is None else counts[:, units]
+        yield _of_rows(counts, units)
+
+
+def _of_rows(counts: np.ndarray, units: np.ndarray | None) -> np.ndarray:
+    return counts if units is None else counts[:, units]
+
+
+def _design(n: int, samples: int, groups, strata) -> tuple[np.ndarray | None, list[np.ndarray]]:
+    """The unit of each row, None if that is the row itself, and the units of each stratum."""
+    if samples < 1 or n < 1:
+        raise ValueError(f"{samples} samples of {n} rows; expected at least 1 of each")
+    units = None if groups is None else _codes("groups", groups, n)
+    size = n if units is None else int(units.max()) + 1
+    return units, _members(
+        _codes("strata", np.zeros(n) if strata is None else strata, n), units, size
+    )
 
 
 def _members(strata: np.ndarray, units: np.ndarray | None, size: int) -> list[np.ndarray]:

@@ -108,10 +108,10 @@ def macro_auc(scores: ArrayLike, labels: ArrayLike) -> float:
 def macro_auc_of_weights(scores: ArrayLike, labels: ArrayLike) -> OfWeights:
     """`macro_auc` of rows that are drawn several times or not at all; sorts only once."""
     columns = [
-        (auc_of_weights(column[rows], label), rows)
+        (auc_of_weights(column[rows], label), np.flatnonzero(rows))
         for column, label, rows in _columns(scores, labels)
     ]
-    return lambda weights: _mean(np.stack([of(weights[..., rows]) for of, rows in columns]))
+    return lambda weights: _mean(np.stack([of(weights.take(rows, -1)) for of, rows in columns]))
 
 
 def _columns(scores, labels):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 from numpy.typing import ArrayLike
 from scipy import special
 
@@ -49,11 +49,48 @@ def wilson(successes: int, total: int, level: float = 0.95) -> Interval:
     z = normal_quantile(level)
     if total == 0:
         return Interval(np.nan, np.nan, np.nan)
-    p, weight = successes / total, z * z / total
+    return _score_interval(successes / total, total, z)
+
+
+def proportion(
+    hits: Bool[np.ndarray, " n"], groups: ArrayLike | None = None, level: float = 0.95
+) -> Interval:
+    """Returns the share of rows that are hits, with its interval; NaN of nothing.
+
+    Without groups it is `wilson`. Rows of a group, such as a patient, are alike and say less than
+    as many of different ones. Wilson's interval is then that of the number of independent rows from
+    which p would be known as well: p (1 - p) / variance of p between groups, as Korn and Graubard,
+    Survey Methodology 24 (1998), 193 do for another interval; at most as many as there are rows,
+    and where all rows are the same, so that they tell no variance, the number of groups. Unlike a
+    bootstrap, it does not end at 0 or 1 where nothing or everything was hit, and needs no draws.
+
+    Args:
+      hits: of each row.
+      groups: [n] of each row; whole groups are independent of each other.
+      level: confidence level.
+
+    Raises:
+      ValueError: `groups` is not [n], or `level` is out of range.
+    """
+    n, z = len(hits), normal_quantile(level)
+    if n == 0 or groups is None:
+        return wilson(int(hits.sum()), n, level)
+    if np.shape(groups) != (n,):
+        raise ValueError(f"groups has shape {np.shape(groups)}; expected ({n},), one for each row")
+    units = np.unique(groups, return_inverse=True)[1]
+    p, count = float(hits.mean()), int(units.max()) + 1
+    apart = np.bincount(units, hits * n - hits.sum()) / n  # exactly 0 where it should be
+    variance = float((apart**2).sum()) / n**2 * count / max(1, count - 1)
+    independent = min(n, p * (1 - p) / variance) if count > 1 and variance > 0 else count
+    return _score_interval(p, independent, z)
+
+
+def _score_interval(p: float, total: float | int, z: float) -> Interval:
+    weight = z * z / total
     centre = (p + weight / 2) / (1 + weight)
     half = z / (1 + weight) * np.sqrt(p * (1 - p) / total + weight / (4 * total))
-    low = 0.0 if successes == 0 else float(centre - half)
-    high = 1.0 if successes == total else float(centre + half)
+    low = 0.0 if p == 0 else float(centre - half)
+    high = 1.0 if p == 1 else float(centre + half)
     return Interval(p, low, high)
 
 

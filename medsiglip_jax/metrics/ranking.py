@@ -65,13 +65,18 @@ def average_precision(scores: ArrayLike, labels: ArrayLike) -> float:
 def auc_of_weights(scores: ArrayLike, labels: ArrayLike) -> OfWeights:
     """`auc` of rows that are drawn several times or not at all; sorts only once."""
     scores, positive = binary(scores, labels)
-    tallies = _tallies(scores, positive)
+    positives, negatives = np.flatnonzero(positive), np.flatnonzero(~positive)
+    negatives = negatives[np.argsort(scores[negatives])]
+    below, reached = (  # by each positive; between them are its ties
+        np.searchsorted(scores[negatives], scores[positives], side) for side in ("left", "right")
+    )
 
     def of_weights(weights):
-        positives, negatives = tallies(weights)
-        below = np.cumsum(negatives, axis=-1) - negatives / 2
-        u = (below * positives).sum(-1)
-        return _ratio(u, positives.sum(-1) * negatives.sum(-1))
+        one, other = weights.take(positives, axis=-1), weights.take(negatives, axis=-1)
+        passed = np.zeros((*other.shape[:-1], len(negatives) + 1), other.dtype)
+        np.cumsum(other, axis=-1, out=passed[..., 1:])
+        wins = passed.take(below, axis=-1) + passed.take(reached, axis=-1)
+        return _ratio(np.einsum("...p,...p", one, wins) / 2, one.sum(-1) * passed[..., -1])
 
     return of_weights
 

@@ -4,10 +4,26 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int64
 
 # Side of a tile of cosines: 16 MB of float32 at a time.
 _TILE = 2048
+# Cosines nearer than this are the same: float32 kernels that sum in another order, as those of a
+# tile with one row do, differ by some 1e-7.
+_SAME = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class Ranks:
+    """At which place of its list each query finds its best match; 1 is the first, 0 is nowhere.
+
+    Attributes:
+      image_to_text: of each image, among the texts.
+      text_to_image: of each text, among the images.
+    """
+
+    image_to_text: Int64[np.ndarray, " n"]
+    text_to_image: Int64[np.ndarray, " m"]
 
 
 @dataclass(frozen=True)
@@ -19,12 +35,16 @@ class Retrieval:
       text_to_image: k -> recall of texts that have an image.
       images: how many images have a text.
       texts: how many texts have an image.
+      median_image_to_text: median rank of those images' best match; 1 is the best.
+      median_text_to_image: likewise of those texts.
     """
 
     image_to_text: dict[int, float]
     text_to_image: dict[int, float]
     images: int
     texts: int
+    median_image_to_text: float
+    median_text_to_image: float
 
 
 def recall_at_k(
@@ -36,35 +56,72 @@ def recall_at_k(
 ) -> Retrieval:
     """Returns recall@k both ways: at least one match among the k highest cosines.
 
+    Args:
+      zimg: image embeddings, of any length but zero.
+      ztxt: text embeddings.
+      image_ids: of the images, as in `ranks`.
+      text_ids: of the texts.
+      ks: sizes of the lists.
+
+    Returns:
+      Recalls and median ranks; NaN where no query has a match.
+
+    Raises:
+      ValueError: as for `ranks`, or k below 1.
+    """
+    if not all(k >= 1 for k in ks):
+        raise ValueError(f"ks is {tuple(ks)}; expected at least 1")
+    found = ranks(zimg, ztxt, image_ids, text_ids)
+    images, texts = (r[r > 0] for r in (found.image_to_text, found.text_to_image))
+    return Retrieval(
+        {k: recall(images, k) for k in ks},
+        {k: recall(texts, k) for k in ks},
+        len(images),
+        len(texts),
+        median_rank(images),
+        median_rank(texts),
+    )
+
+
+def recall(ranks: Int64[np.ndarray, " n"], k: int) -> float:
+    """Share of the queries with a match that find one among their first k; NaN of none."""
+    there = ranks[ranks > 0]
+    return float((there <= k).mean()) if len(there) else np.nan
+
+
+def median_rank(ranks: Int64[np.ndarray, " n"]) -> float:
+    """Median over the queries with a match; NaN of none."""
+    there = ranks[ranks > 0]
+    return float(np.median(there)) if len(there) else np.nan
+
+
+def ranks(
+    zimg: Float[np.ndarray, "n d"],
+    ztxt: Float[np.ndarray, "m d"],
+    image_ids: Int[np.ndarray, " n"] | None = None,
+    text_ids: Int[np.ndarray, " m"] | None = None,
+) -> Ranks:
+    """Returns the rank of the best match of each image among the texts, and the other way round.
+
     An image matches all texts of its id, and a text all images: five captions of an image are five
     texts of one id. A text that is no match but has the same cosine is counted as ahead, so that a
-    model that maps everything to one point finds nothing.
+    model that maps everything to one point finds nothing. Matches are not ahead of one another.
 
     Args:
       zimg: image embeddings, of any length but zero.
       ztxt: text embeddings.
       image_ids: of the images; default row i of `zimg` belongs to row i of `ztxt`.
       text_ids: of the texts.
-      ks: sizes of the lists.
-
-    Returns:
-      Recalls; NaN where no query has a match.
 
     Raises:
-      ValueError: a vector is zero or not finite, ids of one side only, or k below 1.
+      ValueError: a vector is zero or not finite, or ids of one side only.
     """
     if (image_ids is None) != (text_ids is None) or (image_ids is None and len(zimg) != len(ztxt)):
         raise ValueError(f"{len(zimg)} images, {len(ztxt)} texts: give image_ids and text_ids")
-    if not all(k >= 1 for k in ks):
-        raise ValueError(f"ks is {tuple(ks)}; expected at least 1")
     ids = [np.arange(len(zimg)) if x is None else x for x in (image_ids, text_ids)]
     ahead = _ahead(_unit("zimg", zimg), _unit("ztxt", ztxt), *ids)
-    images, texts = (a[np.isin(x, y)] for a, x, y in zip(ahead, ids, ids[::-1], strict=True))
-    return Retrieval(_recalls(images, ks), _recalls(texts, ks), len(images), len(texts))
-
-
-def _recalls(ahead: np.ndarray, ks: Sequence[int]) -> dict[int, float]:
-    return {k: float((ahead < k).mean()) if len(ahead) else np.nan for k in ks}
+    there = (np.isin(x, y) for x, y in (ids, ids[::-1]))
+    return Ranks(*(np.where(t, a + 1, 0) for a, t in zip(ahead, there, strict=True)))
 
 
 def _ahead(zimg, ztxt, image_ids, text_ids) -> list[np.ndarray]:
@@ -76,8 +133,8 @@ def _ahead(zimg, ztxt, image_ids, text_ids) -> list[np.ndarray]:
         best[1][j] = np.maximum(best[1][j], mine.max(axis=0))
     ahead = [np.zeros(len(x), np.int64) for x in (zimg, ztxt)]
     for i, j, cosines, same in _tiles(zimg, ztxt, image_ids, text_ids):
-        ahead[0][i] += (~same & (cosines >= best[0][i][:, None])).sum(axis=1)
-        ahead[1][j] += (~same & (cosines >= best[1][j])).sum(axis=0)
+        ahead[0][i] += (~same & (cosines >= best[0][i][:, None] - _SAME)).sum(axis=1)
+        ahead[1][j] += (~same & (cosines >= best[1][j] - _SAME)).sum(axis=0)
     return ahead
 
 

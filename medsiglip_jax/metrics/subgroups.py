@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from medsiglip_jax.metrics.bootstrap import interval_of, resamples
+from medsiglip_jax.metrics.bootstrap import interval_of
 from medsiglip_jax.metrics.checks import known
 from medsiglip_jax.metrics.delong import delong
 from medsiglip_jax.metrics.intervals import Interval
@@ -82,8 +82,8 @@ def _subgroup(name, scores, positive, inside, units, missing, samples, seed, lev
     one, other = (auc_of_weights(scores[part], positive[part]) for part in (inside, ~inside))
     gap = Interval(np.nan, np.nan, np.nan)
     if len(scores):
-        drawn = resamples(len(scores), samples, seed, groups=units)
         of_gap = lambda w: one(w[..., inside]) - other(w[..., ~inside])  # noqa: E731
-        gap = interval_of(of_gap, drawn, len(scores), level)
+        how = {"groups": units, "samples": samples, "seed": seed, "level": level}
+        gap = interval_of(of_gap, len(scores), **how)
     flagged = min(positives, negatives) < FEW
     return Subgroup(name, value, gap, positives, negatives, missing, flagged)

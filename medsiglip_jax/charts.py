@@ -1,0 +1,448 @@
+"""Line charts and forest plots as SVG that stands inside a page and needs nothing else.
+
+Figures are at most 460 wide, so that letters are still letters on a phone, and are never scaled up.
+"""
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+Real = int | float  # a checker of types at run time takes no int for a float
+
+# Okabe and Ito's, which the colour-blind tell apart; the order is ours.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+_INK, _FAINT, _GRID, _GREY = "#1f2933", "#52606d", "#e4e7eb", "#7b8794"
+_DASHES = ("6 3", "2 3", "8 3 2 3")
+_WIDTH, _HEIGHT, _SIDE = 400, 180, 190  # of a chart, of its plot, of a square one's
+_LEFT, _RIGHT, _LINE = 46, 14, 17
+_POINTS = 300  # of a line at most; a plot is about as many pixels wide
+_EM = 0.58  # mean width of a letter, of its size
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line.
+
+    Attributes:
+        name: in the legend, if it has one.
+        points: (x, y); those that are None, NaN or infinite are left out.
+        whiskers: (x, low, high).
+        weights: of each point, which is then a dot of that area; the line is thin.
+        dots: whether points are marked.
+    """
+
+    name: str
+    points: Sequence[tuple[Real, Real | None]]
+    whiskers: Sequence[tuple[Real, Real, Real]] = ()
+    weights: Sequence[Real] = ()
+    dots: bool = False
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What an axis shows.
+
+    Attributes:
+        label: below x, above y.
+        limits: its ends; None is those of the data, y with a little room.
+        log: logarithmic, with values above 0 only.
+    """
+
+    label: str = ""
+    limits: tuple[Real, Real] | None = None
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One row of a forest plot.
+
+    Attributes:
+        name: beside it.
+        value: None where it is undefined; the row then says so.
+        low: end of the interval, or None.
+        high: the other.
+        mark: a figure to compare with, or None.
+        summary: drawn as a diamond, below a rule.
+        faint: of little weight.
+    """
+
+    name: str
+    value: Real | None
+    low: Real | None = None
+    high: Real | None = None
+    mark: Real | None = None
+    summary: bool = False
+    faint: bool = False
+
+
+# ------------------------------------------------------------------------------------ line charts
+
+
+def lines(
+    title: str,
+    series: Sequence[Series],
+    x: Axis = Axis(),
+    y: Axis = Axis(),
+    *,
+    levels: Mapping[str, Real] | None = None,
+    square: bool = False,
+    diagonal: bool = False,
+) -> str:
+    """A figure of lines, or "" where there is nothing to draw.
+
+    Args:
+        title: above it.
+        series: those without a point that can be drawn are left out.
+        x: its axis.
+        y: likewise.
+        levels: name -> y of horizontal lines.
+        square: as an ROC curve is: small, and as high as wide.
+        diagonal: from corner to corner, where x equals y.
+    """
+    drawn = [(s, points) for s in series if (points := _finite(s, x.log, y.log))]
+    if not drawn:
+        return ""
+    levels = levels or {}
+    width = _LEFT + _SIDE + _RIGHT if square else _WIDTH
+    keys = [_Key(s.name, COLOURS[i % len(COLOURS)]) for i, (s, _) in enumerate(drawn)]
+    keys += [_Key(name, _GREY, _DASHES[i % len(_DASHES)]) for i, name in enumerate(levels)]
+    legend, rows = _legend(keys, width, 36)
+    top = 28 + _LINE * rows + (_LINE + 3 if y.label else 0)
+    bottom = top + (_SIDE if square else _HEIGHT)
+    xs = [p[0] for _, points in drawn for p in points]
+    ys = [p[1] for _, points in drawn for p in points] + list(levels.values())
+    ys += [end for s, _ in drawn for _, *ends in s.whiskers for end in ends]
+    across = _Scale.of(x, xs, _LEFT, width - _RIGHT)
+    down = _Scale.of(y, ys, bottom, top, room=0.05)
+    parts = [_title(title, width), legend, _frame(across, down, x, y)]
+    if diagonal:
+        ends = _points(across, down, [(across.low, across.low), (across.high, across.high)])
+        parts.append(f'<polyline points="{ends}" fill="none" stroke="{_GREY}" {_dash("3 3")}/>')
+    for key, level in zip(keys[len(drawn) :], levels.values(), strict=True):
+        parts.append(
+            f'<path d="M{_LEFT} {down(level):.1f}H{width - _RIGHT}" stroke="{key.colour}" '
+            f'stroke-width="1.5" {_dash(key.dash)}/>'
+        )
+    for key, (s, points) in zip(keys, drawn, strict=False):
+        parts.append(_line(s, points, key.colour, across, down))
+    height = bottom + 22 + (_LINE if x.label else 0)
+    return _figure(_said(title, drawn, levels), width, height, parts)
+
+
+def _finite(series: Series, log_x: bool, log_y: bool) -> list[tuple[float, float, float]]:
+    """(x, y, weight) of points that can be drawn."""
+    weights = series.weights or [1.0] * len(series.points)
+    return [
+        (float(x), float(y), float(weight))
+        for (x, y), weight in zip(series.points, weights, strict=True)
+        if y is not None and math.isfinite(x) and math.isfinite(y)
+        if (x > 0 or not log_x) and (y > 0 or not log_y)
+    ]
+
+
+def _line(series: Series, points, colour: str, across: "_Scale", down: "_Scale") -> str:
+    thin = bool(series.weights)
+    found = [
+        f'<polyline points="{_points(across, down, _thinned(points))}" fill="none" '
+        f'stroke="{colour}" stroke-width="{1 if thin else 1.8}" stroke-linejoin="round"/>'
+    ]
+    for x, low, high in series.whiskers:
+        at, first, last = across(x), down(low), down(high)
+        found.append(
+            f'<path d="M{at:.1f} {first:.1f}V{last:.1f}M{at - 3:.1f} {first:.1f}h6'
+            f'M{at - 3:.1f} {last:.1f}h6" stroke="{colour}"/>'
+        )
+    if series.dots or thin or len(points) == 1:
+        most = max(weight for *_, weight in points) or 1
+        for x, y, weight in points:
+            radius = max(1.5, 7 * math.sqrt(weight / most)) if thin else 3
+            said = f"{_tidy(x)}: {_tidy(y)}" + (f", {weight:,.0f} rows" if thin else "")
+            found.append(
+                f'<circle cx="{across(x):.1f}" cy="{down(y):.1f}" r="{radius:.1f}" fill="{colour}"'
+                f"{_opacity(0.7) if thin else ''}><title>{said}</title></circle>"
+            )
+    return "".join(found)
+
+
+def _thinned(points):
+    """At most about `_POINTS` of them: the lowest and the highest of each stretch, so that no
+    peak is lost."""
+    if len(points) <= _POINTS:
+        return points
+    stretch = math.ceil(2 * len(points) / _POINTS)
+    kept = {0, len(points) - 1}
+    for start in range(0, len(points), stretch):
+        part = range(start, min(start + stretch, len(points)))
+        kept |= {min(part, key=lambda i: points[i][1]), max(part, key=lambda i: points[i][1])}
+    return [points[i] for i in sorted(kept)]
+
+
+def _points(across: "_Scale", down: "_Scale", points) -> str:
+    return " ".join(f"{across(p[0]):.1f},{down(p[1]):.1f}" for p in points)
+
+
+def _said(title: str, drawn, levels: Mapping[str, Real]) -> str:
+    """The figure in words."""
+    ends = [f"{s.name} {_tidy(p[0][1])} to {_tidy(p[-1][1])}".strip() for s, p in drawn]
+    return "; ".join([title, *ends, *(f"{name} at {_tidy(y)}" for name, y in levels.items())])
+
+
+# ------------------------------------------------------------------------------------------- axes
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """Values -> pixels; `low` and `high` lie at `start` and `end`."""
+
+    low: Real
+    high: Real
+    start: Real
+    end: Real
+    log: bool
+
+    @classmethod
+    def of(cls, axis: Axis, values, start: Real, end: Real, room: Real = 0.0) -> "_Scale":
+        if axis.limits is not None:
+            return cls(*axis.limits, start, end, axis.log)
+        low, high = min(values), max(values)
+        if axis.log:
+            wide = (high / low) ** room if high > low else 2.0
+            return cls(low / wide, high * wide, start, end, True)
+        wide = (high - low) * room if high > low else abs(high) / 2 or 1.0
+        return cls(low - wide, high + wide, start, end, False)
+
+    def __call__(self, value: Real) -> float:
+        low, high = self.low, self.high
+        if self.log:
+            low, high, value = math.log(low), math.log(high), math.log(value)
+        return self.start + (self.end - self.start) * (value - low) / (high - low)
+
+    def ticks(self) -> list[float]:
+        return (log_ticks if self.log else ticks)(self.low, self.high)
+
+
+def ticks(low: Real, high: Real, most: int = 7) -> list[float]:
+    """Multiples of 1, 2 or 5 times a power of ten in [low, high], at most so many."""
+    least = (high - low) / (most - 1) * (1 - 1e-9)
+    power = 10.0 ** math.floor(math.log10(least))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [round(i * step, 12 - math.floor(math.log10(step))) for i in range(first, last + 1)]
+
+
+def log_ticks(low: Real, high: Real, most: int = 7) -> list[float]:
+    """1, 2 and 5 times powers of ten in [low, high]; powers alone where those are too many, and
+    where they still are, every other, third and so on."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for factors in ((1, 2, 5), (1,)):
+        every = [f * 10.0**p for p in powers for f in factors]
+        found = [v for v in every if low * (1 - 1e-9) <= v <= high * (1 + 1e-9)]
+        if len(found) <= most:
+            return found if len(found) > 1 else ticks(low, high)
+    return found[:: math.ceil(len(found) / most)]
+
+
+def _frame(across: _Scale, down: _Scale, x: Axis, y: Axis) -> str:
+    """Grid, ticks and labels of both axes."""
+    left, right, bottom, top = across.start, across.end, down.start, down.end
+    rungs, marks = down.ticks(), across.ticks()
+    grid = "".join(f"M{left} {down(v):.1f}H{right}" for v in rungs)
+    stubs = "".join(f"M{across(v):.1f} {bottom}v4" for v in marks)
+    parts = [
+        f'<path d="{grid}" stroke="{_GRID}"/>',
+        f'<path d="M{left} {bottom}H{right}{stubs}" fill="none" stroke="{_GREY}"/>',
+    ]
+    for v, name in zip(rungs, _names(rungs, y.log), strict=True):
+        parts.append(_text(left - 6, down(v) + 4, name, "end"))
+    for v, name in zip(marks, _names(marks, x.log), strict=True):
+        parts.append(_text(across(v), bottom + 16, name, "middle"))
+    if y.label:
+        parts.append(_text(left, top - 8, y.label))
+    if x.label:
+        parts.append(_text(right, bottom + 16 + _LINE, x.label, "end"))
+    return "".join(parts)
+
+
+def _names(values: Sequence[float], log: bool) -> list[str]:
+    """Ticks in letters, all with as many decimals."""
+    if log or len(values) < 2:
+        return [_tidy(v) for v in values]
+    step = values[1] - values[0]
+    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
+    if decimals > 4 or max(map(abs, values)) >= 1e6:
+        return [_tidy(v) for v in values]
+    return [f"{v:,.{decimals}f}" for v in values]
+
+
+def _tidy(value: Real) -> str:
+    """A number of four digits: 0.8123, 12,340, 2e-05, 1.5M."""
+    if 1e6 <= abs(value) < 1e12:
+        return f"{value / 1e6:,.4g}M"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.4g}"
+
+
+# ----------------------------------------------------------------------------------- forest plots
+
+
+_FOREST, _ROW, _NUMBER, _NAME = 460, 20, 54, 185
+
+
+def forest(title: str, estimates: Sequence[Estimate], x: Axis, mark: str = "") -> str:
+    """A figure of estimates with their intervals, one to a row, or "" of none.
+
+    Args:
+        title: above it.
+        estimates: from the top down; summaries last.
+        x: the axis; its limits are what it shows at least, and the first of them is a line, such as
+            that of chance.
+        mark: what marks are, for the legend.
+    """
+    values = [v for e in estimates for v in (e.value, e.low, e.high, e.mark) if v is not None]
+    if not values:
+        return ""
+    left = 12 + min(_NAME, max(_wide(e.name) for e in estimates))
+    keys = [_Key("this run, 95 % interval", COLOURS[0])]
+    if any(e.mark is not None for e in estimates):
+        keys.append(_Key(mark, COLOURS[1], mark=True))
+    legend, rows = _legend(keys, _FOREST, 36)
+    top = 30 + _LINE * rows
+    bottom = top + _ROW * len(estimates) + 6
+    across = _Scale.of(Axis(), [*values, *(x.limits or ())], left, _FOREST - _NUMBER, room=0.02)
+    marks = across.ticks()
+    grid = "".join(f"M{across(v):.1f} {top}V{bottom}" for v in marks)
+    parts = [
+        _title(title, _FOREST),
+        legend,
+        f'<path d="{grid}" stroke="{_GRID}"/>',
+        f'<path d="M{left:.1f} {bottom}H{across.end}" stroke="{_GREY}"/>',
+        _text(across.end, bottom + 16 + _LINE, x.label, "end"),
+    ]
+    for v, name in zip(marks, _names(marks, False), strict=True):
+        parts.append(_text(across(v), bottom + 16, name, "middle"))
+    if x.limits is not None:
+        chance = f"M{across(x.limits[0]):.1f} {top}V{bottom}"
+        parts.append(f'<path d="{chance}" stroke="{_GREY}" {_dash("3 3")}/>')
+    first = next((i for i, e in enumerate(estimates) if e.summary), 0)
+    if first:
+        parts.append(f'<path d="M0 {top + _ROW * first}H{_FOREST}" stroke="{_GREY}"/>')
+    for i, estimate in enumerate(estimates):
+        parts.append(_estimate(estimate, top + _ROW * (i + 0.5), left, across))
+    said = [f"{e.name} {'undefined' if e.value is None else _tidy(e.value)}" for e in estimates]
+    return _figure("; ".join([title, *said]), _FOREST, bottom + 22 + _LINE, parts)
+
+
+def _estimate(e: Estimate, y: Real, left: Real, across: _Scale) -> str:
+    weight = ' font-weight="600"' if e.summary else ""
+    value = "–" if e.value is None else f"{e.value:.3f}"
+    parts = [
+        _text(0, y + 4, _fitted(e.name, left - 12), extra=weight, full=e.name, colour=_INK),
+        _text(_FOREST, y + 4, value, "end", extra=weight, colour=_INK),
+    ]
+    colour, fade = COLOURS[0], _opacity(0.45) if e.faint else ""
+    if e.low is not None and e.high is not None:
+        ends = f"M{across(e.low):.1f} {y}H{across(e.high):.1f}"
+        parts.append(f'<path d="{ends}" stroke="{colour}" stroke-width="2"{fade}/>')
+    if e.value is not None:
+        parts.append(_shape(across(e.value), y, 6 if e.summary else 4, e.summary, colour, fade))
+    if e.mark is not None:
+        at = across(e.mark)
+        parts.append(f'<path d="M{at:.1f} {y - 7}v14" stroke="{COLOURS[1]}" stroke-width="2.5"/>')
+    said = f"{e.name}: {value}"
+    said += "" if e.low is None or e.high is None else f" ({e.low:.3f} to {e.high:.3f})"
+    said += "" if e.mark is None else f"; {e.mark:.3f} to compare"
+    return f"<g><title>{html.escape(said)}</title>{''.join(parts)}</g>"
+
+
+def _shape(x: Real, y: Real, size: Real, diamond: bool, colour: str, fade: str) -> str:
+    if diamond:
+        d = f"M{x - size:.1f} {y}l{size} -{size}l{size} {size}l-{size} {size}z"
+        return f'<path d="{d}" fill="{colour}"{fade}/>'
+    return f'<circle cx="{x:.1f}" cy="{y}" r="{size}" fill="{colour}"{fade}/>'
+
+
+# ----------------------------------------------------------------------------------------- letters
+
+
+@dataclass(frozen=True)
+class _Key:
+    """An entry of a legend."""
+
+    name: str
+    colour: str
+    dash: str = ""
+    mark: bool = False
+
+
+def _legend(keys: Sequence[_Key], width: Real, y: Real) -> tuple[str, int]:
+    """Entries that have a name side by side, and in how many rows."""
+    parts, at, row = [], 0.0, 0
+    keys = [key for key in keys if key.name]
+    for key in keys:
+        name = _fitted(key.name, width - 24)
+        taken = 24 + _wide(name) + 14
+        if at and at + taken - 14 > width:
+            at, row = 0.0, row + 1
+        line = y + _LINE * row
+        swatch = f"M{at + 9:.1f} {line - 10}v12" if key.mark else f"M{at:.1f} {line - 4}h18"
+        parts.append(
+            f'<path d="{swatch}" stroke="{key.colour}" stroke-width="2.5" '
+            f"{_dash(key.dash) if key.dash else ''}/>{_text(at + 24, line, name, full=key.name)}"
+        )
+        at += taken
+    return "".join(parts), row + bool(keys)
+
+
+def _title(title: str, width: Real) -> str:
+    shown = _fitted(title, width, 15)  # bold letters are wider
+    return _text(0, 14, shown, extra=' font-size="14" font-weight="600"', full=title, colour=_INK)
+
+
+def _text(
+    x: Real,
+    y: Real,
+    text: str,
+    anchor: str = "",
+    *,
+    extra: str = "",
+    full: str = "",
+    colour: str = _FAINT,
+) -> str:
+    """Letters; `full` is shown under a pointer where it is longer."""
+    anchor = f' text-anchor="{anchor}"' if anchor else ""
+    hint = f"<title>{html.escape(full)}</title>" if full and full != text else ""
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" fill="{colour}"{anchor}{extra}>'
+        f"{html.escape(text)}{hint}</text>"
+    )
+
+
+def _wide(text: str, size: Real = 12) -> float:
+    return len(text) * size * _EM
+
+
+def _fitted(text: str, width: Real, size: Real = 12) -> str:
+    """As much of it as there is room for."""
+    room = int(width / (size * _EM))
+    return text if len(text) <= room else f"{text[: max(1, room - 1)].rstrip()}…"
+
+
+def _figure(said: str, width: Real, height: Real, parts: Sequence[str]) -> str:
+    return (
+        f'<figure><svg width="{width}" height="{height:.0f}" viewBox="0 0 {width} {height:.0f}" '
+        # The last tick may reach into the margin.
+        'style="max-width:100%;height:auto;overflow:visible" '
+        'font-family="system-ui,sans-serif" font-size="12" '
+        f'role="img" aria-label="{html.escape(said)}">\n{"".join(parts)}</svg></figure>\n'
+    )
+
+
+def _dash(pattern: str) -> str:
+    return f'stroke-dasharray="{pattern}"'
+
+
+def _opacity(share: Real) -> str:
+    return f' opacity="{share}"'
