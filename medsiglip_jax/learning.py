@@ -1,6 +1,6 @@
 """How much a probe learns from how little: learning curves, few shots, nearest neighbours."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -80,6 +80,7 @@ def learning_curve(
     sizes: Sequence[int] = SIZES,
     seeds: Sequence[int] = (0, 1, 2, 3, 4),
     method: str = "logistic",
+    done: Sequence[Mapping[str, Any]] = (),
     on_row: Callable[[dict[str, Any]], Any] = lambda row: None,
 ) -> list[dict[str, Any]]:
     """Learns from more and more rows: data-efficient classification.
@@ -94,12 +95,13 @@ def learning_curve(
             them, with the first seed only, are added.
         seeds: of the draws.
         method: of `METHODS`.
+        done: rows of an earlier call on the same parts, which are not computed again.
         on_row: called with every row of the result.
 
     Returns:
-        Rows of `n`, `seed`, `auc` (macro, one against the rest) and `undefined`, the numbers of the
-        classes that have none: the draw, or the test rows, have only one of the labels. Where that
-        is all of them, `auc` is None.
+        Rows of `method`, `n`, `seed`, `auc` (macro, one against the rest) and `undefined`, the
+        numbers of the classes that have none: the draw, or the test rows, have only one of the
+        labels. Where that is all of them, `auc` is None.
 
     Raises:
         ValueError: an unknown method, or as for `probe.fit`.
@@ -108,7 +110,7 @@ def learning_curve(
     orders = {seed: np.random.default_rng(seed).permutation(n) for seed in seeds}
     draws = [(size, s, orders[s][:size]) for size in sizes if size < n for s in seeds]
     draws.append((n, seeds[0], np.arange(n)))
-    return list(_curve("n", draws, train, validation, test, method, on_row))
+    return list(_curve("n", draws, train, validation, test, method, done, on_row))
 
 
 def few_shot(
@@ -119,6 +121,7 @@ def few_shot(
     shots: Sequence[int] = SHOTS,
     seeds: Sequence[int] = (0, 1, 2, 3, 4),
     method: str = "prototypes",
+    done: Sequence[Mapping[str, Any]] = (),
     on_row: Callable[[dict[str, Any]], Any] = lambda row: None,
 ) -> list[dict[str, Any]]:
     """Learns from a few rows of each class; for findings, of each with and without it.
@@ -126,10 +129,10 @@ def few_shot(
     Where a class has fewer rows than shots, it gives all. See `learning_curve` for the arguments.
 
     Returns:
-        Rows of `shots`, `seed`, `auc` and `undefined`.
+        Rows of `method`, `shots`, `seed`, `auc` and `undefined`.
     """
     draws = [(shot, seed, draw_per_class(train[1], shot, seed)) for shot in shots for seed in seeds]
-    return list(_curve("shots", draws, train, validation, test, method, on_row))
+    return list(_curve("shots", draws, train, validation, test, method, done, on_row))
 
 
 def draw_per_class(labels: Labels, shots: int, seed: int) -> np.ndarray:
@@ -144,26 +147,33 @@ def draw_per_class(labels: Labels, shots: int, seed: int) -> np.ndarray:
     return np.flatnonzero(chosen)
 
 
-def _curve(name: str, draws, train, validation, test, method: str, on_row) -> Iterator[dict]:
+def _curve(name: str, draws, train, validation, test, method: str, done, on_row) -> Iterator[dict]:
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; expected one of {', '.join(METHODS)}")
     labels = [x[1] for x in (train, validation, test)]
     classes = int(labels[0].shape[1] if labels[0].ndim == 2 else max(x.max() for x in labels) + 1)
+    there = {(row["method"], row[name], row["seed"]): dict(row) for row in done if name in row}
     for size, seed, rows in draws:
-        drawn = train[0][rows], train[1][rows]
-        scores = METHODS[method](drawn, validation, test, classes)
-        value, undefined = _auc(scores, probe.columns(drawn[1], classes), test[1])
-        row = {name: size, "seed": seed, "auc": value, "undefined": undefined}
-        on_row(row)
-        yield row
+        if (found := there.get((method, size, seed))) is None:
+            drawn = train[0][rows], train[1][rows]
+            scores = METHODS[method](drawn, validation, test, classes)
+            judged = judge(scores, drawn[1], test[1])
+            found = {"method": method, name: size, "seed": seed, **judged}
+        on_row(found)
+        yield found
 
 
-def _auc(
-    scores: np.ndarray, learnt: np.ndarray, labels: np.ndarray
-) -> tuple[float | None, list[int]]:
-    """Of the classes that the rows learnt from have and lack."""
-    both = (learnt == 0).any(axis=0) & (learnt == 1).any(axis=0)
+def judge(scores: Float[np.ndarray, "n c"], learnt: Labels, labels: Labels) -> dict[str, Any]:
+    """`auc` and `undefined` of scores of test rows; see `learning_curve`.
+
+    Args:
+        scores: of the test rows.
+        learnt: labels of the rows learnt from: a class that they do not have and lack has no AUC.
+        labels: of the test rows.
+    """
+    known = probe.columns(learnt, scores.shape[1])
+    both = (known == 0).any(axis=0) & (known == 1).any(axis=0)
     wanted = np.where(both, probe.columns(labels, scores.shape[1]), np.nan)
     found = metrics.class_aucs(np.where(both, scores, 0), wanted)
     macro = None if np.isnan(found.macro) else found.macro  # JSON has no NaN
-    return macro, [int(name) for name in found.undefined]
+    return {"auc": macro, "undefined": [int(name) for name in found.undefined]}

@@ -117,7 +117,7 @@ def _search(
     On one thread. Products with a vector are as fast as memory is; and where other processes keep a
     core busy, two threads wait for each other: 104 s instead of 12.7.
     """
-    regression, threads = _installed()
+    regression, threads = installed()
     model, fits, values = regression(warm_start=True, max_iter=_ITERATIONS, tol=_TOLERANCE), [], []
     with threads(1):
         for strength in strengths:
@@ -133,7 +133,12 @@ def _search(
     return fits[best[np.argmin(losses[best])]]
 
 
-def _installed() -> tuple[Any, Any]:
+def installed() -> tuple[Any, Any]:
+    """What is needed of scikit-learn.
+
+    Raises:
+        ModuleNotFoundError: it is not installed.
+    """
     try:
         from sklearn.linear_model import LogisticRegression
         from threadpoolctl import threadpool_limits  # scikit-learn depends on it

@@ -17,6 +17,7 @@ from medsiglip_jax.evaluate import datasets, results, run, scores, tasks, vector
 from medsiglip_jax.evaluate.dataset import Policy
 from medsiglip_jax.evaluate.run import Options
 from medsiglip_jax.evaluate.scores import Scores
+from medsiglip_jax.preprocess.image import PRESETS
 
 FINDINGS = ["Alpha", "Beta", "Gamma", "Never"]
 TASK = """
@@ -271,18 +272,18 @@ def test_the_page_needs_nothing_else_and_says_it_all(done):
     folder, got = done
     page, text = (folder / "report.html").read_text(), (folder / "report.md").read_text()
     assert not re.search(r"(src|href)=|url\(|<script", page)
-    assert page.count("<svg") == 3 and "Three findings &amp; one" in page
+    assert page.count("<svg") == 4 and "Three findings &amp; one" in page
     for found in got["classes"][:3]:
         row = f"| {found['class']}{' *' if found['few'] else ''} | {found['auc']:.3f} |"
         assert row in text and f"<td>{found['auc']:.3f}" in page
         assert f"{found['low']:.3f} to {found['high']:.3f}" in text
     assert got["provenance"]["prompts_sha256"] in page and "a paper" in text
     points = re.search(r'points="([^"]+)"', page)[1].split()
-    assert points[0] == "24.0,224.0" and points[-1] == "224.0,24.0"
+    assert points[0] == "46.0,238.0" and points[-1] == "236.0,48.0"
 
 
 def test_a_killed_evaluation_goes_on(data, model, done, tmp_path, monkeypatch):
-    monkeypatch.setattr(run.vectors, "_SHARD", 8)
+    monkeypatch.setattr(vectors, "_SHARD", 8)
     task, out, seen = tasks.read(str(data / "task.toml")), tmp_path / "out", []
 
     def kill(progress):
@@ -320,9 +321,9 @@ def test_existing_embeddings(data, model, done, checkpoint, tmp_path, capsys):
         tmp_path / "other",
     )
     other = medsiglip_jax.load(tmp_path / "other")
-    with pytest.raises(ValueError, match="by another checkpoint"):
+    with pytest.raises(ValueError, match="sha256 of the model is"):
         run.evaluate(task, other, data, tmp_path / "b", options, embedded)
-    with pytest.raises(ValueError, match="with preprocess big_vision, not serving"):
+    with pytest.raises(ValueError, match="preprocess is 'big_vision', wanted 'serving'"):
         run.evaluate(task, model, data, tmp_path / "b", Options("serving"), embedded)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere/labels.csv").write_text("image,patient,Alpha,Beta,Gamma,Never\nx,p,1,,,")
@@ -360,7 +361,7 @@ def test_grid_shows_all_cells(data, model, done, tmp_path):
     got = run.evaluate(task, model, data, out, Options(resamples=200, grid=True))
     cells = got["grid"]
     assert {(c["preprocess"], c["reading"]) for c in cells} == {
-        (p, r) for p in ("big_vision", "huggingface", "serving") for r in ("as given", "other")
+        (p, r) for p in PRESETS for r in ("as given", "other")
     }
     assert got["classes"] == done[1]["classes"]
     first = cells[0]
@@ -389,7 +390,7 @@ def test_the_grid_of_a_softmax_has_temperatures(data, model, tmp_path):
         (own / file.name).write_bytes(file.read_bytes())
     task = tasks.read(str(data / "classes.toml"))
     got = run.evaluate(task, model, own, tmp_path / "out", Options(resamples=50, grid=True))
-    assert [c["temperature"] for c in got["grid"]] == ["logit_scale", "none"] * 3
+    assert [c["temperature"] for c in got["grid"]] == ["logit_scale", "none"] * len(PRESETS)
     table = pq.read_table(tmp_path / "out/scores.parquet")
     values = table["score"].to_numpy().reshape(30, 3)
     labels = table["label"].to_numpy().reshape(30, 3)

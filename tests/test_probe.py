@@ -18,6 +18,7 @@ from medsiglip_jax.embed import Options, embed
 from medsiglip_jax.embeddings import Embeddings
 from medsiglip_jax.examples import Examples
 from medsiglip_jax.features import Provenance
+from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.probe import open_probe
 
 DIM = 12
@@ -226,10 +227,10 @@ def test_open_probe_refuses_what_is_none(fitted, tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (dict(model="0ff"), "google/medsiglip-448, these are of other.*model '5a1', these '0ff'"),
-        (dict(preprocess="serving"), "preprocess 'big_vision', these 'serving'"),
-        (dict(normalized=False), "normalized True, these False"),
-        (dict(dim=13), "dim 12, these 13"),
+        (dict(model="0ff"), "with other, .* google/medsiglip-448: sha256 .*'0ff', wanted '5a1'"),
+        (dict(preprocess="serving"), "preprocess is 'serving', wanted 'big_vision'"),
+        (dict(normalized=False), "normalized is False, wanted True"),
+        (dict(dim=13), "dim is 13, wanted 12"),
     ],
 )
 def test_predicting_on_embeddings_made_another_way_names_both(fitted, change, message):
@@ -238,7 +239,7 @@ def test_predicting_on_embeddings_made_another_way_names_both(fitted, change, me
     assert fitted.predict(x, Provenance(**given)).shape == (3, 3)
     with pytest.raises(ValueError, match=message):
         fitted.predict(x, Provenance(**(given | change)))
-    with pytest.raises(ValueError, match="dim 12, these 11"):
+    with pytest.raises(ValueError, match="dim is 11, wanted 12"):
         fitted.predict(x[:, 1:])
     with pytest.raises(ValueError, match=r"vectors \[1\].* not finite"):
         fitted.predict(np.where(np.arange(3)[:, None] == 1, np.nan, x).astype(np.float32))
@@ -445,7 +446,7 @@ def test_files_refuse(table, fitted, tmp_path):
     with pytest.raises(ValueError, match=".csv or .parquet"):
         probe_files.predict(fitted, run, tmp_path / "scores.json")
     other = write_run(tmp_path / "other", ["a"], draw(1)[0], normalized=False, errors=0)
-    with pytest.raises(ValueError, match="normalized True, these False"):
+    with pytest.raises(ValueError, match="normalized is False, wanted True"):
         probe_files.predict(fitted, other, tmp_path / "scores.csv")
     assert not (tmp_path / "scores.csv").exists()
     clash = probe.fit(*draw(60), *draw(30, seed=1), ["id", "b", "c"])
@@ -465,7 +466,9 @@ def test_images_are_embedded_as_the_probe_demands(checkpoint, pictures, tmp_path
     result = probe_files.fit(data, run, tmp_path / "p.npz")
     assert result["missing"] == 1 and result["rows"] == {"train": 4, "validation": 3}
     fitted = open_probe(tmp_path / "p.npz")
-    assert fitted.provenance == Provenance(16, model.sha256, "serving", False, str(checkpoint))
+    assert fitted.provenance == Provenance(
+        16, model.sha256, "serving", False, str(checkpoint), Rules().to_dict()
+    )
     results = probe_files.predict_inputs(fitted, model, [str(pictures)], batch_size=3)
     probe_files.predict(fitted, Embeddings(run), tmp_path / "s.csv")
     rows = {row["id"]: row for row in read_csv(tmp_path / "s.csv")}
@@ -479,7 +482,7 @@ def test_images_are_embedded_as_the_probe_demands(checkpoint, pictures, tmp_path
             assert score["probability"] == pytest.approx(float(row[score["class"]]), abs=1e-4)
             assert type(score["positive"]) is bool
     medsiglip_jax.save(medsiglip_jax.init(model.config, seed=1), tmp_path / "other")
-    with pytest.raises(ValueError, match="it wants model"):
+    with pytest.raises(ValueError, match="these images: .*model is .*, wanted "):
         probe_files.predict_inputs(fitted, medsiglip_jax.load(tmp_path / "other"), [str(pictures)])
     with pytest.raises(ValueError, match="fitted to arrays"):
         bare = probe.fit(*draw(60, dim=16), *draw(30, seed=1, dim=16))
@@ -499,6 +502,9 @@ def test_learning_curves_rise():
         *parts, sizes=(16, 128, 9999), seeds=(0, 1, 2), on_row=seen.append
     )
     assert rows == seen == learning.learning_curve(*parts, sizes=(16, 128, 9999), seeds=(0, 1, 2))
+    known = [{**row, "auc": 2.0} for row in rows[:2]]  # is believed, and not computed again
+    again = learning.learning_curve(*parts, sizes=(16, 128), seeds=(0, 1, 2), done=known)
+    assert again == [*known, *rows[2:]]
     assert [(row["n"], row["seed"]) for row in rows] == [
         *((16, s) for s in range(3)), *((128, s) for s in range(3)), (1500, 0),
     ]  # fmt: skip
@@ -562,6 +568,6 @@ def test_few_shots():
     parts = draw(600, 4), draw(200, 4, seed=1), draw(400, 4, seed=2)
     parts = [(x - 5, y) for x, y in parts]
     found = learning.few_shot(*parts, shots=(1, 32), seeds=range(4))
-    assert len(found) == 8 and set(found[0]) == {"shots", "seed", "auc", "undefined"}
+    assert len(found) == 8 and set(found[0]) == {"method", "shots", "seed", "auc", "undefined"}
     one, many = (np.mean([r["auc"] for r in found if r["shots"] == k]) for k in (1, 32))
     assert 0.5 < one < many - 0.05

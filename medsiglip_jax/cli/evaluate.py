@@ -15,6 +15,7 @@ from medsiglip_jax.cli.common import (
     local_mesh,
     progress_bar,
     show,
+    table,
 )
 
 
@@ -25,10 +26,13 @@ def add(commands) -> None:
         "  medsiglip-jax evaluate --list\n"
         "  medsiglip-jax evaluate --task chexpert-test --model google/medsiglip-448 \\\n"
         "    --data CheXpert --output results\n"
+        "  medsiglip-jax evaluate --task idrid --model google/medsiglip-448 --data IDRiD \\\n"
+        "    --output idrid --learn   # also what its training images add\n"
         "  medsiglip-jax evaluate --from results",
         "Zero-shot: prompts of a class are embedded and averaged, and images scored by the cosine. "
-        "Writes scores.parquet, report.html, report.md and results.json. The same command again "
-        "goes on with a killed run.",
+        "With --learn also what training and validation images add. Writes scores.parquet, "
+        "report.html, report.md and results.json. The same command again goes on with a killed "
+        "run.",
     )  # fmt: skip
     what = sub.add_mutually_exclusive_group(required=True)
     what.add_argument("--task", metavar="T", help="name (see --list), or your own .toml or .json")
@@ -47,6 +51,7 @@ def add(commands) -> None:
         "--embeddings", metavar="E", help="what embed wrote of these images, by this checkpoint"
     )
     _add_scoring(sub)
+    _add_learning(sub)
     _add_labels_and_statistics(sub)
     add_model(sub, required=False)
     add_batch_size(sub, None, "default 8, on accelerators 64 per device")
@@ -73,6 +78,25 @@ def _add_scoring(sub) -> None:
     )  # fmt: skip
 
 
+def _add_learning(sub) -> None:
+    group = sub.add_argument_group("learning")
+    group.add_argument(
+        "--learn", nargs="?", const="probe", metavar="WHAT",
+        help="thresholds: operating points and calibration, from validation images; probe (meant "
+        "by --learn alone, and always by digits): also a linear probe, nearest neighbours, few "
+        "shots and a learning curve, from training images",
+    )  # fmt: skip
+    group.add_argument(
+        "--sizes", type=int, nargs="*", metavar="N",
+        help="training images of the learning curve; default 64 512 4096 32768, and always all",
+    )  # fmt: skip
+    group.add_argument("--seeds", type=int, metavar="N", help="draws of each size, default 3")
+    group.add_argument(
+        "--prevalence", type=float, metavar="X",
+        help="share of positives at which to state PPV and NPV besides that of the test images",
+    )  # fmt: skip
+
+
 def _add_labels_and_statistics(sub) -> None:
     group = sub.add_argument_group("labels and statistics")
     group.add_argument(
@@ -84,7 +108,10 @@ def _add_labels_and_statistics(sub) -> None:
         help="what an empty cell is: ignore (default) or negative",
     )  # fmt: skip
     group.add_argument("--resamples", type=int, default=2000, metavar="N", help="default 2000")
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="of the bootstrap")
+    group.add_argument(
+        "--seed", type=int, default=0, metavar="N",
+        help="of the bootstrap, and of parts that have to be drawn",
+    )  # fmt: skip
 
 
 def evaluate(args: argparse.Namespace) -> int:
@@ -95,7 +122,7 @@ def evaluate(args: argparse.Namespace) -> int:
     output = args.again or args.output
     results = recompute(args.again) if args.again else _run(args)
     show(results, args.json, lambda r: _text(output, r))
-    lost = {k: results["counts"].get(k, 0) for k in ("missing", "unreadable")}
+    lost = {k: n for k, n in results["counts"].items() if k.startswith(("missing", "unreadable"))}
     if any(lost.values()):
         shown = ", ".join(f"{count:,} {name}" for name, count in lost.items() if count)
         print(f"went on without {shown} images", file=sys.stderr)
@@ -107,15 +134,19 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     needed = ("model", "data", "output")
     if lacking := [f"--{name}" for name in needed if getattr(args, name) is None]:
         raise ValueError(f"--task needs {', '.join(lacking)}")
+    from medsiglip_jax.evaluate import digits
     from medsiglip_jax.evaluate.run import evaluate as run
     from medsiglip_jax.evaluate.tasks import read
 
+    if args.learn is None and args.task == digits.NAME:
+        args.learn = "probe"
     task, options = read(args.task), _options(args)
     task = task.with_prompts(args.prompts) if args.prompts else task
-    with progress_bar("image") as bar:
+    with progress_bar("image") as images, progress_bar("fit", 0.5) as fits:
         return run(
             task, lambda: load(args, local_mesh()), args.data, args.output, options,
-            args.embeddings, lambda progress: bar.update(progress.rows), bar.reset,
+            args.embeddings, lambda progress: images.update(progress.rows), images.reset,
+            fits.update,
         )  # fmt: skip
 
 
@@ -130,8 +161,14 @@ def _bring_digits(args: argparse.Namespace) -> None:
 
 def _options(args: argparse.Namespace):
     from medsiglip_jax.evaluate.dataset import Policy
+    from medsiglip_jax.evaluate.learned import Draws
     from medsiglip_jax.evaluate.run import Options
 
+    sizes = None if args.sizes is None else tuple(args.sizes)
+    given = {"sizes": sizes, "seeds": args.seeds}
+    draws = Draws(**{name: value for name, value in given.items() if value is not None})
+    if given != dict.fromkeys(given) and args.learn != "probe":
+        raise ValueError("--sizes and --seeds are of learning curves: expected --learn")
     return Options(
         args.preprocess,
         args.score,
@@ -143,6 +180,9 @@ def _options(args: argparse.Namespace):
         args.seed,
         batch_size(args),
         args.grid,
+        args.learn or "",
+        draws,
+        args.prevalence,
     )
 
 
@@ -163,14 +203,28 @@ def _task(task: dict[str, Any]) -> str:
 
 
 def _text(output: str, results: dict[str, Any]) -> str:
+    from medsiglip_jax.evaluate import retrieval
     from medsiglip_jax.evaluate.sections import classes, number
 
-    mean = results["macro_auc"]
-    rows = classes(results)
-    widths = [max(map(len, column)) for column in zip(rows.header, *rows.rows, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in (rows.header, *rows.rows)
-    ]
-    head = f"{results['title']}: macro AUC {number(mean['auc'])}, {results['images']:,} images"
-    return "\n".join([head, *lines, f"{output}/report.html"])
+    macro, images = results["macro_auc"], f"{results['images']:,} images"
+    head = f"macro AUC {number(macro['auc'])}, {images}" if macro else images
+    found = results["retrieval"]
+    tables = [classes(results), retrieval.section(found) if found else None]
+    lines = [line for one in tables if one is not None for line in table(one.header, one.rows)]
+    return "\n".join(
+        [f"{results['title']}: {head}", *lines, *_learned(results), f"{output}/report.html"]
+    )
+
+
+def _learned(results: dict[str, Any]) -> list[str]:
+    from medsiglip_jax.evaluate.learned_sections import probe_line
+
+    probe, held_out = results["probe"], results["held_out"]
+    lines = [f"linear probe: {probe_line(probe)}"] if probe else []
+    if held_out:
+        counts = [f"{held_out[part]['images']:,}" for part in ("validation", "test")]
+        lines.append(
+            f"thresholds and calibration: of {counts[0]} validation images, measured on "
+            f"{counts[1]} test images; see the report"
+        )
+    return lines

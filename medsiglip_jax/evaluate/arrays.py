@@ -49,8 +49,8 @@ def read(task: Task, root: Place, policy: Policy) -> Dataset:
     """Reads labels; images stay where they are until they are embedded.
 
     `data` of the task holds `images` and `labels`, both {file, key}: alternatives of a file name,
-    the first that exists being taken, and the name of the array in it. Labels are numbers of
-    classes [n] or [n, 1], or for "multi_label" 0 and 1 [n, c].
+    the first that exists being taken, and the name of the array in it. One `file` beside them is
+    that of both. Labels are numbers of classes [n] or [n, 1], or for "multi_label" 0 and 1 [n, c].
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -59,11 +59,13 @@ def read(task: Task, root: Place, policy: Policy) -> Dataset:
     """
     refuse_remote(root)
     folder = Path(str(root))
-    check_settings(task, task.data, "adapter images labels", needed="images labels")
-    for name in ("images", "labels"):
-        check_settings(task, task.data[name], "file key", f"data.{name}", "file key")
-    images, key = _open(task, folder, task.data["images"])
-    files, labels_key = _open(task, folder, task.data["labels"])
+    check_settings(task, task.data, "adapter file images labels", needed="images labels")
+    of_both = {"file": task.data["file"]} if "file" in task.data else {}
+    settings = {name: {**of_both, **task.data[name]} for name in ("images", "labels")}
+    for name, table in settings.items():
+        check_settings(task, table, "file key", f"data.{name}", "file key")
+    images, key = _open(task, folder, settings["images"])
+    files, labels_key = _open(task, folder, settings["labels"])
     labels, shape = np.asarray(_array(str(files), labels_key)), _array(str(images), key).shape
     if len(labels) != shape[0] or len(shape) not in (3, 4):
         raise ValueError(
@@ -73,7 +75,7 @@ def read(task: Task, root: Place, policy: Policy) -> Dataset:
     fsspec.register_implementation(PROTOCOL, Arrays, clobber=True)
     address = f"{PROTOCOL}://{images.absolute()}/{key}"
     return Dataset(
-        [f"{key}/{i}" for i in range(len(labels))],
+        [f"{images.name}/{key}/{i}" for i in range(len(labels))],  # parts may differ in the file
         [f"{address}/{i}" for i in range(len(labels))],
         _labels(task, files, labels.reshape(len(labels), -1)),
         tuple(c.value for c in task.classes),

@@ -17,8 +17,8 @@ from medsiglip_jax.places import Place
 
 Row = dict[str, str]
 
-_DATA = "adapter tables images labels group group_optional attributes bands where listed"
-_TABLE = "file on parse stem melt optional"
+_DATA = "adapter tables images labels text group group_optional attributes bands where listed"
+_TABLE = "file on rename parse stem melt optional"
 
 
 @dataclass
@@ -37,11 +37,13 @@ def read(task: Task, root: Place, policy: Policy) -> Dataset:
     `data` of the task holds:
 
     * `tables`: the first holds labels. `file`: alternatives, globs below the folder. The others
-      are joined `on` columns, one row to many, and may be `optional`. `parse`: column -> regular
-      expression whose named groups become columns. `stem`: columns of file names to cut to their
-      stem. `melt`: {columns, to, number}, several columns to one, with the number of the row.
+      are joined `on` columns, one row to many, and may be `optional`. `rename`: column -> its name
+      in the task. `parse`: column -> regular expression whose named groups become columns. `stem`:
+      columns of file names to cut to their stem. `melt`: {columns, to, number}, several columns to
+      one, with the number of the row.
     * `images`: see `images.find`.
     * `labels`: see `labels.of_rows`.
+    * `text`: column of captions or reports.
     * `where`: column -> values to keep; `listed`: {file, column}, keeps rows that a file lists.
     * `group`: column of patients; with `group_optional` it may be absent.
     * `attributes`: name -> column, or columns of which one is there.
@@ -67,11 +69,17 @@ def read(task: Task, root: Place, policy: Policy) -> Dataset:
             f"{data.get('where') or data.get('listed')}"
         )
     try:
-        values = [c.value for c in task.classes]
-        found, values = labels.of_rows(joined.rows, values, data.get("labels", {}), policy)
+        found, values = _labels(task, joined.rows, policy)
     except ValueError as error:
         raise ValueError(f"{joined.files[0]}: {error}") from None
     return _dataset(task, root, joined, found, values)
+
+
+def _labels(task: Task, rows: Sequence[Row], policy: Policy) -> tuple[np.ndarray, tuple[str, ...]]:
+    if task.kind == "pairs":
+        return np.zeros((len(rows), 0), np.float32), ()
+    values = [c.value for c in task.classes]
+    return labels.of_rows(rows, values, task.data.get("labels", {}), policy)
 
 
 def _dataset(task: Task, root: Place, joined: _Joined, found: np.ndarray, values) -> Dataset:
@@ -88,6 +96,7 @@ def _dataset(task: Task, root: Place, joined: _Joined, found: np.ndarray, values
         joined.files,
         {**joined.counts, **placed.counts},
         [*joined.missing, *placed.missing],
+        [row[task.data["text"]] for row in rows] if "text" in task.data else None,
     )
 
 
@@ -146,8 +155,10 @@ def _rows(path: Place, table: Mapping[str, Any]) -> list[Row]:
     """The rows of a file that are not empty."""
     columns = {name: c.to_pylist() for name, c in read_lines(str(path))[0].items() if name}
     cells = zip(*([(v or "").strip() for v in column] for column in columns.values()), strict=True)
-    rows = [dict(zip(columns, row, strict=True)) for row in cells if any(row)]
-    _need(path, columns, [*table.get("parse", ()), *table.get("stem", ())])
+    _need(path, columns, (renamed := table.get("rename", {})))
+    names = [renamed.get(name, name) for name in columns]
+    rows = [dict(zip(names, row, strict=True)) for row in cells if any(row)]
+    _need(path, names, [*table.get("parse", ()), *table.get("stem", ())])
     for column, pattern in table.get("parse", {}).items():
         _parse(path, rows, column, re.compile(pattern))
     for column in table.get("stem", ()):
@@ -214,7 +225,9 @@ def _check_columns(task: Task, joined: _Joined) -> None:
     """All columns that are needed and not there, at once."""
     data = task.data
     values = [c.value for c in task.classes]
-    names = labels.columns(joined.rows, values, data.get("labels", {}))
+    names = [] if "text" not in data else [data["text"]]
+    if task.kind != "pairs":
+        names += labels.columns(joined.rows, values, data.get("labels", {}))
     names += [*data.get("where", ()), *data.get("images", {}).get("on", ())]
     names += [] if "listed" not in data else [data["listed"]["column"]]
     names += [] if "group" not in data or data.get("group_optional") else [data["group"]]

@@ -48,6 +48,7 @@ class Dataset:
         files: where the labels were read.
         counts: of what was left out, and why.
         missing: what was expected and is not there.
+        texts: caption or report of each image, "" where it has none; None where the data has none.
     """
 
     ids: Sequence[str]
@@ -59,6 +60,7 @@ class Dataset:
     files: Sequence[Place] = ()
     counts: Mapping[str, int] = field(default_factory=dict)
     missing: Sequence[str] = ()
+    texts: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -78,17 +80,25 @@ class Dataset:
             labels=self.labels[rows],
             groups=None if self.groups is None else taken(self.groups),
             attributes={name: taken(column) for name, column in self.attributes.items()},
+            texts=None if self.texts is None else taken(self.texts),
         )
 
     def labelled(self) -> "Dataset":
         """Images of which at least one label is known; the others are counted."""
-        known = ~np.isnan(self.labels).all(axis=1)
+        unknown = np.isnan(self.labels)
+        known = ~unknown.all(axis=1) | (unknown.shape[1] == 0)  # pairs have no labels to know
         counts = {**self.counts, "unlabelled": int((~known).sum())}
         return replace(self.select(np.flatnonzero(known)), counts=counts)
 
+    def captioned(self) -> "Dataset":
+        """Images with a text; the others are counted."""
+        texts = self.texts or [""] * len(self)
+        counts = {**self.counts, "without a text": texts.count("")}
+        return replace(self.select([i for i, text in enumerate(texts) if text]), counts=counts)
+
     def once(self) -> "Dataset":
-        """Every image once. Where its rows have different labels none of them is right: all are
-        left out. Both are counted."""
+        """Every image once, with its first text. Where its rows have different labels none of them
+        is right: all are left out. Both are counted."""
         first: dict[str, int] = {}
         conflicting = set()
         for i, name in enumerate(self.ids):

@@ -130,7 +130,7 @@ def _index(root: Place, settings: Mapping[str, Any]) -> tuple[dict[tuple, list[s
     files, unread = defaultdict(list), 0
     for path in sorted(root.glob(settings["find"]), key=str):
         name = below(root, path)
-        if path.suffix.lower() not in IMAGE_SUFFIXES | {".dcm", ".dicom"}:
+        if path.suffix.lower() not in IMAGE_SUFFIXES:
             continue
         match = pattern.search(name) if pattern else None
         if pattern and not match:

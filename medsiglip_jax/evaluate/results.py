@@ -9,16 +9,21 @@ import numpy as np
 from jaxtyping import Bool
 
 from medsiglip_jax import metrics
-from medsiglip_jax.evaluate.scores import Scores
-from medsiglip_jax.metrics import Interval
+from medsiglip_jax.evaluate import aucs, held_out, probed
+from medsiglip_jax.evaluate.learned import Learned
+from medsiglip_jax.evaluate.scores import Scores, known
+from medsiglip_jax.metrics.subgroups import FEW
 
-FEW = 10  # positives or negatives, below which a class is flagged
 _AGES = ((40, "under 40"), (65, "40 to 64"), (math.inf, "65 and over"))
 _NOTHING = {"mean": None, "auc": {}}
 
 
 def results(
-    scores: Scores, attributes: Mapping[str, Sequence[str]], cells: Sequence[Scores] = ()
+    scores: Scores,
+    attributes: Mapping[str, Sequence[str]],
+    cells: Sequence[Scores] = (),
+    learned: Learned | None = None,
+    retrieval: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Computes results.json.
 
@@ -26,47 +31,65 @@ def results(
     classes have a bootstrap interval: whole patients are drawn, and the mean is inside the loop.
 
     Args:
-        scores: of the run.
+        scores: of the run; of pairs without classes.
         attributes: name -> value per image, for subgroups.
         cells: of the grid.
+        learned: from training and validation images.
+        retrieval: of `retrieval.summary`.
 
     Returns:
         JSON without NaN: None stands where a number is undefined.
     """
     task, statistics = scores.meta["task"], scores.meta["statistics"]
-    aucs = metrics.class_aucs(
-        scores.scores, scores.labels, scores.classes, groups=_units(scores), student=True
+    found = metrics.class_aucs(
+        scores.scores, scores.labels, scores.classes, groups=scores.units, student=True
     )
-    found = {
+    content = {
         "task": task["name"],
         "title": task["title"],
-        "images": len(scores.ids),
-        "groups": scores.groups and len(set(scores.groups)),
-        "macro_auc": _mean(scores, task, statistics),
-        "classes_in_mean": len(aucs.classes) - len(aucs.undefined),
-        "undefined": aucs.undefined,
+        **_size(scores),
+        "macro_auc": _mean(scores, task, statistics) if scores.classes else None,
+        "classes_in_mean": len(found.classes) - len(found.undefined),
+        "undefined": found.undefined,
         "means": {
             name: _mean(scores, task, statistics, np.isin(scores.classes, classes))
             for name, classes in task["means"].items()
         },
-        "classes": [_class(scores, task, j, c) for j, c in enumerate(aucs.classes)],
+        "classes": [_class(scores, task, j, c) for j, c in enumerate(found.classes)],
         "one_class_each": _of_one_class_each(scores, task),
         "published": task["published"],
+        "held_out": learned and _held_out(learned, task),
+        "probe": learned and probed.results(learned, task["published"], statistics),
+        "retrieval": retrieval,
         "subgroups": _subgroups(scores, attributes, statistics),
         "grid": [_cell(cell, task) for cell in cells],
         **{key: scores.meta[key] for key in ("counts", "provenance", "statistics")},
         **{key: task[key] for key in ("notes", "trained_on", "source", "prompts_source")},
     }
-    return _plain(found)
+    return aucs.plain(content)
 
 
-def known(scores: Scores, column: int) -> metrics.Known:
-    """Scores and labels of one class, of the images that have a label."""
-    return metrics.known(scores.scores[:, column], scores.labels[:, column])
+def _size(scores: Scores) -> dict[str, int | None]:
+    groups = None if scores.groups is None else len(set(scores.groups))
+    return {"images": len(scores.ids), "groups": groups}
 
 
-def _units(scores: Scores) -> np.ndarray | None:
-    return None if scores.groups is None else np.unique(scores.groups, return_inverse=True)[1]
+def _held_out(learned: Learned, task: Mapping[str, Any]) -> dict[str, Any]:
+    """Operating points and calibration of the prompts and of the probe."""
+
+    def judge(validation: Scores, test: Scores, rule: str) -> dict[str, Any]:
+        return held_out.judge(validation, test, rule, task["kind"], learned.prevalence)
+
+    found = {
+        "how": learned.how,
+        "validation": _size(learned.validation),
+        "test": _size(learned.zero_shot),
+        "zero_shot": judge(learned.validation, learned.zero_shot, task["score"]),
+        "probe": None,
+    }
+    if learned.probe is not None and learned.probe_validation is not None:
+        found["probe"] = judge(learned.probe_validation, learned.probe, "probe")
+    return found
 
 
 def _mean(
@@ -82,15 +105,8 @@ def _mean(
     if inside is not None:
         figures = [published["auc"].get(scores.classes[j]) for j in columns.tolist()]
         figure = None if None in figures else round(float(np.mean(figures)), 4)
-    interval = metrics.bootstrap(
-        metrics.macro_auc,
-        scores.scores[:, columns],
-        scores.labels[:, columns],
-        groups=_units(scores),
-        samples=statistics["resamples"],
-        seed=statistics["seed"],
-    )
-    return {**_limits(interval), "dropped": interval.dropped} | _against(figure, interval)
+    values, labels = scores.scores[:, columns], scores.labels[:, columns]
+    return aucs.mean(values, labels, scores.units, statistics, figure)
 
 
 def _class(
@@ -99,26 +115,14 @@ def _class(
     rows, published = known(scores, column), task["published"] or _NOTHING
     return {
         "class": found.name,
-        **_limits(found.auc),
+        **aucs.limits(found.auc),
         "positives": found.positives,
         "negatives": found.negatives,
         "unknown": found.missing,
         "few": min(found.positives, found.negatives) < FEW,
         "average_precision": metrics.average_precision(rows.scores, rows.positive),
-        **_against(published["auc"].get(found.name), found.auc),
+        **aucs.against(published["auc"].get(found.name), found.auc),
     }
-
-
-def _limits(interval: Interval) -> dict[str, float]:
-    return {"auc": interval.value, "low": interval.low, "high": interval.high}
-
-
-def _against(figure: float | None, interval: Interval) -> dict[str, Any]:
-    """A published figure, how far this one is from it, and whether it lies in the interval."""
-    if figure is None:
-        return {"published": None, "difference": None, "inside": None}
-    inside = None if math.isnan(interval.low) else figure in interval
-    return {"published": figure, "difference": interval.value - figure, "inside": inside}
 
 
 def _of_one_class_each(scores: Scores, task: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -132,9 +136,9 @@ def _of_one_class_each(scores: Scores, task: Mapping[str, Any]) -> dict[str, Any
         grades = values.argmax(axis=1)
         found["quadratic_kappa"] = metrics.quadratic_kappa(grades, labels)
         above = values[:, first:].sum(axis=1) - values[:, :first].sum(axis=1)
-        units = None if (u := _units(scores)) is None else u[rows]
+        units = None if (u := scores.units) is None else u[rows]
         interval = metrics.delong(above, labels >= first, groups=units, student=True)
-        found |= {"from": scores.classes[first], "auc_from": _limits(interval)}
+        found |= {"from": scores.classes[first], "auc_from": aucs.limits(interval)}
     return found
 
 
@@ -149,7 +153,7 @@ def _subgroups(
                 scores.scores[:, j],
                 scores.labels[:, j],
                 bands,
-                groups=_units(scores),
+                groups=scores.units,
                 samples=max(1, statistics["resamples"] // 4),  # there are many
                 seed=statistics["seed"],
             )
@@ -160,7 +164,7 @@ def _subgroups(
 def _subgroup(found: metrics.Subgroup) -> dict[str, Any]:
     gap = {"gap": found.gap.value, "gap_low": found.gap.low, "gap_high": found.gap.high}
     counts = {"positives": found.positives, "negatives": found.negatives, "few": found.flagged}
-    return {"subgroup": found.name, **_limits(found.auc), **gap, **counts}
+    return {"subgroup": found.name, **aucs.limits(found.auc), **gap, **counts}
 
 
 def _age(cell: str) -> str:
@@ -171,27 +175,17 @@ def _age(cell: str) -> str:
 
 def _cell(cell: Scores, task: Mapping[str, Any]) -> dict[str, Any]:
     """One cell of the grid: AUCs and how far they are from what was published."""
-    aucs = {
+    found = {
         name: metrics.auc(rows.scores, rows.positive)
         for name, rows in ((n, known(cell, j)) for j, n in enumerate(cell.classes))
     }
     published = task["published"] or _NOTHING
-    apart = [abs(aucs[name] - figure) for name, figure in published["auc"].items()]
+    apart = [abs(found[name] - figure) for name, figure in published["auc"].items()]
     mean, figure = metrics.macro_auc(cell.scores, cell.labels), published["mean"]
     return {
         **cell.meta["cell"],
         "macro_auc": mean,
         "difference": None if figure is None else mean - figure,
         "mean_distance": float(np.mean(apart)) if apart else None,
-        "classes": aucs,
+        "classes": found,
     }
-
-
-def _plain(value: Any) -> Any:
-    """JSON has neither NaN nor tuples nor NumPy's numbers."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    value = value.item() if isinstance(value, np.generic) else value
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,88 +1,37 @@
 """One evaluation from data to report, in a folder from which a killed one goes on.
 
-    DIR/embeddings/PRESET/   of `embed`, computed once
+    DIR/embeddings/PRESET/   of `embed`, computed once; PRESET-train and -validation of other parts
     DIR/images.parquet       id, sex, age, view and what else is known
     DIR/grid/*.parquet       scores of the variants, with `grid`
+    DIR/retrieval.parquet    ranks of texts and images, of tasks with texts
     DIR/scores.parquet       id, class, score, label, group
     DIR/report.html, DIR/report.md, and last DIR/results.json
 
-Everything below the scores is computed from them, and can be again: `recompute`.
+`learned` lists the files of what is learned from labels. Everything below the scores is computed
+from files, and can be again: `recompute`.
 """
 
-import importlib.metadata
-import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from medsiglip_jax import __version__, places, storage
+from medsiglip_jax import logistic, places, storage
 from medsiglip_jax.api import Model
-from medsiglip_jax.embed import ERRORS, Progress
-from medsiglip_jax.evaluate import datasets, report, scores, vectors, zero_shot
-from medsiglip_jax.evaluate.dataset import Dataset, Policy
+from medsiglip_jax.embed import Progress
+from medsiglip_jax.evaluate import datasets, learned, report, retrieval, scores
+from medsiglip_jax.evaluate.job import GRID, IMAGES, PART, Data, Job
+from medsiglip_jax.evaluate.learned import Learned
+from medsiglip_jax.evaluate.options import AS_GIVEN, LEARN, Options
 from medsiglip_jax.evaluate.results import results
 from medsiglip_jax.evaluate.scores import Scores
 from medsiglip_jax.evaluate.tasks import Task
-from medsiglip_jax.evaluate.vectors import Vectors
 from medsiglip_jax.places import Given, Place
-from medsiglip_jax.preprocess.image import PRESETS, preset
+from medsiglip_jax.preprocess.image import PRESETS
 
-SCORES, IMAGES, RESULTS = "scores.parquet", "images.parquet", "results.json"
-EMBEDDINGS, GRID = "embeddings", "grid"
-AS_GIVEN, DEFAULT = "as given", "big_vision"
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a task is run.
-
-    Attributes:
-        preprocess: pixel preset; None is that of the given embeddings, or "big_vision".
-        score: a rule of `zero_shot.RULES`; None is the task's own.
-        reading: of the task's `readings`, or "as given".
-        temperature: what softmax rules multiply cosines with: "logit_scale" or "none".
-        policy: what labels that are neither 0 nor 1 mean.
-        allow_missing: go on without images that are missing or unreadable.
-        resamples: of bootstraps.
-        seed: of bootstraps.
-        batch_size: images per call of the encoder.
-        grid: also every preset, reading of the prompts and, for softmax over classes, temperature.
-    """
-
-    preprocess: str | None = None
-    score: str | None = None
-    reading: str = AS_GIVEN
-    temperature: str = "logit_scale"
-    policy: Policy = Policy()
-    allow_missing: bool = False
-    resamples: int = 2000
-    seed: int = 0
-    batch_size: int = 8
-    grid: bool = False
-
-    def __post_init__(self):
-        preset(self.preprocess or DEFAULT)
-        if self.score is not None:
-            zero_shot.rule(self.score)
-        zero_shot.check_temperature(self.temperature)
-        if self.resamples < 1:
-            raise ValueError(f"resamples is {self.resamples}; expected at least 1")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One variant: a preset, a reading of the prompts, a temperature of the softmax."""
-
-    preprocess: str
-    reading: str
-    temperature: str
-
-    @property
-    def file(self) -> str:
-        return "-".join(asdict(self).values()).replace(" ", "_") + ".parquet"
+RESULTS = "results.json"
 
 
 def evaluate(
@@ -94,6 +43,7 @@ def evaluate(
     embeddings: Given | None = None,
     on_progress: Callable[[Progress], Any] = lambda progress: None,
     on_total: Callable[[int], Any] = int,
+    on_fit: Callable[[], Any] = int,
 ) -> dict[str, Any]:
     """Scores a model on a task, writes a report, and returns the content of results.json.
 
@@ -106,21 +56,29 @@ def evaluate(
         embeddings: of these images by this checkpoint, instead of new ones.
         on_progress: of `embed.embed`.
         on_total: called with the number of images that `on_progress` will hear of.
+        on_fit: called after each fit of what is learned.
 
     Raises:
         FileNotFoundError: data is missing: what, how much, and where it is had.
+        ModuleNotFoundError: a probe needs scikit-learn.
         ValueError: prompts, tables or embeddings that do not fit.
     """
     task = replace(task, score=options.score or task.score)
     readings = _readings(task, options)
     if embeddings and options.grid:
         raise ValueError("a grid embeds with every preset; it cannot use given embeddings")
-    task, found = datasets.read(task, data, options.policy, options.allow_missing)
+    if task.kind == "pairs" and (options.learn or options.grid):
+        raise ValueError(f"task {task.name} is of pairs without classes: no --learn, no --grid")
+    if options.learn == "probe":
+        logistic.installed()  # it would be a pity to hear of it after hours
+    task, found = _data(task, data, options)
     task.check_prompts()
     model = model if isinstance(model, Model) else model()
     if embeddings is None:
-        on_total(len(found) * (len(PRESETS) + 1 if options.grid else 1))
-    job = _Job(task, readings, found, model, places.at(output), options, embeddings, on_progress)
+        on_total(found.images() + (len(PRESETS) * len(found.test) if options.grid else 0))
+    folder = places.at(output)
+    job = Job(task, readings, found, model, folder, options, embeddings, on_progress, on_fit)
+    (folder / RESULTS).unlink(missing_ok=True)
     job.run()
     return recompute(output)
 
@@ -132,20 +90,31 @@ def _readings(task: Task, options: Options) -> list[str]:
     return there if options.grid else [options.reading]
 
 
+def _data(task: Task, data: Given, options: Options) -> tuple[Task, Data]:
+    policy, missing = options.policy, options.allow_missing
+    named, test = datasets.read(task, data, policy, missing)
+    if not (wanted := LEARN[options.learn]):
+        return named, Data(test)
+    _, parts = datasets.read_parts(task, data, policy, missing, options.seed, wanted)
+    return named, Data(test, parts)
+
+
 def recompute(output: Given) -> dict[str, Any]:
-    """Computes results and report again from the scores in a folder; no model is needed.
+    """Computes results and report again from the files in a folder; no model is needed.
 
     Raises:
         FileNotFoundError: there are no scores.
+        ValueError: files are of different runs.
     """
     folder = places.at(output)
-    found = scores.read(folder / SCORES)
-    attributes = scores.read_columns(folder / IMAGES)
-    ids = attributes.pop("id")
-    if ids != list(found.ids):
-        raise ValueError(f"{folder}: {IMAGES} and {SCORES} are of different images; evaluate again")
+    found, attributes = _read(folder)
+    drawn = (found.meta.get("learned") or {}).get("drawn", False)
+    part = attributes.pop(PART) if drawn else None
     cells = [scores.read(folder / GRID / name) for name in found.meta["cells"]]
-    content = results(found, attributes, cells)
+    ranks = None
+    if found.meta.get("retrieval"):
+        ranks = retrieval.summary(retrieval.read(folder / retrieval.FILE))
+    content = results(found, attributes, cells, _learned(folder, found, part), ranks)
     texts = {
         "report.md": report.markdown(content),
         "report.html": report.page(content, found),
@@ -157,99 +126,26 @@ def recompute(output: Given) -> dict[str, Any]:
     return content
 
 
-class _Job:
-    """What the steps of one evaluation share."""
-
-    def __init__(self, task: Task, readings: list[str], found: Dataset, model: Model,
-                 folder: Place, options: Options, embeddings: Given | None,
-                 on_progress: Callable[[Progress], Any]):  # fmt: skip
-        self.task, self.found, self.model, self.folder = task, found, model, folder
-        self.options, self.embeddings, self.on_progress = options, embeddings, on_progress
-        read = {AS_GIVEN: task} | {name: task.with_reading(name) for name in task.readings}
-        self.readings = {name: read[name] for name in readings}
-        # First, for it takes no time and may fail.
-        self.prompts = {name: self._prompts(read) for name, read in self.readings.items()}
-
-    def run(self) -> None:
-        """Writes the scores; those of the run itself last."""
-        (self.folder / RESULTS).unlink(missing_ok=True)
-        cells = list(self._cells()) if self.options.grid else []
-        for preprocess, group in itertools.groupby(cells, lambda cell: cell.preprocess):
-            embedded = self._vectors(preprocess)
-            for cell in group:
-                scores.write(self.folder / GRID / cell.file, self._scores(cell, embedded))
-        embedded = self._vectors(self.options.preprocess or DEFAULT)
-        preprocess = embedded.manifest["preprocess"]
-        main = Cell(preprocess, self.options.reading, self.options.temperature)
-        found = self._scores(main, embedded)
-        attributes = self.found.select(embedded.images).attributes
-        scores.write_columns(self.folder / IMAGES, {"id": found.ids, **attributes})
-        meta = {**found.meta, "cells": [cell.file for cell in cells]}
-        scores.write(self.folder / SCORES, replace(found, meta=meta))
-
-    def _cells(self) -> Iterator[Cell]:
-        softmax = self.task.score == "class_softmax"  # the others' ranks do not depend on it
-        temperatures = zero_shot.TEMPERATURES if softmax else (self.options.temperature,)
-        return itertools.starmap(Cell, itertools.product(PRESETS, self.readings, temperatures))
-
-    def _prompts(self, task: Task) -> tuple[np.ndarray, np.ndarray | None]:
-        present = zero_shot.class_embeddings(self.model, [c.present for c in task.classes])
-        if not zero_shot.rule(task.score).pairs:
-            return present, None
-        return present, zero_shot.class_embeddings(self.model, [c.absent for c in task.classes])
-
-    def _vectors(self, preprocess: str) -> Vectors:
-        if self.embeddings is None:
-            folder = self.folder / EMBEDDINGS / preprocess
-            size = self.options.batch_size
-            embedded = vectors.compute(
-                self.model, self.found, folder, preprocess, size, self.on_progress
-            )
-        else:
-            folder = places.at(self.embeddings)
-            embedded = vectors.read(folder, self.found)
-            vectors.check(embedded.manifest, self.model, self.options.preprocess, folder)
-        lost = len(self.found) - len(embedded.images)
-        if lost and not self.options.allow_missing:
-            raise ValueError(
-                f"{lost:,} of {len(self.found):,} images have no embedding; {folder / ERRORS} "
-                "lists those that could not be read. --allow-missing goes on without them"
-            )
-        return embedded
-
-    def _scores(self, cell: Cell, embedded: Vectors) -> Scores:
-        found, factor = self.found.select(embedded.images), 1.0
-        if "softmax" in self.task.score:
-            factor = zero_shot.factor(self.model, cell.temperature)
-        zclass = self.prompts[cell.reading]
-        return Scores(
-            found.ids,
-            [c.name for c in self.task.classes],
-            zero_shot.score(self.task.score, embedded.array, *zclass, factor),
-            found.labels,
-            found.groups,
-            {
-                "task": self.task.to_dict(),
-                "cell": asdict(cell),
-                "cells": [],
-                "counts": {**found.counts, "unreadable": len(self.found) - len(found)},
-                "statistics": {"resamples": self.options.resamples, "seed": self.options.seed},
-                "provenance": self._provenance(cell, embedded.manifest, factor),
-            },
+def _read(folder: Place) -> tuple[Scores, dict[str, list[str]]]:
+    """Scores of all images, of pairs for no classes, and what else is known of them."""
+    if (folder / retrieval.FILE).is_file() and not (folder / scores.FILE).is_file():
+        columns, meta = scores.read_columns(folder / IMAGES)
+        ids, groups = columns.pop("id"), columns.pop("group", None)
+        nothing = np.zeros((len(ids), 0))
+        return Scores(ids, [], nothing, nothing, groups, meta), columns
+    found = scores.read(folder / scores.FILE)
+    columns, _ = scores.read_columns(folder / IMAGES)
+    if columns.pop("id") != list(found.ids):
+        raise ValueError(
+            f"{folder}: {IMAGES} and {scores.FILE} are of different images; evaluate again"
         )
+    return found, columns
 
-    def _provenance(self, cell: Cell, manifest: Mapping[str, Any], factor: float) -> dict[str, Any]:
-        run = ("model", "preprocess", "dtype", "matmul_precision", "tokenizer_sha256")
-        softmax = {"temperature": cell.temperature, "factor": factor}
-        versions = {name: importlib.metadata.version(name) for name in ("numpy", "scipy")}
-        return {
-            **{key: manifest.get(key) for key in run},
-            "score": self.task.score,
-            **(softmax if "softmax" in self.task.score else {}),
-            "reading": cell.reading,
-            "prompts_sha256": self.readings[cell.reading].prompts_sha256(),
-            "labels_sha256": datasets.labels_sha256(self.found),
-            "label_files": datasets.files_sha256(self.found),
-            **asdict(self.options.policy),
-            "versions": {**manifest["versions"], "medsiglip_jax": __version__, **versions},
-        }
+
+def _learned(folder: Place, found: Scores, part: list[str] | None) -> Learned | None:
+    facts: Mapping[str, Any] | None = found.meta.get("learned")
+    if facts is None:
+        return None
+    if part is not None:
+        found = found.select(np.flatnonzero(np.array(part) == "test"))
+    return learned.read(folder, found, facts)

@@ -2,17 +2,18 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 
-from medsiglip_jax import storage
+from medsiglip_jax import metrics, storage
 from medsiglip_jax.places import Place
 
+FILE = "scores.parquet"
 _META = b"medsiglip_jax"
 _SCHEMA = pa.schema(
     [
@@ -32,7 +33,7 @@ class Scores:
     Attributes:
         ids: of the images.
         classes: names.
-        scores: one row per image.
+        scores: one row per image; a class that a probe could not learn has NaN.
         labels: 0, 1 and NaN (unknown).
         groups: patient of each image, or None.
         meta: what was done, JSON.
@@ -44,6 +45,27 @@ class Scores:
     labels: Float[np.ndarray, "n c"]
     groups: Sequence[str] | None
     meta: Mapping[str, Any]
+
+    @property
+    def units(self) -> Int64[np.ndarray, " n"] | None:
+        """Number of the patient of each image."""
+        return None if self.groups is None else np.unique(self.groups, return_inverse=True)[1]
+
+    def select(self, rows: np.ndarray) -> "Scores":
+        """The images of those numbers."""
+        groups = self.groups and [self.groups[i] for i in rows]
+        ids = [self.ids[i] for i in rows]
+        return replace(
+            self, ids=ids, scores=self.scores[rows], labels=self.labels[rows], groups=groups
+        )
+
+
+def known(scores: Scores, column: int) -> metrics.Known:
+    """Scores and labels of one class, of the images that have a label; of none, if the class has
+    no scores."""
+    values, labels = scores.scores[:, column], scores.labels[:, column]
+    there = not np.isnan(values).any()
+    return metrics.known(values, labels) if there else metrics.known(values[:0], labels[:0])
 
 
 def write(path: Place, scores: Scores) -> None:
@@ -96,13 +118,23 @@ def read(path: Place) -> Scores:
     )
 
 
-def write_columns(path: Place, columns: Mapping[str, Sequence[str]]) -> None:
-    """Writes what is known of the images beside their labels."""
+def write_columns(
+    path: Place, columns: Mapping[str, Sequence[str]], meta: Mapping[str, Any] | None = None
+) -> None:
+    """Writes what is known of the images beside their labels; of pairs also what was done."""
+    table = pa.table({k: pa.array(v, pa.string()) for k, v in columns.items()})
     with storage.new_file(path) as partial:
-        pq.write_table(pa.table({k: pa.array(v, pa.string()) for k, v in columns.items()}), partial)
+        pq.write_table(table.replace_schema_metadata({_META: json.dumps(meta)}), partial)
 
 
-def read_columns(path: Place) -> dict[str, list[str]]:
-    """Reads what `write_columns` wrote."""
+def read_columns(path: Place) -> tuple[dict[str, list[str]], Any]:
+    """Reads columns and `meta` of what `write_columns` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; evaluate again")
     with path.open("rb") as file:
-        return pq.read_table(file).to_pydict()
+        table = pq.read_table(file)
+    return table.to_pydict(), json.loads((table.schema.metadata or {}).get(_META, b"null"))

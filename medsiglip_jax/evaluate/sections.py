@@ -1,59 +1,38 @@
 """results.json -> the tables of a report, whatever they are written in."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-Row = Sequence[str]
+from medsiglip_jax.evaluate.learned_sections import learned, probe_line
+from medsiglip_jax.evaluate.tables import AGAINST, Row, Section, against, interval, number
 
-
-@dataclass(frozen=True)
-class Section:
-    """A heading, a paragraph and a table; any of the last two may be empty."""
-
-    title: str
-    text: str = ""
-    header: Row = ()
-    rows: Sequence[Row] = ()
+__all__ = ["Row", "Section", "classes", "interval", "number", "sections"]
 
 
 def sections(results: Mapping[str, Any]) -> Iterator[Section]:
     """All of a report but its pictures."""
     yield _summary(results)
-    yield classes(results)
-    for make in (_grades, _grid, _subgroups, _left_out):
+    for make in (classes, _grades, _grid):
+        if (section := make(results)) is not None:
+            yield section
+    yield from learned(results)
+    for make in (_subgroups, _left_out):
         if (section := make(results)) is not None:
             yield section
     yield _provenance(results)
 
 
-def number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
-
-
-def interval(found: Mapping[str, Any], low: str = "low", high: str = "high") -> str:
-    return f"{number(found[low])} to {number(found[high])}"
-
-
-_AGAINST = ("published", "difference", "inside")
-
-
-def _against(found: Mapping[str, Any]) -> Row:
-    """Published figure, difference, whether it lies in the interval."""
-    if found["published"] is None:
-        return ("–", "–", "–")
-    difference = "–" if found["difference"] is None else f"{found['difference']:+.3f}"
-    inside = {None: "–", True: "yes", False: "no"}[found["inside"]]
-    return (number(found["published"]), difference, inside)
-
-
 def _summary(results: Mapping[str, Any]) -> Section:
     macro, groups = results["macro_auc"], results["groups"]
     whose = "" if groups is None else f" of {groups:,} patients or groups"
-    text = [
-        f"{results['images']:,} images{whose}. Macro AUC {number(macro['auc'])} "
-        f"({interval(macro)}) over {results['classes_in_mean']} classes."
-    ]
+    text = [f"{results['images']:,} images{whose}."]
+    if macro is not None:
+        text.append(
+            f"Macro AUC {number(macro['auc'])} ({interval(macro)}) over "
+            f"{results['classes_in_mean']} classes, zero-shot: by prompts alone."
+        )
+    if probe := results["probe"]:
+        text.append(f"Linear probe: {probe_line(probe)}.")
     if results["undefined"]:
         text.append(
             "Not in the mean, because all their images have the same label: "
@@ -70,26 +49,28 @@ def _summary(results: Mapping[str, Any]) -> Section:
     return Section("Result", " ".join(text))
 
 
-def classes(results: Mapping[str, Any]) -> Section:
-    """The table of classes and means."""
+def classes(results: Mapping[str, Any]) -> Section | None:
+    """The table of classes and means; None of pairs."""
+    if not results["classes"]:
+        return None
     means = {"mean": results["macro_auc"], **results["means"]}
     compared = any(f["published"] is not None for f in (*results["classes"], *means.values()))
-    against = _against if compared else lambda found: ()
+    columns = against if compared else lambda found: ()
     counts = ("positives", "negatives", "unknown")
-    header = ("class", "AUC", "95 % interval", *(_AGAINST if compared else ()), *counts, "AP")
+    header = ("class", "AUC", "95 % interval", *(AGAINST if compared else ()), *counts, "AP")
     rows = [
         (
             found["class"] + (" *" if found["few"] else ""),
             number(found["auc"]),
             interval(found),
-            *against(found),
+            *columns(found),
             *(f"{found[key]:,}" for key in counts),
             number(found["average_precision"]),
         )
         for found in results["classes"]
     ]
     for name, found in means.items():
-        rows.append((name, number(found["auc"]), interval(found), *against(found), *[""] * 4))
+        rows.append((name, number(found["auc"]), interval(found), *columns(found), *[""] * 4))
     text = (
         "Intervals: of a class DeLong's on the logit scale with Student's t, of a mean the "
         "bootstrap's; of whole patients where they are known. AP: average precision. * fewer than "

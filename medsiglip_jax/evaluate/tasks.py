@@ -13,8 +13,10 @@ from typing import Any
 
 from medsiglip_jax.evaluate import zero_shot
 
-KINDS = ("multi_label", "multi_class")
+KINDS = ("multi_label", "multi_class", "pairs")
 ADAPTERS = ("csv", "folders", "npz", "h5")
+PARTS = ("train", "validation")
+RETRIEVAL = ("", "text", "prompts")
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class Published:
         mean: macro AUC.
         auc: class name -> AUC.
         images: how many there were.
+        probe_mean: macro AUC of a linear probe on the embeddings.
+        probe_auc: of the probe, class name -> AUC.
         same_images: whether the task's images are those, or others of the same kind.
         note: whatever else should be known.
     """
@@ -53,6 +57,8 @@ class Published:
     where: str
     mean: float | None = None
     auc: Mapping[str, float] = field(default_factory=dict)
+    probe_mean: float | None = None
+    probe_auc: Mapping[str, float] = field(default_factory=dict)
     images: int | None = None
     same_images: bool = True
     note: str = ""
@@ -75,8 +81,13 @@ class Task:
         name: of the file, without .toml.
         title: one line.
         data: the adapter's settings.
-        kind: "multi_label", every class present or not, or "multi_class", one class an image.
-        score: a rule of `zero_shot.RULES`.
+        kind: "multi_label", every class present or not, "multi_class", one class an image, or
+            "pairs", images with texts and without classes, for retrieval only.
+        score: a rule of `zero_shot.RULES`; none for pairs.
+        parts: "train" and "validation", if the data set has them -> settings in place of those of
+            `data`, whole keys; an empty value or false drops the key.
+        retrieval: what texts are searched for by image: "text", those of `data.text`, "prompts",
+            the first of the class of each image, or "", nothing.
         classes: in the order of tables; none where `template` makes them of what the data holds.
         source: where the data is had.
         access: on what terms.
@@ -94,7 +105,9 @@ class Task:
     title: str
     data: Mapping[str, Any]
     kind: str
-    score: str
+    score: str = ""
+    parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    retrieval: str = ""
     classes: tuple[Class, ...] = ()
     source: str = ""
     access: str = ""
@@ -107,8 +120,24 @@ class Task:
     ordinal_from: int = 0
     notes: tuple[str, ...] = ()
 
+    def __post_init__(self):
+        if self.kind == "pairs":
+            object.__setattr__(self, "retrieval", "text")
+
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+    def part(self, name: str) -> "Task":
+        """What is asked of another part of the data set.
+
+        Raises:
+            ValueError: the data set has no part of that name.
+        """
+        if name not in self.parts:
+            there = ", ".join(self.parts) or "none"
+            raise ValueError(f"task {self.name} has no part {name!r}; there are: {there}")
+        data = {key: value for key, value in {**self.data, **self.parts[name]}.items() if value}
+        return replace(self, title=f"{self.title}, part {name}", data=data, parts={})
 
     def with_classes(self, names: Sequence[str]) -> "Task":
         """The classes that the data turned out to have, with prompts of the template."""
@@ -153,6 +182,8 @@ class Task:
 
     def check_prompts(self) -> None:
         """Raises ValueError with all classes that lack the prompts that the score rule needs."""
+        if not self.classes:  # pairs
+            return
         needed = _PROMPTS if zero_shot.RULES[self.score].pairs else _PROMPTS[:1]
         lacking = [c.name for c in self.classes if not all(getattr(c, p) for p in needed)]
         if lacking:
@@ -170,6 +201,7 @@ class Task:
 
 
 _PROMPTS = ("present", "absent")
+_OF_CLASSES = ("classes", "template", "score", "readings", "means", "ordinal_from")
 _FOLDER = "tasks"
 
 
@@ -205,15 +237,15 @@ def parse(name: str, content: Mapping[str, Any]) -> Task:
     problems = list(_problems(content))
     if problems:
         raise ValueError(f"task {name}: {'; '.join(problems)}")
-    parts: dict[str, Any] = {"classes": tuple(_made(Class, c) for c in content.get("classes", ()))}
+    made: dict[str, Any] = {"classes": tuple(_made(Class, c) for c in content.get("classes", ()))}
     readings = content.get("readings", {})
-    parts["readings"] = {key: _reading(value) for key, value in readings.items()}
+    made["readings"] = {key: _reading(value) for key, value in readings.items()}
     for key in ("template", "means"):
-        parts[key] = _lists(content.get(key, {}))
-    parts["notes"] = tuple(content.get("notes", ()))
+        made[key] = _lists(content.get(key, {}))
+    made["notes"] = tuple(content.get("notes", ()))
     if "published" in content:
-        parts["published"] = _made(Published, content["published"])
-    return _templated(Task(name, **{**content, **parts}))
+        made["published"] = _made(Published, content["published"])
+    return _templated(Task(name, **{**content, **made}))
 
 
 def _bundled() -> Iterator[tuple[str, str]]:
@@ -242,20 +274,41 @@ def _problems(content: Mapping[str, Any]) -> Iterator[str]:
         yield from _keys("published: ", content["published"], Published)
     for name, table in content.get("readings", {}).items():
         yield from _keys(f"readings.{name}: ", table, Reading)
-    choices = {"kind": KINDS, "score": tuple(zero_shot.RULES)}
+    choices = {"kind": KINDS, "score": tuple(zero_shot.RULES), "retrieval": RETRIEVAL}
     for key, allowed in choices.items():
         if key in content and content[key] not in allowed:
-            yield f"{key} is {content[key]!r}, expected one of {', '.join(allowed)}"
-    if isinstance(data := content.get("data"), Mapping) and data.get("adapter") not in ADAPTERS:
-        yield f"data.adapter is {data.get('adapter')!r}, expected one of {', '.join(ADAPTERS)}"
+            yield f"{key} is {content[key]!r}, expected one of {', '.join(filter(None, allowed))}"
+    yield from _data_problems(content)
     known = [table.get("name") for table in content.get("classes", ())]
     if twice := sorted({str(n) for n in known if known.count(n) > 1}):
         yield f"classes given twice: {', '.join(twice)}"
-    if not known and not content.get("template"):
+    pairs = content.get("kind") == "pairs"
+    if pairs and (odd := [key for key in _OF_CLASSES if content.get(key)]):
+        yield f"kind is 'pairs', which has no {', '.join(odd)}"
+    if not pairs and "score" not in content:
+        yield "lacks score"
+    if not pairs and not known and not content.get("template"):
         yield "neither classes nor a template for those that the data holds"
     for where, named in _named(content):
         if unknown := sorted(set(named) - set(known)):
             yield f"{where} names no classes: {', '.join(unknown)}"
+
+
+def _data_problems(content: Mapping[str, Any]) -> Iterator[str]:
+    """What can be wrong with where images, parts and texts are."""
+    data, parts, kind = content.get("data"), content.get("parts", {}), content.get("kind")
+    data = data if isinstance(data, Mapping) else {}
+    if data and data.get("adapter") not in ADAPTERS:
+        yield f"data.adapter is {data.get('adapter')!r}, expected one of {', '.join(ADAPTERS)}"
+    tables = parts if isinstance(parts, Mapping) else {}
+    odd = [n for n, table in tables.items() if n not in PARTS or not isinstance(table, Mapping)]
+    if odd or tables is not parts:
+        yield f"parts {', '.join(odd) or repr(parts)}: expected tables named {' or '.join(PARTS)}"
+    retrieval = "text" if kind == "pairs" else content.get("retrieval")
+    if retrieval == "text" and not data.get("text"):
+        yield "retrieval by text needs data.text, the column of texts"
+    if retrieval == "prompts" and kind != "multi_class":
+        yield "retrieval by prompts needs kind 'multi_class', one class an image"
 
 
 def _keys(where: str, table: Mapping, kind: type, made: frozenset | set = frozenset()):
@@ -269,7 +322,8 @@ def _keys(where: str, table: Mapping, kind: type, made: frozenset | set = frozen
 
 
 def _named(content: Mapping[str, Any]) -> Iterator[tuple[str, Mapping]]:
-    yield "published.auc", content.get("published", {}).get("auc", {})
+    for key in ("auc", "probe_auc"):
+        yield f"published.{key}", content.get("published", {}).get(key, {})
     for name, classes in content.get("means", {}).items():
         yield f"means.{name}", dict.fromkeys(classes)
     for name, reading in content.get("readings", {}).items():

@@ -73,23 +73,3 @@ def read(folder: places.Given, found: Dataset) -> Vectors:
             f"{len(embeddings):,} rows, by path or by id; were they embedded from another folder?"
         )
     return Vectors(images, embeddings.gather(of[images]), embeddings.manifest)
-
-
-def check(
-    manifest: dict[str, Any], model: Model, preprocess: str | None, folder: places.Given
-) -> None:
-    """Refuses embeddings of another model or, if one is asked for, preset.
-
-    Raises:
-        ValueError: they differ.
-    """
-    if preprocess not in (None, manifest["preprocess"]):
-        raise ValueError(
-            f"{folder}: was embedded with preprocess {manifest['preprocess']}, not {preprocess}"
-        )
-    theirs, ours = manifest["model"].get("sha256"), model.sha256
-    if theirs is None or theirs != ours:
-        raise ValueError(
-            f"{folder}: was embedded by another checkpoint ({theirs}) than --model ({ours}); its "
-            "images and these prompts lie in different spaces"
-        )

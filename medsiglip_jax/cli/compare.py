@@ -1,0 +1,66 @@
+"""compare."""
+
+import argparse
+import sys
+from typing import Any
+
+from medsiglip_jax.cli.common import add_json, command, show, table
+
+
+def add(commands) -> None:
+    sub = command(
+        commands, compare, "whether one of two evaluations is better, class by class",
+        "medsiglip-jax compare zero_shot fine_tuned --output comparison.md\n"
+        "  medsiglip-jax compare big_vision serving --json",
+        "Both have to be of the same images and labels. Differences are paired, by patient where "
+        "patients are known.",
+    )  # fmt: skip
+    sub.add_argument("first", metavar="A", help="what evaluate wrote")
+    sub.add_argument("second", metavar="B", help="another; differences are B minus A")
+    sub.add_argument("--output", metavar="FILE", help="the tables as Markdown, .md")
+    sub.add_argument("--scores", metavar="FILE", help="in both folders, instead of scores.parquet")
+    sub.add_argument(
+        "--allow-missing", action="store_true",
+        help="compare the images that both have; default: stop where one lacks some",
+    )  # fmt: skip
+    sub.add_argument("--resamples", type=int, default=2000, metavar="N", help="default 2000")
+    sub.add_argument("--seed", type=int, default=0, metavar="N", help="of the bootstrap")
+    add_json(sub)
+
+
+def compare(args: argparse.Namespace) -> int:
+    from medsiglip_jax.evaluate import scores
+    from medsiglip_jax.evaluate.compare import compare as run
+
+    found = run(
+        args.first, args.second, file=args.scores or scores.FILE, allow_missing=args.allow_missing,
+        resamples=args.resamples, seed=args.seed,
+    )  # fmt: skip
+    if args.output:
+        _write(args.output, found)
+    show(found, args.json, _text)
+    lost = found["left_out"]
+    if any(lost.values()):
+        print(
+            f"went on without {lost['first']:,} images that only A has and {lost['second']:,} "
+            "that only B has",
+            file=sys.stderr,
+        )
+    return 3 if any(lost.values()) else 0
+
+
+def _write(output: str, found: dict[str, Any]) -> None:
+    from medsiglip_jax import places, storage
+    from medsiglip_jax.evaluate.compare import markdown
+
+    with storage.new_file(places.at(output)) as partial:
+        partial.write_text(markdown(found), encoding="utf-8")
+
+
+def _text(found: dict[str, Any]) -> str:
+    from medsiglip_jax.evaluate.compare import sections
+
+    return "\n\n".join(
+        "\n".join(filter(None, [section.title, section.text, *table(section.header, section.rows)]))
+        for section in sections(found)
+    )

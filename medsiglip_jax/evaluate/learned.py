@@ -1,0 +1,275 @@
+"""What is learned from the training and validation parts of a data set, and the files of it.
+
+    DIR/validation.parquet         zero-shot scores of the validation images
+    DIR/probe.npz                  linear probe, which `probe predict` takes
+    DIR/probe.parquet              its probabilities of the test images
+    DIR/probe-validation.parquet   and of the validation images
+    DIR/knn.parquet                shares of each class among the nearest training images
+    DIR/learning.json              learning curves
+
+Scores are as in scores.parquet. Each file knows the `run` that it is of.
+"""
+
+import contextlib
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from medsiglip_jax import learning, probe, storage
+from medsiglip_jax.evaluate import datasets, scores
+from medsiglip_jax.evaluate.dataset import Dataset
+from medsiglip_jax.evaluate.scores import Scores
+from medsiglip_jax.features import Provenance
+from medsiglip_jax.places import Place
+from medsiglip_jax.probe import Probe
+
+VALIDATION, PROBE, KNN = "validation.parquet", "probe.parquet", "knn.parquet"
+PROBE_VALIDATION, PROBE_FILE, CURVES = "probe-validation.parquet", "probe.npz", "learning.json"
+NEIGHBOURS = 20
+SCALE = "standard"
+_SAVE_SECONDS = 2.0
+
+
+class Sample(NamedTuple):
+    """Images of a part and their embeddings."""
+
+    found: Dataset
+    vectors: Float[np.ndarray, "n d"]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """How learning curves are drawn.
+
+    Attributes:
+        sizes: training images to learn from; all of them are always the last point.
+        seeds: draws of each.
+    """
+
+    sizes: tuple[int, ...] = learning.SIZES
+    seeds: int = 3
+
+    def __post_init__(self):
+        if self.seeds < 1 or not all(size > 0 for size in self.sizes):
+            raise ValueError(
+                f"sizes are {list(self.sizes)} and seeds {self.seeds}; expected at least 1"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Learned:
+    """Scores of held-out images, read back.
+
+    Attributes:
+        how: where the parts come from.
+        prevalence: at which predictive values are asked for, besides that of the test images.
+        zero_shot: of the test images.
+        validation: zero-shot, of the validation images.
+        probe: of the test images; None as the next three where only thresholds were asked for.
+        probe_validation: of the validation images.
+        knn: of the test images.
+        curves: rows of `learning`, with `method`, by key.
+    """
+
+    how: str
+    prevalence: float | None
+    zero_shot: Scores
+    validation: Scores
+    probe: Scores | None = None
+    probe_validation: Scores | None = None
+    knn: Scores | None = None
+    curves: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+
+
+def digest(samples: Mapping[str, Sample], classes: Sequence[str]) -> str:
+    """Identity of what is learned from: images, labels and embeddings of each part."""
+    found = hashlib.sha256(json.dumps([list(classes), SCALE]).encode())
+    for name, sample in sorted(samples.items()):
+        found.update(f"{name} {datasets.labels_sha256(sample.found)}".encode())
+        found.update(np.ascontiguousarray(sample.vectors).data)
+    return found.hexdigest()
+
+
+def learn(
+    folder: Place,
+    samples: Mapping[str, Sample],
+    classes: Sequence[str],
+    exclusive: bool,
+    provenance: Provenance,
+    draws: Draws,
+    meta: Mapping[str, Any],
+    on_fit: Callable[[], Any],
+) -> None:
+    """Fits probe, neighbours and learning curves, and writes their files.
+
+    What is there and of the same images, labels and embeddings is not fitted again. Strength and
+    thresholds are chosen on the validation images; nothing is on those of the test.
+
+    Args:
+        folder: of the files.
+        samples: "train", "validation" and "test".
+        classes: names.
+        exclusive: whether an image is of one class.
+        provenance: of the embeddings, for the probe.
+        draws: of learning curves.
+        meta: `run` and what else is to be said with the scores.
+        on_fit: called after each fit.
+
+    Raises:
+        ModuleNotFoundError: scikit-learn is not installed.
+        ValueError: the training images are all of one class.
+    """
+    fitted = _probe(folder / PROBE_FILE, samples, classes, exclusive, provenance)
+    on_fit()
+    strengths = dict(zip(classes, fitted.facts["strengths"], strict=True))
+    meta = {**meta, "scale": fitted.facts["scale"], "strengths": strengths}
+    for name, part in ((PROBE_VALIDATION, "validation"), (PROBE, "test")):
+        # Of a class that training lacks, a softmax would say 0, which is no score.
+        values = np.where(fitted.fitted, fitted.predict(samples[part].vectors), np.nan)
+        scores.write(folder / name, made(samples[part].found, classes, values, meta))
+    rows = {name: _rows(sample, exclusive) for name, sample in samples.items()}
+    train, validation, test = (rows[name] for name in ("train", "validation", "test"))
+    near = learning.nearest(train, validation, test, len(classes), NEIGHBOURS)
+    knn = made(samples["test"].found, classes, near, {**meta, "k": NEIGHBOURS})
+    scores.write(folder / KNN, knn)
+    on_fit()
+    judged = learning.judge(fitted.predict(test[0]), train[1], test[1])
+    whole = {"method": "logistic", "n": len(train[0]), "seed": 0, **judged}
+    of = {"run": meta["run"], "data": digest(samples, classes)}
+    _curves(folder / CURVES, (train, validation, test), draws, whole, of, on_fit)
+
+
+def made(
+    found: Dataset, classes: Sequence[str], values: np.ndarray, meta: Mapping[str, Any]
+) -> Scores:
+    """Scores of the images of a data set."""
+    return Scores(found.ids, classes, values.astype(np.float64), found.labels, found.groups, meta)
+
+
+def _rows(sample: Sample, exclusive: bool) -> learning.Rows:
+    """Vectors and labels as probes take them; an image of no or several classes is unknown."""
+    labels = sample.found.labels
+    if not exclusive:
+        return sample.vectors, labels
+    one = labels.sum(axis=1) == 1  # NaN is not
+    return sample.vectors, np.where(one, np.nan_to_num(labels).argmax(axis=1), -1)
+
+
+def _probe(
+    path: Place,
+    samples: Mapping[str, Sample],
+    classes: Sequence[str],
+    exclusive: bool,
+    provenance: Provenance,
+) -> Probe:
+    """The probe that is there, if it was fitted to the same, or a new one."""
+    parts = {name: samples[name] for name in ("train", "validation")}
+    fitted_to = digest(parts, classes)
+    with contextlib.suppress(FileNotFoundError, ValueError):  # of another version: fit again
+        found = probe.open_probe(path)
+        if found.facts.get("fitted_to") == fitted_to:
+            return found
+    train, validation = (_rows(sample, exclusive) for sample in parts.values())
+    found = probe.fit(*train, *validation, classes, scale=SCALE, provenance=provenance)
+    found = replace(found, facts={**found.facts, "fitted_to": fitted_to})
+    found.save(path)
+    return found
+
+
+# ---------------------------------------------------------------------------------------- curves
+
+
+def _curves(
+    path: Place,
+    parts: Sequence[learning.Rows],
+    draws: Draws,
+    whole: dict[str, Any],
+    of: Mapping[str, str],
+    on_fit: Callable[[], Any],
+) -> None:
+    """Computes the rows that are not there yet; those that a killed run had are.
+
+    Args:
+        path: of the file.
+        parts: to learn from, to choose on and to judge by.
+        draws: of the rows.
+        whole: the row of the probe itself, which learned from all.
+        of: `run` that the file is of, and digest of the `data`.
+        on_fit: called after each row.
+    """
+    rows, saved = [whole, *_saved(path, of["data"])], time.monotonic()
+
+    def keep(row: dict[str, Any]) -> None:
+        nonlocal saved
+        rows.extend([] if row in rows else [row])
+        if time.monotonic() > saved + _SAVE_SECONDS:
+            _save(path, of, rows)
+            saved = time.monotonic()
+        on_fit()
+
+    seeds = range(draws.seeds)
+    found = learning.learning_curve(*parts, sizes=draws.sizes, seeds=seeds, done=rows, on_row=keep)
+    # Prototypes need no validation images, so that few shots are few.
+    found += learning.few_shot(*parts, seeds=seeds, method="prototypes", done=rows, on_row=keep)
+    _save(path, of, found)
+
+
+_KINDS = {"learning_curve": "n", "few_shot": "shots"}
+
+
+def _save(path: Place, of: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> None:
+    kinds = {kind: [row for row in rows if name in row] for kind, name in _KINDS.items()}
+    with storage.new_file(path) as partial:
+        partial.write_text(json.dumps({**of, **kinds}, indent=1) + "\n", encoding="utf-8")
+
+
+def _saved(path: Place, data: str) -> list[dict[str, Any]]:
+    """Rows of these data."""
+    content: dict[str, Any] = {}
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        content = _content(path)
+    return [row for kind in _KINDS for row in content[kind]] if content.get("data") == data else []
+
+
+def _content(path: Place) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; evaluate again")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not readable as JSON ({error}); evaluate again") from None
+
+
+# ----------------------------------------------------------------------------------------- read
+
+
+def read(folder: Place, zero_shot: Scores, facts: Mapping[str, Any]) -> Learned:
+    """Reads back what belongs to a run.
+
+    Args:
+        folder: of the files.
+        zero_shot: of the test images.
+        facts: `run`, `how`, `prevalence`, and whether there is a `probe`.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is of another run, or damaged.
+    """
+    names = [VALIDATION, *([PROBE, PROBE_VALIDATION, KNN] if facts["probe"] else [])]
+    found = [scores.read(folder / name) for name in names]
+    runs = {name: part.meta["run"] for name, part in zip(names, found, strict=True)}
+    curves = _content(folder / CURVES) if facts["probe"] else {}
+    runs |= {CURVES: curves["run"]} if curves else {}
+    if other := [name for name, run in runs.items() if run != facts["run"]]:
+        raise ValueError(
+            f"{folder}: {', '.join(other)} and {scores.FILE} are of different runs; evaluate again"
+        )
+    rows = {kind: curves.get(kind, []) for kind in _KINDS}
+    parts = dict(zip(("validation", "probe", "probe_validation", "knn"), found, strict=False))
+    return Learned(facts["how"], facts["prevalence"], zero_shot, **parts, curves=rows)
