@@ -17,6 +17,7 @@ _DASHES = ("6 3", "2 3", "8 3 2 3")
 _WIDTH, _HEIGHT, _SIDE = 400, 180, 190  # of a chart, of its plot, of a square one's
 _LEFT, _RIGHT, _LINE = 46, 14, 17
 _POINTS = 300  # of a line at most; a plot is about as many pixels wide
+_LEAST = 0.002  # span of an axis, of its largest value
 _EM = 0.58  # mean width of a letter, of its size
 
 
@@ -211,6 +212,9 @@ class _Scale:
             wide = (high / low) ** room if high > low else 2.0
             return cls(low / wide, high * wide, start, end, True)
         wide = (high - low) * room if high > low else abs(high) / 2 or 1.0
+        # Ticks have four digits: two values that share them are not to look far apart.
+        least = (_LEAST * max(abs(low), abs(high)) - (high - low)) / 2
+        wide = max(wide, least)
         return cls(low - wide, high + wide, start, end, False)
 
     def __call__(self, value: Real) -> float:

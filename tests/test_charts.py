@@ -71,6 +71,13 @@ def between(at, pixels, log=False):
 # ------------------------------------------------------------------------------------------ ticks
 
 
+def test_ticks_of_values_that_hardly_differ_are_told_apart():
+    points = [(0, 0.99981), (1, 0.99999), (2, 0.99993)]
+    drawn = charts.lines("AUC", [charts.Series("", points)], charts.Axis("n", (0, 2)))
+    names = re.findall(r">(0\.99\d*|1\.0\d*|1)<", drawn)
+    assert len(names) > 2 and len(set(names)) == len(names)
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_ticks_are_few_round_and_inside(seed):
     rng = np.random.default_rng(seed)
