@@ -17,6 +17,7 @@ from medsiglip_jax import places, sharding, storage, tree, weights
 from medsiglip_jax.config import ModelConfig, TextConfig, VisionConfig, named
 from medsiglip_jax.model import Compute
 from medsiglip_jax.places import Given
+from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.image import load_images
 from medsiglip_jax.preprocess.text import Tokenizer
 from medsiglip_jax.weights import big_vision, huggingface, orbax, random
@@ -33,20 +34,25 @@ class Processor:
         self._tokenizer_source = tokenizer
         self._tokenizer: Tokenizer | None = None
 
-    def images(self, items: Any, preprocess: str = "big_vision") -> UInt8[np.ndarray, "n h w 3"]:
+    def images(
+        self, items: Any, preprocess: str = "big_vision", dicom: Rules = Rules()
+    ) -> UInt8[np.ndarray, "n h w 3"]:
         """Decodes and resizes images.
 
         Args:
             items: one or a sequence of paths, bytes, PIL images or uint8 arrays [H, W(, C)].
-            preprocess: "big_vision" (squash, TF2 bilinear), "huggingface" (squash, PIL bicubic)
-                or "serving" (zero-pad to a square, PIL bicubic).
+                DICOM is known by its content.
+            preprocess: "big_vision" (squash, TF2 bilinear), "huggingface" (squash, PIL bicubic),
+                "serving" (zero-pad to a square, PIL bicubic) or "big_vision_pad" (zero-pad, TF2
+                bilinear).
+            dicom: how DICOM files become pixels, see `preprocess.dicom.rules`.
 
         Returns:
             uint8 [n, image_size, image_size, 3].
         """
         if self.config.vision is None:
             raise ValueError("this model has no image tower")
-        return load_images(items, self.config.vision.image_size, preprocess)
+        return load_images(items, self.config.vision.image_size, preprocess, dicom=dicom)
 
     def texts(self, strings: str | Sequence[str]) -> Int32[np.ndarray, "n l"]:
         """Tokenizes strings to exactly `context_length` ids each (64 for MedSigLIP).

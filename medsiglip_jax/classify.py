@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from medsiglip_jax.api import Model
+from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.image import UnreadableImage
 
 
@@ -17,6 +18,7 @@ def classify(
     preprocess: str = "big_vision",
     batch_size: int = 8,
     progress: Callable[[Iterable], Iterable] = iter,
+    dicom: Rules = Rules(),
 ) -> list[dict[str, Any]]:
     """Scores every image against every text.
 
@@ -27,6 +29,7 @@ def classify(
         preprocess: pixel preset.
         batch_size: images per call of the encoder.
         progress: wraps the iteration over batches.
+        dicom: how DICOM files become pixels.
 
     Returns:
         Per image `{"image": …, "scores": [{"text", "logit", "sigmoid", "softmax"}, …]}` with
@@ -41,18 +44,18 @@ def classify(
     results: list[dict[str, Any]] = []
     for start in progress(starts):
         results += _classify_batch(
-            model, images[start : start + batch_size], texts, ztxt, preprocess
+            model, images[start : start + batch_size], texts, ztxt, preprocess, dicom
         )
     return results
 
 
-def _classify_batch(model: Model, items, texts, ztxt, preprocess) -> list[dict[str, Any]]:
+def _classify_batch(model: Model, items, texts, ztxt, preprocess, dicom) -> list[dict[str, Any]]:
     pixels, results, readable = [], [], []
     for item in items:
         result = {"image": str(item)}
         results.append(result)
         try:
-            pixels.append(model.processor.images([item], preprocess))
+            pixels.append(model.processor.images([item], preprocess, dicom))
             readable.append(result)
         except (UnreadableImage, FileNotFoundError) as error:
             result["error"] = str(error).removeprefix(f"{item}: ")

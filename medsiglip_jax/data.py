@@ -31,6 +31,7 @@ from medsiglip_jax import opener, places, storage
 from medsiglip_jax.examples import Examples, write
 from medsiglip_jax.places import Place
 from medsiglip_jax.preprocess import decode as decoding
+from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.files import Codec, UnreadableImage, read_bytes
 from medsiglip_jax.preprocess.image import preset
 from medsiglip_jax.tables import INDEX
@@ -40,22 +41,22 @@ _HEADER, _FOOTER = 12, 4
 _GZIP = b"\x1f\x8b\x08"
 
 
-def tf_codec(preprocess: str) -> Codec:
+def tf_codec(preprocess: str, dicom: Rules = Rules()) -> Codec:
     """TensorFlow's decoder, and its resize for the preset that is defined by it."""
     tf.config.set_visible_devices([], "GPU")  # or it takes the memory that JAX needs
     if preprocess == "big_vision":
-        return Codec(_decode, _resize)
-    return Codec(lambda data: np.asarray(_decode(data)), preset(preprocess))
+        return Codec(lambda data: _decode(data, dicom), _resize)
+    return Codec(lambda data: np.asarray(_decode(data, dicom)), preset(preprocess))
 
 
-def _decode(data: bytes) -> Any:
+def _decode(data: bytes, dicom: Rules) -> Any:
     """uint8 [H,W,3] as a tensor or an array, bit-equal to `decode`; raises what that raises."""
     if data.startswith(b"\xff\xd8") and _is_plain_jpeg(data):
         try:
             return tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE")
         except tf.errors.InvalidArgumentError:
             pass
-    return decoding.decode(data)
+    return decoding.decode(data, dicom)
 
 
 def _is_plain_jpeg(data: bytes) -> bool:

@@ -26,6 +26,7 @@ from medsiglip_jax.api import Model
 from medsiglip_jax.engine import Embedded, Engine
 from medsiglip_jax.locks import Check, lock
 from medsiglip_jax.places import Given, Place
+from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.image import preset
 from medsiglip_jax.rows import Rows
 
@@ -35,6 +36,8 @@ _META = b"medsiglip_jax"
 _ERROR_SCHEMA = pa.schema([("source", pa.string()), ("reason", pa.string())])
 _POLL_SECONDS = 1.0  # between two looks at what the other processes have written
 _ROW_GROUP = 8192  # rows that a reader has to hold at once
+# What is counted, beside rows and errors.
+_COUNTS = ("turned", "burned_in", "multi_frame", "cut")
 _MISSING_IN_ROW = 1000  # files that are not there, one after the other, mean a disk that is gone
 
 
@@ -50,6 +53,7 @@ class Options:
         batch_size: rows per call of the encoder, over all local devices. It may change when a run
             is resumed; then the last bits of the vectors do, too.
         max_errors: unreadable inputs that are accepted; None is any number. May change, too.
+        dicom: how DICOM files become pixels.
     """
 
     preprocess: str = "big_vision"
@@ -58,6 +62,7 @@ class Options:
     shard_size: int = 8192
     batch_size: int = 8
     max_errors: int | None = None
+    dicom: Rules = Rules()
 
     def __post_init__(self):
         preset(self.preprocess)
@@ -139,6 +144,7 @@ def _identity(model: Model, rows: Rows, options: Options) -> dict[str, Any]:
         "model": {"source": model.source, "sha256": model.sha256},
         "tokenizer_sha256": tokenizer and sha256(tokenizer).hexdigest(),
         "preprocess": options.preprocess,
+        "dicom": options.dicom.to_dict(),
         "normalized": options.normalize,
         "dtype": model.compute.dtype,
         "matmul_precision": model.compute.precision,
@@ -246,7 +252,9 @@ class _Job:
     def __init__(self, model, rows: Rows, folder: Place, options: Options, run: dict, check: Check):
         self.rows, self.folder, self.options, self.run = rows, folder, options, run
         self.check = check
-        self.engine = Engine(model, options.preprocess, options.normalize, options.batch_size)
+        self.engine = Engine(
+            model, options.preprocess, options.normalize, options.batch_size, options.dicom
+        )
         self.count = -(-len(rows) // options.shard_size)
 
     def work(self, on_progress: Callable[[Progress], Any]) -> None:
@@ -291,8 +299,7 @@ class _Job:
             **self.run,
             "embedded": sum(note["rows"] for note in notes),
             "errors": len(errors),
-            "turned": sum(note["turned"] for note in notes),
-            "cut": sum(note["cut"] for note in notes),
+            **{name: sum(note[name] for note in notes) for name in _COUNTS},
             "parts": [
                 {"file": path.name, "rows": note["rows"], "bytes": path.stat().st_size}
                 for path, note in zip(paths, notes, strict=True)
@@ -334,8 +341,7 @@ class _Job:
         table = pa.concat_tables([_table(part, self.run) for part in parts])
         note = {
             "errors": [error for part in parts for error in part.errors],
-            "turned": sum(part.turned for part in parts),
-            "cut": sum(part.cut for part in parts),
+            **{name: sum(getattr(part, name) for part in parts) for name in _COUNTS},
             "rows": table.num_rows,
         }
         meta = {_META: json.dumps({**self.run, **note}).encode()}

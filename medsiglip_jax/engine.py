@@ -14,7 +14,8 @@ from jaxtyping import Bool, Float32
 
 from medsiglip_jax.api import Model
 from medsiglip_jax.preprocess import xla
-from medsiglip_jax.preprocess.decode import UnreadableImage, decode_with_orientation, describe
+from medsiglip_jax.preprocess.decode import Facts, UnreadableImage, decode_with_facts, describe
+from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.files import read_bytes
 from medsiglip_jax.rows import Rows
 
@@ -31,6 +32,8 @@ class Embedded:
         vectors: of the readable ones, in order.
         errors: (source, reason) of the others.
         turned: images among them whose EXIF orientation was not applied.
+        burned_in: DICOM files that say that annotation is in their pixels.
+        multi_frame: DICOM files of several frames, of which one was taken.
         cut: texts that were longer than the model reads.
     """
 
@@ -39,6 +42,8 @@ class Embedded:
     vectors: Float32[np.ndarray, "k d"]
     errors: list[tuple[str, str]]
     turned: int
+    burned_in: int
+    multi_frame: int
     cut: int
 
 
@@ -46,7 +51,7 @@ class Embedded:
 class _Loaded:
     inputs: np.ndarray
     reasons: list[str | None]
-    turned: int = 0
+    facts: list[Facts]
     cut: int = 0
 
 
@@ -57,9 +62,17 @@ class Engine:
     `batch_size`; rows that cannot be read are zeros in it, and left out of the result.
     """
 
-    def __init__(self, model: Model, preprocess: str, normalize: bool, batch_size: int):
+    def __init__(
+        self,
+        model: Model,
+        preprocess: str,
+        normalize: bool,
+        batch_size: int,
+        dicom: Rules = Rules(),
+    ):
         self._model, self._normalize, self._size = model, normalize, batch_size
         self._to_array, self._resize = xla.preset(preprocess)
+        self._dicom = dicom
         self._image_size = model.config.vision.image_size if model.config.vision else 0
         self._workers = os.cpu_count() or 1
         self._start = self._idle_since = time.perf_counter()
@@ -108,18 +121,18 @@ class Engine:
         tokens, cut = self._model.processor.tokenizer.ids_and_cut(texts)
         missing = self._size - len(tokens)
         inputs = np.pad(tokens, ((0, missing), (0, 0)))
-        return _Loaded(inputs, [None] * len(batch), cut=int(cut.sum()))
+        return _Loaded(inputs, [None] * len(batch), [], int(cut.sum()))
 
-    def _image(self, source: str, out: np.ndarray) -> tuple[str | None, bool]:
-        """Fills `out`; why it could not, and whether the image lies on its side."""
+    def _image(self, source: str, out: np.ndarray) -> tuple[str | None, Facts]:
+        """Fills `out`; why it could not, and what to tell about the image."""
         data = b""
         try:
             data = read_bytes(source)
-            pixels, orientation = decode_with_orientation(data, self._to_array)
+            pixels, facts = decode_with_facts(data, self._to_array, self._dicom)
             out[...] = self._resize(pixels, len(out))
-            return None, orientation != 1
+            return None, facts
         except UnreadableImage as error:
-            return str(error).removeprefix(f"{describe(data)}: "), False
+            return str(error).removeprefix(f"{describe(data)}: "), Facts()
 
     def _dispatch(self, batch: Rows, loaded: _Loaded, fetcher: ThreadPoolExecutor) -> Future:
         model, image = self._model, batch[0].kind == "image"
@@ -147,7 +160,13 @@ class Engine:
         sources = batch.table.column("source").to_pylist()
         errors = [(s, r) for s, r in zip(sources, reasons, strict=True) if r is not None]
         kept = values[: len(batch)][readable] if len(values) else values
-        return Embedded(batch, readable, kept, errors, loaded.turned, loaded.cut)
+        return Embedded(
+            batch, readable, kept, errors,
+            turned=sum(facts.orientation != 1 for facts in loaded.facts),
+            burned_in=sum(facts.burned_in for facts in loaded.facts),
+            multi_frame=sum(facts.frames > 1 for facts in loaded.facts),
+            cut=loaded.cut,
+        )  # fmt: skip
 
 
 def _finite(values: np.ndarray, rows: int) -> np.ndarray:
@@ -156,9 +175,8 @@ def _finite(values: np.ndarray, rows: int) -> np.ndarray:
     return np.array([np.isfinite(row).all() for row in values[:rows]], bool)
 
 
-def _joined(pixels: np.ndarray, results: list[tuple[str | None, bool]]) -> _Loaded:
-    reasons = [reason for reason, _ in results]
-    return _Loaded(pixels, reasons, sum(turned for _, turned in results))
+def _joined(pixels: np.ndarray, results: list[tuple[str | None, Facts]]) -> _Loaded:
+    return _Loaded(pixels, [reason for reason, _ in results], [facts for _, facts in results])
 
 
 def _ahead(items: Iterable[Any], count: int, start: Any) -> Iterator[tuple[Any, Any]]:

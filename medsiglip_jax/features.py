@@ -8,14 +8,18 @@ import numpy as np
 from jaxtyping import Float, Float64
 
 from medsiglip_jax import examples, places
+from medsiglip_jax.api import Model
 from medsiglip_jax.embeddings import Embeddings
 from medsiglip_jax.examples import Examples
+from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.tables import Table, read_table
 
 # Names of the split on which choices are made, the first that there is.
 VALIDATION = ("val", "valid", "validation", "dev")
 SCALES = ("standard", "unit", "raw")
 _BLOCK = 65536  # ids that are Python objects at a time
+# The identity of weights that were made here, and have no files: another than that of any files.
+_UNSAVED = "weights never saved"
 _BINARY = frozenset(("0", "0.0", "False", "1", "1.0", "True", ""))
 
 
@@ -29,6 +33,7 @@ class Provenance:
         preprocess: pixel preset.
         normalized: unit vectors, or the raw pooled output.
         source: where the model came from, for messages only.
+        dicom: `Rules.to_dict` of the rules by which DICOM files became pixels.
     """
 
     dim: int
@@ -36,28 +41,46 @@ class Provenance:
     preprocess: str | None = None
     normalized: bool | None = None
     source: str | None = None
+    dicom: Mapping[str, Any] | None = None
 
-    def check(self, other: "Provenance") -> None:
-        """Raises ValueError, naming both, if `other` are vectors made another way."""
+    def check(self, made: "Provenance", what: object = "these vectors") -> None:
+        """Raises ValueError, naming both, if vectors `made` so are not as they are wanted here.
+
+        Args:
+            made: how they were made.
+            what: they are, for the message.
+        """
         differ = [
-            f"{name} {mine!r}, these {theirs!r}"
-            for name in ("dim", "model", "preprocess", "normalized")
-            if None not in (mine := getattr(self, name), theirs := getattr(other, name))
+            f"{'sha256 of the model' if name == 'model' else name} is {theirs!r}, wanted {mine!r}"
+            for name in ("dim", "model", "preprocess", "normalized", "dicom")
+            if None not in (mine := getattr(self, name), theirs := getattr(made, name))
             and mine != theirs
         ]
         if differ:
             raise ValueError(
-                f"the probe was fitted to embeddings of {self.source or 'arrays'}, these are of "
-                f"{other.source or 'arrays'}: {'; '.join(f'it wants {d}' for d in differ)}; embed "
-                "again as it wants, or fit another probe"
+                f"{what}: made with {made.source or 'arrays'}, wanted as with "
+                f"{self.source or 'arrays'}: {'; '.join(differ)}; what is made differently cannot "
+                "be compared: embed again, or give the model or probe that goes with them"
             )
+
+
+def wanted(
+    model: Model,
+    preprocess: str | None = None,
+    normalized: bool | None = None,
+    dicom: Rules | None = None,
+) -> Provenance:
+    """That of vectors that can be compared with those of a model."""
+    sha256, source = model.sha256 or _UNSAVED, model.source or _UNSAVED
+    rules = dicom and dicom.to_dict()
+    return Provenance(model.config.embed_dim, sha256, preprocess, normalized, source, rules)
 
 
 def provenance(manifest: Mapping[str, Any]) -> Provenance:
     """That of what `embed` wrote, from its manifest."""
     return Provenance(
-        manifest["dim"], manifest["model"]["sha256"], manifest["preprocess"],
-        manifest["normalized"], manifest["model"]["source"],
+        manifest["dim"], manifest["model"]["sha256"] or _UNSAVED, manifest["preprocess"],
+        manifest["normalized"], manifest["model"]["source"] or _UNSAVED, manifest.get("dicom"),
     )  # fmt: skip
 
 

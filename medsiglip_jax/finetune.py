@@ -15,12 +15,12 @@ import numpy as np
 
 from medsiglip_jax import api, freeze, lora, places, report, sharding, storage, train, tree
 from medsiglip_jax.checkpoint import Checkpoints
-from medsiglip_jax.job import Job, prepare
+from medsiglip_jax.job import Job, prepare, train_step
 from medsiglip_jax.locks import Check, lock
 from medsiglip_jax.objectives import Params
 from medsiglip_jax.places import Given, Place
 from medsiglip_jax.recipe import Recipe
-from medsiglip_jax.step import State, make_train_step
+from medsiglip_jax.step import State
 
 CONFIG, EXPORT, REPORT, UNREADABLE = "config.json", "export", "report.html", "unreadable.jsonl"
 # Keys that may change between a run and its resumption; others make another run of it.
@@ -64,10 +64,7 @@ def run(
         sharding.together(lambda: _claim(workdir, job, warn), 0)
         on_start(job)
         unreadable = Unreadable(workdir, recipe.max_unreadable)
-        step = make_train_step(
-            job.objective, job.optimizer, recipe.objective.accumulate, recipe.objective.negatives,
-            places=jax.tree.map(lambda x: x.sharding, job.state) if job.mesh else None,
-        )  # fmt: skip
+        step = train_step(recipe, job.objective, job.optimizer, job.state, job.mesh)
         write_event = _event_file(workdir, recipe, stack)
 
         def on_log(line: dict[str, Any]) -> None:

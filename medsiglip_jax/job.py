@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import importlib.util
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,8 @@ from medsiglip_jax import (
     validation,
 )  # fmt: skip
 from medsiglip_jax import model as towers
+from medsiglip_jax import recipe as recipes
+from medsiglip_jax.config import ModelConfig
 from medsiglip_jax.examples import Examples
 from medsiglip_jax.loader import Input
 from medsiglip_jax.model import Compute
@@ -35,7 +37,7 @@ from medsiglip_jax.order import Order
 from medsiglip_jax.preprocess import xla
 from medsiglip_jax.preprocess.files import Codec
 from medsiglip_jax.recipe import Recipe
-from medsiglip_jax.step import State, init_state
+from medsiglip_jax.step import State, init_state, make_train_step
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -104,10 +106,10 @@ class Job:
         """Who decodes: TensorFlow, a quarter faster, where it is installed, or PIL and XLA."""
         found = importlib.util.find_spec("tensorflow") is not None
         if self.recipe.loader == "pil" or (self.recipe.loader == "auto" and not found):
-            return xla.codec(self.recipe.preprocess)
+            return xla.codec(self.recipe.preprocess, self.recipe.dicom)
         from medsiglip_jax.data import tf_codec
 
-        return tf_codec(self.recipe.preprocess)
+        return tf_codec(self.recipe.preprocess, self.recipe.dicom)
 
     def _input(self, rows: tuple[Examples, ...], weights=None) -> Input:
         recipe, vision = self.recipe, self.model.config.vision
@@ -121,6 +123,7 @@ class Job:
             recipe.augment,
             recipe.seed,
             functools.partial(self.model.processor.tokenizer, warn=False) if texts else None,
+            recipe.dicom,
         )
 
     @functools.cached_property
@@ -154,26 +157,18 @@ def _this_process() -> dict[str, int]:
 
 def prepare(recipe: Recipe) -> Job:
     """Reads the data, loads or draws the weights, and places the state on the devices."""
-    mesh = _mesh(recipe)
+    mesh = mesh_of(recipe)
     training, held_out = _examples(recipe)
     _check_columns(recipe, training)
-    compute = api.compute_for(recipe.dtype, attention=recipe.attention, mesh=mesh)
-    compute = dataclasses.replace(compute, remat=recipe.remat)
+    compute = compute_of(recipe, mesh)
     model = _model(recipe, mesh)
-    params = dict(model.params)
     if recipe.objective.name == "contrastive":
         for rows in training:  # says once, before any work, what is missing or too long
             model.processor.texts((rows.texts or ())[:10_000])
-    if recipe.objective.name == "classification":
-        head = objectives.init_head(model.config, len(training[0].classes))
-        params["head"] = _place(head, mesh)
-    if recipe.lora:
-        used = params if recipe.objective.name == "contrastive" else {"img": params["img"]}
-        adapters = lora.init(recipe.lora, used, recipe.seed)
-        params = freeze.join(params, _place(adapters, mesh))
-    part = freeze.partition(_frozen(recipe, params), params)
+    added = additions(recipe, model.params, model.config, len(training[0].classes))
+    params = freeze.join(model.params, _place(added, mesh))
+    part, optimizer = what_trains(recipe, params)
     trainable, frozen = part.split(params)
-    optimizer = _optimizer(recipe, params, part)
     state = init_state(trainable, optimizer, frozen)
     # What the split has cut would otherwise stay in memory, whole, beside its pieces.
     model.params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), model.params)
@@ -183,18 +178,55 @@ def prepare(recipe: Recipe) -> Job:
     )  # fmt: skip
 
 
-def _mesh(recipe: Recipe) -> Mesh | None:
-    wanted = recipe.mesh
-    mesh = sharding.make_mesh(wanted.data, wanted.model) if wanted else sharding.make_mesh()
+def train_step(
+    recipe: Recipe,
+    objective: Objective,
+    optimizer: optim.Optimizer,
+    state: State,
+    mesh: Mesh | None,
+) -> Callable:
+    """The compiled step of a run; `state` may be abstract."""
+    return make_train_step(
+        objective, optimizer, recipe.objective.accumulate, recipe.objective.negatives,
+        places=jax.tree.map(lambda x: x.sharding, state) if mesh else None,
+    )  # fmt: skip
+
+
+def mesh_of(recipe: Recipe, devices: Sequence[Any] | None = None) -> Mesh | None:
+    """The mesh that a recipe asks for, of all devices or of those given; None for one device."""
+    wanted = recipe.mesh or recipes.Mesh()
+    mesh = sharding.make_mesh(wanted.data, wanted.model, devices=devices)
     if mesh.size == 1:
         return None
-    devices, pieces = mesh.shape["data"], recipe.objective.accumulate
-    if recipe.batch_size % (devices * pieces):
+    split, pieces = mesh.shape["data"], recipe.objective.accumulate
+    if recipe.batch_size % (split * pieces):
         raise ValueError(
-            f"batch_size {recipe.batch_size} is not divisible by {devices} devices"
+            f"batch_size {recipe.batch_size} is not divisible by {split} devices"
             + (f" x {pieces} pieces (objective.accumulate)" if pieces > 1 else "")
         )
     return mesh
+
+
+def compute_of(recipe: Recipe, mesh: Mesh | None) -> Compute:
+    """How a recipe has the towers computed."""
+    compute = api.compute_for(recipe.dtype, attention=recipe.attention, mesh=mesh)
+    rows = sharding.batch_sharding(mesh) if mesh and recipe.mesh and recipe.mesh.fsdp else None
+    return dataclasses.replace(compute, remat=recipe.remat, rows=rows)
+
+
+def additions(recipe: Recipe, params: Params, config: ModelConfig, classes: int) -> Params:
+    """What training adds to a model's parameters, given or abstract: a head, adapters."""
+    added, used = {}, params
+    if recipe.objective.name == "classification":
+        added["head"] = objectives.init_head(config, classes)
+        used = {"img": params["img"]}
+    return {**added, **(lora.init(recipe.lora, used, recipe.seed) if recipe.lora else {})}
+
+
+def what_trains(recipe: Recipe, params: Params) -> tuple[freeze.Partition, optim.Optimizer]:
+    """Of parameters, given or abstract: which train, and how."""
+    part = freeze.partition(_frozen(recipe, params), params)
+    return part, _optimizer(recipe, params, part)
 
 
 def _examples(recipe: Recipe) -> tuple[tuple[Examples, ...], tuple[Examples, ...]]:
@@ -261,7 +293,7 @@ def _frozen(recipe: Recipe, params: Params) -> tuple[str, ...]:
 
 def _objective(recipe: Recipe, model: api.Model, compute: Compute, training, mesh) -> Objective:
     if recipe.objective.name == "contrastive":
-        return objectives.contrastive(model.config, compute, recipe.loss_chunk, mesh)
+        return objective_of(recipe, model.config, compute, mesh)
     multi_label = training[0].labels.ndim == 2
     if recipe.objective.pos_weight is not None and not multi_label:
         raise ValueError(
@@ -269,8 +301,22 @@ def _objective(recipe: Recipe, model: api.Model, compute: Compute, training, mes
             "here every image has one class"
         )
     weight = _pos_weight(recipe, training)
+    return objective_of(recipe, model.config, compute, mesh, multi_label, weight)
+
+
+def objective_of(
+    recipe: Recipe,
+    config: ModelConfig,
+    compute: Compute,
+    mesh: Mesh | None,
+    multi_label: bool = False,
+    pos_weight: Any = None,
+) -> Objective:
+    """The loss of a recipe; the last two are of classification, and come from its labels."""
+    if recipe.objective.name == "contrastive":
+        return objectives.contrastive(config, compute, recipe.loss_chunk, mesh)
     return objectives.classification(
-        model.config, compute, recipe.objective.pool, multi_label, weight
+        config, compute, recipe.objective.pool, multi_label, pos_weight
     )
 
 

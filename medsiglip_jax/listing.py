@@ -3,16 +3,17 @@
 import glob
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from medsiglip_jax.opener import file_system
 from medsiglip_jax.places import Given, at, is_remote
+from medsiglip_jax.preprocess.dicom import sniff
 
 # What a folder is searched for; a file that is named is tried whatever its name.
 IMAGE_SUFFIXES = frozenset(
-    ".avif .bmp .gif .jfif .jp2 .jpeg .jpg .png .ppm .pgm .tif .tiff .webp".split()
+    ".avif .bmp .dcm .dicom .gif .ima .jfif .jp2 .jpeg .jpg .png .ppm .pgm .tif .tiff .webp".split()
 )
 MANIFEST_SUFFIXES = frozenset(".csv .tsv .jsonl .parquet".split())
 
@@ -23,6 +24,8 @@ _FORMATS = (
 )
 _IN_FOLDERS = {"image", "text", "tar", "tfrecord"}  # a table beside images need not list them
 _COMPRESSED_TAR = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$", re.IGNORECASE)
+# An index of the DICOM files beside it, always of this name (PS3.10 8.6).
+_DICOM_INDEX = "DICOMDIR"
 # The last part of a DICOM UID is none.
 _SUFFIX = re.compile(r"\.(?!\d+$)\w{1,10}$", re.ASCII)
 
@@ -56,9 +59,10 @@ def expand(inputs: Sequence[Given]) -> list[Iterable[File]]:
     """Lists the files that each input names: itself, those of a folder, those that a glob matches.
 
     Folders are searched recursively, in sorted order, for images, .txt, .tar and .tfrecord; their
-    other files are listed as such, hidden ones not at all. Links to folders are followed. Globs
-    match files, with `**` in any depth. What exists under a name that looks like a glob is that
-    file. Local folders are read when their files are asked for.
+    other files are listed as such, hidden ones not at all. A local file without a suffix is an
+    image if it starts as DICOM does; of remote ones, each would be a request. Links to folders are
+    followed. Globs match files, with `**` in any depth. What exists under a name that looks like a
+    glob is that file. Local folders are read when their files are asked for.
 
     Raises:
         FileNotFoundError: all inputs that do not exist, and globs that match nothing.
@@ -110,7 +114,7 @@ def _plain(path: str) -> str:
 def _local(path: str) -> Iterable[File] | None:
     if os.path.isdir(path):
         root = "" if Path(path) == Path() else f"{str(Path(path)).rstrip('/')}/"
-        return _in_folder(root, walk(path))
+        return _in_folder(root, walk(path), _is_dicom)
     if os.path.exists(path):
         return [_named(str(Path(path)))]
     if not glob.has_magic(path):
@@ -157,10 +161,24 @@ def _fixed_part(pattern: str) -> str:
     return fixed[: fixed.rfind("/") + 1]
 
 
-def _in_folder(root: str, names: Iterable[str]) -> Iterator[File]:
+def _in_folder(
+    root: str, names: Iterable[str], is_image: Callable[[str], bool] = lambda path: False
+) -> Iterator[File]:
     for name in names:
-        format = _format(name) or ""
+        format = _format(name) or ("image" if is_image(root + name) else "")
         yield File(format if format in _IN_FOLDERS else "other", root, name)
+
+
+def _is_dicom(path: str) -> bool:
+    """Whether a local file without a suffix is a DICOM file."""
+    name = os.path.basename(path)
+    if _SUFFIX.search(name) or name == _DICOM_INDEX or not os.path.isfile(path):
+        return False
+    try:
+        with open(path, "rb") as file:
+            return sniff.is_dicom(file.read(sniff.START))
+    except OSError:
+        return False
 
 
 def _matched(root: str, names: Iterable[str]) -> list[File] | None:

@@ -21,6 +21,7 @@ from medsiglip_jax.places import check_protocol
 from medsiglip_jax.preprocess import image as presets
 from medsiglip_jax.preprocess.augment import Augment
 from medsiglip_jax.preprocess.decode import UnreadableImage, describe
+from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.files import Codec, load_image, pil_codec
 
 Batch = dict[str, np.ndarray]
@@ -43,6 +44,7 @@ class Input:
         augment: what happens to training images; evaluation ignores it.
         seed: of the augmentation, >= 0.
         tokenize: texts -> int32 [n, l]; None leaves texts out of the batches.
+        dicom: how DICOM files become pixels.
     """
 
     examples: tuple[Examples, ...]
@@ -52,6 +54,7 @@ class Input:
     augment: Augment = Augment()
     seed: int = 0
     tokenize: Callable[[Sequence[str]], np.ndarray] | None = None
+    dicom: Rules = Rules()
 
     def __post_init__(self):
         presets.preset(self.preprocess)
@@ -188,7 +191,7 @@ def _stream(
     workers: int | None,
     codec: Codec | None,
 ) -> Iterator[Batch]:
-    codec = codec or pil_codec(input.preprocess)
+    codec = codec or pil_codec(input.preprocess, input.dicom)
     ahead: deque[tuple[np.ndarray, Future, list[Future]]] = deque()
     pool = ThreadPoolExecutor(workers or os.cpu_count() or 1, thread_name_prefix="loader")
 

@@ -13,6 +13,7 @@ from typing import Any, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Int, UInt8
 
 from medsiglip_jax.config import ModelConfig, TextConfig, VisionConfig
@@ -30,12 +31,16 @@ class Compute:
             (TF32 and bf16 passes are the defaults on GPU and TPU).
         attention: back end, one of `ATTENTION`.
         remat: what a block recomputes in the backward pass instead of storing it, one of `REMAT`.
+        rows: where the rows of activations lie, for a mesh over which parameters are split too:
+            left to itself the compiler then splits the width of the activations instead, and has
+            every device work on the whole batch.
     """
 
     dtype: str = "float32"
     precision: str | None = "highest"
     attention: str = "xla"
     remat: str = "none"
+    rows: NamedSharding | None = None
 
     def __post_init__(self):
         if self.attention not in ATTENTION:
@@ -226,6 +231,8 @@ class EncoderBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> tuple[Float[Array, "b n d"], None]:
+        if self.compute.rows is not None:
+            x = jax.lax.with_sharding_constraint(x, self.compute.rows)
         y = LayerNorm(self.compute)(x)
         x = x + MultiHeadDotProductAttention(self.num_heads, self.compute)(y, y)
         y = LayerNorm(self.compute)(x)

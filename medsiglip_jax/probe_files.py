@@ -12,7 +12,8 @@ from medsiglip_jax import features, manifest, metrics, places, probe, storage
 from medsiglip_jax.api import Model
 from medsiglip_jax.embeddings import Embeddings
 from medsiglip_jax.engine import Engine
-from medsiglip_jax.features import Features, Provenance
+from medsiglip_jax.features import Features
+from medsiglip_jax.preprocess.dicom import rules
 from medsiglip_jax.probe import Probe
 from medsiglip_jax.tables import write_parquet
 
@@ -134,7 +135,7 @@ def predict(fitted: Probe, embeddings: Embeddings, output: places.Given) -> int:
     """
     check_output(output, fitted)
     made = features.provenance(embeddings.manifest)
-    fitted.provenance.check(made)
+    fitted.provenance.check(made, embeddings.folder)
     rows, scores = [np.zeros(0, np.int64)], [np.zeros((0, len(fitted.classes)))]
     for block in embeddings.blocks():
         rows.append(block.rows)
@@ -199,9 +200,8 @@ def _engine(fitted: Probe, model: Model, batch_size: int) -> Engine:
             "it with provenance=, or to what embed wrote"
         )
     preprocess, normalized = wanted.preprocess, wanted.normalized
-    made = Provenance(model.config.embed_dim, model.sha256, preprocess, normalized, model.source)
-    wanted.check(made)
-    return Engine(model, preprocess, normalized, batch_size)
+    wanted.check(features.wanted(model, preprocess, normalized), "these images")
+    return Engine(model, preprocess, normalized, batch_size, rules.from_dict(wanted.dicom))
 
 
 def _scored(fitted: Probe, vectors: np.ndarray) -> list[list[dict[str, Any]]]:

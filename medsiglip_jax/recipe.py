@@ -17,6 +17,7 @@ from medsiglip_jax.lora import LoRA
 from medsiglip_jax.model import ATTENTION, REMAT
 from medsiglip_jax.objectives import NEGATIVES, POOLS
 from medsiglip_jax.preprocess.augment import Augment
+from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.image import PRESETS
 
 
@@ -144,6 +145,7 @@ class Recipe:
         dtype: of the arithmetic: "float32" or "bfloat16"; parameters and updates stay float32.
         attention: back end by name; default "auto", over several devices "xla".
         preprocess: pixel preset.
+        dicom: see `preprocess.dicom.rules.Rules`; a name alone works.
         augment: see `preprocess.augment.Augment`.
         validation: a split's name, or a share of the groups to hold out, or None.
         loader: "auto" (TensorFlow's kernels where it is installed), "tf" or "pil"; equal pixels.
@@ -178,6 +180,7 @@ class Recipe:
     dtype: str = "float32"
     attention: str | None = None
     preprocess: str = "big_vision"
+    dicom: Rules = Rules()
     augment: Augment = field(default_factory=Augment)
     validation: str | float | None = None
     loader: str = "auto"
@@ -265,7 +268,7 @@ def _constraints(r: Recipe):
 
 _NESTED = {
     "data": Data, "objective": Objective, "optimizer": Optimizer, "mesh": Mesh, "lora": LoRA,
-    "augment": Augment,
+    "augment": Augment, "dicom": Rules,
 }  # fmt: skip
 
 

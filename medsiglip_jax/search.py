@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from medsiglip_jax import index, places, storage, tables
+from medsiglip_jax import features, index, places, storage, tables
 from medsiglip_jax.api import Model
 from medsiglip_jax.embeddings import Embeddings, Vectors
 from medsiglip_jax.nearest import groups, near_duplicates, top_k
+from medsiglip_jax.preprocess.dicom import rules
 
 __all__ = [
     "Embeddings",
@@ -56,7 +57,8 @@ def search(
     Raises:
         ValueError: no query, another model, an unreadable image, or no row of that kind.
     """
-    check_model(model, embeddings)
+    made = features.provenance(embeddings.manifest)
+    features.wanted(model).check(made, embeddings.folder)
     if not len(embeddings):
         raise ValueError(f"{embeddings.folder}: no rows of kind {embeddings.kind}, nor of any")
     queries = _encode(model, embeddings, texts, images, batch_size)
@@ -82,17 +84,6 @@ def _hits(rows: Sequence[Mapping[str, str]], scores: Sequence[float]) -> list[di
     ]
 
 
-def check_model(model: Model, embeddings: Embeddings) -> None:
-    """Raises ValueError unless the model is the one that the embeddings were made with."""
-    made = embeddings.manifest["model"]
-    if model.sha256 != made["sha256"]:
-        raise ValueError(
-            f"{embeddings.folder} was embedded with {made['source']} (sha256 {made['sha256']}), "
-            f"the model given is {model.source} (sha256 {model.sha256}); cosines between models "
-            "mean nothing: give that model, or embed again"
-        )
-
-
 def _encode(model: Model, embeddings: Embeddings, texts, images, batch_size: int) -> np.ndarray:
     if not texts and not images or not all(text.strip() for text in texts):
         raise ValueError("expected at least one text or image to search for, no text empty")
@@ -101,7 +92,8 @@ def _encode(model: Model, embeddings: Embeddings, texts, images, batch_size: int
         tokens = model.processor.texts(list(texts))
         found.append(np.asarray(model.encode_text(tokens)))
     if images:
-        pixels = model.processor.images(list(images), embeddings.manifest["preprocess"])
+        made, dicom = embeddings.manifest, rules.from_dict(embeddings.manifest.get("dicom"))
+        pixels = model.processor.images(list(images), made["preprocess"], dicom)
         found.append(np.asarray(model.encode_image(pixels, batch_size=batch_size)))
     return np.concatenate(found)
 
@@ -142,7 +134,11 @@ def duplicates(
 
 def _check_same(first: Embeddings, second: Embeddings) -> None:
     one, two = (
-        {"model": e.manifest["model"]["sha256"], "preprocess": e.manifest["preprocess"]}
+        {
+            "model": e.manifest["model"]["sha256"],
+            "preprocess": e.manifest["preprocess"],
+            "dicom": rules.from_dict(e.manifest.get("dicom")),
+        }
         for e in (first, second)
     )
     for key in one:

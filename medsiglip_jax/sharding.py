@@ -1,6 +1,6 @@
 """Device meshes, and which axis of which parameter lies on which mesh axis."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -15,26 +15,32 @@ T = TypeVar("T")
 FSDP_MIN_BYTES = 4 * 2**20
 
 
-def make_mesh(data: int | None = None, model: int = 1, local: bool = False) -> Mesh:
+def make_mesh(
+    data: int | None = None,
+    model: int = 1,
+    local: bool = False,
+    devices: Sequence[Any] | None = None,
+) -> Mesh:
     """A ("data", "model") mesh over the devices of all processes, or the first of this one's.
 
     Args:
         data: size of the data axis; default all devices that `model` leaves.
         model: size of the model axis.
         local: only this process's devices, for work that the processes do not share.
+        devices: these instead, such as those of a topology that is only compiled for.
 
     Raises:
         ValueError: there are not as many devices, or several processes would not use all of theirs.
     """
-    devices = np.asarray(jax.local_devices() if local else jax.devices())
-    data = data or max(1, devices.size // model)
+    found = np.asarray(devices or (jax.local_devices() if local else jax.devices()))
+    data = data or max(1, found.size // model)
     wanted = data * model
-    if wanted > devices.size or (wanted < devices.size and jax.process_count() > 1 and not local):
+    if wanted > found.size or (wanted < found.size and jax.process_count() > 1 and not local):
         raise ValueError(
-            f"mesh data={data} x model={model} wants {wanted} devices; {devices.size} are there"
+            f"mesh data={data} x model={model} wants {wanted} devices; {found.size} are there"
         )
-    devices = devices[:wanted].reshape(data, model)
-    return Mesh(devices, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    grid = found[:wanted].reshape(data, model)
+    return Mesh(grid, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -93,13 +99,32 @@ def param_shardings(shapes: dict[str, Any], mesh: Mesh, fsdp: bool = False) -> d
 
     FSDP splits the largest axis that the mesh divides, never the layer axis of a stack, and
     leaves parameters under `FSDP_MIN_BYTES` whole.
+
+    Raises:
+        ValueError: FSDP would leave most of the larger ones whole, too.
     """
+    if fsdp:
+        _check_divides(shapes, mesh.shape["data"])
 
     def one(path: str, leaf: Any) -> NamedSharding:
         spec = _fsdp_spec(path, leaf, mesh.shape["data"]) if fsdp else PartitionSpec()
         return NamedSharding(mesh, spec)
 
     return tree.map_with_path(one, shapes)
+
+
+def _check_divides(shapes: dict[str, Any], size: int) -> None:
+    flat = tree.flatten(shapes)
+    held = {path: x.size * x.dtype.itemsize for path, x in flat.items()}
+    large = {path: n for path, n in held.items() if n >= FSDP_MIN_BYTES}
+    whole = {p: n for p, n in large.items() if _fsdp_spec(p, flat[p], size) == PartitionSpec()}
+    if 2 * sum(whole.values()) > sum(large.values()):
+        path = max(whole, key=lambda path: whole[path])
+        raise ValueError(
+            f"mesh.fsdp over {size} devices: they divide no axis of {path} "
+            f"{list(flat[path].shape)}, nor of most other parameters, and each would hold all of "
+            "it; choose a number of devices that divides one, or mesh.fsdp=False"
+        )
 
 
 def _fsdp_spec(path: str, leaf: Any, size: int) -> PartitionSpec:

@@ -27,15 +27,35 @@ def init_state(params: Params, optimizer: Optimizer, frozen: Params | None = Non
     # No weakly typed leaf (jnp.full without a dtype): the step returns none, and would compile
     # all over again for the second call.
     params = jax.tree.map(lambda x: jnp.asarray(x, x.dtype), params)
-    mesh = _mesh_of(params)
-
-    def rest(params: Params) -> State:
-        counts = {name: jnp.zeros((), jnp.int32) for name in ("step", "skipped", "skipped_in_row")}
-        return {"opt_state": optimizer.init(params), **counts}
-
+    mesh, rest = _mesh_of(params), partial(_rest, optimizer)
     places = None if mesh is None else _shardings(jax.eval_shape(rest, params), params, mesh)
     state = jax.jit(rest, out_shardings=places)(params)
     return {"params": params, "frozen": frozen or {}, **state}
+
+
+def state_shapes(params: Params, optimizer: Optimizer, frozen: Params) -> State:
+    """What `init_state` returns, as `jax.ShapeDtypeStruct`, of parameters given as such, with
+    their shardings."""
+    shapes = jax.eval_shape(partial(_rest, optimizer), params)
+    mesh = _mesh_of(params)
+    if mesh is None:
+        one = jax.tree.leaves(params)[0].sharding
+        places = jax.tree.map(lambda _: one, shapes)
+    else:
+        places = _shardings(shapes, params, mesh)
+    return {"params": params, "frozen": frozen, **place_shapes(shapes, places)}
+
+
+def place_shapes(shapes: Any, places: Any) -> Any:
+    """Abstract arrays with shardings, of two trees of one structure."""
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places
+    )
+
+
+def _rest(optimizer: Optimizer, params: Params) -> State:
+    counts = {name: jnp.zeros((), jnp.int32) for name in ("step", "skipped", "skipped_in_row")}
+    return {"opt_state": optimizer.init(params), **counts}
 
 
 def _mesh_of(params: Params) -> Mesh | None:

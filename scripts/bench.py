@@ -13,6 +13,10 @@
     python scripts/bench.py embed --size small --images 256 --batch 32 --loop dataloader
     python scripts/bench.py memory                         # of jobs of 1,000 to 100,000 rows
     python scripts/bench.py search                         # exact search, against faiss
+    python scripts/bench.py evaluate                       # bootstrap, against scikit-learn
+    python scripts/bench.py dicom                          # DICOM files, against pydicom and PIL
+    python scripts/bench.py dicom --table                  # what becomes of each of pydicom's files
+    python scripts/bench.py coverage                       # do intervals hold the truth
 
 Both sides get the same architecture, inputs, batch size, dtype and cores, and take turns within
 one run, so that a busy machine slows both; the figure is the ratio of the medians.
@@ -28,7 +32,9 @@ import threading
 import time
 from pathlib import Path
 
+import bench_dicom
 import bench_embed
+import bench_evaluate
 import bench_search
 import bench_train
 import measure
@@ -43,7 +49,8 @@ def main(argv=None) -> int:
         print(json.dumps(load_one(args.side, args.folder, args.attention)))
         return 0
     report = args.run(args)
-    report = {"command": args.command, "size": args.size, **measure.environment(), **report}
+    size = {"size": args.size} if "size" in args else {}  # statistics have no model
+    report = {"command": args.command, **size, **measure.environment(), **report}
     print(json.dumps(report, indent=2) if args.json else _text(report))
     return 0
 
@@ -306,6 +313,8 @@ def _parser() -> argparse.ArgumentParser:
     bench_train.add_parsers(commands, _common)
     bench_embed.add_parsers(commands, _common)
     bench_search.add_parsers(commands, _common)
+    bench_evaluate.add_parsers(commands)
+    bench_dicom.add_parsers(commands)
     one = commands.add_parser("load-one", help="one side in this process (what load runs)")
     one.add_argument("side", choices=SIDES)
     one.add_argument("folder")

@@ -17,7 +17,7 @@ def main() -> int:
     parser.add_argument("--times", type=int, default=20, help="of what the suite does; default 20")
     parser.add_argument("-k", default="", metavar="EXPRESSION", help="choose tests, as in pytest")
     args = parser.parse_args()
-    command = [sys.executable, "-m", "pytest", "-m", "torture", "-v", "--durations=0"]
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-m", "torture", "-v", "--durations=0"]
     command += ["-k", args.k] if args.k else []
     return subprocess.run(
         command, env={**os.environ, "MEDSIGLIP_TORTURE": str(args.times)}

@@ -9,6 +9,7 @@ import pytest
 
 import medsiglip_jax
 from medsiglip_jax import api, sharding
+from medsiglip_jax.preprocess.image import PRESETS
 
 GOLDEN = Path(__file__).parent / "golden" / "siglip-tiny"
 
@@ -134,9 +135,9 @@ def test_tokenizer_path_must_exist():
 
 def test_processor_images(model):
     image = np.random.default_rng(0).integers(0, 256, (50, 30, 3), dtype=np.uint8)
-    made = {p: model.processor.images([image], p) for p in ("big_vision", "huggingface", "serving")}
+    made = {p: model.processor.images([image], p) for p in PRESETS}
     assert all(x.shape == (1, 42, 42, 3) and x.dtype == np.uint8 for x in made.values())
-    assert len({x.tobytes() for x in made.values()}) == 3
+    assert len({x.tobytes() for x in made.values()}) == 4
     np.testing.assert_array_equal(model.processor.images([image]), made["big_vision"])
 
 

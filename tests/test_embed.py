@@ -487,5 +487,5 @@ def test_options_are_checked():
         Options(batch_size=0)
     with pytest.raises(ValueError, match="stored is 'int8'; expected one of float32, float16"):
         Options(stored="int8")
-    with pytest.raises(ValueError, match="big_vision, huggingface, serving"):
+    with pytest.raises(ValueError, match="big_vision, big_vision_pad, huggingface, serving"):
         Options(preprocess="imagenet")

@@ -122,7 +122,7 @@ def test_links_are_followed_but_not_round_in_circles(tmp_path):
 
 def test_other_files_of_folders_are_counted(place):
     assert manifest.rows([put(f"{place}/a.png", b"a")]).passed_over == {}
-    others = ["1.dcm", "b/2.DCM", "s.tar.gz", "rows.csv", "README", "1.2.840.1", "b/c/x.dcm"]
+    others = ["1.nii", "b/2.NII", "s.tar.gz", "rows.csv", "README", "1.2.840.1", "b/c/x.nii"]
     for name in [*others, ".hidden", ".git/x.py", "t.tfrecord", "b/t.txt"]:
         put(f"{place}/{name}", b"x")
     file = io.BytesIO()
@@ -131,10 +131,10 @@ def test_other_files_of_folders_are_counted(place):
         put(f"{place}/{name}{tables.INDEX}", file.getvalue())
     found = manifest.rows([place])
     assert [row.id for row in found] == ["a.png", "t.tfrecord#0:1", "b/t.txt:1"]
-    want = {".dcm": 3, ".tar.gz": 1, ".csv": 1, "no suffix": 2, ".parquet": 1}
+    want = {".nii": 3, ".tar.gz": 1, ".csv": 1, "no suffix": 2, ".parquet": 1}
     assert found.passed_over == want
     with pytest.raises(
-        ValueError, match=r"nothing to .*/c \(files passed over: .dcm 1\); expected"
+        ValueError, match=r"nothing to .*/c \(files passed over: .nii 1\); expected"
     ):
         manifest.rows([f"{place}/b/c"])
 

@@ -18,6 +18,7 @@ from medsiglip_jax.preprocess import image as preprocess
 from medsiglip_jax.preprocess.image import (
     PRESETS,
     UnreadableImage,
+    big_vision_pad,
     decode,
     huggingface,
     load_images,
@@ -73,6 +74,15 @@ def container(image, size, processor):
     padded = np.zeros((side, side, 3), np.float32)
     padded[top : top + height, left : left + width] = image.astype(np.float32) / 255
     return processor(padded, size, rescale=False)
+
+
+def padded(image):
+    """The image in the centre of a black square, the odd row or column after it."""
+    side = max(image.shape[:2])
+    top, left = ((side - n) // 2 for n in image.shape[:2])
+    square = np.zeros((side, side, 3), np.uint8)
+    square[top : top + len(image), left : left + image.shape[1]] = image
+    return square
 
 
 def shipped_images():
@@ -221,11 +231,7 @@ def test_serving_centres_on_black_with_the_odd_row_after():
 @pytest.mark.parametrize("shape", [(3000, 5), (5, 3000), (1301, 1299), (448, 448), (1, 1)])
 def test_serving_in_two_passes_equals_the_padded_square(shape):
     image = goldens.pattern(*shape, 3)
-    side = max(shape)
-    top, left = (side - shape[0]) // 2, (side - shape[1]) // 2
-    square = np.zeros((side, side, 3), np.uint8)
-    square[top : top + shape[0], left : left + shape[1]] = image
-    direct = Image.fromarray(square).resize((448, 448), Image.Resampling.BICUBIC)
+    direct = Image.fromarray(padded(image)).resize((448, 448), Image.Resampling.BICUBIC)
     np.testing.assert_array_equal(serving(image, 448), np.asarray(direct))
 
 
@@ -234,8 +240,41 @@ def test_serving_refuses_what_cannot_be_padded():
         serving(np.zeros((1, 1_000_000, 3), np.uint8), 448)
 
 
-def test_unknown_preset_names_the_three():
-    with pytest.raises(ValueError, match="'tf'.*big_vision, huggingface, serving"):
+PADDED = [(3000, 5), (5, 3000), (1301, 1299), (448, 448), (200, 448), (1, 1), (2, 3)]
+
+
+@pytest.mark.parametrize("size", [448, 31])
+@pytest.mark.parametrize("shape", PADDED)
+def test_big_vision_pad_is_the_resize_of_the_padded_square(shape, size):
+    image = goldens.pattern(*shape, 3)
+    for picture in (image, image[::-1, ::-1]):
+        expected = resize_bilinear(padded(picture), (size, size))
+        np.testing.assert_array_equal(big_vision_pad(picture, size), expected)
+
+
+def test_big_vision_pad_equals_tensorflow(tf_resize):
+    rng = np.random.default_rng(6)
+    random = [noise(rng, *rng.integers(1, 600, 2), 3) for _ in range(40)]
+    for image in [*random, *shipped_images()]:
+        expected = tf_resize(padded(image), (448, 448))
+        np.testing.assert_array_equal(big_vision_pad(image, 448), expected, str(image.shape))
+
+
+def test_both_padded_presets_put_the_image_in_the_same_place():
+    for shape in [(2, 5), (5, 2), (4, 4), (1, 4)]:
+        image = np.full((*shape, 3), 200, np.uint8)
+        np.testing.assert_array_equal(big_vision_pad(image, max(shape)), serving(image, max(shape)))
+
+
+def test_big_vision_pad_leaves_its_source_alone():
+    image = noise(np.random.default_rng(7), 30, 50, 3)
+    before = image.copy()
+    big_vision_pad(image, 50)
+    np.testing.assert_array_equal(image, before)
+
+
+def test_unknown_preset_names_the_four():
+    with pytest.raises(ValueError, match="'tf'.*big_vision, big_vision_pad, huggingface, serving"):
         load_images([], 8, preprocess="tf")
 
 

@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 
 from medsiglip_jax.preprocess import image, xla
-from medsiglip_jax.preprocess.decode import decode, decode_with_orientation
+from medsiglip_jax.preprocess.decode import decode, decode_with_facts
+
+FAST = [(xla.big_vision, image.big_vision), (xla.big_vision_pad, image.big_vision_pad)]
 
 
 def spread(pixels):
@@ -15,8 +17,9 @@ def spread(pixels):
     return xla.rgbx_view(Image.fromarray(pixels))
 
 
+@pytest.mark.parametrize("fast, slow", FAST)
 @pytest.mark.parametrize("seed", range(4))
-def test_random_sizes_are_equal_to_the_bit(seed):
+def test_random_sizes_are_equal_to_the_bit(seed, fast, slow):
     """Noise: 0.1 pixels of 600,000 differ where the product is not rounded by itself."""
     rng = np.random.default_rng(seed)
     for _ in range(30):
@@ -24,40 +27,47 @@ def test_random_sizes_are_equal_to_the_bit(seed):
         pixels = rng.integers(0, 256, (*shape, 3), np.uint8)
         view = spread(pixels)
         assert view.strides[1] == 4
-        np.testing.assert_array_equal(xla.big_vision(view, 448), image.big_vision(pixels, 448))
+        np.testing.assert_array_equal(fast(view, 448), slow(pixels, 448))
 
 
+@pytest.mark.parametrize("fast, slow", FAST)
 @pytest.mark.parametrize("size", [1, 7, 56, 224])
-def test_other_results(size):
+def test_other_results(size, fast, slow):
     rng = np.random.default_rng(size)
     for shape in [(1, 1), (1, 500), (300, 2), (size, size), (size, 40), (333, 777)]:
         pixels = rng.integers(0, 256, (*shape, 3), np.uint8)
-        np.testing.assert_array_equal(
-            xla.big_vision(spread(pixels), size), image.big_vision(pixels, size)
-        )
+        np.testing.assert_array_equal(fast(spread(pixels), size), slow(pixels, size))
 
 
-def test_what_is_not_four_bytes_apart_is_right_too():
+@pytest.mark.parametrize("fast, slow", FAST)
+def test_what_is_not_four_bytes_apart_is_right_too(fast, slow):
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (90, 80, 4), np.uint8)
     for view in (pixels[..., :3], pixels[..., 1:], pixels[::2, :, :3], pixels[..., :3].copy()):
-        want = image.big_vision(np.ascontiguousarray(view), 56)
-        np.testing.assert_array_equal(xla.big_vision(view, 56), want)
+        want = slow(np.ascontiguousarray(view), 56)
+        np.testing.assert_array_equal(fast(view, 56), want)
 
 
-def test_windows_of_a_view(monkeypatch):
+@pytest.mark.parametrize("fast, slow", FAST)
+def test_windows_of_a_view(monkeypatch, fast, slow):
     """What augmentation cuts out: fast as well."""
     pixels = np.random.default_rng(0).integers(0, 256, (90, 80, 3), np.uint8)
-    want = image.big_vision(pixels[5:70, 11:60], 56)
-    monkeypatch.setattr(xla, "resize_bilinear", None)
-    np.testing.assert_array_equal(xla.big_vision(spread(pixels)[5:70, 11:60], 56), want)
+    want = slow(pixels[5:70, 11:60], 56)
+    monkeypatch.setattr(image, "_lerp", None)  # of numpy
+    np.testing.assert_array_equal(fast(spread(pixels)[5:70, 11:60], 56), want)
 
 
-def test_without_a_cpu_backend_numpy_does_it(monkeypatch):
+@pytest.mark.parametrize("fast, slow", FAST)
+def test_without_a_cpu_backend_numpy_does_it(monkeypatch, fast, slow):
     monkeypatch.setattr(xla, "_cpu", lambda: None)
     pixels = np.random.default_rng(0).integers(0, 256, (90, 80, 3), np.uint8)
-    want = image.big_vision(pixels, 56)
-    np.testing.assert_array_equal(xla.big_vision(spread(pixels), 56), want)
+    np.testing.assert_array_equal(fast(spread(pixels), 56), slow(pixels, 56))
+
+
+def test_every_preset_has_its_function():
+    for name, slow in image.PRESETS.items():
+        _, resize = xla.preset(name)
+        assert resize is dict((s, f) for f, s in FAST).get(slow, slow)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "LA", "RGBA", "CMYK", "I;16", "1"])
@@ -69,7 +79,7 @@ def test_views_of_every_mode(mode):
         picture = grey.convert("I").convert("I;16") if mode == "I;16" else grey.convert(mode)
         file = io.BytesIO()
         picture.save(file, "TIFF" if mode == "CMYK" else "PNG")
-        view, _ = decode_with_orientation(file.getvalue(), xla.rgbx_view)
+        view, _ = decode_with_facts(file.getvalue(), xla.rgbx_view)
         np.testing.assert_array_equal(view, decode(file.getvalue()))
 
 

@@ -541,6 +541,24 @@ def test_nearest_neighbours_are_those_of_sklearn():
     assert learning.nearest((x[:5], y[:5]), (x, y), (xt, y), 3).shape == (700, 3)
 
 
+@pytest.mark.parametrize("k", [1, 7, 40])
+def test_of_equally_near_neighbours_the_first_are_taken(k):
+    """As a stable sort does; there are 27 different vectors."""
+    rng = np.random.default_rng(0)
+    x, xt = (rng.integers(-1, 2, size=(n, 3)).astype(np.float32) for n in (200, 60))
+    x, xt, y = x + 0.5, xt + 0.5, rng.integers(2, size=(200, 1)).astype(np.float32)
+    order = np.argsort(-(features.unit(xt) @ features.unit(x).T), axis=1, kind="stable")[:, :k]
+    want = y[order, 0].mean(axis=1, dtype=float)
+    found = learning.nearest((x, y), (x, y), (xt, y[:60]), 1, k)
+    np.testing.assert_array_equal(found[:, 0], want)
+
+
+def test_neighbours_are_picked_not_sorted(monkeypatch):
+    monkeypatch.setattr(np, "argsort", None)  # of 86,524 training rows, 8 times as slow
+    parts = draw(300), draw(10, seed=1), draw(50, seed=2)
+    assert learning.nearest(*parts, 3).shape == (50, 3)
+
+
 def test_neighbours_without_a_label_have_no_vote():
     x = np.eye(4, dtype=np.float32)
     y = np.array([[1], [np.nan], [0], [0]], np.float32)

@@ -19,7 +19,7 @@ from medsiglip_jax.cli import common
 from medsiglip_jax.embed import Options, embed
 from medsiglip_jax.embeddings import Embeddings, Vectors
 from medsiglip_jax.nearest import groups, near_duplicates, top_k
-from medsiglip_jax.search import check_model, duplicates, search, write_hits, write_pairs
+from medsiglip_jax.search import duplicates, search, write_hits, write_pairs
 
 
 def cosines(x, y):
@@ -376,8 +376,10 @@ def test_search_without_rows_says_so(model, tmp_path):
 def test_search_refuses_another_model(model, run, tmp_path):
     other = tmp_path / "other"
     medsiglip_jax.save(medsiglip_jax.init(model.config, seed=1), other)
-    with pytest.raises(ValueError, match=f"embedded with .*{model.sha256}.*given is {other}"):
-        check_model(medsiglip_jax.load(other), Embeddings(run))
+    with pytest.raises(ValueError, match=f"{run}: .*as with {other}: sha256 .*{model.sha256}'"):
+        search(medsiglip_jax.load(other), Embeddings(run), ["photo of a a"])
+    with pytest.raises(ValueError, match="as with weights never saved: sha256 "):
+        search(medsiglip_jax.init(model.config, seed=1), Embeddings(run), ["photo of a a"])
 
 
 def test_duplicates_between_and_within_runs(model, run, pictures, tmp_path):

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Sequence
 
 from medsiglip_jax import __version__
-from medsiglip_jax.cli import embed, evaluate, finetune, models, probe, search
+from medsiglip_jax.cli import compare, embed, evaluate, finetune, models, plan, probe, search
 from medsiglip_jax.cli.common import Parser
 
 _GIVEN_WRONG = (
@@ -29,16 +29,16 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"medsiglip-jax {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for room in (models, embed, search, probe, evaluate, finetune):
+    for room in (models, embed, search, probe, evaluate, compare, finetune, plan):
         room.add(commands)
     return top
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The flags; those of the form --config.KEY=VALUE, which finetune takes, as `overrides`."""
+    """The flags; those of the form --config.KEY=VALUE, of finetune and plan, as `overrides`."""
     top = parser()
     args, rest = top.parse_known_args(argv)
-    takes = args.run is finetune.finetune
+    takes = args.run in (finetune.finetune, plan.plan)
     args.overrides = [flag for flag in rest if takes and flag.startswith("--config.")]
     if unknown := [flag for flag in rest if flag not in args.overrides]:
         top.error(f"unrecognized arguments: {' '.join(unknown)}")

@@ -4,12 +4,13 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 PRESET_HELP = (
     "big_vision (default): squash to a square, TF2 bilinear, as the published evaluations; "
     "huggingface: squash, PIL bicubic; serving: zero-pad to a square, PIL bicubic, as the "
-    "official container"
+    "official container; big_vision_pad: zero-pad to a square, TF2 bilinear"
 )
 
 
@@ -57,6 +58,32 @@ def add_model(sub, required: bool = True) -> None:
 
 def add_preprocess(sub) -> None:
     sub.add_argument("--preprocess", default="big_vision", metavar="P", help=PRESET_HELP)
+
+
+def add_dicom(sub) -> None:
+    group = sub.add_argument_group("DICOM files")
+    group.add_argument(
+        "--dicom-rules", default="dicom", metavar="R",
+        help="dicom (default): the standard's windows, CT in three as in training; official: the "
+        "pixels of the official container, for the modalities that it serves",
+    )  # fmt: skip
+    group.add_argument(
+        "--ct-window", metavar="W/L", help="CT in one window, in HU, such as 350/40 or 1500/-600"
+    )
+    group.add_argument(
+        "--window", type=int, default=0, metavar="N",
+        help="which of several windows of a file, from 0; default the first",
+    )  # fmt: skip
+    group.add_argument(
+        "--frame", default="middle", metavar="N", help="of several, from 0; default middle"
+    )
+
+
+def dicom_rules(args: argparse.Namespace):
+    """What the flags of `add_dicom` ask for."""
+    from medsiglip_jax.preprocess.dicom.rules import parse
+
+    return parse(args.dicom_rules, args.ct_window, args.window, args.frame)
 
 
 def add_batch_size(sub, default: int | None = 8, help: str = "default 8") -> None:
@@ -131,11 +158,22 @@ def load(args: argparse.Namespace, mesh=None):
     )
 
 
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a table, its columns as wide as they need."""
+    rows = [header, *rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
 def show(result: Any, as_json: bool, to_text) -> None:
     print(json.dumps(result, ensure_ascii=False, indent=2) if as_json else to_text(result))
 
 
-def progress_bar(unit: str):
+def progress_bar(unit: str, delay: float = 0):
+    """A bar on stderr, where that is a terminal; with a delay in seconds, of long work only."""
     from tqdm import tqdm
 
-    return tqdm(unit=unit, unit_scale=True, disable=None)
+    return tqdm(unit=unit, unit_scale=True, disable=None, delay=delay)

@@ -10,12 +10,14 @@ from typing import Any
 
 from medsiglip_jax.cli.common import (
     add_batch_size,
+    add_dicom,
     add_json,
     add_model,
     add_preprocess,
     add_processes,
     batch_size,
     command,
+    dicom_rules,
     join_other_processes,
     load,
     local_mesh,
@@ -64,6 +66,7 @@ def add(commands) -> None:
     add_model(sub)
     add_batch_size(sub, None, "default 8, on accelerators 64 per device")
     add_preprocess(sub)
+    add_dicom(sub)
     add_processes(sub)
     add_json(sub)
 
@@ -80,7 +83,7 @@ def embed(args: argparse.Namespace) -> int:
 
     options = Options(
         args.preprocess, not args.raw, args.stored, args.shard_size, batch_size(args),
-        args.max_errors,
+        args.max_errors, dicom_rules(args),
     )  # fmt: skip
     columns = {"image": args.image_column, "text": args.text_column, "id": args.id_column}
     rows = sharding.together(lambda: manifest.rows(args.inputs, root=args.root, **columns))
@@ -104,6 +107,18 @@ def _warn(result: dict[str, Any], where: str, passed_over: dict[str, int]) -> No
         print(
             f"{result['turned']} images carry an EXIF orientation, which is not applied: pixels "
             "are used as stored",
+            file=sys.stderr,
+        )
+    if result["burned_in"]:
+        print(
+            f"{result['burned_in']} DICOM files say that annotation, which may identify people, is "
+            "burned into their pixels",
+            file=sys.stderr,
+        )
+    if result["multi_frame"]:
+        print(
+            f"{result['multi_frame']} DICOM files have several frames; of each one is embedded "
+            f"(--frame: {result['dicom']['frame']})",
             file=sys.stderr,
         )
     if result["cut"]:

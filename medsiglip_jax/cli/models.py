@@ -5,10 +5,12 @@ from typing import Any
 
 from medsiglip_jax.cli.common import (
     add_batch_size,
+    add_dicom,
     add_json,
     add_model,
     add_preprocess,
     command,
+    dicom_rules,
     load,
     show,
 )
@@ -127,9 +129,9 @@ def classify(args: argparse.Namespace) -> int:
 
     from medsiglip_jax.classify import classify as run
 
-    model = load(args)
+    rules, model = dicom_rules(args), load(args)
     bar = lambda batches: tqdm(batches, unit="batch", disable=None)  # noqa: E731
-    results = run(model, args.images, args.text, args.preprocess, args.batch_size, bar)
+    results = run(model, args.images, args.text, args.preprocess, args.batch_size, bar, rules)
     show(results, args.json, _classify_text)
     return 3 if any("error" in result for result in results) else 0
 
@@ -169,4 +171,5 @@ def _add_classify(commands) -> None:
     add_model(sub)
     add_batch_size(sub)
     add_preprocess(sub)
+    add_dicom(sub)
     add_json(sub)

@@ -9,9 +9,10 @@ What is decided here, once, for every preset and every caller:
 * 16-bit grey is scaled linearly, round(x / 257), never clipped or windowed. (16-bit *colour* files
   are reduced by PIL itself, to the high byte, as libpng does for TensorFlow.)
 * EXIF orientation is not applied: pixels are used as stored, as in tf.data, big_vision and the
-  container. `decode_with_orientation` reports the tag so that a caller can warn. PIL itself turns
+  container. `decode_with_facts` reports the tag so that a caller can warn. PIL itself turns
   TIFF and AVIF files upright while reading them.
 * The first frame of a GIF, APNG or multi-page TIFF is taken.
+* DICOM, known by its content, is read by the `Rules` given (preprocess/dicom/).
 """
 
 import io
@@ -20,11 +21,15 @@ import stat
 import struct
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
+
+from medsiglip_jax.preprocess.dicom import sniff
+from medsiglip_jax.preprocess.dicom.rules import Rules
 
 # 2 x PIL's default MAX_IMAGE_PIXELS, where PIL goes from a warning to an error: 537 MB of RGB.
 MAX_PIXELS = 2 * 89_478_485
@@ -51,12 +56,28 @@ class UnreadableImage(ValueError):
     """This one image cannot be used; the message is one line naming the source and the reason."""
 
 
-def decode(item: Any) -> UInt8[np.ndarray, "h w 3"]:
+@dataclass(frozen=True)
+class Facts:
+    """What to tell about an image beside its pixels.
+
+    Attributes:
+        orientation: EXIF's, 1..8, which was *not* applied; 1 is upright.
+        burned_in: a DICOM file says that annotation that may identify is in its pixels.
+        frames: in a DICOM file, of which one was taken.
+    """
+
+    orientation: int = 1
+    burned_in: bool = False
+    frames: int = 1
+
+
+def decode(item: Any, rules: Rules = Rules()) -> UInt8[np.ndarray, "h w 3"]:
     """Decodes one image to RGB.
 
     Args:
         item: path (str or PathLike) | bytes | PIL.Image.Image | uint8 or uint16 array [H,W],
             [H,W,1], [H,W,2] (grey + alpha), [H,W,3] or [H,W,4].
+        rules: of DICOM.
 
     Returns:
         uint8 [H, W, 3], 0..255; may be read-only or share memory with `item`.
@@ -66,29 +87,34 @@ def decode(item: Any) -> UInt8[np.ndarray, "h w 3"]:
         UnreadableImage: anything else that keeps it from being an image: truncated, corrupt, empty,
             not an image, a folder, more than `MAX_PIXELS` pixels (refused before decoding), float
             or 32-bit pixels without an agreed range, or an unsupported type of `item`.
+        ModuleNotFoundError: it is DICOM, and what reads that is not installed; no other DICOM file
+            can be read, either.
     """
-    return decode_with_orientation(item)[0]
+    return decode_with_facts(item, rules=rules)[0]
 
 
-def decode_with_orientation(
-    item: Any, to_array: ToArray = np.asarray
-) -> tuple[UInt8[np.ndarray, "h w 3"], int]:
-    """Decodes one image and says which EXIF orientation was *not* applied to it.
+def decode_with_facts(
+    item: Any, to_array: ToArray = np.asarray, rules: Rules = Rules()
+) -> tuple[UInt8[np.ndarray, "h w 3"], Facts]:
+    """Decodes one image and says what the pixels do not show.
 
     Args:
         item: as for `decode`.
         to_array: PIL image of mode RGB -> uint8 [H, W, 3].
+        rules: of DICOM.
 
     Returns:
-        The pixels as stored (uint8 [H, W, 3]) and the EXIF orientation, 1..8; 1 is upright.
+        The pixels as stored (uint8 [H, W, 3]), and facts.
 
     Raises:
-        FileNotFoundError, UnreadableImage: as for `decode`.
+        FileNotFoundError, UnreadableImage, ModuleNotFoundError: as for `decode`.
     """
     try:
-        return _decode(item, to_array)
+        return _decode(item, to_array, rules)
     except FileNotFoundError:
         raise FileNotFoundError(f"{describe(item)}: no such file") from None
+    except ModuleNotFoundError:
+        raise
     except Exception as error:  # PIL plugins raise nearly every type there is on hostile input
         raise UnreadableImage(f"{describe(item)}: {_reason(error)}") from error
 
@@ -120,28 +146,45 @@ def _reason(error: Exception) -> str:
     return f"corrupt or unsupported image ({type(error).__name__}: {text})"
 
 
-def _decode(item: Any, to_array: ToArray) -> tuple[np.ndarray, int]:
+def _decode(item: Any, to_array: ToArray, rules: Rules) -> tuple[np.ndarray, Facts]:
     if isinstance(item, np.ndarray):
-        return _rgb_from_array(item), 1
+        return _rgb_from_array(item), Facts()
     if isinstance(item, Image.Image):
         with _load_lock:
             return _rgb_from_pil(item, to_array)
     if isinstance(item, (bytes, bytearray, memoryview)):
-        return _rgb_from_stream(io.BytesIO(item), to_array)
+        return _rgb_from_stream(io.BytesIO(item), to_array, rules)
     if isinstance(item, (str, os.PathLike)):
         mode = os.stat(item).st_mode
         if not stat.S_ISREG(mode):  # a pipe or device may never end
             raise UnreadableImage("a folder" if stat.S_ISDIR(mode) else "not a file")
         with open(item, "rb") as stream:
-            return _rgb_from_stream(stream, to_array)
+            return _rgb_from_stream(stream, to_array, rules)
     raise UnreadableImage(_EXPECTED)
 
 
 def _rgb_from_stream(
-    stream: io.BytesIO | io.BufferedReader, to_array: ToArray
-) -> tuple[np.ndarray, int]:
+    stream: io.BytesIO | io.BufferedReader, to_array: ToArray, rules: Rules
+) -> tuple[np.ndarray, Facts]:
+    if sniff.is_dicom(stream.read(sniff.START)):
+        stream.seek(0)
+        return _rgb_from_dicom(stream.read(), to_array, rules)
+    stream.seek(0)
     with _open(stream) as image:
         return _rgb_from_pil(image, to_array)
+
+
+def _rgb_from_dicom(data: bytes, to_array: ToArray, rules: Rules) -> tuple[np.ndarray, Facts]:
+    try:
+        from medsiglip_jax.preprocess.dicom import pixels
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"reading DICOM needs {error.name}: pip install 'medsiglip-jax[dicom]'"
+        ) from None
+    rgb, facts = pixels.decode(data, rules)
+    if to_array is not np.asarray and rgb.flags.c_contiguous:  # colours, not in PIL's memory yet
+        rgb = to_array(Image.fromarray(rgb))
+    return rgb, facts
 
 
 def _open(stream: io.BytesIO | io.BufferedReader) -> Image.Image:
@@ -170,7 +213,7 @@ def _open(stream: io.BytesIO | io.BufferedReader) -> Image.Image:
     raise UnidentifiedImageError
 
 
-def _rgb_from_pil(image: Image.Image, to_array: ToArray) -> tuple[np.ndarray, int]:
+def _rgb_from_pil(image: Image.Image, to_array: ToArray) -> tuple[np.ndarray, Facts]:
     width, height = image.size
     if width < 1 or height < 1:
         raise UnreadableImage(f"no pixels, {width}x{height}")
@@ -180,7 +223,7 @@ def _rgb_from_pil(image: Image.Image, to_array: ToArray) -> tuple[np.ndarray, in
             " (a decompression bomb or a whole slide); pass a smaller image or tiles of it"
         )
     image.load()
-    return _rgb_pixels(image, to_array), _orientation(image)
+    return _rgb_pixels(image, to_array), Facts(_orientation(image))
 
 
 def _rgb_pixels(image: Image.Image, to_array: ToArray) -> np.ndarray:

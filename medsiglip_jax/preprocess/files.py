@@ -1,6 +1,7 @@
 """A path or URI -> the pixels of its image, augmented and resized. PIL and numpy."""
 
 import errno
+import functools
 import os
 import re
 import stat
@@ -15,6 +16,7 @@ from jaxtyping import UInt8
 from medsiglip_jax import opener
 from medsiglip_jax.preprocess.augment import Augment, recolour, window
 from medsiglip_jax.preprocess.decode import UnreadableImage, decode, describe
+from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.image import preset
 
 _RANGE = re.compile(r"(.*)#(\d+):(\d+)", re.DOTALL)
@@ -46,9 +48,9 @@ class Codec:
     resize: Callable[[Any, int], np.ndarray]
 
 
-def pil_codec(preprocess: str) -> Codec:
-    """PIL, and the preset of that name."""
-    return Codec(decode, preset(preprocess))
+def pil_codec(preprocess: str, dicom: Rules = Rules()) -> Codec:
+    """PIL, and the preset of that name; DICOM by these rules."""
+    return Codec(functools.partial(decode, rules=dicom), preset(preprocess))
 
 
 def load_image(

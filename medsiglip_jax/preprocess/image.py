@@ -1,9 +1,11 @@
-"""Pixels for the image tower: three named presets, uint8 [H, W, 3] -> uint8 [size, size, 3].
+"""Pixels for the image tower: four named presets, uint8 [H, W, 3] -> uint8 [size, size, 3].
 
 The official sources disagree, so the name of the preset is recorded beside every embedding:
 
 * `big_vision`: squash to a square, TF2 bilinear without antialias, truncated to uint8. The model
   card's recipe for its evaluations (big_vision pp/ops_image.py:57-87 at 0127fb6); the default.
+* `big_vision_pad`: zero-pad to a square as `serving` does, then as `big_vision`. No source names
+  it; the published figures leave open whether images were padded, so evaluations compare all four.
 * `huggingface`: squash, PIL bicubic: transformers' `SiglipImageProcessorPil`, bit for bit.
 * `serving`: zero-pad to a square, PIL bicubic: the official container (python/serving/predictor.py
   at 56b1447), which says that training did the same.
@@ -24,11 +26,13 @@ from PIL import Image
 
 from medsiglip_jax.preprocess import decode as decoding
 from medsiglip_jax.preprocess.decode import UnreadableImage, decode
+from medsiglip_jax.preprocess.dicom.rules import Rules
 
 __all__ = [
     "PRESETS",
     "UnreadableImage",
     "big_vision",
+    "big_vision_pad",
     "decode",
     "huggingface",
     "load_images",
@@ -65,9 +69,16 @@ def resize_bilinear(
     height, width = _check_resize(image, size)
     if (height, width) == image.shape[:2]:
         return image.copy()
-    channels = image.shape[2]
-    top_row, bottom_row, dy = taps(image.shape[0], height)
-    left, right, dx = taps(image.shape[1], width)
+    return _bilinear(lambda rows: image[rows], image.shape, height, width)
+
+
+def _bilinear(
+    rows_of: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...], height: int, width: int
+) -> np.ndarray:
+    """Resizes an image [H, W, C] of that shape; `rows_of` gives some of its rows, by number."""
+    channels = shape[2]
+    top_row, bottom_row, dy = taps(shape[0], height)
+    left, right, dx = taps(shape[1], width)
     channel = np.arange(channels)
     left = (left[:, None] * channels + channel).ravel()
     right = (right[:, None] * channels + channel).ravel()
@@ -79,7 +90,7 @@ def resize_bilinear(
         rows, used = np.unique(
             np.concatenate([top_row[chunk], bottom_row[chunk]]), return_inverse=True
         )
-        source = image[rows].reshape(len(rows), -1)
+        source = rows_of(rows).reshape(len(rows), -1)
         lines = _lerp(source.take(left, axis=1), source.take(right, axis=1), dx)
         top, bottom = lines[used].reshape(2, -1, width * channels)
         out[chunk] = _lerp(top, bottom, dy[chunk, None])  # assignment truncates, as tf.cast does
@@ -127,6 +138,23 @@ def _check_size(size: Any) -> int:
 def big_vision(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "s s 3"]:
     """Squashes to [size, size, 3] as big_vision's `resize(size)` does (pp/ops_image.py:57)."""
     return resize_bilinear(image, (size, size))
+
+
+def big_vision_pad(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "s s 3"]:
+    """Pads to a black square, centred, as `serving` does, then resizes as `big_vision` does.
+
+    Rows are padded when they are read: the square, 1.2 GB for a 20000x500 strip, never exists.
+    """
+    size, (height, width) = _check_size(size), image.shape[:2]
+    side = max(height, width)
+    above = before(height, side)
+
+    def rows_of(rows: np.ndarray) -> np.ndarray:
+        band = image[np.clip(rows - above, 0, height - 1)]
+        band[(rows < above) | (rows >= above + height)] = 0
+        return _pad(band, 1, side)
+
+    return _bilinear(rows_of, (side, side, 3), size, size)
 
 
 def huggingface(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "s s 3"]:
@@ -182,10 +210,15 @@ def _pad_and_resize(image: np.ndarray, side: int, size: int) -> np.ndarray:
 
 def _pad(image: np.ndarray, axis: int, side: int) -> np.ndarray:
     """Zeros around `axis`, the odd one after (predictor.py `_zero_pad_image_to_square`)."""
-    missing = side - image.shape[axis]
+    missing, zeros = side - image.shape[axis], before(image.shape[axis], side)
     padding = [(0, 0)] * 3
-    padding[axis] = (missing // 2, missing - missing // 2)
+    padding[axis] = (zeros, missing - zeros)
     return np.pad(image, padding) if missing else image
+
+
+def before(length: int, side: int) -> int:
+    """Zeros before a row or column that is padded to `side`."""
+    return (side - length) // 2
 
 
 def _bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -195,6 +228,7 @@ def _bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 PRESETS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
     "big_vision": big_vision,
+    "big_vision_pad": big_vision_pad,
     "huggingface": huggingface,
     "serving": serving,
 }
@@ -220,7 +254,11 @@ def value_range(pixels: UInt8[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*sh
 
 
 def load_images(
-    items: Any, size: int, preprocess: str = "big_vision", workers: int | None = None
+    items: Any,
+    size: int,
+    preprocess: str = "big_vision",
+    workers: int | None = None,
+    dicom: Rules = Rules(),
 ) -> UInt8[np.ndarray, "n s s 3"]:
     """Decodes and resizes images; order is kept.
 
@@ -228,8 +266,9 @@ def load_images(
         items: one image (anything `decode` takes), a sequence of them, or a batch: uint8 or uint16
             array [n, H, W, 3].
         size: height and width of the result, in pixels.
-        preprocess: name of a preset: "big_vision", "huggingface" or "serving".
+        preprocess: name of a preset: "big_vision", "big_vision_pad", "huggingface" or "serving".
         workers: threads; default the number of cores, at most 8.
+        dicom: how DICOM files become pixels.
 
     Returns:
         uint8 [n, size, size, 3]; [0, size, size, 3] for an empty sequence.
@@ -239,30 +278,37 @@ def load_images(
         ValueError: unknown preset, or a size or number of workers below 1.
 
     Warns:
-        UserWarning: once, with the number of images whose EXIF orientation is not upright.
+        UserWarning: once, with the number of images whose EXIF orientation is not upright; and
+            once, with that of DICOM files that say that annotation is burned into their pixels.
     """
     items, resize, size = _as_list(items), preset(preprocess), _check_size(size)
     workers = _check_size(min(8, os.cpu_count() or 1) if workers is None else workers)
     out = np.empty((len(items), size, size, 3), np.uint8)
 
-    def load(i: int) -> bool:
+    def load(i: int) -> decoding.Facts:
         try:
-            pixels, orientation = decoding.decode_with_orientation(items[i])
+            pixels, facts = decoding.decode_with_facts(items[i], rules=dicom)
             out[i] = resize(pixels, size)
         except (FileNotFoundError, UnreadableImage) as error:
             where = f"image {i + 1} of {len(items)}: " if len(items) > 1 else ""
             raise type(error)(f"{where}{error}") from error
-        return orientation != 1
+        return facts
 
     if workers == 1 or len(items) < 2:
-        turned = sum(map(load, range(len(items))))
+        facts = list(map(load, range(len(items))))
     else:
         with ThreadPoolExecutor(min(workers, len(items))) as pool:
-            turned = sum(pool.map(load, range(len(items))))
-    if turned:
+            facts = list(pool.map(load, range(len(items))))
+    if turned := sum(f.orientation != 1 for f in facts):
         warnings.warn(
             f"{turned} of {len(items)} images carry an EXIF orientation that is not applied: pixels"
             " are used as stored (PIL.ImageOps.exif_transpose turns an image upright)",
+            stacklevel=2,
+        )
+    if burned := sum(f.burned_in for f in facts):
+        warnings.warn(
+            f"{burned} of {len(items)} images are DICOM files that say that annotation, which may"
+            " identify people, is burned into their pixels",
             stacklevel=2,
         )
     return out

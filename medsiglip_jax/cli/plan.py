@@ -1,0 +1,160 @@
+"""plan."""
+
+import argparse
+import sys
+from typing import Any
+
+from medsiglip_jax.cli.common import add_json, command, show, table
+
+_GIB = 2**30
+
+
+def add(commands) -> None:
+    sub = command(
+        commands, plan, "does a run fit a TPU slice, and what would it cost; needs no TPU",
+        "medsiglip-jax plan --config configs/tpu_slice.py --topology v5e:4x4\n"
+        "  medsiglip-jax plan --config configs/lora.py --topology v5e:2x2 --max-batch\n"
+        "  medsiglip-jax plan --config configs/contrastive.py --topology v5e-16 --topology v6e-16 "
+        "--sweep --quick",
+        "Compiles the real step for the slice and reads off memory and communication. Generations "
+        "v4, v5e, v5p, v6e, 7x. A whole compilation takes minutes and 2 GB; --quick asks in "
+        "seconds for the least memory that is needed. The exit code is 0 where a run does not "
+        "fit, too: that is an answer. --config.KEY=VALUE changes a key of the config.",
+    )  # fmt: skip
+    sub.add_argument(
+        "--config", required=True, metavar="FILE[:ARG]", help="Python file with get_config()"
+    )
+    sub.add_argument(
+        "--topology", required=True, action="append", metavar="T",
+        help="v5e:4x4, as Cloud TPU sells it v5e-16, or two slices v5e:4x4*2; several with --sweep",
+    )  # fmt: skip
+    sub.add_argument("--embed", action="store_true", help="embed images instead of training")
+    sub.add_argument("--quick", action="store_true", help="least memory only, in seconds")
+    sub.add_argument("--max-batch", action="store_true", help="find the largest batch that fits")
+    sub.add_argument(
+        "--sweep", action="store_true", help="compare topologies, and what is computed again"
+    )
+    sub.add_argument(
+        "--remat", action="append", metavar="R", choices=("none", "dots", "block"),
+        help="with --sweep: these policies; default all for training",
+    )  # fmt: skip
+    sub.add_argument("--no-advice", action="store_true", help="if it does not fit, do not look why")
+    sub.add_argument("--examples", type=int, metavar="N", help="chip-hours for so many")
+    sub.add_argument(
+        "--utilisation", type=float, default=0.4, metavar="U",
+        help="share of the peak that the chip-hours assume, default 0.4; measure yours",
+    )  # fmt: skip
+    add_json(sub)
+
+
+def plan(args: argparse.Namespace) -> int:
+    from medsiglip_jax import recipe
+    from medsiglip_jax.plan import bound, topologies, verdict, worker
+
+    if len(args.topology) > 1 and not args.sweep:
+        raise ValueError("several topologies need --sweep")
+    if args.sweep and args.max_batch:
+        raise ValueError("--max-batch is of one topology, without --sweep")
+    bound.check(1 if args.examples is None else args.examples, args.utilisation)
+    worker.check_libtpu()
+    asked = recipe.read(args.config, args.overrides)
+    places = [topologies.parse(name) for name in args.topology]
+    questions = [verdict.Question(asked, place, args.embed, args.quick) for place in places]
+    question = questions[0]
+    if args.sweep:
+        remats = args.remat or ([asked.remat] if args.embed else ["none", "dots", "block"])
+        found = verdict.sweep(question, args.topology, remats, _progress)
+        show(found, args.json, _sweep_text)
+        return 0
+    _progress(f"compiling for {question.topology}" + ("" if args.quick else ", minutes"))
+    result = verdict.plan(question)
+    if args.examples is not None:
+        result["chip_hours"] = bound.chip_hours(
+            result["model_flops"], question.topology, asked.batch_size, args.examples,
+            args.utilisation,
+        )  # fmt: skip
+        result["examples"], result["utilisation"] = args.examples, args.utilisation
+    if args.max_batch:
+        result["max_batch_per_chip"] = verdict.max_batch(question, _progress)
+    if not result["fits"] and not args.no_advice:
+        result["advice"] = verdict.advice(question, _progress)
+    show(result, args.json, _text)
+    return 0
+
+
+def _progress(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _size(value: int | None) -> str:
+    if value is None:
+        return "unknown"
+    return f"{value / _GIB:.2f} GiB" if abs(value) >= 0.1 * _GIB else f"{value / 2**20:.1f} MiB"
+
+
+def _text(p: dict[str, Any]) -> str:
+    parts = p["memory"] or {}
+    rows = [(f"  {name}", _size(size)) for name, size in parts.items() if name != "peak"]
+    rows = [("state", _size(p["state_bytes"])), *rows]
+    rows.append(("peak" if p["compiled"] else "at the least", _size(p["peak_bytes"])))
+    rows.append((f"of {_size(p['hbm_bytes'])}", f"{_size(p['allowed_bytes'])} after 5 % headroom"))
+    lines = [
+        f"{p['topology']}: {p['chips']} chips, batch {p['batch_size']}, "
+        f"{p['batch_size'] / p['chips']:g} a chip, remat {p['remat']}: " + _verdict(p),
+        "",
+        *table(("memory of a chip", ""), rows),
+        "",
+    ]
+    if not p["fits"] and p["peak_bytes"]:
+        lines += [f"too much by     {_size(p['peak_bytes'] - p['allowed_bytes'])}", ""]
+    if not p["fits"]:
+        rows = [(f"  {name}", _size(size)) for name, size in p["largest"].items()]
+        lines += [*table(("largest of a chip", ""), rows), ""]
+    if p["collectives"]:
+        rows = [
+            (kind, str(c["operations"]), str(c["runs"]), f"{c['bytes'] / 1e9:.3f} GB")
+            for kind, c in p["collectives"].items()
+        ]
+        header = ("collectives", "operations", "runs a step", "received by a device")
+        lines += [*table(header, rows), ""]
+    elif p["compiled"] and p["collectives"] is None:
+        lines += ["collectives     unknown: libtpu cannot read this program back; no ICI bound", ""]
+    bounds = ", ".join(f"{name.upper()} {s:.4g} s" for name, s in p["bound"].items())
+    lines += [
+        f"FLOPs a step    {p['flops'] / 1e12:,.1f} T, {p['model_flops'] / 1e12:,.1f} T without "
+        "what is computed again; counted from the architecture",
+        f"bound           {p['bound_seconds']:.4g} s a step, "
+        f"{p['batch_size'] / p['bound_seconds']:,.0f} examples/s ({bounds}): it cannot be faster; "
+        "no prediction",
+    ]
+    if p["max_batch_per_chip"] is not None:
+        said = "" if p["compiled"] else "at most "  # by the least that it needs
+        lines.append(f"largest batch   {said}{p['max_batch_per_chip']:g} a chip")
+    if "chip_hours" in p:
+        lines.append(
+            f"chip-hours      {p['chip_hours']:,.1f} for {p['examples']:,} examples at "
+            f"{p['utilisation']:.0%} of the peak"
+        )
+    for tried in p.get("advice", []):
+        said = "may do:    " if tried["fits"] else "not enough:"
+        lines.append(f"{said} {tried['change']}  ({_size(tried['peak_bytes'])} at the least)")
+    return "\n".join(lines)
+
+
+def _verdict(p: dict[str, Any]) -> str:
+    if not p["fits"]:
+        return "does not fit"
+    return "fits" if p["compiled"] else "may fit, by the least it needs; without --quick to be sure"
+
+
+def _sweep_text(plans: list[dict[str, Any]]) -> str:
+    rows = [
+        (
+            p["topology"], p["remat"], "yes" if p["fits"] else "no", _size(p["peak_bytes"]),
+            _size(p["allowed_bytes"]), f"{p['bound_seconds']:.4g}", p["limit"],
+            f"{1e3 * p['chip_seconds_per_example']:.3g}",
+        )
+        for p in plans
+    ]  # fmt: skip
+    header = ("topology", "remat", "fits", "needs", "of", "bound s", "limit", "chip-ms/example")
+    return "\n".join(table(header, rows))

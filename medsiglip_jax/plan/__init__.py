@@ -1,0 +1,1 @@
+"""Does a run fit a TPU slice, and what bounds its speed: the real step, compiled without a TPU."""

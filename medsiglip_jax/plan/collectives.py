@@ -1,0 +1,122 @@
+"""What devices send each other in a step, read from the compiled program.
+
+The body of a loop stands in the text once, and counts as often as the loop runs: libtpu leaves no
+trip count beside a while, so it is taken from the constant in its condition. What runs while
+something else computes stands in several fusions that share a channel, and counts once.
+"""
+
+import functools
+import math
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_BYTES = {
+    "pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4,
+    "u32": 4, "f64": 8, "s64": 8, "u64": 8,
+}  # fmt: skip
+_HEAD = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_CALLED = re.compile(r"(?:calls|to_apply|body|condition|branch_computations)=\{?([^,}]+)")
+_ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+_OPERATION = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(")
+
+
+@dataclass(frozen=True)
+class Collective:
+    """All operations of one kind.
+
+    Attributes:
+        operations: in the text of the program.
+        runs: of them in a step.
+        bytes: that a device receives by them in a step.
+    """
+
+    operations: int
+    runs: int
+    bytes: int
+
+
+def read(hlo: str) -> dict[str, Collective]:
+    """By kind, of an optimised program as `compiled.as_text()` has it."""
+    bodies, entry = _computations(hlo)
+    runs = _runs(bodies, entry)
+    operations, channels = defaultdict(list), set()
+    for name, lines in bodies.items():
+        for line in lines:
+            if not (found := _OPERATION.search(line)):
+                continue
+            kind, number = found[2], re.search(r"channel_id=(\d+)", line)
+            channel = (kind, number[1] if number else line)
+            if channel not in channels:
+                size = _received(kind, bool(found[3]), found[1], line)
+                operations[kind].append((runs[name], runs[name] * size))
+            channels.add(channel)
+    return {
+        kind: Collective(len(all_), sum(n for n, _ in all_), round(sum(size for _, size in all_)))
+        for kind, all_ in sorted(operations.items())
+    }
+
+
+def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
+    """The lines of every computation, and the name of the one that is the program."""
+    bodies, entry, lines = {}, "", []
+    for line in hlo.splitlines():
+        if found := _HEAD.match(line):
+            lines = bodies[found[2]] = []
+            entry = found[2] if found[1] else entry
+        else:
+            lines.append(line)
+    return bodies, entry
+
+
+def _runs(bodies: dict[str, list[str]], entry: str) -> dict[str, int]:
+    """How often each computation runs in one run of the program."""
+    callers = defaultdict(list)
+    for name, lines in bodies.items():
+        for line in lines:
+            condition = re.search(r" while\(.*condition=%?([\w.\-]+)", line)
+            times = _trips(bodies[condition[1]]) if condition else 1
+            for called in _CALLED.findall(line):
+                callers[called.strip().lstrip("%")].append((name, times))
+
+    @functools.cache
+    def runs(name: str) -> int:
+        return 1 if name == entry else sum(runs(by) * times for by, times in callers[name])
+
+    return {name: runs(name) for name in bodies}
+
+
+def _trips(condition: list[str]) -> int:
+    """Of "while i < constant"; counters start at 0."""
+    return max((int(n) for line in condition for n in re.findall(r" constant\((\d+)\)", line)),
+               default=1)  # fmt: skip
+
+
+def _received(kind: str, start: bool, result: str, line: str) -> float:
+    """Bytes that a device receives if its group sends no more than it must (a ring)."""
+    size = 1.0 * sum(
+        _BYTES.get(dtype, 4) * math.prod(int(n) for n in shape.split(",") if n)
+        for dtype, shape in _ARRAY.findall(result)
+        if shape
+    )
+    n = _group(line)
+    if start and kind == "all-gather":  # operands and results are in the tuple
+        size *= n / (n + 1)
+    if kind == "collective-permute":
+        return size / 2 if start else size
+    if kind == "reduce-scatter":  # the result is one of n shares
+        return size * (n - 1)
+    return size * (n - 1) / n * (2 if kind == "all-reduce" else 1)
+
+
+def _group(line: str) -> int:
+    """Devices that take part together."""
+    if found := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
+        return found[1].count(",") + 1
+    if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=", line):
+        return int(found[2])
+    if found := re.search(r"replica_groups=mesh\[(.*?)\] ?\{(.*?)\}", line):
+        sizes = dict(re.findall(r"'([^']+)'=(\d+)", found[1]))
+        return math.prod(int(sizes.get(axis, 1)) for axis in re.findall(r"'([^']+)'", found[2]))
+    return 2

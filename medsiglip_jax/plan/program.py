@@ -1,0 +1,266 @@
+"""The train step of a recipe, and the embedding function, compiled for devices that are not here.
+
+Runs in a process of its own (`worker`), whose environment keeps libtpu away from any TPU.
+"""
+
+import dataclasses
+import re
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import SingleDeviceSharding
+
+from medsiglip_jax import api, freeze, job, sharding, tree, weights
+from medsiglip_jax import model as towers
+from medsiglip_jax.config import ModelConfig, named
+from medsiglip_jax.plan import collectives, flops
+from medsiglip_jax.plan.topologies import Topology
+from medsiglip_jax.recipe import Recipe
+from medsiglip_jax.step import State, place_shapes, state_shapes
+
+# Architectures of published checkpoints, so that a plan downloads nothing.
+_PUBLISHED = {
+    "google/medsiglip-448": "so400m-448",
+    "google/siglip-so400m-patch14-384": "so400m-384",
+    "google/siglip-so400m-patch14-224": "so400m-224",
+}
+_CLASSES = 10  # of a classification whose labels only its data would tell
+
+
+def compiled(recipe: Recipe, topology: Topology, embed: bool, limit_mib: int | None) -> dict:
+    """Compiles a step, or with `embed` the image encoder on a batch.
+
+    Args:
+        recipe: what is run; its data are not read.
+        topology: for what.
+        embed: the embedding function instead of the train step.
+        limit_mib: memory that the compiler is made to believe in. With too little it stops after
+            seconds, and says how much it needs at the least.
+
+    Returns:
+        `compiled`, `flops`, `state_bytes`, `largest` (bytes of arrays by name), `trained` and
+        `parameters`; if it was compiled `memory` (bytes by part), `xla_flops` and `collectives`
+        (None: not known), else `needed` (bytes) and `message`. All sizes are a device's.
+
+    Raises:
+        ValueError: a topology or a recipe that cannot be.
+    """
+    devices = _devices(topology)
+    start = time.perf_counter()
+    lowered, facts = (_embedding if embed else _step)(recipe, devices)
+    facts["lower_seconds"] = time.perf_counter() - start
+    options = {"xla_tpu_max_hbm_size_mib": limit_mib} if limit_mib else None
+    try:
+        program = lowered.compile(compiler_options=options)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        result = {"compiled": False, **_out_of_memory(str(error))}
+    else:
+        result = {
+            "compiled": True,
+            "memory": _memory(program.memory_analysis()),
+            **_of_the_text(program),
+        }
+    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {**result, **facts, "seconds": time.perf_counter() - start, "compiler_bytes": rss}
+
+
+def _of_the_text(program: Any) -> dict:
+    """libtpu 0.0.52 cannot read back what it has compiled for v4, v5p and 7x where collectives run
+    beside other work ("async-update instruction should have 1 operands"); the rest is right."""
+    try:
+        text, costs = program.as_text(), program.cost_analysis() or {}
+    except jax.errors.JaxRuntimeError:
+        return {"collectives": None, "xla_flops": None}
+    found = {kind: dataclasses.asdict(c) for kind, c in collectives.read(text).items()}
+    return {"collectives": found, "xla_flops": float(costs.get("flops", 0))}
+
+
+def _devices(topology: Topology) -> list[Any]:
+    from jax.experimental import topologies
+
+    chip, layout = topology.chip, "x".join(map(str, topology.layout))
+    more: dict[str, Any] = {"num_slices": topology.slices} if topology.slices > 1 else {}
+    if set(topology.layout) == {1}:
+        more["chips_per_host_bounds"] = (1, 1, 1)
+    try:
+        found = topologies.get_topology_desc(
+            platform="tpu", topology_name=f"{chip.platform}:{layout}",
+            chip_config_name=chip.config, **more,
+        )  # fmt: skip
+    except jax.errors.JaxRuntimeError as error:
+        said = str(error).split("\n")[0].partition(": ")[2] or str(error)
+        raise ValueError(f"topology {topology} does not exist: libtpu says: {said}") from None
+    return list(found.devices)
+
+
+def architecture(recipe: Recipe) -> ModelConfig:
+    """Of what a recipe starts from; reads the header of a local checkpoint, downloads nothing."""
+    if recipe.init is None:
+        return recipe.model_config
+    if recipe.init in _PUBLISHED:
+        return named(_PUBLISHED[recipe.init])
+    if not Path(recipe.init).exists():
+        raise ValueError(
+            f"init is {recipe.init!r}, which is not here, and a plan downloads nothing; give a "
+            "local checkpoint, or --config.init=None --config.model=so400m-448"
+        )
+    return weights.open_checkpoint(recipe.init).config
+
+
+def _step(recipe: Recipe, devices: list[Any]) -> tuple[Any, dict]:
+    config, mesh = architecture(recipe), job.mesh_of(recipe, devices)
+    if recipe.objective.name == "contrastive" and not (config.vision and config.text):
+        raise ValueError(f"init {recipe.init!r} has one tower; a contrastive run needs both")
+    compute = job.compute_of(recipe, mesh)
+    one = SingleDeviceSharding(devices[0])
+    label, classes = recipe.data[0].label, len(recipe.data[0].classes or ()) or _CLASSES
+    findings = isinstance(label, tuple)
+    classes = len(label) if findings else classes
+    params = towers.param_shapes(config)
+    fsdp = bool(recipe.mesh and recipe.mesh.fsdp)
+    places = (
+        jax.tree.map(lambda _: one, params)
+        if mesh is None
+        else sharding.param_shardings(params, mesh, fsdp)
+    )
+    params = place_shapes(params, places)
+    added = jax.eval_shape(lambda: job.additions(recipe, params, config, classes))
+    whole = one if mesh is None else sharding.replicated(mesh)
+    params = freeze.join(params, place_shapes(added, jax.tree.map(lambda _: whole, added)))
+    part, optimizer = job.what_trains(recipe, params)
+    trained, frozen = _split(part, params)
+    state = state_shapes(trained, optimizer, frozen)
+    objective = job.objective_of(recipe, config, compute, mesh, findings)
+    step = job.train_step(recipe, objective, optimizer, state, mesh)
+    rows = one if mesh is None else sharding.batch_sharding(mesh)
+    batch = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows),
+        _batch(recipe, config, classes if findings else None),
+    )
+    facts = _facts(state, flops.of_step(recipe, config, trained, frozen))
+    facts["largest"] |= _activations(recipe, config, trained, mesh.shape["data"] if mesh else 1)
+    facts |= {"trained": tree.size(trained), "parameters": tree.size(params)}
+    return step.lower(state, batch), facts
+
+
+def _activations(recipe: Recipe, config: ModelConfig, trained: Any, devices: int) -> dict[str, int]:
+    """Bytes of what the image tower and the loss make, by name: what grows with the batch."""
+    v, dense = config.vision, recipe.remat != "block"
+    assert v is not None
+    rows = recipe.batch_size // devices // recipe.objective.accumulate
+    tokens = rows * v.num_tokens
+    size = jnp.dtype(recipe.dtype).itemsize
+    kept = v.depth if "img" in trained else 1  # blocks of which something waits for a gradient
+    found = {
+        "image blocks: attention logits": 4 * tokens * v.num_heads * v.num_tokens
+        * (kept if recipe.remat == "none" else 1),
+        "image blocks: hidden layers": size * tokens * v.mlp_dim * (kept if dense else 1),
+        "image blocks: inputs": size * tokens * v.width * kept,
+    }  # fmt: skip
+    if recipe.objective.name == "contrastive":
+        side = recipe.batch_size // devices
+        found["loss: a tile of pairs"] = 4 * min(side, recipe.loss_chunk or side) ** 2
+    return found
+
+
+def _split(part: freeze.Partition, params: Any) -> tuple[Any, Any]:
+    """`part.split` of abstract arrays, whose stacks keep their sharding when they are cut."""
+    places = tree.flatten(jax.tree.map(lambda x: x.sharding, params))
+    cut = jax.eval_shape(part.split, params)
+
+    def place(path: str, x: Any) -> Any:
+        where = places[path.replace(freeze.FROZEN_STACK, tree.STACK)]
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+
+    trained, frozen = (tree.map_with_path(place, half) for half in cut)
+    return trained, frozen
+
+
+def _batch(recipe: Recipe, config: ModelConfig, findings: int | None) -> dict[str, Any]:
+    """As `loader` makes it."""
+    rows, size, length = recipe.batch_size, config.image_size, config.context_length
+    shape = jax.ShapeDtypeStruct
+    batch = {"image": shape((rows, size, size, 3), jnp.uint8), "mask": shape((rows,), jnp.bool_)}
+    if recipe.objective.name == "contrastive":
+        batch["text"] = shape((rows, length), jnp.int32)
+        batch["positives"] = shape((rows,), jnp.int32)
+    elif findings:
+        batch["label"] = shape((rows, findings), jnp.float32)
+    else:
+        batch["label"] = shape((rows,), jnp.int32)
+    return batch
+
+
+def _embedding(recipe: Recipe, devices: list[Any]) -> tuple[Any, dict]:
+    """The image encoder as `Model.encode_image` calls it."""
+    config, mesh = architecture(recipe), job.mesh_of(recipe, devices)
+    if config.vision is None:
+        raise ValueError("this model has no image tower")
+    compute = api.compute_for(recipe.dtype, attention=recipe.attention, mesh=mesh)
+    shapes, one = towers.param_shapes(config, recipe.dtype), SingleDeviceSharding(devices[0])
+    whole, rows = (
+        (one, one) if mesh is None else (sharding.replicated(mesh), sharding.batch_sharding(mesh))
+    )
+    params = place_shapes(shapes, jax.tree.map(lambda _: whole, shapes))
+    model = api.Model(params, config, compute=compute, mesh=mesh)
+    size = config.vision.image_size
+    images = jax.ShapeDtypeStruct(
+        (recipe.batch_size, size, size, 3), jnp.uint8, sharding=rows
+    )  # fmt: skip
+    facts = _facts(params, flops.of_embedding(config, params, recipe.batch_size))
+    facts |= {"trained": 0, "parameters": tree.size(params)}
+    return model._image.lower(params, images), facts
+
+
+def _facts(state: State, count: flops.Flops) -> dict:
+    def here(x: Any) -> int:
+        return int(jnp.dtype(x.dtype).itemsize) * _size(x.sharding.shard_shape(x.shape))
+
+    held = [(jax.tree_util.keystr(p, simple=True, separator="/"), x)
+            for p, x in jax.tree_util.tree_leaves_with_path(state)]  # fmt: skip
+    largest = sorted(held, key=lambda pair: -here(pair[1]))[:5]
+    return {
+        "flops": dataclasses.asdict(count),
+        "state_bytes": sum(here(x) for _, x in held),
+        "largest": {path: here(x) for path, x in largest},
+    }
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for n in shape:
+        size *= n
+    return size
+
+
+def _memory(stats: Any) -> dict[str, int]:
+    parts = {
+        "arguments": stats.argument_size_in_bytes,
+        "outputs": stats.output_size_in_bytes,
+        "aliased": stats.alias_size_in_bytes,
+        "temporaries": stats.temp_size_in_bytes,
+        "code": stats.generated_code_size_in_bytes,
+    }
+    # Donated arguments and the outputs that take their place are one.
+    peak = sum(parts.values()) - 2 * parts["aliased"]
+    return {**parts, "peak": peak}
+
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def _out_of_memory(message: str) -> dict:
+    """What "the total memory required for HLO temporaries (58.10G) exceeds available HBM (15.75G)"
+    says, or "Used 20.1G of 15.75G hbm"."""
+    number = r"([\d.]+)([KMGT]?)"
+    found = re.search(rf"required[^(]*\({number}\) exceeds[^(]*\({number}\)", message) or re.search(
+        rf"Used {number} of {number} hbm", message
+    )
+    needed = None if found is None else round(float(found[1]) * _UNITS[found[2]])
+    return {"needed": needed, "message": message.split("\n")[0]}

@@ -1,0 +1,79 @@
+"""Colour images: palettes, RGB, and YCbCr in every form -> uint8 RGB. ICC profiles are ignored."""
+
+import numpy as np
+from jaxtyping import UInt8
+
+from medsiglip_jax.preprocess.decode import UnreadableImage
+from medsiglip_jax.preprocess.dicom import samples
+from medsiglip_jax.preprocess.dicom.header import Header
+
+_ROWS = 64  # that are float32 at a time
+# Y, Cb, Cr -> R, G, B, and what is subtracted first (PS3.3 C.7.6.3.1.2: ITU-R BT.601).
+_FULL = np.array(
+    [[1, 1, 1], [0, -0.114 * 1.772 / 0.587, 1.772], [1.402, -0.299 * 1.402 / 0.587, 0]], np.float32
+)
+_PARTIAL = np.array(
+    [[1.1644, 1.1644, 1.1644], [0, -0.3917, 2.0173], [1.596, -0.813, 0]], np.float32
+)
+_YBR = {
+    "YBR_FULL": (_FULL, (0, 128, 128)),
+    "YBR_FULL_422": (_FULL, (0, 128, 128)),
+    "YBR_PARTIAL_422": (_PARTIAL, (16, 128, 128)),
+    "YBR_PARTIAL_420": (_PARTIAL, (16, 128, 128)),
+}
+# What a decoder of JPEG 2000 has undone.
+_RGB = ("RGB", "YBR_ICT", "YBR_RCT")
+
+
+def render(pixels: np.ndarray, header: Header, done: bool) -> UInt8[np.ndarray, "h w 3"]:
+    """RGB of a frame with three samples.
+
+    Args:
+        pixels: unsigned [H, W, 3].
+        header: of the frame.
+        done: whether the codec has made RGB of YCbCr.
+
+    Raises:
+        UnreadableImage: colours that are not supported.
+    """
+    if pixels.dtype.kind != "u":
+        raise UnreadableImage("DICOM with colours that are signed or floats")
+    pixels = _to_8_bits(pixels, header.stored)
+    if done or header.photometric in _RGB:
+        return pixels
+    if header.photometric not in _YBR:
+        raise UnreadableImage("DICOM with a photometric interpretation that is not supported")
+    if header.stored != 8:
+        raise UnreadableImage(f"DICOM with YCbCr of {header.stored} bits per sample")
+    return _from_ybr(pixels, *_YBR[header.photometric])
+
+
+def from_palette(
+    pixels: np.ndarray, header: Header, palette: np.ndarray
+) -> UInt8[np.ndarray, "h w 3"]:
+    """RGB of indices into a palette, uint8 or uint16 [2**stored, 3]."""
+    if palette.dtype == np.uint16 and palette.max(initial=0) > 255:
+        palette = _to_8_bits(palette, 16)
+    colours = palette.astype(np.uint8)  # some files have 8-bit colours in 16-bit entries
+    return samples.shaded(pixels, lambda stored: colours[stored.astype(np.int64)])
+
+
+def _to_8_bits(pixels: np.ndarray, bits: int) -> np.ndarray:
+    """All of the range, linear: of 16 bits what `decode` makes of any 16-bit image."""
+    top = 2**bits - 1
+    if bits == 8:
+        return pixels.astype(np.uint8)
+    if bits <= 16:
+        table = np.rint(np.arange(top + 1) * (255 / top)).astype(np.uint8)
+        return table[pixels]
+    return np.concatenate(
+        [np.rint(pixels[y : y + _ROWS] * (255 / top)) for y in range(0, len(pixels), _ROWS)]
+    ).astype(np.uint8)
+
+
+def _from_ybr(pixels: np.ndarray, matrix: np.ndarray, zero: tuple[int, ...]) -> np.ndarray:
+    out = np.empty_like(pixels)
+    for y in range(0, len(pixels), _ROWS):
+        x = (pixels[y : y + _ROWS] - np.array(zero, np.float32)) @ matrix
+        out[y : y + _ROWS] = np.clip(np.floor(x + 0.5), 0, 255)
+    return out

@@ -1,0 +1,314 @@
+"""DICOM files, read by pydicom: headers, and samples as they are stored.
+
+Only the tags listed here are parsed. No value of a file is in any message: pydicom's own messages,
+warnings and log lines may quote values, and none of them is passed on.
+"""
+
+import functools
+import io
+import logging
+import warnings
+import zlib
+from typing import Any
+
+import numpy as np
+import pydicom
+from pydicom.datadict import tag_for_keyword
+from pydicom.encaps import get_frame
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.processing import apply_color_lut
+from pydicom.uid import (
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
+
+from medsiglip_jax.preprocess.decode import UnreadableImage
+from medsiglip_jax.preprocess.dicom import sniff
+from medsiglip_jax.preprocess.dicom.header import Header, Lut
+
+# Bytes that a deflated data set may inflate to. In memory it is there twice for a moment.
+MAX_INFLATED = 1 << 28
+
+_KEYWORDS = (
+    *("SOPClassUID", "Modality", "BurnedInAnnotation", "PixelPresentation"),
+    *("SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames"),
+    *("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
+    *("PixelPaddingValue", "PixelPaddingRangeLimit"),
+    *("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence"),
+    *("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence"),
+    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+    *("RedPaletteColorLookupTableDescriptor", "RedPaletteColorLookupTableData"),
+    *("GreenPaletteColorLookupTableDescriptor", "GreenPaletteColorLookupTableData"),
+    *("BluePaletteColorLookupTableDescriptor", "BluePaletteColorLookupTableData"),
+    *("SegmentedRedPaletteColorLookupTableData", "SegmentedGreenPaletteColorLookupTableData"),
+    *("SegmentedBluePaletteColorLookupTableData", "AlphaPaletteColorLookupTableData"),
+    *("ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
+    *("PixelData", "FloatPixelData", "DoubleFloatPixelData"),
+)
+_TAGS: list[Any] = [tag_for_keyword(name) for name in _KEYWORDS]
+_PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+
+
+class File:
+    """An open file: its header, and its pixels as stored."""
+
+    def __init__(self, data: bytes):
+        """Parses a file.
+
+        Raises:
+            UnreadableImage: it is no DICOM image, or not readable.
+        """
+        _keep_quiet()
+        syntax, start = sniff.transfer_syntax(data)
+        if syntax == sniff.DEFLATED:
+            data = _inflate(data, start)
+        try:
+            found = pydicom.dcmread(io.BytesIO(data), force=True, specific_tags=_TAGS)
+            self._tags = _Tags(found)
+            self.syntax = syntax if syntax and syntax != sniff.DEFLATED else _guess(found)
+        except Exception:  # pydicom raises nearly every type there is, with values in the message
+            raise UnreadableImage("damaged DICOM: its elements cannot be read") from None
+        self.inflated = syntax == sniff.DEFLATED
+        if not any(self._tags.has(name) for name in _PIXELS):
+            raise UnreadableImage("DICOM without pixels, or cut off before them")
+
+    @property
+    def frames(self) -> int:
+        frames = self._tags.whole("NumberOfFrames", 1)
+        if frames < 1:
+            raise UnreadableImage("DICOM: NumberOfFrames is less than 1")
+        return frames
+
+    @property
+    def floats(self) -> bool:
+        """Whether pixels are floats."""
+        return not self._tags.has("PixelData")
+
+    def header(self, frame: int) -> Header:
+        """What the pixels of a frame depend on.
+
+        Raises:
+            UnreadableImage: which element is missing or malformed.
+        """
+        tags, allocated = self._tags, self._tags.whole("BitsAllocated")
+        stored = allocated if self.floats else tags.whole("BitsStored", allocated)
+        values, window = self._macros(frame)
+        lut = tags.items("ModalityLUTSequence")
+        return Header(
+            syntax=self.syntax,
+            sop_class=tags.text("SOPClassUID"),
+            modality=tags.text("Modality"),
+            photometric=tags.text("PhotometricInterpretation"),
+            samples=tags.whole("SamplesPerPixel", 1),
+            rows=tags.whole("Rows"),
+            columns=tags.whole("Columns"),
+            frames=self.frames,
+            frames_given=tags.has("NumberOfFrames"),
+            frame=frame,
+            allocated=allocated,
+            stored=stored,
+            high=stored - 1 if self.floats else tags.whole("HighBit", stored - 1),
+            signed=not self.floats and tags.whole("PixelRepresentation", 0) == 1,
+            padding=None if self.floats else _padding(tags),
+            slope=values.number("RescaleSlope"),
+            intercept=values.number("RescaleIntercept"),
+            modality_lut=lut[0].lut() if lut else None,
+            windows=_windows(window),
+            function=window.text("VOILUTFunction").upper() or "LINEAR",
+            voi_luts=tuple(item.lut() for item in window.items("VOILUTSequence")),
+            burned_in=tags.text("BurnedInAnnotation").upper() == "YES",
+        )
+
+    def _macros(self, frame: int) -> tuple["_Tags", "_Tags"]:
+        """Where the rescale and the windows of a frame are: multi-frame files have them deeper."""
+        tags = self._tags
+        frames = tags.items("PerFrameFunctionalGroupsSequence")
+        groups = [*frames[frame : frame + 1], *tags.items("SharedFunctionalGroupsSequence")[:1]]
+        macros = []
+        for name in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
+            found = [item for group in groups for item in group.items(name)]
+            macros.append(found[0] if found else tags)
+        return macros[0], macros[1]
+
+    def encoded(self, header: Header) -> bytes:
+        """The compressed frame."""
+        tables = [self._tags.raw(f"ExtendedOffsetTable{name}") for name in ("", "Lengths")]
+        offsets = (tables[0], tables[1]) if all(tables) else None
+        try:
+            return get_frame(
+                self._tags.raw("PixelData"), header.frame, number_of_frames=header.frames,
+                extended_offsets=offsets,
+            )  # fmt: skip
+        except Exception:
+            raise UnreadableImage(
+                "damaged DICOM: the compressed frames are cut off, or not where it says"
+            ) from None
+
+    def native(self, header: Header) -> np.ndarray:
+        """The frame where it is not compressed: [H, W] or [H, W, S], all bits of each sample."""
+        have = len(self._tags.raw(next(name for name in _PIXELS if self._tags.has(name))) or b"")
+        bits = header.frame_bytes * 8 if header.allocated > 1 else header.rows * header.columns
+        if have < -(-bits * (header.frame + 1) // 8):
+            raise UnreadableImage("DICOM with fewer pixels than it says: cut off")
+        try:
+            decoder = get_decoder(self.syntax)  # pyright: ignore[reportArgumentType]
+            options: Any = {"view_only": True, "correct_unused_bits": False}
+            if header.photometric == "YBR_PARTIAL_422":  # laid out alike
+                options["photometric_interpretation"] = "YBR_FULL_422"
+            pixels, _ = decoder.as_array(self._tags.found, raw=True, index=header.frame, **options)
+        except Exception:
+            raise UnreadableImage("damaged DICOM: its pixels are not as it says") from None
+        return pixels
+
+    def palette(self, header: Header) -> np.ndarray:
+        """The colour of every value that can be stored: uint8 or uint16 [2**stored, 3]."""
+        values = np.arange(1 << header.stored, dtype=np.uint16 if header.stored > 8 else np.uint8)
+        try:
+            return apply_color_lut(values[None], self._tags.found)[0, :, :3]
+        except Exception:
+            raise UnreadableImage("damaged DICOM: its palette cannot be read") from None
+
+
+@functools.cache
+def _tag(name: str) -> Any:
+    """pydicom looks keywords up each time, which would be a tenth of a CT slice."""
+    return tag_for_keyword(name)
+
+
+class _Tags:
+    """Elements of a data set, of the types that they must have."""
+
+    def __init__(self, found: pydicom.Dataset):
+        self.found = found
+
+    def has(self, name: str) -> bool:
+        return _tag(name) in self.found
+
+    def raw(self, name: str) -> Any:
+        try:
+            element = self.found.get(_tag(name))
+            value = None if element is None else element.value
+        except Exception:  # quotes the value
+            raise UnreadableImage(f"damaged DICOM: {name} is malformed") from None
+        return None if value == "" else value
+
+    def whole(self, name: str, default: int | None = None) -> int:
+        value = self.raw(name)
+        value = default if value is None else value
+        if value is None:
+            raise UnreadableImage(f"DICOM without {name}")
+        try:
+            return int(value)
+        except (TypeError, ValueError, OverflowError):
+            raise UnreadableImage(f"damaged DICOM: {name} is malformed") from None
+
+    def numbers(self, name: str) -> list[float]:
+        value = self.raw(name)
+        if value is None:
+            return []
+        try:
+            values = [float(x) for x in np.atleast_1d(np.array(value, np.float64))]
+        except (TypeError, ValueError):
+            raise UnreadableImage(f"damaged DICOM: {name} is malformed") from None
+        if not np.isfinite(values).all():
+            raise UnreadableImage(f"damaged DICOM: {name} is not finite")
+        return values
+
+    def number(self, name: str) -> float | None:
+        return next(iter(self.numbers(name)), None)
+
+    def text(self, name: str) -> str:
+        value = self.raw(name)
+        return str(value).strip() if isinstance(value, str) else ""
+
+    def items(self, name: str) -> "list[_Tags]":
+        value = self.raw(name)
+        return [_Tags(item) for item in value] if isinstance(value, pydicom.Sequence) else []
+
+    def lut(self) -> Lut:
+        """The item of a LUT sequence (PS3.3 C.11.1.1, C.11.2.1.1)."""
+        descriptor, data = self.numbers("LUTDescriptor"), self.raw("LUTData")
+        if len(descriptor) != 3 or data is None:
+            raise UnreadableImage("damaged DICOM: a lookup table is malformed")
+        count, first, bits = (int(x) for x in descriptor)
+        count = count or 1 << 16
+        if isinstance(data, bytes):
+            width = 1 if len(data) < 2 * count else 2
+            order = "<" if self.found.original_encoding[1] in (True, None) else ">"
+            values = np.frombuffer(data[: len(data) // width * width], f"{order}u{width}")
+        else:
+            try:
+                values = np.atleast_1d(np.array(data, np.int64))
+            except (TypeError, ValueError, OverflowError):
+                values = np.zeros(0)
+        values = values[:count].astype(np.uint16)
+        if not 1 <= bits <= 16 or len(values) < count:
+            raise UnreadableImage("damaged DICOM: a lookup table is malformed")
+        return Lut(first, values, bits)
+
+
+def _padding(tags: _Tags) -> tuple[int, int] | None:
+    if tags.raw("PixelPaddingValue") is None:
+        return None
+    value = tags.whole("PixelPaddingValue")
+    limit = tags.whole("PixelPaddingRangeLimit", value)
+    return min(value, limit), max(value, limit)
+
+
+def _windows(tags: _Tags) -> tuple[tuple[float, float] | None, ...]:
+    """Widths below 1 are not allowed (PS3.3 C.11.2.1.2), but found: such a window is none."""
+    exact = tags.text("VOILUTFunction").upper() in ("LINEAR_EXACT", "SIGMOID")
+    return tuple(
+        (center, width) if width >= 1 or (exact and width > 0) else None
+        for center, width in zip(
+            tags.numbers("WindowCenter"), tags.numbers("WindowWidth"), strict=False
+        )
+    )
+
+
+def _guess(found: pydicom.Dataset) -> str:
+    """The transfer syntax of a file that does not tell, from how pydicom could read it."""
+    implicit, little = found.original_encoding
+    if implicit:
+        return ImplicitVRLittleEndian
+    return ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+
+
+def _inflate(data: bytes, start: int) -> bytes:
+    """The data set of a deflated file, without its file meta information."""
+    try:
+        stream = zlib.decompressobj(-zlib.MAX_WBITS)
+        inflated = stream.decompress(memoryview(data)[start:], MAX_INFLATED)
+    except zlib.error:
+        raise UnreadableImage("damaged DICOM: its deflated elements cannot be read") from None
+    if stream.unconsumed_tail:
+        raise UnreadableImage(
+            f"DICOM that inflates to more than the limit of {MAX_INFLATED} bytes"
+            " (a decompression bomb?)"
+        )
+    return inflated
+
+
+class _Mute(logging.Filter):
+    """Lets nothing through."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return False
+
+
+_MUTE, _OF_PYDICOM = _Mute(), r"pydicom\."
+
+
+def _keep_quiet() -> None:
+    """No warning and no log line of pydicom, for they quote values; in this whole process.
+
+    `warnings.catch_warnings` around each file would not do: it is not thread-safe.
+    """
+    if not any(
+        getattr(module, "pattern", None) == _OF_PYDICOM for *_, module, _ in warnings.filters
+    ):
+        warnings.filterwarnings("ignore", module=_OF_PYDICOM)
+    logger = logging.getLogger("pydicom")
+    if _MUTE not in logger.filters:
+        logger.addFilter(_MUTE)

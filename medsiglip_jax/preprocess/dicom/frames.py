@@ -1,0 +1,168 @@
+"""A compressed frame -> its samples, by imagecodecs: libjpeg-turbo, CharLS and OpenJPEG.
+
+Sizes are read from the stream and held against the file before anything is decoded: a stream may
+claim more than the file does. Bits and colours are those that `pydicom.pixel_array` gives with its
+plugins (tests/test_dicom.py); libjpeg converts JPEG's YCbCr to RGB, as for any other JPEG file.
+"""
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import imagecodecs
+import numpy as np
+
+from medsiglip_jax.preprocess.decode import UnreadableImage
+from medsiglip_jax.preprocess.dicom.header import Header
+
+_PREFIX = "1.2.840.10008.1.2."
+_NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
+_SOFS = frozenset((*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), 0xF7))
+_SIZ = b"\xff\x4f\xff\x51"  # start of a JPEG 2000 code stream
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What a JPEG, JPEG-LS or JPEG 2000 stream says of itself.
+
+    Attributes:
+        rows, columns, samples: of the image.
+        bits: per sample.
+        adobe: whether it has Adobe's marker, which says how colours are coded.
+    """
+
+    rows: int
+    columns: int
+    samples: int
+    bits: int
+    adobe: bool = False
+
+
+def decode(encoded: bytes, header: Header) -> tuple[np.ndarray, int | None]:
+    """Decodes a frame.
+
+    Returns:
+        [H, W] or [H, W, S] of the type that the codec gives, and the bits in use, the lowest; None
+        where they are as they would be without compression.
+
+    Raises:
+        UnreadableImage: the transfer syntax is not supported, or what is wrong with the frame.
+    """
+    codec = _codecs().get(header.syntax.removeprefix(_PREFIX))
+    if codec is None or not header.syntax.startswith(_PREFIX):
+        raise UnreadableImage("DICOM in a transfer syntax that is not decoded here")
+    pixels, bits = codec(encoded, header)
+    shape = (header.rows, header.columns, *([header.samples] if header.samples > 1 else []))
+    if pixels.shape != shape:
+        raise UnreadableImage(
+            f"DICOM whose compressed frame has shape {pixels.shape}, where it says {shape}"
+        )
+    return pixels, bits
+
+
+def compressed(syntax: str) -> bool:
+    """Whether frames of that transfer syntax are, or may be, compressed."""
+    return syntax not in _NATIVE
+
+
+def _codecs() -> dict[str, Callable[[bytes, Header], tuple[np.ndarray, int | None]]]:
+    """Last part of the UID of a transfer syntax -> codec (PS3.6 A)."""
+    jpeg, jpeg_ls, jpeg_2000 = "50 51 57 70".split(), "80 81".split(), "90 91 92 93".split()
+    htj2k = "201 202 203".split()
+    return {
+        "5": _rle,
+        **{f"4.{n}": _jpeg for n in jpeg},
+        **{f"4.{n}": _jpeg_ls for n in jpeg_ls},
+        **{f"4.{n}": _jpeg_2000 for n in (*jpeg_2000, *htj2k)},
+    }
+
+
+def _rle(encoded: bytes, header: Header) -> tuple[np.ndarray, None]:
+    """Byte planes, the highest of each sample first (PS3.5 G)."""
+    size, samples = header.allocated // 8, header.samples
+    if header.allocated not in (8, 16, 32):
+        raise UnreadableImage(f"DICOM with RLE of {header.allocated} bits per sample")
+    try:
+        planes = imagecodecs.dicomrle_decode(encoded, np.dtype(f"<u{size}"), out=header.frame_bytes)
+    except Exception:
+        raise UnreadableImage("damaged DICOM: a compressed frame cannot be decoded") from None
+    if len(planes) != header.frame_bytes or _planes(encoded) != samples * size:
+        raise UnreadableImage("damaged DICOM: a compressed frame is cut off")
+    pixels = np.frombuffer(planes, f"<u{size}").reshape(samples, header.rows, header.columns)
+    return (np.moveaxis(pixels, 0, -1) if samples > 1 else pixels[0]), None
+
+
+def _planes(encoded: bytes) -> int:
+    return int.from_bytes(encoded[:4], "little")
+
+
+def _jpeg(encoded: bytes, header: Header) -> tuple[np.ndarray, int]:
+    stream = _checked(_read_jpeg(encoded), encoded, header)
+    # libjpeg takes three components for YCbCr where no marker says; the file says.
+    space = "RGB" if header.photometric == "RGB" and not stream.adobe else None
+    decode = imagecodecs.jpeg8_decode
+    return _run(lambda: decode(encoded, colorspace=space, outcolorspace=space)), stream.bits
+
+
+def _jpeg_ls(encoded: bytes, header: Header) -> tuple[np.ndarray, int]:
+    stream = _checked(_read_jpeg(encoded), encoded, header)
+    return _run(lambda: imagecodecs.jpegls_decode(encoded)), stream.bits
+
+
+def _jpeg_2000(encoded: bytes, header: Header) -> tuple[np.ndarray, int]:
+    stream = _checked(_read_jpeg_2000(encoded), encoded, header)
+    return _run(lambda: imagecodecs.jpeg2k_decode(encoded, numthreads=1)), stream.bits
+
+
+def _run(decode: Callable[[], np.ndarray]) -> np.ndarray:
+    try:
+        return decode()
+    except Exception:
+        raise UnreadableImage("damaged DICOM: a compressed frame cannot be decoded") from None
+
+
+def _checked(stream: Stream | None, encoded: bytes, header: Header) -> Stream:
+    """Refuses a stream that is cut off, or is not what the file says."""
+    if stream is None:
+        raise UnreadableImage("damaged DICOM: a compressed frame is not what it should be")
+    has, says = ((x.rows, x.columns, x.samples) for x in (stream, header))
+    if has != says:
+        raise UnreadableImage(
+            f"DICOM whose compressed frame has {has[0]} rows, {has[1]} columns and {has[2]}"
+            f" samples, where it says {says[0]}, {says[1]} and {says[2]}"
+        )
+    if b"\xff\xd9" not in encoded[-_tail(encoded) :]:  # a decoder fills the rest with grey
+        raise UnreadableImage("damaged DICOM: a compressed frame is cut off")
+    return stream
+
+
+def _tail(encoded: bytes) -> int:
+    """Bytes in which the end of the stream must be: padding may follow."""
+    return len(encoded) - len(encoded.rstrip(b"\0")) + 4
+
+
+def _read_jpeg(encoded: bytes) -> Stream | None:
+    """The frame header of a JPEG or JPEG-LS stream (ISO 10918-1 B.2.2)."""
+    at, adobe = 2, False
+    while encoded[:2] == b"\xff\xd8" and at + 4 <= len(encoded) and encoded[at] == 0xFF:
+        marker, length = encoded[at + 1], int.from_bytes(encoded[at + 2 : at + 4], "big")
+        if marker == 0xFF:  # a fill byte
+            at += 1
+            continue
+        if marker in _SOFS and at + 10 <= len(encoded):
+            bits, rows, columns, samples = struct.unpack_from(">BHHB", encoded, at + 4)
+            return Stream(rows, columns, samples, bits, adobe)
+        if marker == 0xEE and length >= 14 and encoded[at + 4 : at + 9] == b"Adobe":
+            adobe = True
+        at += 2 + length
+    return None
+
+
+def _read_jpeg_2000(encoded: bytes) -> Stream | None:
+    """The size marker of a JPEG 2000 code stream, also inside boxes (ISO 15444-1 A.5.1)."""
+    at = encoded.find(_SIZ, 0, 4096) + len(_SIZ)
+    if at < len(_SIZ) or len(encoded) < at + 39:
+        return None
+    right, bottom, left, top = struct.unpack_from(">4I", encoded, at + 4)
+    samples, bits = struct.unpack_from(">HB", encoded, at + 36)
+    return Stream(bottom - top, right - left, samples, (bits & 0x7F) + 1)

@@ -1,0 +1,146 @@
+"""Grey images by the standard: modality, window, polarity. CT as in training, in three windows.
+
+The chain is stored value -> rescale or modality LUT -> window or VOI LUT -> 0..255, and then, of
+MONOCHROME1, the inverse (PS3.3 C.11.1, C.11.2; C.7.6.3.1.2). Training mapped CT in three windows to
+red, green and blue (MedGemma report, 2507.05201); their width and level are in Hounsfield units.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float64, UInt8
+
+from medsiglip_jax.preprocess.decode import UnreadableImage
+from medsiglip_jax.preprocess.dicom import samples
+from medsiglip_jax.preprocess.dicom.header import Header, Lut
+from medsiglip_jax.preprocess.dicom.rules import Rules
+
+# (width, level): bone and lung, soft tissue, brain. [-1225, 1025], [-135, 215] and [0, 80] HU.
+CT_WINDOWS = ((2250.0, -100.0), (350.0, 40.0), (80.0, 40.0))
+# Where a file has no window: shares of its pixels from which on they are black and white.
+PERCENTILES = (0.005, 0.995)
+
+Values = Float64[np.ndarray, " k"]
+
+
+def render(pixels: np.ndarray, header: Header, rules: Rules) -> UInt8[np.ndarray, "h w 3"]:
+    """Renders a grey frame.
+
+    Args:
+        pixels: stored values [H, W].
+        header: of the frame.
+        rules: which windows.
+
+    Raises:
+        UnreadableImage: the file has fewer windows than `rules.window` asks for.
+    """
+    limits = _limits(pixels, header) if _needs_limits(header, rules) else (0.0, 0.0)
+
+    def shade(stored: Values) -> UInt8[np.ndarray, "k 3"]:
+        x = measured(stored, header)
+        if (windows := ct_windows(header, rules)) is not None:
+            shares = np.stack([_ramp(x, level - width / 2, width) for width, level in windows], -1)
+        else:
+            shares = _of_interest(x, header, rules, limits)[:, None]
+        levels = np.rint(255 * shares).astype(np.uint8)
+        levels = 255 - levels if header.photometric == "MONOCHROME1" else levels
+        levels[_is_padding(stored, header)] = 0
+        return np.broadcast_to(levels, (len(levels), 3))
+
+    return samples.shaded(pixels, shade)
+
+
+def ct_windows(header: Header, rules: Rules) -> Sequence[tuple[float, float]] | None:
+    """(width, level) of CT; None of other modalities, and of CT whose values are not in HU."""
+    if header.modality != "CT":
+        return None
+    if rules.ct_window is not None:
+        width, level = map(float, rules.ct_window)
+        return [(width, level)]
+    return None if header.slope is None or header.intercept is None else CT_WINDOWS
+
+
+def measured(stored: Values, header: Header) -> Values:
+    """What the modality measures: rescaled, or looked up (PS3.3 C.11.1)."""
+    if header.modality_lut is not None:
+        return looked_up(stored, header.modality_lut).astype(np.float64)
+    if header.slope is None or header.intercept is None:
+        return stored
+    return stored * header.slope + header.intercept
+
+
+def looked_up(x: Values, lut: Lut) -> np.ndarray:
+    """Entries of a table, the first for what is below it, the last for what is above."""
+    last = len(lut.values) - 1
+    return lut.values[np.clip(np.nan_to_num(x) - lut.first, 0, last).astype(np.int64)]
+
+
+def windowed(x: Values, center: float, width: float, function: str) -> Values:
+    """The share of white, 0..1, in a window (PS3.3 C.11.2.1.2 and C.11.2.1.3)."""
+    if function == "SIGMOID":
+        return 1 / (1 + np.exp(np.clip(-4 * (x - center) / width, -700, 700)))
+    if function == "LINEAR_EXACT":
+        return _ramp(x, center - width / 2, width)
+    low = center - 0.5 - (width - 1) / 2
+    return _ramp(x, low, width - 1) if width > 1 else (x > low).astype(np.float64)
+
+
+def _ramp(x: Values, low: float, width: float) -> Values:
+    return np.nan_to_num(np.clip((x - low) / width, 0, 1))
+
+
+def _of_interest(
+    x: Values, header: Header, rules: Rules, limits: tuple[float, float]
+) -> Float64[np.ndarray, " k"]:
+    """The share of white by VOI LUT, else by window, else by the bits, else by `limits`."""
+    if header.voi_luts:
+        lut = _chosen(header.voi_luts, rules)
+        return np.clip(looked_up(x, lut) / (2**lut.bits - 1), 0, 1)
+    if (window := _window(header, rules)) is not None:
+        return windowed(x, *window, header.function)
+    if _is_plain(header):
+        return _ramp(x, 0.0, 2.0**header.stored - 1)
+    low, high = limits
+    return _ramp(x, low, high - low) if high > low else np.zeros_like(x)
+
+
+def _window(header: Header, rules: Rules) -> tuple[float, float] | None:
+    return _chosen(header.windows, rules) if header.windows else None
+
+
+def _chosen(found: Sequence, rules: Rules):
+    number = rules.window if len(found) > 1 else 0
+    if number >= len(found):
+        raise UnreadableImage(f"DICOM with {len(found)} windows; number {number} is asked for")
+    return found[number]
+
+
+def _is_plain(header: Header) -> bool:
+    """Whether stored values are levels of grey already: 8 bits or fewer, and no transformation."""
+    rescaled = (header.slope or 1.0, header.intercept or 0.0) != (1.0, 0.0)
+    plain = not rescaled and header.modality_lut is None
+    return plain and header.stored <= 8 and not header.signed
+
+
+def _needs_limits(header: Header, rules: Rules) -> bool:
+    windowed = header.voi_luts or _window(header, rules) is not None
+    return not (ct_windows(header, rules) or windowed or _is_plain(header))
+
+
+def _is_padding(stored: Values, header: Header) -> np.ndarray:
+    if header.padding is None:
+        return np.zeros(stored.shape, bool)
+    return (stored >= header.padding[0]) & (stored <= header.padding[1])
+
+
+def _limits(pixels: np.ndarray, header: Header) -> tuple[float, float]:
+    """`PERCENTILES` of what is measured, without padding."""
+    stored, counts = samples.histogram(pixels)
+    kept = (counts > 0) & ~_is_padding(stored, header) & np.isfinite(stored)
+    if not kept.any():
+        return 0.0, 0.0
+    x, counts = measured(stored[kept], header), counts[kept]
+    order = np.argsort(x)
+    reached = np.cumsum(counts[order]) / counts.sum()
+    low, high = (float(x[order][np.searchsorted(reached, share)]) for share in PERCENTILES)
+    return low, high

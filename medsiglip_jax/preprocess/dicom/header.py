@@ -1,0 +1,78 @@
+"""What the pixels of a DICOM frame depend on, and nothing that says whose they are."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Lut:
+    """A modality or VOI lookup table.
+
+    Attributes:
+        first: the value that `values[0]` is of.
+        values: uint16 [n].
+        bits: of each.
+    """
+
+    first: int
+    values: np.ndarray
+    bits: int
+
+
+@dataclass(frozen=True, eq=False)
+class Header:
+    """One frame of a file.
+
+    Attributes:
+        syntax: UID of the transfer syntax.
+        sop_class: UID.
+        modality: "CT" and so on, "" if the file has none.
+        photometric: interpretation, "MONOCHROME2" and so on.
+        samples: per pixel.
+        rows, columns: of a frame, in pixels.
+        frames: in the file; `frames_given` is False where it does not say.
+        frame: the one that this is of, from 0.
+        allocated, stored, high: bits per sample, bits in use, and the highest of them.
+        signed: whether samples are two's complement.
+        padding: stored values from and to which pixels are not part of the image.
+        slope, intercept: of the rescale to what the modality measures, each None without.
+        modality_lut: instead of a rescale.
+        windows: (center, width) of each window that is valid; None of one that is not.
+        function: of windows: "LINEAR", "LINEAR_EXACT" or "SIGMOID".
+        voi_luts: instead of windows.
+        burned_in: whether the file says that its pixels hold annotation that may identify.
+    """
+
+    syntax: str
+    sop_class: str
+    modality: str
+    photometric: str
+    samples: int
+    rows: int
+    columns: int
+    frames: int
+    frames_given: bool
+    frame: int
+    allocated: int
+    stored: int
+    high: int
+    signed: bool
+    padding: tuple[int, int] | None
+    slope: float | None
+    intercept: float | None
+    modality_lut: Lut | None
+    windows: tuple[tuple[float, float] | None, ...]
+    function: str
+    voi_luts: tuple[Lut, ...]
+    burned_in: bool
+
+    @property
+    def grey(self) -> bool:
+        return self.photometric in ("MONOCHROME1", "MONOCHROME2")
+
+    @property
+    def frame_bytes(self) -> int:
+        """Of the frame, not compressed."""
+        samples = 2 if self.photometric in ("YBR_FULL_422", "YBR_PARTIAL_422") else self.samples
+        return -(-self.rows * self.columns * samples * self.allocated // 8)
