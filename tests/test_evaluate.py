@@ -2,7 +2,9 @@
 
 import json
 import re
+import shutil
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,6 +19,7 @@ from medsiglip_jax.evaluate import datasets, results, run, scores, tasks, vector
 from medsiglip_jax.evaluate.dataset import Policy
 from medsiglip_jax.evaluate.run import Options
 from medsiglip_jax.evaluate.scores import Scores
+from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.image import PRESETS
 
 FINDINGS = ["Alpha", "Beta", "Gamma", "Never"]
@@ -254,6 +257,27 @@ def test_recomputed_without_the_model_it_is_the_same(done, capsys, monkeypatch):
     assert files(folder) == before
 
 
+def test_other_statistics_without_the_model_and_nothing_else(done, tmp_path, capsys):
+    out = str(shutil.copytree(done[0], tmp_path / "out"))
+    assert cli.main(["evaluate", "--from", out, "--json", "--resamples", "40"]) == 0
+    got = json.loads(capsys.readouterr().out)
+    assert got["statistics"] == {"resamples": 40, "seed": 0}
+    assert got["macro_auc"]["low"] != done[1]["macro_auc"]["low"]
+    assert got["classes"] == done[1]["classes"]
+    before = files(tmp_path / "out")
+    for flags, say in {
+        ("--seed", "1"): "--from takes --resamples, --prevalence and --json; got --seed",
+        ("--learn", "--data", "x"): "got --data, --learn",
+        ("--resamples", "0"): "resamples is 0",
+        ("--prevalence", "0.1"): "prevalence is 0.1; expected",
+    }.items():
+        assert cli.main(["evaluate", "--from", out, *flags]) == 2
+        error = capsys.readouterr().err
+        assert say in error and error.count("\n") == 1, error
+    assert files(tmp_path / "out") == before
+    assert run.recompute(out) == done[1]
+
+
 def test_provenance(done, data, checkpoint, model):
     _, got = done
     found = got["provenance"]
@@ -295,7 +319,7 @@ def test_a_killed_evaluation_goes_on(data, model, done, tmp_path, monkeypatch):
     (out / "results.json").write_text("of an earlier run")
     with pytest.raises(KeyboardInterrupt):
         run.evaluate(task, model, data, out, Options(resamples=200), on_progress=kill)
-    assert not (out / "results.json").exists()
+    assert (out / "results.json").read_text() == "of an earlier run"  # whose files are all there
     embedded, total = [], []
     got = run.evaluate(
         task, lambda: model, data, out, Options(resamples=200),
@@ -325,6 +349,9 @@ def test_existing_embeddings(data, model, done, checkpoint, tmp_path, capsys):
         run.evaluate(task, other, data, tmp_path / "b", options, embedded)
     with pytest.raises(ValueError, match="preprocess is 'big_vision', wanted 'serving'"):
         run.evaluate(task, model, data, tmp_path / "b", Options("serving"), embedded)
+    with pytest.raises(ValueError, match="dicom is .*'dicom'.*, wanted .*'official'"):
+        official = Options(dicom=Rules("official"))
+        run.evaluate(task, model, data, tmp_path / "b", official, embedded)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere/labels.csv").write_text("image,patient,Alpha,Beta,Gamma,Never\nx,p,1,,,")
     (tmp_path / "elsewhere/x").write_bytes((data / "0.png").read_bytes())
@@ -376,6 +403,27 @@ def test_grid_shows_all_cells(data, model, done, tmp_path):
     assert run.recompute(out) == got
     with pytest.raises(ValueError, match="cannot use given embeddings"):
         run.evaluate(task, model, data, out, Options(grid=True), out / "embeddings/big_vision")
+
+
+def test_a_grid_of_two_runs_is_refused(data, model, tmp_path, monkeypatch):
+    """Of the second, killed, some cells are there."""
+    out, task = tmp_path / "out", tasks.read(str(data / "task.toml"))
+    options = Options(resamples=20, grid=True)
+    run.evaluate(task, model, data, out, options)
+    cells, write = [], scores.write
+
+    def kill(path, found):
+        cells.append(path.name)
+        if len(cells) == 2:
+            raise KeyboardInterrupt
+        write(path, found)
+
+    monkeypatch.setattr(scores, "write", kill)
+    with pytest.raises(KeyboardInterrupt):
+        run.evaluate(task, model, data, out, replace(options, score="cosine"))
+    assert not (out / "results.json").exists()
+    with pytest.raises(ValueError, match=rf"grid/{cells[0]} and scores.parquet are of different"):
+        run.recompute(out)
 
 
 def test_the_grid_of_a_softmax_has_temperatures(data, model, tmp_path):
@@ -519,6 +567,7 @@ def test_wrong_flags(data, checkpoint, tmp_path, capsys):
         ("--resamples", "0"): "resamples is 0",
         ("--reading", "third"): "no reading 'third'; there are: other",
         ("--data", "nowhere"): "nowhere: no such folder; Three findings",
+        ("--dicom-rules", "best"): "DICOM rules 'best'; expected one of dicom, official",
         ("--prompts", str(data / "0.png")): "not readable as TOML",
     }.items():
         assert cli.main([*command, *flags]) == 2, flags
@@ -539,10 +588,12 @@ def test_json_and_text(data, checkpoint, tmp_path, capsys):
     command = [
         "evaluate", "--task", str(data / "task.toml"), "--model", str(checkpoint), "--data",
         str(data), "--output", str(tmp_path / "out"), "--resamples", "20", "--reading", "other",
+        "--ct-window", "350/40",
     ]  # fmt: skip
     assert cli.main([*command, "--json"]) == 0
     got = json.loads(capsys.readouterr().out)
     assert got["provenance"]["reading"] == "other"
+    assert got["provenance"]["dicom"]["ct_window"] == [350, 40]
     assert cli.main(command) == 0
     out = capsys.readouterr().out
     assert f"{got['macro_auc']['auc']:.3f}" in out and out.strip().endswith("report.html")

@@ -65,13 +65,16 @@ def test_a_class_is_the_paired_test_of_independent_images(tmp_path, name):
     labels, columns = a.labels[rows, j], [x.scores[rows, j] for x in (a, b)]
     parts = [placements(x, labels) for x in columns]
     differences = [other - one for one, other in zip(*parts, strict=True)]
-    error = np.sqrt(sum(d.var(ddof=1) / len(d) for d in differences))
+    variances, counts = zip(*[(d.var(ddof=1) / len(d), len(d)) for d in differences], strict=True)
+    error = np.sqrt(sum(variances))
+    degrees = error**4 / sum(v * v / (n - 1) for v, n in zip(variances, counts, strict=True))
     aucs = [roc_auc_score(labels, x) for x in columns]
     assert [got["first"], got["second"]] == pytest.approx(aucs, abs=1e-12)
     assert got["difference"] == pytest.approx(aucs[1] - aucs[0], abs=1e-12)
-    limits = stats.norm.interval(0.95, got["difference"], error)
+    limits = stats.t.interval(0.95, degrees, got["difference"], error)
     assert [got["low"], got["high"]] == pytest.approx(limits, abs=1e-10)
-    assert got["p"] == pytest.approx(2 * stats.norm.sf(abs(got["difference"]) / error), rel=1e-9)
+    p = 2 * stats.t.sf(abs(got["difference"]) / error, degrees)
+    assert got["p"] == pytest.approx(p, rel=1e-9)
     counts = got["positives"], got["negatives"], got["unknown"]
     assert counts == ((labels == 1).sum(), (labels == 0).sum(), (~rows).sum())
     assert got["few"] == (name == "Rare")

@@ -259,6 +259,10 @@ def test_nih_has_no_validation_part_so_patients_of_the_training_part_are_drawn(t
     assert (parts.train.labels[:, 4] == 1).all() and parts.train.labels.sum() == 16
     _, alone = datasets.read_parts(tasks.read("nih-cxr14"), tmp_path, seed=1, wanted=["validation"])
     assert alone.validation.ids == parts.validation.ids and alone.train is None
+    # Whatever is drawn is embedded with the whole training part.
+    for drawn in (parts.train, parts.validation, alone.validation):
+        assert drawn.part == "train" and len(drawn.pool) == 20
+    assert parts.test.part == "" and list(parts.test.pool) == parts.test.ids
     _, whole = datasets.read_parts(tasks.read("nih-cxr14"), tmp_path, wanted=["train"])
     assert len(whole.train) == 20 and whole.how == "of the data set"
 
@@ -1039,6 +1043,14 @@ def test_ones_own_task(tmp_path):
         ({"parts": {"train": "x"}}, "parts train: expected tables"),
         ({"parts": "train"}, "parts 'train': expected tables"),
         ({"retrieval": "images"}, "retrieval is 'images', expected one of text, prompts"),
+        (
+            {"parts": {"train": {"attributes": {"part": "x", "id": "y", "sex": "z"}}}},
+            "parts.train.attributes: id, part stands for something else; rename it",
+        ),
+        (
+            {"data": {"adapter": "csv", "attributes": {"group": "x"}}},
+            "data.attributes: group stands for something else",
+        ),
         ({"retrieval": "text"}, "retrieval by text needs data.text, the column of texts"),
         ({"kind": "pairs"}, "data.text.*'pairs', which has no classes, score, ordinal_from"),
         (

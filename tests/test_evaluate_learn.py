@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,7 +16,17 @@ from sklearn.preprocessing import StandardScaler
 import medsiglip_jax
 from medsiglip_jax import cli, embed, learning, manifest, metrics, probe
 from medsiglip_jax.embeddings import Embeddings
-from medsiglip_jax.evaluate import held_out, learned, run, scores, tasks
+from medsiglip_jax.evaluate import (
+    compare,
+    datasets,
+    held_out,
+    learned,
+    retrieval,
+    run,
+    scores,
+    tasks,
+)
+from medsiglip_jax.evaluate.dataset import Policy
 from medsiglip_jax.evaluate.learned import Draws
 from medsiglip_jax.evaluate.options import Options
 from medsiglip_jax.evaluate.scores import Scores
@@ -510,6 +521,143 @@ def test_files_of_another_run_are_refused(done, evaluate, tmp_path):
         run.recompute(tmp_path / "out")
 
 
+def test_a_probe_of_another_kind_is_not_reused(data, evaluate, tmp_path):
+    """Same images, classes and labels: findings first, then one class an image."""
+    text = EXCLUSIVE.replace("class_softmax", "cosine")
+    (data / "both.toml").write_text(text.replace("multi_class", "multi_label"))
+    evaluate("both", tmp_path)
+    values, _ = columns(tmp_path, "probe.parquet")
+    assert abs(values.sum(1) - 1).max() > 1e-3
+    (data / "both.toml").write_text(text)
+    got = evaluate("both", tmp_path)
+    values, _ = columns(tmp_path, "probe.parquet")
+    np.testing.assert_allclose(values.sum(1), 1)
+    fresh = evaluate("both", tmp_path / "fresh")
+    assert got["probe"]["learning_curve"] == fresh["probe"]["learning_curve"]
+
+
+def test_other_draws_and_policies_find_all_embedded(data, model, tmp_path):
+    """Validation images are drawn from those of training, and some images have no label at all."""
+    own = tmp_path / "data"
+    shutil.copytree(data, own)
+    lines = [line.split(",") for line in (own / "labels.csv").read_text().splitlines()]
+    for cells in (lines[4], lines[5]):  # of test and of training
+        cells[6:] = ["", "", ""]
+    (own / "labels.csv").write_text("\n".join(map(",".join, lines)))
+    text = TASK.replace(
+        'where = { split = ["train"] }', 'where = { split = ["train", "validation"] }'
+    )
+    (own / "task.toml").write_text(
+        text.replace('[parts.validation]\nwhere = { split = ["validation"] }', "")
+    )
+    task, out, totals, embedded = tasks.read(str(own / "task.toml")), tmp_path / "out", [], []
+
+    def evaluate(**changes):
+        embedded.clear()
+        return run.evaluate(
+            task, model, own, out, replace(OPTIONS, **changes), on_total=totals.append,
+            on_progress=lambda p: embedded.append(p.rows) if p.busy is not None else None,
+        )  # fmt: skip
+
+    first = evaluate()
+    assert totals == [140] == [sum(embedded)]
+    assert "drawn by patient from train, seed 0" in first["held_out"]["how"]
+    assert first["counts"]["unlabelled"] == first["counts"]["unlabelled (train)"] == 1
+    other = evaluate(seed=1)
+    assert not embedded and other["held_out"]["how"].endswith("seed 1")
+    digests = [got["provenance"]["parts_sha256"] for got in (first, other)]
+    assert digests[0]["test"] == digests[1]["test"] == first["provenance"]["labels_sha256"]
+    assert digests[0]["train"] != digests[1]["train"]
+    negative = evaluate(policy=Policy(blank="negative"))
+    assert not embedded and negative["images"] == first["images"] + 1
+    assert sum(negative["probe"]["images"].values()) == 140
+    assert sum(first["probe"]["images"].values()) == 138
+    assert not (out / "embeddings/big_vision-validation").exists()
+
+
+def test_data_are_read_once(evaluate, tmp_path, monkeypatch):
+    reads, reader = [], datasets.READERS["csv"]
+    monkeypatch.setitem(
+        datasets.READERS, "csv", lambda task, *rest: reads.append(task.title) or reader(task, *rest)
+    )
+    evaluate("drawn", tmp_path)
+    assert reads == ["Findings"]
+
+
+def test_a_run_that_fails_leaves_the_one_before_it(data, model, done, tmp_path):
+    own, out = tmp_path / "data", tmp_path / "out"
+    shutil.copytree(data, own)
+    shutil.copytree(done[0], out, ignore=shutil.ignore_patterns("embeddings"))
+    (own / "0.png").write_bytes((own / "0.png").read_bytes()[:60])  # of the training part
+    before = files(out)
+    with pytest.raises(ValueError, match="1 of 72 train images have no embedding"):
+        run.evaluate(tasks.read(str(own / "task.toml")), model, own, out, OPTIONS)
+    assert files(out) == before and run.recompute(out) == done[1]
+
+
+@pytest.mark.parametrize("name", ["drawn", "searched"])
+def test_a_run_that_is_killed_at_the_end_is_not_mixed_with_the_one_before(
+    data, evaluate, tmp_path, monkeypatch, name
+):
+    """Scores are the last file of all: what is there is of two runs, or lacks them."""
+    text = EXCLUSIVE.replace("title =", 'retrieval = "prompts"\ntitle =')
+    (data / "searched.toml").write_text(text)
+    out, write = tmp_path / "out", scores.write
+
+    def kill(path, found):
+        if path.name == scores.FILE:
+            raise KeyboardInterrupt
+        write(path, found)
+
+    plain = Options(resamples=20)
+    if name == "drawn":
+        evaluate(name, out)
+    monkeypatch.setattr(scores, "write", kill)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(name, out, plain)
+    assert not (out / "results.json").exists()
+    if name == "drawn":
+        with pytest.raises(ValueError, match="images.parquet and scores.parquet are of different"):
+            run.recompute(out)
+    else:
+        with pytest.raises(FileNotFoundError, match="scores.parquet: no such file"):
+            run.recompute(out)
+    monkeypatch.setattr(scores, "write", write)
+    got = evaluate(name, out, plain)
+    assert run.recompute(out) == got
+    if name == "searched":
+        retrieval.write(out / "retrieval.parquet", retrieval.read(out / "retrieval.parquet"), "x")
+        with pytest.raises(ValueError, match="retrieval.parquet and scores.parquet are of diff"):
+            run.recompute(out)
+
+
+def test_rows_of_a_longer_curve_are_kept(evaluate, done, tmp_path, monkeypatch):
+    shutil.copytree(done[0], tmp_path / "out")
+    fits, fit = [], probe.fit
+    monkeypatch.setattr(probe, "fit", lambda *a, **k: fits.append(len(a[0])) or fit(*a, **k))
+    got = evaluate("task", tmp_path / "out", replace(OPTIONS, draws=Draws((8,), 1)))
+    assert [row["n"] for row in got["probe"]["learning_curve"]] == [8, 72] and fits == [8]
+    again = evaluate("task", tmp_path / "out")
+    assert fits == [8] and again == done[1]
+
+
+def test_another_prevalence_without_the_model(done, tmp_path):
+    shutil.copytree(done[0], tmp_path / "out", ignore=shutil.ignore_patterns("embeddings"))
+    got = run.recompute(tmp_path / "out", prevalence=0.3)
+    for point in got["held_out"]["zero_shot"]["operating_points"]:
+        assert point["stated"]["prevalence"] == 0.3
+    assert got["macro_auc"] == done[1]["macro_auc"]
+    with pytest.raises(ValueError, match="prevalence is 3"):
+        run.recompute(tmp_path / "out", prevalence=3.0)
+
+
+def test_probes_are_compared_with_what_was_done(evaluate, done, tmp_path):
+    evaluate("task", tmp_path, replace(OPTIONS, preprocess="serving"))
+    for name in ("probe.parquet", "knn.parquet"):
+        found = compare.compare(done[0], tmp_path, file=name, resamples=20)
+        assert found["differs"]["preprocess"] == ["big_vision", "serving"]
+
+
 # --------------------------------------------------------------------------------------- pairs
 
 
@@ -527,6 +675,8 @@ def test_pairs_have_retrieval_and_nothing_else(data, evaluate, done, tmp_path, c
     assert run.recompute(out) == got and (out / "report.html").read_bytes() == before
     assert cli.main(["evaluate", "--from", str(out)]) == 0
     assert "recall@1" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="out: is of pairs, images with texts and without"):
+        compare.compare(done[0], out)
     with pytest.raises(ValueError, match="pairs without classes: no --learn"):
         evaluate("pairs", out)
 

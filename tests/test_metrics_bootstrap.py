@@ -14,6 +14,7 @@ from medsiglip_jax.metrics import (
     average_precision,
     bootstrap,
     bootstrap_difference,
+    bootstrap_pair,
     delong,
     macro_auc,
 )
@@ -92,6 +93,33 @@ def test_a_difference_is_paired():
     assert by_hand.high - by_hand.low < 0.5 * (alone.high - alone.low)
     same = bootstrap_difference(auc, one, one, labels, samples=50, groups=groups)
     assert (same.value, same.low, same.high) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("statistic", [auc, lambda s, y: auc(s, y)])
+def test_a_pair_is_both_and_their_difference(statistic, how):
+    one, labels, _ = case()
+    other = one + np.random.default_rng(0).normal(size=120)
+    found = bootstrap_pair(statistic, one, other, labels, samples=200, **how)
+    assert found.first == bootstrap(statistic, one, labels, samples=200, **how)
+    assert found.second == bootstrap(statistic, other, labels, samples=200, **how)
+    by_hand = bootstrap(
+        lambda a, b, y: auc(a, y) - auc(b, y), one, other, labels, samples=200, **how
+    )
+    for name in ("value", "low", "high"):
+        assert getattr(found.difference, name) == pytest.approx(getattr(by_hand, name), abs=1e-14)
+
+
+def test_a_pair_draws_and_weighs_once():
+    asked = []
+
+    def counted(scores, labels):
+        asked.append(len(scores))
+        return scores.mean()
+
+    one, labels, _ = case()
+    bootstrap_pair(counted, one, one + 1, labels, samples=200)
+    assert len(asked) == 2 * (1 + 200 + 50)
 
 
 # ---------------------------------------------------------------------------------------- limits

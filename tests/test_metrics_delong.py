@@ -30,6 +30,14 @@ def covariance(scores, labels):
     return np.cov(v10) / v10.shape[1] + np.cov(v01) / v01.shape[1]
 
 
+def freedom(scores, labels):
+    """Of the difference of two AUCs, by Welch and Satterthwaite."""
+    wins = pairs(scores[0], labels) - pairs(scores[1], labels)
+    of = [wins.mean(axis) for axis in (1, 0)]
+    parts = np.array([x.var(ddof=1) / len(x) for x in of])
+    return parts.sum() ** 2 / (parts**2 / [len(x) - 1 for x in of]).sum()
+
+
 @pytest.mark.parametrize("levels", [None, 1, 10])
 @pytest.mark.parametrize("seed", range(10))
 def test_interval_and_test_are_those_of_the_definition(seed, levels):
@@ -47,11 +55,15 @@ def test_interval_and_test_are_those_of_the_definition(seed, levels):
     difference, error = values[0] - values[1], math.sqrt(s[0, 0] + s[1, 1] - 2 * s[0, 1])
     assert compared.difference.value == pytest.approx(difference, abs=1e-12)
     assert compared.z == pytest.approx(difference / error, rel=1e-9)
-    assert compared.p == pytest.approx(2 * stats.norm.sf(abs(difference / error)), rel=1e-9)
+    degrees = freedom(scores, labels)
+    assert compared.p == pytest.approx(2 * stats.t.sf(abs(difference / error), degrees), rel=1e-9)
     np.testing.assert_allclose(
         [compared.difference.low, compared.difference.high],
-        stats.norm.interval(0.95, difference, error), rtol=0, atol=1e-10,
+        stats.t.interval(0.95, degrees, difference, error), rtol=0, atol=1e-10,
     )  # fmt: skip
+    # Against a constant score it is a test that scipy knows.
+    tested = stats.brunnermunzel(scores[0][~labels], scores[0][labels], distribution="t")
+    assert delong_test(scores[0], np.zeros(80), labels).p == pytest.approx(tested.pvalue, rel=1e-9)
 
 
 def test_published_example():
@@ -62,9 +74,10 @@ def test_published_example():
     ratings = np.concatenate([np.repeat(np.arange(1, 6), row) for row in counts])
     labels = np.repeat([0, 1], counts.sum(axis=1))
     compared = delong_test(ratings, np.zeros(109), labels)
-    limits = [compared.difference.low + 0.5, compared.difference.high + 0.5]
+    error = compared.difference.value / compared.z
+    limits = stats.norm.interval(0.95, compared.difference.value + 0.5, error)
     assert compared.difference.value + 0.5 == pytest.approx(0.8932, abs=5e-5)
-    assert compared.difference.value / compared.z == pytest.approx(0.0307, abs=5e-5)
+    assert error == pytest.approx(0.0307, abs=5e-5)
     np.testing.assert_allclose(limits, [0.83295, 0.95339], rtol=0, atol=5e-6)
     assert delong(ratings, labels).value == pytest.approx(compared.difference.value + 0.5)
 
@@ -98,6 +111,17 @@ def test_p_values_of_equal_models_are_uniform():
     noise = rng.normal(size=(2, 1000, 150))
     p = [delong_test(s + a, s + b, labels).p for s, a, b in zip(shared, *noise, strict=True)]
     assert stats.kstest(p, "uniform").pvalue > 0.01
+
+
+@pytest.mark.parametrize("positives", [3, 5])
+def test_few_positives_find_no_difference_where_there_is_none(positives):
+    rng = np.random.default_rng(0)
+    labels = np.arange(positives + 300) < positives
+    shared = rng.normal(size=(1000, len(labels))) + 1.2 * labels
+    noise = rng.normal(size=(2, *shared.shape))
+    found = [delong_test(s + a, s + b, labels) for s, a, b in zip(shared, *noise, strict=True)]
+    assert 0.02 < np.mean([x.p < 0.05 for x in found]) < 0.06
+    assert np.mean([abs(x.z) > 1.96 for x in found]) > 0.08  # as a normal distribution would
 
 
 # --------------------------------------------------------------------------------------- patients

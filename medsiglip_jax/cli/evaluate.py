@@ -7,10 +7,12 @@ from typing import Any
 from medsiglip_jax.cli.common import (
     PRESET_HELP,
     add_batch_size,
+    add_dicom,
     add_json,
     add_model,
     batch_size,
     command,
+    dicom_rules,
     load,
     local_mesh,
     progress_bar,
@@ -38,7 +40,8 @@ def add(commands) -> None:
     what.add_argument("--task", metavar="T", help="name (see --list), or your own .toml or .json")
     what.add_argument(
         "--from", metavar="DIR", dest="again",
-        help="compute report and results again from the scores in DIR, without a model",
+        help="compute report and results again from the scores in DIR, without a model; takes "
+        "--resamples and --prevalence",
     )  # fmt: skip
     what.add_argument("--list", action="store_true", help="list the tasks and where data is had")
     sub.add_argument("--data", metavar="D", help="folder of the data set")
@@ -53,9 +56,11 @@ def add(commands) -> None:
     _add_scoring(sub)
     _add_learning(sub)
     _add_labels_and_statistics(sub)
+    add_dicom(sub)
     add_model(sub, required=False)
     add_batch_size(sub, None, "default 8, on accelerators 64 per device")
     add_json(sub)
+    sub.set_defaults(parser=sub)
 
 
 def _add_scoring(sub) -> None:
@@ -107,7 +112,7 @@ def _add_labels_and_statistics(sub) -> None:
         "--blank", default="ignore", metavar="P",
         help="what an empty cell is: ignore (default) or negative",
     )  # fmt: skip
-    group.add_argument("--resamples", type=int, default=2000, metavar="N", help="default 2000")
+    group.add_argument("--resamples", type=int, metavar="N", help="default 2000")
     group.add_argument(
         "--seed", type=int, default=0, metavar="N",
         help="of the bootstrap, and of parts that have to be drawn",
@@ -117,16 +122,31 @@ def _add_labels_and_statistics(sub) -> None:
 def evaluate(args: argparse.Namespace) -> int:
     if args.list:
         return _list(args)
-    from medsiglip_jax.evaluate.run import recompute
-
     output = args.again or args.output
-    results = recompute(args.again) if args.again else _run(args)
+    results = _again(args) if args.again else _run(args)
     show(results, args.json, lambda r: _text(output, r))
     lost = {k: n for k, n in results["counts"].items() if k.startswith(("missing", "unreadable"))}
     if any(lost.values()):
         shown = ", ".join(f"{count:,} {name}" for name, count in lost.items() if count)
         print(f"went on without {shown} images", file=sys.stderr)
     return 3 if any(lost.values()) else 0
+
+
+# What --from takes; with any other flag the scores would not be those that are there.
+_OF_AGAIN = frozenset(("again", "resamples", "prevalence", "json"))
+
+
+def _again(args: argparse.Namespace) -> dict[str, Any]:
+    from medsiglip_jax.evaluate.run import recompute
+
+    plain = vars(args.parser.parse_args([f"--from={args.again}"]))
+    given = [name for name in plain if getattr(args, name) != plain[name]]
+    if odd := [f"--{name.replace('_', '-')}" for name in given if name not in _OF_AGAIN]:
+        raise ValueError(
+            f"--from takes --resamples, --prevalence and --json; got {', '.join(odd)}, which needs "
+            "the whole evaluation again"
+        )
+    return recompute(args.again, args.resamples, args.prevalence)
 
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:
@@ -176,13 +196,14 @@ def _options(args: argparse.Namespace):
         args.temperature,
         Policy(args.uncertain, args.blank),
         args.allow_missing,
-        args.resamples,
+        Options.resamples if args.resamples is None else args.resamples,
         args.seed,
         batch_size(args),
         args.grid,
         args.learn or "",
         draws,
         args.prevalence,
+        dicom_rules(args),
     )
 
 

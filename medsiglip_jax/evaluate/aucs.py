@@ -31,6 +31,11 @@ def mean(
         metrics.macro_auc, scores, labels,
         groups=units, samples=statistics["resamples"], seed=statistics["seed"],
     )  # fmt: skip
+    return mean_of(interval, figure)
+
+
+def mean_of(interval: Interval, figure: float | None) -> dict[str, Any]:
+    """A mean AUC whose bootstrap interval is known."""
     return {**limits(interval), "dropped": interval.dropped} | against(figure, interval)
 
 

@@ -51,9 +51,15 @@ def compare(
     Raises:
         FileNotFoundError: a folder has no such file.
         ValueError: the two are of different images, classes, labels or patients, or have no class
-            with scores in common.
+            with scores in common; or one is of pairs.
     """
     folders = places.at(first), places.at(second)
+    for folder in folders:
+        if scores.of_pairs(folder):
+            raise ValueError(
+                f"{folder}: is of pairs, images with texts and without classes, which have no AUC "
+                "to compare; its report.md has the recalls"
+            )
     a, b = (scores.read(folder / file) for folder in folders)
     a, b, left_out = _same_images(a, b, allow_missing)
     b = _same_classes(a, b)

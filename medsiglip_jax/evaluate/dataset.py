@@ -49,6 +49,9 @@ class Dataset:
         counts: of what was left out, and why.
         missing: what was expected and is not there.
         texts: caption or report of each image, "" where it has none; None where the data has none.
+        part: of the data set that the images are of, "" that of the test.
+        pool: id -> source of all images of that part, whatever label is known and whatever is
+            drawn: they are embedded together, so that other labels or draws find them embedded.
     """
 
     ids: Sequence[str]
@@ -61,6 +64,8 @@ class Dataset:
     counts: Mapping[str, int] = field(default_factory=dict)
     missing: Sequence[str] = ()
     texts: Sequence[str] | None = None
+    part: str = ""
+    pool: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -24,12 +24,14 @@ class Parts:
     """What a task is evaluated on, and what a probe and thresholds are fitted on.
 
     Attributes:
+        whole: all images of the test, which are scored by prompts.
         test: images to be scored; where all parts had to be drawn, a fifth of what there is.
         validation: images to choose on, if they were wanted.
         train: images to fit to, if they were wanted.
         how: where the parts come from, for reports: "of the data set", or what was drawn by what.
     """
 
+    whole: Dataset
     test: Dataset
     validation: Dataset | None
     train: Dataset | None
@@ -68,7 +70,8 @@ def read(
     found = replace(found, counts={**found.counts, "missing": len(found.missing)})
     task = task if task.classes else task.with_classes(found.values)
     found = found.captioned() if task.kind == "pairs" else found
-    found = found.once().labelled()
+    pool = dict(zip(found.ids, found.sources, strict=True))
+    found = replace(found.once().labelled(), pool=pool)
     if not len(found):
         what = "text" if task.kind == "pairs" else "label"
         raise ValueError(f"{root}: none of the images of {task.title} has a {what}")
@@ -106,9 +109,10 @@ def read_parts(
             two parts, or there are too few groups to draw.
     """
     given, wanted = task, [name for name in PARTS if name in wanted]
-    task, test = read(given, folder, policy, allow_missing)
+    task, whole = read(given, folder, policy, allow_missing)
+    test = whole
     if not wanted:
-        return task, Parts(test, None, None, "of the data set")
+        return task, Parts(whole, test, None, None, "of the data set")
     official = [name for name in wanted if name in given.parts] or given.parts
     found = {n: _read_part(given, task, n, folder, policy, allow_missing) for n in official}
     # EyePACS is evaluated on its training part where the labels of the test part are not there.
@@ -119,13 +123,13 @@ def read_parts(
         found = draw_parts(test, seed)
         test = found.pop("test")
     elif lacking:
-        ((name, whole),) = found.items()
-        how = f"{lacking[0]} {_drawn(task, whole)} from {name}, seed {seed}"
-        rest, drawn = _draw(whole, seed)
+        ((name, part),) = found.items()
+        how = f"{lacking[0]} {_drawn(task, part)} from {name}, seed {seed}"
+        rest, drawn = _draw(part, seed)
         found = {"train": rest, "validation": drawn}
     check_disjoint({**found, "test": test})
     found = {name: part for name, part in found.items() if name in wanted}
-    return task, Parts(test, found.get("validation"), found.get("train"), how)
+    return task, Parts(whole, test, found.get("validation"), found.get("train"), how)
 
 
 def draw_parts(found: Dataset, seed: int) -> dict[str, Dataset]:
@@ -212,7 +216,7 @@ def _read_part(
             f"both: {', '.join(other[:5])}{', …' if len(other) > 5 else ''}"
         )
     columns = [found.values.index(value) for value in values]
-    return replace(found, labels=found.labels[:, columns], values=tuple(values))
+    return replace(found, labels=found.labels[:, columns], values=tuple(values), part=name)
 
 
 def _groups(found: Dataset) -> list[str]:

@@ -18,8 +18,9 @@ RULES = (
     ("specificity", 0.9),
     ("specificity", 0.95),
 )
-# Score rules whose numbers are probabilities already.
+# Score rules whose numbers are probabilities already; of pairs, those of an image have no sum.
 PROBABILITIES = frozenset(("pair_softmax", "class_softmax", "probe"))
+DISTRIBUTIONS = PROBABILITIES - {"pair_softmax"}
 TOP_LABEL = "top label"
 # A softmax in float64 reaches 0 and 1, whose logarithms no curve can be fitted to.
 _LEAST = 1e-15
@@ -42,8 +43,8 @@ def judge(
 
     Returns:
         `operating_points`, for each class and rule; `calibration`, for each finding, or of the
-        "top label"; `undefined`: classes of which validation or test images have one label only,
-        and which therefore have neither.
+        "top label"; `undefined`: classes of which validation or test images do not have both
+        labels, and which therefore have neither; `unlearned`: those of them that have no scores.
     """
     pairs = [(known(validation, j), known(test, j)) for j in range(len(test.classes))]
     named = dict(zip(test.classes, pairs, strict=True))
@@ -58,7 +59,18 @@ def judge(
         calibration = list(_temperature(validation, test, rule))
     else:
         calibration = [_platt(name, *pair, rule=rule) for name, pair in named.items()]
-    return {"operating_points": points, "calibration": calibration, "undefined": undefined}
+    learned = _learned(validation)
+    return {
+        "operating_points": points,
+        "calibration": calibration,
+        "undefined": undefined,
+        "unlearned": [name for name, there in zip(test.classes, learned, strict=True) if not there],
+    }
+
+
+def _learned(scores: Scores) -> np.ndarray:
+    """Which classes have scores: a probe has none of those that training lacks."""
+    return np.all(~np.isnan(scores.scores), axis=0)
 
 
 def _both(rows: metrics.Known) -> bool:
@@ -112,6 +124,7 @@ def _platt(name: str, chosen: metrics.Known, judged: metrics.Known, rule: str) -
         "of": name,
         "method": f"Platt on {of}",
         "parameters": {"slope": fitted.slope, "intercept": fitted.intercept},
+        "left_out": 0,
         "before": before,
         "after": _errors(fitted(x(judged.scores)), labels),
     }
@@ -119,25 +132,35 @@ def _platt(name: str, chosen: metrics.Known, judged: metrics.Known, rule: str) -
 
 def _temperature(validation: Scores, test: Scores, rule: str) -> Iterator[dict[str, Any]]:
     """One class an image: a softmax of scores, or of the logarithms of probabilities, divided by
-    one number; none where validation or test images have no class."""
+    one number; none where validation images are not of two classes, or test images of none.
+
+    No temperature makes right an image of a class that the probe has no scores of: validation
+    images of it have no say. Those of the test count, and the class has probability 0.
+    """
     of, x = ("scores", lambda s: s) if rule not in PROBABILITIES else ("log probabilities", _log)
     (chosen, chosen_labels), (judged, labels) = map(_exclusive, (validation, test))
-    if not (len(chosen) and len(judged)):
+    learned = _learned(validation)
+    rows = learned[chosen_labels]
+    if len(np.unique(chosen_labels[rows])) < 2 or not len(judged):
         return
-    fitted = metrics.fit_temperature(x(chosen), chosen_labels)
-    before = None if rule not in PROBABILITIES else _top_label_errors(judged, labels)
+    number = np.cumsum(learned) - 1  # among the classes that have scores
+    fitted = metrics.fit_temperature(x(chosen[rows][:, learned]), number[chosen_labels[rows]])
+    after = np.zeros(judged.shape)
+    after[:, learned] = fitted(x(judged[:, learned]))
+    before = None if rule not in DISTRIBUTIONS else _top_label_errors(judged, labels)
     yield {
         "of": TOP_LABEL,
         "method": f"temperature on {of}",
         "parameters": {"temperature": fitted.value},
+        "left_out": int((~rows).sum()),
         "before": before,
-        "after": _top_label_errors(fitted(x(judged)), labels),
+        "after": _top_label_errors(after, labels),
     }
 
 
 def _exclusive(scores: Scores) -> tuple[np.ndarray, np.ndarray]:
-    """Scores, and the number of the class, of the images that are of one class; a class that a
-    probe could not learn has probability 0."""
+    """Scores, and the number of the class, of the images that are of one class; those that are not
+    there are 0."""
     rows = scores.labels.sum(axis=1) == 1
     return np.nan_to_num(scores.scores[rows]), scores.labels[rows].argmax(axis=1)
 

@@ -24,7 +24,7 @@ from medsiglip_jax.evaluate.vectors import Vectors
 from medsiglip_jax.places import Given, Place
 from medsiglip_jax.preprocess.image import PRESETS
 
-IMAGES, EMBEDDINGS, GRID = "images.parquet", "embeddings", "grid"
+EMBEDDINGS, GRID, RESULTS = "embeddings", "grid", "results.json"
 PART = "part"  # column of images.parquet, where parts were drawn from the images of the test
 
 
@@ -53,8 +53,9 @@ class Data:
         return {name: part for name, part in named.items() if part is not None}
 
     def images(self) -> int:
-        """How many have to be embedded."""
-        return len(self.test) + (0 if self.drawn else sum(map(len, self.others.values())))
+        """How many have to be embedded: parts that were drawn from one are embedded together."""
+        pools = {of.part: len(of.pool) for of in (self.test, *self.others.values())}
+        return sum(pools.values())
 
 
 class Job:
@@ -70,35 +71,64 @@ class Job:
         self.readings = {name: read[name] for name in readings}
         # First, for it takes no time and may fail.
         self.prompts = {name: self._prompts(read) for name, read in self.readings.items()}
-        self.unreadable: dict[str, int] = {}
+        self.finished: list[Place] = []
 
     def run(self) -> None:
-        """Writes the files; the scores of the run itself, or of pairs the images, last."""
-        cells = list(self._cells()) if self.options.grid else []
-        for preprocess, group in itertools.groupby(cells, lambda cell: cell.preprocess):
-            embedded = self._vectors(preprocess, self.data.test)
-            for cell in group:
-                scores.write(self.folder / GRID / cell.file, self._scores(cell, embedded))
+        """Writes the files; the scores of the run itself, or of pairs the images, last.
+
+        What takes long or may fail comes before the first file of an earlier run is replaced.
+        """
+        cells = self._grid() if self.options.grid else {}
         embedded = self._vectors(self.options.preprocess or DEFAULT, self.data.test)
         preprocess = embedded.manifest["preprocess"]
         main = Cell(preprocess, self.options.reading, self.options.temperature)
-        meta = self._meta(main, self.data.test, embedded)
-        meta["cells"] = [cell.file for cell in cells]
+        found = self._scores(main, embedded) if self.task.classes else None
+        ranks = None
         if self.task.retrieval:
             asked = self.readings[self.options.reading]
             ranks = retrieval.compute(self.model, asked, self.data.test, embedded)
-            retrieval.write(self.folder / retrieval.FILE, ranks)
-            meta["retrieval"] = True
-        if self.data.parts is not None:
-            meta["learned"] = self._learn(main, embedded, meta["provenance"])
-            meta["counts"] = {**meta["counts"], **self._left_out()}
-        if not self.task.classes:
+        parts = self._parts(preprocess, embedded)
+        samples = {name: Sample(of.select(z.images), z.array) for name, (of, z) in parts.items()}
+        meta = self._meta(main, self.data.test, embedded)
+        meta |= {"cells": [cell.file for cell in cells], "retrieval": ranks is not None}
+        meta["counts"] |= self._left_out(parts)
+        if parts:
+            digests = {name: datasets.labels_sha256(of) for name, (of, _) in parts.items()}
+            meta["provenance"]["parts_sha256"] = digests
+        meta["run"] = run = self._run(meta, embedded, samples)
+        (self.folder / RESULTS).unlink(missing_ok=True)  # they are not of the files that follow
+        for cell, of in cells.items():
+            of = replace(of, meta={**of.meta, "run": run})
+            scores.write(self.folder / GRID / cell.file, of)
+        if ranks is not None:
+            retrieval.write(self.folder / retrieval.FILE, ranks, run)
+        if samples:
+            validation = self._scores(main, parts["validation"][1], parts["validation"][0])
+            meta["learned"] = self._learn(validation, samples, meta, embedded.manifest)
+        if found is None:
             (self.folder / scores.FILE).unlink(missing_ok=True)
             self._write_images(embedded, meta)
             return
-        self._write_images(embedded)
-        found = replace(self._scores(main, embedded), meta=meta)
-        scores.write(self.folder / scores.FILE, found)
+        self._write_images(embedded, {"run": run})
+        scores.write(self.folder / scores.FILE, replace(found, meta=meta))
+
+    def _run(
+        self, meta: Mapping[str, Any], embedded: Vectors, samples: Mapping[str, Sample]
+    ) -> str:
+        """Identity of the run, which every file of it has."""
+        names = [c.name for c in self.task.classes]
+        of = learned.digest(samples, names, self._exclusive) if samples else ""
+        draws = asdict(self.options.draws) if self.options.learn == "probe" else {}
+        keys = ("task", "provenance", "counts", "cells", "retrieval")
+        identity = [*(meta[key] for key in keys), embedded.images.tolist(), of, draws]
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+    def _grid(self) -> dict[Cell, Scores]:
+        found = {}
+        for preprocess, group in itertools.groupby(self._cells(), lambda cell: cell.preprocess):
+            embedded = self._vectors(preprocess, self.data.test)
+            found |= {cell: self._scores(cell, embedded) for cell in group}
+        return found
 
     def _cells(self) -> Iterator[Cell]:
         softmax = self.task.score == "class_softmax"  # the others' ranks do not depend on it
@@ -113,39 +143,43 @@ class Job:
             return present, None
         return present, zero_shot.class_embeddings(self.model, [c.absent for c in task.classes])
 
-    def _vectors(self, preprocess: str, found: Dataset, part: str = "") -> Vectors:
-        """Embeddings of the images of the test, or of a part."""
-        if self.embeddings is None:
-            folder = self.folder / EMBEDDINGS / "-".join(filter(None, (preprocess, part)))
-            size = self.options.batch_size
-            embedded = vectors.compute(
-                self.model, found, folder, preprocess, size, self.on_progress
-            )
-        else:
-            folder = places.at(self.embeddings)
-            embedded = vectors.read(folder, found)
-            made = features.provenance(embedded.manifest)
-            features.wanted(self.model, self.options.preprocess).check(made, folder)
+    def _vectors(self, preprocess: str, found: Dataset, name: str = "") -> Vectors:
+        """Embeddings of the images of the test, or of a part; all of its pool are computed."""
+        folder = self._embedded(preprocess, found)
+        embedded = vectors.read(folder, found)
+        if self.embeddings is not None:
+            wanted = features.wanted(self.model, self.options.preprocess, dicom=self.options.dicom)
+            wanted.check(features.provenance(embedded.manifest), folder)
         lost = len(found) - len(embedded.images)
         if lost and not self.options.allow_missing:
             raise ValueError(
-                f"{lost:,} of {len(found):,} {f'{part} ' if part else ''}images have no embedding; "
+                f"{lost:,} of {len(found):,} {f'{name} ' if name else ''}images have no embedding; "
                 f"{folder / ERRORS} lists those that could not be read. --allow-missing goes on "
                 "without them"
             )
-        self.unreadable[part] = lost
         return embedded
 
-    def _write_images(self, embedded: Vectors, meta: Mapping[str, Any] | None = None) -> None:
+    def _embedded(self, preprocess: str, found: Dataset) -> Place:
+        """Folder of the embeddings, which are computed unless they were given."""
+        if self.embeddings is not None:
+            return places.at(self.embeddings)
+        folder = self.folder / EMBEDDINGS / "-".join(filter(None, (preprocess, found.part)))
+        if folder not in self.finished:
+            size, dicom = self.options.batch_size, self.options.dicom
+            vectors.compute(self.model, found, folder, preprocess, size, dicom, self.on_progress)
+            self.finished.append(folder)
+        return folder
+
+    def _write_images(self, embedded: Vectors, meta: Mapping[str, Any]) -> None:
         found = self.data.test.select(embedded.images)
-        columns = {"id": found.ids, **found.attributes}
+        columns = {"id": found.ids, **found.attributes}  # of other names: `tasks.RESERVED`
         if self.data.drawn and self.data.parts is not None:
             parts = {"test": self.data.parts.test, **self.data.others}
             part_of = {name: part for part, of in parts.items() for name in of.ids}
             columns[PART] = [part_of.get(name, "") for name in found.ids]
-        if meta is not None and found.groups is not None:
+        if not self.task.classes and found.groups is not None:
             columns["group"] = found.groups
-        scores.write_columns(self.folder / IMAGES, columns, meta)
+        scores.write_columns(self.folder / scores.IMAGES, columns, meta)
 
     # ------------------------------------------------------------------------------------ scores
 
@@ -194,57 +228,44 @@ class Job:
     # ---------------------------------------------------------------------------------- learning
 
     def _learn(
-        self, main: Cell, embedded: Vectors, provenance: Mapping[str, Any]
-    ) -> dict[str, Any]:
+        self, validation: Scores, samples: Mapping[str, Sample], meta: Mapping[str, Any],
+        manifest: Mapping[str, Any],
+    ) -> dict[str, Any]:  # fmt: skip
         """Writes what is learned; returns what has to be known to read it back."""
-        parts = self._parts(main.preprocess, embedded)
-        samples = {
-            name: Sample(found.select(of.images), of.array) for name, (found, of) in parts.items()
-        }
-        names = [c.name for c in self.task.classes]
-        identity = [provenance, learned.digest(samples, names)]
-        run = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        validation, of = parts["validation"]
-        found = self._scores(main, of, validation)
-        found = replace(found, meta={**found.meta, "run": run})
-        scores.write(self.folder / learned.VALIDATION, found)
         assert self.data.parts is not None
         how = self.data.parts.how
+        validation = replace(validation, meta={**validation.meta, "run": meta["run"]})
+        scores.write(self.folder / learned.VALIDATION, validation)
         if self.options.learn == "probe":
-            meta = {"run": run, "how": how, "images": {k: len(s.found) for k, s in samples.items()}}
-            made = features.provenance(embedded.manifest)
-            exclusive = self.task.kind == "multi_class"
+            of = {key: meta[key] for key in ("run", "provenance")}
+            of |= {"how": how, "images": {name: len(s.found) for name, s in samples.items()}}
+            made = features.provenance(manifest)
             learned.learn(
-                self.folder, samples, names, exclusive, made, self.options.draws, meta, self.on_fit
-            )
+                self.folder, samples, validation.classes, self._exclusive, made,
+                self.options.draws, of, self.on_fit,
+            )  # fmt: skip
         facts = {"probe": self.options.learn == "probe", "prevalence": self.options.prevalence}
-        return {"run": run, "how": how, "drawn": self.data.drawn, **facts}
+        return {"how": how, "drawn": self.data.drawn, **facts}
+
+    @property
+    def _exclusive(self) -> bool:
+        return self.task.kind == "multi_class"
 
     def _parts(self, preprocess: str, embedded: Vectors) -> dict[str, tuple[Dataset, Vectors]]:
-        """Images of each part, and their embeddings."""
-        assert self.data.parts is not None
-        if not self.data.drawn:
-            others = self.data.others
-            of = {
-                name: (part, self._vectors(preprocess, part, name)) for name, part in others.items()
-            }
-            return {**of, "test": (self.data.test, embedded)}
-        names = np.array(self.data.test.ids, object)[embedded.images]
-        parts = {**self.data.others, "test": self.data.parts.test}
-        return {name: (part, _rows_of(part, embedded, names)) for name, part in parts.items()}
-
-    def _left_out(self) -> dict[str, int]:
-        """Images of the other parts that are not there."""
-        if self.data.drawn:
+        """Images of each part, and their embeddings; nothing where nothing is learned."""
+        if self.data.parts is None:
             return {}
-        missing = {name: part.counts.get("missing", 0) for name, part in self.data.others.items()}
-        found = {f"missing ({name})": count for name, count in missing.items()}
-        return found | {f"unreadable ({name})": self.unreadable[name] for name in missing}
+        test = {"test": self.data.parts.test} if self.data.drawn else {}
+        others = {**self.data.others, **test}
+        parts = {name: (of, self._vectors(preprocess, of, name)) for name, of in others.items()}
+        return {"test": (self.data.test, embedded), **parts}
 
-
-def _rows_of(part: Dataset, embedded: Vectors, names: np.ndarray) -> Vectors:
-    """The embeddings of a part of the images that were embedded, whose names these are."""
-    row_of = {name: row for row, name in enumerate(names)}
-    rows = np.array([row_of.get(name, -1) for name in part.ids])
-    images = np.flatnonzero(rows >= 0)
-    return Vectors(images, embedded.array[rows[images]], embedded.manifest)
+    def _left_out(self, parts: Mapping[str, tuple[Dataset, Vectors]]) -> dict[str, int]:
+        """What is not there of the other parts of the data set, of which some may be drawn."""
+        found: dict[str, int] = {}
+        for of, embedded in parts.values():
+            if of.part:
+                found |= {f"{what} ({of.part})": count for what, count in of.counts.items()}
+                unreadable = f"unreadable ({of.part})"
+                found[unreadable] = found.get(unreadable, 0) + len(of) - len(embedded.images)
+        return found

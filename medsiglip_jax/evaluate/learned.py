@@ -21,11 +21,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from medsiglip_jax import learning, probe, storage
+from medsiglip_jax import __version__, learning, probe, storage
 from medsiglip_jax.evaluate import datasets, scores
 from medsiglip_jax.evaluate.dataset import Dataset
 from medsiglip_jax.evaluate.scores import Scores
 from medsiglip_jax.features import Provenance
+from medsiglip_jax.logistic import STRENGTHS
 from medsiglip_jax.places import Place
 from medsiglip_jax.probe import Probe
 
@@ -87,9 +88,10 @@ class Learned:
     curves: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
 
-def digest(samples: Mapping[str, Sample], classes: Sequence[str]) -> str:
-    """Identity of what is learned from: images, labels and embeddings of each part."""
-    found = hashlib.sha256(json.dumps([list(classes), SCALE]).encode())
+def digest(samples: Mapping[str, Sample], classes: Sequence[str], exclusive: bool) -> str:
+    """Identity of what is learned, and from what: images, labels and embeddings of each part."""
+    how = [list(classes), exclusive, SCALE, STRENGTHS, __version__]
+    found = hashlib.sha256(json.dumps(how).encode())
     for name, sample in sorted(samples.items()):
         found.update(f"{name} {datasets.labels_sha256(sample.found)}".encode())
         found.update(np.ascontiguousarray(sample.vectors).data)
@@ -118,7 +120,7 @@ def learn(
         exclusive: whether an image is of one class.
         provenance: of the embeddings, for the probe.
         draws: of learning curves.
-        meta: `run` and what else is to be said with the scores.
+        meta: `run`, `provenance` and what else is to be said with the scores.
         on_fit: called after each fit.
 
     Raises:
@@ -141,7 +143,7 @@ def learn(
     on_fit()
     judged = learning.judge(fitted.predict(test[0]), train[1], test[1])
     whole = {"method": "logistic", "n": len(train[0]), "seed": 0, **judged}
-    of = {"run": meta["run"], "data": digest(samples, classes)}
+    of = {"run": meta["run"], "data": digest(samples, classes, exclusive)}
     _curves(folder / CURVES, (train, validation, test), draws, whole, of, on_fit)
 
 
@@ -170,7 +172,7 @@ def _probe(
 ) -> Probe:
     """The probe that is there, if it was fitted to the same, or a new one."""
     parts = {name: samples[name] for name in ("train", "validation")}
-    fitted_to = digest(parts, classes)
+    fitted_to = digest(parts, classes, exclusive)
     with contextlib.suppress(FileNotFoundError, ValueError):  # of another version: fit again
         found = probe.open_probe(path)
         if found.facts.get("fitted_to") == fitted_to:
@@ -217,16 +219,23 @@ def _curves(
     found = learning.learning_curve(*parts, sizes=draws.sizes, seeds=seeds, done=rows, on_row=keep)
     # Prototypes need no validation images, so that few shots are few.
     found += learning.few_shot(*parts, seeds=seeds, method="prototypes", done=rows, on_row=keep)
-    _save(path, of, found)
+    _save(path, of, found, others=[row for row in rows if row not in found])
 
 
-_KINDS = {"learning_curve": "n", "few_shot": "shots"}
+_KINDS, _OTHERS = {"learning_curve": "n", "few_shot": "shots"}, "others"
 
 
-def _save(path: Place, of: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> None:
+def _save(
+    path: Place,
+    of: Mapping[str, str],
+    rows: Sequence[Mapping[str, Any]],
+    others: Sequence[Mapping[str, Any]] = (),
+) -> None:
+    """Writes rows, and others of the same data that were not asked for this time."""
     kinds = {kind: [row for row in rows if name in row] for kind, name in _KINDS.items()}
+    content = {**of, **kinds, _OTHERS: list(others)}
     with storage.new_file(path) as partial:
-        partial.write_text(json.dumps({**of, **kinds}, indent=1) + "\n", encoding="utf-8")
+        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def _saved(path: Place, data: str) -> list[dict[str, Any]]:
@@ -234,7 +243,9 @@ def _saved(path: Place, data: str) -> list[dict[str, Any]]:
     content: dict[str, Any] = {}
     with contextlib.suppress(FileNotFoundError, ValueError):
         content = _content(path)
-    return [row for kind in _KINDS for row in content[kind]] if content.get("data") == data else []
+    if content.get("data") != data:
+        return []
+    return [row for kind in (*_KINDS, _OTHERS) for row in content.get(kind, ())]
 
 
 def _content(path: Place) -> dict[str, Any]:
@@ -254,8 +265,8 @@ def read(folder: Place, zero_shot: Scores, facts: Mapping[str, Any]) -> Learned:
 
     Args:
         folder: of the files.
-        zero_shot: of the test images.
-        facts: `run`, `how`, `prevalence`, and whether there is a `probe`.
+        zero_shot: of the test images; its `meta` has the run.
+        facts: `how`, `prevalence`, and whether there is a `probe`.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -263,13 +274,10 @@ def read(folder: Place, zero_shot: Scores, facts: Mapping[str, Any]) -> Learned:
     """
     names = [VALIDATION, *([PROBE, PROBE_VALIDATION, KNN] if facts["probe"] else [])]
     found = [scores.read(folder / name) for name in names]
-    runs = {name: part.meta["run"] for name, part in zip(names, found, strict=True)}
+    runs = {name: part.meta.get("run") for name, part in zip(names, found, strict=True)}
     curves = _content(folder / CURVES) if facts["probe"] else {}
-    runs |= {CURVES: curves["run"]} if curves else {}
-    if other := [name for name, run in runs.items() if run != facts["run"]]:
-        raise ValueError(
-            f"{folder}: {', '.join(other)} and {scores.FILE} are of different runs; evaluate again"
-        )
+    runs |= {CURVES: curves.get("run")} if facts["probe"] else {}
+    scores.check_runs(folder, zero_shot.meta.get("run"), runs)
     rows = {kind: curves.get(kind, []) for kind in _KINDS}
     parts = dict(zip(("validation", "probe", "probe_validation", "knn"), found, strict=False))
     return Learned(facts["how"], facts["prevalence"], zero_shot, **parts, curves=rows)

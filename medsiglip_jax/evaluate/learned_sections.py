@@ -15,6 +15,7 @@ from medsiglip_jax.evaluate.tables import (
     signed,
 )
 
+_WITHOUT = " with and without each finding"
 _MANY = 16  # classes; of more the report shows one rule of five
 _WHOSE = {"zero_shot": "zero-shot scores", "probe": "the probe"}
 
@@ -28,7 +29,8 @@ def learned(results: Mapping[str, Any]) -> Iterator[Section]:
         for key, name in _WHOSE.items():
             if found := held_out[key]:
                 yield _operating_points(name, found, held_out)
-                yield _calibration(name, found)
+                if found["calibration"]:
+                    yield _calibration(name, found)
 
 
 def probe_line(probe: Mapping[str, Any]) -> str:
@@ -47,26 +49,27 @@ def _probe(probe: Mapping[str, Any]) -> Section:
     compared = any(found["published"] is not None for found in (macro, *probe["classes"]))
     columns = against if compared else lambda found: ()
     text = [
-        f"Logistic regression on the embeddings of {counts['train']:,} training images; its "
-        f"strength was chosen on {counts['validation']:,} validation images, and it is judged on "
-        f"{counts['test']:,} test images, which it did not see. Parts: {probe['how']}. Features: "
-        f"{probe['scale']}.",
-        "p: of DeLong's paired test against zero-shot on the same images, adjusted by Holm for the "
-        "number of classes. The interval of the mean's difference is the paired bootstrap's.",
+        f"Logistic regression on the embeddings of {counts['train']:,} training images; "
+        f"{_strength(probe)}. It is judged on {counts['test']:,} test images, which it did not "
+        f"see. Parts: {probe['how']}. Features: {probe['scale']}.",
+        "p: of DeLong's paired test with Student's t against zero-shot on the same images, "
+        "adjusted by Holm for the number of classes. The interval of the mean's difference is the "
+        "paired bootstrap's. * fewer than 10 positives or negatives: read little into it.",
         f"For comparison, macro AUC of zero-shot {number(zero_shot['auc'])} "
         f"({interval(zero_shot)}), of the {probe['knn']['k']} nearest training images "
         f"{number(probe['knn']['macro_auc']['auc'])} ({interval(probe['knn']['macro_auc'])}).",
     ]
     if probe["undefined"]:
         text.append(
-            "Not in any of these means, because the training or the test images all have the same "
-            f"label: {', '.join(probe['undefined'])}."
+            "Not in any of these means, because training or test images do not have both "
+            f"labels: {', '.join(probe['undefined'])}."
         )
     header = ("class", "AUC", "95 % interval", *(AGAINST if compared else ()),
               "minus zero-shot", "95 % interval", "p", "positives", "negatives")  # fmt: skip
     rows = [
         (
-            found["class"], number(found["auc"]), interval(found), *columns(found),
+            found["class"] + (" *" if found["few"] else ""),
+            number(found["auc"]), interval(found), *columns(found),
             signed(found["minus_zero_shot"]["value"]), interval(found["minus_zero_shot"]),
             p_value(found["p_holm"]), f"{found['positives']:,}", f"{found['negatives']:,}",
         )
@@ -78,10 +81,23 @@ def _probe(probe: Mapping[str, Any]) -> Section:
     return Section("Linear probe against zero-shot", " ".join(text), header, [*rows, mean])
 
 
+def _strength(probe: Mapping[str, Any]) -> str:
+    """What the validation images chose."""
+    images, unchosen = f"{probe['images']['validation']:,} validation images", probe["unchosen"]
+    chosen = f"its strength was chosen on {images}"
+    if not unchosen:
+        return chosen
+    middle = "the middle one of those tried was taken"
+    learned = [name for name, strength in probe["strengths"].items() if strength is not None]
+    if probe["exclusive"] or set(learned) <= set(unchosen):
+        return f"{images} without both labels of any learned class chose no strength; {middle}"
+    return f"{chosen}, but for {', '.join(unchosen)}, without both labels among them, {middle}"
+
+
 def _curves(probe: Mapping[str, Any]) -> Section:
     rows = [
         *_curve(probe["learning_curve"], "n", ""),
-        *_curve(probe["few_shot"], "shots", " of each class"),
+        *_curve(probe["few_shot"], "shots", " of each class" if probe["exclusive"] else _WITHOUT),
     ]
     text = (
         "Macro AUC on the test images by how many training images were learned from; the draws of "
@@ -117,11 +133,17 @@ def _operating_points(name: str, found: Mapping[str, Any], held_out: Mapping[str
         text.append(f"Also at a prevalence of {stated['prevalence']:g}, by Bayes' rule.")
     if many:
         text.append("Shown is Youden's rule; results.json holds the others.")
-    if found["undefined"]:
-        text.append(
-            "Without thresholds, because validation or test images all have the same label: "
-            f"{', '.join(found['undefined'])}."
-        )
+    reasons = {
+        "the training images do not have both labels": found["unlearned"],
+        "validation or test images do not have both labels": [
+            name for name in found["undefined"] if name not in found["unlearned"]
+        ],
+    }
+    text += [
+        f"Without thresholds, because {reason}: {', '.join(names)}."
+        for reason, names in reasons.items()
+        if names
+    ]
     at = f" at {stated['prevalence']:g}" if stated else ""
     header = ("class", "rule", "threshold", "sensitivity", "specificity", "PPV", "NPV",
               *((f"PPV{at}", f"NPV{at}") if stated else ()))  # fmt: skip
@@ -131,7 +153,7 @@ def _operating_points(name: str, found: Mapping[str, Any], held_out: Mapping[str
 
 def _point(point: Mapping[str, Any]) -> Row:
     at_least = "" if point["at_least"] is None else f" ≥ {point['at_least']:g} on validation"
-    threshold = "above all" if point["threshold"] is None else f"{point['threshold']:.6g}"
+    threshold = "above all" if point["threshold"] is None else repr(point["threshold"])
     stated = point["stated"] or {}
     return (
         point["class"],
@@ -153,6 +175,11 @@ def _calibration(name: str, found: Mapping[str, Any]) -> Section:
         "labels, over one class an image summed over the classes. Both are 0 at best. Before: "
         "only where scores are probabilities."
     )
+    if left_out := sum(one["left_out"] for one in found["calibration"]):
+        text += (
+            f" {left_out:,} validation images are of classes that the probe could not learn, and "
+            "had no say; test images of them count."
+        )
     header = ("of", "method", "ECE before", "after", "ECE (mass) before", "after",
               "Brier before", "after")  # fmt: skip
     rows = [

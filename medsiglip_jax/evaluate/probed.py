@@ -9,11 +9,12 @@ import numpy as np
 from medsiglip_jax import metrics
 from medsiglip_jax.evaluate import aucs
 from medsiglip_jax.evaluate.learned import Learned
-from medsiglip_jax.evaluate.scores import Scores
+from medsiglip_jax.evaluate.scores import Scores, known
+from medsiglip_jax.metrics.subgroups import FEW
 
 
 def results(
-    found: Learned, published: Mapping[str, Any] | None, statistics: Mapping[str, Any]
+    found: Learned, task: Mapping[str, Any], statistics: Mapping[str, Any]
 ) -> dict[str, Any] | None:
     """Compares the probe with the prompts on the same test images; None without a probe.
 
@@ -23,23 +24,29 @@ def results(
 
     Args:
         found: what was learned, and the scores of the prompts.
-        published: the task's figures.
+        task: its `kind` and what was `published`.
         statistics: `resamples` and `seed`.
     """
-    if found.probe is None or found.knn is None:
+    if found.probe is None or found.probe_validation is None or found.knn is None:
         return None
-    published = published or {}
+    published, exclusive = task["published"] or {}, task["kind"] == "multi_class"
     probe = _of_learned_classes(found.probe, found.probe)
     zero_shot = _of_learned_classes(found.zero_shot, found.probe)
     knn = _of_learned_classes(found.knn, found.probe)
+    pair = metrics.bootstrap_pair(
+        metrics.macro_auc, probe.scores, zero_shot.scores, probe.labels,
+        groups=probe.units, samples=statistics["resamples"], seed=statistics["seed"],
+    )  # fmt: skip
     return {
+        "exclusive": exclusive,
         **{key: found.probe.meta[key] for key in ("images", "how", "scale", "strengths")},
-        "macro_auc": _mean(probe, statistics, published.get("probe_mean")),
+        "unchosen": _unchosen(found.probe_validation, exclusive),
+        "macro_auc": aucs.mean_of(pair.first, published.get("probe_mean")),
         "undefined": _undefined(probe),
-        "classes": list(_classes(probe, zero_shot, published.get("probe_auc", {}))),
-        "zero_shot_macro": _mean(zero_shot, statistics, published.get("mean")),
-        "difference": _difference(probe, zero_shot, statistics),
-        "knn": {"k": found.knn.meta["k"], "macro_auc": _mean(knn, statistics, None)},
+        "classes": list(_classes(found.probe, probe, zero_shot, published.get("probe_auc", {}))),
+        "zero_shot_macro": aucs.mean_of(pair.second, published.get("mean")),
+        "difference": aucs.limits(pair.difference, "value"),
+        "knn": {"k": found.knn.meta["k"], "macro_auc": _mean(knn, statistics)},
         "few_shot": _named(found.curves["few_shot"], probe.classes),
         "learning_curve": _named(found.curves["learning_curve"], probe.classes),
     }
@@ -55,8 +62,21 @@ def _of_learned_classes(scores: Scores, by: Scores) -> Scores:
     )
 
 
-def _mean(scores: Scores, statistics: Mapping[str, Any], figure: float | None) -> dict[str, Any]:
-    return aucs.mean(scores.scores, scores.labels, scores.units, statistics, figure)
+def _unchosen(validation: Scores, exclusive: bool) -> Sequence[str]:
+    """Classes that were learned, but with no AUC on validation images to choose a strength by;
+    exclusive classes have one strength, and all or none."""
+    if exclusive:
+        one = validation.select(np.flatnonzero(validation.labels.sum(axis=1) == 1))
+        chosen = np.full(len(one.classes), len(np.unique(one.labels.argmax(axis=1))) > 1)
+    else:
+        labels = [known(validation, j).positive for j in range(len(validation.classes))]
+        chosen = np.array([len(np.unique(column)) > 1 for column in labels])
+    unchosen = ~np.isnan(validation.scores).any(axis=0) & ~chosen
+    return [name for name, is_one in zip(validation.classes, unchosen, strict=True) if is_one]
+
+
+def _mean(scores: Scores, statistics: Mapping[str, Any]) -> dict[str, Any]:
+    return aucs.mean(scores.scores, scores.labels, scores.units, statistics, None)
 
 
 def _undefined(scores: Scores) -> Sequence[str]:
@@ -64,19 +84,23 @@ def _undefined(scores: Scores) -> Sequence[str]:
 
 
 def _classes(
-    probe: Scores, zero_shot: Scores, published: Mapping[str, float]
+    given: Scores, probe: Scores, zero_shot: Scores, published: Mapping[str, float]
 ) -> Iterator[dict[str, Any]]:
+    """Rows of the classes; those that could not be learned are counted in `given` all the same."""
     found = metrics.class_aucs(
         probe.scores, probe.labels, probe.classes, groups=probe.units, student=True
     )
+    counts = [[int((column == value).sum()) for value in (1, 0)] for column in given.labels.T]
     tests = [_compared(probe, zero_shot, j) for j in range(len(probe.classes))]
     adjusted = metrics.holm([test.p for test in tests])
-    for one, test, p_holm in zip(found.classes, tests, adjusted.tolist(), strict=True):
+    rows = zip(found.classes, counts, tests, adjusted.tolist(), strict=True)
+    for one, (positives, negatives), test, p_holm in rows:
         yield {
             "class": one.name,
             **aucs.limits(one.auc),
-            "positives": one.positives,
-            "negatives": one.negatives,
+            "positives": positives,
+            "negatives": negatives,
+            "few": min(positives, negatives) < FEW,
             **aucs.against(published.get(one.name), one.auc),
             "minus_zero_shot": aucs.limits(test.difference, "value"),
             "p": test.p,
@@ -90,16 +114,6 @@ def _compared(probe: Scores, zero_shot: Scores, column: int) -> metrics.Comparis
     first, second = (scores.scores[rows, column] for scores in (probe, zero_shot))
     groups = None if units is None else units[rows]
     return metrics.delong_test(first, second, labels[rows], groups=groups)
-
-
-def _difference(
-    probe: Scores, zero_shot: Scores, statistics: Mapping[str, Any]
-) -> dict[str, float]:
-    interval = metrics.bootstrap_difference(
-        metrics.macro_auc, probe.scores, zero_shot.scores, probe.labels,
-        groups=probe.units, samples=statistics["resamples"], seed=statistics["seed"],
-    )  # fmt: skip
-    return aucs.limits(interval, "value")
 
 
 def _named(rows: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> list[dict[str, Any]]:

@@ -44,11 +44,12 @@ def results(
     found = metrics.class_aucs(
         scores.scores, scores.labels, scores.classes, groups=scores.units, student=True
     )
+    probe = learned and probed.results(learned, task, statistics)
     content = {
         "task": task["name"],
         "title": task["title"],
         **_size(scores),
-        "macro_auc": _mean(scores, task, statistics) if scores.classes else None,
+        "macro_auc": _macro(scores, task, statistics, learned, probe),
         "classes_in_mean": len(found.classes) - len(found.undefined),
         "undefined": found.undefined,
         "means": {
@@ -59,7 +60,7 @@ def results(
         "one_class_each": _of_one_class_each(scores, task),
         "published": task["published"],
         "held_out": learned and _held_out(learned, task),
-        "probe": learned and probed.results(learned, task["published"], statistics),
+        "probe": probe,
         "retrieval": retrieval,
         "subgroups": _subgroups(scores, attributes, statistics),
         "grid": [_cell(cell, task) for cell in cells],
@@ -90,6 +91,23 @@ def _held_out(learned: Learned, task: Mapping[str, Any]) -> dict[str, Any]:
     if learned.probe is not None and learned.probe_validation is not None:
         found["probe"] = judge(learned.probe_validation, learned.probe, "probe")
     return found
+
+
+def _macro(
+    scores: Scores,
+    task: Mapping[str, Any],
+    statistics: Mapping[str, int],
+    learned: Learned | None,
+    probe: Mapping[str, Any] | None,
+) -> dict[str, Any] | None:
+    """The mean over all classes, None of pairs. Where the probe was compared with the prompts on
+    the same images and classes, it is known already; the bootstrap is what takes time."""
+    if not scores.classes:
+        return None
+    if probe and learned and learned.probe and learned.zero_shot is scores:
+        if not np.isnan(learned.probe.scores).any():
+            return probe["zero_shot_macro"]
+    return _mean(scores, task, statistics)
 
 
 def _mean(

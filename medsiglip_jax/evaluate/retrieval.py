@@ -22,7 +22,7 @@ from medsiglip_jax.preprocess.text import canonicalize
 FILE = "retrieval.parquet"
 DIRECTIONS = {"image_to_text": "text for image", "text_to_image": "image for text"}
 KS = (1, 5, 10)
-_META = b"medsiglip_jax"
+_META, _RUN = b"medsiglip_jax", b"run"
 _SCHEMA = pa.schema(
     [
         pa.field("query", pa.string(), nullable=False),
@@ -98,8 +98,9 @@ def _groups(groups: Sequence[str] | None, numbers: np.ndarray, texts: int) -> li
     return [*groups, *shared]
 
 
-def write(path: Place, table: pa.Table) -> None:
-    """Writes what `compute` returned."""
+def write(path: Place, table: pa.Table, run: str = "") -> None:
+    """Writes what `compute` returned, and of which run it is."""
+    table = table.replace_schema_metadata({**table.schema.metadata, _RUN: run.encode()})
     with storage.new_file(path) as partial:
         pq.write_table(table, partial, compression="zstd")
 
@@ -122,6 +123,11 @@ def read(path: Place) -> pa.Table:
     except (pa.ArrowException, KeyError, ValueError) as error:
         raise ValueError(f"{path}: not ranks that evaluate wrote ({error})") from None
     return table
+
+
+def run_of(table: pa.Table) -> str:
+    """The run that ranks are of."""
+    return (table.schema.metadata or {}).get(_RUN, b"").decode()
 
 
 def _counts(table: pa.Table) -> dict[str, int]:

@@ -1,14 +1,16 @@
 """One evaluation from data to report, in a folder from which a killed one goes on.
 
-    DIR/embeddings/PRESET/   of `embed`, computed once; PRESET-train and -validation of other parts
+    DIR/embeddings/PRESET/   of `embed`, computed once; PRESET-train and -validation of other parts,
+                             whole: draws and labels choose among them
     DIR/images.parquet       id, sex, age, view and what else is known
     DIR/grid/*.parquet       scores of the variants, with `grid`
     DIR/retrieval.parquet    ranks of texts and images, of tasks with texts
     DIR/scores.parquet       id, class, score, label, group
     DIR/report.html, DIR/report.md, and last DIR/results.json
 
-`learned` lists the files of what is learned from labels. Everything below the scores is computed
-from files, and can be again: `recompute`.
+`learned` lists the files of what is learned from labels. Each file knows the run that it is of: of
+two, the first of which a killed second replaced in part, nothing is computed. Everything below the
+scores is computed from files, and can be again: `recompute`.
 """
 
 import json
@@ -22,7 +24,7 @@ from medsiglip_jax import logistic, places, storage
 from medsiglip_jax.api import Model
 from medsiglip_jax.embed import Progress
 from medsiglip_jax.evaluate import datasets, learned, report, retrieval, scores
-from medsiglip_jax.evaluate.job import GRID, IMAGES, PART, Data, Job
+from medsiglip_jax.evaluate.job import GRID, PART, RESULTS, Data, Job
 from medsiglip_jax.evaluate.learned import Learned
 from medsiglip_jax.evaluate.options import AS_GIVEN, LEARN, Options
 from medsiglip_jax.evaluate.results import results
@@ -30,8 +32,6 @@ from medsiglip_jax.evaluate.scores import Scores
 from medsiglip_jax.evaluate.tasks import Task
 from medsiglip_jax.places import Given, Place
 from medsiglip_jax.preprocess.image import PRESETS
-
-RESULTS = "results.json"
 
 
 def evaluate(
@@ -75,10 +75,10 @@ def evaluate(
     task.check_prompts()
     model = model if isinstance(model, Model) else model()
     if embeddings is None:
-        on_total(found.images() + (len(PRESETS) * len(found.test) if options.grid else 0))
+        presets = len(PRESETS) - 1 if options.grid else 0  # beside the run's own
+        on_total(found.images() + presets * len(found.test.pool))
     folder = places.at(output)
     job = Job(task, readings, found, model, folder, options, embeddings, on_progress, on_fit)
-    (folder / RESULTS).unlink(missing_ok=True)
     job.run()
     return recompute(output)
 
@@ -91,30 +91,41 @@ def _readings(task: Task, options: Options) -> list[str]:
 
 
 def _data(task: Task, data: Given, options: Options) -> tuple[Task, Data]:
-    policy, missing = options.policy, options.allow_missing
-    named, test = datasets.read(task, data, policy, missing)
-    if not (wanted := LEARN[options.learn]):
-        return named, Data(test)
-    _, parts = datasets.read_parts(task, data, policy, missing, options.seed, wanted)
-    return named, Data(test, parts)
+    wanted = LEARN[options.learn]
+    task, parts = datasets.read_parts(
+        task, data, options.policy, options.allow_missing, options.seed, wanted
+    )
+    return task, Data(parts.whole, parts if wanted else None)
 
 
-def recompute(output: Given) -> dict[str, Any]:
+def recompute(
+    output: Given, resamples: int | None = None, prevalence: float | None = None
+) -> dict[str, Any]:
     """Computes results and report again from the files in a folder; no model is needed.
+
+    Args:
+        output: folder that `evaluate` wrote.
+        resamples: of bootstraps; None is as before.
+        prevalence: at which predictive values are stated; None is as before.
 
     Raises:
         FileNotFoundError: there are no scores.
-        ValueError: files are of different runs.
+        ValueError: files are of different runs, or there are no thresholds to state values of.
     """
     folder = places.at(output)
     found, attributes = _read(folder)
+    found = _with(found, resamples, prevalence)
     drawn = (found.meta.get("learned") or {}).get("drawn", False)
     part = attributes.pop(PART) if drawn else None
-    cells = [scores.read(folder / GRID / name) for name in found.meta["cells"]]
+    cells = {name: scores.read(folder / GRID / name) for name in found.meta["cells"]}
+    runs = {f"{GRID}/{name}": cell.meta.get("run") for name, cell in cells.items()}
     ranks = None
     if found.meta.get("retrieval"):
-        ranks = retrieval.summary(retrieval.read(folder / retrieval.FILE))
-    content = results(found, attributes, cells, _learned(folder, found, part), ranks)
+        ranks = retrieval.read(folder / retrieval.FILE)
+        runs[retrieval.FILE] = retrieval.run_of(ranks)
+    scores.check_runs(folder, found.meta.get("run"), runs)
+    ranks = None if ranks is None else retrieval.summary(ranks)
+    content = results(found, attributes, list(cells.values()), _learned(folder, found, part), ranks)
     texts = {
         "report.md": report.markdown(content),
         "report.html": report.page(content, found),
@@ -128,18 +139,33 @@ def recompute(output: Given) -> dict[str, Any]:
 
 def _read(folder: Place) -> tuple[Scores, dict[str, list[str]]]:
     """Scores of all images, of pairs for no classes, and what else is known of them."""
-    if (folder / retrieval.FILE).is_file() and not (folder / scores.FILE).is_file():
-        columns, meta = scores.read_columns(folder / IMAGES)
+    if scores.of_pairs(folder):
+        columns, meta = scores.read_columns(folder / scores.IMAGES)
         ids, groups = columns.pop("id"), columns.pop("group", None)
         nothing = np.zeros((len(ids), 0))
         return Scores(ids, [], nothing, nothing, groups, meta), columns
     found = scores.read(folder / scores.FILE)
-    columns, _ = scores.read_columns(folder / IMAGES)
+    columns, meta = scores.read_columns(folder / scores.IMAGES)
+    scores.check_runs(folder, found.meta.get("run"), {scores.IMAGES: meta.get("run")})
     if columns.pop("id") != list(found.ids):
         raise ValueError(
-            f"{folder}: {IMAGES} and {scores.FILE} are of different images; evaluate again"
+            f"{folder}: {scores.IMAGES} and {scores.FILE} are of different images; evaluate again"
         )
     return found, columns
+
+
+def _with(found: Scores, resamples: int | None, prevalence: float | None) -> Scores:
+    """The same with other statistics, which need no scores to be computed again."""
+    facts = found.meta.get("learned")
+    given = {"prevalence": prevalence, "learn": "thresholds" if facts else ""}
+    given |= {} if resamples is None else {"resamples": resamples}
+    Options(**given)  # checks them
+    meta = dict(found.meta)
+    if resamples is not None:
+        meta["statistics"] = {**meta["statistics"], "resamples": resamples}
+    if prevalence is not None:
+        meta["learned"] = {**(facts or {}), "prevalence": prevalence}
+    return replace(found, meta=meta)
 
 
 def _learned(folder: Place, found: Scores, part: list[str] | None) -> Learned | None:

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int64
 from medsiglip_jax import metrics, storage
 from medsiglip_jax.places import Place
 
-FILE = "scores.parquet"
+FILE, IMAGES = "scores.parquet", "images.parquet"
 _META = b"medsiglip_jax"
 _SCHEMA = pa.schema(
     [
@@ -121,13 +121,14 @@ def read(path: Place) -> Scores:
 def write_columns(
     path: Place, columns: Mapping[str, Sequence[str]], meta: Mapping[str, Any] | None = None
 ) -> None:
-    """Writes what is known of the images beside their labels; of pairs also what was done."""
+    """Writes what is known of the images beside their labels, and of which run it is; of pairs also
+    what was done."""
     table = pa.table({k: pa.array(v, pa.string()) for k, v in columns.items()})
     with storage.new_file(path) as partial:
         pq.write_table(table.replace_schema_metadata({_META: json.dumps(meta)}), partial)
 
 
-def read_columns(path: Place) -> tuple[dict[str, list[str]], Any]:
+def read_columns(path: Place) -> tuple[dict[str, list[str]], dict[str, Any]]:
     """Reads columns and `meta` of what `write_columns` wrote.
 
     Raises:
@@ -137,4 +138,27 @@ def read_columns(path: Place) -> tuple[dict[str, list[str]], Any]:
         raise FileNotFoundError(f"{path}: no such file; evaluate again")
     with path.open("rb") as file:
         table = pq.read_table(file)
-    return table.to_pydict(), json.loads((table.schema.metadata or {}).get(_META, b"null"))
+    return table.to_pydict(), json.loads((table.schema.metadata or {}).get(_META, b"{}")) or {}
+
+
+def of_pairs(folder: Place) -> bool:
+    """Whether an evaluation is of pairs, which have no scores: their images say what was done."""
+    path = folder / IMAGES
+    return path.is_file() and "task" in read_columns(path)[1]
+
+
+def check_runs(folder: Place, run: str | None, others: Mapping[str, str | None]) -> None:
+    """Refuses files that a killed run left beside those of another.
+
+    Args:
+        folder: of the files.
+        run: that the scores are of, or of pairs the images.
+        others: name -> run of the other files.
+
+    Raises:
+        ValueError: which files are of another run.
+    """
+    if odd := [name for name, of in others.items() if run is None or of != run]:
+        raise ValueError(
+            f"{folder}: {', '.join(odd)} and {FILE} are of different runs; evaluate again"
+        )

@@ -17,6 +17,8 @@ KINDS = ("multi_label", "multi_class", "pairs")
 ADAPTERS = ("csv", "folders", "npz", "h5")
 PARTS = ("train", "validation")
 RETRIEVAL = ("", "text", "prompts")
+# Columns of images.parquet beside those of attributes.
+RESERVED = ("id", "group", "part")
 
 
 @dataclass(frozen=True)
@@ -304,6 +306,11 @@ def _data_problems(content: Mapping[str, Any]) -> Iterator[str]:
     odd = [n for n, table in tables.items() if n not in PARTS or not isinstance(table, Mapping)]
     if odd or tables is not parts:
         yield f"parts {', '.join(odd) or repr(parts)}: expected tables named {' or '.join(PARTS)}"
+    settings = {"data": data, **{f"parts.{name}": table for name, table in tables.items()}}
+    for where, table in settings.items():
+        attributes = table.get("attributes") if isinstance(table, Mapping) else None
+        if taken := [name for name in RESERVED if name in (attributes or ())]:
+            yield f"{where}.attributes: {', '.join(taken)} stands for something else; rename it"
     retrieval = "text" if kind == "pairs" else content.get("retrieval")
     if retrieval == "text" and not data.get("text"):
         yield "retrieval by text needs data.text, the column of texts"

@@ -11,6 +11,7 @@ from medsiglip_jax import embed, places, rows
 from medsiglip_jax.api import Model
 from medsiglip_jax.embeddings import Embeddings
 from medsiglip_jax.evaluate.dataset import Dataset
+from medsiglip_jax.preprocess.dicom.rules import Rules
 
 # Of a run that is killed, so much is lost at most.
 _SHARD = 512
@@ -37,14 +38,14 @@ def compute(
     folder: places.Given,
     preprocess: str,
     batch_size: int,
+    dicom: Rules,
     on_progress: Callable[[embed.Progress], Any],
-) -> Vectors:
-    """Embeds the images; the same call again goes on, or only reads."""
-    cells = zip(found.ids, found.sources, strict=True)
+) -> None:
+    """Embeds the whole pool of a dataset; the same call again goes on with a killed one."""
+    cells = found.pool.items()
     table = rows.from_tuples((name, source, "image", None) for name, source in cells)
-    options = embed.Options(preprocess, shard_size=_SHARD, batch_size=batch_size)
+    options = embed.Options(preprocess, shard_size=_SHARD, batch_size=batch_size, dicom=dicom)
     embed.embed(model, rows.Rows(table), folder, options, on_progress)
-    return read(folder, found)
 
 
 def read(folder: places.Given, found: Dataset) -> Vectors:

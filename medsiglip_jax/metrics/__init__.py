@@ -4,7 +4,7 @@ Functions that return one number demand complete labels: what was left out could
 that return counts leave out rows without a label themselves (`known`), and count them.
 """
 
-from medsiglip_jax.metrics.bootstrap import bootstrap, bootstrap_difference
+from medsiglip_jax.metrics.bootstrap import Pair, bootstrap, bootstrap_difference, bootstrap_pair
 from medsiglip_jax.metrics.calibration import (
     Platt,
     Reliability,
@@ -52,6 +52,7 @@ __all__ = [
     "Interval",
     "Known",
     "OperatingPoint",
+    "Pair",
     "Platt",
     "Ranks",
     "Reliability",
@@ -64,6 +65,7 @@ __all__ = [
     "average_precision",
     "bootstrap",
     "bootstrap_difference",
+    "bootstrap_pair",
     "brier",
     "check_rule",
     "choose_threshold",

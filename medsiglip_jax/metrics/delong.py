@@ -18,7 +18,7 @@ class Comparison:
     Attributes:
       difference: AUC of the first minus that of the second.
       z: difference in standard errors.
-      p: two-sided; 1 where the two order all pairs alike.
+      p: two-sided, by Student's t; 1 where the two order all pairs alike.
     """
 
     difference: Interval
@@ -99,7 +99,20 @@ def delong_test(
 ) -> Comparison:
     """Tests whether two scores of the same rows have the same AUC.
 
-    Source: as for `delong`; the interval is that of a normal difference.
+    Source: as for `delong`, with `student`; the difference is not transformed. Against a constant
+    it is the test of Brunner and Munzel.
+
+    A normal distribution would find differences that are none, with few positives far too many. How
+    often p was below 0.05 in 2,000 draws of two equally good scores (AUC 0.73, correlation 0.5)
+    with 300 negatives (standard error 0.5 at 5, 0.9 at 20):
+
+    | positives | normal | Student's t |
+    |---|---|---|
+    | 2 | 20.9 % | 8.4 % |
+    | 3 | 14.2 % | 4.6 % |
+    | 5 | 10.3 % | 4.4 % |
+    | 10 | 6.9 % | 4.2 % |
+    | 30 | 4.5 % | 3.8 % |
 
     Args:
       first: [n] scores of one model.
@@ -116,15 +129,15 @@ def delong_test(
       ValueError: as for `auc`, or `level` is out of range.
     """
     (first, positive), (second, _) = binary(first, labels), binary(second, labels)
-    reach = normal_quantile(level)
+    check_level(level)
     values = _placements(first, positive) - _placements(second, positive)
     if len(values) and not np.any(values):
         return Comparison(Interval(0.0, 0.0, 0.0), 0.0, 1.0)
-    value, variance, _ = _moments(values, positive, _units(groups, len(first)))
+    value, variance, degrees = _moments(values, positive, _units(groups, len(first)))
     error = np.sqrt(variance) if variance > 0 else np.nan
-    z = value / error
+    z, reach = value / error, special.stdtrit(degrees, 0.5 + level / 2)
     interval = Interval(value, float(value - reach * error), float(value + reach * error))
-    return Comparison(interval, float(z), float(2 * special.ndtr(-abs(z))))
+    return Comparison(interval, float(z), float(2 * special.stdtr(degrees, -abs(z))))
 
 
 def _placements(scores, positive):
