@@ -280,7 +280,9 @@ def test_a_mask_of_one_s_own(make):
 
 
 @pytest.mark.parametrize(
-    "make", [*BOTH, lambda *args: optim.adamw(*args, mu_dtype=jnp.bfloat16)], ids=str
+    "make",
+    [*BOTH, lambda *args: optim.adamw(*args, mu_dtype=jnp.bfloat16)],
+    ids=["adamw", "adafactor", "adamw, half moment"],
 )
 def test_the_state_keeps_its_types(make):
     """The state is donated, and the step traced once."""
