@@ -325,8 +325,12 @@ def test_cross_entropy_and_its_torch_twin():
     assert float(got) == pytest.approx(entries[known].mean(), rel=1e-6)
 
 
-@pytest.mark.parametrize("pool", ["map", "mean"])
-@pytest.mark.parametrize("multi_label", [False, True])
+@pytest.mark.parametrize("pool, multi_label", [
+    ("map", False),
+    ("mean", True),
+    pytest.param("map", True, marks=pytest.mark.slow),
+    pytest.param("mean", False, marks=pytest.mark.slow),
+])  # fmt: skip
 def test_classification_learns_and_accumulates_exactly(pool, multi_label):
     objective = objectives.classification(CONFIG, Compute(), pool, multi_label)
     batch = make_batch(masked=1)
