@@ -490,13 +490,18 @@ def test_other_labels_are_fitted_again(data, model, done, tmp_path):
     assert got["probe"]["learning_curve"][0] != first["probe"]["learning_curve"][0]
 
 
-def test_a_class_that_training_lacks_is_in_neither_mean(data, model, tmp_path):
-    own = tmp_path / "data"
+def with_training_cells(data, own, column, value):
+    """A copy of the data in which all training images have the same in a column."""
     shutil.copytree(data, own)
     lines = [line.split(",") for line in (own / "labels.csv").read_text().splitlines()]
     for cells in lines[1:]:
-        cells[7] = "0" if cells[3] == "train" else cells[7]
+        cells[column] = value if cells[3] == "train" else cells[column]
     (own / "labels.csv").write_text("\n".join(map(",".join, lines)))
+    return own
+
+
+def test_a_class_that_training_lacks_is_in_neither_mean(data, model, tmp_path):
+    own = with_training_cells(data, tmp_path / "data", 7, "0")
     got = run.evaluate(tasks.read(str(own / "task.toml")), model, own, tmp_path / "out", OPTIONS)
     found, zero_shot = got["probe"], {c["class"]: c["auc"] for c in got["classes"]}
     assert found["undefined"] == ["Beta", "Never"] and zero_shot["Beta"] is not None
@@ -716,12 +721,7 @@ def test_command(data, checkpoint, model, tmp_path, capsys, monkeypatch):
 
 
 def test_training_images_of_one_class_are_an_error(data, model, tmp_path):
-    own = tmp_path / "data"
-    shutil.copytree(data, own)
-    lines = [line.split(",") for line in (own / "labels.csv").read_text().splitlines()]
-    for cells in lines[1:]:
-        cells[5] = "a" if cells[3] == "train" else cells[5]
-    (own / "labels.csv").write_text("\n".join(map(",".join, lines)))
+    own = with_training_cells(data, tmp_path / "data", 5, "a")
     with pytest.raises(ValueError, match="training rows with a label, of 1 class"):
         run.evaluate(tasks.read(str(own / "exclusive.toml")), model, own, tmp_path / "o", OPTIONS)
 

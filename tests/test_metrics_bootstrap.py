@@ -13,7 +13,6 @@ from medsiglip_jax.metrics import (
     auc,
     average_precision,
     bootstrap,
-    bootstrap_difference,
     bootstrap_pair,
     delong,
     macro_auc,
@@ -85,13 +84,13 @@ def test_a_difference_is_paired():
     other = one + 0.2 * rng.normal(size=300)
     by_hand = bootstrap(lambda a, b, y: auc(a, y) - auc(b, y), one, other, labels, samples=200)
     for statistic in (auc, lambda s, y: auc(s, y)):
-        found = bootstrap_difference(statistic, one, other, labels, samples=200)
+        found = bootstrap_pair(statistic, one, other, labels, samples=200).difference
         assert [found.value, found.low, found.high] == pytest.approx(
             [by_hand.value, by_hand.low, by_hand.high], abs=1e-14
         )
     alone = bootstrap(auc, one, labels, samples=200)
     assert by_hand.high - by_hand.low < 0.5 * (alone.high - alone.low)
-    same = bootstrap_difference(auc, one, one, labels, samples=50, groups=groups)
+    same = bootstrap_pair(auc, one, one, labels, samples=50, groups=groups).difference
     assert (same.value, same.low, same.high) == (0, 0, 0)
 
 

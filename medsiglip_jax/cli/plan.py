@@ -5,8 +5,7 @@ import sys
 from typing import Any
 
 from medsiglip_jax.cli.common import add_json, command, show, table
-
-_GIB = 2**30
+from medsiglip_jax.plan.topologies import shown
 
 
 def add(commands) -> None:
@@ -86,18 +85,12 @@ def _progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _size(value: int | None) -> str:
-    if value is None:
-        return "unknown"
-    return f"{value / _GIB:.2f} GiB" if abs(value) >= 0.1 * _GIB else f"{value / 2**20:.1f} MiB"
-
-
 def _text(p: dict[str, Any]) -> str:
     parts = p["memory"] or {}
-    rows = [(f"  {name}", _size(size)) for name, size in parts.items() if name != "peak"]
-    rows = [("state", _size(p["state_bytes"])), *rows]
-    rows.append(("peak" if p["compiled"] else "at the least", _size(p["peak_bytes"])))
-    rows.append((f"of {_size(p['hbm_bytes'])}", f"{_size(p['allowed_bytes'])} after 5 % headroom"))
+    rows = [(f"  {name}", shown(size)) for name, size in parts.items() if name != "peak"]
+    rows = [("state", shown(p["state_bytes"])), *rows]
+    rows.append(("peak" if p["compiled"] else "at the least", shown(p["peak_bytes"])))
+    rows.append((f"of {shown(p['hbm_bytes'])}", f"{shown(p['allowed_bytes'])} after 5 % headroom"))
     lines = [
         f"{p['topology']}: {p['chips']} chips, batch {p['batch_size']}, "
         f"{p['batch_size'] / p['chips']:g} a chip, remat {p['remat']}: " + _verdict(p),
@@ -106,9 +99,9 @@ def _text(p: dict[str, Any]) -> str:
         "",
     ]
     if not p["fits"] and p["peak_bytes"]:
-        lines += [f"too much by     {_size(p['peak_bytes'] - p['allowed_bytes'])}", ""]
+        lines += [f"too much by     {shown(p['peak_bytes'] - p['allowed_bytes'])}", ""]
     if not p["fits"]:
-        rows = [(f"  {name}", _size(size)) for name, size in p["largest"].items()]
+        rows = [(f"  {name}", shown(size)) for name, size in p["largest"].items()]
         lines += [*table(("largest of a chip", ""), rows), ""]
     if p["collectives"]:
         rows = [
@@ -137,7 +130,7 @@ def _text(p: dict[str, Any]) -> str:
         )
     for tried in p.get("advice", []):
         said = "may do:    " if tried["fits"] else "not enough:"
-        lines.append(f"{said} {tried['change']}  ({_size(tried['peak_bytes'])} at the least)")
+        lines.append(f"{said} {tried['change']}  ({shown(tried['peak_bytes'])} at the least)")
     return "\n".join(lines)
 
 
@@ -150,8 +143,8 @@ def _verdict(p: dict[str, Any]) -> str:
 def _sweep_text(plans: list[dict[str, Any]]) -> str:
     rows = [
         (
-            p["topology"], p["remat"], "yes" if p["fits"] else "no", _size(p["peak_bytes"]),
-            _size(p["allowed_bytes"]), f"{p['bound_seconds']:.4g}", p["limit"],
+            p["topology"], p["remat"], "yes" if p["fits"] else "no", shown(p["peak_bytes"]),
+            shown(p["allowed_bytes"]), f"{p['bound_seconds']:.4g}", p["limit"],
             f"{1e3 * p['chip_seconds_per_example']:.3g}",
         )
         for p in plans

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from medsiglip_jax import metrics, places
-from medsiglip_jax.evaluate import scores, tables
-from medsiglip_jax.evaluate.aucs import plain
+from medsiglip_jax.evaluate import aucs, scores, tables
 from medsiglip_jax.evaluate.scores import Scores
 from medsiglip_jax.evaluate.tables import Section, interval, number, p_value, signed
 from medsiglip_jax.metrics.subgroups import FEW
@@ -64,11 +63,11 @@ def compare(
     a, b, left_out = _same_images(a, b, allow_missing)
     b = _same_classes(a, b)
     _check_labels(a, b)
-    if not _has_scores(a, b).any():
+    if not (a.learned & b.learned).any():
         raise ValueError(f"no class has scores in {file} of both A and B")
     found = [_class(a, b, j) for j in range(len(a.classes))]
     adjusted = metrics.holm([c["p"] for c in found])
-    return plain(
+    return aucs.plain(
         {
             "first": str(folders[0]),
             "second": str(folders[1]),
@@ -135,18 +134,15 @@ def _some(names: list[str]) -> str:
 
 
 def _class(a: Scores, b: Scores, column: int) -> dict[str, Any]:
-    labels = a.labels[:, column]
-    positives, negatives = (int((labels == value).sum()) for value in (1, 0))
-    rows = ~np.isnan(labels) & _has_scores(a, b)[column]
-    one, other, labels = a.scores[rows, column], b.scores[rows, column], labels[rows]
-    units = None if (u := a.units) is None else u[rows]
-    paired = metrics.delong_test(other, one, labels, groups=units)
+    positives, negatives = (int((a.labels[:, column] == value).sum()) for value in (1, 0))
+    one, other, labels, units = scores.common(a, b, column)
+    test = metrics.delong_test(other, one, labels, groups=units)
     return {
         "class": a.classes[column],
         "first": metrics.auc(one, labels),
         "second": metrics.auc(other, labels),
-        **_limits(paired.difference),
-        "p": paired.p,
+        **aucs.limits(test.difference, "difference"),
+        "p": test.p,
         "positives": positives,
         "negatives": negatives,
         "unknown": len(a.ids) - positives - negatives,
@@ -155,27 +151,18 @@ def _class(a: Scores, b: Scores, column: int) -> dict[str, Any]:
 
 
 def _macro(a: Scores, b: Scores, resamples: int, seed: int) -> dict[str, Any]:
-    there = _has_scores(a, b)
+    there = a.learned & b.learned
     labels, one, other = a.labels[:, there], a.scores[:, there], b.scores[:, there]
-    paired = metrics.bootstrap_difference(
+    pair = metrics.bootstrap_pair(
         metrics.macro_auc, other, one, labels, groups=a.units, samples=resamples, seed=seed
     )
     return {
         "classes": sum({0, 1} <= set(column[~np.isnan(column)]) for column in labels.T),
-        "first": metrics.macro_auc(one, labels),
-        "second": metrics.macro_auc(other, labels),
-        **_limits(paired),
-        "dropped": paired.dropped,
+        "first": pair.second.value,
+        "second": pair.first.value,
+        **aucs.limits(pair.difference, "difference"),
+        "dropped": pair.difference.dropped,
     }
-
-
-def _has_scores(a: Scores, b: Scores) -> np.ndarray:
-    """Which classes both have scores of: a probe could not learn a class of one label."""
-    return np.all(~np.isnan([a.scores, b.scores]), axis=(0, 1))
-
-
-def _limits(interval: metrics.Interval) -> dict[str, float]:
-    return {"difference": interval.value, "low": interval.low, "high": interval.high}
 
 
 def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, list[Any]]:

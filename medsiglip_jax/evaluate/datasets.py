@@ -37,6 +37,22 @@ class Parts:
     train: Dataset | None
     how: str
 
+    @property
+    def drawn(self) -> bool:
+        """Whether the parts are of the images of the test."""
+        return list(self.test.ids) != list(self.whole.ids)
+
+    @property
+    def others(self) -> dict[str, Dataset]:
+        """Parts beside the test; none where nothing is learned."""
+        named = {"train": self.train, "validation": self.validation}
+        return {name: part for name, part in named.items() if part is not None}
+
+    def images(self) -> int:
+        """How many have to be embedded: parts that were drawn from one are embedded together."""
+        pools = {of.part: len(of.pool) for of in (self.whole, *self.others.values())}
+        return sum(pools.values())
+
 
 def read(
     task: Task, folder: places.Given, policy: Policy = Policy(), allow_missing: bool = False

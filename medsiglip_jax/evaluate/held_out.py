@@ -7,8 +7,8 @@ import numpy as np
 from scipy import special
 
 from medsiglip_jax import metrics
+from medsiglip_jax.evaluate import aucs
 from medsiglip_jax.evaluate.scores import Scores, known
-from medsiglip_jax.metrics import Interval
 
 # How thresholds are chosen; see `metrics.choose_threshold`.
 RULES = (
@@ -59,18 +59,12 @@ def judge(
         calibration = list(_temperature(validation, test, rule))
     else:
         calibration = [_platt(name, *pair, rule=rule) for name, pair in named.items()]
-    learned = _learned(validation)
     return {
         "operating_points": points,
         "calibration": calibration,
         "undefined": undefined,
-        "unlearned": [name for name, there in zip(test.classes, learned, strict=True) if not there],
+        "unlearned": np.array(test.classes, object)[~validation.learned].tolist(),
     }
-
-
-def _learned(scores: Scores) -> np.ndarray:
-    """Which classes have scores: a probe has none of those that training lacks."""
-    return np.all(~np.isnan(scores.scores), axis=0)
 
 
 def _both(rows: metrics.Known) -> bool:
@@ -91,7 +85,7 @@ def _points(
             "rule": rule,
             "at_least": at_least,
             "threshold": threshold,
-            **{key: _shares(getattr(found, key)) for key in _SHARES},
+            **{key: aucs.limits(getattr(found, key), "value") for key in _SHARES},
             "positives": found.true_positives + found.false_negatives,
             "negatives": found.true_negatives + found.false_positives,
             "stated": None if prevalence is None else _stated(found, prevalence),
@@ -99,10 +93,6 @@ def _points(
 
 
 _SHARES = ("sensitivity", "specificity", "ppv", "npv")
-
-
-def _shares(interval: Interval) -> dict[str, float]:
-    return {"value": interval.value, "low": interval.low, "high": interval.high}
 
 
 def _stated(found: metrics.OperatingPoint, prevalence: float) -> dict[str, float]:
@@ -139,7 +129,7 @@ def _temperature(validation: Scores, test: Scores, rule: str) -> Iterator[dict[s
     """
     of, x = ("scores", lambda s: s) if rule not in PROBABILITIES else ("log probabilities", _log)
     (chosen, chosen_labels), (judged, labels) = map(_exclusive, (validation, test))
-    learned = _learned(validation)
+    learned = validation.learned
     rows = learned[chosen_labels]
     if len(np.unique(chosen_labels[rows])) < 2 or not len(judged):
         return

@@ -1,11 +1,12 @@
 """The work of one evaluation: from images and prompts to files of scores."""
 
+import functools
 import hashlib
 import importlib.metadata
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -28,43 +29,13 @@ EMBEDDINGS, GRID, RESULTS = "embeddings", "grid", "results.json"
 PART = "part"  # column of images.parquet, where parts were drawn from the images of the test
 
 
-@dataclass(frozen=True, eq=False)
-class Data:
-    """What a task is evaluated on.
-
-    Attributes:
-        test: all images that are scored by prompts.
-        parts: to learn from, to choose on and to judge by, if anything is learned.
-    """
-
-    test: Dataset
-    parts: Parts | None = None
-
-    @property
-    def drawn(self) -> bool:
-        """Whether the parts are of the images of the test."""
-        return self.parts is not None and list(self.parts.test.ids) != list(self.test.ids)
-
-    @property
-    def others(self) -> dict[str, Dataset]:
-        """Parts beside the test."""
-        named = {"train": self.parts and self.parts.train}
-        named |= {"validation": self.parts and self.parts.validation}
-        return {name: part for name, part in named.items() if part is not None}
-
-    def images(self) -> int:
-        """How many have to be embedded: parts that were drawn from one are embedded together."""
-        pools = {of.part: len(of.pool) for of in (self.test, *self.others.values())}
-        return sum(pools.values())
-
-
 class Job:
     """What the steps of one evaluation share."""
 
-    def __init__(self, task: Task, readings: list[str], data: Data, model: Model, folder: Place,
+    def __init__(self, task: Task, readings: list[str], parts: Parts, model: Model, folder: Place,
                  options: Options, embeddings: Given | None,
                  on_progress: Callable[[Progress], Any], on_fit: Callable[[], Any]):  # fmt: skip
-        self.task, self.data, self.model, self.folder = task, data, model, folder
+        self.task, self.parts, self.model, self.folder = task, parts, model, folder
         self.options, self.embeddings = options, embeddings
         self.on_progress, self.on_fit = on_progress, on_fit
         read = {AS_GIVEN: task} | {name: task.with_reading(name) for name in task.readings}
@@ -72,6 +43,8 @@ class Job:
         # First, for it takes no time and may fail.
         self.prompts = {name: self._prompts(read) for name, read in self.readings.items()}
         self.finished: list[Place] = []
+        # Files of labels may hold images, too, and be large; every cell of a grid names them.
+        self.labels = functools.cache(_labels)
 
     def run(self) -> None:
         """Writes the files; the scores of the run itself, or of pairs the images, last.
@@ -79,17 +52,17 @@ class Job:
         What takes long or may fail comes before the first file of an earlier run is replaced.
         """
         cells = self._grid() if self.options.grid else {}
-        embedded = self._vectors(self.options.preprocess or DEFAULT, self.data.test)
+        embedded = self._vectors(self.options.preprocess or DEFAULT, self.parts.whole)
         preprocess = embedded.manifest["preprocess"]
         main = Cell(preprocess, self.options.reading, self.options.temperature)
         found = self._scores(main, embedded) if self.task.classes else None
         ranks = None
         if self.task.retrieval:
             asked = self.readings[self.options.reading]
-            ranks = retrieval.compute(self.model, asked, self.data.test, embedded)
+            ranks = retrieval.compute(self.model, asked, self.parts.whole, embedded)
         parts = self._parts(preprocess, embedded)
         samples = {name: Sample(of.select(z.images), z.array) for name, (of, z) in parts.items()}
-        meta = self._meta(main, self.data.test, embedded)
+        meta = self._meta(main, self.parts.whole, embedded)
         meta |= {"cells": [cell.file for cell in cells], "retrieval": ranks is not None}
         meta["counts"] |= self._left_out(parts)
         if parts:
@@ -126,7 +99,7 @@ class Job:
     def _grid(self) -> dict[Cell, Scores]:
         found = {}
         for preprocess, group in itertools.groupby(self._cells(), lambda cell: cell.preprocess):
-            embedded = self._vectors(preprocess, self.data.test)
+            embedded = self._vectors(preprocess, self.parts.whole)
             found |= {cell: self._scores(cell, embedded) for cell in group}
         return found
 
@@ -171,10 +144,10 @@ class Job:
         return folder
 
     def _write_images(self, embedded: Vectors, meta: Mapping[str, Any]) -> None:
-        found = self.data.test.select(embedded.images)
+        found = self.parts.whole.select(embedded.images)
         columns = {"id": found.ids, **found.attributes}  # of other names: `tasks.RESERVED`
-        if self.data.drawn and self.data.parts is not None:
-            parts = {"test": self.data.parts.test, **self.data.others}
+        if self.parts.drawn:
+            parts = {"test": self.parts.test, **self.parts.others}
             part_of = {name: part for part, of in parts.items() for name in of.ids}
             columns[PART] = [part_of.get(name, "") for name in found.ids]
         if not self.task.classes and found.groups is not None:
@@ -185,7 +158,7 @@ class Job:
 
     def _scores(self, cell: Cell, embedded: Vectors, part: Dataset | None = None) -> Scores:
         """Of the images of the test, or of a part."""
-        whole = part or self.data.test
+        whole = part or self.parts.whole
         names, zclass = [c.name for c in self.task.classes], self.prompts[cell.reading]
         assert zclass is not None
         values = zero_shot.score(self.task.score, embedded.array, *zclass, self._factor(cell))
@@ -219,8 +192,7 @@ class Job:
             **(softmax if "softmax" in self.task.score else {}),
             "reading": cell.reading,
             "prompts_sha256": self.readings[cell.reading].prompts_sha256(),
-            "labels_sha256": datasets.labels_sha256(found),
-            "label_files": datasets.files_sha256(found),
+            **self.labels(found),
             **asdict(self.options.policy),
             "versions": {**manifest["versions"], "medsiglip_jax": __version__, **versions},
         }
@@ -232,8 +204,7 @@ class Job:
         manifest: Mapping[str, Any],
     ) -> dict[str, Any]:  # fmt: skip
         """Writes what is learned; returns what has to be known to read it back."""
-        assert self.data.parts is not None
-        how = self.data.parts.how
+        how = self.parts.how
         validation = replace(validation, meta={**validation.meta, "run": meta["run"]})
         scores.write(self.folder / learned.VALIDATION, validation)
         if self.options.learn == "probe":
@@ -245,7 +216,7 @@ class Job:
                 self.options.draws, of, self.on_fit,
             )  # fmt: skip
         facts = {"probe": self.options.learn == "probe", "prevalence": self.options.prevalence}
-        return {"how": how, "drawn": self.data.drawn, **facts}
+        return {"how": how, "drawn": self.parts.drawn, **facts}
 
     @property
     def _exclusive(self) -> bool:
@@ -253,12 +224,12 @@ class Job:
 
     def _parts(self, preprocess: str, embedded: Vectors) -> dict[str, tuple[Dataset, Vectors]]:
         """Images of each part, and their embeddings; nothing where nothing is learned."""
-        if self.data.parts is None:
+        if not self.parts.others:
             return {}
-        test = {"test": self.data.parts.test} if self.data.drawn else {}
-        others = {**self.data.others, **test}
+        test = {"test": self.parts.test} if self.parts.drawn else {}
+        others = {**self.parts.others, **test}
         parts = {name: (of, self._vectors(preprocess, of, name)) for name, of in others.items()}
-        return {"test": (self.data.test, embedded), **parts}
+        return {"test": (self.parts.whole, embedded), **parts}
 
     def _left_out(self, parts: Mapping[str, tuple[Dataset, Vectors]]) -> dict[str, int]:
         """What is not there of the other parts of the data set, of which some may be drawn."""
@@ -269,3 +240,11 @@ class Job:
                 unreadable = f"unreadable ({of.part})"
                 found[unreadable] = found.get(unreadable, 0) + len(of) - len(embedded.images)
         return found
+
+
+def _labels(found: Dataset) -> dict[str, Any]:
+    """Which labels, and the files that they were read from."""
+    return {
+        "labels_sha256": datasets.labels_sha256(found),
+        "label_files": datasets.files_sha256(found),
+    }

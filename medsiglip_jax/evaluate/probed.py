@@ -5,11 +5,12 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from medsiglip_jax import metrics
 from medsiglip_jax.evaluate import aucs
 from medsiglip_jax.evaluate.learned import Learned
-from medsiglip_jax.evaluate.scores import Scores, known
+from medsiglip_jax.evaluate.scores import Scores, common, known
 from medsiglip_jax.metrics.subgroups import FEW
 
 
@@ -37,13 +38,18 @@ def results(
         metrics.macro_auc, probe.scores, zero_shot.scores, probe.labels,
         groups=probe.units, samples=statistics["resamples"], seed=statistics["seed"],
     )  # fmt: skip
+    of_probe = metrics.class_aucs(
+        probe.scores, probe.labels, probe.classes, groups=probe.units, student=True
+    )
+    columns = (common(probe, zero_shot, j) for j in range(len(probe.classes)))
+    tests = [metrics.delong_test(*rows, groups=units) for *rows, units in columns]
     return {
         "exclusive": exclusive,
         **{key: found.probe.meta[key] for key in ("images", "how", "scale", "strengths")},
         "unchosen": _unchosen(found.probe_validation, exclusive),
         "macro_auc": aucs.mean_of(pair.first, published.get("probe_mean")),
-        "undefined": _undefined(probe),
-        "classes": list(_classes(found.probe, probe, zero_shot, published.get("probe_auc", {}))),
+        "undefined": of_probe.undefined,
+        "classes": list(_classes(of_probe, found.probe.labels, tests, published)),
         "zero_shot_macro": aucs.mean_of(pair.second, published.get("mean")),
         "difference": aucs.limits(pair.difference, "value"),
         "knn": {"k": found.knn.meta["k"], "macro_auc": _mean(knn, statistics)},
@@ -54,7 +60,7 @@ def results(
 
 def _of_learned_classes(scores: Scores, by: Scores) -> Scores:
     """With no known label of a class that has no scores in `by`, which leaves it out of means."""
-    learned = ~np.isnan(by.scores).any(axis=0)
+    learned = by.learned
     return replace(
         scores,
         scores=np.where(learned, scores.scores, 0),
@@ -71,7 +77,7 @@ def _unchosen(validation: Scores, exclusive: bool) -> Sequence[str]:
     else:
         labels = [known(validation, j).positive for j in range(len(validation.classes))]
         chosen = np.array([len(np.unique(column)) > 1 for column in labels])
-    unchosen = ~np.isnan(validation.scores).any(axis=0) & ~chosen
+    unchosen = validation.learned & ~chosen
     return [name for name, is_one in zip(validation.classes, unchosen, strict=True) if is_one]
 
 
@@ -79,19 +85,15 @@ def _mean(scores: Scores, statistics: Mapping[str, Any]) -> dict[str, Any]:
     return aucs.mean(scores.scores, scores.labels, scores.units, statistics, None)
 
 
-def _undefined(scores: Scores) -> Sequence[str]:
-    return metrics.class_aucs(scores.scores, scores.labels, scores.classes).undefined
-
-
 def _classes(
-    given: Scores, probe: Scores, zero_shot: Scores, published: Mapping[str, float]
+    found: metrics.ClassAucs,
+    labels: Float[np.ndarray, "n c"],
+    tests: Sequence[metrics.Comparison],
+    published: Mapping[str, Any],
 ) -> Iterator[dict[str, Any]]:
-    """Rows of the classes; those that could not be learned are counted in `given` all the same."""
-    found = metrics.class_aucs(
-        probe.scores, probe.labels, probe.classes, groups=probe.units, student=True
-    )
-    counts = [[int((column == value).sum()) for value in (1, 0)] for column in given.labels.T]
-    tests = [_compared(probe, zero_shot, j) for j in range(len(probe.classes))]
+    """Rows of the classes; those that could not be learned are counted in `labels` all the same."""
+    counts = [[int((column == value).sum()) for value in (1, 0)] for column in labels.T]
+    figures = published.get("probe_auc", {})
     adjusted = metrics.holm([test.p for test in tests])
     rows = zip(found.classes, counts, tests, adjusted.tolist(), strict=True)
     for one, (positives, negatives), test, p_holm in rows:
@@ -101,19 +103,11 @@ def _classes(
             "positives": positives,
             "negatives": negatives,
             "few": min(positives, negatives) < FEW,
-            **aucs.against(published.get(one.name), one.auc),
+            **aucs.against(figures.get(one.name), one.auc),
             "minus_zero_shot": aucs.limits(test.difference, "value"),
             "p": test.p,
             "p_holm": p_holm,
         }
-
-
-def _compared(probe: Scores, zero_shot: Scores, column: int) -> metrics.Comparison:
-    labels, units = probe.labels[:, column], probe.units
-    rows = ~np.isnan(labels)
-    first, second = (scores.scores[rows, column] for scores in (probe, zero_shot))
-    groups = None if units is None else units[rows]
-    return metrics.delong_test(first, second, labels[rows], groups=groups)
 
 
 def _named(rows: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> list[dict[str, Any]]:

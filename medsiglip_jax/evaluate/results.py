@@ -105,7 +105,7 @@ def _macro(
     if not scores.classes:
         return None
     if probe and learned and learned.probe and learned.zero_shot is scores:
-        if not np.isnan(learned.probe.scores).any():
+        if learned.probe.learned.all():
             return probe["zero_shot_macro"]
     return _mean(scores, task, statistics)
 

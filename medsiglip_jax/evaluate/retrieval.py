@@ -11,7 +11,7 @@ from jaxtyping import Int64
 
 from medsiglip_jax import metrics, storage
 from medsiglip_jax.api import Model
-from medsiglip_jax.evaluate import aucs, datasets
+from medsiglip_jax.evaluate import aucs, datasets, scores
 from medsiglip_jax.evaluate.dataset import Dataset
 from medsiglip_jax.evaluate.tables import Section, interval, number
 from medsiglip_jax.evaluate.tasks import Task
@@ -112,16 +112,10 @@ def read(path: Place) -> pa.Table:
         FileNotFoundError: there is no such file.
         ValueError: it is something else.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected the --output of evaluate")
-    try:
-        with path.open("rb") as file:
-            table = pq.read_table(file)
+    with scores.opened(path, "ranks") as table:
         if not table.schema.equals(_SCHEMA):
             raise ValueError(f"columns are {', '.join(table.schema.names)}")
         _counts(table)
-    except (pa.ArrowException, KeyError, ValueError) as error:
-        raise ValueError(f"{path}: not ranks that evaluate wrote ({error})") from None
     return table
 
 

@@ -24,7 +24,7 @@ from medsiglip_jax import logistic, places, storage
 from medsiglip_jax.api import Model
 from medsiglip_jax.embed import Progress
 from medsiglip_jax.evaluate import datasets, learned, report, retrieval, scores
-from medsiglip_jax.evaluate.job import GRID, PART, RESULTS, Data, Job
+from medsiglip_jax.evaluate.job import GRID, PART, RESULTS, Job
 from medsiglip_jax.evaluate.learned import Learned
 from medsiglip_jax.evaluate.options import AS_GIVEN, LEARN, Options
 from medsiglip_jax.evaluate.results import results
@@ -71,14 +71,16 @@ def evaluate(
         raise ValueError(f"task {task.name} is of pairs without classes: no --learn, no --grid")
     if options.learn == "probe":
         logistic.installed()  # it would be a pity to hear of it after hours
-    task, found = _data(task, data, options)
+    task, parts = datasets.read_parts(
+        task, data, options.policy, options.allow_missing, options.seed, LEARN[options.learn]
+    )
     task.check_prompts()
     model = model if isinstance(model, Model) else model()
     if embeddings is None:
         presets = len(PRESETS) - 1 if options.grid else 0  # beside the run's own
-        on_total(found.images() + presets * len(found.test.pool))
+        on_total(parts.images() + presets * len(parts.whole.pool))
     folder = places.at(output)
-    job = Job(task, readings, found, model, folder, options, embeddings, on_progress, on_fit)
+    job = Job(task, readings, parts, model, folder, options, embeddings, on_progress, on_fit)
     job.run()
     return recompute(output)
 
@@ -88,14 +90,6 @@ def _readings(task: Task, options: Options) -> list[str]:
     if options.reading not in (there := [AS_GIVEN, *task.readings]):
         task.with_reading(options.reading)  # raises the error that lists them
     return there if options.grid else [options.reading]
-
-
-def _data(task: Task, data: Given, options: Options) -> tuple[Task, Data]:
-    wanted = LEARN[options.learn]
-    task, parts = datasets.read_parts(
-        task, data, options.policy, options.allow_missing, options.seed, wanted
-    )
-    return task, Data(parts.whole, parts if wanted else None)
 
 
 def recompute(

@@ -1,14 +1,16 @@
 """scores.parquet: raw scores and labels, from which all else is computed, without the model."""
 
+import contextlib
+import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 
 from medsiglip_jax import metrics, storage
 from medsiglip_jax.places import Place
@@ -46,10 +48,15 @@ class Scores:
     groups: Sequence[str] | None
     meta: Mapping[str, Any]
 
-    @property
+    @functools.cached_property
     def units(self) -> Int64[np.ndarray, " n"] | None:
         """Number of the patient of each image."""
         return None if self.groups is None else np.unique(self.groups, return_inverse=True)[1]
+
+    @property
+    def learned(self) -> Bool[np.ndarray, " c"]:
+        """Which classes have scores: a probe has none of those that training lacks."""
+        return np.all(~np.isnan(self.scores), axis=0)
 
     def select(self, rows: np.ndarray) -> "Scores":
         """The images of those numbers."""
@@ -66,6 +73,15 @@ def known(scores: Scores, column: int) -> metrics.Known:
     values, labels = scores.scores[:, column], scores.labels[:, column]
     there = not np.isnan(values).any()
     return metrics.known(values, labels) if there else metrics.known(values[:0], labels[:0])
+
+
+def common(first: Scores, second: Scores, column: int) -> tuple[Any, Any, Any, Any]:
+    """Scores of both, labels and units (None without patients) of one class, of the images that
+    have a label; of none, if one of the two has no scores of the class."""
+    labels, units = first.labels[:, column], first.units
+    one, other = first.scores[:, column], second.scores[:, column]
+    rows = ~np.isnan(labels) & ~np.isnan([one, other]).any()
+    return one[rows], other[rows], labels[rows], None if units is None else units[rows]
 
 
 def write(path: Place, scores: Scores) -> None:
@@ -94,18 +110,12 @@ def read(path: Place) -> Scores:
         FileNotFoundError: there is no such file.
         ValueError: it is something else.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected the --output of evaluate")
-    try:
-        with path.open("rb") as file:
-            table = pq.read_table(file)
+    with opened(path, "scores") as table:
         meta = json.loads((table.schema.metadata or {})[_META])
         classes = meta.pop("classes")
         shape = (table.num_rows // len(classes), len(classes))
         labels = table["label"].cast(pa.float64()).to_numpy(zero_copy_only=False)
         values = table["score"].to_numpy().reshape(shape)
-    except (pa.ArrowException, KeyError, ValueError) as error:
-        raise ValueError(f"{path}: not scores that evaluate wrote ({error})") from None
     firsts = table.take(pa.array(np.arange(shape[0]) * shape[1]))
     groups = firsts["group"].to_pylist()
     return Scores(
@@ -116,6 +126,28 @@ def read(path: Place) -> Scores:
         None if not groups or groups[0] is None else groups,
         meta,
     )
+
+
+@contextlib.contextmanager
+def opened(path: Place, what: str) -> Iterator[pa.Table]:
+    """A table that evaluate wrote, to be taken apart.
+
+    Args:
+        path: of the file.
+        what: it should hold, for the message.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read, or not be taken apart.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; expected the --output of evaluate")
+    try:
+        with path.open("rb") as file:
+            table = pq.read_table(file)
+        yield table
+    except (pa.ArrowException, KeyError, ValueError) as error:
+        raise ValueError(f"{path}: not {what} that evaluate wrote ({error})") from None
 
 
 def write_columns(

@@ -4,7 +4,7 @@ Functions that return one number demand complete labels: what was left out could
 that return counts leave out rows without a label themselves (`known`), and count them.
 """
 
-from medsiglip_jax.metrics.bootstrap import Pair, bootstrap, bootstrap_difference, bootstrap_pair
+from medsiglip_jax.metrics.bootstrap import Pair, bootstrap, bootstrap_pair
 from medsiglip_jax.metrics.calibration import (
     Platt,
     Reliability,
@@ -64,7 +64,6 @@ __all__ = [
     "auc",
     "average_precision",
     "bootstrap",
-    "bootstrap_difference",
     "bootstrap_pair",
     "brier",
     "check_rule",

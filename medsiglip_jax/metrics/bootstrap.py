@@ -63,8 +63,8 @@ def bootstrap(
     Bootstrap (1993), chapters 14 and 8.3. The acceleration is that of a jackknife over whole groups
     within strata; of more than a quarter of `samples`, over as many random blocks of them.
     A comparison of two models is paired if both are columns of one statistic, such as
-    `bootstrap(lambda a, b, y: auc(a, y) - auc(b, y), a, b, labels)`; `bootstrap_difference` is the
-    same, faster. Of one AUC with fewer than 30 positives take the interval of `delong` with
+    `bootstrap(lambda a, b, y: auc(a, y) - auc(b, y), a, b, labels)`; `bootstrap_pair` is the same,
+    faster. Of one AUC with fewer than 30 positives take the interval of `delong` with
     `student`: this one is too narrow (of 5, 80 to 89 % hold the truth; of 30, 93 to 96 %); there is
     a table. Of an AUC of 1, every resample is 1 too, and it has no width; `delong` has limits.
 
@@ -96,31 +96,6 @@ def bootstrap(
     return interval_of(of_weights, len(arrays[0]), **how)
 
 
-def bootstrap_difference(
-    statistic: Callable[..., float],
-    first: ArrayLike,
-    second: ArrayLike,
-    *columns: ArrayLike,
-    groups: ArrayLike | None = None,
-    strata: ArrayLike | None = None,
-    samples: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> Interval:
-    """Returns how much higher a statistic is of `first` than of `second`, with its interval.
-
-    Both are computed on the same resamples; see `bootstrap` for the rest.
-
-    Args:
-      statistic: function of scores and then the columns, such as `auc`.
-      first: scores of one model.
-      second: scores of the other, for the same rows.
-      columns: what both are compared with, such as the labels.
-    """
-    how = {"groups": groups, "strata": strata, "samples": samples, "seed": seed, "level": level}
-    return bootstrap_pair(statistic, first, second, *columns, **how).difference
-
-
 def bootstrap_pair(
     statistic: Callable[..., float],
     first: ArrayLike,
@@ -132,9 +107,15 @@ def bootstrap_pair(
     seed: int = 0,
     level: float = 0.95,
 ) -> Pair:
-    """Returns a statistic of `first` and of `second`, and their difference, in half the time.
+    """Returns a statistic of `first` and of `second`, and how much higher it is of `first`.
 
-    See `bootstrap_difference` for the arguments.
+    All are computed on the same resamples; see `bootstrap` for the rest.
+
+    Args:
+      statistic: function of scores and then the columns, such as `auc`.
+      first: scores of one model.
+      second: scores of the other, for the same rows.
+      columns: what both are compared with, such as the labels.
     """
     arrays = _arrays((first, second, *columns))
     prepare = _OF_WEIGHTS.get(statistic) or _preparation(statistic)

@@ -37,6 +37,13 @@ class Chip:
     config: str = "default"
 
 
+def shown(size: int | None) -> str:
+    """Bytes as a person reads them."""
+    if size is None:
+        return "unknown"
+    return f"{size / GIB:.2f} GiB" if abs(size) >= 0.1 * GIB else f"{size / 2**20:.1f} MiB"
+
+
 def _gib(value: float | int) -> int:
     return int(value * GIB)
 

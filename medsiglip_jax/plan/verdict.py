@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from medsiglip_jax.plan import bound, topologies, worker
-from medsiglip_jax.plan.topologies import GIB, Topology
+from medsiglip_jax.plan.topologies import Topology
 from medsiglip_jax.recipe import Mesh, Recipe
 
 Plan = dict[str, Any]
@@ -220,10 +220,6 @@ def sweep(
                 result["bound_seconds"] * result["chips"] / result["batch_size"]
             )
             fits = "fits" if result["fits"] else "does not fit"
-            progress(f"{name} remat {remat}: {fits}, {_gib(result['peak_bytes'])}")
+            progress(f"{name} remat {remat}: {fits}, {topologies.shown(result['peak_bytes'])}")
             found.append(result)
     return sorted(found, key=lambda p: (not p["fits"], p["chip_seconds_per_example"]))
-
-
-def _gib(size: int | None) -> str:
-    return "unknown" if size is None else f"{size / GIB:.2f} GiB"

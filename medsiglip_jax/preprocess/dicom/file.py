@@ -69,7 +69,6 @@ class File:
             self.syntax = syntax if syntax and syntax != sniff.DEFLATED else _guess(found)
         except Exception:  # pydicom raises nearly every type there is, with values in the message
             raise UnreadableImage("damaged DICOM: its elements cannot be read") from None
-        self.inflated = syntax == sniff.DEFLATED
         if not any(self._tags.has(name) for name in _PIXELS):
             raise UnreadableImage("DICOM without pixels, or cut off before them")
 
