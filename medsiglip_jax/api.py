@@ -12,6 +12,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int32, UInt8
 
+from medsiglip_jax import attention as attentions
 from medsiglip_jax import model as towers
 from medsiglip_jax import places, sharding, storage, tree, weights
 from medsiglip_jax.config import ModelConfig, TextConfig, VisionConfig, named
@@ -287,8 +288,8 @@ def load(
         tokenizer: a SentencePiece model, where the checkpoint has none.
         matmul_precision: a jax precision name; default "highest" for float32, so that float32
             means float32 on every device ("tensorfloat32" or "default" are faster on GPU).
-        attention: back end by name, see `medsiglip_jax.model.ATTENTION`; default "auto", over a
-            mesh "xla".
+        attention: back end by name, see `medsiglip_jax.attention.ATTENTION`; default "blocked" on
+            CPUs, "splash" on TPUs, "xla" on GPUs.
         fsdp: split large parameters over the mesh instead of replicating them.
         token: Hugging Face token; default the stored login.
 
@@ -389,16 +390,20 @@ def compute_for(
     matmul_precision: str | None = None,
     attention: str | None = None,
     mesh: jax.sharding.Mesh | None = None,
+    platform: str | None = None,
 ) -> Compute:
-    """How to compute in `dtype` on `mesh`, with the defaults of `load`."""
+    """How to compute in `dtype` on `mesh`, or on one device of `platform` ("cpu", "tpu", "gpu";
+    default the one there is), with the defaults of `load`."""
     weights.dtype_of(dtype)
     precision = matmul_precision or ("highest" if dtype == "float32" else "default")
     try:
         jax.default_matmul_precision(precision)
     except ValueError as error:
         raise ValueError(f"matmul_precision is {matmul_precision!r}: {error}") from None
-    attention = attention or ("xla" if mesh else "auto")
-    return Compute(dtype=dtype, precision=precision, attention=attention)
+    platform = mesh.devices.flat[0].platform if mesh else platform or jax.default_backend()
+    attention = attention or attentions.default(platform)
+    rows = sharding.batch_sharding(mesh) if mesh else None
+    return Compute(dtype=dtype, precision=precision, attention=attention, rows=rows)
 
 
 def tokenizer_path(tokenizer: str | os.PathLike | None) -> Path | None:

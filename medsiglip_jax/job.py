@@ -207,11 +207,12 @@ def mesh_of(recipe: Recipe, devices: Sequence[Any] | None = None) -> Mesh | None
     return mesh
 
 
-def compute_of(recipe: Recipe, mesh: Mesh | None) -> Compute:
-    """How a recipe has the towers computed."""
-    compute = api.compute_for(recipe.dtype, attention=recipe.attention, mesh=mesh)
-    rows = sharding.batch_sharding(mesh) if mesh and recipe.mesh and recipe.mesh.fsdp else None
-    return dataclasses.replace(compute, remat=recipe.remat, rows=rows)
+def compute_of(recipe: Recipe, mesh: Mesh | None, platform: str | None = None) -> Compute:
+    """How a recipe has the towers computed, on a mesh or on one device of a platform."""
+    compute = api.compute_for(
+        recipe.dtype, attention=recipe.attention, mesh=mesh, platform=platform
+    )
+    return dataclasses.replace(compute, remat=recipe.remat)
 
 
 def additions(recipe: Recipe, params: Params, config: ModelConfig, classes: int) -> Params:

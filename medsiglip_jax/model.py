@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Int, UInt8
 
+from medsiglip_jax.attention import ATTENTION, attend
 from medsiglip_jax.config import ModelConfig, TextConfig, VisionConfig
 
 Params = dict[str, Any]
@@ -29,11 +30,11 @@ class Compute:
         dtype: of activations; parameters are cast to it where they are used.
         precision: matmul precision by jax's names; "highest" is true float32 on every device
             (TF32 and bf16 passes are the defaults on GPU and TPU).
-        attention: back end, one of `ATTENTION`.
+        attention: back end, one of `attention.ATTENTION`.
         remat: what a block recomputes in the backward pass instead of storing it, one of `REMAT`.
-        rows: where the rows of activations lie, for a mesh over which parameters are split too:
-            left to itself the compiler then splits the width of the activations instead, and has
-            every device work on the whole batch.
+        rows: where the rows of activations lie, on a mesh. Where parameters are split too, the
+            compiler, left to itself, splits the width of the activations instead, and has every
+            device work on the whole batch; and most attention is of the rows of one device.
     """
 
     dtype: str = "float32"
@@ -58,84 +59,6 @@ REMAT: dict[str, Callable | None] = {
     "none": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "block": jax.checkpoint_policies.nothing_saveable,
-}
-
-
-# ------------------------------------------------------------------------------- attention
-
-
-def _xla_attention(q, k, v):
-    """Plain einsum attention; logits and softmax in float32 whatever the input dtype."""
-    logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
-
-    @partial(jax.checkpoint, prevent_cse=False)  # keeps the logits alone for the backward pass
-    def mix(logits, v):
-        weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-        return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
-
-    return mix(logits, v)
-
-
-def _cudnn_attention(q, k, v):
-    """cuDNN's fused kernel: NVIDIA GPUs, half precision, head sizes that are multiples of 8."""
-    problems = []
-    if jax.default_backend() != "gpu":
-        problems.append(f"it needs an NVIDIA GPU, this is {jax.default_backend()}")
-    if q.dtype not in (jnp.bfloat16, jnp.float16):
-        problems.append(f"it computes in bfloat16 or float16, the model in {q.dtype}")
-    if q.shape[-1] % 8:
-        problems.append(f"head size {q.shape[-1]} is not a multiple of 8")
-    if problems:
-        raise ValueError(
-            f"attention back end 'cudnn' cannot serve: {'; '.join(problems)}. "
-            "Use attention='xla', or a dtype and device that it supports"
-        )
-    return jax.nn.dot_product_attention(q, k, v, scale=1.0, implementation="cudnn")
-
-
-# One head of 1,024 tokens has 4 MiB of logits; two at a time were fastest on a 2-core Sapphire
-# Rapids, 1 and 4 within 10 % and 16 cost 1.5 times as much.
-_BLOCK_BYTES = 8 << 20
-
-
-def _blocked_attention(q, k, v):
-    """For CPUs: as many heads at a time as have 8 MiB of logits, of all images in turn.
-
-    The plain form has XLA allocate the logits of every head at once, and again for each step of
-    the softmax: 690 MB of fresh pages per encoder block for four images, against 170 MB here.
-    The division by the sum comes after the second product, on [tokens, size] instead of
-    [tokens, tokens]. Under grad the logits are computed again and never stored: half the time of
-    the plain form there, too.
-    """
-    b, n, h, d = q.shape
-
-    @partial(jax.checkpoint, prevent_cse=False)
-    def head(qkv):
-        q, k, v = qkv
-        logits = jnp.einsum("qd,kd->qk", q, k, preferred_element_type=jnp.float32)
-        top = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
-        weights = jnp.exp(logits - top)
-        x = jnp.einsum("qk,kd->qd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-        return (x / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)
-
-    heads = [x.swapaxes(1, 2).reshape(b * h, -1, d) for x in (q, k, v)]
-    at_once = min(b * h, max(1, _BLOCK_BYTES // (4 * n * n)))
-    x = jax.lax.map(head, heads, batch_size=at_once)
-    return x.reshape(b, h, n, d).swapaxes(1, 2)
-
-
-def _auto_attention(q, k, v):
-    """Is "blocked" where the program is compiled for a CPU, "xla" elsewhere."""
-    return jax.lax.platform_dependent(q, k, v, cpu=_blocked_attention, default=_xla_attention)
-
-
-# Each takes q (already divided by sqrt(head size)), k, v of shape [batch, tokens, heads, size].
-# "blocked" walks over images and heads in turn, so it undoes a split of the batch over a mesh.
-ATTENTION: dict[str, Callable] = {
-    "xla": _xla_attention,
-    "blocked": _blocked_attention,
-    "auto": _auto_attention,
-    "cudnn": _cudnn_attention,
 }
 
 
@@ -173,8 +96,8 @@ class MultiHeadDotProductAttention(nn.Module):
         q = _adapt(self, "query", x_q, dense(heads, name="query")(x_q))
         k = _adapt(self, "key", x_kv, dense(heads, name="key")(x_kv))
         v = _adapt(self, "value", x_kv, dense(heads, name="value")(x_kv))
-        attend = ATTENTION[self.compute.attention if x_q.shape == x_kv.shape else "xla"]
-        x = attend(q * heads[1] ** -0.5, k, v)
+        name = self.compute.attention if x_q.shape == x_kv.shape else "xla"
+        x = attend(name, q * heads[1] ** -0.5, k, v, self.compute.rows)
         return _adapt(self, "out", x, dense(width, axis=(-2, -1), name="out")(x))
 
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from medsiglip_jax.attention import ATTENTION
 from medsiglip_jax.config import ModelConfig, named
 from medsiglip_jax.lora import LoRA
-from medsiglip_jax.model import ATTENTION, REMAT
+from medsiglip_jax.model import REMAT
 from medsiglip_jax.objectives import NEGATIVES, POOLS
 from medsiglip_jax.preprocess.augment import Augment
 from medsiglip_jax.preprocess.dicom.rules import Rules
@@ -143,7 +144,7 @@ class Recipe:
         remat: "none", "dots" or "block": what is computed again to save memory.
         loss_chunk: side of the tiles of the pairwise loss; bounds its memory.
         dtype: of the arithmetic: "float32" or "bfloat16"; parameters and updates stay float32.
-        attention: back end by name; default "auto", over several devices "xla".
+        attention: back end by name; default "blocked" on CPUs, "splash" on TPUs, "xla" on GPUs.
         preprocess: pixel preset.
         dicom: see `preprocess.dicom.rules.Rules`; a name alone works.
         augment: see `preprocess.augment.Augment`.

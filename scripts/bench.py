@@ -17,6 +17,7 @@
     python scripts/bench.py dicom                          # DICOM files, against pydicom and PIL
     python scripts/bench.py dicom --table                  # what becomes of each of pydicom's files
     python scripts/bench.py coverage                       # do intervals hold the truth
+    python scripts/bench.py attention --topology v5e:1x1   # on a TPU, compiled only
 
 Both sides get the same architecture, inputs, batch size, dtype and cores, and take turns within
 one run, so that a busy machine slows both; the figure is the ratio of the medians.
@@ -32,6 +33,7 @@ import threading
 import time
 from pathlib import Path
 
+import bench_attention
 import bench_dicom
 import bench_embed
 import bench_evaluate
@@ -103,10 +105,9 @@ def encode(args) -> dict:
 def _our_call(params, images, architecture, args, at_once: int):
     import jax
 
-    from medsiglip_jax import model
+    from medsiglip_jax import api, model
 
-    precision = args.precision or ("highest" if args.dtype == "float32" else "default")
-    compute = model.Compute(args.dtype, precision, args.attention)
+    compute = api.compute_for(args.dtype, args.precision, args.attention)
     params = jax.tree.map(lambda x: x.astype(args.dtype), params)
     pieces = [jax.device_put(images[i : i + at_once]) for i in range(0, len(images), at_once)]
     start = time.perf_counter()
@@ -171,7 +172,7 @@ def load(args) -> dict:
         for _ in range(args.repeats):
             for side in sides:
                 command = [sys.executable, __file__, "load-one", side, str(folder)]
-                command += ["--attention", args.attention]
+                command += ["--attention", args.attention] if args.attention else []
                 done = subprocess.run(command, check=True, capture_output=True, text=True)
                 runs[side].append(json.loads(done.stdout.splitlines()[-1]))
                 measure.progress(f"{side}: {runs[side][-1]}")
@@ -315,17 +316,18 @@ def _parser() -> argparse.ArgumentParser:
     bench_search.add_parsers(commands, _common)
     bench_evaluate.add_parsers(commands)
     bench_dicom.add_parsers(commands)
+    bench_attention.add_parsers(commands)
     one = commands.add_parser("load-one", help="one side in this process (what load runs)")
     one.add_argument("side", choices=SIDES)
     one.add_argument("folder")
-    one.add_argument("--attention", default="auto")
+    one.add_argument("--attention")
     return parser
 
 
 def _common(sub: argparse.ArgumentParser, size: str) -> None:
     sub.add_argument("--size", default=size, help=f"named architecture (default {size})")
     sub.add_argument("--repeats", type=int, default=5, help="timed turns (default 5)")
-    sub.add_argument("--attention", default="auto", help="our attention back end")
+    sub.add_argument("--attention", help="our attention back end (default the device's)")
     sub.add_argument("--without-torch", action="store_true", help="only our side")
     sub.add_argument("--json", action="store_true", help="one JSON document on stdout")
 

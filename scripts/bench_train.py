@@ -1,5 +1,6 @@
 """The benchmarks of training, for bench.py: the step, the loss's memory, the input pipeline."""
 
+import dataclasses
 import os
 import resource
 import statistics
@@ -84,11 +85,11 @@ def _batch(architecture, batch: int):
 def _our_step(architecture, batch: int, args):
     import jax
 
-    from medsiglip_jax import model, objectives, optim, step
+    from medsiglip_jax import api, objectives, optim, step
     from medsiglip_jax.weights import random
 
-    precision = "highest" if args.dtype == "float32" else "default"
-    compute = model.Compute(args.dtype, precision, args.attention, args.remat)
+    compute = api.compute_for(args.dtype, attention=args.attention)
+    compute = dataclasses.replace(compute, remat=args.remat)
     optimizer = optim.adamw(1e-5, optim.schedule("constant", 1_000_000))
     update = step.make_train_step(objectives.contrastive(architecture, compute), optimizer)
     params = jax.device_put(random.init_params(architecture, seed=0))
@@ -155,7 +156,7 @@ def step(args) -> dict:
     """One step of the full-size model with frozen parts: does it fit, how long does it take."""
     import jax
 
-    from medsiglip_jax import config, freeze, lora, model, objectives, optim, tree
+    from medsiglip_jax import api, config, freeze, lora, objectives, optim, tree
     from medsiglip_jax import step as train_step
     from medsiglip_jax.weights import random
 
@@ -168,7 +169,9 @@ def step(args) -> dict:
         patterns = adapters.frozen(params)
     trainable, frozen = freeze.partition(patterns, params).split(params)
     optimizer = optim.adamw(1e-5, optim.schedule("constant", 1000))
-    compute = model.Compute(attention=args.attention, remat=args.remat)
+    compute = dataclasses.replace(
+        api.compute_for("float32", attention=args.attention), remat=args.remat
+    )
     update = train_step.make_train_step(objectives.contrastive(architecture, compute), optimizer)
     state = train_step.init_state(trainable, optimizer, frozen)
     del params, trainable, frozen

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medsiglip_jax import config, model
-from medsiglip_jax.model import ATTENTION, Compute
+from medsiglip_jax import attention, config, model, sharding
+from medsiglip_jax.attention import ATTENTION
+from medsiglip_jax.model import Compute
 
 # (batch, tokens, heads, size). A block holds 2**21 // tokens**2 heads: these are one block of all
 # heads, blocks with and without a remainder, and a head that alone is more than a block.
@@ -72,15 +73,55 @@ def test_blocked_never_holds_the_logits_of_every_head():
     assert memory.temp_size_in_bytes < every_head / 2
 
 
-def test_auto_follows_the_platform_that_is_compiled_for():
-    inputs, _ = qkv((1, 1024, 4, 8))
-    traced = jax.jit(ATTENTION["auto"]).trace(*inputs)
-    assert "while" in traced.lower(lowering_platforms=("cpu",)).as_text()
-    for platform in ("tpu", "cuda"):
-        assert "while" not in traced.lower(lowering_platforms=(platform,)).as_text()
+# One tile of queries and keys, several of queries, several of both.
+@pytest.mark.parametrize("tokens", [128, 1024, 2048])
+def test_splash_equals_plain_attention_in_value_and_gradient(tokens):
+    """In Pallas's interpreter, in float32: the arithmetic, if not a TPU's rounding."""
+    inputs, ct = qkv((2, tokens, 2, 72))
+    splash = partial(ATTENTION["splash"], interpret=True)
+    x, gradients = jax.jit(lambda inputs: gradient(splash, inputs, ct))(inputs)
+    np.testing.assert_allclose(x, plain(*inputs), atol=2e-6)
+    wanted = jax.jit(lambda inputs: gradient(ATTENTION["xla"], inputs, ct)[1])(inputs)
+    for got, want in zip(gradients, wanted, strict=True):
+        np.testing.assert_allclose(got, want, atol=5e-6)
 
 
-def test_the_image_tower_is_the_same_with_auto():
+def gradient(attend, inputs, ct):
+    x, back = jax.vjp(attend, *inputs)
+    return x, back(ct)
+
+
+def test_splash_leaves_to_xla_what_it_cannot_do():
+    assert attention.used("splash", 1024, "bfloat16") == "splash"
+    assert attention.used("splash", 1024, "float32") == "xla"  # float32 means float32
+    assert attention.used("splash", 729, "bfloat16") == "xla"
+    assert attention.used("blocked", 729, "float32") == "blocked"
+
+
+def test_every_platform_has_a_back_end():
+    for platform, name in {"cpu": "blocked", "tpu": "splash", "gpu": "xla"}.items():
+        assert attention.default(platform) == name
+
+
+@pytest.mark.parametrize("name", ["blocked", "splash"])
+def test_on_a_mesh_every_device_works_on_its_own_rows(name, monkeypatch):
+    monkeypatch.setitem(ATTENTION, "splash", partial(ATTENTION["splash"], interpret=True))
+    monkeypatch.setattr(attention, "used", lambda name, *_: name)
+    mesh = sharding.make_mesh(4, 2)
+    rows = sharding.batch_sharding(mesh)
+    inputs, ct = qkv((8, 128, 2, 8))
+    split = jax.device_put(inputs, rows)
+    attend = partial(attention.attend, name, rows=rows)
+    step = jax.jit(lambda inputs, ct: gradient(attend, inputs, ct))
+    x, gradients = step(split, jax.device_put(ct, rows))
+    assert "all-gather" not in step.lower(split, jax.device_put(ct, rows)).compile().as_text()
+    assert x.sharding.is_equivalent_to(rows, x.ndim)
+    wanted, back = gradient(ATTENTION["xla"], inputs, ct)
+    for got, want in zip((x, *gradients), (wanted, *back), strict=True):
+        np.testing.assert_allclose(got, want, atol=2e-6)
+
+
+def test_the_image_tower_is_the_same_blocked():
     tiny = config.named("tiny-56")
     rng = np.random.default_rng(0)
     params = jax.tree.map(
@@ -93,12 +134,14 @@ def test_the_image_tower_is_the_same_with_auto():
         z, tokens = model.encode_image(params, images, tiny, compute)
         return model.normalize(z), tokens
 
-    got, want = embed(params, Compute(attention="auto")), embed(params, Compute())
+    got, want = embed(params, Compute(attention="blocked")), embed(params, Compute())
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, want)
 
 
 def test_an_unknown_back_end_is_an_error_that_lists_them():
-    with pytest.raises(ValueError, match="'flash9' is unknown; expected one of xla, blocked, auto"):
+    with pytest.raises(
+        ValueError, match="'flash9' is unknown; expected one of xla, blocked, splash"
+    ):
         Compute(attention="flash9")
 
 

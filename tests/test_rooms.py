@@ -15,7 +15,7 @@ PACKAGE = Path(medsiglip_jax.__file__).parent
 FLOORS = [
     [f"metrics.{n}" for n in "checks intervals ranking delong classes bootstrap".split()],
     [f"metrics.{n}" for n in "calibration retrieval subgroups thresholds".split()],
-    ["config", "tree", "metrics", "losses", "places", "charts"],
+    ["config", "tree", "metrics", "losses", "places", "charts", "attention"],
     ["locks", "opener"],
     ["storage"],
     ["model", "freeze", "lora"],

@@ -53,7 +53,7 @@ def add_model(sub, required: bool = True) -> None:
         "--matmul-precision", metavar="NAME",
         help="jax precision name; default: true float32 for --dtype float32",
     )  # fmt: skip
-    sub.add_argument("--attention", metavar="NAME", help="xla, blocked, cudnn or auto (default)")
+    sub.add_argument("--attention", metavar="NAME", help="xla, blocked, splash or cudnn; default the device's")
 
 
 def add_preprocess(sub) -> None:

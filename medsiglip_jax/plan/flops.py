@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from medsiglip_jax import tree
+from medsiglip_jax.attention import RECOMPUTES, used
 from medsiglip_jax.config import ModelConfig
 from medsiglip_jax.recipe import Recipe
 
@@ -52,8 +53,18 @@ def of_embedding(config: ModelConfig, params: Any, images: int) -> Flops:
     return Flops(images * sum(_forward(config, flat, stage) for stage in range(len(_STAGES))), 0.0)
 
 
-def of_step(recipe: Recipe, config: ModelConfig, trained: Any, frozen: Any) -> Flops:
-    """Of one train step; `trained` and `frozen` are the two parts of the parameters, or shapes."""
+def of_step(
+    recipe: Recipe, config: ModelConfig, trained: Any, frozen: Any, attention: str
+) -> Flops:
+    """Of one train step.
+
+    Args:
+        recipe: of the step.
+        config: of the model.
+        trained: part of the parameters, or shapes.
+        frozen: the other part.
+        attention: back end.
+    """
     rows, contrastive = recipe.batch_size, recipe.objective.name == "contrastive"
     trains, flat = tree.flatten(trained), tree.flatten(trained) | tree.flatten(frozen)
     forward = backward = again = 0.0
@@ -72,6 +83,9 @@ def of_step(recipe: Recipe, config: ModelConfig, trained: Any, frozen: Any) -> F
             if flows:
                 backward += here + _attention(config, paths, stage)
                 again += _recomputed(config, paths, stage, recipe.remat)
+                if stage in _BLOCKS:
+                    name = used(attention, _length(config, tower), recipe.dtype)
+                    again += RECOMPUTES.get(name, 0) * _attention(config, paths, stage)
             flows = flows or bool(mine)
     if recipe.objective.accumulate > 1 and recipe.objective.negatives == "batch":
         again += forward
@@ -120,6 +134,10 @@ def _recomputed(config: ModelConfig, paths: dict[str, Any], stage: int, remat: s
 
 
 def _tokens(config: ModelConfig, path: str) -> int:
-    if path.startswith("txt/"):
+    return _length(config, "txt" if path.startswith("txt/") else "img")
+
+
+def _length(config: ModelConfig, tower: str) -> int:
+    if tower == "txt":
         return config.text.context_length if config.text else 0
     return config.vision.num_tokens if config.vision else 0

@@ -17,6 +17,7 @@ from jax.sharding import SingleDeviceSharding
 
 from medsiglip_jax import api, freeze, job, sharding, tree, weights
 from medsiglip_jax import model as towers
+from medsiglip_jax.attention import RECOMPUTES, used
 from medsiglip_jax.config import ModelConfig, named
 from medsiglip_jax.plan import collectives, flops
 from medsiglip_jax.plan.topologies import Topology
@@ -117,7 +118,7 @@ def _step(recipe: Recipe, devices: list[Any]) -> tuple[Any, dict]:
     config, mesh = architecture(recipe), job.mesh_of(recipe, devices)
     if recipe.objective.name == "contrastive" and not (config.vision and config.text):
         raise ValueError(f"init {recipe.init!r} has one tower; a contrastive run needs both")
-    compute = job.compute_of(recipe, mesh)
+    compute = job.compute_of(recipe, mesh, devices[0].platform)
     one = SingleDeviceSharding(devices[0])
     label, classes = recipe.data[0].label, len(recipe.data[0].classes or ()) or _CLASSES
     findings = isinstance(label, tuple)
@@ -143,13 +144,17 @@ def _step(recipe: Recipe, devices: list[Any]) -> tuple[Any, dict]:
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows),
         _batch(recipe, config, classes if findings else None),
     )
-    facts = _facts(state, flops.of_step(recipe, config, trained, frozen))
-    facts["largest"] |= _activations(recipe, config, trained, mesh.shape["data"] if mesh else 1)
+    facts = _facts(state, flops.of_step(recipe, config, trained, frozen, compute.attention))
+    facts["largest"] |= _activations(
+        recipe, config, trained, mesh.shape["data"] if mesh else 1, compute.attention
+    )
     facts |= {"trained": tree.size(trained), "parameters": tree.size(params)}
     return step.lower(state, batch), facts
 
 
-def _activations(recipe: Recipe, config: ModelConfig, trained: Any, devices: int) -> dict[str, int]:
+def _activations(
+    recipe: Recipe, config: ModelConfig, trained: Any, devices: int, attention: str
+) -> dict[str, int]:
     """Bytes of what the image tower and the loss make, by name: what grows with the batch."""
     v, dense = config.vision, recipe.remat != "block"
     assert v is not None
@@ -158,11 +163,12 @@ def _activations(recipe: Recipe, config: ModelConfig, trained: Any, devices: int
     size = jnp.dtype(recipe.dtype).itemsize
     kept = v.depth if "img" in trained else 1  # blocks of which something waits for a gradient
     found = {
-        "image blocks: attention logits": 4 * tokens * v.num_heads * v.num_tokens
-        * (kept if recipe.remat == "none" else 1),
         "image blocks: hidden layers": size * tokens * v.mlp_dim * (kept if dense else 1),
         "image blocks: inputs": size * tokens * v.width * kept,
-    }  # fmt: skip
+    }
+    if used(attention, v.num_tokens, recipe.dtype) not in RECOMPUTES:
+        logits = 4 * tokens * v.num_heads * v.num_tokens
+        found["image blocks: attention logits"] = logits * (kept if recipe.remat == "none" else 1)
     if recipe.objective.name == "contrastive":
         side = recipe.batch_size // devices
         found["loss: a tile of pairs"] = 4 * min(side, recipe.loss_chunk or side) ** 2
@@ -202,7 +208,7 @@ def _embedding(recipe: Recipe, devices: list[Any]) -> tuple[Any, dict]:
     config, mesh = architecture(recipe), job.mesh_of(recipe, devices)
     if config.vision is None:
         raise ValueError("this model has no image tower")
-    compute = api.compute_for(recipe.dtype, attention=recipe.attention, mesh=mesh)
+    compute = job.compute_of(recipe, mesh, devices[0].platform)
     shapes, one = towers.param_shapes(config, recipe.dtype), SingleDeviceSharding(devices[0])
     whole, rows = (
         (one, one) if mesh is None else (sharding.replicated(mesh), sharding.batch_sharding(mesh))

@@ -127,24 +127,32 @@ def _plan(question: Question, answer: Mapping[str, Any]) -> Plan:
 def max_batch(question: Question, progress: Progress) -> float:
     """Examples per chip of the largest batch that fits, 0 if none does.
 
-    Each try asks only what the program needs at the least. What fits by that may still not fit
-    when it is compiled whole, which the last try is, with less each time it fails.
+    Each try asks only what the program needs at the least, which grows nearly in proportion to the
+    batch: the next one is where the line through the two nearest says that it is full. What fits by
+    that may still not fit when it is compiled whole, which the last try is, with less each time it
+    fails.
     """
 
-    def fits(units: int, quick: bool = True) -> bool:
+    def room(units: int, quick: bool = True) -> int:
         asked = question.with_batch(units)
         found = plan(dataclasses.replace(asked, quick=quick))
         said = "fits" if found["fits"] else "does not"
         progress(f"batch {asked.recipe.batch_size} ({asked.per_chip():g} a chip) {said}")
-        return found["fits"]
+        return found["headroom_bytes"] if found["fits"] else min(found["headroom_bytes"] or -1, -1)
 
     low, high = 0, max(1, question.units())
-    while fits(high):
-        low, high = high, 2 * high
-    while high - low > max(1, low // 16):
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    while low and not question.quick and not fits(low, quick=False):
+    left, over = question.topology.chip.usable, 0
+    while (over := room(high)) >= 0:
+        low, high, left = high, 2 * high, over
+    while high - low > 1:
+        guess = min(high - 1, max(low + 1, int(low + (high - low) * left / (left - over))))
+        if guess - low <= low // 16:
+            break
+        if (found := room(guess)) >= 0:
+            low, left = guess, found
+        else:
+            high, over = guess, found
+    while low and not question.quick and room(low, quick=False) < 0:
         low = low * 7 // 8
     return question.with_batch(low).per_chip() if low else 0
 
@@ -158,7 +166,8 @@ def advice(question: Question, progress: Progress) -> list[dict[str, Any]]:
         result = plan(dataclasses.replace(changed, quick=True))
         said = "fits" if result["fits"] else "does not fit"
         progress(f"{name}: {said}")
-        found.append({"change": name, "fits": result["fits"], "peak_bytes": result["peak_bytes"]})
+        keys = ("fits", "peak_bytes", "compiled")  # never compiled: by the least that it needs
+        found.append({"change": name, **{key: result[key] for key in keys}})
         if result["fits"]:
             break
     return found

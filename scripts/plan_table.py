@@ -1,0 +1,80 @@
+"""The table of the README: do the recipes in configs/ fit TPU slices, with what batch, how fast.
+
+    python scripts/plan_table.py                     # about an hour of a core, 2 GB; needs libtpu
+    python scripts/plan_table.py --topology v6e-16 --quick
+
+Rows that are done are kept in the file --cache, so that a run that was ended goes on.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+from medsiglip_jax import recipe
+from medsiglip_jax.plan import topologies, verdict
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+FSDP = ("--config.mesh.fsdp=True", "--config.remat=block", "--config.batch_size=256")
+ROWS = (
+    ("lora", ()), ("classification", ()), ("frozen_image", ()), ("contrastive", ()),
+    ("contrastive", FSDP), ("tpu_slice", ()),
+)  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--topology", nargs="+", default=["v5e-4", "v5e-16"])
+    parser.add_argument("--quick", action="store_true", help="least memory only")
+    parser.add_argument("--cache", default="plan_table.jsonl", type=Path, metavar="FILE")
+    args = parser.parse_args()
+    rows = [(name, flags, where) for name, flags in ROWS for where in args.topology]
+    found = [_kept(args.cache, args.quick, *row) for row in rows]
+    print("| recipe (batch) | slice | memory of a chip, GiB | largest batch a chip | bound, s |")
+    print("|---|---|---|---|---|")
+    for row in found:
+        print("| " + " | ".join(_cells(row)) + " |")
+
+
+def _kept(cache: Path, quick: bool, name: str, flags: tuple[str, ...], where: str) -> dict:
+    key = [name, list(flags), where, quick]
+    lines = cache.read_text().splitlines() if cache.exists() else []
+    for row in map(json.loads, lines):
+        if row["key"] == key:
+            return row
+    row = {"key": key, **_row(quick, name, flags, where)}
+    with cache.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    return row
+
+
+def _row(quick: bool, name: str, flags: tuple[str, ...], where: str) -> dict:
+    """A whole compilation only of what fits by the least that it needs."""
+    say = lambda line: print(f"{name} {where}: {line}", file=sys.stderr, flush=True)  # noqa: E731
+    asked = recipe.read(str(CONFIGS / f"{name}.py"), list(flags))
+    question = verdict.Question(asked, topologies.parse(where), quick=True)
+    result = verdict.plan(question)
+    if result["fits"] and not quick:
+        result = verdict.plan(dataclasses.replace(question, quick=False))
+    say(f"{result['peak_bytes']:,} bytes, compiled {result['compiled']}")
+    keys = ("fits", "compiled", "peak_bytes", "bound_seconds", "batch_size", "limit")
+    return {key: result[key] for key in keys} | {"largest": verdict.max_batch(question, say)}
+
+
+def _cells(row: dict) -> tuple[str, ...]:
+    name, flags, where, _ = row["key"]
+    changed = [flag.removeprefix("--config.") for flag in flags if "batch_size" not in flag]
+    said = f" {topologies.shown(row['peak_bytes'])}".removesuffix(" GiB")
+    kind = ("fits:" if row["fits"] else "no:") if row["compiled"] else "at the least"
+    return (
+        f"`{name}` ({row['batch_size']:,}{''.join(f', `{c}`' for c in changed)})", where,
+        ("" if row["fits"] or row["compiled"] else "no, ") + kind + said,
+        f"{row['largest']:g}" if row["largest"] else "none", f"{row['bound_seconds']:.3g}",
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
