@@ -33,7 +33,7 @@ def get_config(arg=None):
     config.batch_size = 4096
     config.total_steps = 5000
     config.seed = 0
-    config.objective = ConfigDict(dict(name="contrastive", accumulate=8, negatives="batch"))
+    config.objective = ConfigDict(dict(name="contrastive", accumulate=4, negatives="batch"))
     config.optimizer = ConfigDict(
         dict(name="adafactor", schedule="rsqrt", warmup_steps=500, cooldown_steps=500, b2=0.95,
              weight_decay=1e-6)

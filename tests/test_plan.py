@@ -164,10 +164,14 @@ HloModule jit_step
   %c = s32[] constant(27)
   ROOT %r = pred[] compare(%i, %c), direction=LT
 }
+%on_a_sparse_core (p: f32[2]) -> f32[4] {
+  ROOT %g = f32[4]{0} all-gather(%p), channel_id=5, replica_groups={{0,1},{2,3}}, dimensions={0}
+}
 ENTRY %main (a: f32[8]) -> f32[8] {
   %w = (s32[], f32[8]) while(%t), condition=%cond, body=%body
   %r = (f32[6]{0}, f32[2]{0}) all-reduce(%a, %b), channel_id=3, replica_groups={{0,1},{2,3}}
   %s = f32[5]{0} reduce-scatter(%a), channel_id=4, replica_groups=mesh['x'=4,'y'=2] {'x'}
+  %q = f32[4]{0} custom-call(%a), called_computations={%cond, %on_a_sparse_core}, x={y="1"}
 }
 """
 
@@ -175,7 +179,7 @@ ENTRY %main (a: f32[8]) -> f32[8] {
 def test_collectives():
     """A loop's as often as it runs, a channel's once, all by what a ring receives."""
     found = collectives.read(HLO)
-    assert found["all-gather"] == collectives.Collective(1, 27, 27 * 128 * 3 // 4)
+    assert found["all-gather"] == collectives.Collective(2, 28, 27 * 128 * 3 // 4 + 8)
     assert found["collective-permute"] == collectives.Collective(1, 27, 27 * 20)
     assert found["all-reduce"] == collectives.Collective(1, 1, 32)
     assert found["reduce-scatter"] == collectives.Collective(1, 1, 60)
@@ -322,6 +326,15 @@ def test_the_command(tmp_path, capsys):
     assert found["collectives"]["collective-permute"]["runs"] == 4  # the ring of the loss
     assert found["bound_seconds"] == max(found["bound"].values())
     assert found["chip_hours"] > 0
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.parametrize("topology", ["v4:2x2x1", "v5p:2x2x1", "7x:2x2x1"])
+def test_collectives_are_known_where_libtpu_cannot_read_its_program_back(topology):
+    asked = recipe.from_dict(TINY | {"model": WIDE, "mesh": {"fsdp": True}})
+    found = verdict.plan(Question(asked, parse(topology)))["collectives"]
+    assert found and all(c["runs"] > 0 and c["bytes"] > 0 for c in found.values())
 
 
 @needs_libtpu

@@ -17,7 +17,11 @@ _BYTES = {
     "u32": 4, "f64": 8, "s64": 8, "u64": 8,
 }  # fmt: skip
 _HEAD = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
-_CALLED = re.compile(r"(?:calls|to_apply|body|condition|branch_computations)=\{?([^,}]+)")
+# In `called_computations` of a custom call is what runs on a SparseCore.
+_CALLED = re.compile(
+    r"(?:calls|to_apply|body|condition|branch_computations|called_computations)="
+    r"(?:\{([^}]*)\}|([^,\s]+))"
+)
 _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 _OPERATION = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(")
 
@@ -77,8 +81,9 @@ def _runs(bodies: dict[str, list[str]], entry: str) -> dict[str, int]:
         for line in lines:
             condition = re.search(r" while\(.*condition=%?([\w.\-]+)", line)
             times = _trips(bodies[condition[1]]) if condition else 1
-            for called in _CALLED.findall(line):
-                callers[called.strip().lstrip("%")].append((name, times))
+            for several, one in _CALLED.findall(line):
+                for called in (several or one).split(","):
+                    callers[called.strip().lstrip("%")].append((name, times))
 
     @functools.cache
     def runs(name: str) -> int:

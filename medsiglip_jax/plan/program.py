@@ -7,6 +7,7 @@ import dataclasses
 import math
 import re
 import resource
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -54,32 +55,47 @@ def compiled(recipe: Recipe, topology: Topology, embed: bool, limit_mib: int | N
     devices = _devices(topology)
     start = time.perf_counter()
     lowered, facts = (_embedding if embed else _step)(recipe, devices)
-    options = {"xla_tpu_max_hbm_size_mib": limit_mib} if limit_mib else None
+    with tempfile.TemporaryDirectory() as folder:
+        result = _compile(lowered, limit_mib, folder)
+    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {**result, **facts, "seconds": time.perf_counter() - start, "compiler_bytes": rss}
+
+
+def _compile(lowered: Any, limit_mib: int | None, folder: str) -> dict:
+    options: dict[str, Any] = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+    if limit_mib:
+        options = {"xla_tpu_max_hbm_size_mib": limit_mib}
     try:
         program = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        result = {"compiled": False, **_out_of_memory(str(error))}
-    else:
-        result = {
-            "compiled": True,
-            "memory": _memory(program.memory_analysis()),
-            **_of_the_text(program),
-        }
-    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {**result, **facts, "seconds": time.perf_counter() - start, "compiler_bytes": rss}
+        return {"compiled": False, **_out_of_memory(str(error))}
+    return {
+        "compiled": True,
+        "memory": _memory(program.memory_analysis()),
+        "collectives": _collectives(Path(folder)),
+        "xla_flops": _xla_flops(program),
+    }
 
 
-def _of_the_text(program: Any) -> dict:
-    """libtpu 0.0.52 cannot read back what it has compiled for v4, v5p and 7x where collectives run
-    beside other work ("async-update instruction should have 1 operands"); the rest is right."""
+def _collectives(folder: Path) -> dict[str, dict] | None:
+    """From the text that the compiler has written there, as `program.as_text()` has it: libtpu
+    0.0.52 cannot read its own program back where collectives run beside other work on v4, v5p and
+    7x ("async-update instruction should have 1 operands")."""
+    texts = list(folder.glob("*.after_optimizations.txt"))
+    if len(texts) != 1:
+        return None
+    found = collectives.read(texts[0].read_text())
+    return {kind: dataclasses.asdict(c) for kind, c in found.items()}
+
+
+def _xla_flops(program: Any) -> float | None:
+    """None where libtpu cannot read its program back."""
     try:
-        text, costs = program.as_text(), program.cost_analysis() or {}
+        return float((program.cost_analysis() or {}).get("flops", 0))
     except jax.errors.JaxRuntimeError:
-        return {"collectives": None, "xla_flops": None}
-    found = {kind: dataclasses.asdict(c) for kind, c in collectives.read(text).items()}
-    return {"collectives": found, "xla_flops": float(costs.get("flops", 0))}
+        return None
 
 
 def _devices(topology: Topology) -> list[Any]:
