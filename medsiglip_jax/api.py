@@ -400,8 +400,9 @@ def compute_for(
         jax.default_matmul_precision(precision)
     except ValueError as error:
         raise ValueError(f"matmul_precision is {matmul_precision!r}: {error}") from None
-    platform = mesh.devices.flat[0].platform if mesh else platform or jax.default_backend()
-    attention = attention or attentions.default(platform)
+    if mesh:
+        platform = mesh.devices.flat[0].platform
+    attention = attention or attentions.default(platform or jax.default_backend())
     rows = sharding.batch_sharding(mesh) if mesh else None
     return Compute(dtype=dtype, precision=precision, attention=attention, rows=rows)
 

@@ -109,7 +109,7 @@ def _splash(q, k, v, interpret=False):
         interpret=interpret,
     )
     heads_first = (x.swapaxes(1, 2) for x in (q, k, v))
-    return jax.vmap(kernel)(*heads_first).swapaxes(1, 2)
+    return jnp.swapaxes(jax.vmap(kernel)(*heads_first), 1, 2)  # pyright: ignore
 
 
 # Each takes q (already divided by sqrt(head size)), k, v of shape [batch, tokens, heads, size].

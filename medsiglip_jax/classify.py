@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float64, Shaped
 
 from medsiglip_jax.api import Model
 from medsiglip_jax.preprocess.dicom.rules import Rules
@@ -24,7 +25,7 @@ def classify(
 
     Args:
         model: with both towers and a tokenizer.
-        images: paths, or anything else `model.processor.images` takes.
+        images: sources, or anything else `model.processor.images` takes.
         texts: at least one.
         preprocess: pixel preset.
         batch_size: images per call of the encoder.
@@ -35,11 +36,9 @@ def classify(
         Per image `{"image": …, "scores": [{"text", "logit", "sigmoid", "softmax"}, …]}` with
         scores in the order of `texts`, or `{"image": …, "error": reason}` if it is unreadable.
     """
-    if not texts or not all(text.strip() for text in texts):
-        raise ValueError("texts: expected at least one, none of them empty")
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; expected at least 1")
-    ztxt = model.encode_text(model.processor.texts(list(texts)))
+    ztxt = encode_texts(model, texts)
     starts = range(0, len(images), batch_size)
     results: list[dict[str, Any]] = []
     for start in progress(starts):
@@ -57,7 +56,7 @@ def _classify_batch(model: Model, items, texts, ztxt, preprocess, dicom) -> list
         try:
             pixels.append(model.processor.images([item], preprocess, dicom))
             readable.append(result)
-        except (UnreadableImage, FileNotFoundError) as error:
+        except UnreadableImage as error:
             result["error"] = str(error).removeprefix(f"{item}: ")
     if pixels:
         zimg = model.encode_image(np.concatenate(pixels))
@@ -67,10 +66,27 @@ def _classify_batch(model: Model, items, texts, ztxt, preprocess, dicom) -> list
 
 
 def _scores(texts: Sequence[str], logits: jax.Array) -> list[dict[str, Any]]:
-    """float64 from the float32 logits on, so that small sigmoids keep their digits."""
     x = np.asarray(logits, np.float64)
-    sigmoid = np.exp(-np.logaddexp(0.0, -x))
-    softmax = np.exp(x - x.max())
-    softmax /= softmax.sum()
-    columns = zip(texts, x.tolist(), sigmoid.tolist(), softmax.tolist(), strict=True)
+    columns = zip(texts, *(values.tolist() for values in (x, *probabilities(x))), strict=True)
     return [dict(zip(("text", "logit", "sigmoid", "softmax"), row, strict=True)) for row in columns]
+
+
+def encode_texts(model: Model, texts: Sequence[str]) -> jax.Array:
+    """Unit vectors of texts, float32 [texts, D].
+
+    Raises:
+        ValueError: there is none, or one is empty.
+    """
+    if not texts or not all(text.strip() for text in texts):
+        raise ValueError("texts: expected at least one, none of them empty")
+    return model.encode_text(model.processor.texts(list(texts)))
+
+
+def probabilities(
+    logits: Shaped[np.ndarray, "*images texts"],
+) -> tuple[Float64[np.ndarray, "*images texts"], Float64[np.ndarray, "*images texts"]]:
+    """Sigmoid of each logit, and softmax over the texts; in float64 from the float32 logits on, so
+    that small sigmoids keep their digits."""
+    x = np.asarray(logits, np.float64)
+    softmax = np.exp(x - x.max(axis=-1, keepdims=True))
+    return np.exp(-np.logaddexp(0.0, -x)), softmax / softmax.sum(axis=-1, keepdims=True)

@@ -32,8 +32,9 @@ from medsiglip_jax.examples import Examples, write
 from medsiglip_jax.places import Place
 from medsiglip_jax.preprocess import decode as decoding
 from medsiglip_jax.preprocess.dicom.rules import Rules
-from medsiglip_jax.preprocess.files import Codec, UnreadableImage, read_bytes
+from medsiglip_jax.preprocess.files import Codec, UnreadableImage
 from medsiglip_jax.preprocess.image import preset
+from medsiglip_jax.preprocess.sources import read_bytes
 from medsiglip_jax.tables import INDEX
 
 # A TFRecord is length (8 bytes), its CRC (4), content, CRC (4).
@@ -45,8 +46,8 @@ def tf_codec(preprocess: str, dicom: Rules = Rules()) -> Codec:
     """TensorFlow's decoder, and its resize for the preset that is defined by it."""
     tf.config.set_visible_devices([], "GPU")  # or it takes the memory that JAX needs
     if preprocess == "big_vision":
-        return Codec(lambda data: _decode(data, dicom), _resize)
-    return Codec(lambda data: np.asarray(_decode(data, dicom)), preset(preprocess))
+        return Codec(lambda data: _decode(data, dicom), _resize, dicom)
+    return Codec(lambda data: np.asarray(_decode(data, dicom)), preset(preprocess), dicom)
 
 
 def _decode(data: bytes, dicom: Rules) -> Any:

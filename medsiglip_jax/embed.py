@@ -6,6 +6,8 @@ shard of the input list, each written whole; unreadable inputs are noted in its 
 complete. Nothing in them says when or how often the run was started, so that an interrupted one
 ends with the same bytes.
 """
+# Arrow makes its compute functions when it is imported.
+# pyright: reportAttributeAccessIssue=false
 
 import importlib.metadata
 import json
@@ -19,21 +21,25 @@ from typing import Any
 
 import jax
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from medsiglip_jax import __version__, places, sharding, storage
+from medsiglip_jax import __version__, identifiers, places, sharding, storage
 from medsiglip_jax.api import Model
 from medsiglip_jax.engine import Embedded, Engine
+from medsiglip_jax.identifiers import Naming
 from medsiglip_jax.locks import Check, lock
 from medsiglip_jax.places import Given, Place
+from medsiglip_jax.preprocess import sources
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.image import preset
-from medsiglip_jax.rows import Rows
+from medsiglip_jax.rows import EXTRA, Rows
 
 RUN, MANIFEST, ERRORS = "run.json", "manifest.json", "errors.parquet"
 STORED = {"float32": pa.float32(), "float16": pa.float16()}
 _META = b"medsiglip_jax"
 _ERROR_SCHEMA = pa.schema([("source", pa.string()), ("reason", pa.string())])
+_VOLUME = r"(?i)\.nii(\.gz)?(#frame=\d+)?$"
 _POLL_SECONDS = 1.0  # between two looks at what the other processes have written
 _ROW_GROUP = 8192  # rows that a reader has to hold at once
 # What is counted, beside rows and errors.
@@ -54,6 +60,8 @@ class Options:
             is resumed; then the last bits of the vectors do, too.
         max_errors: unreadable inputs that are accepted; None is any number. May change, too.
         dicom: how DICOM files become pixels.
+        identifiers: None, or columns of the patient, study and series of DICOM files: "hashed", see
+            `identifiers`, or "kept" as they are.
     """
 
     preprocess: str = "big_vision"
@@ -63,9 +71,15 @@ class Options:
     batch_size: int = 8
     max_errors: int | None = None
     dicom: Rules = Rules()
+    identifiers: str | None = None
 
     def __post_init__(self):
         preset(self.preprocess)
+        if self.identifiers not in (None, *identifiers.KINDS):
+            raise ValueError(
+                f"identifiers is {self.identifiers!r}; expected None or one of "
+                f"{', '.join(identifiers.KINDS)}"
+            )
         for name, least in (("batch_size", 1), ("shard_size", 1), ("max_errors", 0)):
             if (value := getattr(self, name)) is not None and value < least:
                 raise ValueError(f"{name} is {value}; expected at least {least}")
@@ -113,14 +127,16 @@ def embed(
             and what is done stays.
         OSError: a disk or a network fails; no input is taken for unreadable because of it.
     """
-    folder, run = places.at(output), _identity(model, rows, options)
+    naming = sharding.together(lambda: _naming(options))
+    folder, run = places.at(output), _identity(model, rows, options, naming)
     _check_towers(model, rows)
+    _check_volumes(rows, options.dicom)
     with ExitStack() as stack:
         hold = lambda: stack.enter_context(_held(folder, run))  # noqa: E731
         first = sharding.together(hold, 0)  # it says what the folder is
         check = sharding.together(lambda: first or hold())
         assert check is not None
-        job = _Job(model, rows, folder, options, run, check)
+        job = _Job(model, rows, folder, options, run, naming, check)
         if (folder / MANIFEST).is_file():
             on_progress(Progress(len(rows)))
             return job.finished()
@@ -138,13 +154,28 @@ def _check_towers(model: Model, rows: Rows) -> None:
         model.processor.images([])
 
 
-def _identity(model: Model, rows: Rows, options: Options) -> dict[str, Any]:
+def _check_volumes(rows: Rows, rules: Rules) -> None:
+    """Asks what volumes hold before the first row is embedded: another answer is another run."""
+    column = rows.table.column("source")
+    for number in pc.indices_nonzero(pc.match_substring_regex(column, _VOLUME))[:1].to_pylist():
+        sources.check_volume(column[number].as_py(), rules)
+
+
+def _naming(options: Options) -> Naming | None:
+    if options.identifiers is None:
+        return None
+    return identifiers.naming(options.identifiers, alone=jax.process_count() == 1)
+
+
+def _identity(model: Model, rows: Rows, options: Options, naming: Naming | None) -> dict[str, Any]:
     tokenizer = model.processor.tokenizer_bytes
     return {
         "model": {"source": model.source, "sha256": model.sha256},
         "tokenizer_sha256": tokenizer and sha256(tokenizer).hexdigest(),
         "preprocess": options.preprocess,
         "dicom": options.dicom.to_dict(),
+        "expansion": rows.parts.to_dict(),
+        "identifiers": naming and naming.name,
         "normalized": options.normalize,
         "dtype": model.compute.dtype,
         "matmul_precision": model.compute.precision,
@@ -249,9 +280,18 @@ def _write_json(path: Place, content: dict[str, Any]) -> None:
 class _Job:
     """The shards of one run."""
 
-    def __init__(self, model, rows: Rows, folder: Place, options: Options, run: dict, check: Check):
+    def __init__(
+        self,
+        model: Model,
+        rows: Rows,
+        folder: Place,
+        options: Options,
+        run: dict[str, Any],
+        naming: Naming | None,
+        check: Check,
+    ):
         self.rows, self.folder, self.options, self.run = rows, folder, options, run
-        self.check = check
+        self.naming, self.check = naming, check
         self.engine = Engine(
             model, options.preprocess, options.normalize, options.batch_size, options.dicom
         )
@@ -338,7 +378,7 @@ class _Job:
         return self.folder / f"part-{number:05d}.parquet"
 
     def _write(self, number: int, parts: Sequence[Embedded]) -> None:
-        table = pa.concat_tables([_table(part, self.run) for part in parts])
+        table = pa.concat_tables([_table(part, self.run, self.naming) for part in parts])
         note = {
             "errors": [error for part in parts for error in part.errors],
             **{name: sum(getattr(part, name) for part in parts) for name in _COUNTS},
@@ -388,12 +428,18 @@ class _Bound:
             )
 
 
-def _table(part: Embedded, run: dict[str, Any]) -> pa.Table:
+def _table(part: Embedded, run: dict[str, Any], naming: Naming | None) -> pa.Table:
     kept = part.rows.table.filter(pa.array(part.readable))
     values = pa.array(part.vectors.reshape(-1)).cast(STORED[run["stored"]])
     vector = pa.list_(pa.field("element", values.type, nullable=False), run["dim"])
     fields = [pa.field(name, pa.string(), nullable=False) for name in ("id", "source", "kind")]
+    fields += [EXTRA.field(name) for name in part.rows.extra]
     columns = [kept.column(field.name).cast(field.type) for field in fields]
+    if naming is not None:
+        nobody = (None,) * len(identifiers.COLUMNS)
+        cells = [nobody if s is None else naming(s) for s in part.subjects]
+        fields += [pa.field(name, pa.string()) for name in identifiers.COLUMNS]
+        columns += [pa.array([cell[n] for cell in cells], pa.string()) for n in range(len(nobody))]
     return pa.table(
         [*columns, pa.FixedSizeListArray.from_arrays(values, type=vector)],
         schema=pa.schema([*fields, pa.field("embedding", vector, nullable=False)]),

@@ -140,13 +140,16 @@ class Embeddings:
             )
         return vectors[position]
 
-    def ids(self, rows: Sequence[int]) -> list[dict[str, str]]:
-        """`{id, source, kind}` of each row; only the parts that hold them are read."""
+    def ids(
+        self, rows: Sequence[int], columns: Sequence[str] = ("id", "source", "kind")
+    ) -> list[dict[str, str]]:
+        """`{id, source, kind}` of each row, or other columns; only the parts that hold them are
+        read."""
         parts = np.searchsorted(self._starts, rows, side="right") - 1
         found: dict[int, dict[str, str]] = {}
         for part in np.unique(parts):
             with _open(self._files[part]) as file:
-                table = file.read(columns=["id", "source", "kind"])
+                table = file.read(columns=list(columns))
             mine = sorted({int(r) for r, p in zip(rows, parts, strict=True) if p == part})
             taken = table.take([row - int(self._starts[part]) for row in mine])
             found |= zip(mine, taken.to_pylist(), strict=True)

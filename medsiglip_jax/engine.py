@@ -1,5 +1,6 @@
 """Rows -> embeddings: reading, decoding, the device and the way back, all at the same time."""
 
+import itertools
 import os
 import time
 from collections import deque
@@ -13,10 +14,9 @@ import numpy as np
 from jaxtyping import Bool, Float32
 
 from medsiglip_jax.api import Model
-from medsiglip_jax.preprocess import xla
-from medsiglip_jax.preprocess.decode import Facts, UnreadableImage, decode_with_facts, describe
+from medsiglip_jax.preprocess import sources, xla
+from medsiglip_jax.preprocess.decode import Facts, Subject, UnreadableImage, describe
 from medsiglip_jax.preprocess.dicom.rules import Rules
-from medsiglip_jax.preprocess.files import read_bytes
 from medsiglip_jax.rows import Rows
 
 _RUNNING = 2  # batches on the device: one computes while the next is copied to it
@@ -33,7 +33,8 @@ class Embedded:
         errors: (source, reason) of the others.
         turned: images among them whose EXIF orientation was not applied.
         burned_in: DICOM files that say that annotation is in their pixels.
-        multi_frame: DICOM files of several frames, of which one was taken.
+        multi_frame: files of several frames or slices, of which one was taken.
+        subjects: whose image each of the readable rows is, where the file says so.
         cut: texts that were longer than the model reads.
     """
 
@@ -44,6 +45,7 @@ class Embedded:
     turned: int
     burned_in: int
     multi_frame: int
+    subjects: list[Subject | None]
     cut: int
 
 
@@ -112,8 +114,8 @@ class Engine:
             return pool.submit(self._tokens, batch).result
         size = self._image_size
         pixels = np.zeros((self._size, size, size, 3), np.uint8)
-        sources = batch.table.column("source").to_pylist()
-        parts = [pool.submit(self._image, s, pixels[i]) for i, s in enumerate(sources)]
+        named = batch.table.column("source").to_pylist()
+        parts = [pool.submit(self._image, s, pixels[i]) for i, s in enumerate(named)]
         return lambda: _joined(pixels, [part.result() for part in parts])
 
     def _tokens(self, batch: Rows) -> _Loaded:
@@ -125,14 +127,12 @@ class Engine:
 
     def _image(self, source: str, out: np.ndarray) -> tuple[str | None, Facts]:
         """Fills `out`; why it could not, and what to tell about the image."""
-        data = b""
         try:
-            data = read_bytes(source)
-            pixels, facts = decode_with_facts(data, self._to_array, self._dicom)
+            pixels, facts = sources.read(source, self._to_array, self._dicom)
             out[...] = self._resize(pixels, len(out))
             return None, facts
         except UnreadableImage as error:
-            return str(error).removeprefix(f"{describe(data)}: "), Facts()
+            return str(error).removeprefix(f"{describe(source)}: "), Facts()
 
     def _dispatch(self, batch: Rows, loaded: _Loaded, fetcher: ThreadPoolExecutor) -> Future:
         model, image = self._model, batch[0].kind == "image"
@@ -157,16 +157,23 @@ class Engine:
             )
         ]
         readable = np.array([reason is None for reason in reasons])
-        sources = batch.table.column("source").to_pylist()
-        errors = [(s, r) for s, r in zip(sources, reasons, strict=True) if r is not None]
+        named = batch.table.column("source").to_pylist()
+        errors = [(s, r) for s, r in zip(named, reasons, strict=True) if r is not None]
         kept = values[: len(batch)][readable] if len(values) else values
+        subjects = [facts.subject for facts in loaded.facts] or [None] * len(batch)
         return Embedded(
             batch, readable, kept, errors,
             turned=sum(facts.orientation != 1 for facts in loaded.facts),
             burned_in=sum(facts.burned_in for facts in loaded.facts),
-            multi_frame=sum(facts.frames > 1 for facts in loaded.facts),
+            multi_frame=sum(map(_left_some_out, loaded.facts, named)),
+            subjects=list(itertools.compress(subjects, readable)),
             cut=loaded.cut,
         )  # fmt: skip
+
+
+def _left_some_out(facts: Facts, source: str) -> bool:
+    """Whether the image is one of several frames, and nobody has asked for that one."""
+    return facts.frames > 1 and not source.endswith(f"#frame={facts.frame}")
 
 
 def _finite(values: np.ndarray, rows: int) -> np.ndarray:

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Float64
 
-from medsiglip_jax import examples, places
+from medsiglip_jax import examples, identifiers, places
 from medsiglip_jax.api import Model
 from medsiglip_jax.embeddings import Embeddings
 from medsiglip_jax.examples import Examples
-from medsiglip_jax.preprocess.dicom.rules import Rules
+from medsiglip_jax.preprocess.dicom.rules import Rules, treatment
 from medsiglip_jax.tables import Table, read_table
 
 # Names of the split on which choices are made, the first that there is.
@@ -33,7 +33,8 @@ class Provenance:
         preprocess: pixel preset.
         normalized: unit vectors, or the raw pooled output.
         source: where the model came from, for messages only.
-        dicom: `Rules.to_dict` of the rules by which DICOM files became pixels.
+        dicom: `Rules.to_dict` of the rules by which DICOM files became pixels; of these, only what
+            `treatment` has is compared.
     """
 
     dim: int
@@ -50,11 +51,12 @@ class Provenance:
             made: how they were made.
             what: they are, for the message.
         """
+        both = [replace(found, dicom=treatment(found.dicom)) for found in (self, made)]
         differ = [
             f"{'sha256 of the model' if name == 'model' else name} is {theirs!r}, wanted {mine!r}"
             for name in ("dim", "model", "preprocess", "normalized", "dicom")
-            if None not in (mine := getattr(self, name), theirs := getattr(made, name))
-            and mine != theirs
+            for mine, theirs in [[getattr(found, name) for found in both]]
+            if None not in (mine, theirs) and mine != theirs
         ]
         if differ:
             raise ValueError(
@@ -202,7 +204,9 @@ def read(
         embeddings: the `--output` of `embed`; rows without a label are ignored.
         label: one column of class names; or columns of 0, 1 or nothing, a finding each (also one
             alone, if it holds nothing else). Default: what the format has, or "label".
-        group: column of patients, cases or studies; default "group", if there is one.
+        group: column of patients, cases or studies; default "group", if there is one. If the table
+            has none of that name, `patient`, `study` and `series` are those of the embeddings, if
+            they were made with such columns; an image without one is a group of its own.
         split: column of split names; default "split", if there is one.
         id: column of ids; default "id", or where there is none "image": `embed` names an image of
             a manifest without ids by its path as it stands there.
@@ -214,15 +218,18 @@ def read(
     """
     table, label = read_table(str(data)), (label,) if isinstance(label, str) else label
     key = id or ("id" if "id" in table.columns else "image")
+    of_run = group in identifiers.COLUMNS and group not in table.columns
+    of_run = group if of_run and embeddings.manifest.get("identifiers") else None
     # Paths would be joined with a root. "./" marks those that were.
     rows = examples.read(
         str(data), root=".", image=key, text=None, label=_label(table, label),
-        group=group or "group", split=split or "split",
+        group=None if of_run else group or "group", split=split or "split",
     )  # fmt: skip
-    for name in filter(None, (group, split)):
+    for name in filter(None, (None if of_run else group, split)):
         table.has(name)
     table.raise_problems()
-    return join(replace(rows, images=[i.removeprefix("./") for i in rows.images]), embeddings)
+    rows = replace(rows, images=[i.removeprefix("./") for i in rows.images])
+    return join(rows, embeddings, of_run)
 
 
 def _label(table: Table, names: Sequence[str]) -> str | Sequence[str] | None:
@@ -233,8 +240,14 @@ def _label(table: Table, names: Sequence[str]) -> str | Sequence[str] | None:
     return tuple(names)
 
 
-def join(rows: Examples, embeddings: Embeddings) -> Features:
-    """The vectors of rows whose `images` are ids; see `read` for those that are not there."""
+def join(rows: Examples, embeddings: Embeddings, group: str | None = None) -> Features:
+    """The vectors of rows whose `images` are ids; see `read` for those that are not there.
+
+    Args:
+        rows: with labels.
+        embeddings: with vectors.
+        group: column of the embeddings that has the groups.
+    """
     numbers = _numbers(rows.images, embeddings)
     there = [i for i, id in enumerate(rows.images) if id in numbers]
     missing = [id for id in rows.images if id not in numbers]
@@ -247,6 +260,9 @@ def join(rows: Examples, embeddings: Embeddings) -> Features:
         )
     kept = rows.select(there)
     wanted = np.array([numbers[id] for id in kept.images])
+    if group is not None:
+        cells = zip(kept.images, embeddings.ids(wanted.tolist(), [group]), strict=True)
+        kept = replace(kept, groups=[cell[group] or f"image {id}" for id, cell in cells])
     vectors = embeddings.gather(wanted)
     return Features(vectors, kept, provenance(embeddings.manifest), len(missing))
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from medsiglip_jax.opener import file_system
 from medsiglip_jax.places import Given, at, is_remote
+from medsiglip_jax.preprocess import sources
 from medsiglip_jax.preprocess.dicom import sniff
 
 # What a folder is searched for; a file that is named is tried whatever its name.
@@ -19,10 +20,12 @@ MANIFEST_SUFFIXES = frozenset(".csv .tsv .jsonl .parquet".split())
 
 _FORMATS = (
     {suffix: "image" for suffix in IMAGE_SUFFIXES}
+    | {suffix: "slide" for suffix in sources.SLIDE_SUFFIXES}
     | {suffix: "manifest" for suffix in MANIFEST_SUFFIXES}
     | {".txt": "text", ".tar": "tar"}
 )
-_IN_FOLDERS = {"image", "text", "tar", "tfrecord"}  # a table beside images need not list them
+# A table beside images need not list them.
+_IN_FOLDERS = {"image", "slide", "text", "tar", "tfrecord"}
 _COMPRESSED_TAR = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$", re.IGNORECASE)
 # An index of the DICOM files beside it, always of this name (PS3.10 8.6).
 _DICOM_INDEX = "DICOMDIR"
@@ -34,8 +37,8 @@ class File(NamedTuple):
     """One file.
 
     Attributes:
-        format: "image", "text", "tar", "tfrecord" or "manifest"; "other" of those in a folder that
-            are none of what it is searched for.
+        format: "image", "slide", "text", "tar", "tfrecord" or "manifest"; "other" of those in a
+            folder that are none of what it is searched for.
         root: the folder that was given, with a slash, or that of the file that was given.
         name: below `root`.
     """
@@ -58,11 +61,12 @@ class File(NamedTuple):
 def expand(inputs: Sequence[Given]) -> list[Iterable[File]]:
     """Lists the files that each input names: itself, those of a folder, those that a glob matches.
 
-    Folders are searched recursively, in sorted order, for images, .txt, .tar and .tfrecord; their
-    other files are listed as such, hidden ones not at all. A local file without a suffix is an
-    image if it starts as DICOM does; of remote ones, each would be a request. Links to folders are
-    followed. Globs match files, with `**` in any depth. What exists under a name that looks like a
-    glob is that file. Local folders are read when their files are asked for.
+    Folders are searched recursively, in sorted order, for images, slides, .txt, .tar and
+    .tfrecord; their other files are listed as such, hidden ones not at all. A local file without a
+    suffix is an image if it starts as DICOM does; of remote ones, each would be a request. Links to
+    folders are followed. Globs match files, with `**` in any depth. What exists under a name that
+    looks like a glob is that file. A part of a file (`preprocess.sources`) is listed as it stands.
+    Local folders are read when their files are asked for.
 
     Raises:
         FileNotFoundError: all inputs that do not exist, and globs that match nothing.
@@ -115,7 +119,7 @@ def _local(path: str) -> Iterable[File] | None:
     if os.path.isdir(path):
         root = "" if Path(path) == Path() else f"{str(Path(path)).rstrip('/')}/"
         return _in_folder(root, walk(path), _is_dicom)
-    if os.path.exists(path):
+    if os.path.exists(sources.parse(path)[0]):
         return [_named(str(Path(path)))]
     if not glob.has_magic(path):
         return None
@@ -127,7 +131,7 @@ def _local(path: str) -> Iterable[File] | None:
 def _remote(uri: str) -> Iterable[File] | None:
     system, path = file_system(uri)
     try:
-        if system.info(path)["type"] != "directory":
+        if system.info(sources.parse(path)[0])["type"] != "directory":
             return [_named(uri)]
         names = sorted(_visible(path, system.find(path)), key=_walked)
         return _in_folder(f"{uri.rstrip('/')}/", names)
@@ -188,10 +192,12 @@ def _matched(root: str, names: Iterable[str]) -> list[File] | None:
 def _named(path: str) -> File:
     folder, slash, name = path.rpartition("/")
     # A compressed tar has no place in a folder; where it is named, its reader says why.
-    format = "tar" if _COMPRESSED_TAR.search(name) else _format(name) or "image"
-    return File(format, folder + slash, name)
+    format = "tar" if _COMPRESSED_TAR.search(name) else _format(name)
+    return File("image" if format in (None, "slide") else format, folder + slash, name)
 
 
 def _format(name: str) -> str | None:
+    if sources.is_volume(name):
+        return "image"
     found = _FORMATS.get(name[name.rfind(".") :].lower())
     return found or ("tfrecord" if ".tfrecord" in name.rpartition("/")[2] else None)

@@ -6,7 +6,7 @@ import itertools
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from medsiglip_jax import tar
+from medsiglip_jax import expansion, tar
 from medsiglip_jax.columns import decode
 from medsiglip_jax.listing import IMAGE_SUFFIXES, File, expand
 from medsiglip_jax.opener import read_bytes
+from medsiglip_jax.preprocess.parts import Parts
 from medsiglip_jax.rows import SCHEMA, Row, Rows, from_tuples, seen_before
 from medsiglip_jax.tables import INDEX, Table, read_shards, read_table
 
@@ -46,12 +47,15 @@ def rows(
     text: str | None = "text",
     id: str | None = "id",
     root: str | os.PathLike | None = None,
+    parts: Parts = Parts(),
+    on_file: Callable[[int], Any] = int,
 ) -> Rows:
     """Lists images and texts, local or remote; `expand` says how folders and globs are searched.
 
     | input | rows | id |
     |---|---|---|
     | image, or what has no other format's suffix | an image | its path below the folder given |
+    | slide, if `parts.mpp` says how they are cut | its tiles | likewise, and #tile=… |
     | .txt | a text per line that is not blank | FILE:LINE |
     | .csv .tsv .jsonl .parquet | all images, then all texts | the column `id`, or see below |
     | .tar (WebDataset) | images, and a text of each .txt | the member's name, no extension |
@@ -65,6 +69,9 @@ def rows(
     file, or of the shard and the member in it. A name that is not UTF-8 is written with escapes,
     as \\udcff; the image is then one that cannot be read.
 
+    Where `parts` ask for it, images become the parts of them that are wanted, wherever they are
+    named: their sources, and their ids, end in #frame=… or #tile=… (`expansion`).
+
     Args:
         inputs: paths and URIs. A folder may hold images, .txt, .tar and .tfrecord; `passed_over` of
             the result counts its other files by suffix.
@@ -73,15 +80,20 @@ def rows(
         text: manifest's column of texts; an empty cell is no text.
         id: manifest's column of ids, each once.
         root: what relative paths in manifests are relative to; default the manifest's folder.
+        parts: what is made of files that hold more than one image.
+        on_file: called with 1 for each file that was opened to see what parts it has.
 
     Raises:
         FileNotFoundError: all inputs that do not exist.
+        ModuleNotFoundError: a file was to be opened, and what reads it is not installed.
         ValueError: nothing to embed, an input is listed twice, or what is wrong with a file.
     """
     columns = _Columns(image, text, id, None if root is None else str(root))
     passed_over: Counter[str] = Counter()
-    files = _counted(itertools.chain.from_iterable(expand(inputs)), passed_over)
+    listed = itertools.chain.from_iterable(expand(inputs))
+    files = _counted(listed, passed_over, slides=parts.mpp is not None)
     found = pa.concat_tables([_SCHEMA.empty_table(), *_tables(files, columns)])
+    found = expansion.table(found, parts, on_file)
     if not len(found):
         names = ", ".join(map(str, inputs)) or "no input"
         others = ", ".join(f"{suffix} {count}" for suffix, count in passed_over.most_common(9))
@@ -90,15 +102,17 @@ def rows(
             f"images ({' '.join(sorted(s[1:] for s in IMAGE_SUFFIXES))}), .txt files, one text a "
             "line, manifests (.csv .tsv .jsonl .parquet), .tar or .tfrecord shards"
         )
-    return Rows(_with_unique_ids(found), passed_over)
+    return Rows(_with_unique_ids(found), passed_over, parts)
 
 
-def _counted(files: Iterable[File], passed_over: Counter[str]) -> Iterator[File]:
+def _counted(files: Iterable[File], passed_over: Counter[str], slides: bool) -> Iterator[File]:
     """Those that are read; the others are counted, but for the index beside TFRecord shards."""
     shards, indexes = set(), []
     for file in files:
         folder, _, name = file.path.rpartition("/")
-        if file.format != "other":
+        if file.format == "slide" and slides:
+            yield file._replace(format="image")
+        elif file.format not in ("other", "slide"):
             shards |= {folder} if file.format == "tfrecord" else set()
             yield file
         elif name == INDEX:

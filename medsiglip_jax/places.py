@@ -42,6 +42,11 @@ def cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "medsiglip_jax")
 
 
+def configuration() -> Path:
+    """The folder for settings: `medsiglip_jax/` in $XDG_CONFIG_HOME or ~/.config."""
+    return Path(os.environ.get("XDG_CONFIG_HOME", Path.home() / ".config"), "medsiglip_jax")
+
+
 def check_protocol(path: str) -> None:
     """Raises ValueError, with what to install, if `path` is a URI that cannot be reached here."""
     protocol = path.partition("://")[0]

@@ -13,7 +13,8 @@ from medsiglip_jax.api import Model
 from medsiglip_jax.embeddings import Embeddings
 from medsiglip_jax.engine import Engine
 from medsiglip_jax.features import Features
-from medsiglip_jax.preprocess.dicom import rules
+from medsiglip_jax.preprocess.dicom.rules import Rules, from_dict
+from medsiglip_jax.preprocess.parts import Parts
 from medsiglip_jax.probe import Probe
 from medsiglip_jax.tables import write_parquet
 
@@ -157,6 +158,8 @@ def predict_inputs(
     inputs: Sequence[str],
     *,
     batch_size: int = 8,
+    dicom: Rules | None = None,
+    parts: Parts = Parts(),
     on_progress: Callable[[int], Any] = int,
 ) -> list[dict[str, Any]]:
     """Embeds images as the probe demands, and scores them.
@@ -166,6 +169,8 @@ def predict_inputs(
         model: the one that its embeddings were made with.
         inputs: what `manifest.rows` takes: images, folders, manifests, tar.
         batch_size: images per call of the encoder.
+        dicom: how DICOM files become pixels; default as the probe records it.
+        parts: what is made of files that hold more than one image.
         on_progress: called with the number of images just done.
 
     Returns:
@@ -176,8 +181,8 @@ def predict_inputs(
         ValueError: another model, a probe that does not know how its vectors were made, or inputs
             that are texts.
     """
-    engine = _engine(fitted, model, batch_size)
-    rows = manifest.rows(inputs, text=None)
+    engine = _engine(fitted, model, batch_size, dicom)
+    rows = manifest.rows(inputs, text=None, parts=parts)
     if "text" in rows.table.column("kind").unique().to_pylist():
         raise ValueError("a probe scores images; some inputs are texts")
     results: list[dict[str, Any]] = []
@@ -192,7 +197,7 @@ def predict_inputs(
     return results
 
 
-def _engine(fitted: Probe, model: Model, batch_size: int) -> Engine:
+def _engine(fitted: Probe, model: Model, batch_size: int, dicom: Rules | None) -> Engine:
     wanted = fitted.provenance
     if wanted.preprocess is None or wanted.normalized is None:
         raise ValueError(
@@ -201,7 +206,7 @@ def _engine(fitted: Probe, model: Model, batch_size: int) -> Engine:
         )
     preprocess, normalized = wanted.preprocess, wanted.normalized
     wanted.check(features.wanted(model, preprocess, normalized), "these images")
-    return Engine(model, preprocess, normalized, batch_size, rules.from_dict(wanted.dicom))
+    return Engine(model, preprocess, normalized, batch_size, dicom or from_dict(wanted.dicom))
 
 
 def _scored(fitted: Probe, vectors: np.ndarray) -> list[list[dict[str, Any]]]:

@@ -12,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from medsiglip_jax.preprocess.parts import Parts
+
 _BLOCK = 65536  # rows that are Python objects at a time
 SCHEMA = pa.schema(
     [
@@ -21,6 +23,12 @@ SCHEMA = pa.schema(
         ("text", pa.large_string()),
     ]
 )
+# Columns that rows may have beside: where a tile of a slide lies (`preprocess.sources.Tile`), and
+# its micrometres per pixel. They are null in other rows.
+EXTRA = pa.schema(
+    [("x", pa.int32()), ("y", pa.int32()), ("level", pa.int32()), ("size", pa.int32())]
+    + [("mpp", pa.float32())]
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +37,7 @@ class Row:
 
     Attributes:
         id: unique among the rows of its kind.
-        source: the file, or "file#offset:length".
+        source: a file or a part of one, see `preprocess.sources`.
         kind: "image" or "text".
         text: the text itself where kind is "text".
     """
@@ -44,13 +52,25 @@ class Rows(Sequence[Row]):
     """A list of `Row`, held as Arrow columns; a slice of it shares them.
 
     Attributes:
-        table: columns `id`, `source`, `kind`, `text`.
+        table: columns `id`, `source`, `kind`, `text`, and those of `EXTRA` that some row has.
+        parts: what was asked for of files that hold more than one image.
         passed_over: suffix -> number of files in the folders given that are no rows.
     """
 
-    def __init__(self, table: pa.Table, passed_over: Mapping[str, int] | None = None):
-        self.table = table.select(SCHEMA.names)
-        self.passed_over = dict(passed_over or {})
+    def __init__(
+        self,
+        table: pa.Table,
+        passed_over: Mapping[str, int] | None = None,
+        parts: Parts = Parts(),
+    ):
+        there = [name for name in EXTRA.names if name in table.column_names]
+        self.table = table.select([*SCHEMA.names, *there])
+        self.passed_over, self.parts = dict(passed_over or {}), parts
+
+    @property
+    def extra(self) -> list[str]:
+        """Names of the columns of `EXTRA` that are there."""
+        return self.table.column_names[len(SCHEMA) :]
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -62,13 +82,13 @@ class Rows(Sequence[Row]):
     def __getitem__(self, index):
         span = range(len(self))[index]
         if isinstance(span, int):
-            return Row(*(column[span].as_py() for column in self.table.columns))
+            return Row(*(column[span].as_py() for column in self.table.columns[: len(SCHEMA)]))
         if span.step == 1:
             return Rows(self.table.slice(span.start, len(span)))
         return Rows(self.table.take(pa.array(span, pa.int64())))
 
     def __iter__(self) -> Iterator[Row]:
-        for block in self.table.to_batches(8192):
+        for block in self.table.select(SCHEMA.names).to_batches(8192):
             yield from map(Row, *(_plain(column).to_pylist() for column in block.columns))
 
     def batches(self, size: int) -> Iterator["Rows"]:
@@ -82,7 +102,7 @@ class Rows(Sequence[Row]):
 
     def sha256(self) -> str:
         """A digest of all columns; how they are cut into chunks makes no difference."""
-        digest = hashlib.sha256(str(len(self)).encode())
+        digest = hashlib.sha256(" ".join([str(len(self)), *self.extra]).encode())
         for column in self.table.columns:
             for chunk in column.chunks:
                 digest.update(_lengths(chunk).astype("<i8").tobytes())
@@ -150,5 +170,5 @@ def _content(strings: pa.Array) -> memoryview:
 
 
 def _plain(strings: Any) -> Any:
-    """An array, or several chunks, without a dictionary."""
+    """An array, or several chunks, without a dictionary; numbers as strings."""
     return strings.cast(pa.large_string())

@@ -39,16 +39,18 @@ def search(
     *,
     approximate: bool = False,
     batch_size: int = 8,
+    dicom: rules.Rules | None = None,
 ) -> list[dict[str, Any]]:
     """Finds the rows of a run that fit each text and each image best.
 
     Args:
         model: the one that the embeddings were made with.
         embeddings: what to search, and which kind of its rows.
-        texts, images: queries; images are files, prepared as those of the run were.
+        texts, images: queries; images are sources, prepared as those of the run were.
         k: hits per query.
         approximate: use the index that `index.build` wrote, instead of every vector.
         batch_size: images per call of the encoder.
+        dicom: how DICOM files become pixels; default as the run records it.
 
     Returns:
         Per query, texts first, `{"query", "hits": [{"id", "source", "score"}, …]}`; the score is
@@ -61,7 +63,8 @@ def search(
     features.wanted(model).check(made, embeddings.folder)
     if not len(embeddings):
         raise ValueError(f"{embeddings.folder}: no rows of kind {embeddings.kind}, nor of any")
-    queries = _encode(model, embeddings, texts, images, batch_size)
+    dicom = dicom or rules.from_dict(embeddings.manifest.get("dicom"))
+    queries = _encode(model, embeddings, texts, images, batch_size, dicom)
     find = index.top_k if approximate else top_k
     scores, rows = find(queries, embeddings, min(k, len(embeddings)))
     if not rows.size:
@@ -84,7 +87,9 @@ def _hits(rows: Sequence[Mapping[str, str]], scores: Sequence[float]) -> list[di
     ]
 
 
-def _encode(model: Model, embeddings: Embeddings, texts, images, batch_size: int) -> np.ndarray:
+def _encode(
+    model: Model, embeddings: Embeddings, texts, images, batch_size: int, dicom: rules.Rules
+) -> np.ndarray:
     if not texts and not images or not all(text.strip() for text in texts):
         raise ValueError("expected at least one text or image to search for, no text empty")
     found = []
@@ -92,8 +97,7 @@ def _encode(model: Model, embeddings: Embeddings, texts, images, batch_size: int
         tokens = model.processor.texts(list(texts))
         found.append(np.asarray(model.encode_text(tokens)))
     if images:
-        made, dicom = embeddings.manifest, rules.from_dict(embeddings.manifest.get("dicom"))
-        pixels = model.processor.images(list(images), made["preprocess"], dicom)
+        pixels = model.processor.images(list(images), embeddings.manifest["preprocess"], dicom)
         found.append(np.asarray(model.encode_image(pixels, batch_size=batch_size)))
     return np.concatenate(found)
 
@@ -137,7 +141,7 @@ def _check_same(first: Embeddings, second: Embeddings) -> None:
         {
             "model": e.manifest["model"]["sha256"],
             "preprocess": e.manifest["preprocess"],
-            "dicom": rules.from_dict(e.manifest.get("dicom")),
+            "dicom": rules.treatment(rules.from_dict(e.manifest.get("dicom")).to_dict()),
         }
         for e in (first, second)
     )

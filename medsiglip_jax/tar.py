@@ -17,7 +17,7 @@ def members(path: str) -> Iterator[tuple[str, str, str, str | None]]:
 
     A member is named KEY.EXTENSION. The extension starts at the last dot, so that a key may be a
     DICOM UID. Hidden members, empty .txt and other kinds of member are passed over. The source of
-    an image is "path#offset:length", which `preprocess.files.read_bytes` reads, of a text the tar.
+    an image is "path#offset:length", which `preprocess.sources` reads, of a text the tar.
 
     Args:
         path: local or a URI.

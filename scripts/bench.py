@@ -15,7 +15,7 @@
     python scripts/bench.py search                         # exact search, against faiss
     python scripts/bench.py evaluate                       # bootstrap, against scikit-learn
     python scripts/bench.py dicom                          # DICOM files, against pydicom and PIL
-    python scripts/bench.py dicom --table                  # what becomes of each of pydicom's files
+    python scripts/bench.py slides                         # tiles, against an OpenSlide loop
     python scripts/bench.py coverage                       # do intervals hold the truth
     python scripts/bench.py attention --topology v5e:1x1   # on a TPU, compiled only
 
@@ -38,6 +38,7 @@ import bench_dicom
 import bench_embed
 import bench_evaluate
 import bench_search
+import bench_slides
 import bench_train
 import measure
 
@@ -316,6 +317,7 @@ def _parser() -> argparse.ArgumentParser:
     bench_search.add_parsers(commands, _common)
     bench_evaluate.add_parsers(commands)
     bench_dicom.add_parsers(commands)
+    bench_slides.add_parsers(commands)
     bench_attention.add_parsers(commands)
     one = commands.add_parser("load-one", help="one side in this process (what load runs)")
     one.add_argument("side", choices=SIDES)

@@ -14,8 +14,8 @@ from medsiglip_jax.loader import Input
 from medsiglip_jax.order import Order
 from medsiglip_jax.preprocess.augment import Augment
 from medsiglip_jax.preprocess.decode import UnreadableImage, decode
-from medsiglip_jax.preprocess.files import read_bytes
 from medsiglip_jax.preprocess.image import PRESETS
+from medsiglip_jax.preprocess.sources import read_bytes
 
 tf = pytest.importorskip("tensorflow")
 

@@ -23,7 +23,7 @@ from PIL import Image
 import medsiglip_jax
 from medsiglip_jax import locks, manifest, places, sharding
 from medsiglip_jax.embed import ERRORS, MANIFEST, Options, embed
-from medsiglip_jax.preprocess import files
+from medsiglip_jax.preprocess import sources
 
 
 @pytest.fixture(scope="module")
@@ -266,7 +266,7 @@ def test_a_broken_loader_is_not_a_hang(model, many, tmp_path, monkeypatch):
     def bug(source):
         raise RuntimeError("bug")
 
-    monkeypatch.setattr("medsiglip_jax.engine.read_bytes", bug)
+    monkeypatch.setattr(sources, "parse", bug)
     with pytest.raises(RuntimeError, match="bug"):
         embed(model, manifest.rows([many]), tmp_path / "out")
     assert not [t for t in threading.enumerate() if t.name.startswith(("loader", "fetcher"))]
@@ -286,9 +286,9 @@ def test_a_failing_disk_is_no_damaged_file(model, many, reference, tmp_path, mon
             raise OSError(errno.EIO, "Input/output error")
         return read_file(file, start, length)
 
-    read_file = files._read
-    monkeypatch.setattr(files, "_read", fail)
-    with pytest.raises(files.Outage, match="25.png: cannot be read: Input/output error"):
+    read_file = sources._read
+    monkeypatch.setattr(sources, "_read", fail)
+    with pytest.raises(sources.Outage, match="25.png: cannot be read: Input/output error"):
         embed(model, rows, out, options)
     assert sorted(p.name for p in out.glob("part*")) == ["part-00000.parquet", "part-00001.parquet"]
     monkeypatch.undo()
@@ -302,19 +302,19 @@ def test_a_network_is_tried_again(monkeypatch):
     fsspec.filesystem("memory").pipe_file("/net/a", b"content")
     calls = []
 
-    def fail(file, start, length, real=files._read_remote):
+    def fail(file, start, length, real=sources._read_remote):
         calls.append(file)
         if len(calls) < 3:
             raise ConnectionError("reset")
         return real(file, start, length)
 
-    monkeypatch.setattr(files, "_read_remote", fail)
-    monkeypatch.setattr(files, "_PAUSES", (0.0, 0.0))
-    assert files.read_bytes("memory://net/a") == b"content" and len(calls) == 3
+    monkeypatch.setattr(sources, "_read_remote", fail)
+    monkeypatch.setattr(sources, "_PAUSES", (0.0, 0.0))
+    assert sources.read_bytes("memory://net/a") == b"content" and len(calls) == 3
     calls[:] = []
-    monkeypatch.setattr(files, "_PAUSES", (0.0,))
-    with pytest.raises(files.Outage, match="net/a: cannot be read: ConnectionError: reset"):
-        files.read_bytes("memory://net/a")
+    monkeypatch.setattr(sources, "_PAUSES", (0.0,))
+    with pytest.raises(sources.Outage, match="net/a: cannot be read: ConnectionError: reset"):
+        sources.read_bytes("memory://net/a")
 
 
 def test_files_that_vanish_all_at_once_are_a_disk_that_is_gone(model, tmp_path, monkeypatch):

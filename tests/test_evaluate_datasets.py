@@ -15,7 +15,7 @@ from medsiglip_jax.evaluate import datasets, tasks, zero_shot
 from medsiglip_jax.evaluate.arrays import pixmap
 from medsiglip_jax.evaluate.dataset import Dataset, Policy
 from medsiglip_jax.preprocess.decode import decode
-from medsiglip_jax.preprocess.files import read_bytes
+from medsiglip_jax.preprocess.sources import read_bytes
 
 NAN = np.nan
 

@@ -19,7 +19,7 @@ from medsiglip_jax import manifest, rows, tables
 from medsiglip_jax.manifest import Row, Rows
 from medsiglip_jax.opener import file_system
 from medsiglip_jax.preprocess.decode import UnreadableImage
-from medsiglip_jax.preprocess.files import read_bytes
+from medsiglip_jax.preprocess.sources import read_bytes
 
 FILES = {
     "b.png": b"\x89PNG b", "sub/1.2.840.png": b"\x89PNG uid", "sub/deep/c.JPEG": b"\xff\xd8 c",
@@ -122,7 +122,8 @@ def test_links_are_followed_but_not_round_in_circles(tmp_path):
 
 def test_other_files_of_folders_are_counted(place):
     assert manifest.rows([put(f"{place}/a.png", b"a")]).passed_over == {}
-    others = ["1.nii", "b/2.NII", "s.tar.gz", "rows.csv", "README", "1.2.840.1", "b/c/x.nii"]
+    others = ["1.mha", "b/2.MHA", "s.tar.gz", "rows.csv", "README", "1.2.840.1", "b/c/x.mha"]
+    others += ["y.svs"]  # nobody says how it is cut
     for name in [*others, ".hidden", ".git/x.py", "t.tfrecord", "b/t.txt"]:
         put(f"{place}/{name}", b"x")
     file = io.BytesIO()
@@ -131,10 +132,10 @@ def test_other_files_of_folders_are_counted(place):
         put(f"{place}/{name}{tables.INDEX}", file.getvalue())
     found = manifest.rows([place])
     assert [row.id for row in found] == ["a.png", "t.tfrecord#0:1", "b/t.txt:1"]
-    want = {".nii": 3, ".tar.gz": 1, ".csv": 1, "no suffix": 2, ".parquet": 1}
+    want = {".mha": 3, ".svs": 1, ".tar.gz": 1, ".csv": 1, "no suffix": 2, ".parquet": 1}
     assert found.passed_over == want
     with pytest.raises(
-        ValueError, match=r"nothing to .*/c \(files passed over: .nii 1\); expected"
+        ValueError, match=r"nothing to .*/c \(files passed over: .mha 1\); expected"
     ):
         manifest.rows([f"{place}/b/c"])
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from medsiglip_jax import examples, job, places, recipe, tfds
 from medsiglip_jax.preprocess.decode import decode
-from medsiglip_jax.preprocess.files import read_bytes
+from medsiglip_jax.preprocess.sources import read_bytes
 
 tf = pytest.importorskip("tensorflow")
 

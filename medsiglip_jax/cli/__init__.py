@@ -12,7 +12,17 @@ import warnings
 from collections.abc import Sequence
 
 from medsiglip_jax import __version__
-from medsiglip_jax.cli import compare, embed, evaluate, finetune, models, plan, probe, search
+from medsiglip_jax.cli import (
+    compare,
+    embed,
+    evaluate,
+    finetune,
+    models,
+    plan,
+    preview,
+    probe,
+    search,
+)
 from medsiglip_jax.cli.common import Parser
 
 _GIVEN_WRONG = (
@@ -29,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"medsiglip-jax {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for room in (models, embed, search, probe, evaluate, compare, finetune, plan):
+    for room in (models, preview, embed, search, probe, evaluate, compare, finetune, plan):
         room.add(commands)
     return top
 

@@ -53,15 +53,18 @@ def add_model(sub, required: bool = True) -> None:
         "--matmul-precision", metavar="NAME",
         help="jax precision name; default: true float32 for --dtype float32",
     )  # fmt: skip
-    sub.add_argument("--attention", metavar="NAME", help="xla, blocked, splash or cudnn; default the device's")
+    sub.add_argument(
+        "--attention", metavar="NAME", help="xla, blocked, splash or cudnn; default the device's"
+    )
 
 
 def add_preprocess(sub) -> None:
     sub.add_argument("--preprocess", default="big_vision", metavar="P", help=PRESET_HELP)
 
 
-def add_dicom(sub) -> None:
-    group = sub.add_argument_group("DICOM files")
+def add_dicom(sub, frames: str = "default middle") -> None:
+    """Flags of `dicom_rules`; with `add_parts`, those of `rules_and_parts`."""
+    group = sub.add_argument_group("DICOM files and NIfTI volumes")
     group.add_argument(
         "--dicom-rules", default="dicom", metavar="R",
         help="dicom (default): the standard's windows, CT in three as in training; official: the "
@@ -75,7 +78,12 @@ def add_dicom(sub) -> None:
         help="which of several windows of a file, from 0; default the first",
     )  # fmt: skip
     group.add_argument(
-        "--frame", default="middle", metavar="N", help="of several, from 0; default middle"
+        "--volume", metavar="V",
+        help="what NIfTI volumes hold, for they do not say: ct (Hounsfield units, as CT) or "
+        "percentile (MR and others, from the 0.5th to the 99.5th of the volume)",
+    )  # fmt: skip
+    group.add_argument(
+        "--frame", default="middle", metavar="N", help=f"of several, from 0; {frames}"
     )
 
 
@@ -83,7 +91,73 @@ def dicom_rules(args: argparse.Namespace):
     """What the flags of `add_dicom` ask for."""
     from medsiglip_jax.preprocess.dicom.rules import parse
 
-    return parse(args.dicom_rules, args.ct_window, args.window, args.frame)
+    return parse(args.dicom_rules, args.ct_window, args.window, args.frame, args.volume)
+
+
+def add_parts(sub) -> None:
+    """Flags of files that hold more than one image, with those of `add_dicom`."""
+    add_dicom(sub, "middle (default): one for each file; all or every=K: so many")
+    group = sub.add_argument_group("series and slides")
+    group.add_argument(
+        "--series", action="store_true",
+        help="DICOM files are slices of their series, in the order of their places; --frame is "
+        "then of those: by default the one in the middle of each series",
+    )  # fmt: skip
+    group.add_argument(
+        "--mpp", type=float, metavar="M",
+        help="cut slides into tiles at M micrometres per pixel, such as 0.5, 1 or 2",
+    )  # fmt: skip
+    group.add_argument(
+        "--slide-mpp", type=float, metavar="M",
+        help="of the slides' finest level, if they do not say or are wrong",
+    )  # fmt: skip
+    group.add_argument(
+        "--tissue", type=float, default=0.25, metavar="X",
+        help="least share of tissue in a tile, default 0.25; 0 for all tiles",
+    )  # fmt: skip
+
+
+def rules_and_parts(args: argparse.Namespace):
+    """What the flags of `add_parts` ask for: how files are read, and which parts of them."""
+    from medsiglip_jax.preprocess.dicom.rules import parse, parse_frame
+    from medsiglip_jax.preprocess.parts import Parts
+
+    parts = Parts(parse_frame(args.frame), args.series, args.mpp, args.slide_mpp, args.tissue)
+    rules = parse(args.dicom_rules, args.ct_window, args.window, str(parts.one), args.volume)
+    return rules, parts
+
+
+def add_queries(sub) -> None:
+    """Flags of images that are read as those were that they are compared with; see `queries`."""
+    group = sub.add_argument_group("DICOM files and NIfTI volumes")
+    group.add_argument(
+        "--frame", metavar="N",
+        help="of several, from 0; middle, all or every=K; default as it is recorded, or middle",
+    )  # fmt: skip
+    group.add_argument(
+        "--volume", metavar="V",
+        help="what NIfTI volumes hold, if it is not recorded: ct or percentile",
+    )  # fmt: skip
+    group.add_argument(
+        "--series", action="store_true", help="DICOM files are slices of their series, see embed"
+    )
+
+
+def queries(args: argparse.Namespace, recorded):
+    """What the flags of `add_queries` ask for: how files are read, and which parts of them.
+
+    Args:
+        args: with the flags.
+        recorded: `Rules` of what the images are compared with.
+    """
+    from medsiglip_jax.preprocess.dicom.rules import parse_frame
+    from medsiglip_jax.preprocess.parts import Parts
+
+    if args.frame is None:
+        parts = Parts(series=args.series)
+        return recorded.reading(None, args.volume), parts
+    parts = Parts(parse_frame(args.frame), args.series)
+    return recorded.reading(parts.one, args.volume), parts
 
 
 def add_batch_size(sub, default: int | None = 8, help: str = "default 8") -> None:
@@ -172,7 +246,7 @@ def show(result: Any, as_json: bool, to_text) -> None:
     print(json.dumps(result, ensure_ascii=False, indent=2) if as_json else to_text(result))
 
 
-def progress_bar(unit: str, delay: float = 0):
+def progress_bar(unit: str, delay: int | float = 0):
     """A bar on stderr, where that is a terminal; with a delay in seconds, of long work only."""
     from tqdm import tqdm
 

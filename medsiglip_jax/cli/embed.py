@@ -10,17 +10,18 @@ from typing import Any
 
 from medsiglip_jax.cli.common import (
     add_batch_size,
-    add_dicom,
     add_json,
     add_model,
+    add_parts,
     add_preprocess,
     add_processes,
     batch_size,
     command,
-    dicom_rules,
     join_other_processes,
     load,
     local_mesh,
+    progress_bar,
+    rules_and_parts,
     show,
 )
 
@@ -33,13 +34,15 @@ def add(commands) -> None:
         "medsiglip-jax embed --model google/medsiglip-448 --output embeddings scans/ notes.txt\n"
         "  medsiglip-jax embed --model M --output gs://BUCKET/out --stored float16 rows.parquet\n"
         "  medsiglip-jax embed --model M --output out 'shards/*.tar'",
-        "Columns id, source, kind (image or text), embedding. The same command again goes on with "
-        "a killed run and ends with the same files. On several hosts start it on each with "
-        "--distributed.",
+        "Columns id, source, kind (image or text), embedding; of tiles x, y, level, size, mpp; "
+        "with --groups or --series patient, study, series. A part of a file is named FILE#frame=N "
+        "or FILE#tile=X,Y,LEVEL,SIZE. The same command again goes on with a killed run and ends "
+        "with the same files. On several hosts start it on each with --distributed.",
     )  # fmt: skip
     sub.add_argument(
         "inputs", nargs="+", metavar="INPUT",
-        help="images; folders (recursive) and globs of them; .txt, one text a line; manifests "
+        help="images, DICOM, NIfTI, slides; folders (recursive) and globs; .txt, one text a line; "
+        "manifests "
         "(.csv .tsv .jsonl .parquet); .tar (WebDataset) and .tfrecord shards; local or gs://",
     )  # fmt: skip
     sub.add_argument("--output", required=True, metavar="DIR", help="new folder for the result")
@@ -63,10 +66,19 @@ def add(commands) -> None:
     columns.add_argument(
         "--root", metavar="DIR", help="what image paths are relative to; default the manifest's"
     )
+    groups = sub.add_argument_group("patients")
+    groups.add_argument(
+        "--groups", action="store_true",
+        help="columns patient, study and series of DICOM files, to evaluate by patient: hashes "
+        "under a secret of yours (MEDSIGLIP_JAX_SALT, or a file in ~/.config); --series has them",
+    )  # fmt: skip
+    groups.add_argument(
+        "--keep-uids", action="store_true", help="these columns as they are in the files"
+    )
     add_model(sub)
     add_batch_size(sub, None, "default 8, on accelerators 64 per device")
     add_preprocess(sub)
-    add_dicom(sub)
+    add_parts(sub)
     add_processes(sub)
     add_json(sub)
 
@@ -81,12 +93,17 @@ def embed(args: argparse.Namespace) -> int:
     from medsiglip_jax.embed import ERRORS, Options
     from medsiglip_jax.embed import embed as run
 
+    rules, parts = rules_and_parts(args)
     options = Options(
         args.preprocess, not args.raw, args.stored, args.shard_size, batch_size(args),
-        args.max_errors, dicom_rules(args),
+        args.max_errors, rules, _identifiers(args),
     )  # fmt: skip
     columns = {"image": args.image_column, "text": args.text_column, "id": args.id_column}
-    rows = sharding.together(lambda: manifest.rows(args.inputs, root=args.root, **columns))
+    with progress_bar("file", delay=2.0) as bar:
+        listed = lambda: manifest.rows(  # noqa: E731
+            args.inputs, root=args.root, parts=parts, on_file=bar.update, **columns
+        )
+        rows = sharding.together(listed)
     model = sharding.together(lambda: load(args, local_mesh()))
     assert rows is not None and model is not None
     with _Shown(len(rows), jax.process_count()) as shown:
@@ -95,6 +112,12 @@ def embed(args: argparse.Namespace) -> int:
         show(result, args.json, lambda r: shown.summary(args.output, r))
         _warn(result, os.path.join(args.output, ERRORS), rows.passed_over)
     return 3 if result["errors"] else 0
+
+
+def _identifiers(args: argparse.Namespace) -> str | None:
+    if args.keep_uids:
+        return "kept"
+    return "hashed" if args.groups or args.series else None
 
 
 def _warn(result: dict[str, Any], where: str, passed_over: dict[str, int]) -> None:
@@ -117,8 +140,8 @@ def _warn(result: dict[str, Any], where: str, passed_over: dict[str, int]) -> No
         )
     if result["multi_frame"]:
         print(
-            f"{result['multi_frame']} DICOM files have several frames; of each one is embedded "
-            f"(--frame: {result['dicom']['frame']})",
+            f"{result['multi_frame']} files have several frames or slices; of each one is embedded "
+            f"(--frame: {result['dicom']['frame']}; all and every=K embed more)",
             file=sys.stderr,
         )
     if result["cut"]:

@@ -5,13 +5,15 @@ from typing import Any
 
 from medsiglip_jax.cli.common import (
     add_batch_size,
-    add_dicom,
     add_json,
     add_model,
+    add_parts,
     add_preprocess,
     command,
-    dicom_rules,
     load,
+    local_mesh,
+    progress_bar,
+    rules_and_parts,
     show,
 )
 
@@ -127,13 +129,52 @@ def _add_convert(commands) -> None:
 def classify(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
+    from medsiglip_jax import expansion
     from medsiglip_jax.classify import classify as run
 
-    rules, model = dicom_rules(args), load(args)
+    rules, parts = rules_and_parts(args)
+    if args.heatmap is not None:
+        return _heatmap(args, parts)
+    with progress_bar("file", delay=2.0) as files:
+        images = expansion.names(args.images, parts, files.update)
+    model = load(args)
     bar = lambda batches: tqdm(batches, unit="batch", disable=None)  # noqa: E731
-    results = run(model, args.images, args.text, args.preprocess, args.batch_size, bar, rules)
+    results = run(model, images, args.text, args.preprocess, args.batch_size, bar, rules)
     show(results, args.json, _classify_text)
     return 3 if any("error" in result for result in results) else 0
+
+
+def _heatmap(args: argparse.Namespace, parts) -> int:
+    from medsiglip_jax import heatmap
+
+    if len(args.images) != 1:
+        raise ValueError(f"--heatmap draws over one slide; {len(args.images)} are given")
+    heatmap.check(args.heatmap)
+    rows = heatmap.tiles(args.images[0], parts)
+    model = load(args, local_mesh())
+    with progress_bar("tile") as bar:
+        bar.total = len(rows)
+        result = heatmap.heatmap(
+            model, args.images[0], rows, args.text, args.heatmap, args.preprocess,
+            args.batch_size, bar.update,
+        )  # fmt: skip
+    show(result, args.json, _heatmap_text)
+    return 3 if result["errors"] else 0
+
+
+def _heatmap_text(result: dict[str, Any]) -> str:
+    best = sorted(result["tiles"], key=lambda tile: -tile["score"])[:5]
+    lines = [
+        f"{result['picture']}, {result['table']}: {len(result['tiles']):,} tiles",
+        f"  {result['score']:>8}  tile, for {result['texts'][0]}",
+    ]
+    lines += [
+        f"  {tile['score']:8.3g}  {result['slide']}#tile="
+        f"{tile['x']},{tile['y']},{tile['level']},{tile['size']}"
+        for tile in best
+    ]
+    unreadable = [f"  unreadable: {e['source']}: {e['reason']}" for e in result["errors"]]
+    return "\n".join(lines + unreadable)
 
 
 def _classify_text(results: list[dict[str, Any]]) -> str:
@@ -164,12 +205,20 @@ def _add_classify(commands) -> None:
         "\nsoftmax  the same logits as shares of the texts given, which sum to 100%: the answer"
         "\n         to 'which of these fits best', also when none fits",
     )  # fmt: skip
-    sub.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
+    sub.add_argument(
+        "images", nargs="+", metavar="IMAGE",
+        help="image files, or parts of them: FILE#frame=N, SLIDE#tile=X,Y,LEVEL,SIZE",
+    )  # fmt: skip
     sub.add_argument(
         "--text", action="append", required=True, metavar="T", help="repeat for each text"
     )
+    sub.add_argument(
+        "--heatmap", metavar="OUT.png",
+        help="draw how tiles of one slide score for the first text (at --mpp, default 0.5) over "
+        "it, and write the scores to OUT.parquet",
+    )  # fmt: skip
     add_model(sub)
     add_batch_size(sub)
     add_preprocess(sub)
-    add_dicom(sub)
+    add_parts(sub)
     add_json(sub)

@@ -8,9 +8,11 @@ from medsiglip_jax.cli.common import (
     add_batch_size,
     add_json,
     add_model,
+    add_queries,
     command,
     load,
     progress_bar,
+    queries,
     show,
 )
 
@@ -51,7 +53,11 @@ def _add_data(sub) -> None:
     sub.add_argument("--data", required=True, metavar="D", help="CSV, TSV, Parquet or JSONL")
     sub.add_argument("--embeddings", required=True, metavar="DIR", help="what embed wrote")
     sub.add_argument("--label", action="append", metavar="COL", help="repeat for several findings")
-    sub.add_argument("--group", metavar="COL", help="patients, who are never in two parts")
+    sub.add_argument(
+        "--group", metavar="COL",
+        help="patients, who are never in two parts; if D has no such column, also patient, study "
+        "or series of embed --groups",
+    )  # fmt: skip
     sub.add_argument("--split", metavar="COL", help="train, validation, test")
     sub.add_argument("--id-column", metavar="COL", help="the id of the embedding")
     sub.add_argument(
@@ -73,6 +79,7 @@ def _add_predict(actions) -> None:
     sub.add_argument("--probe", required=True, metavar="P", help="what probe fit wrote")
     sub.add_argument("--embeddings", metavar="DIR", help="what embed wrote, instead of images")
     sub.add_argument("--output", metavar="FILE", help="of --embeddings: .csv or .parquet")
+    add_queries(sub)
     add_model(sub, required=False)
     add_batch_size(sub)
     add_json(sub)
@@ -133,6 +140,7 @@ def _number(x: float | None) -> str:
 
 def probe_predict(args: argparse.Namespace) -> int:
     from medsiglip_jax.embeddings import Embeddings
+    from medsiglip_jax.preprocess.dicom.rules import from_dict
     from medsiglip_jax.probe import open_probe
     from medsiglip_jax.probe_files import predict, predict_inputs
 
@@ -147,10 +155,12 @@ def probe_predict(args: argparse.Namespace) -> int:
         return 0
     if not args.inputs or not args.model or args.output:
         raise ValueError("expected --model with INPUT, or --embeddings with --output")
+    dicom, parts = queries(args, from_dict(probe.provenance.dicom))
     with progress_bar("image") as bar:
         results = predict_inputs(
-            probe, load(args), args.inputs, batch_size=args.batch_size, on_progress=bar.update
-        )
+            probe, load(args), args.inputs, batch_size=args.batch_size, dicom=dicom, parts=parts,
+            on_progress=bar.update,
+        )  # fmt: skip
     show(results, args.json, _predict_text)
     return 3 if any("error" in result for result in results) else 0
 

@@ -8,9 +8,11 @@ from medsiglip_jax.cli.common import (
     add_batch_size,
     add_json,
     add_model,
+    add_queries,
     command,
     load,
     progress_bar,
+    queries,
     show,
 )
 
@@ -53,6 +55,7 @@ def add(commands) -> None:
         "--build-index", action="store_true", help="write DIR/index.usearch, tell its recall"
     )
     index.add_argument("--approximate", action="store_true", help="use it")
+    add_queries(sub)
     add_model(sub, required=False)
     add_batch_size(sub)
     add_json(sub)
@@ -81,22 +84,25 @@ def _refuse_idle(args: argparse.Namespace, job: str) -> None:
 
 
 def _hits(args: argparse.Namespace) -> int:
-    from medsiglip_jax import contact_sheet
+    from medsiglip_jax import contact_sheet, expansion
+    from medsiglip_jax.preprocess.dicom.rules import from_dict
     from medsiglip_jax.search import check_output_name, search, write_hits
 
     if args.sheet:
         contact_sheet.check(args.sheet)
     if args.output:
         check_output_name(args.output)
-    model, images = load(args), args.image or []
     with progress_bar("row") as bar:
+        embeddings = _opened(args, bar)
+        dicom, parts = queries(args, from_dict(embeddings.manifest.get("dicom")))
+        images = expansion.names(args.image or [], parts)
         results = search(
-            model, _opened(args, bar), args.text or [], images,
+            load(args), embeddings, args.text or [], images,
             10 if args.top_k is None else args.top_k,
-            approximate=args.approximate, batch_size=args.batch_size,
+            approximate=args.approximate, batch_size=args.batch_size, dicom=dicom,
         )  # fmt: skip
     if args.sheet:
-        contact_sheet.write(args.sheet, results, images)
+        contact_sheet.write(args.sheet, results, images, dicom)
     if args.output:
         write_hits(args.output, results)
     show(results, args.json, _text)

@@ -12,8 +12,9 @@ from medsiglip_jax.evaluate import arrays, csv_tables, folders
 from medsiglip_jax.evaluate.dataset import Dataset, Policy, where_to_get
 from medsiglip_jax.evaluate.tasks import PARTS, Task
 from medsiglip_jax.examples import Examples, split_by_group
-from medsiglip_jax.preprocess.decode import UnreadableImage, decode
-from medsiglip_jax.preprocess.files import read_bytes
+from medsiglip_jax.preprocess import sources
+from medsiglip_jax.preprocess.decode import UnreadableImage
+from medsiglip_jax.preprocess.dicom.rules import Rules
 
 READERS = {"csv": csv_tables.read, "folders": folders.read, "npz": arrays.read, "h5": arrays.read}
 _FIFTH = 0.2  # of the groups, for what is drawn: 60 % train, 20 % validation, 20 % test
@@ -261,8 +262,8 @@ def _check_readable(found: Dataset, root: places.Place) -> None:
     reasons = []
     for source in found.sources[:3]:
         try:
-            decode(read_bytes(source))
+            sources.read(source, rules=Rules(volume="percentile"))  # which any values allow
             return
         except UnreadableImage as error:
-            reasons.append(f"{source}: {error}")
+            reasons.append(str(error))
     raise ValueError(f"{root}: the first images cannot be read: {reasons[0]}")

@@ -15,12 +15,13 @@ What is decided here, once, for every preset and every caller:
 * DICOM, known by its content, is read by the `Rules` given (preprocess/dicom/).
 """
 
+import contextlib
 import io
 import os
 import stat
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,19 @@ class UnreadableImage(ValueError):
     """This one image cannot be used; the message is one line naming the source and the reason."""
 
 
+@dataclass(frozen=True, repr=False)
+class Subject:
+    """Whose image a DICOM file is, as it says so, "" for what it does not say: not to be shown.
+
+    Attributes:
+        patient, study, series: PatientID, StudyInstanceUID, SeriesInstanceUID.
+    """
+
+    patient: str
+    study: str
+    series: str
+
+
 @dataclass(frozen=True)
 class Facts:
     """What to tell about an image beside its pixels.
@@ -64,11 +78,18 @@ class Facts:
         orientation: EXIF's, 1..8, which was *not* applied; 1 is upright.
         burned_in: a DICOM file says that annotation that may identify is in its pixels.
         frames: in a DICOM file, of which one was taken.
+        frame: that one, from 0.
+        seen: how the values of a DICOM file became levels, in words, such as "modality CT, rules
+            dicom: W/L 2250/-100 350/40 80/40".
+        subject: of a DICOM file.
     """
 
     orientation: int = 1
     burned_in: bool = False
     frames: int = 1
+    frame: int = 0
+    seen: str = ""
+    subject: Subject | None = None
 
 
 def decode(item: Any, rules: Rules = Rules()) -> UInt8[np.ndarray, "h w 3"]:
@@ -175,16 +196,28 @@ def _rgb_from_stream(
 
 
 def _rgb_from_dicom(data: bytes, to_array: ToArray, rules: Rules) -> tuple[np.ndarray, Facts]:
-    try:
+    with needing("DICOM", "dicom"):
         from medsiglip_jax.preprocess.dicom import pixels
+    rgb, facts = pixels.decode(data, rules)
+    return spread(rgb, to_array), facts
+
+
+@contextlib.contextmanager
+def needing(what: str, extra: str) -> Iterator[None]:
+    """Says in one line what to install if an import in it fails."""
+    try:
+        yield
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"reading DICOM needs {error.name}: pip install 'medsiglip-jax[dicom]'"
+            f"reading {what} needs {error.name}: pip install 'medsiglip-jax[{extra}]'"
         ) from None
-    rgb, facts = pixels.decode(data, rules)
-    if to_array is not np.asarray and rgb.flags.c_contiguous:  # colours, not in PIL's memory yet
-        rgb = to_array(Image.fromarray(rgb))
-    return rgb, facts
+
+
+def spread(rgb: np.ndarray, to_array: ToArray) -> np.ndarray:
+    """Pixels as `to_array` gives them: colours are not in PIL's memory yet, grey is alike."""
+    if to_array is not np.asarray and rgb.flags.c_contiguous:
+        return to_array(Image.fromarray(rgb))
+    return rgb
 
 
 def _open(stream: io.BytesIO | io.BufferedReader) -> Image.Image:

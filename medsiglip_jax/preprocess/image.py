@@ -25,6 +25,7 @@ from jaxtyping import Float32, Shaped, UInt8
 from PIL import Image
 
 from medsiglip_jax.preprocess import decode as decoding
+from medsiglip_jax.preprocess import sources
 from medsiglip_jax.preprocess.decode import UnreadableImage, decode
 from medsiglip_jax.preprocess.dicom.rules import Rules
 
@@ -263,8 +264,8 @@ def load_images(
     """Decodes and resizes images; order is kept.
 
     Args:
-        items: one image (anything `decode` takes), a sequence of them, or a batch: uint8 or uint16
-            array [n, H, W, 3].
+        items: one image (a source, see `preprocess.sources`, or anything else that `decode` takes),
+            a sequence of them, or a batch: uint8 or uint16 array [n, H, W, 3].
         size: height and width of the result, in pixels.
         preprocess: name of a preset: "big_vision", "big_vision_pad", "huggingface" or "serving".
         workers: threads; default the number of cores, at most 8.
@@ -274,7 +275,9 @@ def load_images(
         uint8 [n, size, size, 3]; [0, size, size, 3] for an empty sequence.
 
     Raises:
-        FileNotFoundError, UnreadableImage: an image that cannot be used, by position and name.
+        UnreadableImage: an image that cannot be used, by position and name; a FileNotFoundError as
+            well where there is none.
+        OSError: the disk or the network fails.
         ValueError: unknown preset, or a size or number of workers below 1.
 
     Warns:
@@ -287,9 +290,9 @@ def load_images(
 
     def load(i: int) -> decoding.Facts:
         try:
-            pixels, facts = decoding.decode_with_facts(items[i], rules=dicom)
+            pixels, facts = _decoded(items[i], dicom)
             out[i] = resize(pixels, size)
-        except (FileNotFoundError, UnreadableImage) as error:
+        except UnreadableImage as error:
             where = f"image {i + 1} of {len(items)}: " if len(items) > 1 else ""
             raise type(error)(f"{where}{error}") from error
         return facts
@@ -312,6 +315,12 @@ def load_images(
             stacklevel=2,
         )
     return out
+
+
+def _decoded(item: Any, rules: Rules) -> tuple[np.ndarray, decoding.Facts]:
+    if isinstance(item, (str, os.PathLike)):
+        return sources.read(os.fspath(item), rules=rules)
+    return decoding.decode_with_facts(item, rules=rules)
 
 
 def _as_list(items: Any) -> list:

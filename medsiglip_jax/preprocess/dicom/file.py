@@ -9,6 +9,7 @@ import io
 import logging
 import warnings
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,15 +24,23 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
-from medsiglip_jax.preprocess.decode import UnreadableImage
+from medsiglip_jax.preprocess.decode import Subject, UnreadableImage
 from medsiglip_jax.preprocess.dicom import sniff
 from medsiglip_jax.preprocess.dicom.header import Header, Lut
+from medsiglip_jax.preprocess.dicom.series import Plane
 
 # Bytes that a deflated data set may inflate to. In memory it is there twice for a moment.
 MAX_INFLATED = 1 << 28
+# Reads while a file is parsed, one or two for each element and item; 500 frames have 50,000. And
+# bytes and items of a sequence that is parsed when it is asked for. A million empty items are 8 MB
+# on disk, 10 kB deflated; here they would take 15 s and 1 GB.
+MAX_READS, MAX_SEQUENCE, MAX_ITEMS = 500_000, 1 << 25, 250_000
+# Frames that are listed. The tiles of a large slide are 200,000.
+MAX_FRAMES = 1 << 20
 
 _KEYWORDS = (
     *("SOPClassUID", "Modality", "BurnedInAnnotation", "PixelPresentation"),
+    *("PatientID", "StudyInstanceUID", "SeriesInstanceUID"),
     *("SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames"),
     *("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
     *("PixelPaddingValue", "PixelPaddingRangeLimit"),
@@ -46,6 +55,14 @@ _KEYWORDS = (
     *("ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
     *("PixelData", "FloatPixelData", "DoubleFloatPixelData"),
 )
+_PLANE_KEYWORDS = (
+    *("SOPInstanceUID", "SeriesInstanceUID", "InstanceNumber", "NumberOfFrames"),
+    *("ImagePositionPatient", "ImageOrientationPatient"),
+    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+)
+_PLANE_TAGS: list[Any] = [tag_for_keyword(name) for name in _PLANE_KEYWORDS]
+# The file meta information is shorter.
+_META_BYTES = 1 << 16
 _TAGS: list[Any] = [tag_for_keyword(name) for name in _KEYWORDS]
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
@@ -63,12 +80,10 @@ class File:
         syntax, start = sniff.transfer_syntax(data)
         if syntax == sniff.DEFLATED:
             data = _inflate(data, start)
-        try:
-            found = pydicom.dcmread(io.BytesIO(data), force=True, specific_tags=_TAGS)
-            self._tags = _Tags(found)
-            self.syntax = syntax if syntax and syntax != sniff.DEFLATED else _guess(found)
-        except Exception:  # pydicom raises nearly every type there is, with values in the message
-            raise UnreadableImage("damaged DICOM: its elements cannot be read") from None
+        found = _parse(io.BytesIO(data), _TAGS)
+        self._tags = _Tags(found)
+        self.syntax = syntax if syntax and syntax != sniff.DEFLATED else _guess(found)
+        self.nbytes = len(data)
         if not any(self._tags.has(name) for name in _PIXELS):
             raise UnreadableImage("DICOM without pixels, or cut off before them")
 
@@ -78,6 +93,12 @@ class File:
         if frames < 1:
             raise UnreadableImage("DICOM: NumberOfFrames is less than 1")
         return frames
+
+    @property
+    def subject(self) -> Subject:
+        """Whose it is; what is malformed is as if it were not there."""
+        names = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID")
+        return Subject(*(self._tags.label(name) for name in names))
 
     @property
     def floats(self) -> bool:
@@ -169,6 +190,83 @@ class File:
             raise UnreadableImage("damaged DICOM: its palette cannot be read") from None
 
 
+def planes(stream: Any) -> list[Plane]:
+    """Where each frame of a file belongs, from its header; its pixels are not read.
+
+    Args:
+        stream: of bytes, which can seek.
+
+    Raises:
+        UnreadableImage: it is no DICOM file, or not readable.
+    """
+    try:
+        return _planes(_Tags(_header_of(stream)))
+    except UnreadableImage:
+        raise
+    except Exception:  # as in `pixels`
+        raise UnreadableImage("damaged DICOM: its header cannot be made sense of") from None
+
+
+def _planes(tags: "_Tags") -> list[Plane]:
+    count = tags.whole("NumberOfFrames", 1)
+    if count > MAX_FRAMES:
+        raise UnreadableImage(f"DICOM with {count} frames, more than the limit of {MAX_FRAMES}")
+    of_each = tags.items("PerFrameFunctionalGroupsSequence")
+    shared = tags.items("SharedFunctionalGroupsSequence")[:1]
+    series, uid = tags.text("SeriesInstanceUID"), tags.text("SOPInstanceUID")
+    number = next(iter(tags.vector("InstanceNumber", 1)), None)
+    return [
+        Plane(
+            series, uid, number,
+            _in_macro([*of_each[n : n + 1], *shared], tags, "PlanePosition", 3),
+            _in_macro([*of_each[n : n + 1], *shared], tags, "PlaneOrientation", 6),
+        )
+        for n in range(max(1, count))
+    ]  # fmt: skip
+
+
+def _header_of(stream: Any) -> pydicom.Dataset:
+    _keep_quiet()
+    stream.seek(0)
+    start = stream.read(_META_BYTES)
+    syntax, at = sniff.transfer_syntax(start)
+    if syntax == sniff.DEFLATED:
+        stream = io.BytesIO(_inflate(start + stream.read(), at))
+    stream.seek(0)
+    return _parse(stream, _PLANE_TAGS, stop_before_pixels=True)
+
+
+def _in_macro(groups: Sequence["_Tags"], tags: "_Tags", macro: str, size: int) -> tuple[float, ...]:
+    """Position or orientation of a frame, () without: multi-frame files have them deeper."""
+    name = macro.replace("Plane", "Image") + "Patient"
+    found = [item for group in groups for item in group.items(f"{macro}Sequence")]
+    return (found[0] if found else tags).vector(name, size)
+
+
+def _parse(stream: Any, tags: list[Any], **options: bool) -> pydicom.Dataset:
+    bounded: Any = _Bounded(stream)
+    try:
+        return pydicom.dcmread(bounded, force=True, specific_tags=tags, **options)
+    except Exception:  # pydicom raises nearly every type there is, with values in the message
+        too_many = "DICOM with more elements than the limit (damaged, or a bomb?)"
+        damaged = "damaged DICOM: its elements cannot be read"
+        raise UnreadableImage(damaged if bounded.left >= 0 else too_many) from None
+
+
+class _Bounded:
+    """A stream that can be read so often, which ends the parsing of what has too many elements."""
+
+    def __init__(self, stream: Any):
+        self._read, self.left = stream.read, MAX_READS
+        self.seek, self.tell = stream.seek, stream.tell
+
+    def read(self, size: int = -1) -> bytes:
+        self.left -= 1
+        if self.left < 0:
+            raise OSError("read too often")
+        return self._read(size)
+
+
 @functools.cache
 def _tag(name: str) -> Any:
     """pydicom looks keywords up each time, which would be a tenth of a CT slice."""
@@ -214,6 +312,14 @@ class _Tags:
             raise UnreadableImage(f"damaged DICOM: {name} is not finite")
         return values
 
+    def vector(self, name: str, size: int) -> tuple[float, ...]:
+        """So many numbers, or none, if they are not as they should be."""
+        try:
+            found = self.numbers(name)
+        except UnreadableImage:
+            return ()
+        return tuple(found) if len(found) == size else ()
+
     def number(self, name: str) -> float | None:
         return next(iter(self.numbers(name)), None)
 
@@ -221,9 +327,26 @@ class _Tags:
         value = self.raw(name)
         return str(value).strip() if isinstance(value, str) else ""
 
+    def label(self, name: str) -> str:
+        """A text, "" if it is malformed."""
+        try:
+            return self.text(name)
+        except UnreadableImage:
+            return ""
+
     def items(self, name: str) -> "list[_Tags]":
+        self._check_size(name)
         value = self.raw(name)
         return [_Tags(item) for item in value] if isinstance(value, pydicom.Sequence) else []
+
+    def _check_size(self, name: str) -> None:
+        raw = self.found.get_item(_tag(name)) if self.has(name) else None
+        value = getattr(raw, "value", None)
+        if not isinstance(value, bytes):  # parsed already
+            return
+        count = value.count(b"\xfe\xff\x00\xe0") + value.count(b"\xff\xfe\xe0\x00")
+        if len(value) > MAX_SEQUENCE or count > MAX_ITEMS:
+            raise UnreadableImage(f"DICOM with {name} of more items than the limit")
 
     def lut(self) -> Lut:
         """The item of a LUT sequence (PS3.3 C.11.1.1, C.11.2.1.1)."""

@@ -23,13 +23,18 @@ PERCENTILES = (0.005, 0.995)
 Values = Float64[np.ndarray, " k"]
 
 
-def render(pixels: np.ndarray, header: Header, rules: Rules) -> UInt8[np.ndarray, "h w 3"]:
+def render(
+    pixels: np.ndarray, header: Header, rules: Rules
+) -> tuple[UInt8[np.ndarray, "h w 3"], str]:
     """Renders a grey frame.
 
     Args:
         pixels: stored values [H, W].
         header: of the frame.
         rules: which windows.
+
+    Returns:
+        The pixels, and which windows it was, for people.
 
     Raises:
         UnreadableImage: the file has fewer windows than `rules.window` asks for.
@@ -39,7 +44,7 @@ def render(pixels: np.ndarray, header: Header, rules: Rules) -> UInt8[np.ndarray
     def shade(stored: Values) -> UInt8[np.ndarray, "k 3"]:
         x = measured(stored, header)
         if (windows := ct_windows(header, rules)) is not None:
-            shares = np.stack([_ramp(x, level - width / 2, width) for width, level in windows], -1)
+            shares = np.stack([ramp(x, level - width / 2, width) for width, level in windows], -1)
         else:
             shares = _of_interest(x, header, rules, limits)[:, None]
         levels = np.rint(255 * shares).astype(np.uint8)
@@ -47,7 +52,7 @@ def render(pixels: np.ndarray, header: Header, rules: Rules) -> UInt8[np.ndarray
         levels[_is_padding(stored, header)] = 0
         return np.broadcast_to(levels, (len(levels), 3))
 
-    return samples.shaded(pixels, shade)
+    return samples.shaded(pixels, shade), _words(header, rules, limits)
 
 
 def ct_windows(header: Header, rules: Rules) -> Sequence[tuple[float, float]] | None:
@@ -80,12 +85,16 @@ def windowed(x: Values, center: float, width: float, function: str) -> Values:
     if function == "SIGMOID":
         return 1 / (1 + np.exp(np.clip(-4 * (x - center) / width, -700, 700)))
     if function == "LINEAR_EXACT":
-        return _ramp(x, center - width / 2, width)
+        return ramp(x, center - width / 2, width)
     low = center - 0.5 - (width - 1) / 2
-    return _ramp(x, low, width - 1) if width > 1 else (x > low).astype(np.float64)
+    return ramp(x, low, width - 1) if width > 1 else (x > low).astype(np.float64)
 
 
-def _ramp(x: Values, low: float, width: float) -> Values:
+def ramp(x: Values, low: float, width: float) -> Values:
+    """The share of white, 0..1, that rises from `low` over `width`; 0 is that of NaN, and of all
+    where nothing rises."""
+    if width <= 0:
+        return np.zeros_like(x)
     return np.nan_to_num(np.clip((x - low) / width, 0, 1))
 
 
@@ -99,9 +108,27 @@ def _of_interest(
     if (window := _window(header, rules)) is not None:
         return windowed(x, *window, header.function)
     if _is_plain(header):
-        return _ramp(x, 0.0, 2.0**header.stored - 1)
+        return ramp(x, 0.0, 2.0**header.stored - 1)
     low, high = limits
-    return _ramp(x, low, high - low) if high > low else np.zeros_like(x)
+    return ramp(x, low, high - low)
+
+
+def _words(header: Header, rules: Rules, limits: tuple[float, float]) -> str:
+    """Widths and levels, as in `--ct-window`. Of the file's texts there is none in it."""
+    if (windows := ct_windows(header, rules)) is not None:
+        text = "W/L " + " ".join(f"{width:g}/{level:g}" for width, level in windows)
+    elif header.voi_luts:
+        text = f"VOI LUT of {len(_chosen(header.voi_luts, rules).values)} entries"
+    elif (window := _window(header, rules)) is not None:
+        text = f"W/L {window[1]:g}/{window[0]:g}"
+        text += {"SIGMOID": " sigmoid", "LINEAR_EXACT": " exact"}.get(header.function, "")
+    elif _is_plain(header):
+        text = "as stored"
+    else:
+        text = "{:g} to {:g}, percentiles {:g} and {:g}".format(
+            *limits, *(100 * share for share in PERCENTILES)
+        )
+    return text + (", inverted" if header.photometric == "MONOCHROME1" else "")
 
 
 def _window(header: Header, rules: Rules) -> tuple[float, float] | None:

@@ -4,6 +4,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+# Those of the standard, retired ones too (PS3.3 C.7.3.1.1.1).
+_MODALITIES = frozenset(
+    "AR ASMT AU BI CR CT DOC DX ECG EPS ES FID GM HD IO IVOCT IVUS KER KO LEN LS M3D MG MR NM OAM "
+    "OCT OP OPM OPT OPV OSS OT PLAN PR PT PX REG RESP RF RG RTDOSE RTIMAGE RTPLAN RTRECORD "
+    "RTSTRUCT RWV SEG SM SMR SR SRF STAIN TG US VA XA XC".split()
+)
+
 
 @dataclass(frozen=True, eq=False)
 class Lut:
@@ -66,6 +73,13 @@ class Header:
     function: str
     voi_luts: tuple[Lut, ...]
     burned_in: bool
+
+    @property
+    def modality_named(self) -> str:
+        """The modality as it may be printed: not the value itself, for anything may stand there."""
+        if self.modality in _MODALITIES:
+            return self.modality
+        return "of another name" if self.modality else "none"
 
     @property
     def grey(self) -> bool:

@@ -35,9 +35,8 @@ def check(header: Header) -> None:
     if header.sop_class == _SLIDE:
         raise UnreadableImage("official rules: whole slides are read by another path of theirs")
     if header.modality not in MODALITIES:
-        # Not the value itself: anything may stand there.
         raise UnreadableImage(
-            f"official rules: modality {_named(header.modality)} is not served; expected one of "
+            f"official rules: modality {header.modality_named} is not served; expected one of "
             f"{', '.join(MODALITIES)} (the rules 'dicom' read every modality)"
         )
     if header.syntax not in (*_NATIVE, *_ENCAPSULATED):
@@ -52,13 +51,6 @@ def check(header: Header) -> None:
         raise UnreadableImage("official rules: colours that do not fit the samples per pixel")
 
 
-def _named(modality: str) -> str:
-    known = "AR ASMT AU BI DOC ECG EPS ES FID HD IO IVOCT IVUS KER KO LEN LS M3D MG MR NM OAM OCT"
-    known += " OP OPM OPT OPV OSS OT PLAN PR PT PX REG RESP RF RG RTDOSE RTIMAGE RTPLAN RTRECORD"
-    known += " RTSTRUCT RWV SEG SMR SR SRF STAIN TG US VA XA"
-    return modality if modality in known.split() else "none" if not modality else "of another name"
-
-
 def render(pixels: np.ndarray, header: Header, rules: Rules) -> UInt8[np.ndarray, "h w 3"]:
     """What the container hands to PIL.
 
@@ -70,7 +62,7 @@ def render(pixels: np.ndarray, header: Header, rules: Rules) -> UInt8[np.ndarray
     Raises:
         UnreadableImage: values that the container cannot take.
     """
-    if header.samples == 3 or header.modality in ("GM", "SM", "XC"):
+    if _is_taken_as_it_is(header):
         return _to_8_bits(pixels)
     norm = _ct if header.modality == "CT" else _radiograph
     if pixels.dtype.kind not in "iu" or pixels.dtype.itemsize > 2:
@@ -87,6 +79,22 @@ def render(pixels: np.ndarray, header: Header, rules: Rules) -> UInt8[np.ndarray
         return table[np.searchsorted(values, stored).clip(0, last)]
 
     return samples.shaded(pixels, shade)
+
+
+def words(header: Header, rules: Rules) -> str:
+    """What `render` does, for people; widths before levels."""
+    if _is_taken_as_it_is(header):
+        return "as stored"
+    if header.modality == "CT":
+        text = "W/L {:g}/{:g}".format(*_ct_window(header, rules))
+    else:
+        window = _file_window(header)
+        text = "W/L {:g}/{:g}, stretched".format(*window) if window else "stretched"
+    return text + (", inverted" if header.photometric == "MONOCHROME1" else "")
+
+
+def _is_taken_as_it_is(header: Header) -> bool:
+    return header.samples == 3 or header.modality in ("GM", "SM", "XC")
 
 
 def windowed(x: np.ndarray, width: float, level: float) -> np.ndarray:
@@ -113,8 +121,12 @@ def unsigned(x: np.ndarray) -> np.ndarray:
 def _ct(stored: np.ndarray, header: Header, rules: Rules) -> np.ndarray:
     if (header.slope is None) != (header.intercept is None):
         raise UnreadableImage("official rules: CT with only one of slope and intercept")
+    return windowed(_rescaled(stored, header), *_ct_window(header, rules))
+
+
+def _ct_window(header: Header, rules: Rules) -> tuple[float, float]:
     width, level = rules.ct_window or _file_window(header) or _DEFAULT_CT
-    return windowed(_rescaled(stored, header), float(width), float(level))
+    return float(width), float(level)
 
 
 def _radiograph(stored: np.ndarray, header: Header, rules: Rules) -> np.ndarray:

@@ -1,6 +1,8 @@
 """One DICOM file -> uint8 RGB [H, W, 3], by the rules asked for."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import UInt8
@@ -29,30 +31,54 @@ def decode(data: bytes, rules: Rules) -> tuple[UInt8[np.ndarray, "h w 3"], Facts
     Raises:
         UnreadableImage: the reason, in words of this project: none of the file's values is in it.
     """
+    with _own_words():
+        file = File(data)
+        return _decode(file, _frame(file.frames, rules), rules)
+
+
+def opened(data: bytes) -> File:
+    """The file, for `decode_frame`; raises as `decode` does."""
+    with _own_words():
+        return File(data)
+
+
+def decode_frame(file: File, number: int, rules: Rules) -> tuple[UInt8[np.ndarray, "h w 3"], Facts]:
+    """That frame of an open file, from 0, as `decode` gives one; several threads may do so."""
+    with _own_words():
+        return _decode(file, _existing(number, file.frames), rules)
+
+
+@contextlib.contextmanager
+def _own_words() -> Iterator[None]:
     try:
-        return _decode(data, rules)
+        yield
     except UnreadableImage:
         raise
     except Exception:  # whatever hostile input may bring about; its message may hold values
         raise UnreadableImage("damaged DICOM: its pixels cannot be made sense of") from None
 
 
-def _decode(data: bytes, rules: Rules) -> tuple[np.ndarray, Facts]:
-    file = File(data)
-    header = file.header(_frame(file.frames, rules))
+def _decode(file: File, frame: int, rules: Rules) -> tuple[np.ndarray, Facts]:
+    header = file.header(frame)
     _check(header)
     if rules.name == "official":
         official.check(header)
         pixels = official.render(_raw(file, header), header, rules)
+        words = official.words(header, rules)
     else:
-        pixels = _render(file, header, rules)
-    return pixels, Facts(burned_in=header.burned_in, frames=header.frames)
+        pixels, words = _render(file, header, rules)
+    seen = f"modality {header.modality_named}, rules {rules.name}: {words}"
+    facts = Facts(1, header.burned_in, header.frames, header.frame, seen, file.subject)
+    return pixels, facts
 
 
 def _frame(frames: int, rules: Rules) -> int:
     if rules.frame == MIDDLE or frames == 1:
         return frames // 2
-    frame = int(rules.frame)
+    return _existing(int(rules.frame), frames)
+
+
+def _existing(frame: int, frames: int) -> int:
     if frame >= frames:
         raise UnreadableImage(f"DICOM with {frames} frames; number {frame} is asked for")
     return frame
@@ -86,14 +112,14 @@ def _raw(file: File, header: Header) -> np.ndarray:
     return samples.in_use(file.native(header), header, header.stored, header.stored - 1)
 
 
-def _render(file: File, header: Header, rules: Rules) -> np.ndarray:
+def _render(file: File, header: Header, rules: Rules) -> tuple[np.ndarray, str]:
     pixels = stored_values(file, header)
     if header.samples == 3 and not header.grey:
-        return colour.render(pixels, header, done=header.syntax in _JPEG)
+        return colour.render(pixels, header, done=header.syntax in _JPEG), "colours"
     if header.samples == 1 and header.grey:
         return grey.render(pixels, header, rules)
     if header.samples == 1 and header.photometric == "PALETTE COLOR" and header.stored <= 16:
-        return colour.from_palette(pixels, header, file.palette(header))
+        return colour.from_palette(pixels, header, file.palette(header)), "a palette of colours"
     raise UnreadableImage("DICOM whose colours do not fit its samples per pixel")
 
 

@@ -1,0 +1,258 @@
+"""Whole slides, through OpenSlide: their regions, and the grid of tiles over their tissue.
+
+Pixels are what OpenSlide's `read_region` gives, over white where the slide has none; colour
+profiles are not applied. Labels, which name patients, are never read.
+"""
+
+import math
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import openslide
+from jaxtyping import UInt8
+from PIL import Image
+
+from medsiglip_jax.preprocess import decode as decoding
+from medsiglip_jax.preprocess import handles, sources, tissue
+from medsiglip_jax.preprocess.decode import UnreadableImage
+from medsiglip_jax.preprocess.dicom import sniff
+from medsiglip_jax.preprocess.parts import Parts
+
+MPP = 0.5  # um/px of tiles where none is given: 20x, at which pathologists look at cells
+TILE = 448  # pixels that a tile has at the resolution asked for: as many as the model takes
+
+# Scanners miss the round figures: 0.2627 for 0.25 um/px, 0.5040 for 0.5. A level coarser by so
+# little is taken; the next finer one often has 16 times the pixels.
+_SLACK = 1.1
+# Tiles side by side before the next row: rows of a whole slide (98 MB at 100,000 pixels) would push
+# what two of them share out of OpenSlide's cache of 32 MB.
+_STRIP = 8
+# Of what cannot be read of a thumbnail: a colour, and so tissue; its tiles say themselves why.
+_DAMAGED = 255, 0, 255
+_THUMBNAIL, _BLOCK = 2048, 512  # pixels: its longer side at most; what is read of it at a time
+
+
+class _Slide:
+    """An open slide.
+
+    Attributes:
+        sizes: (width, height) of each level, the finest first.
+        downsamples: pixels of level 0 in one of each.
+        mpp: um/px of level 0, the mean of both directions; None if the file does not say.
+        shared: by the files that make up a slide in DICOM, one for each level; else None.
+        nbytes: what it may hold, OpenSlide's cache.
+    """
+
+    nbytes = 32 << 20
+
+    def __init__(self, path: str):
+        self._path = path
+        self._handle = handle = self._open()
+        self.sizes, self.downsamples = handle.level_dimensions, handle.level_downsamples
+        self.mpp = _mpp(handle)
+        vendor = handle.properties.get(openslide.PROPERTY_NAME_VENDOR)
+        digest = handle.properties.get(openslide.PROPERTY_NAME_QUICKHASH1)
+        self.shared = f"{os.path.dirname(path)}:{digest}" if vendor == "dicom" else None
+
+    def region(self, x: int, y: int, level: int, width: int, height: int) -> np.ndarray:
+        """uint8 [height, width, 3]; x and y are pixels of level 0.
+
+        After one error OpenSlide refuses everything more of that handle, to all threads, whose
+        tiles may be whole: there is a new handle then, and this region is read alone.
+        """
+        where = (x, y), level, (width, height)
+        try:
+            return _over_white(self._handle.read_region(*where))
+        except openslide.OpenSlideError:
+            self._handle = self._open()
+        try:
+            return _over_white(self._open().read_region(*where))
+        except openslide.OpenSlideError as error:
+            raise self._damaged(error) from None
+
+    def _open(self) -> openslide.OpenSlide:
+        try:
+            return openslide.OpenSlide(self._path)
+        except openslide.OpenSlideUnsupportedFormatError:
+            raise self._no_slide() from None
+        except openslide.OpenSlideError as error:
+            raise self._damaged(error) from None
+
+    def _no_slide(self) -> UnreadableImage:
+        if "://" in self._path:
+            return UnreadableImage("OpenSlide reads local files only")
+        if not os.path.exists(self._path):
+            return sources.NoSuchFile("no such file")
+        return UnreadableImage("not a slide that OpenSlide can read")
+
+    def _damaged(self, error: Exception) -> UnreadableImage:
+        """With what OpenSlide says; not of DICOM, where it may quote what identifies."""
+        with open(self._path, "rb") as file:
+            dicom = sniff.is_dicom(file.read(sniff.START))
+        said = "" if dicom else f": {' '.join(str(error).split())[:200]}"
+        return UnreadableImage(f"damaged slide{said}")
+
+
+def _mpp(handle: openslide.OpenSlide) -> float | None:
+    names = openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y
+    try:
+        found = [float(handle.properties[name]) for name in names]
+    except (KeyError, ValueError):
+        return None
+    return sum(found) / 2 if all(0 < mpp < math.inf for mpp in found) else None
+
+
+def _over_white(region: Image.Image) -> np.ndarray:
+    """RGB of RGBA: of an opaque region a view, with 4 bytes from pixel to pixel."""
+    rgba = np.asarray(region)
+    if np.bitwise_and.reduce(rgba.view("<u4"), axis=None) >> 24 == 255:
+        return rgba[..., :3]
+    page = Image.new("RGB", region.size, "white")
+    page.paste(region, mask=region)
+    return np.asarray(page)
+
+
+def is_slide(path: str) -> bool:
+    """Whether OpenSlide takes a local file for one; a tiled TIFF is a slide, a striped one not."""
+    return openslide.OpenSlide.detect_format(path) is not None
+
+
+def check(path: str) -> None:
+    """Raises UnreadableImage, with the reason, if a slide cannot be opened."""
+    handles.opened(path, _Slide)
+
+
+def downsamples(path: str) -> tuple[float, ...]:
+    """How many pixels of level 0 one of each level spans, across and down."""
+    return handles.opened(path, _Slide).downsamples
+
+
+def shared_by(path: str) -> str | None:
+    """What is the same for all files of one slide; None where that is one file."""
+    return handles.opened(path, _Slide).shared
+
+
+def read(path: str, x: int, y: int, level: int, size: int) -> UInt8[np.ndarray, "s s 3"]:
+    """A square of a slide: OpenSlide's `read_region((x, y), level, (size, size))`, over white.
+
+    Args:
+        path: a local file.
+        x, y: its upper left corner, in pixels of level 0.
+        level: of the pyramid, 0 is the finest.
+        size: in pixels of that level.
+
+    Returns:
+        uint8 [size, size, 3]; the pixels may be 4 bytes apart.
+
+    Raises:
+        UnreadableImage: no slide, no such level, wholly outside, or damaged here; the reason,
+            without the path.
+    """
+    slide = handles.opened(path, _Slide)
+    if not 0 <= level < len(slide.sizes):
+        raise UnreadableImage(f"no level {level}; the slide has {len(slide.sizes)}, from 0")
+    _check_size(size)
+    side, (width, height) = size * slide.downsamples[level], slide.sizes[0]
+    if not (-side < x < width and -side < y < height):
+        raise UnreadableImage(f"tile at {x},{y} is outside of the slide of {width}x{height}")
+    return slide.region(x, y, level, size, size)
+
+
+def _check_size(size: int) -> None:
+    if not 1 <= size**2 <= decoding.MAX_PIXELS:
+        raise UnreadableImage(
+            f"tiles of {size}x{size} pixels; expected at least one pixel and at most "
+            f"{decoding.MAX_PIXELS}"
+        )
+
+
+# ------------------------------------------------------------------------------------------ tiles
+
+
+def tiles(path: str, parts: Parts) -> dict[str, np.ndarray]:
+    """The tiles of a slide that hold tissue, in an order in which neighbours are near.
+
+    They lie side by side from the upper left corner, at a resolution of about `parts.mpp`: each is
+    a square of the coarsest level that is fine enough, to be resized to `TILE` pixels. The last of
+    a row or column go beyond the slide's edge, where they are white.
+
+    Args:
+        path: a local file.
+        parts: `mpp`, um/px of the tiles, default `MPP`; `slide_mpp`, um/px of level 0, where the
+            file does not say or is wrong; `tissue`, the least share of it in a tile, 0 for all.
+
+    Returns:
+        Columns of one length: int32 `x`, `y`, `level`, `size`, of `read`; float32 `mpp`, the
+        resolution of the tile in `TILE` pixels. They may be empty.
+
+    Raises:
+        UnreadableImage: no slide, or damaged; the reason, without the path.
+        ValueError: its resolution is not known, or coarser than asked for.
+    """
+    slide = handles.opened(path, _Slide)
+    target, own = parts.mpp or MPP, parts.slide_mpp or slide.mpp
+    if own is None:
+        raise ValueError(f"{path}: does not say its resolution; give it, in um/px (--slide-mpp)")
+    level, downsample = _level(slide, path, own, target)
+    size = max(1, round(TILE * target / (own * downsample)))
+    _check_size(size)
+    width, height = slide.sizes[level]
+    left, top = (np.rint(np.arange(0, n, size) * downsample) for n in (width, height))
+    row, column = np.nonzero(_kept(path, left, top, size * downsample, parts.tissue))
+    order = np.lexsort((column, row, column // _STRIP))
+    x, y = left[column[order]], top[row[order]]
+    same = np.ones(len(order), np.int32)
+    return {
+        **{name: values.astype(np.int32) for name, values in (("x", x), ("y", y))},
+        "level": level * same,
+        "size": size * same,
+        "mpp": np.full(len(order), own * downsample * size / TILE, np.float32),
+    }
+
+
+def _level(slide: _Slide, path: str, own: float, target: float) -> tuple[int, float]:
+    """The coarsest level that is fine enough, and its downsampling."""
+    enough = [d for d in slide.downsamples if own * d <= target * _SLACK]
+    if not enough:
+        raise ValueError(
+            f"{path}: its finest level has {own:.4g} um/px; expected --mpp {own:.4g} or more, not "
+            f"{target:g} (--slide-mpp where the file is wrong)"
+        )
+    return len(enough) - 1, enough[-1]
+
+
+def _kept(path: str, left: np.ndarray, top: np.ndarray, side: float, least: float) -> np.ndarray:
+    if least == 0:
+        return np.ones((len(top), len(left)), bool)
+    pixels, scale = thumbnail(path)
+    shares = tissue.shares(tissue.mask(pixels), left / scale, top / scale, side / scale)
+    return shares >= least - 1e-6  # rounding, where all is tissue
+
+
+def thumbnail(path: str) -> tuple[UInt8[np.ndarray, "h w 3"], float]:
+    """A slide in at most 2048 pixels a side, and how many pixels of level 0 one of them spans.
+
+    It is read in blocks, whatever the levels: of a slide that has one level only, all of it.
+    """
+    slide = handles.opened(path, _Slide)
+    large = (i for i, sides in enumerate(slide.sizes) if max(sides) >= _THUMBNAIL // 2)
+    level = max(large, default=0)
+    (width, height), downsample = slide.sizes[level], slide.downsamples[level]
+    factor = -(-max(width, height) // _THUMBNAIL)
+    block = factor * max(1, _BLOCK // factor)
+    out = np.empty((-(-height // factor), -(-width // factor), 3), np.uint8)
+
+    def fill(left: int, top: int) -> None:
+        sides = min(block, width - left), min(block, height - top)
+        place = out[top // factor :, left // factor :][: block // factor, : block // factor]
+        try:
+            pixels = slide.region(round(left * downsample), round(top * downsample), level, *sides)
+            place[:] = np.asarray(Image.fromarray(pixels).reduce(factor))
+        except UnreadableImage:
+            place[:] = _DAMAGED
+
+    corners = [(x, y) for y in range(0, height, block) for x in range(0, width, block)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(fill, *zip(*corners, strict=True)))
+    return out, factor * downsample

@@ -1,0 +1,234 @@
+"""NIfTI volumes, their headers read by nibabel: axial slices as radiologists see them.
+
+A volume is turned into the order nearest to right, anterior, superior (RAS), not resampled: slice 0
+is the one nearest to the feet; in each, anterior is up and the patient's right is at the left. Of
+files without an orientation, nibabel takes the first axis to run from right to left.
+
+The files do not say what their values are, so that `Rules.volume` has to: "ct" is Hounsfield units
+in the windows of CT; "percentile" is from the 0.5th to the 99.5th percentile, of the volume and not
+of the slice, so that slices can be compared and air is not stretched to noise.
+"""
+
+import gzip
+import io
+import math
+import os
+import threading
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import nibabel
+import numpy as np
+from jaxtyping import UInt8
+
+from medsiglip_jax.preprocess import decode as decoding
+from medsiglip_jax.preprocess import sources
+from medsiglip_jax.preprocess.decode import Facts, UnreadableImage
+from medsiglip_jax.preprocess.dicom import grey, samples
+from medsiglip_jax.preprocess.dicom.rules import Rules
+
+# Bytes that a compressed volume may inflate to: 4,000 slices of 512x512 at 16 bits.
+MAX_INFLATED = 1 << 31
+_MAX_OFFSET = 1 << 26  # bytes before the first voxel: the header, and texts of other programs
+_MAX_SIDE = 1 << 16  # voxels, along one axis
+_HEADERS = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}  # by their size
+_GZIP = b"\x1f\x8b"
+_SAMPLED = 64  # slices that percentiles are of, evenly spaced
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where the values are, and what they mean.
+
+    Attributes:
+        shape: of the first volume in the file, as stored.
+        volumes: in the file.
+        dtype, offset: of the first value.
+        slope, intercept: of the stored values.
+        axes: nibabel's orientation: which axis of RAS each axis is, and 1 or -1.
+    """
+
+    shape: tuple[int, ...]
+    volumes: int
+    dtype: np.dtype
+    offset: int
+    slope: float
+    intercept: float
+    axes: np.ndarray
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def slices(self) -> int:
+        return self.shape[self.axes[:, 0].tolist().index(2)]
+
+
+def slices(path: str) -> int:
+    """How many axial slices a volume has, from its header.
+
+    Raises:
+        UnreadableImage: no NIfTI, or damaged; the reason, without the path.
+    """
+    with sources.open_binary(path) as stream:
+        return _layout(_inflated(stream)).slices
+
+
+def open_volume(path: str) -> "Volume":
+    """Opens a volume: mapped to memory where the file is local and not compressed, else read.
+
+    Raises:
+        UnreadableImage: no NIfTI, damaged, cut off, or larger than `MAX_INFLATED` if compressed;
+            the reason, without the path.
+    """
+    remote = "://" in path
+    with io.BytesIO(sources.read_bytes(path)) if remote else sources.open_binary(path) as stream:
+        plain = _inflated(stream)
+        layout = _layout(plain)
+        if plain is stream and not remote:
+            return Volume(_mapped(path, layout), layout)
+        return Volume(_read(plain, layout), layout)
+
+
+class Volume:
+    """An open volume; several threads may render its slices.
+
+    Attributes:
+        slices: axial.
+        nbytes: in memory.
+    """
+
+    def __init__(self, stored: np.ndarray, layout: _Layout):
+        self._values = nibabel.orientations.apply_orientation(stored, layout.axes)  # a view
+        self._layout, self._lock = layout, threading.Lock()
+        self._limits: tuple[float, float] | None = None
+        self.slices = layout.slices
+        self.nbytes = 0 if isinstance(stored, np.memmap) else layout.nbytes
+
+    def render(self, number: int, rules: Rules) -> tuple[UInt8[np.ndarray, "h w 3"], Facts]:
+        """An axial slice, from 0 at the feet.
+
+        Returns:
+            The pixels, 4 bytes apart, and facts.
+
+        Raises:
+            UnreadableImage: there are fewer slices, or rules that do not serve volumes.
+        """
+        if rules.name == "official":
+            raise UnreadableImage("official rules: NIfTI volumes are not served")
+        if not number < self.slices:
+            raise UnreadableImage(f"volume of {self.slices} slices; number {number} is asked for")
+        stored = np.ascontiguousarray(self._values[::-1, ::-1, number].T)
+        if stored.size > decoding.MAX_PIXELS:
+            raise UnreadableImage(
+                f"slices of {stored.shape[1]}x{stored.shape[0]} pixels, more than the limit of "
+                f"{decoding.MAX_PIXELS}"
+            )
+        ramps, words = self._ramps(rules)
+
+        def shade(x: np.ndarray) -> UInt8[np.ndarray, "k 3"]:
+            shares = [grey.ramp(self._measured(x), low, width) for low, width in ramps]
+            levels = np.rint(255 * np.stack(shares, -1)).astype(np.uint8)
+            return np.broadcast_to(levels, (len(x), 3))
+
+        first = f", first of {self._layout.volumes} volumes" if self._layout.volumes > 1 else ""
+        facts = Facts(frames=self.slices, frame=number, seen=f"NIfTI volume{first}: {words}")
+        return samples.shaded(stored, shade), facts
+
+    def _ramps(self, rules: Rules) -> tuple[Sequence[tuple[float, float]], str]:
+        """(black, from there to white) of the channels, one for all or three, and in words."""
+        if rules.volume == "ct":
+            windows = [rules.ct_window] if rules.ct_window else grey.CT_WINDOWS
+            words = " ".join(f"{width:g}/{level:g}" for width, level in windows)
+            return [(level - width / 2, float(width)) for width, level in windows], words
+        low, high = self._percentiles()
+        return [(low, high - low)], f"{low:g} to {high:g}, the 0.5th to the 99.5th percentile"
+
+    def _measured(self, stored: np.ndarray) -> np.ndarray:
+        with np.errstate(all="ignore"):  # of values that are no measurements
+            return stored.astype(np.float64) * self._layout.slope + self._layout.intercept
+
+    def _percentiles(self) -> tuple[float, float]:
+        with self._lock:
+            if self._limits is None:
+                sampled = self._values[..., :: -(-self.slices // _SAMPLED)]
+                found = sampled[np.isfinite(sampled)]
+                found = found.astype(found.dtype.newbyteorder("="))
+                limits = np.zeros(1)
+                if found.size:
+                    limits = np.quantile(found, grey.PERCENTILES, method="inverted_cdf")
+                measured = self._measured(limits)
+                self._limits = float(measured.min()), float(measured.max())
+            return self._limits
+
+
+# ----------------------------------------------------------------------------------------- reading
+
+
+def _inflated(stream: Any) -> Any:
+    """The stream, or what is compressed in it: names are not always right."""
+    start = stream.read(len(_GZIP))
+    stream.seek(0)
+    return gzip.GzipFile(fileobj=stream) if start == _GZIP else stream
+
+
+def _layout(stream: Any) -> _Layout:
+    """Reads the header, from which nothing but numbers is used: its texts may identify."""
+    raw = bytes(_exactly(stream, 348))
+    sizes = int.from_bytes(raw[:4], "little"), int.from_bytes(raw[:4], "big")
+    size = next((n for n in sizes if n in _HEADERS), 348)
+    raw += bytes(_exactly(stream, size - 348))
+    if raw[344:347] != b"n+1" and raw[4:7] != b"n+2":
+        pair = raw[344:347] == b"ni1" or raw[4:7] == b"ni2"
+        raise UnreadableImage("NIfTI in two files, .hdr and .img" if pair else "not NIfTI")
+    try:
+        header = _HEADERS[size](raw, check=False)  # checks are printed
+        shape, dtype = tuple(map(int, header.get_data_shape())), header.get_data_dtype()
+        slope, intercept = header.get_slope_inter()
+        axes = nibabel.orientations.io_orientation(header.get_best_affine())
+        offset = int(header["vox_offset"])
+    except Exception:  # nibabel's messages may quote what stands there
+        raise UnreadableImage("damaged NIfTI: its header cannot be read") from None
+    shape = (*shape, 1, 1, 1)[: max(3, len(shape))]
+    if dtype.kind not in "iuf" or dtype.itemsize > 8 or math.prod(shape[4:]) > 1:
+        raise UnreadableImage("NIfTI with colours, vectors or complex numbers")
+    sizes_make_sense = 1 <= min(shape) and max(shape) <= _MAX_SIDE and size <= offset <= _MAX_OFFSET
+    if not sizes_make_sense or not np.isfinite(axes).all():
+        raise UnreadableImage("damaged NIfTI: its header makes no sense")
+    return _Layout(
+        shape[:3], (*shape, 1)[3], dtype, offset, 1.0 if slope is None else float(slope),
+        float(intercept or 0), axes.astype(int),
+    )  # fmt: skip
+
+
+def _mapped(path: str, layout: _Layout) -> np.ndarray:
+    if os.path.getsize(path) < layout.offset + layout.nbytes:
+        raise UnreadableImage("NIfTI with fewer values than it says: cut off")
+    return np.memmap(path, layout.dtype, "r", layout.offset, layout.shape, order="F")
+
+
+def _read(stream: Any, layout: _Layout) -> np.ndarray:
+    if layout.nbytes > MAX_INFLATED:
+        raise UnreadableImage(
+            f"NIfTI that inflates to {layout.nbytes} bytes, more than the limit of {MAX_INFLATED} "
+            "(a decompression bomb?)"
+        )
+    _exactly(stream, layout.offset - stream.tell())
+    values = np.frombuffer(_exactly(stream, layout.nbytes), layout.dtype)
+    return values.reshape(layout.shape, order="F")
+
+
+def _exactly(stream: Any, count: int) -> bytearray:
+    """So many bytes; memory is taken as they come."""
+    found = bytearray()
+    try:
+        while len(found) < count and (block := stream.read(min(1 << 24, count - len(found)))):
+            found += block
+    except (EOFError, gzip.BadGzipFile, zlib.error):
+        raise UnreadableImage("damaged NIfTI: it cannot be inflated, or is cut off") from None
+    if len(found) < count:
+        raise UnreadableImage("NIfTI with fewer values than it says: cut off")
+    return found
