@@ -288,8 +288,8 @@ def load(
         tokenizer: a SentencePiece model, where the checkpoint has none.
         matmul_precision: a jax precision name; default "highest" for float32, so that float32
             means float32 on every device ("tensorfloat32" or "default" are faster on GPU).
-        attention: back end by name, see `medsiglip_jax.attention.ATTENTION`; default "blocked" on
-            CPUs, "splash" on TPUs, "xla" on GPUs.
+        attention: back end by name, see `medsiglip_jax.attention.ATTENTION`; default "blocked" on a
+            CPU, "splash" on TPUs, else "xla".
         fsdp: split large parameters over the mesh instead of replicating them.
         token: Hugging Face token; default the stored login.
 
@@ -402,7 +402,8 @@ def compute_for(
         raise ValueError(f"matmul_precision is {matmul_precision!r}: {error}") from None
     if mesh:
         platform = mesh.devices.flat[0].platform
-    attention = attention or attentions.default(platform or jax.default_backend())
+    devices = mesh.size if mesh else 1
+    attention = attention or attentions.default(platform or jax.default_backend(), devices)
     rows = sharding.batch_sharding(mesh) if mesh else None
     return Compute(dtype=dtype, precision=precision, attention=attention, rows=rows)
 

@@ -124,9 +124,16 @@ ATTENTION: dict[str, Callable] = {
 RECOMPUTES = {"blocked": 1.0, "splash": 0.5}
 
 
-def default(platform: str) -> str:
-    """The back end for "cpu", "tpu" or "gpu"."""
-    return {"cpu": "blocked", "tpu": "splash"}.get(platform, "xla")
+def default(platform: str, devices: int = 1) -> str:
+    """The back end for "cpu", "tpu" or "gpu".
+
+    On several CPU devices of a process it is "xla": with the loops of "blocked" beside them,
+    collectives of jaxlib 0.10.2 now and then wait for each other until it aborts (one run of three
+    on 8 forced devices and 2 cores).
+    """
+    if platform == "cpu":
+        return "blocked" if devices == 1 else "xla"
+    return "splash" if platform == "tpu" else "xla"
 
 
 def used(name: str, tokens: int, dtype: str) -> str:

@@ -142,7 +142,7 @@ class Embeddings:
 
     def ids(
         self, rows: Sequence[int], columns: Sequence[str] = ("id", "source", "kind")
-    ) -> list[dict[str, str]]:
+    ) -> list[dict[str, Any]]:
         """`{id, source, kind}` of each row, or other columns; only the parts that hold them are
         read."""
         parts = np.searchsorted(self._starts, rows, side="right") - 1

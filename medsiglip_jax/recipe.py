@@ -144,7 +144,7 @@ class Recipe:
         remat: "none", "dots" or "block": what is computed again to save memory.
         loss_chunk: side of the tiles of the pairwise loss; bounds its memory.
         dtype: of the arithmetic: "float32" or "bfloat16"; parameters and updates stay float32.
-        attention: back end by name; default "blocked" on CPUs, "splash" on TPUs, "xla" on GPUs.
+        attention: back end by name; default "blocked" on a CPU, "splash" on TPUs, else "xla".
         preprocess: pixel preset.
         dicom: see `preprocess.dicom.rules.Rules`; a name alone works.
         augment: see `preprocess.augment.Augment`.

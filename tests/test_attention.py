@@ -101,6 +101,8 @@ def test_splash_leaves_to_xla_what_it_cannot_do():
 def test_every_platform_has_a_back_end():
     for platform, name in {"cpu": "blocked", "tpu": "splash", "gpu": "xla"}.items():
         assert attention.default(platform) == name
+    assert attention.default("cpu", devices=8) == "xla"
+    assert attention.default("tpu", devices=8) == "splash"
 
 
 @pytest.mark.parametrize("name", ["blocked", "splash"])

@@ -1,6 +1,7 @@
 """plan."""
 
 import argparse
+import dataclasses
 import sys
 from typing import Any
 
@@ -57,6 +58,8 @@ def plan(args: argparse.Namespace) -> int:
     bound.check(1 if args.examples is None else args.examples, args.utilisation)
     worker.check_libtpu()
     asked = recipe.read(args.config, args.overrides)
+    if args.embed:  # there is no backward pass
+        asked = dataclasses.replace(asked, remat="none")
     places = [topologies.parse(name) for name in args.topology]
     questions = [verdict.Question(asked, place, args.embed, args.quick) for place in places]
     question = questions[0]
