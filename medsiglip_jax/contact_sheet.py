@@ -97,6 +97,7 @@ def write(
     results: Sequence[Mapping[str, Any]],
     images: Sequence[str] = (),
     dicom: Rules = Rules(),
+    queries: Rules | None = None,
 ) -> None:
     """Draws a line for each query: the query at the left, then its hits with score and id.
 
@@ -107,16 +108,19 @@ def write(
         path: ends in .html or .png; replaced in one step.
         results: of `search.search`.
         images: the queries that are image files.
-        dicom: how DICOM files become pixels.
+        dicom: how the DICOM files among the hits became pixels.
+        queries: how those among the queries do; default likewise.
     """
-    sections = [_section(result, images, dicom) for result in results]
+    sections = [_section(result, images, dicom, queries or dicom) for result in results]
     draw(path, Sheet("Search", "Scores are cosines. Not a medical device.", sections))
 
 
-def _section(result: Mapping[str, Any], images: Sequence[str], dicom: Rules) -> Section:
+def _section(
+    result: Mapping[str, Any], images: Sequence[str], dicom: Rules, queries: Rules
+) -> Section:
     """The query and its hits."""
     query = result["query"]
-    shown = _thumbnail(query, dicom) if query in images else query
+    shown = _thumbnail(query, queries) if query in images else query
     head = Cell(shown, "query", query if query in images else "")
     cells = [
         Cell(_thumbnail(hit["source"], dicom), f"{hit['score']:.4f}", hit["id"])

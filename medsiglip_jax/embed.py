@@ -11,6 +11,7 @@ ends with the same bytes.
 
 import importlib.metadata
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -39,7 +40,9 @@ RUN, MANIFEST, ERRORS = "run.json", "manifest.json", "errors.parquet"
 STORED = {"float32": pa.float32(), "float16": pa.float16()}
 _META = b"medsiglip_jax"
 _ERROR_SCHEMA = pa.schema([("source", pa.string()), ("reason", pa.string())])
-_VOLUME = r"(?i)\.nii(\.gz)?(#frame=\d+)?$"
+_VOLUME = rf"(?i)({'|'.join(map(re.escape, sources.VOLUME_SUFFIXES))})(#frame=\d+)?$"
+# What makes pixels and vectors; those of DICOM, volumes and slides may not be installed.
+_MAKERS = ("jax", "pillow", "pydicom", "imagecodecs", "nibabel", "openslide-python")
 _POLL_SECONDS = 1.0  # between two looks at what the other processes have written
 _ROW_GROUP = 8192  # rows that a reader has to hold at once
 # What is counted, beside rows and errors.
@@ -184,11 +187,16 @@ def _identity(model: Model, rows: Rows, options: Options, naming: Naming | None)
         "shard_size": options.shard_size,
         "rows": len(rows),
         "rows_sha256": rows.sha256(),
-        "versions": {
-            "medsiglip_jax": __version__,
-            **{name: importlib.metadata.version(name) for name in ("jax", "pillow")},
-        },
+        "versions": {"medsiglip_jax": __version__, **{name: _version(name) for name in _MAKERS}},
     }
+
+
+def _version(name: str) -> str | None:
+    """Without importing it; None where it is not installed."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 # ------------------------------------------------------------------------------------ the folder

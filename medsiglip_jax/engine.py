@@ -72,6 +72,8 @@ class Engine:
         batch_size: int,
         dicom: Rules = Rules(),
     ):
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; expected at least 1")
         self._model, self._normalize, self._size = model, normalize, batch_size
         self._to_array, self._resize = xla.preset(preprocess)
         self._dicom = dicom

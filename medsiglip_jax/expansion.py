@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from medsiglip_jax.listing import expand
+from medsiglip_jax.listing import File, expand
 from medsiglip_jax.preprocess import sources
 from medsiglip_jax.preprocess.decode import UnreadableImage, needing
 from medsiglip_jax.preprocess.dicom import series
@@ -24,14 +24,27 @@ OnFile = Callable[[int], Any]
 # Headers are small, and a network disk gives each after a while.
 _WORKERS = 16
 _BLOCK = 4096  # files that wait for them
+# Of a slide that cannot be cut: a tile that says why when it is read.
+_NONE = Tile(0, 0, 0, 0)
+_COLUMNS_OF_NONE = {
+    **dict(zip(Tile._fields, np.zeros((4, 1), np.int32), strict=True)),
+    "mpp": np.zeros(1, np.float32),
+}
+# What OpenSlide would be asked about, if it were here.
+_MAY_BE_SLIDES = (".dcm", ".dicom", ".tif", ".tiff")
 
 
 class _Piece(NamedTuple):
-    """What becomes of a source: itself, or parts of it and what they have in `EXTRA`."""
+    """What becomes of a source: itself, or parts of it and what they have in `EXTRA`.
+
+    Attributes:
+        shared: the same for all files of one slide, if there are more.
+    """
 
     row: int
     parts: Sequence[Part] | None = None
     columns: Mapping[str, np.ndarray] = {}
+    shared: str | None = None
 
     def __len__(self) -> int:
         return 1 if self.parts is None else len(self.parts)
@@ -44,19 +57,24 @@ class _Piece(NamedTuple):
 def names(given: Sequence[str], parts: Parts, on_file: OnFile = int) -> list[str]:
     """Sources, or the parts of them that are asked for, see `table`; of local folders, those of
     their images."""
-    found = [source for name in given for source in _images(name)]
+    found = [source for name in given for source in _images(name, parts)]
     if not _asked(parts):
         return found
     pieces = _pieces(found, parts, on_file)
     return [found[piece.row] + suffix for piece in pieces for suffix in piece.suffixes]
 
 
-def _images(name: str) -> list[str]:
+def is_image(file: File, parts: Parts) -> bool:
+    """Whether a file that was listed is an image, or a slide that is cut into some."""
+    return file.format == "image" or (file.format == "slide" and parts.mpp is not None)
+
+
+def _images(name: str, parts: Parts) -> list[str]:
     if not os.path.isdir(name):
         return [name]
-    found = [file.path for files in expand([name]) for file in files if file.format == "image"]
+    found = [file.path for files in expand([name]) for file in files if is_image(file, parts)]
     if not found:
-        raise ValueError(f"{name}: no images in this folder")
+        raise ValueError(f"{name}: no images in this folder, nor slides with --mpp")
     return found
 
 
@@ -86,7 +104,7 @@ def table(rows: pa.Table, parts: Parts, on_file: OnFile = int) -> pa.Table:
     rows_of = np.repeat([p.row for p in pieces], [len(p) for p in pieces])
     taken = rows.take(pa.array(rows_of.astype(np.int64)))
     strings = pa.large_string()
-    suffixes = pa.chunked_array([pa.array(p.suffixes, strings) for p in pieces], strings)
+    suffixes = pa.array([suffix for piece in pieces for suffix in piece.suffixes], strings)
     for name in ("id", "source"):
         joined = pc.binary_join_element_wise(taken[name], suffixes, pa.scalar("", strings))
         taken = taken.set_column(taken.column_names.index(name), taken.field(name), joined)
@@ -96,14 +114,14 @@ def table(rows: pa.Table, parts: Parts, on_file: OnFile = int) -> pa.Table:
     return taken
 
 
-def _column(field: pa.Field, pieces: Sequence[_Piece]) -> pa.ChunkedArray:
+def _column(field: pa.Field, pieces: Sequence[_Piece]) -> pa.Array:
     chunks = [
         pa.array(piece.columns[field.name], field.type)
         if field.name in piece.columns
         else pa.nulls(len(piece), field.type)
         for piece in pieces
     ]
-    return pa.chunked_array(chunks, field.type)
+    return pa.concat_arrays(chunks)  # a slice of many chunks takes milliseconds
 
 
 def _asked(parts: Parts) -> bool:
@@ -122,53 +140,52 @@ def _pieces(found: Sequence[str], parts: Parts, on_file: OnFile) -> list[_Piece]
             f"{found[0]}{' and all others' if len(found) > 1 else ''}: no tile of a slide has so "
             f"much tissue (--tissue {parts.tissue:g}; 0 for all), no series the slice asked for"
         )
+    if parts.mpp is not None:
+        _warn_of_slides(found, pieces, parts)
     return pieces
 
 
 def _expanded(found: Sequence[str], parts: Parts, on_file: OnFile) -> Iterator[_Piece]:
-    if parts.series:
-        yield from _slices(found, parts, on_file)
-        return
-
-    def make(row: int) -> _Piece:
-        return _Piece(row, *_parts_of(found[row], parts))
-
-    pieces = _in_threads(make, len(found), on_file)
-    yield from pieces if parts.mpp is None else _once(pieces, found)
-
-
-def _once(pieces: Iterator[_Piece], found: Sequence[str]) -> Iterator[_Piece]:
     """Without slides that were there before: in DICOM each level of one is a file."""
-    with needing("slides", "slides"):
-        from medsiglip_jax.preprocess import slides
     seen = set()
-    for piece in pieces:
-        name = slides.shared_by(found[piece.row]) if piece.columns else None
-        yield piece if name is None or name not in seen else _Piece(piece.row, ())
-        seen.add(name)
+    for piece in _pieces_of_all(found, parts, on_file):
+        yield _Piece(piece.row, ()) if piece.shared in seen else piece
+        seen |= {piece.shared} - {None}
+
+
+def _pieces_of_all(found: Sequence[str], parts: Parts, on_file: OnFile) -> Iterator[_Piece]:
+    if parts.series:
+        return _slices(found, parts, on_file)
+    return _in_threads(lambda row: _piece(row, found[row], parts), len(found), on_file)
 
 
 def _slices(found: Sequence[str], parts: Parts, on_file: OnFile) -> Iterator[_Piece]:
     """Of each stack those that are asked for; other files as they would be without series."""
-    planes = list(_in_threads(lambda row: _planes(found[row]), len(found), on_file))
+
+    def look(row: int) -> tuple[list[series.Plane], _Piece | None]:
+        of_file = _planes(found[row], parts)
+        return of_file, None if of_file else _piece(row, found[row], parts)
+
+    looked = list(_in_threads(look, len(found), on_file))
+    planes = [of_file for of_file, _ in looked]
     stacks = series.stacks(planes)
     _warn(stacks, parts)
-    places: list[tuple[int, series.Stack | None]] = [
+    places: list[tuple[int, _Piece | series.Stack]] = [
         *((min(stack.slots).file, stack) for stack in stacks.found),
-        *((row, None) for row, of_file in enumerate(planes) if not of_file),
+        *((piece.row, piece) for _, piece in looked if piece is not None),
     ]
-    for row, stack in sorted(places, key=lambda place: place[0]):
-        if stack is None:
-            yield _Piece(row, *_parts_of(found[row], parts))
+    for _, stack in sorted(places, key=lambda place: place[0]):
+        if isinstance(stack, _Piece):
+            yield stack
             continue
         for number in parts.chosen(len(stack.slots)):
             file, frame = stack.slots[number]
             yield _Piece(file, [Frame(frame)] if len(planes[file]) > 1 else None)
 
 
-def _planes(source: str) -> list[series.Plane]:
+def _planes(source: str, parts: Parts) -> list[series.Plane]:
     file, part = sources.parse(source)
-    if not file or isinstance(part, (Frame, Tile)):
+    if not file or isinstance(part, (Frame, Tile)) or _is_slide(source, parts):
         return []
     try:
         return sources.planes(source)
@@ -192,6 +209,20 @@ def _warn(stacks: series.Stacks, parts: Parts) -> None:
         warnings.warn(f"DICOM series: {'; '.join(notes)}", stacklevel=2)
 
 
+def _warn_of_slides(found: Sequence[str], pieces: Sequence[_Piece], parts: Parts) -> None:
+    notes = []
+    if count := sum(bool(piece.columns) and not len(piece) for piece in pieces):
+        notes.append(
+            f"{count} have no tile with so much tissue (--tissue {parts.tissue:g}) and are left out"
+        )
+    if count := sum("://" in s and s.lower().endswith(_MAY_BE_SLIDES) for s in found):
+        notes.append(
+            f"{count} remote files are not cut into tiles: OpenSlide reads local files only"
+        )
+    if notes:
+        warnings.warn(f"slides: {'; '.join(notes)}", stacklevel=2)
+
+
 def _in_threads(make: Callable[[int], Any], count: int, on_file: OnFile) -> Iterator[Any]:
     with ThreadPoolExecutor(_WORKERS) as pool:
         for start in range(0, count, _BLOCK):
@@ -200,24 +231,35 @@ def _in_threads(make: Callable[[int], Any], count: int, on_file: OnFile) -> Iter
                 yield result
 
 
-def _parts_of(source: str, parts: Parts) -> tuple[Sequence[Part] | None, Mapping[str, np.ndarray]]:
+def _piece(row: int, source: str, parts: Parts) -> _Piece:
     file, part = sources.parse(source)
     if not file or isinstance(part, (Frame, Tile)):
-        return None, {}
+        return _Piece(row)
+    if _is_slide(source, parts):
+        return _tiles(row, file, parts)
     try:
-        if parts.mpp is not None and part is None and (tiles := _tiles(file, parts)) is not None:
-            places = zip(*(tiles[name].tolist() for name in Tile._fields), strict=True)
-            return [Tile(*place) for place in places], tiles
         if parts.step is not None and (count := sources.frames(source)) > 1:
-            return [Frame(n) for n in parts.chosen(count)], {}
+            return _Piece(row, [Frame(n) for n in parts.chosen(count)])
     except UnreadableImage:
         pass
-    return None, {}
+    return _Piece(row)
 
 
-def _tiles(file: str, parts: Parts) -> Mapping[str, np.ndarray] | None:
-    if not os.path.isfile(file):
-        return None
+def _is_slide(source: str, parts: Parts) -> bool:
+    """Whether it is cut into tiles."""
+    if parts.mpp is None or sources.parse(source)[1] is not None or not os.path.isfile(source):
+        return False
     with needing("slides", "slides"):
         from medsiglip_jax.preprocess import slides
-    return slides.tiles(file, parts) if slides.is_slide(file) else None
+    return slides.is_slide(source)
+
+
+def _tiles(row: int, file: str, parts: Parts) -> _Piece:
+    from medsiglip_jax.preprocess import slides
+
+    try:
+        columns, shared = slides.tiles(file, parts)
+    except UnreadableImage:  # as an image it may be the slide's label, which names the patient
+        return _Piece(row, [_NONE], _COLUMNS_OF_NONE)
+    places = zip(*(columns[name].tolist() for name in Tile._fields), strict=True)
+    return _Piece(row, [Tile(*place) for place in places], columns, shared)

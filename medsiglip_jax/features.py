@@ -1,5 +1,6 @@
 """Embeddings joined with labels by id, and how they were made."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from medsiglip_jax import examples, identifiers, places
 from medsiglip_jax.api import Model
 from medsiglip_jax.embeddings import Embeddings
 from medsiglip_jax.examples import Examples
+from medsiglip_jax.preprocess import sources
 from medsiglip_jax.preprocess.dicom.rules import Rules, treatment
 from medsiglip_jax.tables import Table, read_table
 
@@ -34,7 +36,8 @@ class Provenance:
         normalized: unit vectors, or the raw pooled output.
         source: where the model came from, for messages only.
         dicom: `Rules.to_dict` of the rules by which DICOM files became pixels; of these, only what
-            `treatment` has is compared.
+            `treatment` has, and `volume`, is compared.
+        mpp: micrometres per pixel of tiles of slides.
     """
 
     dim: int
@@ -43,6 +46,7 @@ class Provenance:
     normalized: bool | None = None
     source: str | None = None
     dicom: Mapping[str, Any] | None = None
+    mpp: float | None = None
 
     def check(self, made: "Provenance", what: object = "these vectors") -> None:
         """Raises ValueError, naming both, if vectors `made` so are not as they are wanted here.
@@ -51,12 +55,11 @@ class Provenance:
             made: how they were made.
             what: they are, for the message.
         """
-        both = [replace(found, dicom=treatment(found.dicom)) for found in (self, made)]
+        theirs = made._compared()
         differ = [
-            f"{'sha256 of the model' if name == 'model' else name} is {theirs!r}, wanted {mine!r}"
-            for name in ("dim", "model", "preprocess", "normalized", "dicom")
-            for mine, theirs in [[getattr(found, name) for found in both]]
-            if None not in (mine, theirs) and mine != theirs
+            f"{name} is {theirs[name]!r}, wanted {mine!r}"
+            for name, mine in self._compared().items()
+            if None not in (mine, theirs[name]) and mine != theirs[name]
         ]
         if differ:
             raise ValueError(
@@ -64,6 +67,17 @@ class Provenance:
                 f"{self.source or 'arrays'}: {'; '.join(differ)}; what is made differently cannot "
                 "be compared: embed again, or give the model or probe that goes with them"
             )
+
+    def _compared(self) -> dict[str, Any]:
+        return {
+            "dim": self.dim,
+            "sha256 of the model": self.model,
+            "preprocess": self.preprocess,
+            "normalized": self.normalized,
+            "dicom": treatment(self.dicom),
+            "volume": (self.dicom or {}).get("volume"),
+            "mpp": self.mpp,
+        }
 
 
 def wanted(
@@ -83,6 +97,7 @@ def provenance(manifest: Mapping[str, Any]) -> Provenance:
     return Provenance(
         manifest["dim"], manifest["model"]["sha256"] or _UNSAVED, manifest["preprocess"],
         manifest["normalized"], manifest["model"]["source"] or _UNSAVED, manifest.get("dicom"),
+        manifest.get("expansion", {}).get("mpp"),
     )  # fmt: skip
 
 
@@ -206,15 +221,16 @@ def read(
             alone, if it holds nothing else). Default: what the format has, or "label".
         group: column of patients, cases or studies; default "group", if there is one. If the table
             has none of that name, `patient`, `study` and `series` are those of the embeddings, if
-            they were made with such columns; an image without one is a group of its own.
+            they were made with such columns; what has none is grouped by file, with a warning.
         split: column of split names; default "split", if there is one.
         id: column of ids; default "id", or where there is none "image": `embed` names an image of
             a manifest without ids by its path as it stands there.
 
     Raises:
         FileNotFoundError: no such file or folder.
-        ValueError: what is wrong with the table; or labels without an embedding, how many and the
-            first, where there are more than the images that embed could not read.
+        ValueError: what is wrong with the table; labels without an embedding, how many and the
+            first, where there are more than the images that embed could not read; or no embedding
+            has the group.
     """
     table, label = read_table(str(data)), (label,) if isinstance(label, str) else label
     key = id or ("id" if "id" in table.columns else "image")
@@ -261,10 +277,30 @@ def join(rows: Examples, embeddings: Embeddings, group: str | None = None) -> Fe
     kept = rows.select(there)
     wanted = np.array([numbers[id] for id in kept.images])
     if group is not None:
-        cells = zip(kept.images, embeddings.ids(wanted.tolist(), [group]), strict=True)
-        kept = replace(kept, groups=[cell[group] or f"image {id}" for id, cell in cells])
+        kept = replace(kept, groups=_groups(embeddings, wanted.tolist(), group))
     vectors = embeddings.gather(wanted)
     return Features(vectors, kept, provenance(embeddings.manifest), len(missing))
+
+
+def _groups(embeddings: Embeddings, rows: Sequence[int], column: str) -> list[str]:
+    """Of each row; tiles of a slide and slices of a volume, which name nobody, are of one."""
+    cells = embeddings.ids(rows, ["source", column])
+    lacking = sum(not cell[column] for cell in cells)
+    if lacking == len(cells):
+        raise ValueError(
+            f"{embeddings.folder}: none of {lacking} rows has a {column}, as slides and NIfTI "
+            "volumes have none; put a column of groups into the table of labels"
+        )
+    if lacking:
+        warnings.warn(
+            f"{lacking} of {len(cells)} rows have no {column} and are grouped by file", stacklevel=2
+        )
+    return [cell[column] or f"file {_file(cell['source'])}" for cell in cells]
+
+
+def _file(source: str) -> str:
+    file, part = sources.parse(source)
+    return file if isinstance(part, (sources.Frame, sources.Tile)) else source
 
 
 def _numbers(ids: Sequence[str], embeddings: Embeddings) -> dict[str, int]:

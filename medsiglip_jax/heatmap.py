@@ -50,10 +50,11 @@ def tiles(slide: str, parts: Parts) -> Rows:
     with needing("slides", "slides"):
         from medsiglip_jax.preprocess import slides
     try:
-        slides.check(slide)
+        slides.check(slide, parts)
     except UnreadableImage as error:
         raise ValueError(f"{slide}: {error}; a heatmap is drawn over one slide") from None
-    return manifest.rows([slide], parts=replace(parts, mpp=parts.mpp or slides.MPP))
+    parts = replace(parts, series=False, mpp=parts.mpp or slides.MPP)
+    return manifest.rows([slide], parts=parts)
 
 
 def heatmap(

@@ -193,6 +193,8 @@ def _named(path: str) -> File:
     folder, slash, name = path.rpartition("/")
     # A compressed tar has no place in a folder; where it is named, its reader says why.
     format = "tar" if _COMPRESSED_TAR.search(name) else _format(name)
+    if sources.parse(path)[1] is not None:  # a part of a shard, too, is an image
+        format = "image"
     return File("image" if format in (None, "slide") else format, folder + slash, name)
 
 

@@ -91,7 +91,7 @@ def rows(
     columns = _Columns(image, text, id, None if root is None else str(root))
     passed_over: Counter[str] = Counter()
     listed = itertools.chain.from_iterable(expand(inputs))
-    files = _counted(listed, passed_over, slides=parts.mpp is not None)
+    files = _counted(listed, passed_over, parts)
     found = pa.concat_tables([_SCHEMA.empty_table(), *_tables(files, columns)])
     found = expansion.table(found, parts, on_file)
     if not len(found):
@@ -99,18 +99,19 @@ def rows(
         others = ", ".join(f"{suffix} {count}" for suffix, count in passed_over.most_common(9))
         raise ValueError(
             f"nothing to embed in {names}{others and f' (files passed over: {others})'}; expected "
-            f"images ({' '.join(sorted(s[1:] for s in IMAGE_SUFFIXES))}), .txt files, one text a "
-            "line, manifests (.csv .tsv .jsonl .parquet), .tar or .tfrecord shards"
+            f"images ({' '.join(sorted(s[1:] for s in IMAGE_SUFFIXES))}), NIfTI volumes (.nii "
+            ".nii.gz), slides with --mpp, .txt files, one text a line, manifests (.csv .tsv .jsonl "
+            ".parquet), .tar or .tfrecord shards"
         )
     return Rows(_with_unique_ids(found), passed_over, parts)
 
 
-def _counted(files: Iterable[File], passed_over: Counter[str], slides: bool) -> Iterator[File]:
+def _counted(files: Iterable[File], passed_over: Counter[str], parts: Parts) -> Iterator[File]:
     """Those that are read; the others are counted, but for the index beside TFRecord shards."""
     shards, indexes = set(), []
     for file in files:
         folder, _, name = file.path.rpartition("/")
-        if file.format == "slide" and slides:
+        if expansion.is_image(file, parts):
             yield file._replace(format="image")
         elif file.format not in ("other", "slide"):
             shards |= {folder} if file.format == "tfrecord" else set()

@@ -39,12 +39,12 @@ def at(path: Given) -> Place:
 
 def cache() -> Path:
     """The folder for local copies: `medsiglip_jax/` in $XDG_CACHE_HOME or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "medsiglip_jax")
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "medsiglip_jax")
 
 
 def configuration() -> Path:
     """The folder for settings: `medsiglip_jax/` in $XDG_CONFIG_HOME or ~/.config."""
-    return Path(os.environ.get("XDG_CONFIG_HOME", Path.home() / ".config"), "medsiglip_jax")
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config", "medsiglip_jax")
 
 
 def check_protocol(path: str) -> None:

@@ -84,8 +84,8 @@ class Rows(Sequence[Row]):
         if isinstance(span, int):
             return Row(*(column[span].as_py() for column in self.table.columns[: len(SCHEMA)]))
         if span.step == 1:
-            return Rows(self.table.slice(span.start, len(span)))
-        return Rows(self.table.take(pa.array(span, pa.int64())))
+            return Rows(self.table.slice(span.start, len(span)), parts=self.parts)
+        return Rows(self.table.take(pa.array(span, pa.int64())), parts=self.parts)
 
     def __iter__(self) -> Iterator[Row]:
         for block in self.table.select(SCHEMA.names).to_batches(8192):

@@ -5,6 +5,7 @@
 
 import csv
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,8 @@ def duplicates(
         cut the list.
     """
     if against is not None:
-        _check_same(embeddings, against)
+        what = f"{against.folder}, compared with {embeddings.folder}"
+        _made(embeddings).check(_made(against), what)
     found = near_duplicates(embeddings, threshold, against, limit, on_pairs)
     first = embeddings.ids(found.rows[:, 0].tolist())
     second = (against or embeddings).ids(found.rows[:, 1].tolist())
@@ -136,21 +138,9 @@ def duplicates(
     return {"pairs": pairs, "groups": len(groups(found.rows + apart)), "cut": found.cut}
 
 
-def _check_same(first: Embeddings, second: Embeddings) -> None:
-    one, two = (
-        {
-            "model": e.manifest["model"]["sha256"],
-            "preprocess": e.manifest["preprocess"],
-            "dicom": rules.treatment(rules.from_dict(e.manifest.get("dicom")).to_dict()),
-        }
-        for e in (first, second)
-    )
-    for key in one:
-        if one[key] != two[key]:
-            raise ValueError(
-                f"{first.folder} was embedded with {key} {one[key]}, {second.folder} with "
-                f"{two[key]}; embed both alike"
-            )
+def _made(embeddings: Embeddings) -> features.Provenance:
+    """All that makes a difference to cosines: not the length of vectors."""
+    return replace(features.provenance(embeddings.manifest), normalized=None)
 
 
 def check_output_name(path: places.Given) -> None:

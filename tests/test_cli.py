@@ -161,6 +161,12 @@ def test_every_command_has_help_with_an_example(run, command):
     assert code == 0 and "example:" in out and f"medsiglip-jax {command}" in out
 
 
+def test_embed_help_shows_series_and_slides(run):
+    _, out, _ = run("embed", "--help")
+    examples = out.partition("example:")[2]
+    assert all(flag in examples for flag in ("--series", "--mpp", "--volume"))
+
+
 def test_classify_help_says_what_the_numbers_mean(run):
     _, out, _ = run("classify", "--help")
     assert "sigmoid" in out and "softmax" in out and "calibrate" in out
@@ -252,6 +258,8 @@ def test_probe(run, checkpoint, tmp_path):
     assert scored[str(tmp_path / "in/0.png")]["positive"]
     assert not scored[str(tmp_path / "in/1.png")]["positive"]
     flags = ["--probe", tmp_path / "p.npz", "--embeddings", out, "--output", tmp_path / "s.csv"]
+    code, _, err = run("probe", "predict", *flags, "--frame", 3, "--volume", "ct")
+    assert code == 2 and "--embeddings: no use for --frame, --volume; leave" in err
     assert run("probe", "predict", *flags)[0] == 0
     first = (tmp_path / "s.csv").read_text().splitlines()[1].split(",")
     assert float(first[1]) == pytest.approx(scored[str(tmp_path / "in/0.png")]["probability"])

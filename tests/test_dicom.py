@@ -508,10 +508,11 @@ def test_rules_are_checked_and_survive_json():
     assert from_dict(None) == Rules()
     assert parse("official", "1500/-600", 2, "3") == Rules("official", (1500, -600), 2, 3)
     for wrong in ({"name": "x"}, {"ct_window": (0, 1)}, {"window": -1}, {"frame": "last"},
-                  {"frame": -1}):  # fmt: skip
+                  {"frame": -1}, {"ct_window": (350, np.nan)}, {"ct_window": (np.inf, 40)},
+                  {"ct_window": (350, -np.inf)}):  # fmt: skip
         with pytest.raises(ValueError, match="expected"):
             Rules(**wrong)
-    for wrong in ("350", "a/b", "1/2/3", "0/4"):
+    for wrong in ("350", "a/b", "1/2/3", "0/4", "350/nan", "inf/40"):
         with pytest.raises(ValueError, match="expected"):
             parse("dicom", wrong, 0, "middle")
 

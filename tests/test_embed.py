@@ -14,6 +14,7 @@ import time
 import warnings
 import zlib
 from dataclasses import replace
+from importlib import metadata
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -102,6 +103,23 @@ def test_the_same_weights_from_elsewhere_go_on(model, checkpoint, pictures, tmp_
     medsiglip_jax.save(other, tmp_path / "other")
     with pytest.raises(FileExistsError, match="another run \\(model differ\\)"):
         embed(medsiglip_jax.load(tmp_path / "other"), rows, out)
+
+
+def test_other_decoders_are_another_run(model, pictures, tmp_path, monkeypatch):
+    rows, out, real = manifest.rows([pictures]), tmp_path / "out", metadata.version
+
+    def version(name):
+        if name == "openslide-python":
+            raise metadata.PackageNotFoundError(name)
+        return "9.9" if name == "nibabel" else real(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    found = embed(model, rows, out)["versions"]
+    assert (found["openslide-python"], found["nibabel"]) == (None, "9.9")
+    assert found["pydicom"] == real("pydicom") and found["imagecodecs"] == real("imagecodecs")
+    monkeypatch.undo()
+    with pytest.raises(FileExistsError, match=r"another run \(versions differ\)"):
+        embed(model, rows, out)
 
 
 def test_two_runs_on_one_folder(model, pictures, tmp_path):

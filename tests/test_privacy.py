@@ -24,6 +24,7 @@ import pydicom
 import pytest
 from dicom_files import JPEG_LS, item, made, with_value
 from PIL import Image, PngImagePlugin
+from test_evaluate import TASK
 
 from medsiglip_jax import cli
 from medsiglip_jax.preprocess.decode import UnreadableImage, decode
@@ -302,34 +303,16 @@ def test_probe(given, run, flags):
                "--output", out / "scores.parquet", *flags, model=False)[0] == 0  # fmt: skip
 
 
-TASK = """
-title = "Two findings"
-source = "nowhere"
-trained_on = "no"
-kind = "multi_label"
-score = "pos_minus_neg"
-prompts_source = "made up"
-[data]
-adapter = "csv"
-group = "patient"
-[[data.tables]]
-file = ["labels.csv"]
-[data.images]
-path = ["{image}"]
-[[classes]]
-name = "Alpha"
-present = ["photo of a a"]
-absent = ["scan of a a"]
-"""
+ONE_CLASS = "[[classes]]".join(TASK.split("[[classes]]")[:2])
 
 
 @BOTH
 def test_evaluate(given, run, flags):
     names = [f"labelled/{n}.dcm" for n in range(8)]
     names += [f"in/{path.name}" for path in sorted((given / "in").iterdir())]
-    rows = [f"{name},{n % 2},p{n}" for n, name in enumerate(names)]
-    (given / "labels.csv").write_text("\n".join(["image,Alpha,patient", *rows]) + "\n")
-    (given / "task.toml").write_text(TASK)
+    rows = [f"{name},{n % 2},p{n},F,40" for n, name in enumerate(names)]
+    (given / "labels.csv").write_text("\n".join(["image,Alpha,patient,sex,age", *rows]) + "\n")
+    (given / "task.toml").write_text(ONE_CLASS)
     task = ["evaluate", "--task", given / "task.toml", "--data", given, "--resamples", "50"]
     assert run(*task, "--output", given / "out" / "stopped", *flags)[0] == 2  # names the unreadable
     code, printed, *_ = run(*task, "--output", given / "out" / "e", "--allow-missing", *flags)

@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,7 @@ from medsiglip_jax.embeddings import Embeddings
 from medsiglip_jax.examples import Examples
 from medsiglip_jax.features import Provenance
 from medsiglip_jax.preprocess.dicom.rules import Rules
+from medsiglip_jax.preprocess.parts import Parts
 from medsiglip_jax.probe import open_probe
 
 DIM = 12
@@ -243,6 +245,19 @@ def test_predicting_on_embeddings_made_another_way_names_both(fitted, change, me
         fitted.predict(x[:, 1:])
     with pytest.raises(ValueError, match=r"vectors \[1\].* not finite"):
         fitted.predict(np.where(np.arange(3)[:, None] == 1, np.nan, x).astype(np.float32))
+
+
+def test_what_is_not_known_demands_nothing():
+    facts = {"model": {"source": "m", "sha256": "5a1"}, "preprocess": "serving", "dim": 3}
+    facts |= {"normalized": True, "dicom": Rules(volume="ct").to_dict()}
+    fine = features.provenance(facts | {"expansion": Parts(mpp=0.5).to_dict()})
+    assert fine.mpp == 0.5
+    coarse = replace(fine, mpp=2.0, dicom=Rules(volume="percentile", frame=3).to_dict())
+    with pytest.raises(ValueError, match="volume is 'perc.*', wanted 'ct'; mpp is 2.0, wanted 0.5"):
+        fine.check(coarse)
+    for silent in (replace(fine, mpp=None, dicom=Rules().to_dict()), replace(fine, dicom=None)):
+        fine.check(silent)
+        silent.check(fine)
 
 
 # ---------------------------------------------------------------------------------------- the join

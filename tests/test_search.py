@@ -4,6 +4,8 @@ import csv
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
+from dataclasses import replace
 
 import fsspec
 import numpy as np
@@ -19,6 +21,8 @@ from medsiglip_jax.cli import common
 from medsiglip_jax.embed import Options, embed
 from medsiglip_jax.embeddings import Embeddings, Vectors
 from medsiglip_jax.nearest import groups, near_duplicates, top_k
+from medsiglip_jax.preprocess.dicom.rules import Rules
+from medsiglip_jax.preprocess.parts import Parts
 from medsiglip_jax.search import duplicates, search, write_hits, write_pairs
 
 
@@ -393,8 +397,31 @@ def test_duplicates_between_and_within_runs(model, run, pictures, tmp_path):
     named = {(p["id"], p["other_id"]) for p in between["pairs"]}
     assert {("1.png", "1.png"), ("again.png", "1.png"), ("2.png", "2.png")} <= named
     embed(model, rows, tmp_path / "c", Options("big_vision"))
-    with pytest.raises(ValueError, match="preprocess serving, .* with big_vision"):
+    with pytest.raises(ValueError, match="c, compared with .*run: .* is 'big_vision', wanted 'se"):
         duplicates(Embeddings(run), 0.9, Embeddings(tmp_path / "c"))
+
+
+def test_runs_of_other_content_are_not_compared(tmp_path):
+    vectors, many = [np.ones((2, 8), np.float32)], {"volume": "ct"}
+    one = Embeddings(write_run(tmp_path / "a", vectors, facts={"normalized": True, "dicom": many}))
+    for facts, say in (
+        ({}, None),
+        ({"dicom": {"volume": None}}, None),
+        ({"dicom": {"volume": "percentile"}}, "volume is 'percentile', wanted 'ct'"),
+        ({"dicom": {"ct_window": [350, 40]}}, "dicom is "),
+    ):
+        other = Embeddings(write_run(tmp_path / "b", vectors, facts=facts))
+        with nullcontext() if say is None else pytest.raises(ValueError, match=say):
+            assert len(duplicates(one, 0.9, other)["pairs"]) == 4
+
+
+def test_queries_are_read_as_it_is_recorded():
+    parser = common.Parser()
+    common.add_queries(parser)
+    recorded = Rules(frame=5, volume="ct")
+    for flags, frame, series in (([], 5, False), (["--series"], 5, True), (["--frame", "3"], 3, 0)):
+        rules, parts = common.queries(parser.parse_args(flags), recorded)
+        assert (rules, parts) == (replace(recorded, frame=frame), Parts(frame, bool(series)))
 
 
 def test_pairs_are_written(tmp_path):
@@ -585,6 +612,12 @@ def test_mistakes_are_one_line_and_exit_2(call, checkpoint, run, pictures, tmp_p
         (["--embeddings", run, "--self", "--sheet", "hits.html"], "no use for --sheet;"),
         (["--embeddings", run, "--self", "--top-k", "3"], "no use for --top-k;"),
         (
+            ["--embeddings", run, "--self", "--frame", "3", "--series", "--volume", "ct"],
+            "near duplicates: no use for --frame, --volume, --series;",
+        ),
+        (["--embeddings", run, "--build-index", "--series"], "--build-index: no use for --series;"),
+        ([*ok, "--text", "a", "--frame", "9"], "a search by text: no use for --frame;"),
+        (
             ["--embeddings", run, "--against", run, "--build-index", "--approximate"],
             "near duplicates: no use for --build-index, --approximate;",
         ),
@@ -592,7 +625,8 @@ def test_mistakes_are_one_line_and_exit_2(call, checkpoint, run, pictures, tmp_p
             [*ok, "--build-index", "--text", "a", "--output", "p.csv"],
             "--build-index: no use for --text, --output;",
         ),
-        ([*ok, "--text", "a", "--threshold", "0.9"], "a search: no use for --threshold;"),
+        ([*ok, "--text", "a", "--threshold", "0.9"], "by text: no use for --threshold;"),
+        ([*ok, "--image", "a", "--threshold", "0.9"], "a search: no use for --threshold;"),
         ([*ok, "--text", "a", "--limit", "9"], "no use for --limit;"),
         ([*ok, "--text", "a", "--top", "9"], "unrecognized arguments: --top 9"),
     ):

@@ -1,11 +1,16 @@
 """Slices of series in the order of their places; patients as hashes."""
 
+import errno
+import gzip
 import hashlib
 import hmac
+import io
 import json
 import stat
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -193,6 +198,75 @@ def test_pixels_are_not_read_to_find_the_order(tmp_path):
     assert [sources.planes(name)[0].position[2] for name in found] == [0, 1, 2, 3]
 
 
+class Failing(io.BytesIO):
+    """A stream that fails from some call on, of one kind."""
+
+    def __init__(self, content, name, calls, error):
+        super().__init__(content)
+        self._name, self._calls, self._error = name, calls, error
+
+    def _count(self, name):
+        self._calls -= name == self._name
+        if self._calls < 0:
+            raise self._error
+
+    def read(self, size=-1):
+        self._count("read")
+        return super().read(size)
+
+    def seek(self, *place):
+        self._count("seek")
+        return super().seek(*place)
+
+
+@pytest.mark.parametrize(("name", "calls"), [("read", 0), ("read", 1), ("read", 5), ("seek", 1)])
+@pytest.mark.parametrize("parts", [ALL, Parts("all")])
+def test_a_disk_that_fails_is_no_damage(tmp_path, monkeypatch, parts, name, calls):
+    """Or other slices would be embedded, without a word."""
+    folder = write(tmp_path / "in", [tags_of(n, [0, 0, n]) for n in range(5)])
+    nifti = tmp_path / "v.nii.gz"
+    nifti.write_bytes(gzip.compress(bytes(1000)))
+    error, real = OSError(errno.EIO, "Input/output error"), sources.opener.open_binary
+
+    def opened(path):
+        if not path.endswith(("000.dcm", "v.nii.gz")):
+            return real(path)
+        return Failing(Path(path).read_bytes(), name, calls, error)
+
+    monkeypatch.setattr(sources.opener, "open_binary", opened)
+    with pytest.raises(sources.Outage, match="000.dcm: cannot be read: Input/output error"):
+        names(folder, parts)
+    if calls < 2 and name == "read":
+        with pytest.raises(sources.Outage, match="v.nii.gz: cannot be read: Input"):
+            expansion.names([str(nifti)], parts)
+
+
+def test_a_network_that_fails_is_asked_again(tmp_path, monkeypatch):
+    folder = write(tmp_path / "in", [tags_of(n, [0, 0, n]) for n in range(5)])
+    remote, real = fsspec.filesystem("memory"), sources.opener.open_binary
+    uris = [f"memory://series/{path.name}" for path in sorted(folder.iterdir())]
+    for path in folder.iterdir():
+        remote.pipe_file(f"/series/{path.name}", path.read_bytes())
+    failures, slept = [], []
+
+    def opened(path):
+        if len(failures) >= most or not path.endswith("2.dcm"):
+            return real(path)
+        failures.append(path)
+        if len(failures) == 1:
+            raise RuntimeError("503")  # as file systems raise types of their own
+        return Failing(real(path).read(), "read", 3, RuntimeError("504"))
+
+    monkeypatch.setattr(sources.opener, "open_binary", opened)
+    monkeypatch.setattr(sources.time, "sleep", slept.append)
+    most = 3
+    assert levels(expansion.names(uris, ALL)) == list(range(5))
+    assert (len(failures), tuple(slept)) == (3, sources._PAUSES)
+    most = 9
+    with pytest.raises(sources.Outage, match="002.dcm: cannot be read: RuntimeError: 504"):
+        expansion.names(uris, ALL)
+
+
 # -------------------------------------------------------------------------------------- identifiers
 
 SALT = "0123456789abcdef-of-the-tests"
@@ -253,15 +327,34 @@ def test_a_probe_is_split_by_patients_of_the_embeddings(studies, checkpoint, tmp
     embed(medsiglip_jax.load(checkpoint), rows, tmp_path / "e", Options(identifiers="hashed"))
     (tmp_path / "l.csv").write_text("id,label\n" + "".join(f"{r.id},{r.id > '1'}\n" for r in rows))
     run = embeddings.Embeddings(tmp_path / "e")
-    found = features.read(tmp_path / "l.csv", run, label="label", group="patient")
+    with pytest.warns(UserWarning, match="^2 of 5 rows have no patient and are grouped by file$"):
+        found = features.read(tmp_path / "l.csv", run, label="label", group="patient")
     groups = dict(zip(found.examples.images, found.examples.groups or (), strict=True))
     assert groups["0.dcm"] == groups["1.dcm"] != groups["2.dcm"] and len(groups["2.dcm"]) == 16
-    assert (groups["3.png"], groups["4.dcm"]) == ("image 3.png", "image 4.dcm")
+    assert groups["3.png"] == f"file {studies}/3.png" != groups["4.dcm"]
     with pytest.raises(ValueError, match="no column 'ward'"):
         features.read(tmp_path / "l.csv", run, label="label", group="ward")
     (tmp_path / "l.csv").write_text("id,label,patient\n0.dcm,a,x\n2.dcm,b,y\n")
     own = features.read(tmp_path / "l.csv", run, label="label", group="patient")
     assert own.examples.groups == ["x", "y"]  # the table's own come first
+
+
+def test_parts_of_a_file_without_a_patient_are_of_one_group(studies, checkpoint, tmp_path, salted):
+    cine = made(np.zeros((3, 5, 5), np.uint8), NumberOfFrames="3", Modality="US")
+    (studies / "4.dcm").write_bytes(cine)
+    rows = manifest.rows([studies], parts=Parts("all"))
+    embed(medsiglip_jax.load(checkpoint), rows, tmp_path / "e", Options(identifiers="hashed"))
+    run, table = embeddings.Embeddings(tmp_path / "e"), tmp_path / "l.csv"
+    lines = [f"{row.id},{n % 2}\n" for n, row in enumerate(rows)]
+    table.write_text("id,label\n" + "".join(lines))
+    with pytest.warns(UserWarning, match="^4 of 7 rows have no patient"):
+        found = features.read(table, run, label="label", group="patient")
+    groups = dict(zip(found.examples.images, found.examples.groups or (), strict=True))
+    assert len({groups[f"4.dcm#frame={n}"] for n in range(3)}) == 1
+    assert len(set(groups.values())) == 4  # two patients, the picture, and this
+    table.write_text("id,label\n" + "".join(lines[-3:]))
+    with pytest.raises(ValueError, match="e: none of 3 rows has a study"):
+        features.read(table, run, label="label", group="study")
 
 
 def test_hashes_are_hmac_and_differ_by_key_and_by_kind():

@@ -6,8 +6,10 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import openslide
 import pyarrow as pa
@@ -15,13 +17,14 @@ import pyarrow.parquet as pq
 import pydicom
 import pytest
 import tifffile
+from dicom_files import made
 from PIL import Image
 from pydicom.encaps import encapsulate, generate_frames
 from skimage.color import rgb2lab
 from skimage.morphology import dilation, erosion
 
 import medsiglip_jax
-from medsiglip_jax import cli, heatmap, manifest
+from medsiglip_jax import cli, expansion, heatmap, manifest
 from medsiglip_jax import embed as embedding
 from medsiglip_jax.preprocess import files, slides, sources, tissue, xla
 from medsiglip_jax.preprocess.decode import UnreadableImage
@@ -30,6 +33,8 @@ from medsiglip_jax.preprocess.parts import Parts
 
 GLASS, PINK, PURPLE = (243, 242, 244), (224, 170, 200), (120, 60, 140)
 ALL = Parts(mpp=0.5, tissue=0.0)
+# Of no use to a heatmap.
+IDLE = "--frame 7 --ct-window 9/9 --window 1 --volume ct --dicom-rules official --series".split()
 
 
 def write_slide(path, levels, mpp=0.5, aperio=True, compression="jpeg", side=256):
@@ -47,6 +52,10 @@ def write_slide(path, levels, mpp=0.5, aperio=True, compression="jpeg", side=256
                 subfiletype=int(level > 0), **({} if aperio else tags),
             )  # fmt: skip
     return str(path)
+
+
+def tiles(path, parts):
+    return slides.tiles(str(path), parts).columns
 
 
 def pyramid(pixels, *factors):
@@ -116,7 +125,7 @@ def test_pixels_are_those_of_openslide(noisy, vendor, where):
 def test_pixels_of_a_dicom_slide(real_data):
     path = str(real_data / "images" / "multiframe_camelyon_challenge_image.dcm")
     assert slides.is_slide(path)
-    found = slides.tiles(path, Parts(mpp=29.0, tissue=0.0))
+    found = tiles(path, Parts(mpp=29.0, tissue=0.0))
     places = list(zip(*(found[name].tolist() for name in ("x", "y", "level", "size")), strict=True))
     assert len(places) == 6  # 1152 x 700 pixels
     for place in places:
@@ -231,7 +240,7 @@ def test_what_is_no_tile_of_a_slide_is_said_in_one_line(noisy, tmp_path):
         (path, (2100, 0, 0, 10), "outside of the slide of 2100x1500"),
         (path, (-10, 0, 0, 10), "outside"),
         (path, (0, 10**30, 0, 10), "outside"),
-        (path, (0, 0, 0, 0), "at least one pixel"),
+        (path, (0, 0, 0, 0), "its finest level has 0.5 um/px; expected --mpp 0.5 or more"),
         (path, (0, 0, 0, 10**6), "at most"),
         (str(text), (0, 0, 0, 10), "not a slide that OpenSlide can read"),
         (str(cut), (0, 0, 0, 10), "slide"),
@@ -267,7 +276,7 @@ def covered(path, found):
 @pytest.mark.parametrize("mpp", [0.5, 0.77, 1.0, 1.5, 1.7, 2.0, 6.4, 6.52, 10.0])
 def test_tiles_cover_the_slide_once_at_the_resolution_asked_for(slide, mpp):
     path, _ = slide
-    found = slides.tiles(path, Parts(mpp=mpp, tissue=0.0))
+    found = tiles(path, Parts(mpp=mpp, tissue=0.0))
     assert {name: str(values.dtype) for name, values in found.items()} == {
         "x": "int32", "y": "int32", "level": "int32", "size": "int32", "mpp": "float32",
     }  # fmt: skip
@@ -284,17 +293,17 @@ def test_tiles_cover_the_slide_once_at_the_resolution_asked_for(slide, mpp):
 @pytest.mark.parametrize("least", [0.05, 0.25, 0.6, 1.0])
 def test_tiles_are_those_with_enough_tissue(slide, least):
     path, truth = slide
-    found = set(places(slides.tiles(path, Parts(mpp=0.5, tissue=least))))
-    for x, y, level, size in places(slides.tiles(path, ALL)):
+    found = set(places(tiles(path, Parts(mpp=0.5, tissue=least))))
+    for x, y, level, size in places(tiles(path, ALL)):
         share = truth[y : y + size, x : x + size].sum() / size**2
         if abs(share - least) > 0.02:  # the thumbnail has a pixel of 3 x 3
             assert ((x, y, level, size) in found) == (share >= least), (x, y, share)
-    assert 0 < len(found) < len(slides.tiles(path, ALL)["x"])
+    assert 0 < len(found) < len(tiles(path, ALL)["x"])
 
 
 def test_neighbours_are_near_in_the_order(tmp_path):
     path = write_slide(tmp_path / "wide.svs", [np.full((900, 9000, 3), 200, np.uint8)])
-    found = slides.tiles(path, ALL)
+    found = tiles(path, ALL)
     strip = list(zip(found["x"] // 448, found["y"] // 448, strict=True))
     assert strip == [
         (x, y) for first in range(0, 21, 8) for y in range(3) for x in range(first, first + 8)
@@ -305,7 +314,7 @@ def test_neighbours_are_near_in_the_order(tmp_path):
 def test_a_slide_of_one_level_and_one_smaller_than_a_tile(tmp_path):
     pixels, _ = painted(300, 200)
     path = write_slide(tmp_path / "small.svs", [pixels], mpp=0.25)
-    found = slides.tiles(path, ALL)
+    found = tiles(path, ALL)
     assert list(places(found)) == [(0, 0, 0, 896)]
     tile = slides.read(path, 0, 0, 0, 896)
     assert (tile[200:] == 255).all() and (tile[:, 300:] == 255).all()
@@ -314,25 +323,27 @@ def test_a_slide_of_one_level_and_one_smaller_than_a_tile(tmp_path):
 def test_a_level_that_is_coarser_by_a_little_will_do(tmp_path):
     levels = pyramid(np.full((1200, 1200, 3), 200, np.uint8), 4)
     path = write_slide(tmp_path / "s.svs", levels, mpp=0.2627)  # as Leica's GT 450
-    assert slides.tiles(path, Parts(mpp=1.0, tissue=0.0))["level"].tolist() == [1]
-    assert slides.tiles(path, Parts(mpp=0.25, tissue=0.0))["level"][0] == 0
-    assert slides.tiles(path, Parts(mpp=0.9, tissue=0.0))["level"][0] == 0
+    assert tiles(path, Parts(mpp=1.0, tissue=0.0))["level"].tolist() == [1]
+    assert tiles(path, Parts(mpp=0.25, tissue=0.0))["level"][0] == 0
+    assert tiles(path, Parts(mpp=0.9, tissue=0.0))["level"][0] == 0
 
 
 def test_resolutions_that_cannot_be_had_are_said_in_one_line(slide, tmp_path):
     plain = write_slide(tmp_path / "no.svs", [np.full((300, 300, 3), 200, np.uint8)], mpp=None)
-    with pytest.raises(ValueError, match="--slide-mpp") as caught:
-        slides.tiles(plain, ALL)
-    assert str(caught.value).startswith(plain) and "\n" not in str(caught.value)
-    found = slides.tiles(plain, Parts(mpp=0.5, slide_mpp=0.25, tissue=0.0))
+    with pytest.raises(UnreadableImage, match=r"^does not say its resolution; .* \(--slide-mpp\)"):
+        tiles(plain, ALL)
+    with pytest.raises(ValueError, match=f"{plain}: --slide-mpp 1 is coarser than --mpp 0.5"):
+        tiles(plain, Parts(mpp=0.5, slide_mpp=1.0))
+    found = tiles(plain, Parts(mpp=0.5, slide_mpp=0.25, tissue=0.0))
     assert found["size"].tolist() == [896]
     path, _ = slide
-    with pytest.raises(ValueError, match="has 0.5 um/px; expected --mpp 0.5 or more, not 0.25"):
-        slides.tiles(path, Parts(mpp=0.25))
-    stated = slides.tiles(path, Parts(mpp=0.25, slide_mpp=0.25, tissue=0.0))  # and so the file errs
-    assert stated["size"][0] == 448
-    with pytest.raises(UnreadableImage, match="at most"):
-        slides.tiles(path, Parts(mpp=1e4))
+    for stated in (None, 0.25):  # the file knows better
+        with pytest.raises(UnreadableImage, match="has 0.5 um/px; expected --mpp 0.5 or more"):
+            tiles(path, Parts(mpp=0.25, slide_mpp=stated))
+    np.testing.assert_array_equal(tiles(path, replace(ALL, slide_mpp=0.1))["size"], 448)
+    with pytest.raises(ValueError, match="--mpp 10000 asks for .* at most") as caught:
+        tiles(path, Parts(mpp=1e4))
+    assert not isinstance(caught.value, UnreadableImage)  # the flag is wrong, and not the file
 
 
 # ------------------------------------------------------------------------------------------ tissue
@@ -387,9 +398,9 @@ def test_what_is_damaged_counts_as_tissue_and_says_so_itself(tmp_path, slide):
         for start, length in zip(page.dataoffsets, page.databytecounts, strict=True):
             data[start : start + length] = bytes(length)
     cut.write_bytes(data)
-    found = slides.tiles(str(cut), Parts(mpp=0.5))
-    assert set(places(slides.tiles(path, Parts(mpp=0.5)))) < set(places(found))
-    assert set(places(found)) == set(places(slides.tiles(path, ALL)))
+    found = tiles(str(cut), Parts(mpp=0.5))
+    assert set(places(tiles(path, Parts(mpp=0.5)))) < set(places(found))
+    assert set(places(found)) == set(places(tiles(path, ALL)))
 
 
 def write_sparse(path, side, small, held):
@@ -413,7 +424,7 @@ from medsiglip_jax.preprocess import slides
 from medsiglip_jax.preprocess.parts import Parts
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before, path = peak(), sys.argv[1]
-found = slides.tiles(path, Parts(mpp=0.5))
+found = slides.tiles(path, Parts(mpp=0.5)).columns
 columns = (found[name].tolist() for name in ("x", "y", "level", "size"))
 means = {int(slides.read(path, *place).mean()) for place in list(zip(*columns))[::10]}
 print(len(found["x"]), len(means), peak() - before)
@@ -454,7 +465,7 @@ def test_embedding_a_slide(slide, checkpoint, tmp_path, monkeypatch):
     names = ["id", "source", "kind", "x", "y", "level", "size", "mpp", "embedding"]
     assert whole.column_names == names
     assert [str(whole.schema.field(n).type) for n in names[3:8]] == ["int32"] * 4 + ["float"]
-    expected = slides.tiles(path, Parts(mpp=1.0))
+    expected = tiles(path, Parts(mpp=1.0))
     rows = whole.to_pylist()
     assert len(rows) == len(expected["x"]) + 1 and rows[-1]["x"] is None
     for row, place in zip(rows, places(expected), strict=False):
@@ -490,11 +501,14 @@ def test_slides_without_a_resolution_for_tiles(slide, noisy, checkpoint, tmp_pat
     path, _ = slide
     model = ["--model", checkpoint]
     assert run("classify", *model, "--text", "a", path) == 3
-    assert "a whole slide; expected --mpp" in capsys.readouterr().out
+    said = "a whole slide; expected tiles of it: --mpp, or FILE#tile=X,Y,LEVEL,SIZE"
+    assert said in capsys.readouterr().out
     assert run("embed", *model, "--output", tmp_path / "e", Path(path).parent) == 2
-    assert "files passed over: .svs 1" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "files passed over: .svs 1" in said and "slides with --mpp" in said and ".nii" in said
     for argv, said in [
-        (["--mpp", "0.1", path], "--slide-mpp"),
+        (["--slide-mpp", "1", path], "(--mpp): no use for --slide-mpp; leave it out"),
+        (["--tissue", "0.5", "--slide-mpp", "1", path], "no use for --slide-mpp, --tissue;"),
         (["--mpp", "0", path], "mpp is 0.0"),
         (["--mpp", "0.5", "--tissue", "2", path], "tissue is 2.0"),
         (["--mpp", "1", "--tissue", "1", noisy["generic-tiff"] + "x"], "no such file"),
@@ -525,7 +539,7 @@ def test_what_cannot_be_opened_is_an_error_of_its_own(damaged, checkpoint, tmp_p
     }  # fmt: skip
     broken = {error["source"].partition("#tile=")[2] for error in errors[:-1]}
     touched = {
-        f"{x},{y},0,448" for x, y, *_ in places(slides.tiles(path, ALL))
+        f"{x},{y},0,448" for x, y, *_ in places(tiles(path, ALL))
         if x < bad[0] + 256 and bad[0] < x + 448 and y < bad[1] + 256 and bad[1] < y + 448
     }  # fmt: skip
     assert broken == touched and all(e["reason"].startswith("damaged slide") for e in errors[:-1])
@@ -549,6 +563,80 @@ def test_dicom_slides_are_taken_once(real_data, tmp_path):
     (tmp_path / "copy").mkdir()
     (tmp_path / "copy" / "a.dcm").write_bytes(source.read_bytes())
     assert len(manifest.rows([tmp_path], parts=Parts(mpp=29.0, tissue=0.0))) == 12
+
+
+def folder_of_four(folder, slide):
+    """A slide, one that does not say its resolution, a tiled TIFF of nonsense, and glass."""
+    folder.mkdir()
+    os.link(slide[0], folder / "a.svs")
+    grey, glass = (np.full((300, 300, 3), level, np.uint8) for level in (200, 243))
+    write_slide(folder / "b.svs", [grey], mpp=None)
+    write_slide(folder / "c.tif", [grey], mpp=352.8, aperio=False)  # 72 dpi
+    write_slide(folder / "d.svs", [glass])
+    return folder
+
+
+def test_slides_that_cannot_be_cut_are_errors_and_others_go_on(slide, tmp_path, monkeypatch):
+    folder, opens, real = folder_of_four(tmp_path / "in", slide), [], openslide.OpenSlide
+
+    def counted(path):
+        opens.append(path)
+        return real(path)
+
+    counted.detect_format = real.detect_format
+    monkeypatch.setattr(openslide, "OpenSlide", counted)
+    monkeypatch.setattr("medsiglip_jax.preprocess.handles.MAX_OPEN", 0)
+    with pytest.warns(
+        UserWarning, match=r"slides: 1 have no tile with .*\(--tissue 0.25\) and are"
+    ):
+        found = manifest.rows([folder], parts=Parts(mpp=1.0))
+    assert sorted(opens) == [f"{folder}/{name}" for name in ("a.svs", "b.svs", "c.tif", "d.svs")]
+    names = [row.id for row in found]
+    assert names[-2:] == ["b.svs#tile=0,0,0,0", "c.tif#tile=0,0,0,0"]
+    assert len(names) == 2 + len(tiles(slide[0], Parts(mpp=1.0))["x"])
+    for row, said in zip(
+        found[-2:], ("does not say its res", "finest level has 352.8"), strict=True
+    ):
+        with pytest.raises(UnreadableImage, match=f"{row.source}: .*{said}"):
+            sources.read(row.source)
+    with pytest.warns(UserWarning, match="1 have no tile"):
+        assert expansion.names([str(folder)], Parts(mpp=1.0)) == [row.source for row in found]
+    with pytest.raises(ValueError, match="no images in this folder, nor slides with --mpp"):
+        (folder / "c.tif").unlink()
+        expansion.names([str(folder)], Parts())
+
+
+def test_a_slide_that_cannot_be_opened_is_never_an_ordinary_image(real_data, tmp_path):
+    """As the label of one, which OpenSlide does not open."""
+    label = pydicom.dcmread(real_data / "images" / "multiframe_camelyon_challenge_image.dcm")
+    label.ImageType = ["ORIGINAL", "PRIMARY", "LABEL", "NONE"]
+    label.save_as(tmp_path / "a.dcm")
+    (row,) = manifest.rows([tmp_path], parts=Parts(mpp=29.0, tissue=0.0))
+    assert row.id == "a.dcm#tile=0,0,0,0"
+    with pytest.raises(UnreadableImage, match="damaged slide"):
+        sources.read(row.source)
+
+
+def test_slides_among_series_are_cut(real_data, slide, tmp_path):
+    source = real_data / "images" / "multiframe_camelyon_challenge_image.dcm"
+    (tmp_path / "a.dcm").write_bytes(source.read_bytes())
+    plane = {"SeriesInstanceUID": "1.2", "ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
+    for n in range(3):
+        placed = {"ImagePositionPatient": [0, 0, -n], "SOPInstanceUID": f"1.2.{n}", **plane}
+        (tmp_path / f"b{n}.dcm").write_bytes(made(np.zeros((4, 4), np.uint8), **placed))
+    parts = Parts("all", series=True, mpp=29.0, tissue=0.0)
+    names = [row.id for row in manifest.rows([tmp_path], parts=parts)]
+    assert [name.partition("#tile=")[0] for name in names[:6]] == ["a.dcm"] * 6
+    assert names[6:] == ["b2.dcm", "b1.dcm", "b0.dcm"]
+
+
+def test_remote_files_that_may_be_slides_are_counted():
+    remote = fsspec.filesystem("memory")
+    for name in ("a.tif", "b.dcm", "c.png", "d.svs"):
+        remote.pipe_file(f"/pathology/{name}", b"x")
+    said = "slides: 2 remote files are not cut into tiles: OpenSlide reads local files only"
+    with pytest.warns(UserWarning, match=f"^{said}$"):
+        assert len(manifest.rows(["memory://pathology"], parts=ALL)) == 4
 
 
 def test_without_openslide_one_line_says_what_to_install(slide, checkpoint, monkeypatch, capsys):
@@ -581,7 +669,7 @@ def test_colours_get_lighter_evenly():
 
 def test_pixels_are_hot_where_the_score_is(slide):
     path, _ = slide
-    found = slides.tiles(path, Parts(mpp=0.5))
+    found = tiles(path, Parts(mpp=0.5))
     score = np.random.default_rng(0).random(len(found["x"])).astype(np.float32)
     table = pa.table({**found, "score": score})
     pixels, scale = slides.thumbnail(path)
@@ -609,7 +697,7 @@ def test_the_heatmap_of_a_slide(slide, checkpoint, tmp_path, capsys, texts):
     assert run(*argv, "--heatmap", out, "--json") == 0
     result = json.loads(capsys.readouterr().out)
     table = pq.read_table(out.with_suffix(".parquet"))
-    expected = slides.tiles(path, Parts(mpp=1.0))
+    expected = tiles(path, Parts(mpp=1.0))
     for name, values in expected.items():
         np.testing.assert_array_equal(table[name].to_numpy(), values)
     assert run(*argv, "--json") == 0  # each tile as an image of its own
@@ -641,6 +729,8 @@ def test_a_heatmap_wants_one_slide_and_a_png(slide, checkpoint, tmp_path, capsys
         ("m.png", [path, path], "one slide; 2 are given"),
         ("m.png", [tmp_path / "none.svs"], "none.svs: no such file; a heatmap"),
         ("m.jpg", [path], "m.jpg: expected a name ending in .png"),
+        ("m.png", ["--batch-size", 0, path], "batch_size is 0; expected at least 1"),
+        ("m.png", [path, *IDLE], "for --dicom-rules, --ct-window, --window, --volume, --frame, --"),
     ]:
         argv = ["--model", checkpoint, "--text", "a", "--heatmap", tmp_path / out, *images]
         assert run("classify", *argv) == 2
@@ -648,9 +738,18 @@ def test_a_heatmap_wants_one_slide_and_a_png(slide, checkpoint, tmp_path, capsys
         assert said in error and error.count("\n") == 1
 
 
+def test_a_heatmap_wants_tiles(real_data, tmp_path):
+    path = str(real_data / "images" / "multiframe_camelyon_challenge_image.dcm")
+    rows = heatmap.tiles(path, Parts(mpp=29.0, tissue=0.0, series=True))
+    assert len(rows) == 6 and not rows.parts.series
+    plain = write_slide(tmp_path / "no.svs", [np.full((300, 300, 3), 200, np.uint8)], mpp=None)
+    with pytest.raises(ValueError, match="no.svs: does not say its resolution.*; a heatmap is"):
+        heatmap.tiles(plain, Parts())
+
+
 def test_tiles_that_cannot_be_read_are_left_out_of_the_heatmap(damaged, checkpoint, tmp_path):
     path, _ = damaged
     argv = ["--model", checkpoint, "--text", "a", "--tissue", 0, path]
     assert run("classify", *argv, "--heatmap", tmp_path / "m.png") == 3
     table = pq.read_table(tmp_path / "m.parquet")
-    assert 0 < len(table) < len(slides.tiles(path, ALL)["x"])
+    assert 0 < len(table) < len(tiles(path, ALL)["x"])

@@ -7,17 +7,18 @@ from concurrent.futures import ThreadPoolExecutor
 import fsspec
 import numpy as np
 import pytest
-from dicom_files import made
+from dicom_files import DEFLATED, EXPLICIT, JPEG, made
 from PIL import Image
 
 import medsiglip_jax
-from medsiglip_jax import cli, data, embeddings, expansion, manifest
+from medsiglip_jax import cli, contact_sheet, data, embeddings, expansion, manifest
 from medsiglip_jax.embed import Options, embed
 from medsiglip_jax.examples import Examples
 from medsiglip_jax.loader import Input, epoch_batches
 from medsiglip_jax.order import Order
 from medsiglip_jax.preprocess import files, handles, sources
 from medsiglip_jax.preprocess.decode import UnreadableImage, decode
+from medsiglip_jax.preprocess.dicom import file
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.image import load_images
 from medsiglip_jax.preprocess.parts import Parts
@@ -136,6 +137,11 @@ def test_a_part_can_be_an_input(cine):
     assert row.source == f"{cine}/a.dcm#frame=6"
     with pytest.raises(FileNotFoundError, match="none.dcm#frame=6"):
         manifest.rows([f"{cine}/none.dcm#frame=6"])
+    content = (cine / "c.png").read_bytes()
+    for name in ("x.tfrecord-00000-of-00001", "x.tar", "x.csv", "x.nii.gz"):
+        (cine / name).write_bytes(b"before" + content)
+        (row,) = manifest.rows([f"{cine}/{name}#6:{len(content)}"])
+        np.testing.assert_array_equal(sources.read(row.source)[0], CINE[3])
 
 
 def test_damaged_files_stay_for_who_reads_them(cine):
@@ -143,6 +149,38 @@ def test_damaged_files_stay_for_who_reads_them(cine):
     (cine / "d.dcm").write_bytes(b"")
     found = manifest.rows([cine], parts=Parts("all"))
     assert [row.id for row in found] == ["a.dcm", "b.dcm", "c.png", "d.dcm"]
+
+
+def test_a_number_of_frames_that_lies_is_not_believed(tmp_path, monkeypatch):
+    monkeypatch.setattr(file, "Plane", None)  # a million of them take seconds
+    lie, path = {"NumberOfFrames": str(1 << 20)}, tmp_path / "a.dcm"
+    for syntax in (EXPLICIT, DEFLATED, JPEG):
+        encoded = [b"abcd"] if syntax == JPEG else None
+        path.write_bytes(made(np.zeros((4, 4), np.uint8), syntax, encoded, **lie))
+        for look in (sources.frames, sources.planes):
+            with pytest.raises(UnreadableImage, match="^DICOM of 1048576 frames, with bytes for"):
+                look(str(path))
+        for parts in (Parts("all"), Parts("all", series=True)):
+            assert expansion.names([str(path)], parts) == [str(path)]
+        assert "DICOM" in reason(path)
+
+
+def test_of_files_that_are_cut_off_all_frames_are_rows(cine):
+    """Those that are left can be read; without the one in the middle, the file is one error."""
+    grey = CINE[..., 0]
+    whole = made(grey, NumberOfFrames="7", Modality="US")
+    for frames, rows in ((5, 7), (4, 7), (3, 1)):
+        (cine / "a.dcm").write_bytes(whole[: len(whole) - (7 - frames) * grey[0].nbytes])
+        found = expansion.names([f"{cine}/a.dcm"], Parts("all"))
+        assert len(found) == rows
+        assert "cut off" in reason(found[-1])
+
+
+def test_rows_are_few_chunks_of_memory(cine):
+    for n in range(50):
+        (cine / f"{n}.dcm").write_bytes((cine / "a.dcm").read_bytes()[: 9000 * (n % 2 + 1)])
+    found = manifest.rows([cine], parts=Parts("all")).table
+    assert len(found) > 50 and max(column.num_chunks for column in found.columns) <= 2
 
 
 def test_every_way_to_load_takes_parts(cine):
@@ -174,6 +212,7 @@ def test_embed_of_frames_resumes_and_counts(cine, checkpoint, tmp_path):
     whole, again = tmp_path / "whole", tmp_path / "again"
     made = embed(model, rows, whole, Options(shard_size=4))
     assert (made["embedded"], made["multi_frame"], made["expansion"]["frame"]) == (9, 0, "all")
+    assert rows[2:5].parts == rows[::2].parts == rows.parts
     embed(model, rows, again, Options(shard_size=4))
     for name in ("manifest.json", "part-00001.parquet"):
         (again / name).unlink()
@@ -207,6 +246,20 @@ def test_commands_take_frames(cine, checkpoint, tmp_path, capsys):
     assert code == 0 and hits.pop(f"{cine}/a.dcm#frame=3") in ("c.png", "a.dcm#frame=3")  # equal
     assert hits == {f"{cine}/a.dcm#frame={n}": f"a.dcm#frame={n}" for n in (0, 6)}
     assert run("embed", *model, "--output", tmp_path / "x", "--frame", "0x", cine)[0] == 2
+
+
+def test_a_sheet_shows_hits_as_they_were_embedded(checkpoint, tmp_path):
+    frames = np.full((4, 16, 16), 60, np.uint8) * np.arange(4, dtype=np.uint8)[:, None, None]
+    path, sheet = tmp_path / "a.dcm", tmp_path / "s.png"
+    path.write_bytes(made(frames, NumberOfFrames="4", Modality="US"))
+    model = ["--model", str(checkpoint)]
+    assert cli.main(["embed", *model, "--output", str(tmp_path / "e"), str(path)]) == 0
+    assert cli.main(["search", *model, "--embeddings", str(tmp_path / "e"), "--image", str(path),
+                     "--frame", "1", "--sheet", str(sheet)]) == 0  # fmt: skip
+    with Image.open(sheet) as page:
+        top, side, pitch = contact_sheet.MARGIN, contact_sheet.SIDE, contact_sheet.PITCH
+        middles = [page.getpixel((top + n * pitch + side // 2, top + side // 2)) for n in (0, 1)]
+    assert middles == [(60,) * 3, (120,) * 3]  # the query's frame, and the one in the middle
 
 
 # ----------------------------------------------------------------------------- files that stay open

@@ -211,6 +211,19 @@ def test_what_is_given_as_a_uri(tmp_path):
     assert not places.is_remote(tmp_path) and places.is_remote("gs://bucket")
 
 
+def test_a_variable_that_is_empty_is_not_set(tmp_path, monkeypatch):
+    folders = {"XDG_CACHE_HOME": (places.cache, ".cache"),
+               "XDG_CONFIG_HOME": (places.configuration, ".config")}  # fmt: skip
+    for variable, (folder, default) in folders.items():
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.setenv(variable, "")
+        assert folder() == tmp_path / default / "medsiglip_jax"
+        monkeypatch.setattr(Path, "home", None)  # a container's user may have none
+        monkeypatch.setenv(variable, "/own")
+        assert folder() == Path("/own/medsiglip_jax")
+        monkeypatch.undo()
+
+
 def test_where_the_disk_cannot_lock_a_sign_of_life_does(tmp_path, monkeypatch):
     monkeypatch.setattr(locks, "BEAT", 0.2)
     monkeypatch.setattr(locks, "PATIENCE", 1.5)

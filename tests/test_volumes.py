@@ -5,7 +5,10 @@ import json
 import re
 import subprocess
 import sys
+import threading
+import time
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
 import nibabel
@@ -154,6 +157,21 @@ def test_percentiles_are_of_the_volume(tmp_path):
     assert not pixels(nothing, 0, PERCENTILE).any()
 
 
+def test_percentiles_of_large_volumes_are_of_some_of_their_values(tmp_path, monkeypatch):
+    values = np.linspace(0, 9999, 50 * 60 * 70).reshape(50, 60, 70).astype(np.float32)
+    path, sizes, real = write(tmp_path / "v.nii", values), [], np.quantile
+
+    def counted(found, *args, **options):
+        sizes.append(found.size)
+        return real(found, *args, **options)
+
+    monkeypatch.setattr(np, "quantile", counted)
+    monkeypatch.setattr(volumes, "_VALUES", 10_000)
+    low, high = volumes.open_volume(str(path))._percentiles()
+    assert 5_000 < sizes[0] <= 10_000
+    assert low == pytest.approx(50, abs=100) and high == pytest.approx(9949, abs=300)
+
+
 def test_of_four_dimensions_the_first_volume(tmp_path):
     values = RNG.integers(0, 250, (4, 5, 3, 6)).astype(np.int16)
     for name in ("v.nii", "v.nii.gz"):
@@ -248,14 +266,32 @@ def test_only_what_is_shown_is_read_of_a_file_that_is_not_compressed(tmp_path):
 
 
 def test_a_compressed_volume_is_inflated_once(tmp_path, monkeypatch):
-    from concurrent.futures import ThreadPoolExecutor
-
     path = write(tmp_path / "v.nii.gz", RNG.integers(0, 99, (20, 20, 30)).astype(np.int16))
     real, calls = volumes._read, []
     monkeypatch.setattr(volumes, "_read", lambda *args: calls.append(args) or real(*args))
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda z: pixels(path, z, PERCENTILE), range(30)))
     assert len(calls) == 1
+
+
+def test_few_volumes_are_inflated_at_a_time(tmp_path, monkeypatch):
+    paths = [write(tmp_path / f"{n}.nii.gz", np.zeros((4, 4, 4), np.int16)) for n in range(12)]
+    real, now, seen, lock = volumes._read, set(), [], threading.Lock()
+
+    def counted(stream, layout):
+        with lock:
+            now.add(stream)
+            seen.append(len(now))
+        time.sleep(0.01)
+        found = real(stream, layout)
+        with lock:
+            now.remove(stream)
+        return found
+
+    monkeypatch.setattr(volumes, "_read", counted)
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(lambda path: pixels(path, 0), paths))
+    assert len(seen) == 12 and max(seen) == 2
 
 
 # ---------------------------------------------------------------------------------------- commands

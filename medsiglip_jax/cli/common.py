@@ -32,8 +32,22 @@ def command(commands, function, help: str, example: str, description: str = "", 
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    sub.set_defaults(run=function)
+    sub.set_defaults(run=function, default_of=sub.get_default)
     return sub
+
+
+def refuse_idle(args: argparse.Namespace, job: str, names: Sequence[str]) -> None:
+    """Raises ValueError if flags are given that a job makes no use of.
+
+    Args:
+        args: of a `command`.
+        job: as the message names it.
+        names: of these flags, as in `args`.
+    """
+    given = [name for name in names if getattr(args, name) != args.default_of(name)]
+    if given:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ValueError(f"{job}: no use for {flags}; leave it out")
 
 
 def add_json(sub) -> None:
@@ -60,6 +74,10 @@ def add_model(sub, required: bool = True) -> None:
 
 def add_preprocess(sub) -> None:
     sub.add_argument("--preprocess", default="big_vision", metavar="P", help=PRESET_HELP)
+
+
+# Names of the flags of `add_dicom`.
+DICOM = ("dicom_rules", "ct_window", "window", "volume", "frame")
 
 
 def add_dicom(sub, frames: str = "default middle") -> None:
@@ -109,7 +127,7 @@ def add_parts(sub) -> None:
     )  # fmt: skip
     group.add_argument(
         "--slide-mpp", type=float, metavar="M",
-        help="of the slides' finest level, if they do not say or are wrong",
+        help="of the finest level, of slides that do not say it",
     )  # fmt: skip
     group.add_argument(
         "--tissue", type=float, default=0.25, metavar="X",
@@ -122,9 +140,15 @@ def rules_and_parts(args: argparse.Namespace):
     from medsiglip_jax.preprocess.dicom.rules import parse, parse_frame
     from medsiglip_jax.preprocess.parts import Parts
 
+    if args.mpp is None:
+        refuse_idle(args, "slides that are not cut into tiles (--mpp)", ("slide_mpp", "tissue"))
     parts = Parts(parse_frame(args.frame), args.series, args.mpp, args.slide_mpp, args.tissue)
     rules = parse(args.dicom_rules, args.ct_window, args.window, str(parts.one), args.volume)
     return rules, parts
+
+
+# Names of the flags of `add_queries`.
+QUERIES = ("frame", "volume", "series")
 
 
 def add_queries(sub) -> None:
@@ -153,10 +177,8 @@ def queries(args: argparse.Namespace, recorded):
     from medsiglip_jax.preprocess.dicom.rules import parse_frame
     from medsiglip_jax.preprocess.parts import Parts
 
-    if args.frame is None:
-        parts = Parts(series=args.series)
-        return recorded.reading(None, args.volume), parts
-    parts = Parts(parse_frame(args.frame), args.series)
+    frame = recorded.frame if args.frame is None else parse_frame(args.frame)
+    parts = Parts(frame, args.series)
     return recorded.reading(parts.one, args.volume), parts
 
 

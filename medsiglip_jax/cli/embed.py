@@ -33,7 +33,9 @@ def add(commands) -> None:
         commands, embed, "embed images and texts to Parquet, any number, resumable",
         "medsiglip-jax embed --model google/medsiglip-448 --output embeddings scans/ notes.txt\n"
         "  medsiglip-jax embed --model M --output gs://BUCKET/out --stored float16 rows.parquet\n"
-        "  medsiglip-jax embed --model M --output out 'shards/*.tar'",
+        "  medsiglip-jax embed --model M --output out 'shards/*.tar'\n"
+        "  medsiglip-jax embed --model M --output out --series --frame every=5 --volume ct ct/\n"
+        "  medsiglip-jax embed --model M --output out --mpp 0.5 slides/",
         "Columns id, source, kind (image or text), embedding; of tiles x, y, level, size, mpp; "
         "with --groups or --series patient, study, series. A part of a file is named FILE#frame=N "
         "or FILE#tile=X,Y,LEVEL,SIZE. The same command again goes on with a killed run and ends "

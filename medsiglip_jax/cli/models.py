@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from medsiglip_jax.cli.common import (
+    DICOM,
     add_batch_size,
     add_json,
     add_model,
@@ -13,6 +14,7 @@ from medsiglip_jax.cli.common import (
     load,
     local_mesh,
     progress_bar,
+    refuse_idle,
     rules_and_parts,
     show,
 )
@@ -132,9 +134,9 @@ def classify(args: argparse.Namespace) -> int:
     from medsiglip_jax import expansion
     from medsiglip_jax.classify import classify as run
 
-    rules, parts = rules_and_parts(args)
     if args.heatmap is not None:
-        return _heatmap(args, parts)
+        return _heatmap(args)
+    rules, parts = rules_and_parts(args)
     with progress_bar("file", delay=2.0) as files:
         images = expansion.names(args.images, parts, files.update)
     model = load(args)
@@ -144,9 +146,12 @@ def classify(args: argparse.Namespace) -> int:
     return 3 if any("error" in result for result in results) else 0
 
 
-def _heatmap(args: argparse.Namespace, parts) -> int:
+def _heatmap(args: argparse.Namespace) -> int:
     from medsiglip_jax import heatmap
+    from medsiglip_jax.preprocess.parts import Parts
 
+    refuse_idle(args, "--heatmap", (*DICOM, "series"))
+    parts = Parts(mpp=args.mpp, slide_mpp=args.slide_mpp, tissue=args.tissue)
     if len(args.images) != 1:
         raise ValueError(f"--heatmap draws over one slide; {len(args.images)} are given")
     heatmap.check(args.heatmap)

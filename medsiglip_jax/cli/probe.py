@@ -5,6 +5,7 @@ import sys
 from typing import Any
 
 from medsiglip_jax.cli.common import (
+    QUERIES,
     add_batch_size,
     add_json,
     add_model,
@@ -13,6 +14,7 @@ from medsiglip_jax.cli.common import (
     load,
     progress_bar,
     queries,
+    refuse_idle,
     show,
 )
 
@@ -148,6 +150,7 @@ def probe_predict(args: argparse.Namespace) -> int:
     if args.embeddings:
         if args.inputs or not args.output:
             raise ValueError("expected --embeddings with --output FILE, and no INPUT")
+        refuse_idle(args, "--embeddings", QUERIES)
         count = predict(probe, Embeddings(args.embeddings), args.output)
         show(
             {"output": args.output, "rows": count}, args.json, lambda r: f"{args.output}: {count:,}"

@@ -5,6 +5,7 @@ import sys
 from typing import Any
 
 from medsiglip_jax.cli.common import (
+    QUERIES,
     add_batch_size,
     add_json,
     add_model,
@@ -13,15 +14,17 @@ from medsiglip_jax.cli.common import (
     load,
     progress_bar,
     queries,
+    refuse_idle,
     show,
 )
 
-# What each of the three jobs makes no use of.
+# What each of the jobs makes no use of.
 _IDLE = {
-    "near duplicates": ("text", "image", "top_k", "sheet", "build_index", "approximate"),
+    "near duplicates": ("text", "image", "top_k", "sheet", "build_index", "approximate", *QUERIES),
     "--build-index": ("text", "image", "top_k", "sheet", "approximate", "threshold", "limit",
-                      "output"),
+                      "output", *QUERIES),
     "a search": ("threshold", "limit"),
+    "a search by text": ("threshold", "limit", *QUERIES),
 }  # fmt: skip
 
 
@@ -63,12 +66,12 @@ def add(commands) -> None:
 
 def search(args: argparse.Namespace) -> int:
     if args.self or args.against:
-        _refuse_idle(args, "near duplicates")
+        _check(args, "near duplicates")
         return _pairs(args)
     if args.build_index:
-        _refuse_idle(args, "--build-index")
+        _check(args, "--build-index")
         return _build_index(args)
-    _refuse_idle(args, "a search")
+    _check(args, "a search" if args.image else "a search by text")
     if not (args.text or args.image) or not args.model:
         raise ValueError(
             "expected --model with --text or --image, or one of --self, --against, --build-index"
@@ -76,11 +79,8 @@ def search(args: argparse.Namespace) -> int:
     return _hits(args)
 
 
-def _refuse_idle(args: argparse.Namespace, job: str) -> None:
-    given = [name for name in _IDLE[job] if getattr(args, name) not in (None, False)]
-    if given:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise ValueError(f"{job}: no use for {flags}; leave it out, or run two commands")
+def _check(args: argparse.Namespace, job: str) -> None:
+    refuse_idle(args, job, _IDLE[job])
 
 
 def _hits(args: argparse.Namespace) -> int:
@@ -94,7 +94,8 @@ def _hits(args: argparse.Namespace) -> int:
         check_output_name(args.output)
     with progress_bar("row") as bar:
         embeddings = _opened(args, bar)
-        dicom, parts = queries(args, from_dict(embeddings.manifest.get("dicom")))
+        recorded = from_dict(embeddings.manifest.get("dicom"))
+        dicom, parts = queries(args, recorded)
         images = expansion.names(args.image or [], parts)
         results = search(
             load(args), embeddings, args.text or [], images,
@@ -102,7 +103,7 @@ def _hits(args: argparse.Namespace) -> int:
             approximate=args.approximate, batch_size=args.batch_size, dicom=dicom,
         )  # fmt: skip
     if args.sheet:
-        contact_sheet.write(args.sheet, results, images, dicom)
+        contact_sheet.write(args.sheet, results, images, recorded, dicom)
     if args.output:
         write_hits(args.output, results)
     show(results, args.json, _text)

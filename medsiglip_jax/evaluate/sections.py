@@ -157,5 +157,6 @@ def _provenance(results: Mapping[str, Any]) -> Section:
 
 def _shown(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_shown(item)}" for key, item in value.items())
+        there = ((key, _shown(item)) for key, item in value.items() if item is not None)
+        return ", ".join(f"{key} {item}" for key, item in there)
     return "" if value is None else str(value)

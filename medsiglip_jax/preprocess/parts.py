@@ -20,7 +20,7 @@ class Parts:
             of a series: a number from 0, "middle", "all", or "every=K", the first of each K.
         series: DICOM files are slices of their series, in the order of their places.
         mpp: micrometres per pixel at which slides are cut into tiles; None leaves them whole.
-        slide_mpp: of the slides' finest level, where the files do not say, or are wrong.
+        slide_mpp: of the finest level of slides that do not say it.
         tissue: least share of tissue in a tile, 0 to 1.
     """
 

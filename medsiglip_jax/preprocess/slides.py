@@ -7,6 +7,7 @@ profiles are not applied. Labels, which name patients, are never read.
 import math
 import os
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import openslide
@@ -118,19 +119,16 @@ def is_slide(path: str) -> bool:
     return openslide.OpenSlide.detect_format(path) is not None
 
 
-def check(path: str) -> None:
-    """Raises UnreadableImage, with the reason, if a slide cannot be opened."""
-    handles.opened(path, _Slide)
+def check(path: str, parts: Parts | None = None) -> None:
+    """Raises UnreadableImage, with the reason, if a slide cannot be opened, or cut so."""
+    slide = handles.opened(path, _Slide)
+    if parts is not None:
+        _level(slide, path, parts)
 
 
 def downsamples(path: str) -> tuple[float, ...]:
     """How many pixels of level 0 one of each level spans, across and down."""
     return handles.opened(path, _Slide).downsamples
-
-
-def shared_by(path: str) -> str | None:
-    """What is the same for all files of one slide; None where that is one file."""
-    return handles.opened(path, _Slide).shared
 
 
 def read(path: str, x: int, y: int, level: int, size: int) -> UInt8[np.ndarray, "s s 3"]:
@@ -140,7 +138,7 @@ def read(path: str, x: int, y: int, level: int, size: int) -> UInt8[np.ndarray, 
         path: a local file.
         x, y: its upper left corner, in pixels of level 0.
         level: of the pyramid, 0 is the finest.
-        size: in pixels of that level.
+        size: in pixels of that level; 0 of a slide that `tiles` refused.
 
     Returns:
         uint8 [size, size, 3]; the pixels may be 4 bytes apart.
@@ -150,27 +148,47 @@ def read(path: str, x: int, y: int, level: int, size: int) -> UInt8[np.ndarray, 
             without the path.
     """
     slide = handles.opened(path, _Slide)
+    if size == 0:
+        raise _not_cut(slide)
     if not 0 <= level < len(slide.sizes):
         raise UnreadableImage(f"no level {level}; the slide has {len(slide.sizes)}, from 0")
-    _check_size(size)
+    if size**2 > decoding.MAX_PIXELS:
+        raise UnreadableImage(_too_large(size))
     side, (width, height) = size * slide.downsamples[level], slide.sizes[0]
     if not (-side < x < width and -side < y < height):
         raise UnreadableImage(f"tile at {x},{y} is outside of the slide of {width}x{height}")
     return slide.region(x, y, level, size, size)
 
 
-def _check_size(size: int) -> None:
-    if not 1 <= size**2 <= decoding.MAX_PIXELS:
-        raise UnreadableImage(
-            f"tiles of {size}x{size} pixels; expected at least one pixel and at most "
-            f"{decoding.MAX_PIXELS}"
-        )
+def _too_large(size: int) -> str:
+    return f"tiles of {size}x{size} pixels; expected at most {decoding.MAX_PIXELS}"
+
+
+def _not_cut(slide: _Slide) -> UnreadableImage:
+    """Why there are no tiles of a slide."""
+    if slide.mpp is None:
+        return UnreadableImage("does not say its resolution; give it, in um/px (--slide-mpp)")
+    least = f"{slide.mpp:.4g}"
+    return UnreadableImage(f"its finest level has {least} um/px; expected --mpp {least} or more")
 
 
 # ------------------------------------------------------------------------------------------ tiles
 
 
-def tiles(path: str, parts: Parts) -> dict[str, np.ndarray]:
+class Tiles(NamedTuple):
+    """The tiles of a slide.
+
+    Attributes:
+        columns: of one length: int32 `x`, `y`, `level`, `size`, of `read`; float32 `mpp`, the
+            resolution of the tile in `TILE` pixels. They may be empty.
+        shared: the same for all files of one slide; None where that is one file.
+    """
+
+    columns: dict[str, np.ndarray]
+    shared: str | None
+
+
+def tiles(path: str, parts: Parts) -> Tiles:
     """The tiles of a slide that hold tissue, in an order in which neighbours are near.
 
     They lie side by side from the upper left corner, at a resolution of about `parts.mpp`: each is
@@ -180,52 +198,51 @@ def tiles(path: str, parts: Parts) -> dict[str, np.ndarray]:
     Args:
         path: a local file.
         parts: `mpp`, um/px of the tiles, default `MPP`; `slide_mpp`, um/px of level 0, where the
-            file does not say or is wrong; `tissue`, the least share of it in a tile, 0 for all.
-
-    Returns:
-        Columns of one length: int32 `x`, `y`, `level`, `size`, of `read`; float32 `mpp`, the
-        resolution of the tile in `TILE` pixels. They may be empty.
+            file does not say; `tissue`, the least share of it in a tile, 0 for all.
 
     Raises:
-        UnreadableImage: no slide, or damaged; the reason, without the path.
-        ValueError: its resolution is not known, or coarser than asked for.
+        UnreadableImage: no slide, or damaged, or its resolution is not known, or coarser than asked
+            for; the reason, without the path.
+        ValueError: what is asked for makes no sense for this slide.
     """
     slide = handles.opened(path, _Slide)
-    target, own = parts.mpp or MPP, parts.slide_mpp or slide.mpp
-    if own is None:
-        raise ValueError(f"{path}: does not say its resolution; give it, in um/px (--slide-mpp)")
-    level, downsample = _level(slide, path, own, target)
+    level, own = _level(slide, path, parts)
+    target, downsample = parts.mpp or MPP, slide.downsamples[level]
     size = max(1, round(TILE * target / (own * downsample)))
-    _check_size(size)
+    if size**2 > decoding.MAX_PIXELS:
+        raise ValueError(f"{path}: --mpp {target:g} asks for {_too_large(size)}")
     width, height = slide.sizes[level]
     left, top = (np.rint(np.arange(0, n, size) * downsample) for n in (width, height))
-    row, column = np.nonzero(_kept(path, left, top, size * downsample, parts.tissue))
+    row, column = np.nonzero(_kept(slide, left, top, size * downsample, parts.tissue))
     order = np.lexsort((column, row, column // _STRIP))
     x, y = left[column[order]], top[row[order]]
     same = np.ones(len(order), np.int32)
-    return {
+    columns = {
         **{name: values.astype(np.int32) for name, values in (("x", x), ("y", y))},
         "level": level * same,
         "size": size * same,
         "mpp": np.full(len(order), own * downsample * size / TILE, np.float32),
     }
+    return Tiles(columns, slide.shared)
 
 
-def _level(slide: _Slide, path: str, own: float, target: float) -> tuple[int, float]:
-    """The coarsest level that is fine enough, and its downsampling."""
-    enough = [d for d in slide.downsamples if own * d <= target * _SLACK]
-    if not enough:
-        raise ValueError(
-            f"{path}: its finest level has {own:.4g} um/px; expected --mpp {own:.4g} or more, not "
-            f"{target:g} (--slide-mpp where the file is wrong)"
-        )
-    return len(enough) - 1, enough[-1]
+def _level(slide: _Slide, path: str, parts: Parts) -> tuple[int, float]:
+    """The coarsest level that is fine enough, and um/px of level 0; errors as of `tiles`."""
+    target, own = parts.mpp or MPP, slide.mpp or parts.slide_mpp
+    enough = [d for d in slide.downsamples if own and own * d <= target * _SLACK]
+    if own and enough:
+        return len(enough) - 1, own
+    if own == slide.mpp:
+        raise _not_cut(slide)
+    raise ValueError(f"{path}: --slide-mpp {own:g} is coarser than --mpp {target:g}")
 
 
-def _kept(path: str, left: np.ndarray, top: np.ndarray, side: float, least: float) -> np.ndarray:
+def _kept(
+    slide: _Slide, left: np.ndarray, top: np.ndarray, side: float, least: float
+) -> np.ndarray:
     if least == 0:
         return np.ones((len(top), len(left)), bool)
-    pixels, scale = thumbnail(path)
+    pixels, scale = _thumbnail(slide)
     shares = tissue.shares(tissue.mask(pixels), left / scale, top / scale, side / scale)
     return shares >= least - 1e-6  # rounding, where all is tissue
 
@@ -235,7 +252,10 @@ def thumbnail(path: str) -> tuple[UInt8[np.ndarray, "h w 3"], float]:
 
     It is read in blocks, whatever the levels: of a slide that has one level only, all of it.
     """
-    slide = handles.opened(path, _Slide)
+    return _thumbnail(handles.opened(path, _Slide))
+
+
+def _thumbnail(slide: _Slide) -> tuple[np.ndarray, float]:
     large = (i for i, sides in enumerate(slide.sizes) if max(sides) >= _THUMBNAIL // 2)
     level = max(large, default=0)
     (width, height), downsample = slide.sizes[level], slide.downsamples[level]

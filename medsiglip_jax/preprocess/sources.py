@@ -2,7 +2,7 @@
 
 * FILE#frame=N: frame N of a DICOM file, from 0; axial slice N of a NIfTI volume, from the feet up.
 * FILE#tile=X,Y,LEVEL,SIZE: of a slide, SIZE x SIZE pixels of that level whose upper left is (X, Y)
-  in pixels of level 0.
+  in pixels of level 0; of size 0 where the slide cannot be cut, which says why when it is read.
 * FILE#OFFSET:LENGTH: bytes of a file, such as an image in a shard. FILE above may be these, too.
 
 What exists under such a name is that file.
@@ -15,7 +15,7 @@ import re
 import stat
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -33,6 +33,8 @@ from medsiglip_jax.preprocess.decode import (
 from medsiglip_jax.preprocess.dicom import sniff
 from medsiglip_jax.preprocess.dicom.rules import MIDDLE, Rules
 from medsiglip_jax.preprocess.dicom.series import Plane
+
+T = TypeVar("T")
 
 VOLUME_SUFFIXES = (".nii", ".nii.gz")
 # Of OpenSlide, but for .tif and .dcm.
@@ -177,7 +179,9 @@ def _whole_slide(file: str) -> UnreadableImage:
     with needing("slides", "slides"):
         from medsiglip_jax.preprocess import slides
     slides.check(file)
-    return UnreadableImage("a whole slide; expected --mpp, the resolution of tiles of it")
+    return UnreadableImage(
+        "a whole slide; expected tiles of it: --mpp, or FILE#tile=X,Y,LEVEL,SIZE"
+    )
 
 
 def _slice(file: str, part: Part | None, rules: Rules) -> tuple[np.ndarray, Facts]:
@@ -211,43 +215,103 @@ def frames(source: str) -> int:
 
     Raises:
         UnreadableImage: the file cannot be opened, or is damaged; the reason, without the path.
+        Outage: the disk or the network fails, which says nothing about the file.
     """
     file, part = parse(source)
     if is_volume(file) and part is None:
         with needing("NIfTI", "volumes"):
             from medsiglip_jax.preprocess import volumes
-        return volumes.slices(file)
-    return len(planes(source)) or 1
+        return looked_at(file, volumes.slices)
+
+    def count(stream: Any) -> int:
+        parser = _parser(stream)
+        return parser.frames(stream) if parser else 1
+
+    return looked_at(source, count)
 
 
 def planes(source: str) -> list[Plane]:
     """Where each frame of a DICOM file belongs, from its header; none of what is none.
 
     Raises:
-        UnreadableImage: as `frames`.
+        UnreadableImage, Outage: as `frames`.
     """
-    with open_binary(source) as stream:
-        if not sniff.is_dicom(stream.read(sniff.START)):
-            return []
-        with needing("DICOM", "dicom"):
-            from medsiglip_jax.preprocess.dicom import file
-        return file.planes(stream)
+
+    def list_planes(stream: Any) -> list[Plane]:
+        parser = _parser(stream)
+        return parser.planes(stream) if parser else []
+
+    return looked_at(source, list_planes)
+
+
+def _parser(stream: Any) -> Any:
+    """The module that reads a stream, if it is DICOM."""
+    if not sniff.is_dicom(stream.read(sniff.START)):
+        return None
+    with needing("DICOM", "dicom"):
+        from medsiglip_jax.preprocess.dicom import file
+    return file
+
+
+def looked_at(source: str, look: Callable[[Any], T]) -> T:
+    """What `look` makes of a stream of the bytes that a source names; of a remote one patiently."""
+
+    def once() -> T:
+        with open_binary(source) as stream:
+            return look(stream)
+
+    file, part = parse(source)
+    return _patiently(once) if "://" in file and part is None else once()
 
 
 def open_binary(source: str) -> Any:
-    """A stream of the bytes that a source names; raises as `read_bytes` does."""
+    """A stream of the bytes that a source names; raises as `read_bytes` does, also at its end."""
     if parse(source)[1] is not None:
         return io.BytesIO(read_bytes(source))
     try:
         if "://" not in source:
             _check_regular(source)
-        return opener.open_binary(source)
-    except FileNotFoundError:
-        raise NoSuchFile("no such file") from None
-    except OSError as error:
-        if error.errno not in _OF_THE_FILE:
+        return _Stream(source, opener.open_binary(source))
+    except Exception as error:
+        raise _told(source, error) from error
+
+
+class _Stream:
+    """A stream that raises its failure once more when it is closed.
+
+    Parsers take whatever is raised for damage, and some say nothing at all.
+    """
+
+    def __init__(self, source: str, stream: Any):
+        self._source, self._stream = source, stream
+        self._failure: Exception | None = None
+        self.tell = stream.tell
+
+    def __enter__(self) -> "_Stream":
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self._stream.close()
+        if self._failure is not None:
+            raise self._failure
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            return self._stream.read(size)
+        except MemoryError:  # so much was asked for
             raise
-        raise UnreadableImage(error.strerror or str(error)) from None
+        except Exception as error:
+            self._failure = _told(self._source, error)
+            raise self._failure from error
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        try:
+            return self._stream.seek(offset, whence)
+        except OSError as error:
+            if error.errno == errno.EINVAL:  # a place before the start
+                raise
+            self._failure = _told(self._source, error)
+            raise self._failure from error
 
 
 # ------------------------------------------------------------------------------------------- bytes
@@ -264,17 +328,15 @@ def read_bytes(source: str) -> bytes:
     if part is not None and not isinstance(part, Range):
         raise UnreadableImage("part of an image, which has no bytes of its own")
     start, length = part or (0, None)
-    try:
-        data = _patiently(file, start, length) if "://" in file else _read(file, start, length)
-    except FileNotFoundError:
-        raise NoSuchFile("no such file") from None
-    except IsADirectoryError:
-        raise UnreadableImage("a folder") from None
-    except OSError as error:
-        if isinstance(error, Outage) or error.errno not in _OF_THE_FILE:
-            reason = error.strerror or error
-            raise Outage(f"{describe(source)}: cannot be read: {reason}") from error
-        raise UnreadableImage(error.strerror or str(error)) from None
+    remote = "://" in file
+
+    def once() -> bytes:
+        try:
+            return (_read_remote if remote else _read)(file, start, length)
+        except Exception as error:
+            raise _told(source, error) from error
+
+    data = _patiently(once) if remote else once()
     if length is not None and len(data) < length:
         raise UnreadableImage(f"the file ends before byte {start + length}")
     return data
@@ -293,16 +355,29 @@ def _read(file: str, start: int, length: int | None) -> bytes:
         return stream.read(length)
 
 
-def _patiently(file: str, start: int, length: int | None) -> bytes:
+def _told(source: str, error: Exception) -> Exception:
+    """What is told of an error of reading; remote file systems raise types of their own."""
+    if isinstance(error, UnreadableImage):
+        return type(error)(str(error))
+    if isinstance(error, FileNotFoundError):
+        return NoSuchFile("no such file")
+    if isinstance(error, IsADirectoryError):
+        return UnreadableImage("a folder")
+    said = getattr(error, "strerror", None)
+    if "://" not in source and getattr(error, "errno", None) in _OF_THE_FILE:
+        return UnreadableImage(said or str(error))
+    reason = said or f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return Outage(f"{describe(source)}: cannot be read: {reason}")
+
+
+def _patiently(make: Callable[[], T]) -> T:
+    """What it gives, after an outage tried again."""
     for pause in (*_PAUSES, None):
         try:
-            return _read_remote(file, start, length)
-        except (FileNotFoundError, IsADirectoryError):
-            raise
-        except Exception as error:  # remote file systems raise types of their own
+            return make()
+        except Outage:
             if pause is None:
-                reason = " ".join(str(error).split())[:200]
-                raise Outage(f"{type(error).__name__}: {reason}") from error
+                raise
             time.sleep(pause)
     raise AssertionError
 

@@ -31,11 +31,14 @@ from medsiglip_jax.preprocess.dicom.rules import Rules
 
 # Bytes that a compressed volume may inflate to: 4,000 slices of 512x512 at 16 bits.
 MAX_INFLATED = 1 << 31
+# Volumes that are read into memory at a time, for `handles.MAX_BYTES` counts those that are read.
+_AT_ONCE = threading.Semaphore(2)
 _MAX_OFFSET = 1 << 26  # bytes before the first voxel: the header, and texts of other programs
 _MAX_SIDE = 1 << 16  # voxels, along one axis
 _HEADERS = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}  # by their size
 _GZIP = b"\x1f\x8b"
-_SAMPLED = 64  # slices that percentiles are of, evenly spaced
+_SAMPLED = 64  # slices that percentiles are of, evenly spaced,
+_VALUES = 1 << 24  # and values of them, at most
 
 
 @dataclass(frozen=True)
@@ -67,14 +70,13 @@ class _Layout:
         return self.shape[self.axes[:, 0].tolist().index(2)]
 
 
-def slices(path: str) -> int:
+def slices(stream: Any) -> int:
     """How many axial slices a volume has, from its header.
 
     Raises:
-        UnreadableImage: no NIfTI, or damaged; the reason, without the path.
+        UnreadableImage: no NIfTI, or damaged; the reason.
     """
-    with sources.open_binary(path) as stream:
-        return _layout(_inflated(stream)).slices
+    return _layout(_inflated(stream)).slices
 
 
 def open_volume(path: str) -> "Volume":
@@ -84,13 +86,18 @@ def open_volume(path: str) -> "Volume":
         UnreadableImage: no NIfTI, damaged, cut off, or larger than `MAX_INFLATED` if compressed;
             the reason, without the path.
     """
-    remote = "://" in path
-    with io.BytesIO(sources.read_bytes(path)) if remote else sources.open_binary(path) as stream:
+    if "://" in path:
+        with _AT_ONCE:
+            plain = _inflated(io.BytesIO(sources.read_bytes(path)))
+            layout = _layout(plain)
+            return Volume(_read(plain, layout), layout)
+    with sources.open_binary(path) as stream:
         plain = _inflated(stream)
         layout = _layout(plain)
-        if plain is stream and not remote:
+        if plain is stream:
             return Volume(_mapped(path, layout), layout)
-        return Volume(_read(plain, layout), layout)
+        with _AT_ONCE:
+            return Volume(_read(plain, layout), layout)
 
 
 class Volume:
@@ -155,6 +162,8 @@ class Volume:
         with self._lock:
             if self._limits is None:
                 sampled = self._values[..., :: -(-self.slices // _SAMPLED)]
+                step = max(1, math.ceil(math.sqrt(sampled.size / _VALUES)))
+                sampled = sampled[::step, ::step]
                 found = sampled[np.isfinite(sampled)]
                 found = found.astype(found.dtype.newbyteorder("="))
                 limits = np.zeros(1)

@@ -4,12 +4,14 @@ Only the tags listed here are parsed. No value of a file is in any message: pydi
 warnings and log lines may quote values, and none of them is passed on.
 """
 
+import contextlib
 import functools
 import io
 import logging
+import math
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,9 +60,12 @@ _KEYWORDS = (
 _PLANE_KEYWORDS = (
     *("SOPInstanceUID", "SeriesInstanceUID", "InstanceNumber", "NumberOfFrames"),
     *("ImagePositionPatient", "ImageOrientationPatient"),
+    *("Rows", "Columns", "BitsAllocated"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
 )
 _PLANE_TAGS: list[Any] = [tag_for_keyword(name) for name in _PLANE_KEYWORDS]
+_NATIVE = ("", ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, sniff.DEFLATED)
+_ITEM = 8  # bytes of an item, in which a compressed frame is, without its content
 # The file meta information is shorter.
 _META_BYTES = 1 << 16
 _TAGS: list[Any] = [tag_for_keyword(name) for name in _KEYWORDS]
@@ -199,18 +204,27 @@ def planes(stream: Any) -> list[Plane]:
     Raises:
         UnreadableImage: it is no DICOM file, or not readable.
     """
+    with _own_words():
+        return _planes(*_header_of(stream))
+
+
+def frames(stream: Any) -> int:
+    """How many frames a file has, from its header; arguments and errors as of `planes`."""
+    with _own_words():
+        return _header_of(stream)[1]
+
+
+@contextlib.contextmanager
+def _own_words() -> Iterator[None]:
     try:
-        return _planes(_Tags(_header_of(stream)))
+        yield
     except UnreadableImage:
         raise
     except Exception:  # as in `pixels`
         raise UnreadableImage("damaged DICOM: its header cannot be made sense of") from None
 
 
-def _planes(tags: "_Tags") -> list[Plane]:
-    count = tags.whole("NumberOfFrames", 1)
-    if count > MAX_FRAMES:
-        raise UnreadableImage(f"DICOM with {count} frames, more than the limit of {MAX_FRAMES}")
+def _planes(tags: "_Tags", count: int) -> list[Plane]:
     of_each = tags.items("PerFrameFunctionalGroupsSequence")
     shared = tags.items("SharedFunctionalGroupsSequence")[:1]
     series, uid = tags.text("SeriesInstanceUID"), tags.text("SOPInstanceUID")
@@ -221,11 +235,12 @@ def _planes(tags: "_Tags") -> list[Plane]:
             _in_macro([*of_each[n : n + 1], *shared], tags, "PlanePosition", 3),
             _in_macro([*of_each[n : n + 1], *shared], tags, "PlaneOrientation", 6),
         )
-        for n in range(max(1, count))
+        for n in range(count)
     ]  # fmt: skip
 
 
-def _header_of(stream: Any) -> pydicom.Dataset:
+def _header_of(stream: Any) -> tuple["_Tags", int]:
+    """The header, and how many frames there are."""
     _keep_quiet()
     stream.seek(0)
     start = stream.read(_META_BYTES)
@@ -233,7 +248,28 @@ def _header_of(stream: Any) -> pydicom.Dataset:
     if syntax == sniff.DEFLATED:
         stream = io.BytesIO(_inflate(start + stream.read(), at))
     stream.seek(0)
-    return _parse(stream, _PLANE_TAGS, stop_before_pixels=True)
+    tags = _Tags(_parse(stream, _PLANE_TAGS, stop_before_pixels=True))
+    pixels = stream.tell()
+    return tags, _count(tags, syntax, stream.seek(0, io.SEEK_END) - pixels)
+
+
+def _count(tags: "_Tags", syntax: str, room: int) -> int:
+    """How many frames there are, if `room` bytes may hold the one in the middle.
+
+    A file that is cut off later has frames to be read; of others, who reads them says what is
+    wrong, once and not a million times.
+    """
+    count = max(1, tags.whole("NumberOfFrames", 1))
+    if count > MAX_FRAMES:
+        raise UnreadableImage(f"DICOM with {count} frames, more than the limit of {MAX_FRAMES}")
+    if count == 1:
+        return 1
+    bits = 8 * _ITEM
+    if syntax in _NATIVE:
+        bits = math.prod(tags.whole(name, 0) for name in ("Rows", "Columns", "BitsAllocated"))
+    if bits * (count // 2 + 1) > 8 * room:
+        raise UnreadableImage(f"DICOM of {count} frames, with bytes for fewer: damaged, or cut off")
+    return count
 
 
 def _in_macro(groups: Sequence["_Tags"], tags: "_Tags", macro: str, size: int) -> tuple[float, ...]:

@@ -1,5 +1,6 @@
 """By which rules DICOM becomes pixels: one small object that commands take and record."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -34,10 +35,9 @@ class Rules:
     def __post_init__(self):
         if self.name not in NAMES:
             raise ValueError(f"DICOM rules {self.name!r}; expected one of {', '.join(NAMES)}")
-        if self.ct_window is not None and not (len(self.ct_window) == 2 and self.ct_window[0] >= 1):
-            raise ValueError(
-                f"ct_window is {self.ct_window!r}; expected (width, level), width >= 1"
-            )
+        one = self.ct_window
+        if one is not None and not (len(one) == 2 and all(map(math.isfinite, one)) and one[0] >= 1):
+            raise ValueError(f"ct_window is {one!r}; expected (width, level), finite, width >= 1")
         if self.window < 0:
             raise ValueError(f"window is {self.window}; expected a number from 0")
         if self.frame != MIDDLE and not (isinstance(self.frame, int) and self.frame >= 0):
@@ -70,7 +70,7 @@ def from_dict(found: Mapping[str, Any] | None) -> Rules:
 
 def treatment(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """What of recorded rules has to be the same for vectors to be compared: not which frame was
-    taken, nor what the files of one of them are."""
+    taken, nor what volumes hold, which both have to say (`features.Provenance`)."""
     if found is None:
         return None
     rules = from_dict(found).to_dict()
