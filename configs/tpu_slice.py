@@ -8,14 +8,14 @@ Started once on every worker, with the same arguments. Parameters, gradients and
 split over all chips (FSDP), the loss rings over them: no chip holds all texts or a matrix of all
 pairs. Adafactor keeps half a float per weight, as SigLIP was trained.
 
-The batch is encoded in 8 pieces, with the negatives of all of it (GradCache): one piece is 32
+The batch is encoded in 4 pieces, with the negatives of all of it (GradCache): one piece is 64
 examples on each chip of a v5e-16.
 
 Expect the first step to take minutes (compilation), and every later one the same time: at least
-6.3 s on a v5e-16, which is what its matrix products take at the peak.
+6.4 s on a v5e-16, which is what its matrix products take at the peak.
 
-Hardware: v5e-16 (16 GiB a chip, of which this takes 8.6; 4 pieces need at the least 12.5, all at
-once 45), or as many chips of v4, v5p or v6e. On twice the chips half the pieces are enough. Figures
+Hardware: v5e-16 (16 GiB a chip, of which this takes 10.1; 2 pieces need at the least 16.1), or as
+many chips of v4, v5p or v6e. On twice the chips half the pieces are enough. Figures
 of `medsiglip-jax plan --topology v5e-16`, not measured. The batch must be a multiple of chips times
 pieces; FSDP takes up to 128 chips, because 256 divide no width of the model.
 """
