@@ -279,6 +279,25 @@ def test_patients_are_hashed_unless_they_are_to_be_kept(given, run, monkeypatch)
 
 
 @BOTH
+def test_slides(real_data, run, tmp_path, flags):
+    """A real one in DICOM, whole and cut off."""
+    slide = pydicom.dcmread(real_data / "images" / "multiframe_camelyon_challenge_image.dcm")
+    slide.PatientName, slide.PatientID, slide.PatientBirthDate = NAME, NUMBER, BORN
+    slide.StudyInstanceUID, slide.SeriesInstanceUID, slide.StudyDate = UID, f"{UID}.1", STUDIED
+    slide.AccessionNumber, slide.InstitutionName = ACCESSION, PLACE
+    slide.save_as(tmp_path / "slide.dcm")
+    content = (tmp_path / "slide.dcm").read_bytes()
+    (tmp_path / "cut").mkdir()  # beside the other, it would be taken for a level of that
+    (tmp_path / "cut" / "cut.dcm").write_bytes(content[: len(content) // 2])
+    tiles, out = ["--mpp", "29", "--tissue", "0"], tmp_path / "out"
+    heatmap = ["classify", "--text", "a b", *tiles, *flags, "--heatmap", out / "map.png"]
+    both = [tmp_path / "slide.dcm", tmp_path / "cut" / "cut.dcm"]
+    assert [run(*heatmap, path)[0] for path in both] == [0, 2]
+    assert run("embed", "--output", out / "tiles", *tiles, *flags, *both)[0] == 3
+    assert run("preview", "--output", out / "s.html", *tiles, *flags, *both, model=False)[0] == 3
+
+
+@BOTH
 @pytest.mark.filterwarnings("default")
 def test_preview(given, run, flags):
     for suffix in ("html", "png"):
