@@ -72,6 +72,7 @@ def of_step(
         paths = {p: x for p, x in flat.items() if p.split("/")[0] in (tower, "head")}
         if recipe.objective.pool == "mean" and not contrastive:
             paths = {p: x for p, x in paths.items() if not p.startswith("img/MAPHead_0/")}
+        share = RECOMPUTES.get(used(attention, _length(config, tower), recipe.dtype), 0.0)
         flows = False
         for stage in range(len(_STAGES)):
             here = _forward(config, paths, stage)
@@ -82,10 +83,7 @@ def of_step(
             flows = flows or bool(mine and stage in _BLOCKS)
             if flows:
                 backward += here + _attention(config, paths, stage)
-                again += _recomputed(config, paths, stage, recipe.remat)
-                if stage in _BLOCKS:
-                    name = used(attention, _length(config, tower), recipe.dtype)
-                    again += RECOMPUTES.get(name, 0) * _attention(config, paths, stage)
+                again += _recomputed(config, paths, stage, recipe.remat, share)
             flows = flows or bool(mine)
     if recipe.objective.accumulate > 1 and recipe.objective.negatives == "batch":
         again += forward
@@ -123,11 +121,14 @@ def _attention(config: ModelConfig, paths: dict[str, Any], stage: int) -> float:
     return total
 
 
-def _recomputed(config: ModelConfig, paths: dict[str, Any], stage: int, remat: str) -> float:
-    if stage not in _BLOCKS or remat == "none":
+def _recomputed(
+    config: ModelConfig, paths: dict[str, Any], stage: int, remat: str, share: float
+) -> float:
+    """By `remat`, and by the backward pass of the attention itself, that share of its forward."""
+    if stage not in _BLOCKS:
         return 0.0
-    attention = _attention(config, paths, stage)
-    if remat == "dots":  # keeps the products with kernels
+    attention = (share + (remat != "none")) * _attention(config, paths, stage)
+    if remat != "block":  # "dots" keeps the products with kernels
         return attention
     kernels = {p: x for p, x in paths.items() if not _LAST.fullmatch(p)}
     return attention + _products(config, kernels, stage)

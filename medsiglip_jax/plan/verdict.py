@@ -141,7 +141,7 @@ def max_batch(question: Question, progress: Progress) -> float:
         return found["headroom_bytes"] if found["fits"] else min(found["headroom_bytes"] or -1, -1)
 
     low, high = 0, max(1, question.units())
-    left, over = question.topology.chip.usable, 0
+    left = question.topology.chip.usable
     while (over := room(high)) >= 0:
         low, high, left = high, 2 * high, over
     while high - low > 1:

@@ -204,24 +204,26 @@ def planes(stream: Any) -> list[Plane]:
     Raises:
         UnreadableImage: it is no DICOM file, or not readable.
     """
-    with _own_words():
+    with own_words("header"):
         return _planes(*_header_of(stream))
 
 
 def frames(stream: Any) -> int:
     """How many frames a file has, from its header; arguments and errors as of `planes`."""
-    with _own_words():
+    with own_words("header"):
         return _header_of(stream)[1]
 
 
 @contextlib.contextmanager
-def _own_words() -> Iterator[None]:
+def own_words(what: str) -> Iterator[None]:
+    """Says of any error but `UnreadableImage` only what of the file is damaged: hostile input
+    brings about all kinds, and their messages may hold values."""
     try:
         yield
     except UnreadableImage:
         raise
-    except Exception:  # as in `pixels`
-        raise UnreadableImage("damaged DICOM: its header cannot be made sense of") from None
+    except Exception:
+        raise UnreadableImage(f"damaged DICOM: its {what} cannot be made sense of") from None
 
 
 def _planes(tags: "_Tags", count: int) -> list[Plane]:

@@ -1,8 +1,6 @@
 """One DICOM file -> uint8 RGB [H, W, 3], by the rules asked for."""
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import UInt8
@@ -10,7 +8,7 @@ from jaxtyping import UInt8
 from medsiglip_jax.preprocess import decode as decoding
 from medsiglip_jax.preprocess.decode import Facts, UnreadableImage
 from medsiglip_jax.preprocess.dicom import colour, frames, grey, official, samples
-from medsiglip_jax.preprocess.dicom.file import File
+from medsiglip_jax.preprocess.dicom.file import File, own_words
 from medsiglip_jax.preprocess.dicom.header import Header
 from medsiglip_jax.preprocess.dicom.rules import MIDDLE, Rules
 
@@ -31,31 +29,21 @@ def decode(data: bytes, rules: Rules) -> tuple[UInt8[np.ndarray, "h w 3"], Facts
     Raises:
         UnreadableImage: the reason, in words of this project: none of the file's values is in it.
     """
-    with _own_words():
+    with own_words("pixels"):
         file = File(data)
         return _decode(file, _frame(file.frames, rules), rules)
 
 
 def opened(data: bytes) -> File:
     """The file, for `decode_frame`; raises as `decode` does."""
-    with _own_words():
+    with own_words("pixels"):
         return File(data)
 
 
 def decode_frame(file: File, number: int, rules: Rules) -> tuple[UInt8[np.ndarray, "h w 3"], Facts]:
     """That frame of an open file, from 0, as `decode` gives one; several threads may do so."""
-    with _own_words():
+    with own_words("pixels"):
         return _decode(file, _existing(number, file.frames), rules)
-
-
-@contextlib.contextmanager
-def _own_words() -> Iterator[None]:
-    try:
-        yield
-    except UnreadableImage:
-        raise
-    except Exception:  # whatever hostile input may bring about; its message may hold values
-        raise UnreadableImage("damaged DICOM: its pixels cannot be made sense of") from None
 
 
 def _decode(file: File, frame: int, rules: Rules) -> tuple[np.ndarray, Facts]:
