@@ -8,12 +8,18 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from medsiglip_jax.api import Model, init, load, save
-    from medsiglip_jax.config import ModelConfig
+    from medsiglip_jax.model.api import Model, init, load, save
+    from medsiglip_jax.model.config import ModelConfig
 
 __all__ = ["Model", "ModelConfig", "__version__", "init", "load", "save"]
 
-_HOME = {"Model": "api", "init": "api", "load": "api", "save": "api", "ModelConfig": "config"}
+_HOME = {
+    "Model": "model.api",
+    "init": "model.api",
+    "load": "model.api",
+    "save": "model.api",
+    "ModelConfig": "model.config",
+}
 
 
 def __getattr__(name: str):

@@ -66,8 +66,8 @@ def encode(args) -> dict:
     import jax
     import numpy as np
 
-    from medsiglip_jax import config
-    from medsiglip_jax.weights import random
+    from medsiglip_jax.model import config
+    from medsiglip_jax.model.weights import random
 
     architecture = config.named(args.size)
     sides = ("ours",) if args.without_torch else SIDES
@@ -106,7 +106,8 @@ def encode(args) -> dict:
 def _our_call(params, images, architecture, args, at_once: int):
     import jax
 
-    from medsiglip_jax import api, model
+    from medsiglip_jax.model import api
+    from medsiglip_jax.model import towers as model
 
     compute = api.compute_for(args.dtype, args.precision, args.attention)
     params = jax.tree.map(lambda x: x.astype(args.dtype), params)

@@ -46,13 +46,13 @@ def one(topology: str, images: int, way: str, name: str) -> dict[str, int]:
     import jax.numpy as jnp
     from jax.sharding import SingleDeviceSharding
 
-    from medsiglip_jax import model
+    from medsiglip_jax.model import towers
     from medsiglip_jax.plan import program, topologies
 
     place = SingleDeviceSharding(program._devices(topologies.parse(topology))[0])
     remat = "none" if way == "forward" else way
-    compute = model.Compute("bfloat16", "default", name, remat)
-    blocks = model.Encoder(DEPTH, HEADS, MLP, compute)
+    compute = towers.Compute("bfloat16", "default", name, remat)
+    blocks = towers.Encoder(DEPTH, HEADS, MLP, compute)
     x = jax.ShapeDtypeStruct((images, TOKENS, WIDTH), jnp.bfloat16, sharding=place)
     params = jax.eval_shape(lambda x: blocks.init(jax.random.key(0), x), x)
     params = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=place), params)

@@ -37,16 +37,16 @@ def embed(args) -> dict:
 
 
 def _architecture(size: str):
-    from medsiglip_jax.config import named, two_towers
+    from medsiglip_jax.model.config import named, two_towers
 
     return two_towers(image_size=448, **SMALL) if size == "small" else named(size)
 
 
 def _our_job(architecture, paths: list[str], folder: Path, args):
     import medsiglip_jax
-    from medsiglip_jax import manifest
-    from medsiglip_jax.embed import Options
-    from medsiglip_jax.embed import embed as run
+    from medsiglip_jax.data import inputs
+    from medsiglip_jax.inference.embed import Options
+    from medsiglip_jax.inference.embed import embed as run
 
     medsiglip_jax.save(medsiglip_jax.init(architecture, dtype=args.dtype), folder / "model")
     model = medsiglip_jax.load(folder / "model", dtype=args.dtype, attention=args.attention)
@@ -54,7 +54,7 @@ def _our_job(architecture, paths: list[str], folder: Path, args):
     turn = iter(range(1000))
 
     def call():
-        run(model, manifest.rows(paths), folder / f"out{next(turn)}", options)
+        run(model, inputs.rows(paths), folder / f"out{next(turn)}", options)
 
     return call
 
@@ -125,7 +125,7 @@ def memory(args) -> dict:
 
 def _small_model(folder: Path) -> None:
     import medsiglip_jax
-    from medsiglip_jax import config
+    from medsiglip_jax.model import config
 
     small = config.two_towers(image_size=56, **{**SMALL, "patch_size": 14})
     medsiglip_jax.save(medsiglip_jax.init(small), folder)
@@ -152,12 +152,12 @@ def _manifest(path: Path, count: int) -> None:
 def memory_one(folder: Path, count: int) -> dict:
     """The job in this process, and its peak."""
     import medsiglip_jax
-    from medsiglip_jax import manifest
-    from medsiglip_jax.embed import Options
-    from medsiglip_jax.embed import embed as run
+    from medsiglip_jax.data import inputs
+    from medsiglip_jax.inference.embed import Options
+    from medsiglip_jax.inference.embed import embed as run
 
     model = medsiglip_jax.load(folder / "model")
-    rows = manifest.rows([folder / "rows.parquet"])
+    rows = inputs.rows([folder / "rows.parquet"])
     result = run(model, rows, folder / f"out{count}", Options(batch_size=64))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {"count": count, "embedded": result["embedded"], "peak_mib": round(peak / 1024, 1)}

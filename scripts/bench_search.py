@@ -123,8 +123,8 @@ class _Search:
         self._x, self._folder, self._k, self._index = x, folder, k, None
 
     def ours(self, queries):
-        from medsiglip_jax.embeddings import Embeddings, Vectors
-        from medsiglip_jax.nearest import top_k
+        from medsiglip_jax.embeddings.nearest import top_k
+        from medsiglip_jax.embeddings.store import Embeddings, Vectors
 
         source = Embeddings(self._folder) if self._x is None else Vectors(self._x, True)
         return top_k(queries, source, self._k)[1]

@@ -15,7 +15,7 @@ def train(args) -> dict:
     """Whole train steps (both towers, loss, gradients, AdamW) on each side, taking turns."""
     import jax
 
-    from medsiglip_jax import config
+    from medsiglip_jax.model import config
 
     if args.gpu and jax.default_backend() != "gpu":
         raise SystemExit("--gpu: jax sees no GPU")
@@ -85,8 +85,9 @@ def _batch(architecture, batch: int):
 def _our_step(architecture, batch: int, args):
     import jax
 
-    from medsiglip_jax import api, objectives, optim, step
-    from medsiglip_jax.weights import random
+    from medsiglip_jax.model import api
+    from medsiglip_jax.model.weights import random
+    from medsiglip_jax.train import objectives, optim, step
 
     compute = api.compute_for(args.dtype, attention=args.attention)
     compute = dataclasses.replace(compute, remat=args.remat)
@@ -156,9 +157,10 @@ def step(args) -> dict:
     """One step of the full-size model with frozen parts: does it fit, how long does it take."""
     import jax
 
-    from medsiglip_jax import api, config, freeze, lora, objectives, optim, tree
-    from medsiglip_jax import step as train_step
-    from medsiglip_jax.weights import random
+    from medsiglip_jax.model import api, config, tree
+    from medsiglip_jax.model.weights import random
+    from medsiglip_jax.train import freeze, lora, objectives, optim
+    from medsiglip_jax.train import step as train_step
 
     architecture = config.named(args.size)
     params = jax.device_put(random.init_params(architecture, seed=0))
@@ -238,12 +240,12 @@ def input(args) -> dict:
     import numpy as np
     from PIL import Image
 
-    from medsiglip_jax import data, loader
-    from medsiglip_jax.examples import Examples
-    from medsiglip_jax.loader import Input
-    from medsiglip_jax.order import Order
+    from medsiglip_jax.data import loader, tf
+    from medsiglip_jax.data.examples import Examples
+    from medsiglip_jax.data.loader import Input
+    from medsiglip_jax.data.order import Order
     from medsiglip_jax.preprocess import xla
-    from medsiglip_jax.preprocess.files import pil_codec
+    from medsiglip_jax.preprocess.codec import pil_codec
 
     with tempfile.TemporaryDirectory(prefix="medsiglip_bench_") as folder:
         paths = _pictures(Path(folder), args.images)
@@ -265,7 +267,7 @@ def input(args) -> dict:
                 loader.epoch_batches(source, 16, workers=args.cores, codec=codec("big_vision"))
             )
 
-        codecs = {"numpy": pil_codec, "xla": xla.codec, "tensorflow": data.tf_codec}
+        codecs = {"numpy": pil_codec, "xla": xla.codec, "tensorflow": tf.tf_codec}
         calls = {"pil": plain} | {name: ours(codec) for name, codec in codecs.items()}
         times = measure.interleaved(calls, args.repeats)
     medians = {name: statistics.median(x) for name, x in times.items()}

@@ -12,8 +12,8 @@ import json
 import sys
 from pathlib import Path
 
-from medsiglip_jax import recipe
 from medsiglip_jax.plan import topologies, verdict
+from medsiglip_jax.train import recipe
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FSDP = ("--config.mesh.fsdp=True", "--config.remat=block", "--config.batch_size=256")

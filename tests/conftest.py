@@ -62,7 +62,7 @@ CAPTIONS = [f"{what} of a {part}" for what in ("photo", "scan", "drawing") for p
 def checkpoint(tmp_path_factory) -> Path:
     """A small Hugging Face folder with random weights and a tokenizer of its own."""
     import medsiglip_jax
-    from medsiglip_jax import api, config
+    from medsiglip_jax.model import api, config
     from medsiglip_jax.preprocess import text
 
     architecture = config.two_towers(

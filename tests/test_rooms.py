@@ -1,156 +1,179 @@
-"""The house of the design: imports go downward only, one heavy dependency per room."""
+"""The house: imports go down the list of rooms, never in a circle; one owner per dependency."""
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-
-import pytest
 
 import medsiglip_jax
 
 PACKAGE = Path(medsiglip_jax.__file__).parent
 
-# From the bottom up; a module may import modules on lower floors, or beside it in its own package.
-FLOORS = [
-    [f"metrics.{n}" for n in "checks intervals ranking delong classes bootstrap".split()],
-    [f"metrics.{n}" for n in "calibration retrieval subgroups thresholds".split()],
-    ["config", "tree", "metrics", "losses", "places", "charts", "attention"],
-    ["locks", "opener"],
-    ["storage"],
-    ["model", "freeze", "lora"],
-    ["sharding", "checkpoint", "optim", "objectives"],
-    ["step"],
-    ["preprocess.dicom", "preprocess.dicom.rules", "preprocess.dicom.sniff"],
-    ["preprocess.parts"],
-    [
-        *(f"preprocess.{n}" for n in "decode image text augment files xla".split()),
-        *(f"preprocess.{n}" for n in "sources handles volumes slides tissue".split()),
-        *(f"preprocess.dicom.{n}" for n in "header file samples frames series".split()),
-        *(f"preprocess.dicom.{n}" for n in "grey colour official pixels".split()),
-    ],
-    ["recipe"],
-    ["weights"],
-    [f"weights.{n}" for n in "names hub positions random huggingface big_vision orbax".split()],
-    ["columns", "listing", "order", "rows"],
-    ["tables", "tar", "expansion"],
-    ["examples", "manifest"],
-    ["api", "loader"],
-    ["data", "validation", "train", "report"],
-    ["tfds"],
-    ["job"],
-    ["plan"],
-    ["plan.topologies", "plan.collectives", "plan.flops"],
-    ["plan.program", "plan.worker", "plan.bound"],
-    ["plan.verdict"],
-    ["identifiers"],
-    ["embeddings", "engine", "products", "contact_sheet"],
-    ["nearest"],
-    ["index", "features", "logistic"],
-    ["probe"],
-    ["learning", "probe_files"],
-    ["classify", "embed", "finetune", "preview", "search"],
-    ["heatmap", "quickstart"],
-    ["evaluate"],
-    ["evaluate.zero_shot", "evaluate.scores"],
-    ["evaluate.tasks"],
-    ["evaluate.dataset"],
-    ["evaluate.labels", "evaluate.images"],
-    [f"evaluate.{n}" for n in "csv_tables folders arrays vectors".split()],
-    ["evaluate.datasets", "evaluate.digits", "evaluate.tables", "evaluate.aucs"],
-    [f"evaluate.{n}" for n in "held_out learned learned_sections sections".split()],
-    ["evaluate.probed", "evaluate.options"],
-    ["evaluate.results", "evaluate.retrieval"],
-    ["evaluate.report", "evaluate.job"],
-    ["evaluate.run", "evaluate.compare"],
-    [
-        *(f"cli.{n}" for n in "common models preview embed search probe".split()),
-        *(f"cli.{n}" for n in "evaluate compare finetune plan".split()),
-    ],
-    ["cli"],
-    ["cli.__main__"],
-]
-# The weights front door picks a reader by the look of the source.
-UPWARD = {("weights", reader) for reader in ("hub", "huggingface", "big_vision", "orbax")}
+# From the bottom up: a file imports files of its own room and of the rooms before it.
+ROOMS = (
+    "losses metrics files preprocess model data pages train inference embeddings evaluate plan cli"
+).split()
+# Rooms that people copy out of here: they import nothing of ours.
+ALONE = {"losses", "metrics"}
+# Who may import what is heavy, or has to be installed on top: rooms or files.
 HEAVY = {
-    "flax": {"model"},
-    "orbax": {"checkpoint"},
-    "optax": {"optim"},
-    "ml_collections": {"recipe"},
-    "tensorflow": {"data"},
+    "flax": {"model.towers"},
+    "orbax": {"model.weights.orbax", "train.checkpoints"},
+    "optax": {"train.optim"},
+    "ml_collections": {"train.recipe"},
+    "tensorflow": {"data.tf"},
     "sentencepiece": {"preprocess.text"},
-    "safetensors": {"weights.huggingface"},
-    "huggingface_hub": {"weights.hub"},
-    "pyarrow": {
-        "columns",
-        "embed",
-        "embeddings",
-        "evaluate.retrieval",
-        "evaluate.scores",
-        "expansion",
-        "heatmap",
-        "manifest",
-        "preprocess.xla",
-        "rows",
-        "tables",
-    },
-    "h5py": {"evaluate.arrays"},
+    "safetensors": {"model.weights.huggingface"},
+    "huggingface_hub": {"model.weights.hub"},
+    "pyarrow": {"data", "inference", "embeddings", "evaluate", "preprocess.xla"},
+    "h5py": {"evaluate.data.arrays"},
     "pydicom": {"preprocess.dicom.file"},
     "imagecodecs": {"preprocess.dicom.frames"},
     "nibabel": {"preprocess.volumes"},
     "openslide": {"preprocess.slides"},
     "skimage": {"preprocess.tissue"},
-    "sklearn": {"logistic", "quickstart"},
-    "usearch": {"index"},
+    "sklearn": {"embeddings.probe.logistic", "train.quickstart"},
+    "usearch": {"embeddings.index"},
     "torch": set(),
     "transformers": set(),
 }
 
-
-def modules() -> dict[str, Path]:
-    found = {}
-    for path in PACKAGE.rglob("*.py"):
-        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-        found[name.removesuffix(".__init__")] = path
-    return found
+Graph = Mapping[str, set[str]]
 
 
-def imports(path: Path) -> set[str]:
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+def sources(package: Path) -> dict[str, Path]:
+    """Every file of the package by its dotted name below it; faces end in `.__init__`."""
+    return {
+        ".".join(path.relative_to(package).with_suffix("").parts): path
+        for path in package.rglob("*.py")
+    }
+
+
+def imported(path: Path) -> Iterator[str]:
+    """The absolute names that a file imports, inside functions, too: modules, or names in them."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module and not node.level, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def floor(name: str) -> int | None:
-    return next((i for i, rooms in enumerate(FLOORS) if name in rooms), None)
+def graph(package: Path) -> Graph:
+    """File -> the files of the package that it imports; a room's face counts as its `__init__`."""
+    files = sources(package)
+
+    def file(name: str) -> str | None:
+        parts = name.split(".")[1:]
+        for end in range(len(parts), 0, -1):
+            stem = ".".join(parts[:end])
+            if stem in files or f"{stem}.__init__" in files:
+                return stem if stem in files else f"{stem}.__init__"
+        return None
+
+    edges = {}
+    for name, path in files.items():
+        internal = (n for n in imported(path) if n.startswith("medsiglip_jax."))
+        edges[name] = {found for n in internal if (found := file(n)) and found != name}
+    return edges
 
 
-def test_every_module_has_a_floor():
-    homeless = [n for n in modules() if n not in ("__init__", "preprocess") and floor(n) is None]
-    assert not homeless, "add them to FLOORS, where the design puts them"
+def room(name: str) -> str:
+    return name.split(".")[0]
 
 
-@pytest.mark.parametrize("name", sorted(n for n in modules() if floor(n) is not None))
-def test_imports_go_downward(name):
-    internal = {n.removeprefix("medsiglip_jax.") for n in imports(modules()[name])}
-    for other in internal:
-        if floor(other) is None or other == name:
-            continue
-        allowed = floor(other) < floor(name) or (name, other.split(".")[-1]) in UPWARD
-        same_package = "." in other and other.split(".")[0] == name.split(".")[0]
-        beside = same_package and floor(other) == floor(name)
-        assert allowed or beside, f"{name} imports {other}, which is not below it"
+def is_face(name: str) -> bool:
+    """`__init__` and `__main__` files: they point into their rooms, nothing points back."""
+    return name.split(".")[-1] in ("__init__", "__main__") and room(name) != "cli"
 
 
-def test_one_heavy_dependency_per_room():
-    for name, path in modules().items():
-        for imported in imports(path):
-            rooms = HEAVY.get(imported.split(".")[0])
-            assert rooms is None or name in rooms, f"{name} imports {imported}; see HEAVY"
+def upward(edges: Graph) -> list[str]:
+    """Imports that do not go down the list of rooms, or out of a room that stands alone."""
+    return sorted(
+        f"{name} imports {other}, which is not below it"
+        for name, others in edges.items()
+        if not is_face(name)
+        for other in others
+        if room(other) != room(name)
+        and (room(name) in ALONE or ROOMS.index(room(other)) > ROOMS.index(room(name)))
+    )
+
+
+def own_face(edges: Graph) -> list[str]:
+    """Files that import the face of their own room, which would close a circle."""
+    return sorted(
+        f"{name} imports its own face {other}"
+        for name, others in edges.items()
+        if not is_face(name)
+        for other in others
+        if is_face(other) and name.startswith(other.removesuffix("__init__"))
+    )
+
+
+def circle(edges: Graph) -> list[str]:
+    """The files of one import circle, in order, or none. Faces are left out: they are lazy."""
+    done: set[str] = set()
+
+    def visit(name: str, trail: list[str]) -> list[str]:
+        if name in trail:
+            return [*trail[trail.index(name) :], name]
+        if name in done or is_face(name):
+            return []
+        for other in sorted(edges[name]):
+            if found := visit(other, [*trail, name]):
+                return found
+        done.add(name)
+        return []
+
+    return next((found for name in sorted(edges) if (found := visit(name, []))), [])
+
+
+def test_every_file_is_in_a_room():
+    strangers = {room(name) for name in sources(PACKAGE)} - set(ROOMS) - {"__init__", "__main__"}
+    assert not strangers, "give them a place in ROOMS"
+
+
+def test_imports_go_down_the_list_of_rooms():
+    edges = graph(PACKAGE)
+    assert not upward(edges)
+    assert not own_face(edges)
+
+
+def test_no_files_import_each_other_in_a_circle():
+    assert not circle(graph(PACKAGE))
+
+
+def planted(folder: Path, **files: str) -> Graph:
+    for name, text in files.items():
+        path = folder.joinpath(*name.split("__")).with_suffix(".py")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return graph(folder)
+
+
+def test_planted_mistakes_are_found(tmp_path):
+    edges = planted(
+        tmp_path,
+        files__a="def f():\n    from medsiglip_jax.files import b\n",
+        files__b="from medsiglip_jax.files.c import x\n",
+        files__c="from medsiglip_jax.files import a\n",
+        files__d="from medsiglip_jax.files.a import x\nfrom medsiglip_jax.train.e import y\n",
+        train__e="from medsiglip_jax.files import d\n",
+        losses="def f():\n    import medsiglip_jax.files.a\n",
+    )
+    assert circle(edges) == ["files.a", "files.b", "files.c", "files.a"]
+    assert upward(edges) == [
+        "files.d imports train.e, which is not below it",
+        "losses imports files.a, which is not below it",
+    ]
+
+
+def test_one_owner_per_heavy_dependency():
+    for name, path in sources(PACKAGE).items():
+        for module in imported(path):
+            owners = HEAVY.get(module.split(".")[0])
+            assert owners is None or {name, room(name)} & owners, f"{name} imports {module}"
 
 
 def assert_never_imports(heavy: set[str], code: str) -> None:
@@ -163,13 +186,13 @@ def test_import_is_light():
 
 
 def test_the_loader_imports_neither_jax_nor_tensorflow():
-    assert_never_imports({"jax", "tensorflow", "torch"}, "import medsiglip_jax.loader")
+    assert_never_imports({"jax", "tensorflow", "torch"}, "import medsiglip_jax.data.loader")
 
 
 def test_training_needs_no_tensorflow():
     assert_never_imports(
         {"tensorflow", "torch", "orbax", "sklearn", "transformers"},
-        "import medsiglip_jax.train, medsiglip_jax.finetune",
+        "import medsiglip_jax.train.loop, medsiglip_jax.train.finetune",
     )
 
 

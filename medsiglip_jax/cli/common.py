@@ -190,7 +190,7 @@ def local_mesh():
     """The devices of this process, or None where there is one."""
     import jax
 
-    from medsiglip_jax import sharding
+    from medsiglip_jax.model import sharding
 
     return sharding.make_mesh(local=True) if jax.local_device_count() > 1 else None
 
@@ -242,7 +242,7 @@ def _keep_stdout_for_results() -> None:
 
 def load(args: argparse.Namespace, mesh=None):
     """The model that the flags of `add_model` ask for."""
-    from medsiglip_jax.api import load as run
+    from medsiglip_jax.model.api import load as run
 
     return run(
         args.model,

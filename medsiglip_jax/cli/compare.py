@@ -50,8 +50,8 @@ def compare(args: argparse.Namespace) -> int:
 
 
 def _write(output: str, found: dict[str, Any]) -> None:
-    from medsiglip_jax import places, storage
     from medsiglip_jax.evaluate.compare import markdown
+    from medsiglip_jax.files import places, storage
 
     with storage.new_file(places.at(output)) as partial:
         partial.write_text(markdown(found), encoding="utf-8")

@@ -91,9 +91,10 @@ def embed(args: argparse.Namespace) -> int:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     import jax
 
-    from medsiglip_jax import manifest, sharding
-    from medsiglip_jax.embed import ERRORS, Options
-    from medsiglip_jax.embed import embed as run
+    from medsiglip_jax.data import inputs
+    from medsiglip_jax.inference.embed import ERRORS, Options
+    from medsiglip_jax.inference.embed import embed as run
+    from medsiglip_jax.model import sharding
 
     rules, parts = rules_and_parts(args)
     options = Options(
@@ -102,7 +103,7 @@ def embed(args: argparse.Namespace) -> int:
     )  # fmt: skip
     columns = {"image": args.image_column, "text": args.text_column, "id": args.id_column}
     with progress_bar("file", delay=2.0) as bar:
-        listed = lambda: manifest.rows(  # noqa: E731
+        listed = lambda: inputs.rows(  # noqa: E731
             args.inputs, root=args.root, parts=parts, on_file=bar.update, **columns
         )
         rows = sharding.together(listed)

@@ -154,7 +154,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     needed = ("model", "data", "output")
     if lacking := [f"--{name}" for name in needed if getattr(args, name) is None]:
         raise ValueError(f"--task needs {', '.join(lacking)}")
-    from medsiglip_jax.evaluate import digits
+    from medsiglip_jax.evaluate.data import digits
     from medsiglip_jax.evaluate.run import evaluate as run
     from medsiglip_jax.evaluate.tasks import read
 
@@ -172,7 +172,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _bring_digits(args: argparse.Namespace) -> None:
     """The task digits comes with what others have to be given."""
-    from medsiglip_jax.evaluate import digits
+    from medsiglip_jax.evaluate.data import digits
 
     if args.task == digits.NAME and args.output and not (args.data or args.model):
         data, model = digits.prepare(args.output)
@@ -180,7 +180,7 @@ def _bring_digits(args: argparse.Namespace) -> None:
 
 
 def _options(args: argparse.Namespace):
-    from medsiglip_jax.evaluate.dataset import Policy
+    from medsiglip_jax.evaluate.data.dataset import Policy
     from medsiglip_jax.evaluate.learned import Draws
     from medsiglip_jax.evaluate.run import Options
 
@@ -225,7 +225,7 @@ def _task(task: dict[str, Any]) -> str:
 
 def _text(output: str, results: dict[str, Any]) -> str:
     from medsiglip_jax.evaluate import retrieval
-    from medsiglip_jax.evaluate.sections import classes, number
+    from medsiglip_jax.evaluate.report.sections import classes, number
 
     macro, images = results["macro_auc"], f"{results['images']:,} images"
     head = f"macro AUC {number(macro['auc'])}, {images}" if macro else images
@@ -238,7 +238,7 @@ def _text(output: str, results: dict[str, Any]) -> str:
 
 
 def _learned(results: dict[str, Any]) -> list[str]:
-    from medsiglip_jax.evaluate.learned_sections import probe_line
+    from medsiglip_jax.evaluate.report.learned_sections import probe_line
 
     probe, held_out = results["probe"], results["held_out"]
     lines = [f"linear probe: {probe_line(probe)}"] if probe else []

@@ -13,7 +13,7 @@ class _Keys(argparse.Action):
     """Prints what a config may hold, and ends."""
 
     def __call__(self, parser, *_):
-        from medsiglip_jax import recipe
+        from medsiglip_jax.train import recipe
 
         parser.exit(0, recipe.describe())
 
@@ -39,8 +39,8 @@ def add(commands) -> None:
 
 
 def finetune(args: argparse.Namespace) -> int:
-    from medsiglip_jax import recipe
-    from medsiglip_jax.finetune import run
+    from medsiglip_jax.train import recipe
+    from medsiglip_jax.train.finetune import run
 
     asked = recipe.read(args.config, args.overrides)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax narrates every save
@@ -71,7 +71,7 @@ class _Training:
     def start(self, job) -> None:
         from tqdm import tqdm
 
-        from medsiglip_jax import tree
+        from medsiglip_jax.model import tree
 
         trained, total = tree.size(job.state["params"]), tree.size(job.model.params)
         rows, held_out = (sum(map(len, part)) for part in (job.training, job.held_out))

@@ -28,7 +28,7 @@ def add(commands) -> None:
 
 
 def quickstart(args: argparse.Namespace) -> int:
-    from medsiglip_jax.quickstart import run
+    from medsiglip_jax.train.quickstart import run
 
     result = run(args.workdir, seed=args.seed)
     show(result, args.json, _quickstart_text)
@@ -61,7 +61,7 @@ def _add_quickstart(commands) -> None:
 
 
 def info(args: argparse.Namespace) -> int:
-    from medsiglip_jax.api import describe
+    from medsiglip_jax.model.api import describe
 
     show(describe(args.source), args.json, _info_text)
     return 0
@@ -95,12 +95,14 @@ def _add_info(commands) -> None:
 
 
 def convert(args: argparse.Namespace) -> int:
-    from medsiglip_jax import api, places, weights
-    from medsiglip_jax.weights.positions import resize_positions
+    from medsiglip_jax.files import places
+    from medsiglip_jax.model import api
+    from medsiglip_jax.model.weights import layouts
+    from medsiglip_jax.model.weights.positions import resize_positions
 
     places.check_new(places.at(args.destination))
-    stored = weights.open_checkpoint(args.source).dtype
-    dtype = args.dtype or (stored if stored in weights.DTYPES else "float32")
+    stored = layouts.open_checkpoint(args.source).dtype
+    dtype = args.dtype or (stored if stored in layouts.DTYPES else "float32")
     model = api.load(args.source, dtype=dtype, tokenizer=args.tokenizer)
     if args.resolution is not None:
         model.params, model.config = resize_positions(model.params, model.config, args.resolution)
@@ -131,8 +133,8 @@ def _add_convert(commands) -> None:
 def classify(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from medsiglip_jax import expansion
-    from medsiglip_jax.classify import classify as run
+    from medsiglip_jax.data import expansion
+    from medsiglip_jax.inference.classify import classify as run
 
     if args.heatmap is not None:
         return _heatmap(args)
@@ -147,7 +149,7 @@ def classify(args: argparse.Namespace) -> int:
 
 
 def _heatmap(args: argparse.Namespace) -> int:
-    from medsiglip_jax import heatmap
+    from medsiglip_jax.inference import heatmap
     from medsiglip_jax.preprocess.parts import Parts
 
     refuse_idle(args, "--heatmap", (*DICOM, "series"))

@@ -48,8 +48,8 @@ def add(commands) -> None:
 
 
 def plan(args: argparse.Namespace) -> int:
-    from medsiglip_jax import recipe
     from medsiglip_jax.plan import bound, topologies, verdict, worker
+    from medsiglip_jax.train import recipe
 
     if len(args.topology) > 1 and not args.sweep:
         raise ValueError("several topologies need --sweep")

@@ -105,7 +105,7 @@ def _add_curve(actions) -> None:
 
 
 def probe_fit(args: argparse.Namespace) -> int:
-    from medsiglip_jax import probe_files
+    from medsiglip_jax.embeddings.probe import commands as probe_files
 
     result = probe_files.fit(
         args.data, args.embeddings, args.output, label=args.label or (), group=args.group,
@@ -141,10 +141,10 @@ def _number(x: float | None) -> str:
 
 
 def probe_predict(args: argparse.Namespace) -> int:
-    from medsiglip_jax.embeddings import Embeddings
+    from medsiglip_jax.embeddings.probe.commands import predict, predict_inputs
+    from medsiglip_jax.embeddings.probe.linear import open_probe
+    from medsiglip_jax.embeddings.store import Embeddings
     from medsiglip_jax.preprocess.dicom.rules import from_dict
-    from medsiglip_jax.probe import open_probe
-    from medsiglip_jax.probe_files import predict, predict_inputs
 
     probe = open_probe(args.probe)
     if args.embeddings:
@@ -181,8 +181,8 @@ def _predict_text(results: list[dict[str, Any]]) -> str:
 
 
 def probe_curve(args: argparse.Namespace) -> int:
-    from medsiglip_jax import features, learning
-    from medsiglip_jax.embeddings import Embeddings
+    from medsiglip_jax.embeddings.probe import features, learning
+    from medsiglip_jax.embeddings.store import Embeddings
 
     found = features.read(
         args.data, Embeddings(args.embeddings), label=args.label or (), group=args.group,

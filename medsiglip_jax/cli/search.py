@@ -84,9 +84,10 @@ def _check(args: argparse.Namespace, job: str) -> None:
 
 
 def _hits(args: argparse.Namespace) -> int:
-    from medsiglip_jax import contact_sheet, expansion
+    from medsiglip_jax.data import expansion
+    from medsiglip_jax.embeddings.search import check_output_name, search, write_hits
+    from medsiglip_jax.pages import contact_sheet
     from medsiglip_jax.preprocess.dicom.rules import from_dict
-    from medsiglip_jax.search import check_output_name, search, write_hits
 
     if args.sheet:
         contact_sheet.check(args.sheet)
@@ -121,8 +122,8 @@ def _text(results: list[dict[str, Any]]) -> str:
 
 
 def _pairs(args: argparse.Namespace) -> int:
-    from medsiglip_jax.embeddings import Embeddings
-    from medsiglip_jax.search import check_output_name, duplicates, write_pairs
+    from medsiglip_jax.embeddings.search import check_output_name, duplicates, write_pairs
+    from medsiglip_jax.embeddings.store import Embeddings
 
     if args.output:
         check_output_name(args.output)
@@ -152,7 +153,7 @@ def _pairs_text(result: dict[str, Any]) -> str:
 
 
 def _build_index(args: argparse.Namespace) -> int:
-    from medsiglip_jax.index import build
+    from medsiglip_jax.embeddings.index import build
 
     with progress_bar("row") as bar:
         facts = build(_opened(args, bar, passes=2))
@@ -164,7 +165,7 @@ def _build_index(args: argparse.Namespace) -> int:
 
 
 def _opened(args: argparse.Namespace, bar, passes: int = 1):
-    from medsiglip_jax.embeddings import Embeddings
+    from medsiglip_jax.embeddings.store import Embeddings
 
     embeddings = Embeddings(args.embeddings, args.kind, bar.update)
     bar.total = passes * len(embeddings)

@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from medsiglip_jax import metrics, places
-from medsiglip_jax.evaluate import aucs, scores, tables
+from medsiglip_jax import metrics
+from medsiglip_jax.evaluate import aucs, scores
+from medsiglip_jax.evaluate.report import tables
+from medsiglip_jax.evaluate.report.tables import Section, interval, number, p_value, signed
 from medsiglip_jax.evaluate.scores import Scores
-from medsiglip_jax.evaluate.tables import Section, interval, number, p_value, signed
+from medsiglip_jax.files import places
+from medsiglip_jax.files.places import Given
 from medsiglip_jax.metrics.subgroups import FEW
-from medsiglip_jax.places import Given
 
 _NAMED = 3  # images or classes in a message
 

@@ -11,18 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from medsiglip_jax import __version__, features, places
-from medsiglip_jax.api import Model
-from medsiglip_jax.embed import ERRORS, Progress
-from medsiglip_jax.evaluate import datasets, learned, retrieval, scores, vectors, zero_shot
-from medsiglip_jax.evaluate.dataset import Dataset
-from medsiglip_jax.evaluate.datasets import Parts
+from medsiglip_jax import __version__
+from medsiglip_jax.embeddings.probe import features
+from medsiglip_jax.evaluate import learned, retrieval, scores, vectors, zero_shot
+from medsiglip_jax.evaluate.data import datasets
+from medsiglip_jax.evaluate.data.dataset import Dataset
+from medsiglip_jax.evaluate.data.datasets import Parts
 from medsiglip_jax.evaluate.learned import Sample
 from medsiglip_jax.evaluate.options import AS_GIVEN, DEFAULT, Cell, Options
 from medsiglip_jax.evaluate.scores import Scores
 from medsiglip_jax.evaluate.tasks import Task
 from medsiglip_jax.evaluate.vectors import Vectors
-from medsiglip_jax.places import Given, Place
+from medsiglip_jax.files import places
+from medsiglip_jax.files.places import Given, Place
+from medsiglip_jax.inference.embed import ERRORS, Progress
+from medsiglip_jax.model.api import Model
 from medsiglip_jax.preprocess.image import PRESETS
 
 EMBEDDINGS, GRID, RESULTS = "embeddings", "grid", "results.json"

@@ -21,14 +21,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from medsiglip_jax import __version__, learning, probe, storage
-from medsiglip_jax.evaluate import datasets, scores
-from medsiglip_jax.evaluate.dataset import Dataset
+from medsiglip_jax import __version__
+from medsiglip_jax.embeddings.probe import learning
+from medsiglip_jax.embeddings.probe import linear as probe
+from medsiglip_jax.embeddings.probe.features import Provenance
+from medsiglip_jax.embeddings.probe.linear import Probe
+from medsiglip_jax.embeddings.probe.logistic import STRENGTHS
+from medsiglip_jax.evaluate import scores
+from medsiglip_jax.evaluate.data import datasets
+from medsiglip_jax.evaluate.data.dataset import Dataset
 from medsiglip_jax.evaluate.scores import Scores
-from medsiglip_jax.features import Provenance
-from medsiglip_jax.logistic import STRENGTHS
-from medsiglip_jax.places import Place
-from medsiglip_jax.probe import Probe
+from medsiglip_jax.files import storage
+from medsiglip_jax.files.places import Place
 
 VALIDATION, PROBE, KNN = "validation.parquet", "probe.parquet", "knn.parquet"
 PROBE_VALIDATION, PROBE_FILE, CURVES = "probe-validation.parquet", "probe.npz", "learning.json"

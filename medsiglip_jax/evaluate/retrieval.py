@@ -9,14 +9,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Int64
 
-from medsiglip_jax import metrics, storage
-from medsiglip_jax.api import Model
-from medsiglip_jax.evaluate import aucs, datasets, scores
-from medsiglip_jax.evaluate.dataset import Dataset
-from medsiglip_jax.evaluate.tables import Section, interval, number
+from medsiglip_jax import metrics
+from medsiglip_jax.evaluate import aucs, scores
+from medsiglip_jax.evaluate.data import datasets
+from medsiglip_jax.evaluate.data.dataset import Dataset
+from medsiglip_jax.evaluate.report.tables import Section, interval, number
 from medsiglip_jax.evaluate.tasks import Task
 from medsiglip_jax.evaluate.vectors import Vectors
-from medsiglip_jax.places import Place
+from medsiglip_jax.files import storage
+from medsiglip_jax.files.places import Place
+from medsiglip_jax.model.api import Model
 from medsiglip_jax.preprocess.text import canonicalize
 
 FILE = "retrieval.parquet"

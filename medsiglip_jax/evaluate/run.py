@@ -20,17 +20,20 @@ from typing import Any
 
 import numpy as np
 
-from medsiglip_jax import logistic, places, storage
-from medsiglip_jax.api import Model
-from medsiglip_jax.embed import Progress
-from medsiglip_jax.evaluate import datasets, learned, report, retrieval, scores
+from medsiglip_jax.embeddings.probe import logistic
+from medsiglip_jax.evaluate import learned, retrieval, scores
+from medsiglip_jax.evaluate.data import datasets
 from medsiglip_jax.evaluate.job import GRID, PART, RESULTS, Job
 from medsiglip_jax.evaluate.learned import Learned
 from medsiglip_jax.evaluate.options import AS_GIVEN, LEARN, Options
+from medsiglip_jax.evaluate.report import document
 from medsiglip_jax.evaluate.results import results
 from medsiglip_jax.evaluate.scores import Scores
 from medsiglip_jax.evaluate.tasks import Task
-from medsiglip_jax.places import Given, Place
+from medsiglip_jax.files import places, storage
+from medsiglip_jax.files.places import Given, Place
+from medsiglip_jax.inference.embed import Progress
+from medsiglip_jax.model.api import Model
 from medsiglip_jax.preprocess.image import PRESETS
 
 
@@ -121,8 +124,8 @@ def recompute(
     ranks = None if ranks is None else retrieval.summary(ranks)
     content = results(found, attributes, list(cells.values()), _learned(folder, found, part), ranks)
     texts = {
-        "report.md": report.markdown(content),
-        "report.html": report.page(content, found),
+        "report.md": document.markdown(content),
+        "report.html": document.page(content, found),
         RESULTS: json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
     }
     for name, text in texts.items():

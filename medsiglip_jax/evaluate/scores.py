@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Float, Int64
 
-from medsiglip_jax import metrics, storage
-from medsiglip_jax.places import Place
+from medsiglip_jax import metrics
+from medsiglip_jax.files import storage
+from medsiglip_jax.files.places import Place
 
 FILE, IMAGES = "scores.parquet", "images.parquet"
 _META = b"medsiglip_jax"

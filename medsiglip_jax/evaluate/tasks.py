@@ -204,7 +204,7 @@ class Task:
 
 _PROMPTS = ("present", "absent")
 _OF_CLASSES = ("classes", "template", "score", "readings", "means", "ordinal_from")
-_FOLDER = "tasks"
+_FOLDER = "library"
 
 
 def names() -> list[str]:

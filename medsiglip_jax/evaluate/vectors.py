@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int64
 
-from medsiglip_jax import embed, places, rows
-from medsiglip_jax.api import Model
-from medsiglip_jax.embeddings import Embeddings
-from medsiglip_jax.evaluate.dataset import Dataset
+from medsiglip_jax.data import rows
+from medsiglip_jax.embeddings.store import Embeddings
+from medsiglip_jax.evaluate.data.dataset import Dataset
+from medsiglip_jax.files import places
+from medsiglip_jax.inference import embed
+from medsiglip_jax.model.api import Model
 from medsiglip_jax.preprocess.dicom.rules import Rules
 
 # Of a run that is killed, so much is lost at most.

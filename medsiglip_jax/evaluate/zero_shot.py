@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from medsiglip_jax.api import Model
+from medsiglip_jax.model.api import Model
 
 
 @dataclass(frozen=True)

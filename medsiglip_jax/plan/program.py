@@ -16,14 +16,15 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
-from medsiglip_jax import api, freeze, job, sharding, tree, weights
-from medsiglip_jax import model as towers
-from medsiglip_jax.attention import RECOMPUTES, used
-from medsiglip_jax.config import ModelConfig, named
-from medsiglip_jax.plan import collectives, flops
+from medsiglip_jax.model import api, sharding, towers, tree
+from medsiglip_jax.model.attention import RECOMPUTES, used
+from medsiglip_jax.model.config import ModelConfig, named
+from medsiglip_jax.model.weights import layouts
+from medsiglip_jax.plan import collectives
 from medsiglip_jax.plan.topologies import Topology
-from medsiglip_jax.recipe import Recipe
-from medsiglip_jax.step import State, place_shapes, state_shapes
+from medsiglip_jax.train import build, flops, freeze
+from medsiglip_jax.train.recipe import Recipe
+from medsiglip_jax.train.step import State, place_shapes, state_shapes
 
 # Architectures of published checkpoints, so that a plan downloads nothing.
 _PUBLISHED = {
@@ -127,14 +128,14 @@ def architecture(recipe: Recipe) -> ModelConfig:
             f"init is {recipe.init!r}, which is not here, and a plan downloads nothing; give a "
             "local checkpoint, or --config.init=None --config.model=so400m-448"
         )
-    return weights.open_checkpoint(recipe.init).config
+    return layouts.open_checkpoint(recipe.init).config
 
 
 def _step(recipe: Recipe, devices: list[Any]) -> tuple[Any, dict]:
-    config, mesh = architecture(recipe), job.mesh_of(recipe, devices)
+    config, mesh = architecture(recipe), build.mesh_of(recipe, devices)
     if recipe.objective.name == "contrastive" and not (config.vision and config.text):
         raise ValueError(f"init {recipe.init!r} has one tower; a contrastive run needs both")
-    compute = job.compute_of(recipe, mesh, devices[0].platform)
+    compute = build.compute_of(recipe, mesh, devices[0].platform)
     one = SingleDeviceSharding(devices[0])
     label, classes = recipe.data[0].label, len(recipe.data[0].classes or ()) or _CLASSES
     findings = isinstance(label, tuple)
@@ -147,14 +148,14 @@ def _step(recipe: Recipe, devices: list[Any]) -> tuple[Any, dict]:
         else sharding.param_shardings(params, mesh, fsdp)
     )
     params = place_shapes(params, places)
-    added = jax.eval_shape(lambda: job.additions(recipe, params, config, classes))
+    added = jax.eval_shape(lambda: build.additions(recipe, params, config, classes))
     whole = one if mesh is None else sharding.replicated(mesh)
     params = freeze.join(params, place_shapes(added, jax.tree.map(lambda _: whole, added)))
-    part, optimizer = job.what_trains(recipe, params)
+    part, optimizer = build.what_trains(recipe, params)
     trained, frozen = _split(part, params)
     state = state_shapes(trained, optimizer, frozen)
-    objective = job.objective_of(recipe, config, compute, mesh, findings)
-    step = job.train_step(recipe, objective, optimizer, state, mesh)
+    objective = build.objective_of(recipe, config, compute, mesh, findings)
+    step = build.train_step(recipe, objective, optimizer, state, mesh)
     rows = one if mesh is None else sharding.batch_sharding(mesh)
     batch = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows),
@@ -221,10 +222,10 @@ def _batch(recipe: Recipe, config: ModelConfig, findings: int | None) -> dict[st
 
 def _embedding(recipe: Recipe, devices: list[Any]) -> tuple[Any, dict]:
     """The image encoder as `Model.encode_image` calls it."""
-    config, mesh = architecture(recipe), job.mesh_of(recipe, devices)
+    config, mesh = architecture(recipe), build.mesh_of(recipe, devices)
     if config.vision is None:
         raise ValueError("this model has no image tower")
-    compute = job.compute_of(recipe, mesh, devices[0].platform)
+    compute = build.compute_of(recipe, mesh, devices[0].platform)
     shapes, one = towers.param_shapes(config, recipe.dtype), SingleDeviceSharding(devices[0])
     whole, rows = (
         (one, one) if mesh is None else (sharding.replicated(mesh), sharding.batch_sharding(mesh))

@@ -6,7 +6,7 @@ from typing import Any
 
 from medsiglip_jax.plan import bound, topologies, worker
 from medsiglip_jax.plan.topologies import Topology
-from medsiglip_jax.recipe import Mesh, Recipe
+from medsiglip_jax.train.recipe import Mesh, Recipe
 
 Plan = dict[str, Any]
 Progress = Callable[[str], None]

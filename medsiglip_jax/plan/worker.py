@@ -67,8 +67,8 @@ def check_libtpu() -> None:
 
 def main() -> None:
     request = json.load(sys.stdin)
-    from medsiglip_jax import recipe
     from medsiglip_jax.plan import program, topologies
+    from medsiglip_jax.train import recipe
 
     try:
         answer = program.compiled(

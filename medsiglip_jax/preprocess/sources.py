@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from medsiglip_jax import opener
+from medsiglip_jax.files import opener
 from medsiglip_jax.preprocess import handles
 from medsiglip_jax.preprocess.decode import (
     Facts,

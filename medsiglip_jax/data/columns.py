@@ -1,0 +1,198 @@
+"""Files of rows, CSV, JSONL and Parquet -> columns, as Arrow arrays."""
+# Arrow makes its compute functions when it is imported.
+# pyright: reportAttributeAccessIssue=false
+
+import csv
+import gzip
+import io
+import itertools
+import json
+import math
+import zlib
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pyarrow
+import pyarrow.compute as pc
+from pyarrow import ArrowException, parquet
+
+from medsiglip_jax.files.opener import open_binary, read_bytes
+
+_BLOCK = 65536  # rows that are Python objects at a time
+
+# (line, name -> cell) of every row of a text file.
+_Rows = Iterator[tuple[int, dict[str, str]]]
+
+
+class Lines(NamedTuple):
+    """The rows of a text file.
+
+    Attributes:
+        columns: null where a row lacks a cell.
+        lines: that each row ends on.
+        refused: columns that hold more than text, and the first place where they do.
+    """
+
+    columns: dict[str, pyarrow.ChunkedArray]
+    lines: Sequence[int]
+    refused: dict[str, str]
+
+
+def read_lines(path: str) -> Lines:
+    """Reads .csv, .csv.gz, .tsv and .jsonl, a block at a time: few rows are Python objects.
+
+    Raises:
+        ValueError: path, line and what is wrong with it.
+    """
+    refused: dict[str, str] = {}
+    rows = _jsonl_lines(path, refused) if path.lower().endswith(".jsonl") else _csv_lines(path)
+    lines, tables = array("q"), [pyarrow.table({})]
+    while block := list(itertools.islice(rows, _BLOCK)):
+        lines.extend(line for line, _ in block)
+        names = dict.fromkeys(name for _, row in block for name in row)
+        cells = {name: [row.get(name) for _, row in block] for name in names}
+        try:
+            columns = {n: pyarrow.array(c, pyarrow.large_string()) for n, c in cells.items()}
+        except UnicodeEncodeError as error:  # half of a surrogate pair, escaped in JSON
+            raise ValueError(f"{path}, to line {lines[-1]}: not Unicode ({error.reason})") from None
+        tables.append(pyarrow.table(columns))
+    table = pyarrow.concat_tables(tables, promote_options="default")
+    return Lines(dict(zip(table.column_names, table.columns, strict=True)), lines, refused)
+
+
+def _csv_lines(path: str) -> _Rows:
+    delimiter = "\t" if path.lower().endswith(".tsv") else ","
+    reader = csv.reader(_open_text(path, newline=""), delimiter=delimiter, strict=True)
+    header, ragged = [], []
+    try:
+        for row in filter(None, reader):
+            if not header:
+                header = _header(path, row)
+            elif len(row) == len(header):
+                yield reader.line_num, dict(zip(header, row, strict=True))
+            else:
+                ragged.append((reader.line_num, len(row)))
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num}: not CSV ({error})") from None
+    if ragged:
+        raise ValueError(
+            f"{path}, line {ragged[0][0]}: {ragged[0][1]} fields, expected {len(header)} as in "
+            f"the header ({len(ragged)} such rows; quote fields with commas)"
+        )
+
+
+def _jsonl_lines(path: str, refused: dict[str, str]) -> _Rows:
+    for number, line in enumerate(_open_text(path, newline="\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {number}: expected an object, got {line.strip()[:40]}")
+        for name, value in row.items():
+            if isinstance(value, (list, dict)):  # as a string it might pass for a path
+                what = "a list" if isinstance(value, list) else "an object"
+                refused.setdefault(name, f"holds {what} in line {number}")
+        yield number, {name: _cell(value) for name, value in row.items()}
+
+
+def _header(path: str, row: Sequence[str]) -> list[str]:
+    names = [name.strip() for name in row]
+    # Spreadsheets leave columns without a name, of which nobody can ask for one.
+    if twice := sorted({name for name in names if name and names.count(name) > 1}):
+        raise ValueError(f"{path}: columns given twice: {', '.join(map(repr, twice))}")
+    return names
+
+
+class ParquetColumns(Mapping[str, pyarrow.ChunkedArray]):
+    """The columns of a Parquet file, any type; one is read when it is asked for.
+
+    Attributes:
+        schema: of the file.
+        rows: how many there are.
+    """
+
+    def __init__(self, path: str):
+        self._path = path
+        self.schema, self.rows = self._read(
+            lambda file: (file.schema_arrow, file.metadata.num_rows)
+        )
+        self._names = _header(path, self.schema.names)
+
+    def __getitem__(self, name: str) -> pyarrow.ChunkedArray:
+        if name not in self:
+            raise KeyError(name)
+        field = self.schema.field(self._names.index(name))
+        if not is_textual(field.type):  # pictures, perhaps, and they would not be used
+            return pyarrow.chunked_array([], field.type)
+        return self._read(lambda file: file.read([field.name])).column(0)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names  # without reading it
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def _read(self, what: Callable[[parquet.ParquetFile], Any]) -> Any:
+        with open_binary(self._path) as stream:
+            try:
+                return what(parquet.ParquetFile(stream))
+            except (ArrowException, OSError) as error:
+                reason = str(error).splitlines()[0]
+                raise ValueError(f"{self._path}: not a Parquet file ({reason})") from None
+
+
+def strings(values: pyarrow.Array) -> pyarrow.Array:
+    """Any type of values as large_string, without white space around, "" for null and NaN."""
+    types, type = pyarrow.types, values.type
+    if types.is_dictionary(type):
+        return strings(values.dictionary_decode())
+    if not (types.is_string(type) or types.is_large_string(type) or types.is_integer(type)):
+        return pyarrow.array(map(_cell, values.to_pylist()), pyarrow.large_string())
+    return pc.utf8_trim_whitespace(pc.fill_null(values.cast(pyarrow.large_string()), ""))
+
+
+def is_textual(type: pyarrow.DataType) -> bool:
+    """Whether a value can stand in a cell of a CSV file."""
+    types = pyarrow.types
+    return not (types.is_nested(type) or types.is_binary(type) or types.is_large_binary(type))
+
+
+def decode(path: str, data: bytes) -> str:
+    """The text of a file.
+
+    Raises:
+        ValueError: not UTF-8; path and line.
+    """
+    try:
+        return data.decode("utf-8-sig")  # Excel writes a byte-order mark
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path}, line {line}: not UTF-8 text ({error.reason})") from None
+
+
+def _open_text(path: str, newline: str) -> io.TextIOWrapper:
+    data = _uncompressed(path, read_bytes(path))
+    decode(path, data)  # the stream would not know the line of what is not UTF-8
+    return io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline=newline)
+
+
+def _uncompressed(path: str, data: bytes) -> bytes:
+    try:
+        return gzip.decompress(data) if path.lower().endswith(".gz") else data
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: not readable as gzip ({error})") from None
+
+
+def _cell(value: Any) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, float) and value.is_integer():  # integers with gaps, as pandas keeps them
+        return str(int(value))
+    return str(value).strip()

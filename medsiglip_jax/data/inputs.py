@@ -1,0 +1,280 @@
+"""What to embed: files, folders, globs, manifests, tar and TFRecord shards -> rows."""
+# Arrow makes its compute functions when it is imported.
+# pyright: reportAttributeAccessIssue=false
+
+import itertools
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from medsiglip_jax.data import expansion, tar
+from medsiglip_jax.data.columns import decode
+from medsiglip_jax.data.listing import IMAGE_SUFFIXES, File, expand
+from medsiglip_jax.data.rows import SCHEMA, Row, Rows, from_tuples, seen_before
+from medsiglip_jax.data.tables import INDEX, Table, read_shards, read_table
+from medsiglip_jax.files.opener import read_bytes
+from medsiglip_jax.preprocess.parts import Parts
+
+__all__ = ["Row", "Rows", "rows"]
+
+# `prefix + id` is the id in full, for where ids of two inputs are equal.
+_SCHEMA = SCHEMA.append(pa.field("prefix", pa.dictionary(pa.int32(), pa.string())))
+
+
+# str.splitlines also cuts at form feeds and at what Unicode calls line and paragraph separators.
+_LINE_END = re.compile(r"\r\n|\r|\n")
+
+
+@dataclass(frozen=True)
+class _Columns:
+    image: str | None = "image"
+    text: str | None = "text"
+    id: str | None = "id"
+    root: str | None = None
+
+
+def rows(
+    inputs: Sequence[str | os.PathLike],
+    *,
+    image: str | None = "image",
+    text: str | None = "text",
+    id: str | None = "id",
+    root: str | os.PathLike | None = None,
+    parts: Parts = Parts(),
+    on_file: Callable[[int], Any] = int,
+) -> Rows:
+    """Lists images and texts, local or remote; `expand` says how folders and globs are searched.
+
+    | input | rows | id |
+    |---|---|---|
+    | image, or what has no other format's suffix | an image | its path below the folder given |
+    | slide, if `parts.mpp` says how they are cut | its tiles | likewise, and #tile=… |
+    | .txt | a text per line that is not blank | FILE:LINE |
+    | .csv .tsv .jsonl .parquet | all images, then all texts | the column `id`, or see below |
+    | .tar (WebDataset) | images, and a text of each .txt | the member's name, no extension |
+    | .tfrecord | those of the index that `data.write_tfrecords` left beside | SHARD#OFFSET:LENGTH |
+
+    An image and a text may have the same id: they are a pair. In a manifest without ids, the id is
+    the image's path as it stands there. A row without an image, or with one that was in an earlier
+    row, has the id FILE:LINE (in Parquet FILE:ROW), so that no two rows share an embedding's name.
+
+    Where two inputs give the same id, all ids but those of a column become full paths: of the
+    file, or of the shard and the member in it. A name that is not UTF-8 is written with escapes,
+    as \\udcff; the image is then one that cannot be read.
+
+    Where `parts` ask for it, images become the parts of them that are wanted, wherever they are
+    named: their sources, and their ids, end in #frame=… or #tile=… (`expansion`).
+
+    Args:
+        inputs: paths and URIs. A folder may hold images, .txt, .tar and .tfrecord; `passed_over` of
+            the result counts its other files by suffix.
+        image: manifest's column of paths or URIs; an empty cell is no image. This column, `text`
+            and `id` may be absent under their default names; None ignores them.
+        text: manifest's column of texts; an empty cell is no text.
+        id: manifest's column of ids, each once.
+        root: what relative paths in manifests are relative to; default the manifest's folder.
+        parts: what is made of files that hold more than one image.
+        on_file: called with 1 for each file that was opened to see what parts it has.
+
+    Raises:
+        FileNotFoundError: all inputs that do not exist.
+        ModuleNotFoundError: a file was to be opened, and what reads it is not installed.
+        ValueError: nothing to embed, an input is listed twice, or what is wrong with a file.
+    """
+    columns = _Columns(image, text, id, None if root is None else str(root))
+    passed_over: Counter[str] = Counter()
+    listed = itertools.chain.from_iterable(expand(inputs))
+    files = _counted(listed, passed_over, parts)
+    found = pa.concat_tables([_SCHEMA.empty_table(), *_tables(files, columns)])
+    found = expansion.table(found, parts, on_file)
+    if not len(found):
+        names = ", ".join(map(str, inputs)) or "no input"
+        others = ", ".join(f"{suffix} {count}" for suffix, count in passed_over.most_common(9))
+        raise ValueError(
+            f"nothing to embed in {names}{others and f' (files passed over: {others})'}; expected "
+            f"images ({' '.join(sorted(s[1:] for s in IMAGE_SUFFIXES))}), NIfTI volumes (.nii "
+            ".nii.gz), slides with --mpp, .txt files, one text a line, manifests (.csv .tsv .jsonl "
+            ".parquet), .tar or .tfrecord shards"
+        )
+    return Rows(_with_unique_ids(found), passed_over, parts)
+
+
+def _counted(files: Iterable[File], passed_over: Counter[str], parts: Parts) -> Iterator[File]:
+    """Those that are read; the others are counted, but for the index beside TFRecord shards."""
+    shards, indexes = set(), []
+    for file in files:
+        folder, _, name = file.path.rpartition("/")
+        if expansion.is_image(file, parts):
+            yield file._replace(format="image")
+        elif file.format not in ("other", "slide"):
+            shards |= {folder} if file.format == "tfrecord" else set()
+            yield file
+        elif name == INDEX:
+            indexes.append(folder)
+        else:
+            passed_over[file.suffix] += 1
+    if lonely := sum(folder not in shards for folder in indexes):
+        passed_over[".parquet"] += lonely
+
+
+def _with_unique_ids(found: pa.Table) -> pa.Table:
+    if not seen_before(found["kind"], found["id"]).any():
+        return found
+    prefix = found["prefix"].cast(pa.large_string())
+    found = found.set_column(0, "id", _joined(prefix, found["id"]))
+    again = np.flatnonzero(seen_before(found["kind"], found["id"]))
+    if len(again):
+        row = Rows(found)[int(again[0])]
+        raise ValueError(
+            f"{row.id} is given twice, the second time as {row.source} ({len(again)} such rows); "
+            "name each input once, and each id in one manifest"
+        )
+    return found
+
+
+def _tables(files: Iterable[File], columns: _Columns) -> Iterator[pa.Table]:
+    for (format, folder), group in itertools.groupby(files, _reader):
+        if format == "manifest":
+            yield from (_of_table(read_table(file.path), columns) for file in group)
+        elif format == "tfrecord":
+            names = {os.path.basename(file.name) for file in group}
+            yield _of_table(read_shards(folder, names), _Columns())
+        else:
+            cells = _of_shard if format == "tar" else _of_file
+            yield from_tuples(itertools.chain.from_iterable(map(cells, group)), _SCHEMA)
+
+
+def _reader(file: File) -> tuple[str, str]:
+    """Files in a row with the same one are read together: shards by their folder."""
+    if file.format == "tfrecord":
+        return file.format, os.path.dirname(file.path) or "."
+    return ("file" if file.format in ("image", "text") else file.format), ""
+
+
+def _of_file(file: File) -> Iterator[tuple[str | None, ...]]:
+    path = file.path
+    if file.format == "image":
+        yield file.name, path, "image", None, file.root
+        return
+    for number, line in enumerate(_LINE_END.split(decode(path, read_bytes(path))), start=1):
+        if line.strip():
+            yield f"{file.name}:{number}", path, "text", line.strip(), file.root
+
+
+def _of_shard(file: File) -> Iterator[tuple[str | None, ...]]:
+    for cells in tar.members(file.path):
+        yield *cells, f"{file.path}/"
+
+
+def _of_table(table: Table, columns: _Columns) -> pa.Table:
+    """Images, then texts, of a manifest."""
+    image, text, id = _cells(table, columns)
+    elsewhere = pc.or_(pc.match_substring(image, "://"), pc.starts_with(image, "/"))
+    relative = _filled(image) & ~elsewhere.to_numpy()
+    base, own = _slashed(columns.root or table.root), _slashed(table.root)
+    if id is None:
+        id, prefix = _default_ids(table, image, relative)
+    else:
+        _check_ids(table, columns.id, id, _filled(image) | _filled(text))
+        prefix = np.zeros(len(id), np.int32)
+    prefix = pa.DictionaryArray.from_arrays(prefix, ["", base, own])
+    source = _replaced(image, relative, _joined(base, _kept(image, relative)))
+    return pa.concat_tables(
+        [
+            _of_kind("image", _filled(image), id, source, None, prefix),
+            _of_kind("text", _filled(text), id, None, text, prefix, table.path),
+        ]
+    )
+
+
+def _cells(table: Table, columns: _Columns) -> Iterator[pa.ChunkedArray | None]:
+    """Images and texts, "" for none, and ids if there are any."""
+    asked = {"image": columns.image, "text": columns.text, "id": columns.id}
+    found = {
+        default: table.strings(name)
+        for default, name in asked.items()
+        if name is not None and table.has(name, (default,))
+    }
+    if not found.keys() & {"image", "text"} and not table.problems:
+        there = ", ".join(table.columns)
+        table.problems.append(f"no column {columns.image!r} or {columns.text!r}; there are {there}")
+    table.raise_problems()
+    blank = pa.chunked_array([pa.repeat(pa.scalar("", pa.large_string()), len(table.lines))])
+    yield from (found.get("image", blank), found.get("text", blank), found.get("id"))
+
+
+def _default_ids(
+    table: Table, image: pa.ChunkedArray, relative: np.ndarray
+) -> tuple[Any, np.ndarray]:
+    """The image, or FILE:LINE where there is none or it was seen before; which prefix is whose."""
+    named = np.flatnonzero(_filled(image))
+    by_image = np.zeros(len(image), bool)
+    by_image[named] = ~seen_before(_kept(image, _filled(image)))
+    lines = pa.array(np.asarray(table.lines)[~by_image]).cast(pa.large_string())
+    lines = _joined(f"{os.path.basename(table.path)}:", lines)
+    prefix = np.where(by_image, relative, 2).astype(np.int32)
+    return _replaced(image, ~by_image, lines), prefix
+
+
+def _check_ids(table: Table, name: str | None, id: pa.ChunkedArray, used: np.ndarray) -> None:
+    filled = _filled(id)
+    if len(none := np.flatnonzero(used & ~filled)):
+        where = f"{table.where(int(none[0]))}: no value ({len(none)} rows in all)"
+        table.problems.append(f"column {name!r}, {where}")
+    ids, places = _kept(id, used & filled), np.flatnonzero(used & filled)
+    if len(again := np.flatnonzero(seen_before(ids))):
+        value = ids[int(again[0])]
+        first, second = places[pc.index(ids, value).as_py()], places[again[0]]
+        table.problems.append(
+            f"column {name!r}: {value.as_py()!r} in {table.where(int(first))} and "
+            f"{table.where(int(second))} ({len(again)} such rows); expected each id once"
+        )
+    table.raise_problems()
+
+
+def _of_kind(
+    kind: str, mask: np.ndarray, id: Any, source: Any, text: Any, prefix: Any, path: str = ""
+) -> pa.Table:
+    count = int(mask.sum())
+    same = lambda value: pa.repeat(pa.scalar(value, pa.large_string()), count)  # noqa: E731
+    columns = [
+        _kept(id, mask),
+        same(path) if source is None else _kept(source, mask),
+        pa.DictionaryArray.from_arrays(np.zeros(count, np.int8), [kind]),
+        same(None) if text is None else _kept(text, mask),
+        _kept(prefix, mask),
+    ]
+    return pa.table(columns, schema=_SCHEMA)
+
+
+def _kept(column: Any, mask: np.ndarray) -> Any:
+    return column if mask.all() else column.filter(pa.array(mask))
+
+
+def _replaced(strings: pa.ChunkedArray, mask: np.ndarray, others: Any) -> Any:
+    """Strings with the others, in their order, where the mask is set."""
+    if mask.all() or not mask.any():
+        return others if mask.all() else strings
+    if isinstance(others, pa.ChunkedArray):
+        others = others.combine_chunks()
+    return pc.replace_with_mask(strings, pa.array(mask), others)
+
+
+def _filled(strings: pa.ChunkedArray) -> np.ndarray:
+    return pc.not_equal(strings, "").to_numpy()
+
+
+def _joined(*strings: Any) -> Any:
+    scalars = (pa.scalar(s, pa.large_string()) if isinstance(s, str) else s for s in (*strings, ""))
+    return pc.binary_join_element_wise(*scalars)
+
+
+def _slashed(folder: str) -> str:
+    return "" if folder in ("", ".") else f"{folder.rstrip('/')}/"

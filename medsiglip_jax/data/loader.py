@@ -1,0 +1,267 @@
+"""Batches of pixels, tokens and labels from `Examples` in `Order`; PIL and numpy, threads.
+
+What a batch holds is decided here, for this loader and for `data.py`, which only does the same work
+faster with TensorFlow. Everything is a function of (input, step): to resume, start at that step.
+"""
+
+import functools
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+
+from medsiglip_jax.data.examples import Examples
+from medsiglip_jax.data.order import Order
+from medsiglip_jax.files.places import check_protocol
+from medsiglip_jax.preprocess import image as presets
+from medsiglip_jax.preprocess.augment import Augment
+from medsiglip_jax.preprocess.codec import Codec, load_image, pil_codec
+from medsiglip_jax.preprocess.decode import UnreadableImage, describe
+from medsiglip_jax.preprocess.dicom.rules import Rules
+
+Batch = dict[str, np.ndarray]
+OnError = Callable[[str, str], None]
+# int64 [3, b]: source, epoch and row of every place in a batch; row -1 is padding.
+Rows = Int64[np.ndarray, "3 b"]
+
+_PREFETCH = 2  # batches in work beyond the one being waited for
+
+
+@dataclass(frozen=True)
+class Input:
+    """Everything that determines the batches, whoever makes them and on however many hosts.
+
+    Attributes:
+        examples: one or more sources; all have texts or none has, and likewise labels.
+        order: which row comes when; its sizes are those of `examples`.
+        image_size: height and width of the images, in pixels.
+        preprocess: name of a preset of `preprocess.image`.
+        augment: what happens to training images; evaluation ignores it.
+        seed: of the augmentation, >= 0.
+        tokenize: texts -> int32 [n, l]; None leaves texts out of the batches.
+        dicom: how DICOM files become pixels.
+    """
+
+    examples: tuple[Examples, ...]
+    order: Order
+    image_size: int
+    preprocess: str = "big_vision"
+    augment: Augment = Augment()
+    seed: int = 0
+    tokenize: Callable[[Sequence[str]], np.ndarray] | None = None
+    dicom: Rules = Rules()
+
+    def __post_init__(self):
+        presets.preset(self.preprocess)
+        sizes = tuple(map(len, self.examples))
+        if self.order.sizes != sizes:
+            raise ValueError(f"order.sizes is {self.order.sizes}, but the examples are {sizes}")
+        if self.image_size < 1 or self.seed < 0:
+            raise ValueError(
+                f"image_size is {self.image_size} and seed {self.seed}, expected >= 1 and >= 0"
+            )
+        for name in ("texts", "labels"):
+            have = [getattr(source, name) is not None for source in self.examples]
+            if any(have) and not all(have):
+                raise ValueError(
+                    f"only some of the {len(have)} sources have {name}: "
+                    f"{have}; all of a mixture must, or none"
+                )
+        if len({source.classes for source in self.examples}) > 1:
+            raise ValueError("the sources have different classes; read them with one classes=")
+
+    @functools.cached_property
+    def id_offsets(self) -> list[int]:
+        """What to add to the `positives` of each source so that no two sources share an id."""
+        ids = [source.positives for source in self.examples]
+        counts = [0 if i is None else max(0, int(i.max()) + 1) for i in ids]
+        return np.cumsum([0, *counts[:-1]]).tolist()
+
+
+def batches(
+    input: Input,
+    batch_size: int,
+    start_step: int = 0,
+    total_steps: int | None = None,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+    on_error: OnError = lambda path, reason: None,
+    workers: int | None = None,
+    codec: Codec | None = None,
+) -> Iterator[Batch]:
+    """Yields this host's part of the training batches `start_step` to `total_steps` - 1.
+
+    A batch: `image` uint8 [b,s,s,3], `mask` bool [b] (False where the image could not be read: its
+    pixels are 0), and as the examples have them `text` int32 [b,l], `label` int32 [b] or float32
+    [b,C], `positives` int32 [b]. b is batch_size / process_count; host i has the i-th part.
+
+    Args:
+        input: what to read.
+        batch_size: rows of the global batch, over all hosts.
+        start_step: first step to make; nothing before it is read.
+        total_steps: the step to stop before; None goes on for ever.
+        process_index: this host.
+        process_count: number of hosts.
+        on_error: called with path and reason for every image masked, in the order of the rows.
+        workers: threads; default the number of cores.
+        codec: who decodes and resizes; default PIL and numpy.
+
+    Raises:
+        ValueError: a size that does not fit, or a path such as gs:// without the package that reads
+            it; at once, not at the first batch.
+    """
+    rows = _training_rows(input, batch_size, process_index, process_count)
+    steps = range(start_step, np.iinfo(np.int64).max if total_steps is None else total_steps)
+    return _stream(input, rows, steps, on_error, workers, codec)
+
+
+def epoch_batches(
+    input: Input,
+    batch_size: int,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+    on_error: OnError = lambda path, reason: None,
+    workers: int | None = None,
+    codec: Codec | None = None,
+) -> Iterator[Batch]:
+    """Yields every row once, in order, without augmentation: for evaluation.
+
+    The sources follow each other. All hosts make the same number of batches; the last one is
+    filled up with zeros and `mask` False. Arguments, batches and errors as for `batches`.
+    """
+    input, rows, steps = _one_epoch(input, batch_size, process_index, process_count)
+    return _stream(input, rows, steps, on_error, workers, codec)
+
+
+def _training_rows(
+    input: Input, batch_size: int, process_index: int, process_count: int
+) -> Callable[[int], Rows]:
+    """step -> int64 [3, b]: what this host reads in that step. Arguments as for `batches`."""
+    part = _part(input, batch_size, process_index, process_count)
+
+    def rows(step: int) -> Rows:
+        return np.stack(input.order.at(step * batch_size + part))
+
+    return rows
+
+
+def _one_epoch(
+    input: Input, batch_size: int, process_index: int, process_count: int
+) -> tuple[Input, Callable[[int], Rows], range]:
+    """The input without augmentation, its rows by step, and the steps, for `epoch_batches`."""
+    part = _part(input, batch_size, process_index, process_count)
+    sizes = input.order.sizes
+    source = np.repeat(np.arange(len(sizes)), sizes)
+    row = np.concatenate([np.arange(n) for n in sizes])
+
+    def rows(step: int) -> Rows:
+        position = step * batch_size + part
+        inside = position < len(row)
+        place = np.where(inside, position, 0)
+        return np.stack([source[place], 0 * place, np.where(inside, row[place], -1)])
+
+    steps = range(-(-len(row) // batch_size))
+    return replace(input, augment=Augment()), rows, steps
+
+
+def _part(input: Input, batch_size: int, index: int, count: int) -> np.ndarray:
+    """Places of this host in a global batch; refuses what no batch could be made of."""
+    if batch_size < 1 or batch_size % count:
+        raise ValueError(f"batch_size is {batch_size}, expected a multiple of {count} hosts")
+    if not 0 <= index < count:
+        raise ValueError(f"process_index is {index}, expected 0 to {count - 1}")
+    remote = {p.partition("://")[0]: p for e in input.examples for p in e.images if "://" in p}
+    for path in remote.values():
+        check_protocol(path)  # here, or every image would be masked, one by one
+    return np.arange(index * batch_size // count, (index + 1) * batch_size // count)
+
+
+def _stream(
+    input: Input,
+    rows: Callable[[int], Rows],
+    steps: range,
+    on_error: OnError,
+    workers: int | None,
+    codec: Codec | None,
+) -> Iterator[Batch]:
+    codec = codec or pil_codec(input.preprocess, input.dicom)
+    ahead: deque[tuple[np.ndarray, Future, list[Future]]] = deque()
+    pool = ThreadPoolExecutor(workers or os.cpu_count() or 1, thread_name_prefix="loader")
+
+    def start(which: Rows) -> None:
+        images = np.empty((which.shape[1], input.image_size, input.image_size, 3), np.uint8)
+
+        def load(place: int) -> str:
+            images[place], reason = _load_row(input, codec, which[:, place])
+            return reason
+
+        reasons = [pool.submit(load, place) for place in range(len(images))]
+        ahead.append((images, pool.submit(_columns, input, which), reasons))
+
+    def finish() -> Batch:
+        images, batch, reasons = ahead.popleft()
+        return _complete(batch.result(), images, [reason.result() for reason in reasons], on_error)
+
+    try:
+        for step in steps:
+            start(rows(step))
+            if len(ahead) > _PREFETCH:
+                yield finish()
+        while ahead:
+            yield finish()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _columns(input: Input, rows: Rows) -> dict[str, Any]:
+    """A batch without its pixels, but with their `paths`, "" for padding."""
+    picks = [(input.examples[s], s, r) for s, _, r in rows.T.tolist()]
+    batch: dict[str, Any] = {"paths": [e.images[r] if r >= 0 else "" for e, _, r in picks]}
+    first = input.examples[0]
+    if input.tokenize and first.texts is not None:
+        batch["text"] = input.tokenize([e.texts[r] if r >= 0 else "" for e, _, r in picks])
+    if (labels := first.labels) is not None:
+        unknown = np.full_like(labels[0], -1 if labels.dtype == np.int32 else np.nan)
+        batch["label"] = np.stack([e.labels[r] if r >= 0 else unknown for e, _, r in picks])
+    if any(e.positives is not None for e in input.examples):
+        ids = [_positive(e, r, input.id_offsets[s]) for e, s, r in picks]
+        batch["positives"] = np.array(ids, np.int32)
+    return batch
+
+
+def _positive(examples: Examples, row: int, offset: int) -> int:
+    own = -1 if row < 0 or examples.positives is None else int(examples.positives[row])
+    return own + offset if own >= 0 else -1
+
+
+def _complete(
+    batch: dict[str, Any],
+    images: UInt8[np.ndarray, "b s s 3"],
+    reasons: Sequence[str],
+    on_error: OnError,
+) -> Batch:
+    """The finished batch: pixels and mask in, `paths` out; reports what could not be read."""
+    for path, reason in zip(batch.pop("paths"), reasons, strict=True):
+        if reason and path:
+            on_error(path, reason)
+    return {"image": images, "mask": np.array([not reason for reason in reasons]), **batch}
+
+
+def _load_row(input: Input, codec: Codec, row: Int64[np.ndarray, "3"]) -> tuple[np.ndarray, str]:
+    """Pixels and "", or zeros and the reason why."""
+    source, epoch, index = map(int, row)
+    blank = np.zeros((input.image_size, input.image_size, 3), np.uint8)
+    if index < 0:
+        return blank, "padding"
+    path, key = input.examples[source].images[index], (input.seed, source, epoch, index)
+    try:
+        return load_image(path, input.image_size, codec, input.augment, key), ""
+    except UnreadableImage as error:
+        return blank, str(error).removeprefix(f"{describe(path)}: ")

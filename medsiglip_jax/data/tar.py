@@ -1,0 +1,81 @@
+"""WebDataset shards: where in a tar the images are, from its headers alone."""
+
+import os
+import tarfile
+from collections.abc import Iterator
+from typing import Any
+
+from medsiglip_jax.data.listing import IMAGE_SUFFIXES
+from medsiglip_jax.files.opener import open_binary
+
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+_BLOCK = 512
+
+
+def members(path: str) -> Iterator[tuple[str, str, str, str | None]]:
+    """Yields (key, source, kind, text) of every image and every .txt, in the order of the tar.
+
+    A member is named KEY.EXTENSION. The extension starts at the last dot, so that a key may be a
+    DICOM UID. Hidden members, empty .txt and other kinds of member are passed over. The source of
+    an image is "path#offset:length", which `preprocess.sources` reads, of a text the tar.
+
+    Args:
+        path: local or a URI.
+
+    Raises:
+        ValueError: compressed, cut off, no tar, or a member that is a link, sparse or not UTF-8.
+    """
+    with open_binary(path) as stream:
+        for member in _headers(path, stream):
+            key, suffix = os.path.splitext(member.name.removeprefix("./"))
+            suffix = suffix.lower()
+            if member.isdir() or "/." in f"/{key}" or suffix not in IMAGE_SUFFIXES | {".txt"}:
+                continue
+            _check(path, member)
+            if suffix != ".txt":
+                yield key, f"{path}#{member.offset_data}:{member.size}", "image", None
+            elif text := _text(path, stream, member):
+                yield key, path, "text", text
+
+
+def _headers(path: str, stream: Any) -> Iterator[tarfile.TarInfo]:
+    start = stream.read(4)
+    for magic, name in _COMPRESSED.items():
+        if start.startswith(magic):
+            raise ValueError(f"{path}: {name} file; decompress it, images are read in place")
+    stream.seek(0)
+    try:
+        with tarfile.open(fileobj=stream, mode="r:", encoding="utf-8") as tar:
+            while (member := tar.next()) is not None:
+                if member.size < 0:  # this would lead back to the same header
+                    raise tarfile.ReadError("negative size")
+                tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  # or it keeps all
+                yield member
+            _check_end(stream, tar.offset)
+    except (tarfile.TarError, EOFError, OverflowError, LookupError, ValueError) as error:
+        raise ValueError(f"{path}: no tar, or cut off ({error}); copy it again") from None
+
+
+def _check(path: str, member: tarfile.TarInfo) -> None:
+    what = "a link" if member.issym() or member.islnk() else ""
+    what = what or ("sparse" if member.issparse() else "" if member.isreg() else "no file")
+    if what:
+        raise ValueError(
+            f"{path}: {member.name} is {what}; expected ordinary files (tar --dereference "
+            "--hard-dereference without --sparse)"
+        )
+
+
+def _check_end(stream: Any, offset: int) -> None:
+    """tarfile takes the end of the file, or a damaged header, for the end of the archive."""
+    stream.seek(offset)
+    if stream.read(_BLOCK) != bytes(_BLOCK):
+        raise tarfile.ReadError(f"no end of the archive at byte {offset}")
+
+
+def _text(path: str, stream: Any, member: tarfile.TarInfo) -> str:
+    stream.seek(member.offset_data)
+    try:
+        return stream.read(member.size).decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: {member.name} is not UTF-8 text ({error.reason})") from None

@@ -1,0 +1,305 @@
+"""Data sets that TFDS has prepared, by name: found, indexed once, read as a manifest is.
+
+Their shards and JSON files are all that is read; neither TFDS nor the code of a data set is needed.
+The index is Parquet, one row per example and one column per feature that has a single value. It is
+kept in the user's cache and not beside the shards: those are shared and often read-only, and
+another program's. Only making it takes TensorFlow.
+"""
+
+import dataclasses
+import fnmatch
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from medsiglip_jax.data import examples
+from medsiglip_jax.data.examples import Examples
+from medsiglip_jax.data.tables import read_table, write_parquet
+from medsiglip_jax.files import places
+from medsiglip_jax.files.places import Place
+
+PREFIX = "tfds:"
+
+# As tfds spells names (core/naming.py `_NAME_REG`), without namespaces and arguments of builders.
+_NAME = re.compile(r"tfds:(\w+)(?:/([\w+\-.]+))?(?::((?:\d+|\*)(?:\.(?:\d+|\*)){2}))?")
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
+_INFO, _FEATURES = "dataset_info.json", "features.json"
+_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+# Default names, which a data set may lack, and what `positives` may be besides a feature.
+_NOT_NEEDED = ("text", "split", "group", "label")
+_INDEX_FORMAT = "1"  # another one, and old indices are not found any more
+
+
+def read(
+    path: str,
+    *,
+    root: str | os.PathLike | None = None,
+    image: str = "image",
+    label: str | Sequence[str] | None = None,
+    classes: Sequence[str] | None = None,
+    **columns: Any,
+) -> Examples:
+    """Reads a data set that TFDS has prepared; its splits are named as there.
+
+    Args:
+        path: "tfds:NAME[/CONFIG][:VERSION]"; the version may have wildcards, "3.*.*", and the
+            highest is taken; without a configuration TFDS's default.
+        root: TFDS's data_dir, local or a URI; default $TFDS_DATA_DIR or ~/tensorflow_datasets.
+        image: feature of encoded images; under the default name also the only one there is.
+        label: feature of classes, or several of 0 and 1. Features within others are "a/b".
+        classes: names and order of the classes; default those of the ClassLabel.
+        **columns: other arguments of `examples.read`, which name features instead of columns.
+
+    Raises:
+        FileNotFoundError: it is not prepared; where was looked, and what to run.
+        ValueError: all that is wrong with it or with the features that were asked for.
+    """
+    source = find(path, root)
+    image = source.default_image if image == "image" else image
+    source.check(image, [label] if isinstance(label, str) else label or (), columns)
+    if isinstance(label, str) and classes is None:
+        classes = source.features[label].classes or None
+    table = dataclasses.replace(read_table(str(_index(source))), path=path)
+    return examples.read(table, image=image, label=label, classes=classes, **columns)
+
+
+# ---------------------------------------------------------------------------------------- finding
+
+
+@dataclass(frozen=True)
+class Feature:
+    """What `features.json` says of one feature.
+
+    Attributes:
+        kind: "image", "class" or "value" (a text or one number); else, for messages, what it is.
+        classes: the names of a "class", in TFDS's order.
+    """
+
+    kind: str
+    classes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A data set that TFDS has prepared.
+
+    Attributes:
+        path: as given, for messages.
+        folder: of one version.
+        info: the content of `dataset_info.json`.
+        features: by name.
+    """
+
+    path: str
+    folder: Place
+    info: Mapping[str, Any]
+    features: Mapping[str, Feature]
+
+    @property
+    def default_image(self) -> str:
+        """The only feature of images, or else "image"."""
+        names = self.names("image")
+        return names[0] if len(names) == 1 else "image"
+
+    def names(self, *kinds: str) -> list[str]:
+        """The features of these kinds."""
+        return [name for name, feature in self.features.items() if feature.kind in kinds]
+
+    def check(self, image: str, labels: Sequence[str], columns: Mapping[str, Any]) -> None:
+        """Raises one ValueError with every feature that is asked for and cannot be had."""
+        others = map(columns.get, ("text", "split", "group", "positives"))
+        names = [*labels, *(name for name in others if name and name not in _NOT_NEEDED)]
+        problems = [self._problem(name, ("class", "value")) for name in names]
+        problems.insert(0, self._problem(image, ("image",)))
+        if found := "; ".join(filter(None, problems)):
+            raise ValueError(f"{self.path}: {found}; there are {self._described()}")
+
+    def _problem(self, name: str, kinds: Sequence[str]) -> str:
+        if name not in self.features:
+            return f"no feature {name!r}"
+        if (kind := self.features[name].kind) in kinds:
+            return ""
+        expected = "encoded images" if "image" in kinds else "a class, a text or one number"
+        return f"feature {name!r} is {kind}, expected {expected}"
+
+    def _described(self) -> str:
+        return ", ".join(f"{name} ({feature.kind})" for name, feature in self.features.items())
+
+    def shards(self) -> Iterator[tuple[str, str, int]]:
+        """(split, path, number of examples) of every shard."""
+        for split in self.info["splits"]:
+            lengths = split.get("shardLengths", ())
+            template = split.get("filepathTemplate") or _TEMPLATE
+            digits = max(5, len(str(len(lengths))))
+            for number, length in enumerate(lengths):
+                i, n = f"{number:0{digits}}", f"{len(lengths):0{digits}}"
+                name = template.format(
+                    DATASET=self.info["name"], SPLIT=split["name"], FILEFORMAT="tfrecord",
+                    SHARD_INDEX=i, NUM_SHARDS=n, SHARD_X_OF_Y=f"{i}-of-{n}",
+                )  # fmt: skip
+                yield split["name"], str(self.folder / name), int(length)
+
+
+def find(path: str, root: str | os.PathLike | None = None) -> Prepared:
+    """Finds the folder of a prepared data set and reads its JSON files; see `read`."""
+    match = _NAME.fullmatch(path)
+    if match is None:
+        raise ValueError(f"{path}: expected tfds:NAME[/CONFIG][:VERSION], the version as 1.2.3")
+    name, config, version = match.groups()
+    default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    data_dir = places.at(os.path.expanduser(os.fspath(root or default)))
+    if isinstance(data_dir, Path):
+        data_dir = data_dir.absolute()
+    folder = _version_folder(data_dir / name, config, version or "*")
+    if folder is None:
+        there = ", ".join(_prepared(data_dir / name)) or "nothing of that name"
+        raise FileNotFoundError(
+            f"{path}: not prepared in {data_dir} (there is {there}); run: pip install "
+            f"tensorflow-datasets && tfds build {path.removeprefix(PREFIX)} --data_dir={data_dir}, "
+            "or say where it is with TFDS_DATA_DIR or data.root"
+        )
+    return _read_json_files(path, folder)
+
+
+def _version_folder(base: Place, config: str | None, pattern: str) -> Place | None:
+    """The highest version of a configuration, or of a data set without any."""
+    metadata = base / ".config" / "metadata.json"
+    if config is None and metadata.exists():
+        config = _json(metadata).get("default_config_name")
+    folder = base / config if config else base
+    found = [v for v in _versions(folder) if fnmatch.fnmatchcase(v, pattern)]
+    return folder / found[-1] if found else None
+
+
+def _versions(folder: Place) -> list[str]:
+    names = [place.name for place in folder.iterdir()] if folder.is_dir() else []
+    found = [n for n in names if _VERSION.fullmatch(n) and (folder / n / _INFO).exists()]
+    return sorted(found, key=lambda name: tuple(map(int, name.split("."))))
+
+
+def _prepared(base: Place) -> list[str]:
+    """What of a data set there is, as tfds spells it."""
+    configs = sorted(place.name for place in base.iterdir()) if base.is_dir() else []
+    found = [f"{base.name}:{version}" for version in _versions(base)]
+    return found + [f"{base.name}/{c}:{v}" for c in configs for v in _versions(base / c)]
+
+
+def _read_json_files(path: str, folder: Place) -> Prepared:
+    info, tree = _json(folder / _INFO), _json(folder / _FEATURES)
+    if (format := info.get("fileFormat", "tfrecord")) != "tfrecord":
+        raise ValueError(
+            f"{path}: {folder} holds {format} files, which are not read here; build it as TFRecord "
+            "(tfds build --file_format=tfrecord, with another --data_dir)"
+        )
+    if "featuresDict" not in tree or "splits" not in info:
+        raise ValueError(f"{path}: {folder} is of an old TFDS, or of features without names")
+    return Prepared(path, folder, info, dict(_features(tree, folder)))
+
+
+def _json(place: Place) -> dict[str, Any]:
+    try:
+        return json.loads(place.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{place}: no such file; prepare the data set again") from None
+    except ValueError as error:
+        raise ValueError(f"{place}: not JSON ({error}); prepare the data set again") from None
+
+
+def _features(tree: Mapping[str, Any], folder: Place, prefix="") -> Iterator[tuple[str, Feature]]:
+    """(name, feature), those within others as "a/b", as they are named in the shards."""
+    for name, feature in tree["featuresDict"]["features"].items():
+        name = f"{prefix}{name}"
+        if "featuresDict" in feature:
+            yield from _features(feature, folder, f"{name}/")
+        else:
+            yield name, _feature(name, feature, folder)
+
+
+def _feature(name: str, feature: Mapping[str, Any], folder: Place) -> Feature:
+    class_name = feature.get("pythonClassName", "").rpartition(".")[2]
+    if "classLabel" in feature:
+        return Feature("class", _class_names(name, feature["classLabel"], folder))
+    if "text" in feature:
+        return Feature("value")
+    kind = feature.get("image") or feature.get("tensor") or {}
+    shape = kind.get("shape", {}).get("dimensions", ())
+    # Images of floats are bit-cast to pixels, and those of a LabeledImage are classes.
+    if class_name == "Image" and kind.get("dtype", "uint8") in ("uint8", "uint16"):
+        return Feature("image")
+    if "tensor" in feature and not shape and kind.get("encoding", "none") == "none":
+        return Feature("value")
+    return Feature(" ".join(filter(None, (class_name, kind.get("dtype"), "x".join(shape)))))
+
+
+def _class_names(name: str, label: Mapping[str, Any], folder: Place) -> tuple[str, ...]:
+    """Those of the file beside the shards; without one the classes are numbers."""
+    count, file = int(label.get("numClasses", 0)), folder / f"{name.replace('/', '-')}.labels.txt"
+    if not file.exists():
+        return tuple(map(str, range(count)))
+    names = tuple(filter(None, map(str.strip, file.read_text(encoding="utf-8").split("\n"))))
+    if len(names) != count:
+        raise ValueError(f"{file}: {len(names)} names for {count} classes; prepare it again")
+    return names
+
+
+# --------------------------------------------------------------------------------------- indexing
+
+
+def _index(source: Prepared) -> Path:
+    """The index of a data set: from the cache, or made now."""
+    known = [_INDEX_FORMAT, str(source.folder), source.info, dataclasses.asdict(source)["features"]]
+    key = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
+    path = places.cache() / "tfds" / f"{source.info['name']}-{key}.parquet"
+    if not path.exists():
+        columns = _columns(source)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # another run may do the same
+            write_parquet(new := Path(folder, path.name), columns, None, None)
+            os.replace(new, path)
+    return path
+
+
+def _columns(source: Prepared) -> dict[str, list[Any]]:
+    """Of all splits: every feature that can be had, and "split"."""
+    features = {name: source.features[name] for name in source.names("image", "class", "value")}
+    columns, splits, shards = {name: [] for name in features}, [], list(source.shards())
+    for split, path, length in tqdm(shards, f"indexing {source.path}", unit="shard", disable=None):
+        rows = _rows(path, source)
+        if len(rows) != length:
+            raise ValueError(
+                f"{path}: {len(rows)} examples, {length} by {_INFO}; prepare the data set again"
+            )
+        for name, feature in features.items():
+            columns[name] += [_cell(feature, row[name]) for row in rows]
+        splits += [split] * length
+    return columns | {"split": splits}
+
+
+def _rows(path: str, source: Prepared) -> list[dict[str, Any]]:
+    try:
+        from medsiglip_jax.data import tf
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            f"{source.path}: TensorFlow indexes it; pip install 'medsiglip-jax[train]'"
+        ) from None
+    try:
+        return list(tf.tfrecord_rows(path, source.names("image"), source.names("class", "value")))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file; prepare the data set again") from None
+
+
+def _cell(feature: Feature, value: Any) -> Any:
+    """A value as a manifest has it."""
+    if feature.kind == "class":
+        unknown = value < 0  # TFDS's -1
+        return None if unknown else feature.classes[value] if feature.classes else str(value)
+    # A string may hold any bytes, and one that nobody asks for must not end the work.
+    return value.decode(errors="replace") if isinstance(value, bytes) else value

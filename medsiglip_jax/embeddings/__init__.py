@@ -1,0 +1,1 @@
+"""What embed wrote: search, near duplicates, probes."""

@@ -1,0 +1,126 @@
+"""An approximate index (usearch's HNSW graph) beside the embeddings, and what it misses."""
+
+import importlib
+import json
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Float64, Int64
+
+from medsiglip_jax.embeddings import nearest
+from medsiglip_jax.embeddings.store import Embeddings, Vectors
+from medsiglip_jax.files import places, storage
+
+INDEX, FACTS = "index.usearch", "index.json"
+# usearch's defaults but for the breadth of a search, 64 there: recall matters more here.
+PARAMETERS = {"connectivity": 16, "expansion_add": 128, "expansion_search": 128, "dtype": "f16"}
+# Rows whose neighbours are looked up in both ways.
+SAMPLE, NEIGHBOURS = 100, 10
+
+
+def build(embeddings: Embeddings) -> dict[str, Any]:
+    """Writes `index.usearch` and, last, `index.json` into a local folder of embeddings.
+
+    The whole index is in memory meanwhile: 2 bytes a number, and about 150 a row.
+
+    The run is read twice, the second time for the recall.
+
+    Returns:
+        What is in `index.json`: `recall_at_10` of sampled rows, themselves left out; parameters,
+        and the run and kind of rows that the index belongs to.
+    """
+    places.refuse_remote(embeddings.folder)
+    index = _new(embeddings.dim)
+    for block in embeddings.blocks():
+        unit = nearest.unit(block.vectors)
+        fine = unit.any(axis=1)
+        index.add(block.rows[fine].astype(np.uint64), unit[fine])
+    if not len(index):
+        raise ValueError(f"{embeddings.folder}: no rows of kind {embeddings.kind} to index")
+    facts = {
+        "recall_at_10": _recall(index, embeddings),
+        "sampled": min(SAMPLE, len(index)),
+        "rows": len(index),
+        "kind": embeddings.kind,
+        "parameters": PARAMETERS,
+        "manifest_sha256": embeddings.digest,
+    }
+    (embeddings.folder / FACTS).unlink(missing_ok=True)
+    with storage.new_file(embeddings.folder / INDEX) as partial:
+        index.save(str(partial))
+    with storage.new_file(embeddings.folder / FACTS) as partial:
+        partial.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    return facts
+
+
+def top_k(
+    queries: Float[np.ndarray, "q d"], embeddings: Embeddings, k: int
+) -> tuple[Float64[np.ndarray, "q k"], Int64[np.ndarray, "q k"]]:
+    """`nearest.top_k` through the index; cosines are those with vectors rounded to float16.
+
+    Raises:
+        FileNotFoundError: there is no index.
+        ValueError: it belongs to another run or kind of rows.
+    """
+    if k < 1:
+        raise ValueError(f"k is {k}; expected at least 1")
+    _check(embeddings)
+    index = _new(embeddings.dim)
+    index.view(str(embeddings.folder / INDEX))
+    index.expansion_search = PARAMETERS["expansion_search"]  # not in the file
+    return _search(index, queries, k)
+
+
+def _new(dim: int) -> Any:
+    try:
+        usearch = importlib.import_module("usearch.index")
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            "the index needs usearch: pip install 'medsiglip-jax[index]'"
+        ) from None
+    return usearch.Index(ndim=dim, metric="cos", **PARAMETERS)
+
+
+def _check(embeddings: Embeddings) -> None:
+    places.refuse_remote(embeddings.folder)
+    path = embeddings.folder / FACTS
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; --build-index makes the index")
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    for key, now in (("manifest_sha256", embeddings.digest), ("kind", embeddings.kind)):
+        if facts[key] != now:
+            raise ValueError(
+                f"{path}: the index is stale or of other rows ({key} is {facts[key]}, expected "
+                f"{now}); build it again (--build-index --kind {embeddings.kind})"
+            )
+
+
+def _search(index: Any, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows by the index, then ordered by cosine."""
+    k = min(k, len(index))
+    cosines, rows = np.full((len(queries), k), -np.inf), np.zeros((len(queries), k), np.int64)
+    for n, query in enumerate(queries.astype(np.float32)):
+        keys = np.sort(np.asarray(index.search(query, k).keys))
+        found, order = nearest.top_k(query[None], Vectors(_stored(index, keys)), k)
+        cosines[n, : len(keys)], rows[n, : len(keys)] = found[0], keys[order[0]]
+    return cosines, rows
+
+
+def _stored(index: Any, keys: np.ndarray) -> np.ndarray:
+    return np.stack(index.get(keys, dtype="f16"))
+
+
+def _recall(index: Any, embeddings: Embeddings) -> float:
+    """Share of the nearest neighbours of sampled rows that the index finds, the rows left out."""
+    sample = np.random.default_rng(0).choice(len(index), min(SAMPLE, len(index)), replace=False)
+    keys = np.sort(np.asarray(index.keys))[sample]
+    queries = _stored(index, keys)
+    exact, approximate = (
+        [set(row) - {key} for row, key in zip(rows.tolist(), keys.tolist(), strict=True)]
+        for _, rows in (
+            nearest.top_k(queries, embeddings, NEIGHBOURS + 1),
+            _search(index, queries, NEIGHBOURS + 1),
+        )
+    )
+    found = sum(len(a & b) for a, b in zip(exact, approximate, strict=True))
+    return found / max(1, sum(map(len, exact)))

@@ -1,0 +1,229 @@
+"""A linear probe: logistic regression on frozen embeddings, saved with all that its use demands."""
+
+import io
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Float64, Int
+from scipy import special
+
+from medsiglip_jax import __version__, metrics
+from medsiglip_jax.embeddings.probe import logistic
+from medsiglip_jax.embeddings.probe.features import Provenance, Scaling, fit_scaling
+from medsiglip_jax.files import places, storage
+
+# Labels: the number of a class, -1 unknown; or for several findings 0, 1 and NaN for unknown.
+Labels = Int[np.ndarray, " _"] | Float[np.ndarray, "_ c"]
+_FORMAT = "medsiglip_jax probe 1"
+_OWN, _OF_SCALING = ("coefficients", "intercepts", "thresholds"), ("mean", "deviation")
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """A fitted probe.
+
+    Attributes:
+        coefficients: of each class; NaN for a finding that could not be fitted.
+        intercepts: of each class; NaN likewise, -inf for an exclusive class that was never seen.
+        thresholds: probabilities from which on a class is called, chosen on validation rows; NaN
+            where these, or the training rows, were all of the class, or none.
+        scaling: of the vectors.
+        classes: names.
+        exclusive: whether a row is of one class (softmax), or may have several findings (sigmoid).
+        provenance: of the embeddings that it takes.
+        facts: how it was fitted, and its AUCs on the validation rows; JSON.
+    """
+
+    coefficients: Float64[np.ndarray, "c d"]
+    intercepts: Float64[np.ndarray, " c"]
+    thresholds: Float64[np.ndarray, " c"]
+    scaling: Scaling
+    classes: tuple[str, ...]
+    exclusive: bool
+    provenance: Provenance
+    facts: Mapping[str, Any]
+
+    @property
+    def fitted(self) -> Bool[np.ndarray, " c"]:
+        """Which classes some training rows were of, and some were not."""
+        return np.isfinite(self.intercepts)
+
+    def predict(
+        self, vectors: Float[np.ndarray, "n d"], made: Provenance | None = None
+    ) -> Float64[np.ndarray, "n c"]:
+        """Returns the probability of each class; NaN for findings that could not be fitted.
+
+        Args:
+            vectors: embeddings.
+            made: how they were made, if it is known.
+
+        Raises:
+            ValueError: they were made another way, have another size, or are not finite.
+        """
+        self.provenance.check(made or Provenance(vectors.shape[1]))
+        logits = self.scaling(vectors) @ self.coefficients.T + self.intercepts
+        return special.softmax(logits, axis=1) if self.exclusive else special.expit(logits)
+
+    def positive(self, probabilities: Float64[np.ndarray, "n c"]) -> Bool[np.ndarray, "n c"]:
+        """Which classes are called; never those without a threshold."""
+        return probabilities >= self.thresholds
+
+    def save(self, path: places.Given) -> None:
+        """Writes an .npz without pickle, whose entry "metadata" is JSON; equal probes, equal bytes.
+
+        Raises:
+            ValueError: the name does not end in .npz.
+        """
+        check_name(path)
+        metadata = {
+            "format": _FORMAT, "classes": self.classes, "exclusive": self.exclusive,
+            "unit": self.scaling.unit, "provenance": asdict(self.provenance),
+            "facts": dict(self.facts),
+        }  # fmt: skip
+        arrays = {name: getattr(self, name) for name in _OWN}
+        arrays |= {name: getattr(self.scaling, name) for name in _OF_SCALING}
+        with storage.new_file(places.at(path)) as partial, open(partial, "wb") as file:
+            np.savez(file, metadata=np.array(json.dumps(metadata)), **arrays)
+
+
+def check_name(path: places.Given) -> None:
+    """Raises ValueError unless the name of a probe says that it is an .npz."""
+    if Path(str(path)).suffix != ".npz":
+        raise ValueError(f"{path}: expected a name that ends in .npz")
+
+
+def open_probe(path: places.Given) -> Probe:
+    """Reads what `Probe.save` wrote.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is no probe.
+    """
+    place = places.at(path)
+    if not place.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    try:
+        return _read(place.read_bytes())
+    except (ValueError, KeyError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: not a probe that this version can read ({error})") from None
+
+
+def _read(content: bytes) -> Probe:
+    with np.load(io.BytesIO(content), allow_pickle=False) as file:
+        own, of_scaling = ({name: file[name] for name in names} for names in (_OWN, _OF_SCALING))
+        metadata = json.loads(str(file["metadata"]))
+    if metadata["format"] != _FORMAT:
+        raise ValueError(f"its format is {metadata['format']!r}")
+    provenance, classes = Provenance(**metadata["provenance"]), tuple(metadata["classes"])
+    shapes = [array.shape for array in (*own.values(), *of_scaling.values())]
+    c, d = len(classes), provenance.dim
+    if shapes != [(c, d), (c,), (c,), (d,), (d,)]:
+        raise ValueError(f"its arrays have shapes {shapes} for {c} classes and {d} numbers")
+    return Probe(
+        **own, scaling=Scaling(**of_scaling, unit=metadata["unit"]), classes=classes,
+        exclusive=metadata["exclusive"], provenance=provenance, facts=metadata["facts"],
+    )  # fmt: skip
+
+
+def fit(
+    vectors: Float[np.ndarray, "n d"],
+    labels: Labels,
+    validation_vectors: Float[np.ndarray, "m d"],
+    validation_labels: Labels,
+    classes: Sequence[str] = (),
+    *,
+    scale: str = "standard",
+    strengths: Sequence[float] = logistic.STRENGTHS,
+    rule: str = "youden",
+    at_least: float | None = None,
+    provenance: Provenance | None = None,
+) -> Probe:
+    """Fits a probe; the same arguments give the same probe.
+
+    The regularisation strength and the thresholds are chosen on the validation rows, everything
+    else comes from the training rows. See `logistic.fit`.
+
+    Args:
+        vectors: training embeddings.
+        labels: class numbers [n], -1 unknown; or findings [n, c] of 0, 1 and NaN for unknown.
+        validation_vectors: of other patients.
+        validation_labels: as `labels`.
+        classes: names; default their numbers.
+        scale: of the features; see `features.fit_scaling`.
+        strengths: values of C to choose from, ascending.
+        rule: how thresholds are chosen; see `metrics.choose_threshold`.
+        at_least: the sensitivity or specificity that the rule asks for.
+        provenance: of the vectors; what it says is demanded of those to predict on.
+
+    Raises:
+        ModuleNotFoundError: scikit-learn is not installed.
+        ValueError: shapes disagree, vectors that are not finite, labels of one class only, or an
+            unknown scale or rule.
+    """
+    metrics.check_rule(rule, at_least)
+    classes = tuple(classes) or tuple(map(str, range(_count(labels, validation_labels))))
+    for x, y in ((vectors, labels), (validation_vectors, validation_labels)):
+        _check(x, y, classes)
+    scaling = fit_scaling(vectors, scale)
+    fitted = logistic.fit(
+        logistic.Rows(scaling(vectors), labels),
+        logistic.Rows(scaling(validation_vectors), validation_labels), len(classes), strengths,
+    )  # fmt: skip
+    facts = {
+        "scale": scale, "strengths": _json(fitted.strengths), "rule": rule, "at_least": at_least,
+        "rows": len(vectors), "validation_rows": len(validation_vectors), "version": __version__,
+    }  # fmt: skip
+    probe = Probe(
+        fitted.coefficients, fitted.intercepts, np.full(len(classes), np.nan), scaling, classes,
+        labels.ndim == 1, provenance or Provenance(vectors.shape[1]), facts,
+    )  # fmt: skip
+    return _with_thresholds(probe, validation_vectors, validation_labels)
+
+
+def _count(labels: np.ndarray, validation_labels: np.ndarray) -> int:
+    if labels.ndim == 2:
+        return labels.shape[1]
+    return int(max(labels.max(initial=-1), validation_labels.max(initial=-1))) + 1
+
+
+def _check(vectors: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> None:
+    fits = labels.shape in ((len(vectors),), (len(vectors), len(classes)))
+    if not fits or (labels.ndim == 1 and np.any((labels < -1) | (labels >= len(classes)))):
+        raise ValueError(
+            f"labels has shape {labels.shape} and values {np.unique(labels)[:8]}; expected for "
+            f"{len(vectors)} vectors and {len(classes)} classes one number each below "
+            f"{len(classes)} (-1 unknown), or a column of 0, 1 and NaN for each class"
+        )
+
+
+def _with_thresholds(probe: Probe, vectors: np.ndarray, labels: np.ndarray) -> Probe:
+    scores, aucs = probe.predict(vectors), []
+    thresholds = np.full(len(probe.classes), np.nan)
+    rule, at_least = probe.facts["rule"], probe.facts["at_least"]
+    for k, column in enumerate(columns(labels, len(probe.classes)).T):
+        if not probe.fitted[k]:
+            aucs.append(np.nan)
+            continue
+        rows = metrics.known(scores[:, k], column)
+        thresholds[k] = metrics.choose_threshold(rows.scores, rows.positive, rule, at_least)
+        aucs.append(metrics.auc(rows.scores, rows.positive))
+    facts = {**probe.facts, "validation_auc": _json(aucs)}
+    return replace(probe, thresholds=thresholds, facts=facts)
+
+
+def columns(labels: Labels, classes: int) -> Float64[np.ndarray, "n c"]:
+    """Labels as a column of 0, 1 and NaN (unknown) for each class."""
+    if labels.ndim == 2:
+        return labels.astype(np.float64)
+    one_hot = labels[:, None] == np.arange(classes)
+    return np.where(labels[:, None] < 0, np.nan, one_hot)
+
+
+def _json(numbers: Sequence[float]) -> list[float | None]:
+    """JSON has no NaN."""
+    return [None if np.isnan(x) else float(x) for x in numbers]

@@ -1,0 +1,276 @@
+"""What `embed` wrote, read back in blocks: many vectors, little memory."""
+
+import functools
+import hashlib
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from jaxtyping import Float, Float32, Int64
+
+from medsiglip_jax.files import places
+
+MANIFEST = "manifest.json"
+KINDS = ("image", "text", "any")
+# 9 MB of float32 at 1152 numbers a row. Decoded from Parquet in blocks of 2,048 rows at 0.87 GB/s
+# with a peak of 270 MB, in blocks of 8,192 at 0.69 GB/s and 860 MB (2 cores).
+BLOCK_ROWS = 2048
+# What is needed of the manifest.
+_TYPES = {"parts": list, "dim": int, "normalized": bool, "model": dict, "preprocess": str}
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some vectors, and the numbers of their rows in the whole run, ascending."""
+
+    rows: Int64[np.ndarray, " n"]
+    vectors: Float[np.ndarray, "n d"]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Vectors in memory, to be searched as `Embeddings` are.
+
+    Attributes:
+        array: row i is number i.
+        normalized: whether all are known to have length 1, up to their dtype.
+        block_rows: rows per block.
+    """
+
+    array: Float[np.ndarray, "n d"]
+    normalized: bool = False
+    block_rows: int = 32_768  # they cost no memory: blocks are views
+
+    @property
+    def dim(self) -> int:
+        return self.array.shape[1]
+
+    def blocks(self, start: int = 0) -> Iterator[Block]:
+        """Blocks in order, from row `start` on."""
+        for first in range(start, len(self.array), self.block_rows):
+            vectors = self.array[first : first + self.block_rows]
+            yield Block(np.arange(first, first + len(vectors)), vectors)
+
+
+class Embeddings:
+    """A finished embedding run.
+
+    Rows are numbered through all parts in order, whatever their kind.
+
+    Attributes:
+        folder: where it is, local or remote.
+        manifest: the content of manifest.json.
+        kind: the rows that `blocks` gives: "image", "text" or "any".
+    """
+
+    def __init__(
+        self, folder: places.Given, kind: str = "image", on_rows: Callable[[int], Any] = int
+    ):
+        """Opens a run.
+
+        Args:
+            folder: the `--output` of `embed`.
+            kind: "image", "text" or "any".
+            on_rows: called with the number of rows just read, for progress.
+
+        Raises:
+            FileNotFoundError: no such folder, or no manifest in it: the run is not complete.
+            ValueError: an unknown kind, or a manifest of something else.
+        """
+        if kind not in KINDS:
+            raise ValueError(f"kind is {kind!r}; expected one of {', '.join(KINDS)}")
+        self.folder, self.kind, self._on_rows = places.at(folder), kind, on_rows
+        text = _manifest_text(self.folder)
+        self.digest = hashlib.sha256(text.encode()).hexdigest()
+        self.manifest: dict[str, Any] = json.loads(text)
+        parts = self.manifest["parts"]
+        self._files = [self.folder / part["file"] for part in parts]
+        self._starts = np.cumsum([0, *(part["rows"] for part in parts)])
+
+    def __len__(self) -> int:
+        """Number of rows of all kinds."""
+        return int(self._starts[-1])
+
+    @property
+    def dim(self) -> int:
+        return self.manifest["dim"]
+
+    @property
+    def normalized(self) -> bool:
+        return self.manifest["normalized"]
+
+    def blocks(self, start: int = 0) -> Iterator[Block]:
+        """Blocks of rows of `kind` in order, from row `start` on; the next are read meanwhile."""
+        streams = [
+            functools.partial(self._part, number, start)
+            for number in range(len(self._files))
+            if self._starts[number + 1] > start
+        ]
+        yield from _ahead(streams, min(4, os.cpu_count() or 1))
+
+    def gather(self, rows: Int64[np.ndarray, " n"]) -> Float32[np.ndarray, "n d"]:
+        """The vectors of rows of `kind`, in that order; one pass, and only they are kept.
+
+        Raises:
+            ValueError: some of the rows are of another kind, or not there.
+        """
+        numbers, position = np.unique(rows, return_inverse=True)
+        vectors, found = np.empty((len(numbers), self.dim), np.float32), 0
+        for block in self.blocks():
+            _, here, there = np.intersect1d(block.rows, numbers, True, return_indices=True)
+            vectors[there] = block.vectors[here]
+            found += len(there)
+        if found < len(numbers):
+            raise ValueError(
+                f"{self.folder}: {len(numbers) - found} of {len(numbers)} rows asked for are not "
+                f"of kind {self.kind}, or not there"
+            )
+        return vectors[position]
+
+    def ids(
+        self, rows: Sequence[int], columns: Sequence[str] = ("id", "source", "kind")
+    ) -> list[dict[str, Any]]:
+        """`{id, source, kind}` of each row, or other columns; only the parts that hold them are
+        read."""
+        parts = np.searchsorted(self._starts, rows, side="right") - 1
+        found: dict[int, dict[str, str]] = {}
+        for part in np.unique(parts):
+            with _open(self._files[part]) as file:
+                table = file.read(columns=list(columns))
+            mine = sorted({int(r) for r, p in zip(rows, parts, strict=True) if p == part})
+            taken = table.take([row - int(self._starts[part]) for row in mine])
+            found |= zip(mine, taken.to_pylist(), strict=True)
+        return [found[int(row)] for row in rows]
+
+    def _part(self, number: int, start: int) -> Iterator[Block]:
+        path, first = self._files[number], int(self._starts[number])
+        with _open(path) as file:
+            want = int(self._starts[number + 1]) - first
+            if file.metadata.num_rows != want:
+                raise ValueError(
+                    f"{path}: {file.metadata.num_rows} rows, the manifest says {want}; "
+                    "was it changed since? embed again"
+                )
+            columns = ["embedding"] if self.kind == "any" else ["embedding", "kind"]
+            for batch in file.iter_batches(BLOCK_ROWS, columns=columns):
+                end = first + batch.num_rows
+                if end > start:
+                    yield self._block(path, batch, first, start)
+                self._on_rows(batch.num_rows)
+                first = end
+
+    def _block(self, path: places.Place, batch: Any, first: int, start: int) -> Block:
+        rows, vectors = np.arange(first, first + batch.num_rows), _vectors(batch)
+        if vectors.shape[1] != self.dim:
+            raise ValueError(
+                f"{path}: vectors of {vectors.shape[1]} numbers, the manifest says {self.dim}; "
+                "was it changed since? embed again"
+            )
+        keep = rows >= start
+        if self.kind != "any":
+            same = pc.call_function("equal", [batch.column("kind"), self.kind])
+            keep &= same.to_numpy(zero_copy_only=False)
+        return Block(rows, vectors) if keep.all() else Block(rows[keep], vectors[keep])
+
+
+# What can be searched: vectors in files or in memory.
+Source = Embeddings | Vectors
+
+
+def _manifest_text(folder: places.Place) -> str:
+    path = folder / MANIFEST
+    if not path.is_file():
+        if not folder.exists():
+            raise FileNotFoundError(f"no such folder: {folder}")
+        raise FileNotFoundError(
+            f"{path}: no such file; not a folder that embed wrote, or its run is not finished "
+            "(the same embed command again finishes it)"
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: not readable as JSON ({error}); embed again") from None
+    _check_manifest(path, content)
+    return text
+
+
+def _check_manifest(path: places.Place, content: Any) -> None:
+    content = content if isinstance(content, dict) else {}
+    if missing := _TYPES.keys() - content.keys():
+        raise ValueError(f"{path}: lacks {', '.join(sorted(missing))}; expected embed's manifest")
+    wrong = [name for name, type in _TYPES.items() if not isinstance(content[name], type)]
+    if not wrong and not {"source", "sha256"} <= content["model"].keys():
+        wrong = ["model"]
+    if not wrong and not all(map(_is_part, content["parts"])):
+        wrong = ["parts"]
+    if wrong:
+        found = ", ".join(f"{name} is {json.dumps(content[name])[:60]}" for name in wrong)
+        raise ValueError(f"{path}: {found}; expected embed's manifest")
+
+
+def _is_part(part: Any) -> bool:
+    if not isinstance(part, dict) or not isinstance(part.get("file"), str):
+        return False
+    return isinstance(part.get("rows"), int) and part["rows"] >= 0
+
+
+@contextmanager
+def _open(path: places.Place) -> Iterator[pq.ParquetFile]:
+    """A part; what Arrow cannot read of it while it is open is said with its name."""
+    try:
+        local = isinstance(path, Path)
+        source: Any = str(path) if local else path.open("rb")
+        with pq.ParquetFile(source, memory_map=local, pre_buffer=not local) as file:
+            yield file
+    except (pyarrow.ArrowException, OSError) as error:
+        # Arrow's own have no number; the system's and the network's are not about the content.
+        if isinstance(error, FileNotFoundError) or getattr(error, "errno", None):
+            raise
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"{path}: damaged ({reason}); remove it and {MANIFEST}, and repeat the embed command"
+        ) from None
+
+
+def _vectors(batch: Any) -> Float[np.ndarray, "n d"]:
+    """A view of the Arrow buffer, not a copy."""
+    column = batch.column("embedding")
+    return column.flatten().to_numpy(zero_copy_only=True).reshape(-1, column.type.list_size)
+
+
+def _ahead(streams: Sequence[Callable[[], Iterator[Block]]], width: int) -> Iterator[Block]:
+    """All blocks of all streams in order. While one is used, the next of its stream and the first
+    of the next streams are read: decoding Parquet takes longer than scoring."""
+    with ThreadPoolExecutor(width) as pool:
+        ahead: deque[tuple[Iterator[Block], Future[Block | None]]] = deque()
+        try:
+            for stream in streams:
+                blocks = stream()
+                ahead.append((blocks, pool.submit(next, blocks, None)))
+                if len(ahead) == width:
+                    yield from _drain(*ahead.popleft(), pool)
+            while ahead:
+                yield from _drain(*ahead.popleft(), pool)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _drain(blocks: Iterator[Block], future: Future, pool: ThreadPoolExecutor) -> Iterator[Block]:
+    while (block := future.result()) is not None:
+        future = pool.submit(next, blocks, None)
+        if len(block):
+            yield block

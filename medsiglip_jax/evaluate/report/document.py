@@ -1,0 +1,218 @@
+"""report.md and report.html: the tables of `sections`, and pictures."""
+
+import html
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from medsiglip_jax import metrics
+from medsiglip_jax.evaluate import retrieval
+from medsiglip_jax.evaluate.report import tables
+from medsiglip_jax.evaluate.report.sections import sections
+from medsiglip_jax.evaluate.report.tables import Row, Section, number
+from medsiglip_jax.evaluate.scores import Scores, known
+from medsiglip_jax.pages import charts
+from medsiglip_jax.pages.charts import Axis, Estimate, Series
+
+_STYLE = """body{font:15px/1.5 system-ui,sans-serif;color:#1f2933;max-width:1080px;margin:32px auto;
+padding:0 16px}h1{font-size:24px}h2{font-size:18px;margin-top:32px}figure{display:inline-block;
+margin:8px 12px 12px 0;vertical-align:top;max-width:100%}div{overflow-x:auto}table{
+border-collapse:collapse;margin:12px 0;font-size:14px}td,th{padding:3px 14px 3px 0;text-align:left;
+vertical-align:top}td+td:not(:last-child){white-space:nowrap}
+td:nth-child(2):last-child{overflow-wrap:anywhere}th{color:#616e7c;
+font-weight:500}tr+tr td{border-top:1px solid #e4e7eb}
+summary{cursor:pointer;color:#0072b2}
+header{display:flex;flex-wrap:wrap;gap:0 32px}header>*{flex:1 1 320px}
+header>figure{flex:0 1 auto;margin-top:32px}"""
+# Of pictures of one kind, more are folded away; of a forest plot as many rows at each end are not.
+_OPEN, _ROWS, _END = 16, 24, 10
+_SHARE = (0.0, 1.0)
+_OF_SEEDS = (
+    "Lines are means over seeds, whiskers the lowest and the highest, all on the same images."
+)
+_OF_CALIBRATION = (
+    "Observed share of positives by predicted probability, on images that calibration did not "
+    "see; the area of a dot is the number of images. ECE: expected calibration error."
+)
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """The report as Markdown."""
+    return tables.markdown(results["title"], _sections(results))
+
+
+def page(results: Mapping[str, Any], scores: Scores) -> str:
+    """The report as one HTML page that needs nothing else.
+
+    Args:
+        results: the content of results.json; what it holds neither of learning nor of calibration
+            is not drawn.
+        scores: of the images, for ROC curves.
+    """
+    title, parts = html.escape(results["title"]), []
+    for section in _sections(results):
+        if section.title == "Result":
+            parts.append(f"<header><div>{_section(section)}</div>{_overview(results)}</header>")
+            parts.append(_every_class(results))
+        else:
+            parts.append(_section(section))
+        if section.title == "Classes":
+            parts += [
+                _gallery("ROC curves", list(_roc_curves(results, scores))),
+                _gallery("Learning", list(_learning(results)), _OF_SEEDS),
+                *_calibration(results),
+            ]
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8">\n'
+        f'<meta name="viewport" content="width=device-width"><title>{title}</title>\n'
+        f"<style>{_STYLE}</style><h1>{title}</h1>\n{''.join(parts)}<p>{tables.CAUTION}</p></html>\n"
+    )
+
+
+def _sections(results: Mapping[str, Any]) -> Iterator[Section]:
+    """Those of `sections`, and that of retrieval behind what was measured."""
+    found = results.get("retrieval")
+    for section in sections(results):
+        if found and section.title in ("Left out", "Provenance"):
+            yield retrieval.section(found)
+            found = None
+        yield section
+
+
+def _section(section: Section) -> str:
+    text = f"<p>{html.escape(section.text)}</p>" if section.text else ""
+    rows = [_row("th", section.header), *(_row("td", row) for row in section.rows)]
+    table = f"<div><table>{''.join(rows)}</table></div>" if section.rows else ""
+    return f"<h2>{html.escape(section.title)}</h2>{text}{table}\n"
+
+
+def _row(tag: str, cells: Row) -> str:
+    return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}' for cell in cells)}"
+
+
+def _gallery(title: str, figures: Sequence[str], text: str = "") -> str:
+    """Pictures below a heading; many are folded away."""
+    if not any(figures):
+        return ""
+    shown = "".join(figures)
+    if len(figures) > _OPEN:
+        shown = f"<details><summary>{len(figures)} pictures</summary>{shown}</details>"
+    return f"<h2>{html.escape(title)}</h2>{f'<p>{html.escape(text)}</p>' if text else ''}{shown}\n"
+
+
+# ----------------------------------------------------------------------------------- forest plots
+
+
+def _overview(results: Mapping[str, Any]) -> str:
+    """AUCs of classes and means; of many classes the highest and the lowest."""
+    classes = results["classes"]
+    if len(classes) <= _ROWS:
+        return _forest("AUC", results, classes)
+    ordered = _by_auc(classes)
+    title = f"AUC: the {_END} highest and the {_END} lowest of {len(classes)}"
+    return _forest(title, results, [*ordered[:_END], *ordered[-_END:]])
+
+
+def _every_class(results: Mapping[str, Any]) -> str:
+    classes = results["classes"]
+    if len(classes) <= _ROWS:
+        return ""
+    drawn = _forest("AUC", results, _by_auc(classes))
+    return f"<details><summary>All {len(classes)} classes</summary>{drawn}</details>\n"
+
+
+def _by_auc(classes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """From the highest down, without those that have none."""
+    return sorted((c for c in classes if c["auc"] is not None), key=lambda c: -c["auc"])
+
+
+def _forest(title: str, results: Mapping[str, Any], classes: Sequence[Mapping[str, Any]]) -> str:
+    rows = [_estimate(c["class"] + (" *" if c["few"] else ""), c, faint=c["few"]) for c in classes]
+    means = {"mean": results["macro_auc"], **results["means"]}
+    rows += [_estimate(name, mean, summary=True) for name, mean in means.items() if mean]
+    return charts.forest(title, rows, Axis("AUC", (0.5, 1.0)), "published")
+
+
+def _estimate(name: str, found: Mapping[str, Any], **how: bool) -> Estimate:
+    return Estimate(name, found["auc"], found["low"], found["high"], found["published"], **how)
+
+
+# ----------------------------------------------------------------------------------------- curves
+
+
+def _roc_curves(results: Mapping[str, Any], scores: Scores) -> Iterator[str]:
+    for j, found in enumerate(results["classes"]):
+        if found["auc"] is not None:
+            rows = known(scores, j)
+            curve = metrics.roc_curve(rows.scores, rows.positive)
+            x, y = curve.false_positive_rate.tolist(), curve.true_positive_rate.tolist()
+            yield charts.lines(
+                f"{number(found['auc'])} {found['class']}",  # a long name may be cut
+                [Series("", list(zip(x, y, strict=True)))],
+                Axis("1 − specificity", _SHARE),
+                Axis("sensitivity", _SHARE),
+                square=True,
+                diagonal=True,
+            )
+
+
+def _learning(results: Mapping[str, Any]) -> Iterator[str]:
+    """Macro AUC of probes by how much they were fitted to."""
+    probe = results.get("probe")
+    if not probe:
+        return
+    levels = {
+        "zero-shot": probe["zero_shot_macro"]["auc"],
+        "published probe": probe["macro_auc"].get("published"),
+    }
+    levels = {f"{k} {number(v)}": v for k, v in levels.items() if v is not None}
+    for title, key, n, label in (
+        ("Learning curve: macro AUC", "learning_curve", "n", "training images"),
+        ("Few-shot: macro AUC", "few_shot", "shots", "training images of each class"),
+    ):
+        series = _by_method(probe.get(key) or (), n)
+        yield charts.lines(title, series, Axis(label, log=True), levels=levels)
+
+
+def _by_method(rows: Sequence[Mapping[str, Any]], n: str) -> list[Series]:
+    """A line for each method: means over seeds, whiskers from the lowest to the highest."""
+    found: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        if row["auc"] is not None:
+            found[row["method"]][row[n]].append(row["auc"])
+    return [
+        Series(
+            method,
+            [(x, float(np.mean(aucs))) for x, aucs in sorted(of.items())],
+            [(x, min(aucs), max(aucs)) for x, aucs in sorted(of.items()) if len(aucs) > 1],
+            dots=True,
+        )
+        for method, of in found.items()
+    ]
+
+
+def _calibration(results: Mapping[str, Any]) -> Iterator[str]:
+    held_out = results.get("held_out") or {}
+    for key, name in (("zero_shot", "zero-shot scores"), ("probe", "the probe's scores")):
+        of = (held_out.get(key) or {}).get("calibration", ())
+        yield _gallery(f"Reliability of {name}", [*map(_reliability, of)], _OF_CALIBRATION)
+
+
+def _reliability(found: Mapping[str, Any]) -> str:
+    series = []
+    for name in ("before", "after"):
+        if (side := found[name]) is not None:
+            curve = side["curve"]
+            points = list(zip(curve["predicted"], curve["observed"], strict=True))
+            label = f"{name}, ECE {number(side['ece'])}"
+            series.append(Series(label, points, weights=curve["rows"]))
+    return charts.lines(
+        found["of"],
+        series,
+        Axis("predicted", _SHARE),
+        Axis("observed", _SHARE),
+        square=True,
+        diagonal=True,
+    )

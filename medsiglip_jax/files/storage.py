@@ -1,0 +1,175 @@
+"""Files and folders that appear whole or not at all, on disks and in buckets; lines of JSON."""
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from upath import UPath
+
+from medsiglip_jax.files.locks import lock
+from medsiglip_jax.files.places import Place, check_new, check_writable
+
+# Between two uploads of a file that grows.
+UPLOAD_SECONDS = 10.0
+
+
+@contextlib.contextmanager
+def new_file(path: Place) -> Iterator[Path]:
+    """Yields a temporary local path; on success its content is at `path`, in one step.
+
+    On a disk it lies beside `path`, is synced and renamed; a bucket gets it in one upload. What was
+    there is replaced. On any error the temporary file is removed.
+    """
+    if isinstance(path, Path):
+        check_writable(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        try:
+            yield partial
+            _sync(partial)
+            os.replace(partial, path)
+            _sync(path.parent)
+        except OSError as error:
+            if error.filename is None:  # Arrow's know of no file
+                raise OSError(error.errno, str(error), str(path)) from None
+            raise
+        finally:
+            partial.unlink(missing_ok=True)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            yield (partial := Path(folder, path.name))
+            _upload(partial, path)
+
+
+@contextlib.contextmanager
+def new_folder(path: Place, overwrite: bool = False, marker: str = "") -> Iterator[Path]:
+    """Yields an empty temporary local folder; on success it becomes `path`.
+
+    A killed run leaves only the temporary folder, which the next run removes.
+
+    Args:
+        path: where.
+        overwrite: replace what is there.
+        marker: name of the file that makes the folder what it is. A bucket cannot rename a folder:
+            there the files are uploaded one by one, this one last, and it is removed first.
+
+    Raises:
+        FileExistsError: `path` is there and not empty, unless `overwrite`.
+    """
+    check_writable(path) if overwrite else check_new(path)
+    if isinstance(path, Path):
+        with _new_local_folder(path.absolute(), overwrite) as partial:
+            yield partial
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+            _replace_remote_folder(path, Path(folder), marker)
+
+
+@contextlib.contextmanager
+def _new_local_folder(path: Path, overwrite: bool) -> Iterator[Path]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    with lock(path.with_name(f".{path.name}.lock")):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        try:
+            yield partial
+            for file in sorted(partial.rglob("*"), reverse=True):
+                _sync(file)
+            if path.is_dir() and overwrite:
+                shutil.rmtree(path)
+            os.replace(partial, path)
+            _sync(path.parent)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _replace_remote_folder(path: UPath, folder: Path, marker: str) -> None:
+    if marker:
+        (path / marker).unlink(missing_ok=True)
+    if path.exists():
+        path.rmdir(recursive=True)
+    files = sorted((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.name == marker)
+    for file in files:
+        _upload(file, path / file.relative_to(folder).as_posix())
+
+
+# Where a file is there when its upload is complete, and not before.
+_BUCKETS = frozenset("gs gcs s3 s3a az abfs abfss adl hf oci memory".split())
+
+
+def _upload(file: Path, path: UPath) -> None:
+    if path.protocol in _BUCKETS:
+        path.fs.put_file(str(file), path.path)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    path.fs.put_file(str(file), partial.path)
+    path.fs.mv(partial.path, path.path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class Lines:
+    """A file of JSON objects, one per line, that grows.
+
+    A bucket takes whole files only: there it is written again after `UPLOAD_SECONDS`, and by
+    `flush`.
+    """
+
+    def __init__(self, path: Place, keep: Callable[[dict[str, Any]], bool] = lambda line: True):
+        """Opens a file, or starts one; of what is there, only the lines to `keep` stay."""
+        self.path, self._uploaded = path, time.monotonic()
+        self._lines = [line for line in read_lines(path) if keep(line)]
+        self._waiting = 0
+        if path.exists() and path.read_text(encoding="utf-8") != self._text():
+            self._write()  # at least without a last line that a kill cut short
+
+    def append(self, line: dict[str, Any]) -> None:
+        if isinstance(self.path, Path):
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+            return
+        self._lines.append(line)
+        self._waiting += 1
+        if time.monotonic() > self._uploaded + UPLOAD_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Makes what was appended last."""
+        if self._waiting:
+            self._write()
+
+    def _text(self) -> str:
+        return "".join(json.dumps(line) + "\n" for line in self._lines)
+
+    def _write(self) -> None:
+        with new_file(self.path) as partial:
+            partial.write_text(self._text(), encoding="utf-8")
+        self._waiting, self._uploaded = 0, time.monotonic()
+
+
+def read_lines(path: Place) -> list[dict[str, Any]]:
+    """The objects of a .jsonl file; a last one that a kill cut short is left out."""
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines

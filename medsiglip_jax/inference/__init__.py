@@ -1,0 +1,1 @@
+"""A trained model over many files: embeddings, zero-shot scores, heatmaps, previews."""

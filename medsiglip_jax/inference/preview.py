@@ -1,0 +1,179 @@
+"""A look at what the model sees: its exact inputs on a contact sheet, each with how it was made."""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from medsiglip_jax.data.rows import Row, Rows
+from medsiglip_jax.files import places
+from medsiglip_jax.pages import contact_sheet
+from medsiglip_jax.pages.contact_sheet import Cell, Section, Sheet
+from medsiglip_jax.preprocess import sources
+from medsiglip_jax.preprocess.decode import Facts, UnreadableImage, describe
+from medsiglip_jax.preprocess.dicom.rules import Rules
+from medsiglip_jax.preprocess.image import preset
+
+_PAGE, _LINES = 1900, 6  # of the PNG: pixels across, lines of text under a picture
+
+
+@dataclass(frozen=True)
+class Options:
+    """How inputs are made, and which are shown.
+
+    Attributes:
+        size: height and width of the model's inputs, in pixels.
+        preprocess: pixel preset.
+        dicom: how DICOM files become pixels.
+        limit: at most so many are shown, the first.
+        seed: instead of the first, so many at random.
+    """
+
+    size: int = 448
+    preprocess: str = "big_vision"
+    dicom: Rules = Rules()
+    limit: int = 100
+    seed: int | None = None
+
+    def __post_init__(self):
+        preset(self.preprocess)
+        for name in ("size", "limit"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+
+
+@dataclass(frozen=True)
+class Look:
+    """One input.
+
+    Attributes:
+        row: where it is from.
+        pixels: as the model gets them; None of an input that cannot be read.
+        width, height: of the image before, in pixels.
+        facts: what the decoder tells.
+        error: why it cannot be read.
+    """
+
+    row: Row
+    pixels: UInt8[np.ndarray, "s s 3"] | None = None
+    width: int = 0
+    height: int = 0
+    facts: Facts = Facts()
+    error: str = ""
+
+
+def preview(
+    rows: Rows,
+    output: places.Given,
+    options: Options = Options(),
+    on_progress: Callable[[int], Any] = int,
+) -> dict[str, Any]:
+    """Draws the images among rows.
+
+    Args:
+        rows: from `manifest.rows`; texts are passed over.
+        output: ends in .html, where pictures are PNG of exactly the pixels, or in .png, where they
+            are one picture.
+        options: see `Options`.
+        on_progress: called after every image, with 1.
+
+    Returns:
+        What is printed under each as `images`, with `error` under those that cannot be read; and
+        `left_out`, the number of images that the limit left out.
+
+    Raises:
+        ValueError: another name of the output, or no images.
+        OSError: a disk or a network fails.
+    """
+    contact_sheet.check(output)
+    chosen, left_out = _choose(rows, options)
+    looks = []
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for look in pool.map(lambda row: _look(row, options), chosen):
+            looks.append(look)
+            on_progress(1)
+    contact_sheet.draw(output, _sheet(looks, options))
+    return {
+        "output": str(output),
+        "size": options.size,
+        "preprocess": options.preprocess,
+        "dicom": options.dicom.to_dict(),
+        "left_out": left_out,
+        "images": [_to_dict(look) for look in looks],
+    }
+
+
+def _choose(rows: Rows, options: Options) -> tuple[list[Row], int]:
+    """The images that are shown, in order, and how many are not."""
+    images = np.flatnonzero(np.array(rows.table.column("kind").to_pylist()) == "image")
+    if not len(images):
+        raise ValueError("no images among the inputs, only texts")
+    count = min(options.limit, len(images))
+    kept = images[:count]
+    if options.seed is not None:
+        kept = np.sort(np.random.default_rng(options.seed).choice(images, count, replace=False))
+    return [rows[int(i)] for i in kept], len(images) - count
+
+
+def _look(row: Row, options: Options) -> Look:
+    try:
+        image, facts = sources.read(row.source, rules=options.dicom)
+        pixels = preset(options.preprocess)(image, options.size)
+    except UnreadableImage as error:
+        return Look(row, error=str(error).removeprefix(f"{describe(row.source)}: "))
+    return Look(row, pixels, image.shape[1], image.shape[0], facts)
+
+
+def _to_dict(look: Look) -> dict[str, Any]:
+    found: dict[str, Any] = {"id": look.row.id, "source": look.row.source}
+    if look.error:
+        return found | {"error": look.error}
+    return found | {
+        "width": look.width,
+        "height": look.height,
+        "seen": look.facts.seen,
+        "frame": look.facts.frame,
+        "frames": look.facts.frames,
+        "burned_in": look.facts.burned_in,
+        "orientation": look.facts.orientation,
+    }
+
+
+def _sheet(looks: Sequence[Look], options: Options) -> Sheet:
+    size = options.size
+    pitch = max(size, contact_sheet.SIDE) + contact_sheet.PITCH - contact_sheet.SIDE
+    return Sheet(
+        title="What the model sees",
+        foot=f"Inputs of {size}x{size} pixels, exactly, as PNG. Not a medical device.",
+        sections=[Section([_cell(look, options) for look in looks])],
+        side=size,
+        label=_LINES * contact_sheet.LEADING,
+        per_line=max(1, _PAGE // pitch),
+        exact=True,
+    )
+
+
+def _cell(look: Look, options: Options) -> Cell:
+    name = describe(look.row.id)
+    if look.pixels is None:
+        return Cell(f"unreadable: {look.error}", name)
+    return Cell(Image.fromarray(look.pixels), name, notes=_notes(look, options))
+
+
+def _notes(look: Look, options: Options) -> list[str]:
+    facts, size = look.facts, options.size
+    notes = [f"{look.width}x{look.height} to {size}x{size}, {options.preprocess}"]
+    if facts.seen:
+        notes.append(facts.seen)
+    if facts.frames > 1:
+        notes.append(f"frame {facts.frame} of {facts.frames}, from 0")
+    if facts.burned_in:
+        notes.append("annotation, which may identify people, is burned in")
+    if facts.orientation != 1:
+        notes.append(f"EXIF orientation {facts.orientation}, not applied")
+    return notes

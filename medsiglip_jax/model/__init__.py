@@ -1,0 +1,1 @@
+"""Both towers, their weights, and the model object that people load."""

@@ -1,0 +1,419 @@
+"""load, save, init, and the model object: where weights, model and pixels meet."""
+
+import functools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Float, Int32, UInt8
+
+from medsiglip_jax.files import places, storage
+from medsiglip_jax.files.places import Given
+from medsiglip_jax.model import attention as attentions
+from medsiglip_jax.model import sharding, towers, tree
+from medsiglip_jax.model.config import ModelConfig, TextConfig, VisionConfig, named
+from medsiglip_jax.model.towers import Compute
+from medsiglip_jax.model.weights import big_vision, huggingface, layouts, orbax, random
+from medsiglip_jax.preprocess.dicom.rules import Rules
+from medsiglip_jax.preprocess.image import load_images
+from medsiglip_jax.preprocess.text import Tokenizer
+
+# Name -> the file that makes a folder one of that format.
+FORMATS = {"huggingface": "config.json", "orbax": orbax.MARKER, "big_vision": "params.npz"}
+
+
+class Processor:
+    """Files, bytes and strings -> the arrays that the towers take."""
+
+    def __init__(self, config: ModelConfig, tokenizer: str | os.PathLike | bytes | None):
+        self.config = config
+        self._tokenizer_source = tokenizer
+        self._tokenizer: Tokenizer | None = None
+
+    def images(
+        self, items: Any, preprocess: str = "big_vision", dicom: Rules = Rules()
+    ) -> UInt8[np.ndarray, "n h w 3"]:
+        """Decodes and resizes images.
+
+        Args:
+            items: one or a sequence of paths, bytes, PIL images or uint8 arrays [H, W(, C)].
+                DICOM is known by its content.
+            preprocess: "big_vision" (squash, TF2 bilinear), "huggingface" (squash, PIL bicubic),
+                "serving" (zero-pad to a square, PIL bicubic) or "big_vision_pad" (zero-pad, TF2
+                bilinear).
+            dicom: how DICOM files become pixels, see `preprocess.dicom.rules`.
+
+        Returns:
+            uint8 [n, image_size, image_size, 3].
+        """
+        if self.config.vision is None:
+            raise ValueError("this model has no image tower")
+        return load_images(items, self.config.vision.image_size, preprocess, dicom=dicom)
+
+    def texts(self, strings: str | Sequence[str]) -> Int32[np.ndarray, "n l"]:
+        """Tokenizes strings to exactly `context_length` ids each (64 for MedSigLIP).
+
+        Raises:
+            FileNotFoundError: the model came without a SentencePiece model.
+        """
+        return self.tokenizer(strings)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        if self.config.text is None:
+            raise ValueError(
+                "this model has no text tower (a MedGemma or Gemma 3 checkpoint holds only the "
+                "image tower); texts need a SigLIP checkpoint such as google/medsiglip-448"
+            )
+        if self._tokenizer is None:
+            source = self._tokenizer_source
+            if source is None:
+                raise FileNotFoundError(
+                    f"{layouts.TOKENIZER} is missing: the checkpoint came without it. It is in "
+                    "the folder of google/medsiglip-448 on Hugging Face; put it beside the "
+                    "weights, or pass tokenizer=PATH (--tokenizer PATH)"
+                )
+            tokenizer = Tokenizer(source, context_length=self.config.text.context_length)
+            if tokenizer.vocab_size > self.config.text.vocab_size:
+                raise ValueError(
+                    f"tokenizer has {tokenizer.vocab_size} pieces, the text tower takes "
+                    f"{self.config.text.vocab_size}: it belongs to another model"
+                )
+            self._tokenizer = tokenizer
+        return self._tokenizer
+
+    @property
+    def tokenizer_bytes(self) -> bytes | None:
+        """The serialised SentencePiece model, or None."""
+        source = self._tokenizer_source
+        if source is None or isinstance(source, bytes):
+            return source
+        return Path(source).read_bytes()
+
+
+class Model:
+    """A loaded model: parameters, architecture, and compiled encoders.
+
+    Attributes:
+        config: the architecture.
+        params: plain nested dict of arrays, big_vision names: img/…, txt/…, t, b.
+        processor: pixels and tokens.
+        compute: dtype, matmul precision and attention back end in use.
+        mesh: the devices the parameters lie on, or None for the default device.
+        checkpoint: what was loaded, or None for weights made here.
+    """
+
+    def __init__(
+        self,
+        params: dict[str, Any],
+        config: ModelConfig,
+        *,
+        tokenizer: str | os.PathLike | bytes | None = None,
+        compute: Compute = Compute(),
+        mesh: jax.sharding.Mesh | None = None,
+        checkpoint: layouts.Checkpoint | None = None,
+    ):
+        self.config, self.params, self.compute, self.mesh = config, params, compute, mesh
+        self.checkpoint = checkpoint
+        self.processor = Processor(config, tokenizer)
+        self._image = jax.jit(lambda p, x: towers.encode_image(p, x, config, compute)[0])
+        self._tokens = jax.jit(lambda p, x: towers.encode_image(p, x, config, compute)[1])
+        self._text = jax.jit(lambda p, x: towers.encode_text(p, x, config, compute))
+
+    @property
+    def source(self) -> str | None:
+        """Where the weights came from."""
+        return self.checkpoint.source if self.checkpoint else None
+
+    @functools.cached_property
+    def sha256(self) -> str | None:
+        """Identity of the weight files (`weights.digest`), None for weights made here."""
+        return layouts.digest(self.checkpoint) if self.checkpoint else None
+
+    def encode_image(
+        self, images: Any, normalize: bool = True, batch_size: int = 32
+    ) -> Float[Array, "n d"]:
+        """Embeds images.
+
+        Args:
+            images: uint8 [n, H, W, 3] from `processor.images`, or float32 already in [-1, 1].
+            normalize: divide by the L2 norm, as similarity and retrieval want; False gives the
+                raw pooled output.
+            batch_size: at most so many images per call of the compiled encoder; more are run in
+                pieces (on a CPU in smaller ones, where those are faster).
+
+        Returns:
+            float32 [n, D]. Without a pooling head (MedGemma, Gemma 3): the mean patch token.
+        """
+        images = self._check_images(images)
+        z = self._run(self._image, images, batch_size, self.config.vision, self.config.embed_dim)
+        return towers.normalize(z) if normalize else z
+
+    def encode_tokens(self, images: Any, batch_size: int = 32) -> Float[Array, "n t d"]:
+        """Patch tokens after encoder_norm, row-major over the grid, float32 [n, T, D]."""
+        images = self._check_images(images)
+        vision = self.config.vision
+        assert vision is not None
+        shape = (vision.num_tokens, self.config.embed_dim)
+        return self._run(self._tokens, images, batch_size, vision, *shape)
+
+    def encode_text(
+        self, tokens: Any, normalize: bool = True, batch_size: int = 256
+    ) -> Float[Array, "n d"]:
+        """Embeds token ids int32 [n, context_length] from `processor.texts`; float32 [n, D]."""
+        tokens = self._check_tokens(tokens)
+        z = self._run(self._text, tokens, batch_size, self.config.text, self.config.embed_dim)
+        return towers.normalize(z) if normalize else z
+
+    def similarity(self, image_embeddings: Any, text_embeddings: Any) -> Float[Array, "i t"]:
+        """Logits exp(t) * cos + b, float32 [n_images, n_texts]; their sigmoid is SigLIP's
+        probability that the pair belongs together."""
+        if "t" not in self.params:
+            raise ValueError("this model has no temperature: it holds only one tower")
+        zimg, ztxt = jnp.asarray(image_embeddings), jnp.asarray(text_embeddings)
+        for name, z in (("image_embeddings", zimg), ("text_embeddings", ztxt)):
+            if z.ndim != 2 or z.shape[1] != self.config.embed_dim:
+                raise ValueError(
+                    f"{name} has shape {z.shape}; expected [n, {self.config.embed_dim}]"
+                )
+        t, b = (jnp.asarray(self.params[k], jnp.float32) for k in "tb")
+        return towers.similarity(towers.normalize(zimg), towers.normalize(ztxt), t, b)
+
+    def _check_images(self, images: Any) -> Any:
+        vision = self.config.vision
+        if vision is None:
+            raise ValueError("this model has no image tower")
+        images = images if isinstance(images, jax.Array) else np.asarray(images)
+        want = (vision.image_size, vision.image_size, 3)
+        if images.ndim != 4 or images.shape[1:] != want:
+            raise ValueError(
+                f"images has shape {images.shape}; expected [n, {want[0]}, {want[1]}, 3] "
+                "(processor.images makes it)"
+            )
+        if images.dtype == np.uint8:
+            return images
+        if not jnp.issubdtype(images.dtype, jnp.floating):
+            raise ValueError(f"images is {images.dtype}; expected uint8, or float32 in [-1, 1]")
+        if images.size and not isinstance(images, Tracer):
+            low, high = float(images.min()), float(images.max())
+            if not (low >= -1.001 and high <= 1.001):  # NaN fails too
+                raise ValueError(
+                    f"images spans [{low:.3g}, {high:.3g}]; expected floats in [-1, 1], or uint8 "
+                    "(no mean/std normalisation: SigLIP takes x / 127.5 - 1)"
+                )
+        return images.astype(np.float32)
+
+    def _check_tokens(self, tokens: Any) -> Any:
+        text = self.config.text
+        if text is None:
+            return self.processor.tokenizer  # raises the error that says why
+        tokens = tokens if isinstance(tokens, jax.Array) else np.asarray(tokens)
+        if tokens.ndim != 2 or tokens.shape[1] != text.context_length:
+            raise ValueError(
+                f"tokens has shape {tokens.shape}; expected [n, {text.context_length}] "
+                "(processor.texts pads to it)"
+            )
+        if not jnp.issubdtype(tokens.dtype, jnp.integer):
+            raise ValueError(f"tokens is {tokens.dtype}; expected int32")
+        if tokens.size and not isinstance(tokens, Tracer):
+            low, high = int(tokens.min()), int(tokens.max())
+            if low < 0 or high >= text.vocab_size:
+                raise ValueError(
+                    f"tokens holds ids {low}…{high}; the vocabulary is 0…{text.vocab_size - 1}"
+                )
+        return tokens.astype(np.int32)
+
+    def _run(self, encode: Callable, rows: Any, batch_size: int, tower: Any, *shape: int) -> Array:
+        """Applies `encode` in pieces of equal size, so that one program serves them all; the last
+        is padded."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; expected at least 1")
+        n = len(rows)
+        if n == 0:
+            return jnp.zeros((0, *shape), jnp.float32)
+        if isinstance(rows, Tracer):
+            return encode(self.params, rows)
+        size = self._piece_size(n, batch_size, tower)
+        pieces = []
+        for start in range(0, n, size):
+            piece = rows[start : start + size]
+            missing = size - len(piece)
+            if missing:
+                xp = jnp if isinstance(piece, jax.Array) else np
+                piece = xp.concatenate([piece, xp.zeros((missing, *piece.shape[1:]), piece.dtype)])
+            if self.mesh:
+                piece = jax.device_put(piece, sharding.batch_sharding(self.mesh))
+            pieces.append(encode(self.params, piece)[: size - missing])
+        return jnp.concatenate(pieces) if len(pieces) > 1 else pieces[0]
+
+    def _piece_size(self, rows: int, batch_size: int, tower: VisionConfig | TextConfig) -> int:
+        """Rows per call: on a CPU what stays in cache; elsewhere a power of two up to
+        `batch_size`, so that few programs serve every number of rows, split over the mesh."""
+        if jax.default_backend() == "cpu" and not self.mesh:
+            tokens = tower.num_tokens if isinstance(tower, VisionConfig) else tower.context_length
+            return min(rows, batch_size, max(1, _CPU_PIECE_BYTES // (4 * tokens * tower.mlp_dim)))
+        devices = self.mesh.shape["data"] if self.mesh else 1
+        size = min(batch_size, 1 << (rows - 1).bit_length())
+        return -(-size // devices) * devices
+
+
+# The MLP's hidden activations of one 1,024-token image are 17.6 MB. malloc gives buffers above
+# 32 MiB back to the system and gets them again as fresh pages, which costs more than it saves.
+_CPU_PIECE_BYTES = 32 << 20
+
+
+def load(
+    source: str | os.PathLike,
+    dtype: str = "float32",
+    mesh: jax.sharding.Mesh | None = None,
+    tokenizer: str | os.PathLike | None = None,
+    matmul_precision: str | None = None,
+    *,
+    attention: str | None = None,
+    fsdp: bool = False,
+    token: str | None = None,
+) -> Model:
+    """Loads a model.
+
+    Args:
+        source: a Hugging Face repo id, a checkpoint folder in HF layout, a big_vision .npz, or a
+            folder this project wrote.
+        dtype: storage and compute type: "float32", "bfloat16" or "float16".
+        mesh: a ("data", "model") mesh; parameters are replicated over it and batches split.
+        tokenizer: a SentencePiece model, where the checkpoint has none.
+        matmul_precision: a jax precision name; default "highest" for float32, so that float32
+            means float32 on every device ("tensorfloat32" or "default" are faster on GPU).
+        attention: back end by name, see `medsiglip_jax.model.attention.ATTENTION`; default
+            "blocked" on a CPU, "splash" on TPUs, else "xla".
+        fsdp: split large parameters over the mesh instead of replicating them.
+        token: Hugging Face token; default the stored login.
+
+    Raises:
+        FileNotFoundError: nothing at `source`.
+        weights.CheckpointError: the checkpoint is broken or of another kind; every problem is in
+            the message, and nothing is loaded.
+    """
+    compute = compute_for(dtype, matmul_precision, attention, mesh)
+    checkpoint = layouts.open_checkpoint(source, token)
+    tokenizer = tokenizer_path(tokenizer) or checkpoint.tokenizer
+    shardings = None
+    if mesh is not None:
+        shapes = towers.param_shapes(checkpoint.config, dtype)
+        shardings = sharding.param_shardings(shapes, mesh, fsdp)
+    return Model(
+        layouts.load_params(checkpoint, dtype, shardings),
+        checkpoint.config,
+        tokenizer=tokenizer,
+        compute=compute,
+        mesh=mesh,
+        checkpoint=checkpoint,
+    )
+
+
+def init(name: str | ModelConfig, seed: int = 0, dtype: str = "float32") -> Model:
+    """A model with random weights of a named size ("so400m-448") or a given architecture."""
+    config = named(name) if isinstance(name, str) else name
+    compute = compute_for(dtype)
+    params = jax.tree.map(
+        lambda x: jax.device_put(x.astype(layouts.dtype_of(dtype))),
+        random.init_params(config, seed),
+    )
+    return Model(params, config, compute=compute)
+
+
+def save(
+    model: Model,
+    folder: Given,
+    format: str = "huggingface",
+    overwrite: bool = False,
+    extra: Mapping[str, bytes] | None = None,
+) -> None:
+    """Writes a model, dtype and tokenizer kept; the folder appears whole or not at all.
+
+    Args:
+        model: what to write.
+        folder: a new folder, local or gs:// and its like; for "big_vision" also a path that ends in
+            .npz.
+        format: "huggingface" (loads in transformers), "orbax" or "big_vision" (an .npz).
+        overwrite: replace what is there.
+        extra: more files of the folder, by name.
+
+    Raises:
+        FileExistsError: something is there already.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"format is {format!r}; expected one of {', '.join(FORMATS)}")
+    path, tokenizer = places.at(folder), model.processor.tokenizer_bytes
+    if format == "big_vision" and path.suffix == ".npz":
+        if not overwrite:
+            places.check_new(path)
+        with storage.new_file(path) as partial_path:
+            big_vision.write_npz(partial_path, model.params, model.config)
+        return
+    with storage.new_folder(path, overwrite, FORMATS[format]) as partial_path:
+        if format == "huggingface":
+            huggingface.write_folder(partial_path, model.params, model.config, tokenizer)
+        elif format == "orbax":
+            orbax.write_folder(partial_path, model.params, model.config, tokenizer)
+        else:
+            big_vision.write_npz(partial_path / "params.npz", model.params, model.config)
+            if tokenizer is not None:
+                (partial_path / layouts.TOKENIZER).write_bytes(tokenizer)
+        for name, content in (extra or {}).items():
+            (partial_path / name).write_bytes(content)
+
+
+def describe(source: str | os.PathLike, token: str | None = None) -> dict[str, Any]:
+    """What `info` prints: the checkpoint checked in full but not loaded."""
+    checkpoint = layouts.open_checkpoint(source, token)
+    shapes = layouts.check(checkpoint)
+    return {
+        "source": checkpoint.source,
+        "format": checkpoint.format,
+        "parameters": tree.size(shapes),
+        "dtype": checkpoint.dtype,
+        "sha256": layouts.digest(checkpoint),
+        "tokenizer": str(checkpoint.tokenizer) if checkpoint.tokenizer else None,
+        "config": checkpoint.config.to_dict(),
+        "contains": {top: tree.size({top: shapes[top]}) for top in shapes},
+        "notes": list(checkpoint.notes),
+    }
+
+
+def compute_for(
+    dtype: str,
+    matmul_precision: str | None = None,
+    attention: str | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    platform: str | None = None,
+) -> Compute:
+    """How to compute in `dtype` on `mesh`, or on one device of `platform` ("cpu", "tpu", "gpu";
+    default the one there is), with the defaults of `load`."""
+    layouts.dtype_of(dtype)
+    precision = matmul_precision or ("highest" if dtype == "float32" else "default")
+    try:
+        jax.default_matmul_precision(precision)
+    except ValueError as error:
+        raise ValueError(f"matmul_precision is {matmul_precision!r}: {error}") from None
+    if mesh:
+        platform = mesh.devices.flat[0].platform
+    devices = mesh.size if mesh else 1
+    attention = attention or attentions.default(platform or jax.default_backend(), devices)
+    rows = sharding.batch_sharding(mesh) if mesh else None
+    return Compute(dtype=dtype, precision=precision, attention=attention, rows=rows)
+
+
+def tokenizer_path(tokenizer: str | os.PathLike | None) -> Path | None:
+    """A SentencePiece file, or a folder that holds one."""
+    if tokenizer is None:
+        return None
+    path = Path(tokenizer)
+    path = path / layouts.TOKENIZER if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; expected a SentencePiece model")
+    return path

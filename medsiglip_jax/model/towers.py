@@ -1,0 +1,351 @@
+"""The two towers in Flax Linen, as pure functions of a plain parameter dict.
+
+The only file that imports flax. Parameter names and shapes are big_vision's
+(models/vit.py, models/proj/image_text/{text_transformer,two_towers}.py at commit 0127fb6), with
+the blocks of a tower stacked on axis 0 under "encoderblock" and run under `scan`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jaxtyping import Array, Float, Int, UInt8
+
+from medsiglip_jax.model.attention import ATTENTION, attend
+from medsiglip_jax.model.config import ModelConfig, TextConfig, VisionConfig
+
+Params = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How the arithmetic is done; hashable, so jit can take it as a static argument.
+
+    Attributes:
+        dtype: of activations; parameters are cast to it where they are used.
+        precision: matmul precision by jax's names; "highest" is true float32 on every device
+            (TF32 and bf16 passes are the defaults on GPU and TPU).
+        attention: back end, one of `attention.ATTENTION`.
+        remat: what a block recomputes in the backward pass instead of storing it, one of `REMAT`.
+        rows: where the rows of activations lie, on a mesh. Where parameters are split too, the
+            compiler, left to itself, splits the width of the activations instead, and has every
+            device work on the whole batch; and most attention is of the rows of one device.
+    """
+
+    dtype: str = "float32"
+    precision: str | None = "highest"
+    attention: str = "xla"
+    remat: str = "none"
+    rows: NamedSharding | None = None
+
+    def __post_init__(self):
+        if self.attention not in ATTENTION:
+            raise ValueError(
+                f"attention back end {self.attention!r} is unknown; expected one of "
+                f"{', '.join(ATTENTION)}"
+            )
+        if self.remat not in REMAT:
+            raise ValueError(f"remat {self.remat!r} is unknown; expected one of {', '.join(REMAT)}")
+
+
+# What `jax.checkpoint` keeps of a block. Of a So400m block, for one 448 px image in float32 with
+# "xla" attention: "none" 140 MB, "dots" 41 MB, "block" the 4.7 MB of its input.
+REMAT: dict[str, Callable | None] = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "block": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+# --------------------------------------------------------------------------------- modules
+
+
+def _adapt(module: nn.Module, name: str, x: Array, y: Array) -> Array:
+    """Adds scale * x @ a @ b to a layer's output, where the tree holds "{name}_lora" (`lora.py`).
+
+    Two thin products instead of one with `kernel + a @ b`, whose gradient would be as large as the
+    kernel and cost as much as training it.
+    """
+    if not module.has_variable("params", f"{name}_lora"):
+        return y
+    adapter = module.get_variable("params", f"{name}_lora")
+    a, b, scale = (adapter[key].astype(y.dtype) for key in ("a", "b", "scale"))
+    return y + (scale * (x.reshape(*y.shape[:2], -1) @ a) @ b).reshape(y.shape)
+
+
+class MultiHeadDotProductAttention(nn.Module):
+    """Unmasked multi-head attention: SigLIP attends to padding too."""
+
+    num_heads: int
+    compute: Compute
+
+    @nn.compact
+    def __call__(
+        self, x_q: Float[Array, "b q d"], x_kv: Float[Array, "b k d"]
+    ) -> Float[Array, "b q d"]:
+        width = x_q.shape[-1]
+        dense = partial(
+            nn.DenseGeneral, dtype=self.compute.dtype, kernel_init=nn.initializers.xavier_uniform()
+        )
+        heads = (self.num_heads, width // self.num_heads)
+        q = _adapt(self, "query", x_q, dense(heads, name="query")(x_q))
+        k = _adapt(self, "key", x_kv, dense(heads, name="key")(x_kv))
+        v = _adapt(self, "value", x_kv, dense(heads, name="value")(x_kv))
+        name = self.compute.attention if x_q.shape == x_kv.shape else "xla"
+        x = attend(name, q * heads[1] ** -0.5, k, v, self.compute.rows)
+        return _adapt(self, "out", x, dense(width, axis=(-2, -1), name="out")(x))
+
+
+@partial(jax.checkpoint, prevent_cse=False)
+def _gelu(x: Array) -> Array:
+    """The tanh form, as HF's gelu_pytorch_tanh. Its backward pass computes the tanh again: kept,
+    it and the products around it would be five more arrays as large as the hidden layer."""
+    return nn.gelu(x, approximate=True)
+
+
+class LayerNorm(nn.Module):
+    """Over the last axis, eps 1e-6, statistics in float32; only its input is kept for backward."""
+
+    compute: Compute
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        return _layer_norm(x, scale, bias).astype(self.compute.dtype)
+
+
+@partial(jax.checkpoint, prevent_cse=False)
+def _layer_norm(x: Array, scale: Array, bias: Array) -> Array:
+    x = x.astype(jnp.float32)
+    x = x - x.mean(axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt((x**2).mean(axis=-1, keepdims=True) + 1e-6) * scale + bias
+
+
+class MlpBlock(nn.Module):
+    mlp_dim: int
+    compute: Compute
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        dense = partial(
+            nn.Dense,
+            dtype=self.compute.dtype,
+            kernel_init=nn.initializers.xavier_uniform(),
+            bias_init=nn.initializers.normal(1e-6),
+        )
+        width = x.shape[-1]
+        x = _adapt(self, "Dense_0", x, dense(self.mlp_dim, name="Dense_0")(x))
+        x = _gelu(x)
+        return _adapt(self, "Dense_1", x, dense(width, name="Dense_1")(x))
+
+
+class EncoderBlock(nn.Module):
+    """Pre-LN block; the (carry, output) signature is the one `nn.scan` wants."""
+
+    num_heads: int
+    mlp_dim: int
+    compute: Compute
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"]) -> tuple[Float[Array, "b n d"], None]:
+        if self.compute.rows is not None:
+            x = jax.lax.with_sharding_constraint(x, self.compute.rows)
+        y = LayerNorm(self.compute)(x)
+        x = x + MultiHeadDotProductAttention(self.num_heads, self.compute)(y, y)
+        y = LayerNorm(self.compute)(x)
+        return x + MlpBlock(self.mlp_dim, self.compute)(y), None
+
+
+class Encoder(nn.Module):
+    depth: int
+    num_heads: int
+    mlp_dim: int
+    compute: Compute
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        block, policy = EncoderBlock, REMAT[self.compute.remat]
+        if policy is not None:
+            block = nn.remat(EncoderBlock, prevent_cse=False, policy=policy)
+        frozen = self._frozen_depth()
+        for name, length in (("frozen_blocks", frozen), ("encoderblock", self.depth - frozen)):
+            if length:
+                stack = nn.scan(
+                    block, variable_axes={"params": 0}, split_rngs={"params": True}, length=length
+                )
+                x, _ = stack(self.num_heads, self.mlp_dim, self.compute, name=name)(x)
+        return LayerNorm(self.compute, name="encoder_norm")(x)
+
+    def _frozen_depth(self) -> int:
+        """First blocks that the tree holds apart (`freeze.py`): a scan of their own, through which
+        no gradient has to pass."""
+        blocks = self.variables.get("params", {}).get("frozen_blocks")
+        return len(jax.tree.leaves(blocks)[0]) if blocks else 0
+
+
+class MAPHead(nn.Module):
+    """Multi-head attention pooling: a learned probe, no residual from it, no LN on its inputs."""
+
+    num_heads: int
+    mlp_dim: int
+    compute: Compute
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b d"]:
+        n, _, width = x.shape
+        probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, width))
+        probe = jnp.tile(probe.astype(x.dtype), (n, 1, 1))
+        x = MultiHeadDotProductAttention(self.num_heads, self.compute)(probe, x)
+        y = LayerNorm(self.compute)(x)
+        return (x + MlpBlock(self.mlp_dim, self.compute)(y))[:, 0]
+
+
+class PatchEmbedding(nn.Module):
+    """The patch convolution, written as one matmul; the kernel keeps its [p, p, 3, d] shape."""
+
+    patch_size: int
+    width: int
+    compute: Compute
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b n d"]:
+        p, dtype = self.patch_size, self.compute.dtype
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (p, p, 3, self.width))
+        bias = self.param("bias", nn.initializers.zeros, (self.width,))
+        b, h, w = images.shape[0], images.shape[1] // p, images.shape[2] // p
+        x = images[:, : h * p, : w * p].astype(dtype).reshape(b, h, p, w, p, 3)
+        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * w, p * p * 3)
+        return x @ kernel.astype(dtype).reshape(-1, self.width) + bias.astype(dtype)
+
+
+def _add_positions(module: nn.Module, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+    _, length, width = x.shape
+    init = nn.initializers.normal(stddev=width**-0.5)
+    return x + module.param("pos_embedding", init, (1, length, width)).astype(x.dtype)
+
+
+class ImageTower(nn.Module):
+    config: VisionConfig
+    compute: Compute
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "b h w 3"]
+    ) -> tuple[Float[Array, "b d"], Float[Array, "b n d"]]:
+        """Returns the pooled embedding (not normalised) and the tokens after encoder_norm."""
+        c = self.config
+        x = PatchEmbedding(c.patch_size, c.width, self.compute, name="embedding")(images)
+        x = _add_positions(self, x)
+        x = Encoder(c.depth, c.num_heads, c.mlp_dim, self.compute, name="Transformer")(x)
+        if c.pool == "mean":
+            return x.astype(jnp.float32).mean(axis=1), x
+        return MAPHead(c.num_heads, c.mlp_dim, self.compute, name="MAPHead_0")(x), x
+
+
+class TextTower(nn.Module):
+    config: TextConfig
+    compute: Compute
+
+    @nn.compact
+    def __call__(self, tokens: Int[Array, "b n"]) -> Float[Array, "b d"]:
+        c = self.config
+        x = nn.Embed(c.vocab_size, c.width, dtype=self.compute.dtype, name="Embed_0")(tokens)
+        x = _add_positions(self, x)
+        x = Encoder(c.depth, c.num_heads, c.mlp_dim, self.compute, name="Encoder_0")(x)
+        # Last position, which sticky EOS makes an </s> (big_vision ops_text.py:77-111).
+        return nn.Dense(c.embed_dim, dtype=self.compute.dtype, name="head")(x[:, -1])
+
+
+# ------------------------------------------------------------------------- pure functions
+
+
+def to_unit_range(images: UInt8[Array, "..."] | Float[Array, "..."]) -> Float[Array, "..."]:
+    """uint8 [0, 255] -> float32 [-1, 1] as value_range(-1, 1) does (pp/ops_general.py:32-64);
+    floats pass through."""
+    if images.dtype != jnp.uint8:
+        return images
+    return images.astype(jnp.float32) / 255.0 * 2.0 - 1.0
+
+
+def normalize(z: Float[Array, "... d"]) -> Float[Array, "... d"]:
+    """z / (||z|| + 1e-8), the epsilon added to the norm (two_towers.py:60-74), in float32."""
+    z = z.astype(jnp.float32)
+    return z / (jnp.linalg.norm(z, axis=-1, keepdims=True) + 1e-8)
+
+
+def encode_image(
+    params: Params,
+    images: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"],
+    config: ModelConfig,
+    compute: Compute = Compute(),
+) -> tuple[Float[Array, "b d"], Float[Array, "b n d"]]:
+    """Runs the image tower.
+
+    Args:
+        params: the model's tree; only "img" is used.
+        images: uint8, or floats in [-1, 1]; NHWC, `config.image_size` square.
+        config: the architecture.
+        compute: how to do the arithmetic.
+
+    Returns:
+        The pooled embedding, not normalised, and the patch tokens after encoder_norm, both
+        float32.
+    """
+    assert config.vision is not None
+    with jax.default_matmul_precision(compute.precision):
+        tower = ImageTower(config.vision, compute)
+        z, tokens = cast(Any, tower.apply({"params": params["img"]}, to_unit_range(images)))
+    return z.astype(jnp.float32), tokens.astype(jnp.float32)
+
+
+def encode_text(
+    params: Params,
+    tokens: Int[Array, "b n"],
+    config: ModelConfig,
+    compute: Compute = Compute(),
+) -> Float[Array, "b d"]:
+    """Runs the text tower; float32, not normalised."""
+    assert config.text is not None
+    with jax.default_matmul_precision(compute.precision):
+        tower = TextTower(config.text, compute)
+        z = cast(Any, tower.apply({"params": params["txt"]}, tokens))
+    return z.astype(jnp.float32)
+
+
+def similarity(
+    zimg: Float[Array, "i d"],
+    ztxt: Float[Array, "t d"],
+    t: Float[Array, "..."],
+    b: Float[Array, "..."],
+) -> Float[Array, "i t"]:
+    """Logits exp(t) * zimg @ ztxt.T + b of normalised embeddings; `t` is the log temperature."""
+    with jax.default_matmul_precision("highest"):
+        return jnp.exp(t.reshape(())) * (zimg @ ztxt.T) + b.reshape(())
+
+
+def param_shapes(config: ModelConfig, dtype: str = "float32") -> Params:
+    """The tree of `jax.ShapeDtypeStruct` that a checkpoint of this architecture must fill."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), _float32_shapes(config))
+
+
+@lru_cache
+def _float32_shapes(config: ModelConfig) -> Params:
+    def init(key, images, tokens):
+        params: Params = {}
+        if config.vision:
+            params["img"] = ImageTower(config.vision, Compute()).init(key, images)["params"]
+        if config.text:
+            params["txt"] = TextTower(config.text, Compute()).init(key, tokens)["params"]
+        if config.vision and config.text:
+            params["t"] = params["b"] = jnp.zeros((1,))
+        return params
+
+    images = jnp.zeros((1, config.image_size or 1, config.image_size or 1, 3))
+    tokens = jnp.zeros((1, config.context_length or 1), jnp.int32)
+    return jax.eval_shape(init, jax.random.key(0), images, tokens)

@@ -1,0 +1,1 @@
+"""Checkpoints: one reader and writer per layout."""

@@ -1,0 +1,170 @@
+"""big_vision .npz checkpoints: scanned or unrolled, with or without a "params/" prefix."""
+
+import math
+import re
+import zipfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from medsiglip_jax.model import tree
+from medsiglip_jax.model.config import NAMED, ModelConfig, TextConfig, VisionConfig
+from medsiglip_jax.model.weights.layouts import Checkpoint, CheckpointError, Leaf, tokenizer_in
+
+_LAYER = re.compile(r"(.*/encoderblock)_(\d+)(/.*)")
+
+
+def open_npz(path: Path) -> Checkpoint:
+    """Opens an .npz; only array headers are read, nothing is unpickled."""
+    headers = _headers(path)
+    keys, notes = _unwrap(headers)
+    leaves, broken = _leaves(path, keys, headers)
+    problems = list(broken.values())
+    try:
+        config = infer_config({name: leaf.shape for name, leaf in leaves.items()})
+    except (KeyError, ValueError, IndexError) as error:
+        raise CheckpointError(
+            path, [f"not a two-tower SigLIP: cannot infer the architecture ({error})", *problems]
+        ) from None
+    return Checkpoint(
+        source=str(path),
+        format="big_vision",
+        config=config,
+        leaves=leaves,
+        problems=problems,
+        faulty=frozenset(broken),
+        files=(path,),
+        tokenizer=tokenizer_in(path.parent),
+        notes=notes,
+    )
+
+
+def _headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Key -> (shape, dtype), from the .npy headers alone."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    headers, problems = {}, []
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.namelist():
+                with archive.open(member) as file:
+                    version = np.lib.format.read_magic(file)
+                    read = (
+                        np.lib.format.read_array_header_1_0
+                        if version == (1, 0)
+                        else np.lib.format.read_array_header_2_0
+                    )
+                    shape, _, dtype = read(file)
+                if dtype.hasobject:
+                    problems.append(f"{member} holds pickled objects, which are not read")
+                headers[member.removesuffix(".npy")] = (shape, _as_bfloat16(dtype))
+    except (zipfile.BadZipFile, ValueError, OSError, EOFError, NotImplementedError) as error:
+        raise CheckpointError(path, [f"not a readable .npz: {error}"]) from None
+    if problems:
+        raise CheckpointError(path, problems)
+    return headers
+
+
+def _as_bfloat16(dtype: np.dtype) -> np.dtype:
+    """npz has no bfloat16: big_vision stores it as 2-byte void (utils.py:827-833)."""
+    return np.dtype(ml_dtypes.bfloat16) if dtype == np.dtype("V2") else dtype
+
+
+def _unwrap(headers: dict[str, Any]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Parameter name -> key in the file, and what was left out of a train state."""
+    for prefix in ("params/", "opt/target/"):
+        keys = {key.removeprefix(prefix): key for key in headers if key.startswith(prefix)}
+        if keys:
+            rest = sorted({key.split("/")[0] for key in headers if not key.startswith(prefix)})
+            return keys, (f"left out: {', '.join(rest)}",) if rest else ()
+    return {key: key for key in headers}, ()
+
+
+def _leaves(path: Path, keys: dict[str, str], headers) -> tuple[dict[str, Leaf], dict[str, str]]:
+    """Returns the sound parameters, and of the stacks that are not, what is wrong with them."""
+    leaves: dict[str, Leaf] = {}
+    stacks: dict[str, dict[int, str]] = {}
+    broken = {}
+    for name, key in keys.items():
+        if match := _LAYER.fullmatch(name):
+            block, layer, rest = match.groups()
+            stacks.setdefault(f"{block}{rest}", {})[int(layer)] = key
+        else:
+            shape, dtype = headers[key]
+            leaves[name] = Leaf(shape, dtype, (partial(_read, path, key),), False)
+    for name, layers in stacks.items():
+        found = {headers[key] for key in layers.values()}
+        if sorted(layers) != list(range(len(layers))) or len(found) != 1 or name in leaves:
+            broken[name] = f"{name}: layers {sorted(layers)} do not make one stack: {found}"
+            continue
+        shape, dtype = found.pop()
+        readers = tuple(partial(_read, path, layers[i]) for i in range(len(layers)))
+        leaves[name] = Leaf((len(layers), *shape), dtype, readers, True)
+    return leaves, broken
+
+
+def _read(path: Path, key: str) -> np.ndarray:
+    with np.load(path, allow_pickle=False) as archive:
+        array = archive[key]
+    return array.view(ml_dtypes.bfloat16) if array.dtype == np.dtype("V2") else array
+
+
+def infer_config(shapes: dict[str, tuple[int, ...]]) -> ModelConfig:
+    """Reads the architecture off the parameter shapes."""
+    vision = text = None
+    if any(name.startswith("img/") for name in shapes):
+        patch, _, _, width = shapes["img/embedding/kernel"]
+        grid = math.isqrt(shapes["img/pos_embedding"][1])
+        vision = VisionConfig(
+            image_size=_image_size(grid, patch),
+            patch_size=patch,
+            width=width,
+            pool="map" if "img/MAPHead_0/probe" in shapes else "mean",
+            **_encoder(shapes, "img/Transformer"),
+        )
+    if any(name.startswith("txt/") for name in shapes):
+        vocab_size, width = shapes["txt/Embed_0/embedding"]
+        text = TextConfig(
+            vocab_size=vocab_size,
+            context_length=shapes["txt/pos_embedding"][1],
+            width=width,
+            embed_dim=shapes["txt/head/kernel"][1],
+            **_encoder(shapes, "txt/Encoder_0"),
+        )
+    return ModelConfig(vision, text)
+
+
+def _encoder(shapes: dict[str, tuple[int, ...]], name: str) -> dict[str, int]:
+    block = f"{name}/encoderblock"
+    depth, _, num_heads, _ = shapes[f"{block}/MultiHeadDotProductAttention_0/query/kernel"]
+    mlp_dim = shapes[f"{block}/MlpBlock_0/Dense_0/kernel"][-1]
+    return dict(depth=depth, mlp_dim=mlp_dim, num_heads=num_heads)
+
+
+def _image_size(grid: int, patch: int) -> int:
+    """The released size with this grid if there is one: 27 patches of 14 are 384, not 378."""
+    sizes = [c.vision for c in NAMED.values() if c.vision and c.vision.patch_size == patch]
+    return next((v.image_size for v in sizes if v.grid == grid), grid * patch)
+
+
+def write_npz(path: Path, params: dict[str, Any], config: ModelConfig) -> None:
+    """Writes the unrolled layout of the released SigLIP checkpoints, under "params/"."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        for name, leaf in tree.items(params):
+            array = np.asarray(leaf)
+            if "/encoderblock/" not in name:
+                _write_array(archive, name, array)
+                continue
+            for i, layer in enumerate(array):
+                unrolled = name.replace("/encoderblock/", f"/encoderblock_{i}/")
+                _write_array(archive, unrolled, layer)
+
+
+def _write_array(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> None:
+    if array.dtype == np.dtype(ml_dtypes.bfloat16):
+        array = array.view("V2")
+    with archive.open(f"params/{name}.npy", "w", force_zip64=True) as file:
+        np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)

@@ -1,0 +1,99 @@
+"""Local copies of checkpoints that lie elsewhere: on the Hugging Face hub, in a bucket."""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+from tqdm import tqdm
+from upath import UPath
+
+from medsiglip_jax.files import places
+
+_FILES = ["*.json", "*.safetensors", "*.model"]
+
+
+def is_repo_id(source: str) -> bool:
+    return re.fullmatch(r"[\w\-.]+/[\w\-.]+", source) is not None and not source.startswith(".")
+
+
+def download(repo_id: str, token: str | None = None) -> Path:
+    """Downloads (or finds in the local cache) the checkpoint files of `repo_id`.
+
+    Raises:
+        FileNotFoundError: no such repository, or none in the cache while offline.
+        PermissionError: the repository is gated and this user has no access yet.
+    """
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        return Path(snapshot_download(repo_id, allow_patterns=_FILES, token=token))
+    except errors.GatedRepoError:
+        raise PermissionError(
+            f"{repo_id}: access is gated. Accept the terms at https://huggingface.co/{repo_id}, "
+            "then log in with `hf auth login` or set HF_TOKEN"
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise FileNotFoundError(
+            f"{repo_id}: no such local folder, and no such Hugging Face repository (or it is "
+            "private: log in with `hf auth login` or set HF_TOKEN). MedSigLIP is "
+            "google/medsiglip-448"
+        ) from None
+    except errors.LocalEntryNotFoundError:
+        raise FileNotFoundError(_offline(repo_id)) from None
+    except (OSError, errors.HfHubHTTPError) as error:
+        raise ConnectionError(f"{_offline(repo_id)} ({type(error).__name__}: {error})") from None
+
+
+def _offline(repo_id: str) -> str:
+    return (
+        f"{repo_id}: no such local folder, and the Hugging Face hub cannot be reached while no "
+        "complete copy is in the local cache. Connect, or download the files elsewhere "
+        f"(`hf download {repo_id} --local-dir FOLDER`) and give that folder"
+    )
+
+
+def fetch(uri: str) -> Path:
+    """Copies a checkpoint from gs:// or its like to the local cache, or finds it there.
+
+    A copy is found again as long as nothing in the bucket has changed. The cache is
+    `medsiglip_jax/` in $XDG_CACHE_HOME or ~/.cache.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+    """
+    place = UPath(places.at(uri))
+    files = dict(place.fs.find(place.path, detail=True))
+    if not files:
+        raise FileNotFoundError(f"{uri}: no such file or folder")
+    cache = places.cache()
+    copy = cache / f"{place.name}-{_version(uri, files)}"
+    if not copy.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=cache))
+        try:
+            _copy(place, list(files), partial)
+            with contextlib.suppress(OSError):  # another process was first
+                partial.rename(copy)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return copy / place.name if place.is_file() else copy
+
+
+def _version(uri: str, files: dict[str, dict]) -> str:
+    """Of what the listing says; each file system has its own names for a version or a time."""
+    names = ("size", "generation", "etag", "ETag", "mtime", "created", "LastModified")
+    facts = [[path, *(str(files[path].get(name)) for name in names)] for path in sorted(files)]
+    return hashlib.sha256(json.dumps([uri, facts]).encode()).hexdigest()[:16]
+
+
+def _copy(place: UPath, files: list[str], folder: Path) -> None:
+    above = place.parent.path if files == [place.path] else place.path
+    for file in tqdm(files, str(place), unit="file", disable=None):
+        target = folder / os.path.relpath(file, above)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        place.fs.get_file(file, str(target))

@@ -1,0 +1,67 @@
+"""This project's own folders: an orbax tree, and a marker that holds the architecture."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medsiglip_jax.model import tree
+from medsiglip_jax.model.config import ModelConfig
+from medsiglip_jax.model.weights.layouts import (
+    TOKENIZER,
+    Checkpoint,
+    CheckpointError,
+    Leaf,
+    tokenizer_in,
+)
+from medsiglip_jax.train import checkpoints
+
+# Written last, read first.
+MARKER = "medsiglip_jax.json"
+_PARAMS = "params"
+
+
+def open_folder(folder: Path) -> Checkpoint:
+    """Opens a folder that has the marker; arrays are read by `restore`."""
+    try:
+        content = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        config = ModelConfig.from_dict(content["config"])
+        stored = tree.flatten(checkpoints.tree_metadata(folder / _PARAMS))
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:  # orbax and tensorstore raise many kinds for a damaged folder
+        raise CheckpointError(folder, [f"cannot be opened: {error}"]) from error
+    leaves = {
+        path: Leaf(tuple(meta.shape), np.dtype(meta.dtype), (), False)
+        for path, meta in stored.items()
+    }
+    return Checkpoint(
+        source=str(folder),
+        format="orbax",
+        config=config,
+        leaves=leaves,
+        problems=[],
+        faulty=frozenset(),
+        files=tuple(sorted(p for p in (folder / _PARAMS).rglob("*") if p.is_file())),
+        tokenizer=tokenizer_in(folder),
+        restore=lambda shapes: _restore(folder, shapes),
+    )
+
+
+def _restore(folder: Path, shapes: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return checkpoints.restore_tree(folder / _PARAMS, shapes)
+    except Exception as error:  # as above
+        raise CheckpointError(folder, [f"cannot be read: {error}"]) from error
+
+
+def write_folder(
+    folder: Path, params: dict[str, Any], config: ModelConfig, tokenizer: bytes | None
+) -> None:
+    """Writes tree, tokenizer and marker into an existing empty folder."""
+    checkpoints.save_tree(folder / _PARAMS, params)
+    if tokenizer is not None:
+        (folder / TOKENIZER).write_bytes(tokenizer)
+    content = {"format": "orbax", "config": config.to_dict()}
+    (folder / MARKER).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,49 @@
+"""Position embeddings to another resolution."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from medsiglip_jax.model.config import ModelConfig
+
+
+def resize_positions(
+    params: dict[str, Any], config: ModelConfig, resolution: int
+) -> tuple[dict[str, Any], ModelConfig]:
+    """Returns parameters and architecture for square images of `resolution` pixels.
+
+    The grid is resampled as big_vision does (models/vit.py:306-321: `scipy.ndimage.zoom` of order
+    1, which is bilinear with aligned corners and no antialias), in float32.
+    """
+    import jax.numpy as jnp
+
+    if config.vision is None:
+        raise ValueError("this model has no image tower whose resolution could be changed")
+    vision = dataclasses.replace(config.vision, image_size=resolution)
+    if vision.grid != config.vision.grid:
+        old = params["img"]["pos_embedding"]
+        new = jnp.asarray(resample(np.asarray(old, np.float32), vision.grid), old.dtype)
+        params = {**params, "img": {**params["img"], "pos_embedding": new}}
+    return params, dataclasses.replace(config, vision=vision)
+
+
+def resample(grid: Float[np.ndarray, "1 n d"], side: int) -> Float[np.ndarray, "1 m d"]:
+    """[1, n, d] of a square grid -> [1, side * side, d]."""
+    old = round(grid.shape[1] ** 0.5)
+    weights = _interpolation(old, side)
+    square = grid.reshape(old, old, -1).astype(np.float64)
+    out = np.einsum("ai,bj,ijd->abd", weights, weights, square, optimize=True)
+    return out.reshape(1, side * side, -1).astype(np.float32)
+
+
+def _interpolation(old: int, new: int) -> np.ndarray:
+    """[new, old] linear weights whose first and last samples are the grid's corners."""
+    at = np.linspace(0.0, old - 1, new) if new > 1 else np.zeros(1)
+    low = np.minimum(np.floor(at).astype(int), max(old - 2, 0))
+    weights = np.zeros((new, old))
+    weights[np.arange(new), low] = 1 - (at - low)
+    if old > 1:
+        weights[np.arange(new), low + 1] = at - low
+    return weights

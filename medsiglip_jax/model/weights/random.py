@@ -1,0 +1,92 @@
+"""Random weights of an architecture, drawn on the host.
+
+numpy rather than the modules' own initialisers: nothing to compile (jax.random took 9 CPU-seconds
+for the smallest model), and the same seed gives the same bits on every device and jax version.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from medsiglip_jax.model import towers, tree
+from medsiglip_jax.model.config import ModelConfig
+
+Shape = tuple[int, ...]
+Initializer = Callable[[np.random.Generator, Shape], np.ndarray]
+
+
+def init_params(config: ModelConfig, seed: int) -> dict[str, Any]:
+    """Float32 numpy arrays, distributed as big_vision and flax initialise these modules.
+
+    Every parameter has its own stream, so that towers drawn alone or together are equal.
+    """
+    flat = tree.flatten(towers.param_shapes(config))
+    initializers = tree.match([r for r in _RULES if _used(r[0], flat)], list(flat))
+    return tree.unflatten(
+        {
+            path: initializers[path](_generator(seed, path), leaf.shape).astype(np.float32)
+            for path, leaf in flat.items()
+        }
+    )
+
+
+def _used(regex: str, flat: dict[str, Any]) -> bool:
+    """Rules of a tower that this architecture lacks are no typos."""
+    return any(re.fullmatch(regex, path) for path in flat)
+
+
+def _generator(seed: int, path: str) -> np.random.Generator:
+    return np.random.default_rng([seed, *path.encode()])
+
+
+def _constant(value: float) -> Initializer:
+    return lambda rng, shape: np.full(shape, value)
+
+
+def _normal(std: float) -> Initializer:
+    return lambda rng, shape: std * rng.standard_normal(shape, np.float32)
+
+
+def _normal_by_width(rng: np.random.Generator, shape: Shape) -> np.ndarray:
+    """Standard deviation 1 / sqrt(width) (big_vision models/vit.py posemb; flax nn.Embed)."""
+    return shape[-1] ** -0.5 * rng.standard_normal(shape, np.float32)
+
+
+def _xavier(inputs: int, stacked: bool = True) -> Initializer:
+    """Xavier-uniform; the first `inputs` axes (after the layer axis) are inputs."""
+
+    def draw(rng: np.random.Generator, shape: Shape) -> np.ndarray:
+        axes = shape[1:] if stacked else shape
+        limit = math.sqrt(6 / (math.prod(axes[:inputs]) + math.prod(axes[inputs:])))
+        return limit * (2 * rng.random(shape, np.float32) - 1)
+
+    return draw
+
+
+def _lecun(rng: np.random.Generator, shape: Shape) -> np.ndarray:
+    """Normal of standard deviation 1 / sqrt(inputs), cut at two of its own (flax nn.Dense)."""
+    draw = rng.standard_normal(shape, np.float32)
+    while (outside := np.abs(draw) > 2).any():
+        draw[outside] = rng.standard_normal(int(outside.sum()), np.float32)
+    # 0.8796 is the standard deviation of a unit normal cut at 2.
+    return draw * (math.prod(shape[:-1]) ** -0.5 / 0.87962566103423978)
+
+
+_STACK = ".*/encoderblock/.*"
+_RULES: list[tuple[str, Initializer]] = [
+    ("t", _constant(math.log(10))),
+    ("b", _constant(-10.0)),
+    (".*/scale", _constant(1.0)),
+    (".*/MlpBlock_0/.*/bias", _normal(1e-6)),
+    (".*/bias", _constant(0.0)),
+    (".*/(pos_embedding|Embed_0/embedding)", _normal_by_width),
+    (f"{_STACK}/out/kernel", _xavier(2)),
+    (f"{_STACK}/kernel", _xavier(1)),
+    (".*/MAPHead_0/.*/out/kernel", _xavier(2, stacked=False)),
+    (".*/MAPHead_0/.*/kernel", _xavier(1, stacked=False)),
+    (".*/probe", _xavier(2, stacked=False)),
+    ("img/embedding/kernel|txt/head/kernel", _lecun),
+]

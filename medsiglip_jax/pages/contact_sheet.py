@@ -1,0 +1,262 @@
+"""Pictures on one page with words under them: HTML that needs nothing else, or PNG."""
+
+import base64
+import bisect
+import html
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from medsiglip_jax.files import places, storage
+from medsiglip_jax.preprocess import sources
+from medsiglip_jax.preprocess.decode import MAX_PIXELS, UnreadableImage
+from medsiglip_jax.preprocess.dicom.rules import Rules
+
+SUFFIXES = (".html", ".png")
+SIDE, PITCH, MARGIN, LABEL = 160, 176, 24, 40  # pixels: picture, from one to the next, page, text
+PER_LINE = 8  # pictures in a line of the PNG
+INK, GREY, PAPER = "#1f2933", "#7b8794", "#eef1f4"
+_GAP = PITCH - SIDE
+LEADING = 17  # pixels, from one line of text to the next
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A picture and what is printed under it.
+
+    Attributes:
+        content: the picture, or a text that stands in its place; where that is "", the label.
+        bold, label: one line each; of those that are too long the end is shown.
+        notes: lines that are wrapped instead.
+    """
+
+    content: Image.Image | str
+    bold: str
+    label: str = ""
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Section:
+    """Cells in lines, beside the one that they belong to, if there is one."""
+
+    cells: Sequence[Cell]
+    head: Cell | None = None
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A page.
+
+    Attributes:
+        title: at the top of the HTML.
+        foot: at its end.
+        sections: one below the other.
+        side: width and height that pictures have, at most, in pixels.
+        label: height of the text under a picture of the PNG.
+        per_line: cells in a line of the PNG, beside a head.
+        exact: pictures in the HTML are PNG, of the same pixels, instead of JPEG.
+    """
+
+    title: str
+    foot: str
+    sections: Sequence[Section]
+    side: int = SIDE
+    label: int = LABEL
+    per_line: int = PER_LINE
+    exact: bool = False
+
+
+def check(path: places.Given) -> None:
+    """Raises ValueError unless the name of a sheet says what it is to be."""
+    if Path(str(path)).suffix.lower() not in SUFFIXES:
+        raise ValueError(f"{path}: expected a name ending in {' or '.join(SUFFIXES)}")
+
+
+def draw(path: places.Given, sheet: Sheet) -> None:
+    """Writes a sheet; what is there is replaced in one step.
+
+    Raises:
+        ValueError: the name ends in neither .html nor .png, or the PNG would be too large.
+    """
+    check(path)
+    with storage.new_file(places.at(path)) as partial:
+        if Path(str(path)).suffix.lower() == ".html":
+            with open(partial, "w", encoding="utf-8") as file:
+                file.writelines(_page(sheet))
+        else:
+            _canvas(sheet).save(partial, format="PNG")
+
+
+def write(
+    path: places.Given,
+    results: Sequence[Mapping[str, Any]],
+    images: Sequence[str] = (),
+    dicom: Rules = Rules(),
+    queries: Rules | None = None,
+) -> None:
+    """Draws a line for each query: the query at the left, then its hits with score and id.
+
+    Images are read from where they were when embedded; in place of one that is not there any more,
+    or of a text, stands its id.
+
+    Args:
+        path: ends in .html or .png; replaced in one step.
+        results: of `search.search`.
+        images: the queries that are image files.
+        dicom: how the DICOM files among the hits became pixels.
+        queries: how those among the queries do; default likewise.
+    """
+    sections = [_section(result, images, dicom, queries or dicom) for result in results]
+    draw(path, Sheet("Search", "Scores are cosines. Not a medical device.", sections))
+
+
+def _section(
+    result: Mapping[str, Any], images: Sequence[str], dicom: Rules, queries: Rules
+) -> Section:
+    """The query and its hits."""
+    query = result["query"]
+    shown = _thumbnail(query, queries) if query in images else query
+    head = Cell(shown, "query", query if query in images else "")
+    cells = [
+        Cell(_thumbnail(hit["source"], dicom), f"{hit['score']:.4f}", hit["id"])
+        for hit in result["hits"]
+    ]
+    return Section(cells, head)
+
+
+def _thumbnail(source: str, dicom: Rules) -> Image.Image | str:
+    try:
+        picture = Image.fromarray(sources.read(source, rules=dicom)[0])
+    except UnreadableImage:
+        return ""
+    return ImageOps.contain(picture, (SIDE, SIDE), Image.Resampling.BICUBIC)
+
+
+# ---------------------------------------------------------------------------------------- HTML
+
+
+def _style(side: int) -> str:
+    return f"""body{{font:14px/1.4 system-ui,sans-serif;color:{INK};margin:24px}}
+section{{display:flex;gap:16px;border-top:1px solid #cbd2d9;padding:16px 0}}
+div{{display:flex;flex-wrap:wrap;gap:12px}}figure{{margin:0;width:{side}px;flex:none}}
+img,figure>p{{width:{side}px;height:{side}px;object-fit:contain;background:{PAPER};margin:0}}
+figure>p{{display:flex;align-items:center;justify-content:center;overflow-wrap:anywhere;
+overflow:hidden;color:{GREY}}}figcaption{{overflow-wrap:anywhere}}b,span{{display:block}}"""
+
+
+def _page(sheet: Sheet) -> Iterator[str]:
+    """In pieces: pictures that are exact are large."""
+    title = html.escape(sheet.title)
+    yield f"""<!doctype html><meta charset="utf-8"><title>{title}</title>
+<style>{_style(_width(sheet))}</style><h1>{title}</h1>"""
+    for section in sheet.sections:
+        yield f"<section>{_figure(section.head, sheet.exact) if section.head else ''}<div>"
+        yield from (_figure(cell, sheet.exact) for cell in section.cells)
+        yield "</div></section>"
+    yield f"\n<p>{html.escape(sheet.foot)}</p>\n"
+
+
+def _figure(cell: Cell, exact: bool) -> str:
+    if isinstance(cell.content, Image.Image):
+        kind = "png" if exact else "jpeg"
+        data = base64.b64encode(_encoded(cell.content, kind)).decode()
+        alt = html.escape(cell.label or cell.bold)
+        shown = f'<img alt="{alt}" src="data:image/{kind};base64,{data}">'
+    else:
+        shown = f"<p>{html.escape(cell.content or cell.label)}</p>"
+    notes = "".join(f"<span>{html.escape(note)}</span>" for note in cell.notes)
+    caption = f"<b>{html.escape(cell.bold)}</b>{html.escape(cell.label)}{notes}"
+    return f"<figure>{shown}<figcaption>{caption}</figcaption></figure>"
+
+
+def _encoded(picture: Image.Image, kind: str) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, format=kind, **({"quality": 90} if kind == "jpeg" else {}))
+    return stream.getvalue()
+
+
+# ----------------------------------------------------------------------------------------- PNG
+
+
+def _width(sheet: Sheet) -> int:
+    """Of a cell: small pictures have as much text as others."""
+    return max(sheet.side, SIDE)
+
+
+def _canvas(sheet: Sheet) -> Image.Image:
+    width, cells = _width(sheet), list(_placed(sheet))
+    right = max((x for (x, _), _ in cells), default=0) + width
+    bottom = max((y for (_, y), _ in cells), default=0) + width + sheet.label + _GAP
+    size = right + _GAP + MARGIN, bottom + MARGIN
+    if size[0] * size[1] > MAX_PIXELS:
+        raise ValueError(
+            f"a PNG of {len(cells)} pictures would have {size[0]}x{size[1]} pixels, more than "
+            f"{MAX_PIXELS}; expected fewer, or a name ending in .html"
+        )
+    page = Image.new("RGB", size, "white")
+    for corner, cell in cells:
+        _put(page, corner, cell, width, sheet.label)
+    return page
+
+
+def _placed(sheet: Sheet) -> Iterator[tuple[tuple[int, int], Cell]]:
+    """Every cell and its upper left corner."""
+    width, top = _width(sheet), MARGIN
+    across, down = width + _GAP, width + sheet.label + _GAP
+    for section in sheet.sections:
+        left = MARGIN
+        if section.head:
+            yield (left, top), section.head
+            left += across
+        for n, cell in enumerate(section.cells):
+            line, column = divmod(n, sheet.per_line)
+            yield (left + column * across, top + line * down), cell
+        top += max(1, -(-len(section.cells) // sheet.per_line)) * down
+
+
+def _put(page: Image.Image, corner: tuple[int, int], cell: Cell, width: int, label: int) -> None:
+    (x, y), pen = corner, ImageDraw.Draw(page)
+    font = ImageFont.load_default(13)
+    pen.rectangle((x, y, x + width - 1, y + width - 1), fill=PAPER)
+    if isinstance(cell.content, Image.Image):
+        size = cell.content.size
+        page.paste(cell.content, (x + (width - size[0]) // 2, y + (width - size[1]) // 2))
+    else:
+        text = _wrapped(cell.content or cell.label, width - 12, font)[: width // LEADING]
+        pen.multiline_text((x + 6, y + 6), "\n".join(text), GREY, font)
+    lines = [_end(cell.label, width, font)] if cell.label else []
+    lines += [line for note in cell.notes for line in _wrapped(note, width, font)]
+    pen.text((x, y + width + 2), _end(cell.bold, width, font), INK, font)
+    for n, line in enumerate(lines[: label // LEADING - 1], start=1):
+        pen.text((x, y + width + 2 + n * LEADING), line, GREY, font)
+
+
+def _wrapped(text: str, width: int, font: Any) -> list[str]:
+    """Lines that fit, cut between words, or inside those that are longer than a line."""
+    text, lines = " ".join(text.split()), []
+    while text:
+        count = _fitting(text, width, font)
+        if count < len(text) and (space := text.rfind(" ", 0, count + 1)) > 0:
+            count = space
+        lines.append(text[:count])
+        text = text[count:].lstrip()
+    return lines
+
+
+def _end(text: str, width: int, font: Any) -> str:
+    """As much of a name as fits: its end, which tells it from others."""
+    text = " ".join(text.split())
+    count = _fitting(text[::-1], width, font)
+    return text if count == len(text) else "…" + text[len(text) - count + 1 :]
+
+
+def _fitting(text: str, width: int, font: Any) -> int:
+    """Number of characters from the start that fit, at least 1."""
+    counts = range(1, min(len(text), width) + 1)
+    found = bisect.bisect_right(counts, width, key=lambda n: font.getlength(text[:n]))
+    return max(found, min(len(text), 1))

@@ -1,0 +1,1 @@
+"""Fine-tuning: a recipe made ready, the train step, the loop around it."""

@@ -1,0 +1,171 @@
+"""Orbax, which only this file imports: trees of arrays in a folder, the checkpoints of a run."""
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from medsiglip_jax.files.places import Given, is_remote
+
+
+def _orbax():
+    try:
+        import orbax.checkpoint as ocp
+    except ImportError:
+        raise ModuleNotFoundError(
+            "orbax-checkpoint is not installed; it comes with `pip install 'medsiglip-jax[train]'`"
+        ) from None
+    return ocp
+
+
+def save_tree(folder: Path, tree: dict[str, Any]) -> None:
+    """Writes a tree of arrays to a folder that does not exist yet, and waits until it is there."""
+    with _orbax().StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder.absolute(), tree)
+
+
+def tree_metadata(folder: Path) -> dict[str, Any]:
+    """The tree's shapes and dtypes, without reading the arrays."""
+    with _orbax().StandardCheckpointer() as checkpointer:
+        return checkpointer.metadata(folder.absolute()).item_metadata.tree
+
+
+def restore_tree(folder: Path, shapes: dict[str, Any]) -> dict[str, Any]:
+    """Reads a tree into the shapes, dtypes and shardings of `jax.ShapeDtypeStruct` leaves."""
+    with _orbax().StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(folder.absolute(), shapes)
+
+
+def _directory(folder: Given) -> Any:
+    """What orbax takes: its own kind of path, which reaches gs:// without fsspec, too."""
+    from etils import epath
+
+    if not is_remote(folder):
+        return epath.Path(Path(str(folder)).absolute())
+    if not str(folder).startswith(_REMOTE):
+        raise ValueError(f"{folder}: expected a local folder, {', '.join(_REMOTE)} for checkpoints")
+    return epath.Path(str(folder))
+
+
+# What orbax and tensorstore both write to.
+_REMOTE = ("gs://", "s3://")
+
+
+class Checkpoints:
+    """The checkpoints of a run: one folder per step, which appears whole or not at all.
+
+    Writing goes on in the background, except on a CPU, where it would compete with the training
+    and where the arrays to write are those that the next step overwrites.
+    """
+
+    def __init__(self, folder: Given, keep: int = 2, best: str | None = None, mode: str = "max"):
+        """Opens or creates a folder of checkpoints, and removes what a killed save left there.
+
+        Args:
+            folder: where; created if need be.
+            keep: so many of the latest are kept.
+            best: name of a metric: the best by it is kept, too.
+            mode: "max" or "min", of `best`.
+        """
+        ocp = _orbax()
+        from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
+
+        kept: list[Any] = [policies.LatestN(keep)]
+        if best:
+            kept.append(
+                policies.BestN(
+                    get_metric_fn=lambda metrics: metrics[best],
+                    reverse=mode == "min",
+                    n=1,
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(kept),
+            best_fn=(lambda metrics: metrics[best]) if best else None,
+            best_mode=mode,
+            cleanup_tmp_directories=True,
+            enable_async_checkpointing=jax.default_backend() != "cpu",
+        )
+        self.folder, self._ocp, self._best = folder, ocp, best
+        self._damaged: set[int] = set()
+        self._manager = ocp.CheckpointManager(_directory(folder), options=options)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_) -> None:
+        with self._disk_full():  # what is still being written in the background
+            self._manager.close()
+
+    def steps(self) -> list[int]:
+        """The steps there are, in order."""
+        return sorted(self._manager.all_steps())
+
+    def best_step(self) -> int | None:
+        """That of the best checkpoint by `best`, or the latest."""
+        found = self._manager.best_step() if self._best else None
+        return found if found is not None else self._manager.latest_step()
+
+    def save(self, step: int, state: Any, metrics: Mapping[str, float] | None = None) -> None:
+        """Saves once; a step that is there already, and could be read, is left alone.
+
+        Raises:
+            OSError: no space left; earlier checkpoints are as they were.
+        """
+        if step in self._manager.all_steps():
+            if step not in self._damaged:
+                return
+            self._manager.delete(step)
+        ranked = metrics if metrics and self._best in metrics else None
+        values = {k: float(v) for k, v in ranked.items()} if ranked else None
+        args = self._ocp.args.StandardSave(state)
+        with self._disk_full():
+            self._manager.save(step, args=args, metrics=values, force=True)
+
+    @contextlib.contextmanager
+    def _disk_full(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # tensorstore's is a ValueError
+            if "No space left" not in str(error):
+                raise
+            raise OSError(
+                f"{self.folder}: no space left for a checkpoint; those before it are whole, and "
+                "the same command goes on from there"
+            ) from None
+
+    def restore(self, shapes: Any, step: int | None = None) -> tuple[int, Any] | None:
+        """Reads the latest checkpoint that can be read, or the one of `step`.
+
+        Args:
+            shapes: tree of `jax.ShapeDtypeStruct` with the shardings wanted; they need not be those
+                it was saved from.
+            step: default the latest.
+
+        Returns:
+            (step, state), or None where there is none yet.
+
+        Raises:
+            ValueError: the tree is not that of `shapes`, or no checkpoint can be read.
+        """
+        candidates = self.steps()[::-1] if step is None else [step]
+        problems = []
+        for candidate in candidates:
+            try:
+                args = self._ocp.args.StandardRestore(shapes)
+                return candidate, self._manager.restore(candidate, args=args)
+            except Exception as error:  # orbax and tensorstore raise nearly every type there is
+                reason = " ".join(str(error).split())[:300]
+                problems.append(f"step {candidate}: {reason}")
+                self._damaged.add(candidate)
+                warnings.warn(f"{self.folder}: {problems[-1]}", stacklevel=2)
+        if problems:
+            raise ValueError(
+                f"{self.folder}: no checkpoint can be restored; another architecture, optimiser or "
+                f"adapter, or damaged files. {problems[0]}"
+            )
+        return None

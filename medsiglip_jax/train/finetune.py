@@ -1,0 +1,270 @@
+"""`finetune`: a recipe and a folder in, a fine-tuned model out."""
+
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import io
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+
+from medsiglip_jax.files import places, storage
+from medsiglip_jax.files.locks import Check, lock
+from medsiglip_jax.files.places import Given, Place
+from medsiglip_jax.model import api, sharding, tree
+from medsiglip_jax.train import freeze, loop, lora, report
+from medsiglip_jax.train.build import Job, prepare, train_step
+from medsiglip_jax.train.checkpoints import Checkpoints
+from medsiglip_jax.train.objectives import Params
+from medsiglip_jax.train.recipe import Recipe
+from medsiglip_jax.train.step import State
+
+CONFIG, EXPORT, REPORT, UNREADABLE = "config.json", "export", "report.html", "unreadable.jsonl"
+# Keys that may change between a run and its resumption; others make another run of it.
+_FREE = frozenset(
+    "total_steps log_every eval_every checkpoint_every keep best max_unreadable max_skipped loader "
+    "mesh attention remat loss_chunk tensorboard learning_rate optimizer".split()
+)
+
+
+def run(
+    recipe: Recipe,
+    workdir: Given,
+    on_start: Callable[[Job], None] = lambda job: None,
+    on_step: Callable[[int, dict[str, float] | None], None] = lambda done, values: None,
+    warn: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Fine-tunes, or goes on with the run that `workdir` holds.
+
+    Args:
+        recipe: what to do.
+        workdir: local, gs:// or s3://; gets `config.json`, `metrics.jsonl`, `checkpoints/`,
+            `export/` (Hugging Face layout), `report.html` and, if need be, `unreadable.jsonl` and
+            `tensorboard/`.
+        on_start: called once with the job, before the first step.
+        on_step: see `train.fit`.
+        warn: called with a line for the user.
+
+    Returns:
+        `steps`, `exported_step` (the last, or the best), the `metrics` at it, `export`, `report`,
+        `trained` and `parameters` (numbers of scalars), `unreadable` (images, each counted once).
+
+    Raises:
+        ValueError: anything wrong with the recipe, its data or its checkpoint.
+        FileExistsError: another run is writing there, or what is there is of another recipe.
+        FloatingPointError, train.Stopped: see `train.fit`.
+    """
+    workdir = places.at(workdir)
+    with ExitStack() as stack:
+        check = sharding.together(lambda: stack.enter_context(_opened(workdir)), 0)
+        job = prepare(recipe)
+        sharding.together(lambda: _claim(workdir, job, warn), 0)
+        on_start(job)
+        unreadable = Unreadable(workdir, recipe.max_unreadable)
+        step = train_step(recipe, job.objective, job.optimizer, job.state, job.mesh)
+        write_event = _event_file(workdir, recipe, stack)
+
+        def on_log(line: dict[str, Any]) -> None:
+            if check is not None:
+                check()
+            unreadable.check()
+            write_event(line)
+
+        state = loop.fit(
+            workdir, job.state, step, functools.partial(job.batches, unreadable), _options(recipe),
+            functools.partial(job.evaluate, unreadable) if job.held_out else None, on_step, on_log,
+        )  # fmt: skip
+        return _finish(workdir, job, state, unreadable)
+
+
+def _options(recipe: Recipe) -> loop.Options:
+    shared = {f.name for f in dataclasses.fields(loop.Options)} & set(vars(recipe))
+    mode = "min" if recipe.best and recipe.best.endswith("loss") else "max"
+    return loop.Options(**{name: getattr(recipe, name) for name in shared}, mode=mode)
+
+
+def _event_file(
+    workdir: Place, recipe: Recipe, stack: ExitStack
+) -> Callable[[dict[str, Any]], None]:
+    if not recipe.tensorboard or jax.process_index():
+        return lambda line: None
+    from medsiglip_jax.data.tf import EventFile
+
+    return stack.enter_context(closing(EventFile(workdir / "tensorboard")))
+
+
+class Unreadable:
+    """Lists images that could not be read, each once, and ends the run when there are too many.
+
+    Every process has its file. They stop together, when they log; a single one stops at once.
+    """
+
+    def __init__(self, workdir: Place, limit: int):
+        index = jax.process_index()
+        self.path = workdir / (f"unreadable-{index}.jsonl" if index else UNREADABLE)
+        self.limit, self._last = limit, ""
+        self.images = {line["image"] for line in storage.read_lines(self.path)}
+        self._lines = storage.Lines(self.path)
+
+    def __call__(self, image: str, reason: str) -> None:
+        self._last = f"{image}: {reason}"
+        if image in self.images:
+            return
+        self.images.add(image)
+        self._lines.append({"image": image, "reason": reason})
+        if jax.process_count() == 1:
+            self.check()
+
+    def count(self) -> int:
+        """Over all processes."""
+        return int(sharding.over_processes(len(self.images)).sum())
+
+    def check(self) -> None:
+        """Makes the list last; raises ValueError if there are more than the limit."""
+        self._lines.flush()
+        if (count := self.count()) > self.limit:
+            raise ValueError(
+                f"{count} images could not be read, more than max_unreadable={self.limit}; the "
+                f"last: {self._last}. All are listed in {self.path}"
+            )
+
+
+# ------------------------------------------------------------------------------------ the folder
+
+
+@contextmanager
+def _opened(workdir: Place) -> Iterator[Check]:
+    """Holds the workdir for this run alone; refuses, before any work, one of something else."""
+    with lock(workdir / ".lock") as check:
+        before = _config_of(workdir)
+        if before is None and any(p for p in workdir.iterdir() if not p.name.startswith(".")):
+            raise FileExistsError(
+                f"{workdir}: not empty, and not a fine-tuning run; choose another"
+            )
+        yield check
+
+
+def _config_of(workdir: Place) -> dict[str, Any] | None:
+    """The config.json of a fine-tuning run, or None."""
+    try:
+        content = json.loads((workdir / CONFIG).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return content if isinstance(content, dict) and "init_sha256" in content else None
+
+
+def _claim(workdir: Place, job: Job, warn: Callable[[str], None]) -> None:
+    """Writes config.json, or holds the run that is there against this one."""
+    run, before = _identity(job), _config_of(workdir)
+    saved = (workdir / loop.CHECKPOINTS).is_dir() and any(
+        p.name.isdigit() for p in (workdir / loop.CHECKPOINTS).iterdir()
+    )
+    if before is not None:
+        _compare(workdir, before, run, saved, warn)
+    with storage.new_file(workdir / CONFIG) as partial:
+        partial.write_text(json.dumps(run, indent=2, default=str) + "\n", encoding="utf-8")
+
+
+def _compare(workdir: Place, before: dict, run: dict, saved: bool, warn) -> None:
+    old, new = before["recipe"], json.loads(json.dumps(run["recipe"], default=str))
+    lines = {key: f"{key}: {old.get(key)!r} -> {new[key]!r}" for key in new}
+    changed = [key for key in new if old.get(key) != new[key]]
+    for key in ("init_sha256", "data_sha256"):
+        lines[key] = f"{key.split('_')[0]}: its content changed"
+        changed += [key] if before[key] != run[key] else []
+    fixed = [lines[key] for key in changed if key not in _FREE]
+    if fixed and saved:
+        raise FileExistsError(
+            f"{workdir}: holds a run of another config ({'; '.join(fixed)}); repeat the old one to "
+            "go on with it, or choose another workdir"
+        )
+    for key in changed:
+        warn(f"{'resuming' if saved else 'starting again'} with a changed config: {lines[key]}")
+
+
+def _identity(job: Job) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    for rows in job.training:
+        columns = [list(rows.images), list(rows.texts or ()), np.asarray(rows.labels).tolist()]
+        digest.update(json.dumps(columns).encode())
+    return {
+        "recipe": job.recipe.to_dict(),
+        "model": job.model.config.to_dict(),
+        "init_sha256": job.model.sha256,
+        "data_sha256": digest.hexdigest(),
+        "examples": [len(rows) for rows in job.training],
+        "held_out": sum(map(len, job.held_out)),
+        "classes": list(job.training[0].classes),
+        "trained": tree.size(job.state["params"]),
+        "parameters": tree.size(job.model.params),
+        "devices": [d.device_kind for d in jax.devices()],
+        "processes": jax.process_count(),
+        "versions": {
+            name: importlib.metadata.version(name)
+            for name in ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
+        },
+    }
+
+
+def _finish(workdir: Place, job: Job, state: State, unreadable: Unreadable) -> dict[str, Any]:
+    lines = storage.read_lines(workdir / loop.METRICS)
+    if job.recipe.best:
+        state = _best(workdir, job.recipe, state)
+    step = int(state["step"])
+    export(job, state, workdir / EXPORT)
+    if jax.process_index() == 0:
+        report.write(workdir / REPORT, _config_of(workdir) or {}, lines, step)
+    shown: dict[str, Any] = {}
+    for line in lines:
+        if line["step"] <= step:
+            shown |= {k: v for k, v in line.items() if k not in loop.TIMES}
+    return {
+        "steps": job.recipe.total_steps,
+        "exported_step": step,
+        "metrics": shown,
+        "export": str(workdir / EXPORT),
+        "report": str(workdir / REPORT),
+        "trained": tree.size(state["params"]),
+        "parameters": tree.size(job.model.params),
+        "unreadable": unreadable.count(),
+    }
+
+
+def _best(workdir: Place, recipe: Recipe, state: State) -> State:
+    options = _options(recipe)
+    folder = workdir / loop.CHECKPOINTS
+    with Checkpoints(folder, options.keep, options.best, options.mode) as checkpoints:
+        found = checkpoints.restore(loop.shapes_of(state), checkpoints.best_step())
+    return state if found is None else {**found[1], "frozen": state["frozen"]}
+
+
+def export(job: Job, state: State, folder: Place) -> None:
+    """Writes the model in Hugging Face layout, adapters merged; a head as classifier.npz.
+
+    `classifier.npz` holds `kernel` [D, classes], `bias`, `classes` and `pool`.
+    """
+    params = lora.merge(job.part.whole(freeze.join(state["params"], state["frozen"])))
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        params = multihost_utils.process_allgather(params, tiled=True)
+    if jax.process_index():
+        return
+    head = params.pop("head", None)
+    tokenizer = job.model.processor.tokenizer_bytes
+    extra = {} if head is None else {"classifier.npz": _classifier(job, head)}
+    model = api.Model(params, job.model.config, tokenizer=tokenizer)
+    api.save(model, folder, overwrite=True, extra=extra)
+
+
+def _classifier(job: Job, head: Params) -> bytes:
+    file = io.BytesIO()
+    classes = np.array(job.training[0].classes, np.str_)
+    kernel, bias = np.asarray(head["kernel"]), np.asarray(head["bias"])
+    np.savez(file, kernel=kernel, bias=bias, classes=classes, pool=job.recipe.objective.pool)
+    return file.getvalue()

@@ -1,0 +1,105 @@
+"""Which parameters train: the tree in two, a stack of blocks cut where its first ones are frozen.
+
+The frozen part has no gradient and no optimiser state. A tower whose first k blocks are frozen
+keeps them under "frozen_blocks" beside "encoderblock"; the model runs the two one after the other,
+and the backward pass ends at the cut.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+
+from medsiglip_jax.model import tree
+from medsiglip_jax.model.tree import STACK
+
+Params = dict[str, Any]
+FROZEN_STACK = "/frozen_blocks/"
+
+
+@dataclass(frozen=True)
+class Partition:
+    """How a tree is divided; works on any tree of these paths, of arrays or of their shardings.
+
+    Attributes:
+        frozen: paths, after the cut, of what does not train.
+        depths: for each cut tower ("img/Transformer") the number of frozen first blocks.
+    """
+
+    frozen: frozenset[str]
+    depths: tuple[tuple[str, int], ...] = ()
+
+    def split(self, params: Params) -> tuple[Params, Params]:
+        """Returns (trainable, frozen); together they are a tree that the model takes."""
+        cut = self._cut(params)
+        return (
+            tree.unflatten({path: x for path, x in cut.items() if path not in self.frozen}),
+            tree.unflatten({path: x for path, x in cut.items() if path in self.frozen}),
+        )
+
+    def whole(self, params: Params) -> Params:
+        """A joined tree with its stacks in one piece again."""
+        flat = tree.flatten(params)
+        for path in [path for path in flat if FROZEN_STACK in path]:
+            first, rest = flat.pop(path), path.replace(FROZEN_STACK, STACK)
+            flat[rest] = jnp.concatenate([first, flat[rest]])
+        return tree.unflatten(flat)
+
+    def _cut(self, params: Params) -> dict[str, Any]:
+        depths, cut = dict(self.depths), {}
+        for path, leaf in tree.items(params):
+            depth = depths.get(path.split(STACK)[0]) if STACK in path else None
+            if depth:
+                cut[path.replace(STACK, FROZEN_STACK)] = leaf[:depth]
+                leaf = leaf[depth:]
+            cut[path] = leaf
+        return cut
+
+
+def join(trainable: Params, frozen: Params) -> Params:
+    """The tree that the model takes."""
+    return tree.unflatten({**tree.flatten(trainable), **tree.flatten(frozen)})
+
+
+def partition(patterns: Sequence[str], params: Params) -> Partition:
+    """Freezes what any of the regexes matches.
+
+    Args:
+        patterns: matched in full against "/"-joined paths; blocks are "…/encoderblock_0/…" and so
+            on. "img/.*" is the image tower; "img/Transformer/encoderblock_(1?[0-9]|2[0-2])/.*" its
+            first 23 blocks.
+        params: arrays or their shapes.
+
+    Raises:
+        ValueError: a pattern matches nothing, nothing is left to train, or blocks are frozen that
+            are not the first ones of their tower.
+    """
+    rules = [(pattern, True) for pattern in patterns]
+    flags = tree.match_layers([*rules, (".*", False)], params)
+    if all(all(values) for values in flags.values()):
+        raise ValueError(f"freeze={list(patterns)} leaves nothing to train")
+    depths = _depths(flags)
+    frozen = set()
+    for path, values in flags.items():
+        depth = depths.get(path.split(STACK)[0], 0) if STACK in path else 0
+        if depth and values[0]:
+            frozen.add(path.replace(STACK, FROZEN_STACK))
+        if values[-1]:
+            frozen.add(path)
+    return Partition(frozenset(frozen), tuple(sorted(depths.items())))
+
+
+def _depths(flags: dict[str, list[bool]]) -> dict[str, int]:
+    depths: dict[str, int] = {}
+    for path, values in flags.items():
+        depth = sum(values)
+        if depth in (0, len(values)):
+            continue
+        tower = path.split(STACK)[0]
+        if not all(values[:depth]) or depths.setdefault(tower, depth) != depth:
+            raise ValueError(
+                f"freeze takes other blocks of {path} than the first ones, or not the same number "
+                f"as of the rest of {tower}; freeze blocks 0 to k-1 whole"
+            )
+    return depths

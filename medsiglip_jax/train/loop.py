@@ -1,0 +1,240 @@
+"""The training loop: any batches in, checkpoints and metrics out, resumed by running it again."""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from medsiglip_jax.files.places import Place
+from medsiglip_jax.files.storage import Lines
+from medsiglip_jax.model import sharding
+from medsiglip_jax.train.checkpoints import Checkpoints
+from medsiglip_jax.train.step import Batch, Metrics, State
+
+METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
+# Of a line of metrics, what differs between two runs that are otherwise equal to the bit.
+TIMES = ("seconds", "images_per_second")
+
+
+@dataclass(frozen=True)
+class Options:
+    """When the loop does what.
+
+    Attributes:
+        total_steps: steps in all, those of earlier runs included.
+        log_every: steps between lines of metrics. Only these wait for the device.
+        eval_every: steps between evaluations; 0 only after the last.
+        checkpoint_every: steps between checkpoints; 0 only after the last, or when stopped.
+        keep: latest checkpoints kept.
+        best: evaluation metric whose best checkpoint is kept, too.
+        mode: "max" or "min", of `best`.
+        max_skipped: so many updates in a row that are not finite end the run, at the next log.
+    """
+
+    total_steps: int
+    log_every: int = 10
+    eval_every: int = 0
+    checkpoint_every: int = 0
+    keep: int = 2
+    best: str | None = None
+    mode: str = "max"
+    max_skipped: int = 10
+
+    def due(self, every: int, done: int) -> bool:
+        return done == self.total_steps or bool(every and done % every == 0)
+
+
+class Stopped(Exception):
+    """A signal ended the run after a step, and its checkpoint was saved."""
+
+    def __init__(self, number: int, step: int):
+        self.exit_code = 128 + number  # as a shell reports a process that a signal ended
+        name = signal.Signals(number).name
+        super().__init__(f"{name}: stopped and saved after step {step}; the same command goes on")
+
+
+def fit(
+    workdir: Place,
+    state: State,
+    step: Callable[[State, Batch], tuple[State, Metrics]],
+    batches: Callable[[int], Iterator[Batch]],
+    options: Options,
+    evaluate: Callable[[State], Mapping[str, float]] | None = None,
+    on_step: Callable[[int, dict[str, float] | None], None] = lambda done, values: None,
+    on_log: Callable[[dict[str, Any]], None] = lambda line: None,
+) -> State:
+    """Trains until `options.total_steps`, from the latest checkpoint in `workdir` if there is one.
+
+    Args:
+        workdir: gets `metrics.jsonl` and `checkpoints/`.
+        state: where to start if there is none; donated.
+        step: from `step.make_train_step`.
+        batches: steps already done -> the batches from there on, a pure function of the step.
+        options: when to log, evaluate and save.
+        evaluate: state -> metrics, which are logged under their names.
+        on_step: called with the number of steps done, after each, and its metrics if it was
+            logged; first with the number of steps that were done before.
+        on_log: called with every line that goes into `metrics.jsonl`.
+
+    Returns:
+        The state after the last step.
+
+    Raises:
+        FloatingPointError: `options.max_skipped` updates in a row were not finite.
+        Stopped: SIGTERM or SIGINT came; everything is saved.
+        ValueError: `batches` ended early, or the checkpoint is of another model.
+    """
+    places = Checkpoints(workdir / CHECKPOINTS, options.keep, options.best, options.mode)
+    with places as checkpoints, _signals() as caught:
+        start, state = _restore(checkpoints, state)
+        if start > options.total_steps:
+            raise ValueError(
+                f"total_steps is {options.total_steps}, but {workdir} is at step {start} already; "
+                "give more steps, or another workdir"
+            )
+        log, stream = MetricsLog(workdir / METRICS, start), batches(start)
+        on_step(start, None)
+        for done in range(start + 1, options.total_steps + 1):
+            batch = _next(stream, done, options.total_steps)
+            rows = len(batch["mask"])
+            state, metrics = step(state, batch)
+            values = _read(metrics, state) if options.due(options.log_every, done) else None
+            results = _evaluate(evaluate, state) if options.due(options.eval_every, done) else None
+            if values or results:
+                on_log(log.write(done, {**(values or {}), **(results or {})}, rows))
+            _check_best(options, results)
+            stop = _agreed(caught, bool(values))
+            diverged = values is not None and values["skipped_in_row"] >= options.max_skipped
+            ranked = bool(options.best and results)
+            if stop or diverged or ranked or options.due(options.checkpoint_every, done):
+                log.flush()
+                checkpoints.save(done, _saved(state), results)
+            if diverged:
+                raise _divergence(done, options)
+            on_step(done, values)
+            if stop and done < options.total_steps:
+                raise Stopped(stop, done)
+    return state
+
+
+def _saved(state: State) -> State:
+    """All but the frozen part, which never changes and comes from where it came from."""
+    return {name: part for name, part in state.items() if name != "frozen"}
+
+
+def shapes_of(state: State) -> State:
+    """What `Checkpoints.restore` needs to know of a state."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _saved(state)
+    )
+
+
+def _restore(checkpoints: Checkpoints, state: State) -> tuple[int, State]:
+    if not checkpoints.steps():
+        return 0, state
+    shapes = shapes_of(state)
+    for leaf in jax.tree.leaves(_saved(state)):
+        leaf.delete()  # or the state would be there twice
+    found = checkpoints.restore(shapes)
+    assert found is not None
+    done, restored = found
+    return done, {**restored, "frozen": state["frozen"]}
+
+
+def _next(stream: Iterator[Batch], done: int, total: int) -> Batch:
+    try:
+        return next(stream)
+    except StopIteration:
+        raise ValueError(
+            f"the batches ended after step {done - 1} of {total}; expected one per step"
+        ) from None
+
+
+def _read(metrics: Metrics, state: State) -> dict[str, float]:
+    values = {name: float(value) for name, value in metrics.items()}
+    return {**values, "skipped": float(state["skipped"])}
+
+
+def _evaluate(evaluate: Callable | None, state: State) -> dict[str, float] | None:
+    return {name: float(x) for name, x in evaluate(state).items()} if evaluate else None
+
+
+def _check_best(options: Options, results: Mapping[str, float] | None) -> None:
+    if results is not None and options.best and options.best not in results:
+        raise ValueError(
+            f"best is {options.best!r}, which is none of the validation metrics of this run: "
+            f"{', '.join(results)}"
+        )
+
+
+def _divergence(done: int, options: Options) -> FloatingPointError:
+    return FloatingPointError(
+        f"loss or gradient was not finite for {options.max_skipped} steps in a row or more, up to "
+        f"step {done}: training has diverged. What is saved is from before them. Lower the "
+        "learning rate, lengthen the warm-up, or look for bad values in the data"
+    )
+
+
+class MetricsLog:
+    """`metrics.jsonl`: one JSON object per logged step, written by process 0.
+
+    What an interrupted run wrote about steps after its last checkpoint is removed, since they are
+    done again.
+    """
+
+    def __init__(self, path: Place, start: int):
+        self._clock, self._step = time.perf_counter(), start
+        main = jax.process_index() == 0
+        self._lines = Lines(path, lambda line: line["step"] <= start) if main else None
+
+    def write(self, step: int, values: Mapping[str, float], rows: int) -> dict[str, Any]:
+        """Appends a line with the images per second since the last; `rows` are a batch's."""
+        now, before = time.perf_counter(), self._clock
+        rate = (step - self._step) * rows / (now - before)
+        self._clock, self._step = now, step
+        line = {"step": step} | {k: v if math.isfinite(v) else str(v) for k, v in values.items()}
+        line |= {"seconds": round(now - before, 3), "images_per_second": round(rate, 2)}
+        if self._lines:
+            self._lines.append(line)
+        return line
+
+    def flush(self) -> None:
+        """Makes the lines last, before a checkpoint says that their steps are done."""
+        if self._lines:
+            self._lines.flush()
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collects SIGTERM and the first SIGINT instead of dying of them; the second SIGINT kills."""
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+
+    def handler(number, frame):
+        caught.append(number)
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
+
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        for number in before:
+            signal.signal(number, handler)
+        yield caught
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def _agreed(caught: list[int], at_log: bool) -> int:
+    """The signal to stop for, or 0. Several hosts have to stop after the same step, and ask each
+    other when they log."""
+    if jax.process_count() > 1 and not at_log:
+        return 0
+    return int(sharding.over_processes(caught[0] if caught else 0).max())

@@ -1,0 +1,100 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685) beside the kernels of attention and MLP blocks.
+
+The adapter of ".../query/kernel" is ".../query_lora/{a,b,scale}": the layer's output gains
+scale * x @ a @ b. `b` starts at zero, so that training starts at the model given.
+"""
+
+import re
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from medsiglip_jax.model import tree
+from medsiglip_jax.model.tree import STACK
+
+Params = dict[str, Any]
+
+# How many of a kernel's axes, after that of the stack, are the layer's input.
+_INPUT_AXES = {"query": 1, "key": 1, "value": 1, "out": 2, "Dense_0": 1, "Dense_1": 1}
+_LAYER = re.compile(rf".*/({'|'.join(_INPUT_AXES)})/kernel")
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """What is adapted, and how.
+
+    Attributes:
+        rank: inner size of an adapter.
+        alpha: the output of an adapter is scaled by alpha / rank.
+        targets: regexes over the paths of the kernels to adapt.
+        train: regexes over the paths of what trains in full beside the adapters.
+    """
+
+    rank: int = 16
+    alpha: float = 16.0
+    targets: tuple[str, ...] = (r".*/encoderblock/.*/(query|key|value|out|Dense_0|Dense_1)/kernel",)
+    train: tuple[str, ...] = ("t", "b")
+
+    def __post_init__(self):
+        if self.rank < 1:
+            raise ValueError(f"lora.rank is {self.rank}; expected at least 1")
+
+    def frozen(self, params: Params) -> tuple[str, ...]:
+        """Regexes, for `freeze.partition`, of everything but the adapters and `train`, each of
+        whose patterns has to match something."""
+        paths = list(tree.flatten(params))
+        tree.match([*((pattern, True) for pattern in self.train), (".*", False)], paths)
+        keep = "|".join([r".*_lora/[ab]", *self.train])
+        return (rf"(?!(?:{keep})$).*",)
+
+
+def init(config: LoRA, params: Params, seed: int = 0) -> Params:
+    """The tree of adapters for `params`, float32, `a` normal / sqrt(fan-in), `b` zero.
+
+    Each is drawn from (seed, path) alone.
+
+    Raises:
+        ValueError: a target matches no kernel, or something that has no adapter.
+    """
+    flat = tree.flatten(params)
+    chosen = tree.match([*((t, True) for t in config.targets), (".*", False)], list(flat))
+    targets = [path for path, yes in chosen.items() if yes]
+    if wrong := [path for path in targets if not _LAYER.fullmatch(path)]:
+        raise ValueError(
+            f"lora.targets match {wrong[0]}; expected kernels of {', '.join(_INPUT_AXES)} layers"
+        )
+    adapters = {}
+    for path in targets:
+        stack, n, m = _sizes(path, flat[path].shape)
+        rng = np.random.default_rng((seed, zlib.crc32(path.encode())))
+        a = rng.normal(size=(*stack, n, config.rank), scale=n**-0.5).astype(np.float32)
+        name = path.removesuffix("/kernel") + "_lora"
+        adapters[f"{name}/a"] = jnp.asarray(a)
+        adapters[f"{name}/b"] = jnp.zeros((*stack, config.rank, m), jnp.float32)
+        adapters[f"{name}/scale"] = jnp.full(stack, config.alpha / config.rank, jnp.float32)
+    return tree.unflatten(adapters)
+
+
+def merge(params: Params) -> Params:
+    """Adds every adapter in the tree to its kernel: the same function without adapters."""
+    flat = tree.flatten(params)
+    for name in [path.removesuffix("_lora/a") for path in flat if path.endswith("_lora/a")]:
+        a, b, scale = (flat.pop(f"{name}_lora/{key}") for key in ("a", "b", "scale"))
+        kernel = flat[f"{name}/kernel"]
+        with jax.default_matmul_precision("highest"):
+            change = scale[..., None, None] * (a @ b)
+        flat[f"{name}/kernel"] = (kernel + change.reshape(kernel.shape)).astype(kernel.dtype)
+    return tree.unflatten(flat)
+
+
+def _sizes(path: str, shape: Sequence[int]) -> tuple[tuple[int, ...], int, int]:
+    """(leading axes of the stack, inputs, outputs) of a kernel."""
+    stack = tuple(shape[:1]) if STACK in path else ()
+    rest = shape[len(stack) :]
+    axes = _INPUT_AXES[path.split("/")[-2]]
+    return stack, int(np.prod(rest[:axes])), int(np.prod(rest[axes:]))

@@ -1,0 +1,203 @@
+"""The train step: gradients of an objective, in one piece or several, and one update."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+
+from medsiglip_jax.model import sharding, tree
+from medsiglip_jax.train import freeze, optim
+from medsiglip_jax.train.objectives import NEGATIVES, Batch, Objective, Params
+from medsiglip_jax.train.optim import Optimizer
+
+State = dict[str, Any]
+Metrics = dict[str, Any]
+
+
+def init_state(params: Params, optimizer: Optimizer, frozen: Params | None = None) -> State:
+    """The state before the first step.
+
+    {"params" (what trains), "frozen", "opt_state", "step" (batches seen), "skipped" (updates left
+    out because loss or gradient was not finite), "skipped_in_row"}. The optimiser's state is
+    created where its parameter lies. The train step donates all of it: the arrays of `params` and
+    `frozen` are gone after the first step.
+    """
+    # No weakly typed leaf (jnp.full without a dtype): the step returns none, and would compile
+    # all over again for the second call.
+    params = jax.tree.map(lambda x: jnp.asarray(x, x.dtype), params)
+    mesh, rest = _mesh_of(params), partial(_rest, optimizer)
+    places = None if mesh is None else _shardings(jax.eval_shape(rest, params), params, mesh)
+    state = jax.jit(rest, out_shardings=places)(params)
+    return {"params": params, "frozen": frozen or {}, **state}
+
+
+def state_shapes(params: Params, optimizer: Optimizer, frozen: Params) -> State:
+    """What `init_state` returns, as `jax.ShapeDtypeStruct`, of parameters given as such, with
+    their shardings."""
+    shapes = jax.eval_shape(partial(_rest, optimizer), params)
+    mesh = _mesh_of(params)
+    if mesh is None:
+        one = jax.tree.leaves(params)[0].sharding
+        places = jax.tree.map(lambda _: one, shapes)
+    else:
+        places = _shardings(shapes, params, mesh)
+    return {"params": params, "frozen": frozen, **place_shapes(shapes, places)}
+
+
+def place_shapes(shapes: Any, places: Any) -> Any:
+    """Abstract arrays with shardings, of two trees of one structure."""
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places
+    )
+
+
+def _rest(optimizer: Optimizer, params: Params) -> State:
+    counts = {name: jnp.zeros((), jnp.int32) for name in ("step", "skipped", "skipped_in_row")}
+    return {"opt_state": optimizer.init(params), **counts}
+
+
+def _mesh_of(params: Params) -> Mesh | None:
+    where = jax.tree.leaves(params)[0].sharding
+    return where.mesh if isinstance(where, NamedSharding) else None  # pyright: ignore
+
+
+def _shardings(state: State, params: Params, mesh: Mesh) -> State:
+    """Moments as their parameter, anything else on every device."""
+    flat, whole = tree.flatten(params), sharding.replicated(mesh)
+
+    def one(keys, leaf):
+        names = [key.key for key in keys if isinstance(key, jax.tree_util.DictKey)]
+        parameter = flat.get("/".join(names[1:]))  # the first is "opt_state"
+        if parameter is None or parameter.shape != leaf.shape:
+            return whole
+        return parameter.sharding
+
+    return jax.tree_util.tree_map_with_path(one, state)
+
+
+def make_train_step(
+    objective: Objective,
+    optimizer: Optimizer,
+    accumulate: int = 1,
+    negatives: str = "batch",
+    places: State | None = None,
+) -> Callable[[State, Batch], tuple[State, Metrics]]:
+    """Returns the compiled `step(state, batch) -> (state, metrics)`; it donates `state`.
+
+    Metrics are device scalars: `loss`, `grad_norm` (before clipping), `learning_rate`, for a
+    contrastive model `temperature` (exp(t)) and `bias` (b), all as this step found them, and
+    `skipped_in_row`. Where loss or gradient is not finite the state stays as it is, but for the
+    counts.
+
+    Args:
+        objective: from `medsiglip_jax.train.objectives`.
+        optimizer: from `medsiglip_jax.train.optim`.
+        accumulate: pieces in which the batch is encoded, one after the other.
+        negatives: "batch": the loss and its gradient are those of the whole batch (GradCache,
+            arXiv 2101.06983: embeddings of all pieces first, then every piece again with the
+            gradient of its embeddings). "piece": the mean of the losses of the pieces, each with
+            its own negatives only, in three quarters of the time; for a contrastive loss another,
+            easier objective.
+        places: tree of shardings of the state, which then comes back where it was; default what
+            the compiler finds best, which may be elsewhere and compile a second time.
+    """
+    if accumulate < 1 or negatives not in NEGATIVES:
+        raise ValueError(
+            f"accumulate is {accumulate} and negatives {negatives!r}; expected at least 1 and one "
+            f"of {', '.join(NEGATIVES)}"
+        )
+    if accumulate == 1:
+        gradients = _gradients
+    else:
+        gradients = _cached_gradients if negatives == "batch" else _plain_gradients
+
+    @partial(jax.jit, donate_argnums=0, out_shardings=places and (places, None))
+    def step(state: State, batch: Batch) -> tuple[State, Metrics]:
+        params, frozen = state["params"], state["frozen"]
+        value, grads = gradients(objective, params, frozen, batch, accumulate)
+        norm = optim.global_norm(grads)
+        finite = jnp.isfinite(value) & jnp.isfinite(norm)
+        new_params, opt_state = optimizer.apply(params, grads, state["opt_state"])
+        keep = partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
+        in_row = jnp.where(finite, 0, state["skipped_in_row"] + 1)
+        metrics = {
+            "loss": value,
+            "grad_norm": norm,
+            "learning_rate": jnp.asarray(optimizer.learning_rate(state["step"] - state["skipped"])),
+            "skipped_in_row": in_row,
+            **_temperature({**frozen, **params}),
+        }
+        return {
+            "params": keep(new_params, params),
+            "frozen": frozen,
+            "opt_state": keep(opt_state, state["opt_state"]),
+            "step": state["step"] + 1,
+            "skipped": state["skipped"] + ~finite,
+            "skipped_in_row": in_row,
+        }, metrics
+
+    return step
+
+
+def _temperature(params: Params) -> Metrics:
+    if "t" not in params:
+        return {}
+    return {"temperature": jnp.exp(params["t"]).reshape(()), "bias": params["b"].reshape(())}
+
+
+# ------------------------------------------------------------------------------- gradients
+
+
+def _gradients(objective: Objective, params: Params, frozen: Params, batch: Batch, _: int):
+    return jax.value_and_grad(lambda p: objective(freeze.join(p, frozen), batch))(params)
+
+
+def _cached_gradients(objective, params, frozen, batch, pieces):
+    def encode(params, piece):
+        return objective.encode(freeze.join(params, frozen), piece)
+
+    def loss(params, rows):
+        return objective.loss(freeze.join(params, frozen), rows, batch)
+
+    cut = _cut(batch, pieces)
+    rows = _uncut(jax.lax.map(lambda piece: encode(params, piece), cut))
+    value, (grads, cotangents) = jax.value_and_grad(loss, argnums=(0, 1))(params, rows)
+
+    def add(grads, piece_and_cotangent):
+        piece, cotangent = piece_and_cotangent
+        _, vjp = jax.vjp(lambda p: encode(p, piece), params)
+        return jax.tree.map(jnp.add, grads, vjp(cotangent)[0]), None
+
+    grads, _ = jax.lax.scan(add, grads, (cut, _cut(cotangents, pieces)))
+    return value, grads
+
+
+def _plain_gradients(objective, params, frozen, batch, pieces):
+    def add(total, piece):
+        share = piece["mask"].sum() / jnp.maximum(batch["mask"].sum(), 1)
+        new = _gradients(objective, params, frozen, piece, 1)
+        return jax.tree.map(lambda a, b: a + share * b, total, new), None
+
+    zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+    return jax.lax.scan(add, zero, _cut(batch, pieces))[0]
+
+
+def _cut(batch: Batch, pieces: int) -> Batch:
+    """[b, …] -> [pieces, b / pieces, …], every piece with rows of every device's shard."""
+
+    def one(x):
+        if len(x) % pieces:
+            raise ValueError(
+                f"a batch of {len(x)} cannot be accumulated in {pieces} equal pieces; choose a "
+                "multiple"
+            )
+        return x.reshape(len(x) // pieces, pieces, *x.shape[1:]).swapaxes(0, 1)
+
+    return jax.tree.map(one, batch)
+
+
+def _uncut(batch: Batch) -> Batch:
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), batch)

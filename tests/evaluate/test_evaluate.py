@@ -1,0 +1,641 @@
+"""From a folder to a report: scores by hand, numbers from scores, resuming, mistakes."""
+
+import json
+import re
+import shutil
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+import medsiglip_jax
+from medsiglip_jax import cli, metrics
+from medsiglip_jax.evaluate import results, run, scores, tasks, vectors, zero_shot
+from medsiglip_jax.evaluate.data import datasets
+from medsiglip_jax.evaluate.data.dataset import Policy
+from medsiglip_jax.evaluate.run import Options
+from medsiglip_jax.evaluate.scores import Scores
+from medsiglip_jax.inference import embed as embedding
+from medsiglip_jax.preprocess.dicom.rules import Rules
+from medsiglip_jax.preprocess.image import PRESETS
+
+FINDINGS = ["Alpha", "Beta", "Gamma", "Never"]
+TASK = """
+title = "Three findings & one that nobody has"
+source = "nowhere"
+trained_on = "no"
+kind = "multi_label"
+score = "pos_minus_neg"
+prompts_source = "made up"
+[data]
+adapter = "csv"
+group = "patient"
+attributes = { sex = "sex", age = "age" }
+[[data.tables]]
+file = ["labels.csv"]
+[data.images]
+path = ["{image}"]
+[[classes]]
+name = "Alpha"
+present = ["photo of a a", "photo of a b", "photo of a a"]
+absent = ["scan of a a"]
+[[classes]]
+name = "Beta"
+present = ["scan of a b"]
+absent = ["drawing of a c", "photo of a d"]
+[[classes]]
+name = "Gamma"
+present = ["drawing of a e"]
+absent = ["scan of a f"]
+[[classes]]
+name = "Never"
+present = ["photo of a f"]
+absent = ["scan of a e"]
+[means]
+"first two" = ["Alpha", "Beta"]
+[readings.other]
+about = "another"
+present = { Alpha = ["drawing of a f"] }
+[published]
+where = "a paper"
+mean = 0.6
+images = 30
+[published.auc]
+Alpha = 0.5
+Beta = 0.7
+Gamma = 0.6
+"""
+CLASSES = (
+    TASK.split("[[classes]]")[0]
+    .replace("multi_label", "multi_class")
+    .replace("pos_minus_neg", 'class_softmax"\nordinal_from = 1\nnotes = ["one each"]\n#')
+    + "".join(
+        f'[[classes]]\nname = "{n}"\nvalue = "{i}"\npresent = ["{p}"]\n'
+        for i, (n, p) in enumerate(
+            [("zero", "photo of a a"), ("one", "scan of a b"), ("two", "scan of a c")]
+        )
+    )
+    + '[data.labels]\ncolumn = "Alpha"\n'
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """30 images of 20 patients; an unknown label, and a class without a positive."""
+    folder, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    lines = [f"image,patient,sex,age,{','.join(FINDINGS)}"]
+    for i in range(30):
+        pixels = rng.integers(0, 256, (20, 20 + i % 3, 3), np.uint8) // (1 + i % 4)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+        alpha, beta, gamma = i % 2, int(i % 5 == 0), "" if i == 7 else int(i % 3 == 1)
+        lines.append(f"{i}.png,p{i % 20},{'FM'[i % 2]},{20 + 2 * i},{alpha},{beta},{gamma},0")
+    (folder / "labels.csv").write_text("\n".join(lines) + "\n")
+    (folder / "task.toml").write_text(TASK)
+    (folder / "classes.toml").write_text(CLASSES)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint):
+    return medsiglip_jax.load(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def done(data, model, tmp_path_factory):
+    """A finished evaluation, and what it returned."""
+    folder = tmp_path_factory.mktemp("done") / "out"
+    task = tasks.read(str(data / "task.toml"))
+    return folder, run.evaluate(task, model, data, folder, Options(resamples=200))
+
+
+def files(folder):
+    names = ("results.json", "report.md", "report.html", "scores.parquet")
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+# --------------------------------------------------------------------------------- score rules
+
+
+def plain(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def test_rules_by_hand():
+    rng = np.random.default_rng(0)
+    z, p, n = rng.standard_normal((5, 8)), plain(rng.standard_normal((3, 8))), None
+    n = plain(rng.standard_normal((3, 8)))
+    cos_p, cos_n = plain(z) @ p.T, plain(z) @ n.T
+    for name, want in {
+        "pos_minus_neg": cos_p - cos_n,
+        "pair_softmax": np.exp(7 * cos_p) / (np.exp(7 * cos_p) + np.exp(7 * cos_n)),
+        "class_softmax": np.exp(7 * cos_p) / np.exp(7 * cos_p).sum(1, keepdims=True),
+        "cosine": cos_p,
+    }.items():
+        got = zero_shot.score(name, 3 * z.astype(np.float32), p, n, 7.0)
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-7)
+    far = zero_shot.score("class_softmax", z, p, None, 1e6)
+    assert np.isfinite(far).all() and far.max(1).tolist() == [1] * 5
+    with pytest.raises(ValueError, match="there are none"):
+        zero_shot.score("pos_minus_neg", z, p)
+    with pytest.raises(ValueError, match="expected one of pos_minus_neg"):
+        zero_shot.score("best", z, p)
+
+
+def test_temperature_changes_ranks_of_three_classes_and_not_of_two():
+    z, p = np.array([[1.0, 0, 0], [0.7, 0.6, 0.1]]), np.eye(3)
+    three = [zero_shot.score("class_softmax", z, p, None, f)[:, 0] for f in (1.0, 50.0)]
+    two = [zero_shot.score("pair_softmax", z, p, p[::-1], f)[:, 0] for f in (1.0, 50.0)]
+    assert [np.argsort(x).tolist() for x in two] == [[1, 0], [1, 0]]
+    cosines = np.array([[0.5, 0.2, 0.2], [0.6, 0.58, -0.9]])
+    ranks = [zero_shot.RULES["class_softmax"].score(cosines, cosines, f) for f in (1.0, 50.0)]
+    assert (np.argsort(ranks[0][:, 0]) != np.argsort(ranks[1][:, 0])).any()
+    assert len(three) == 2
+
+
+def test_class_embeddings_are_means_of_unit_vectors_and_count_repeats(model):
+    texts = ["photo of a a", "photo of a b", "photo of a a"]
+    z = plain(np.asarray(model.encode_text(model.processor.texts(texts)), np.float64))
+    got = zero_shot.class_embeddings(model, [texts, texts[:1]])
+    np.testing.assert_allclose(got, plain(np.stack([z.mean(0), z[0]])), atol=1e-6)
+    assert zero_shot.factor(model, "none") == 1
+    assert zero_shot.factor(model, "logit_scale") == pytest.approx(
+        float(np.exp(np.asarray(model.params["t"], np.float64)).item())
+    )
+
+
+# --------------------------------------------------------------------------------- end to end
+
+
+def test_scores_are_those_of_a_plain_script(done, data, model):
+    folder, _ = done
+    table = pq.read_table(folder / "scores.parquet").to_pydict()
+    assert list(table) == ["id", "class", "score", "label", "group"]
+    assert table["id"][::4] == [f"{i}.png" for i in range(30)]
+    assert table["class"] == FINDINGS * 30
+    assert table["group"][::4] == [f"p{i % 20}" for i in range(30)]
+    assert table["label"][7 * 4 : 8 * 4] == [1, 0, None, 0]
+    pixels = model.processor.images([data / f"{i}.png" for i in range(30)])
+    zimg = plain(np.asarray(model.encode_image(pixels), np.float64))
+    for j, (present, absent) in enumerate(
+        [(["photo of a a", "photo of a b", "photo of a a"], ["scan of a a"]),
+         (["scan of a b"], ["drawing of a c", "photo of a d"])]
+    ):  # fmt: skip
+        z = [plain(np.asarray(model.encode_text(model.processor.texts(t)), np.float64).mean(0))
+             for t in (present, absent)]  # fmt: skip
+        np.testing.assert_allclose(table["score"][j::4], zimg @ z[0] - zimg @ z[1], atol=2e-6)
+
+
+def test_numbers_are_those_of_the_scores(done):
+    folder, got = done
+    assert json.loads((folder / "results.json").read_text()) == got
+    table = pq.read_table(folder / "scores.parquet").to_pydict()
+    want = {}
+    for j, name in enumerate(FINDINGS[:3]):
+        known = [(s, y) for s, y in zip(table["score"][j::4], table["label"][j::4], strict=True)
+                 if y is not None]  # fmt: skip
+        want[name] = roc_auc_score([y for _, y in known], [s for s, _ in known])
+    classes = {c["class"]: c for c in got["classes"]}
+    for name, value in want.items():
+        assert classes[name]["auc"] == pytest.approx(value, abs=1e-12)
+        assert classes[name]["low"] < value < classes[name]["high"]
+    assert classes["Gamma"]["unknown"] == 1 and classes["Beta"]["few"]
+    assert not classes["Alpha"]["few"]
+    assert classes["Alpha"]["difference"] == pytest.approx(want["Alpha"] - 0.5)
+    inside = classes["Beta"]["low"] <= 0.7 <= classes["Beta"]["high"]
+    assert classes["Beta"]["inside"] is inside
+    assert got["macro_auc"]["auc"] == pytest.approx(np.mean(list(want.values())), abs=1e-12)
+    assert got["macro_auc"]["published"] == 0.6
+    assert got["means"]["first two"]["auc"] == pytest.approx((want["Alpha"] + want["Beta"]) / 2)
+    assert got["means"]["first two"]["published"] == pytest.approx(0.6)
+    assert got["images"] == 30 and got["groups"] == 20
+
+
+def test_intervals_are_of_patients(done):
+    folder, got = done
+    found = scores.read(folder / "scores.parquet")
+    alpha = metrics.delong(
+        found.scores[:, 0], found.labels[:, 0], groups=np.array(found.groups), student=True
+    )
+    assert (got["classes"][0]["low"], got["classes"][0]["high"]) == (alpha.low, alpha.high)
+    mean = metrics.bootstrap(
+        metrics.macro_auc, found.scores, found.labels, groups=np.array(found.groups), samples=200
+    )
+    assert (got["macro_auc"]["low"], got["macro_auc"]["high"]) == (mean.low, mean.high)
+    row = next(x for x in (folder / "report.md").read_text().splitlines() if "| Beta *" in x)
+    assert ("| no |" if not got["classes"][1]["inside"] else "| yes |") in row
+
+
+def test_a_class_with_one_label_is_listed_and_not_averaged(done):
+    folder, got = done
+    assert got["undefined"] == ["Never"] and got["classes_in_mean"] == 3
+    never = got["classes"][3]
+    assert never["auc"] is None and never["positives"] == 0 and never["negatives"] == 30
+    assert "all their images have the same label: Never" in (folder / "report.md").read_text()
+
+
+def test_subgroups(done):
+    _, got = done
+    of = {(g["attribute"], g["subgroup"], g["class"]): g for g in got["subgroups"]}
+    assert {(a, s) for a, s, _ in of} == {
+        ("sex", "F"), ("sex", "M"), ("age", "under 40"), ("age", "40 to 64"),
+        ("age", "65 and over"),
+    }  # fmt: skip
+    assert of["age", "under 40", "Beta"]["positives"] == 2 and of["sex", "F", "Alpha"]["few"]
+
+
+def test_recomputed_without_the_model_it_is_the_same(done, capsys, monkeypatch):
+    folder, got = done
+    before = files(folder)
+    for name in ("results.json", "report.md", "report.html"):
+        (folder / name).unlink()
+    monkeypatch.setattr(medsiglip_jax.model.api, "load", None)
+    assert cli.main(["evaluate", "--from", str(folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == got
+    assert files(folder) == before
+
+
+def test_other_statistics_without_the_model_and_nothing_else(done, tmp_path, capsys):
+    out = str(shutil.copytree(done[0], tmp_path / "out"))
+    assert cli.main(["evaluate", "--from", out, "--json", "--resamples", "40"]) == 0
+    got = json.loads(capsys.readouterr().out)
+    assert got["statistics"] == {"resamples": 40, "seed": 0}
+    assert got["macro_auc"]["low"] != done[1]["macro_auc"]["low"]
+    assert got["classes"] == done[1]["classes"]
+    before = files(tmp_path / "out")
+    for flags, say in {
+        ("--seed", "1"): "--from takes --resamples, --prevalence and --json; got --seed",
+        ("--learn", "--data", "x"): "got --data, --learn",
+        ("--resamples", "0"): "resamples is 0",
+        ("--prevalence", "0.1"): "prevalence is 0.1; expected",
+    }.items():
+        assert cli.main(["evaluate", "--from", out, *flags]) == 2
+        error = capsys.readouterr().err
+        assert say in error and error.count("\n") == 1, error
+    assert files(tmp_path / "out") == before
+    assert run.recompute(out) == done[1]
+
+
+def test_provenance(done, data, checkpoint, model):
+    _, got = done
+    found = got["provenance"]
+    assert found["model"]["sha256"] == model.sha256 and found["preprocess"] == "big_vision"
+    assert found["versions"]["medsiglip_jax"] == medsiglip_jax.__version__
+    for key in ("tokenizer_sha256", "prompts_sha256", "labels_sha256"):
+        assert re.fullmatch("[0-9a-f]{64}", found[key])
+    assert found["label_files"].keys() == {"labels.csv"}
+    assert found["uncertain"] == "ignore" and got["statistics"] == {"resamples": 200, "seed": 0}
+    task = tasks.read(str(data / "task.toml"))
+    assert found["prompts_sha256"] == task.prompts_sha256()
+    assert task.with_reading("other").prompts_sha256() != task.prompts_sha256()
+
+
+def test_the_page_needs_nothing_else_and_says_it_all(done):
+    folder, got = done
+    page, text = (folder / "report.html").read_text(), (folder / "report.md").read_text()
+    assert not re.search(r"(src|href)=|url\(|<script", page)
+    assert page.count("<svg") == 4 and "Three findings &amp; one" in page
+    for found in got["classes"][:3]:
+        row = f"| {found['class']}{' *' if found['few'] else ''} | {found['auc']:.3f} |"
+        assert row in text and f"<td>{found['auc']:.3f}" in page
+        assert f"{found['low']:.3f} to {found['high']:.3f}" in text
+    assert got["provenance"]["prompts_sha256"] in page and "a paper" in text
+    points = re.search(r'points="([^"]+)"', page)[1].split()
+    assert points[0] == "46.0,238.0" and points[-1] == "236.0,48.0"
+
+
+def test_a_killed_evaluation_goes_on(data, model, done, tmp_path, monkeypatch):
+    monkeypatch.setattr(vectors, "_SHARD", 8)
+    task, out, seen = tasks.read(str(data / "task.toml")), tmp_path / "out", []
+
+    def kill(progress):
+        seen.append(progress.rows)
+        if sum(seen) == 24:
+            raise KeyboardInterrupt
+
+    out.mkdir()
+    (out / "results.json").write_text("of an earlier run")
+    with pytest.raises(KeyboardInterrupt):
+        run.evaluate(task, model, data, out, Options(resamples=200), on_progress=kill)
+    assert (out / "results.json").read_text() == "of an earlier run"  # whose files are all there
+    embedded, total = [], []
+    got = run.evaluate(
+        task, lambda: model, data, out, Options(resamples=200),
+        on_progress=lambda p: embedded.append(p.rows) if p.busy is not None else None,
+        on_total=total.append,
+    )  # fmt: skip
+    assert total == [30]
+    assert sum(embedded) == 14  # two shards of 8 were there
+    assert got["classes"] == done[1]["classes"]
+    assert files(out)["report.md"] == files(done[0])["report.md"]
+
+
+def test_existing_embeddings(data, model, done, checkpoint, tmp_path, capsys):
+    embedded = done[0] / "embeddings" / "big_vision"
+    task, options = tasks.read(str(data / "task.toml")), Options(resamples=200)
+    got = run.evaluate(task, model, data, tmp_path / "a", options, embedded)
+    assert got == done[1] and not (tmp_path / "a" / "embeddings").exists()
+    other = medsiglip_jax.init(model.config, seed=1)
+    medsiglip_jax.save(
+        medsiglip_jax.model.api.Model(
+            other.params, model.config, tokenizer=model.processor.tokenizer_bytes
+        ),
+        tmp_path / "other",
+    )
+    other = medsiglip_jax.load(tmp_path / "other")
+    with pytest.raises(ValueError, match="sha256 of the model is"):
+        run.evaluate(task, other, data, tmp_path / "b", options, embedded)
+    with pytest.raises(ValueError, match="preprocess is 'big_vision', wanted 'serving'"):
+        run.evaluate(task, model, data, tmp_path / "b", Options("serving"), embedded)
+    with pytest.raises(ValueError, match="dicom is .*'dicom'.*, wanted .*'official'"):
+        official = Options(dicom=Rules("official"))
+        run.evaluate(task, model, data, tmp_path / "b", official, embedded)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/labels.csv").write_text("image,patient,Alpha,Beta,Gamma,Never\nx,p,1,,,")
+    (tmp_path / "elsewhere/x").write_bytes((data / "0.png").read_bytes())
+    with pytest.raises(ValueError, match="none of the 1 images is among its 30 rows"):
+        run.evaluate(task, model, tmp_path / "elsewhere", tmp_path / "b", options, embedded)
+
+
+def test_embed_of_the_folder_will_do(data, model, done, tmp_path):
+    from medsiglip_jax.data import inputs
+
+    embedding.embed(model, inputs.rows([data]), tmp_path / "embedded")
+    task = tasks.read(str(data / "task.toml"))
+    options = Options(resamples=200)
+    got = run.evaluate(task, model, data, tmp_path / "out", options, tmp_path / "embedded")
+    assert [c["auc"] for c in got["classes"]] == [c["auc"] for c in done[1]["classes"]]
+
+
+def test_a_file_is_a_better_match_than_an_id(data, model, tmp_path):
+    from medsiglip_jax.data import inputs
+
+    swapped = "".join(f"{data}/{i}.png,{1 - i}.png\n" for i in range(2))
+    (tmp_path / "rows.csv").write_text("image,id\n" + swapped)
+    embedding.embed(model, inputs.rows([tmp_path / "rows.csv"]), tmp_path / "embedded")
+    _, found = datasets.read(tasks.read(str(data / "task.toml")), data)
+    got = vectors.read(tmp_path / "embedded", found)
+    pixels = model.processor.images([data / "0.png", data / "1.png"])
+    assert got.images.tolist() == [0, 1]
+    np.testing.assert_allclose(got.array, model.encode_image(pixels), atol=1e-6)
+
+
+def test_grid_shows_all_cells(data, model, done, tmp_path):
+    out = tmp_path / "out"
+    task = tasks.read(str(data / "task.toml"))
+    got = run.evaluate(task, model, data, out, Options(resamples=200, grid=True))
+    cells = got["grid"]
+    assert {(c["preprocess"], c["reading"]) for c in cells} == {
+        (p, r) for p in PRESETS for r in ("as given", "other")
+    }
+    assert got["classes"] == done[1]["classes"]
+    first = cells[0]
+    assert first["classes"]["Alpha"] == got["classes"][0]["auc"] != cells[1]["classes"]["Alpha"]
+    assert first["classes"]["Beta"] == cells[1]["classes"]["Beta"]
+    assert first["classes"]["Never"] is None
+    assert first["macro_auc"] == got["macro_auc"]["auc"]
+    published = {"Alpha": 0.5, "Beta": 0.7, "Gamma": 0.6}
+    apart = [abs(first["classes"][name] - value) for name, value in published.items()]
+    assert first["mean_distance"] == pytest.approx(np.mean(apart))
+    assert (out / "report.md").read_text().count("| huggingface |") == 2
+    assert run.recompute(out) == got
+    with pytest.raises(ValueError, match="cannot use given embeddings"):
+        run.evaluate(task, model, data, out, Options(grid=True), out / "embeddings/big_vision")
+
+
+def test_a_grid_of_two_runs_is_refused(data, model, tmp_path, monkeypatch):
+    """Of the second, killed, some cells are there."""
+    out, task = tmp_path / "out", tasks.read(str(data / "task.toml"))
+    options = Options(resamples=20, grid=True)
+    run.evaluate(task, model, data, out, options)
+    cells, write = [], scores.write
+
+    def kill(path, found):
+        cells.append(path.name)
+        if len(cells) == 2:
+            raise KeyboardInterrupt
+        write(path, found)
+
+    monkeypatch.setattr(scores, "write", kill)
+    with pytest.raises(KeyboardInterrupt):
+        run.evaluate(task, model, data, out, replace(options, score="cosine"))
+    assert not (out / "results.json").exists()
+    with pytest.raises(ValueError, match=rf"grid/{cells[0]} and scores.parquet are of different"):
+        run.recompute(out)
+
+
+def test_the_grid_of_a_softmax_has_temperatures(data, model, tmp_path):
+    own = tmp_path / "own"
+    own.mkdir()
+    lines = (data / "labels.csv").read_text().splitlines()
+    rows = [line.split(",") for line in lines]
+    for i, row in enumerate(rows[1:]):
+        row[4] = str(i % 3)
+    (own / "labels.csv").write_text("\n".join(",".join(row) for row in rows))
+    for file in data.glob("*.png"):
+        (own / file.name).write_bytes(file.read_bytes())
+    task = tasks.read(str(data / "classes.toml"))
+    got = run.evaluate(task, model, own, tmp_path / "out", Options(resamples=50, grid=True))
+    assert [c["temperature"] for c in got["grid"]] == ["logit_scale", "none"] * len(PRESETS)
+    table = pq.read_table(tmp_path / "out/scores.parquet")
+    values = table["score"].to_numpy().reshape(30, 3)
+    labels = table["label"].to_numpy().reshape(30, 3)
+    np.testing.assert_allclose(values.sum(1), 1)
+    want = roc_auc_score(labels.argmax(1), values, multi_class="ovr", average="macro")
+    assert got["macro_auc"]["auc"] == pytest.approx(want, abs=1e-12)
+    each = got["one_class_each"]
+    assert each["accuracy"] == np.mean(values.argmax(1) == labels.argmax(1))
+    above = metrics.auc(1 - values[:, 0], labels[:, 0] == 0)
+    assert each["from"] == "one" and each["auc_from"]["auc"] == pytest.approx(above)
+    none = run.evaluate(
+        task, model, own, tmp_path / "out", Options(resamples=50, temperature="none")
+    )
+    assert none["macro_auc"]["auc"] == got["grid"][1]["macro_auc"] and none["grid"] == []
+    assert none["provenance"]["factor"] == 1
+
+
+def test_arrays_are_scored_as_files_are(model, tmp_path):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (12, 28, 28, 3), np.uint8)
+    labels = np.arange(12, dtype=np.uint8)[:, None] % 9
+    np.savez(tmp_path / "pathmnist.npz", test_images=pixels, test_labels=labels)
+    task = tasks.read("pathmnist")
+    for i, (label, image) in enumerate(zip(labels[:, 0], pixels, strict=True)):
+        name = tasks.read("crc-val-he-7k").classes[label].value
+        (tmp_path / "folders" / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "folders" / name / f"{i:02}.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        arrays = run.evaluate(task, model, tmp_path, tmp_path / "a", Options(resamples=20))
+        task = tasks.read("crc-val-he-7k")
+        folders = run.evaluate(task, model, tmp_path / "folders", tmp_path / "b", Options())
+    aucs = [[c["auc"] for c in found["classes"]] for found in (arrays, folders)]
+    np.testing.assert_allclose(*aucs, atol=1e-12)
+    assert not list((tmp_path / "a").rglob("*.png"))
+
+
+def test_digits_brings_its_data_and_model(checkpoint, tmp_path, capsys, monkeypatch):
+    from medsiglip_jax.train import quickstart
+
+    trained = []
+
+    def train(workdir, seed):
+        trained.append(seed)
+        medsiglip_jax.save(medsiglip_jax.load(checkpoint), workdir / "model")
+
+    monkeypatch.setattr(quickstart, "run", train)
+    command = ["evaluate", "--task", "digits", "--output", str(tmp_path), "--resamples", "20"]
+    assert cli.main([*command, "--json"]) == cli.main([*command, "--batch-size", "16"]) == 0
+    assert trained == [0]
+    out, _ = json.JSONDecoder().raw_decode(capsys.readouterr().out)
+    _, held_out = quickstart.load_digits(0, 0.25)
+    assert out["images"] == len(held_out.labels) == sum(c["positives"] for c in out["classes"])
+    table = pq.read_table(tmp_path / "scores.parquet").to_pydict()
+    labels = np.array(table["label"]).reshape(-1, 10).argmax(1)
+    np.testing.assert_array_equal(labels, held_out.labels)
+
+
+@pytest.mark.slow
+def test_digits_in_full(tmp_path, capsys):
+    assert cli.main(["evaluate", "--task", "digits", "--output", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["macro_auc"]["auc"] > 0.99
+
+
+# ------------------------------------------------------------------------------------ mistakes
+
+
+@pytest.fixture
+def broken(data, tmp_path):
+    """A copy of the data in which one image is damaged and one is gone."""
+    for file in data.iterdir():
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "data/4.png").write_bytes((data / "4.png").read_bytes()[:60])
+    return tmp_path / "data"
+
+
+def test_unreadable_images_stop_it_unless_allowed(
+    broken, checkpoint, model, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(cli.evaluate, "load", lambda *_: model)  # it is compiled
+    command = [
+        "evaluate", "--task", str(broken / "task.toml"), "--model", str(checkpoint),
+        "--data", str(broken), "--output", str(tmp_path / "out"), "--resamples", "20",
+    ]  # fmt: skip
+    assert cli.main(command) == 2
+    error = capsys.readouterr().err
+    assert "1 of 30 images have no embedding" in error and "errors.parquet" in error
+    assert not (tmp_path / "out/results.json").exists()
+    assert cli.main([*command, "--allow-missing"]) == 3
+    out, error = capsys.readouterr()
+    assert "29 images" in out and "went on without 1 unreadable images" in error
+    (broken / "5.png").unlink()
+    assert cli.main(command) == 2
+    assert "1 missing, 29 images found: 5.png" in capsys.readouterr().err
+    assert "unreadable | 1" in (tmp_path / "out/report.md").read_text()
+    assert cli.main(["evaluate", "--from", str(tmp_path / "out")]) == 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "say"),
+    [
+        (["--task", "chexprt"], "--task needs --model, --data, --output"),
+        (["--from", "nowhere"], "nowhere/scores.parquet: no such file; expected the --output of"),
+        (["--task", "x", "--list"], "not allowed with"),
+        ([], "one of the arguments --task --from --list is required"),
+    ],
+)
+def test_wrong_command_lines(flags, say, capsys):
+    assert cli.main(["evaluate", *flags]) == 2
+    assert say in capsys.readouterr().err
+
+
+def test_wrong_flags(data, checkpoint, tmp_path, capsys):
+    command = [
+        "evaluate", "--task", str(data / "task.toml"), "--model", str(checkpoint),
+        "--data", str(data), "--output", str(tmp_path / "out"),
+    ]  # fmt: skip
+    for flags, say in {
+        ("--task", "chexprt"): "neither a file nor a task",
+        ("--preprocess", "clip"): "unknown preprocess 'clip'",
+        ("--score", "best"): "score is 'best'",
+        ("--temperature", "hot"): "temperature is 'hot'",
+        ("--uncertain", "maybe"): "uncertain is 'maybe'; expected one of ignore, positive",
+        ("--blank", "positive"): "blank is 'positive'",
+        ("--resamples", "0"): "resamples is 0",
+        ("--reading", "third"): "no reading 'third'; there are: other",
+        ("--data", "nowhere"): "nowhere: no such folder; Three findings",
+        ("--dicom-rules", "best"): "DICOM rules 'best'; expected one of dicom, official",
+        ("--prompts", str(data / "0.png")): "not readable as TOML",
+    }.items():
+        assert cli.main([*command, *flags]) == 2, flags
+        error = capsys.readouterr().err
+        assert say in error and error.count("\n") == 1, error
+    assert not (tmp_path / "out").exists()
+
+
+def test_list(capsys):
+    assert cli.main(["evaluate", "--list"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"{name}: " in text for name in tasks.names())
+    assert cli.main(["evaluate", "--list", "--json"]) == 0
+    assert {t["name"] for t in json.loads(capsys.readouterr().out)} == set(tasks.names())
+
+
+def test_json_and_text(data, checkpoint, tmp_path, capsys):
+    command = [
+        "evaluate", "--task", str(data / "task.toml"), "--model", str(checkpoint), "--data",
+        str(data), "--output", str(tmp_path / "out"), "--resamples", "20", "--reading", "other",
+        "--ct-window", "350/40",
+    ]  # fmt: skip
+    assert cli.main([*command, "--json"]) == 0
+    got = json.loads(capsys.readouterr().out)
+    assert got["provenance"]["reading"] == "other"
+    assert got["provenance"]["dicom"]["ct_window"] == [350, 40]
+    assert cli.main(command) == 0
+    out = capsys.readouterr().out
+    assert f"{got['macro_auc']['auc']:.3f}" in out and out.strip().endswith("report.html")
+
+
+def test_other_scores_than_evaluate_wrote(done, tmp_path):
+    import pyarrow as pa
+
+    pq.write_table(pa.table({"id": ["a"]}), tmp_path / "scores.parquet")
+    with pytest.raises(ValueError, match="not scores that evaluate wrote"):
+        run.recompute(tmp_path)
+    (tmp_path / "scores.parquet").write_text("x")
+    with pytest.raises(ValueError, match="not scores that evaluate wrote"):
+        run.recompute(tmp_path)
+
+
+def test_perfect_scores_and_no_groups():
+    """Numbers that JSON lacks become null."""
+    labels = np.array([[0.0, 0], [1, 0], [1, 0], [0, 0]])
+    meta = {
+        "task": {**tasks.read("ddi").to_dict(), "published": None}, "counts": {}, "cells": [],
+        "provenance": {}, "statistics": {"resamples": 20, "seed": 0},
+    }  # fmt: skip
+    found = results.results(
+        Scores(["a", "b", "c", "d"], ["x", "y"], labels + 0.0, labels, None, meta), {}
+    )
+    assert found["classes"][0]["auc"] == 1 and found["classes"][1]["auc"] is None
+    assert found["macro_auc"]["auc"] == 1 and found["groups"] is None
+    json.dumps(found, allow_nan=False)
+
+
+def test_a_wrong_join_looks_like_chance_and_is_not_hidden(done):
+    """Shuffled labels: every interval holds a half."""
+    rng = np.random.default_rng(1)
+    labels = (rng.random((300, 3)) < 0.5).astype(float)
+    values = rng.standard_normal((300, 3))
+    found = metrics.class_aucs(values, labels, student=True)
+    assert all(0.5 in c.auc for c in found.classes)
+
+
+def test_policies_are_checked():
+    with pytest.raises(ValueError, match="uncertain is"):
+        Policy("perhaps")
+    assert datasets.READERS

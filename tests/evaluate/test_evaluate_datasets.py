@@ -1,0 +1,1120 @@
+"""Every data set in miniature, with its real headers, odd spaces and folders."""
+
+import ast
+import dataclasses
+import gzip
+import json
+import tomllib
+
+import fsspec
+import numpy as np
+import pytest
+from PIL import Image
+
+from medsiglip_jax.evaluate import tasks, zero_shot
+from medsiglip_jax.evaluate.data import datasets
+from medsiglip_jax.evaluate.data.arrays import pixmap
+from medsiglip_jax.evaluate.data.dataset import Dataset, Policy
+from medsiglip_jax.preprocess.decode import decode
+from medsiglip_jax.preprocess.sources import read_bytes
+
+NAN = np.nan
+
+
+def picture(path, value=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 4), (value, value, value)).save(path)
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = text.encode()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+
+
+def read(name, folder, **options):
+    """{id: {class: label}} of known labels, and the dataset."""
+    task, found = datasets.read(tasks.read(name), folder, **options)
+    names = [c.name for c in task.classes]
+    rows = {
+        image: {n: int(v) for n, v in zip(names, row, strict=True) if not np.isnan(v)}
+        for image, row in zip(found.ids, found.labels, strict=True)
+    }
+    return rows, found
+
+
+def shown(rows):
+    """{id: classes that are 1}."""
+    return {image: {name for name, v in row.items() if v} for image, row in rows.items()}
+
+
+def part(task, name, folder, **options):
+    """As `read`, of a part of the data set as `read_parts` finds it."""
+    task = tasks.read(task) if isinstance(task, str) else task
+    _, parts = datasets.read_parts(task, folder, wanted=[name], **options)
+    assert parts.how == "of the data set"
+    found = getattr(parts, name)
+    known = [{c.name for c, v in zip(task.classes, row, strict=True) if v} for row in found.labels]
+    return dict(zip(found.ids, known, strict=True)), found
+
+
+CHEXPERT = (
+    "No Finding,Enlarged Cardiomediastinum,Cardiomegaly,Lung Opacity,Lung Lesion,Edema,"
+    "Consolidation,Pneumonia,Atelectasis,Pneumothorax,Pleural Effusion,Pleural Other,Fracture,"
+    "Support Devices"
+)
+
+
+@pytest.fixture
+def chexpert(tmp_path):
+    """Two frontal images of the first study, one of the second, a lateral and a training image."""
+    write(
+        tmp_path / "groundtruth.csv",
+        f"Study,{CHEXPERT}\n"
+        "CheXpert-v1.0/test/patient64741/study1,0,0,1,1,0,0,0,0,0,0,0,0,0,1\n"
+        "CheXpert-v1.0/test/patient64742/study1,1,0,0,0,0,0,0,0,0,0,0,0,0,0\n",
+    )
+    for name in (
+        "test/patient64741/study1/view1_frontal.jpg", "test/patient64741/study1/view2_frontal.jpg",
+        "test/patient64741/study1/view3_lateral.jpg", "test/patient64742/study1/view1_frontal.jpg",
+        "val/patient00001/study1/view1_frontal.jpg",
+    ):  # fmt: skip
+        picture(tmp_path / "CheXpert" / name)
+    return tmp_path
+
+
+def test_chexpert_joins_frontal_images_by_patient_and_study(chexpert):
+    rows, found = read("chexpert-test", chexpert)
+    first, second = {"Cardiomegaly", "Lung Opacity", "Support Devices"}, set()
+    assert shown(rows) == {
+        "CheXpert/test/patient64741/study1/view1_frontal.jpg": first,
+        "CheXpert/test/patient64741/study1/view2_frontal.jpg": first,
+        "CheXpert/test/patient64742/study1/view1_frontal.jpg": second,
+    }
+    assert all(len(row) == 13 for row in rows.values())
+    assert found.groups == ["patient64741", "patient64741", "patient64742"]
+    assert found.counts["images without a label"] == 1 and found.counts["missing"] == 0
+    assert read("chexpert-test", chexpert / ".")[0].keys() == rows.keys()
+
+
+def test_remote_folders(chexpert):
+    system = fsspec.filesystem("memory")
+    for path in chexpert.rglob("*"):
+        if path.is_file():
+            system.pipe_file(f"/chexpert/{path.relative_to(chexpert)}", path.read_bytes())
+    try:
+        assert read("chexpert-test", "memory://chexpert")[0] == read("chexpert-test", chexpert)[0]
+    finally:
+        system.rm("/chexpert", recursive=True)
+
+
+def test_what_is_missing_is_counted(chexpert):
+    (chexpert / "CheXpert/test/patient64742/study1/view1_frontal.jpg").unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"1 missing, 2 images found: .*patient64742/study1"
+    ):
+        read("chexpert-test", chexpert)
+    rows, found = read("chexpert-test", chexpert, allow_missing=True)
+    assert len(rows) == 2 and found.counts["missing"] == 1
+
+
+def test_uncertain_and_blank_labels(chexpert):
+    write(
+        chexpert / "groundtruth.csv",
+        f"Study,{CHEXPERT}\n"
+        "CheXpert/test/patient64741/study1,,,1.0,-1.0,0.0,-1,,,,,,,,\n"
+        "CheXpert/test/patient64742/study1,,,,,,,,,,,,,,\n",
+    )
+    image = "CheXpert/test/patient64741/study1/view1_frontal.jpg"
+    rows, found = read("chexpert-test", chexpert)
+    assert rows[image] == {"Cardiomegaly": 1, "Lung Lesion": 0}
+    assert len(rows) == 2 and found.counts["unlabelled"] == 1
+    rows, _ = read("chexpert-test", chexpert, policy=Policy("positive", "negative"))
+    assert shown(rows)[image] == {"Cardiomegaly", "Lung Opacity", "Edema"}
+    assert all(len(row) == 13 for row in rows.values()) and len(rows) == 3
+    rows, _ = read("chexpert-test", chexpert, policy=Policy("negative"))
+    assert rows[image] == {"Cardiomegaly": 1, "Lung Lesion": 0, "Lung Opacity": 0, "Edema": 0}
+
+
+@pytest.fixture
+def chexpert_parts(chexpert):
+    """Its training and validation images, with the prefix of the small version in their tables."""
+    header = f"Path,Sex,Age,Frontal/Lateral,AP/PA,{CHEXPERT}\n"
+    small = "CheXpert-v1.0-small"
+    write(
+        chexpert / "CheXpert/train.csv",
+        header
+        + f"{small}/train/patient00010/study2/view1_frontal.jpg,Female,68,Frontal,AP"
+        + ",,,1.0,-1.0,,,,,,0.0,,,,1.0\n"
+        f"{small}/train/patient00010/study2/view2_lateral.jpg,Female,68,Lateral,"
+        + ",,,1.0,,,,,,,,,,,\n"
+        f"{small}/train/patient00011/study1/view1_frontal.jpg,Male,9,Frontal,PA"
+        + ",1.0,,,,,,,,,,,,,\n",
+    )
+    write(
+        chexpert / "CheXpert/valid.csv",
+        header
+        + f"{small}/valid/patient00001/study1/view1_frontal.jpg,Male,73,Frontal,AP"
+        + ",0.0,1.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0\n"
+        f"{small}/valid/patient00001/study1/view2_lateral.jpg,Male,73,Lateral,"
+        + ",0.0,1.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0\n",
+    )
+    for name in (
+        "patient00010/study2/view1_frontal.jpg", "patient00010/study2/view2_lateral.jpg",
+        "patient00011/study1/view1_frontal.jpg",
+    ):  # fmt: skip
+        picture(chexpert / "CheXpert/train" / name)
+    return chexpert
+
+
+def test_chexpert_parts_are_frontal_images_of_any_prefix(chexpert_parts):
+    rows, found = part("chexpert-test", "validation", chexpert_parts)
+    image = "CheXpert/val/patient00001/study1/view1_frontal.jpg"
+    assert rows == {image: {"Enlarged Cardiomediastinum"}} and not np.isnan(found.labels).any()
+    assert found.attributes == {"sex": ["Male"], "age": ["73"], "view": ["AP"]}
+    _, found = part("chexpert-test", "train", chexpert_parts)
+    assert found.ids == ["CheXpert/train/patient00010/study2/view1_frontal.jpg"]
+    assert found.groups == ["patient00010"] and found.counts["unlabelled"] == 1
+    assert np.isnan(found.labels).sum() == 10  # 1 positive, 1 negative, 1 device; -1 is unknown
+    rows, _ = part("chexpert-test", "train", chexpert_parts, policy=Policy("negative", "negative"))
+    assert list(rows.values()) == [{"Cardiomegaly", "Support Devices"}, set()]
+    assert len(read("chexpert-test", chexpert_parts)[0]) == 3  # the test is what it was
+
+
+def test_a_patient_of_the_test_in_training_is_refused(chexpert_parts):
+    table = chexpert_parts / "CheXpert/train.csv"
+    write(table, table.read_text().replace("train/patient00010/study2", "test/patient64741/study1"))
+    (chexpert_parts / "CheXpert/test/patient64741/study1/view2_frontal.jpg").unlink()
+    with pytest.raises(
+        ValueError,
+        match=r"train and test share 1 groups \(patients\): patient64741; train and test share 1 "
+        "images: .*view1_frontal.jpg$",
+    ):
+        part("chexpert-test", "train", chexpert_parts)
+
+
+def test_what_is_missing_of_a_part_is_said_of_it(chexpert_parts):
+    (chexpert_parts / "CheXpert/train/patient00011/study1/view1_frontal.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match="1 missing, 1 images found"):
+        part("chexpert-test", "train", chexpert_parts)
+    _, found = part("chexpert-test", "train", chexpert_parts, allow_missing=True)
+    assert found.counts["missing"] == 1
+    (chexpert_parts / "CheXpert/train.csv").unlink()
+    with pytest.raises(FileNotFoundError, match="no train.csv or .*, part train is had from: "):
+        part("chexpert-test", "train", chexpert_parts)
+
+
+NIH = (
+    "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient {},View Position,"
+    "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y],\n"
+)
+
+
+def nih(folder, sex="Gender"):
+    write(
+        folder / "Data_Entry_2017.csv",
+        NIH.format(sex)
+        + "00000001_000.png,Cardiomegaly|Emphysema,0,1,058Y,M,PA,2682,2749,0.143,0.143,\n"
+        "00000002_000.png,No Finding,0,2,081,F,AP,2500,2048,0.171,0.171,\n"
+        "00000003_000.png,Hernia,0,3,20,F,AP,2500,2048,0.171,0.171,\n",
+    )
+    write(folder / "test_list.txt", "00000001_000.png\n00000002_000.png\n")
+    picture(folder / "images_001/images/00000001_000.png")
+    picture(folder / "images_012/images/00000002_000.png")
+    picture(folder / "images_012/images/00000003_000.png")
+
+
+@pytest.mark.parametrize("sex", ["Gender", "Sex"])
+def test_nih_takes_the_official_test_list(tmp_path, sex):
+    nih(tmp_path, sex)
+    rows, found = read("nih-cxr14", tmp_path)
+    assert shown(rows) == {
+        "images_001/images/00000001_000.png": {"Cardiomegaly", "Emphysema"},
+        "images_012/images/00000002_000.png": set(),
+    }
+    assert found.groups == ["1", "2"]
+    assert found.attributes == {"sex": ["M", "F"], "age": ["058Y", "081"], "view": ["PA", "AP"]}
+
+
+def test_nih_has_no_validation_part_so_patients_of_the_training_part_are_drawn(tmp_path):
+    rows = "".join(
+        f"{i:08}_{j:03}.png,Mass,{j},{i},9,F,AP,,,,,\n" for i in range(3, 13) for j in (0, 1)
+    )
+    nih(tmp_path)
+    table = tmp_path / "Data_Entry_2017.csv"
+    write(
+        table,
+        table.read_text().replace(
+            "00000003_000.png,Hernia,0,3,20,F,AP,2500,2048,0.171,0.171,\n", rows
+        ),
+    )
+    write(
+        tmp_path / "train_val_list.txt", "\n".join(row.split(",")[0] for row in rows.splitlines())
+    )
+    for row in rows.splitlines():
+        picture(tmp_path / "images_012/images" / row.split(",")[0])
+    _, parts = datasets.read_parts(tasks.read("nih-cxr14"), tmp_path, seed=1)
+    assert parts.how == "validation drawn by Patient ID from train, seed 1"
+    assert (len(parts.test), len(parts.validation), len(parts.train)) == (2, 4, 16)
+    assert set(parts.train.groups).isdisjoint(parts.validation.groups)
+    assert (parts.train.labels[:, 4] == 1).all() and parts.train.labels.sum() == 16
+    _, alone = datasets.read_parts(tasks.read("nih-cxr14"), tmp_path, seed=1, wanted=["validation"])
+    assert alone.validation.ids == parts.validation.ids and alone.train is None
+    # Whatever is drawn is embedded with the whole training part.
+    for drawn in (parts.train, parts.validation, alone.validation):
+        assert drawn.part == "train" and len(drawn.pool) == 20
+    assert parts.test.part == "" and list(parts.test.pool) == parts.test.ids
+    _, whole = datasets.read_parts(tasks.read("nih-cxr14"), tmp_path, wanted=["train"])
+    assert len(whole.train) == 20 and whole.how == "of the data set"
+
+
+@pytest.mark.parametrize("patients", [True, False])
+def test_nih_adjudicated(tmp_path, patients):
+    nih(tmp_path)
+    write(
+        tmp_path / "four_findings_expert_labels/test_labels.csv",
+        "Image Index,Fracture,Pneumothorax,Airspace opacity,Nodule or mass\n"
+        "00000003_000.png,NO,YES,NO,YES\n",
+    )
+    if not patients:
+        (tmp_path / "Data_Entry_2017.csv").unlink()
+    rows, found = read("nih-cxr14-adjudicated", tmp_path)
+    image = "images_012/images/00000003_000.png"
+    assert shown(rows) == {image: {"Pneumothorax", "Nodule or mass"}}
+    assert found.groups == (["3"] if patients else None)
+    write(
+        tmp_path / "four_findings_expert_labels/validation_labels.csv",
+        "Image Index,Fracture,Pneumothorax,Airspace opacity,Nodule or mass\n"
+        "00000001_000.png,YES,NO,NO,NO\n",
+    )
+    rows, found = part("nih-cxr14-adjudicated", "validation", tmp_path)
+    assert rows == {"images_001/images/00000001_000.png": {"Fracture"}}
+    assert found.groups == (["1"] if patients else None)
+
+
+def test_rsna_has_several_rows_of_a_patient(tmp_path):
+    write(
+        tmp_path / "stage_2_train_labels.csv",
+        "patientId,x,y,width,height,Target\na,,,,,0\nb,1,2,3,4,1\nb,5,6,7,8,1\n",
+    )
+    for name in "ab":
+        picture(tmp_path / f"stage_2_train_images/{name}.png")
+    rows, found = read("rsna-pneumonia", tmp_path)
+    assert {k[-5:]: v for k, v in rows.items()} == {
+        "a.png": {"Pneumonia": 0}, "b.png": {"Pneumonia": 1}
+    }  # fmt: skip
+    assert found.counts["repeated"] == 1 and found.counts["conflicting"] == 0
+    write(tmp_path / "stage_2_train_labels.csv", "patientId,Target\na,0\nb,0\nb,1\n")
+    rows, found = read("rsna-pneumonia", tmp_path)
+    assert len(rows) == 1 and found.counts["conflicting"] == 1
+
+
+def test_images_that_are_none_are_said_to_be_at_once(tmp_path):
+    write(tmp_path / "stage_2_train_labels.csv", "patientId,Target\na,0\nb,1\n")
+    for name in "ab":
+        write(tmp_path / f"stage_2_train_images/{name}.dcm", "DICM")
+    with pytest.raises(ValueError, match="first images cannot be read: .*a.dcm: .*not an image"):
+        read("rsna-pneumonia", tmp_path)
+
+
+def test_vindr_takes_its_classes_from_the_header(tmp_path):
+    write(
+        tmp_path / "annotations/image_labels_test.csv",
+        "image_id,Aortic enlargement,Other lesion,No finding\na,1,0,0\nb,0,0,1\n",
+    )
+    for name in "ab":
+        picture(tmp_path / f"test/{name}.png")
+    task, found = datasets.read(tasks.read("vindr-cxr"), tmp_path)
+    assert [(c.name, c.present, c.absent) for c in task.classes] == [
+        ("Aortic enlargement", ("Aortic enlargement",), ("no Aortic enlargement",)),
+        ("Other lesion", ("Other lesion",), ("no Other lesion",)),
+    ]
+    assert found.labels.tolist() == [[1, 0], [0, 0]] and found.groups is None
+
+
+@pytest.fixture
+def mimic(tmp_path):
+    findings = (
+        "Atelectasis,Cardiomegaly,Consolidation,Edema,Enlarged Cardiomediastinum,Fracture,"
+        "Lung Lesion,Airspace Opacity,No Finding,Pleural Effusion,Pleural Other,Pneumonia,"
+        "Pneumothorax,Support Devices"
+    )
+    write(
+        tmp_path / "mimic-cxr-2.1.0-test-set-labeled.csv",
+        f"study_id,{findings}\n50414267,0,0,0,1,0,0,0,1,0,0,0,0,0,-1\n",
+    )
+    write(
+        tmp_path / "mimic-cxr-2.0.0-split.csv.gz",
+        "dicom_id,study_id,subject_id,split\nd1,50414267,10000032,test\nd2,50414267,10000032,test\n"
+        "d3,50000000,10000033,train\n",
+    )
+    write(
+        tmp_path / "mimic-cxr-2.0.0-metadata.csv.gz",
+        "dicom_id,subject_id,study_id,ViewPosition,Rows,Columns\nd1,10000032,50414267,PA,1,1\n"
+        "d2,10000032,50414267,LATERAL,1,1\nd3,10000033,50000000,AP,1,1\n",
+    )
+    picture(tmp_path / "files/p10/p10000032/s50414267/d1.jpg")
+    return tmp_path
+
+
+def test_mimic_joins_three_tables(mimic):
+    rows, found = read("mimic-cxr-test", mimic)
+    assert shown(rows) == {"files/p10/p10000032/s50414267/d1.jpg": {"Edema", "Lung Opacity"}}
+    (row,) = rows.values()
+    assert len(row) == 12 and "Support Devices" not in row
+    assert found.groups == ["10000032"] and found.attributes == {"view": ["PA"]}
+
+
+def test_mimic_parts_have_other_labels_of_another_name(mimic):
+    write(
+        mimic / "mimic-cxr-2.0.0-chexpert.csv.gz",
+        "subject_id,study_id,Atelectasis,Cardiomegaly,Consolidation,Edema,Enlarged "
+        "Cardiomediastinum,Fracture,Lung Lesion,Lung Opacity,No Finding,Pleural Effusion,Pleural "
+        "Other,Pneumonia,Pneumothorax,Support Devices\n"
+        "10000032,50414267,1.0,,,,,,,,,,,,,\n10000033,50000000,,0.0,,,,,,1.0,,-1.0,,,,\n"
+        "10000034,50000001,,,,,,1.0,,,,,,,,\n",
+    )
+    for path in mimic.glob("*split*"), mimic.glob("*metadata*"):
+        path = next(path)
+        row = (
+            "d4,50000001,10000034,validate\n"
+            if "split" in path.name
+            else "d4,10000034,50000001,PA,1,1\n"
+        )
+        write(path, gzip.decompress(path.read_bytes()).decode() + row)
+    picture(mimic / "files/p10/p10000033/s50000000/d3.jpg")
+    picture(mimic / "files/p10/p10000034/s50000001/d4.jpg")
+    rows, found = part("mimic-cxr-test", "train", mimic)
+    names = [c.name for c in tasks.read("mimic-cxr-test").classes]
+    assert found.ids == ["files/p10/p10000033/s50000000/d3.jpg"] and found.groups == ["10000033"]
+    assert found.labels[0, names.index("Lung Opacity")] == 1 and np.nansum(found.labels) == 1
+    assert (~np.isnan(found.labels)).sum() == 2
+    policy = Policy("negative", "negative")
+    rows, found = part("mimic-cxr-test", "validation", mimic, policy=policy)
+    assert rows == {"files/p10/p10000034/s50000001/d4.jpg": {"Fracture"}}
+
+
+def test_a_join_that_meets_nothing_says_so(mimic):
+    write(
+        mimic / "mimic-cxr-2.0.0-split.csv.gz",
+        "dicom_id,study_id,subject_id,split\nd1,s50414267,p10000032,test\n",
+    )
+    with pytest.raises(ValueError, match="no study_id in common: 50414267 in one, s50414267 in"):
+        read("mimic-cxr-test", mimic)
+
+
+GRADES = ["No", "Mild", "Moderate", "Severe", "Proliferative"]
+
+
+def test_eyepacs_groups_both_eyes(tmp_path):
+    write(tmp_path / "trainLabels.csv", "image,level\n10_left,0\n10_right,4\n13_left,2\n")
+    for name in ("10_left", "10_right", "13_left"):
+        picture(tmp_path / f"train/{name}.jpeg")
+    rows, found = read("eyepacs", tmp_path)
+    assert list(shown(rows).values()) == [{"No"}, {"Proliferative"}, {"Moderate"}]
+    assert found.groups == ["10", "10", "13"] and found.values == tuple("01234")
+    write(tmp_path / "retinopathy_solution.csv", "image,level,Usage\n1_left,3,Private\n")
+    picture(tmp_path / "test/1_left.jpeg")
+    assert list(shown(read("eyepacs", tmp_path)[0]).values()) == [{"Severe"}]
+    rows, found = part("eyepacs", "train", tmp_path)
+    assert list(rows.values()) == [{"No"}, {"Proliferative"}, {"Moderate"}]
+    assert found.groups == ["10", "10", "13"]
+
+
+def test_eyepacs_without_labels_of_the_test_part_is_drawn_from_the_training_part(tmp_path):
+    names = [f"{i}_{side}" for i in range(10) for side in ("left", "right")]
+    write(tmp_path / "trainLabels.csv", "image,level\n" + "".join(f"{n},1\n" for n in names))
+    for name in names:
+        picture(tmp_path / f"train/{name}.jpeg")
+    _, parts = datasets.read_parts(tasks.read("eyepacs"), tmp_path, seed=3)
+    assert parts.how == "all drawn by patient, seed 3"
+    assert (len(parts.test), len(parts.validation), len(parts.train)) == (4, 4, 12)
+
+
+def test_aptos(tmp_path):
+    write(tmp_path / "train.csv", "id_code,diagnosis\n000c1434d8d7,2\n001639a390f0,4\n")
+    for name in ("000c1434d8d7", "001639a390f0"):
+        picture(tmp_path / f"train_images/{name}.png")
+    rows, found = read("aptos-2019", tmp_path)
+    assert list(shown(rows).values()) == [{"Moderate"}, {"Proliferative"}]
+    assert found.groups is None
+
+
+def test_messidor(tmp_path):
+    write(
+        tmp_path / "messidor_data.csv",
+        "image_id,adjudicated_dr_grade,adjudicated_dme,adjudicated_gradable\n"
+        "20051020_43808_0100_PP.png,0,0,1\nIM000001.jpg,3,0,1\nIM000002.jpg,,,0\n",
+    )
+    picture(tmp_path / "IMAGES/20051020_43808_0100_PP.png")
+    picture(tmp_path / "IMAGES/im000001.JPG")
+    rows, found = read("messidor-2", tmp_path)
+    assert list(shown(rows).values()) == [{"No"}, {"Severe"}] and found.groups is None
+    write(tmp_path / "messidor-2.csv", "left,right\nIM000001.JPG,20051020_43808_0100_PP.png\n")
+    assert read("messidor-2", tmp_path)[1].groups == ["0", "0"]
+    write(tmp_path / "messidor-2.csv", "left,right\nIM000001.JPG,other.png\n")
+    found = read("messidor-2", tmp_path)[1]
+    assert found.groups[1] == "0" != found.groups[0]
+    assert found.counts["rows without a match in messidor-2.csv"] == 2
+    write(tmp_path / "messidor-2.csv", "left,right\none.png,other.png\n")
+    with pytest.raises(ValueError, match="no image_id in common"):
+        read("messidor-2", tmp_path)
+
+
+def test_idrid_has_a_mark_a_space_and_empty_columns_and_rows(tmp_path):
+    folder = tmp_path / "B. Disease Grading"
+    write(
+        folder / "2. Groundtruths/b. IDRiD_Disease Grading_Testing Labels.csv",
+        "\ufeffImage name,Retinopathy grade,Risk of macular edema ,,,\nIDRiD_001,4,0,,,\n"
+        "IDRiD_002,1,1,,,\n,,,,,\n",
+    )
+    for name in ("IDRiD_001", "IDRiD_002"):
+        picture(folder / f"1. Original Images/b. Testing Set/{name}.jpg")
+    write(
+        folder / "2. Groundtruths/a. IDRiD_Disease Grading_Training Labels.csv",
+        "Image name,Retinopathy grade,Risk of macular edema ,,,,,,,,,\n"
+        "IDRiD_001,3,2,,,,,,,,,\nIDRiD_003,0,0,,,,,,,,,\n",
+    )
+    for name in ("IDRiD_001", "IDRiD_003"):  # numbers start anew
+        picture(folder / f"1. Original Images/a. Training Set/{name}.jpg")
+    for given in (tmp_path, folder):
+        rows, _ = read("idrid", given)
+        assert list(shown(rows).values()) == [{"Proliferative"}, {"Mild"}]
+        rows, _ = part("idrid", "train", given)
+        assert list(rows.values()) == [{"Severe"}, {"No"}]
+        assert all("a. Training Set" in name for name in rows)
+
+
+def test_pad_ufes(tmp_path):
+    header = (
+        "patient_id,lesion_id,smoke,drink,background_father,background_mother,age,pesticide,"
+        "gender,skin_cancer_history,cancer_history,has_piped_water,has_sewage_system,fitspatrick,"
+        "region,diameter_1,diameter_2,diagnostic,itch,grew,hurt,changed,bleed,elevation,img_id,"
+        "biopsed"
+    )
+    one = "PAT_1516,1765,,,,,8,,FEMALE,,,,,3.0,ARM,,,NEV,FALSE,,,,,,PAT_1516_1765_530.png,FALSE"
+    two = "PAT_46,881,,,,,55,,,,,,,,NECK,6.0,5.0,BCC,,,,,,,PAT_46_881_939.png,TRUE"
+    write(tmp_path / "metadata.csv", f"{header}\n{one}\n{two}\n")
+    picture(tmp_path / "images/imgs_part_1/PAT_1516_1765_530.png")
+    picture(tmp_path / "images/imgs_part_3/PAT_46_881_939.png")
+    rows, found = read("pad-ufes-20", tmp_path)
+    assert list(shown(rows).values()) == [{"Melanocytic Nevus"}, {"Basal Cell Carcinoma"}]
+    assert found.groups == ["PAT_1516", "PAT_46"]
+    assert found.attributes == {"sex": ["FEMALE", ""], "age": ["8", "55"], "skin_type": ["3-4", ""]}
+
+
+@pytest.mark.parametrize("name", ["HAM10000_metadata", "HAM10000_metadata.csv"])
+def test_ham10000_groups_by_lesion(tmp_path, name):
+    write(
+        tmp_path / name,
+        "lesion_id,image_id,dx,dx_type,age,sex,localization,dataset\n"
+        "HAM_1,ISIC_0027419,bkl,histo,80.0,male,scalp,vidir\n"
+        "HAM_1,ISIC_0025030,bkl,histo,80.0,male,scalp,vidir\n"
+        "HAM_2,ISIC_0026769,vasc,histo,,female,ear,vidir\n",
+    )
+    picture(tmp_path / "HAM10000_images_part_1/ISIC_0027419.jpg")
+    picture(tmp_path / "HAM10000_images_part_1/ISIC_0025030.jpg")
+    picture(tmp_path / "HAM10000_images_part_2/ISIC_0026769.jpg")
+    rows, found = read("ham10000", tmp_path)
+    assert found.groups == ["HAM_1", "HAM_1", "HAM_2"]
+    assert list(shown(rows).values()) == [{"benign keratosis"}] * 2 + [{"vascular lesion"}]
+
+
+def test_isic_2019_is_one_hot(tmp_path):
+    write(
+        tmp_path / "ISIC_2019_Training_GroundTruth.csv",
+        "image,MEL,NV,BCC,AK,BKL,DF,VASC,SCC,UNK\n"
+        "ISIC_0000000,0.0,1.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0\n"
+        "ISIC_0000001,1.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0\n"
+        "ISIC_0000002,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,1.0\n",
+    )
+    write(
+        tmp_path / "ISIC_2019_Training_Metadata.csv",
+        "image,age_approx,anatom_site_general,lesion_id,sex\n"
+        "ISIC_0000000,55.0,anterior torso,,female\nISIC_0000001,30.0,,MSK4_0011169,male\n"
+        "ISIC_0000002,,,,\n",
+    )
+    for i in range(3):
+        picture(tmp_path / f"ISIC_2019_Training_Input/ISIC_000000{i}.jpg")
+    rows, found = read("isic-2019", tmp_path)
+    assert list(shown(rows).values()) == [{"Melanocytic Nevus"}, {"Melanoma"}, set()]
+    assert found.groups[1] == "MSK4_0011169" and len(set(found.groups)) == 3
+
+
+def test_fitzpatrick17k_takes_its_conditions_from_the_data(tmp_path):
+    write(
+        tmp_path / "fitzpatrick17k.csv",
+        "md5hash,fitzpatrick_scale,fitzpatrick_centaur,label,nine_partition_label,"
+        "three_partition_label,qc,url,url_alphanum\n"
+        "5e82,3,3,drug induced pigmentary changes,inflammatory,non-neoplastic,,http://x,x\n"
+        "fa2e,-1,1,acne,inflammatory,non-neoplastic,,http://y,y\n",
+    )
+    for name in ("5e82", "fa2e"):
+        picture(tmp_path / f"images/{name}.jpg")
+    rows, found = read("fitzpatrick17k", tmp_path)
+    assert list(shown(rows).values()) == [{"drug induced pigmentary changes"}, {"acne"}]
+    assert found.attributes == {"skin_type": ["3-4", ""]}
+
+
+def test_ddi(tmp_path):
+    write(
+        tmp_path / "ddi_metadata.csv",
+        ",DDI_ID,DDI_file,skin_tone,malignant,disease\n0,1,000001.png,56,True,melanoma-in-situ\n"
+        "1,2,000002.png,12,False,acrochordon\n",
+    )
+    for i in (1, 2):
+        picture(tmp_path / f"images/00000{i}.png")
+    rows, found = read("ddi", tmp_path)
+    assert list(rows.values()) == [{"Malignant": 1}, {"Malignant": 0}]
+    assert found.attributes == {"skin_type": ["5-6", "1-2"]}
+
+
+def test_scin_has_lists_in_cells_and_up_to_three_images_a_case(tmp_path):
+    yes = "DEFAULT_YES_IMAGE_QUALITY_SUFFICIENT"
+    write(
+        tmp_path / "dataset/scin_labels.csv",
+        "case_id,dermatologist_gradable_for_skin_condition_1,"
+        "dermatologist_skin_condition_on_label_name\n"
+        f"-1,{yes},\"['Eczema', 'Acne']\"\n-2,{yes},\"['Acne']\"\n"
+        f"-3,{yes},\"['Tinea']\"\n-4,NO,\"['Tinea']\"\n-5,{yes},[]\n",
+    )
+    missing = "dataset/images/-2243186711511406658.png"
+    write(
+        tmp_path / "dataset/scin_cases.csv",
+        "case_id,image_1_path,image_2_path,image_3_path,age_group,sex_at_birth,"
+        "fitzpatrick_skin_type\n"
+        "-1,dataset/images/1.png,dataset/images/2.png,,AGE_18_TO_29,FEMALE,FST2\n"
+        "-2,dataset/images/3.png,,,AGE_UNKNOWN,MALE,NONE\n"
+        f"-3,{missing},,dataset/images/4.png,,,\n"
+        "-4,dataset/images/5.png,,,,,\n-5,dataset/images/6.png,,,,,\n",
+    )
+    for i in range(1, 7):
+        picture(tmp_path / f"dataset/images/{i}.png")
+    rows, found = read("scin", tmp_path)
+    names = [name.removeprefix("dataset/images/") for name in found.ids]
+    assert names == ["1.png", "2.png", "3.png", "4.png"]
+    assert list(shown(rows).values()) == [{"Eczema"}, {"Eczema"}, set(), {"Tinea"}]
+    assert found.groups == ["-1", "-1", "-2", "-3"]
+    assert found.counts["missing in the data set itself"] == 1 and found.counts["unlabelled"] == 1
+
+
+CRC = ["ADI", "BACK", "DEB", "LYM", "MUC", "MUS", "NORM", "STR", "TUM"]
+
+
+def test_class_folders(tmp_path):
+    for i, name in enumerate(CRC):
+        picture(tmp_path / f"CRC-VAL-HE-7K/{name}/{name}-TCGA-{i}.tif")
+    for given in (tmp_path, tmp_path / "CRC-VAL-HE-7K"):
+        rows, found = read("crc-val-he-7k", given)
+        np.testing.assert_array_equal(found.labels, np.eye(9))
+        assert list(shown(rows).values())[8] == {"colorectal adenocarcinoma epithelium"}
+    with pytest.raises(FileNotFoundError, match="NCT-CRC-HE-100K: no folders of the classes ADI"):
+        part("crc-val-he-7k", "train", tmp_path)
+    for name in reversed(CRC):
+        picture(tmp_path / f"NCT-CRC-HE-100K/{name}/{name}-AAAA.tif")
+    rows, found = part("crc-val-he-7k", "train", tmp_path)
+    np.testing.assert_array_equal(found.labels, np.eye(9))
+    assert (
+        list(rows)[8] == "NCT-CRC-HE-100K/TUM/TUM-AAAA.tif"
+        and len(read("crc-val-he-7k", tmp_path)[0]) == 9
+    )
+    for file in (tmp_path / "CRC-VAL-HE-7K/TUM").iterdir():
+        file.unlink()
+    (tmp_path / "CRC-VAL-HE-7K/TUM").rmdir()
+    with pytest.raises(FileNotFoundError, match="no folders of the classes TUM; there are ADI"):
+        read("crc-val-he-7k", tmp_path)
+
+
+def test_patchcamelyon(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 96, 96, 3), np.uint8)
+    labels = {"test": [1, 0, 1], "train": [0, 0, 1], "valid": [1, 1, 0]}
+    for i, (name, values) in enumerate(labels.items()):
+        stem = f"camelyonpatch_level_2_split_{name}"
+        with h5py.File(tmp_path / f"{stem}_x.h5", "w") as file:
+            file.create_dataset("x", data=pixels + np.uint8(i), compression="gzip")
+        with h5py.File(tmp_path / f"{stem}_y.h5", "w") as file:
+            file.create_dataset("y", data=np.array(values, np.uint8).reshape(3, 1, 1, 1))
+    _, parts = datasets.read_parts(tasks.read("patchcamelyon"), tmp_path)
+    found = {"test": parts.test, "train": parts.train, "valid": parts.validation}
+    assert {name: f.labels[:, 0].tolist() for name, f in found.items()} == labels
+    assert len({name for f in found.values() for name in f.ids}) == 9  # one key in three files
+    for i, f in enumerate(found.values()):
+        for source, want in zip(f.sources, pixels + np.uint8(i), strict=True):
+            np.testing.assert_array_equal(decode(read_bytes(source)), want)
+
+
+@pytest.mark.parametrize("file", ["pathmnist.npz", "pathmnist_224.npz"])
+def test_medmnist_of_classes(tmp_path, file):
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 28, 28, 3), np.uint8)
+    labels = np.array([[0], [8], [3], [3]], np.uint8)
+    np.savez(tmp_path / file, test_images=pixels, test_labels=labels, train_images=pixels[:1])
+    rows, found = read("pathmnist", tmp_path)
+    assert found.labels.argmax(1).tolist() == [0, 8, 3, 3]
+    np.testing.assert_array_equal(decode(read_bytes(found.sources[2])), pixels[2])
+    np.savez(tmp_path / file, test_images=pixels, test_labels=labels + 5)
+    from medsiglip_jax.evaluate.data import arrays
+
+    arrays._array.cache_clear()
+    with pytest.raises(ValueError, match="multi_class with 9 classes"):
+        read("pathmnist", tmp_path)
+
+
+def test_medmnist_of_findings_in_grey(tmp_path):
+    pixels = np.arange(2 * 28 * 28, dtype=np.uint8).reshape(2, 28, 28)
+    labels = np.zeros((2, 14), np.uint8)
+    labels[0, [1, 13]] = 1
+    np.savez(tmp_path / "chestmnist.npz", test_images=pixels, test_labels=labels)
+    rows, found = read("chestmnist", tmp_path)
+    assert list(shown(rows).values()) == [{"Cardiomegaly", "Hernia"}, set()]
+    want = np.repeat(pixels[1][..., None], 3, axis=2)
+    np.testing.assert_array_equal(decode(read_bytes(found.sources[1])), want)
+
+
+@pytest.mark.parametrize("name", [name for name in tasks.names() if "mnist" in name])
+def test_medmnist_parts(tmp_path, name):
+    task, arrays, want = tasks.read(name), {}, {}
+    for i, (key, n) in enumerate({"train": 3, "val": 2, "test": 1}.items()):
+        numbers = (np.arange(n) + i) % len(task.classes)
+        want[key] = np.eye(len(task.classes), dtype=np.uint8)[numbers]
+        arrays[f"{key}_images"] = np.full((n, 28, 28), i, np.uint8)
+        arrays[f"{key}_labels"] = want[key] if task.kind == "multi_label" else numbers[:, None]
+    np.savez(tmp_path / f"{name}_64.npz", **arrays)
+    _, parts = datasets.read_parts(task, tmp_path)
+    for i, found in enumerate((parts.train, parts.validation, parts.test)):
+        np.testing.assert_array_equal(found.labels, list(want.values())[i])
+        assert all((decode(read_bytes(source)) == i).all() for source in found.sources)
+    assert parts.how == "of the data set"
+
+
+def test_digits_parts_are_all_of_the_quickstarts_digits(tmp_path, monkeypatch):
+    from medsiglip_jax.evaluate.data import digits
+    from medsiglip_jax.train import quickstart
+
+    pytest.importorskip("sklearn")
+    monkeypatch.setattr(
+        quickstart, "run", lambda workdir, seed: (workdir / "model").mkdir(parents=True)
+    )
+    folder, _ = digits.prepare(tmp_path)
+    task, parts = datasets.read_parts(tasks.read("digits"), folder)
+    training, held_out = quickstart.load_digits(0, 0.25)
+    np.testing.assert_array_equal(parts.test.labels.argmax(1), held_out.labels)
+    others = [
+        decode(read_bytes(s))[..., 0].tobytes()
+        for f in (parts.train, parts.validation)
+        for s in f.sources
+    ]
+    assert sorted(others) == sorted(scan.tobytes() for scan in training.scans)
+    assert 0.19 < len(parts.validation) / len(others) < 0.21
+    of = {
+        scan.tobytes(): label for scan, label in zip(training.scans, training.labels, strict=True)
+    }
+    labels = np.concatenate([f.labels.argmax(1) for f in (parts.train, parts.validation)])
+    assert [of[pixels] for pixels in others] == labels.tolist()
+    assert (
+        datasets.texts(task, parts.test)[0]
+        == f"a handwritten {quickstart.WORDS[held_out.labels[0]]}"
+    )
+    assert "trained on the images of the parts train" in task.notes[1]
+    first = (folder / "digits.npz").read_bytes()
+    (folder / "digits.npz").unlink()
+    digits.prepare(tmp_path)
+    assert len((folder / "digits.npz").read_bytes()) == len(first)
+
+
+@pytest.mark.parametrize("pixels", [np.zeros((2, 2), np.float32), np.zeros((2, 2, 4), np.uint8)])
+def test_only_bytes_are_pixels(pixels):
+    with pytest.raises(ValueError, match="expected uint8"):
+        pixmap(pixels)
+
+
+@pytest.mark.parametrize("name", ["derm-79", "histopathology-cervix"])
+def test_ones_own_csv(tmp_path, name):
+    task = tasks.read(name)
+    label = task.classes[0].name
+    write(tmp_path / "labels.csv", f"image,label,patient\nx/1.png,{label},p\nx/2.png,,p\n")
+    picture(tmp_path / "x/1.png")
+    picture(tmp_path / "x/2.png")
+    rows, found = read(name, tmp_path)
+    assert shown(rows) == {"x/1.png": {label}} and found.groups == ["p"]
+    write(tmp_path / "labels.csv", "image,label\nx/1.png,Melanoma of the moon\n")
+    with pytest.raises(ValueError, match="'Melanoma of the moon' "):
+        read(name, tmp_path)
+
+
+@pytest.mark.parametrize("name", tasks.names())
+def test_a_wrong_folder_is_one_message(tmp_path, name):
+    (tmp_path / "unrelated.txt").write_text("x")
+    with pytest.raises(FileNotFoundError) as caught:
+        read(name, tmp_path)
+    message, task = str(caught.value), tasks.read(name)
+    assert str(tmp_path) in message and "\n" not in message
+    assert task.source in message
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        read(name, tmp_path / "gone")
+
+
+def test_missing_columns_are_listed_at_once(chexpert):
+    text = (chexpert / "groundtruth.csv").read_text()
+    write(chexpert / "groundtruth.csv", text.replace("Edema,", "edema,").replace("Frac", "frac"))
+    with pytest.raises(ValueError, match="no column 'Edema', 'Fracture'; there are Study, No Find"):
+        read("chexpert-test", chexpert)
+    write(chexpert / "groundtruth.csv", text.replace("Study", "Path"))
+    with pytest.raises(ValueError, match="no column 'Study'"):
+        read("chexpert-test", chexpert)
+    write(chexpert / "groundtruth.csv", text.replace("/study1,0", "/first,0"))
+    with pytest.raises(ValueError, match="1 cells do not look like .*64741/first"):
+        read("chexpert-test", chexpert)
+    write(chexpert / "groundtruth.csv", text.replace("study1,0,0", "study1,0,2"))
+    with pytest.raises(ValueError, match="'Enlarged Cardiomediastinum': '2' .1 such"):
+        read("chexpert-test", chexpert)
+
+
+# ------------------------------------------------------------------------------------------ parts
+
+
+def drawn_from(groups, n=None):
+    ids = [f"{i}.png" for i in range(n or len(groups))]
+    labels = np.arange(len(ids), dtype=np.float32)[:, None] % 2
+    return Dataset(ids, [f"/d/{name}" for name in ids], labels, ("a",), groups, texts=ids)
+
+
+def test_parts_are_drawn_by_group_and_seed():
+    names = [f"patient {i}" for i in range(100)]
+    found = drawn_from([name for i, name in enumerate(names) for _ in range(1 + i % 4)])
+    parts = datasets.draw_parts(found, 0)
+    groups = {name: set(part.groups) for name, part in parts.items()}
+    assert {name: len(g) for name, g in groups.items()} == {
+        "train": 60,
+        "validation": 20,
+        "test": 20,
+    }
+    assert set.union(*groups.values()) == set(names)
+    datasets.check_disjoint(parts)
+    assert sum(map(len, parts.values())) == len(found)
+    for part in parts.values():  # rows stay together
+        for name, source, label, group, text in zip(
+            part.ids, part.sources, part.labels[:, 0], part.groups, part.texts, strict=True
+        ):
+            i = found.ids.index(name)
+            assert (source, group, text) == (f"/d/{name}", found.groups[i], name) and label == i % 2
+    order = np.random.default_rng(0).permutation(len(found))
+    shuffled = datasets.draw_parts(found.select(order), 0)
+    assert {n: set(p.ids) for n, p in shuffled.items()} == {n: set(p.ids) for n, p in parts.items()}
+    assert set(datasets.draw_parts(found, 1)["test"].groups) != groups["test"]
+    fewer = datasets.draw_parts(found.select(np.flatnonzero(np.array(found.groups) != names[0])), 0)
+    assert len(set(fewer["test"].groups) & groups["test"]) >= 19
+
+
+def test_images_without_a_group_are_groups_of_their_own():
+    parts = datasets.draw_parts(drawn_from(None, 10), 0)
+    assert {name: len(p) for name, p in parts.items()} == {"train": 6, "validation": 2, "test": 2}
+    parts = datasets.draw_parts(drawn_from(["p"] * 90 + [""] * 4), 0)
+    assert sorted(len(p) for p in parts.values()) in ([1, 1, 92], [1, 2, 91], [1, 3, 90])
+    datasets.check_disjoint(parts)
+
+
+def test_three_groups_are_enough_whatever_their_sizes():
+    for groups in (["a", "b"] + ["c"] * 98, ["a"] * 98 + ["b", "c"], ["a"] + ["b"] * 98 + ["c"]):
+        for seed in range(5):
+            assert all(map(len, datasets.draw_parts(drawn_from(groups), seed).values()))
+    with pytest.raises(ValueError, match=r"4 images are of 2 groups \(patients\); three"):
+        datasets.draw_parts(drawn_from(["a", "a", "b", "b"]), 0)
+
+
+def test_shared_images_and_groups_are_counted_of_each_two_parts():
+    found = drawn_from([f"p{i // 2}" for i in range(12)])
+    one, two, three = found.select(range(5)), found.select(range(4, 8)), found.select(range(8, 12))
+    datasets.check_disjoint(
+        {"train": one.select(range(4)), "validation": two.select([2, 3]), "test": three}
+    )
+    with pytest.raises(ValueError) as caught:
+        datasets.check_disjoint({"train": one, "validation": two, "test": three})
+    assert str(caught.value).endswith(
+        "; train and validation share 1 groups (patients): p2; train and validation share 1 "
+        "images: /d/4.png"
+    )
+    with pytest.raises(ValueError, match="train and test share 6 groups .*: p0, p1, p2, …; train"):
+        datasets.check_disjoint({"train": found, "test": found})
+
+
+def test_without_parts_the_test_shrinks(tmp_path):
+    write(tmp_path / "train.csv", "id_code,diagnosis\n" + "".join(f"i{i},0\n" for i in range(10)))
+    for i in range(10):
+        picture(tmp_path / f"train_images/i{i}.png")
+    task = tasks.read("aptos-2019")
+    _, parts = datasets.read_parts(task, tmp_path, seed=5)
+    assert parts.how == "all drawn by image, seed 5"
+    assert (len(parts.test), len(parts.validation), len(parts.train)) == (2, 2, 6)
+    _, less = datasets.read_parts(task, tmp_path, seed=5, wanted=["validation"])
+    assert less.test.ids == parts.test.ids and less.validation.ids == parts.validation.ids
+    assert less.train is None
+    _, none = datasets.read_parts(task, tmp_path, wanted=[])
+    assert len(none.test) == 10 and none.train is None and none.validation is None
+
+
+def test_a_part_has_the_classes_of_the_test(tmp_path):
+    own = content("vindr-cxr") | {"parts": {"train": {"tables": [{"file": ["train.csv"]}]}}}
+    own["data"]["images"] = {"path": ["{image_id}.png"]}
+    task = tasks.parse("mine", own)
+    write(tmp_path / "image_labels_test.csv", "image_id,B,A,No finding\na,1,0,0\nb,0,0,1\n")
+    write(tmp_path / "train.csv", "image_id,rad_id,A,B,No finding\nc,R1,1,0,0\n")
+    for name in "abc":
+        picture(tmp_path / f"{name}.png")
+    task, parts = datasets.read_parts(task, tmp_path, wanted=["train"])
+    assert [c.name for c in task.classes] == ["B", "A"] == list(parts.train.values)
+    assert parts.train.labels.tolist() == [[0, 1]]
+    for header, odd in (("A,B,C", "C"), ("A,X,No finding", "B, X")):
+        write(tmp_path / "train.csv", f"image_id,rad_id,{header}\nc,R1,1,0,0\n")
+        with pytest.raises(ValueError, match=f"part train and .* different classes; .*: {odd}$"):
+            datasets.read_parts(tasks.parse("mine", own), tmp_path)
+
+
+def test_a_part_replaces_whole_settings():
+    own = content("messidor-2") | {"parts": {"train": {"where": {}, "group_optional": False}}}
+    task = tasks.parse("mine", own)
+    got = task.part("train")
+    assert got.data == {k: v for k, v in task.data.items() if k not in ("where", "group_optional")}
+    assert got.classes == task.classes and not got.parts and "part train" in got.title
+    with pytest.raises(ValueError, match="task mine has no part 'validation'; there are: train"):
+        task.part("validation")
+    with pytest.raises(ValueError, match="no part 'test'; there are: none"):
+        tasks.read("ddi").part("test")
+
+
+@pytest.mark.parametrize("name", tasks.names())
+def test_parts_of_the_bundled_tasks(name):
+    task = tasks.read(name)
+    assert set(task.parts) <= set(tasks.PARTS)
+    for each in task.parts:
+        assert task.part(each).data != task.data and task.part(each).data["adapter"]
+
+
+# ------------------------------------------------------------------------------------------ texts
+
+PAIRS = {
+    "title": "x", "kind": "pairs",
+    "data": {
+        "adapter": "csv", "tables": [{"file": ["pairs.csv"]}], "images": {"path": ["{image}"]},
+        "text": "text", "group": "case", "group_optional": True,
+    },
+}  # fmt: skip
+
+
+def test_pairs_are_images_and_texts(tmp_path):
+    write(
+        tmp_path / "pairs.csv",
+        'image,text,case\na.png,"a mass,\nlarge",1\nb.png,,1\nc.png,  ,2\nd.png,normal,3\n'
+        "b.png,late,1\nd.png,again,3\n",
+    )
+    for name in "abcd":
+        picture(tmp_path / f"{name}.png")
+    task, found = datasets.read(tasks.parse("mine", PAIRS), tmp_path)
+    assert task.retrieval == "text" and task.score == "" and not task.classes
+    task.check_prompts()
+    assert found.ids == ["a.png", "d.png", "b.png"] and found.groups == ["1", "3", "1"]
+    assert datasets.texts(task, found) == ["a mass,\nlarge", "normal", "late"]
+    assert found.labels.shape == (3, 0) and found.values == ()
+    assert found.counts["without a text"] == 2 and found.counts["repeated"] == 1
+    assert found.select([2, 0]).texts == ["late", "a mass,\nlarge"]
+    other = found.select([0, 1, 2])
+    assert datasets.labels_sha256(other) == datasets.labels_sha256(found)
+    changed = dataclasses.replace(found, texts=["x", *found.texts[1:]])
+    assert datasets.labels_sha256(changed) != datasets.labels_sha256(found)
+    json.dumps(task.to_dict())
+    write(tmp_path / "pairs.csv", "image,text\na.png,\n")
+    with pytest.raises(ValueError, match="none of the images of x has a text"):
+        datasets.read(task, tmp_path)
+    write(tmp_path / "pairs.csv", "image,caption\na.png,x\n")
+    with pytest.raises(ValueError, match="no column 'text'; there are image, caption"):
+        datasets.read(task, tmp_path)
+
+
+def test_parts_of_pairs(tmp_path):
+    where = {name: {"where": {"split": [name]}} for name in ("train", "test")}
+    own = PAIRS | {"data": PAIRS["data"] | where["test"], "parts": {"train": where["train"]}}
+    rows = [f"{i}.png,text {i},{'train' if i < 10 else 'test'}\n" for i in range(12)]
+    write(tmp_path / "pairs.csv", "image,text,split\n" + "".join(rows))
+    for i in range(12):
+        picture(tmp_path / f"{i}.png")
+    _, parts = datasets.read_parts(tasks.parse("mine", own), tmp_path)
+    assert parts.how == "validation drawn by image from train, seed 0"
+    assert parts.train and parts.validation and parts.train.labels.shape == (8, 0)
+    assert parts.test.texts == ["text 10", "text 11"] and len(parts.validation) == 2
+    for part in (parts.test, parts.train, parts.validation):
+        assert part.texts == [f"text {name.removesuffix('.png')}" for name in part.ids]
+
+
+def test_texts_of_images_with_labels(tmp_path):
+    own = content("derm-79") | {"retrieval": "text"}
+    own["data"] |= {"text": "note"}
+    write(tmp_path / "labels.csv", "image,label,note\nx.png,Acne,spots\ny.png,Cyst,\nz.png,,gone\n")
+    for name in "xyz":
+        picture(tmp_path / f"{name}.png")
+    task, found = datasets.read(tasks.parse("mine", own), tmp_path)
+    assert found.ids == ["x.png", "y.png"] and datasets.texts(task, found) == ["spots", ""]
+    task, found = datasets.read(tasks.parse("mine", own | {"retrieval": "prompts"}), tmp_path)
+    assert datasets.texts(task, found) == ["Acne", "Cyst"]
+    none = dataclasses.replace(found, labels=np.zeros_like(found.labels))
+    assert datasets.texts(task, none) == ["", ""]
+    with pytest.raises(ValueError, match="task mine has no texts for retrieval"):
+        datasets.texts(dataclasses.replace(task, retrieval=""), found)
+
+
+# ------------------------------------------------------------------------------------- task files
+
+
+def content(name):
+    folder = tasks.resources.files("medsiglip_jax.evaluate") / "library"
+    return tomllib.loads((folder / f"{name}.toml").read_text())
+
+
+@pytest.mark.parametrize("name", tasks.names())
+def test_bundled_tasks_are_well_formed(name):
+    task = tasks.read(name)
+    assert task.title and task.trained_on and task.prompts_source
+    assert task.data["adapter"] in datasets.READERS
+    if "none bundled" in task.prompts_source:
+        with pytest.raises(ValueError, match="--prompts FILE"):
+            task.check_prompts()
+    else:
+        task.check_prompts()
+        prompts = [p for c in task.classes for p in (*c.present, *c.absent)]
+        assert all(p == p.strip() and p and "|" not in p for p in prompts)
+    published = task.published
+    if published and published.probe_auc:
+        assert round(np.mean(list(published.probe_auc.values())), 3) == published.probe_mean
+    if published and published.auc:
+        assert set(published.auc) == {c.name for c in task.classes}
+        assert round(np.mean(list(published.auc.values())), 3) == published.mean
+    if published and published.mean and len(task.classes) != 13:
+        assert not published.same_images  # only the CheXpert test set is public
+    for reading in task.readings:
+        assert task.with_reading(reading).prompts_sha256() != task.prompts_sha256()
+
+
+def test_published_probes_are_those_of_private_images():
+    means = {n: p.probe_mean for n in tasks.names() if (p := tasks.read(n).published)}
+    pathology = [v for name, v in means.items() if name.startswith("histopathology-")]
+    assert len(pathology) == 8 and round(np.mean(pathology), 3) == 0.878  # as the model card says
+    assert (means["derm-79"], means["eyepacs"], means["chexpert-test"]) == (0.881, 0.857, None)
+    assert not any(tasks.read(n).published.same_images for n, mean in means.items() if mean)
+
+
+def test_adapters_are_those_that_there_are():
+    assert set(datasets.READERS) == set(tasks.ADAPTERS)
+
+
+def test_prompts_of_the_report():
+    task = tasks.read("chexpert-test")
+    of = {c.name: c for c in task.classes}
+    assert of["Pneumothorax"].present == ("apical pneumothorax",)
+    assert of["Pneumonia"].absent == ("lungs are clear", "no acute cardiopulmonary process")
+    assert sum(len(c.present) for c in task.classes) == 43
+    assert sum(len(c.absent) for c in task.classes) == 39
+    five = [task.published.auc[name] for name in task.means["5 competition findings"]]
+    assert np.mean(five) == pytest.approx(0.885)
+    assert [c.present for c in tasks.read("aptos-2019").classes][4] == (
+        "diabetic retinopathy severity: proliferative.",
+    )
+    assert len(tasks.read("derm-79").classes) == 79
+
+
+def test_ones_own_task(tmp_path):
+    own = content("aptos-2019")
+    (tmp_path / "mine.json").write_text(json.dumps(own))
+    assert tasks.read(str(tmp_path / "mine.json")).classes == tasks.read("aptos-2019").classes
+    with pytest.raises(FileNotFoundError, match="neither a file nor a task; tasks are aptos-2019"):
+        tasks.read("aptos")
+
+
+@pytest.mark.parametrize(
+    ("change", "say"),
+    [
+        ({"tittle": "x"}, "unknown tittle"),
+        ({"kind": "ordinal"}, "kind is 'ordinal', expected one of multi_label, multi_class, pairs"),
+        ({"score": "softmax"}, "score is 'softmax'"),
+        ({"data": {"adapter": "zip"}}, "data.adapter is 'zip', expected one of csv, folders"),
+        ({"classes": []}, "neither classes nor a template"),
+        ({"classes": [{"name": "a"}, {"name": "a", "prompt": "x"}]}, "unknown prompt.*twice: a"),
+        ({"means": {"m": ["Nope"]}}, "means.m names no classes: Nope"),
+        ({"published": {"where": "x", "auc": {"Nope": 1.0}}}, "published.auc names no classes"),
+        ({"published": {"where": "x", "probe_auc": {"No pe": 1.0}}}, "probe_auc names no classes"),
+        ({"parts": {"valid": {}, "train": {}}}, "parts valid: expected tables named train or val"),
+        ({"parts": {"train": "x"}}, "parts train: expected tables"),
+        ({"parts": "train"}, "parts 'train': expected tables"),
+        ({"retrieval": "images"}, "retrieval is 'images', expected one of text, prompts"),
+        (
+            {"parts": {"train": {"attributes": {"part": "x", "id": "y", "sex": "z"}}}},
+            "parts.train.attributes: id, part stands for something else; rename it",
+        ),
+        (
+            {"data": {"adapter": "csv", "attributes": {"group": "x"}}},
+            "data.attributes: group stands for something else",
+        ),
+        ({"retrieval": "text"}, "retrieval by text needs data.text, the column of texts"),
+        ({"kind": "pairs"}, "data.text.*'pairs', which has no classes, score, ordinal_from"),
+        (
+            {"kind": "multi_label", "retrieval": "prompts"},
+            "retrieval by prompts needs kind 'multi_c",
+        ),
+    ],
+)
+def test_broken_tasks(change, say):
+    with pytest.raises(ValueError, match=f"(?s)^task mine: .*{say}"):
+        tasks.parse("mine", content("aptos-2019") | change)
+    with pytest.raises(ValueError, match="lacks title, data"):
+        tasks.parse("mine", {k: v for k, v in content("ddi").items() if k not in ("title", "data")})
+    with pytest.raises(ValueError, match="lacks score"):
+        tasks.parse("mine", {k: v for k, v in content("ddi").items() if k != "score"})
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "say"),
+    [
+        ("aptos-2019", {"imagse": {}}, "data has unknown imagse; expected adapter tables"),
+        ("aptos-2019", {"tables": [{"files": ["x"]}]}, "has unknown files.*; lacks file"),
+        ("aptos-2019", {"tables": [{"file": "x"}]}, "data.tables expected lists for file"),
+        ("retinamnist", {"labels": {"file": ["x"]}}, "data.labels lacks key"),
+        ("crc-val-he-7k", {"root": "x"}, "expected lists for root"),
+    ],
+)
+def test_unknown_settings_of_an_adapter(tmp_path, name, change, say):
+    own = content(name)
+    own["data"] |= change
+    with pytest.raises(ValueError, match=f"task mine: .*{say}"):
+        datasets.read(tasks.parse("mine", own), tmp_path)
+
+
+def test_a_split_that_is_not_there(chexpert):
+    own = content("chexpert-test")
+    own["data"]["where"] = {"study": ["study7"]}
+    with pytest.raises(ValueError, match="no row is of the part that is evaluated: .*study7"):
+        datasets.read(tasks.parse("mine", own), chexpert)
+
+
+def test_prompts_of_a_file(tmp_path):
+    task, path = tasks.read("histopathology-cervix"), tmp_path / "prompts.toml"
+    path.write_text('normal = ["a", "a", "b"]\n"CIN 1" = ["c"]\n"CIN 2+" = {present = ["d"]}\n')
+    given = task.with_prompts(path)
+    given.check_prompts()
+    assert [c.present for c in given.classes] == [("a", "a", "b"), ("c",), ("d",)]
+    assert "prompts.toml" in given.prompts_source
+    path.write_text('normal = "a"\nCIN = ["b"]\n')
+    with pytest.raises(ValueError, match="no classes of task .*: CIN; normal: present: expected"):
+        task.with_prompts(path)
+    path.write_text("normal = [")
+    with pytest.raises(ValueError, match="not readable as TOML"):
+        task.with_prompts(path)
+
+
+def test_cells_are_never_run():
+    from medsiglip_jax.evaluate.data import labels
+
+    with pytest.raises(ValueError, match="is no Python list"):
+        labels._literal("__import__('os').getcwd()", "column")
+    assert ast.literal_eval("['a']") == labels._literal("['a']", "column")
+
+
+def test_rules_are_those_of_the_tasks():
+    assert {tasks.read(name).score for name in tasks.names()} <= set(zero_shot.RULES)

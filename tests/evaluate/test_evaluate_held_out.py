@@ -1,0 +1,243 @@
+"""What held-out images fix and judge, and what the report says of it: of made-up scores alone."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import special
+
+from medsiglip_jax import metrics
+from medsiglip_jax.evaluate import held_out
+from medsiglip_jax.evaluate.learned import Learned
+from medsiglip_jax.evaluate.report import sections
+from medsiglip_jax.evaluate.results import results
+from medsiglip_jax.evaluate.scores import Scores
+from medsiglip_jax.metrics.bootstrap import _OF_WEIGHTS
+
+CLASSES = ["a", "b", "c"]
+SAMPLES = 60
+FACTS = {"images": {"test": 40}, "how": "h", "scale": "standard", "strengths": {}, "k": 20}
+
+
+def one_class_each(n, seed, classes=CLASSES):
+    """A softmax that knows something of one class an image."""
+    rng = np.random.default_rng(seed)
+    truth = np.arange(n) % len(classes)
+    logits = rng.normal(size=(n, len(classes))) + 1.5 * np.eye(len(classes))[truth]
+    values, labels = special.softmax(logits, axis=1), np.eye(len(classes))[truth]
+    return Scores([f"{seed}-{i}" for i in range(n)], classes, values, labels, None, {})
+
+
+def never_learned(scores, column=2):
+    """As a probe whose training images lack a class."""
+    values = np.delete(scores.scores, column, axis=1)
+    values = np.insert(values / values.sum(axis=1, keepdims=True), column, np.nan, axis=1)
+    return replace(scores, scores=values)
+
+
+def of(scores, *classes):
+    return scores.select(np.flatnonzero(scores.labels[:, list(classes)].any(axis=1)))
+
+
+# ------------------------------------------------------------------------------------ calibration
+
+
+def test_images_of_a_class_that_was_never_learned_have_no_say_in_the_temperature():
+    validation, test = (never_learned(one_class_each(n, n)) for n in (90, 60))
+    (found,) = held_out.judge(validation, test, "probe", "multi_class")["calibration"]
+    seen = of(validation, 0, 1)
+    want = metrics.fit_temperature(np.log(seen.scores[:, :2]), seen.labels.argmax(axis=1))
+    assert found["parameters"]["temperature"] == pytest.approx(want.value, rel=1e-9)
+    assert found["left_out"] == 30
+    (alone,) = held_out.judge(seen, test, "probe", "multi_class")["calibration"]
+    assert (alone["parameters"], alone["left_out"]) == (found["parameters"], 0)
+    # All test images count: of those of the class that was not learned, none is right.
+    p = np.insert(want(np.log(test.scores[:, :2])), 2, 0, axis=1)
+    assert found["after"]["brier"] == pytest.approx(((p - test.labels) ** 2).sum(axis=1).mean())
+    assert sum(found["after"]["curve"]["rows"]) == 60
+
+
+@pytest.mark.parametrize("kept", [(2,), (0, 2), (0,)])
+def test_validation_images_of_one_learned_class_give_no_temperature(kept):
+    validation, test = (never_learned(one_class_each(n, n)) for n in (90, 60))
+    found = held_out.judge(of(validation, *kept), test, "probe", "multi_class")
+    assert found["calibration"] == [] and found["unlearned"] == ["c"]
+
+
+def test_probabilities_of_pairs_are_no_distribution_over_classes():
+    validation, test = (one_class_each(n, n) for n in (90, 60))
+    before = {
+        (rule, kind): held_out.judge(validation, test, rule, kind)["calibration"][0]["before"]
+        for rule in ("pair_softmax", "class_softmax", "cosine")
+        for kind in ("multi_class", "multi_label")
+    }
+    there = {key for key, value in before.items() if value is not None}
+    assert there == {
+        ("pair_softmax", "multi_label"),
+        ("class_softmax", "multi_class"),
+        ("class_softmax", "multi_label"),
+    }
+
+
+# ------------------------------------------------------------------------------------- the report
+
+
+def findings(n, seed, positives):
+    """Scores that know something of findings with so many positives."""
+    rng = np.random.default_rng(seed)
+    labels = np.stack([rng.permutation(n) < count for count in positives], axis=1).astype(float)
+    values = special.expit(rng.normal(size=labels.shape) + labels)
+    return Scores([f"{seed}-{i}" for i in range(n)], CLASSES, values, labels, None, {})
+
+
+def evaluated(kind, zero_shot, validation, probe, probe_validation):
+    """results.json, its tables by heading, and the scores of the run."""
+    task = dict.fromkeys(["published", "ordinal_from", "trained_on", "source", "prompts_source"])
+    task |= {"name": "t", "title": "T", "kind": kind, "score": "cosine", "means": {}, "notes": []}
+    statistics = {"resamples": SAMPLES, "seed": 0}
+    meta = {"task": task, "statistics": statistics, "counts": {}, "provenance": {}}
+    run = replace(zero_shot, meta=meta)
+    images = {"train": 100, "validation": len(validation.ids), "test": len(run.ids)}
+    learned = ~np.isnan(probe.scores).any(axis=0)
+    strengths = {
+        name: 0.1 if there or kind == "multi_class" else None
+        for name, there in zip(CLASSES, learned, strict=True)
+    }
+    facts = {**FACTS, "images": images, "strengths": strengths}
+    row = {"seed": 0, "auc": 0.7, "undefined": []}
+    curves = {
+        "learning_curve": [{"method": "logistic", "n": 100, **row}],
+        "few_shot": [{"method": "prototypes", "shots": 32, **row}],
+    }
+    probe, near = replace(probe, meta=facts), replace(zero_shot, meta=facts)
+    found = Learned("h", None, run, validation, probe, probe_validation, near, curves)
+    content = results(run, {}, (), found)
+    return content, {s.title: s for s in sections.sections(content)}, run
+
+
+def report_of_findings(positives, in_validation=(20, 20, 20), unlearned=()):
+    test, validation = findings(80, 0, positives), findings(60, 1, in_validation)
+    probe, other = findings(80, 2, positives), findings(60, 3, in_validation)
+    probe = replace(probe, ids=test.ids, labels=test.labels)
+    other = replace(other, ids=validation.ids, labels=validation.labels)
+    for scores in (probe, other):
+        scores.scores[:, list(unlearned)] = np.nan
+    return evaluated("multi_label", test, validation, probe, other)
+
+
+def report_of_grades(validation):
+    test = one_class_each(60, 0)
+    probe = replace(one_class_each(60, 2), ids=test.ids)
+    return evaluated("multi_class", test, validation, probe, validation)
+
+
+def test_few_positives_are_marked_beside_their_p_values():
+    content, tables, _ = report_of_findings((9, 10, 71))
+    assert [one["few"] for one in content["probe"]["classes"]] == [True, False, True]
+    table = tables["Linear probe against zero-shot"]
+    assert [row[0] for row in table.rows] == ["a *", "b", "c *", "mean"]
+    assert "* fewer than 10 positives or negatives" in table.text
+
+
+def test_a_class_that_was_not_learned_is_counted_as_in_the_main_table():
+    content, tables, _ = report_of_findings((30, 20, 13), unlearned=(2,))
+    one = content["probe"]["classes"][2]
+    assert (one["positives"], one["negatives"], one["auc"]) == (13, 67, None)
+    main = content["classes"][2]
+    assert (main["positives"], main["negatives"]) == (13, 67)
+    assert tables["Linear probe against zero-shot"].rows[2][-2:] == ("13", "67")
+
+
+def test_why_there_is_no_threshold():
+    _, tables, _ = report_of_findings((30, 0, 13), unlearned=(2,))
+    text = tables["Operating points of the probe"].text
+    assert "because the training images do not have both labels: c." in text
+    assert "because validation or test images do not have both labels: b." in text
+    text = tables["Operating points of zero-shot scores"].text
+    assert "training" not in text and text.endswith("do not have both labels: b.")
+
+
+@pytest.mark.parametrize(
+    "in_validation, unlearned, unchosen, said",
+    [
+        ((20, 20, 20), (), [], "its strength was chosen on 60 validation images. "),
+        ((20, 0, 20), (), ["b"], "but for b, without both labels among them, the middle one"),
+        ((20, 0, 20), (1,), [], "its strength was chosen on 60 validation images. "),
+        ((0, 0, 60), (1,), ["a", "c"], "60 validation images without both labels of any learned"),
+    ],
+)
+def test_what_validation_images_could_not_choose(in_validation, unlearned, unchosen, said):
+    content, tables, _ = report_of_findings((30, 30, 30), in_validation, unlearned)
+    assert content["probe"]["unchosen"] == unchosen
+    text = tables["Linear probe against zero-shot"].text
+    assert said in text and ("was chosen on" in text) == (len(unchosen) < 2)
+
+
+def test_validation_images_of_one_grade_choose_nothing_and_have_no_empty_table():
+    whole = one_class_each(90, 1)
+    content, tables, _ = report_of_grades(whole)
+    assert content["probe"]["unchosen"] == [] and "Calibration of the probe" in tables
+    content, tables, _ = report_of_grades(of(whole, 1))
+    assert content["probe"]["unchosen"] == CLASSES
+    assert not [title for title in tables if title.startswith("Calibration")]
+    said = "30 validation images without both labels of any learned class chose no strength"
+    assert said in tables["Linear probe against zero-shot"].text
+
+
+def test_shots_of_findings_are_with_and_without():
+    for tables, said in (
+        (report_of_findings((30, 30, 30))[1], "32 with and without each finding"),
+        (report_of_grades(one_class_each(90, 1))[1], "32 of each class"),
+    ):
+        assert tables["Learning from less"].rows[1][:2] == ("prototypes", said)
+
+
+def test_validation_images_that_had_no_say_are_counted():
+    test, validation = one_class_each(60, 0), one_class_each(90, 1)
+    probes = [never_learned(x) for x in (replace(one_class_each(60, 2), ids=test.ids), validation)]
+    _, tables, _ = evaluated("multi_class", test, validation, *probes)
+    assert "30 validation images are of classes that" in tables["Calibration of the probe"].text
+    assert "had no say" not in tables["Calibration of zero-shot scores"].text
+
+
+def test_thresholds_are_printed_to_the_last_digit():
+    validation, test = one_class_each(90, 0), one_class_each(60, 1)
+    sure = replace(validation, scores=1 - 1e-7 * (1.3 - validation.scores))  # .6g: "1"
+    content, tables, _ = evaluated("multi_class", test, sure, test, sure)
+    points = content["held_out"]["zero_shot"]["operating_points"]
+    shown = [row[2] for row in tables["Operating points of zero-shot scores"].rows]
+    assert [float(text) for text in shown] == [point["threshold"] for point in points]
+    assert "1" not in shown
+
+
+# ------------------------------------------------------------------------------------- the means
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """How often a macro AUC was prepared for a bootstrap, each a pass over all resamples."""
+    seen, prepare = [], _OF_WEIGHTS[metrics.macro_auc]
+    counted = lambda *columns: seen.append(1) or prepare(*columns)  # noqa: E731
+    monkeypatch.setitem(_OF_WEIGHTS, metrics.macro_auc, counted)
+    return seen
+
+
+@pytest.mark.parametrize("unlearned, want", [((), 3), ((2,), 4)])
+def test_means_are_bootstrapped_once(passes, unlearned, want):
+    content, _, run = report_of_findings((30, 30, 30), unlearned=unlearned)
+    assert len(passes) == want  # probe, zero-shot, neighbours; of fewer classes the main one too
+    found = metrics.bootstrap(metrics.macro_auc, run.scores, run.labels, samples=SAMPLES)
+    limits = {"auc": found.value, "low": found.low, "high": found.high}
+    assert content["macro_auc"].items() >= limits.items()
+    assert (content["macro_auc"] == content["probe"]["zero_shot_macro"]) == (not unlearned)
+    probe = content["probe"]
+    difference = probe["macro_auc"]["auc"] - probe["zero_shot_macro"]["auc"]
+    assert probe["difference"]["value"] == pytest.approx(difference, abs=1e-12)
+
+
+def test_of_other_images_the_main_mean_is_its_own():
+    content, _, run = report_of_findings((30, 30, 30))
+    part = replace(run.select(np.arange(0, 80, 2)), meta={**run.meta, **FACTS})
+    rows = {"learning_curve": [], "few_shot": []}
+    got = results(run, {}, (), Learned("h", None, part, run, part, run, part, rows))
+    assert got["macro_auc"] == content["macro_auc"] != got["probe"]["zero_shot_macro"]

@@ -1,0 +1,511 @@
+"""Embedding files: every row accounted for, resumable, never half written."""
+
+import errno
+import io
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import warnings
+import zlib
+from dataclasses import replace
+from importlib import metadata
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+import medsiglip_jax
+from medsiglip_jax.data import inputs as manifest
+from medsiglip_jax.files import locks, places
+from medsiglip_jax.inference.embed import ERRORS, MANIFEST, Options, embed
+from medsiglip_jax.model import sharding
+from medsiglip_jax.preprocess import sources
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint):
+    return medsiglip_jax.load(checkpoint)
+
+
+def read(folder):
+    return pq.ParquetDataset(sorted(folder.glob("part-*.parquet"))).read().to_pylist()
+
+
+def test_embeddings_are_those_of_the_model(model, pictures, tmp_path):
+    (tmp_path / "notes.txt").write_text("photo of a b\nscan of a c\n")
+    rows = manifest.rows([pictures, tmp_path / "notes.txt"])
+    done = []
+    options = Options(batch_size=3, shard_size=4)
+    out = tmp_path / "out"
+    result = embed(model, rows, out, options, done.append)
+    assert sum(d.rows for d in done) == len(rows) == 10 and sum(d.errors for d in done) == 1
+    assert all(0 < d.busy <= 1 for d in done)
+    table = read(out)
+    assert [row["id"] for row in table] == [r.id for r in rows if "damaged" not in r.id]
+    assert [row["kind"] for row in table] == ["image"] * 7 + ["text"] * 2
+    images = [r["source"] for r in table if r["kind"] == "image"]
+    want = model.encode_image(model.processor.images(images))
+    got = np.array([r["embedding"] for r in table], np.float32)
+    np.testing.assert_allclose(got[:7], want, atol=1e-6)
+    texts = model.processor.texts(["photo of a b", "scan of a c"])
+    np.testing.assert_allclose(got[7:], model.encode_text(texts), atol=1e-6)
+    schema = pq.read_schema(out / "part-00000.parquet")
+    assert schema.names == ["id", "source", "kind", "embedding"]
+    assert str(schema.field("embedding").type) == "fixed_size_list<element: float not null>[16]"
+    errors = pq.read_table(out / ERRORS).to_pylist()
+    assert len(errors) == 1 and errors[0]["source"].endswith("damaged.jpg")
+    assert "truncated" in errors[0]["reason"].lower()
+    assert result["embedded"] == 9 and result["errors"] == 1 and result["rows"] == 10
+    assert result["model"]["sha256"] == model.sha256 and result["preprocess"] == "big_vision"
+    assert json.loads((out / MANIFEST).read_text()) == result
+    assert sorted(p.name for p in out.iterdir()) == [
+        "errors.parquet", "manifest.json", "part-00000.parquet", "part-00001.parquet",
+        "part-00002.parquet", "run.json",
+    ]  # fmt: skip
+
+
+def test_raw_embeddings_keep_their_length(model, pictures, tmp_path):
+    rows = manifest.rows([pictures / "0.png"])
+    embed(model, rows, tmp_path / "raw", Options(normalize=False))
+    vector = np.array(read(tmp_path / "raw")[0]["embedding"])
+    assert abs(np.linalg.norm(vector) - 1) > 1e-3
+
+
+def test_a_finished_run_is_returned_and_another_is_refused(model, pictures, tmp_path):
+    rows = manifest.rows([pictures])
+    out = tmp_path / "out"
+    first = embed(model, rows, out)
+    before = {p.name: p.stat().st_mtime_ns for p in out.iterdir()}
+    assert embed(model, rows, out) == first
+    assert {p.name: p.stat().st_mtime_ns for p in out.iterdir()} == before
+    for other_rows, options in ((rows[1:], Options()), (rows, Options(preprocess="serving"))):
+        with pytest.raises(FileExistsError, match="another run .*differ"):
+            embed(model, other_rows, out, options)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.doc").write_text("x")
+    with pytest.raises(FileExistsError, match="not an embedding run"):
+        embed(model, rows, tmp_path / "mine")
+    assert os.listdir(tmp_path / "mine") == ["thesis.doc"]
+
+
+def test_the_same_weights_from_elsewhere_go_on(model, checkpoint, pictures, tmp_path):
+    rows, out = manifest.rows([pictures]), tmp_path / "out"
+    first = embed(model, rows, out)
+    shutil.copytree(checkpoint, tmp_path / "copy")
+    assert embed(medsiglip_jax.load(tmp_path / "copy"), rows, out) == first
+    other = medsiglip_jax.load(checkpoint)
+    other.params["b"] = other.params["b"] + 1
+    medsiglip_jax.save(other, tmp_path / "other")
+    with pytest.raises(FileExistsError, match="another run \\(model differ\\)"):
+        embed(medsiglip_jax.load(tmp_path / "other"), rows, out)
+
+
+def test_other_decoders_are_another_run(model, pictures, tmp_path, monkeypatch):
+    rows, out, real = manifest.rows([pictures]), tmp_path / "out", metadata.version
+
+    def version(name):
+        if name == "openslide-python":
+            raise metadata.PackageNotFoundError(name)
+        return "9.9" if name == "nibabel" else real(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    found = embed(model, rows, out)["versions"]
+    assert (found["openslide-python"], found["nibabel"]) == (None, "9.9")
+    assert found["pydicom"] == real("pydicom") and found["imagecodecs"] == real("imagecodecs")
+    monkeypatch.undo()
+    with pytest.raises(FileExistsError, match=r"another run \(versions differ\)"):
+        embed(model, rows, out)
+
+
+def test_two_runs_on_one_folder(model, pictures, tmp_path):
+    out = tmp_path / "out"
+    with locks.lock(out / ".lock"), pytest.raises(FileExistsError, match="another run"):
+        embed(model, manifest.rows([pictures]), out)
+
+
+def test_an_interrupted_run_resumes_where_it_stopped(model, pictures, tmp_path):
+    rows = manifest.rows([pictures])
+    embed(model, rows, tmp_path / "whole", Options(shard_size=2))
+
+    class Stop(Exception):
+        pass
+
+    def stop(progress, seen=[]):  # noqa: B006
+        seen.append(progress.rows)
+        if sum(seen) == 5:
+            raise Stop
+
+    options = Options(shard_size=2, batch_size=1)
+    with pytest.raises(Stop):
+        embed(model, rows, tmp_path / "out", options, stop)
+    left = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert left == ["part-00000.parquet", "part-00001.parquet", "run.json"]
+    stamps = [(tmp_path / "out" / n).stat().st_mtime_ns for n in left]
+    embed(model, rows, tmp_path / "out", Options(shard_size=2))
+    assert stamps == [(tmp_path / "out" / n).stat().st_mtime_ns for n in left[:2]] + stamps[2:]
+    whole, resumed = read(tmp_path / "whole"), read(tmp_path / "out")
+    for a, b in zip(whole, resumed, strict=True):
+        np.testing.assert_allclose(a.pop("embedding"), b.pop("embedding"), atol=1e-6)
+        assert a == b
+
+
+# ------------------------------------------------------------- devices, processes, batch sizes
+
+
+def vectors(folder):
+    """id -> vector."""
+    return {row["id"]: np.array(row["embedding"], np.float32) for row in read(folder)}
+
+
+@pytest.fixture(scope="module")
+def reference(model, many, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reference") / "out"
+    embed(model, manifest.rows([many]), folder, Options(batch_size=64))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """Forty images and a damaged one."""
+    folder, rng = tmp_path_factory.mktemp("many"), np.random.default_rng(1)
+    for i in range(40):
+        pixels = rng.integers(0, 256, (rng.integers(9, 60), 31, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i:02d}.png")
+    (folder / "17.jpg").write_bytes(b"\xff\xd8\xff\xe0 not really")
+    return folder
+
+
+def assert_close(one, two):
+    a, b = vectors(one), vectors(two)
+    assert list(a) == list(b) and len(a) == 40
+    for name in a:
+        np.testing.assert_allclose(a[name], b[name], atol=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7])
+def test_the_batch_size_makes_no_difference(model, many, reference, tmp_path, batch_size):
+    options = Options(batch_size=batch_size, shard_size=16)
+    embed(model, manifest.rows([many]), tmp_path / "out", options)
+    assert_close(tmp_path / "out", reference)
+
+
+def test_neighbours_make_no_difference(model, many, reference, tmp_path):
+    rows = manifest.rows([many])
+    backwards = rows[::-1]
+    embed(model, backwards, tmp_path / "out", Options(batch_size=5))
+    got, want = vectors(tmp_path / "out"), vectors(reference)
+    assert list(got) == list(want)[::-1]
+    for name in want:
+        np.testing.assert_allclose(got[name], want[name], atol=1e-6)
+
+
+def test_eight_devices_make_no_difference(checkpoint, many, reference, tmp_path):
+    model = medsiglip_jax.load(checkpoint, mesh=sharding.make_mesh(local=True))
+    assert model.mesh.size == 8
+    embed(model, manifest.rows([many]), tmp_path / "out", Options(batch_size=7))
+    assert_close(tmp_path / "out", reference)
+
+
+def two_processes(checkpoint, inputs, out, *flags):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "medsiglip_jax.cli", "embed", "--model", str(checkpoint)]
+    command += ["--output", str(out), "--shard-size", "8", "--batch-size", "3", "--json", *flags]
+    command += ["--coordinator", f"127.0.0.1:{port}", "--processes", "2", str(inputs)]
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return [subprocess.Popen([*command, "--process-id", str(i)], **pipes) for i in range(2)]
+
+
+def test_two_processes_share_the_shards(checkpoint, many, reference, tmp_path):
+    """Real ones, over jax.distributed; each writes every other shard, process 0 the manifest."""
+    started = two_processes(checkpoint, many, tmp_path / "out")
+    outputs = [process.communicate(timeout=300)[0] for process in started]
+    assert [process.returncode for process in started] == [3, 3]
+    assert json.loads(outputs[0])["embedded"] == 40 and not outputs[1]
+    assert_close(tmp_path / "out", reference)
+    assert len(list((tmp_path / "out").glob("part-*"))) == 6
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_stored_as_half(model, many, reference, tmp_path):
+    result = embed(
+        model, manifest.rows([many]), tmp_path / "out", Options(stored="float16", batch_size=64)
+    )
+    assert result["stored"] == "float16"
+    schema = pq.read_schema(tmp_path / "out" / "part-00000.parquet")
+    assert str(schema.field("embedding").type) == "fixed_size_list<element: halffloat not null>[16]"
+    half, full = vectors(tmp_path / "out"), vectors(reference)
+    for name in full:
+        np.testing.assert_array_equal(half[name], full[name].astype(np.float16))
+
+
+def test_a_bucket_holds_the_same(model, many, reference, bucket):
+    for file in many.iterdir():
+        (places.at(f"{bucket}/many") / file.name).write_bytes(file.read_bytes())
+    out = places.at(f"{bucket}/embedded")
+    result = embed(model, manifest.rows([f"{bucket}/many"]), str(out), Options(shard_size=16))
+    assert result["embedded"] == 40 and result["errors"] == 1
+    part = pq.read_table((out / "part-00000.parquet").open("rb"))
+    want = vectors(reference)
+    assert part["source"][0].as_py() == "gs://bucket/many/00.png"
+    for row in part.to_pylist():
+        np.testing.assert_allclose(row["embedding"], want[row["id"]], atol=1e-6)
+    assert sorted(p.name for p in out.iterdir()) == [
+        "errors.parquet", "manifest.json", "part-00000.parquet", "part-00001.parquet",
+        "part-00002.parquet", "run.json",
+    ]  # fmt: skip
+
+
+def test_too_many_unreadable_inputs_end_the_run(model, many, tmp_path):
+    for i in range(3):
+        (tmp_path / "more").mkdir(exist_ok=True)
+        (tmp_path / "more" / f"{i}.jpg").write_bytes(b"no")
+    rows = manifest.rows([many, tmp_path / "more"])
+    options = Options(shard_size=10, batch_size=1, max_errors=2)
+    with pytest.raises(
+        ValueError, match="3 inputs could not be read, more than max_errors=2.*1.jpg"
+    ):
+        embed(model, rows, tmp_path / "out", options)
+    left = sorted(p.name for p in (tmp_path / "out").glob("part-*"))
+    assert left == [f"part-0000{i}.parquet" for i in range(4)]
+    result = embed(model, rows, tmp_path / "out", replace(options, max_errors=4))
+    assert result["errors"] == 4 and result["embedded"] == 40
+
+
+def test_a_broken_loader_is_not_a_hang(model, many, tmp_path, monkeypatch):
+    """A bug in a thread comes out in the caller, and nothing is left running."""
+
+    def bug(source):
+        raise RuntimeError("bug")
+
+    monkeypatch.setattr(sources, "parse", bug)
+    with pytest.raises(RuntimeError, match="bug"):
+        embed(model, manifest.rows([many]), tmp_path / "out")
+    assert not [t for t in threading.enumerate() if t.name.startswith(("loader", "fetcher"))]
+
+
+# ------------------------------------------------------------------- what is not the input's fault
+
+
+def test_a_failing_disk_is_no_damaged_file(model, many, reference, tmp_path, monkeypatch):
+    """The run ends, its shard is not written, and the next one ends as if nothing had been."""
+    rows, options = manifest.rows([many]), Options(shard_size=10, batch_size=64)
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    embed(model, rows, whole, options)
+
+    def fail(file, start, length):
+        if "/25.png" in file:
+            raise OSError(errno.EIO, "Input/output error")
+        return read_file(file, start, length)
+
+    read_file = sources._read
+    monkeypatch.setattr(sources, "_read", fail)
+    with pytest.raises(sources.Outage, match="25.png: cannot be read: Input/output error"):
+        embed(model, rows, out, options)
+    assert sorted(p.name for p in out.glob("part*")) == ["part-00000.parquet", "part-00001.parquet"]
+    monkeypatch.undo()
+    embed(model, rows, out, options)
+    assert_same_bytes(out, whole)
+
+
+def test_a_network_is_tried_again(monkeypatch):
+    import fsspec
+
+    fsspec.filesystem("memory").pipe_file("/net/a", b"content")
+    calls = []
+
+    def fail(file, start, length, real=sources._read_remote):
+        calls.append(file)
+        if len(calls) < 3:
+            raise ConnectionError("reset")
+        return real(file, start, length)
+
+    monkeypatch.setattr(sources, "_read_remote", fail)
+    monkeypatch.setattr(sources, "_PAUSES", (0.0, 0.0))
+    assert sources.read_bytes("memory://net/a") == b"content" and len(calls) == 3
+    calls[:] = []
+    monkeypatch.setattr(sources, "_PAUSES", (0.0,))
+    with pytest.raises(sources.Outage, match="net/a: cannot be read: ConnectionError: reset"):
+        sources.read_bytes("memory://net/a")
+
+
+def test_files_that_vanish_all_at_once_are_a_disk_that_is_gone(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("medsiglip_jax.inference.embed._MISSING_IN_ROW", 30)
+    (tmp_path / "m.csv").write_text("image\n" + "\n".join(f"gone/{i}.png" for i in range(60)))
+    rows = manifest.rows([tmp_path / "m.csv"])
+    with pytest.raises(OSError, match="in a row are not there, the last .*gone/3.*disk gone"):
+        embed(model, rows, tmp_path / "out", Options(shard_size=50, batch_size=8))
+    assert not list((tmp_path / "out").glob("part*"))
+    result = embed(model, rows, tmp_path / "out", Options(shard_size=50, max_errors=60))
+    assert result["errors"] == 60
+
+
+def test_a_finished_run_is_held_against_its_files(model, pictures, tmp_path):
+    rows, out = manifest.rows([pictures]), tmp_path / "out"
+    first = embed(model, rows, out, Options(shard_size=4))
+    part = out / "part-00001.parquet"
+    part.write_bytes(part.read_bytes()[:-9])
+    with pytest.raises(ValueError, match="part-00001.parquet: missing or damaged; remove it and"):
+        embed(model, rows, out, Options(shard_size=4))
+    (out / MANIFEST).unlink()
+    with pytest.raises(ValueError, match="part-00001.parquet: damaged .*remove it"):
+        embed(model, rows, out, Options(shard_size=4))
+    part.unlink()
+    assert embed(model, rows, out, Options(shard_size=4)) == first
+    (out / "run.json").write_text("[1]")
+    with pytest.raises(ValueError, match="not what embed writes"):
+        embed(model, rows, out, Options(shard_size=4))
+
+
+def test_vectors_that_are_not_finite_are_errors(checkpoint, pictures, tmp_path):
+    model = medsiglip_jax.load(checkpoint)
+    model.params["img"]["embedding"]["bias"] *= np.nan
+    result = embed(model, manifest.rows([pictures / "0.png"]), tmp_path / "out")
+    assert result["embedded"] == 0 and result["errors"] == 1
+    assert "not finite" in pq.read_table(tmp_path / "out" / ERRORS)["reason"][0].as_py()
+
+
+def test_cut_texts_are_counted(model, tmp_path):
+    (tmp_path / "t.txt").write_text("scan of a b\n" + "scan of a c " * 99 + "\n")
+    assert embed(model, manifest.rows([tmp_path / "t.txt"]), tmp_path / "out")["cut"] == 1
+
+
+def test_where_one_process_fails_all_end(checkpoint, many, tmp_path):
+    """Process 1 finds more damaged files than it may; process 0 must not wait for it."""
+    inputs = tmp_path / "in"
+    shutil.copytree(many, inputs)
+    for i in range(8, 16):
+        (inputs / f"{i:02d}.png").write_bytes(b"damaged")
+    started = two_processes(checkpoint, inputs, tmp_path / "out", "--max-errors", "3")
+    start = time.monotonic()
+    said = [process.communicate(timeout=100)[1] for process in started]
+    assert [process.returncode for process in started] == [2, 2]
+    assert "inputs could not be read, more than max_errors=3" in said[1]
+    assert "process 1 has stopped" in said[0] and time.monotonic() - start < 60
+
+
+# -------------------------------------------------------------------------------------- damage
+
+
+def damaged(good, rng):
+    """One of the ways in which a file of a picture is none, or may be none."""
+    data = bytearray(good)
+    kind = rng.choice(["flips", "cut", "empty", "bomb", "no pixels", "other suffix", "text"])
+    if kind == "flips":
+        for _ in range(rng.integers(1, 20)):
+            data[rng.integers(len(data))] ^= 1 << rng.integers(8)
+    elif kind == "cut":
+        del data[rng.integers(1, len(data)) :]
+    elif kind in ("bomb", "no pixels"):
+        file = io.BytesIO()
+        Image.new("L", (1, 1)).save(file, "PNG")
+        side = 100_000 if kind == "bomb" else 0
+        header = b"IHDR" + side.to_bytes(4, "big") * 2 + file.getvalue()[24:29]
+        checked = header + zlib.crc32(header).to_bytes(4, "big")
+        data = file.getvalue()[:12] + checked + file.getvalue()[33:]
+    return {"empty": b"", "text": b"Dear colleague,"}.get(kind, bytes(data))
+
+
+def pillow_refuses(path):
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+    except Exception:
+        return True
+    return False
+
+
+@pytest.mark.torture
+def test_damaged_files_are_named_and_the_others_embedded(model, tmp_path, torture):
+    """Half of the files are good; strict Pillow is the judge of the others."""
+    rng = np.random.default_rng(5)
+    for i in range(50 * torture):
+        pixels = Image.fromarray(rng.integers(0, 256, (40, 30, 3), np.uint8))
+        suffix = str(rng.choice(["png", "jpg", "bmp", "gif", "webp", "tiff"]))
+        pixels.save(tmp_path / f"{i}-good.{suffix}")
+        data = damaged((tmp_path / f"{i}-good.{suffix}").read_bytes(), rng)
+        (tmp_path / f"{i}-damaged.{rng.choice(['png', 'jpg'])}").write_bytes(data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        refused = {str(p) for p in tmp_path.iterdir() if pillow_refuses(p)}
+    rows = manifest.rows([tmp_path])
+    result = embed(model, rows, tmp_path / "out", Options(batch_size=32))
+    errors = pq.read_table(tmp_path / "out" / ERRORS).to_pylist()
+    assert {error["source"] for error in errors} == refused and all(e["reason"] for e in errors)
+    assert len(errors) > 15 * torture and result["embedded"] == len(rows) - len(errors)
+    assert {row["source"] for row in read(tmp_path / "out")} == {r.source for r in rows} - refused
+    assert all("-damaged." in source for source in refused)
+
+
+# ---------------------------------------------------------------------------------------- kills
+
+
+CHILD = """
+import sys, medsiglip_jax
+from medsiglip_jax.data import inputs as manifest
+from medsiglip_jax.inference.embed import Options, embed
+model, inputs, out = sys.argv[1:]
+rows, options = manifest.rows([inputs]), Options(batch_size=32, shard_size=50)
+embed(medsiglip_jax.load(model), rows, out, options, lambda progress: print(flush=True))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.torture
+def test_kill_9_at_any_time_loses_nothing(checkpoint, tmp_path, torture):
+    """A job of 2,000 images and some damaged ones ends with the bytes of an uninterrupted one."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "in").mkdir()
+    for i in range(2000):
+        Image.fromarray(rng.integers(0, 256, (12, 9, 3), np.uint8)).save(tmp_path / f"in/{i}.png")
+    for i in range(0, 2000, 97):
+        (tmp_path / f"in/{i}.png").write_bytes(b"damaged")
+    command = [sys.executable, "-c", CHILD, str(checkpoint), str(tmp_path / "in")]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    with subprocess.Popen([*command, str(whole)], stdout=subprocess.PIPE) as process:
+        process.stdout.readline()  # it has begun to embed
+        start = time.monotonic()
+        process.wait()
+    seconds = time.monotonic() - start
+    names = sorted(p.name for p in whole.iterdir())
+    assert len(names) == 43 and len(read(whole)) == 2000 - 21
+    kills = 0
+    while kills < 5 * torture:
+        with subprocess.Popen([*command, str(cut)], stdout=subprocess.PIPE) as process:
+            process.stdout.readline()
+            time.sleep(rng.uniform(0, 0.4 * seconds))
+            process.send_signal(signal.SIGKILL)
+        kills += process.returncode == -signal.SIGKILL
+        for part in cut.glob("part-*.parquet"):
+            assert part.read_bytes() == (whole / part.name).read_bytes()
+        if (cut / MANIFEST).exists():
+            assert_same_bytes(cut, whole)
+            shutil.rmtree(cut)
+    subprocess.run([*command, str(cut)], check=True, stdout=subprocess.DEVNULL)
+    assert_same_bytes(cut, whole)
+
+
+def assert_same_bytes(one, two):
+    names = sorted(p.name for p in two.iterdir())
+    assert sorted(p.name for p in one.iterdir() if p.suffix != ".partial") in (
+        names, [".lock", *names],  # of a run killed after its manifest
+    )  # fmt: skip
+    for name in names:
+        assert (one / name).read_bytes() == (two / name).read_bytes()
+
+
+def test_options_are_checked():
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        Options(batch_size=0)
+    with pytest.raises(ValueError, match="stored is 'int8'; expected one of float32, float16"):
+        Options(stored="int8")
+    with pytest.raises(ValueError, match="big_vision, big_vision_pad, huggingface, serving"):
+        Options(preprocess="imagenet")

@@ -1,0 +1,161 @@
+"""The model object: what it accepts, what it refuses, and in how many pieces it works."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import medsiglip_jax
+from medsiglip_jax.model import api, sharding
+from medsiglip_jax.preprocess.image import PRESETS
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "siglip-tiny"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return medsiglip_jax.load(GOLDEN)
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return np.load(GOLDEN / "expected.npz")
+
+
+def test_shapes_types_and_norms(model, expected):
+    zimg = model.encode_image(expected["pixels"])
+    assert zimg.dtype == jnp.float32 and zimg.shape == (3, 32)
+    np.testing.assert_allclose(np.linalg.norm(zimg, axis=1), 1, atol=1e-6)
+    raw = model.encode_image(expected["pixels"], normalize=False)
+    assert np.abs(np.linalg.norm(raw, axis=1) - 1).min() > 1e-3
+    np.testing.assert_allclose(raw / np.linalg.norm(raw, axis=1, keepdims=True), zimg, atol=1e-6)
+    assert model.encode_tokens(expected["pixels"]).shape == (3, 9, 32)
+    assert model.encode_text(expected["tokens"], normalize=False).shape == (4, 32)
+
+
+def test_similarity_takes_cosines_of_anything(model, expected):
+    zimg, ztxt = model.encode_image(expected["pixels"]), model.encode_text(expected["tokens"])
+    np.testing.assert_allclose(
+        model.similarity(5 * zimg, np.asarray(ztxt) * 0.1), model.similarity(zimg, ztxt), rtol=1e-5
+    )
+
+
+def test_floats_in_range_equal_uint8(model, expected):
+    pixels = expected["pixels"]
+    floats = pixels.astype(np.float32) / 255 * 2 - 1
+    np.testing.assert_allclose(model.encode_image(floats), model.encode_image(pixels), atol=1e-6)
+    np.testing.assert_allclose(
+        model.encode_image(jnp.asarray(floats)), model.encode_image(pixels), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 3, 7, 8])
+def test_pieces_equal_one_batch(model, expected, n):
+    pixels = np.resize(expected["pixels"], (n, 42, 42, 3))
+    whole = model.encode_image(pixels)
+    assert whole.shape == (n, 32)
+    np.testing.assert_allclose(model.encode_image(pixels, batch_size=3), whole, atol=1e-6)
+    assert model.encode_text(np.ones((n, 64), np.int32), batch_size=3).shape == (n, 32)
+
+
+def test_pieces_compile_once(model, expected):
+    fresh = api.Model(model.params, model.config)
+    fresh.encode_image(np.resize(expected["pixels"], (7, 42, 42, 3)), batch_size=3)
+    assert fresh._image._cache_size() == 1
+
+
+def test_one_device_equals_eight(model, expected):
+    mesh = sharding.make_mesh()
+    assert mesh.shape["data"] == 8
+    many = medsiglip_jax.load(GOLDEN, mesh=mesh)
+    np.testing.assert_allclose(
+        many.encode_image(expected["pixels"]), model.encode_image(expected["pixels"]), atol=1e-6
+    )
+    np.testing.assert_allclose(
+        many.encode_text(expected["tokens"]), model.encode_text(expected["tokens"]), atol=1e-6
+    )
+
+
+def test_works_under_an_outer_jit(model, expected):
+    z = jax.jit(model.encode_image)(expected["pixels"])
+    np.testing.assert_allclose(z, model.encode_image(expected["pixels"]), atol=1e-6)
+
+
+@pytest.mark.parametrize("images, say", [
+    (np.zeros((42, 42, 3), np.uint8), r"expected \[n, 42, 42, 3\]"),
+    (np.zeros((1, 448, 448, 3), np.uint8), r"expected \[n, 42, 42, 3\]"),
+    (np.zeros((1, 3, 42, 42), np.uint8), r"expected \[n, 42, 42, 3\]"),
+    (np.zeros((1, 42, 42, 3), np.int32), "expected uint8"),
+    (np.full((1, 42, 42, 3), 200.0), r"spans \[200, 200\]"),
+    (np.full((1, 42, 42, 3), -2.1, np.float32), "no mean/std"),
+    (np.full((1, 42, 42, 3), np.nan, np.float32), r"expected floats in \[-1, 1\]"),
+])  # fmt: skip
+def test_wrong_images(model, images, say):
+    with pytest.raises(ValueError, match=say):
+        model.encode_image(images)
+
+
+@pytest.mark.parametrize("tokens, say", [
+    (np.ones((1, 63), np.int32), r"expected \[n, 64\]"),
+    (np.ones(64, np.int32), r"expected \[n, 64\]"),
+    (np.ones((1, 64), np.float32), "expected int32"),
+    (np.full((1, 64), 64, np.int32), "vocabulary is 0…63"),
+    (np.full((1, 64), -1, np.int32), "vocabulary"),
+])  # fmt: skip
+def test_wrong_tokens(model, tokens, say):
+    with pytest.raises(ValueError, match=say):
+        model.encode_text(tokens)
+
+
+def test_wrong_embeddings_and_batch_size(model):
+    with pytest.raises(ValueError, match=r"image_embeddings.*expected \[n, 32\]"):
+        model.similarity(np.ones((2, 31)), np.ones((2, 32)))
+    with pytest.raises(ValueError, match="batch_size"):
+        model.encode_image(np.zeros((1, 42, 42, 3), np.uint8), batch_size=0)
+
+
+def test_a_missing_tokenizer_is_an_error_only_when_text_is_asked_for(model):
+    with pytest.raises(FileNotFoundError, match="spiece.model.*medsiglip-448.*--tokenizer"):
+        model.processor.texts(["a"])
+
+
+def test_a_tokenizer_of_another_model_is_refused(real_data):
+    """Its ids would run past the 64 rows of this model's embedding table."""
+    model = medsiglip_jax.load(GOLDEN, tokenizer=real_data / "tokenizer")
+    with pytest.raises(ValueError, match="32000 pieces.*takes 64"):
+        model.processor.texts(["a"])
+
+
+def test_tokenizer_path_must_exist():
+    with pytest.raises(FileNotFoundError, match="nowhere.model"):
+        medsiglip_jax.load(GOLDEN, tokenizer="nowhere.model")
+
+
+def test_processor_images(model):
+    image = np.random.default_rng(0).integers(0, 256, (50, 30, 3), dtype=np.uint8)
+    made = {p: model.processor.images([image], p) for p in PRESETS}
+    assert all(x.shape == (1, 42, 42, 3) and x.dtype == np.uint8 for x in made.values())
+    assert len({x.tobytes() for x in made.values()}) == 4
+    np.testing.assert_array_equal(model.processor.images([image]), made["big_vision"])
+
+
+def test_saving_over_something_is_refused(model, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("x")
+    for format in api.FORMATS:
+        with pytest.raises(FileExistsError):
+            medsiglip_jax.save(model, tmp_path / "full", format=format)
+    assert (tmp_path / "full" / "file").read_text() == "x"
+    medsiglip_jax.save(model, tmp_path / "m.npz", format="big_vision")
+    with pytest.raises(FileExistsError):
+        medsiglip_jax.save(model, tmp_path / "m.npz", format="big_vision")
+
+
+def test_public_names():
+    assert set(medsiglip_jax.__all__) <= set(dir(medsiglip_jax))
+    for name in medsiglip_jax.__all__:
+        assert getattr(medsiglip_jax, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'laod'"):
+        _ = medsiglip_jax.laod

@@ -1,0 +1,161 @@
+"""Attention back ends: equal to the plain form in value and gradient, clear where they refuse."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from medsiglip_jax.model import attention, config, sharding, towers
+from medsiglip_jax.model.attention import ATTENTION
+from medsiglip_jax.model.towers import Compute
+
+# (batch, tokens, heads, size). A block holds 2**21 // tokens**2 heads: these are one block of all
+# heads, blocks with and without a remainder, and a head that alone is more than a block.
+SHAPES = [(2, 16, 4, 12), (1, 729, 5, 8), (1, 1500, 2, 4)]
+
+
+def qkv(shape, dtype="float32", scale=1.0):
+    keys = jax.random.split(jax.random.key(0), 4)
+    q, k, v, ct = (jax.random.normal(key, shape, dtype) for key in keys)
+    return (q * scale * shape[-1] ** -0.5, k, v), ct
+
+
+def plain(q, k, v):
+    """Softmax attention in float64."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    logits = np.einsum("bqhd,bkhd->bhqk", q, k)
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    return np.einsum("bhqk,bkhd->bqhd", weights / weights.sum(-1, keepdims=True), v)
+
+
+@pytest.mark.parametrize("name", ["blocked", "xla"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_equals_plain_attention(name, shape):
+    inputs, _ = qkv(shape)
+    np.testing.assert_allclose(jax.jit(ATTENTION[name])(*inputs), plain(*inputs), atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_blocked_has_the_gradient_of_plain_attention(shape):
+    inputs, ct = qkv(shape)
+
+    def gradients(name):
+        return jax.jit(lambda inputs: jax.vjp(ATTENTION[name], *inputs)[1](ct))(inputs)
+
+    for blocked, xla in zip(gradients("blocked"), gradients("xla"), strict=True):
+        np.testing.assert_allclose(blocked, xla, atol=2e-6)
+
+
+def test_blocked_survives_logits_that_overflow_exp():
+    inputs, _ = qkv((1, 40, 2, 16), scale=300.0)
+    np.testing.assert_allclose(
+        jax.jit(ATTENTION["blocked"])(*inputs), plain(*inputs), rtol=1e-3, atol=1e-3
+    )
+
+
+def test_blocked_keeps_bfloat16_and_its_accuracy():
+    inputs, _ = qkv((2, 100, 3, 24), "bfloat16")
+    x = jax.jit(ATTENTION["blocked"])(*inputs)
+    assert x.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(x, np.float32), plain(*inputs), atol=0.01)
+
+
+def test_blocked_never_holds_the_logits_of_every_head():
+    inputs, ct = qkv((2, 1024, 16, 4))
+    every_head = 2 * 16 * 1024**2 * 4
+
+    def gradients(*inputs):
+        return jax.vjp(ATTENTION["blocked"], *inputs)[1](ct)
+
+    memory = jax.jit(gradients).lower(*inputs).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < every_head / 2
+
+
+# One tile of queries and keys, several of queries, several of both.
+@pytest.mark.parametrize("tokens", [128, 1024, 2048])
+def test_splash_equals_plain_attention_in_value_and_gradient(tokens):
+    """In Pallas's interpreter, in float32: the arithmetic, if not a TPU's rounding."""
+    inputs, ct = qkv((2, tokens, 2, 72))
+    splash = partial(ATTENTION["splash"], interpret=True)
+    x, gradients = jax.jit(lambda inputs: gradient(splash, inputs, ct))(inputs)
+    np.testing.assert_allclose(x, plain(*inputs), atol=2e-6)
+    wanted = jax.jit(lambda inputs: gradient(ATTENTION["xla"], inputs, ct)[1])(inputs)
+    for got, want in zip(gradients, wanted, strict=True):
+        np.testing.assert_allclose(got, want, atol=5e-6)
+
+
+def gradient(attend, inputs, ct):
+    x, back = jax.vjp(attend, *inputs)
+    return x, back(ct)
+
+
+def test_splash_leaves_to_xla_what_it_cannot_do():
+    assert attention.used("splash", 1024, "bfloat16") == "splash"
+    assert attention.used("splash", 1024, "float32") == "xla"  # float32 means float32
+    assert attention.used("splash", 729, "bfloat16") == "xla"
+    assert attention.used("blocked", 729, "float32") == "blocked"
+
+
+def test_every_platform_has_a_back_end():
+    for platform, name in {"cpu": "blocked", "tpu": "splash", "gpu": "xla"}.items():
+        assert attention.default(platform) == name
+    assert attention.default("cpu", devices=8) == "xla"
+    assert attention.default("tpu", devices=8) == "splash"
+
+
+@pytest.mark.parametrize("name", ["blocked", "splash"])
+def test_on_a_mesh_every_device_works_on_its_own_rows(name, monkeypatch):
+    monkeypatch.setitem(ATTENTION, "splash", partial(ATTENTION["splash"], interpret=True))
+    monkeypatch.setattr(attention, "used", lambda name, *_: name)
+    mesh = sharding.make_mesh(4, 2)
+    rows = sharding.batch_sharding(mesh)
+    inputs, ct = qkv((8, 128, 2, 8))
+    split = jax.device_put(inputs, rows)
+    attend = partial(attention.attend, name, rows=rows)
+    step = jax.jit(lambda inputs, ct: gradient(attend, inputs, ct))
+    x, gradients = step(split, jax.device_put(ct, rows))
+    assert "all-gather" not in step.lower(split, jax.device_put(ct, rows)).compile().as_text()
+    assert x.sharding.is_equivalent_to(rows, x.ndim)
+    wanted, back = gradient(ATTENTION["xla"], inputs, ct)
+    for got, want in zip((x, *gradients), (wanted, *back), strict=True):
+        np.testing.assert_allclose(got, want, atol=2e-6)
+
+
+def test_the_image_tower_is_the_same_blocked():
+    tiny = config.named("tiny-56")
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda x: jnp.asarray(rng.normal(0, 0.2, x.shape), x.dtype), towers.param_shapes(tiny)
+    )
+    images = jax.random.uniform(jax.random.key(1), (3, 56, 56, 3), minval=-1.0)
+
+    @partial(jax.jit, static_argnums=1)
+    def embed(params, compute):
+        z, tokens = towers.encode_image(params, images, tiny, compute)
+        return towers.normalize(z), tokens
+
+    got, want = embed(params, Compute(attention="blocked")), embed(params, Compute())
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, want)
+
+
+def test_an_unknown_back_end_is_an_error_that_lists_them():
+    with pytest.raises(
+        ValueError, match="'flash9' is unknown; expected one of xla, blocked, splash"
+    ):
+        Compute(attention="flash9")
+
+
+@pytest.mark.skipif(jax.default_backend() == "gpu", reason="on a GPU cudnn may serve")
+def test_cudnn_says_everything_that_it_lacks():
+    inputs, _ = qkv((1, 4, 2, 12))
+    with pytest.raises(ValueError, match="NVIDIA GPU.*float32.*head size 12.*attention='xla'"):
+        ATTENTION["cudnn"](*inputs)
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU")
+def test_cudnn_equals_plain_attention_on_a_gpu():
+    inputs, _ = qkv((2, 256, 4, 72), "bfloat16")
+    x = jax.jit(ATTENTION["cudnn"])(*inputs)
+    np.testing.assert_allclose(np.asarray(x, np.float32), plain(*inputs), atol=0.02)

@@ -1,0 +1,171 @@
+"""Properties of the towers: scan == loop, remat == no remat, bfloat16 close, sharding exact."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from medsiglip_jax.model import config, towers, tree
+from medsiglip_jax.model.towers import Compute
+from medsiglip_jax.model.weights import random
+
+TINY = config.named("tiny-56")
+encode_image = jax.jit(towers.encode_image, static_argnums=(2, 3))
+encode_text = jax.jit(towers.encode_text, static_argnums=(2, 3))
+
+
+@pytest.fixture(scope="module")
+def params():
+    made = random.init_params(TINY, seed=0)
+    # Biases away from zero, norms away from one: otherwise half of the model goes untested.
+    return jax.tree.map(
+        lambda x: jnp.asarray(
+            x + 0.02 * np.sin(np.arange(x.size, dtype=np.float32)).reshape(x.shape)
+        ),
+        made,
+    )
+
+
+@pytest.fixture(scope="module")
+def images():
+    return jnp.asarray(np.random.default_rng(0).integers(0, 256, (3, 56, 56, 3), dtype=np.uint8))
+
+
+def test_scan_equals_a_loop_over_blocks(params):
+    vision = TINY.vision
+    x = jax.random.normal(jax.random.key(1), (2, vision.num_tokens, vision.width))
+    sizes = (vision.num_heads, vision.mlp_dim)
+    tower = params["img"]["Transformer"]
+    scanned = jax.jit(towers.Encoder(vision.depth, *sizes, Compute()).apply)({"params": tower}, x)
+    block = jax.jit(towers.EncoderBlock(*sizes, Compute()).apply)
+    for i in range(vision.depth):
+        layer = jax.tree.map(lambda p, i=i: p[i], tower["encoderblock"])
+        x, _ = block({"params": layer}, x)
+    norm = tower["encoder_norm"]
+    centred = x - x.mean(-1, keepdims=True)
+    x = centred / jnp.sqrt(x.var(-1, keepdims=True) + 1e-6) * norm["scale"] + norm["bias"]
+    np.testing.assert_allclose(scanned, x, atol=2e-6)
+
+
+@pytest.mark.parametrize("remat", ["dots", "block"])
+def test_remat_changes_neither_value_nor_gradient(params, images, remat):
+    def loss(params, compute):
+        z, tokens = encode_image(params, images, TINY, compute)
+        return jnp.sum(z**2) + jnp.mean(tokens**3)
+
+    plain = jax.jit(jax.value_and_grad(loss), static_argnums=1)(params, Compute())
+    again = jax.jit(jax.value_and_grad(loss), static_argnums=1)(params, Compute(remat=remat))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), plain, again)
+
+
+def test_bfloat16_is_close_and_stays_bfloat16_inside(params, images):
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    compute = Compute(dtype="bfloat16", precision="default")
+    z, _ = encode_image(params, images, TINY)
+    z16, _ = encode_image(half, images, TINY, compute)
+    assert z16.dtype == jnp.float32
+    cosine = jnp.sum(towers.normalize(z) * towers.normalize(z16), -1)
+    assert float(cosine.min()) > 0.999
+    tower = towers.ImageTower(TINY.vision, compute)
+    apply = lambda p, x: tower.apply({"params": p}, towers.to_unit_range(x))[1]  # noqa: E731
+    tokens = jax.eval_shape(apply, half["img"], images)
+    assert tokens.dtype == jnp.bfloat16
+
+
+def test_float32_matmuls_are_true_float32(params, images):
+    """On GPU and TPU the default is TF32 or bf16 passes; the precision is in the program itself."""
+    text = jax.jit(lambda p, x: encode_image(p, x, TINY)).lower(params, images).as_text()
+    dots = [line for line in text.splitlines() if "dot_general" in line]
+    assert dots and all("HIGHEST" in line for line in dots)
+
+
+def test_padding_tokens_are_attended(params):
+    """SigLIP has no mask: what stands in the padding changes the embedding."""
+    tokens = jnp.full((1, 64), 1, jnp.int32).at[0, :3].set(jnp.array([5, 6, 7]))
+    changed = tokens.at[0, 40].set(9)
+    a, b = (encode_text(params, t, TINY) for t in (tokens, changed))
+    assert float(jnp.abs(a - b).max()) > 1e-4
+
+
+def test_normalize_adds_epsilon_to_the_norm():
+    np.testing.assert_array_equal(towers.normalize(jnp.zeros((1, 4))), jnp.zeros((1, 4)))
+    z = jnp.full((1, 4), 1e-8)
+    np.testing.assert_allclose(towers.normalize(z), z / 3e-8, rtol=1e-5)
+
+
+def test_unit_range_matches_value_range():
+    x = np.arange(256, dtype=np.uint8)
+    want = x.astype(np.float32) / np.float32(255) * np.float32(2) - np.float32(1)
+    np.testing.assert_allclose(jax.jit(towers.to_unit_range)(x), want, atol=6e-8)
+    assert towers.to_unit_range(jnp.uint8(0)) == -1 and towers.to_unit_range(jnp.uint8(255)) == 1
+
+
+def test_image_border_beyond_the_last_patch_is_dropped(params):
+    vision = dataclasses.replace(TINY.vision, image_size=60)
+    wide = config.ModelConfig(vision, TINY.text)
+    image = jax.random.randint(jax.random.key(0), (1, 60, 60, 3), 0, 256).astype(jnp.uint8)
+    z, _ = encode_image(params, image, wide)
+    cropped, _ = encode_image(params, image[:, :56, :56], TINY)
+    np.testing.assert_array_equal(z, cropped)
+
+
+def test_unknown_attention_lists_the_back_ends():
+    with pytest.raises(ValueError, match="xla"):
+        Compute(attention="flash9")
+
+
+def test_cudnn_says_why_it_cannot_serve(params, images):
+    with pytest.raises(ValueError, match="cudnn.*GPU.*float32"):
+        encode_image(params, images, TINY, Compute(attention="cudnn"))
+
+
+# --------------------------------------------------------------------------- config and tree
+
+
+@pytest.mark.parametrize("change, say", [
+    (dict(width=50), "divisible"),
+    (dict(depth=0), "positive integer"),
+    (dict(pool="max"), "'map' or 'mean'"),
+    (dict(image_size=3), "smaller than patch_size"),
+])  # fmt: skip
+def test_wrong_architectures(change, say):
+    with pytest.raises(ValueError, match=say):
+        dataclasses.replace(TINY.vision, **change)
+
+
+def test_towers_must_meet():
+    with pytest.raises(ValueError, match="must meet"):
+        config.ModelConfig(TINY.vision, dataclasses.replace(TINY.text, embed_dim=40))
+    with pytest.raises(ValueError, match="neither"):
+        config.ModelConfig(None, None)
+
+
+def test_config_round_trip():
+    for made in config.NAMED.values():
+        assert config.ModelConfig.from_dict(made.to_dict()) == made
+    with pytest.raises(ValueError, match="not a model configuration"):
+        config.ModelConfig.from_dict({"vision": {"widht": 3}, "text": None})
+
+
+def test_tree_paths():
+    nested = {"a": {"b": 1, "c": {"d": 2}}, "e": 3}
+    flat = tree.flatten(nested)
+    assert flat == {"a/b": 1, "a/c/d": 2, "e": 3} and tree.unflatten(flat) == nested
+    assert list(flat.values()) == jax.tree.leaves(nested)
+    for clash in ({"a": 1, "a/b": 2}, {"a/b": 1, "a": 2}):
+        with pytest.raises(ValueError):
+            tree.unflatten(clash)
+
+
+def test_rules_match_whole_paths_first_wins_and_dead_ones_are_errors():
+    paths = ["img/kernel", "img/bias", "t"]
+    assert tree.match([("img/.*", 1), (".*", 2)], paths) == {
+        "img/kernel": 1, "img/bias": 1, "t": 2
+    }  # fmt: skip
+    assert tree.match([(".*/kernel", 1), (".*", 2)], paths)["img/bias"] == 2
+    with pytest.raises(ValueError, match="match no parameter: 'imgs/"):
+        tree.match([("imgs/.*", 1), (".*", 2)], paths)
+    with pytest.raises(ValueError, match="no pattern matches the parameter 't'"):
+        tree.match([("img/.*", 1)], paths)

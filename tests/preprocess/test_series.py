@@ -1,0 +1,429 @@
+"""Slices of series in the order of their places; patients as hashes."""
+
+import errno
+import gzip
+import hashlib
+import hmac
+import io
+import json
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from dicom_files import IMPLICIT, item, made, with_value
+from PIL import Image
+
+import medsiglip_jax
+from medsiglip_jax import cli
+from medsiglip_jax.data import expansion, inputs
+from medsiglip_jax.embeddings import store
+from medsiglip_jax.embeddings.probe import features
+from medsiglip_jax.inference import pseudonyms
+from medsiglip_jax.inference.embed import Options, embed
+from medsiglip_jax.preprocess import sources
+from medsiglip_jax.preprocess.decode import Subject, decode_with_facts
+from medsiglip_jax.preprocess.parts import Parts
+
+RNG = np.random.default_rng(0)
+ALL = Parts("all", series=True)
+AXIAL, CORONAL, SAGITTAL = ([1, 0, 0, 0, 1, 0], [1, 0, 0, 0, 0, -1], [0, 1, 0, 0, 0, -1])
+PATIENT = {"PatientID": "MRN-7731", "StudyInstanceUID": "9.8.7", "SeriesInstanceUID": "9.8.7.1"}
+
+
+def texts(values):
+    return [f"{x:.9g}"[:16] for x in values]
+
+
+def tags_of(n, position=None, orientation=AXIAL, **tags):
+    placed = {}
+    if position is not None:
+        placed = {
+            "ImagePositionPatient": texts(position),
+            "ImageOrientationPatient": texts(orientation),
+        }
+    return {"SOPInstanceUID": f"9.8.7.1.{n}", "InstanceNumber": str(n), **PATIENT, **placed, **tags}
+
+
+def write(folder, slices, syntax=None):
+    """A file of each slice, under names that say nothing; the level of all its pixels is its
+    number in the order given."""
+    folder.mkdir(exist_ok=True)
+    names = RNG.permutation(len(slices))
+    for level, (name, tags) in enumerate(zip(names, slices, strict=True)):
+        content = made(np.full((6, 5), level, np.uint8), *([syntax] if syntax else []), **tags)
+        (folder / f"{name:03}.dcm").write_bytes(content)
+    return folder
+
+
+def levels(found):
+    return [int(sources.read(s)[0][0, 0, 0]) for s in found]
+
+
+def names(folder, parts=ALL):
+    return expansion.names([str(folder)], parts)
+
+
+# ---------------------------------------------------------------------------------------- the order
+
+
+def oblique(angle):
+    """Rows and columns of an axial slice, tilted about the x axis."""
+    return [1, 0, 0, 0, float(np.cos(angle)), float(np.sin(angle))]
+
+
+@pytest.mark.parametrize("orientation", [
+    AXIAL, CORONAL, SAGITTAL, oblique(0.3), oblique(-1.2), [1, 0, 0, 0, -1, 0], [0, 1, 0, 1, 0, 0],
+])  # fmt: skip
+@pytest.mark.parametrize("number", ["1", None, "shuffled"])
+def test_shuffled_slices_come_out_in_the_order_of_their_places(tmp_path, orientation, number):
+    """Along the normal, also where it is reversed; numbers and names do not matter."""
+    normal = np.cross(orientation[:3], orientation[3:])
+    corner = np.array([-120.5, 33.25, 1400])
+    shuffled = RNG.permutation(12)
+    slices = []
+    for n in range(12):
+        # In the plane of a slice the first pixel may lie anywhere.
+        within = RNG.normal() * np.array(orientation[:3]) * 50
+        tags = tags_of(n, corner + 2.5 * n * normal + within, orientation)
+        tags["InstanceNumber"] = str(shuffled[n]) if number == "shuffled" else number
+        slices.append({k: v for k, v in tags.items() if v is not None})
+    folder = write(tmp_path / "in", slices)
+    assert levels(names(folder)) == list(range(12))
+    assert levels(names(folder, Parts("every=5", series=True))) == [0, 5, 10]
+    assert levels(names(folder, Parts(series=True))) == [6]  # the middle is the default
+    assert levels(names(folder, Parts(3, series=True))) == [3]
+
+
+def test_slices_without_places_are_sorted_by_number_or_else_by_name(tmp_path):
+    numbered = write(tmp_path / "a", [tags_of(n) for n in range(12)])  # as text, 10 is before 2
+    with pytest.warns(UserWarning, match="1 series do not say where .* sorted by instance number"):
+        assert levels(names(numbered)) == list(range(12))
+    nameless = [{k: v for k, v in tags_of(n).items() if k != "InstanceNumber"} for n in range(9)]
+    folder = write(tmp_path / "b", nameless)
+    with pytest.warns(UserWarning, match="sorted by name"):
+        found = names(folder)
+    assert found == sorted(found) and len(found) == 9
+    odd = tags_of(9, [0, 0, 3])
+    odd["ImageOrientationPatient"] = texts([0] * 6)  # no direction is no place
+    folder = write(tmp_path / "c", [tags_of(1), odd, tags_of(20)])
+    with pytest.warns(UserWarning, match="sorted by instance number"):
+        assert levels(names(folder)) == [0, 1, 2]
+
+
+def test_series_are_kept_apart_and_localisers_split(tmp_path):
+    """Three planes in one series, and another series at the same places."""
+    slices = []
+    for k, orientation in enumerate((AXIAL, CORONAL, SAGITTAL)):
+        normal = np.cross(orientation[:3], orientation[3:])
+        for n in range(3):
+            slices.append(tags_of(10 * k + n, 10 * n * normal, orientation))
+    other = {"SeriesInstanceUID": "9.8.7.2"}
+    slices += [tags_of(50 + n, [0, 0, 10 * n], SOPInstanceUID=f"5.{n}", **other) for n in range(3)]
+    folder = write(tmp_path / "in", slices)
+    with pytest.warns(UserWarning, match="1 series have several orientations"):
+        found = levels(names(folder))
+    stacks = [found[k : k + 3] for k in range(0, 12, 3)]
+    assert sorted(stacks) == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
+    with pytest.warns(UserWarning):
+        assert sorted(levels(names(folder, Parts(series=True)))) == [1, 4, 7, 10]
+
+
+def test_copies_are_left_out_and_times_at_one_place_are_not(tmp_path):
+    slices = [tags_of(n, [0, 0, 3 * (n // 2)]) for n in range(6)]  # two at each place
+    folder = write(tmp_path / "in", slices)
+    assert levels(names(folder)) == list(range(6))
+    first = sorted(folder.iterdir())[0]
+    (folder / "zz.dcm").write_bytes(first.read_bytes())
+    with pytest.warns(UserWarning, match="1 files are copies of others and left out"):
+        found = names(folder)
+    assert levels(found) == list(range(6)) and f"{folder}/zz.dcm" not in found
+
+
+def test_a_series_without_that_slice_is_said(tmp_path):
+    folder = write(tmp_path / "in", [tags_of(n, [0, 0, n]) for n in range(3)])
+    write(tmp_path / "in" / "sub", [
+        tags_of(n, [0, 0, n], SeriesInstanceUID="1.1", SOPInstanceUID=f"1.1.{n}") for n in range(5)
+    ])  # fmt: skip
+    with pytest.warns(UserWarning, match="1 series have no slice 4 and are left out"):
+        assert levels(names(folder, Parts(4, series=True))) == [4]
+
+
+def test_enhanced_files_have_places_of_their_own(tmp_path):
+    """Two files of a series, whose frames lie between each other; shared orientation."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    want = {}
+    for k in range(2):
+        places = RNG.permutation(4) * 2 + k
+        frames = [
+            item(PlanePositionSequence=[item(ImagePositionPatient=texts([0, 0, 5 * p]))])
+            for p in places
+        ]
+        shared = item(PlaneOrientationSequence=[item(ImageOrientationPatient=texts(AXIAL))])
+        stored = np.stack([np.full((4, 4), p, np.uint8) for p in places])
+        (folder / f"{k}.dcm").write_bytes(
+            made(
+                stored, IMPLICIT if k else "1.2.840.10008.1.2.1", NumberOfFrames="4",
+                SharedFunctionalGroupsSequence=[shared], PerFrameFunctionalGroupsSequence=frames,
+                SOPInstanceUID=f"9.{k}", **PATIENT,
+            )
+        )  # fmt: skip
+        want |= {int(p): f"{folder}/{k}.dcm#frame={n}" for n, p in enumerate(places)}
+    found = names(folder)
+    assert found == [want[p] for p in range(8)] and levels(found) == list(range(8))
+
+
+def test_other_files_stay_where_they_are(tmp_path):
+    folder = write(tmp_path / "in", [tags_of(n, [0, 0, -n]) for n in range(3)])
+    Image.new("RGB", (4, 4)).save(folder / "001.png")
+    cut = tags_of(7, SeriesInstanceUID="1.2", SOPInstanceUID="1.2.1", NumberOfFrames="3")
+    (folder / "a.dcm").write_bytes(made(np.zeros((3, 5, 5), np.uint8), **cut))
+    (folder / "b.dcm").write_bytes(b"damaged")
+    (folder / "notes.txt").write_text("one\ntwo\n")
+    with pytest.warns(UserWarning, match="by instance number"):
+        rows = inputs.rows([folder], parts=ALL)
+    assert levels(s for s in (row.source for row in rows[:3])) == [2, 1, 0]
+    assert [row.id for row in rows][3:] == [
+        "001.png", "a.dcm#frame=0", "a.dcm#frame=1", "a.dcm#frame=2", "b.dcm", "notes.txt:1",
+        "notes.txt:2",
+    ]  # fmt: skip
+
+
+def test_pixels_are_not_read_to_find_the_order(tmp_path):
+    folder = write(tmp_path / "in", [tags_of(n, [0, 0, n]) for n in range(4)])
+    for path in folder.iterdir():
+        content = path.read_bytes()
+        path.write_bytes(content[: content.index(b"\xe0\x7f\x10\x00") + 6])  # cut in the pixels
+    found = names(folder)
+    assert [sources.planes(name)[0].position[2] for name in found] == [0, 1, 2, 3]
+
+
+class Failing(io.BytesIO):
+    """A stream that fails from some call on, of one kind."""
+
+    def __init__(self, content, name, calls, error):
+        super().__init__(content)
+        self._name, self._calls, self._error = name, calls, error
+
+    def _count(self, name):
+        self._calls -= name == self._name
+        if self._calls < 0:
+            raise self._error
+
+    def read(self, size=-1):
+        self._count("read")
+        return super().read(size)
+
+    def seek(self, *place):
+        self._count("seek")
+        return super().seek(*place)
+
+
+@pytest.mark.parametrize(("name", "calls"), [("read", 0), ("read", 1), ("read", 5), ("seek", 1)])
+@pytest.mark.parametrize("parts", [ALL, Parts("all")])
+def test_a_disk_that_fails_is_no_damage(tmp_path, monkeypatch, parts, name, calls):
+    """Or other slices would be embedded, without a word."""
+    folder = write(tmp_path / "in", [tags_of(n, [0, 0, n]) for n in range(5)])
+    nifti = tmp_path / "v.nii.gz"
+    nifti.write_bytes(gzip.compress(bytes(1000)))
+    error, real = OSError(errno.EIO, "Input/output error"), sources.opener.open_binary
+
+    def opened(path):
+        if not path.endswith(("000.dcm", "v.nii.gz")):
+            return real(path)
+        return Failing(Path(path).read_bytes(), name, calls, error)
+
+    monkeypatch.setattr(sources.opener, "open_binary", opened)
+    with pytest.raises(sources.Outage, match="000.dcm: cannot be read: Input/output error"):
+        names(folder, parts)
+    if calls < 2 and name == "read":
+        with pytest.raises(sources.Outage, match="v.nii.gz: cannot be read: Input"):
+            expansion.names([str(nifti)], parts)
+
+
+def test_a_network_that_fails_is_asked_again(tmp_path, monkeypatch):
+    folder = write(tmp_path / "in", [tags_of(n, [0, 0, n]) for n in range(5)])
+    remote, real = fsspec.filesystem("memory"), sources.opener.open_binary
+    uris = [f"memory://series/{path.name}" for path in sorted(folder.iterdir())]
+    for path in folder.iterdir():
+        remote.pipe_file(f"/series/{path.name}", path.read_bytes())
+    failures, slept = [], []
+
+    def opened(path):
+        if len(failures) >= most or not path.endswith("2.dcm"):
+            return real(path)
+        failures.append(path)
+        if len(failures) == 1:
+            raise RuntimeError("503")  # as file systems raise types of their own
+        return Failing(real(path).read(), "read", 3, RuntimeError("504"))
+
+    monkeypatch.setattr(sources.opener, "open_binary", opened)
+    monkeypatch.setattr(sources.time, "sleep", slept.append)
+    most = 3
+    assert levels(expansion.names(uris, ALL)) == list(range(5))
+    assert (len(failures), tuple(slept)) == (3, sources._PAUSES)
+    most = 9
+    with pytest.raises(sources.Outage, match="002.dcm: cannot be read: RuntimeError: 504"):
+        expansion.names(uris, ALL)
+
+
+# -------------------------------------------------------------------------------------- identifiers
+
+SALT = "0123456789abcdef-of-the-tests"
+
+
+@pytest.fixture
+def salted(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv(pseudonyms.VARIABLE, SALT)
+
+
+@pytest.fixture
+def studies(tmp_path):
+    """Two patients, of whom one has two series; a picture, and a file that says nothing."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for n, (patient, study, series) in enumerate([("p1", "1.1", "1.1.1"), ("p1", "1.1", "1.1.2"),
+                                                  ("p2", "1.2", "1.2.1")]):  # fmt: skip
+        tags = {"PatientID": patient, "StudyInstanceUID": study, "SeriesInstanceUID": series}
+        (folder / f"{n}.dcm").write_bytes(made(np.full((5, 5), n, np.uint8), **tags))
+    Image.new("RGB", (4, 4)).save(folder / "3.png")
+    (folder / "4.dcm").write_bytes(made(np.zeros((5, 5), np.uint8)))
+    return folder
+
+
+def columns_of(folder):
+    return pq.read_table(folder / "part-00000.parquet").drop_columns(["embedding"]).to_pylist()
+
+
+def test_columns_of_patients(studies, checkpoint, tmp_path, salted, monkeypatch):
+    model, rows = medsiglip_jax.load(checkpoint), inputs.rows([studies])
+    plain = embed(model, rows, tmp_path / "plain", Options())
+    assert plain["identifiers"] is None and "patient" not in columns_of(tmp_path / "plain")[0]
+    kept = embed(model, rows, tmp_path / "kept", Options(identifiers="kept"))
+    assert kept["identifiers"] == "as in the files"
+    found = columns_of(tmp_path / "kept")
+    assert list(found[0]) == ["id", "source", "kind", "patient", "study", "series"]
+    assert [tuple(row.values())[3:] for row in found] == [
+        ("p1", "1.1", "1.1.1"), ("p1", "1.1", "1.1.2"), ("p2", "1.2", "1.2.1"), (None,) * 3,
+        (None,) * 3,
+    ]  # fmt: skip
+    hashed = Options(identifiers="hashed")
+    manifest_ = embed(model, rows, tmp_path / "hashed", hashed)
+    first, again, other, *none = (tuple(r.values())[3:] for r in columns_of(tmp_path / "hashed"))
+    assert first[:2] == again[:2] and first[2] != again[2] and set(first).isdisjoint(other)
+    assert none == [(None,) * 3] * 2
+    assert all(len(value) == 16 and int(value, 16) >= 0 for value in first)
+    for path in (tmp_path / "hashed").iterdir():
+        assert SALT.encode() not in path.read_bytes()
+    assert embed(model, rows, tmp_path / "hashed", hashed) == manifest_
+    monkeypatch.setenv(pseudonyms.VARIABLE, SALT + "!")
+    with pytest.raises(FileExistsError, match="identifiers differ"):
+        embed(model, rows, tmp_path / "hashed", hashed)
+
+
+def test_a_probe_is_split_by_patients_of_the_embeddings(studies, checkpoint, tmp_path, salted):
+    rows = inputs.rows([studies])
+    embed(medsiglip_jax.load(checkpoint), rows, tmp_path / "e", Options(identifiers="hashed"))
+    (tmp_path / "l.csv").write_text("id,label\n" + "".join(f"{r.id},{r.id > '1'}\n" for r in rows))
+    run = store.Embeddings(tmp_path / "e")
+    with pytest.warns(UserWarning, match="^2 of 5 rows have no patient and are grouped by file$"):
+        found = features.read(tmp_path / "l.csv", run, label="label", group="patient")
+    groups = dict(zip(found.examples.images, found.examples.groups or (), strict=True))
+    assert groups["0.dcm"] == groups["1.dcm"] != groups["2.dcm"] and len(groups["2.dcm"]) == 16
+    assert groups["3.png"] == f"file {studies}/3.png" != groups["4.dcm"]
+    with pytest.raises(ValueError, match="no column 'ward'"):
+        features.read(tmp_path / "l.csv", run, label="label", group="ward")
+    (tmp_path / "l.csv").write_text("id,label,patient\n0.dcm,a,x\n2.dcm,b,y\n")
+    own = features.read(tmp_path / "l.csv", run, label="label", group="patient")
+    assert own.examples.groups == ["x", "y"]  # the table's own come first
+
+
+def test_parts_of_a_file_without_a_patient_are_of_one_group(studies, checkpoint, tmp_path, salted):
+    cine = made(np.zeros((3, 5, 5), np.uint8), NumberOfFrames="3", Modality="US")
+    (studies / "4.dcm").write_bytes(cine)
+    rows = inputs.rows([studies], parts=Parts("all"))
+    embed(medsiglip_jax.load(checkpoint), rows, tmp_path / "e", Options(identifiers="hashed"))
+    run, table = store.Embeddings(tmp_path / "e"), tmp_path / "l.csv"
+    lines = [f"{row.id},{n % 2}\n" for n, row in enumerate(rows)]
+    table.write_text("id,label\n" + "".join(lines))
+    with pytest.warns(UserWarning, match="^4 of 7 rows have no patient"):
+        found = features.read(table, run, label="label", group="patient")
+    groups = dict(zip(found.examples.images, found.examples.groups or (), strict=True))
+    assert len({groups[f"4.dcm#frame={n}"] for n in range(3)}) == 1
+    assert len(set(groups.values())) == 4  # two patients, the picture, and this
+    table.write_text("id,label\n" + "".join(lines[-3:]))
+    with pytest.raises(ValueError, match="e: none of 3 rows has a study"):
+        features.read(table, run, label="label", group="study")
+
+
+def test_hashes_are_hmac_and_differ_by_key_and_by_kind():
+    subject = Subject("123", "123", "")
+    found = pseudonyms.Hashed(SALT.encode())(subject)
+    want = hmac.new(SALT.encode(), b"patient:123", hashlib.sha256).hexdigest()[:16]
+    assert found[0] == want and found[1] != want and found[2] is None
+    assert pseudonyms.Hashed(b"another key of some length")(subject)[0] != want
+    assert "123" not in repr(subject)
+
+
+def test_the_key_is_made_once_and_is_for_its_owner_only(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.delenv(pseudonyms.VARIABLE, raising=False)
+    with ThreadPoolExecutor(8) as pool:
+        keys = set(pool.map(lambda _: pseudonyms.key(), range(32)))
+    path = tmp_path / "config" / "medsiglip_jax" / "key"
+    assert keys == {path.read_bytes()} and len(path.read_bytes()) == 64
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [p.name for p in path.parent.iterdir()] == ["key"]
+    with pytest.raises(ValueError, match="MEDSIGLIP_JAX_SALT is not set; set it to the same"):
+        pseudonyms.key(alone=False)
+    path.write_text("short")
+    with pytest.raises(ValueError, match="no key; restore it"):
+        pseudonyms.key()
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "file"))
+    with pytest.raises(ValueError, match="file/medsiglip_jax/key: .*; set MEDSIGLIP_JAX_SALT"):
+        pseudonyms.key()
+    monkeypatch.setenv(pseudonyms.VARIABLE, "short")
+    with pytest.raises(ValueError, match="has 5 characters; expected at least 16"):
+        pseudonyms.key()
+    monkeypatch.setenv(pseudonyms.VARIABLE, SALT)
+    assert pseudonyms.key() == pseudonyms.key(alone=False) == SALT.encode()
+
+
+def test_the_command_hashes_series_and_keeps_uids_when_asked(
+    tmp_path, checkpoint, salted, capsys, monkeypatch
+):
+    folder = write(tmp_path / "in", [tags_of(n, [0, 0, n]) for n in range(5)])
+
+    def run(*argv):
+        code = cli.main([str(a) for a in ("embed", "--model", checkpoint, *argv, folder)])
+        return code, capsys.readouterr()
+
+    code, said = run("--output", tmp_path / "a", "--series", "--json")
+    assert code == 0, said.err
+    assert json.loads(said.out)["expansion"]["series"]
+    (row,) = columns_of(tmp_path / "a")
+    assert len(row["patient"]) == 16 and row["source"] == names(folder)[2]
+    code, said = run("--output", tmp_path / "b", "--series", "--frame", "all", "--keep-uids")
+    assert code == 0 and {r["patient"] for r in columns_of(tmp_path / "b")} == {"MRN-7731"}
+    assert len(columns_of(tmp_path / "b")) == 5
+    written = b"".join(p.read_bytes() for p in (tmp_path / "a").iterdir())
+    for secret in (b"MRN-7731", b"9.8.7"):
+        assert secret not in written and secret.decode() not in said.err + said.out
+    monkeypatch.setenv(pseudonyms.VARIABLE, "short")
+    code, said = run("--output", tmp_path / "c", "--groups")
+    assert code == 2 and "at least 16" in said.err and not (tmp_path / "c").exists()
+
+
+def test_malformed_identifiers_do_not_make_an_image_unreadable():
+    data = made(np.zeros((4, 4), np.uint8), SpecificCharacterSet="ISO_IR 100", **PATIENT)
+    assert decode_with_facts(data)[1].subject == Subject("MRN-7731", "9.8.7", "9.8.7.1")
+    odd = with_value(data, b"\x08\x00\x05\x00", b"CS", "NONSENSE")
+    odd = with_value(odd, b"\x10\x00\x20\x00", b"LO", "a\\b")
+    _, facts = decode_with_facts(odd)
+    assert facts.subject is not None and facts.subject.study == "9.8.7"

@@ -1,0 +1,519 @@
+"""Fine-tuning from recipe to exported model: every objective, interrupted, on several devices."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import medsiglip_jax
+from medsiglip_jax.files import places, storage
+from medsiglip_jax.model import sharding, tree
+from medsiglip_jax.preprocess import text
+from medsiglip_jax.train import finetune, loop, recipe
+
+MODEL = dict(
+    vision=dict(image_size=8, patch_size=4, width=16, depth=2, mlp_dim=16, num_heads=2, pool="map"),
+    text=dict(vocab_size=40, context_length=24, width=16, depth=1, mlp_dim=16, num_heads=2,
+              embed_dim=16),
+)  # fmt: skip
+CLASSES = ("dark", "grey", "bright")
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """48 pictures of three brightnesses, a manifest and a tokenizer."""
+    folder, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    with open(folder / "rows.csv", "w", newline="") as file:
+        out = csv.writer(file)
+        out.writerow(["image", "text", "label", "bright", "grey", "split", "group"])
+        for i in range(48):
+            kind = i % 3
+            pixels = rng.integers(0, 60, (9, 9, 3)) + 90 * kind
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
+            split = "validation" if i % 4 == 3 else "train"
+            caption = f"a {CLASSES[kind]} scan"
+            out.writerow([f"{i}.png", caption, CLASSES[kind], int(kind == 2), int(kind == 1), split,
+                          f"p{i // 12}-{split}"])  # fmt: skip
+    corpus = [f"a {name} scan" for name in CLASSES] * 3
+    (folder / "spiece.model").write_bytes(text.train(corpus, 40))
+    return folder
+
+
+def config(folder, **changes):
+    """Keys of `data` and of the recipe; nested ones by "__"."""
+    values = {
+        "model": MODEL, "tokenizer": str(folder / "spiece.model"), "loader": "pil",
+        "data": {"path": str(folder / "rows.csv"), "positives": "text"}, "batch_size": 8,
+        "total_steps": 6, "learning_rate": 3e-3, "log_every": 1, "checkpoint_every": 0,
+        "bias": -1.0, "mesh": {"data": 1},
+    }  # fmt: skip
+    for name, value in changes.items():
+        *groups, key = name.split("__")
+        target = values
+        for group in groups:
+            target = target.setdefault(group, {})
+        target[key] = value
+    return recipe.from_dict(values)
+
+
+def losses(folder):
+    return [line["loss"] for line in storage.read_lines(folder / loop.METRICS)]
+
+
+# --------------------------------------------------------------------------------- end to end
+
+
+def test_from_scratch_to_a_checkpoint_that_transformers_reads(data, tmp_path):
+    labels = dict(data__captions="a {label} scan", data__label="label")
+    asked = config(
+        data, total_steps=60, log_every=20, eval_every=30, validation="validation", **labels
+    )
+    result = finetune.run(asked, tmp_path)
+    assert result["metrics"]["val_accuracy"] > 0.9 and result["metrics"]["val_auc"] > 0.95
+    assert result["metrics"]["val_positive"] > result["metrics"]["val_negative"] + 1
+    assert result["steps"] == 60 and result["unreadable"] == 0
+    assert result["trained"] == result["parameters"]
+    names = {p.name for p in tmp_path.iterdir()}
+    assert names == {"config.json", "metrics.jsonl", "checkpoints", "export", "report.html"}
+
+    model = medsiglip_jax.load(result["export"])
+    images = model.processor.images([str(data / f"{i}.png") for i in range(3)])
+    prompts = model.processor.texts([f"a {name} scan" for name in CLASSES])
+    logits = model.similarity(model.encode_image(images), model.encode_text(prompts))
+    assert list(np.asarray(logits).argmax(1)) == [0, 1, 2]
+    report = (tmp_path / "report.html").read_text()
+    assert report.count("<polyline") >= 6 and "val_auc" in report and "http" not in report
+    run = json.loads((tmp_path / "config.json").read_text())
+    assert run["recipe"]["total_steps"] == 60 and run["versions"]["jax"] == jax.__version__
+
+    transformers = pytest.importorskip("transformers")
+    import torch
+
+    theirs = transformers.SiglipModel.from_pretrained(result["export"]).eval()
+    values = torch.from_numpy(images.astype(np.float32) / 127.5 - 1).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        out = theirs(pixel_values=values, input_ids=torch.from_numpy(np.asarray(prompts)).long())
+    np.testing.assert_allclose(out.logits_per_image.numpy(), logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def start(data, tmp_path_factory):
+    """An exported model to go on from."""
+    folder = tmp_path_factory.mktemp("start")
+    return finetune.run(config(data), folder)["export"]
+
+
+def params_of(folder):
+    return tree.flatten(jax.tree.map(np.asarray, medsiglip_jax.load(folder).params))
+
+
+@pytest.mark.parametrize("changes, moves", [
+    ({"freeze": ("img/.*",)}, lambda path: not path.startswith("img/")),
+    ({"freeze": ("img/(embedding.*|pos_embedding|Transformer/encoderblock_0/.*)",)},
+     lambda path: "embedding/" not in path.replace("Embed_0/embedding", "") and
+     path != "img/pos_embedding"),
+    ({"lora": {"rank": 2}}, lambda path: "encoderblock" in path and "/kernel" in path
+     or path in ("t", "b")),
+])  # fmt: skip
+def test_what_is_frozen_does_not_move(data, start, tmp_path, changes, moves):
+    asked = config(data, init=start, model=None, tokenizer=None, **changes)
+    result = finetune.run(asked, tmp_path)
+    assert result["trained"] < result["parameters"]
+    before, after = params_of(start), params_of(result["export"])
+    for path, x in after.items():
+        changed = not np.array_equal(x, before[path])
+        assert not changed or moves(path), path
+    first = "img/Transformer/encoderblock/MlpBlock_0/Dense_0/kernel"
+    if "encoderblock_0" in str(changes):
+        assert np.array_equal(before[first][0], after[first][0])
+        assert not np.array_equal(before[first][1], after[first][1])
+    assert sum(not np.array_equal(x, before[p]) for p, x in after.items()) > 5
+
+
+@pytest.mark.parametrize("label", ["label", ("bright", "grey")])
+def test_classification(data, start, tmp_path, label):
+    asked = config(
+        data, init=start, model=None, tokenizer=None, objective__name="classification",
+        objective__pos_weight=None if isinstance(label, str) else "balanced",
+        objective__pool="map" if isinstance(label, str) else "mean", data__label=label,
+        total_steps=40, learning_rate=1e-2, best="val_auc", eval_every=20, log_every=10,
+        validation="validation", checkpoint_every=20,
+        objective__accumulate=2,
+    )  # fmt: skip
+    result = finetune.run(asked, tmp_path)
+    assert result["metrics"]["val_auc"] > 0.9
+    with np.load(tmp_path / "export" / "classifier.npz") as head:
+        classes = 3 if isinstance(label, str) else 2
+        assert head["kernel"].shape == (16, classes) and len(head["classes"]) == classes
+    before, after = params_of(start), params_of(result["export"])
+    assert all(np.array_equal(x, after[p]) for p, x in before.items() if not p.startswith("img/"))
+
+
+@pytest.mark.slow
+def test_an_adafactor_step_with_layer_decay_in_bfloat16(data, start, tmp_path):
+    asked = config(
+        data, init=start, model=None, tokenizer=None, dtype="bfloat16", remat="block",
+        optimizer__name="adafactor", optimizer__schedule="rsqrt", optimizer__warmup_steps=1,
+        optimizer__layer_decay=0.5, optimizer__rates=(("txt/.*", 0.0),), objective__accumulate=4,
+        loss_chunk=3, augment__crop=(0.6, 1.0), augment__colour=0.2,
+    )  # fmt: skip
+    result = finetune.run(asked, tmp_path)
+    before, after = params_of(start), params_of(result["export"])
+    assert np.array_equal(before["txt/head/kernel"], after["txt/head/kernel"])
+    kernel = "img/Transformer/encoderblock/MlpBlock_0/Dense_0/kernel"
+    moved = np.abs(after[kernel] - before[kernel]).mean((1, 2))
+    assert 0.2 < moved[0] / moved[1] < 0.9
+
+
+def test_the_best_is_what_is_exported(data, tmp_path):
+    """By the lowest loss, found between checkpoints: the state of that step, not of the last."""
+    asked = config(data, total_steps=12, eval_every=3, checkpoint_every=5, learning_rate=1.0,
+                   validation="validation", best="val_loss")  # fmt: skip
+    result = finetune.run(asked, tmp_path)
+    log = [x for x in storage.read_lines(tmp_path / loop.METRICS) if "val_loss" in x]
+    best = min(log, key=lambda x: x["val_loss"])
+    assert best["step"] != 12, "the comparison would be empty"
+    assert result["exported_step"] == best["step"]
+    assert result["metrics"]["val_loss"] == best["val_loss"]
+    t = saved_state(tmp_path, best["step"])["params"]["t"]
+    assert params_of(result["export"])["t"] == t
+    assert f"step {best['step']};" in (tmp_path / "report.html").read_text()
+
+
+def test_a_best_that_is_no_metric(data, tmp_path):
+    asked = config(data, eval_every=2, validation="validation", best="val_acc")
+    with pytest.raises(ValueError, match="best is 'val_acc', .*: val_loss, val_positive"):
+        finetune.run(asked, tmp_path)
+
+
+def test_a_share_is_held_out_of_the_training_split_alone(data, tmp_path):
+    """Rows of other splits are neither trained nor validated on; two sources keep apart."""
+    other = (data / "rows.csv").read_text().replace("scan", "picture").replace(",p", ",q")
+    for i in range(48):
+        if not (data / f"c{i}.png").exists():
+            shutil.copy(data / f"{i}.png", data / f"c{i}.png")
+        other = other.replace(f"\n{i}.png", f"\nc{i}.png")
+    (data / "other.csv").write_text(other)
+    sources = [
+        {"path": str(data / name), "positives": "text"} for name in ("rows.csv", "other.csv")
+    ]
+    jobs = []
+    finetune.run(config(data, data=sources, validation=0.3, total_steps=2), tmp_path, jobs.append)
+    (job,) = jobs
+    assert [len(x) for x in job.training] == [27, 27] and [len(x) for x in job.held_out] == [9, 9]
+    for rows in (*job.training, *job.held_out):
+        assert set(rows.splits) == {"train"}
+    groups = [set(g for x in part for g in x.groups) for part in (job.training, job.held_out)]
+    assert not groups[0] & groups[1]
+
+
+def test_a_row_met_twice_is_no_negative_of_itself(data, tmp_path):
+    """One row, eight times in every batch: all pairs are positive."""
+    header, first, *_ = (data / "rows.csv").read_text().splitlines()
+    (data / "single.csv").write_text(f"{header}\n{first}\n")
+    asked = config(data, data={"path": str(data / "single.csv")}, total_steps=40, bias=0.0)
+    finetune.run(asked, tmp_path)
+    # With the 7 copies as negatives the loss of a batch of 8 cannot fall below 3.0.
+    assert losses(tmp_path)[-1] < 2.0
+
+
+# ------------------------------------------------------------------------------- interrupted
+
+
+class Crash(Exception):
+    pass
+
+
+def test_resumed_is_uninterrupted_to_the_bit(data, tmp_path):
+    asked = config(data, total_steps=7, checkpoint_every=2, augment__crop=(0.5, 1.0))
+    finetune.run(asked, tmp_path / "whole")
+
+    def crash(done, values):
+        if done == 5:
+            raise Crash
+
+    with pytest.raises(Crash):
+        finetune.run(asked, tmp_path / "cut", on_step=crash)
+    assert not (tmp_path / "cut" / "export").exists()
+    finetune.run(asked, tmp_path / "cut")
+    assert_same_run(tmp_path / "cut", tmp_path / "whole", 7)
+
+
+def assert_same_run(one, two, step):
+    logs = [
+        [{k: v for k, v in x.items() if k not in loop.TIMES} for x in storage.read_lines(
+            folder / loop.METRICS)] for folder in (one, two)
+    ]  # fmt: skip
+    assert logs[0] == logs[1] and logs[0][-1]["step"] == step
+    a, b = (folder / "export" / "model.safetensors" for folder in (one, two))
+    assert a.read_bytes() == b.read_bytes()
+    a, b = (saved_state(folder, step) for folder in (one, two))
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def saved_state(folder, step):
+    import orbax.checkpoint as ocp
+
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore((folder / loop.CHECKPOINTS / str(step) / "default").absolute())
+
+
+def command(data, workdir, **changes):
+    """The same run as a process; its config as JSON, since a ConfigDict file only wraps it."""
+    asked = json.dumps({"workdir": str(workdir), "recipe": config(data, **changes).to_dict()})
+    code = (
+        "import json, sys\n"
+        "from medsiglip_jax.train import finetune; from medsiglip_jax.train import recipe\n"
+        "asked = json.loads(sys.argv[1])\n"
+        "clean = lambda x: {k: clean(v) for k, v in x.items()} if isinstance(x, dict) else x\n"
+        "finetune.run(recipe.from_dict(clean(asked['recipe'])), asked['workdir'],\n"
+        "             on_step=lambda done, _: print(done, flush=True))\n"
+    )
+    return [sys.executable, "-c", code, asked]
+
+
+@pytest.mark.slow
+@pytest.mark.torture
+def test_kill_9_at_any_time_changes_nothing(data, tmp_path, torture):
+    """Kills a run of 60 steps that saves after every one, so that most hit a save."""
+    changes = dict(total_steps=60, checkpoint_every=1, eval_every=20, validation="validation")
+    subprocess.run(command(data, tmp_path / "whole", **changes), check=True, capture_output=True)
+    rng, kills = np.random.default_rng(0), 0
+    run = command(data, tmp_path / "cut", **changes)
+    while kills < 5 * torture:
+        with subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+            process.stdout.readline()  # it has started: the rest of its life is steps and saves
+            time.sleep(rng.uniform(0, 1.5))
+            process.send_signal(signal.SIGKILL)
+        kills += process.returncode != 0
+        if process.returncode == 0:  # it was done already: from the start again
+            assert_same_run(tmp_path / "cut", tmp_path / "whole", 60)
+            shutil.rmtree(tmp_path / "cut")
+    subprocess.run(run, check=True, capture_output=True)
+    assert_same_run(tmp_path / "cut", tmp_path / "whole", 60)
+
+
+# --------------------------------------------------------------------------------- several devices
+
+
+@pytest.fixture(scope="module")
+def one_device(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one")
+    finetune.run(config(data, total_steps=5), folder)
+    return folder
+
+
+@pytest.mark.parametrize("changes", [
+    pytest.param({"mesh": {"data": 8}}, marks=pytest.mark.slow),
+    {"mesh": {"data": 4, "model": 2, "fsdp": True}, "loss_chunk": 2},
+])  # fmt: skip
+def test_eight_devices_give_the_same_curve(data, one_device, tmp_path, changes, monkeypatch):
+    monkeypatch.setattr(sharding, "FSDP_MIN_BYTES", 0)  # or these small parameters stay whole
+    split = []
+
+    def on_start(job):
+        kernel = job.state["params"]["img"]["Transformer"]["encoderblock"]["MlpBlock_0"]["Dense_0"]
+        split.append(kernel["kernel"].sharding.spec)
+
+    finetune.run(config(data, total_steps=5, **changes), tmp_path, on_start)
+    assert ("data" in split[0]) == ("fsdp" in changes["mesh"])
+    np.testing.assert_allclose(losses(tmp_path), losses(one_device), atol=1e-5)
+
+
+def test_a_checkpoint_of_eight_devices_restores_on_one(data, one_device, tmp_path):
+    def crash(done, values):
+        if done == 4:
+            raise Crash
+
+    changes = dict(total_steps=5, checkpoint_every=2)
+    with pytest.raises(Crash):
+        finetune.run(config(data, mesh={"data": 8}, **changes), tmp_path, on_step=crash)
+    changed = []
+    finetune.run(config(data, **changes), tmp_path, warn=changed.append)
+    assert len(changed) == 1 and "mesh" in changed[0]
+    np.testing.assert_allclose(losses(tmp_path), losses(one_device), atol=1e-5)
+
+
+def both(run):
+    """Runs the two processes of a job to their ends -> [(process, stderr)]."""
+    pair = [
+        subprocess.Popen([*run, str(i)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        for i in range(2)
+    ]
+    return [(process, process.communicate(timeout=300)[1].decode()) for process in pair]
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_same_curve(data, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    # With a missing image that only the second process meets, and prompts to evaluate on.
+    rows = (data / "rows.csv").read_text().replace("\n47.png", "\nnot/there.png")
+    (data / "two.csv").write_text(rows)
+    changes = dict(total_steps=5, mesh={"data": 2, "fsdp": True}, data__path=str(data / "two.csv"),
+                   validation="validation", data__captions="a {label} scan",
+                   data__label="label", objective__accumulate=2)  # fmt: skip
+    finetune.run(config(data, **changes | {"mesh": {"data": 1}}), tmp_path / "one")
+    run = command(data, tmp_path / "two", **changes)
+    run[2] = (
+        "import jax, sys\n"
+        "jax.config.update('jax_platforms', 'cpu')\n"
+        "jax.config.update('jax_num_cpu_devices', 1)\n"
+        "from medsiglip_jax.model import sharding; sharding.FSDP_MIN_BYTES = 0\n"
+        f"jax.distributed.initialize({address!r}, 2, int(sys.argv[2]))\n" + run[2]
+    )
+    for process, err in both(run):
+        assert process.returncode == 0, err[-2000:]
+    logs = [storage.read_lines(tmp_path / name / loop.METRICS) for name in ("one", "two")]
+    for one, two in zip(*logs, strict=True):
+        for key in one.keys() - set(loop.TIMES):
+            assert two[key] == pytest.approx(one[key], abs=1e-5, rel=1e-5), key
+    assert "val_auc" in logs[1][-1]
+    refused = [*run]
+    refused[3] = refused[3].replace('"seed": 0', '"seed": 9')
+    said = [(process.returncode, err) for process, err in both(refused)]
+    assert all(code for code, _ in said)
+    assert "seed: 0 -> 9" in said[0][1] and "process 0 has refused" in said[1][1]
+
+    want = params_of(tmp_path / "one" / "export")
+    for path, x in params_of(tmp_path / "two" / "export").items():
+        if not path.endswith("key/bias"):  # no gradient but rounding, which Adam magnifies
+            np.testing.assert_allclose(x, want[path], atol=1e-4)
+
+
+# -------------------------------------------------------------------------------------- bad input
+
+
+def test_unreadable_images_are_masked_listed_and_limited(data, tmp_path):
+    rows = (data / "rows.csv").read_text().replace("\n0.png", "\nnot/there.png")
+    bad = data / "bad.csv"
+    bad.write_text(rows)
+    asked = config(data, data__path=str(bad), total_steps=9)
+    result = finetune.run(asked, tmp_path / "a")
+    assert result["unreadable"] == 1 and np.isfinite(losses(tmp_path / "a")).all()
+    listed = (tmp_path / "a" / "unreadable.jsonl").read_text().splitlines()
+    assert len(listed) == 1 and "not/there.png" in json.loads(listed[0])["image"]
+    with pytest.raises(ValueError, match="more than max_unreadable=0; the last: .*not/there.png"):
+        finetune.run(
+            config(data, data__path=str(bad), total_steps=9, max_unreadable=0),
+            tmp_path / "b",
+        )
+
+
+@pytest.mark.parametrize("changes, say", [
+    ({"batch_siez": 3}, "config has no key batch_siez; there are data, total_steps"),
+    ({"data__pth": "x"}, "data has no key pth"),
+    ({"total_steps": 0, "batch_size": 0}, "total_steps is 0; .*batch_size is 0; expected"),
+    ({"objective": "contrast"}, "objective.name is 'contrast'; expected one of contrastive"),
+    ({"init": "x"}, "either init or model"),
+    ({"mesh": {"data": 8}, "batch_size": 12}, "batch_size 12 is not divisible by 8 devices"),
+    ({"mesh": {"data": 3, "model": 4}}, "wants 12 devices; 8 are there"),
+    ({"data__text": "caption"}, "caption"),
+    ({"validation": "valid"}, "no examples of split 'valid'"),
+    ({"objective": "classification"}, "has no labels"),
+    ({"freeze": ("image/.*",)}, "match no parameter: 'image/"),
+    ({"lora": {"rank": 2}, "freeze": ("img/.*",)}, "either lora or freeze"),
+    ({"optimizer__warmup_steps": 9}, "warmup_steps is 9, total_steps 6"),
+    ({"mesh": {"model": 0}}, "model is 0; expected at least 1"),
+    ({"best": "val_auc"}, "no best without validation"),
+    ({"lora": {"train": ("txt/haed/.*",)}}, "match no parameter: 'txt/haed"),
+    ({"objective__name": "classification", "objective__pos_weight": "balanced",
+      "data__label": "label"}, "pos_weight is for several findings"),
+    ({"optimizer__schedule": "cos"}, "optimizer.schedule is 'cos'; expected one of cosine"),
+    ({"objective__name": "classification", "objective__pos_weight": (1.0,),
+      "data__label": ("bright", "grey")}, "1 numbers for the 2 classes bright, grey"),
+])  # fmt: skip
+def test_recipes_that_cannot_run(data, tmp_path, changes, say):
+    with pytest.raises(ValueError, match=say):
+        finetune.run(config(data, **changes), tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == []
+
+
+def test_folders_that_are_taken(data, start, tmp_path):
+    folder = os.path.dirname(start)
+    with pytest.raises(FileExistsError, match="another config .seed: 0 -> 7"):
+        finetune.run(config(data, seed=7), folder)
+    (tmp_path / "config.json").write_text('{"model_type": "siglip"}')
+    with pytest.raises(FileExistsError, match="not a fine-tuning run"):
+        finetune.run(config(data), tmp_path)
+    assert os.listdir(tmp_path) == ["config.json"]
+
+
+def test_before_the_first_checkpoint_everything_may_change(data, tmp_path):
+    def crash(done, values):
+        raise Crash
+
+    with pytest.raises(Crash):
+        finetune.run(config(data), tmp_path, on_step=crash)
+    warned = []
+    finetune.run(config(data, batch_size=4, total_steps=2), tmp_path, warn=warned.append)
+    assert sorted(line.split(": ")[1] for line in warned) == ["batch_size", "total_steps"]
+    with pytest.raises(ValueError, match="total_steps is 1, but .* is at step 2 already"):
+        finetune.run(config(data, batch_size=4, total_steps=1), tmp_path)
+
+
+def test_images_that_are_all_elsewhere(data, tmp_path):
+    with pytest.raises(ValueError, match="none of the 8 images of a batch could be read"):
+        finetune.run(config(data, data__root="/no/where"), tmp_path)
+
+
+def test_a_tokenizer_may_be_a_folder(data, tmp_path):
+    finetune.run(config(data, tokenizer=str(data), total_steps=1), tmp_path)
+    assert (tmp_path / "export" / "spiece.model").is_file()
+
+
+# -------------------------------------------------------------------------------------- in a bucket
+
+
+@pytest.mark.slow
+def test_a_run_in_a_bucket_is_interrupted_and_goes_on(data, bucket, tmp_path):
+    """Data, tokenizer's model and workdir on gs://; the same figures as on a disk."""
+    place = places.at(f"{bucket}/data")
+    for file in data.iterdir():
+        (place / file.name).write_bytes(file.read_bytes())
+    asked = config(
+        data, data__path=f"{bucket}/data/rows.csv", checkpoint_every=2, total_steps=7,
+        validation="validation", eval_every=4, best="val_loss", tensorboard=True,
+    )  # fmt: skip
+    finetune.run(asked, tmp_path / "disk")
+
+    class Crash(Exception):
+        pass
+
+    def crash(done, values):
+        if done == 5:
+            raise Crash
+
+    workdir = f"{bucket}/run"
+    with pytest.raises(Crash):
+        finetune.run(asked, workdir, on_step=crash)
+    result = finetune.run(asked, workdir)
+    remote = places.at(workdir)
+    lines = [
+        [{k: v for k, v in x.items() if k not in loop.TIMES} for x in storage.read_lines(
+            folder / loop.METRICS)] for folder in (tmp_path / "disk", remote)
+    ]  # fmt: skip
+    assert lines[0] == lines[1] and lines[0][-1]["step"] == 7
+    weights = (remote / "export" / "model.safetensors").read_bytes()
+    assert weights == (tmp_path / "disk" / "export" / "model.safetensors").read_bytes()
+    assert "<polyline" in (remote / "report.html").read_text()
+    assert len(list((remote / "tensorboard").iterdir())) == 2
+    assert not (remote / ".lock").exists()
+    model = medsiglip_jax.load(result["export"])
+    assert model.source == f"{workdir}/export" and model.config.vision.width == 16
+
+
+def test_a_bucket_without_orbax_support_is_one_line(data):
+    with pytest.raises(ValueError, match="expected a local folder, gs://, s3://"):
+        finetune.run(config(data), "memory://run")

@@ -1,0 +1,103 @@
+"""Config files into recipes: strict keys, types and values, all problems at once."""
+
+from pathlib import Path
+
+import pytest
+
+from medsiglip_jax.model import towers
+from medsiglip_jax.model.config import named
+from medsiglip_jax.train import freeze, lora, recipe
+from medsiglip_jax.train.recipe import from_dict
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+SMALL = {"data": {"path": "a.csv"}, "total_steps": 3, "init": "somewhere"}
+
+
+def test_the_defaults():
+    found = from_dict(SMALL)
+    assert found.data == (recipe.Data("a.csv"),) and found.objective == recipe.Objective()
+    assert found.mesh is None and found.optimizer.name == "adamw"
+    assert from_dict(found.to_dict()) == found
+    assert from_dict(SMALL | {"objective": "classification"}).objective.name == "classification"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda p: p.name)
+def test_the_recipes_people_copy(path):
+    """Each reads, names its command, and freezes what the full-size model has."""
+    found = recipe.read(str(path), ["--config.data.path=mine.csv"])
+    assert found.data[0].path == "mine.csv"
+    text = path.read_text()
+    assert f"--config configs/{path.name}" in text and "--workdir" in text and "xpect" in text
+    if found.init:
+        shapes = towers.param_shapes(named("so400m-448"))
+        assert freeze.partition(found.freeze, shapes) is not None
+        if found.lora:
+            assert lora.LoRA().targets == found.lora.targets
+        assert recipe.read(f"{path}:elsewhere").init == "elsewhere"
+
+
+def test_there_is_a_recipe_for_each_job():
+    names = "contrastive lora frozen_image classification smoke tpu_slice"
+    assert {path.stem for path in CONFIGS.glob("*.py")} == set(names.split())
+
+
+def test_overrides():
+    found = recipe.read(
+        str(CONFIGS / "contrastive.py"),
+        ["--config.lora.rank=4", "--config.validation=held out", "--config.mesh.fsdp=True",
+         "--config.data.label=('a', 'b')", "--config.learning_rate=1e-3", "--config.init=x",
+         "--config.augment.crop=(0.5, 1)", "--config.seed=7"],
+    )  # fmt: skip
+    assert found.lora == lora.LoRA(rank=4) and found.validation == "held out" and found.mesh.fsdp
+    assert found.data[0].label == ("a", "b") and found.learning_rate == 1e-3 and found.init == "x"
+    assert found.augment.crop == (0.5, 1) and found.seed == 7
+
+
+@pytest.mark.parametrize("override, say", [
+    ("--config.batch_siez=3", "config has no key batch_siez; there are data, total_steps"),
+    ("--config.batch_size=many", "batch_size is 'many'; expected int"),
+    ("--config.batch_size=1.5", "batch_size is 1.5; expected int"),
+    ("--config.optimizer.name=sgd", "optimizer.name is 'sgd'; expected one of adamw, adafactor"),
+    ("--config.optimizer.b3=1", "optimizer has no key b3"),
+    ("--config.data.path=3", "data.path is 3; expected str"),
+    ("--config.lora=8", "lora is 8; expected a dict of rank"),
+    ("--config.seed", "--config.seed: no value; write"),
+    ("--config.seed.x=1", "seed is 0, not a dict"),
+    ("--config.init=None", "init is None; expected either init or model"),
+    ("--config.validation=1.5", "validation is 1.5; expected a split's name, or a share"),
+    ("--config.augment.crop=0.5", "augment.crop is 0.5; expected"),
+    ("--config.dtype=float64", "dtype is 'float64'; expected one of float32, bfloat16"),
+])  # fmt: skip
+def test_wrong_overrides(override, say):
+    with pytest.raises(ValueError, match=say):
+        recipe.read(str(CONFIGS / "contrastive.py"), [override])
+
+
+def test_all_problems_at_once():
+    with pytest.raises(ValueError) as error:
+        from_dict({"data": {"pth": "x"}, "steps": 3, "objective": {"nam": "x"}})
+    for part in ("data has no key pth", "data lacks path", "no key steps", "lacks total_steps",
+                 "objective has no key nam"):  # fmt: skip
+        assert part in str(error.value)
+
+
+def test_files_that_are_no_configs(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no/such.py: no such config file"):
+        recipe.read("no/such.py")
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(ValueError, match="not a Python file"):
+        recipe.read(str(tmp_path / "a.txt"))
+    (tmp_path / "a.py").write_text("x = 1 +")
+    with pytest.raises(ValueError, match="a.py: SyntaxError"):
+        recipe.read(str(tmp_path / "a.py"))
+    (tmp_path / "b.py").write_text("x = 1")
+    with pytest.raises(ValueError, match="get_config"):
+        recipe.read(str(tmp_path / "b.py"))
+
+
+def test_every_key_is_described():
+    text = recipe.describe()
+    for key in ("batch_size (default 32)", "lora.rank (default 16)", "data.group", "mesh.fsdp",
+                "augment.crop", "optimizer.layer_decay (default 1.0)"):  # fmt: skip
+        assert f"--config.{key}" in text
+    assert "Attributes" not in text and "\n\n" not in text
