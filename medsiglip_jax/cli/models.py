@@ -98,11 +98,12 @@ def convert(args: argparse.Namespace) -> int:
     from medsiglip_jax.files import places
     from medsiglip_jax.model import api
     from medsiglip_jax.model.weights import layouts
+    from medsiglip_jax.model.weights.checkpoint import DTYPES
     from medsiglip_jax.model.weights.positions import resize_positions
 
     places.check_new(places.at(args.destination))
     stored = layouts.open_checkpoint(args.source).dtype
-    dtype = args.dtype or (stored if stored in layouts.DTYPES else "float32")
+    dtype = args.dtype or (stored if stored in DTYPES else "float32")
     model = api.load(args.source, dtype=dtype, tokenizer=args.tokenizer)
     if args.resolution is not None:
         model.params, model.config = resize_positions(model.params, model.config, args.resolution)

@@ -9,6 +9,7 @@ import pytest
 
 import medsiglip_jax
 from medsiglip_jax.model import api, sharding
+from medsiglip_jax.model.weights import layouts
 from medsiglip_jax.preprocess.image import PRESETS
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "siglip-tiny"
@@ -144,7 +145,7 @@ def test_processor_images(model):
 def test_saving_over_something_is_refused(model, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("x")
-    for format in api.FORMATS:
+    for format in layouts.LAYOUTS:
         with pytest.raises(FileExistsError):
             medsiglip_jax.save(model, tmp_path / "full", format=format)
     assert (tmp_path / "full" / "file").read_text() == "x"

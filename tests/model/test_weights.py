@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 import medsiglip_jax
 from medsiglip_jax.model import api, config, tree
 from medsiglip_jax.model.weights import big_vision, hub, layouts, positions, random
+from medsiglip_jax.model.weights.checkpoint import CheckpointError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "siglip-tiny"
 
@@ -44,7 +45,7 @@ def assert_same(a, b):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("format", api.FORMATS)
+@pytest.mark.parametrize("format", layouts.LAYOUTS)
 def test_round_trip(golden, tmp_path, format, dtype):
     model = medsiglip_jax.load(GOLDEN, dtype=dtype)
     medsiglip_jax.save(model, tmp_path / "out", format=format)
@@ -176,7 +177,7 @@ def test_big_vision_problems_come_together(golden, tmp_path):
     arrays["txt/extra"] = np.ones(2, np.float32)
     del arrays["txt/head/bias"]
     np.savez(tmp_path / "m.npz", **arrays)
-    with pytest.raises(layouts.CheckpointError) as caught:
+    with pytest.raises(CheckpointError) as caught:
         medsiglip_jax.load(tmp_path / "m.npz")
     for part in ("LayerNorm_0/scale", "txt/extra", "txt/head/bias"):
         assert part in str(caught.value)
@@ -236,7 +237,7 @@ def test_all_problems_in_one_message(folder):
         tensors[name] = tensors[name].T.copy()
 
     rewrite(folder, change)
-    with pytest.raises(layouts.CheckpointError) as caught:
+    with pytest.raises(CheckpointError) as caught:
         medsiglip_jax.load(folder)
     message = str(caught.value)
     assert len(caught.value.problems) == 5, caught.value.problems
@@ -247,9 +248,7 @@ def test_all_problems_in_one_message(folder):
 def test_quantised_tensors_are_refused(folder):
     name = "vision_model.head.mlp.fc1.weight"
     rewrite(folder, lambda t: t.update({name: t[name].astype(np.int8)}))
-    with pytest.raises(
-        layouts.CheckpointError, match="MlpBlock_0/Dense_0/kernel.*expected a float"
-    ):
+    with pytest.raises(CheckpointError, match="MlpBlock_0/Dense_0/kernel.*expected a float"):
         medsiglip_jax.load(folder)
 
 
@@ -266,7 +265,7 @@ def test_quantised_tensors_are_refused(folder):
 def test_wrong_configurations(folder, field, value, say):
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
-    with pytest.raises(layouts.CheckpointError, match=say):
+    with pytest.raises(CheckpointError, match=say):
         medsiglip_jax.load(folder)
 
 
@@ -302,14 +301,14 @@ def empty(path):
 @pytest.mark.parametrize("damage", [truncate, grow, huge_header, not_json, overlapping, empty])
 def test_damaged_safetensors(folder, damage):
     damage(folder / "model.safetensors")
-    with pytest.raises(layouts.CheckpointError, match="model.safetensors"):
+    with pytest.raises(CheckpointError, match="model.safetensors"):
         medsiglip_jax.load(folder)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"model_type": ' * 2000, "\0", ""])
 def test_damaged_config(folder, content):
     (folder / "config.json").write_text(content)
-    with pytest.raises(layouts.CheckpointError, match="config.json"):
+    with pytest.raises(CheckpointError, match="config.json"):
         medsiglip_jax.load(folder)
 
 
@@ -325,7 +324,7 @@ def test_pickles_are_never_opened(folder, tmp_path):
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
     np.savez(tmp_path / "m.npz", **{"img/embedding/kernel": np.array([Bomb()], object)})
     for source in (folder, folder / "pytorch_model.bin", tmp_path / "m.npz"):
-        with pytest.raises(layouts.CheckpointError, match="pickle"):
+        with pytest.raises(CheckpointError, match="pickle"):
             medsiglip_jax.load(source)
     assert not Path("/tmp/medsiglip_jax_was_executed").exists()
 
@@ -352,7 +351,7 @@ def test_fuzzed_checkpoints_raise_one_kind_of_error(tmp_path, torture, name):
         file.write_bytes(content)
         try:
             medsiglip_jax.load(source)
-        except layouts.CheckpointError:
+        except CheckpointError:
             refused += 1
     assert refused > 5 * torture
 
@@ -360,11 +359,11 @@ def test_fuzzed_checkpoints_raise_one_kind_of_error(tmp_path, torture, name):
 def test_truncated_npz_and_orbax(golden, tmp_path):
     medsiglip_jax.save(golden, tmp_path / "m.npz", format="big_vision")
     truncate(tmp_path / "m.npz")
-    with pytest.raises(layouts.CheckpointError, match="npz"):
+    with pytest.raises(CheckpointError, match="npz"):
         medsiglip_jax.load(tmp_path / "m.npz")
     medsiglip_jax.save(golden, tmp_path / "orbax", format="orbax")
     shutil.rmtree(tmp_path / "orbax" / "params")
-    with pytest.raises(layouts.CheckpointError, match="cannot be opened"):
+    with pytest.raises(CheckpointError, match="cannot be opened"):
         medsiglip_jax.load(tmp_path / "orbax")
 
 
@@ -372,9 +371,9 @@ def test_truncated_npz_and_orbax(golden, tmp_path):
     ("/no/such/folder", FileNotFoundError, "no such file or folder"),
     ("nothing.npz", FileNotFoundError, "no such file"),
     ("nowhere://bucket/model", ValueError, "nowhere:// cannot be reached here"),
-    (__file__, layouts.CheckpointError, "not a checkpoint"),
-    (GOLDEN / "model.safetensors", layouts.CheckpointError, "give the folder"),
-    (Path(__file__).parent, layouts.CheckpointError, "no config.json"),
+    (__file__, CheckpointError, "not a checkpoint"),
+    (GOLDEN / "model.safetensors", CheckpointError, "give the folder"),
+    (Path(__file__).parent, CheckpointError, "no config.json"),
 ])  # fmt: skip
 def test_wrong_sources(source, error, say):
     with pytest.raises(error, match=say):
