@@ -76,15 +76,15 @@ CAPTIONS = [f"{what} of a {part}" for what in ("photo", "scan", "drawing") for p
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory) -> Path:
     """A small Hugging Face folder with random weights and a tokenizer of its own."""
+    import references
+
     import medsiglip_jax
-    from medsiglip_jax import api, config
+    from medsiglip_jax import api
     from medsiglip_jax.preprocess import text
 
-    architecture = config.two_towers(
-        image_size=28, patch_size=14, width=16, depth=1, mlp_dim=16, num_heads=2, vocab_size=64
-    )
     tokenizer = text.train(CAPTIONS, 40)
-    model = api.Model(medsiglip_jax.init(architecture).params, architecture, tokenizer=tokenizer)
+    params = medsiglip_jax.init(references.SMALL).params
+    model = api.Model(params, references.SMALL, tokenizer=tokenizer)
     folder = tmp_path_factory.mktemp("checkpoint") / "model"
     medsiglip_jax.save(model, folder)
     return folder
