@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import references
+from references import assert_close, model_terms
 from safetensors.numpy import load_file, save_file
 
 import medsiglip_jax
@@ -71,9 +72,12 @@ def test_transformers_loads_what_we_save(golden, tmp_path):
         tmp_path / "out", output_loading_info=True
     )
     assert not any(problems.values()), problems
+    for name, want in load_file(GOLDEN / "model.safetensors").items():
+        assert model.state_dict()[name].numpy().tobytes() == want.tobytes(), name
     expected = np.load(GOLDEN / "expected.npz")
     ours = references.run(model, expected["pixels"], expected["tokens"])
-    np.testing.assert_array_equal(ours["logits"], expected["logits"])
+    # Cosines times exp(4.77) = 118, less 12.7.
+    assert_close(ours["logits"], expected["logits"], model_terms(golden.config), 118 + 12.7)
 
 
 def test_transformers_loads_the_processor_we_save(golden, tmp_path, real_data):
@@ -128,8 +132,8 @@ def test_loading_onto_a_mesh(golden, monkeypatch, fsdp):
     expected = np.load(GOLDEN / "expected.npz")
     for n in (1, 3, 11):
         pixels = np.resize(expected["pixels"], (n, *expected["pixels"].shape[1:]))
-        np.testing.assert_allclose(
-            model.encode_image(pixels), golden.encode_image(pixels), atol=1e-6
+        assert_close(
+            model.encode_image(pixels), golden.encode_image(pixels), model_terms(golden.config)
         )
 
 
@@ -203,10 +207,9 @@ def test_medgemma_vision_tower(golden, tmp_path, prefix):
     model = medsiglip_jax.load(tmp_path)
     pixels = np.load(GOLDEN / "expected.npz")["pixels"]
     patches = model.encode_tokens(pixels)
-    np.testing.assert_allclose(patches, golden.encode_tokens(pixels), atol=1e-6)
-    np.testing.assert_allclose(
-        model.encode_image(pixels, normalize=False), np.mean(patches, axis=1), atol=1e-6
-    )
+    terms = model_terms(golden.config)
+    assert_close(patches, golden.encode_tokens(pixels), terms)
+    assert_close(model.encode_image(pixels, normalize=False), np.mean(patches, axis=1), terms)
     assert "mean of the patch tokens" in " ".join(api.describe(tmp_path)["notes"])
     assert "language_model" in " ".join(api.describe(tmp_path)["notes"])
     for call in (lambda: model.processor.texts(["a"]), lambda: model.encode_text(np.ones((1, 64)))):
@@ -423,7 +426,7 @@ def test_position_resampling_is_big_visions(old, new):
     # mode: by default scipy writes zeros where rounding puts a corner 1e-16 outside the grid.
     want = zoom(grid.reshape(old, old, 6), (new / old, new / old, 1), order=1, mode="nearest")
     got = positions.resample(grid, new).reshape(new, new, 6)
-    np.testing.assert_allclose(got, want, atol=1e-6)
+    assert_close(got, want, terms=4)  # of the four points around
 
 
 def test_another_resolution_runs(golden):
@@ -492,7 +495,7 @@ def test_init_is_the_named_architecture():
         medsiglip_jax.init("tiny-56", seed=2).params["img"]["pos_embedding"],
     )
     assert tiny.params["t"].shape == tiny.params["b"].shape == (1,)
-    np.testing.assert_allclose(jnp.exp(tiny.params["t"]), 10, rtol=1e-6)
+    assert_close(jnp.exp(tiny.params["t"]), 10, terms=3)  # log(10), its logarithm and exp: 2.3 + 1
 
 
 def test_random_weights_are_distributed_as_flax_initialises_them():
