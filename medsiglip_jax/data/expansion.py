@@ -15,10 +15,10 @@ import pyarrow.compute as pc
 from medsiglip_jax.data.listing import File, expand
 from medsiglip_jax.data.rows import EXTRA
 from medsiglip_jax.preprocess import sources
-from medsiglip_jax.preprocess.decode import UnreadableImage, needing
 from medsiglip_jax.preprocess.dicom import series
+from medsiglip_jax.preprocess.facts import UnreadableImage
+from medsiglip_jax.preprocess.names import Frame, Part, Tile, parse, part_of
 from medsiglip_jax.preprocess.parts import Parts
-from medsiglip_jax.preprocess.sources import Frame, Part, Tile, part_of
 
 OnFile = Callable[[int], Any]
 # Headers are small, and a network disk gives each after a while.
@@ -184,11 +184,13 @@ def _slices(found: Sequence[str], parts: Parts, on_file: OnFile) -> Iterator[_Pi
 
 
 def _planes(source: str, parts: Parts) -> list[series.Plane]:
-    file, part = sources.parse(source)
-    if not file or isinstance(part, (Frame, Tile)) or _is_slide(source, parts):
+    file, part = parse(source)
+    if not file or isinstance(part, (Frame, Tile)):
+        return []
+    if part is None and sources.is_cut(file, parts):
         return []
     try:
-        return sources.planes(source)
+        return sources.planes(file, part)
     except UnreadableImage:
         return []
 
@@ -232,33 +234,22 @@ def _in_threads(make: Callable[[int], Any], count: int, on_file: OnFile) -> Iter
 
 
 def _piece(row: int, source: str, parts: Parts) -> _Piece:
-    file, part = sources.parse(source)
+    file, part = parse(source)
     if not file or isinstance(part, (Frame, Tile)):
         return _Piece(row)
-    if _is_slide(source, parts):
+    if part is None and sources.is_cut(file, parts):
         return _tiles(row, file, parts)
     try:
-        if parts.step is not None and (count := sources.frames(source)) > 1:
+        if parts.step is not None and (count := sources.frames(file, part)) > 1:
             return _Piece(row, [Frame(n) for n in parts.chosen(count)])
     except UnreadableImage:
         pass
     return _Piece(row)
 
 
-def _is_slide(source: str, parts: Parts) -> bool:
-    """Whether it is cut into tiles."""
-    if parts.mpp is None or sources.parse(source)[1] is not None or not os.path.isfile(source):
-        return False
-    with needing("slides", "slides"):
-        from medsiglip_jax.preprocess import slides
-    return slides.is_slide(source)
-
-
 def _tiles(row: int, file: str, parts: Parts) -> _Piece:
-    from medsiglip_jax.preprocess import slides
-
     try:
-        columns, shared = slides.tiles(file, parts)
+        columns, shared = sources.tiles(file, parts)
     except UnreadableImage:  # as an image it may be the slide's label, which names the patient
         return _Piece(row, [_NONE], _COLUMNS_OF_NONE)
     places = zip(*(columns[name].tolist() for name in Tile._fields), strict=True)

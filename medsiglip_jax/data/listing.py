@@ -9,21 +9,16 @@ from typing import NamedTuple
 
 from medsiglip_jax.files.opener import file_system
 from medsiglip_jax.files.places import Given, at, is_remote
-from medsiglip_jax.preprocess import sources
-from medsiglip_jax.preprocess.dicom import sniff
+from medsiglip_jax.preprocess import formats
+from medsiglip_jax.preprocess.names import Tile, parse
 
-# What a folder is searched for; a file that is named is tried whatever its name.
+# Of images that are recognised by their content, so that they may lie in a shard, too.
 IMAGE_SUFFIXES = frozenset(
-    ".avif .bmp .dcm .dicom .gif .ima .jfif .jp2 .jpeg .jpg .png .ppm .pgm .tif .tiff .webp".split()
+    suffix for format in formats.FORMATS if format.sniff for suffix in format.suffixes
 )
 MANIFEST_SUFFIXES = frozenset(".csv .tsv .jsonl .parquet".split())
 
-_FORMATS = (
-    {suffix: "image" for suffix in IMAGE_SUFFIXES}
-    | {suffix: "slide" for suffix in sources.SLIDE_SUFFIXES}
-    | {suffix: "manifest" for suffix in MANIFEST_SUFFIXES}
-    | {".txt": "text", ".tar": "tar"}
-)
+_OTHERS = {suffix: "manifest" for suffix in MANIFEST_SUFFIXES} | {".txt": "text", ".tar": "tar"}
 # A table beside images need not list them.
 _IN_FOLDERS = {"image", "slide", "text", "tar", "tfrecord"}
 _COMPRESSED_TAR = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$", re.IGNORECASE)
@@ -118,8 +113,8 @@ def _plain(path: str) -> str:
 def _local(path: str) -> Iterable[File] | None:
     if os.path.isdir(path):
         root = "" if Path(path) == Path() else f"{str(Path(path)).rstrip('/')}/"
-        return _in_folder(root, walk(path), _is_dicom)
-    if os.path.exists(sources.parse(path)[0]):
+        return _in_folder(root, walk(path), _is_known)
+    if os.path.exists(parse(path)[0]):
         return [_named(str(Path(path)))]
     if not glob.has_magic(path):
         return None
@@ -131,7 +126,7 @@ def _local(path: str) -> Iterable[File] | None:
 def _remote(uri: str) -> Iterable[File] | None:
     system, path = file_system(uri)
     try:
-        if system.info(sources.parse(path)[0])["type"] != "directory":
+        if system.info(parse(path)[0])["type"] != "directory":
             return [_named(uri)]
         names = sorted(_visible(path, system.find(path)), key=_walked)
         return _in_folder(f"{uri.rstrip('/')}/", names)
@@ -173,14 +168,14 @@ def _in_folder(
         yield File(format if format in _IN_FOLDERS else "other", root, name)
 
 
-def _is_dicom(path: str) -> bool:
-    """Whether a local file without a suffix is a DICOM file."""
+def _is_known(path: str) -> bool:
+    """Whether a local file without a suffix has the content of an image, as DICOM files have."""
     name = os.path.basename(path)
     if _SUFFIX.search(name) or name == _DICOM_INDEX or not os.path.isfile(path):
         return False
     try:
         with open(path, "rb") as file:
-            return sniff.is_dicom(file.read(sniff.START))
+            return formats.by_content(file.read(formats.START)) is not formats.PICTURES
     except OSError:
         return False
 
@@ -193,13 +188,13 @@ def _named(path: str) -> File:
     folder, slash, name = path.rpartition("/")
     # A compressed tar has no place in a folder; where it is named, its reader says why.
     format = "tar" if _COMPRESSED_TAR.search(name) else _format(name)
-    if sources.parse(path)[1] is not None:  # a part of a shard, too, is an image
+    if parse(path)[1] is not None:  # a part of a shard, too, is an image
         format = "image"
     return File("image" if format in (None, "slide") else format, folder + slash, name)
 
 
 def _format(name: str) -> str | None:
-    if sources.is_volume(name):
-        return "image"
-    found = _FORMATS.get(name[name.rfind(".") :].lower())
-    return found or ("tfrecord" if ".tfrecord" in name.rpartition("/")[2] else None)
+    if image := formats.by_suffix(name):
+        return "slide" if image.part is Tile else "image"
+    other = _OTHERS.get(name[name.rfind(".") :].lower())
+    return other or ("tfrecord" if ".tfrecord" in name.rpartition("/")[2] else None)

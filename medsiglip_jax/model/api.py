@@ -20,7 +20,7 @@ from medsiglip_jax.model.config import ModelConfig, TextConfig, VisionConfig, na
 from medsiglip_jax.model.towers import Compute
 from medsiglip_jax.model.weights import big_vision, huggingface, layouts, orbax, random
 from medsiglip_jax.preprocess.dicom.rules import Rules
-from medsiglip_jax.preprocess.image import load_images
+from medsiglip_jax.preprocess.load import load_images
 from medsiglip_jax.preprocess.text import Tokenizer
 
 # Name -> the file that makes a folder one of that format.
