@@ -107,7 +107,6 @@ NIFTI = Format(
     part=Frame,
     check=Rules.check_volume,
 )
-# OpenSlide's. It takes some .dcm and .tif files, too, which are slides where `Parts.mpp` is given.
 SLIDES = Format(
     "slides",
     "medsiglip_jax.preprocess.slides",
@@ -116,6 +115,8 @@ SLIDES = Format(
     packages=("openslide-python",),
     part=Tile,
 )
+# OpenSlide takes some of these for slides, too, where `Parts.mpp` asks for tiles.
+MAY_BE_SLIDES = (".dcm", ".dicom", ".tif", ".tiff")
 # PIL tries what no other row recognises, whatever its name.
 PICTURES = Format(
     "images",

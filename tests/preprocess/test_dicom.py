@@ -540,7 +540,7 @@ def study(tmp_path):
 def test_folders_are_searched_by_content(study):
     rows = inputs.rows([study])
     assert [row.id for row in rows] == ["ct.dcm", "DICOM/1.2.840.99.7", "DICOM/IM000001"]
-    assert rows.passed_over == {"no suffix": 2}
+    assert rows.skipped == {"no suffix": 2}
 
 
 @pytest.mark.parametrize("preprocess", ["big_vision", "big_vision_pad", "serving"])
