@@ -113,7 +113,7 @@ def embed(args: argparse.Namespace) -> int:
         result = run(model, rows, args.output, options, shown.update)
     if main_process:
         show(result, args.json, lambda r: shown.summary(args.output, r))
-        _warn(result, os.path.join(args.output, ERRORS), rows.passed_over)
+        _warn(result, os.path.join(args.output, ERRORS), rows.skipped)
     return 3 if result["errors"] else 0
 
 

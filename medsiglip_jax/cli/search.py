@@ -112,7 +112,7 @@ def _hits(args: argparse.Namespace) -> int:
 
 
 def _text(results: list[dict[str, Any]]) -> str:
-    from medsiglip_jax.preprocess.decode import describe
+    from medsiglip_jax.preprocess.facts import describe
 
     lines = []
     for result in results:
@@ -143,7 +143,7 @@ def _pairs(args: argparse.Namespace) -> int:
 
 
 def _pairs_text(result: dict[str, Any]) -> str:
-    from medsiglip_jax.preprocess.decode import describe
+    from medsiglip_jax.preprocess.facts import describe
 
     lines = [
         f"{p['score']:7.4f}  {describe(p['id'])}  {describe(p['other_id'])}"

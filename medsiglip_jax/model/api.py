@@ -21,7 +21,7 @@ from medsiglip_jax.model.towers import Compute
 from medsiglip_jax.model.weights import big_vision, layouts, random
 from medsiglip_jax.model.weights.checkpoint import TOKENIZER, Checkpoint, dtype_of
 from medsiglip_jax.preprocess.dicom.rules import Rules
-from medsiglip_jax.preprocess.image import load_images
+from medsiglip_jax.preprocess.load import load_images
 from medsiglip_jax.preprocess.text import Tokenizer
 
 

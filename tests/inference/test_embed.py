@@ -27,6 +27,7 @@ from medsiglip_jax.data import inputs as manifest
 from medsiglip_jax.files import locks, places
 from medsiglip_jax.inference.embed import ERRORS, MANIFEST, Options, embed
 from medsiglip_jax.model import sharding
+from medsiglip_jax.preprocess import bytes as content
 from medsiglip_jax.preprocess import sources
 
 TERMS = references.model_terms(references.SMALL)
@@ -304,14 +305,14 @@ def test_a_failing_disk_is_no_damaged_file(model, many, reference, tmp_path, mon
     whole, out = tmp_path / "whole", tmp_path / "out"
     embed(model, rows, whole, options)
 
-    def fail(file, start, length):
+    def fail(file, span):
         if "/25.png" in file:
             raise OSError(errno.EIO, "Input/output error")
-        return read_file(file, start, length)
+        return read_file(file, span)
 
-    read_file = sources._read
-    monkeypatch.setattr(sources, "_read", fail)
-    with pytest.raises(sources.Outage, match="25.png: cannot be read: Input/output error"):
+    read_file = content._read
+    monkeypatch.setattr(content, "_read", fail)
+    with pytest.raises(content.Outage, match="25.png: cannot be read: Input/output error"):
         embed(model, rows, out, options)
     assert sorted(p.name for p in out.glob("part*")) == ["part-00000.parquet", "part-00001.parquet"]
     monkeypatch.undo()
@@ -325,18 +326,18 @@ def test_a_network_is_tried_again(monkeypatch):
     fsspec.filesystem("memory").pipe_file("/net/a", b"content")
     calls = []
 
-    def fail(file, start, length, real=sources._read_remote):
+    def fail(file, span, real=content._read_remote):
         calls.append(file)
         if len(calls) < 3:
             raise ConnectionError("reset")
-        return real(file, start, length)
+        return real(file, span)
 
-    monkeypatch.setattr(sources, "_read_remote", fail)
-    monkeypatch.setattr(sources, "_PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(content, "_read_remote", fail)
+    monkeypatch.setattr(content, "_PAUSES", (0.0, 0.0))
     assert sources.read_bytes("memory://net/a") == b"content" and len(calls) == 3
     calls[:] = []
-    monkeypatch.setattr(sources, "_PAUSES", (0.0,))
-    with pytest.raises(sources.Outage, match="net/a: cannot be read: ConnectionError: reset"):
+    monkeypatch.setattr(content, "_PAUSES", (0.0,))
+    with pytest.raises(content.Outage, match="net/a: cannot be read: ConnectionError: reset"):
         sources.read_bytes("memory://net/a")
 
 

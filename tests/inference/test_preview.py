@@ -21,7 +21,7 @@ from medsiglip_jax.inference.preview import Options, preview
 from medsiglip_jax.pages import contact_sheet
 from medsiglip_jax.preprocess.decode import decode_with_facts
 from medsiglip_jax.preprocess.dicom.rules import Rules
-from medsiglip_jax.preprocess.image import load_images
+from medsiglip_jax.preprocess.load import load_images
 
 RNG = np.random.default_rng(0)
 HU = {"Modality": "CT", "RescaleSlope": "1", "RescaleIntercept": "-1024"}

@@ -31,8 +31,9 @@ from medsiglip_jax.inference import embed as embedding
 from medsiglip_jax.inference import heatmap
 from medsiglip_jax.preprocess import codec as files
 from medsiglip_jax.preprocess import slides, sources, tissue, xla
-from medsiglip_jax.preprocess.decode import UnreadableImage
-from medsiglip_jax.preprocess.image import big_vision, load_images
+from medsiglip_jax.preprocess.facts import UnreadableImage
+from medsiglip_jax.preprocess.image import big_vision
+from medsiglip_jax.preprocess.load import load_images
 from medsiglip_jax.preprocess.parts import Parts
 
 TERMS = model_terms(SMALL)
