@@ -95,7 +95,7 @@ def build(kind: type[T], values: Mapping[str, Any], title: str = "config", **giv
 
 def tables(hint: Any) -> list[Any]:
     """The dataclasses that a value of this hint may be made of, all variants included."""
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return [hint]
     arguments = typing.get_args(hint)
     if variants := next((x for x in arguments if isinstance(x, Variants)), None):
@@ -114,7 +114,7 @@ def _table(
     if isinstance(values, str) and "name" in fields:
         values = {"name": values}
     if not isinstance(values, Mapping):
-        problems.append(f"{title} is {values!r}; expected a table of {', '.join(fields)}")
+        problems.append(f"{title} is {values!r}; expected a mapping of {', '.join(fields)}")
         return None
     problems += _key_problems(values, fields, title)
     made, hints = dict(given), typing.get_type_hints(kind, include_extras=True)

@@ -87,6 +87,7 @@ def test_short_forms():
     assert build(Task, {"name": "x", "kind": "classes", "classes": ["a"]}).classes == (Label("a"),)
     assert build(Task, {"name": "x", "kind": "pairs", "data": None}).data == Folder()
     assert tables(Task.__annotations__["data"]) == [Folder, Csv]
+    assert tables(Annotated[int | None, at_least(1)]) == []
 
 
 @pytest.mark.parametrize("changes, message", [
@@ -97,7 +98,7 @@ def test_short_forms():
     ({"data": {"adapter": "zip"}}, "data.adapter is 'zip'; expected one of folder, csv"),
     ({"data": {"adapter": "csv", "path": "x"}}, "data has no key path; there are adapter, delim"),
     ({"data": {"adapter": "csv", "limit": 0}}, "data.limit is 0; expected at least 1"),
-    ({"data": 3}, "data is 3; expected a table of adapter, path, except"),
+    ({"data": 3}, "data is 3; expected a mapping of adapter, path, except"),
     ({"data": {"except": "a"}}, r"data.except is 'a'; expected tuple\[str, ...\]"),
     ({"classes": [{"name": "a"}, {"nam": "b"}]}, r"classes\[1\] has no key nam \(did you mean"),
     ({"published": {}}, "published lacks where"),
