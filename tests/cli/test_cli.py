@@ -196,7 +196,7 @@ def test_ctrl_c_is_one_line(run, checkpoint, pictures, tmp_path, monkeypatch):
 
 def test_installed_command(checkpoint):
     """In a process of its own: stdout is the document alone, whatever libraries print."""
-    command = [sys.executable, "-m", "medsiglip_jax.cli", "info", str(checkpoint), "--json"]
+    command = [sys.executable, "-m", "medsiglip_jax", "info", str(checkpoint), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ}, check=True)
     assert json.loads(done.stdout)["parameters"] > 0
     assert done.stderr == ""
@@ -262,7 +262,7 @@ def test_probe(run, checkpoint, tmp_path):
     assert not scored[str(tmp_path / "in/1.png")]["positive"]
     flags = ["--probe", tmp_path / "p.npz", "--embeddings", out, "--output", tmp_path / "s.csv"]
     code, _, err = run("probe", "predict", *flags, "--frame", 3, "--volume", "ct")
-    assert code == 2 and "--embeddings: no use for --frame, --volume; leave" in err
+    assert code == 2 and "with --embeddings these flags have no effect: --frame, --volume" in err
     assert run("probe", "predict", *flags)[0] == 0
     first = (tmp_path / "s.csv").read_text().splitlines()[1].split(",")
     assert float(first[1]) == pytest.approx(scored[str(tmp_path / "in/0.png")]["probability"])
@@ -273,7 +273,7 @@ def test_probe(run, checkpoint, tmp_path):
 
 
 def test_a_closed_pipe_is_no_error(checkpoint):
-    command = [sys.executable, "-m", "medsiglip_jax.cli", "info", str(checkpoint)]
+    command = [sys.executable, "-m", "medsiglip_jax", "info", str(checkpoint)]
     buffered = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     with subprocess.Popen(command, env=buffered, **pipes) as process:

@@ -221,7 +221,7 @@ def two_processes(checkpoint, inputs, out, *flags):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "medsiglip_jax.cli", "embed", "--model", str(checkpoint)]
+    command = [sys.executable, "-m", "medsiglip_jax", "embed", "--model", str(checkpoint)]
     command += ["--output", str(out), "--shard-size", "8", "--batch-size", "3", "--json", *flags]
     command += ["--coordinator", f"127.0.0.1:{port}", "--processes", "2", str(inputs)]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -479,7 +479,7 @@ def test_unknown_names_are_listed():
         medsiglip_jax.init("so400m-449")
     with pytest.raises(ValueError, match="float32, bfloat16"):
         medsiglip_jax.load(GOLDEN, dtype="int8")
-    with pytest.raises(ValueError, match="huggingface, orbax, big_vision"):
+    with pytest.raises(ValueError, match="orbax, huggingface, big_vision"):
         medsiglip_jax.save(medsiglip_jax.load(GOLDEN), "x", format="onnx")
     with pytest.raises(ValueError, match="matmul_precision"):
         medsiglip_jax.load(GOLDEN, matmul_precision="tf33")

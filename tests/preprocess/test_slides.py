@@ -513,8 +513,8 @@ def test_slides_without_a_resolution_for_tiles(slide, noisy, checkpoint, tmp_pat
     said = capsys.readouterr().err
     assert "files passed over: .svs 1" in said and "slides with --mpp" in said and ".nii" in said
     for argv, said in [
-        (["--slide-mpp", "1", path], "(--mpp): no use for --slide-mpp; leave it out"),
-        (["--tissue", "0.5", "--slide-mpp", "1", path], "no use for --slide-mpp, --tissue;"),
+        (["--slide-mpp", "1", path], "without --mpp these flags have no effect: --slide-mpp"),
+        (["--tissue", "0.5", "--slide-mpp", "1", path], "no effect: --slide-mpp, --tissue"),
         (["--mpp", "0", path], "mpp is 0.0"),
         (["--mpp", "0.5", "--tissue", "2", path], "tissue is 2.0"),
         (["--mpp", "1", "--tissue", "1", noisy["generic-tiff"] + "x"], "no such file"),
