@@ -15,7 +15,8 @@ import numpy as np
 from fsspec.spec import AbstractFileSystem
 from jaxtyping import Float32
 
-from medsiglip_jax.evaluate.data.dataset import Dataset, Policy, check_settings, where_to_get
+from medsiglip_jax.data.labels import Policy
+from medsiglip_jax.evaluate.data.dataset import Dataset, check_settings, where_to_get
 from medsiglip_jax.evaluate.tasks import Task
 from medsiglip_jax.files.places import Place, refuse_remote
 

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from medsiglip_jax.data.columns import read_lines
+from medsiglip_jax.data.labels import Policy
 from medsiglip_jax.evaluate.data import images, labels
-from medsiglip_jax.evaluate.data.dataset import Dataset, Policy, check_settings, where_to_get
+from medsiglip_jax.evaluate.data.dataset import Dataset, check_settings, where_to_get
 from medsiglip_jax.evaluate.tasks import Task
 from medsiglip_jax.files.places import Place
 

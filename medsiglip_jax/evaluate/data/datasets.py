@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from medsiglip_jax.data.examples import Examples, split_by_group
+from medsiglip_jax.data.labels import Policy
 from medsiglip_jax.evaluate.data import arrays, csv_tables, folders
-from medsiglip_jax.evaluate.data.dataset import Dataset, Policy, where_to_get
+from medsiglip_jax.evaluate.data.dataset import Dataset, where_to_get
 from medsiglip_jax.evaluate.tasks import PARTS, Task
 from medsiglip_jax.files import places
 from medsiglip_jax.preprocess import sources
