@@ -105,7 +105,7 @@ def embed(args: argparse.Namespace) -> int:
     from medsiglip_jax.data import inputs
     from medsiglip_jax.inference.embed import ERRORS, Options
     from medsiglip_jax.inference.embed import embed as run
-    from medsiglip_jax.model import sharding
+    from medsiglip_jax.model import processes
 
     rules, parts = rules_and_parts(args)
     options = Options(
@@ -117,8 +117,8 @@ def embed(args: argparse.Namespace) -> int:
         listed = lambda: inputs.rows(  # noqa: E731
             args.inputs, root=args.root, parts=parts, on_file=bar.update, **columns
         )
-        rows = sharding.together(listed)
-    model = sharding.together(lambda: load(args, local_mesh()))
+        rows = processes.run_on(listed)
+    model = processes.run_on(lambda: load(args, local_mesh()))
     assert rows is not None and model is not None
     with _EmbedProgress(len(rows), jax.process_count()) as progress:
         result = run(model, rows, args.output, options, progress.update)

@@ -251,7 +251,7 @@ def parse(name: str, content: Mapping[str, Any]) -> Task:
 
 
 def _bundled() -> Iterator[tuple[str, str]]:
-    for file in (resources.files("medsiglip_jax.evaluate") / _FOLDER).iterdir():
+    for file in (resources.files(__package__) / _FOLDER).iterdir():
         if file.name.endswith(".toml"):
             yield file.name.removesuffix(".toml"), file.read_text(encoding="utf-8")
 

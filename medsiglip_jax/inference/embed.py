@@ -32,7 +32,7 @@ from medsiglip_jax.files.places import Given, Place
 from medsiglip_jax.inference import pseudonyms as identifiers
 from medsiglip_jax.inference.engine import Embedded, Engine
 from medsiglip_jax.inference.pseudonyms import Naming
-from medsiglip_jax.model import sharding
+from medsiglip_jax.model import processes
 from medsiglip_jax.model.api import Model
 from medsiglip_jax.preprocess import formats, sources
 from medsiglip_jax.preprocess.dicom.rules import Rules
@@ -131,14 +131,14 @@ def embed(
             and what is done stays.
         OSError: a disk or a network fails; no input is taken for unreadable because of it.
     """
-    naming = sharding.together(lambda: _naming(options))
+    naming = processes.run_on(lambda: _naming(options))
     folder, run = places.at(output), _identity(model, rows, options, naming)
     _check_towers(model, rows)
     _check_volumes(rows, options.dicom)
     with ExitStack() as stack:
         hold = lambda: stack.enter_context(_held(folder, run))  # noqa: E731
-        first = sharding.together(hold, 0)  # it says what the folder is
-        check = sharding.together(lambda: first or hold())
+        first = processes.run_on(hold, 0)  # it says what the folder is
+        check = processes.run_on(lambda: first or hold())
         assert check is not None
         job = _Job(model, rows, folder, options, run, naming, check)
         if (folder / MANIFEST).is_file():

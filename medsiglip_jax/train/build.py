@@ -190,7 +190,7 @@ def train_step(
 def mesh_of(recipe: Recipe, devices: Sequence[Any] | None = None) -> Mesh | None:
     """The mesh that a recipe asks for, of all devices or of those given; None for one device."""
     wanted = recipe.mesh or recipes.Mesh()
-    mesh = sharding.make_mesh(wanted.data, wanted.model, devices=devices)
+    mesh = sharding.make_mesh(wanted.data, devices=devices)
     if mesh.size == 1:
         return None
     split, pieces = mesh.shape["data"], recipe.objective.accumulate

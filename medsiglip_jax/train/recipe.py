@@ -100,13 +100,11 @@ class Mesh:
     """Where it is trained.
 
     Attributes:
-        data: devices over which batches are split; default all.
-        model: devices of the second axis; nothing is split over it yet, they repeat the same work.
-        fsdp: split large parameters and their optimiser state over "data", too.
+        data: number of devices over which batches are split; default all.
+        fsdp: also split large parameters and their optimiser state over them.
     """
 
     data: Annotated[int | None, at_least(1)] = None
-    model: Annotated[int, at_least(1)] = 1
     fsdp: bool = False
 
 

@@ -138,7 +138,7 @@ def test_every_platform_has_a_back_end():
 def test_on_a_mesh_every_device_works_on_its_own_rows(name, monkeypatch):
     monkeypatch.setitem(ATTENTION, "splash", partial(ATTENTION["splash"], interpret=True))
     monkeypatch.setattr(attention, "used", lambda name, *_: name)
-    mesh = sharding.make_mesh(4, 2)
+    mesh = sharding.make_mesh(4)
     rows = sharding.batch_sharding(mesh)
     inputs, ct = qkv(shape := (8, 128, 2, 8))
     split = jax.device_put(inputs, rows)
