@@ -11,6 +11,8 @@ import medsiglip_jax
 from medsiglip_jax.evaluate import run, tasks
 from medsiglip_jax.evaluate.run import Options
 
+pytestmark = pytest.mark.float
+
 COUNT = 24
 FINDINGS = ["Cardiomegaly", "Edema", "Pneumothorax", "Pleural Effusion"]
 

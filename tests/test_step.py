@@ -108,6 +108,7 @@ def test_the_second_step_compiles_nothing():
     assert types[0] == types[1]
 
 
+@pytest.mark.float
 def test_the_first_step_in_closed_form(adamw):
     """Loss and gradient of b by hand; Adam's first update is the rate, whatever the gradient."""
     optimizer, step = adamw
@@ -308,6 +309,7 @@ def test_adapters_learn():
 # ------------------------------------------------------------------------------- classes
 
 
+@pytest.mark.float
 def test_cross_entropy_and_its_torch_twin():
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(0)

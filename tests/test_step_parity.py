@@ -14,6 +14,8 @@ from medsiglip_jax import objectives
 from medsiglip_jax.model import Compute
 from medsiglip_jax.weights import huggingface
 
+pytestmark = pytest.mark.float
+
 GOLDEN = Path(__file__).parent / "golden" / "siglip-tiny"
 
 
