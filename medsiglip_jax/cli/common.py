@@ -50,6 +50,15 @@ def refuse_idle(args: argparse.Namespace, job: str, names: Sequence[str]) -> Non
         raise ValueError(f"{job}: no use for {flags}; leave it out")
 
 
+def add_config(sub) -> None:
+    """The flag of `train.configs.read`; those that change a key are read by `cli.main`."""
+    sub.add_argument(
+        "--config", required=True, metavar="NAME|FILE[:ARG]",
+        help="recipe, by name (such as lora), or a Python file with get_config(); ARG is passed "
+        "to it",
+    )  # fmt: skip
+
+
 def add_json(sub) -> None:
     sub.add_argument("--json", action="store_true", help="print one JSON document on stdout")
 
