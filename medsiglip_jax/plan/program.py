@@ -33,7 +33,8 @@ _PUBLISHED = {
     "google/siglip-so400m-patch14-384": "so400m-384",
     "google/siglip-so400m-patch14-224": "so400m-224",
 }
-_CLASSES = 10  # of a classification whose labels only its data would tell
+# Of a run whose classes only its data would tell.
+_CLASSES = tuple(map(str, range(10)))
 
 
 def compiled(recipe: Recipe, topology: Topology, embed: bool, limit_mib: int | None) -> dict:
@@ -190,7 +191,7 @@ def _labels(recipe: Recipe) -> Labels:
     data = recipe.data[0]
     if isinstance(data.label, tuple):
         return Labels(data.label, multi_label=True)
-    return Labels(data.classes or ("",) * _CLASSES)
+    return Labels(data.classes or _CLASSES)
 
 
 def _activations(

@@ -257,7 +257,7 @@ def _described(prefix: str, kinds: Sequence[Any]) -> dict[str, str]:
                 continue
             plain = isinstance(f.default, (str, int, float, tuple))
             default = f" (default {f.default!r})" if plain else ""
-            owner = "" if f.name in shared else f"Only for {kind.name}. "
+            owner = "" if f.name in shared else f"With {kind.name}: "
             lines[f"{prefix}{f.name}{default}"] = owner + meanings[f.name]
     return lines
 
