@@ -250,7 +250,7 @@ def input(args) -> dict:
     from medsiglip_jax.preprocess.codec import pil_codec
 
     with tempfile.TemporaryDirectory(prefix="medsiglip_bench_") as folder:
-        paths = _pictures(Path(folder), args.images)
+        paths = pictures(Path(folder), args.images)
         rows = Examples(paths)
         source = Input((rows,), Order((len(rows),)), 448)
 
@@ -284,7 +284,7 @@ def input(args) -> dict:
     return {"cores_used": args.cores, "unit": "images/s, 1024-px JPEG to 448 px", "rows": result}
 
 
-def _pictures(folder: Path, count: int) -> list[str]:
+def pictures(folder: Path, count: int) -> list[str]:
     """JPEG files with the detail of a photograph: noise of several scales."""
     import numpy as np
     from PIL import Image

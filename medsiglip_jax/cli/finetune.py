@@ -6,14 +6,9 @@ import os
 import sys
 from typing import Any
 
-from medsiglip_jax.cli.common import (
-    add_config,
-    add_json,
-    add_processes,
-    command,
-    join_other_processes,
-    show,
-)
+from medsiglip_jax.cli.loading import add_processes, join_other_processes
+from medsiglip_jax.cli.output import add_json, show
+from medsiglip_jax.cli.parser import add_config, command
 
 
 class _Keys(argparse.Action):

@@ -9,7 +9,7 @@ from jaxtyping import Float64, Shaped
 
 from medsiglip_jax.model.api import Model
 from medsiglip_jax.preprocess.dicom.rules import Rules
-from medsiglip_jax.preprocess.image import UnreadableImage
+from medsiglip_jax.preprocess.facts import UnreadableImage
 
 
 def classify(
@@ -57,7 +57,7 @@ def _classify_batch(model: Model, items, texts, ztxt, preprocess, dicom) -> list
             pixels.append(model.processor.images([item], preprocess, dicom))
             readable.append(result)
         except UnreadableImage as error:
-            result["error"] = str(error).removeprefix(f"{item}: ")
+            result["error"] = error.reason
     if pixels:
         zimg = model.encode_image(np.concatenate(pixels))
         for result, logits in zip(readable, model.similarity(zimg, ztxt), strict=True):

@@ -11,7 +11,6 @@ ends with the same bytes.
 
 import importlib.metadata
 import json
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +34,7 @@ from medsiglip_jax.inference.engine import Embedded, Engine
 from medsiglip_jax.inference.pseudonyms import Naming
 from medsiglip_jax.model import sharding
 from medsiglip_jax.model.api import Model
-from medsiglip_jax.preprocess import sources
+from medsiglip_jax.preprocess import formats, sources
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.image import preset
 
@@ -43,9 +42,8 @@ RUN, MANIFEST, ERRORS = "run.json", "manifest.json", "errors.parquet"
 STORED = {"float32": pa.float32(), "float16": pa.float16()}
 _META = b"medsiglip_jax"
 _ERROR_SCHEMA = pa.schema([("source", pa.string()), ("reason", pa.string())])
-_VOLUME = rf"(?i)({'|'.join(map(re.escape, sources.VOLUME_SUFFIXES))})(#frame=\d+)?$"
 # What makes pixels and vectors; those of DICOM, volumes and slides may not be installed.
-_MAKERS = ("jax", "pillow", "pydicom", "imagecodecs", "nibabel", "openslide-python")
+_MAKERS = ("jax", *formats.PACKAGES)
 _POLL_SECONDS = 1.0  # between two looks at what the other processes have written
 _ROW_GROUP = 8192  # rows that a reader has to hold at once
 # What is counted, beside rows and errors.
@@ -163,8 +161,9 @@ def _check_towers(model: Model, rows: Rows) -> None:
 def _check_volumes(rows: Rows, rules: Rules) -> None:
     """Asks what volumes hold before the first row is embedded: another answer is another run."""
     column = rows.table.column("source")
-    for number in pc.indices_nonzero(pc.match_substring_regex(column, _VOLUME))[:1].to_pylist():
-        sources.check_volume(column[number].as_py(), rules)
+    for pattern in (format.pattern for format in formats.FORMATS if format.check):
+        for number in pc.indices_nonzero(pc.match_substring_regex(column, pattern))[:1].to_pylist():
+            sources.check_rules(column[number].as_py(), rules)
 
 
 def _naming(options: Options) -> Naming | None:

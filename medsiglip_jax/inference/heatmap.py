@@ -20,7 +20,8 @@ from medsiglip_jax.files import places, storage
 from medsiglip_jax.inference.classify import encode_texts, probabilities
 from medsiglip_jax.inference.engine import Engine
 from medsiglip_jax.model.api import Model
-from medsiglip_jax.preprocess.decode import UnreadableImage, needing
+from medsiglip_jax.preprocess import formats
+from medsiglip_jax.preprocess.facts import UnreadableImage
 from medsiglip_jax.preprocess.parts import Parts
 
 # Viridis of matplotlib (CC0), ten of its colours: equal steps look equal, to the colour-blind, too.
@@ -48,8 +49,7 @@ def tiles(slide: str, parts: Parts) -> Rows:
     Raises:
         ValueError: it is none, or has none.
     """
-    with needing("slides", "slides"):
-        from medsiglip_jax.preprocess import slides
+    slides = formats.SLIDES.load()
     try:
         slides.check(slide, parts)
     except UnreadableImage as error:
@@ -87,7 +87,7 @@ def heatmap(
     Raises:
         ValueError: no tile can be read.
     """
-    from medsiglip_jax.preprocess import slides
+    slides = formats.SLIDES.load()
 
     check(output)
     engine = Engine(model, preprocess, True, batch_size)
