@@ -143,7 +143,9 @@ def rules_and_parts(args: argparse.Namespace):
     if args.mpp is None:
         refuse_idle(args, "slides that are not cut into tiles (--mpp)", ("slide_mpp", "tissue"))
     parts = Parts(parse_frame(args.frame), args.series, args.mpp, args.slide_mpp, args.tissue)
-    rules = parse(args.dicom_rules, args.ct_window, args.window, str(parts.one), args.volume)
+    rules = parse(
+        args.dicom_rules, args.ct_window, args.window, str(parts.single_frame), args.volume
+    )
     return rules, parts
 
 
@@ -179,7 +181,7 @@ def queries(args: argparse.Namespace, recorded):
 
     frame = recorded.frame if args.frame is None else parse_frame(args.frame)
     parts = Parts(frame, args.series)
-    return recorded.reading(parts.one, args.volume), parts
+    return recorded.reading(parts.single_frame, args.volume), parts
 
 
 def add_batch_size(sub, default: int | None = 8, help: str = "default 8") -> None:

@@ -384,7 +384,7 @@ def test_shares_of_squares_that_cut_pixels():
     rng = np.random.default_rng(0)
     mask = rng.random((30, 40)) < 0.5
     left, top, side = np.array([0.0, 7.5, 35.25]), np.array([-2.5, 11.125]), 8.25
-    found = tissue.shares(mask, left, top, side)
+    found = tissue.fractions(mask, left, top, side)
     fine = np.kron(mask, np.ones((8, 8)))  # eighths
     for row, y in enumerate(top):
         for column, x in enumerate(left):
