@@ -114,7 +114,7 @@ def _over_white(region: Image.Image) -> np.ndarray:
 
 
 def is_slide(path: str) -> bool:
-    """Whether OpenSlide takes a local file for a slide, as it does a tiled TIFF, not a striped one."""
+    """Whether OpenSlide takes a local file for a slide: a tiled TIFF is one, a striped one not."""
     return openslide.OpenSlide.detect_format(path) is not None
 
 
