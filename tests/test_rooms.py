@@ -94,7 +94,7 @@ def room(name: str) -> str:
 
 def is_face(name: str) -> bool:
     """`__init__` and `__main__` files: they point into their rooms, nothing points back."""
-    return name.split(".")[-1] in ("__init__", "__main__") and room(name) != "cli"
+    return name.split(".")[-1] in ("__init__", "__main__")
 
 
 def upward(edges: Graph) -> list[str]:

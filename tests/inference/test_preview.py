@@ -195,7 +195,7 @@ def test_limits(folder, call, tmp_path):
     flags = [folder, "--size", 16, "--output", tmp_path / "s.html", "--json"]
     code, out, err = call(*flags, "--limit", 2)
     assert [x["id"] for x in json.loads(out)["images"]] == ["a <b>.png", "b.jpg"] and code == 0
-    assert err == "3 more images are left out (--limit)\n"
+    assert err == "3 more images are not shown (--limit)\n"
     drawn = set()
     for seed in range(20):
         found = json.loads(call(*flags, "--limit", 2, "--seed", seed)[1])
