@@ -5,7 +5,7 @@ Importing this package imports neither jax nor tensorflow; the names below load 
 
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from medsiglip_jax.model.api import Model, init, load, save
