@@ -42,11 +42,13 @@ def add(commands) -> None:
 
 
 def _add_flags(sub: Parser) -> None:
+    from medsiglip_jax.preprocess.formats import FORMATS
+
     sub.add_argument(
         "inputs", nargs="+", metavar="INPUT",
-        help="images, DICOM, NIfTI and slides; folders (searched recursively) and globs; .txt with "
-        "one text per line; tables (.csv .tsv .jsonl .parquet); .tar (WebDataset) and .tfrecord "
-        "shards; local or gs://",
+        help=f"files ({', '.join(format.name for format in FORMATS)}), folders (searched "
+        "recursively) and globs; .txt with one text per line; tables (.csv .tsv .jsonl .parquet); "
+        ".tar (WebDataset) and .tfrecord shards; local or gs://",
     )  # fmt: skip
     sub.add_argument("--output", required=True, metavar="DIR", help="new folder for the result")
     sub.add_argument(
