@@ -92,12 +92,13 @@ def embed(args: argparse.Namespace) -> int:
     import jax
 
     from medsiglip_jax.data import inputs
-    from medsiglip_jax.inference.embed import ERRORS, Options
+    from medsiglip_jax.inference.embed import EmbedOptions
     from medsiglip_jax.inference.embed import embed as run
+    from medsiglip_jax.inference.manifest import ERRORS
     from medsiglip_jax.model import sharding
 
     rules, parts = rules_and_parts(args)
-    options = Options(
+    options = EmbedOptions(
         args.preprocess, not args.raw, args.stored, args.shard_size, batch_size(args),
         args.max_errors, rules, _identifiers(args),
     )  # fmt: skip
@@ -110,7 +111,7 @@ def embed(args: argparse.Namespace) -> int:
     model = sharding.together(lambda: load(args, local_mesh()))
     assert rows is not None and model is not None
     with _Shown(len(rows), jax.process_count()) as shown:
-        result = run(model, rows, args.output, options, shown.update)
+        result = run(model, rows, args.output, options, shown.update).to_dict()
     if main_process:
         show(result, args.json, lambda r: shown.summary(args.output, r))
         _warn(result, os.path.join(args.output, ERRORS), rows.passed_over)

@@ -182,6 +182,7 @@ def _predict_text(results: list[dict[str, Any]]) -> str:
 
 def probe_curve(args: argparse.Namespace) -> int:
     from medsiglip_jax.embeddings.probe import features, learning
+    from medsiglip_jax.embeddings.probe.logistic import LabelledVectors
     from medsiglip_jax.embeddings.store import Embeddings
 
     found = features.read(
@@ -191,7 +192,10 @@ def probe_curve(args: argparse.Namespace) -> int:
     parts = features.split(found, args.validation, args.seed)
     if parts.test is None:
         raise ValueError("expected rows of a test split to measure on; name its column by --split")
-    rows = [(part.vectors, part.labels) for part in (parts.train, parts.validation, parts.test)]
+    rows = [
+        LabelledVectors(part.vectors, part.labels)
+        for part in (parts.train, parts.validation, parts.test)
+    ]
     with progress_bar("fit") as bar:
         result = learning.learning_curve(
             *rows, sizes=args.sizes or learning.SIZES, seeds=range(args.seeds), method=args.method,
