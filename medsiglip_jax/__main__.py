@@ -1,4 +1,4 @@
-"""python -m medsiglip_jax.cli"""
+"""`python -m medsiglip_jax`: the command `medsiglip-jax`."""
 
 import sys
 

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import bench_encode
 import bench_train
 import measure
 
@@ -23,7 +24,7 @@ def embed(args) -> dict:
     """
     architecture = _architecture(args.size)
     with tempfile.TemporaryDirectory(prefix="medsiglip_bench_") as folder:
-        paths = bench_train._pictures(Path(folder), args.images)
+        paths = bench_train.pictures(Path(folder), args.images)
         ours = _our_job(architecture, paths, Path(folder), args)
         calls = {"ours": ours}
         if not args.without_torch:
@@ -61,11 +62,10 @@ def _our_job(architecture, paths: list[str], folder: Path, args):
 
 def _torch_job(architecture, paths: list[str], args):
     import torch
-    from bench import _torch_tower
     from PIL import Image
     from torch.utils.data import DataLoader, Dataset
 
-    tower = _torch_tower(architecture.vision, args.dtype)
+    tower = bench_encode.torch_tower(architecture.vision, args.dtype)
     processor = _processor(args.resample)
     if args.gpu:
         tower = torch.compile(tower)

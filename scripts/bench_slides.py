@@ -46,12 +46,13 @@ def slides(args) -> dict:
 def _ours(path: str, places, threads: int) -> None:
     """What the loader's threads do with each row."""
     from medsiglip_jax.preprocess import sources, xla
+    from medsiglip_jax.preprocess.names import Tile, part_of
 
     to_array, resize = xla.preset("big_vision")
     os.utime(path)  # another file, it seems, and so it is opened anew
 
     def load(place):
-        pixels, _ = sources.read(sources.part_of(path, sources.Tile(*place[:4])), to_array)
+        pixels, _ = sources.read(part_of(path, Tile(*place[:4])), to_array)
         return resize(pixels, 448)
 
     if threads == 1:

@@ -87,12 +87,13 @@ def _our_step(architecture, batch: int, args):
 
     from medsiglip_jax.model import api
     from medsiglip_jax.model.weights import random
-    from medsiglip_jax.train import objectives, optim, step
+    from medsiglip_jax.train import optim, step
+    from medsiglip_jax.train.objectives.contrastive import Contrastive
 
     compute = api.compute_for(args.dtype, attention=args.attention)
     compute = dataclasses.replace(compute, remat=args.remat)
     optimizer = optim.adamw(1e-5, optim.schedule("constant", 1_000_000))
-    update = step.make_train_step(objectives.contrastive(architecture, compute), optimizer)
+    update = step.make_train_step(Contrastive().loss(architecture, compute), optimizer)
     params = jax.device_put(random.init_params(architecture, seed=0))
     state, rows = [step.init_state(params, optimizer)], _batch(architecture, batch)
 
@@ -159,8 +160,9 @@ def step(args) -> dict:
 
     from medsiglip_jax.model import api, config, tree
     from medsiglip_jax.model.weights import random
-    from medsiglip_jax.train import freeze, lora, objectives, optim
+    from medsiglip_jax.train import freeze, lora, optim
     from medsiglip_jax.train import step as train_step
+    from medsiglip_jax.train.objectives.contrastive import Contrastive
 
     architecture = config.named(args.size)
     params = jax.device_put(random.init_params(architecture, seed=0))
@@ -174,7 +176,7 @@ def step(args) -> dict:
     compute = dataclasses.replace(
         api.compute_for("float32", attention=args.attention), remat=args.remat
     )
-    update = train_step.make_train_step(objectives.contrastive(architecture, compute), optimizer)
+    update = train_step.make_train_step(Contrastive().loss(architecture, compute), optimizer)
     state = train_step.init_state(trainable, optimizer, frozen)
     del params, trainable, frozen
     rows, seconds = _batch(architecture, args.batch), []
@@ -248,7 +250,7 @@ def input(args) -> dict:
     from medsiglip_jax.preprocess.codec import pil_codec
 
     with tempfile.TemporaryDirectory(prefix="medsiglip_bench_") as folder:
-        paths = _pictures(Path(folder), args.images)
+        paths = pictures(Path(folder), args.images)
         rows = Examples(paths)
         source = Input((rows,), Order((len(rows),)), 448)
 
@@ -282,7 +284,7 @@ def input(args) -> dict:
     return {"cores_used": args.cores, "unit": "images/s, 1024-px JPEG to 448 px", "rows": result}
 
 
-def _pictures(folder: Path, count: int) -> list[str]:
+def pictures(folder: Path, count: int) -> list[str]:
     """JPEG files with the detail of a photograph: noise of several scales."""
     import numpy as np
     from PIL import Image

@@ -41,9 +41,10 @@ def table(roots: Sequence[Path], rules: str) -> Iterator[tuple[str, str, str, st
     """File, transfer syntax, the size of its pixels or why there are none, and milliseconds."""
     from pydicom.uid import UID
 
-    from medsiglip_jax.preprocess.decode import UnreadableImage, decode
+    from medsiglip_jax.preprocess.decode import decode
     from medsiglip_jax.preprocess.dicom import sniff
     from medsiglip_jax.preprocess.dicom.rules import Rules
+    from medsiglip_jax.preprocess.facts import UnreadableImage
 
     for root in roots:
         files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file())
@@ -54,7 +55,7 @@ def table(roots: Sequence[Path], rules: str) -> Iterator[tuple[str, str, str, st
             try:
                 outcome = "{1}x{0} pixels".format(*decode(path, Rules(rules)).shape)
             except UnreadableImage as error:
-                outcome = str(error).removeprefix(f"{path}: ")
+                outcome = error.reason
             milliseconds = 1e3 * (time.perf_counter() - start)
             name = path.name if path == root else str(path.relative_to(root))
             yield name, UID(syntax).name if syntax else "not said", outcome, f"{milliseconds:.0f}"

@@ -64,7 +64,8 @@ def originals() -> list[bytes]:
     """pydicom's files that can be read and are not large."""
     import pydicom
 
-    from medsiglip_jax.preprocess.decode import UnreadableImage, decode
+    from medsiglip_jax.preprocess.decode import decode
+    from medsiglip_jax.preprocess.facts import UnreadableImage
 
     found = []
     for path in sorted((Path(pydicom.__file__).parent / "data" / "test_files").glob("*.dcm")):
@@ -166,8 +167,9 @@ def decode_all(folder: Path) -> dict:
 
     A file that takes `SECONDS` on the clock ends it with a traceback.
     """
-    from medsiglip_jax.preprocess.decode import UnreadableImage, decode_with_facts
+    from medsiglip_jax.preprocess.decode import decode_with_facts
     from medsiglip_jax.preprocess.dicom.rules import Rules
+    from medsiglip_jax.preprocess.facts import UnreadableImage
 
     outcomes: dict[str, dict[str, str]] = {"dicom": {}, "official": {}}
     slowest, start = (0.0, ""), time.perf_counter()
@@ -180,7 +182,7 @@ def decode_all(folder: Path) -> dict:
                 found[path.name] = ""
                 assert image.dtype == np.uint8 and image.shape[2] == 3
             except UnreadableImage as error:
-                found[path.name] = str(error).removeprefix(f"image of {len(data)} bytes: ")
+                found[path.name] = error.reason
         slowest = max(slowest, (round(time.process_time() - begun, 2), path.name))
         faulthandler.cancel_dump_traceback_later()
     seconds = round(time.perf_counter() - start, 1)

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+SIDES = ("ours", "torch")
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "transformers", "safetensors")
 
 

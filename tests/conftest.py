@@ -41,9 +41,23 @@ def torture() -> int:
 
 @pytest.fixture(scope="session")
 def bucket(tmp_path_factory) -> Iterator[str]:
-    """gs://bucket in an emulator of Google Cloud Storage on this machine."""
+    """gs://bucket in an emulator of Google Cloud Storage on this machine.
+
+    The emulator's downloads lack the header x-goog-generation, which Google's always have. Without
+    it tensorstore takes the generation to be 0, and refuses it as "Malformed StorageGeneration"
+    when it asks whether what it has read has changed: in a checkpoint that takes longer, or not.
+    """
     server = pytest.importorskip("gcp_storage_emulator.server")
+    objects = pytest.importorskip("gcp_storage_emulator.handlers.objects")
     pytest.importorskip("gcsfs")
+    download = objects.download
+
+    def download_with_generation(request, response, storage, *args, **kwargs):
+        download(request, response, storage, *args, **kwargs)
+        file = storage.objects["bucket"].get(request.params["object_id"])
+        if file:
+            response["x-goog-generation"] = file["generation"]
+
     emulator = server.create_server("127.0.0.1", 0, in_memory=True, default_bucket="bucket")
     emulator.start()
     host, port = emulator._api._httpd.server_address[:2]
@@ -51,6 +65,7 @@ def bucket(tmp_path_factory) -> Iterator[str]:
         for name in ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL"):
             patch.setenv(name, f"http://{host}:{port}")
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(objects, "download", download_with_generation)
         yield "gs://bucket"
     emulator.stop()
 
@@ -61,15 +76,15 @@ CAPTIONS = [f"{what} of a {part}" for what in ("photo", "scan", "drawing") for p
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory) -> Path:
     """A small Hugging Face folder with random weights and a tokenizer of its own."""
+    import references
+
     import medsiglip_jax
-    from medsiglip_jax.model import api, config
+    from medsiglip_jax.model import api
     from medsiglip_jax.preprocess import text
 
-    architecture = config.two_towers(
-        image_size=28, patch_size=14, width=16, depth=1, mlp_dim=16, num_heads=2, vocab_size=64
-    )
     tokenizer = text.train(CAPTIONS, 40)
-    model = api.Model(medsiglip_jax.init(architecture).params, architecture, tokenizer=tokenizer)
+    params = medsiglip_jax.init(references.SMALL).params
+    model = api.Model(params, references.SMALL, tokenizer=tokenizer)
     folder = tmp_path_factory.mktemp("checkpoint") / "model"
     medsiglip_jax.save(model, folder)
     return folder

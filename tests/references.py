@@ -1,10 +1,22 @@
-"""The reference implementation (transformers on CPU torch, float32), with weights worth testing."""
+"""What the tests compare with: the reference implementation (transformers on CPU torch, float32),
+with weights worth testing, and how close its numbers can be.
 
+Weights, pixels and tokens are compared in bytes, and so is what one program computes twice on one
+machine. What two programs or two processors compute in floats is compared with `assert_close`.
+"""
+
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from medsiglip_jax.model import config
+
+# The architecture of the fixture `checkpoint`.
+SMALL = config.two_towers(
+    image_size=28, patch_size=14, width=16, depth=1, mlp_dim=16, num_heads=2, vocab_size=64
+)
 TINY = dict(
     vision=dict(image_size=42, patch_size=14),
     text=dict(vocab_size=64),
@@ -19,6 +31,55 @@ SO400M = dict(
         hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16
     ),
 )  # fmt: skip
+
+
+def rounding(terms: int, largest: float = 1.0, dtype: Any = np.float32) -> float:
+    """How far apart two right computations of one number may lie: the tolerance of every test here.
+
+    Processors and libraries differ in the order of their sums and in whether they fuse a product
+    with its sum, so in nothing but roundings. Each is at most eps / 2 of the `largest` number that
+    is rounded on the way. A number that comes from sums of together `terms` terms has been rounded
+    about `terms` times in either computation, and
+
+    - if all of these go one way, the two differ by terms * eps * largest: the bound;
+    - as a rule they go either way, evenly within their half eps. Their sum then has the standard
+      deviation sqrt(terms / 12) * eps * largest, the difference of two sqrt(2) times that, and the
+      largest of 100,000 such differences is 4.5 of those: 1.8 * sqrt(terms) * eps * largest.
+
+    Twice the latter is allowed, and never more than the bound: min(terms, 4 * sqrt(terms)) * eps *
+    largest. With 1,000 terms in float32 these are 1.5e-5 of the largest number. What a test should
+    find is larger: products of TF32 or bfloat16 are off by 5e-4 or 4e-3, a wrong formula by more.
+
+    Args:
+        terms: the lengths of the sums that the number comes from, added up; a function of one
+            element counts as one. `tower_terms` knows those of a model.
+        largest: the largest magnitude on the way, in the units of the number that is compared.
+        dtype: the floats that were computed with.
+    """
+    return min(terms, 4 * math.sqrt(terms)) * float(np.finfo(dtype).eps) * float(largest)
+
+
+def assert_close(got, want, terms: int, largest: float | None = None, dtype: Any = np.float32):
+    """Equal but for `rounding`; `largest` is of `want` unless larger numbers cancel on the way."""
+    want = np.asarray(want, np.float64)
+    if largest is None:
+        largest = np.abs(want).max(initial=0)
+    atol = rounding(terms, largest, dtype)
+    np.testing.assert_allclose(np.asarray(got, np.float64), want, rtol=0, atol=atol)
+
+
+def tower_terms(tower) -> int:
+    """The `terms` of one output of a tower (a `VisionConfig` or a `TextConfig`)."""
+    tokens = getattr(tower, "num_tokens", None) or tower.context_length
+    norms, kernels = 4 * tower.width, 3 * tower.width + tower.mlp_dim
+    block = norms + kernels + tower.width // tower.num_heads + 2 * tokens
+    # The patches or the table of embeddings before the blocks, the pooling head after them.
+    return 3 * getattr(tower, "patch_size", 1) ** 2 + (tower.depth + 1) * block
+
+
+def model_terms(model: config.ModelConfig) -> int:
+    """Those of the tower with more of them."""
+    return max(tower_terms(tower) for tower in (model.vision, model.text) if tower)
 
 
 def siglip(sizes: dict[str, Any], seed: int = 0):

@@ -27,8 +27,9 @@ from PIL import Image, PngImagePlugin
 from test_evaluate import TASK
 
 from medsiglip_jax import cli
-from medsiglip_jax.preprocess.decode import UnreadableImage, decode
+from medsiglip_jax.preprocess.decode import decode
 from medsiglip_jax.preprocess.dicom import pixels
+from medsiglip_jax.preprocess.facts import UnreadableImage
 
 RNG = np.random.default_rng(0)
 NAME, NUMBER, ACCESSION, PLACE, PRIVATE = (
@@ -374,10 +375,10 @@ def test_no_cause_of_an_error_says_more_than_the_error(given):
 
 
 def test_a_decoder_that_tells_would_be_found_out(given, run, monkeypatch):
-    def telling(data, rules):
+    def telling(data):
         raise UnreadableImage(f"cannot read {pydicom.dcmread(io.BytesIO(data)).PatientName}")
 
-    monkeypatch.setattr(pixels, "decode", telling)
+    monkeypatch.setattr(pixels, "open_bytes", telling)
     path, out = given / "in" / "good.dcm", given / "out"
     code, _, found, below = run("classify", "--text", "a", path, leaking=True)
     assert (code, found, below) == (3, {NAME}, {})

@@ -1,6 +1,7 @@
 """The house: imports go down the list of rooms, never in a circle; one owner per dependency."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,12 @@ PACKAGE = Path(medsiglip_jax.__file__).parent
 ROOMS = (
     "losses metrics files preprocess model data pages train inference embeddings evaluate plan cli"
 ).split()
+# Inside preprocess: what defines or calculates, then what reads files, then what chooses a reader.
+PREPROCESS = (
+    "facts names parts image text augment dicom.header dicom.rules dicom.series dicom.sniff",
+    "bytes handles pil tissue slides volumes dicom",
+    "formats decode sources load codec xla",
+)
 # Rooms that people copy out of here: they import nothing of ours.
 ALONE = {"losses", "metrics"}
 # Who may import what is heavy, or has to be installed on top: rooms or files.
@@ -51,13 +58,18 @@ def sources(package: Path) -> dict[str, Path]:
 
 
 def imported(path: Path) -> Iterator[str]:
-    """The absolute names that a file imports, inside functions, too: modules, or names in them."""
+    """The absolute names that a file imports, inside functions, too: modules, or names in them.
+
+    A string that names a module counts, for it is there to be imported later.
+    """
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.module and not node.level, f"{path}: relative import"
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield from re.findall(r"^medsiglip_jax(?:\.\w+)+$", node.value)
 
 
 def graph(package: Path) -> Graph:
@@ -85,7 +97,7 @@ def room(name: str) -> str:
 
 def is_face(name: str) -> bool:
     """`__init__` and `__main__` files: they point into their rooms, nothing points back."""
-    return name.split(".")[-1] in ("__init__", "__main__") and room(name) != "cli"
+    return name.split(".")[-1] in ("__init__", "__main__")
 
 
 def upward(edges: Graph) -> list[str]:
@@ -97,6 +109,24 @@ def upward(edges: Graph) -> list[str]:
         for other in others
         if room(other) != room(name)
         and (room(name) in ALONE or ROOMS.index(room(other)) > ROOMS.index(room(name)))
+    )
+
+
+def against_the_order_of_preprocess(edges: Graph) -> list[str]:
+    """Imports inside preprocess that do not go down its three groups of files."""
+
+    def group(name: str) -> int:
+        path = name.removeprefix("preprocess.").split(".")
+        stems = [".".join(path[:end]) for end in range(len(path), 0, -1)]
+        places = {stem: i for i, names in enumerate(PREPROCESS) for stem in names.split()}
+        return next(places[stem] for stem in stems if stem in places)
+
+    return sorted(
+        f"{name} imports {other}, which is above it"
+        for name, others in edges.items()
+        if room(name) == "preprocess" and not is_face(name)
+        for other in others
+        if room(other) == "preprocess" and not is_face(other) and group(other) > group(name)
     )
 
 
@@ -140,6 +170,10 @@ def test_imports_go_down_the_list_of_rooms():
     assert not own_face(edges)
 
 
+def test_preprocess_defines_then_reads_then_dispatches():
+    assert not against_the_order_of_preprocess(graph(PACKAGE))
+
+
 def test_no_files_import_each_other_in_a_circle():
     assert not circle(graph(PACKAGE))
 
@@ -160,12 +194,18 @@ def test_planted_mistakes_are_found(tmp_path):
         files__c="from medsiglip_jax.files import a\n",
         files__d="from medsiglip_jax.files.a import x\nfrom medsiglip_jax.train.e import y\n",
         train__e="from medsiglip_jax.files import d\n",
+        preprocess__bytes="READER = 'medsiglip_jax.preprocess.sources'\n",
+        preprocess__sources="from medsiglip_jax.preprocess import facts\n",
+        preprocess__facts="",
         losses="def f():\n    import medsiglip_jax.files.a\n",
     )
     assert circle(edges) == ["files.a", "files.b", "files.c", "files.a"]
     assert upward(edges) == [
         "files.d imports train.e, which is not below it",
         "losses imports files.a, which is not below it",
+    ]
+    assert against_the_order_of_preprocess(edges) == [
+        "preprocess.bytes imports preprocess.sources, which is above it"
     ]
 
 

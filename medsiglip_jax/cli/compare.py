@@ -4,7 +4,8 @@ import argparse
 import sys
 from typing import Any
 
-from medsiglip_jax.cli.common import add_json, command, show, table
+from medsiglip_jax.cli.output import add_json, show, table
+from medsiglip_jax.cli.parser import command
 
 
 def add(commands) -> None:

@@ -1,4 +1,4 @@
-"""embed."""
+"""embed: images and texts to vectors in Parquet."""
 
 import argparse
 import datetime
@@ -8,86 +8,97 @@ import sys
 import time
 from typing import Any
 
-from medsiglip_jax.cli.common import (
+from medsiglip_jax.cli.loading import (
     add_batch_size,
-    add_json,
     add_model,
-    add_parts,
-    add_preprocess,
     add_processes,
     batch_size,
-    command,
     join_other_processes,
     load,
     local_mesh,
-    progress_bar,
-    rules_and_parts,
-    show,
 )
+from medsiglip_jax.cli.output import add_json, progress_bar, show
+from medsiglip_jax.cli.parser import Parser, command
+from medsiglip_jax.cli.reading import add_parts, add_preprocess, rules_and_parts
 
-_SECONDS_BETWEEN_LINES = 60.0  # where stderr is no terminal
+_SECONDS_BETWEEN_LINES = 60.0  # if stderr is not a terminal
 
 
 def add(commands) -> None:
-    sub = command(
+    command(
         commands, embed, "embed images and texts to Parquet, any number, resumable",
         "medsiglip-jax embed --model google/medsiglip-448 --output embeddings scans/ notes.txt\n"
         "  medsiglip-jax embed --model M --output gs://BUCKET/out --stored float16 rows.parquet\n"
         "  medsiglip-jax embed --model M --output out 'shards/*.tar'\n"
         "  medsiglip-jax embed --model M --output out --series --frame every=5 --volume ct ct/\n"
         "  medsiglip-jax embed --model M --output out --mpp 0.5 slides/",
-        "Columns id, source, kind (image or text), embedding; of tiles x, y, level, size, mpp; "
-        "with --groups or --series patient, study, series. A part of a file is named FILE#frame=N "
-        "or FILE#tile=X,Y,LEVEL,SIZE. The same command again goes on with a killed run and ends "
-        "with the same files. On several hosts start it on each with --distributed.",
+        "Writes the columns id, source, kind (image or text) and embedding; for tiles also x, y, "
+        "level, size and mpp; with --groups or --series also patient, study and series. Part of a "
+        "file is named FILE#frame=N or FILE#tile=X,Y,LEVEL,SIZE. The same command again resumes a "
+        "killed run and ends with the same files. On several hosts start it on each with "
+        "--distributed.",
+        add_flags=_add_flags,
     )  # fmt: skip
+
+
+def _add_flags(sub: Parser) -> None:
     sub.add_argument(
         "inputs", nargs="+", metavar="INPUT",
-        help="images, DICOM, NIfTI, slides; folders (recursive) and globs; .txt, one text a line; "
-        "manifests "
-        "(.csv .tsv .jsonl .parquet); .tar (WebDataset) and .tfrecord shards; local or gs://",
+        help="images, DICOM, NIfTI and slides; folders (searched recursively) and globs; .txt with "
+        "one text per line; tables (.csv .tsv .jsonl .parquet); .tar (WebDataset) and .tfrecord "
+        "shards; local or gs://",
     )  # fmt: skip
     sub.add_argument("--output", required=True, metavar="DIR", help="new folder for the result")
     sub.add_argument(
-        "--shard-size", type=int, default=8192, metavar="N", help="inputs per file, default 8192"
-    )
+        "--shard-size", type=int, default=8192, metavar="N",
+        help="rows per Parquet file, default %(default)s",
+    )  # fmt: skip
     sub.add_argument("--raw", action="store_true", help="do not divide by the L2 norm")
     sub.add_argument(
         "--stored", default="float32", choices=("float32", "float16"),
-        help="type of the vectors in the files, default float32",
+        help="data type of the vectors in the files, default %(default)s",
     )  # fmt: skip
     sub.add_argument(
         "--max-errors", type=int, metavar="N",
-        help="stop when more than N inputs are unreadable; default: list them all and go on",
+        help="stop when more than N inputs are unreadable; by default list them all and continue",
     )  # fmt: skip
-    columns = sub.add_argument_group("columns of manifests")
-    for name in ("image", "text", "id"):
-        columns.add_argument(
-            f"--{name}-column", default=name, metavar="NAME", help=f"default {name}"
-        )
-    columns.add_argument(
-        "--root", metavar="DIR", help="what image paths are relative to; default the manifest's"
-    )
-    groups = sub.add_argument_group("patients")
-    groups.add_argument(
-        "--groups", action="store_true",
-        help="columns patient, study and series of DICOM files, to evaluate by patient: hashes "
-        "under a secret of yours (MEDSIGLIP_JAX_SALT, or a file in ~/.config); --series has them",
-    )  # fmt: skip
-    groups.add_argument(
-        "--keep-uids", action="store_true", help="these columns as they are in the files"
-    )
+    _add_columns(sub)
+    _add_patients(sub)
     add_model(sub)
-    add_batch_size(sub, None, "default 8, on accelerators 64 per device")
+    add_batch_size(sub, by_device=True)
     add_preprocess(sub)
     add_parts(sub)
     add_processes(sub)
     add_json(sub)
 
 
+def _add_columns(sub: Parser) -> None:
+    group = sub.add_argument_group("columns of tables")
+    for name in ("image", "text", "id"):
+        group.add_argument(
+            f"--{name}-column", default=name, metavar="NAME", help="default %(default)s"
+        )
+    group.add_argument(
+        "--root", metavar="DIR", help="folder of relative image paths; default the table's folder"
+    )
+
+
+def _add_patients(sub: Parser) -> None:
+    group = sub.add_argument_group("patients")
+    group.add_argument(
+        "--groups", action="store_true",
+        help="add the columns patient, study and series of DICOM files, to split and evaluate by "
+        "patient: hashes under a secret of yours (MEDSIGLIP_JAX_SALT, or a file in ~/.config); "
+        "implied by --series",
+    )  # fmt: skip
+    group.add_argument(
+        "--keep-uids", action="store_true", help="write these identifiers as they are in the files"
+    )
+
+
 def embed(args: argparse.Namespace) -> int:
     main_process = join_other_processes(args)  # before anything asks for a device
-    if args.distributed or args.coordinator:  # which would keep it to itself
+    if args.distributed or args.coordinator:  # jax.distributed would swallow it
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     import jax
 
@@ -110,11 +121,11 @@ def embed(args: argparse.Namespace) -> int:
         rows = sharding.together(listed)
     model = sharding.together(lambda: load(args, local_mesh()))
     assert rows is not None and model is not None
-    with _Shown(len(rows), jax.process_count()) as shown:
-        result = run(model, rows, args.output, options, shown.update).to_dict()
+    with _EmbedProgress(len(rows), jax.process_count()) as progress:
+        result = run(model, rows, args.output, options, progress.update).to_dict()
     if main_process:
-        show(result, args.json, lambda r: shown.summary(args.output, r))
-        _warn(result, os.path.join(args.output, ERRORS), rows.passed_over)
+        show(result, args.json, lambda r: progress.summary(args.output, r))
+        _warn(result, os.path.join(args.output, ERRORS), rows.skipped)
     return 3 if result["errors"] else 0
 
 
@@ -124,10 +135,10 @@ def _identifiers(args: argparse.Namespace) -> str | None:
     return "hashed" if args.groups or args.series else None
 
 
-def _warn(result: dict[str, Any], where: str, passed_over: dict[str, int]) -> None:
-    if passed_over:
-        found = ", ".join(f"{suffix} {count:,}" for suffix, count in sorted(passed_over.items()))
-        print(f"passed over other files in the folders: {found}", file=sys.stderr)
+def _warn(result: dict[str, Any], where: str, skipped: dict[str, int]) -> None:
+    if skipped:
+        counts = ", ".join(f"{suffix} {count:,}" for suffix, count in sorted(skipped.items()))
+        print(f"skipped other files in the folders: {counts}", file=sys.stderr)
     if result["errors"]:
         print(f"{result['errors']} unreadable inputs are listed in {where}", file=sys.stderr)
     if result["turned"]:
@@ -138,34 +149,35 @@ def _warn(result: dict[str, Any], where: str, passed_over: dict[str, int]) -> No
         )
     if result["burned_in"]:
         print(
-            f"{result['burned_in']} DICOM files say that annotation, which may identify people, is "
-            "burned into their pixels",
+            f"{result['burned_in']} DICOM files say that annotations are burned into their pixels; "
+            "they may identify people",
             file=sys.stderr,
         )
     if result["multi_frame"]:
         print(
-            f"{result['multi_frame']} files have several frames or slices; of each one is embedded "
-            f"(--frame: {result['dicom']['frame']}; all and every=K embed more)",
+            f"{result['multi_frame']} files have several frames or slices; one of each is embedded "
+            f"(--frame {result['dicom']['frame']}; all and every=K embed more)",
             file=sys.stderr,
         )
     if result["cut"]:
         print(
-            f"{result['cut']} texts are longer than the model reads and were cut", file=sys.stderr
+            f"{result['cut']} texts are longer than the model reads and were truncated",
+            file=sys.stderr,
         )
 
 
-class _Shown:
+class _EmbedProgress:
     """A bar on stderr with inputs/s, time left, and how busy the device is."""
 
     def __init__(self, rows: int, processes: int):
         from tqdm import tqdm
 
-        # A process hears of its own rows only, about 1 in `processes`.
+        # A process is told of its own rows only, about 1 in `processes`.
         self._bar = tqdm(total=-(-rows // processes), unit="input", disable=None)
         self._start, self._rows, self._busy, self._errors = time.perf_counter(), 0, 0.0, 0
-        self._total, self._before, self._said = self._bar.total, 0, self._start
+        self._total, self._before, self._printed_at = self._bar.total, 0, self._start
 
-    def __enter__(self) -> "_Shown":
+    def __enter__(self) -> "_EmbedProgress":
         return self
 
     def __exit__(self, *_) -> None:
@@ -173,7 +185,7 @@ class _Shown:
 
     def update(self, progress) -> None:
         if progress.busy is None:
-            if not self._bar.disable:  # of an earlier run: no part of the rate
+            if not self._bar.disable:  # rows of an earlier run do not count for the rate
                 self._bar.initial += progress.rows
             self._bar.update(progress.rows)
             self._before += progress.rows
@@ -185,17 +197,17 @@ class _Shown:
             shown["unreadable"] = str(self._errors)
         self._bar.set_postfix(shown, refresh=False)
         self._bar.update(progress.rows)
-        if self._bar.disable and time.perf_counter() > self._said + _SECONDS_BETWEEN_LINES:
-            self._say()
+        if self._bar.disable and time.perf_counter() > self._printed_at + _SECONDS_BETWEEN_LINES:
+            self._print_line()
 
-    def _say(self) -> None:
-        """The bar as a line, for logs."""
-        self._said = time.perf_counter()
-        rate = self._rows / (self._said - self._start)
+    def _print_line(self) -> None:
+        """Prints the bar as one line, for logs."""
+        self._printed_at = time.perf_counter()
+        rate = self._rows / (self._printed_at - self._start)
         done = self._before + self._rows
         left = datetime.timedelta(seconds=round((self._total - done) / rate))
         print(
-            f"{done:,} of {self._total:,} inputs, {rate:.1f} a second, {left} left, device busy "
+            f"{done:,} of {self._total:,} inputs, {rate:.1f}/s, {left} left, device busy "
             f"{self._busy:.0%}, {self._errors} unreadable",
             file=sys.stderr, flush=True,
         )  # fmt: skip
@@ -205,7 +217,7 @@ class _Shown:
         if self._rows:
             seconds = time.perf_counter() - self._start
             text += (
-                f"; {self._rows:,} now, in {seconds:.1f} s, {self._rows / seconds:.1f} a second, "
+                f"; {self._rows:,} now, in {seconds:.1f} s, {self._rows / seconds:.1f}/s, "
                 f"device busy {self._busy:.0%} of the time"
             )
         return text

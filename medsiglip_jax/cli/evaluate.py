@@ -4,21 +4,16 @@ import argparse
 import sys
 from typing import Any
 
-from medsiglip_jax.cli.common import (
-    PRESET_HELP,
+from medsiglip_jax.cli.loading import (
     add_batch_size,
-    add_dicom,
-    add_json,
     add_model,
     batch_size,
-    command,
-    dicom_rules,
     load,
     local_mesh,
-    progress_bar,
-    show,
-    table,
 )
+from medsiglip_jax.cli.output import add_json, progress_bar, show, table
+from medsiglip_jax.cli.parser import command
+from medsiglip_jax.cli.reading import add_dicom, dicom_rules, preset_help
 
 
 def add(commands) -> None:
@@ -58,14 +53,14 @@ def add(commands) -> None:
     _add_labels_and_statistics(sub)
     add_dicom(sub)
     add_model(sub, required=False)
-    add_batch_size(sub, None, "default 8, on accelerators 64 per device")
+    add_batch_size(sub, by_device=True)
     add_json(sub)
     sub.set_defaults(parser=sub)
 
 
 def _add_scoring(sub) -> None:
     group = sub.add_argument_group("scores")
-    group.add_argument("--preprocess", metavar="P", help=PRESET_HELP)
+    group.add_argument("--preprocess", metavar="P", help=preset_help())
     group.add_argument("--prompts", metavar="FILE", help=".toml or .json: class = [prompts]")
     group.add_argument(
         "--reading", default="as given", metavar="NAME", help="of prompts published ambiguously"

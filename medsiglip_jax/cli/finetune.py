@@ -6,7 +6,9 @@ import os
 import sys
 from typing import Any
 
-from medsiglip_jax.cli.common import add_json, add_processes, command, join_other_processes, show
+from medsiglip_jax.cli.loading import add_processes, join_other_processes
+from medsiglip_jax.cli.output import add_json, show
+from medsiglip_jax.cli.parser import command
 
 
 class _Keys(argparse.Action):
@@ -68,20 +70,20 @@ class _Training:
         if self._bar is not None:
             self._bar.close()
 
-    def start(self, job) -> None:
+    def start(self, prepared) -> None:
         from tqdm import tqdm
 
         from medsiglip_jax.model import tree
 
-        trained, total = tree.size(job.state["params"]), tree.size(job.model.params)
-        rows, held_out = (sum(map(len, part)) for part in (job.training, job.held_out))
+        trained, total = tree.size(prepared.state["params"]), tree.size(prepared.model.params)
+        rows, held_out = (sum(map(len, part)) for part in (prepared.training, prepared.held_out))
         self.warn(
             f"{rows:,} examples, {held_out:,} held out; training {trained:,} of "
             f"{total:,} parameters; the first step compiles"
         )
-        self._batch = job.recipe.batch_size
+        self._batch = prepared.recipe.batch_size
         disable = True if self._quiet else None  # None: unless stderr is a terminal
-        self._bar = tqdm(total=job.recipe.total_steps, unit="step", disable=disable)
+        self._bar = tqdm(total=prepared.recipe.total_steps, unit="step", disable=disable)
 
     def step(self, done: int, values: dict[str, float] | None) -> None:
         bar = self._bar

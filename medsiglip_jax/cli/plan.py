@@ -5,7 +5,8 @@ import dataclasses
 import sys
 from typing import Any
 
-from medsiglip_jax.cli.common import add_json, command, show, table
+from medsiglip_jax.cli.output import add_json, show, table
+from medsiglip_jax.cli.parser import command
 from medsiglip_jax.plan.topologies import shown
 
 

@@ -4,103 +4,116 @@ import argparse
 import sys
 from typing import Any
 
-from medsiglip_jax.cli.common import (
-    QUERIES,
-    add_batch_size,
-    add_json,
-    add_model,
-    add_queries,
-    command,
-    load,
-    progress_bar,
-    queries,
-    refuse_idle,
-    show,
-)
+from medsiglip_jax.cli.loading import add_batch_size, add_model, load
+from medsiglip_jax.cli.output import add_json, progress_bar, show
+from medsiglip_jax.cli.parser import Parser, command, refuse_unused
+from medsiglip_jax.cli.reading import QUERIES, add_queries, queries
 
 
 def add(commands) -> None:
-    sub = commands.add_parser("probe", help="a linear classifier on embeddings: fit, predict")
+    commands.add_parser(
+        "probe",
+        help="a linear classifier on embeddings: fit, predict, curve",
+        add_flags=_add_actions,
+    )
+
+
+def _add_actions(sub: Parser) -> None:
     actions = sub.add_subparsers(title="actions", metavar="ACTION", required=True)
-    _add_fit(actions)
-    _add_predict(actions)
-    _add_curve(actions)
-
-
-def _add_fit(actions) -> None:
-    sub = command(
+    command(
         actions, probe_fit, "learn labels from embeddings",
         "medsiglip-jax probe fit --data labels.csv --embeddings embeddings --label pneumonia\n"
         "    --group patient --output pneumonia.npz",
-        "Logistic regression; strength and thresholds are chosen on validation rows. The table "
-        "has the id of the embedding, a column of class names or several of 0 and 1, and if there "
-        "are any the split and the patient.", name="fit",
+        "Fits a logistic regression; its strength of regularisation and its thresholds are chosen "
+        "on validation rows. The table has the id of each embedding, one column of class names or "
+        "several of 0 and 1, and if known the split and the patient.",
+        name="fit", add_flags=_add_fit_flags,
     )  # fmt: skip
+    command(
+        actions, probe_predict, "score images, or embeddings, with a probe",
+        "medsiglip-jax probe predict --probe pneumonia.npz --model google/medsiglip-448 scan.png\n"
+        "  medsiglip-jax probe predict --probe pneumonia.npz --embeddings new --output new.csv",
+        "Images are prepared as those that the probe learned from; embeddings must have been made "
+        "that way.",
+        name="predict", add_flags=_add_predict_flags,
+    )  # fmt: skip
+    command(
+        actions, probe_curve, "AUC on test rows against the number of training rows",
+        "medsiglip-jax probe curve --data labels.csv --embeddings embeddings --label grade\n"
+        "    --split split --group patient",
+        "Data-efficient classification: trains on 64, 512, 4,096, 32,768 and all rows, with "
+        "several seeds. Needs a test split.",
+        name="curve", add_flags=_add_curve_flags,
+    )  # fmt: skip
+
+
+def _add_fit_flags(sub: Parser) -> None:
     _add_data(sub)
-    sub.add_argument("--output", required=True, metavar="P", help="the probe, .npz")
+    sub.add_argument("--output", required=True, metavar="P", help="file for the probe, .npz")
     sub.add_argument(
-        "--scale", default="standard", metavar="S", help="standard (default), unit or raw"
-    )
+        "--scale", default="standard", metavar="S",
+        help="how vectors are scaled: standard (default), unit or raw",
+    )  # fmt: skip
     sub.add_argument(
         "--rule", default="youden", metavar="R",
         help="how thresholds are chosen: youden (default), sensitivity or specificity",
     )  # fmt: skip
     sub.add_argument(
-        "--at-least", type=float, metavar="X", help="the sensitivity or specificity wanted"
-    )
+        "--at-least", type=float, metavar="X",
+        help="the minimum sensitivity or specificity on validation rows",
+    )  # fmt: skip
     add_json(sub)
 
 
-def _add_data(sub) -> None:
-    sub.add_argument("--data", required=True, metavar="D", help="CSV, TSV, Parquet or JSONL")
-    sub.add_argument("--embeddings", required=True, metavar="DIR", help="what embed wrote")
+def _add_data(sub: Parser) -> None:
+    sub.add_argument(
+        "--data", required=True, metavar="D", help="table of labels: CSV, TSV, Parquet or JSONL"
+    )
+    sub.add_argument("--embeddings", required=True, metavar="DIR", help="folder that embed wrote")
     sub.add_argument("--label", action="append", metavar="COL", help="repeat for several findings")
     sub.add_argument(
         "--group", metavar="COL",
-        help="patients, who are never in two parts; if D has no such column, also patient, study "
-        "or series of embed --groups",
+        help="column of patients, each of whom stays within one split; if D has no such column, "
+        "also patient, study or series of embed --groups",
     )  # fmt: skip
-    sub.add_argument("--split", metavar="COL", help="train, validation, test")
-    sub.add_argument("--id-column", metavar="COL", help="the id of the embedding")
+    sub.add_argument("--split", metavar="COL", help="column of train, validation and test")
+    sub.add_argument("--id-column", metavar="COL", help="column of the ids of the embeddings")
     sub.add_argument(
         "--validation", type=float, default=0.2, metavar="X",
-        help="share of the rows to choose by, where no split says which; default 0.2",
+        help="fraction of the rows to draw for validation if no split names them; default "
+        "%(default)s",
     )  # fmt: skip
-    sub.add_argument("--seed", type=int, default=0, metavar="N", help="of that choice, default 0")
+    sub.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of that draw, default %(default)s"
+    )
 
 
-def _add_predict(actions) -> None:
-    sub = command(
-        actions, probe_predict, "score images, or embeddings, with a probe",
-        "medsiglip-jax probe predict --probe pneumonia.npz --model google/medsiglip-448 scan.png\n"
-        "  medsiglip-jax probe predict --probe pneumonia.npz --embeddings new --output new.csv",
-        "Embeddings have to be made as those were that the probe learnt from; images are.",
-        name="predict",
-    )  # fmt: skip
+def _add_predict_flags(sub: Parser) -> None:
     sub.add_argument("inputs", nargs="*", metavar="INPUT", help="images, as for embed")
-    sub.add_argument("--probe", required=True, metavar="P", help="what probe fit wrote")
-    sub.add_argument("--embeddings", metavar="DIR", help="what embed wrote, instead of images")
-    sub.add_argument("--output", metavar="FILE", help="of --embeddings: .csv or .parquet")
+    sub.add_argument("--probe", required=True, metavar="P", help="file that probe fit wrote")
+    sub.add_argument(
+        "--embeddings", metavar="DIR", help="folder that embed wrote, instead of images"
+    )
+    sub.add_argument(
+        "--output", metavar="FILE", help="file for the scores of --embeddings, .csv or .parquet"
+    )
     add_queries(sub)
     add_model(sub, required=False)
     add_batch_size(sub)
     add_json(sub)
 
 
-def _add_curve(actions) -> None:
-    sub = command(
-        actions, probe_curve, "AUC on test rows against the number of rows learnt from",
-        "medsiglip-jax probe curve --data labels.csv --embeddings embeddings --label grade\n"
-        "    --split split --group patient",
-        "Data-efficient classification: 64, 512, 4,096, 32,768 and all rows, several seeds. Needs "
-        "a test split.", name="curve",
-    )  # fmt: skip
+def _add_curve_flags(sub: Parser) -> None:
     _add_data(sub)
     sub.add_argument(
         "--method", default="logistic", metavar="M", help="logistic (default), knn or prototypes"
     )
-    sub.add_argument("--sizes", type=int, nargs="+", metavar="N", help="rows to learn from")
-    sub.add_argument("--seeds", type=int, default=5, metavar="N", help="draws each, default 5")
+    sub.add_argument(
+        "--sizes", type=int, nargs="+", metavar="N", help="numbers of training rows to try"
+    )
+    sub.add_argument(
+        "--seeds", type=int, default=5, metavar="N", help="draws of each size, default %(default)s"
+    )
     add_json(sub)
 
 
@@ -114,17 +127,17 @@ def probe_fit(args: argparse.Namespace) -> int:
     )  # fmt: skip
     show(result, args.json, _fit_text)
     if result["missing"]:
-        print(f"{result['missing']} labels have no embedding and are left out", file=sys.stderr)
+        print(f"{result['missing']} labels have no embedding and were skipped", file=sys.stderr)
     return 0
 
 
 def _fit_text(result: dict[str, Any]) -> str:
     part = "test" if "test" in result else "validation"
-    flatters = "" if part == "test" else ", where it was tuned: the truth is lower"
+    caveat = "" if part == "test" else ", which chose the settings: expect less on new data"
     lines = [
         f"probe       {result['probe']}",
         f"rows        {', '.join(f'{name} {n:,}' for name, n in result['rows'].items())}",
-        f"macro AUC   {_number(result[part]['macro_auc'])} on {part} rows{flatters}",
+        f"macro AUC   {_number(result[part]['macro_auc'])} on {part} rows{caveat}",
         f"  {'AUC':>6}  {'95 % interval':^15}  {'sens.':>6}  {'spec.':>6}  {'n+':>6}  class",
     ]
     for name, row in result[part]["classes"].items():
@@ -149,8 +162,8 @@ def probe_predict(args: argparse.Namespace) -> int:
     probe = open_probe(args.probe)
     if args.embeddings:
         if args.inputs or not args.output:
-            raise ValueError("expected --embeddings with --output FILE, and no INPUT")
-        refuse_idle(args, "--embeddings", QUERIES)
+            raise ValueError("--embeddings needs --output FILE and no INPUT")
+        refuse_unused(args, "with --embeddings", QUERIES)
         count = predict(probe, Embeddings(args.embeddings), args.output)
         show(
             {"output": args.output, "rows": count}, args.json, lambda r: f"{args.output}: {count:,}"
@@ -185,17 +198,16 @@ def probe_curve(args: argparse.Namespace) -> int:
     from medsiglip_jax.embeddings.probe.logistic import LabelledVectors
     from medsiglip_jax.embeddings.store import Embeddings
 
-    found = features.read(
+    examples = features.read(
         args.data, Embeddings(args.embeddings), label=args.label or (), group=args.group,
         split=args.split, id=args.id_column,
     )  # fmt: skip
-    parts = features.split(found, args.validation, args.seed)
-    if parts.test is None:
-        raise ValueError("expected rows of a test split to measure on; name its column by --split")
-    rows = [
-        LabelledVectors(part.vectors, part.labels)
-        for part in (parts.train, parts.validation, parts.test)
-    ]
+    splits = features.split(examples, args.validation, args.seed)
+    if splits.test is None:
+        raise ValueError(
+            "there are no test rows to measure on; name the column of the splits with --split"
+        )
+    rows = [LabelledVectors(s.vectors, s.labels) for s in splits if s is not None]
     with progress_bar("fit") as bar:
         result = learning.learning_curve(
             *rows, sizes=args.sizes or learning.SIZES, seeds=range(args.seeds), method=args.method,

@@ -1,63 +1,69 @@
-"""search: hits, near duplicates, the approximate index."""
+"""search: hits, near duplicates, and the approximate index."""
 
 import argparse
 import sys
 from typing import Any
 
-from medsiglip_jax.cli.common import (
-    QUERIES,
-    add_batch_size,
-    add_json,
-    add_model,
-    add_queries,
-    command,
-    load,
-    progress_bar,
-    queries,
-    refuse_idle,
-    show,
-)
+from medsiglip_jax.cli.loading import add_batch_size, add_model, load
+from medsiglip_jax.cli.output import add_json, progress_bar, show
+from medsiglip_jax.cli.parser import Parser, command, refuse_unused
+from medsiglip_jax.cli.reading import QUERIES, add_queries, queries
 
-# What each of the jobs makes no use of.
-_IDLE = {
-    "near duplicates": ("text", "image", "top_k", "sheet", "build_index", "approximate", *QUERIES),
-    "--build-index": ("text", "image", "top_k", "sheet", "approximate", "threshold", "limit",
-                      "output", *QUERIES),
-    "a search": ("threshold", "limit"),
-    "a search by text": ("threshold", "limit", *QUERIES),
+# Flags without effect on each kind of search.
+_UNUSED = {
+    "in a search for near duplicates": (
+        "text", "image", "top_k", "sheet", "build_index", "approximate", *QUERIES),
+    "with --build-index": (
+        "text", "image", "top_k", "sheet", "approximate", "threshold", "limit", "output", *QUERIES),
+    "in a search by image": ("threshold", "limit"),
+    "in a search by text": ("threshold", "limit", *QUERIES),
 }  # fmt: skip
 
 
 def add(commands) -> None:
-    sub = command(
+    command(
         commands, search, "find images by text or image, and near duplicates, in embeddings",
         'medsiglip-jax search --embeddings embeddings --model google/medsiglip-448\n    --text '
         '"a chest X-ray with pneumonia" --image case.png --top-k 5 --sheet hits.html\n  '
         "medsiglip-jax search --embeddings test --against train --threshold 0.98",
-        "Exact, in one pass over the files and little memory. The score is the cosine. Images are "
-        "prepared as those embedded were.",
+        "Searches exactly, in one pass over the files and little memory. The score is the cosine. "
+        "Query images are prepared as the embedded ones were.",
+        add_flags=_add_flags,
     )  # fmt: skip
-    sub.add_argument("--embeddings", required=True, metavar="DIR", help="what embed wrote")
+
+
+def _add_flags(sub: Parser) -> None:
+    sub.add_argument("--embeddings", required=True, metavar="DIR", help="folder that embed wrote")
     sub.add_argument("--text", action="append", metavar="Q", help="repeat for each text")
     sub.add_argument("--image", action="append", metavar="F", help="repeat for each image file")
-    sub.add_argument("--top-k", type=int, metavar="K", help="hits, default 10")
+    sub.add_argument("--top-k", type=int, metavar="K", help="number of hits, default 10")
     sub.add_argument(
         "--kind", default="image", choices=("image", "text", "any"),
-        help="which rows to search, default image",
+        help="which embeddings to search, default %(default)s",
     )  # fmt: skip
-    sub.add_argument("--sheet", metavar="FILE", help="draw the hits: hits.html or hits.png")
-    sub.add_argument("--output", metavar="FILE", help="hits or pairs also as .csv or .parquet")
+    sub.add_argument("--sheet", metavar="FILE", help="draw the hits on a page, .html or .png")
+    sub.add_argument(
+        "--output", metavar="FILE", help="also write the hits or pairs, to a .csv or .parquet file"
+    )
     pairs = sub.add_argument_group("near duplicates (no model needed)")
     which = pairs.add_mutually_exclusive_group()
-    which.add_argument("--self", action="store_true", help="list pairs of rows that are near")
-    which.add_argument("--against", metavar="DIR", help="pairs with rows of DIR: test and train")
-    pairs.add_argument("--threshold", type=float, metavar="S", help="lowest cosine, default 0.98")
-    pairs.add_argument("--limit", type=int, metavar="N", help="nearest pairs, default 100000")
-    index = sub.add_argument_group("approximate (pip install 'medsiglip-jax[index]')")
-    index.add_argument(
-        "--build-index", action="store_true", help="write DIR/index.usearch, tell its recall"
+    which.add_argument(
+        "--self", action="store_true", help="list pairs of near duplicates among the embeddings"
     )
-    index.add_argument("--approximate", action="store_true", help="use it")
+    which.add_argument(
+        "--against", metavar="DIR", help="list pairs with the embeddings in DIR: test and train"
+    )
+    pairs.add_argument(
+        "--threshold", type=float, metavar="S", help="minimum cosine of a pair, default 0.98"
+    )
+    pairs.add_argument(
+        "--limit", type=int, metavar="N", help="list the N nearest pairs, default 100000"
+    )
+    index = sub.add_argument_group("approximate search (pip install 'medsiglip-jax[index]')")
+    index.add_argument(
+        "--build-index", action="store_true", help="write DIR/index.usearch and report its recall"
+    )
+    index.add_argument("--approximate", action="store_true", help="search through the index")
     add_queries(sub)
     add_model(sub, required=False)
     add_batch_size(sub)
@@ -66,21 +72,13 @@ def add(commands) -> None:
 
 def search(args: argparse.Namespace) -> int:
     if args.self or args.against:
-        _check(args, "near duplicates")
-        return _pairs(args)
-    if args.build_index:
-        _check(args, "--build-index")
-        return _build_index(args)
-    _check(args, "a search" if args.image else "a search by text")
-    if not (args.text or args.image) or not args.model:
-        raise ValueError(
-            "expected --model with --text or --image, or one of --self, --against, --build-index"
-        )
-    return _hits(args)
-
-
-def _check(args: argparse.Namespace, job: str) -> None:
-    refuse_idle(args, job, _IDLE[job])
+        run, where = _pairs, "in a search for near duplicates"
+    elif args.build_index:
+        run, where = _build_index, "with --build-index"
+    else:
+        run, where = _hits, "in a search by image" if args.image else "in a search by text"
+    refuse_unused(args, where, _UNUSED[where])
+    return run(args)
 
 
 def _hits(args: argparse.Namespace) -> int:
@@ -89,6 +87,10 @@ def _hits(args: argparse.Namespace) -> int:
     from medsiglip_jax.embeddings.search import search, write_hits
     from medsiglip_jax.pages import contact_sheet
 
+    if not (args.text or args.image) or not args.model:
+        raise ValueError(
+            "expected --model with --text or --image, or one of --self, --against, --build-index"
+        )
     if args.sheet:
         contact_sheet.check(args.sheet)
     if args.output:
@@ -112,7 +114,7 @@ def _hits(args: argparse.Namespace) -> int:
 
 
 def _text(results: list[dict[str, Any]]) -> str:
-    from medsiglip_jax.preprocess.decode import describe
+    from medsiglip_jax.preprocess.facts import describe
 
     lines = []
     for result in results:
@@ -139,18 +141,18 @@ def _pairs(args: argparse.Namespace) -> int:
         write_pairs(args.output, result["pairs"])
     show(result, args.json, _pairs_text)
     if result["cut"]:
-        print(f"there are more; these are the nearest {limit} (--limit)", file=sys.stderr)
+        print(f"there are more pairs; these are the {limit} nearest (--limit)", file=sys.stderr)
     return 0
 
 
 def _pairs_text(result: dict[str, Any]) -> str:
-    from medsiglip_jax.preprocess.decode import describe
+    from medsiglip_jax.preprocess.facts import describe
 
     lines = [
         f"{p['score']:7.4f}  {describe(p['id'])}  {describe(p['other_id'])}"
         for p in result["pairs"]
     ]
-    return "\n".join([*lines, f"pairs: {len(lines)}, groups they connect: {result['groups']}"])
+    return "\n".join([*lines, f"pairs: {len(lines)}, groups of connected rows: {result['groups']}"])
 
 
 def _build_index(args: argparse.Namespace) -> int:

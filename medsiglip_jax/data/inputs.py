@@ -1,4 +1,4 @@
-"""What to embed: files, folders, globs, manifests, tar and TFRecord shards -> rows."""
+"""What to embed: files, folders, globs, tables, tar and TFRecord shards -> rows."""
 # Arrow makes its compute functions when it is imported.
 # pyright: reportAttributeAccessIssue=false
 
@@ -16,18 +16,18 @@ import pyarrow.compute as pc
 
 from medsiglip_jax.data import expansion, tar
 from medsiglip_jax.data.columns import decode
-from medsiglip_jax.data.listing import IMAGE_SUFFIXES, File, expand
+from medsiglip_jax.data.listing import TABLE_SUFFIXES, File, expand
 from medsiglip_jax.data.rows import SCHEMA, Row, Rows, from_tuples, seen_before
 from medsiglip_jax.data.tables import INDEX, Table, read_shards, read_table
 from medsiglip_jax.files.opener import read_bytes
+from medsiglip_jax.preprocess.formats import FORMATS
+from medsiglip_jax.preprocess.names import Tile
 from medsiglip_jax.preprocess.parts import Parts
 
 __all__ = ["Row", "Rows", "rows"]
 
-# `prefix + id` is the id in full, for where ids of two inputs are equal.
+# `prefix + id` is the full id, which is used where two inputs give the same id.
 _SCHEMA = SCHEMA.append(pa.field("prefix", pa.dictionary(pa.int32(), pa.string())))
-
-
 # str.splitlines also cuts at form feeds and at what Unicode calls line and paragraph separators.
 _LINE_END = re.compile(r"\r\n|\r|\n")
 
@@ -50,64 +50,68 @@ def rows(
     parts: Parts = Parts(),
     on_file: Callable[[int], Any] = int,
 ) -> Rows:
-    """Lists images and texts, local or remote; `expand` says how folders and globs are searched.
+    """Lists images and texts, local or remote; see `listing.expand` for folders and globs.
 
     | input | rows | id |
     |---|---|---|
     | image, or what has no other format's suffix | an image | its path below the folder given |
-    | slide, if `parts.mpp` says how they are cut | its tiles | likewise, and #tile=… |
-    | .txt | a text per line that is not blank | FILE:LINE |
+    | slide, with `parts.mpp` | its tiles | the same, with #tile=… |
+    | .txt | a text per non-blank line | FILE:LINE |
     | .csv .tsv .jsonl .parquet | all images, then all texts | the column `id`, or see below |
     | .tar (WebDataset) | images, and a text of each .txt | the member's name, no extension |
-    | .tfrecord | those of the index that `data.write_tfrecords` left beside | SHARD#OFFSET:LENGTH |
+    | .tfrecord | the images and texts of the index beside it | SHARD#OFFSET:LENGTH |
 
-    An image and a text may have the same id: they are a pair. In a manifest without ids, the id is
-    the image's path as it stands there. A row without an image, or with one that was in an earlier
-    row, has the id FILE:LINE (in Parquet FILE:ROW), so that no two rows share an embedding's name.
+    An image and a text with the same id are a pair. In a table without ids, the id is the image's
+    path as the table has it. A row without an image, or whose image an earlier row has, gets the id
+    FILE:LINE (in Parquet FILE:ROW), so that ids are unique.
 
-    Where two inputs give the same id, all ids but those of a column become full paths: of the
-    file, or of the shard and the member in it. A name that is not UTF-8 is written with escapes,
-    as \\udcff; the image is then one that cannot be read.
+    Where two inputs give the same id, all ids become full paths (of the file, or of the shard and
+    the member in it), except those of an id column. A file name that is not UTF-8 is written with
+    escapes such as \\udcff, and its image is reported as unreadable.
 
-    Where `parts` ask for it, images become the parts of them that are wanted, wherever they are
-    named: their sources, and their ids, end in #frame=… or #tile=… (`expansion`).
+    Where `parts` asks for it, images become parts of them, however they were named: their sources
+    and ids end in #frame=… or #tile=… (see `expansion`).
 
     Args:
-        inputs: paths and URIs. A folder may hold images, .txt, .tar and .tfrecord; `passed_over` of
+        inputs: paths and URIs. A folder may hold images, .txt, .tar and .tfrecord; `skipped` of
             the result counts its other files by suffix.
-        image: manifest's column of paths or URIs; an empty cell is no image. This column, `text`
+        image: a table's column of paths or URIs; an empty cell is no image. This column, `text`
             and `id` may be absent under their default names; None ignores them.
-        text: manifest's column of texts; an empty cell is no text.
-        id: manifest's column of ids, each once.
-        root: what relative paths in manifests are relative to; default the manifest's folder.
-        parts: what is made of files that hold more than one image.
-        on_file: called with 1 for each file that was opened to see what parts it has.
+        text: a table's column of texts; an empty cell is no text.
+        id: a table's column of ids, each once.
+        root: the folder that relative paths in tables start at; default the table's own folder.
+        parts: which parts of files that hold more than one image.
+        on_file: called with 1 for each file that was opened to list its parts.
 
     Raises:
         FileNotFoundError: all inputs that do not exist.
-        ModuleNotFoundError: a file was to be opened, and what reads it is not installed.
-        ValueError: nothing to embed, an input is listed twice, or what is wrong with a file.
+        ModuleNotFoundError: the package that reads a file is not installed.
+        ValueError: there is nothing to embed, an input is given twice, or a file is wrong.
     """
     columns = _Columns(image, text, id, None if root is None else str(root))
-    passed_over: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
     listed = itertools.chain.from_iterable(expand(inputs))
-    files = _counted(listed, passed_over, parts)
-    found = pa.concat_tables([_SCHEMA.empty_table(), *_tables(files, columns)])
-    found = expansion.table(found, parts, on_file)
-    if not len(found):
-        names = ", ".join(map(str, inputs)) or "no input"
-        others = ", ".join(f"{suffix} {count}" for suffix, count in passed_over.most_common(9))
-        raise ValueError(
-            f"nothing to embed in {names}{others and f' (files passed over: {others})'}; expected "
-            f"images ({' '.join(sorted(s[1:] for s in IMAGE_SUFFIXES))}), NIfTI volumes (.nii "
-            ".nii.gz), slides with --mpp, .txt files, one text a line, manifests (.csv .tsv .jsonl "
-            ".parquet), .tar or .tfrecord shards"
-        )
-    return Rows(_with_unique_ids(found), passed_over, parts)
+    tables = _tables(_counted(listed, skipped, parts), columns)
+    table = pa.concat_tables([_SCHEMA.empty_table(), *tables])
+    table = expansion.table(table, parts, on_file)
+    if not len(table):
+        raise ValueError(_nothing(inputs, skipped))
+    return Rows(_with_unique_ids(table), skipped, parts)
 
 
-def _counted(files: Iterable[File], passed_over: Counter[str], parts: Parts) -> Iterator[File]:
-    """Those that are read; the others are counted, but for the index beside TFRecord shards."""
+def _nothing(inputs: Sequence[Any], skipped: Counter[str]) -> str:
+    names = ", ".join(map(str, inputs)) or "no input"
+    others = ", ".join(f"{suffix} {count}" for suffix, count in skipped.most_common(9))
+    images = (suffix for f in FORMATS if f.part is not Tile for suffix in f.suffixes)
+    return (
+        f"nothing to embed in {names}{others and f' (files skipped: {others})'}; expected images "
+        f"({' '.join(sorted(images))}), slides with --mpp, .txt files with one text per line, "
+        f"tables ({' '.join(sorted(TABLE_SUFFIXES))}), .tar or .tfrecord shards"
+    )
+
+
+def _counted(files: Iterable[File], skipped: Counter[str], parts: Parts) -> Iterator[File]:
+    """The files that are read; counts the others, except for the index beside TFRecord shards."""
     shards, indexes = set(), []
     for file in files:
         folder, _, name = file.path.rpartition("/")
@@ -119,29 +123,29 @@ def _counted(files: Iterable[File], passed_over: Counter[str], parts: Parts) -> 
         elif name == INDEX:
             indexes.append(folder)
         else:
-            passed_over[file.suffix] += 1
+            skipped[file.suffix] += 1
     if lonely := sum(folder not in shards for folder in indexes):
-        passed_over[".parquet"] += lonely
+        skipped[".parquet"] += lonely
 
 
-def _with_unique_ids(found: pa.Table) -> pa.Table:
-    if not seen_before(found["kind"], found["id"]).any():
-        return found
-    prefix = found["prefix"].cast(pa.large_string())
-    found = found.set_column(0, "id", _joined(prefix, found["id"]))
-    again = np.flatnonzero(seen_before(found["kind"], found["id"]))
-    if len(again):
-        row = Rows(found)[int(again[0])]
+def _with_unique_ids(table: pa.Table) -> pa.Table:
+    if not seen_before(table["kind"], table["id"]).any():
+        return table
+    prefix = table["prefix"].cast(pa.large_string())
+    table = table.set_column(0, "id", _joined(prefix, table["id"]))
+    repeated = np.flatnonzero(seen_before(table["kind"], table["id"]))
+    if len(repeated):
+        row = Rows(table)[int(repeated[0])]
         raise ValueError(
-            f"{row.id} is given twice, the second time as {row.source} ({len(again)} such rows); "
-            "name each input once, and each id in one manifest"
+            f"{row.id} is given twice, the second time as {row.source} ({len(repeated)} such rows);"
+            " name each input once, and use each id in one table"
         )
-    return found
+    return table
 
 
 def _tables(files: Iterable[File], columns: _Columns) -> Iterator[pa.Table]:
-    for (format, folder), group in itertools.groupby(files, _reader):
-        if format == "manifest":
+    for (format, folder), group in itertools.groupby(files, _group):
+        if format == "table":
             yield from (_of_table(read_table(file.path), columns) for file in group)
         elif format == "tfrecord":
             names = {os.path.basename(file.name) for file in group}
@@ -151,8 +155,8 @@ def _tables(files: Iterable[File], columns: _Columns) -> Iterator[pa.Table]:
             yield from_tuples(itertools.chain.from_iterable(map(cells, group)), _SCHEMA)
 
 
-def _reader(file: File) -> tuple[str, str]:
-    """Files in a row with the same one are read together: shards by their folder."""
+def _group(file: File) -> tuple[str, str]:
+    """Consecutive files with the same key are read together: TFRecord shards by their folder."""
     if file.format == "tfrecord":
         return file.format, os.path.dirname(file.path) or "."
     return ("file" if file.format in ("image", "text") else file.format), ""
@@ -174,7 +178,7 @@ def _of_shard(file: File) -> Iterator[tuple[str | None, ...]]:
 
 
 def _of_table(table: Table, columns: _Columns) -> pa.Table:
-    """Images, then texts, of a manifest."""
+    """The images of a table, then its texts."""
     image, text, id = _cells(table, columns)
     elsewhere = pc.or_(pc.match_substring(image, "://"), pc.starts_with(image, "/"))
     relative = _filled(image) & ~elsewhere.to_numpy()
@@ -195,25 +199,25 @@ def _of_table(table: Table, columns: _Columns) -> pa.Table:
 
 
 def _cells(table: Table, columns: _Columns) -> Iterator[pa.ChunkedArray | None]:
-    """Images and texts, "" for none, and ids if there are any."""
-    asked = {"image": columns.image, "text": columns.text, "id": columns.id}
-    found = {
+    """Images and texts, "" where a cell is empty, and ids or None."""
+    wanted = {"image": columns.image, "text": columns.text, "id": columns.id}
+    cells = {
         default: table.strings(name)
-        for default, name in asked.items()
+        for default, name in wanted.items()
         if name is not None and table.has(name, (default,))
     }
-    if not found.keys() & {"image", "text"} and not table.problems:
-        there = ", ".join(table.columns)
-        table.problems.append(f"no column {columns.image!r} or {columns.text!r}; there are {there}")
+    if not cells.keys() & {"image", "text"} and not table.problems:
+        names = ", ".join(table.columns)
+        table.problems.append(f"no column {columns.image!r} or {columns.text!r}; there are {names}")
     table.raise_problems()
     blank = pa.chunked_array([pa.repeat(pa.scalar("", pa.large_string()), len(table.lines))])
-    yield from (found.get("image", blank), found.get("text", blank), found.get("id"))
+    yield from (cells.get("image", blank), cells.get("text", blank), cells.get("id"))
 
 
 def _default_ids(
     table: Table, image: pa.ChunkedArray, relative: np.ndarray
 ) -> tuple[Any, np.ndarray]:
-    """The image, or FILE:LINE where there is none or it was seen before; which prefix is whose."""
+    """The image's path, or FILE:LINE where it has none or an earlier row has it; their prefixes."""
     named = np.flatnonzero(_filled(image))
     by_image = np.zeros(len(image), bool)
     by_image[named] = ~seen_before(_kept(image, _filled(image)))
@@ -225,16 +229,16 @@ def _default_ids(
 
 def _check_ids(table: Table, name: str | None, id: pa.ChunkedArray, used: np.ndarray) -> None:
     filled = _filled(id)
-    if len(none := np.flatnonzero(used & ~filled)):
-        where = f"{table.where(int(none[0]))}: no value ({len(none)} rows in all)"
+    if len(empty := np.flatnonzero(used & ~filled)):
+        where = f"{table.where(int(empty[0]))}: no value ({len(empty)} rows in all)"
         table.problems.append(f"column {name!r}, {where}")
     ids, places = _kept(id, used & filled), np.flatnonzero(used & filled)
-    if len(again := np.flatnonzero(seen_before(ids))):
-        value = ids[int(again[0])]
-        first, second = places[pc.index(ids, value).as_py()], places[again[0]]
+    if len(repeated := np.flatnonzero(seen_before(ids))):
+        value = ids[int(repeated[0])]
+        first, second = places[pc.index(ids, value).as_py()], places[repeated[0]]
         table.problems.append(
             f"column {name!r}: {value.as_py()!r} in {table.where(int(first))} and "
-            f"{table.where(int(second))} ({len(again)} such rows); expected each id once"
+            f"{table.where(int(second))} ({len(repeated)} such rows); expected each id once"
         )
     table.raise_problems()
 
@@ -243,12 +247,12 @@ def _of_kind(
     kind: str, mask: np.ndarray, id: Any, source: Any, text: Any, prefix: Any, path: str = ""
 ) -> pa.Table:
     count = int(mask.sum())
-    same = lambda value: pa.repeat(pa.scalar(value, pa.large_string()), count)  # noqa: E731
+    repeat = lambda value: pa.repeat(pa.scalar(value, pa.large_string()), count)  # noqa: E731
     columns = [
         _kept(id, mask),
-        same(path) if source is None else _kept(source, mask),
+        repeat(path) if source is None else _kept(source, mask),
         pa.DictionaryArray.from_arrays(np.zeros(count, np.int8), [kind]),
-        same(None) if text is None else _kept(text, mask),
+        repeat(None) if text is None else _kept(text, mask),
         _kept(prefix, mask),
     ]
     return pa.table(columns, schema=_SCHEMA)
@@ -259,7 +263,7 @@ def _kept(column: Any, mask: np.ndarray) -> Any:
 
 
 def _replaced(strings: pa.ChunkedArray, mask: np.ndarray, others: Any) -> Any:
-    """Strings with the others, in their order, where the mask is set."""
+    """Strings, of which those where the mask is set are replaced by the others, in order."""
     if mask.all() or not mask.any():
         return others if mask.all() else strings
     if isinstance(others, pa.ChunkedArray):

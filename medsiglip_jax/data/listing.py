@@ -9,27 +9,22 @@ from typing import NamedTuple
 
 from medsiglip_jax.files.opener import file_system
 from medsiglip_jax.files.places import Given, at, is_remote
-from medsiglip_jax.preprocess import sources
-from medsiglip_jax.preprocess.dicom import sniff
+from medsiglip_jax.preprocess import formats
+from medsiglip_jax.preprocess.names import Part, Tile, parse
 
-# What a folder is searched for; a file that is named is tried whatever its name.
+# Of images whose content says what they are, so that they can also be members of a shard.
 IMAGE_SUFFIXES = frozenset(
-    ".avif .bmp .dcm .dicom .gif .ima .jfif .jp2 .jpeg .jpg .png .ppm .pgm .tif .tiff .webp".split()
+    suffix for format in formats.FORMATS if format.sniff for suffix in format.suffixes
 )
-MANIFEST_SUFFIXES = frozenset(".csv .tsv .jsonl .parquet".split())
+TABLE_SUFFIXES = frozenset(".csv .tsv .jsonl .parquet".split())
 
-_FORMATS = (
-    {suffix: "image" for suffix in IMAGE_SUFFIXES}
-    | {suffix: "slide" for suffix in sources.SLIDE_SUFFIXES}
-    | {suffix: "manifest" for suffix in MANIFEST_SUFFIXES}
-    | {".txt": "text", ".tar": "tar"}
-)
-# A table beside images need not list them.
+_NO_IMAGES = dict.fromkeys(TABLE_SUFFIXES, "table") | {".txt": "text", ".tar": "tar"}
+# Tables are left out: one that lies beside images often lists the same images.
 _IN_FOLDERS = {"image", "slide", "text", "tar", "tfrecord"}
 _COMPRESSED_TAR = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$", re.IGNORECASE)
 # An index of the DICOM files beside it, always of this name (PS3.10 8.6).
 _DICOM_INDEX = "DICOMDIR"
-# The last part of a DICOM UID is none.
+# The last part of a DICOM UID, which is a number, is no suffix.
 _SUFFIX = re.compile(r"\.(?!\d+$)\w{1,10}$", re.ASCII)
 
 
@@ -37,9 +32,9 @@ class File(NamedTuple):
     """One file.
 
     Attributes:
-        format: "image", "slide", "text", "tar", "tfrecord" or "manifest"; "other" of those in a
-            folder that are none of what it is searched for.
-        root: the folder that was given, with a slash, or that of the file that was given.
+        format: "image", "slide", "text", "tar", "tfrecord" or "table"; "other" where a folder
+            holds it and is not searched for such files.
+        root: the folder that was given, with a slash, or the folder of the file that was given.
         name: below `root`.
     """
 
@@ -53,35 +48,38 @@ class File(NamedTuple):
 
     @property
     def suffix(self) -> str:
-        """In lower case, that of a compressed tar in full; "no suffix" if there is none."""
-        found = _COMPRESSED_TAR.search(self.name) or _SUFFIX.search(self.name)
-        return found[0].lower() if found else "no suffix"
+        """In lower case, of a compressed tar in full; "no suffix" if there is none."""
+        match = _COMPRESSED_TAR.search(self.name) or _SUFFIX.search(self.name)
+        return match[0].lower() if match else "no suffix"
 
 
 def expand(inputs: Sequence[Given]) -> list[Iterable[File]]:
     """Lists the files that each input names: itself, those of a folder, those that a glob matches.
 
-    Folders are searched recursively, in sorted order, for images, slides, .txt, .tar and
-    .tfrecord; their other files are listed as such, hidden ones not at all. A local file without a
-    suffix is an image if it starts as DICOM does; of remote ones, each would be a request. Links to
-    folders are followed. Globs match files, with `**` in any depth. What exists under a name that
-    looks like a glob is that file. A part of a file (`preprocess.sources`) is listed as it stands.
-    Local folders are read when their files are asked for.
+    * Folders are searched recursively, in sorted order, for images, slides, .txt, .tar and
+      .tfrecord. Their other files are listed as "other", hidden files not at all. Links to folders
+      are followed. Local folders are read when their files are asked for.
+    * A local file without a suffix is an image if its content says so, as that of DICOM files does;
+      for remote files this would take a request each.
+    * Globs match files, with `**` at any depth. A file whose own name looks like a glob is that
+      file.
+    * A part of a file (`preprocess.names`) is listed as it stands.
 
     Raises:
         FileNotFoundError: all inputs that do not exist, and globs that match nothing.
     """
-    found = [_remote(p) if is_remote(p) else _local(_plain(p)) for p in map(str, inputs)]
-    missing = [str(p) for p, files in zip(inputs, found, strict=True) if files is None]
+    given = list(map(str, inputs))
+    listed = [_remote(path) if is_remote(path) else _local(_plain(path)) for path in given]
+    missing = [path for path, files in zip(given, listed, strict=True) if files is None]
     if missing:
         raise FileNotFoundError(f"no such file or folder: {', '.join(missing)}")
-    return [files for files in found if files is not None]
+    return [files for files in listed if files is not None]
 
 
 def walk(folder: str) -> Iterator[str]:
-    """Names below a local folder, in sorted order, in every folder first its files; none hidden.
+    """Names below a local folder: sorted, the files of a folder before its folders, none hidden.
 
-    Links to folders are followed, but not to one that they lie in.
+    Links to folders are followed, but not to a folder that they lie in.
 
     Raises:
         OSError: a folder that may not be read.
@@ -96,11 +94,11 @@ def _walk(top: str, below: str, above: frozenset[tuple[int, int]]) -> Iterator[s
     if this in above:
         return
     with os.scandir(folder) as entries:
-        kinds = {e.name: _is_folder(e) for e in entries if not e.name.startswith(".")}
-    names = sorted(kinds)
-    yield from (below + name for name in names if not kinds[name])
+        is_folder = {e.name: _is_folder(e) for e in entries if not e.name.startswith(".")}
+    names = sorted(is_folder)
+    yield from (below + name for name in names if not is_folder[name])
     for name in names:
-        if kinds[name]:
+        if is_folder[name]:
             yield from _walk(top, f"{below}{name}/", above | {this})
 
 
@@ -118,9 +116,10 @@ def _plain(path: str) -> str:
 def _local(path: str) -> Iterable[File] | None:
     if os.path.isdir(path):
         root = "" if Path(path) == Path() else f"{str(Path(path)).rstrip('/')}/"
-        return _in_folder(root, walk(path), _is_dicom)
-    if os.path.exists(sources.parse(path)[0]):
-        return [_named(str(Path(path)))]
+        return _in_folder(root, walk(path), _has_known_content)
+    file, part = parse(path)
+    if os.path.exists(file):
+        return [_named(str(Path(path)), part)]
     if not glob.has_magic(path):
         return None
     root = _fixed_part(path)
@@ -131,29 +130,29 @@ def _local(path: str) -> Iterable[File] | None:
 def _remote(uri: str) -> Iterable[File] | None:
     system, path = file_system(uri)
     try:
-        if system.info(sources.parse(path)[0])["type"] != "directory":
-            return [_named(uri)]
-        names = sorted(_visible(path, system.find(path)), key=_walked)
+        file, part = parse(path)
+        if system.info(file)["type"] != "directory":
+            return [_named(uri, part)]
+        names = sorted(_visible(path, system.find(path)), key=_order_of_walk)
         return _in_folder(f"{uri.rstrip('/')}/", names)
     except FileNotFoundError:
         if not glob.has_magic(uri):
             return None
     root = _fixed_part(uri)
-    found = system.glob(path, detail=True)
-    names = sorted(name for name, info in found.items() if info["type"] != "directory")
+    entries = system.glob(path, detail=True)
+    names = sorted(name for name, info in entries.items() if info["type"] != "directory")
     return _matched(root, _visible(file_system(root)[1], names))
 
 
 def _visible(folder: str, names: Iterable[str]) -> Iterator[str]:
-    """Names below a remote folder."""
+    """Names below a remote folder, without hidden ones."""
     for name in names:
         below = name[len(folder) :].lstrip("/")
         if not below.startswith(".") and "/." not in below:
             yield below
 
 
-def _walked(name: str) -> str:
-    """Sorts as `walk` does: in every folder first its files."""
+def _order_of_walk(name: str) -> str:
     folder, slash, file = name.rpartition("/")
     below = "\0".join(f"1{part}" for part in folder.split("/")) + "\0" if slash else ""
     return f"{below}0{file}"
@@ -161,7 +160,7 @@ def _walked(name: str) -> str:
 
 def _fixed_part(pattern: str) -> str:
     """The folder before the first wildcard, with its slash."""
-    fixed = pattern[: re.search(r"[*?[]", pattern).start()]  # pyright: ignore[reportOptionalMemberAccess]
+    fixed = re.split(r"[*?[]", pattern, maxsplit=1)[0]
     return fixed[: fixed.rfind("/") + 1]
 
 
@@ -173,14 +172,14 @@ def _in_folder(
         yield File(format if format in _IN_FOLDERS else "other", root, name)
 
 
-def _is_dicom(path: str) -> bool:
-    """Whether a local file without a suffix is a DICOM file."""
+def _has_known_content(path: str) -> bool:
+    """Whether a local file without a suffix is of a format that says so in its first bytes."""
     name = os.path.basename(path)
     if _SUFFIX.search(name) or name == _DICOM_INDEX or not os.path.isfile(path):
         return False
     try:
         with open(path, "rb") as file:
-            return sniff.is_dicom(file.read(sniff.START))
+            return formats.by_content(file.read(formats.START)) is not formats.PICTURES
     except OSError:
         return False
 
@@ -189,17 +188,17 @@ def _matched(root: str, names: Iterable[str]) -> list[File] | None:
     return [File(_format(name) or "image", root, name) for name in names] or None
 
 
-def _named(path: str) -> File:
+def _named(path: str, part: Part | None) -> File:
     folder, slash, name = path.rpartition("/")
-    # A compressed tar has no place in a folder; where it is named, its reader says why.
+    # A compressed tar is not searched for in folders; where it is named, its reader says why.
     format = "tar" if _COMPRESSED_TAR.search(name) else _format(name)
-    if sources.parse(path)[1] is not None:  # a part of a shard, too, is an image
-        format = "image"
-    return File("image" if format in (None, "slide") else format, folder + slash, name)
+    is_image = part is not None or format in (None, "slide")
+    return File("image" if is_image else format, folder + slash, name)
 
 
 def _format(name: str) -> str | None:
-    if sources.is_volume(name):
-        return "image"
-    found = _FORMATS.get(name[name.rfind(".") :].lower())
-    return found or ("tfrecord" if ".tfrecord" in name.rpartition("/")[2] else None)
+    if image := formats.by_suffix(name):
+        return "slide" if image.part is Tile else "image"
+    suffix = name[name.rfind(".") :].lower()
+    is_tfrecord = ".tfrecord" in name.rpartition("/")[2]
+    return _NO_IMAGES.get(suffix) or ("tfrecord" if is_tfrecord else None)

@@ -21,8 +21,8 @@ from medsiglip_jax.files.places import check_protocol
 from medsiglip_jax.preprocess import image as presets
 from medsiglip_jax.preprocess.augment import Augment
 from medsiglip_jax.preprocess.codec import Codec, load_image, pil_codec
-from medsiglip_jax.preprocess.decode import UnreadableImage, describe
 from medsiglip_jax.preprocess.dicom.rules import Rules
+from medsiglip_jax.preprocess.facts import UnreadableImage
 
 Batch = dict[str, np.ndarray]
 OnError = Callable[[str, str], None]
@@ -264,4 +264,4 @@ def _load_row(input: Input, codec: Codec, row: Int64[np.ndarray, "3"]) -> tuple[
     try:
         return load_image(path, input.image_size, codec, input.augment, key), ""
     except UnreadableImage as error:
-        return blank, str(error).removeprefix(f"{describe(path)}: ")
+        return blank, error.reason

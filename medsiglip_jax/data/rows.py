@@ -1,4 +1,4 @@
-"""What to embed, as columns: a million rows are not a million objects."""
+"""What to embed, as Arrow columns, so that a million rows are not a million Python objects."""
 # Arrow makes its compute functions when it is imported.
 # pyright: reportAttributeAccessIssue=false
 
@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from medsiglip_jax.preprocess.parts import Parts
 
-_BLOCK = 65536  # rows that are Python objects at a time
+_BLOCK = 65536  # rows that are Python objects at any time
 SCHEMA = pa.schema(
     [
         ("id", pa.large_string()),
@@ -23,8 +23,8 @@ SCHEMA = pa.schema(
         ("text", pa.large_string()),
     ]
 )
-# Columns that rows may have beside: where a tile of a slide lies (`preprocess.sources.Tile`), and
-# its micrometres per pixel. They are null in other rows.
+# Further columns, of tiles of slides: where the tile lies (`preprocess.names.Tile`), and its
+# micrometres per pixel. They are null in other rows.
 EXTRA = pa.schema(
     [("x", pa.int32()), ("y", pa.int32()), ("level", pa.int32()), ("size", pa.int32())]
     + [("mpp", pa.float32())]
@@ -37,9 +37,9 @@ class Row:
 
     Attributes:
         id: unique among the rows of its kind.
-        source: a file or a part of one, see `preprocess.sources`.
+        source: a file or a part of one, see `preprocess.names`.
         kind: "image" or "text".
-        text: the text itself where kind is "text".
+        text: the text itself if kind is "text".
     """
 
     id: str
@@ -53,23 +53,23 @@ class Rows(Sequence[Row]):
 
     Attributes:
         table: columns `id`, `source`, `kind`, `text`, and those of `EXTRA` that some row has.
-        parts: what was asked for of files that hold more than one image.
-        passed_over: suffix -> number of files in the folders given that are no rows.
+        parts: which parts of files that hold more than one image were asked for.
+        skipped: suffix -> number of files in the given folders that are not among the rows.
     """
 
     def __init__(
         self,
         table: pa.Table,
-        passed_over: Mapping[str, int] | None = None,
+        skipped: Mapping[str, int] | None = None,
         parts: Parts = Parts(),
     ):
-        there = [name for name in EXTRA.names if name in table.column_names]
-        self.table = table.select([*SCHEMA.names, *there])
-        self.passed_over, self.parts = dict(passed_over or {}), parts
+        extra = [name for name in EXTRA.names if name in table.column_names]
+        self.table = table.select([*SCHEMA.names, *extra])
+        self.skipped, self.parts = dict(skipped or {}), parts
 
     @property
     def extra(self) -> list[str]:
-        """Names of the columns of `EXTRA` that are there."""
+        """Names of the columns of `EXTRA` that the table has."""
         return self.table.column_names[len(SCHEMA) :]
 
     def __len__(self) -> int:
@@ -92,7 +92,7 @@ class Rows(Sequence[Row]):
             yield from map(Row, *(_plain(column).to_pylist() for column in block.columns))
 
     def batches(self, size: int) -> Iterator["Rows"]:
-        """Cuts the rows where their kind changes, and then every `size`."""
+        """Cuts the rows into batches of one kind, of `size` rows or fewer."""
         kinds = self.table.column("kind").to_pylist()
         start = 0
         for end in range(1, len(kinds) + 1):
@@ -101,7 +101,7 @@ class Rows(Sequence[Row]):
                 start = end
 
     def sha256(self) -> str:
-        """A digest of all columns; how they are cut into chunks makes no difference."""
+        """A digest of all columns, whatever chunks they are stored in."""
         digest = hashlib.sha256(" ".join([str(len(self)), *self.extra]).encode())
         for column in self.table.columns:
             for chunk in column.chunks:
@@ -112,7 +112,7 @@ class Rows(Sequence[Row]):
 
 
 def from_tuples(rows: Iterable[tuple[str | None, ...]], schema: pa.Schema = SCHEMA) -> pa.Table:
-    """A table of rows that come one by one; what is not UTF-8 in names of files is escaped."""
+    """A table of rows that come one by one; file names that are not UTF-8 are escaped."""
     rows, blocks = iter(rows), []
     while block := list(itertools.islice(rows, _BLOCK)):
         columns = zip(*block, strict=True)
@@ -124,16 +124,16 @@ def from_tuples(rows: Iterable[tuple[str | None, ...]], schema: pa.Schema = SCHE
 def _array(cells: Sequence[str | None], type: pa.DataType) -> pa.Array:
     try:
         return pa.array(cells, type)
-    except UnicodeEncodeError:  # no table holds such a name: one file that cannot be read, not none
+    except UnicodeEncodeError:  # an escaped name cannot be read, but the other files can
         escaped = (c and c.encode("utf-8", "backslashreplace").decode() for c in cells)
         return pa.array(list(escaped), type)
 
 
 def seen_before(*columns: pa.ChunkedArray) -> np.ndarray:
-    """Whether each row equals an earlier one. Found by hash, 8 bytes a row, then compared.
+    """Whether each row equals an earlier one. Hashes, 8 bytes a row, find candidates to compare.
 
     Args:
-        columns: of one length; a row is what they hold at one position.
+        columns: of equal length; a row is what they hold at one position.
 
     Returns:
         bool [n].
@@ -144,11 +144,11 @@ def seen_before(*columns: pa.ChunkedArray) -> np.ndarray:
     same = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
     suspects = np.union1d(order[same], order[same + 1])
     cells = (column.take(pa.array(suspects, pa.int64())).to_pylist() for column in columns)
-    again, met = np.zeros(len(hashes), bool), set()
+    repeated, met = np.zeros(len(hashes), bool), set()
     for position, row in zip(suspects, zip(*cells, strict=True), strict=True):
-        again[position] = row in met
+        repeated[position] = row in met
         met.add(row)
-    return again
+    return repeated
 
 
 def _blocks(columns: Sequence[pa.ChunkedArray]) -> Iterator[list[list[str]]]:
@@ -162,7 +162,7 @@ def _lengths(strings: pa.Array) -> np.ndarray:
 
 
 def _content(strings: pa.Array) -> memoryview:
-    """The bytes of all strings, one after the other, without a copy where none are null."""
+    """The bytes of all strings, concatenated; without a copy unless some are null."""
     filled = pc.fill_null(_plain(strings), "")
     offsets = np.frombuffer(filled.buffers()[1], np.int64)[filled.offset :][: len(filled) + 1]
     data = filled.buffers()[2]
@@ -170,5 +170,5 @@ def _content(strings: pa.Array) -> memoryview:
 
 
 def _plain(strings: Any) -> Any:
-    """An array, or several chunks, without a dictionary; numbers as strings."""
+    """An array or chunked array as plain strings: no dictionary, numbers written out."""
     return strings.cast(pa.large_string())

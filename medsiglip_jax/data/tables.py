@@ -12,7 +12,7 @@ import pyarrow
 from pyarrow import parquet
 
 from medsiglip_jax.data.columns import ParquetColumns, is_textual, read_lines, strings
-from medsiglip_jax.data.listing import IMAGE_SUFFIXES, MANIFEST_SUFFIXES, walk
+from medsiglip_jax.data.listing import IMAGE_SUFFIXES, TABLE_SUFFIXES, walk
 from medsiglip_jax.files import places, storage
 
 # Names of top folders that are splits and not classes.
@@ -122,7 +122,7 @@ def _manifest(path: str) -> Table:
     suffix = Path(path).suffix.lower()
     if not suffix and "://" in path:  # a folder of shards
         return _manifest(f"{path.rstrip('/')}/{INDEX}")
-    if suffix not in MANIFEST_SUFFIXES:
+    if suffix not in TABLE_SUFFIXES:
         if "://" not in path and not os.path.exists(path):
             raise FileNotFoundError(f"no such file or folder: {path}")
         raise ValueError(f"{path}: not a manifest; {_EXPECTED}")

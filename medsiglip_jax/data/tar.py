@@ -1,4 +1,4 @@
-"""WebDataset shards: where in a tar the images are, from its headers alone."""
+"""WebDataset shards: where in a tar file the images are, from its headers alone."""
 
 import os
 import tarfile
@@ -16,14 +16,15 @@ def members(path: str) -> Iterator[tuple[str, str, str, str | None]]:
     """Yields (key, source, kind, text) of every image and every .txt, in the order of the tar.
 
     A member is named KEY.EXTENSION. The extension starts at the last dot, so that a key may be a
-    DICOM UID. Hidden members, empty .txt and other kinds of member are passed over. The source of
-    an image is "path#offset:length", which `preprocess.sources` reads, of a text the tar.
+    DICOM UID. Hidden members, empty .txt and other kinds of members are skipped. The source of an
+    image is "path#offset:length", which `preprocess.sources` reads; that of a text is the tar.
 
     Args:
         path: local or a URI.
 
     Raises:
-        ValueError: compressed, cut off, no tar, or a member that is a link, sparse or not UTF-8.
+        ValueError: it is compressed, cut off or not a tar, or a member is a link, sparse, or a text
+            that is not UTF-8.
     """
     with open_binary(path) as stream:
         for member in _headers(path, stream):
@@ -42,32 +43,32 @@ def _headers(path: str, stream: Any) -> Iterator[tarfile.TarInfo]:
     start = stream.read(4)
     for magic, name in _COMPRESSED.items():
         if start.startswith(magic):
-            raise ValueError(f"{path}: {name} file; decompress it, images are read in place")
+            raise ValueError(f"{path}: {name} file; decompress it, since images are read in place")
     stream.seek(0)
     try:
         with tarfile.open(fileobj=stream, mode="r:", encoding="utf-8") as tar:
             while (member := tar.next()) is not None:
-                if member.size < 0:  # this would lead back to the same header
+                if member.size < 0:  # the next header would be this one again
                     raise tarfile.ReadError("negative size")
-                tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  # or it keeps all
+                tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  # or memory grows
                 yield member
             _check_end(stream, tar.offset)
     except (tarfile.TarError, EOFError, OverflowError, LookupError, ValueError) as error:
-        raise ValueError(f"{path}: no tar, or cut off ({error}); copy it again") from None
+        raise ValueError(f"{path}: not a tar file, or cut off ({error}); copy it again") from None
 
 
 def _check(path: str, member: tarfile.TarInfo) -> None:
-    what = "a link" if member.issym() or member.islnk() else ""
-    what = what or ("sparse" if member.issparse() else "" if member.isreg() else "no file")
-    if what:
+    kind = "a link" if member.issym() or member.islnk() else ""
+    kind = kind or ("sparse" if member.issparse() else "" if member.isreg() else "not a file")
+    if kind:
         raise ValueError(
-            f"{path}: {member.name} is {what}; expected ordinary files (tar --dereference "
+            f"{path}: {member.name} is {kind}; expected ordinary files (tar --dereference "
             "--hard-dereference without --sparse)"
         )
 
 
 def _check_end(stream: Any, offset: int) -> None:
-    """tarfile takes the end of the file, or a damaged header, for the end of the archive."""
+    """tarfile takes the end of the file, and a damaged header, for the end of the archive."""
     stream.seek(offset)
     if stream.read(_BLOCK) != bytes(_BLOCK):
         raise tarfile.ReadError(f"no end of the archive at byte {offset}")

@@ -31,9 +31,11 @@ from medsiglip_jax.data.examples import Examples, write
 from medsiglip_jax.data.tables import INDEX
 from medsiglip_jax.files import opener, places, storage
 from medsiglip_jax.files.places import Place
-from medsiglip_jax.preprocess import decode as decoding
-from medsiglip_jax.preprocess.codec import Codec, UnreadableImage
+from medsiglip_jax.preprocess import facts
+from medsiglip_jax.preprocess.codec import Codec
+from medsiglip_jax.preprocess.decode import decode
 from medsiglip_jax.preprocess.dicom.rules import Rules
+from medsiglip_jax.preprocess.facts import UnreadableImage
 from medsiglip_jax.preprocess.image import preset
 from medsiglip_jax.preprocess.sources import read_bytes
 
@@ -57,7 +59,7 @@ def _decode(data: bytes, dicom: Rules) -> Any:
             return tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE")
         except tf.errors.InvalidArgumentError:
             pass
-    return decoding.decode(data, dicom)
+    return decode(data, dicom)
 
 
 def _is_plain_jpeg(data: bytes) -> bool:
@@ -71,7 +73,7 @@ def _is_plain_jpeg(data: bytes) -> bool:
     except Exception:  # `decode` says what is wrong
         return False
     plain = header.mode in ("L", "RGB") and "progressive" not in header.info
-    return plain and 0 < header.width * header.height <= decoding.MAX_PIXELS
+    return plain and 0 < header.width * header.height <= facts.MAX_PIXELS
 
 
 def _resize(image: Any, size: int) -> np.ndarray:
@@ -167,7 +169,7 @@ def _write_shard(path: Path, examples: Examples, rows: Sequence[int]) -> list[st
             try:
                 data = read_bytes(source)
             except UnreadableImage as error:
-                raise UnreadableImage(f"{source}: {error}") from None
+                raise error.of(source) from None
             record = _example(data, examples, row).SerializeToString()
             writer.write(record)
             start = position + _HEADER + record.index(data)

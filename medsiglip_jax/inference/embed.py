@@ -10,7 +10,6 @@ the same bytes as an uninterrupted one.
 # pyright: reportAttributeAccessIssue=false
 
 import importlib.metadata
-import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -41,13 +40,12 @@ from medsiglip_jax.inference.manifest import (
 from medsiglip_jax.inference.pseudonyms import Naming
 from medsiglip_jax.model import sharding
 from medsiglip_jax.model.api import Model
-from medsiglip_jax.preprocess import sources
+from medsiglip_jax.preprocess import formats, sources
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.image import preset
 
-_VOLUME = rf"(?i)({'|'.join(map(re.escape, sources.VOLUME_SUFFIXES))})(#frame=\d+)?$"
 # The packages that make pixels and vectors; those of DICOM, volumes and slides are optional.
-_MAKERS = ("jax", "pillow", "pydicom", "imagecodecs", "nibabel", "openslide-python")
+_MAKERS = ("jax", *formats.PACKAGES)
 _MISSING_IN_ROW = 1000  # this many missing files one after the other mean that a disk is gone
 
 
@@ -156,8 +154,9 @@ def embed(
 def _check_volumes(rows: Rows, rules: Rules) -> None:
     """Refuses volumes without `rules.volume` before the first row is embedded, not halfway."""
     column = rows.table.column("source")
-    for number in pc.indices_nonzero(pc.match_substring_regex(column, _VOLUME))[:1].to_pylist():
-        sources.check_volume(column[number].as_py(), rules)
+    for pattern in (format.pattern for format in formats.FORMATS if format.check):
+        for number in pc.indices_nonzero(pc.match_substring_regex(column, pattern))[:1].to_pylist():
+            sources.check_rules(column[number].as_py(), rules)
 
 
 def _naming(options: EmbedOptions) -> Naming | None:

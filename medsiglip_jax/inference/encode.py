@@ -1,7 +1,6 @@
 """Embeddings of files in one call, for Python: paths in, one array out."""
 
 import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from typing import Any
@@ -13,6 +12,7 @@ from medsiglip_jax.data.rows import Rows, from_tuples
 from medsiglip_jax.inference.engine import Embedded, Engine
 from medsiglip_jax.model.api import Model
 from medsiglip_jax.preprocess.dicom.rules import Rules
+from medsiglip_jax.preprocess.load import warn_about_pixels
 
 _NAMED = 20  # unreadable files named in an error, of maybe a million
 
@@ -109,18 +109,7 @@ def encode_rows(
             turned, burned_in = turned + batch.turned, burned_in + batch.burned_in
             yield batch
             on_batch(len(batch.rows))
-    if turned:
-        warnings.warn(
-            f"{turned} of {len(rows)} images carry an EXIF orientation that is not applied: pixels"
-            " are used as stored (PIL.ImageOps.exif_transpose turns an image upright)",
-            stacklevel=3,
-        )
-    if burned_in:
-        warnings.warn(
-            f"{burned_in} of {len(rows)} images are DICOM files that say that annotation, which may"
-            " identify people, is burned into their pixels",
-            stacklevel=3,
-        )
+    warn_about_pixels(turned, burned_in, len(rows))
 
 
 def check_towers(model: Model, rows: Rows) -> None:

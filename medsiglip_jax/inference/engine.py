@@ -19,8 +19,8 @@ from jaxtyping import Bool, Float32
 from medsiglip_jax.data.rows import Rows
 from medsiglip_jax.model.api import Model
 from medsiglip_jax.preprocess import sources, xla
-from medsiglip_jax.preprocess.decode import Facts, Subject, UnreadableImage, describe
 from medsiglip_jax.preprocess.dicom.rules import Rules
+from medsiglip_jax.preprocess.facts import Facts, Subject, UnreadableImage
 
 T = TypeVar("T")
 
@@ -155,7 +155,7 @@ class Engine:
             out[...] = self._resize(pixels, len(out))
             return None, facts
         except UnreadableImage as error:
-            return str(error).removeprefix(f"{describe(source)}: "), Facts()
+            return error.reason, Facts()
 
     def _dispatch(self, batch: Rows, loaded: _Loaded, fetcher: ThreadPoolExecutor) -> Future:
         """Sends a batch to the device without waiting for its embeddings."""

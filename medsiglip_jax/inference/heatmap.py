@@ -19,7 +19,8 @@ from medsiglip_jax.files import places, storage
 from medsiglip_jax.inference.classify import encode_texts, probabilities
 from medsiglip_jax.inference.encode import encode_rows
 from medsiglip_jax.model.api import Model
-from medsiglip_jax.preprocess.decode import UnreadableImage, needing
+from medsiglip_jax.preprocess import formats
+from medsiglip_jax.preprocess.facts import UnreadableImage
 from medsiglip_jax.preprocess.parts import Parts
 
 # Ten colours of matplotlib's viridis (CC0): equal steps look equal, also to the colour-blind.
@@ -47,8 +48,7 @@ def tiles(slide: str, parts: Parts) -> Rows:
     Raises:
         ValueError: the file is not a slide, or none of its tiles is wanted.
     """
-    with needing("slides", "slides"):
-        from medsiglip_jax.preprocess import slides
+    slides = formats.SLIDES.load()
     try:
         slides.check(slide, parts)
     except UnreadableImage as error:
@@ -86,7 +86,7 @@ def heatmap(
     Raises:
         ValueError: no tile can be read.
     """
-    from medsiglip_jax.preprocess import slides
+    slides = formats.SLIDES.load()
 
     check(output)
     table, errors = scores(model, rows, texts, preprocess, batch_size, on_batch)

@@ -15,8 +15,8 @@ from medsiglip_jax.files import places
 from medsiglip_jax.pages import contact_sheet
 from medsiglip_jax.pages.contact_sheet import Cell, Section, Sheet
 from medsiglip_jax.preprocess import sources
-from medsiglip_jax.preprocess.decode import Facts, UnreadableImage, describe
 from medsiglip_jax.preprocess.dicom.rules import Rules
+from medsiglip_jax.preprocess.facts import Facts, UnreadableImage, describe
 from medsiglip_jax.preprocess.image import preset
 
 _PAGE, _LINES = 1900, 6  # of a PNG sheet: its width in pixels, lines of text under a picture
@@ -125,7 +125,7 @@ def _look(row: Row, options: PreviewOptions) -> Look:
         image, facts = sources.read(row.source, rules=options.dicom)
         pixels = preset(options.preprocess)(image, options.size)
     except UnreadableImage as error:
-        return Look(row, error=str(error).removeprefix(f"{describe(row.source)}: "))
+        return Look(row, error=error.reason)
     return Look(row, pixels, image.shape[1], image.shape[0], facts)
 
 

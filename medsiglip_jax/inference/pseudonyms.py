@@ -15,7 +15,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from medsiglip_jax.files import places
-from medsiglip_jax.preprocess.decode import Subject
+from medsiglip_jax.preprocess.facts import Subject
 
 VARIABLE = "MEDSIGLIP_JAX_SALT"
 COLUMNS: tuple[str, ...] = tuple(field.name for field in fields(Subject))

@@ -18,13 +18,11 @@ from medsiglip_jax.model import attention as attentions
 from medsiglip_jax.model import sharding, towers, tree
 from medsiglip_jax.model.config import ModelConfig, TextConfig, VisionConfig, named
 from medsiglip_jax.model.towers import Compute
-from medsiglip_jax.model.weights import big_vision, huggingface, layouts, orbax, random
+from medsiglip_jax.model.weights import big_vision, layouts, random
+from medsiglip_jax.model.weights.checkpoint import TOKENIZER, Checkpoint, dtype_of
 from medsiglip_jax.preprocess.dicom.rules import Rules
-from medsiglip_jax.preprocess.image import load_images
+from medsiglip_jax.preprocess.load import load_images
 from medsiglip_jax.preprocess.text import Tokenizer
-
-# Name -> the file that makes a folder one of that format.
-FORMATS = {"huggingface": "config.json", "orbax": orbax.MARKER, "big_vision": "params.npz"}
 
 
 class Processor:
@@ -74,7 +72,7 @@ class Processor:
             source = self._tokenizer_source
             if source is None:
                 raise FileNotFoundError(
-                    f"{layouts.TOKENIZER} is missing: the checkpoint came without it. It is in "
+                    f"{TOKENIZER} is missing: the checkpoint came without it. It is in "
                     "the folder of google/medsiglip-448 on Hugging Face; put it beside the "
                     "weights, or pass tokenizer=PATH (--tokenizer PATH)"
                 )
@@ -116,7 +114,7 @@ class Model:
         tokenizer: str | os.PathLike | bytes | None = None,
         compute: Compute = Compute(),
         mesh: jax.sharding.Mesh | None = None,
-        checkpoint: layouts.Checkpoint | None = None,
+        checkpoint: Checkpoint | None = None,
     ):
         self.config, self.params, self.compute, self.mesh = config, params, compute, mesh
         self.checkpoint = checkpoint
@@ -295,7 +293,7 @@ def load(
 
     Raises:
         FileNotFoundError: nothing at `source`.
-        weights.CheckpointError: the checkpoint is broken or of another kind; every problem is in
+        CheckpointError: the checkpoint is broken or of another kind; every problem is in
             the message, and nothing is loaded.
     """
     compute = compute_for(dtype, matmul_precision, attention, mesh)
@@ -320,7 +318,7 @@ def init(name: str | ModelConfig, seed: int = 0, dtype: str = "float32") -> Mode
     config = named(name) if isinstance(name, str) else name
     compute = compute_for(dtype)
     params = jax.tree.map(
-        lambda x: jax.device_put(x.astype(layouts.dtype_of(dtype))),
+        lambda x: jax.device_put(x.astype(dtype_of(dtype))),
         random.init_params(config, seed),
     )
     return Model(params, config, compute=compute)
@@ -346,24 +344,18 @@ def save(
     Raises:
         FileExistsError: something is there already.
     """
-    if format not in FORMATS:
-        raise ValueError(f"format is {format!r}; expected one of {', '.join(FORMATS)}")
+    if format not in layouts.LAYOUTS:
+        raise ValueError(f"format is {format!r}; expected one of {', '.join(layouts.LAYOUTS)}")
+    layout = layouts.LAYOUTS[format]
     path, tokenizer = places.at(folder), model.processor.tokenizer_bytes
     if format == "big_vision" and path.suffix == ".npz":
         if not overwrite:
             places.check_new(path)
         with storage.new_file(path) as partial_path:
-            big_vision.write_npz(partial_path, model.params, model.config)
+            big_vision.write_npz(partial_path, model.params)
         return
-    with storage.new_folder(path, overwrite, FORMATS[format]) as partial_path:
-        if format == "huggingface":
-            huggingface.write_folder(partial_path, model.params, model.config, tokenizer)
-        elif format == "orbax":
-            orbax.write_folder(partial_path, model.params, model.config, tokenizer)
-        else:
-            big_vision.write_npz(partial_path / "params.npz", model.params, model.config)
-            if tokenizer is not None:
-                (partial_path / layouts.TOKENIZER).write_bytes(tokenizer)
+    with storage.new_folder(path, overwrite, layout.marker) as partial_path:
+        layout.write(partial_path, model.params, model.config, tokenizer)
         for name, content in (extra or {}).items():
             (partial_path / name).write_bytes(content)
 
@@ -394,7 +386,7 @@ def compute_for(
 ) -> Compute:
     """How to compute in `dtype` on `mesh`, or on one device of `platform` ("cpu", "tpu", "gpu";
     default the one there is), with the defaults of `load`."""
-    layouts.dtype_of(dtype)
+    dtype_of(dtype)
     precision = matmul_precision or ("highest" if dtype == "float32" else "default")
     try:
         jax.default_matmul_precision(precision)
@@ -413,7 +405,7 @@ def tokenizer_path(tokenizer: str | os.PathLike | None) -> Path | None:
     if tokenizer is None:
         return None
     path = Path(tokenizer)
-    path = path / layouts.TOKENIZER if path.is_dir() else path
+    path = path / TOKENIZER if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected a SentencePiece model")
     return path

@@ -13,8 +13,8 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from medsiglip_jax.files import places, storage
 from medsiglip_jax.preprocess import sources
-from medsiglip_jax.preprocess.decode import MAX_PIXELS, UnreadableImage
 from medsiglip_jax.preprocess.dicom.rules import Rules
+from medsiglip_jax.preprocess.facts import MAX_PIXELS, UnreadableImage
 
 SUFFIXES = (".html", ".png")
 SIDE, PITCH, MARGIN, LABEL = 160, 176, 24, 40  # pixels: picture, from one to the next, page, text

@@ -23,6 +23,7 @@ from medsiglip_jax.model.weights import layouts
 from medsiglip_jax.plan import collectives
 from medsiglip_jax.plan.topologies import Topology
 from medsiglip_jax.train import build, flops, freeze
+from medsiglip_jax.train.objectives.objective import Labels
 from medsiglip_jax.train.recipe import Recipe
 from medsiglip_jax.train.step import State, place_shapes, state_shapes
 
@@ -133,13 +134,12 @@ def architecture(recipe: Recipe) -> ModelConfig:
 
 def _step(recipe: Recipe, devices: list[Any]) -> tuple[Any, dict]:
     config, mesh = architecture(recipe), build.mesh_of(recipe, devices)
-    if recipe.objective.name == "contrastive" and not (config.vision and config.text):
-        raise ValueError(f"init {recipe.init!r} has one tower; a contrastive run needs both")
+    objective = recipe.objective
+    if "txt" in objective.towers and not (config.vision and config.text):
+        raise ValueError(f"init {recipe.init!r} has one tower; {objective.name} needs both")
     compute = build.compute_of(recipe, mesh, devices[0].platform)
     one = SingleDeviceSharding(devices[0])
-    label, classes = recipe.data[0].label, len(recipe.data[0].classes or ()) or _CLASSES
-    findings = isinstance(label, tuple)
-    classes = len(label) if findings else classes
+    labels = _labels(recipe)
     params = towers.param_shapes(config)
     fsdp = bool(recipe.mesh and recipe.mesh.fsdp)
     places = (
@@ -148,25 +148,39 @@ def _step(recipe: Recipe, devices: list[Any]) -> tuple[Any, dict]:
         else sharding.param_shardings(params, mesh, fsdp)
     )
     params = place_shapes(params, places)
-    added = jax.eval_shape(lambda: build.additions(recipe, params, config, classes))
+    added = jax.eval_shape(lambda: build.additions(recipe, params, config, labels))
     whole = one if mesh is None else sharding.replicated(mesh)
     params = freeze.join(params, place_shapes(added, jax.tree.map(lambda _: whole, added)))
     part, optimizer = build.what_trains(recipe, params)
     trained, frozen = _split(part, params)
     state = state_shapes(trained, optimizer, frozen)
-    objective = build.objective_of(recipe, config, compute, mesh, findings)
-    step = build.train_step(recipe, objective, optimizer, state, mesh)
+    loss = objective.loss(config, compute, labels, recipe.loss_chunk, mesh)
+    step = build.train_step(recipe, loss, optimizer, state, mesh)
     rows = one if mesh is None else sharding.batch_sharding(mesh)
     batch = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows),
-        _batch(recipe, config, classes if findings else None),
+        objective.batch(config, recipe.batch_size, labels),
     )
-    facts = _facts(state, flops.of_step(recipe, config, trained, frozen, compute.attention))
+    count = flops.of_step(
+        config, trained, frozen, recipe.batch_size, attention=compute.attention,
+        dtype=recipe.dtype, remat=recipe.remat, unused=objective.unused(params),
+        loss=objective.loss_flops(config, recipe.batch_size),
+        encoded_twice=objective.accumulate > 1 and objective.negatives == "batch",
+    )  # fmt: skip
+    facts = _facts(state, count)
     facts["largest"] |= _activations(
         recipe, config, trained, mesh.shape["data"] if mesh else 1, compute.attention
     )
     facts |= {"trained": tree.size(trained), "parameters": tree.size(params)}
     return step.lower(state, batch), facts
+
+
+def _labels(recipe: Recipe) -> Labels:
+    """What the recipe tells of the labels that its data would have."""
+    data = recipe.data[0]
+    if isinstance(data.label, tuple):
+        return Labels(data.label, multi_label=True)
+    return Labels(data.classes or ("",) * _CLASSES)
 
 
 def _activations(
@@ -179,17 +193,14 @@ def _activations(
     tokens = rows * v.num_tokens
     size = jnp.dtype(recipe.dtype).itemsize
     kept = v.depth if "img" in trained else 1  # blocks of which something waits for a gradient
-    found = {
+    sizes = {
         "image blocks: hidden layers": size * tokens * v.mlp_dim * (kept if dense else 1),
         "image blocks: inputs": size * tokens * v.width * kept,
     }
     if used(attention, v.num_tokens, recipe.dtype) not in RECOMPUTES:
         logits = 4 * tokens * v.num_heads * v.num_tokens
-        found["image blocks: attention logits"] = logits * (kept if recipe.remat == "none" else 1)
-    if recipe.objective.name == "contrastive":
-        side = recipe.batch_size // devices
-        found["loss: a tile of pairs"] = 4 * min(side, recipe.loss_chunk or side) ** 2
-    return found
+        sizes["image blocks: attention logits"] = logits * (kept if recipe.remat == "none" else 1)
+    return sizes | recipe.objective.loss_bytes(recipe.batch_size // devices, recipe.loss_chunk)
 
 
 def _split(part: freeze.Partition, params: Any) -> tuple[Any, Any]:
@@ -203,21 +214,6 @@ def _split(part: freeze.Partition, params: Any) -> tuple[Any, Any]:
 
     trained, frozen = (tree.map_with_path(place, half) for half in cut)
     return trained, frozen
-
-
-def _batch(recipe: Recipe, config: ModelConfig, findings: int | None) -> dict[str, Any]:
-    """As `loader` makes it."""
-    rows, size, length = recipe.batch_size, config.image_size, config.context_length
-    shape = jax.ShapeDtypeStruct
-    batch = {"image": shape((rows, size, size, 3), jnp.uint8), "mask": shape((rows,), jnp.bool_)}
-    if recipe.objective.name == "contrastive":
-        batch["text"] = shape((rows, length), jnp.int32)
-        batch["positives"] = shape((rows,), jnp.int32)
-    elif findings:
-        batch["label"] = shape((rows, findings), jnp.float32)
-    else:
-        batch["label"] = shape((rows,), jnp.int32)
-    return batch
 
 
 def _embedding(recipe: Recipe, devices: list[Any]) -> tuple[Any, dict]:

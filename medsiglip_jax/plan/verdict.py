@@ -183,10 +183,9 @@ def _remedies(question: Question) -> Iterator[tuple[str, dict[str, Any]]]:
     else:
         mesh = recipe.mesh or Mesh()
         fsdp = not mesh.fsdp and question.topology.devices > 1
-        pairs = recipe.objective.name == "contrastive"
         steps = [
             ("mesh.fsdp", True, fsdp),
-            ("loss_chunk", 1024, pairs and recipe.loss_chunk is None),
+            ("loss_chunk", 1024, recipe.objective.chunked and recipe.loss_chunk is None),
             ("dtype", "bfloat16", recipe.dtype == "float32"),
             ("remat", "dots", recipe.remat == "none"),
             ("remat", "block", recipe.remat != "block"),

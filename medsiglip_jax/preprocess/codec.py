@@ -10,8 +10,9 @@ from jaxtyping import UInt8
 
 from medsiglip_jax.preprocess import sources
 from medsiglip_jax.preprocess.augment import Augment, recolour, window
-from medsiglip_jax.preprocess.decode import Facts, UnreadableImage, decode, describe
+from medsiglip_jax.preprocess.decode import decode
 from medsiglip_jax.preprocess.dicom.rules import Rules
+from medsiglip_jax.preprocess.facts import Facts, UnreadableImage, describe
 from medsiglip_jax.preprocess.image import preset
 
 
@@ -49,7 +50,7 @@ def load_image(
         path: a source, see `preprocess.sources`.
         size: height and width of the result, in pixels.
         codec: decoder and preset.
-        augment: by default none, and then the pixels are those of `image.load_images`.
+        augment: by default none, and then the pixels are those of `load.load_images`.
         key: of the augmentation.
 
     Raises:
@@ -65,4 +66,4 @@ def load_image(
     try:
         return recolour(augment, codec.resize(pixels, size), key)
     except UnreadableImage as error:  # a preset refuses it
-        raise UnreadableImage(f"{describe(path)}: {error}") from error
+        raise error.of(describe(path)) from error

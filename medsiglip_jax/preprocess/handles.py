@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from medsiglip_jax.preprocess.decode import UnreadableImage
+from medsiglip_jax.preprocess.facts import UnreadableImage
 
 T = TypeVar("T")
 
@@ -47,7 +47,7 @@ def opened(path: str, opener: Callable[[str], T]) -> T:
     try:
         return future.result()
     except UnreadableImage as error:  # an exception of its own: threads write their traces into it
-        raise type(error)(str(error)) from None
+        raise error.of(error.source) from None
 
 
 def _state(path: str) -> tuple[int, int] | None:

@@ -14,34 +14,15 @@ Numpy and PIL only: neither jax nor tensorflow is imported. The range [-1, 1] co
 accelerator; `value_range` is the same arithmetic in numpy.
 """
 
-import os
-import warnings
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Shaped, UInt8
 from PIL import Image
 
-from medsiglip_jax.preprocess import decode as decoding
-from medsiglip_jax.preprocess import sources
-from medsiglip_jax.preprocess.decode import UnreadableImage, decode
-from medsiglip_jax.preprocess.dicom.rules import Rules
-
-__all__ = [
-    "PRESETS",
-    "UnreadableImage",
-    "big_vision",
-    "big_vision_pad",
-    "decode",
-    "huggingface",
-    "load_images",
-    "preset",
-    "resize_bilinear",
-    "serving",
-    "value_range",
-]
+from medsiglip_jax.preprocess import facts
+from medsiglip_jax.preprocess.facts import UnreadableImage
 
 # Rows of output made at a time, so that the float32 work stays in cache: 6000x5000 -> 448x448 takes
 # 7 ms at 16 and 17 ms in one piece (one core).
@@ -127,10 +108,11 @@ def _check_resize(image: np.ndarray, size: Any) -> tuple[int, int]:
         )
     if np.shape(size) != (2,):
         raise ValueError(f"size is {size!r}, expected (height, width)")
-    return _check_size(size[0]), _check_size(size[1])
+    return check_size(size[0]), check_size(size[1])
 
 
-def _check_size(size: Any) -> int:
+def check_size(size: Any) -> int:
+    """The number, if it is a whole number of at least 1; ValueError otherwise."""
     if not isinstance(size, (int, np.integer)) or isinstance(size, bool) or size < 1:
         raise ValueError(f"size is {size!r}, expected whole numbers >= 1 (pixels)")
     return int(size)
@@ -146,7 +128,7 @@ def big_vision_pad(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.nda
 
     Rows are padded when they are read: the square, 1.2 GB for a 20000x500 strip, never exists.
     """
-    size, (height, width) = _check_size(size), image.shape[:2]
+    size, (height, width) = check_size(size), image.shape[:2]
     side = max(height, width)
     above = before(height, side)
 
@@ -160,7 +142,7 @@ def big_vision_pad(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.nda
 
 def huggingface(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "s s 3"]:
     """Squashes to [size, size, 3] by PIL bicubic, as `SiglipImageProcessorPil` does."""
-    return _bicubic(image, _check_size(size), size)
+    return _bicubic(image, check_size(size), size)
 
 
 def serving(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "s s 3"]:
@@ -183,8 +165,8 @@ def serving(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "
     Raises:
         UnreadableImage: so elongated that the padded image would not fit in memory.
     """
-    size, side = _check_size(size), max(image.shape[:2])
-    if side * size > decoding.MAX_PIXELS:
+    size, side = check_size(size), max(image.shape[:2])
+    if side * size > facts.MAX_PIXELS:
         raise UnreadableImage(
             f"{image.shape[1]}x{image.shape[0]} image is too elongated to be padded to a square;"
             " crop it, or use another preset"
@@ -252,83 +234,3 @@ def value_range(pixels: UInt8[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*sh
     Bit-equal, for all 256 values, to the rescaling and normalisation of `SiglipImageProcessorPil`.
     """
     return pixels.astype(np.float32) / np.float32(255) * np.float32(2) - np.float32(1)
-
-
-def load_images(
-    items: Any,
-    size: int,
-    preprocess: str = "big_vision",
-    workers: int | None = None,
-    dicom: Rules = Rules(),
-) -> UInt8[np.ndarray, "n s s 3"]:
-    """Decodes and resizes images; order is kept.
-
-    Args:
-        items: one image (a source, see `preprocess.sources`, or anything else that `decode` takes),
-            a sequence of them, or a batch: uint8 or uint16 array [n, H, W, 3].
-        size: height and width of the result, in pixels.
-        preprocess: name of a preset: "big_vision", "big_vision_pad", "huggingface" or "serving".
-        workers: threads; default the number of cores, at most 8.
-        dicom: how DICOM files become pixels.
-
-    Returns:
-        uint8 [n, size, size, 3]; [0, size, size, 3] for an empty sequence.
-
-    Raises:
-        UnreadableImage: an image that cannot be used, by position and name; a FileNotFoundError as
-            well where there is none.
-        OSError: the disk or the network fails.
-        ValueError: unknown preset, or a size or number of workers below 1.
-
-    Warns:
-        UserWarning: once, with the number of images whose EXIF orientation is not upright; and
-            once, with that of DICOM files that say that annotation is burned into their pixels.
-    """
-    items, resize, size = _as_list(items), preset(preprocess), _check_size(size)
-    workers = _check_size(min(8, os.cpu_count() or 1) if workers is None else workers)
-    out = np.empty((len(items), size, size, 3), np.uint8)
-
-    def load(i: int) -> decoding.Facts:
-        try:
-            pixels, facts = _decoded(items[i], dicom)
-            out[i] = resize(pixels, size)
-        except UnreadableImage as error:
-            where = f"image {i + 1} of {len(items)}: " if len(items) > 1 else ""
-            raise type(error)(f"{where}{error}") from error
-        return facts
-
-    if workers == 1 or len(items) < 2:
-        facts = list(map(load, range(len(items))))
-    else:
-        with ThreadPoolExecutor(min(workers, len(items))) as pool:
-            facts = list(pool.map(load, range(len(items))))
-    if turned := sum(f.orientation != 1 for f in facts):
-        warnings.warn(
-            f"{turned} of {len(items)} images carry an EXIF orientation that is not applied: pixels"
-            " are used as stored (PIL.ImageOps.exif_transpose turns an image upright)",
-            stacklevel=2,
-        )
-    if burned := sum(f.burned_in for f in facts):
-        warnings.warn(
-            f"{burned} of {len(items)} images are DICOM files that say that annotation, which may"
-            " identify people, is burned into their pixels",
-            stacklevel=2,
-        )
-    return out
-
-
-def _decoded(item: Any, rules: Rules) -> tuple[np.ndarray, decoding.Facts]:
-    if isinstance(item, (str, os.PathLike)):
-        return sources.read(os.fspath(item), rules=rules)
-    return decoding.decode_with_facts(item, rules=rules)
-
-
-def _as_list(items: Any) -> list:
-    if isinstance(items, np.ndarray):
-        if items.ndim == 4 or items.dtype.kind in "OSU":  # a batch, or an array of paths
-            return list(items)
-        return [items]
-    single = isinstance(items, (str, bytes, bytearray, memoryview, os.PathLike, Image.Image))
-    if single or isinstance(items, Mapping) or not isinstance(items, Iterable):
-        return [items]
-    return list(items)

@@ -3,9 +3,11 @@
 import math
 import re
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from medsiglip_jax.preprocess.dicom.rules import MIDDLE
+import numpy as np
+
+from medsiglip_jax.preprocess.names import MIDDLE, frame_number
 
 ALL = "all"
 _EVERY = re.compile(r"every=([1-9]\d*)")
@@ -58,9 +60,22 @@ class Parts:
         """Numbers of the frames that are rows, of so many; none where the one asked for is not."""
         if self.step is not None:
             return range(0, count, self.step)
-        first = count // 2 if self.frame == MIDDLE else int(self.frame)
+        first = frame_number(self.frame, count)
         return range(first, min(first + 1, count))
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON gives it back."""
         return asdict(self)
+
+
+class Tiles(NamedTuple):
+    """The tiles of a slide.
+
+    Attributes:
+        columns: of one length: int32 `x`, `y`, `level`, `size`, of `read`; float32 `mpp`, the
+            resolution of the tile in `TILE` pixels. They may be empty.
+        shared: the same for all files of one slide; None where that is one file.
+    """
+
+    columns: dict[str, np.ndarray]
+    shared: str | None

@@ -7,18 +7,16 @@ profiles are not applied. Labels, which name patients, are never read.
 import math
 import os
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
 
 import numpy as np
 import openslide
 from jaxtyping import UInt8
 from PIL import Image
 
-from medsiglip_jax.preprocess import decode as decoding
-from medsiglip_jax.preprocess import handles, sources, tissue
-from medsiglip_jax.preprocess.decode import UnreadableImage
+from medsiglip_jax.preprocess import facts, handles, tissue
 from medsiglip_jax.preprocess.dicom import sniff
-from medsiglip_jax.preprocess.parts import Parts
+from medsiglip_jax.preprocess.facts import NoSuchFile, UnreadableImage
+from medsiglip_jax.preprocess.parts import Parts, Tiles
 
 MPP = 0.5  # um/px of tiles where none is given: 20x, at which pathologists look at cells
 TILE = 448  # pixels that a tile has at the resolution asked for: as many as the model takes
@@ -84,7 +82,7 @@ class _Slide:
         if "://" in self._path:
             return UnreadableImage("OpenSlide reads local files only")
         if not os.path.exists(self._path):
-            return sources.NoSuchFile("no such file")
+            return NoSuchFile("no such file")
         return UnreadableImage("not a slide that OpenSlide can read")
 
     def _damaged(self, error: Exception) -> UnreadableImage:
@@ -152,7 +150,7 @@ def read(path: str, x: int, y: int, level: int, size: int) -> UInt8[np.ndarray, 
         raise _not_cut(slide)
     if not 0 <= level < len(slide.sizes):
         raise UnreadableImage(f"no level {level}; the slide has {len(slide.sizes)}, from 0")
-    if size**2 > decoding.MAX_PIXELS:
+    if size**2 > facts.MAX_PIXELS:
         raise UnreadableImage(_too_large(size))
     side, (width, height) = size * slide.downsamples[level], slide.sizes[0]
     if not (-side < x < width and -side < y < height):
@@ -161,7 +159,7 @@ def read(path: str, x: int, y: int, level: int, size: int) -> UInt8[np.ndarray, 
 
 
 def _too_large(size: int) -> str:
-    return f"tiles of {size}x{size} pixels; expected at most {decoding.MAX_PIXELS}"
+    return f"tiles of {size}x{size} pixels; expected at most {facts.MAX_PIXELS}"
 
 
 def _not_cut(slide: _Slide) -> UnreadableImage:
@@ -173,19 +171,6 @@ def _not_cut(slide: _Slide) -> UnreadableImage:
 
 
 # ------------------------------------------------------------------------------------------ tiles
-
-
-class Tiles(NamedTuple):
-    """The tiles of a slide.
-
-    Attributes:
-        columns: of one length: int32 `x`, `y`, `level`, `size`, of `read`; float32 `mpp`, the
-            resolution of the tile in `TILE` pixels. They may be empty.
-        shared: the same for all files of one slide; None where that is one file.
-    """
-
-    columns: dict[str, np.ndarray]
-    shared: str | None
 
 
 def tiles(path: str, parts: Parts) -> Tiles:
@@ -209,7 +194,7 @@ def tiles(path: str, parts: Parts) -> Tiles:
     level, own = _level(slide, path, parts)
     target, downsample = parts.mpp or MPP, slide.downsamples[level]
     size = max(1, round(TILE * target / (own * downsample)))
-    if size**2 > decoding.MAX_PIXELS:
+    if size**2 > facts.MAX_PIXELS:
         raise ValueError(f"{path}: --mpp {target:g} asks for {_too_large(size)}")
     width, height = slide.sizes[level]
     left, top = (np.rint(np.arange(0, n, size) * downsample) for n in (width, height))

@@ -23,11 +23,11 @@ import nibabel
 import numpy as np
 from jaxtyping import UInt8
 
-from medsiglip_jax.preprocess import decode as decoding
-from medsiglip_jax.preprocess import sources
-from medsiglip_jax.preprocess.decode import Facts, UnreadableImage
+from medsiglip_jax.preprocess import facts
+from medsiglip_jax.preprocess.bytes import open_binary, read_bytes
 from medsiglip_jax.preprocess.dicom import grey, samples
 from medsiglip_jax.preprocess.dicom.rules import Rules
+from medsiglip_jax.preprocess.facts import Facts, UnreadableImage
 
 # Bytes that a compressed volume may inflate to: 4,000 slices of 512x512 at 16 bits.
 MAX_INFLATED = 1 << 31
@@ -66,20 +66,20 @@ class _Layout:
         return math.prod(self.shape) * self.dtype.itemsize
 
     @property
-    def slices(self) -> int:
+    def frames(self) -> int:
         return self.shape[self.axes[:, 0].tolist().index(2)]
 
 
-def slices(stream: Any) -> int:
+def count_frames(stream: Any) -> int:
     """How many axial slices a volume has, from its header.
 
     Raises:
         UnreadableImage: no NIfTI, or damaged; the reason.
     """
-    return _layout(_inflated(stream)).slices
+    return _layout(_inflated(stream)).frames
 
 
-def open_volume(path: str) -> "Volume":
+def open_file(path: str) -> "Volume":
     """Opens a volume: mapped to memory where the file is local and not compressed, else read.
 
     Raises:
@@ -88,10 +88,10 @@ def open_volume(path: str) -> "Volume":
     """
     if "://" in path:
         with _AT_ONCE:
-            plain = _inflated(io.BytesIO(sources.read_bytes(path)))
+            plain = _inflated(io.BytesIO(read_bytes(path)))
             layout = _layout(plain)
             return Volume(_read(plain, layout), layout)
-    with sources.open_binary(path) as stream:
+    with open_binary(path) as stream:
         plain = _inflated(stream)
         layout = _layout(plain)
         if plain is stream:
@@ -104,7 +104,7 @@ class Volume:
     """An open volume; several threads may render its slices.
 
     Attributes:
-        slices: axial.
+        frames: axial slices.
         nbytes: in memory.
     """
 
@@ -112,7 +112,7 @@ class Volume:
         self._values = nibabel.orientations.apply_orientation(stored, layout.axes)  # a view
         self._layout, self._lock = layout, threading.Lock()
         self._limits: tuple[float, float] | None = None
-        self.slices = layout.slices
+        self.frames = layout.frames
         self.nbytes = 0 if isinstance(stored, np.memmap) else layout.nbytes
 
     def render(self, number: int, rules: Rules) -> tuple[UInt8[np.ndarray, "h w 3"], Facts]:
@@ -126,13 +126,13 @@ class Volume:
         """
         if rules.name == "official":
             raise UnreadableImage("official rules: NIfTI volumes are not served")
-        if not number < self.slices:
-            raise UnreadableImage(f"volume of {self.slices} slices; number {number} is asked for")
+        if not number < self.frames:
+            raise UnreadableImage(f"volume of {self.frames} slices; number {number} is asked for")
         stored = np.ascontiguousarray(self._values[::-1, ::-1, number].T)
-        if stored.size > decoding.MAX_PIXELS:
+        if stored.size > facts.MAX_PIXELS:
             raise UnreadableImage(
                 f"slices of {stored.shape[1]}x{stored.shape[0]} pixels, more than the limit of "
-                f"{decoding.MAX_PIXELS}"
+                f"{facts.MAX_PIXELS}"
             )
         ramps, words = self._ramps(rules)
 
@@ -142,8 +142,8 @@ class Volume:
             return np.broadcast_to(levels, (len(x), 3))
 
         first = f", first of {self._layout.volumes} volumes" if self._layout.volumes > 1 else ""
-        facts = Facts(frames=self.slices, frame=number, seen=f"NIfTI volume{first}: {words}")
-        return samples.shaded(stored, shade), facts
+        seen = f"NIfTI volume{first}: {words}"
+        return samples.shaded(stored, shade), Facts(frames=self.frames, frame=number, seen=seen)
 
     def _ramps(self, rules: Rules) -> tuple[Sequence[tuple[float, float]], str]:
         """(black, from there to white) of the channels, one for all or three, and in words."""
@@ -161,7 +161,7 @@ class Volume:
     def _percentiles(self) -> tuple[float, float]:
         with self._lock:
             if self._limits is None:
-                sampled = self._values[..., :: -(-self.slices // _SAMPLED)]
+                sampled = self._values[..., :: -(-self.frames // _SAMPLED)]
                 step = max(1, math.ceil(math.sqrt(sampled.size / _VALUES)))
                 sampled = sampled[::step, ::step]
                 found = sampled[np.isfinite(sampled)]

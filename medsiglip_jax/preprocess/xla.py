@@ -18,8 +18,9 @@ from PIL import Image
 
 from medsiglip_jax.preprocess import image as exact
 from medsiglip_jax.preprocess.codec import Codec
-from medsiglip_jax.preprocess.decode import ToArray, decode_with_facts
+from medsiglip_jax.preprocess.decode import decode_with_facts
 from medsiglip_jax.preprocess.dicom.rules import Rules
+from medsiglip_jax.preprocess.pil import ToArray
 
 
 def preset(name: str) -> tuple[ToArray, Callable[[np.ndarray, int], np.ndarray]]:

@@ -22,15 +22,15 @@ from medsiglip_jax.model.config import ModelConfig
 from medsiglip_jax.model.towers import Compute
 from medsiglip_jax.preprocess import xla
 from medsiglip_jax.preprocess.codec import Codec
-from medsiglip_jax.train import freeze, lora, objectives, optim, validation  # fmt: skip
+from medsiglip_jax.train import freeze, lora, optim, validation
 from medsiglip_jax.train import recipe as recipes
-from medsiglip_jax.train.objectives import Objective, Params
+from medsiglip_jax.train.objectives.objective import Labels, Loss, Params
 from medsiglip_jax.train.recipe import Recipe
 from medsiglip_jax.train.step import State, init_state, make_train_step
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Job:
+class PreparedRun:
     """What `prepare` returns.
 
     Attributes:
@@ -38,7 +38,8 @@ class Job:
         model: the weights to start from, the architecture and the tokenizer.
         part: which parameters train.
         compute: how the arithmetic is done.
-        objective: the loss.
+        labels: what the training examples are labelled with.
+        loss: of the recipe's objective.
         optimizer: of the trainable part.
         state: before the first step.
         training: the examples to train on, by source.
@@ -50,7 +51,8 @@ class Job:
     model: api.Model
     part: freeze.Partition
     compute: Compute
-    objective: Objective
+    labels: Labels
+    loss: Loss
     optimizer: optim.Optimizer
     state: State
     training: tuple[Examples, ...]
@@ -78,52 +80,50 @@ class Job:
             yield sharding.put_batch(batch, self.mesh)
 
     def evaluate(self, on_error: Callable[[str, str], None], state: State) -> dict[str, float]:
-        """The metrics of `validation` on the held-out examples."""
+        """The objective's metrics on the held-out examples."""
         params, recipe = freeze.join(state["params"], state["frozen"]), self.recipe
         batches = loader.epoch_batches(
             self._input(self.held_out), recipe.batch_size, on_error=on_error, codec=self._codec,
             **_this_process(),
         )  # fmt: skip
-        rows = validation.collect(self._encode, params, batches, self.mesh)
-        if recipe.objective.name == "classification":
-            return validation.classification(rows, params, self.objective)
-        zclass = None if self._prompts is None else self._encode_prompts(params)
-        return validation.contrastive(rows, params, recipe.batch_size, zclass)
+        encoded = validation.collect(self._encode, params, batches, self.mesh)
+        classes = None if self._prompts is None else self._encode_prompts(params)
+        return recipe.objective.metrics(encoded, params, self.loss, recipe.batch_size, classes)
 
     @functools.cached_property
     def _codec(self) -> Codec:
         """Who decodes: TensorFlow, a quarter faster, where it is installed, or PIL and XLA."""
-        found = importlib.util.find_spec("tensorflow") is not None
-        if self.recipe.loader == "pil" or (self.recipe.loader == "auto" and not found):
+        installed = importlib.util.find_spec("tensorflow") is not None
+        if self.recipe.loader == "pil" or (self.recipe.loader == "auto" and not installed):
             return xla.codec(self.recipe.preprocess, self.recipe.dicom)
         from medsiglip_jax.data.tf import tf_codec
 
         return tf_codec(self.recipe.preprocess, self.recipe.dicom)
 
-    def _input(self, rows: tuple[Examples, ...], weights=None) -> Input:
+    def _input(self, sources: tuple[Examples, ...], weights=None) -> Input:
         recipe, vision = self.recipe, self.model.config.vision
         assert vision is not None
-        texts = recipe.objective.name == "contrastive"
+        tokenizer = functools.partial(self.model.processor.tokenizer, warn=False)
         return Input(
-            rows,
-            Order(tuple(map(len, rows)), weights, recipe.seed),
+            sources,
+            Order(tuple(map(len, sources)), weights, recipe.seed),
             vision.image_size,
             recipe.preprocess,
             recipe.augment,
             recipe.seed,
-            functools.partial(self.model.processor.tokenizer, warn=False) if texts else None,
+            tokenizer if "txt" in recipe.objective.towers else None,
             recipe.dicom,
         )
 
     @functools.cached_property
     def _encode(self):
-        return validation.encoder(self.objective, self.mesh)
+        return validation.encoder(self.loss.encode, self.mesh)
 
     @functools.cached_property
     def _prompts(self) -> np.ndarray | None:
         """Tokens of one caption per class, where texts are made of labels."""
-        captions, classes = self.recipe.data[0].captions, self.training[0].classes
-        if captions is None or not classes:
+        captions, classes = self.recipe.data[0].captions, self.labels.classes
+        if captions is None or not classes or "txt" not in self.recipe.objective.towers:
             return None
         texts = examples.class_captions(captions, classes)
         return self.model.processor.texts([texts[name] for name in classes])
@@ -144,39 +144,45 @@ def _this_process() -> dict[str, int]:
     return {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
 
-def prepare(recipe: Recipe) -> Job:
+def prepare(recipe: Recipe) -> PreparedRun:
     """Reads the data, loads or draws the weights, and places the state on the devices."""
-    mesh = mesh_of(recipe)
+    mesh, objective = mesh_of(recipe), recipe.objective
     training, held_out = _examples(recipe)
-    _check_columns(recipe, training)
+    for data, examples_ in zip(recipe.data, training, strict=True):
+        objective.check_columns(examples_, data.path)
     compute = compute_of(recipe, mesh)
     model = _model(recipe, mesh)
-    if recipe.objective.name == "contrastive":
-        for rows in training:  # says once, before any work, what is missing or too long
-            model.processor.texts((rows.texts or ())[:10_000])
-    added = additions(recipe, model.params, model.config, len(training[0].classes))
+    if "txt" in objective.towers:
+        for source in training:  # says once, before any work, what is missing or too long
+            model.processor.texts((source.texts or ())[:10_000])
+    labels = _labels(training)
+    added = additions(recipe, model.params, model.config, labels)
     params = freeze.join(model.params, _place(added, mesh))
     part, optimizer = what_trains(recipe, params)
     trainable, frozen = part.split(params)
     state = init_state(trainable, optimizer, frozen)
     # What the split has cut would otherwise stay in memory, whole, beside its pieces.
     model.params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), model.params)
-    return Job(
-        recipe, model, part, compute, _objective(recipe, model, compute, training, mesh),
-        optimizer, state, training, held_out, mesh,
-    )  # fmt: skip
+    loss = objective.loss(model.config, compute, labels, recipe.loss_chunk, mesh)
+    return PreparedRun(
+        recipe, model, part, compute, labels, loss, optimizer, state, training, held_out, mesh
+    )
+
+
+def _labels(training: Sequence[Examples]) -> Labels:
+    columns = [source.labels for source in training if source.labels is not None]
+    if not columns:
+        return Labels(training[0].classes)
+    values = np.concatenate(columns)
+    return Labels(training[0].classes, values.ndim == 2, values)
 
 
 def train_step(
-    recipe: Recipe,
-    objective: Objective,
-    optimizer: optim.Optimizer,
-    state: State,
-    mesh: Mesh | None,
+    recipe: Recipe, loss: Loss, optimizer: optim.Optimizer, state: State, mesh: Mesh | None
 ) -> Callable:
     """The compiled step of a run; `state` may be abstract."""
     return make_train_step(
-        objective, optimizer, recipe.objective.accumulate, recipe.objective.negatives,
+        loss, optimizer, recipe.objective.accumulate, recipe.objective.negatives,
         places=jax.tree.map(lambda x: x.sharding, state) if mesh else None,
     )  # fmt: skip
 
@@ -204,13 +210,11 @@ def compute_of(recipe: Recipe, mesh: Mesh | None, platform: str | None = None) -
     return dataclasses.replace(compute, remat=recipe.remat)
 
 
-def additions(recipe: Recipe, params: Params, config: ModelConfig, classes: int) -> Params:
+def additions(recipe: Recipe, params: Params, config: ModelConfig, labels: Labels) -> Params:
     """What training adds to a model's parameters, given or abstract: a head, adapters."""
-    added, used = {}, params
-    if recipe.objective.name == "classification":
-        added["head"] = objectives.init_head(config, classes)
-        used = {"img": params["img"]}
-    return {**added, **(lora.init(recipe.lora, used, recipe.seed) if recipe.lora else {})}
+    added = recipe.objective.added(config, labels)
+    adapted = {tower: params[tower] for tower in recipe.objective.towers}
+    return {**added, **(lora.init(recipe.lora, adapted, recipe.seed) if recipe.lora else {})}
 
 
 def what_trains(recipe: Recipe, params: Params) -> tuple[freeze.Partition, optim.Optimizer]:
@@ -243,9 +247,8 @@ def _examples(recipe: Recipe) -> tuple[tuple[Examples, ...], tuple[Examples, ...
     for rows in training:
         for other in held_out:
             examples.check_disjoint(rows, other)
-    if recipe.objective.name == "contrastive":
-        training, held_out = (list(map(examples.with_own_ids, x)) for x in (training, held_out))
-    return tuple(training), tuple(held_out)
+    as_wanted = recipe.objective.examples
+    return tuple(map(as_wanted, training)), tuple(map(as_wanted, held_out))
 
 
 def _model(recipe: Recipe, mesh: Mesh | None) -> api.Model:
@@ -267,61 +270,12 @@ def _place(params: Params, mesh: Mesh | None) -> Params:
 
 
 def _frozen(recipe: Recipe, params: Params) -> tuple[str, ...]:
-    """What the recipe freezes, and what its objective does not use: decay would eat it."""
-    if recipe.lora:
-        config = recipe.lora
-        if recipe.objective.name == "classification":
-            config = dataclasses.replace(config, train=("head/.*",))
-        return config.frozen(params)
-    if recipe.objective.name == "contrastive":
-        return recipe.freeze
-    unused = [p for p in ("txt/.*", "t", "b") if p.split("/")[0] in params]
-    if recipe.objective.pool == "mean" and "MAPHead_0" in params["img"]:
-        unused.append("img/MAPHead_0/.*")
-    return (*recipe.freeze, *unused)
-
-
-def _objective(recipe: Recipe, model: api.Model, compute: Compute, training, mesh) -> Objective:
-    if recipe.objective.name == "contrastive":
-        return objective_of(recipe, model.config, compute, mesh)
-    multi_label = training[0].labels.ndim == 2
-    if recipe.objective.pos_weight is not None and not multi_label:
-        raise ValueError(
-            "objective.pos_weight is for several findings at once (data.label a tuple of columns); "
-            "here every image has one class"
-        )
-    weight = _pos_weight(recipe, training)
-    return objective_of(recipe, model.config, compute, mesh, multi_label, weight)
-
-
-def objective_of(
-    recipe: Recipe,
-    config: ModelConfig,
-    compute: Compute,
-    mesh: Mesh | None,
-    multi_label: bool = False,
-    pos_weight: Any = None,
-) -> Objective:
-    """The loss of a recipe; the last two are of classification, and come from its labels."""
-    if recipe.objective.name == "contrastive":
-        return objectives.contrastive(config, compute, recipe.loss_chunk, mesh)
-    return objectives.classification(
-        config, compute, recipe.objective.pool, multi_label, pos_weight
-    )
-
-
-def _pos_weight(recipe: Recipe, training: tuple[Examples, ...]) -> np.ndarray | None:
-    weight, classes = recipe.objective.pos_weight, training[0].classes
-    if weight == "balanced":
-        labels = np.concatenate([rows.labels for rows in training if rows.labels is not None])
-        positives, known = (labels == 1).sum(0), (~np.isnan(labels)).sum(0)
-        return ((known - positives) / np.maximum(positives, 1)).astype(np.float32)
-    if weight is not None and len(weight) != len(classes):
-        raise ValueError(
-            f"objective.pos_weight has {len(weight)} numbers for the {len(classes)} classes "
-            f"{', '.join(classes)}; give one each, or 'balanced'"
-        )
-    return None if weight is None else np.asarray(weight, np.float32)
+    """Regexes of what the recipe freezes, and of what its objective does not use."""
+    objective = recipe.objective
+    if not recipe.lora:
+        return (*recipe.freeze, *objective.unused(params))
+    train = recipe.lora.train if objective.lora_train is None else objective.lora_train
+    return dataclasses.replace(recipe.lora, train=train).frozen(params)
 
 
 def _optimizer(recipe: Recipe, params: Params, part: freeze.Partition) -> optim.Optimizer:
@@ -356,15 +310,3 @@ def _rates(recipe: Recipe, params: Params, part: freeze.Partition) -> Params | N
             below = depths[path.split("/")[0]] if re.fullmatch(_BELOW_BLOCKS, path) else 0
             factors[path] = rate.reshape(()) * np.float32(o.layer_decay) ** below
     return part.split(tree.unflatten(factors))[0]
-
-
-def _check_columns(recipe: Recipe, training: tuple[Examples, ...]) -> None:
-    contrastive = recipe.objective.name == "contrastive"
-    for data, rows in zip(recipe.data, training, strict=True):
-        if contrastive and rows.texts is None:
-            raise ValueError(
-                f"{data.path} has no texts: no column {data.text!r}; name it (data.text) or make "
-                'texts of labels (data.captions="a photo of {label}")'
-            )
-        if not contrastive and rows.labels is None:
-            raise ValueError(f"{data.path} has no labels; name their column (data.label)")

@@ -1,4 +1,4 @@
-"""Orbax, which only this file imports: trees of arrays in a folder, the checkpoints of a run."""
+"""The checkpoints of a run, which orbax writes and reads."""
 
 import contextlib
 import warnings
@@ -9,34 +9,7 @@ from typing import Any
 import jax
 
 from medsiglip_jax.files.places import Given, is_remote
-
-
-def _orbax():
-    try:
-        import orbax.checkpoint as ocp
-    except ImportError:
-        raise ModuleNotFoundError(
-            "orbax-checkpoint is not installed; it comes with `pip install 'medsiglip-jax[train]'`"
-        ) from None
-    return ocp
-
-
-def save_tree(folder: Path, tree: dict[str, Any]) -> None:
-    """Writes a tree of arrays to a folder that does not exist yet, and waits until it is there."""
-    with _orbax().StandardCheckpointer() as checkpointer:
-        checkpointer.save(folder.absolute(), tree)
-
-
-def tree_metadata(folder: Path) -> dict[str, Any]:
-    """The tree's shapes and dtypes, without reading the arrays."""
-    with _orbax().StandardCheckpointer() as checkpointer:
-        return checkpointer.metadata(folder.absolute()).item_metadata.tree
-
-
-def restore_tree(folder: Path, shapes: dict[str, Any]) -> dict[str, Any]:
-    """Reads a tree into the shapes, dtypes and shardings of `jax.ShapeDtypeStruct` leaves."""
-    with _orbax().StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(folder.absolute(), shapes)
+from medsiglip_jax.model.weights.orbax import orbax
 
 
 def _directory(folder: Given) -> Any:
@@ -70,7 +43,7 @@ class Checkpoints:
             best: name of a metric: the best by it is kept, too.
             mode: "max" or "min", of `best`.
         """
-        ocp = _orbax()
+        ocp = orbax()
         from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
         kept: list[Any] = [policies.LatestN(keep)]

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import hashlib
 import importlib.metadata
-import io
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -18,9 +17,8 @@ from medsiglip_jax.files.locks import Check, lock
 from medsiglip_jax.files.places import Given, Place
 from medsiglip_jax.model import api, sharding, tree
 from medsiglip_jax.train import freeze, loop, lora, report
-from medsiglip_jax.train.build import Job, prepare, train_step
+from medsiglip_jax.train.build import PreparedRun, prepare, train_step
 from medsiglip_jax.train.checkpoints import Checkpoints
-from medsiglip_jax.train.objectives import Params
 from medsiglip_jax.train.recipe import Recipe
 from medsiglip_jax.train.step import State
 
@@ -35,7 +33,7 @@ _FREE = frozenset(
 def run(
     recipe: Recipe,
     workdir: Given,
-    on_start: Callable[[Job], None] = lambda job: None,
+    on_start: Callable[[PreparedRun], None] = lambda prepared: None,
     on_step: Callable[[int, dict[str, float] | None], None] = lambda done, values: None,
     warn: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
@@ -46,7 +44,7 @@ def run(
         workdir: local, gs:// or s3://; gets `config.json`, `metrics.jsonl`, `checkpoints/`,
             `export/` (Hugging Face layout), `report.html` and, if need be, `unreadable.jsonl` and
             `tensorboard/`.
-        on_start: called once with the job, before the first step.
+        on_start: called once with the prepared run, before the first step.
         on_step: see `train.fit`.
         warn: called with a line for the user.
 
@@ -62,11 +60,11 @@ def run(
     workdir = places.at(workdir)
     with ExitStack() as stack:
         check = sharding.together(lambda: stack.enter_context(_opened(workdir)), 0)
-        job = prepare(recipe)
-        sharding.together(lambda: _claim(workdir, job, warn), 0)
-        on_start(job)
+        prepared = prepare(recipe)
+        sharding.together(lambda: _claim(workdir, prepared, warn), 0)
+        on_start(prepared)
         unreadable = Unreadable(workdir, recipe.max_unreadable)
-        step = train_step(recipe, job.objective, job.optimizer, job.state, job.mesh)
+        step = train_step(recipe, prepared.loss, prepared.optimizer, prepared.state, prepared.mesh)
         write_event = _event_file(workdir, recipe, stack)
 
         def on_log(line: dict[str, Any]) -> None:
@@ -76,10 +74,16 @@ def run(
             write_event(line)
 
         state = loop.fit(
-            workdir, job.state, step, functools.partial(job.batches, unreadable), _options(recipe),
-            functools.partial(job.evaluate, unreadable) if job.held_out else None, on_step, on_log,
-        )  # fmt: skip
-        return _finish(workdir, job, state, unreadable)
+            workdir,
+            prepared.state,
+            step,
+            functools.partial(prepared.batches, unreadable),
+            _options(recipe),
+            functools.partial(prepared.evaluate, unreadable) if prepared.held_out else None,
+            on_step,
+            on_log,
+        )
+        return _finish(workdir, prepared, state, unreadable)
 
 
 def _options(recipe: Recipe) -> loop.Options:
@@ -158,9 +162,9 @@ def _config_of(workdir: Place) -> dict[str, Any] | None:
     return content if isinstance(content, dict) and "init_sha256" in content else None
 
 
-def _claim(workdir: Place, job: Job, warn: Callable[[str], None]) -> None:
+def _claim(workdir: Place, prepared: PreparedRun, warn: Callable[[str], None]) -> None:
     """Writes config.json, or holds the run that is there against this one."""
-    run, before = _identity(job), _config_of(workdir)
+    run, before = _identity(prepared), _config_of(workdir)
     saved = (workdir / loop.CHECKPOINTS).is_dir() and any(
         p.name.isdigit() for p in (workdir / loop.CHECKPOINTS).iterdir()
     )
@@ -187,21 +191,21 @@ def _compare(workdir: Place, before: dict, run: dict, saved: bool, warn) -> None
         warn(f"{'resuming' if saved else 'starting again'} with a changed config: {lines[key]}")
 
 
-def _identity(job: Job) -> dict[str, Any]:
+def _identity(prepared: PreparedRun) -> dict[str, Any]:
     digest = hashlib.sha256()
-    for rows in job.training:
+    for rows in prepared.training:
         columns = [list(rows.images), list(rows.texts or ()), np.asarray(rows.labels).tolist()]
         digest.update(json.dumps(columns).encode())
     return {
-        "recipe": job.recipe.to_dict(),
-        "model": job.model.config.to_dict(),
-        "init_sha256": job.model.sha256,
+        "recipe": prepared.recipe.to_dict(),
+        "model": prepared.model.config.to_dict(),
+        "init_sha256": prepared.model.sha256,
         "data_sha256": digest.hexdigest(),
-        "examples": [len(rows) for rows in job.training],
-        "held_out": sum(map(len, job.held_out)),
-        "classes": list(job.training[0].classes),
-        "trained": tree.size(job.state["params"]),
-        "parameters": tree.size(job.model.params),
+        "examples": [len(rows) for rows in prepared.training],
+        "held_out": sum(map(len, prepared.held_out)),
+        "classes": list(prepared.training[0].classes),
+        "trained": tree.size(prepared.state["params"]),
+        "parameters": tree.size(prepared.model.params),
         "devices": [d.device_kind for d in jax.devices()],
         "processes": jax.process_count(),
         "versions": {
@@ -211,12 +215,14 @@ def _identity(job: Job) -> dict[str, Any]:
     }
 
 
-def _finish(workdir: Place, job: Job, state: State, unreadable: Unreadable) -> dict[str, Any]:
+def _finish(
+    workdir: Place, prepared: PreparedRun, state: State, unreadable: Unreadable
+) -> dict[str, Any]:
     lines = storage.read_lines(workdir / loop.METRICS)
-    if job.recipe.best:
-        state = _best(workdir, job.recipe, state)
+    if prepared.recipe.best:
+        state = _best(workdir, prepared.recipe, state)
     step = int(state["step"])
-    export(job, state, workdir / EXPORT)
+    export(prepared, state, workdir / EXPORT)
     if jax.process_index() == 0:
         report.write(workdir / REPORT, _config_of(workdir) or {}, lines, step)
     shown: dict[str, Any] = {}
@@ -224,13 +230,13 @@ def _finish(workdir: Place, job: Job, state: State, unreadable: Unreadable) -> d
         if line["step"] <= step:
             shown |= {k: v for k, v in line.items() if k not in loop.TIMES}
     return {
-        "steps": job.recipe.total_steps,
+        "steps": prepared.recipe.total_steps,
         "exported_step": step,
         "metrics": shown,
         "export": str(workdir / EXPORT),
         "report": str(workdir / REPORT),
         "trained": tree.size(state["params"]),
-        "parameters": tree.size(job.model.params),
+        "parameters": tree.size(prepared.model.params),
         "unreadable": unreadable.count(),
     }
 
@@ -243,28 +249,19 @@ def _best(workdir: Place, recipe: Recipe, state: State) -> State:
     return state if found is None else {**found[1], "frozen": state["frozen"]}
 
 
-def export(job: Job, state: State, folder: Place) -> None:
-    """Writes the model in Hugging Face layout, adapters merged; a head as classifier.npz.
-
-    `classifier.npz` holds `kernel` [D, classes], `bias`, `classes` and `pool`.
-    """
-    params = lora.merge(job.part.whole(freeze.join(state["params"], state["frozen"])))
+def export(prepared: PreparedRun, state: State, folder: Place) -> None:
+    """Writes the model in Hugging Face layout, adapters merged, and the files of its objective."""
+    whole = prepared.part.whole(freeze.join(state["params"], state["frozen"]))
+    params = lora.merge(whole)
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
         params = multihost_utils.process_allgather(params, tiled=True)
     if jax.process_index():
         return
-    head = params.pop("head", None)
-    tokenizer = job.model.processor.tokenizer_bytes
-    extra = {} if head is None else {"classifier.npz": _classifier(job, head)}
-    model = api.Model(params, job.model.config, tokenizer=tokenizer)
+    added = {name: params.pop(name) for name in params.keys() - prepared.model.params.keys()}
+    model = api.Model(
+        params, prepared.model.config, tokenizer=prepared.model.processor.tokenizer_bytes
+    )
+    extra = prepared.recipe.objective.export(added, prepared.labels)
     api.save(model, folder, overwrite=True, extra=extra)
-
-
-def _classifier(job: Job, head: Params) -> bytes:
-    file = io.BytesIO()
-    classes = np.array(job.training[0].classes, np.str_)
-    kernel, bias = np.asarray(head["kernel"]), np.asarray(head["bias"])
-    np.savez(file, kernel=kernel, bias=bias, classes=classes, pool=job.recipe.objective.pool)
-    return file.getvalue()

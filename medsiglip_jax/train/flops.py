@@ -6,13 +6,13 @@ missing from it.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from medsiglip_jax.model import tree
 from medsiglip_jax.model.attention import RECOMPUTES, used
 from medsiglip_jax.model.config import ModelConfig
-from medsiglip_jax.train.recipe import Recipe
 
 # What a gradient passes on its way down to the first stage that trains, from the bottom up.
 _STAGES = (
@@ -21,10 +21,10 @@ _STAGES = (
     r"(img|txt)/.*/encoderblock/.*",
     r"(img|txt)/.*/encoder_norm/.*",
     r"img/MAPHead_0/.*|txt/head/.*",
-    r"head/.*|t|b",
+    r"(?!img/|txt/).*",  # t, b and what an objective adds
 )
 _BLOCKS = (1, 2)
-_ONE_TOKEN = re.compile(r"img/MAPHead_0/(?!.*/(key|value)(_lora)?/).*|txt/head/.*|head/.*")
+_ONE_TOKEN = re.compile(r"img/MAPHead_0/(?!.*/(key|value)(_lora)?/).*|txt/head/.*|(?!img/|txt/).*")
 _PRODUCT = re.compile(r".*/(kernel|a|b)")
 # Its result is needed by nothing in the backward pass, and is not computed again.
 _LAST = re.compile(r".*/Dense_1/kernel|.*/Dense_1_lora/b")
@@ -54,25 +54,43 @@ def of_embedding(config: ModelConfig, params: Any, images: int) -> Flops:
 
 
 def of_step(
-    recipe: Recipe, config: ModelConfig, trained: Any, frozen: Any, attention: str
+    config: ModelConfig,
+    trained: Any,
+    frozen: Any,
+    batch_size: int,
+    *,
+    attention: str,
+    dtype: str = "float32",
+    remat: str = "none",
+    unused: Sequence[str] = (),
+    loss: float = 0.0,
+    encoded_twice: bool = False,
 ) -> Flops:
     """Of one train step.
 
     Args:
-        recipe: of the step.
         config: of the model.
         trained: part of the parameters, or shapes.
         frozen: the other part.
+        batch_size: examples of the step.
         attention: back end.
+        dtype: of the arithmetic.
+        remat: what is recomputed to save memory, see `towers.REMAT`.
+        unused: regexes of parameters that nothing is computed with.
+        loss: FLOPs of a step after the towers and heads.
+        encoded_twice: the forward pass runs again for the gradients, as when the pieces of a batch
+            share their negatives.
     """
-    rows, contrastive = recipe.batch_size, recipe.objective.name == "contrastive"
-    trains, flat = tree.flatten(trained), tree.flatten(trained) | tree.flatten(frozen)
+    used_paths = {
+        path: x
+        for path, x in (tree.flatten(trained) | tree.flatten(frozen)).items()
+        if not any(re.fullmatch(regex, path) for regex in unused)
+    }
+    trains = tree.flatten(trained).keys()
     forward = backward = again = 0.0
-    for tower in ("img", "txt") if contrastive else ("img",):
-        paths = {p: x for p, x in flat.items() if p.split("/")[0] in (tower, "head")}
-        if recipe.objective.pool == "mean" and not contrastive:
-            paths = {p: x for p, x in paths.items() if not p.startswith("img/MAPHead_0/")}
-        share = RECOMPUTES.get(used(attention, _length(config, tower), recipe.dtype), 0.0)
+    for tower in ("img", "txt"):  # what an objective adds stands on the image tower
+        paths = {p: x for p, x in used_paths.items() if p.startswith("txt/") == (tower == "txt")}
+        share = RECOMPUTES.get(used(attention, _length(config, tower), dtype), 0.0)
         flows = False
         for stage in range(len(_STAGES)):
             here = _forward(config, paths, stage)
@@ -83,12 +101,10 @@ def of_step(
             flows = flows or bool(mine and stage in _BLOCKS)
             if flows:
                 backward += here + _attention(config, paths, stage)
-                again += _recomputed(config, paths, stage, recipe.remat, share)
+                again += _recomputed(config, paths, stage, remat, share)
             flows = flows or bool(mine)
-    if recipe.objective.accumulate > 1 and recipe.objective.negatives == "batch":
-        again += forward
-    pairs = 3 * 2 * rows * config.embed_dim if contrastive else 0
-    return Flops(rows * (forward + backward + pairs), rows * again)
+    again += forward if encoded_twice else 0.0
+    return Flops(batch_size * (forward + backward) + loss, batch_size * again)
 
 
 def _stage(path: str) -> int:

@@ -53,6 +53,8 @@ _DECAYS = {
     "linear": lambda progress: 1 - progress,
     "constant": jnp.ones_like,
 }
+SCHEDULES = (*_DECAYS, "rsqrt")
+OPTIMIZERS = ("adamw", "adafactor")
 
 
 def schedule(
@@ -80,8 +82,8 @@ def schedule(
     Raises:
         ValueError: an unknown kind, or warm-up and cool-down that do not fit into the run.
     """
-    if kind not in (*_DECAYS, "rsqrt"):
-        raise ValueError(f"schedule is {kind!r}; expected one of {', '.join(_DECAYS)}, rsqrt")
+    if kind not in SCHEDULES:
+        raise ValueError(f"schedule is {kind!r}; expected one of {', '.join(SCHEDULES)}")
     if not 0 <= warmup_steps < total_steps:
         raise ValueError(
             f"warmup_steps is {warmup_steps}, total_steps {total_steps}; expected fewer steps of "

@@ -220,11 +220,12 @@ def fit(
 @functools.lru_cache(maxsize=1)
 def _optimizer_and_step(recipe: Recipe, config: ModelConfig):
     """Cached, so that a second run in the same process, with another seed, compiles nothing."""
-    from medsiglip_jax.train import objectives, optim, step
+    from medsiglip_jax.train import optim, step
+    from medsiglip_jax.train.objectives.contrastive import Contrastive
 
     schedule = optim.schedule("cosine", recipe.total_steps, recipe.warmup_steps)
     optimizer = optim.adamw(recipe.learning_rate, schedule, weight_decay=recipe.weight_decay)
-    return optimizer, step.make_train_step(objectives.contrastive(config, Compute()), optimizer)
+    return optimizer, step.make_train_step(Contrastive().loss(config, Compute()), optimizer)
 
 
 def batches(

@@ -5,13 +5,14 @@ import dataclasses
 import importlib.util
 import inspect
 import re
-import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from medsiglip_jax.files import settings
+from medsiglip_jax.files.settings import Check, Variants, at_least, more_than, one_of
 from medsiglip_jax.model.attention import ATTENTION
 from medsiglip_jax.model.config import ModelConfig, named
 from medsiglip_jax.model.towers import REMAT
@@ -19,7 +20,14 @@ from medsiglip_jax.preprocess.augment import Augment
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.image import PRESETS
 from medsiglip_jax.train.lora import LoRA
-from medsiglip_jax.train.objectives import NEGATIVES, POOLS
+from medsiglip_jax.train.objectives.contrastive import Contrastive
+from medsiglip_jax.train.objectives.objective import Objective
+from medsiglip_jax.train.objectives.table import OBJECTIVES
+from medsiglip_jax.train.optim import OPTIMIZERS, SCHEDULES
+
+_FRACTION = Check(lambda x: 0 <= x < 1, "at least 0 and less than 1")
+_Count = Annotated[int, at_least(1)]
+_Interval = Annotated[int, at_least(0)]
 
 
 @dataclass(frozen=True)
@@ -57,27 +65,7 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Objective:
-    """What is trained for.
-
-    Attributes:
-        name: "contrastive" or "classification".
-        accumulate: pieces of a batch that are encoded one after the other, to save memory.
-        negatives: with `accumulate`, "batch" or "piece", see `step.make_train_step`.
-        pool: for classification, "map" or "mean".
-        pos_weight: for multi-label classification, None, "balanced" (negatives / positives of the
-            training rows) or one number per class.
-    """
-
-    name: str = "contrastive"
-    accumulate: int = 1
-    negatives: str = "batch"
-    pool: str = "map"
-    pos_weight: str | tuple[float, ...] | None = None
-
-
-@dataclass(frozen=True)
-class Optimizer:
+class OptimizerConfig:
     """How it is trained; see `medsiglip_jax.train.optim`.
 
     Attributes:
@@ -95,14 +83,14 @@ class Optimizer:
             are below the first.
     """
 
-    name: str = "adamw"
-    schedule: str = "cosine"
+    name: Annotated[str, one_of(OPTIMIZERS)] = "adamw"
+    schedule: Annotated[str, one_of(SCHEDULES)] = "cosine"
     warmup_steps: int = 0
     cooldown_steps: int = 0
     weight_decay: float = 0.0
-    b1: float = 0.9
-    b2: float = 0.95
-    clip_norm: float = 1.0
+    b1: Annotated[float, _FRACTION] = 0.9
+    b2: Annotated[float, _FRACTION] = 0.95
+    clip_norm: Annotated[float, more_than(0)] = 1.0
     rates: tuple[tuple[str, float], ...] = ()
     layer_decay: float = 1.0
 
@@ -117,8 +105,8 @@ class Mesh:
         fsdp: split large parameters and their optimiser state over "data", too.
     """
 
-    data: int | None = None
-    model: int = 1
+    data: Annotated[int | None, at_least(1)] = None
+    model: Annotated[int, at_least(1)] = 1
     fsdp: bool = False
 
 
@@ -134,11 +122,11 @@ class Recipe:
         tokenizer: SentencePiece model, where `init` has none.
         batch_size: examples per update, over all hosts.
         seed: of the order, the augmentation, the adapters and random weights.
-        objective: see `Objective`; a name alone works.
+        objective: what it is trained for, see `train.objectives`; a name alone works.
         freeze: regexes over parameter paths of what does not train, e.g. "img/.*", or
             "img/Transformer/encoderblock_(1?[0-9]|2[0-2])/.*" for the first 23 blocks.
         lora: see `lora.LoRA`; only adapters (and its `train`) train then.
-        optimizer: see `Optimizer`; a name alone works.
+        optimizer: see `OptimizerConfig`; a name alone works.
         learning_rate: peak.
         mesh: see `Mesh`; None: all devices, parameters whole on each.
         remat: "none", "dots" or "block": what is computed again to save memory.
@@ -164,46 +152,47 @@ class Recipe:
     """
 
     data: tuple[Data, ...]
-    total_steps: int
+    total_steps: _Count
     init: str | None = None
     model: str | Mapping[str, Any] | None = None
     tokenizer: str | None = None
-    batch_size: int = 32
-    seed: int = 0
-    objective: Objective = Objective()
+    batch_size: _Count = 32
+    seed: Annotated[int, at_least(0)] = 0
+    objective: Annotated[Objective, Variants(OBJECTIVES)] = Contrastive()
     freeze: tuple[str, ...] = ()
     lora: LoRA | None = None
-    optimizer: Optimizer = Optimizer()
-    learning_rate: float = 1e-4
+    optimizer: OptimizerConfig = OptimizerConfig()
+    learning_rate: Annotated[float, more_than(0)] = 1e-4
     mesh: Mesh | None = None
-    remat: str = "none"
-    loss_chunk: int | None = None
-    dtype: str = "float32"
-    attention: str | None = None
-    preprocess: str = "big_vision"
+    remat: Annotated[str, one_of(REMAT)] = "none"
+    loss_chunk: Annotated[int | None, at_least(1)] = None
+    dtype: Annotated[str, one_of(("float32", "bfloat16"))] = "float32"
+    attention: Annotated[str | None, one_of(ATTENTION)] = None
+    preprocess: Annotated[str, one_of(PRESETS)] = "big_vision"
     dicom: Rules = Rules()
     augment: Augment = field(default_factory=Augment)
-    validation: str | float | None = None
-    loader: str = "auto"
-    temperature: float = 10.0
+    validation: Annotated[
+        str | float | None,
+        Check(
+            lambda share: isinstance(share, str) or 0 < share < 1,
+            "a split's name, or a share between 0 and 1",
+        ),
+    ] = None
+    loader: Annotated[str, one_of(("auto", "tf", "pil"))] = "auto"
+    temperature: Annotated[float, more_than(0)] = 10.0
     bias: float = -10.0
-    log_every: int = 10
+    log_every: _Count = 10
     tensorboard: bool = False
-    eval_every: int = 0
-    checkpoint_every: int = 1000
-    keep: int = 2
+    eval_every: _Interval = 0
+    checkpoint_every: _Interval = 1000
+    keep: _Count = 2
     best: str | None = None
-    max_unreadable: int = 100
-    max_skipped: int = 10
+    max_unreadable: Annotated[int, at_least(0)] = 100
+    max_skipped: _Count = 10
 
     def __post_init__(self):
-        problems = [
-            f"{name} is {value!r}; expected {expected}"
-            for name, value, ok, expected in _constraints(self)
-            if not ok
-        ]
-        if problems:
-            raise ValueError("config: " + "; ".join(problems))
+        if problems := list(_contradictions(self)):
+            raise ValueError("; ".join(problems))
 
     @property
     def model_config(self) -> ModelConfig:
@@ -217,159 +206,74 @@ class Recipe:
         return dataclasses.asdict(self)
 
 
-def _constraints(r: Recipe):
-    """(key, value, whether it is right, what is expected)"""
-    yield "data", r.data, len(r.data) > 0, "at least one source"
-    yield "init", r.init, (r.init is None) != (r.model is None), "either init or model, not both"
-    for name in ("total_steps", "batch_size", "log_every", "keep", "max_skipped"):
-        value = getattr(r, name)
-        yield name, value, value >= 1, "at least 1"
-    for name in ("seed", "eval_every", "checkpoint_every", "max_unreadable"):
-        value = getattr(r, name)
-        yield name, value, value >= 0, "at least 0"
-    for name, value in (("learning_rate", r.learning_rate), ("temperature", r.temperature),
-                        ("optimizer.clip_norm", r.optimizer.clip_norm)):  # fmt: skip
-        yield name, value, value > 0, "more than 0"
-    for name, value in (("optimizer.b1", r.optimizer.b1), ("optimizer.b2", r.optimizer.b2)):
-        yield name, value, 0 <= value < 1, "at least 0 and less than 1"
-    for name, value in (("loss_chunk", r.loss_chunk), *vars(r.mesh or Mesh(model=1)).items()):
-        yield name, value, value is None or value >= 1 or name == "fsdp", "at least 1"
-    weight = r.objective.pos_weight
-    right = not isinstance(weight, str) or weight == "balanced"
-    yield "objective.pos_weight", weight, right, "'balanced', or one number per class"
-    right = r.best is None or r.validation is not None
-    yield "best", r.best, right, "no best without validation"
-    names = ("contrastive", "classification")
-    for name, value, allowed in (
-        ("objective.name", r.objective.name, names),
-        ("objective.negatives", r.objective.negatives, NEGATIVES),
-        ("objective.pool", r.objective.pool, POOLS),
-        ("optimizer.name", r.optimizer.name, ("adamw", "adafactor")),
-        ("optimizer.schedule", r.optimizer.schedule, ("cosine", "rsqrt", "linear", "constant")),
-        ("remat", r.remat, tuple(REMAT)),
-        ("attention", r.attention, (None, *ATTENTION)),
-        ("dtype", r.dtype, ("float32", "bfloat16")),
-        ("preprocess", r.preprocess, tuple(PRESETS)),
-        ("loader", r.loader, ("auto", "tf", "pil")),
-    ):
-        yield name, value, value in allowed, f"one of {', '.join(map(str, allowed))}"
-    share = r.validation
-    right = 0 < share < 1 if isinstance(share, float) else isinstance(share, str | None)
-    yield "validation", share, right, "a split's name, or a share between 0 and 1"
+def _contradictions(r: Recipe) -> Iterator[str]:
+    """Keys that are right on their own and wrong together."""
+    if not r.data:
+        yield "data is empty; expected at least one source"
+    if (r.init is None) == (r.model is None):
+        yield f"init is {r.init!r} and model {r.model!r}; expected either init or model, not both"
+    if r.best is not None and r.validation is None:
+        yield f"best is {r.best!r}; expected no best without validation"
     weights = [data.weight for data in r.data]
-    right = None not in weights or not any(weights)
-    yield "data.weight", weights, right, "one for every source, or none"
-    pieces = r.objective.accumulate
-    right = pieces >= 1 and r.batch_size % pieces == 0
-    yield "objective.accumulate", pieces, right, f"a divisor of batch_size {r.batch_size}"
-    yield "lora", r.lora, not (r.lora and r.freeze), "either lora or freeze, not both"
+    if None in weights and any(weights):
+        yield f"data.weight is {weights!r}; expected one for every source, or none"
+    if r.batch_size % r.objective.accumulate:
+        pieces = r.objective.accumulate
+        yield f"objective.accumulate is {pieces}; expected a divisor of batch_size {r.batch_size}"
+    if r.lora and r.freeze:
+        yield f"freeze is {r.freeze!r}; expected either lora or freeze, not both"
+
+
+def from_dict(config: Mapping[str, Any]) -> Recipe:
+    """A recipe of plain dicts, lists and values.
+
+    Raises:
+        ValueError: all that is wrong with them.
+    """
+    return settings.build(Recipe, config)
 
 
 # ---------------------------------------------------------------------------- from config files
 
-_NESTED = {
-    "data": Data, "objective": Objective, "optimizer": Optimizer, "mesh": Mesh, "lora": LoRA,
-    "augment": Augment, "dicom": Rules,
-}  # fmt: skip
-
-
-def from_dict(config: Mapping[str, Any]) -> Recipe:
-    """A recipe of plain dicts, lists and values; every problem in one ValueError."""
-    values, problems = dict(config), []
-    if isinstance(values.get("data"), Mapping):
-        values["data"] = (values["data"],)
-    for key, kind in _NESTED.items():
-        value = values.get(key)
-        if key == "data" and value is not None:
-            values[key] = tuple(_build(Data, x, "data", problems) for x in value)
-        elif value is not None:
-            if isinstance(value, str):
-                value = {"name": value}
-            values[key] = _build(kind, value, key, problems)
-        else:
-            values.pop(key, None)
-    recipe = _build(Recipe, values, "config", problems)
-    if problems:
-        raise ValueError("; ".join(problems))
-    return recipe
-
-
-def _build(kind: type, values: Any, where: str, problems: list[str]) -> Any:
-    fields, hints = {f.name: f for f in dataclasses.fields(kind)}, typing.get_type_hints(kind)
-    if not isinstance(values, Mapping):
-        problems.append(f"{where} is {values!r}; expected a dict of {', '.join(fields)}")
-        return None
-    if unknown := sorted(set(values) - set(fields)):
-        problems.append(f"{where} has no key {', '.join(unknown)}; there are {', '.join(fields)}")
-    required = [n for n, f in fields.items() if f.default is f.default_factory]
-    if missing := [name for name in required if values.get(name) is None]:
-        problems.append(f"{where} lacks {', '.join(missing)}")
-    wrong = [
-        f"{name if kind is Recipe else f'{where}.{name}'} is {value!r}; expected {_said(hint)}"
-        for name, hint in hints.items()
-        if name in values and not _fits(value := _frozen(values[name]), hint)
-    ]
-    problems += wrong
-    if unknown or missing or wrong:
-        return None
-    try:
-        return kind(**{name: _cast(_frozen(x), hints[name]) for name, x in values.items()})
-    except ValueError as error:
-        problems.append(str(error) if kind is Recipe else f"{where}: {error}")
-        return None
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of an annotated type; an int is a float, too."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, choice) for choice in arguments)
-    if origin is tuple:
-        if not isinstance(value, tuple):
-            return False
-        kinds = arguments[:1] * len(value) if arguments[-1:] == (...,) else arguments
-        return len(value) == len(kinds) and all(map(_fits, value, kinds))
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, origin or hint) if hint is not Any else True
-
-
-def _cast(value: Any, hint: Any) -> Any:
-    """Ints that stand where floats are meant as floats."""
-    arguments = typing.get_args(hint)
-    if isinstance(value, tuple):
-        kinds = [x for x in (hint, *arguments) if typing.get_origin(x) is tuple]
-        inner = typing.get_args(kinds[0]) if kinds else ()
-        inner = inner[:1] * len(value) if inner[-1:] == (...,) else inner
-        return tuple(map(_cast, value, inner)) if inner else value
-    meant = float in (hint, *arguments) and int not in (hint, *arguments)
-    return float(value) if meant and isinstance(value, int) else value
-
-
-def _said(hint: Any) -> str:
-    return re.sub(r"(?:\w+\.)+(\w+)", r"\1", hint.__name__ if type(hint) is type else str(hint))
-
-
-def _frozen(value: Any) -> Any:
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return tuple(_frozen(x) for x in value)
-    return value
+# Key of a recipe -> the dataclasses that it may hold.
+_TABLES = {
+    name: kinds
+    for name, hint in typing.get_type_hints(Recipe, include_extras=True).items()
+    if (kinds := settings.tables(hint))
+}
 
 
 def describe() -> str:
     """Every key with its default and meaning, as the docstrings here have them."""
-    parts = []
-    for prefix, kind in (("", Recipe), *((f"{key}.", kind) for key, kind in _NESTED.items())):
-        text = (inspect.getdoc(kind) or "").split("Attributes:\n")[1]
-        meanings = dict(re.findall(r"^    (\w+): ((?:.+\n?(?:        .+\n?)*))", text, re.M))
+    lines = _described("", [Recipe])
+    for group, kinds in _TABLES.items():
+        lines |= _described(f"{group}.", kinds)
+    return "".join(f"  --config.{key}\n      {meaning}\n" for key, meaning in lines.items())
+
+
+def _described(prefix: str, kinds: Sequence[Any]) -> dict[str, str]:
+    """Key, with its default, -> meaning; what only one of several kinds has names that kind."""
+    shared = set.intersection(*({f.name for f in dataclasses.fields(kind)} for kind in kinds))
+    lines: dict[str, str] = {}
+    for kind in kinds:
+        meanings = _meanings(kind)
         for f in dataclasses.fields(kind):
-            meaning = " ".join(meanings[f.name].split())
+            if f.name in shared and kind is not kinds[0]:
+                continue
             plain = isinstance(f.default, (str, int, float, tuple))
             default = f" (default {f.default!r})" if plain else ""
-            parts.append(f"  --config.{prefix}{f.name}{default}\n      {meaning}\n")
-    return "".join(parts)
+            owner = "" if f.name in shared else f"Only for {kind.name}. "
+            lines[f"{prefix}{f.name}{default}"] = owner + meanings[f.name]
+    return lines
+
+
+def _meanings(kind: type) -> dict[str, str]:
+    """Field -> its line under "Attributes:" in the docstring of its class or a base."""
+    meanings: dict[str, str] = {}
+    for base in kind.__mro__[:-1]:
+        text = (inspect.getdoc(base) or "").partition("Attributes:\n")[2]
+        meanings |= dict(re.findall(r"^    (\w+): ((?:.+\n?(?:        .+\n?)*))", text, re.M))
+    return {name: " ".join(meaning.split()) for name, meaning in meanings.items()}
 
 
 def read(path: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -414,7 +318,7 @@ def _apply(config: dict[str, Any], override: str) -> None:
     *groups, key = path.split(".")
     for group in groups:
         nested = config.get(group)
-        if isinstance(nested, str) and group in _NESTED:
+        if isinstance(nested, str) and group in _TABLES:
             nested = {"name": nested}  # the short form
         if nested is None:
             nested = {}

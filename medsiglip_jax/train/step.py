@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from medsiglip_jax.model import sharding, tree
 from medsiglip_jax.train import freeze, optim
-from medsiglip_jax.train.objectives import NEGATIVES, Batch, Objective, Params
+from medsiglip_jax.train.objectives.objective import NEGATIVES, Batch, Loss, Params
 from medsiglip_jax.train.optim import Optimizer
 
 State = dict[str, Any]
@@ -79,7 +79,7 @@ def _shardings(state: State, params: Params, mesh: Mesh) -> State:
 
 
 def make_train_step(
-    objective: Objective,
+    loss: Loss,
     optimizer: Optimizer,
     accumulate: int = 1,
     negatives: str = "batch",
@@ -93,7 +93,7 @@ def make_train_step(
     counts.
 
     Args:
-        objective: from `medsiglip_jax.train.objectives`.
+        loss: of one of `medsiglip_jax.train.objectives`.
         optimizer: from `medsiglip_jax.train.optim`.
         accumulate: pieces in which the batch is encoded, one after the other.
         negatives: "batch": the loss and its gradient are those of the whole batch (GradCache,
@@ -117,7 +117,7 @@ def make_train_step(
     @partial(jax.jit, donate_argnums=0, out_shardings=places and (places, None))
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         params, frozen = state["params"], state["frozen"]
-        value, grads = gradients(objective, params, frozen, batch, accumulate)
+        value, grads = gradients(loss, params, frozen, batch, accumulate)
         norm = optim.global_norm(grads)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
         new_params, opt_state = optimizer.apply(params, grads, state["opt_state"])
@@ -151,20 +151,23 @@ def _temperature(params: Params) -> Metrics:
 # ------------------------------------------------------------------------------- gradients
 
 
-def _gradients(objective: Objective, params: Params, frozen: Params, batch: Batch, _: int):
-    return jax.value_and_grad(lambda p: objective(freeze.join(p, frozen), batch))(params)
+def _gradients(loss: Loss, params: Params, frozen: Params, batch: Batch, _: int):
+    return jax.value_and_grad(lambda p: loss(freeze.join(p, frozen), batch))(params)
 
 
-def _cached_gradients(objective, params, frozen, batch, pieces):
+def _cached_gradients(loss: Loss, params: Params, frozen: Params, batch: Batch, pieces: int):
+    """GradCache: all pieces encoded, the loss of all, then each piece again with the gradient
+    (cotangent) of its encoded rows."""
+
     def encode(params, piece):
-        return objective.encode(freeze.join(params, frozen), piece)
+        return loss.encode(freeze.join(params, frozen), piece)
 
-    def loss(params, rows):
-        return objective.loss(freeze.join(params, frozen), rows, batch)
+    def reduce(params, encoded):
+        return loss.reduce(freeze.join(params, frozen), encoded, batch)
 
     cut = _cut(batch, pieces)
-    rows = _uncut(jax.lax.map(lambda piece: encode(params, piece), cut))
-    value, (grads, cotangents) = jax.value_and_grad(loss, argnums=(0, 1))(params, rows)
+    encoded = _uncut(jax.lax.map(lambda piece: encode(params, piece), cut))
+    value, (grads, cotangents) = jax.value_and_grad(reduce, argnums=(0, 1))(params, encoded)
 
     def add(grads, piece_and_cotangent):
         piece, cotangent = piece_and_cotangent
@@ -175,10 +178,10 @@ def _cached_gradients(objective, params, frozen, batch, pieces):
     return value, grads
 
 
-def _plain_gradients(objective, params, frozen, batch, pieces):
+def _plain_gradients(loss: Loss, params: Params, frozen: Params, batch: Batch, pieces: int):
     def add(total, piece):
         share = piece["mask"].sum() / jnp.maximum(batch["mask"].sum(), 1)
-        new = _gradients(objective, params, frozen, piece, 1)
+        new = _gradients(loss, params, frozen, piece, 1)
         return jax.tree.map(lambda a, b: a + share * b, total, new), None
 
     zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))

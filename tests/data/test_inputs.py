@@ -19,7 +19,7 @@ from medsiglip_jax.data import inputs as manifest
 from medsiglip_jax.data import rows, tables
 from medsiglip_jax.data.inputs import Row, Rows
 from medsiglip_jax.files.opener import file_system
-from medsiglip_jax.preprocess.decode import UnreadableImage
+from medsiglip_jax.preprocess.facts import UnreadableImage
 from medsiglip_jax.preprocess.sources import read_bytes
 
 FILES = {
@@ -122,7 +122,7 @@ def test_links_are_followed_but_not_round_in_circles(tmp_path):
 
 
 def test_other_files_of_folders_are_counted(place):
-    assert manifest.rows([put(f"{place}/a.png", b"a")]).passed_over == {}
+    assert manifest.rows([put(f"{place}/a.png", b"a")]).skipped == {}
     others = ["1.mha", "b/2.MHA", "s.tar.gz", "rows.csv", "README", "1.2.840.1", "b/c/x.mha"]
     others += ["y.svs"]  # nobody says how it is cut
     for name in [*others, ".hidden", ".git/x.py", "t.tfrecord", "b/t.txt"]:
@@ -134,10 +134,8 @@ def test_other_files_of_folders_are_counted(place):
     found = manifest.rows([place])
     assert [row.id for row in found] == ["a.png", "t.tfrecord#0:1", "b/t.txt:1"]
     want = {".mha": 3, ".svs": 1, ".tar.gz": 1, ".csv": 1, "no suffix": 2, ".parquet": 1}
-    assert found.passed_over == want
-    with pytest.raises(
-        ValueError, match=r"nothing to .*/c \(files passed over: .mha 1\); expected"
-    ):
+    assert found.skipped == want
+    with pytest.raises(ValueError, match=r"nothing to .*/c \(files skipped: .mha 1\); expected"):
         manifest.rows([f"{place}/b/c"])
 
 
@@ -387,7 +385,7 @@ def refused(path, data, message=""):
 def test_a_shard_that_is_cut_off_is_refused_wherever_it_is(tmp_path):
     end = len(SHARD.rstrip(b"\0")) // 512 * 512 + 512
     for length in [*range(0, end, 101), *range(0, end + 1, 512)]:
-        refused(tmp_path / "s.tar", SHARD[:length], "no tar, or cut off")
+        refused(tmp_path / "s.tar", SHARD[:length], "not a tar file, or cut off")
     put(f"{tmp_path}/s.tar", SHARD[: end + 512])
     assert len(manifest.rows([tmp_path / "s.tar"])) == 6
 
@@ -442,11 +440,11 @@ def member_of(type, name="a.png", **fields):
     [
         (gzip.compress(SHARD), "gzip file; decompress it"),
         (b"\x28\xb5\x2f\xfd\0\0\0\0", "zstd file"),
-        (b"\x89PNG and so on" * 100, "no tar"),
+        (b"\x89PNG and so on" * 100, "not a tar"),
         (negative_size(), "negative size"),
         (member_of(tarfile.SYMTYPE, linkname="b.png"), "a.png is a link"),
         (member_of(tarfile.LNKTYPE, linkname="b.png"), "a.png is a link"),
-        (member_of(tarfile.FIFOTYPE), "a.png is no file"),
+        (member_of(tarfile.FIFOTYPE), "a.png is not a file"),
         (member_of(tarfile.REGTYPE, pax_headers=SPARSE), "a.png is sparse"),
         (tar_of({"a.txt": b"\xff"}), "a.txt is not UTF-8"),
     ],

@@ -14,8 +14,10 @@ from medsiglip_jax.data.loader import Input
 from medsiglip_jax.data.order import Order
 from medsiglip_jax.preprocess.augment import Augment, recolour, window
 from medsiglip_jax.preprocess.codec import load_image, pil_codec
-from medsiglip_jax.preprocess.decode import UnreadableImage, decode
-from medsiglip_jax.preprocess.image import PRESETS, load_images
+from medsiglip_jax.preprocess.decode import decode
+from medsiglip_jax.preprocess.facts import UnreadableImage
+from medsiglip_jax.preprocess.image import PRESETS
+from medsiglip_jax.preprocess.load import load_images
 
 SIZE = 24
 

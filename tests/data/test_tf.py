@@ -13,7 +13,8 @@ from medsiglip_jax.data.examples import Examples
 from medsiglip_jax.data.loader import Input
 from medsiglip_jax.data.order import Order
 from medsiglip_jax.preprocess.augment import Augment
-from medsiglip_jax.preprocess.decode import UnreadableImage, decode
+from medsiglip_jax.preprocess.decode import decode
+from medsiglip_jax.preprocess.facts import UnreadableImage
 from medsiglip_jax.preprocess.image import PRESETS
 from medsiglip_jax.preprocess.sources import read_bytes
 
@@ -126,7 +127,7 @@ def test_damaged_jpeg_has_one_verdict(torture, capfd):
 
 
 def test_bombs_are_refused_before_decoding(tmp_path, monkeypatch):
-    monkeypatch.setattr("medsiglip_jax.preprocess.decode.MAX_PIXELS", 1000)
+    monkeypatch.setattr("medsiglip_jax.preprocess.facts.MAX_PIXELS", 1000)
     path = tmp_path / "big.jpg"
     path.write_bytes(jpeg())
     said = []

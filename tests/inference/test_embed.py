@@ -19,6 +19,7 @@ from importlib import metadata
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import references
 from PIL import Image
 
 import medsiglip_jax
@@ -27,7 +28,10 @@ from medsiglip_jax.files import locks, places
 from medsiglip_jax.inference.embed import EmbedOptions, embed
 from medsiglip_jax.inference.manifest import ERRORS, MANIFEST
 from medsiglip_jax.model import sharding
+from medsiglip_jax.preprocess import bytes as content
 from medsiglip_jax.preprocess import sources
+
+TERMS = references.model_terms(references.SMALL)
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +58,9 @@ def test_embeddings_are_those_of_the_model(model, pictures, tmp_path):
     images = [r["source"] for r in table if r["kind"] == "image"]
     want = model.encode_image(model.processor.images(images))
     got = np.array([r["embedding"] for r in table], np.float32)
-    np.testing.assert_allclose(got[:7], want, atol=1e-6)
+    references.assert_close(got[:7], want, TERMS)
     texts = model.processor.texts(["photo of a b", "scan of a c"])
-    np.testing.assert_allclose(got[7:], model.encode_text(texts), atol=1e-6)
+    references.assert_close(got[7:], model.encode_text(texts), TERMS)
     schema = pq.read_schema(out / "part-00000.parquet")
     assert schema.names == ["id", "source", "kind", "embedding"]
     assert str(schema.field("embedding").type) == "fixed_size_list<element: float not null>[16]"
@@ -156,7 +160,7 @@ def test_an_interrupted_run_resumes_where_it_stopped(model, pictures, tmp_path):
     assert stamps == [(tmp_path / "out" / n).stat().st_mtime_ns for n in left[:2]] + stamps[2:]
     whole, resumed = read(tmp_path / "whole"), read(tmp_path / "out")
     for a, b in zip(whole, resumed, strict=True):
-        np.testing.assert_allclose(a.pop("embedding"), b.pop("embedding"), atol=1e-6)
+        references.assert_close(a.pop("embedding"), b.pop("embedding"), TERMS)
         assert a == b
 
 
@@ -190,7 +194,7 @@ def assert_close(one, two):
     a, b = vectors(one), vectors(two)
     assert list(a) == list(b) and len(a) == 40
     for name in a:
-        np.testing.assert_allclose(a[name], b[name], atol=1e-6)
+        references.assert_close(a[name], b[name], TERMS)
 
 
 @pytest.mark.parametrize("batch_size", [1, 7])
@@ -207,7 +211,7 @@ def test_neighbours_make_no_difference(model, many, reference, tmp_path):
     got, want = vectors(tmp_path / "out"), vectors(reference)
     assert list(got) == list(want)[::-1]
     for name in want:
-        np.testing.assert_allclose(got[name], want[name], atol=1e-6)
+        references.assert_close(got[name], want[name], TERMS)
 
 
 def test_eight_devices_make_no_difference(checkpoint, many, reference, tmp_path):
@@ -221,7 +225,7 @@ def two_processes(checkpoint, inputs, out, *flags):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "medsiglip_jax.cli", "embed", "--model", str(checkpoint)]
+    command = [sys.executable, "-m", "medsiglip_jax", "embed", "--model", str(checkpoint)]
     command += ["--output", str(out), "--shard-size", "8", "--batch-size", "3", "--json", *flags]
     command += ["--coordinator", f"127.0.0.1:{port}", "--processes", "2", str(inputs)]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -264,7 +268,7 @@ def test_a_bucket_holds_the_same(model, many, reference, bucket):
     want = vectors(reference)
     assert part["source"][0].as_py() == "gs://bucket/many/00.png"
     for row in part.to_pylist():
-        np.testing.assert_allclose(row["embedding"], want[row["id"]], atol=1e-6)
+        references.assert_close(row["embedding"], want[row["id"]], TERMS)
     assert sorted(p.name for p in out.iterdir()) == [
         "errors.parquet", "manifest.json", "part-00000.parquet", "part-00001.parquet",
         "part-00002.parquet", "run.json",
@@ -308,14 +312,14 @@ def test_a_failing_disk_is_no_damaged_file(model, many, reference, tmp_path, mon
     whole, out = tmp_path / "whole", tmp_path / "out"
     embed(model, rows, whole, options)
 
-    def fail(file, start, length):
+    def fail(file, span):
         if "/25.png" in file:
             raise OSError(errno.EIO, "Input/output error")
-        return read_file(file, start, length)
+        return read_file(file, span)
 
-    read_file = sources._read
-    monkeypatch.setattr(sources, "_read", fail)
-    with pytest.raises(sources.Outage, match="25.png: cannot be read: Input/output error"):
+    read_file = content._read
+    monkeypatch.setattr(content, "_read", fail)
+    with pytest.raises(content.Outage, match="25.png: cannot be read: Input/output error"):
         embed(model, rows, out, options)
     assert sorted(p.name for p in out.glob("part*")) == ["part-00000.parquet", "part-00001.parquet"]
     monkeypatch.undo()
@@ -329,18 +333,18 @@ def test_a_network_is_tried_again(monkeypatch):
     fsspec.filesystem("memory").pipe_file("/net/a", b"content")
     calls = []
 
-    def fail(file, start, length, real=sources._read_remote):
+    def fail(file, span, real=content._read_remote):
         calls.append(file)
         if len(calls) < 3:
             raise ConnectionError("reset")
-        return real(file, start, length)
+        return real(file, span)
 
-    monkeypatch.setattr(sources, "_read_remote", fail)
-    monkeypatch.setattr(sources, "_PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(content, "_read_remote", fail)
+    monkeypatch.setattr(content, "_PAUSES", (0.0, 0.0))
     assert sources.read_bytes("memory://net/a") == b"content" and len(calls) == 3
     calls[:] = []
-    monkeypatch.setattr(sources, "_PAUSES", (0.0,))
-    with pytest.raises(sources.Outage, match="net/a: cannot be read: ConnectionError: reset"):
+    monkeypatch.setattr(content, "_PAUSES", (0.0,))
+    with pytest.raises(content.Outage, match="net/a: cannot be read: ConnectionError: reset"):
         sources.read_bytes("memory://net/a")
 
 

@@ -21,7 +21,7 @@ from medsiglip_jax.inference.preview import PreviewOptions, preview
 from medsiglip_jax.pages import contact_sheet
 from medsiglip_jax.preprocess.decode import decode_with_facts
 from medsiglip_jax.preprocess.dicom.rules import Rules
-from medsiglip_jax.preprocess.image import load_images
+from medsiglip_jax.preprocess.load import load_images
 
 RNG = np.random.default_rng(0)
 HU = {"Modality": "CT", "RescaleSlope": "1", "RescaleIntercept": "-1024"}
@@ -195,7 +195,7 @@ def test_limits(folder, call, tmp_path):
     flags = [folder, "--size", 16, "--output", tmp_path / "s.html", "--json"]
     code, out, err = call(*flags, "--limit", 2)
     assert [x["id"] for x in json.loads(out)["images"]] == ["a <b>.png", "b.jpg"] and code == 0
-    assert err == "3 more images are left out (--limit)\n"
+    assert err == "3 more images are not shown (--limit)\n"
     drawn = set()
     for seed in range(20):
         found = json.loads(call(*flags, "--limit", 2, "--seed", seed)[1])

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from references import assert_close, tower_terms
 
 from medsiglip_jax.model import attention, config, sharding, towers
 from medsiglip_jax.model.attention import ATTENTION
@@ -22,6 +23,12 @@ def qkv(shape, dtype="float32", scale=1.0):
     return (q * scale * shape[-1] ** -0.5, k, v), ct
 
 
+def terms(shape, gradient=False):
+    """Logits, the sum of the softmax and the weighted sum; backwards about as many again, twice."""
+    _, tokens, _, size = shape
+    return (3 if gradient else 1) * (2 * tokens + size)
+
+
 def plain(q, k, v):
     """Softmax attention in float64."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
@@ -34,7 +41,7 @@ def plain(q, k, v):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_equals_plain_attention(name, shape):
     inputs, _ = qkv(shape)
-    np.testing.assert_allclose(jax.jit(ATTENTION[name])(*inputs), plain(*inputs), atol=1e-6)
+    assert_close(jax.jit(ATTENTION[name])(*inputs), plain(*inputs), terms(shape))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -45,14 +52,36 @@ def test_blocked_has_the_gradient_of_plain_attention(shape):
         return jax.jit(lambda inputs: jax.vjp(ATTENTION[name], *inputs)[1](ct))(inputs)
 
     for blocked, xla in zip(gradients("blocked"), gradients("xla"), strict=True):
-        np.testing.assert_allclose(blocked, xla, atol=2e-6)
+        assert_close(blocked, xla, terms(shape, gradient=True))
+
+
+def test_the_tolerance_can_tell_a_wrong_gradient():
+    """bfloat16 logits, or a softmax's gradient without the part of its sum."""
+    shape = SHAPES[-1]
+    inputs, ct = qkv(shape)
+
+    def rounded(q, k, v):
+        logits = jnp.einsum("bqhd,bkhd->bhqk", q, k).astype(jnp.bfloat16).astype(jnp.float32)
+        return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(logits), v)
+
+    def sum_fixed(q, k, v):
+        weights = jnp.exp(jnp.einsum("bqhd,bkhd->bhqk", q, k))
+        weights /= jax.lax.stop_gradient(weights.sum(-1, keepdims=True))
+        return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+
+    right = gradient(ATTENTION["xla"], inputs, ct)[1]
+    for wrong in (rounded, sum_fixed):
+        with pytest.raises(AssertionError):
+            assert_close(gradient(wrong, inputs, ct)[1][0], right[0], terms(shape, gradient=True))
 
 
 def test_blocked_survives_logits_that_overflow_exp():
-    inputs, _ = qkv((1, 40, 2, 16), scale=300.0)
-    np.testing.assert_allclose(
-        jax.jit(ATTENTION["blocked"])(*inputs), plain(*inputs), rtol=1e-3, atol=1e-3
-    )
+    inputs, _ = qkv(shape := (1, 40, 2, 16), scale=300.0)
+    # What a logit is off by, a weight is, relatively.
+    q, k, v = (float(jnp.abs(x).max()) for x in inputs)
+    largest = float(jnp.abs(jnp.einsum("bqhd,bkhd->bhqk", *inputs[:2])).max()) * v
+    assert q * k > 100  # exp overflows at 89
+    assert_close(jax.jit(ATTENTION["blocked"])(*inputs), plain(*inputs), terms(shape), largest)
 
 
 def test_blocked_keeps_bfloat16_and_its_accuracy():
@@ -77,13 +106,13 @@ def test_blocked_never_holds_the_logits_of_every_head():
 @pytest.mark.parametrize("tokens", [128, 1024, 2048])
 def test_splash_equals_plain_attention_in_value_and_gradient(tokens):
     """In Pallas's interpreter, in float32: the arithmetic, if not a TPU's rounding."""
-    inputs, ct = qkv((2, tokens, 2, 72))
+    inputs, ct = qkv(shape := (2, tokens, 2, 72))
     splash = partial(ATTENTION["splash"], interpret=True)
     x, gradients = jax.jit(lambda inputs: gradient(splash, inputs, ct))(inputs)
-    np.testing.assert_allclose(x, plain(*inputs), atol=2e-6)
+    assert_close(x, plain(*inputs), terms(shape))
     wanted = jax.jit(lambda inputs: gradient(ATTENTION["xla"], inputs, ct)[1])(inputs)
     for got, want in zip(gradients, wanted, strict=True):
-        np.testing.assert_allclose(got, want, atol=5e-6)
+        assert_close(got, want, terms(shape, gradient=True))
 
 
 def gradient(attend, inputs, ct):
@@ -111,7 +140,7 @@ def test_on_a_mesh_every_device_works_on_its_own_rows(name, monkeypatch):
     monkeypatch.setattr(attention, "used", lambda name, *_: name)
     mesh = sharding.make_mesh(4, 2)
     rows = sharding.batch_sharding(mesh)
-    inputs, ct = qkv((8, 128, 2, 8))
+    inputs, ct = qkv(shape := (8, 128, 2, 8))
     split = jax.device_put(inputs, rows)
     attend = partial(attention.attend, name, rows=rows)
     step = jax.jit(lambda inputs, ct: gradient(attend, inputs, ct))
@@ -120,7 +149,7 @@ def test_on_a_mesh_every_device_works_on_its_own_rows(name, monkeypatch):
     assert x.sharding.is_equivalent_to(rows, x.ndim)
     wanted, back = gradient(ATTENTION["xla"], inputs, ct)
     for got, want in zip((x, *gradients), (wanted, *back), strict=True):
-        np.testing.assert_allclose(got, want, atol=2e-6)
+        assert_close(got, want, terms(shape, gradient=True))
 
 
 def test_the_image_tower_is_the_same_blocked():
@@ -137,7 +166,7 @@ def test_the_image_tower_is_the_same_blocked():
         return towers.normalize(z), tokens
 
     got, want = embed(params, Compute(attention="blocked")), embed(params, Compute())
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, want)
+    jax.tree.map(lambda a, b: assert_close(a, b, tower_terms(tiny.vision)), got, want)
 
 
 def test_an_unknown_back_end_is_an_error_that_lists_them():

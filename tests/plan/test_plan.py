@@ -343,7 +343,7 @@ def test_collectives_are_known_where_libtpu_cannot_read_its_program_back(topolog
 def test_too_much_is_an_answer_and_two_plans_run_at_once(tmp_path):
     config = tmp_path / "config.py"
     config.write_text(f"def get_config(arg=None):\n    return {TINY!r}\n")
-    flags = [sys.executable, "-m", "medsiglip_jax.cli", "plan", "--config", str(config), "--json",
+    flags = [sys.executable, "-m", "medsiglip_jax", "plan", "--config", str(config), "--json",
              "--quick", "--topology"]  # fmt: skip
 
     def run(*more):

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medsiglip_jax.preprocess import decode as decoding
-from medsiglip_jax.preprocess.decode import UnreadableImage, decode, decode_with_facts
+from medsiglip_jax.preprocess import facts
+from medsiglip_jax.preprocess.decode import decode, decode_with_facts
+from medsiglip_jax.preprocess.facts import UnreadableImage
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (6, 5, 3), dtype=np.uint8)
@@ -230,7 +231,7 @@ def test_no_noise_where_pil_only_warns(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         np.testing.assert_array_equal(decode(encoded(RGB)), RGB)
-    monkeypatch.setattr(decoding, "MAX_PIXELS", 29)
+    monkeypatch.setattr(facts, "MAX_PIXELS", 29)
     for item in [encoded(RGB), Image.fromarray(RGB)]:
         with pytest.raises(UnreadableImage, match="5x6 = 30 pixels is more than the limit of 29"):
             decode(item)

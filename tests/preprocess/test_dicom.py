@@ -29,18 +29,20 @@ from dicom_files import (
 from PIL import Image
 from pydicom.encaps import generate_frames
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut
+from references import assert_close, model_terms
 
 import medsiglip_jax
 from medsiglip_jax.data import inputs
 from medsiglip_jax.inference.embed import EmbedOptions, embed
 from medsiglip_jax.inference.manifest import MANIFEST
 from medsiglip_jax.preprocess import codec as files
-from medsiglip_jax.preprocess import decode as decoding
-from medsiglip_jax.preprocess import xla
-from medsiglip_jax.preprocess.decode import UnreadableImage, decode, decode_with_facts
+from medsiglip_jax.preprocess import facts, xla
+from medsiglip_jax.preprocess.decode import decode, decode_with_facts
 from medsiglip_jax.preprocess.dicom import file, grey, official, pixels, sniff
 from medsiglip_jax.preprocess.dicom.rules import Rules, from_dict, parse
-from medsiglip_jax.preprocess.image import load_images, serving, value_range
+from medsiglip_jax.preprocess.facts import UnreadableImage
+from medsiglip_jax.preprocess.image import serving, value_range
+from medsiglip_jax.preprocess.load import load_images
 
 WHEEL = Path(pydicom.__file__).parent / "data"
 FILES = sorted(p for p in WHEEL.rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc"))
@@ -540,7 +542,7 @@ def study(tmp_path):
 def test_folders_are_searched_by_content(study):
     rows = inputs.rows([study])
     assert [row.id for row in rows] == ["ct.dcm", "DICOM/1.2.840.99.7", "DICOM/IM000001"]
-    assert rows.passed_over == {"no suffix": 2}
+    assert rows.skipped == {"no suffix": 2}
 
 
 @pytest.mark.parametrize("preprocess", ["big_vision", "big_vision_pad", "serving"])
@@ -583,7 +585,7 @@ def test_a_run_records_its_rules_and_no_other_goes_on_with_it(study, checkpoint,
     with pytest.warns(UserWarning, match="annotation"):
         images = model.processor.images([row["source"] for row in table], dicom=rules)
     want = np.asarray(model.encode_image(images))
-    np.testing.assert_allclose([row["embedding"] for row in table], want, atol=1e-5)
+    assert_close([row["embedding"] for row in table], want, model_terms(model.config))
 
 
 def test_without_pydicom_one_line_says_what_to_install(study, checkpoint, tmp_path):
@@ -626,7 +628,7 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(monkeypatch):
     assert why.startswith("DICOM whose compressed frame has 300 rows, 200 columns")
     assert "is not what it should be" in reason(made(small, JPEG, [b"\xff\xd8" + bytes(40)]))
     assert "transfer syntax" in reason(made(small, "1.2.840.10008.1.2.4.102", [bytes(40)]))
-    monkeypatch.setattr(decoding, "MAX_PIXELS", 15)
+    monkeypatch.setattr(facts, "MAX_PIXELS", 15)
     assert "4x4 pixels" in reason(made(small))
 
 

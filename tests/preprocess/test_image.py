@@ -15,17 +15,17 @@ import pytest
 from PIL import Image
 
 from medsiglip_jax.preprocess import image as preprocess
+from medsiglip_jax.preprocess.decode import decode
+from medsiglip_jax.preprocess.facts import UnreadableImage
 from medsiglip_jax.preprocess.image import (
     PRESETS,
-    UnreadableImage,
     big_vision_pad,
-    decode,
     huggingface,
-    load_images,
     resize_bilinear,
     serving,
     value_range,
 )
+from medsiglip_jax.preprocess.load import load_images
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "preprocess.json").read_text())
@@ -355,7 +355,7 @@ def test_load_images_warns_once_about_orientation(tmp_path):
 
 def test_pixels_need_neither_jax_nor_tensorflow():
     code = (
-        "import sys, medsiglip_jax.preprocess.image as p, numpy as n;"
+        "import sys, medsiglip_jax.preprocess.load as p, numpy as n;"
         "p.load_images(n.zeros((2, 9, 9, 3), n.uint8), 4);"
         "sys.exit(str({'jax', 'tensorflow', 'torch', 'flax'} & set(sys.modules)))"
     )

@@ -24,8 +24,10 @@ from medsiglip_jax.embeddings import store
 from medsiglip_jax.embeddings.probe import features
 from medsiglip_jax.inference import pseudonyms
 from medsiglip_jax.inference.embed import EmbedOptions, embed
+from medsiglip_jax.preprocess import bytes as content
 from medsiglip_jax.preprocess import sources
-from medsiglip_jax.preprocess.decode import Subject, decode_with_facts
+from medsiglip_jax.preprocess.decode import decode_with_facts
+from medsiglip_jax.preprocess.facts import Subject
 from medsiglip_jax.preprocess.parts import Parts
 
 RNG = np.random.default_rng(0)
@@ -230,24 +232,24 @@ def test_a_disk_that_fails_is_no_damage(tmp_path, monkeypatch, parts, name, call
     folder = write(tmp_path / "in", [tags_of(n, [0, 0, n]) for n in range(5)])
     nifti = tmp_path / "v.nii.gz"
     nifti.write_bytes(gzip.compress(bytes(1000)))
-    error, real = OSError(errno.EIO, "Input/output error"), sources.opener.open_binary
+    error, real = OSError(errno.EIO, "Input/output error"), content.opener.open_binary
 
     def opened(path):
         if not path.endswith(("000.dcm", "v.nii.gz")):
             return real(path)
         return Failing(Path(path).read_bytes(), name, calls, error)
 
-    monkeypatch.setattr(sources.opener, "open_binary", opened)
-    with pytest.raises(sources.Outage, match="000.dcm: cannot be read: Input/output error"):
+    monkeypatch.setattr(content.opener, "open_binary", opened)
+    with pytest.raises(content.Outage, match="000.dcm: cannot be read: Input/output error"):
         names(folder, parts)
     if calls < 2 and name == "read":
-        with pytest.raises(sources.Outage, match="v.nii.gz: cannot be read: Input"):
+        with pytest.raises(content.Outage, match="v.nii.gz: cannot be read: Input"):
             expansion.names([str(nifti)], parts)
 
 
 def test_a_network_that_fails_is_asked_again(tmp_path, monkeypatch):
     folder = write(tmp_path / "in", [tags_of(n, [0, 0, n]) for n in range(5)])
-    remote, real = fsspec.filesystem("memory"), sources.opener.open_binary
+    remote, real = fsspec.filesystem("memory"), content.opener.open_binary
     uris = [f"memory://series/{path.name}" for path in sorted(folder.iterdir())]
     for path in folder.iterdir():
         remote.pipe_file(f"/series/{path.name}", path.read_bytes())
@@ -261,13 +263,13 @@ def test_a_network_that_fails_is_asked_again(tmp_path, monkeypatch):
             raise RuntimeError("503")  # as file systems raise types of their own
         return Failing(real(path).read(), "read", 3, RuntimeError("504"))
 
-    monkeypatch.setattr(sources.opener, "open_binary", opened)
-    monkeypatch.setattr(sources.time, "sleep", slept.append)
+    monkeypatch.setattr(content.opener, "open_binary", opened)
+    monkeypatch.setattr(content.time, "sleep", slept.append)
     most = 3
     assert levels(expansion.names(uris, ALL)) == list(range(5))
-    assert (len(failures), tuple(slept)) == (3, sources._PAUSES)
+    assert (len(failures), tuple(slept)) == (3, content._PAUSES)
     most = 9
-    with pytest.raises(sources.Outage, match="002.dcm: cannot be read: RuntimeError: 504"):
+    with pytest.raises(content.Outage, match="002.dcm: cannot be read: RuntimeError: 504"):
         expansion.names(uris, ALL)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from dicom_files import DEFLATED, EXPLICIT, JPEG, made
 from PIL import Image
+from references import assert_close, model_terms
 
 import medsiglip_jax
 from medsiglip_jax import cli
@@ -21,12 +22,13 @@ from medsiglip_jax.inference.embed import EmbedOptions, embed
 from medsiglip_jax.pages import contact_sheet
 from medsiglip_jax.preprocess import codec as files
 from medsiglip_jax.preprocess import handles, sources
-from medsiglip_jax.preprocess.decode import UnreadableImage, decode
+from medsiglip_jax.preprocess.decode import decode
 from medsiglip_jax.preprocess.dicom import file
 from medsiglip_jax.preprocess.dicom.rules import Rules
-from medsiglip_jax.preprocess.image import load_images
+from medsiglip_jax.preprocess.facts import UnreadableImage
+from medsiglip_jax.preprocess.load import load_images
+from medsiglip_jax.preprocess.names import Frame, Range, Tile, parse, part_of
 from medsiglip_jax.preprocess.parts import Parts
-from medsiglip_jax.preprocess.sources import Frame, Range, Tile, parse, part_of
 
 RNG = np.random.default_rng(0)
 CINE = RNG.integers(0, 256, (7, 30, 40, 3)).astype(np.uint8)
@@ -227,7 +229,7 @@ def test_embed_of_frames_resumes_and_counts(cine, checkpoint, tmp_path):
         embed(model, inputs.rows([cine], parts=Parts("every=2")), whole, EmbedOptions(shard_size=4))
     vectors = store.Embeddings(whole).gather(np.arange(9))
     single = model.encode_image(model.processor.images(list(CINE)))
-    np.testing.assert_allclose(vectors[:7], np.asarray(single), atol=1e-5)
+    assert_close(vectors[:7], single, model_terms(model.config))
     middle = embed(model, inputs.rows([cine]), tmp_path / "middle", EmbedOptions())
     assert middle.multi_frame == 1
 
@@ -284,7 +286,7 @@ class Counter:
 def test_a_file_is_parsed_once_by_many_threads(cine, monkeypatch):
     from medsiglip_jax.preprocess.dicom import pixels
 
-    parsed = Counter(monkeypatch, pixels, "opened")
+    parsed = Counter(monkeypatch, pixels, "open_bytes")
     names = [f"{cine}/a.dcm#frame={n}" for n in range(7)] * 20
     with ThreadPoolExecutor(16) as pool:
         found = list(pool.map(lambda name: sources.read(name)[0], names))

@@ -24,9 +24,9 @@ from medsiglip_jax.data.loader import Input, epoch_batches
 from medsiglip_jax.data.order import Order
 from medsiglip_jax.inference.embed import EmbedOptions, embed
 from medsiglip_jax.preprocess import sources, volumes
-from medsiglip_jax.preprocess.decode import UnreadableImage
 from medsiglip_jax.preprocess.dicom.rules import Rules
-from medsiglip_jax.preprocess.image import load_images
+from medsiglip_jax.preprocess.facts import UnreadableImage
+from medsiglip_jax.preprocess.load import load_images
 from medsiglip_jax.preprocess.parts import Parts
 
 CT, PERCENTILE = Rules(volume="ct"), Rules(volume="percentile")
@@ -168,7 +168,7 @@ def test_percentiles_of_large_volumes_are_of_some_of_their_values(tmp_path, monk
 
     monkeypatch.setattr(np, "quantile", counted)
     monkeypatch.setattr(volumes, "_VALUES", 10_000)
-    low, high = volumes.open_volume(str(path))._percentiles()
+    low, high = volumes.open_file(str(path))._percentiles()
     assert 5_000 < sizes[0] <= 10_000
     assert low == pytest.approx(50, abs=100) and high == pytest.approx(9949, abs=300)
 

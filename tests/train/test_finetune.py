@@ -412,7 +412,7 @@ def test_unreadable_images_are_masked_listed_and_limited(data, tmp_path):
 
 
 @pytest.mark.parametrize("changes, say", [
-    ({"batch_siez": 3}, "config has no key batch_siez; there are data, total_steps"),
+    ({"batch_siez": 3}, "config has no key batch_siez .did you mean batch_size"),
     ({"data__pth": "x"}, "data has no key pth"),
     ({"total_steps": 0, "batch_size": 0}, "total_steps is 0; .*batch_size is 0; expected"),
     ({"objective": "contrast"}, "objective.name is 'contrast'; expected one of contrastive"),

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from references import assert_close, model_terms
 
 import medsiglip_jax
 from medsiglip_jax.model import towers, tree
@@ -15,6 +16,7 @@ CONFIG = two_towers(
     image_size=8, patch_size=4, width=8, depth=3, mlp_dim=16, num_heads=2, text_depth=2,
     vocab_size=12, context_length=4,
 )  # fmt: skip
+TERMS = model_terms(CONFIG)
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
 TOKENS = np.random.default_rng(1).integers(1, 12, (3, 4), np.int32)
 
@@ -47,7 +49,7 @@ def test_cut_and_joined_it_is_the_same_model(params, patterns):
     assert tree.size(trainable) + tree.size(frozen) == tree.size(params)
     assert_equal(part.whole(joined), params)
     for got, want in zip(encode(joined), encode(params), strict=True):
-        np.testing.assert_allclose(got, want, atol=1e-6)
+        assert_close(got, want, TERMS)
 
 
 def test_what_is_frozen_is_what_was_said(params):
@@ -109,7 +111,7 @@ def test_merged_adapters_are_the_same_function(params, targets):
     assert tree.flatten(merged).keys() == tree.flatten(params).keys()
     changed = 0.0
     for got, want, old in zip(encode(adapted), encode(merged), encode(params), strict=True):
-        np.testing.assert_allclose(got, want, atol=2e-5)
+        assert_close(got, want, TERMS)
         changed += float(jnp.abs(want - old).max())
     assert changed > 1e-2
 
@@ -117,7 +119,7 @@ def test_merged_adapters_are_the_same_function(params, targets):
 def test_new_adapters_change_nothing(params):
     adapted = freeze.join(params, lora.init(lora.LoRA(), params))
     for got, want in zip(encode(adapted), encode(params), strict=True):
-        np.testing.assert_array_equal(got, want)
+        assert_close(got, want, TERMS)
     assert_equal(lora.merge(adapted), params)
 
 

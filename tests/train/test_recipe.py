@@ -7,6 +7,7 @@ import pytest
 from medsiglip_jax.model import towers
 from medsiglip_jax.model.config import named
 from medsiglip_jax.train import freeze, lora, recipe
+from medsiglip_jax.train.objectives.contrastive import Contrastive
 from medsiglip_jax.train.recipe import from_dict
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -15,7 +16,7 @@ SMALL = {"data": {"path": "a.csv"}, "total_steps": 3, "init": "somewhere"}
 
 def test_the_defaults():
     found = from_dict(SMALL)
-    assert found.data == (recipe.Data("a.csv"),) and found.objective == recipe.Objective()
+    assert found.data == (recipe.Data("a.csv"),) and found.objective == Contrastive()
     assert found.mesh is None and found.optimizer.name == "adamw"
     assert from_dict(found.to_dict()) == found
     assert from_dict(SMALL | {"objective": "classification"}).objective.name == "classification"
@@ -54,18 +55,21 @@ def test_overrides():
 
 
 @pytest.mark.parametrize("override, say", [
-    ("--config.batch_siez=3", "config has no key batch_siez; there are data, total_steps"),
+    ("--config.batch_siez=3", r"config has no key batch_siez \(did you mean batch_size\?\); there"),
     ("--config.batch_size=many", "batch_size is 'many'; expected int"),
     ("--config.batch_size=1.5", "batch_size is 1.5; expected int"),
     ("--config.optimizer.name=sgd", "optimizer.name is 'sgd'; expected one of adamw, adafactor"),
     ("--config.optimizer.b3=1", "optimizer has no key b3"),
     ("--config.data.path=3", "data.path is 3; expected str"),
-    ("--config.lora=8", "lora is 8; expected a dict of rank"),
+    ("--config.lora=8", "lora is 8; expected a mapping of rank"),
     ("--config.seed", "--config.seed: no value; write"),
     ("--config.seed.x=1", "seed is 0, not a dict"),
-    ("--config.init=None", "init is None; expected either init or model"),
+    ("--config.init=None", "init is None and model None; expected either init or model"),
     ("--config.validation=1.5", "validation is 1.5; expected a split's name, or a share"),
     ("--config.augment.crop=0.5", "augment.crop is 0.5; expected"),
+    ("--config.objective.pool=mean", "objective has no key pool; there are name, accumulate, neg"),
+    ("--config.objective={'name': 'classification', 'pool': 'cls'}",
+     "objective.pool is 'cls'; expected one of map, mean"),
     ("--config.dtype=float64", "dtype is 'float64'; expected one of float32, bfloat16"),
 ])  # fmt: skip
 def test_wrong_overrides(override, say):
@@ -98,6 +102,8 @@ def test_files_that_are_no_configs(tmp_path):
 def test_every_key_is_described():
     text = recipe.describe()
     for key in ("batch_size (default 32)", "lora.rank (default 16)", "data.group", "mesh.fsdp",
-                "augment.crop", "optimizer.layer_decay (default 1.0)"):  # fmt: skip
+                "augment.crop", "optimizer.layer_decay (default 1.0)",
+                "objective.name (default 'contrastive')",
+                "objective.pool (default 'map')"):  # fmt: skip
         assert f"--config.{key}" in text
     assert "Attributes" not in text and "\n\n" not in text

@@ -10,7 +10,10 @@ import medsiglip_jax
 from medsiglip_jax.model import sharding, towers, tree
 from medsiglip_jax.model.config import two_towers
 from medsiglip_jax.model.towers import Compute
-from medsiglip_jax.train import freeze, lora, objectives, optim
+from medsiglip_jax.train import freeze, lora, optim
+from medsiglip_jax.train.objectives.classification import Classification
+from medsiglip_jax.train.objectives.contrastive import Contrastive
+from medsiglip_jax.train.objectives.objective import Labels
 from medsiglip_jax.train.step import init_state, make_train_step
 
 CONFIG = two_towers(
@@ -18,7 +21,7 @@ CONFIG = two_towers(
     vocab_size=12, context_length=4,
 )  # fmt: skip
 RATE, ROWS = 0.01, 8
-PAIRS = objectives.contrastive(CONFIG, Compute())
+PAIRS = Contrastive().loss(CONFIG, Compute())
 # Plain gradient descent: an update is then as well conditioned as its gradient, where Adam divides
 # by the noise of gradients that are zero in exact arithmetic (the key biases).
 DESCENT = optim.Optimizer(
@@ -144,7 +147,7 @@ def test_masked_rows_do_not_matter(descent):
 def test_remat_gives_the_same_update(descent):
     _, expected, expected_metrics = descent
     state, batch = make_state(DESCENT), make_batch(masked=2)
-    step = make_train_step(objectives.contrastive(CONFIG, Compute(remat="block")), DESCENT)
+    step = make_train_step(Contrastive().loss(CONFIG, Compute(remat="block")), DESCENT)
     step = compile_quickly(step, state, batch)
     assert_same(run(step, state, batch), expected, expected_metrics)
 
@@ -157,7 +160,7 @@ def test_eight_devices_give_the_same_update(descent):
     params = jax.device_put(params, sharding.param_shardings(params, mesh))
     state = init_state(params, DESCENT)
     batch = jax.device_put(make_batch(masked=2), sharding.batch_sharding(mesh))
-    objective = objectives.contrastive(CONFIG, Compute(), loss_chunk=1, mesh=mesh)
+    objective = Contrastive().loss(CONFIG, Compute(), loss_chunk=1, mesh=mesh)
     step = make_train_step(objective, DESCENT)
     step = compile_quickly(step, state, batch)
     assert_same(run(step, state, batch), expected, expected_metrics)
@@ -200,7 +203,7 @@ def test_accumulation_keeps_the_negatives_of_the_whole_batch(descent, devices):
         batch = jax.tree.map(lambda x: np.concatenate([x, x]), batch)
         batch["mask"][ROWS:] = False
         batch = jax.device_put(batch, sharding.batch_sharding(mesh))
-        objective, pieces = objectives.contrastive(CONFIG, Compute(), mesh=mesh), 2
+        objective, pieces = Contrastive().loss(CONFIG, Compute(), mesh=mesh), 2
     state = init_state(params, DESCENT)
     step = compile_quickly(make_train_step(objective, DESCENT, pieces), state, batch)
     assert_same(run(step, state, batch), expected, expected_metrics)
@@ -332,22 +335,17 @@ def test_cross_entropy_and_its_torch_twin():
     pytest.param("mean", False, marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_classification_learns_and_accumulates_exactly(pool, multi_label):
-    objective = objectives.classification(CONFIG, Compute(), pool, multi_label)
+    objective, known = Classification(pool=pool), Labels(("a", "b", "c"), multi_label)
+    loss = objective.loss(CONFIG, Compute(), known)
     batch = make_batch(masked=1)
     labels = np.arange(ROWS, dtype=np.int32) % 3
     batch["label"] = np.eye(3, dtype=np.float32)[labels] if multi_label else labels
-    params = {"img": medsiglip_jax.init(CONFIG).params["img"],
-              "head": objectives.init_head(CONFIG, 3)}  # fmt: skip
+    params = {"img": medsiglip_jax.init(CONFIG).params["img"], **objective.added(CONFIG, known)}
     params["head"]["kernel"] += 0.1
     results = []
     for pieces in (1, 4):
         state = init_state(jax.tree.map(jnp.array, params), DESCENT)
-        results.append(run(make_train_step(objective, DESCENT, pieces), state, batch, steps=3))
+        results.append(run(make_train_step(loss, DESCENT, pieces), state, batch, steps=3))
     (one, metrics), (many, _) = results
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, many)
     assert metrics[2]["loss"] < metrics[0]["loss"] and "temperature" not in metrics[0]
-
-
-def test_a_pool_that_is_none():
-    with pytest.raises(ValueError, match="pool is 'cls'; expected one of map, mean"):
-        objectives.classification(CONFIG, Compute(), "cls")

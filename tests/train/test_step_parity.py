@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 import medsiglip_jax
 from medsiglip_jax.model.towers import Compute
 from medsiglip_jax.model.weights import huggingface
-from medsiglip_jax.train import objectives
+from medsiglip_jax.train.objectives.contrastive import Contrastive
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "siglip-tiny"
 
@@ -31,7 +31,8 @@ def reference_step(model, pixels, tokens):
 
 @partial(jax.jit, static_argnames=("config", "compute", "loss_chunk"))
 def step(params, batch, config, compute, loss_chunk):
-    return jax.value_and_grad(objectives.contrastive(config, compute, loss_chunk))(params, batch)
+    loss = Contrastive().loss(config, compute, loss_chunk=loss_chunk)
+    return jax.value_and_grad(loss)(params, batch)
 
 
 def our_step(model, pixels, tokens, folder, loss_chunk=None, compute=Compute()):

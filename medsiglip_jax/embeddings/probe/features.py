@@ -17,7 +17,7 @@ from medsiglip_jax.embeddings.provenance import Provenance
 from medsiglip_jax.embeddings.store import Embeddings
 from medsiglip_jax.files import places
 from medsiglip_jax.inference import pseudonyms
-from medsiglip_jax.preprocess import sources
+from medsiglip_jax.preprocess.names import Frame, Tile, parse
 
 # Names of the split on which choices are made; the first that exists is used.
 VALIDATION = ("val", "valid", "validation", "dev")
@@ -163,8 +163,8 @@ def _groups(embeddings: Embeddings, rows: Sequence[int], column: str) -> list[st
 
 
 def _file(source: str) -> str:
-    file, part = sources.parse(source)
-    return file if isinstance(part, (sources.Frame, sources.Tile)) else source
+    file, part = parse(source)
+    return file if isinstance(part, (Frame, Tile)) else source
 
 
 def _numbers(ids: Sequence[str], embeddings: Embeddings) -> dict[str, int]:

@@ -13,8 +13,8 @@ from medsiglip_jax.evaluate.data.dataset import Dataset, Policy, where_to_get
 from medsiglip_jax.evaluate.tasks import PARTS, Task
 from medsiglip_jax.files import places
 from medsiglip_jax.preprocess import sources
-from medsiglip_jax.preprocess.decode import UnreadableImage
 from medsiglip_jax.preprocess.dicom.rules import Rules
+from medsiglip_jax.preprocess.facts import UnreadableImage
 
 READERS = {"csv": csv_tables.read, "folders": folders.read, "npz": arrays.read, "h5": arrays.read}
 _FIFTH = 0.2  # of the groups, for what is drawn: 60 % train, 20 % validation, 20 % test

@@ -11,7 +11,7 @@ from medsiglip_jax.data.listing import IMAGE_SUFFIXES
 from medsiglip_jax.evaluate.data.dataset import check_settings, where_to_get
 from medsiglip_jax.evaluate.tasks import Task
 from medsiglip_jax.files.places import Place
-from medsiglip_jax.preprocess import sources
+from medsiglip_jax.preprocess.names import parse
 
 SETTINGS = "path each find name on parse known_missing"
 
@@ -108,7 +108,7 @@ def _wanted(row: Row, settings: Mapping[str, Any]) -> Iterator[list[str]]:
 
 def _is_there(root: Place, name: str) -> bool:
     """Remote files are taken to be: the engine will say, where this were a request for each."""
-    return not isinstance(root, Path) or Path(sources.parse(str(root / name))[0]).is_file()
+    return not isinstance(root, Path) or Path(parse(str(root / name))[0]).is_file()
 
 
 def _searched(root: Place, rows: Sequence[Row], settings: Mapping[str, Any]) -> Images:

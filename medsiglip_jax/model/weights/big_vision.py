@@ -12,7 +12,14 @@ import numpy as np
 
 from medsiglip_jax.model import tree
 from medsiglip_jax.model.config import NAMED, ModelConfig, TextConfig, VisionConfig
-from medsiglip_jax.model.weights.layouts import Checkpoint, CheckpointError, Leaf, tokenizer_in
+from medsiglip_jax.model.weights.checkpoint import (
+    TOKENIZER,
+    Checkpoint,
+    CheckpointError,
+    Layout,
+    Leaf,
+    tokenizer_in,
+)
 
 _LAYER = re.compile(r"(.*/encoderblock)_(\d+)(/.*)")
 
@@ -21,11 +28,12 @@ def open_npz(path: Path) -> Checkpoint:
     """Opens an .npz; only array headers are read, nothing is unpickled."""
     headers = _headers(path)
     keys, notes = _unwrap(headers)
-    leaves, broken = _leaves(path, keys, headers)
-    problems = list(broken.values())
+    leaves = _leaves(path, keys, headers)
+    sound = {name: leaf.shape for name, leaf in leaves.items() if not leaf.problems}
     try:
-        config = infer_config({name: leaf.shape for name, leaf in leaves.items()})
+        config = infer_config(sound)
     except (KeyError, ValueError, IndexError) as error:
+        problems = [problem for leaf in leaves.values() for problem in leaf.problems]
         raise CheckpointError(
             path, [f"not a two-tower SigLIP: cannot infer the architecture ({error})", *problems]
         ) from None
@@ -34,8 +42,7 @@ def open_npz(path: Path) -> Checkpoint:
         format="big_vision",
         config=config,
         leaves=leaves,
-        problems=problems,
-        faulty=frozenset(broken),
+        problems=[],
         files=(path,),
         tokenizer=tokenizer_in(path.parent),
         notes=notes,
@@ -83,11 +90,10 @@ def _unwrap(headers: dict[str, Any]) -> tuple[dict[str, str], tuple[str, ...]]:
     return {key: key for key in headers}, ()
 
 
-def _leaves(path: Path, keys: dict[str, str], headers) -> tuple[dict[str, Leaf], dict[str, str]]:
-    """Returns the sound parameters, and of the stacks that are not, what is wrong with them."""
+def _leaves(path: Path, keys: dict[str, str], headers) -> dict[str, Leaf]:
+    """Every parameter; a stack whose layers do not fit together carries that as its problem."""
     leaves: dict[str, Leaf] = {}
     stacks: dict[str, dict[int, str]] = {}
-    broken = {}
     for name, key in keys.items():
         if match := _LAYER.fullmatch(name):
             block, layer, rest = match.groups()
@@ -96,14 +102,14 @@ def _leaves(path: Path, keys: dict[str, str], headers) -> tuple[dict[str, Leaf],
             shape, dtype = headers[key]
             leaves[name] = Leaf(shape, dtype, (partial(_read, path, key),), False)
     for name, layers in stacks.items():
-        found = {headers[key] for key in layers.values()}
-        if sorted(layers) != list(range(len(layers))) or len(found) != 1 or name in leaves:
-            broken[name] = f"{name}: layers {sorted(layers)} do not make one stack: {found}"
-            continue
-        shape, dtype = found.pop()
-        readers = tuple(partial(_read, path, layers[i]) for i in range(len(layers)))
-        leaves[name] = Leaf((len(layers), *shape), dtype, readers, True)
-    return leaves, broken
+        kinds = {headers[key] for key in layers.values()}
+        shape, dtype = next(iter(kinds))
+        problems = ()
+        if sorted(layers) != list(range(len(layers))) or len(kinds) != 1 or name in leaves:
+            problems = (f"{name}: layers {sorted(layers)} do not make one stack: {kinds}",)
+        readers = tuple(partial(_read, path, layers[i]) for i in sorted(layers))
+        leaves[name] = Leaf((len(layers), *shape), dtype, readers, True, problems)
+    return leaves
 
 
 def _read(path: Path, key: str) -> np.ndarray:
@@ -150,7 +156,7 @@ def _image_size(grid: int, patch: int) -> int:
     return next((v.image_size for v in sizes if v.grid == grid), grid * patch)
 
 
-def write_npz(path: Path, params: dict[str, Any], config: ModelConfig) -> None:
+def write_npz(path: Path, params: dict[str, Any]) -> None:
     """Writes the unrolled layout of the released SigLIP checkpoints, under "params/"."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         for name, leaf in tree.items(params):
@@ -168,3 +174,27 @@ def _write_array(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> None
         array = array.view("V2")
     with archive.open(f"params/{name}.npy", "w", force_zip64=True) as file:
         np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
+
+
+_FILE = "params.npz"
+
+
+def _npz_in(path: Path) -> list[Path]:
+    return [path] if path.suffix == ".npz" else sorted(path.glob("*.npz"))
+
+
+def _write_folder(
+    folder: Path, params: dict[str, Any], config: ModelConfig, tokenizer: bytes | None
+) -> None:
+    write_npz(folder / _FILE, params)
+    if tokenizer is not None:
+        (folder / TOKENIZER).write_bytes(tokenizer)
+
+
+LAYOUT = Layout(
+    name="big_vision",
+    marker=_FILE,
+    recognise=lambda path: len(_npz_in(path)) == 1,
+    open=lambda path: open_npz(_npz_in(path)[0]),
+    write=_write_folder,
+)

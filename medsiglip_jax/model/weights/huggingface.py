@@ -13,31 +13,35 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from medsiglip_jax.model import tree
+from medsiglip_jax.model import towers, tree
 from medsiglip_jax.model.config import ModelConfig, TextConfig, VisionConfig
-from medsiglip_jax.model.weights.layouts import (
+from medsiglip_jax.model.weights.checkpoint import (
     PICKLES,
     TOKENIZER,
     Checkpoint,
     CheckpointError,
+    Layout,
     Leaf,
     pickle_problem,
     tokenizer_in,
 )
 from medsiglip_jax.model.weights.names import Entry, entries, tensor_shape
 
+_CONFIG = "config.json"
+
 # ------------------------------------------------------------------------------------ reading
 
 
 def open_folder(path: Path) -> Checkpoint:
     """Opens a folder that has a config.json; nothing but headers is read."""
-    raw = _read_json(path / "config.json")
+    raw = _read_json(path / _CONFIG)
     config, gemma, notes = _parse_config(path, raw)
     files = _weight_files(path)
     handles = _open_files(path, files)
     names = {name: handle for handle in handles for name in handle.keys()}  # noqa: SIM118
     mine, problems, left_out = _select(names, gemma)
-    leaves, faulty = _leaves(config, mine, problems)
+    leaves, unused = _leaves(config, mine)
+    problems += [f"unexpected tensor {mine[name][0]}" for name in unused]
     if left_out:
         notes = (*notes, f"left out: {', '.join(left_out)}")
     return Checkpoint(
@@ -46,46 +50,45 @@ def open_folder(path: Path) -> Checkpoint:
         config=config,
         leaves=leaves,
         problems=problems,
-        faulty=faulty,
         files=tuple(files),
         tokenizer=tokenizer_in(path),
         notes=notes,
     )
 
 
-def _leaves(
-    config: ModelConfig, tensors: dict[str, tuple], problems: list[str]
-) -> tuple[dict[str, Leaf], frozenset[str]]:
-    """Checks every tensor against the architecture; returns the sound parameters and the others.
+def _leaves(config: ModelConfig, tensors: dict[str, tuple]) -> tuple[dict[str, Leaf], list[str]]:
+    """Holds every tensor against the architecture.
 
-    A tensor that is missing or misshapen is named once, also where three parameters share it.
+    Returns:
+        The parameters, each with what is wrong with its tensors; the tensors that none needs.
     """
-    from medsiglip_jax.model import towers as model
-
-    shapes = tree.flatten(model.param_shapes(config))
-    parts: dict[str, list] = {path: [] for path in shapes}
+    shapes = tree.flatten(towers.param_shapes(config))
+    readers: dict[str, list] = {path: [] for path in shapes}
+    problems: dict[str, list[str]] = {path: [] for path in shapes}
     dtypes: dict[str, np.dtype] = {}
-    found: dict[str, None] = {}  # ordered, and each problem once
-    faulty = set()
     unused = set(tensors)
     for entry in entries(config):
         unused.discard(entry.name)
         shape = shapes[entry.path].shape
         shape = shape if entry.layer is None else shape[1:]
-        problem, dtype = _check_tensor(tensors.get(entry.name), entry, tensor_shape(entry, shape))
+        tensor = tensors.get(entry.name)
+        problem, dtypes[entry.path] = _check_tensor(tensor, entry, tensor_shape(entry, shape))
         if problem:
-            found[problem] = None
-            faulty.add(entry.path)
-            continue
-        name, handle = tensors[entry.name]
-        dtypes[entry.path] = dtype
-        parts[entry.path].append(partial(_read_tensor, handle, name, entry, shape))
-    problems += [*found, *(f"unexpected tensor {tensors[name][0]}" for name in sorted(unused))]
-    return {
-        path: Leaf(shapes[path].shape, dtypes[path], tuple(readers), "/encoderblock/" in path)
-        for path, readers in parts.items()
-        if path not in faulty
-    }, frozenset(faulty)
+            problems[entry.path].append(problem)
+        elif tensor is not None:
+            name, handle = tensor
+            readers[entry.path].append(partial(_read_tensor, handle, name, entry, shape))
+    leaves = {
+        path: Leaf(
+            shape=shapes[path].shape,
+            dtype=dtypes[path],
+            parts=tuple(readers[path]),
+            stacked="/encoderblock/" in path,
+            problems=tuple(problems[path]),
+        )
+        for path in shapes
+    }
+    return leaves, sorted(unused)
 
 
 def _check_tensor(tensor, entry: Entry, want: tuple[int, ...]) -> tuple[str | None, np.dtype]:
@@ -223,7 +226,7 @@ def _parse_config(path: Path, raw: dict[str, Any]) -> tuple[ModelConfig, bool, t
                 "'siglip_vision_model' or 'gemma3' (MedGemma's vision tower)"
             )
     except (ValueError, TypeError) as error:
-        raise CheckpointError(path / "config.json", [str(error)]) from None
+        raise CheckpointError(path / _CONFIG, [str(error)]) from None
     if config.vision and config.vision.pool == "mean":
         notes = (
             "no pooling head in this checkpoint: encode_image returns the mean of the patch "
@@ -290,7 +293,7 @@ def write_folder(
         tokenizer: the serialised SentencePiece model, or None.
     """
     dtype = str(next(leaf for _, leaf in tree.items(params)).dtype)
-    _write_json(folder / "config.json", _config_json(config, dtype))
+    _write_json(folder / _CONFIG, _config_json(config, dtype))
     if config.vision:
         _write_json(folder / "preprocessor_config.json", _preprocessor_json(config.vision))
     if config.text and tokenizer is not None:
@@ -353,8 +356,8 @@ def _config_json(config: ModelConfig, dtype: str) -> dict[str, Any]:
         eos_token_id=1,
     )
     if vision and text:
-        towers = {"vision_config": vision, "text_config": text}
-        return dict(architectures=["SiglipModel"], model_type="siglip", dtype=dtype, **towers)
+        both = {"vision_config": vision, "text_config": text}
+        return dict(architectures=["SiglipModel"], model_type="siglip", dtype=dtype, **both)
     if vision:
         return dict(vision, architectures=["SiglipVisionModel"], dtype=dtype)
     raise ValueError("the Hugging Face layout needs an image tower; this model has only text")
@@ -402,3 +405,12 @@ def _tokenizer_json(text: TextConfig) -> dict[str, Any]:
         model_input_names=["input_ids"],
         model_max_length=text.context_length,
     )
+
+
+LAYOUT = Layout(
+    name="huggingface",
+    marker=_CONFIG,
+    recognise=lambda path: (path / _CONFIG).is_file(),
+    open=open_folder,
+    write=write_folder,
+)

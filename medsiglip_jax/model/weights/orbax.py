@@ -8,18 +8,47 @@ import numpy as np
 
 from medsiglip_jax.model import tree
 from medsiglip_jax.model.config import ModelConfig
-from medsiglip_jax.model.weights.layouts import (
+from medsiglip_jax.model.weights.checkpoint import (
     TOKENIZER,
     Checkpoint,
     CheckpointError,
+    Layout,
     Leaf,
     tokenizer_in,
 )
-from medsiglip_jax.train import checkpoints
 
 # Written last, read first.
 MARKER = "medsiglip_jax.json"
 _PARAMS = "params"
+
+
+def orbax() -> Any:
+    """The module `orbax.checkpoint`, or a line that says how to install it."""
+    try:
+        import orbax.checkpoint as ocp
+    except ImportError:
+        raise ModuleNotFoundError(
+            "orbax-checkpoint is not installed; it comes with `pip install 'medsiglip-jax[train]'`"
+        ) from None
+    return ocp
+
+
+def save_tree(folder: Path, tree: dict[str, Any]) -> None:
+    """Writes a tree of arrays to a folder that does not exist yet, and waits until it is there."""
+    with orbax().StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder.absolute(), tree)
+
+
+def tree_metadata(folder: Path) -> dict[str, Any]:
+    """The tree's shapes and dtypes, without reading the arrays."""
+    with orbax().StandardCheckpointer() as checkpointer:
+        return checkpointer.metadata(folder.absolute()).item_metadata.tree
+
+
+def restore_tree(folder: Path, shapes: dict[str, Any]) -> dict[str, Any]:
+    """Reads a tree into the shapes, dtypes and shardings of `jax.ShapeDtypeStruct` leaves."""
+    with orbax().StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(folder.absolute(), shapes)
 
 
 def open_folder(folder: Path) -> Checkpoint:
@@ -27,7 +56,7 @@ def open_folder(folder: Path) -> Checkpoint:
     try:
         content = json.loads((folder / MARKER).read_text(encoding="utf-8"))
         config = ModelConfig.from_dict(content["config"])
-        stored = tree.flatten(checkpoints.tree_metadata(folder / _PARAMS))
+        stored = tree.flatten(tree_metadata(folder / _PARAMS))
     except ModuleNotFoundError:
         raise
     except Exception as error:  # orbax and tensorstore raise many kinds for a damaged folder
@@ -42,7 +71,6 @@ def open_folder(folder: Path) -> Checkpoint:
         config=config,
         leaves=leaves,
         problems=[],
-        faulty=frozenset(),
         files=tuple(sorted(p for p in (folder / _PARAMS).rglob("*") if p.is_file())),
         tokenizer=tokenizer_in(folder),
         restore=lambda shapes: _restore(folder, shapes),
@@ -51,7 +79,7 @@ def open_folder(folder: Path) -> Checkpoint:
 
 def _restore(folder: Path, shapes: dict[str, Any]) -> dict[str, Any]:
     try:
-        return checkpoints.restore_tree(folder / _PARAMS, shapes)
+        return restore_tree(folder / _PARAMS, shapes)
     except Exception as error:  # as above
         raise CheckpointError(folder, [f"cannot be read: {error}"]) from error
 
@@ -60,8 +88,17 @@ def write_folder(
     folder: Path, params: dict[str, Any], config: ModelConfig, tokenizer: bytes | None
 ) -> None:
     """Writes tree, tokenizer and marker into an existing empty folder."""
-    checkpoints.save_tree(folder / _PARAMS, params)
+    save_tree(folder / _PARAMS, params)
     if tokenizer is not None:
         (folder / TOKENIZER).write_bytes(tokenizer)
     content = {"format": "orbax", "config": config.to_dict()}
     (folder / MARKER).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+LAYOUT = Layout(
+    name="orbax",
+    marker=MARKER,
+    recognise=lambda path: (path / MARKER).is_file(),
+    open=open_folder,
+    write=write_folder,
+)

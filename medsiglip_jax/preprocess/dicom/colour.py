@@ -3,9 +3,9 @@
 import numpy as np
 from jaxtyping import UInt8
 
-from medsiglip_jax.preprocess.decode import UnreadableImage
 from medsiglip_jax.preprocess.dicom import samples
 from medsiglip_jax.preprocess.dicom.header import Header
+from medsiglip_jax.preprocess.facts import UnreadableImage
 
 _ROWS = 64  # that are float32 at a time
 # Y, Cb, Cr -> R, G, B, and what is subtracted first (PS3.3 C.7.6.3.1.2: ITU-R BT.601).

@@ -26,10 +26,10 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
-from medsiglip_jax.preprocess.decode import Subject, UnreadableImage
 from medsiglip_jax.preprocess.dicom import sniff
 from medsiglip_jax.preprocess.dicom.header import Header, Lut
 from medsiglip_jax.preprocess.dicom.series import Plane
+from medsiglip_jax.preprocess.facts import Subject, UnreadableImage
 
 # Bytes that a deflated data set may inflate to. In memory it is there twice for a moment.
 MAX_INFLATED = 1 << 28
@@ -208,7 +208,7 @@ def planes(stream: Any) -> list[Plane]:
         return _planes(*_header_of(stream))
 
 
-def frames(stream: Any) -> int:
+def count_frames(stream: Any) -> int:
     """How many frames a file has, from its header; arguments and errors as of `planes`."""
     with own_words("header"):
         return _header_of(stream)[1]

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import imagecodecs
 import numpy as np
 
-from medsiglip_jax.preprocess.decode import UnreadableImage
 from medsiglip_jax.preprocess.dicom.header import Header
+from medsiglip_jax.preprocess.facts import UnreadableImage
 
 _PREFIX = "1.2.840.10008.1.2."
 _NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float64, UInt8
 
-from medsiglip_jax.preprocess.decode import UnreadableImage
 from medsiglip_jax.preprocess.dicom import samples
 from medsiglip_jax.preprocess.dicom.header import Header, Lut
 from medsiglip_jax.preprocess.dicom.rules import Rules
+from medsiglip_jax.preprocess.facts import UnreadableImage
 
 # (width, level): bone and lung, soft tissue, brain. [-1225, 1025], [-135, 215] and [0, 80] HU.
 CT_WINDOWS = ((2250.0, -100.0), (350.0, 40.0), (80.0, 40.0))

@@ -15,11 +15,11 @@ generic_dicom_handler.py and python/data_processing/image_utils.py. The quirks:
 import numpy as np
 from jaxtyping import UInt8
 
-from medsiglip_jax.preprocess.decode import UnreadableImage
 from medsiglip_jax.preprocess.dicom import samples
 from medsiglip_jax.preprocess.dicom.grey import looked_up
 from medsiglip_jax.preprocess.dicom.header import Header
 from medsiglip_jax.preprocess.dicom.rules import Rules
+from medsiglip_jax.preprocess.facts import UnreadableImage
 
 MODALITIES = ("CR", "DX", "CT", "GM", "SM", "XC")
 _DEFAULT_CT = (2500.0, 100.0)  # width, level

@@ -5,45 +5,51 @@ import dataclasses
 import numpy as np
 from jaxtyping import UInt8
 
-from medsiglip_jax.preprocess import decode as decoding
-from medsiglip_jax.preprocess.decode import Facts, UnreadableImage
+from medsiglip_jax.preprocess import facts
 from medsiglip_jax.preprocess.dicom import colour, frames, grey, official, samples
-from medsiglip_jax.preprocess.dicom.file import File, own_words
+from medsiglip_jax.preprocess.dicom.file import File, count_frames, own_words, planes
 from medsiglip_jax.preprocess.dicom.header import Header
-from medsiglip_jax.preprocess.dicom.rules import MIDDLE, Rules
+from medsiglip_jax.preprocess.dicom.rules import Rules
+from medsiglip_jax.preprocess.facts import Facts, UnreadableImage
+
+__all__ = ["Image", "count_frames", "open_bytes", "planes", "stored_values"]
 
 _JPEG = tuple(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57, 70))
 _BITS = (1, 8, 16, 32, 64)
 
 
-def decode(data: bytes, rules: Rules) -> tuple[UInt8[np.ndarray, "h w 3"], Facts]:
-    """Decodes one frame of a file.
+class Image:
+    """An open file; several threads may render its frames.
 
-    Args:
-        data: the file.
-        rules: which frame, and by which rules.
-
-    Returns:
-        The pixels, which may be read-only or 4 bytes apart, and what to tell about the file.
-
-    Raises:
-        UnreadableImage: the reason, in words of this project: none of the file's values is in it.
+    Attributes:
+        frames: how many it has.
+        nbytes: in memory.
     """
-    with own_words("pixels"):
-        file = File(data)
-        return _decode(file, _frame(file.frames, rules), rules)
+
+    def __init__(self, data: bytes):
+        with own_words("pixels"):
+            self._file = File(data)
+            self.frames, self.nbytes = self._file.frames, self._file.nbytes
+
+    def render(self, number: int, rules: Rules) -> tuple[UInt8[np.ndarray, "h w 3"], Facts]:
+        """Decodes a frame, from 0.
+
+        Returns:
+            The pixels, which may be read-only or 4 bytes apart, and what to tell about the file.
+
+        Raises:
+            UnreadableImage: the reason, in words of this project: none of the file's values is in
+                it.
+        """
+        if number >= self.frames:
+            raise UnreadableImage(f"DICOM with {self.frames} frames; number {number} is asked for")
+        with own_words("pixels"):
+            return _decode(self._file, number, rules)
 
 
-def opened(data: bytes) -> File:
-    """The file, for `decode_frame`; raises as `decode` does."""
-    with own_words("pixels"):
-        return File(data)
-
-
-def decode_frame(file: File, number: int, rules: Rules) -> tuple[UInt8[np.ndarray, "h w 3"], Facts]:
-    """That frame of an open file, from 0, as `decode` gives one; several threads may do so."""
-    with own_words("pixels"):
-        return _decode(file, _existing(number, file.frames), rules)
+def open_bytes(data: bytes) -> Image:
+    """Parses a file; raises as `Image.render` does."""
+    return Image(data)
 
 
 def _decode(file: File, frame: int, rules: Rules) -> tuple[np.ndarray, Facts]:
@@ -56,20 +62,7 @@ def _decode(file: File, frame: int, rules: Rules) -> tuple[np.ndarray, Facts]:
     else:
         pixels, words = _render(file, header, rules)
     seen = f"modality {header.modality_named}, rules {rules.name}: {words}"
-    facts = Facts(1, header.burned_in, header.frames, header.frame, seen, file.subject)
-    return pixels, facts
-
-
-def _frame(frames: int, rules: Rules) -> int:
-    if rules.frame == MIDDLE or frames == 1:
-        return frames // 2
-    return _existing(int(rules.frame), frames)
-
-
-def _existing(frame: int, frames: int) -> int:
-    if frame >= frames:
-        raise UnreadableImage(f"DICOM with {frames} frames; number {frame} is asked for")
-    return frame
+    return pixels, Facts(1, header.burned_in, header.frames, frame, seen, file.subject)
 
 
 def _check(header: Header) -> None:
@@ -77,10 +70,10 @@ def _check(header: Header) -> None:
     rows, columns = header.rows, header.columns
     if rows < 1 or columns < 1:
         raise UnreadableImage(f"DICOM with no pixels, {columns}x{rows}")
-    if rows * columns > decoding.MAX_PIXELS or header.frame_bytes > 3 * decoding.MAX_PIXELS:
+    if rows * columns > facts.MAX_PIXELS or header.frame_bytes > 3 * facts.MAX_PIXELS:
         raise UnreadableImage(
             f"{columns}x{rows} pixels of {header.samples * header.allocated} bits are more than "
-            f"the limit of {decoding.MAX_PIXELS} pixels (a decompression bomb or a whole slide)"
+            f"the limit of {facts.MAX_PIXELS} pixels (a decompression bomb or a whole slide)"
         )
     if header.samples not in (1, 3):
         raise UnreadableImage(f"DICOM with {header.samples} samples per pixel, expected 1 or 3")

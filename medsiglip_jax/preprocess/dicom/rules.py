@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from medsiglip_jax.preprocess.names import MIDDLE, frame_number
+
 NAMES = ("dicom", "official")
 VOLUMES = ("ct", "percentile")
-MIDDLE = "middle"
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,18 @@ class Rules:
             raise ValueError(f"frame is {self.frame!r}; expected a number from 0, or {MIDDLE!r}")
         if self.volume is not None and self.volume not in VOLUMES:
             raise ValueError(f"volume is {self.volume!r}; expected one of {', '.join(VOLUMES)}")
+
+    def chosen(self, count: int) -> int:
+        """The frame that is taken of a file with `count` frames; it may lack that frame."""
+        return 0 if count == 1 else frame_number(self.frame, count)
+
+    def check_volume(self) -> None:
+        """Raises ValueError if the rules do not say what the values of NIfTI volumes are."""
+        if self.volume is None:
+            raise ValueError(
+                "NIfTI does not say what its values are; expected --volume ct (Hounsfield units) "
+                "or --volume percentile (MR and others)"
+            )
 
     def reading(self, frame: int | str | None = None, volume: str | None = None) -> "Rules":
         """The same rules for other files: with that frame, and that content of volumes.

@@ -1,4 +1,4 @@
-"""Frames of DICOM files -> stacks: those of one series and orientation, in the order of places."""
+"""Frames of DICOM files -> stacks: the frames of one series and orientation, in spatial order."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -7,18 +7,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-# The cosine of 8 degrees: frames that differ more, as those of a localiser do, are of two stacks.
+# The cosine of 8 degrees. Frames that differ by more, as in a localiser, belong to two stacks.
 _SAME_DIRECTION = 0.99
 
 
 class Plane(NamedTuple):
-    """Where a frame belongs. It says whose it is, and is never shown.
+    """Where a frame lies. It identifies a patient's study, and is never shown.
 
     Attributes:
-        series, uid: of series and file, "" if it does not say.
-        number: of the file in its series, as its maker counts.
+        series, uid: UIDs of the series and of the file; "" if the file does not say.
+        number: the file's InstanceNumber; None if the file does not say.
         position: of the first pixel, in mm; () if the file does not say.
-        orientation: directions of its rows and columns, likewise.
+        orientation: directions of rows and columns; () if the file does not say.
     """
 
     series: str
@@ -29,7 +29,7 @@ class Plane(NamedTuple):
 
 
 class Slot(NamedTuple):
-    """A frame: number of its file among those given, and of the frame in the file."""
+    """A frame: the number of its file among those given, and its number in the file."""
 
     file: int
     frame: int
@@ -50,74 +50,74 @@ class Stack:
 
 @dataclass
 class Stacks:
-    """All of them, each where its first file was.
+    """What `into_stacks` makes of files.
 
     Attributes:
-        found: the stacks.
-        copies: files left out, for another one is the same instance.
-        split: series with more than one orientation.
+        stacks: each where its first file was.
+        copies: number of files left out because another file is the same instance.
+        split: number of series with more than one orientation.
     """
 
-    found: list[Stack] = field(default_factory=list)
+    stacks: list[Stack] = field(default_factory=list)
     copies: int = 0
     split: int = 0
 
 
-def stacks(files: Sequence[Sequence[Plane]]) -> Stacks:
+def into_stacks(files: Sequence[Sequence[Plane]]) -> Stacks:
     """Sorts frames into stacks.
 
-    Within a stack they are in the order of their positions along its normal, the cross product of
-    the directions of rows and columns; at one place in that of their numbers, and of the files.
-    Frames without a place are a stack, in the order of instance numbers or else of the files.
+    A stack is sorted by position along its normal, the cross product of the directions of rows and
+    columns; frames at one position by instance number, and then by file. Frames without a position
+    are a stack of their own, sorted by instance number if they have one, else by file.
 
     Args:
-        files: the frames of each file; files without any are no DICOM, and left out.
+        files: the frames of each file; a file without frames is not DICOM and is left out.
     """
-    done, series = Stacks(), defaultdict(list)
+    result, series = Stacks(), defaultdict(list)
     seen: set[tuple[str, str]] = set()
     for file, planes in enumerate(files):
         if not planes:
             continue
         key = planes[0].series, planes[0].uid
         if all(key) and key in seen:
-            done.copies += 1
+            result.copies += 1
             continue
         seen.add(key)
         slots = [Slot(file, frame) for frame in range(len(planes))]
         series[planes[0].series or file] += slots
     for slots in series.values():
         parts = _by_direction(files, slots)
-        done.split += len(parts) > 1
-        done.found += [_sorted(files, normal, part) for normal, part in parts]
-    done.found.sort(key=lambda stack: min(stack.slots))
-    return done
+        result.split += len(parts) > 1
+        result.stacks += [_sorted(files, normal, part) for normal, part in parts]
+    result.stacks.sort(key=lambda stack: min(stack.slots))
+    return result
 
 
 def _by_direction(
     files: Sequence[Sequence[Plane]], slots: Iterable[Slot]
 ) -> list[tuple[np.ndarray | None, list[Slot]]]:
-    """Frames of a series with one normal each, which is None where they have no place."""
+    """The frames of a series by their normal, which is None where they have no position."""
     groups: list[tuple[np.ndarray | None, list[Slot]]] = []
     for slot in sorted(slots, key=lambda slot: (_number(files, slot), slot)):
         normal = _normal(files[slot.file][slot.frame])
-        found = next((group for group in groups if _alike(normal, group[0])), None)
-        if found is None:
-            groups.append((normal, [slot]))
+        same = [of_group for other, of_group in groups if _alike(normal, other)]
+        if same:
+            same[0].append(slot)
         else:
-            found[1].append(slot)
+            groups.append((normal, [slot]))
     return groups
 
 
-def _alike(one: np.ndarray | None, other: np.ndarray | None) -> bool:
-    if one is None or other is None:
-        return one is other
-    return bool(one @ other > _SAME_DIRECTION)
+def _alike(normal: np.ndarray | None, other: np.ndarray | None) -> bool:
+    if normal is None or other is None:
+        return normal is other
+    return bool(normal @ other > _SAME_DIRECTION)
 
 
 def _normal(plane: Plane) -> np.ndarray | None:
     if not plane.position or not plane.orientation:
         return None
-    with np.errstate(all="ignore"):  # of directions that are none
+    with np.errstate(all="ignore"):  # directions of a damaged file may be anything
         normal = np.cross(plane.orientation[:3], plane.orientation[3:])
         length = np.linalg.norm(normal)
     return normal / length if 0 < length < np.inf else None
@@ -131,7 +131,7 @@ def _sorted(
         order = "instance number" if max(numbers.values()) < np.inf else "name"
         keys = numbers if order == "instance number" else dict.fromkeys(slots, 0.0)
         return Stack(sorted(slots, key=lambda slot: (keys[slot], slot)), order)
-    # A thousandth of a millimetre is no distance, but what rounding makes of none.
+    # Less than a thousandth of a millimetre is rounding, not a distance.
     along = {
         slot: round(float(normal @ files[slot.file][slot.frame].position), 3) for slot in slots
     }

@@ -1,0 +1,107 @@
+"""The command line: which commands there are, and what their exit codes mean.
+
+0 done; 1 the machine failed, or a bug; 2 something given is wrong; 3 done, but some inputs were
+unreadable and are listed; 128 + N stopped by signal N, everything saved. With --json, stdout is one
+JSON document and nothing else.
+"""
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+from medsiglip_jax import __version__
+from medsiglip_jax.cli import (
+    classify,
+    compare,
+    convert,
+    embed,
+    evaluate,
+    finetune,
+    info,
+    plan,
+    preview,
+    probe,
+    quickstart,
+    search,
+)
+from medsiglip_jax.cli.parser import Parser
+
+# In the order of --help.
+COMMANDS = (
+    quickstart, info, convert, classify, preview, embed, search, probe, evaluate, compare, finetune,
+    plan,
+)  # fmt: skip
+_GIVEN_WRONG = (
+    ValueError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError,
+    PermissionError,
+)  # fmt: skip
+_MACHINE_FAILED = (OSError, MemoryError, ModuleNotFoundError, FloatingPointError)
+
+
+def parser() -> argparse.ArgumentParser:
+    top = Parser(
+        prog="medsiglip-jax",
+        description="MedSigLIP in JAX: medical images and texts in one embedding space.",
+        epilog="Start with: medsiglip-jax quickstart. Not a medical device.",
+    )
+    top.add_argument("--version", action="version", version=f"medsiglip-jax {__version__}")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for module in COMMANDS:
+        module.add(commands)
+    return top
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The flags; for finetune and plan those of the form --config.KEY=VALUE are `overrides`."""
+    top = parser()
+    args, rest = top.parse_known_args(argv)
+    has_config = args.run in (finetune.finetune, plan.plan)
+    args.overrides = [flag for flag in rest if has_config and flag.startswith("--config.")]
+    if unknown := [flag for flag in rest if flag not in args.overrides]:
+        top.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line and returns its exit code."""
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    try:
+        args = _parse(argv)
+    except SystemExit as stop:  # --help and wrong flags
+        return stop.code if isinstance(stop.code, int) else 2
+    try:
+        code = args.run(args)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141
+    except BaseException as error:
+        code, line = _explained(error)
+        if code is None:
+            raise  # a bug: the traceback is what helps
+        print(f"medsiglip-jax {args.run.__name__.replace('_', ' ')}: {line}", file=sys.stderr)
+        return code
+
+
+def _explained(error: BaseException) -> tuple[int | None, str]:
+    """The exit code of what went wrong, and one line on it; None for a bug."""
+    if isinstance(error, KeyboardInterrupt):
+        return 130, "interrupted; the same command again starts over or resumes"
+    if isinstance(error, _GIVEN_WRONG):
+        return 2, _one_line(error)
+    if isinstance(error, _MACHINE_FAILED):
+        return 1, _one_line(error) or type(error).__name__
+    if isinstance(number := getattr(error, "exit_code", None), int):  # a signal; all is saved
+        return number, str(error)
+    if "RESOURCE_EXHAUSTED" in str(error):
+        return 1, "out of device memory; try a smaller batch size"
+    return None, ""
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)

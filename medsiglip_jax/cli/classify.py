@@ -1,0 +1,113 @@
+"""classify: images against texts, zero-shot, and heatmaps of slides."""
+
+import argparse
+from typing import Any
+
+from medsiglip_jax.cli.loading import add_batch_size, add_model, load, local_mesh
+from medsiglip_jax.cli.output import add_json, progress_bar, show
+from medsiglip_jax.cli.parser import Parser, command, refuse_unused
+from medsiglip_jax.cli.reading import DICOM, add_parts, add_preprocess, rules_and_parts
+
+
+def add(commands) -> None:
+    command(
+        commands, classify, "score images against texts, zero-shot",
+        'medsiglip-jax classify --model google/medsiglip-448 --text "a chest X-ray with '
+        'pneumonia"\n    --text "a normal chest X-ray" scan1.png scan2.jpg',
+        "\n\nlogit    exp(t) * cos(image, text) + b, what the model was trained on"
+        "\nsigmoid  the model's probability that this text belongs to this image, for each text on"
+        "\n         its own; often tiny for every text, because almost all pairs in training were"
+        "\n         mismatched: compare it between texts, or calibrate it on your own data"
+        "\nsoftmax  the same logits as shares of the given texts, which sum to 100%: the answer"
+        "\n         to 'which of these fits best', even when none fits",
+        add_flags=_add_flags,
+    )  # fmt: skip
+
+
+def _add_flags(sub: Parser) -> None:
+    sub.add_argument(
+        "images", nargs="+", metavar="IMAGE",
+        help="image files, or parts of them: FILE#frame=N, SLIDE#tile=X,Y,LEVEL,SIZE",
+    )  # fmt: skip
+    sub.add_argument(
+        "--text", action="append", required=True, metavar="T", help="repeat for each text"
+    )
+    sub.add_argument(
+        "--heatmap", metavar="OUT.png",
+        help="score the tiles of one slide (at --mpp, default 0.5) against the first text, draw "
+        "the scores over the slide, and write them to OUT.parquet",
+    )  # fmt: skip
+    add_model(sub)
+    add_batch_size(sub)
+    add_preprocess(sub)
+    add_parts(sub)
+    add_json(sub)
+
+
+def classify(args: argparse.Namespace) -> int:
+    from medsiglip_jax.data import expansion
+    from medsiglip_jax.inference.classify import classify as run
+
+    if args.heatmap is not None:
+        return _heatmap(args)
+    rules, parts = rules_and_parts(args)
+    with progress_bar("file", delay=2.0) as files:
+        images = expansion.names(args.images, parts, files.update)
+    model = load(args)
+    with progress_bar("image") as bar:
+        bar.total = len(images)
+        results = run(model, images, args.text, args.preprocess, args.batch_size, bar.update, rules)
+    show(results, args.json, _text)
+    return 3 if any("error" in result for result in results) else 0
+
+
+def _text(results: list[dict[str, Any]]) -> str:
+    lines = []
+    for result in results:
+        lines.append(result["image"])
+        if "error" in result:
+            lines.append(f"  unreadable: {result['error']}")
+            continue
+        lines.append(f"  {'softmax':>8}  {'sigmoid':>10}  {'logit':>9}  text")
+        for score in sorted(result["scores"], key=lambda s: -s["logit"]):
+            lines.append(
+                f"  {score['softmax']:8.1%}  {score['sigmoid']:10.3g}  {score['logit']:9.3f}  "
+                f"{score['text']}"
+            )
+    return "\n".join(lines)
+
+
+def _heatmap(args: argparse.Namespace) -> int:
+    from medsiglip_jax.inference import heatmap
+    from medsiglip_jax.preprocess.parts import Parts
+
+    refuse_unused(args, "with --heatmap", (*DICOM, "series"))
+    parts = Parts(mpp=args.mpp, slide_mpp=args.slide_mpp, tissue=args.tissue)
+    if len(args.images) != 1:
+        raise ValueError(f"--heatmap draws over one slide; got {len(args.images)}")
+    heatmap.check(args.heatmap)
+    rows = heatmap.tiles(args.images[0], parts)
+    model = load(args, local_mesh())
+    with progress_bar("tile") as bar:
+        bar.total = len(rows)
+        result = heatmap.heatmap(
+            model, args.images[0], rows, args.text, args.heatmap, args.preprocess,
+            args.batch_size, bar.update,
+        )  # fmt: skip
+    show(result, args.json, _heatmap_text)
+    return 3 if result["errors"] else 0
+
+
+def _heatmap_text(result: dict[str, Any]) -> str:
+    best = sorted(result["tiles"], key=lambda tile: -tile["score"])[:5]
+    lines = [
+        f"{result['picture']}, {result['table']}: {len(result['tiles']):,} tiles",
+        f"  {result['score']:>8}  tile, for {result['texts'][0]}",
+    ]
+    lines += [
+        f"  {tile['score']:8.3g}  {result['slide']}#tile="
+        f"{tile['x']},{tile['y']},{tile['level']},{tile['size']}"
+        for tile in best
+    ]
+    unreadable = [f"  unreadable: {e['source']}: {e['reason']}" for e in result["errors"]]
+    return "\n".join(lines + unreadable)

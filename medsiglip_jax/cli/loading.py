@@ -1,0 +1,109 @@
+"""The model, the devices and the processes that a command computes with."""
+
+import argparse
+import os
+import sys
+
+
+def add_model(sub: argparse.ArgumentParser, required: bool = True) -> None:
+    """Flags of `load`."""
+    from medsiglip_jax.model.attention import ATTENTION
+    from medsiglip_jax.model.weights.checkpoint import DTYPES
+
+    sub.add_argument(
+        "--model", required=required, metavar="M",
+        help="checkpoint folder, big_vision .npz, or Hugging Face repo id (google/medsiglip-448)",
+    )  # fmt: skip
+    sub.add_argument(
+        "--tokenizer", metavar="PATH", help="SentencePiece model, if there is none beside M"
+    )
+    sub.add_argument(
+        "--dtype", default="float32", metavar="T",
+        help=f"to store and compute with: {', '.join(DTYPES)}; default %(default)s",
+    )  # fmt: skip
+    sub.add_argument(
+        "--matmul-precision", metavar="NAME",
+        help="jax's name of a precision; the default computes float32 in full on every device",
+    )  # fmt: skip
+    sub.add_argument(
+        "--attention", metavar="NAME",
+        help=f"one of {', '.join(ATTENTION)}; by default the fastest of the device",
+    )  # fmt: skip
+
+
+def load(args: argparse.Namespace, mesh=None):
+    """The model that the flags of `add_model` ask for."""
+    from medsiglip_jax.model.api import load as run
+
+    return run(
+        args.model,
+        mesh=mesh,
+        dtype=args.dtype,
+        tokenizer=args.tokenizer,
+        matmul_precision=args.matmul_precision,
+        attention=args.attention,
+    )
+
+
+def local_mesh():
+    """The devices of this process, or None if there is one."""
+    import jax
+
+    from medsiglip_jax.model import sharding
+
+    return sharding.make_mesh(local=True) if jax.local_device_count() > 1 else None
+
+
+def add_batch_size(sub: argparse.ArgumentParser, by_device: bool = False) -> None:
+    """The flag --batch-size: 8 by default, or with `by_device` what `batch_size` makes of None."""
+    help = "inputs per batch; default 8" + by_device * ", on accelerators 64 per device"
+    default = None if by_device else 8
+    sub.add_argument("--batch-size", type=int, default=default, metavar="N", help=help)
+
+
+def batch_size(args: argparse.Namespace) -> int:
+    """The batch size asked for; by default 8, on accelerators 64 per device."""
+    import jax
+
+    if args.batch_size is not None:
+        return args.batch_size
+    return 8 if jax.default_backend() == "cpu" else 64 * jax.local_device_count()
+
+
+def add_processes(sub: argparse.ArgumentParser) -> None:
+    """Flags of `join_other_processes`."""
+    sub.add_argument(
+        "--distributed", action="store_true",
+        help="this is one process of several, started on every host; on Cloud TPU, Slurm and Open "
+        "MPI they find each other",
+    )  # fmt: skip
+    sub.add_argument(
+        "--coordinator", metavar="HOST:PORT",
+        help="address of process 0, for other launchers; needs --processes and --process-id",
+    )  # fmt: skip
+    sub.add_argument("--processes", type=int, metavar="N", help="number of processes")
+    sub.add_argument("--process-id", type=int, metavar="I", help="number of this process, from 0")
+
+
+def join_other_processes(args: argparse.Namespace) -> bool:
+    """Starts jax.distributed if asked to; returns whether this process prints the results.
+
+    Raises:
+        ValueError: the number of processes is given, but not where process 0 is.
+    """
+    import jax
+
+    if args.distributed or args.coordinator:
+        jax.distributed.initialize(args.coordinator, args.processes, args.process_id)
+        _keep_stdout_for_results()
+    elif args.processes is not None or args.process_id is not None:  # each would do the whole job
+        raise ValueError("--processes and --process-id need --coordinator HOST:PORT")
+    return jax.process_index() == 0
+
+
+def _keep_stdout_for_results() -> None:
+    """Sends to stderr what C++ code prints on stdout: gloo names the peers that it has found."""
+    sys.stdout.flush()
+    results = os.dup(1)
+    os.dup2(2, 1)
+    sys.stdout = os.fdopen(results, "w", encoding="utf-8")

@@ -1,0 +1,33 @@
+"""What the commands print: results on stdout, progress on stderr."""
+
+import argparse
+import json
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+
+def add_json(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--json", action="store_true", help="print the result as one JSON document on stdout"
+    )
+
+
+def show(result: Any, as_json: bool, to_text: Callable[[Any], str]) -> None:
+    print(json.dumps(result, ensure_ascii=False, indent=2) if as_json else to_text(result))
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a table whose columns are as wide as their widest cell."""
+    rows = [header, *rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def progress_bar(unit: str, delay: float = 0):
+    """A bar on stderr if that is a terminal, shown once the work has taken `delay` seconds."""
+    from tqdm import tqdm
+
+    return tqdm(unit=unit, unit_scale=True, disable=None, delay=delay)

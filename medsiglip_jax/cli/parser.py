@@ -1,0 +1,73 @@
+"""The form of every command: a name, what it does, an example, and mistakes on one line."""
+
+import argparse
+import textwrap
+from collections.abc import Callable, Sequence
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports wrong flags on one line, as every other mistake, and accepts no abbreviations.
+
+    Flags are added when the command is parsed: their help names the presets, layouts and data
+    types that there are, and importing those tables takes a second for each `--help`.
+    """
+
+    def __init__(self, *args, add_flags: Callable[["Parser"], None] | None = None, **kwargs):
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+        self._add_flags = add_flags
+
+    def parse_known_args(self, args=None, namespace=None):
+        add_flags, self._add_flags = self._add_flags, None
+        if add_flags:
+            add_flags(self)
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def command(
+    commands,
+    function: Callable[[argparse.Namespace], int],
+    help: str,
+    example: str,
+    description: str = "",
+    name: str = "",
+    add_flags: Callable[[Parser], None] | None = None,
+) -> Parser:
+    """Adds a command.
+
+    Args:
+        commands: what `add_subparsers` returned.
+        function: takes the flags and returns the exit code.
+        help: what the command does, on one line without a full stop.
+        example: command lines that work.
+        description: more to say above the flags.
+        name: by default that of the function.
+        add_flags: adds the command's flags to its parser.
+    """
+    first, *more = f"{help[0].upper()}{help[1:]}. {description}".split("\n\n")
+    sub = commands.add_parser(
+        name or function.__name__,
+        help=help,
+        description="\n\n".join([textwrap.fill(first, 80), *more]),
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_flags=add_flags,
+    )
+    sub.set_defaults(run=function, default_of=sub.get_default)
+    return sub
+
+
+def refuse_unused(args: argparse.Namespace, where: str, names: Sequence[str]) -> None:
+    """Raises ValueError if flags are given that have no effect on what is asked for.
+
+    Args:
+        args: of a `command`.
+        where: they have none, such as "with --build-index".
+        names: of the flags without effect, as in `args`.
+    """
+    given = [name for name in names if getattr(args, name) != args.default_of(name)]
+    if given:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ValueError(f"{where} these flags have no effect: {flags}")

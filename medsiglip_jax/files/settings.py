@@ -1,0 +1,214 @@
+"""Settings that people write, as nested tables, turned into frozen dataclasses by type hints.
+
+A Python config, a TOML or a JSON file, all the same. All problems are found before one ValueError
+tells them: unknown keys and what was probably meant, missing keys, wrong types, wrong values.
+"""
+
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Check:
+    """A condition on a value beyond its type, written `Annotated[int, at_least(1)]`.
+
+    None is never checked: `Annotated[int | None, at_least(1)]`.
+
+    Attributes:
+        holds: value -> whether it is allowed.
+        expected: what to write instead, as it follows the word "expected".
+    """
+
+    holds: Callable[[Any], bool]
+    expected: str
+
+
+def one_of(choices: Collection[Any]) -> Check:
+    return Check(lambda value: value in choices, f"one of {', '.join(map(str, choices))}")
+
+
+def at_least(bound: int | float) -> Check:
+    return Check(lambda value: value >= bound, f"at least {bound}")
+
+
+def more_than(bound: int | float) -> Check:
+    return Check(lambda value: value > bound, f"more than {bound}")
+
+
+@dataclass(frozen=True)
+class Variants:
+    """Which dataclass a table becomes, written `Annotated[Base, Variants(KINDS)]`.
+
+    Attributes:
+        kinds: value of the table's `key` -> dataclass; the first is the default.
+        key: of the table, and a field of every dataclass.
+    """
+
+    kinds: Mapping[str, Any]
+    key: str = "name"
+
+    def choose(self, value: Any, where: str, problems: list[str]) -> tuple[Any, Any]:
+        """(dataclass, table); a string is short for a table that holds only `key`."""
+        default = next(iter(self.kinds))
+        if dataclasses.is_dataclass(value):
+            return type(value), value
+        table = {self.key: value} if isinstance(value, str) else value
+        name = table.get(self.key, default) if isinstance(table, Mapping) else default
+        if name not in self.kinds:
+            expected = one_of(self.kinds).expected
+            problems.append(f"{where}.{self.key} is {name!r}; expected {expected}")
+            return Any, value
+        return self.kinds[name], table
+
+
+def build(kind: type[T], values: Mapping[str, Any], title: str = "config", **given: Any) -> T:
+    """Makes a dataclass of a nested mapping.
+
+    Lists become tuples, ints become floats where a float is meant, tables become the dataclasses
+    that the hints name. Three short forms: one table where `tuple[Kind, ...]` is expected; a string
+    where a dataclass with a field `name` is; None for a table that keeps its defaults. A field that
+    would be a Python keyword ends in an underscore (`except_`), its key does not.
+
+    Args:
+        kind: a dataclass. A ValueError of its `__post_init__` is one of the problems.
+        values: key -> value.
+        title: what `values` is called in messages.
+        **given: fields that the mapping may not set, such as the name of its file.
+
+    Raises:
+        ValueError: all that is wrong.
+    """
+    problems: list[str] = []
+    made = _table(values, kind, "", problems, title, given)
+    if problems:
+        raise ValueError("; ".join(problems))
+    return made
+
+
+def tables(hint: Any) -> list[Any]:
+    """The dataclasses that a value of this hint may be made of, all variants included."""
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return [hint]
+    arguments = typing.get_args(hint)
+    if variants := next((x for x in arguments if isinstance(x, Variants)), None):
+        return list(variants.kinds.values())
+    return [kind for argument in arguments for kind in tables(argument)]
+
+
+def _table(
+    values: Any, kind: Any, where: str, problems: list[str], title: str = "", given: Any = None
+) -> Any:
+    """`values` as the dataclass `kind`; `where` is its key, `title` its name if it has no key."""
+    if isinstance(values, kind):
+        return values
+    given, title, before = given or {}, where or title, len(problems)
+    fields = {f.name.removesuffix("_"): f for f in dataclasses.fields(kind) if f.name not in given}
+    if isinstance(values, str) and "name" in fields:
+        values = {"name": values}
+    if not isinstance(values, Mapping):
+        problems.append(f"{title} is {values!r}; expected a mapping of {', '.join(fields)}")
+        return None
+    problems += _key_problems(values, fields, title)
+    made, hints = dict(given), typing.get_type_hints(kind, include_extras=True)
+    for key, f in fields.items():
+        if key not in values or (values[key] is None and (_required(f) or tables(hints[f.name]))):
+            continue
+        path = f"{where}.{key}" if where else key
+        made[f.name] = _value(values[key], hints[f.name], path, problems)
+    if len(problems) > before:
+        return None
+    try:
+        return kind(**made)
+    except ValueError as error:
+        problems.append(f"{where}: {error}" if where else str(error))
+
+
+def _key_problems(values: Mapping, fields: Mapping[str, Any], title: str) -> Iterator[str]:
+    for key in sorted(map(str, values.keys() - fields.keys())):
+        near = difflib.get_close_matches(key, fields, n=1)
+        meant = f" (did you mean {near[0]}?)" if near else ""
+        yield f"{title} has no key {key}{meant}; there are {', '.join(fields)}"
+    missing = [key for key, f in fields.items() if _required(f) and values.get(key) is None]
+    if missing:
+        yield f"{title} lacks {', '.join(missing)}"
+
+
+def _required(field: dataclasses.Field) -> bool:
+    return field.default is field.default_factory is dataclasses.MISSING
+
+
+def _value(value: Any, hint: Any, where: str, problems: list[str]) -> Any:
+    """`value` as `hint` has it; where it does not fit, a problem is added."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _annotated(value, arguments[0], arguments[1:], where, problems)
+    if dataclasses.is_dataclass(hint):
+        return _table(value, hint, where, problems)
+    if origin in (typing.Union, types.UnionType):
+        return _union(value, hint, where, problems)
+    if origin is tuple and isinstance(value, Mapping) and tables(hint):
+        return (_value(value, arguments[0], where, problems),)
+    if origin is tuple and isinstance(value, Sequence) and not isinstance(value, str):
+        kinds = arguments[:1] * len(value) if arguments[-1:] == (...,) else arguments
+        if len(kinds) == len(value):
+            parts = enumerate(zip(value, kinds, strict=True))
+            return tuple(_value(x, kind, f"{where}[{i}]", problems) for i, (x, kind) in parts)
+    if origin and issubclass(origin, Mapping) and isinstance(value, Mapping):
+        return {k: _value(x, arguments[1], f"{where}.{k}", problems) for k, x in value.items()}
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not _fits(value, hint):
+        problems.append(f"{where} is {value!r}; expected {_spelled(hint)}")
+    return value
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if hint is Any:
+        return True
+    if isinstance(value, bool):  # to Python an int, to whoever wrote it a mistake
+        return hint is bool
+    return isinstance(hint, type) and isinstance(value, hint)
+
+
+def _annotated(value: Any, hint: Any, extras: tuple, where: str, problems: list[str]) -> Any:
+    before = len(problems)
+    for extra in extras:
+        if isinstance(extra, Variants):
+            hint, value = extra.choose(value, where, problems)
+    made = _value(value, hint, where, problems)
+    if made is not None and len(problems) == before:
+        problems += [
+            f"{where} is {value!r}; expected {extra.expected}"
+            for extra in extras
+            if isinstance(extra, Check) and not extra.holds(made)
+        ]
+    return made
+
+
+def _union(value: Any, hint: Any, where: str, problems: list[str]) -> Any:
+    """The first alternative that fits."""
+    if value is None and type(None) in typing.get_args(hint):
+        return None
+    choices = [choice for choice in typing.get_args(hint) if choice is not type(None)]
+    if len(choices) == 1:
+        return _value(value, choices[0], where, problems)
+    for choice in choices:
+        wrong: list[str] = []
+        made = _value(value, choice, where, wrong)
+        if not wrong:
+            return made
+    problems.append(f"{where} is {value!r}; expected {_spelled(hint)}")
+    return value
+
+
+def _spelled(hint: Any) -> str:
+    """A hint as a message has it: "str | tuple[str, ...] | None"."""
+    return re.sub(r"(?:\w+\.)+(\w+)", r"\1", hint.__name__ if type(hint) is type else str(hint))

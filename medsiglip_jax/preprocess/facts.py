@@ -1,0 +1,82 @@
+"""What is known of an image beside its pixels, and the error of one that cannot be used."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+# 2 x PIL's default MAX_IMAGE_PIXELS, where PIL goes from a warning to an error: 537 MB of RGB.
+MAX_PIXELS = 2 * 89_478_485
+
+
+class UnreadableImage(ValueError):
+    """This one image cannot be used; the message is one line, with the source and the reason.
+
+    Attributes:
+        reason: why.
+        source: which image it is, as it is named to people; "" where the caller knows it.
+    """
+
+    def __init__(self, reason: str, source: str = ""):
+        super().__init__(f"{source}: {reason}" if source else reason)
+        self.reason, self.source = reason, source
+
+    def of(self, source: str) -> "UnreadableImage":
+        """The same error, of the image that is named so."""
+        return type(self)(self.reason, source)
+
+
+class NoSuchFile(UnreadableImage, FileNotFoundError):
+    """Unreadable to a caller that embeds a million files, not found to one that names a file."""
+
+
+@dataclass(frozen=True, repr=False)
+class Subject:
+    """Whose image a DICOM file is, according to the file. It must not be shown.
+
+    Attributes:
+        patient, study, series: PatientID, StudyInstanceUID, SeriesInstanceUID; "" where the file
+            does not say.
+    """
+
+    patient: str
+    study: str
+    series: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What to tell about an image beside its pixels.
+
+    Attributes:
+        orientation: EXIF's, 1..8, which was *not* applied; 1 is upright.
+        burned_in: a DICOM file says that its pixels hold annotation that may identify a person.
+        frames: number of frames in the file, of which one was taken.
+        frame: the one that was taken, from 0.
+        seen: how stored values became levels, in words, such as "modality CT, rules dicom: W/L
+            2250/-100 350/40 80/40"; "" of ordinary images.
+        subject: whose image it is; None of files that are not DICOM.
+    """
+
+    orientation: int = 1
+    burned_in: bool = False
+    frames: int = 1
+    frame: int = 0
+    seen: str = ""
+    subject: Subject | None = None
+
+
+def describe(item: Any) -> str:
+    """Names an image in an error message, on one line."""
+    if isinstance(item, (str, os.PathLike)):
+        path = str(item)
+        return path if path.isprintable() and path.strip() else repr(path)
+    if isinstance(item, (bytes, bytearray, memoryview)):
+        return f"image of {len(item)} bytes"
+    if isinstance(item, Image.Image):
+        return f"PIL image (mode {item.mode}, {item.width}x{item.height})"
+    if isinstance(item, np.ndarray):
+        return f"{item.dtype} array {item.shape}"
+    return f"object of type {type(item).__name__}"

@@ -1,0 +1,148 @@
+"""The input formats, a row each: how a file is recognised, and which file of this room reads it.
+
+A new format is a reader and a row. Its reader offers, depending on the row:
+
+* with frames: `count_frames(stream) -> int`, from the header, of a binary stream that can seek;
+* recognised by content: `open_bytes(data) -> Opened`; by suffix alone: `open_file(path) -> Opened`;
+* in series: `planes(stream) -> list[Plane]`, where each frame belongs;
+* cut into tiles: `is_slide`, `check`, `tiles` and `read`, as `slides` has them.
+
+All raise `UnreadableImage` with a reason. `sources` and `decode` call them, and nobody else.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Protocol, runtime_checkable
+
+from medsiglip_jax.preprocess.dicom import sniff
+from medsiglip_jax.preprocess.dicom.rules import Rules
+from medsiglip_jax.preprocess.facts import Facts
+from medsiglip_jax.preprocess.names import Frame, Tile
+
+START = sniff.START  # bytes of a file that its content is recognised by
+
+
+@runtime_checkable
+class Opened(Protocol):
+    """An open file, which stays open between its frames; several threads may use it.
+
+    Attributes:
+        frames: how many it has.
+        nbytes: that it holds in memory.
+    """
+
+    frames: int
+    nbytes: int
+
+    def render(self, number: int, rules: Rules) -> tuple[Any, Facts]:
+        """Frame `number` as uint8 [H, W, 3], and facts; UnreadableImage if there are fewer."""
+        ...
+
+
+@dataclass(frozen=True)
+class Format:
+    """One input format.
+
+    Attributes:
+        name: as in "reading NAME needs …".
+        reader: the module that reads it, imported when the first such file is met.
+        suffixes: that folders are searched for, in lower case.
+        sniff: whether a file that starts with these `START` bytes is of this format, whatever its
+            name; None of formats that are recognised by their suffix.
+        extra: of pyproject.toml, with what the reader imports.
+        packages: whose versions change pixels, and are recorded in embed's manifest.
+        part: what its files are cut into, `Frame` or `Tile`; None where each is one image. Files
+            that have tiles are cut where `Parts.mpp` is given, and are no images otherwise.
+        series: its files may be slices of a series.
+        check: raises ValueError if the rules do not say enough to read such files.
+    """
+
+    name: str
+    reader: str
+    suffixes: tuple[str, ...]
+    sniff: Callable[[bytes], bool] | None = None
+    extra: str = ""
+    packages: tuple[str, ...] = ()
+    part: type[Frame] | type[Tile] | None = None
+    series: bool = False
+    check: Callable[[Rules], None] | None = None
+
+    @property
+    def pattern(self) -> str:
+        """A regular expression that sources of this format match, for Arrow and `re`."""
+        return rf"(?i)({'|'.join(map(re.escape, self.suffixes))})(#frame=\d+)?$"
+
+    def load(self) -> Any:
+        """The reader.
+
+        Raises:
+            ModuleNotFoundError: what it imports is not installed; the message says what to do.
+        """
+        try:
+            return import_module(self.reader)
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                f"reading {self.name} needs {error.name}: pip install 'medsiglip-jax[{self.extra}]'"
+            ) from None
+
+
+DICOM = Format(
+    "DICOM",
+    "medsiglip_jax.preprocess.dicom.pixels",
+    suffixes=(".dcm", ".dicom", ".ima"),
+    sniff=sniff.is_dicom,
+    extra="dicom",
+    packages=("pydicom", "imagecodecs"),
+    part=Frame,
+    series=True,
+)
+NIFTI = Format(
+    "NIfTI",
+    "medsiglip_jax.preprocess.volumes",
+    suffixes=(".nii", ".nii.gz"),
+    extra="volumes",
+    packages=("nibabel",),
+    part=Frame,
+    check=Rules.check_volume,
+)
+SLIDES = Format(
+    "slides",
+    "medsiglip_jax.preprocess.slides",
+    suffixes=(".bif", ".mrxs", ".ndpi", ".scn", ".svs", ".svslide", ".vms", ".vmu"),
+    extra="slides",
+    packages=("openslide-python",),
+    part=Tile,
+)
+# OpenSlide takes some of these for slides, too, where `Parts.mpp` asks for tiles.
+MAY_BE_SLIDES = (".dcm", ".dicom", ".tif", ".tiff")
+# PIL tries what no other row recognises, whatever its name.
+PICTURES = Format(
+    "images",
+    "medsiglip_jax.preprocess.pil",
+    suffixes=tuple(".avif .bmp .gif .jfif .jp2 .jpeg .jpg .png .ppm .pgm .tif .tiff .webp".split()),
+    sniff=lambda start: True,
+    packages=("pillow",),
+)
+
+FORMATS = (DICOM, NIFTI, SLIDES, PICTURES)
+# What makes the pixels; another version may make others.
+PACKAGES = tuple(package for format in FORMATS for package in format.packages)
+
+
+def by_content(start: bytes) -> Format:
+    """The format of a file that starts so, among those that are recognised by content."""
+    return next(f for f in FORMATS if f.sniff is not None and f.sniff(start))
+
+
+def by_name(name: str) -> Format | None:
+    """The format of a file that is recognised by its suffix alone, whatever it holds."""
+    format = by_suffix(name)
+    return format if format is not None and format.sniff is None else None
+
+
+def by_suffix(name: str) -> Format | None:
+    """The format whose suffix a name has."""
+    name = name.lower()
+    return next((f for f in FORMATS if name.endswith(f.suffixes)), None)

@@ -1,0 +1,113 @@
+"""Images in whatever form they come -> one uint8 batch at the size of the model."""
+
+import os
+import warnings
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from medsiglip_jax.preprocess import sources
+from medsiglip_jax.preprocess.decode import decode_with_facts
+from medsiglip_jax.preprocess.dicom.rules import Rules
+from medsiglip_jax.preprocess.facts import Facts, UnreadableImage
+from medsiglip_jax.preprocess.image import check_size, preset
+
+
+def load_images(
+    items: Any,
+    size: int,
+    preprocess: str = "big_vision",
+    workers: int | None = None,
+    dicom: Rules = Rules(),
+) -> UInt8[np.ndarray, "n s s 3"]:
+    """Decodes and resizes images; order is kept.
+
+    Args:
+        items: one image (a source, see `preprocess.sources`, or anything else that `decode` takes),
+            a sequence of them, or a batch: uint8 or uint16 array [n, H, W, 3].
+        size: height and width of the result, in pixels.
+        preprocess: name of a preset: "big_vision", "big_vision_pad", "huggingface" or "serving".
+        workers: threads; default the number of cores, at most 8.
+        dicom: how DICOM files become pixels.
+
+    Returns:
+        uint8 [n, size, size, 3]; [0, size, size, 3] for an empty sequence.
+
+    Raises:
+        UnreadableImage: an image that cannot be used, by position and name; a FileNotFoundError as
+            well where there is none.
+        OSError: the disk or the network fails.
+        ValueError: unknown preset, or a size or number of workers below 1.
+
+    Warns:
+        UserWarning: once, with the number of images whose EXIF orientation is not upright; and
+            once, with that of DICOM files that say that annotation is burned into their pixels.
+    """
+    items, resize, size = _as_list(items), preset(preprocess), check_size(size)
+    workers = check_size(min(8, os.cpu_count() or 1) if workers is None else workers)
+    out = np.empty((len(items), size, size, 3), np.uint8)
+
+    def load(i: int) -> Facts:
+        try:
+            pixels, facts = _decoded(items[i], dicom)
+            out[i] = resize(pixels, size)
+        except UnreadableImage as error:
+            raise error.of(_place(i, len(items), error.source)) from error
+        return facts
+
+    if workers == 1 or len(items) < 2:
+        facts = list(map(load, range(len(items))))
+    else:
+        with ThreadPoolExecutor(min(workers, len(items))) as pool:
+            facts = list(pool.map(load, range(len(items))))
+    turned = sum(f.orientation != 1 for f in facts)
+    warn_about_pixels(turned, sum(f.burned_in for f in facts), len(items))
+    return out
+
+
+def warn_about_pixels(turned: int, burned_in: int, count: int) -> None:
+    """Warns of EXIF orientations that were not applied and of annotation burned into pixels.
+
+    Args:
+        turned: number of images whose EXIF orientation is not upright.
+        burned_in: number of DICOM files that declare burned-in annotation.
+        count: number of all images.
+    """
+    if turned:
+        warnings.warn(
+            f"{turned} of {count} images carry an EXIF orientation that is not applied: pixels"
+            " are used as stored (PIL.ImageOps.exif_transpose turns an image upright)",
+            stacklevel=3,
+        )
+    if burned_in:
+        warnings.warn(
+            f"{burned_in} of {count} images are DICOM files that say that annotation, which may"
+            " identify people, is burned into their pixels",
+            stacklevel=3,
+        )
+
+
+def _place(i: int, count: int, source: str) -> str:
+    position = f"image {i + 1} of {count}" if count > 1 else ""
+    return ": ".join(filter(None, (position, source)))
+
+
+def _decoded(item: Any, rules: Rules) -> tuple[np.ndarray, Facts]:
+    if isinstance(item, (str, os.PathLike)):
+        return sources.read(os.fspath(item), rules=rules)
+    return decode_with_facts(item, rules=rules)
+
+
+def _as_list(items: Any) -> list:
+    if isinstance(items, np.ndarray):
+        if items.ndim == 4 or items.dtype.kind in "OSU":  # a batch, or an array of paths
+            return list(items)
+        return [items]
+    single = isinstance(items, (str, bytes, bytearray, memoryview, os.PathLike, Image.Image))
+    if single or isinstance(items, Mapping) or not isinstance(items, Iterable):
+        return [items]
+    return list(items)

@@ -1,0 +1,78 @@
+"""How a source names a file, or a part of one.
+
+* FILE#frame=N: frame N of a DICOM file, from 0; axial slice N of a NIfTI volume, from the feet up.
+* FILE#tile=X,Y,LEVEL,SIZE: of a slide, SIZE x SIZE pixels of that level whose upper left corner is
+  (X, Y) in pixels of level 0. SIZE is 0 where the slide cannot be cut; reading it then says why.
+* FILE#OFFSET:LENGTH: bytes of a file, such as an image in a shard. FILE above may be these, too.
+
+A file that exists under such a name is that file, not a part of another one.
+"""
+
+import os
+import re
+from typing import NamedTuple
+
+_FRAME, _TILE, _RANGE = r"frame=(\d+)", r"tile=(-?\d+),(-?\d+),(\d+),(\d+)", r"(\d+):(\d+)"
+_PART = re.compile(rf"(.*)#(?:{_FRAME}|{_TILE}|{_RANGE})", re.DOTALL)
+
+MIDDLE = "middle"
+
+
+class Frame(NamedTuple):
+    """A frame or slice, from 0."""
+
+    number: int
+
+    def __str__(self) -> str:
+        return f"frame={self.number}"
+
+
+class Tile(NamedTuple):
+    """A square of a slide: x and y are pixels of level 0, size is in pixels of `level`."""
+
+    x: int
+    y: int
+    level: int
+    size: int
+
+    def __str__(self) -> str:
+        return "tile={},{},{},{}".format(*self)
+
+
+class Range(NamedTuple):
+    """Bytes of a file."""
+
+    offset: int
+    length: int
+
+    def __str__(self) -> str:
+        return "{}:{}".format(*self)
+
+
+Part = Frame | Tile | Range
+
+
+def parse(source: str) -> tuple[str, Part | None]:
+    """The file that a source names, and which part of it; None is the whole file."""
+    if "#" not in source or os.path.exists(source):
+        return source, None
+    match = _PART.fullmatch(source)
+    if match is None:
+        return source, None
+    file, *numbers = match.groups()
+    frame, tile, span = numbers[:1], numbers[1:5], numbers[5:]
+    if frame[0] is not None:
+        return file, Frame(int(frame[0]))
+    if tile[0] is not None:
+        return file, Tile(*map(int, tile))
+    return file, Range(*map(int, span))
+
+
+def part_of(file: str, part: Part) -> str:
+    """The source that names a part of a file; `parse` takes it apart again."""
+    return f"{file}#{part}"
+
+
+def frame_number(wanted: int | str, count: int) -> int:
+    """Which of `count` frames is wanted: a number, which may be too large, or "middle"."""
+    return count // 2 if wanted == MIDDLE else int(wanted)

@@ -1,0 +1,147 @@
+"""Classes, or several findings at once, from the pooled features of the image tower."""
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from medsiglip_jax import losses
+from medsiglip_jax.files.settings import Check, one_of
+from medsiglip_jax.model import towers
+from medsiglip_jax.model.config import ModelConfig
+from medsiglip_jax.model.towers import Compute
+from medsiglip_jax.train import validation
+from medsiglip_jax.train.objectives.objective import (
+    Batch,
+    Encoded,
+    Labels,
+    Loss,
+    Objective,
+    Params,
+)
+
+POOLS = ("map", "mean")
+
+
+@dataclass(frozen=True)
+class Classification(Objective):
+    """A linear head, params["head"], on the pooled features of the image tower.
+
+    A batch is {`image`, `mask`} and `label`: int32 [b], negative for unknown, or for several
+    findings float32 [b, classes] with NaN for unknown. The loss is the mean over what is known in
+    the whole batch, however it is accumulated.
+
+    Attributes:
+        pool: "map", the attention-pooling head, or "mean" over the patch tokens (the official
+            classification notebook).
+        pos_weight: for several findings: None, "balanced" (negatives / positives of the training
+            rows) or one number per finding.
+    """
+
+    name: str = "classification"
+    pool: Annotated[str, one_of(POOLS)] = "map"
+    pos_weight: Annotated[
+        str | tuple[float, ...] | None,
+        Check(
+            lambda weight: not isinstance(weight, str) or weight == "balanced",
+            "'balanced', or one number per class",
+        ),
+    ] = None
+
+    columns: ClassVar[Mapping[str, str]] = {"labels": "name their column (data.label)"}
+    lora_train: ClassVar[tuple[str, ...] | None] = ("head/.*",)
+
+    def loss(
+        self,
+        config: ModelConfig,
+        compute: Compute,
+        labels: Labels = Labels(),
+        loss_chunk: int | None = None,
+        mesh: Mesh | None = None,
+    ) -> Loss:
+        """Softmax cross-entropy of one class per image, sigmoid of several findings.
+
+        Raises:
+            ValueError: `pos_weight` does not go with the labels.
+        """
+        pos_weight = self._weights(labels)
+
+        def encode(params: Params, batch: Batch) -> Encoded:
+            z, tokens = towers.encode_image(params, batch["image"], config, compute)
+            return {"features": z if self.pool == "map" else tokens.mean(axis=1)}
+
+        def reduce(params: Params, encoded: Encoded, batch: Batch) -> jax.Array:
+            logits = class_logits(params, encoded)
+            label, mask = batch["label"], batch["mask"]
+            if labels.multi_label:
+                return losses.binary_cross_entropy(logits, label, mask, pos_weight)
+            return losses.cross_entropy(logits, label, mask)
+
+        return Loss(encode, reduce)
+
+    def _weights(self, labels: Labels) -> np.ndarray | None:
+        """Factor on each finding's positives."""
+        weight, classes = self.pos_weight, labels.classes
+        if weight is None:
+            return None
+        if not labels.multi_label:
+            raise ValueError(
+                "objective.pos_weight is for several findings at once (data.label a tuple of "
+                "columns); here every image has one class"
+            )
+        if isinstance(weight, str):  # balanced; a plan has no labels to count
+            if labels.values is None:
+                return None
+            positives = (labels.values == 1).sum(0)
+            known = (~np.isnan(labels.values)).sum(0)
+            return ((known - positives) / np.maximum(positives, 1)).astype(np.float32)
+        if len(weight) != len(classes):
+            raise ValueError(
+                f"objective.pos_weight has {len(weight)} numbers for the {len(classes)} classes "
+                f"{', '.join(classes)}; give one each, or 'balanced'"
+            )
+        return np.asarray(weight, np.float32)
+
+    def added(self, config: ModelConfig, labels: Labels) -> Params:
+        """A head of zeros: every class starts equally likely, and no seed matters."""
+        assert config.vision is not None
+        kernel = jnp.zeros((config.vision.width, len(labels.classes)), jnp.float32)
+        return {"head": {"kernel": kernel, "bias": jnp.zeros(kernel.shape[1:], jnp.float32)}}
+
+    def unused(self, params: Params) -> tuple[str, ...]:
+        idle = self.pool == "mean" and "MAPHead_0" in params["img"]
+        return (*super().unused(params), *(["img/MAPHead_0/.*"] if idle else []))
+
+    def metrics(
+        self,
+        encoded: dict[str, np.ndarray],
+        params: Params,
+        loss: Loss,
+        batch_size: int,
+        class_embeddings: np.ndarray | None = None,
+    ) -> dict[str, float]:
+        """`val_loss`, `val_auc` and, for one class per image, `val_accuracy`."""
+        logits = np.asarray(class_logits(params, encoded))
+        return {
+            **super().metrics(encoded, params, loss, batch_size),
+            **validation.class_scores(logits, encoded["label"]),
+        }
+
+    def export(self, added: Params, labels: Labels) -> dict[str, bytes]:
+        """`classifier.npz` holds `kernel` [D, classes], `bias`, `classes` and `pool`."""
+        file = io.BytesIO()
+        kernel, bias = (np.asarray(added["head"][name]) for name in ("kernel", "bias"))
+        classes = np.array(labels.classes, np.str_)
+        np.savez(file, kernel=kernel, bias=bias, classes=classes, pool=self.pool)
+        return {"classifier.npz": file.getvalue()}
+
+
+def class_logits(params: Params, encoded: Encoded) -> jax.Array:
+    """The head's logits, float32 [b, classes]."""
+    with jax.default_matmul_precision("highest"):
+        return encoded["features"] @ params["head"]["kernel"] + params["head"]["bias"]
