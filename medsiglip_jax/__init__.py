@@ -12,6 +12,7 @@ __version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from medsiglip_jax import losses, metrics, preprocess
+    from medsiglip_jax.inference.encode import encode_files
     from medsiglip_jax.model.api import Model, init, load, save
     from medsiglip_jax.model.config import ModelConfig
     from medsiglip_jax.model.sharding import make_mesh
@@ -20,6 +21,7 @@ __all__ = [
     "Model",
     "ModelConfig",
     "__version__",
+    "encode_files",
     "init",
     "load",
     "losses",
@@ -56,6 +58,7 @@ __getattr__, __dir__ = lazy(
     losses="",
     metrics="",
     preprocess="",
+    inference__encode="encode_files",
     model__api="Model init load save",
     model__config="ModelConfig",
     model__sharding="make_mesh",

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from medsiglip_jax import __version__
-from medsiglip_jax.embeddings.probe import features
+from medsiglip_jax.embeddings import provenance
 from medsiglip_jax.evaluate import learned, retrieval, scores, vectors, zero_shot
 from medsiglip_jax.evaluate.data import datasets
 from medsiglip_jax.evaluate.data.dataset import Dataset
@@ -24,7 +24,8 @@ from medsiglip_jax.evaluate.tasks import Task
 from medsiglip_jax.evaluate.vectors import Vectors
 from medsiglip_jax.files import places
 from medsiglip_jax.files.places import Given, Place
-from medsiglip_jax.inference.embed import ERRORS, Progress
+from medsiglip_jax.inference.embed import EmbedProgress
+from medsiglip_jax.inference.manifest import ERRORS, Manifest
 from medsiglip_jax.model.api import Model
 from medsiglip_jax.preprocess.image import PRESETS
 
@@ -37,7 +38,8 @@ class Job:
 
     def __init__(self, task: Task, readings: list[str], parts: Parts, model: Model, folder: Place,
                  options: Options, embeddings: Given | None,
-                 on_progress: Callable[[Progress], Any], on_fit: Callable[[], Any]):  # fmt: skip
+                 on_progress: Callable[[EmbedProgress], Any],
+                 on_fit: Callable[[], Any]):  # fmt: skip
         self.task, self.parts, self.model, self.folder = task, parts, model, folder
         self.options, self.embeddings = options, embeddings
         self.on_progress, self.on_fit = on_progress, on_fit
@@ -56,7 +58,7 @@ class Job:
         """
         cells = self._grid() if self.options.grid else {}
         embedded = self._vectors(self.options.preprocess or DEFAULT, self.parts.whole)
-        preprocess = embedded.manifest["preprocess"]
+        preprocess = embedded.manifest.preprocess
         main = Cell(preprocess, self.options.reading, self.options.temperature)
         found = self._scores(main, embedded) if self.task.classes else None
         ranks = None
@@ -124,8 +126,9 @@ class Job:
         folder = self._embedded(preprocess, found)
         embedded = vectors.read(folder, found)
         if self.embeddings is not None:
-            wanted = features.wanted(self.model, self.options.preprocess, dicom=self.options.dicom)
-            wanted.check(features.provenance(embedded.manifest), folder)
+            options = self.options
+            wanted = provenance.of_model(self.model, options.preprocess, dicom=options.dicom)
+            wanted.check(provenance.of_run(embedded.manifest), folder)
         lost = len(found) - len(embedded.images)
         if lost and not self.options.allow_missing:
             raise ValueError(
@@ -183,28 +186,27 @@ class Job:
             "provenance": self._provenance(cell, found, embedded.manifest),
         }
 
-    def _provenance(
-        self, cell: Cell, found: Dataset, manifest: Mapping[str, Any]
-    ) -> dict[str, Any]:
+    def _provenance(self, cell: Cell, found: Dataset, manifest: Manifest) -> dict[str, Any]:
+        recorded = manifest.to_dict()
         run = ("model", "preprocess", "dicom", "dtype", "matmul_precision", "tokenizer_sha256")
         softmax = {"temperature": cell.temperature, "factor": self._factor(cell)}
         versions = {name: importlib.metadata.version(name) for name in ("numpy", "scipy")}
         return {
-            **{key: manifest.get(key) for key in run},
+            **{key: recorded[key] for key in run},
             "score": self.task.score,
             **(softmax if "softmax" in self.task.score else {}),
             "reading": cell.reading,
             "prompts_sha256": self.readings[cell.reading].prompts_sha256(),
             **self.labels(found),
             **asdict(self.options.policy),
-            "versions": {**manifest["versions"], "medsiglip_jax": __version__, **versions},
+            "versions": {**manifest.versions, "medsiglip_jax": __version__, **versions},
         }
 
     # ---------------------------------------------------------------------------------- learning
 
     def _learn(
         self, validation: Scores, samples: Mapping[str, Sample], meta: Mapping[str, Any],
-        manifest: Mapping[str, Any],
+        manifest: Manifest,
     ) -> dict[str, Any]:  # fmt: skip
         """Writes what is learned; returns what has to be known to read it back."""
         how = self.parts.how
@@ -213,7 +215,7 @@ class Job:
         if self.options.learn == "probe":
             of = {key: meta[key] for key in ("run", "provenance")}
             of |= {"how": how, "images": {name: len(s.found) for name, s in samples.items()}}
-            made = features.provenance(manifest)
+            made = provenance.of_run(manifest)
             learned.learn(
                 self.folder, samples, validation.classes, self._exclusive, made,
                 self.options.draws, of, self.on_fit,

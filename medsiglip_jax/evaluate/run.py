@@ -32,7 +32,7 @@ from medsiglip_jax.evaluate.scores import Scores
 from medsiglip_jax.evaluate.tasks import Task
 from medsiglip_jax.files import places, storage
 from medsiglip_jax.files.places import Given, Place
-from medsiglip_jax.inference.embed import Progress
+from medsiglip_jax.inference.embed import EmbedProgress
 from medsiglip_jax.model.api import Model
 from medsiglip_jax.preprocess.image import PRESETS
 
@@ -44,7 +44,7 @@ def evaluate(
     output: Given,
     options: Options = Options(),
     embeddings: Given | None = None,
-    on_progress: Callable[[Progress], Any] = lambda progress: None,
+    on_progress: Callable[[EmbedProgress], Any] = lambda progress: None,
     on_total: Callable[[int], Any] = int,
     on_fit: Callable[[], Any] = int,
 ) -> dict[str, Any]:
