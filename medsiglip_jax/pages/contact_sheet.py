@@ -214,7 +214,7 @@ def _placed(sheet: Sheet) -> Iterator[tuple[tuple[int, int], SheetCell]]:
 
 
 def _put(
-    page: Image.Image, corner: tuple[int, int], cell: SheetCell, width: int, label: int
+    canvas: Image.Image, corner: tuple[int, int], cell: SheetCell, width: int, label: int
 ) -> None:
     (x, y), pen = corner, ImageDraw.Draw(canvas)
     font = ImageFont.load_default(13)
