@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from medsiglip_jax.inference.encode import encode_files
     from medsiglip_jax.model.api import Model, init, load, save
     from medsiglip_jax.model.config import ModelConfig
 
-__all__ = ["Model", "ModelConfig", "__version__", "init", "load", "save"]
+__all__ = ["Model", "ModelConfig", "__version__", "encode_files", "init", "load", "save"]
 
 _HOME = {
     "Model": "model.api",
@@ -19,6 +20,7 @@ _HOME = {
     "load": "model.api",
     "save": "model.api",
     "ModelConfig": "model.config",
+    "encode_files": "inference.encode",
 }
 
 

@@ -103,12 +103,13 @@ def embed(args: argparse.Namespace) -> int:
     import jax
 
     from medsiglip_jax.data import inputs
-    from medsiglip_jax.inference.embed import ERRORS, Options
+    from medsiglip_jax.inference.embed import EmbedOptions
     from medsiglip_jax.inference.embed import embed as run
+    from medsiglip_jax.inference.manifest import ERRORS
     from medsiglip_jax.model import sharding
 
     rules, parts = rules_and_parts(args)
-    options = Options(
+    options = EmbedOptions(
         args.preprocess, not args.raw, args.stored, args.shard_size, batch_size(args),
         args.max_errors, rules, _identifiers(args),
     )  # fmt: skip
@@ -121,7 +122,7 @@ def embed(args: argparse.Namespace) -> int:
     model = sharding.together(lambda: load(args, local_mesh()))
     assert rows is not None and model is not None
     with _EmbedProgress(len(rows), jax.process_count()) as progress:
-        result = run(model, rows, args.output, options, progress.update)
+        result = run(model, rows, args.output, options, progress.update).to_dict()
     if main_process:
         show(result, args.json, lambda r: progress.summary(args.output, r))
         _warn(result, os.path.join(args.output, ERRORS), rows.skipped)
