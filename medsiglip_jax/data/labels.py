@@ -24,11 +24,11 @@ _CHOICE = {"ignore": np.nan, "positive": 1.0, "negative": 0.0}
 
 @dataclass(frozen=True)
 class Policy:
-    """What to make of labels that are neither 0 nor 1.
+    """What labels mean that are neither 0 nor 1.
 
     Attributes:
-        uncertain: of -1: "ignore" (unknown), "positive" or "negative".
-        blank: of empty cells: "ignore" (unknown) or "negative".
+        uncertain: -1 is "ignore" (unknown), "positive" or "negative".
+        blank: an empty cell is "ignore" (unknown) or "negative".
     """
 
     uncertain: str = "ignore"

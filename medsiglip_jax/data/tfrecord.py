@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from medsiglip_jax.data.examples import Examples, write
 from medsiglip_jax.data.tables import INDEX
-from medsiglip_jax.files import opener, places, storage
+from medsiglip_jax.files import places, storage
 from medsiglip_jax.preprocess.facts import UnreadableImage
 from medsiglip_jax.preprocess.sources import read_bytes
 
@@ -161,7 +161,7 @@ def _classes(labels: Sequence[Any]) -> tuple[np.ndarray, tuple[str, ...]]:
 def _records(path: str) -> Iterator[tuple[int, bytes]]:
     """(position, content) of every record; framing of tensorflow/core/lib/io/record_writer.h."""
     position = 0
-    with opener.open_binary(path) as file:
+    with places.open_binary(path) as file:
         end = file.seek(0, os.SEEK_END)
         file.seek(0)
         while position < end:

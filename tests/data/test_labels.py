@@ -8,6 +8,7 @@ import pytest
 from medsiglip_jax.data import examples, labels
 from medsiglip_jax.data.labels import Policy
 from medsiglip_jax.evaluate.data import labels as evaluated
+from medsiglip_jax.evaluate.data.layout import LabelColumns
 
 CELLS = ["1", "1.0", "true", "TRUE", "Yes", "0", "0.0", "False", "no", "", "-1", "-1.0"]
 WANT = np.float32([1, 1, 1, 1, 1, 0, 0, 0, 0, np.nan, np.nan, np.nan])
@@ -41,7 +42,7 @@ def test_training_and_evaluation_agree(tmp_path):
     with pytest.warns(UserWarning) as caught:
         trained = examples.read(path, label=("edema",)).labels
     rows = [{"edema": cell} for cell in CELLS]
-    scored, _ = evaluated.of_rows(rows, ["edema"], {}, Policy())
+    scored, _ = evaluated.of_rows(rows, ["edema"], LabelColumns(), Policy())
     np.testing.assert_array_equal(trained, WANT[:, None])
     np.testing.assert_array_equal(scored, trained)
     (warning,) = caught
@@ -55,7 +56,7 @@ def test_what_is_no_label_is_refused_in_the_same_words(tmp_path):
         examples.read(table(tmp_path, ["1", "maybe", "2"]), label=("edema",))
     rows = [{"edema": cell} for cell in ("1", "maybe", "2")]
     with pytest.raises(ValueError, match=rf"^column 'edema': {expected} \(2 rows in all\)$"):
-        evaluated.of_rows(rows, ["edema"], {}, Policy())
+        evaluated.of_rows(rows, ["edema"], LabelColumns(), Policy())
 
 
 def test_a_class_of_the_name_of_uncertain_is_not_made_silently(tmp_path):

@@ -3,51 +3,44 @@
 import ast
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
 
 from medsiglip_jax.data.labels import EXPECTED, Policy, finding, sorted_classes
+from medsiglip_jax.evaluate.data.layout import LabelColumns
 
-Row = Mapping[str, str]
-
-SETTINGS = "column separator literal ignore ignore_others except"
+TableRow = Mapping[str, str]
 
 
-def columns(rows: Sequence[Row], values: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
+def columns(rows: Sequence[TableRow], values: Sequence[str], layout: LabelColumns) -> list[str]:
     """Names of the columns that hold labels."""
-    if "column" in settings:
-        return [settings["column"]]
-    return list(values or (name for name in rows[0] if name not in settings.get("except", ())))
+    if layout.column:
+        return [layout.column]
+    return list(values or (name for name in rows[0] if name not in layout.except_))
 
 
 def of_rows(
-    rows: Sequence[Row],
-    values: Sequence[str],
-    settings: Mapping[str, Any],
-    policy: Policy,
+    rows: Sequence[TableRow], values: Sequence[str], layout: LabelColumns, policy: Policy
 ) -> tuple[Float32[np.ndarray, "n c"], tuple[str, ...]]:
     """Labels, and what the data calls their classes.
 
     Args:
         rows: all with the same columns, at least one.
-        values: classes; without any, what the data holds.
-        settings: `column`, whose cells name classes, one or (`separator`, or `literal`: a Python
-            list) several; names to `ignore`, or `ignore_others`. Without it every class is a
-            column of labels as `data.labels` has them; `except` are no classes.
-        policy: what -1 and nothing are.
+        values: classes; if empty, those that the data holds.
+        layout: where the labels of a row are.
+        policy: what -1 and empty cells mean.
 
     Raises:
-        ValueError: cells that are none of this, all columns in one message.
+        ValueError: cells that are no labels, of all columns in one message.
     """
-    if "column" not in settings:
-        return _of_columns(rows, columns(rows, values, settings), policy)
-    named = [_named(row[settings["column"]], settings) for row in rows]
-    ignored = set(settings.get("ignore", ()))
+    if not layout.column:
+        return _of_columns(rows, columns(rows, values, layout), policy)
+    named = [_names(row[layout.column], layout) for row in rows]
+    ignored = set(layout.ignore)
     values = tuple(values) or sorted_classes({name for cell in named for name in cell} - ignored)
-    if not settings.get("ignore_others"):
-        _check_names(named, ignored.union(values), settings["column"], values)
+    if not layout.ignore_others:
+        _check_names(named, ignored.union(values), layout.column, values)
     index = {value: i for i, value in enumerate(values)}
     labels = np.zeros((len(rows), len(values)), np.float32)
     for i, cell in enumerate(named):
@@ -67,7 +60,7 @@ def _check_names(
         )
 
 
-def _of_columns(rows: Sequence[Row], names: Sequence[str], policy: Policy):
+def _of_columns(rows: Sequence[TableRow], names: Sequence[str], policy: Policy):
     labels, problems = np.empty((len(rows), len(names)), np.float32), []
     for j, name in enumerate(names):
         cells = [row[name] for row in rows]
@@ -80,20 +73,20 @@ def _of_columns(rows: Sequence[Row], names: Sequence[str], policy: Policy):
     return labels, tuple(names)
 
 
-def _named(cell: str, settings: Mapping[str, Any]) -> list[str]:
+def _names(cell: str, layout: LabelColumns) -> list[str]:
     """The names in a cell; none if it is empty."""
-    if settings.get("literal"):
-        return _literal(cell, settings["column"])
-    if separator := settings.get("separator"):
-        return [name.strip() for name in cell.split(separator) if name.strip()]
+    if layout.literal:
+        return _literal(cell, layout.column)
+    if layout.separator:
+        return [name.strip() for name in cell.split(layout.separator) if name.strip()]
     return [cell] if cell else []
 
 
 def _literal(cell: str, column: str) -> list[str]:
     try:
-        found = ast.literal_eval(cell or "[]")
-        if isinstance(found, (list, tuple, dict)):
-            return [str(name) for name in found]
+        names = ast.literal_eval(cell or "[]")
+        if isinstance(names, (list, tuple, dict)):
+            return [str(name) for name in names]
     except (ValueError, SyntaxError):
         pass
     raise ValueError(f"column {column!r}: {cell[:60]!r} is no Python list")
