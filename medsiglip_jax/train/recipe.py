@@ -39,7 +39,8 @@ class Data:
             data_dir, default $TFDS_DATA_DIR or ~/tensorflow_datasets.
         image: column of image paths.
         text: column of texts.
-        label: column of class names or numbers, or several columns of 0/1.
+        label: column of class names or numbers; or several columns, or one in a tuple, of findings:
+            0, 1, true, false, yes, no, and -1 (uncertain), which is ignored like an empty cell.
         split: column that says to which split a row belongs.
         group: column of the patient, case or study: its rows stay on one side of a split.
         captions: makes texts of labels: "a photo of {label}", or {class: caption}.

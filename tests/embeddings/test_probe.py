@@ -346,6 +346,11 @@ def test_labels_of_one_column_or_of_several(table):
     for label in ("finding", ["finding"]):  # only 0 and 1: a finding, not two classes
         found = features.read(data, run, label=label)
         assert found.examples.classes == ("finding",) and found.labels.shape == (200, 1)
+    same = write_table(
+        data.with_name("words.csv"), id=[row["image"] for row in read_csv(data)],
+        finding=[("no", "yes")[int(row["finding"])] for row in read_csv(data)],
+    )  # fmt: skip
+    np.testing.assert_array_equal(features.read(same, run, label="finding").labels, found.labels)
     found = features.read(data, run, label=["finding", "other"], group="patient")
     assert found.labels.shape == (200, 2) and np.isnan(found.labels[:, 1]).sum() == 29
     assert len(set(found.examples.groups)) == 50
