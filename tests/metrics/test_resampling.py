@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
-from test_metrics_delong import two_normals
+from test_auc_variance import two_normals
 
 from medsiglip_jax.metrics import (
     auc,
@@ -17,8 +17,8 @@ from medsiglip_jax.metrics import (
     delong,
     macro_auc,
 )
-from medsiglip_jax.metrics.bootstrap import _acceleration, limits, resamples
 from medsiglip_jax.metrics.ranking import auc_of_weights, average_precision_of_weights
+from medsiglip_jax.metrics.resampling import _acceleration, limits, resamples
 
 
 def case(seed=0, n=120, levels=None):
@@ -372,7 +372,7 @@ def test_resamples_without_a_value_are_counted():
     "arguments, how, message",
     [
         ((auc, [0.1, 0.2], [0, 1, 1]), {}, r"shapes \(2,\), \(3,\)"),
-        ((auc, [], []), {}, "expected as many rows in each, and some"),
+        ((auc, [], []), {}, "at least one row, and equally many"),
         ((auc, [0.1, 0.2], [0, 1]), {"groups": [1]}, r"groups has shape \(1,\)"),
         ((auc, [0.1, 0.2], [0, 1]), {"strata": [1]}, r"strata has shape \(1,\)"),
         ((auc, [0.1, 0.2], [0, 1]), {"samples": 0}, "0 samples of 2 rows"),
