@@ -25,7 +25,7 @@ def environment() -> dict[str, str]:
         "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # else libtpu looks for the machine's, and complains
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_LOG_DIR": "disabled",
-        # Nothing runs on a TPU: several plans may load libtpu, also beside a process that uses a TPU.
+        # Nothing runs on a TPU, so several plans may load libtpu, also beside a user of a TPU.
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
         "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
     }

@@ -172,11 +172,12 @@ def prepare(recipe: Recipe) -> PreparedRun:
 
 
 def _labels(training: Sequence[Examples]) -> Labels:
+    classes = training[0].classes
     columns = [source.labels for source in training if source.labels is not None]
-    if not columns:
-        return Labels(training[0].classes)
+    if not columns or any(source.classes != classes for source in training):
+        return Labels(classes)  # the loader refuses to mix sources with different classes
     values = np.concatenate(columns)
-    return Labels(training[0].classes, values.ndim == 2, values)
+    return Labels(classes, values.ndim == 2, values)
 
 
 def train_step(
