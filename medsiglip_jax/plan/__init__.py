@@ -1,1 +1,1 @@
-"""Does a run fit a TPU slice, and what bounds its speed: the real step, compiled without a TPU."""
+"""Whether a run fits a TPU slice, and what bounds its speed: its step, compiled without a TPU."""
