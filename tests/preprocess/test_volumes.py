@@ -372,7 +372,7 @@ def test_commands_ask_what_volumes_hold(study, checkpoint, tmp_path, capsys):
     assert json.loads(said.out)[0]["hits"][0]["id"] == "a.nii#frame=3"
     code, said = run("search", *model, "--embeddings", tmp_path / "e", "--image", study / "a.nii",
                      "--volume", "percentile")  # fmt: skip
-    assert code == 2 and "compared with 'ct'" in said.err
+    assert code == 2 and "the embeddings were made with 'ct'" in said.err
 
 
 def test_without_nibabel_one_line_says_what_to_install(study, checkpoint, tmp_path):
