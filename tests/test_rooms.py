@@ -25,7 +25,7 @@ HEAVY = {
     "flax": {"model.towers"},
     "orbax": {"model.weights.orbax", "train.checkpoints"},
     "optax": {"train.optim"},
-    "ml_collections": {"train.recipe"},
+    "ml_collections": {"train.configs"},
     "tensorflow": {"data.tf"},
     "sentencepiece": {"preprocess.text"},
     "safetensors": {"model.weights.huggingface"},

@@ -64,19 +64,31 @@ def load_images(
     else:
         with ThreadPoolExecutor(min(workers, len(items))) as pool:
             facts = list(pool.map(load, range(len(items))))
-    if turned := sum(f.orientation != 1 for f in facts):
-        warnings.warn(
-            f"{turned} of {len(items)} images carry an EXIF orientation that is not applied: pixels"
-            " are used as stored (PIL.ImageOps.exif_transpose turns an image upright)",
-            stacklevel=2,
-        )
-    if burned := sum(f.burned_in for f in facts):
-        warnings.warn(
-            f"{burned} of {len(items)} images are DICOM files that say that annotation, which may"
-            " identify people, is burned into their pixels",
-            stacklevel=2,
-        )
+    turned = sum(f.orientation != 1 for f in facts)
+    warn_about_pixels(turned, sum(f.burned_in for f in facts), len(items))
     return out
+
+
+def warn_about_pixels(turned: int, burned_in: int, count: int) -> None:
+    """Warns of EXIF orientations that were not applied and of annotation burned into pixels.
+
+    Args:
+        turned: number of images whose EXIF orientation is not upright.
+        burned_in: number of DICOM files that declare burned-in annotation.
+        count: number of all images.
+    """
+    if turned:
+        warnings.warn(
+            f"{turned} of {count} images carry an EXIF orientation that is not applied: pixels"
+            " are used as stored (PIL.ImageOps.exif_transpose turns an image upright)",
+            stacklevel=3,
+        )
+    if burned_in:
+        warnings.warn(
+            f"{burned_in} of {count} images are DICOM files that say that annotation, which may"
+            " identify people, is burned into their pixels",
+            stacklevel=3,
+        )
 
 
 def _place(i: int, count: int, source: str) -> str:

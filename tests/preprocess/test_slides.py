@@ -27,8 +27,7 @@ from skimage.morphology import dilation, erosion
 import medsiglip_jax
 from medsiglip_jax import cli
 from medsiglip_jax.data import expansion, inputs
-from medsiglip_jax.inference import embed as embedding
-from medsiglip_jax.inference import heatmap
+from medsiglip_jax.inference import heatmap, shards
 from medsiglip_jax.preprocess import codec as files
 from medsiglip_jax.preprocess import slides, sources, tissue, xla
 from medsiglip_jax.preprocess.facts import UnreadableImage
@@ -484,7 +483,7 @@ def test_embedding_a_slide(slide, checkpoint, tmp_path, monkeypatch):
     assert_close([r["embedding"] for r in rows[:-1]], vectors, TERMS)
 
     # Killed after a shard, and started again.
-    monkeypatch.setattr(embedding._Job, "_write", stopping(embedding._Job._write))
+    monkeypatch.setattr(shards, "write_parquet", stopping(shards.write_parquet))
     with pytest.raises(RuntimeError):
         run("embed", *argv, "--mpp", 1, "--output", tmp_path / "again")
     monkeypatch.undo()
@@ -495,10 +494,10 @@ def test_embedding_a_slide(slide, checkpoint, tmp_path, monkeypatch):
 
 
 def stopping(write):
-    def first_only(job, number, parts):
-        if number == 1:
+    def first_only(path, table):
+        if "part-00001" in path.name:
             raise RuntimeError("killed")
-        write(job, number, parts)
+        write(path, table)
 
     return first_only
 
