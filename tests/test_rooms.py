@@ -66,7 +66,7 @@ def imported(path: Path) -> Iterator[str]:
             assert node.module and not node.level, f"{path}: relative import"
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield from re.findall(r"^medsiglip_jax(?:\.\w+)+$", node.value)
+            yield from re.findall(r"^medsiglip_jax(?:\.\w+){2,}$", node.value)
 
 
 def graph(package: Path) -> Graph:
