@@ -105,12 +105,13 @@ def embed(args: argparse.Namespace) -> int:
     import jax
 
     from medsiglip_jax.data import inputs
-    from medsiglip_jax.inference.embed import ERRORS, Options
+    from medsiglip_jax.inference.embed import EmbedOptions
     from medsiglip_jax.inference.embed import embed as run
-    from medsiglip_jax.model import sharding
+    from medsiglip_jax.inference.manifest import ERRORS
+    from medsiglip_jax.model import processes
 
     rules, parts = rules_and_parts(args)
-    options = Options(
+    options = EmbedOptions(
         args.preprocess, not args.raw, args.stored, args.shard_size, batch_size(args),
         args.max_errors, rules, _identifiers(args),
     )  # fmt: skip
@@ -119,11 +120,11 @@ def embed(args: argparse.Namespace) -> int:
         listed = lambda: inputs.rows(  # noqa: E731
             args.inputs, root=args.root, parts=parts, on_file=bar.update, **columns
         )
-        rows = sharding.together(listed)
-    model = sharding.together(lambda: load(args, local_mesh()))
+        rows = processes.run_on(listed)
+    model = processes.run_on(lambda: load(args, local_mesh()))
     assert rows is not None and model is not None
     with _EmbedProgress(len(rows), jax.process_count()) as progress:
-        result = run(model, rows, args.output, options, progress.update)
+        result = run(model, rows, args.output, options, progress.update).to_dict()
     if main_process:
         show(result, args.json, lambda r: progress.summary(args.output, r))
         _warn(result, os.path.join(args.output, ERRORS), rows.skipped)

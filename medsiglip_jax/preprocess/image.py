@@ -24,8 +24,8 @@ from PIL import Image
 from medsiglip_jax.preprocess import facts
 from medsiglip_jax.preprocess.facts import UnreadableImage
 
-# Rows of output made at a time, so that the float32 work stays in cache: 6000x5000 -> 448x448 takes
-# 7 ms at 16 and 17 ms in one piece (one core).
+# Output rows computed at a time, so that float32 intermediates stay in cache: 6000x5000 -> 448x448
+# takes 7 ms with 16 rows and 17 ms in one piece (one core).
 _CHUNK_ROWS = 16
 
 
@@ -57,7 +57,7 @@ def resize_bilinear(
 def _bilinear(
     rows_of: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...], height: int, width: int
 ) -> np.ndarray:
-    """Resizes an image [H, W, C] of that shape; `rows_of` gives some of its rows, by number."""
+    """Resizes an image [H, W, C] of that shape; `rows_of` returns the rows with given numbers."""
     channels = shape[2]
     top_row, bottom_row, dy = taps(shape[0], height)
     left, right, dx = taps(shape[1], width)
