@@ -33,8 +33,9 @@ def command(
     example: str,
     description: str = "",
     name: str = "",
-    add_flags: Callable[[Parser], None] | None = None,
-) -> Parser:
+    *,
+    add_flags: Callable[[Parser], None],
+) -> None:
     """Adds a command.
 
     Args:
@@ -56,7 +57,6 @@ def command(
         add_flags=add_flags,
     )
     sub.set_defaults(run=function, default_of=sub.get_default)
-    return sub
 
 
 def refuse_unused(args: argparse.Namespace, where: str, names: Sequence[str]) -> None:
@@ -73,8 +73,9 @@ def refuse_unused(args: argparse.Namespace, where: str, names: Sequence[str]) ->
         raise ValueError(f"{where} these flags have no effect: {flags}")
 
 
-def add_config(sub) -> None:
-    """The flag of `train.configs.read`; those that change a key are read by `cli.main`."""
+def add_config(sub: Parser) -> None:
+    """The flag of `train.configs.read`; `cli.app` puts --config.KEY=VALUE into `overrides`."""
+    sub.set_defaults(overrides=[])
     sub.add_argument(
         "--config", required=True, metavar="NAME|FILE[:ARG]",
         help="recipe, by name (such as lora), or a Python file with get_config(); ARG is passed "
