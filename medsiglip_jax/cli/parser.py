@@ -32,7 +32,6 @@ def command(
     help: str,
     example: str,
     description: str = "",
-    name: str = "",
     *,
     add_flags: Callable[[Parser], None],
 ) -> None:
@@ -40,16 +39,16 @@ def command(
 
     Args:
         commands: what `add_subparsers` returned.
-        function: takes the flags and returns the exit code.
+        function: takes the flags and returns the exit code; named as the command, or, in a group
+            of commands, GROUP_NAME.
         help: what the command does, on one line without a full stop.
         example: command lines that work.
         description: more to say above the flags.
-        name: by default that of the function.
         add_flags: adds the command's flags to its parser.
     """
     first, *more = f"{help[0].upper()}{help[1:]}. {description}".split("\n\n")
     sub = commands.add_parser(
-        name or function.__name__,
+        function.__name__.rpartition("_")[2],
         help=help,
         description="\n\n".join([textwrap.fill(first, 80), *more]),
         epilog=f"example:\n  {example}",
