@@ -13,7 +13,7 @@ from PIL import Image
 from medsiglip_jax.data.rows import Row, Rows
 from medsiglip_jax.files import places
 from medsiglip_jax.pages import contact_sheet
-from medsiglip_jax.pages.contact_sheet import Cell, Section, Sheet
+from medsiglip_jax.pages.contact_sheet import Sheet, SheetCell, SheetSection
 from medsiglip_jax.preprocess import sources
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.facts import Facts, UnreadableImage, describe
@@ -149,8 +149,8 @@ def _sheet(looks: Sequence[Look], options: PreviewOptions) -> Sheet:
     pitch = max(size, contact_sheet.SIDE) + contact_sheet.PITCH - contact_sheet.SIDE
     return Sheet(
         title="What the model sees",
-        foot=f"The exact inputs of {size}x{size} pixels, as PNG. Not a medical device.",
-        sections=[Section([_cell(look, options) for look in looks])],
+        foot=f"Inputs of {size}x{size} pixels, exactly, as PNG. Not a medical device.",
+        sections=[SheetSection([_cell(look, options) for look in looks])],
         side=size,
         label=_LINES * contact_sheet.LEADING,
         per_line=max(1, _PAGE // pitch),
@@ -158,11 +158,11 @@ def _sheet(looks: Sequence[Look], options: PreviewOptions) -> Sheet:
     )
 
 
-def _cell(look: Look, options: PreviewOptions) -> Cell:
+def _cell(look: Look, options: PreviewOptions) -> SheetCell:
     name = describe(look.row.id)
     if look.pixels is None:
-        return Cell(f"unreadable: {look.error}", name)
-    return Cell(Image.fromarray(look.pixels), name, notes=_notes(look, options))
+        return SheetCell(f"unreadable: {look.error}", name)
+    return SheetCell(Image.fromarray(look.pixels), name, notes=_notes(look, options))
 
 
 def _notes(look: Look, options: PreviewOptions) -> list[str]:

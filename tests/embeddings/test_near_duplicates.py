@@ -9,6 +9,7 @@ from medsiglip_jax.embeddings.near_duplicates import groups, near_duplicates
 from medsiglip_jax.embeddings.store import ArrayVectors
 
 
+@pytest.mark.float
 @pytest.mark.parametrize("threshold", [0.99999999, 0.999, 1.0])
 @pytest.mark.parametrize("second", [False, True])
 def test_near_duplicates_are_all_pairs(threshold, second, monkeypatch):

@@ -10,6 +10,7 @@ from medsiglip_jax.embeddings.nearest import top_k
 from medsiglip_jax.embeddings.store import ArrayVectors
 
 
+@pytest.mark.float
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("unit", [True, False])
 def test_top_k_is_the_float64_ranking_whatever_the_blocks(dtype, unit):
