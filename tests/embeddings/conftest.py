@@ -15,13 +15,14 @@ def model(checkpoint):
     return medsiglip_jax.load(checkpoint)
 
 
-@pytest.fixture
-def run(model, pictures, tmp_path):
+@pytest.fixture(scope="module")
+def run(model, untouched_pictures, tmp_path_factory):
     """Seven images and two texts, embedded with another preset than the default."""
-    (tmp_path / "notes.txt").write_text("photo of a b\nscan of a c\n")
-    rows = inputs.rows([pictures, tmp_path / "notes.txt"])
-    embed(model, rows, tmp_path / "run", EmbedOptions("serving", normalize=False, shard_size=3))
-    return tmp_path / "run"
+    folder = tmp_path_factory.mktemp("embedded")
+    (folder / "notes.txt").write_text("photo of a b\nscan of a c\n")
+    rows = inputs.rows([untouched_pictures, folder / "notes.txt"])
+    embed(model, rows, folder / "run", EmbedOptions("serving", normalize=False, shard_size=3))
+    return folder / "run"
 
 
 GRADES = ("none", "mild", "severe")

@@ -16,7 +16,7 @@ def test_learning_curves_rise():
     rows = learning.learning_curve(
         *parts, sizes=(16, 128, 9999), seeds=(0, 1, 2), on_row=seen.append
     )
-    assert rows == seen == learning.learning_curve(*parts, sizes=(16, 128, 9999), seeds=(0, 1, 2))
+    assert rows == seen
     known = [{**row, "auc": 2.0} for row in rows[:2]]  # is believed, and not computed again
     again = learning.learning_curve(*parts, sizes=(16, 128), seeds=(0, 1, 2), done=known)
     assert again == [*known, *rows[2:]]

@@ -13,7 +13,7 @@ from medsiglip_jax.preprocess.parts import Parts
 def test_what_is_not_known_demands_nothing():
     fine = of_run(
         Manifest(
-            model=Weights("m", "5a1"), preprocess="serving", dim=3, normalized=True, parts=[],
+            model=Weights("m", "5a1"), preprocess="serving", dim=3, normalized=True, parts=(),
             dicom=Rules(volume="ct").to_dict(), expansion=Parts(mpp=0.5).to_dict(),
         )
     )  # fmt: skip

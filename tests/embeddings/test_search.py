@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from contextlib import nullcontext
 
 import numpy as np
@@ -165,8 +166,9 @@ def test_a_line_break_in_an_id_leaves_the_table_whole(call, model, checkpoint, t
     assert out.count("\n") == 2 and r"  'a\nb'  c" in out
 
 
-def test_command_for_an_index(call, checkpoint, run):
+def test_command_for_an_index(call, checkpoint, run, tmp_path):
     pytest.importorskip("usearch")
+    run = shutil.copytree(run, tmp_path / "run")
     code, out, _ = call("--embeddings", run, "--build-index", "--json")
     assert code == 0 and json.loads(out)["recall_at_10"] == 1
     flags = ["--embeddings", run, "--model", checkpoint, "--text", "photo of a b", "--json"]
