@@ -247,10 +247,10 @@ class _Shards:
             **counts,
             embedded=sum(note["rows"] for note in notes),
             errors=len(errors),
-            parts=[
+            parts=tuple(
                 PartFile(path.name, note["rows"], path.stat().st_size)
                 for path, note in zip(paths, notes, strict=True)
-            ],
+            ),
         )
         self.check()
         run_folder.write_json(self.folder / MANIFEST, manifest.to_dict())
