@@ -439,7 +439,7 @@ def test_another_resolution_runs(golden):
 
 MEMORY = """
 import sys, threading
-import jax, numpy, medsiglip_jax.api
+import jax, numpy, medsiglip_jax.model.api
 jax.numpy.zeros(1).block_until_ready()
 
 def anonymous():
