@@ -144,8 +144,8 @@ def test_wrong_architectures(change, say):
         dataclasses.replace(TINY.vision, **change)
 
 
-def test_towers_must_meet():
-    with pytest.raises(ValueError, match="must meet"):
+def test_towers_must_embed_into_one_space():
+    with pytest.raises(ValueError, match="same space"):
         config.ModelConfig(TINY.vision, dataclasses.replace(TINY.text, embed_dim=40))
     with pytest.raises(ValueError, match="neither"):
         config.ModelConfig(None, None)
