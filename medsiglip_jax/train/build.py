@@ -103,7 +103,9 @@ class PreparedRun:
     def _input(self, sources: tuple[Examples, ...], weights=None) -> Input:
         recipe, vision = self.recipe, self.model.config.vision
         assert vision is not None
-        tokenizer = functools.partial(self.model.processor.tokenizer, warn=False)
+        tokenize = None
+        if "txt" in recipe.objective.towers:  # else a tokenizer may be missing
+            tokenize = functools.partial(self.model.processor.tokenizer, warn=False)
         return Input(
             sources,
             Order(tuple(map(len, sources)), weights, recipe.seed),
@@ -111,7 +113,7 @@ class PreparedRun:
             recipe.preprocess,
             recipe.augment,
             recipe.seed,
-            tokenizer if "txt" in recipe.objective.towers else None,
+            tokenize,
             recipe.dicom,
         )
 

@@ -176,6 +176,8 @@ def _claim(workdir: Place, prepared: PreparedRun, warn: Callable[[str], None]) -
 
 def _compare(workdir: Place, before: dict, run: dict, saved: bool, warn) -> None:
     old, new = before["recipe"], json.loads(json.dumps(run["recipe"], default=str))
+    # Older runs list the settings of every objective, here are those of this one.
+    old["objective"] = {name: old["objective"].get(name) for name in new["objective"]}
     lines = {key: f"{key}: {old.get(key)!r} -> {new[key]!r}" for key in new}
     changed = [key for key in new if old.get(key) != new[key]]
     for key in ("init_sha256", "data_sha256"):

@@ -12,6 +12,8 @@ from medsiglip_jax.model import attention, config, sharding, towers
 from medsiglip_jax.model.attention import ATTENTION
 from medsiglip_jax.model.towers import Compute
 
+pytestmark = pytest.mark.float
+
 # (batch, tokens, heads, size). A block holds 2**21 // tokens**2 heads: these are one block of all
 # heads, blocks with and without a remainder, and a head that alone is more than a block.
 SHAPES = [(2, 16, 4, 12), (1, 729, 5, 8), (1, 1500, 2, 4)]
