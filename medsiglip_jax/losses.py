@@ -106,7 +106,7 @@ def sigmoid_loss(
 def cross_entropy(
     logits: Float[Array, "n c"], labels: Int[ArrayLike, " n"], mask: Bool[ArrayLike, " n"]
 ) -> Float[Array, ""]:
-    """Mean softmax cross-entropy over the rows that are not masked and whose label is not -1."""
+    """Mean softmax cross-entropy over the rows that are not masked and have no negative label."""
     labels, mask = jnp.asarray(labels), jnp.asarray(mask)
     valid = mask & (labels >= 0)
     log_p = jax.nn.log_softmax(logits)
