@@ -1,8 +1,8 @@
 """Statistics of an evaluation: on the host, in float64, with NumPy and SciPy alone.
 
-Functions that return one number need complete labels, because rows that they left out could not be
 Functions that return one number need complete labels: rows that they left out could not be seen in
 it. Those that return counts leave out rows without a label, and count them (`known`).
+"""
 
 # Not lazy as the faces of other rooms: `bootstrap` and `delong` are also the names of their files.
 from medsiglip_jax.metrics.bootstrap import Pair, bootstrap, bootstrap_pair

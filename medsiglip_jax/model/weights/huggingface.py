@@ -176,12 +176,9 @@ def _open_files(path: Path, files: list[Path]) -> list:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise CheckpointError(path, [f"not readable as JSON: {error}"]) from None
-    if not isinstance(content, dict):
-        raise CheckpointError(path, [f"expected a JSON object, got {type(content).__name__}"])
-    return content
+        return json_files.read(path)
+    except (ValueError, OSError) as error:
+        raise CheckpointError(path, [str(error)]) from None
 
 
 # Where the SigLIP vision tower sits in a Gemma 3 / MedGemma checkpoint, by transformers version.
