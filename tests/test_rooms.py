@@ -30,7 +30,7 @@ HEAVY = {
     "orbax": {"model.weights.orbax", "train.checkpoints"},
     "optax": {"train.optim"},
     "ml_collections": {"train.configs"},
-    "tensorflow": {"data.tf"},
+    "tensorflow": {"data.tf", "data.tfrecord", "train.events"},
     "sentencepiece": {"preprocess.text"},
     "safetensors": {"model.weights.huggingface"},
     "huggingface_hub": {"model.weights.hub"},
