@@ -1,4 +1,4 @@
-"""AUC and curves against scikit-learn and their definitions; the errors that save a wrong number."""
+"""AUC and curves against scikit-learn and their definitions; errors that save a wrong number."""
 
 import math
 
