@@ -179,7 +179,7 @@ def _bring_digits(args: argparse.Namespace) -> None:
 
 
 def _options(args: argparse.Namespace):
-    from medsiglip_jax.evaluate.data.dataset import Policy
+    from medsiglip_jax.data.labels import Policy
     from medsiglip_jax.evaluate.learned import Draws
     from medsiglip_jax.evaluate.run import Options
 

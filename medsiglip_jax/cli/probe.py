@@ -70,7 +70,11 @@ def _add_data(sub: Parser) -> None:
         "--data", required=True, metavar="D", help="table of labels: CSV, TSV, Parquet or JSONL"
     )
     sub.add_argument("--embeddings", required=True, metavar="DIR", help="folder that embed wrote")
-    sub.add_argument("--label", action="append", metavar="COL", help="repeat for several findings")
+    sub.add_argument(
+        "--label", action="append", metavar="COL",
+        help="column of class names, or of a finding: 0, 1, true, false, yes, no, and -1 "
+        "(uncertain), which is ignored like an empty cell; repeat for several findings",
+    )  # fmt: skip
     sub.add_argument(
         "--group", metavar="COL",
         help="column of patients, each of whom stays within one split; if D has no such column, "
