@@ -346,7 +346,7 @@ def test_a_compressed_shard_is_not_taken_for_an_image(tmp_path, suffix):
 
 
 def tfrecords(place):
-    """As `data.write_tfrecords` leaves them; only the index knows what is in the shards."""
+    """As `tfrecord.write_shards` leaves them; only the index knows what is in the shards."""
     names = [f"0000{i}-of-00002.tfrecord" for i in range(2)]
     for name in names:
         put(f"{place}/{name}", f"....{name}....")
@@ -376,7 +376,7 @@ def test_tfrecord_shards_are_read_through_their_index(place):
     with pytest.raises(ValueError, match="has no rows of new.tfrecord"):
         inputs.rows([place])
     put(f"{place}/other/x.tfrecord-00000-of-00001", b"")
-    with pytest.raises(FileNotFoundError, match=r"no manifest.parquet .*other; data.index_tfrec"):
+    with pytest.raises(FileNotFoundError, match=r"no index manifest.parquet .*other; make"):
         inputs.rows([f"{place}/other"])
 
 
