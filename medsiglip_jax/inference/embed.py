@@ -248,10 +248,10 @@ class _Shards:
             **counts,
             embedded=sum(note["rows"] for note in notes),
             errors=len(errors),
-            parts=[
+            parts=tuple(
                 PartFile(path.name, note["rows"], path.stat().st_size)
                 for path, note in zip(paths, notes, strict=True)
-            ],
+            ),
         )
         self.check()
         json_files.write(self.folder / MANIFEST, manifest.to_dict())

@@ -1,4 +1,4 @@
-"""Whether a run fits a TPU slice, and what limits its speed: the real step, compiled anywhere."""
+"""Whether a run fits a TPU slice, and what bounds its speed: its step, compiled without a TPU."""
 
 from medsiglip_jax import lazy
 
