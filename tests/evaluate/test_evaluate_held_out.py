@@ -12,7 +12,7 @@ from medsiglip_jax.evaluate.learned import Learned
 from medsiglip_jax.evaluate.report import sections
 from medsiglip_jax.evaluate.results import results
 from medsiglip_jax.evaluate.scores import Scores
-from medsiglip_jax.metrics.bootstrap import _OF_WEIGHTS
+from medsiglip_jax.metrics.resampling import _OF_WEIGHTS
 
 CLASSES = ["a", "b", "c"]
 SAMPLES = 60
