@@ -117,3 +117,17 @@ def _write_pictures(folder: Path) -> Path:
     (folder / "notes.md").write_text("not an image")
     (folder / ".hidden.png").write_bytes(whole)
     return folder
+
+
+@pytest.fixture
+def cine(tmp_path):
+    """A cine of seven frames, a single image and a picture."""
+    from dicom_files import CINE, made
+    from PIL import Image
+
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.dcm").write_bytes(made(CINE, Modality="US", NumberOfFrames="7"))
+    (folder / "b.dcm").write_bytes(made(CINE[0, ..., 0], Modality="US"))
+    Image.fromarray(CINE[3]).save(folder / "c.png")
+    return folder

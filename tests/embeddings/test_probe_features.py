@@ -12,7 +12,7 @@ def test_labels_meet_their_vectors(table):
     data, run, vectors, names = table
     found = features.read(data, run)
     assert len(found) == 200 and found.missing == 0
-    for id, vector, label in zip(found.examples.images, found.vectors, found.labels, strict=True):
+    for id, vector, label in zip(found.examples.names, found.vectors, found.labels, strict=True):
         np.testing.assert_array_equal(vector, vectors[id])
         assert names[id] == ("" if label < 0 else found.examples.classes[label])
     assert found.provenance == Provenance(DIM, "5a1", "big_vision", True, "m")
@@ -27,6 +27,11 @@ def test_labels_of_one_column_or_of_several(table):
     for label in ("finding", ["finding"]):  # only 0 and 1: a finding, not two classes
         found = features.read(data, run, label=label)
         assert found.examples.classes == ("finding",) and found.labels.shape == (200, 1)
+    same = write_table(
+        data.with_name("words.csv"), id=[row["image"] for row in read_csv(data)],
+        finding=[("no", "yes")[int(row["finding"])] for row in read_csv(data)],
+    )  # fmt: skip
+    np.testing.assert_array_equal(features.read(same, run, label="finding").labels, found.labels)
     found = features.read(data, run, label=["finding", "other"], group="patient")
     assert found.labels.shape == (200, 2) and np.isnan(found.labels[:, 1]).sum() == 29
     assert len(set(found.examples.groups)) == 50
@@ -53,7 +58,7 @@ def test_images_that_embed_could_not_read_are_left_out_and_counted(tmp_path):
     run = write_labelled_run(tmp_path / "run", ["a", "b", "c"], draw(3)[0], errors=1)
     rows = dict(id=["a", "damaged", "c"], label=["x", "y", "x"])
     found = features.read(write_table(tmp_path / "t.csv", **rows), run)
-    assert found.examples.images == ["a", "c"] and found.missing == 1
+    assert found.examples.names == ["a", "c"] and found.missing == 1
 
 
 def test_splits_keep_patients_together(table):
@@ -64,8 +69,8 @@ def test_splits_keep_patients_together(table):
     assert not patients[0] & patients[1] and parts.test is None
     assert len(parts.validation) == pytest.approx(50, abs=2)
     again = features.split(found, 0.25, seed=3)
-    assert again.train.examples.images == parts.train.examples.images
-    assert features.split(found, 0.25, seed=4).train.examples.images != parts.train.examples.images
+    assert again.train.examples.names == parts.train.examples.names
+    assert features.split(found, 0.25, seed=4).train.examples.names != parts.train.examples.names
 
 
 def test_splits_that_the_table_names(table, tmp_path):
