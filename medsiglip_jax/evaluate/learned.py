@@ -25,7 +25,7 @@ from medsiglip_jax import __version__
 from medsiglip_jax.embeddings.probe import learning
 from medsiglip_jax.embeddings.probe import linear as probe
 from medsiglip_jax.embeddings.probe.linear import Probe
-from medsiglip_jax.embeddings.probe.logistic import STRENGTHS, LabelledVectors
+from medsiglip_jax.embeddings.probe.logistic import STRENGTHS, Labelled
 from medsiglip_jax.embeddings.provenance import Provenance
 from medsiglip_jax.evaluate import scores
 from medsiglip_jax.evaluate.data import datasets
@@ -141,7 +141,7 @@ def learn(
         scores.write(folder / name, made(samples[part].found, classes, values, meta))
     rows = {name: _rows(sample, exclusive) for name, sample in samples.items()}
     train, validation, test = (rows[name] for name in ("train", "validation", "test"))
-    near = learning.nearest(train, validation, test, len(classes), NEIGHBOURS)
+    near = learning.nearest(train, test.vectors, len(classes), NEIGHBOURS)
     knn = made(samples["test"].found, classes, near, {**meta, "k": NEIGHBOURS})
     scores.write(folder / KNN, knn)
     on_fit()
@@ -158,14 +158,14 @@ def made(
     return Scores(found.ids, classes, values.astype(np.float64), found.labels, found.groups, meta)
 
 
-def _rows(sample: Sample, exclusive: bool) -> LabelledVectors:
+def _rows(sample: Sample, exclusive: bool) -> Labelled:
     """Vectors and labels as probes take them; an image of no or several classes is unknown."""
     labels = sample.found.labels
     if not exclusive:
-        return LabelledVectors(sample.vectors, labels)
+        return Labelled(sample.vectors, labels)
     one = labels.sum(axis=1) == 1  # NaN is not
     numbers = np.where(one, np.nan_to_num(labels).argmax(axis=1), -1)
-    return LabelledVectors(sample.vectors, numbers)
+    return Labelled(sample.vectors, numbers)
 
 
 def _probe(
@@ -194,7 +194,7 @@ def _probe(
 
 def _curves(
     path: Place,
-    parts: Sequence[LabelledVectors],
+    parts: Sequence[Labelled],
     draws: Draws,
     whole: dict[str, Any],
     of: Mapping[str, str],
