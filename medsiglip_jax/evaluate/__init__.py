@@ -1,4 +1,7 @@
-"""Evaluation: a model and a dataset folder -> AUCs with intervals, beside what was published.
+"""Evaluation: a model and a data set -> AUCs with intervals, beside the published ones.
 
-`tasks.read` gives a task, `run.evaluate` scores a model on it, `run.recompute` needs no model.
+`tasks.read` gives a task, `run.evaluate` scores a model on it, `recompute` does what needs no
+model again. In the order of the work: `data` (a data set on disk -> images and labels), `run`,
+`retrieval` and `learned` (images -> files of scores), `results` (scores -> numbers), `report`
+(numbers -> tables and pages).
 """

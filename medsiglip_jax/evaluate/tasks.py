@@ -257,7 +257,9 @@ def read(task: str) -> Task:
         return parse(task, tomllib.loads(bundled.read_text(encoding="utf-8")))
     path = Path(task)
     if not path.is_file():
-        raise FileNotFoundError(f"{task}: neither a file nor a task; tasks are {', '.join(names())}")
+        raise FileNotFoundError(
+            f"{task}: neither a file nor a task; tasks are {', '.join(names())}"
+        )
     return parse(path.stem, _load(path))
 
 

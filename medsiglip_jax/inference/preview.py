@@ -158,7 +158,7 @@ def _sheet(looks: Sequence[Look], options: PreviewOptions) -> Sheet:
     )
 
 
-def _cell(look: Look, options: Options) -> SheetCell:
+def _cell(look: Look, options: PreviewOptions) -> SheetCell:
     name = describe(look.row.id)
     if look.pixels is None:
         return SheetCell(f"unreadable: {look.error}", name)
