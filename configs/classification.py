@@ -1,6 +1,6 @@
 r"""Classification on pooled image features: one class per image, or several findings.
 
-    medsiglip-jax finetune --config configs/classification.py --workdir runs/classes \
+    medsiglip-jax finetune --config classification --workdir runs/classes \
       --config.data.path=train.csv --config.data.label=diagnosis
 
 A data set that TFDS has prepared is given as tfds:NAME, with data.label naming a ClassLabel.

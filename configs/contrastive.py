@@ -1,6 +1,6 @@
 r"""Contrastive fine-tuning of both towers on image-text pairs: everything trains.
 
-    medsiglip-jax finetune --config configs/contrastive.py --workdir runs/contrastive \
+    medsiglip-jax finetune --config contrastive --workdir runs/contrastive \
       --config.data.path=train.csv
 
 `train.csv` has the columns image (a path) and text, and if there are any split (train, validation)

@@ -1,6 +1,6 @@
 r"""LiT: the image tower stays as it is, the text tower learns to describe it (arXiv 2111.07991).
 
-    medsiglip-jax finetune --config configs/frozen_image.py --workdir runs/lit \
+    medsiglip-jax finetune --config frozen_image --workdir runs/lit \
       --config.data.path=train.csv
 
 For new vocabulary or another language over the same kind of images. The image tower has no gradient

@@ -1,6 +1,6 @@
 r"""Low-rank adapters in every block of both towers: for one GPU, or for little data.
 
-    medsiglip-jax finetune --config configs/lora.py --workdir runs/lora \
+    medsiglip-jax finetune --config lora --workdir runs/lora \
       --config.data.path=train.csv --config.lora.rank=16
 
 At rank 16 17.4 million adapter weights train beside the 878 million that stay, so that gradients

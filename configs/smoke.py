@@ -1,6 +1,6 @@
 r"""Does it run here? A two-block model from random weights on your manifest, in a minute on a CPU.
 
-    medsiglip-jax finetune --config configs/smoke.py:spiece.model --workdir runs/smoke \
+    medsiglip-jax finetune --config smoke:spiece.model --workdir runs/smoke \
       --config.data.path=train.csv
 
 The argument is a SentencePiece model (`spiece.model` of any SigLIP checkpoint). Reads the data as

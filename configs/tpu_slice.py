@@ -1,7 +1,7 @@
 r"""Full contrastive fine-tuning on a Cloud TPU slice of several hosts, large batch.
 
     gcloud compute tpus tpu-vm ssh NAME --worker=all --command="medsiglip-jax finetune \
-      --distributed --config configs/tpu_slice.py --workdir gs://BUCKET/run \
+      --distributed --config tpu_slice --workdir gs://BUCKET/run \
       --config.data.path=gs://BUCKET/train.parquet"
 
 Started once on every worker, with the same arguments. Parameters, gradients and optimiser state are

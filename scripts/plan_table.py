@@ -13,9 +13,8 @@ import sys
 from pathlib import Path
 
 from medsiglip_jax.plan import topologies, verdict
-from medsiglip_jax.train import recipe
+from medsiglip_jax.train import configs
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 FSDP = ("--config.mesh.fsdp=True", "--config.remat=block", "--config.batch_size=256")
 ROWS = (
     ("lora", ()), ("classification", ()), ("frozen_image", ()), ("contrastive", ()),
@@ -54,7 +53,7 @@ def _kept(cache: Path, quick: bool, name: str, flags: tuple[str, ...], where: st
 def _row(quick: bool, name: str, flags: tuple[str, ...], where: str) -> dict:
     """A whole compilation only of what fits by the least that it needs."""
     say = lambda line: print(f"{name} {where}: {line}", file=sys.stderr, flush=True)  # noqa: E731
-    asked = recipe.read(str(CONFIGS / f"{name}.py"), list(flags))
+    asked = configs.read(name, list(flags))
     question = verdict.Question(asked, topologies.parse(where), quick=True)
     result = verdict.plan(question)
     if result["fits"] and not quick:

@@ -8,7 +8,7 @@ from typing import Any
 
 from medsiglip_jax.cli.loading import add_processes, join_other_processes
 from medsiglip_jax.cli.output import add_json, show
-from medsiglip_jax.cli.parser import command
+from medsiglip_jax.cli.parser import add_config, command
 
 
 class _Keys(argparse.Action):
@@ -17,21 +17,41 @@ class _Keys(argparse.Action):
     def __call__(self, parser, *_):
         from medsiglip_jax.train import recipe
 
-        parser.exit(0, recipe.describe())
+        print(recipe.describe(), end="")
+        parser.exit()
+
+
+class _CopyConfig(argparse.Action):
+    """Writes a recipe out, and ends."""
+
+    def __call__(self, parser, namespace, values, *_):
+        from medsiglip_jax.train import configs
+
+        name, file = values
+        try:
+            configs.copy(name, file)
+        except OSError as error:
+            parser.exit(2, f"{parser.prog}: {error}\n")
+        print(f"wrote {file}; edit it, then: medsiglip-jax finetune --config {file} --workdir run")
+        parser.exit()
 
 
 def add(commands) -> None:
     sub = command(
-        commands, finetune, "fine-tune on your own image-text pairs or labels",
-        "medsiglip-jax finetune --config configs/lora.py --workdir run"
-        " --config.data.path=train.csv",
+        commands,
+        finetune,
+        "fine-tune on your own image-text pairs or labels",
+        "medsiglip-jax finetune --config lora --workdir run --config.data.path=train.csv\n"
+        "  medsiglip-jax finetune --copy-config lora my.py",
         "The same command again resumes a stopped run. --config.KEY=VALUE changes a key of the "
         "config. On several hosts start it on each with --distributed.",
-    )  # fmt: skip
-    sub.add_argument(
-        "--config", required=True, metavar="FILE[:ARG]", help="Python file with get_config()"
     )
+    add_config(sub)
     sub.add_argument("--keys", nargs=0, action=_Keys, help="list all keys of a config, and exit")
+    sub.add_argument(
+        "--copy-config", nargs=2, action=_CopyConfig, metavar=("NAME", "FILE"),
+        help="write a recipe to a file of your own, to be edited, and exit",
+    )  # fmt: skip
     sub.add_argument(
         "--workdir", required=True, metavar="D",
         help="gets checkpoints/, metrics.jsonl, config.json, export/ and report.html",
@@ -41,16 +61,16 @@ def add(commands) -> None:
 
 
 def finetune(args: argparse.Namespace) -> int:
-    from medsiglip_jax.train import recipe
+    from medsiglip_jax.train import configs
     from medsiglip_jax.train.finetune import run
 
-    asked = recipe.read(args.config, args.overrides)
+    recipe = configs.read(args.config, args.overrides)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax narrates every save
     for name, value in (("TF_CPP_MIN_LOG_LEVEL", "3"), ("TF_ENABLE_ONEDNN_OPTS", "0")):
         os.environ.setdefault(name, value)  # or TensorFlow tells what it was built with
     main_process = join_other_processes(args)
     with _Training(quiet=not main_process) as shown:
-        result = run(asked, args.workdir, shown.start, shown.step, shown.warn)
+        result = run(recipe, args.workdir, shown.start, shown.step, shown.warn)
     if main_process:
         show(result, args.json, _text)
     return 3 if result["unreadable"] else 0

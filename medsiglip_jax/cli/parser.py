@@ -71,3 +71,12 @@ def refuse_unused(args: argparse.Namespace, where: str, names: Sequence[str]) ->
     if given:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise ValueError(f"{where} these flags have no effect: {flags}")
+
+
+def add_config(sub) -> None:
+    """The flag of `train.configs.read`; those that change a key are read by `cli.main`."""
+    sub.add_argument(
+        "--config", required=True, metavar="NAME|FILE[:ARG]",
+        help="recipe, by name (such as lora), or a Python file with get_config(); ARG is passed "
+        "to it",
+    )  # fmt: skip

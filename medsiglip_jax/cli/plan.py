@@ -6,25 +6,23 @@ import sys
 from typing import Any
 
 from medsiglip_jax.cli.output import add_json, show, table
-from medsiglip_jax.cli.parser import command
+from medsiglip_jax.cli.parser import add_config, command
 from medsiglip_jax.plan.topologies import shown
 
 
 def add(commands) -> None:
     sub = command(
         commands, plan, "does a run fit a TPU slice, and what would it cost; needs no TPU",
-        "medsiglip-jax plan --config configs/tpu_slice.py --topology v5e:4x4\n"
-        "  medsiglip-jax plan --config configs/lora.py --topology v5e:2x2 --max-batch\n"
-        "  medsiglip-jax plan --config configs/contrastive.py --topology v5e-16 --topology v6e-16 "
+        "medsiglip-jax plan --config tpu_slice --topology v5e:4x4\n"
+        "  medsiglip-jax plan --config lora --topology v5e:2x2 --max-batch\n"
+        "  medsiglip-jax plan --config contrastive --topology v5e-16 --topology v6e-16 "
         "--sweep --quick",
         "Compiles the real step for the slice and reads off memory and communication. Generations "
         "v4, v5e, v5p, v6e, 7x. A whole compilation takes minutes and 2 GB; --quick asks in "
         "seconds for the least memory that is needed. The exit code is 0 where a run does not "
         "fit, too: that is an answer. --config.KEY=VALUE changes a key of the config.",
     )  # fmt: skip
-    sub.add_argument(
-        "--config", required=True, metavar="FILE[:ARG]", help="Python file with get_config()"
-    )
+    add_config(sub)
     sub.add_argument(
         "--topology", required=True, action="append", metavar="T",
         help="v5e:4x4, as Cloud TPU sells it v5e-16, or two slices v5e:4x4*2; several with --sweep",
@@ -50,7 +48,7 @@ def add(commands) -> None:
 
 def plan(args: argparse.Namespace) -> int:
     from medsiglip_jax.plan import bound, topologies, verdict, worker
-    from medsiglip_jax.train import recipe
+    from medsiglip_jax.train import configs
 
     if len(args.topology) > 1 and not args.sweep:
         raise ValueError("several topologies need --sweep")
@@ -58,7 +56,7 @@ def plan(args: argparse.Namespace) -> int:
         raise ValueError("--max-batch is of one topology, without --sweep")
     bound.check(1 if args.examples is None else args.examples, args.utilisation)
     worker.check_libtpu()
-    asked = recipe.read(args.config, args.overrides)
+    asked = configs.read(args.config, args.overrides)
     if args.embed:  # there is no backward pass
         asked = dataclasses.replace(asked, remat="none")
     places = [topologies.parse(name) for name in args.topology]

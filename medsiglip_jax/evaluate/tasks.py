@@ -252,7 +252,7 @@ def read(task: str) -> Task:
         FileNotFoundError: neither.
         ValueError: all that is wrong with the file.
     """
-    bundled = resources.files("medsiglip_jax.evaluate") / _LIBRARY / f"{task}.toml"
+    bundled = resources.files(__package__) / _LIBRARY / f"{task}.toml"
     if Path(task).name == task and bundled.is_file():
         return parse(task, tomllib.loads(bundled.read_text(encoding="utf-8")))
     path = Path(task)
@@ -282,7 +282,7 @@ def from_dict(content: Mapping[str, Any]) -> Task:
 
 
 def _library() -> Iterator[Any]:
-    folder = resources.files("medsiglip_jax.evaluate") / _LIBRARY
+    folder = resources.files(__package__) / _LIBRARY
     return (path for path in folder.iterdir() if path.name.endswith(".toml"))
 
 

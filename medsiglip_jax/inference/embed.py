@@ -38,7 +38,7 @@ from medsiglip_jax.inference.manifest import (
     Weights,
 )
 from medsiglip_jax.inference.pseudonyms import Naming
-from medsiglip_jax.model import sharding
+from medsiglip_jax.model import processes
 from medsiglip_jax.model.api import Model
 from medsiglip_jax.preprocess import formats, sources
 from medsiglip_jax.preprocess.dicom.rules import Rules
@@ -131,14 +131,14 @@ def embed(
             errors.parquet, and finished shards are kept.
         OSError: a disk or a network fails; that is never taken for an unreadable input.
     """
-    naming = sharding.together(lambda: _naming(options))
+    naming = processes.run_on(lambda: _naming(options))
     folder, run = places.at(output), _record(model, rows, options, naming)
     check_towers(model, rows)
     _check_volumes(rows, options.dicom)
     with ExitStack() as stack:
         hold = lambda: stack.enter_context(run_folder.hold(folder, run))  # noqa: E731
-        first = sharding.together(hold, 0)  # process 0 says what the folder holds
-        check = sharding.together(lambda: first or hold())
+        first = processes.run_on(hold, 0)  # process 0 says what the folder holds
+        check = processes.run_on(lambda: first or hold())
         assert check is not None
         if (folder / MANIFEST).is_file():
             on_progress(EmbedProgress(len(rows)))

@@ -6,7 +6,7 @@ Runs in a process of its own (`worker`), whose environment keeps libtpu away fro
 import dataclasses
 import math
 import re
-import resource
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -33,7 +33,8 @@ _PUBLISHED = {
     "google/siglip-so400m-patch14-384": "so400m-384",
     "google/siglip-so400m-patch14-224": "so400m-224",
 }
-_CLASSES = 10  # of a classification whose labels only its data would tell
+# Of a run whose classes only its data would tell.
+_CLASSES = tuple(map(str, range(10)))
 
 
 def compiled(recipe: Recipe, topology: Topology, embed: bool, limit_mib: int | None) -> dict:
@@ -59,8 +60,18 @@ def compiled(recipe: Recipe, topology: Topology, embed: bool, limit_mib: int | N
     lowered, facts = (_embedding if embed else _step)(recipe, devices)
     with tempfile.TemporaryDirectory() as folder:
         result = _compile(lowered, limit_mib, folder)
-    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {**result, **facts, "seconds": time.perf_counter() - start, "compiler_bytes": rss}
+    seconds = time.perf_counter() - start
+    return {**result, **facts, "seconds": seconds, "compiler_bytes": _most_memory()}
+
+
+def _most_memory() -> int | None:
+    """Bytes that this process has held at most; None on Windows."""
+    try:
+        import resource
+    except ModuleNotFoundError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _compile(lowered: Any, limit_mib: int | None, folder: str) -> dict:
@@ -180,7 +191,7 @@ def _labels(recipe: Recipe) -> Labels:
     data = recipe.data[0]
     if isinstance(data.label, tuple):
         return Labels(data.label, multi_label=True)
-    return Labels(data.classes or ("",) * _CLASSES)
+    return Labels(data.classes or _CLASSES)
 
 
 def _activations(

@@ -1,18 +1,20 @@
-"""`python -m medsiglip_jax.plan.worker`: one request on stdin, one answer on stdout, as JSON.
+"""`python -m medsiglip_jax.plan.worker`: a request on stdin, the answer on stdout, in JSON.
 
-Its environment is `environment()`: CPU only, no question to a metadata server, no lock on libtpu.
+It runs in the environment that `environment()` makes: CPU only, no question to a metadata server,
+no lock on libtpu. It ends when its parent does, however that ends.
 """
 
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
 def environment() -> dict[str, str]:
-    """For the process that loads libtpu; this one's stays as it is."""
+    """The environment of the process that loads libtpu; that of this process stays as it is."""
     about_tpus = ("TPU_", "LIBTPU_", "MEGASCALE_")
     return {
         **{name: x for name, x in os.environ.items() if not name.startswith(about_tpus)},
@@ -30,28 +32,64 @@ def environment() -> dict[str, str]:
 
 
 def ask(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Has a process of its own answer, with `program.compiled`'s keys.
+    """Compiles in a process of its own; returns what `program.compiled` does.
 
     Raises:
-        ValueError: what is asked for cannot be.
+        ValueError: the request is for something impossible.
         ModuleNotFoundError: libtpu is not installed.
         OSError: the compiler died.
     """
     check_libtpu()
-    done = subprocess.run(
-        [sys.executable, "-m", "medsiglip_jax.plan.worker"], input=json.dumps(request),
-        capture_output=True, text=True, env=environment(),
-    )  # fmt: skip
+    command = [sys.executable, "-m", "medsiglip_jax.plan.worker"]
+    done = run_child(command, json.dumps(request), environment())
     try:
         answer = json.loads(done.stdout.strip().splitlines()[-1])
     except (IndexError, ValueError):
         last = (done.stderr.strip().splitlines() or [""])[-1]
         raise OSError(
-            f"the compiler ended with exit code {done.returncode}, out of memory perhaps: {last}"
+            f"the compiler ended with exit code {done.returncode}, perhaps out of memory: {last}"
         ) from None
     if "error" in answer:
         raise ValueError(answer["error"])
     return answer
+
+
+def run_child(
+    command: Sequence[str], line: str, env: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """Runs a child that calls `read_request`: it gets `line` on stdin, and ends with this process.
+
+    The pipe stays open until the child has answered. The system closes it when this process ends,
+    by kill -9, too, and the child reads the end of the file.
+    """
+    read_end, write_end = os.pipe()
+    try:
+        with subprocess.Popen(
+            command, stdin=read_end, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=dict(env),
+        ) as child:  # fmt: skip
+            os.close(read_end)
+            with open(write_end, "w", encoding="utf-8", closefd=False) as pipe:
+                pipe.write(line + "\n")
+            out, err = child.communicate()
+            return subprocess.CompletedProcess(command, child.returncode, out, err)
+    finally:
+        os.close(write_end)
+
+
+def read_request() -> str:
+    """In a child of `run_child`: the line it was given. Afterwards the child ends with its parent.
+
+    Works while a compiler runs, for XLA compiles without holding Python's lock.
+    """
+    line = sys.stdin.readline()
+
+    def wait_for_end() -> None:
+        os.read(sys.stdin.fileno(), 1)  # unbuffered, or the interpreter could not shut down
+        os._exit(1)
+
+    threading.Thread(target=wait_for_end, daemon=True).start()
+    return line
 
 
 def check_libtpu() -> None:
@@ -66,7 +104,7 @@ def check_libtpu() -> None:
 
 
 def main() -> None:
-    request = json.load(sys.stdin)
+    request = json.loads(read_request())
     from medsiglip_jax.plan import program, topologies
     from medsiglip_jax.train import recipe
 

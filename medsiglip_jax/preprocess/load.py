@@ -27,7 +27,7 @@ def load_images(
     """Decodes and resizes images; order is kept.
 
     Args:
-        items: one image (a source, see `preprocess.sources`, or anything else that `decode` takes),
+        items: one image (a source, see `preprocess.names`, or anything else that `decode` takes),
             a sequence of them, or a batch: uint8 or uint16 array [n, H, W, 3].
         size: height and width of the result, in pixels.
         preprocess: name of a preset: "big_vision", "big_vision_pad", "huggingface" or "serving".
@@ -38,14 +38,14 @@ def load_images(
         uint8 [n, size, size, 3]; [0, size, size, 3] for an empty sequence.
 
     Raises:
-        UnreadableImage: an image that cannot be used, by position and name; a FileNotFoundError as
-            well where there is none.
+        UnreadableImage: an image that cannot be used, by position and name; also a
+            FileNotFoundError if it does not exist.
         OSError: the disk or the network fails.
         ValueError: unknown preset, or a size or number of workers below 1.
 
     Warns:
         UserWarning: once, with the number of images whose EXIF orientation is not upright; and
-            once, with that of DICOM files that say that annotation is burned into their pixels.
+            once, with the number of DICOM files that say that annotation is burned in.
     """
     items, resize, size = _as_list(items), preset(preprocess), check_size(size)
     workers = check_size(min(8, os.cpu_count() or 1) if workers is None else workers)

@@ -103,7 +103,9 @@ class PreparedRun:
     def _input(self, sources: tuple[Examples, ...], weights=None) -> Input:
         recipe, vision = self.recipe, self.model.config.vision
         assert vision is not None
-        tokenizer = functools.partial(self.model.processor.tokenizer, warn=False)
+        tokenize = None
+        if "txt" in recipe.objective.towers:  # else a tokenizer may be missing
+            tokenize = functools.partial(self.model.processor.tokenizer, warn=False)
         return Input(
             sources,
             Order(tuple(map(len, sources)), weights, recipe.seed),
@@ -111,7 +113,7 @@ class PreparedRun:
             recipe.preprocess,
             recipe.augment,
             recipe.seed,
-            tokenizer if "txt" in recipe.objective.towers else None,
+            tokenize,
             recipe.dicom,
         )
 
@@ -190,7 +192,7 @@ def train_step(
 def mesh_of(recipe: Recipe, devices: Sequence[Any] | None = None) -> Mesh | None:
     """The mesh that a recipe asks for, of all devices or of those given; None for one device."""
     wanted = recipe.mesh or recipes.Mesh()
-    mesh = sharding.make_mesh(wanted.data, wanted.model, devices=devices)
+    mesh = sharding.make_mesh(wanted.data, devices=devices)
     if mesh.size == 1:
         return None
     split, pieces = mesh.shape["data"], recipe.objective.accumulate

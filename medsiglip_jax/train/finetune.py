@@ -15,7 +15,7 @@ import numpy as np
 from medsiglip_jax.files import places, storage
 from medsiglip_jax.files.locks import Check, lock
 from medsiglip_jax.files.places import Given, Place
-from medsiglip_jax.model import api, sharding, tree
+from medsiglip_jax.model import api, processes, tree
 from medsiglip_jax.train import freeze, loop, lora, report
 from medsiglip_jax.train.build import PreparedRun, prepare, train_step
 from medsiglip_jax.train.checkpoints import Checkpoints
@@ -59,9 +59,9 @@ def run(
     """
     workdir = places.at(workdir)
     with ExitStack() as stack:
-        check = sharding.together(lambda: stack.enter_context(_opened(workdir)), 0)
+        check = processes.run_on(lambda: stack.enter_context(_opened(workdir)), 0)
         prepared = prepare(recipe)
-        sharding.together(lambda: _claim(workdir, prepared, warn), 0)
+        processes.run_on(lambda: _claim(workdir, prepared, warn), 0)
         on_start(prepared)
         unreadable = Unreadable(workdir, recipe.max_unreadable)
         step = train_step(recipe, prepared.loss, prepared.optimizer, prepared.state, prepared.mesh)
@@ -126,7 +126,7 @@ class Unreadable:
 
     def count(self) -> int:
         """Over all processes."""
-        return int(sharding.over_processes(len(self.images)).sum())
+        return int(processes.allgather_int(len(self.images)).sum())
 
     def check(self) -> None:
         """Makes the list last; raises ValueError if there are more than the limit."""
@@ -176,6 +176,8 @@ def _claim(workdir: Place, prepared: PreparedRun, warn: Callable[[str], None]) -
 
 def _compare(workdir: Place, before: dict, run: dict, saved: bool, warn) -> None:
     old, new = before["recipe"], json.loads(json.dumps(run["recipe"], default=str))
+    # Older runs list the settings of every objective, here are those of this one.
+    old["objective"] = {name: old["objective"].get(name) for name in new["objective"]}
     lines = {key: f"{key}: {old.get(key)!r} -> {new[key]!r}" for key in new}
     changed = [key for key in new if old.get(key) != new[key]]
     for key in ("init_sha256", "data_sha256"):

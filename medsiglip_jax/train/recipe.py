@@ -1,14 +1,11 @@
-"""What a fine-tuning run is: a config file turned, once, into frozen dataclasses."""
+"""What a fine-tuning run is: a config turned, once, into frozen dataclasses."""
 
-import ast
 import dataclasses
-import importlib.util
 import inspect
 import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any
 
 from medsiglip_jax.files import settings
@@ -100,13 +97,11 @@ class Mesh:
     """Where it is trained.
 
     Attributes:
-        data: devices over which batches are split; default all.
-        model: devices of the second axis; nothing is split over it yet, they repeat the same work.
-        fsdp: split large parameters and their optimiser state over "data", too.
+        data: number of devices over which batches are split; default all.
+        fsdp: also split large parameters and their optimiser state over them.
     """
 
     data: Annotated[int | None, at_least(1)] = None
-    model: Annotated[int, at_least(1)] = 1
     fsdp: bool = False
 
 
@@ -233,10 +228,8 @@ def from_dict(config: Mapping[str, Any]) -> Recipe:
     return settings.build(Recipe, config)
 
 
-# ---------------------------------------------------------------------------- from config files
-
 # Key of a recipe -> the dataclasses that it may hold.
-_TABLES = {
+GROUPS = {
     name: kinds
     for name, hint in typing.get_type_hints(Recipe, include_extras=True).items()
     if (kinds := settings.tables(hint))
@@ -246,7 +239,7 @@ _TABLES = {
 def describe() -> str:
     """Every key with its default and meaning, as the docstrings here have them."""
     lines = _described("", [Recipe])
-    for group, kinds in _TABLES.items():
+    for group, kinds in GROUPS.items():
         lines |= _described(f"{group}.", kinds)
     return "".join(f"  --config.{key}\n      {meaning}\n" for key, meaning in lines.items())
 
@@ -262,7 +255,7 @@ def _described(prefix: str, kinds: Sequence[Any]) -> dict[str, str]:
                 continue
             plain = isinstance(f.default, (str, int, float, tuple))
             default = f" (default {f.default!r})" if plain else ""
-            owner = "" if f.name in shared else f"Only for {kind.name}. "
+            owner = "" if f.name in shared else f"With {kind.name}: "
             lines[f"{prefix}{f.name}{default}"] = owner + meanings[f.name]
     return lines
 
@@ -274,73 +267,3 @@ def _meanings(kind: type) -> dict[str, str]:
         text = (inspect.getdoc(base) or "").partition("Attributes:\n")[2]
         meanings |= dict(re.findall(r"^    (\w+): ((?:.+\n?(?:        .+\n?)*))", text, re.M))
     return {name: " ".join(meaning.split()) for name, meaning in meanings.items()}
-
-
-def read(path: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Runs a config file and applies overrides.
-
-    Args:
-        path: a Python file with `get_config(arg=None)` -> ml_collections.ConfigDict; "FILE:arg"
-            passes the argument.
-        overrides: "--config.key=value", for any key of a recipe, also those that the file leaves
-            at their defaults; values are Python literals, or else strings.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: a wrong key or value, or a file that is no config.
-    """
-    config = _plain(_run(path))
-    for override in overrides:
-        _apply(config, override)
-    return from_dict(config)
-
-
-def _run(path: str) -> Any:
-    file, _, argument = path.partition(":")
-    if not Path(file).is_file():
-        raise FileNotFoundError(f"{file}: no such config file")
-    spec = importlib.util.spec_from_file_location("config", file)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"{file}: not a Python file; expected one with get_config()")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        return module.get_config(argument) if argument else module.get_config()
-    except Exception as error:  # whatever a config file may do wrong
-        raise ValueError(f"{file}: {type(error).__name__}: {error}") from error
-
-
-def _apply(config: dict[str, Any], override: str) -> None:
-    """Sets one key, in place."""
-    path, equals, text = override.removeprefix("--config.").partition("=")
-    if not equals:
-        raise ValueError(f"{override}: no value; write {override}=VALUE")
-    *groups, key = path.split(".")
-    for group in groups:
-        nested = config.get(group)
-        if isinstance(nested, str) and group in _TABLES:
-            nested = {"name": nested}  # the short form
-        if nested is None:
-            nested = {}
-        if not isinstance(nested, dict):
-            raise ValueError(
-                f"{override}: {group} is {nested!r}, not a dict of keys; change the file"
-            )
-        config[group] = config = nested
-    try:
-        config[key] = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        config[key] = text
-
-
-def _plain(value: Any) -> Any:
-    """ConfigDicts, and placeholders in them, as plain Python."""
-    from ml_collections import ConfigDict, FieldReference
-
-    if isinstance(value, (ConfigDict, dict)):
-        return {key: _plain(value[key]) for key in value}
-    if isinstance(value, FieldReference):
-        return _plain(value.get())
-    if isinstance(value, (list, tuple)):
-        return tuple(_plain(x) for x in value)
-    return value

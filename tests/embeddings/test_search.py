@@ -65,6 +65,7 @@ def crowd(n, dim, seed=0, dtype=np.float32, unit=False):
     return x, rng.standard_normal((5, dim)).astype(np.float32) + centres[:5].astype(np.float32)
 
 
+@pytest.mark.float
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("unit", [True, False])
 def test_top_k_is_the_float64_ranking_whatever_the_blocks(dtype, unit):
@@ -149,6 +150,7 @@ def all_pairs(x, y, threshold):
     return np.stack([i, j], axis=1)[order], exact[i, j][order]
 
 
+@pytest.mark.float
 @pytest.mark.parametrize("threshold", [0.99999999, 0.999, 1.0])
 @pytest.mark.parametrize("second", [False, True])
 def test_near_duplicates_are_all_pairs(threshold, second, monkeypatch):

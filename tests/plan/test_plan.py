@@ -4,6 +4,7 @@ here where libtpu is installed."""
 import importlib.util
 import json
 import os
+import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from medsiglip_jax.model import sharding
 from medsiglip_jax.plan import bound, collectives, program, verdict, worker
 from medsiglip_jax.plan.topologies import CHIPS, GIB, parse
 from medsiglip_jax.plan.verdict import Question
-from medsiglip_jax.train import flops, recipe
+from medsiglip_jax.train import configs, flops, recipe
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 BASELINE = Path(__file__).parents[1] / "plan_baseline.json"
@@ -230,28 +231,57 @@ def test_a_plan_leaves_the_environment_alone(monkeypatch):
     assert inner["JAX_PLATFORMS"] == "cpu" and "TPU_NAME" not in inner
 
 
+def test_a_child_ends_with_the_command_that_started_it(tmp_path):
+    """A killed `plan` would leave its compiler running for minutes."""
+    child = (
+        "import socket, time\n"
+        "from medsiglip_jax.plan import worker\n"
+        "alive = socket.create_connection(('127.0.0.1', int(worker.read_request())))\n"
+        "time.sleep(60)"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        parent = (
+            "import os, sys\n"
+            "from medsiglip_jax.plan import worker\n"
+            f"command, port = [sys.executable, '-c', {child!r}], {str(server.getsockname()[1])!r}\n"
+            "worker.run_child(command, port, os.environ)"
+        )
+        process = subprocess.Popen([sys.executable, "-c", parent])
+        server.settimeout(60)
+        connection, _ = server.accept()
+        with connection:
+            process.kill()
+            process.wait()
+            connection.settimeout(5)
+            assert connection.recv(1) == b"", "closed by the system, for the child is gone"
+
+
+def test_a_child_that_answers():
+    code = "from medsiglip_jax.plan import worker\nprint(worker.read_request() + 'heard')"
+    done = worker.run_child([sys.executable, "-c", code], "said", os.environ)
+    assert (done.returncode, done.stdout) == (0, "said\nheard\n")
+
+
 def test_without_libtpu_it_says_what_to_install(monkeypatch, capsys):
     real = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *a: None if name == "libtpu" else real(name, *a)
     )
-    config = str(CONFIGS / "contrastive.py")
-    assert cli.main(["plan", "--config", config, "--topology", "v5e:2x2"]) == 1
+    assert cli.main(["plan", "--config", "contrastive", "--topology", "v5e:2x2"]) == 1
     assert "pip install 'medsiglip-jax[plan]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flags, say", [
     (["--topology", "v9:4x4"], "v9:4x4' is unknown"),
     (["--topology", "v5e:4x4", "--config.batch_size=24"], "24 is not divisible by the 16 devices"),
-    (["--topology", "v5e:2x2", "--config.mesh.model=3"], "does not lie on the 4 devices"),
-    (["--topology", "v5e:2x2", "--config.mesh.data=8"], "does not lie on the 4 devices"),
+    (["--topology", "v5e:2x2", "--config.mesh.data=8"], "mesh.data is 8; expected at most the 4"),
     (["--topology", "v5e:2x2", "--topology", "v5e:4x4"], "need --sweep"),
     (["--topology", "v5e:2x2", "--examples", "5", "--utilisation", "40"], "utilisation is 40"),
     (["--topology", "v5e:2x2", "--config.batch_siez=3"], "no key batch_siez"),
 ])  # fmt: skip
 def test_mistakes_are_one_line(flags, say, capsys, monkeypatch):
     monkeypatch.setattr(worker, "check_libtpu", lambda: None)
-    code = cli.main(["plan", "--config", str(CONFIGS / "contrastive.py"), *flags])
+    code = cli.main(["plan", "--config", "contrastive", *flags])
     out = capsys.readouterr()
     assert code == 2 and say in out.err and not out.out
     assert len(out.err.strip().splitlines()) == 1
@@ -408,7 +438,7 @@ FULL = [path.stem for path in sorted(CONFIGS.glob("*.py")) if path.stem != "smok
 @pytest.mark.parametrize("name", FULL)
 def test_least_memory_of_the_bundled_configs_is_as_in_the_baseline(name, topology):
     """Full size; 15 seconds each."""
-    asked = recipe.read(str(CONFIGS / f"{name}.py"))
+    asked = configs.read(name)
     found = verdict.plan(Question(asked, parse(topology), quick=True))
     check_against_baseline(f"{name} {topology} quick", found)
 
@@ -424,7 +454,7 @@ FSDP = "--config.mesh.fsdp=True"
 ])  # fmt: skip
 def test_whole_compilations_are_as_in_the_baseline(name, topology, flags):
     """Full size; two to three minutes of a core each, and 2 GB."""
-    asked = recipe.read(str(CONFIGS / f"{name}.py"), flags)
+    asked = configs.read(name, flags)
     found = verdict.plan(Question(asked, parse(topology)))
     assert found["fits"]
     said = [flag.removeprefix("--config.") for flag in flags]

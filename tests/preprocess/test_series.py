@@ -232,14 +232,14 @@ def test_a_disk_that_fails_is_no_damage(tmp_path, monkeypatch, parts, name, call
     folder = write(tmp_path / "in", [tags_of(n, [0, 0, n]) for n in range(5)])
     nifti = tmp_path / "v.nii.gz"
     nifti.write_bytes(gzip.compress(bytes(1000)))
-    error, real = OSError(errno.EIO, "Input/output error"), content.opener.open_binary
+    error, real = OSError(errno.EIO, "Input/output error"), content.places.open_binary
 
     def opened(path):
         if not path.endswith(("000.dcm", "v.nii.gz")):
             return real(path)
         return Failing(Path(path).read_bytes(), name, calls, error)
 
-    monkeypatch.setattr(content.opener, "open_binary", opened)
+    monkeypatch.setattr(content.places, "open_binary", opened)
     with pytest.raises(content.Outage, match="000.dcm: cannot be read: Input/output error"):
         names(folder, parts)
     if calls < 2 and name == "read":
@@ -249,7 +249,7 @@ def test_a_disk_that_fails_is_no_damage(tmp_path, monkeypatch, parts, name, call
 
 def test_a_network_that_fails_is_asked_again(tmp_path, monkeypatch):
     folder = write(tmp_path / "in", [tags_of(n, [0, 0, n]) for n in range(5)])
-    remote, real = fsspec.filesystem("memory"), content.opener.open_binary
+    remote, real = fsspec.filesystem("memory"), content.places.open_binary
     uris = [f"memory://series/{path.name}" for path in sorted(folder.iterdir())]
     for path in folder.iterdir():
         remote.pipe_file(f"/series/{path.name}", path.read_bytes())
@@ -263,7 +263,7 @@ def test_a_network_that_fails_is_asked_again(tmp_path, monkeypatch):
             raise RuntimeError("503")  # as file systems raise types of their own
         return Failing(real(path).read(), "read", 3, RuntimeError("504"))
 
-    monkeypatch.setattr(content.opener, "open_binary", opened)
+    monkeypatch.setattr(content.places, "open_binary", opened)
     monkeypatch.setattr(content.time, "sleep", slept.append)
     most = 3
     assert levels(expansion.names(uris, ALL)) == list(range(5))

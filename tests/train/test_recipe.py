@@ -1,16 +1,11 @@
-"""Config files into recipes: strict keys, types and values, all problems at once."""
-
-from pathlib import Path
+"""Recipes: strict keys, types and values, all problems at once."""
 
 import pytest
 
-from medsiglip_jax.model import towers
-from medsiglip_jax.model.config import named
-from medsiglip_jax.train import freeze, lora, recipe
+from medsiglip_jax.train import configs, recipe
 from medsiglip_jax.train.objectives.contrastive import Contrastive
 from medsiglip_jax.train.recipe import from_dict
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 SMALL = {"data": {"path": "a.csv"}, "total_steps": 3, "init": "somewhere"}
 
 
@@ -20,38 +15,6 @@ def test_the_defaults():
     assert found.mesh is None and found.optimizer.name == "adamw"
     assert from_dict(found.to_dict()) == found
     assert from_dict(SMALL | {"objective": "classification"}).objective.name == "classification"
-
-
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda p: p.name)
-def test_the_recipes_people_copy(path):
-    """Each reads, names its command, and freezes what the full-size model has."""
-    found = recipe.read(str(path), ["--config.data.path=mine.csv"])
-    assert found.data[0].path == "mine.csv"
-    text = path.read_text()
-    assert f"--config configs/{path.name}" in text and "--workdir" in text and "xpect" in text
-    if found.init:
-        shapes = towers.param_shapes(named("so400m-448"))
-        assert freeze.partition(found.freeze, shapes) is not None
-        if found.lora:
-            assert lora.LoRA().targets == found.lora.targets
-        assert recipe.read(f"{path}:elsewhere").init == "elsewhere"
-
-
-def test_there_is_a_recipe_for_each_job():
-    names = "contrastive lora frozen_image classification smoke tpu_slice"
-    assert {path.stem for path in CONFIGS.glob("*.py")} == set(names.split())
-
-
-def test_overrides():
-    found = recipe.read(
-        str(CONFIGS / "contrastive.py"),
-        ["--config.lora.rank=4", "--config.validation=held out", "--config.mesh.fsdp=True",
-         "--config.data.label=('a', 'b')", "--config.learning_rate=1e-3", "--config.init=x",
-         "--config.augment.crop=(0.5, 1)", "--config.seed=7"],
-    )  # fmt: skip
-    assert found.lora == lora.LoRA(rank=4) and found.validation == "held out" and found.mesh.fsdp
-    assert found.data[0].label == ("a", "b") and found.learning_rate == 1e-3 and found.init == "x"
-    assert found.augment.crop == (0.5, 1) and found.seed == 7
 
 
 @pytest.mark.parametrize("override, say", [
@@ -74,7 +37,7 @@ def test_overrides():
 ])  # fmt: skip
 def test_wrong_overrides(override, say):
     with pytest.raises(ValueError, match=say):
-        recipe.read(str(CONFIGS / "contrastive.py"), [override])
+        configs.read("contrastive", [override])
 
 
 def test_all_problems_at_once():
@@ -83,20 +46,6 @@ def test_all_problems_at_once():
     for part in ("data has no key pth", "data lacks path", "no key steps", "lacks total_steps",
                  "objective has no key nam"):  # fmt: skip
         assert part in str(error.value)
-
-
-def test_files_that_are_no_configs(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no/such.py: no such config file"):
-        recipe.read("no/such.py")
-    (tmp_path / "a.txt").write_text("x")
-    with pytest.raises(ValueError, match="not a Python file"):
-        recipe.read(str(tmp_path / "a.txt"))
-    (tmp_path / "a.py").write_text("x = 1 +")
-    with pytest.raises(ValueError, match="a.py: SyntaxError"):
-        recipe.read(str(tmp_path / "a.py"))
-    (tmp_path / "b.py").write_text("x = 1")
-    with pytest.raises(ValueError, match="get_config"):
-        recipe.read(str(tmp_path / "b.py"))
 
 
 def test_every_key_is_described():
