@@ -20,17 +20,14 @@ def add(commands) -> None:
     sub.add_argument("second", metavar="B", help="another one; differences are B minus A")
     sub.add_argument("--output", metavar="FILE", help="write the tables as Markdown, .md")
     sub.add_argument(
-        "--scores",
-        metavar="FILE",
+        "--scores", metavar="FILE",
         help="which file of both folders to compare; default scores.parquet",
-    )
+    )  # fmt: skip
     sub.add_argument(
         "--allow-missing", action="store_true",
         help="compare the images that both have; default: stop where one lacks some",
     )  # fmt: skip
-    sub.add_argument(
-        "--resamples", type=int, default=2000, metavar="N", help="of the bootstrap; default 2000"
-    )
+    sub.add_argument("--resamples", type=int, default=2000, metavar="N", help="default 2000")
     sub.add_argument("--seed", type=int, default=0, metavar="N", help="of the bootstrap")
     add_json(sub)
 

@@ -187,13 +187,16 @@ def _subgroups(
 
 
 def _subgroup(subgroup: metrics.Subgroup) -> dict[str, Any]:
-    gap = {"gap": subgroup.gap.value, "gap_low": subgroup.gap.low, "gap_high": subgroup.gap.high}
-    counts = {
+    return {
+        "subgroup": subgroup.name,
+        **aucs.limits(subgroup.auc),
+        "gap": subgroup.gap.value,
+        "gap_low": subgroup.gap.low,
+        "gap_high": subgroup.gap.high,
         "positives": subgroup.positives,
         "negatives": subgroup.negatives,
         "few": subgroup.flagged,
     }
-    return {"subgroup": subgroup.name, **aucs.limits(subgroup.auc), **gap, **counts}
 
 
 def _age(cell: str) -> str:
