@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Int64
 
 from medsiglip_jax import metrics
@@ -16,7 +15,6 @@ from medsiglip_jax.evaluate.data.dataset import Dataset
 from medsiglip_jax.evaluate.image_embeddings import ImageEmbeddings
 from medsiglip_jax.evaluate.results import aucs
 from medsiglip_jax.evaluate.tasks import Task
-from medsiglip_jax.files import storage
 from medsiglip_jax.files.places import Place
 from medsiglip_jax.model.api import Model
 from medsiglip_jax.preprocess.text import canonicalize
@@ -104,9 +102,7 @@ def _groups(groups: Sequence[str] | None, numbers: np.ndarray, texts: int) -> li
 
 def write(path: Place, table: pa.Table, run: str = "") -> None:
     """Writes what `compute` returned, and the run it belongs to."""
-    table = table.replace_schema_metadata({**table.schema.metadata, _RUN: run.encode()})
-    with storage.new_file(path) as partial:
-        pq.write_table(table, partial, compression="zstd")
+    scores.save(path, table, {**table.schema.metadata, _RUN: run.encode()})
 
 
 def read(path: Place) -> pa.Table:

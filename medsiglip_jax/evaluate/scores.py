@@ -103,10 +103,8 @@ def write(path: Place, scores: Scores) -> None:
         pa.array(labels.reshape(-1), mask=unknown.reshape(-1)),
         groups.take(pa.array(each)),
     ]
-    meta = {_META: json.dumps({"classes": list(scores.classes), **scores.meta}).encode()}
-    table = pa.table(columns, schema=_SCHEMA).replace_schema_metadata(meta)
-    with storage.new_file(path) as partial:
-        pq.write_table(table, partial, compression="zstd")
+    meta = {_META: json.dumps({"classes": list(scores.classes), **scores.meta})}
+    save(path, pa.table(columns, schema=_SCHEMA), meta)
 
 
 def read(path: Place) -> Scores:
@@ -132,6 +130,12 @@ def read(path: Place) -> Scores:
         None if not groups or groups[0] is None else groups,
         meta,
     )
+
+
+def save(path: Place, table: pa.Table, metadata: Mapping[bytes, Any]) -> None:
+    """Writes a table with metadata; what is there is replaced in one step."""
+    with storage.new_file(path) as partial:
+        pq.write_table(table.replace_schema_metadata(metadata), partial, compression="zstd")
 
 
 @contextlib.contextmanager
@@ -161,8 +165,7 @@ def write_columns(
 ) -> None:
     """Writes what is known of the images beside their labels, and the run they belong to."""
     table = pa.table({k: pa.array(v, pa.string()) for k, v in columns.items()})
-    with storage.new_file(path) as partial:
-        pq.write_table(table.replace_schema_metadata({_META: json.dumps(meta)}), partial)
+    save(path, table, {_META: json.dumps(meta)})
 
 
 def read_columns(path: Place) -> tuple[dict[str, list[str]], dict[str, Any]]:
@@ -171,11 +174,8 @@ def read_columns(path: Place) -> tuple[dict[str, list[str]], dict[str, Any]]:
     Raises:
         FileNotFoundError: there is no such file.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; evaluate again")
-    with path.open("rb") as file:
-        table = pq.read_table(file)
-    return table.to_pydict(), json.loads((table.schema.metadata or {}).get(_META, b"{}")) or {}
+    with opened(path, "columns of images") as table:
+        return table.to_pydict(), json.loads((table.schema.metadata or {}).get(_META, b"{}")) or {}
 
 
 def of_pairs(folder: Place) -> bool:

@@ -1,6 +1,5 @@
 """report.md and report.html: the tables of `sections`, and pictures of the same numbers."""
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -8,6 +7,7 @@ import numpy as np
 
 from medsiglip_jax import metrics
 from medsiglip_jax.evaluate.report import tables
+from medsiglip_jax.evaluate.report.learning import draws
 from medsiglip_jax.evaluate.report.sections import sections
 from medsiglip_jax.evaluate.report.tables import ReportSection, number, starred
 from medsiglip_jax.evaluate.scores import Scores, known
@@ -120,14 +120,10 @@ def _roc_curves(results: Mapping[str, Any], scores: Scores) -> Iterator[str]:
             rows = known(scores, j)
             curve = metrics.roc_curve(rows.scores, rows.positive)
             x, y = curve.false_positive_rate.tolist(), curve.true_positive_rate.tolist()
-            yield charts.lines(
-                f"{number(row['auc'])} {row['class']}",  # a long name may be cut
-                [Series("", list(zip(x, y, strict=True)))],
-                Axis("1 − specificity", _SHARE),
-                Axis("sensitivity", _SHARE),
-                square=True,
-                diagonal=True,
-            )
+            title = f"{number(row['auc'])} {row['class']}"  # a long name may be cut
+            series = [Series("", list(zip(x, y, strict=True)))]
+            axes = Axis("1 − specificity", _SHARE), Axis("sensitivity", _SHARE)
+            yield charts.lines(title, series, *axes, square=True, diagonal=True)
 
 
 def _learning(results: Mapping[str, Any]) -> Iterator[str]:
@@ -150,15 +146,14 @@ def _learning(results: Mapping[str, Any]) -> Iterator[str]:
 
 def _by_method(rows: Sequence[Mapping[str, Any]], n: str) -> list[Series]:
     """A line for each method: means over seeds, whiskers from the lowest to the highest."""
-    methods: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for row in rows:
-        if row["auc"] is not None:
-            methods[row["method"]][row[n]].append(row["auc"])
+    methods: dict[str, list[tuple[int, list[float]]]] = {}
+    for (method, size), aucs in draws(rows, n).items():
+        methods.setdefault(method, []).extend([(size, aucs)] if aucs else [])
     return [
         Series(
             method,
-            [(x, float(np.mean(aucs))) for x, aucs in sorted(sizes.items())],
-            [(x, min(aucs), max(aucs)) for x, aucs in sorted(sizes.items()) if len(aucs) > 1],
+            [(x, float(np.mean(aucs))) for x, aucs in sorted(sizes)],
+            [(x, min(aucs), max(aucs)) for x, aucs in sorted(sizes) if len(aucs) > 1],
             dots=True,
         )
         for method, sizes in methods.items()
@@ -180,11 +175,5 @@ def _reliability(row: Mapping[str, Any]) -> str:
             points = list(zip(curve["predicted"], curve["observed"], strict=True))
             label = f"{name}, ECE {number(side['ece'])}"
             series.append(Series(label, points, weights=curve["rows"]))
-    return charts.lines(
-        row["of"],
-        series,
-        Axis("predicted", _SHARE),
-        Axis("observed", _SHARE),
-        square=True,
-        diagonal=True,
-    )
+    axes = Axis("predicted", _SHARE), Axis("observed", _SHARE)
+    return charts.lines(row["of"], series, *axes, square=True, diagonal=True)

@@ -116,12 +116,17 @@ def _curves(probe: Mapping[str, Any]) -> ReportSection:
     return ReportSection("Learning from less", text, header, rows)
 
 
+def draws(rows: Sequence[Mapping[str, Any]], key: str) -> Mapping[tuple[str, int], list[float]]:
+    """(method, size) -> the AUCs of its draws that have one; `key` is that of the size."""
+    found: dict[tuple[str, int], list[float]] = defaultdict(list)
+    for row in rows:
+        found[row["method"], row[key]] += [] if row["auc"] is None else [row["auc"]]
+    return found
+
+
 def _curve(rows: Sequence[Mapping[str, Any]], key: str, unit: str) -> Iterator[Cells]:
     """All draws of one method and size in one row."""
-    draws: dict[tuple[str, int], list[float]] = defaultdict(list)
-    for row in rows:
-        draws[row["method"], row[key]] += [] if row["auc"] is None else [row["auc"]]
-    for (method, size), aucs in draws.items():
+    for (method, size), aucs in draws(rows, key).items():
         mean = sum(aucs) / len(aucs) if aucs else None
         ends = {"low": min(aucs, default=None), "high": max(aucs, default=None)}
         yield (method, f"{size:,}{unit}", f"{len(aucs)}", number(mean), interval(ends))

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int64
 
 from medsiglip_jax import metrics
 from medsiglip_jax.metrics import Interval
+from medsiglip_jax.metrics.subgroups import FEW
 
 
 class Statistics(NamedTuple):
@@ -43,6 +44,13 @@ def mean(
 def mean_of(interval: Interval, figure: float | None) -> dict[str, Any]:
     """A mean AUC whose bootstrap interval is known."""
     return {**limits(interval), "dropped": interval.dropped} | against(figure, interval)
+
+
+def counts(labels: Float[np.ndarray, " n"]) -> dict[str, Any]:
+    """How many labels are 1 and 0, and whether one of them is rare."""
+    positives, negatives = (int((labels == value).sum()) for value in (1, 0))
+    few = min(positives, negatives) < FEW
+    return {"positives": positives, "negatives": negatives, "few": few}
 
 
 def limits(interval: Interval, name: str = "auc") -> dict[str, float]:

@@ -17,7 +17,6 @@ from medsiglip_jax.evaluate.scores import Scores
 from medsiglip_jax.files import places
 from medsiglip_jax.files.json import plain
 from medsiglip_jax.files.places import Given
-from medsiglip_jax.metrics.subgroups import FEW
 
 _NAMED = 3  # images or classes in a message
 
@@ -135,7 +134,7 @@ def _some(names: list[str]) -> str:
 
 
 def _class(a: Scores, b: Scores, column: int) -> dict[str, Any]:
-    positives, negatives = (int((a.labels[:, column] == value).sum()) for value in (1, 0))
+    counts = aucs.counts(a.labels[:, column])
     of_a, of_b, labels, units = scores.common(a, b, column)
     test = metrics.delong_test(of_b, of_a, labels, groups=units)
     return {
@@ -144,10 +143,8 @@ def _class(a: Scores, b: Scores, column: int) -> dict[str, Any]:
         "second": metrics.auc(of_b, labels),
         **aucs.limits(test.difference, "difference"),
         "p": test.p,
-        "positives": positives,
-        "negatives": negatives,
-        "unknown": len(a.ids) - positives - negatives,
-        "few": min(positives, negatives) < FEW,
+        **counts,
+        "unknown": len(a.ids) - counts["positives"] - counts["negatives"],
     }
 
 

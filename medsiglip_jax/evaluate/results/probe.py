@@ -12,8 +12,7 @@ from medsiglip_jax.evaluate.learned import Learned
 from medsiglip_jax.evaluate.results import aucs
 from medsiglip_jax.evaluate.results.aucs import Statistics
 from medsiglip_jax.evaluate.scores import Scores, common, known
-from medsiglip_jax.evaluate.tasks import Published, Task
-from medsiglip_jax.metrics.subgroups import FEW
+from medsiglip_jax.evaluate.tasks import Task
 
 
 def compare(learned: Learned, task: Task, statistics: Statistics) -> dict[str, Any] | None:
@@ -25,7 +24,7 @@ def compare(learned: Learned, task: Task, statistics: Statistics) -> dict[str, A
     """
     if learned.probe is None or learned.probe_validation is None or learned.knn is None:
         return None
-    published, facts = task.published or Published(""), learned.probe.meta
+    published, facts = task.figures, learned.probe.meta
     probe, zero_shot, knn = (
         _learned_classes(scores, learned.probe)
         for scores in (learned.probe, learned.zero_shot, learned.knn)
@@ -90,16 +89,13 @@ def _classes(
     published: Mapping[str, float],
 ) -> Iterator[dict[str, Any]]:
     """Rows of the classes; `labels` counts those that could not be learned all the same."""
-    counts = [[int((column == value).sum()) for value in (1, 0)] for column in labels.T]
     adjusted = metrics.holm([test.p for test in tests])
-    rows = zip(of_classes.classes, counts, tests, adjusted.tolist(), strict=True)
-    for of_class, (positives, negatives), test, p_holm in rows:
+    rows = zip(of_classes.classes, labels.T, tests, adjusted.tolist(), strict=True)
+    for of_class, column, test, p_holm in rows:
         yield {
             "class": of_class.name,
             **aucs.limits(of_class.auc),
-            "positives": positives,
-            "negatives": negatives,
-            "few": min(positives, negatives) < FEW,
+            **aucs.counts(column),
             **aucs.against(published.get(of_class.name), of_class.auc),
             "minus_zero_shot": aucs.limits(test.difference, "value"),
             "p": test.p,

@@ -14,12 +14,11 @@ from medsiglip_jax.evaluate.learned import Learned
 from medsiglip_jax.evaluate.results import aucs, held_out, probe
 from medsiglip_jax.evaluate.results.aucs import Statistics
 from medsiglip_jax.evaluate.scores import Scores, known
-from medsiglip_jax.evaluate.tasks import Published, Task
+from medsiglip_jax.evaluate.tasks import Task
 from medsiglip_jax.files.json import plain
 from medsiglip_jax.metrics.subgroups import FEW
 
 _AGES = ((40, "under 40"), (65, "40 to 64"), (math.inf, "65 and over"))
-_NOT_PUBLISHED = Published("")
 
 
 def summarize(
@@ -118,8 +117,7 @@ def _macro(
     if of_probe and learned and learned.probe and learned.zero_shot is scores:
         if learned.probe.learned.all():
             return of_probe["zero_shot_macro"]
-    published = task.published or _NOT_PUBLISHED
-    return aucs.mean(scores.scores, scores.labels, scores.units, statistics, published.mean)
+    return aucs.mean(scores.scores, scores.labels, scores.units, statistics, task.figures.mean)
 
 
 def _mean_of_some(
@@ -127,8 +125,7 @@ def _mean_of_some(
 ) -> dict[str, Any]:
     """The mean over some classes, beside the mean of what was published of them."""
     columns = np.flatnonzero(np.isin(scores.classes, classes))
-    published = (task.published or _NOT_PUBLISHED).auc
-    figures = [published.get(scores.classes[j]) for j in columns.tolist()]
+    figures = [task.figures.auc.get(scores.classes[j]) for j in columns.tolist()]
     figure = None if None in figures else round(float(np.mean(np.array(figures))), 4)
     values, labels = scores.scores[:, columns], scores.labels[:, columns]
     return aucs.mean(values, labels, scores.units, statistics, figure)
@@ -138,7 +135,7 @@ def _mean_of_some(
 
 
 def _class(scores: Scores, task: Task, column: int, estimate: metrics.ClassAuc) -> dict[str, Any]:
-    rows, published = known(scores, column), task.published or _NOT_PUBLISHED
+    rows = known(scores, column)
     return {
         "class": estimate.name,
         **aucs.limits(estimate.auc),
@@ -147,7 +144,7 @@ def _class(scores: Scores, task: Task, column: int, estimate: metrics.ClassAuc) 
         "unknown": estimate.missing,
         "few": min(estimate.positives, estimate.negatives) < FEW,
         "average_precision": metrics.average_precision(rows.scores, rows.positive),
-        **aucs.against(published.auc.get(estimate.name), estimate.auc),
+        **aucs.against(task.figures.auc.get(estimate.name), estimate.auc),
     }
 
 
@@ -211,13 +208,12 @@ def _cell(cell: Scores, task: Task) -> dict[str, Any]:
     for j, name in enumerate(cell.classes):
         rows = known(cell, j)
         classes[name] = metrics.auc(rows.scores, rows.positive)
-    published = task.published or _NOT_PUBLISHED
-    distances = [abs(classes[name] - figure) for name, figure in published.auc.items()]
-    mean = metrics.macro_auc(cell.scores, cell.labels)
+    distances = [abs(classes[name] - figure) for name, figure in task.figures.auc.items()]
+    mean, figure = metrics.macro_auc(cell.scores, cell.labels), task.figures.mean
     return {
         **cell.meta["cell"],
         "macro_auc": mean,
-        "difference": None if published.mean is None else mean - published.mean,
+        "difference": None if figure is None else mean - figure,
         "mean_distance": float(np.mean(distances)) if distances else None,
         "classes": classes,
     }
