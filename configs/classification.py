@@ -5,14 +5,14 @@ r"""Classification on pooled image features: one class per image, or several fin
 
 A data set that TFDS has prepared is given as tfds:NAME, with data.label naming a ClassLabel.
 
-For several findings at once (columns of 0, 1 or nothing) change `data.label` here to a tuple of the
-columns and `pos_weight` to "balanced": the official dermatology notebook (SCIN, 10 conditions, 243
-steps of 64; macro AUC 0.85 on held-out images). That one splits by image; with a `group` column
-ours splits by case, and its figure is then lower and right.
+For several findings at once (columns of 0, 1 or nothing) set `data.label` to a tuple of the columns
+and `objective.pos_weight` to "balanced". The official dermatology notebook does that (SCIN, 10
+conditions, 243 steps of 64; macro AUC 0.85 on held-out images). It splits by image; with a `group`
+column this recipe splits by case, and the AUC is then lower, and right.
 
-The first 20 of 27 blocks are frozen. Hardware: one GPU of 24 GB in bfloat16 with remat "block";
-compiled for one TPU device (`medsiglip-jax plan`) a step takes 13 GiB at the least, and without
-remat 56. Expect the AUC on the held-out rows to rise for a few hundred steps and then to fall; the
+The first 20 of 27 blocks are frozen. Hardware: one GPU of 24 GB in bfloat16 with remat "block".
+Compiled for one TPU device (`medsiglip-jax plan`) a step needs at least 13 GiB, and 56 GiB without
+remat. Expect the AUC on the held-out rows to rise for a few hundred steps and then to fall; the
 best checkpoint is exported.
 """
 

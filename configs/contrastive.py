@@ -3,15 +3,16 @@ r"""Contrastive fine-tuning of both towers on image-text pairs: everything train
     medsiglip-jax finetune --config contrastive --workdir runs/contrastive \
       --config.data.path=train.csv
 
-`train.csv` has the columns image (a path) and text, and if there are any split (train, validation)
-and group (patient or study: never on both sides). Equal texts count as positive pairs. A data set
-that TFDS has prepared is given as tfds:NAME, with data.image and data.text naming its features.
+`train.csv` has the columns image (a path) and text, and optionally split (train, validation) and
+group (a patient or study, which stays on one side of the split). Equal texts count as positive
+pairs. A data set that TFDS has prepared is given as tfds:NAME, with data.image and data.text naming
+its features.
 
 Hardware: one GPU of 80 GB in bfloat16 with remat "dots" for batches of 64 and more, or a TPU slice
-(configs/tpu_slice.py). Parameters, gradients and AdamW's moments of 878 million weights are 14 GB.
-Expect: with 282 steps of 64 from the 9 tissue classes of NCT-CRC-HE-100K the official notebook goes
-from an accuracy of 0.49 to 0.96 on CRC-VAL-HE-7K; its loss cannot fall below 1.24 there, because it
-takes images of one class for negatives of each other's caption. `positives` is what avoids that.
+(recipe tpu_slice). Parameters, gradients and AdamW's moments of 878 million weights are 14 GB.
+Expect: with 282 steps of 64 on the 9 tissue classes of NCT-CRC-HE-100K, the official notebook
+raises the accuracy on CRC-VAL-HE-7K from 0.49 to 0.96. Its loss cannot fall below 1.24 there,
+because images of a class count as negatives of each other's caption; `positives` avoids that.
 """
 
 from ml_collections import ConfigDict

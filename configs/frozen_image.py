@@ -3,11 +3,11 @@ r"""LiT: the image tower stays as it is, the text tower learns to describe it (a
     medsiglip-jax finetune --config frozen_image --workdir runs/lit \
       --config.data.path=train.csv
 
-For new vocabulary or another language over the same kind of images. The image tower has no gradient
-and no optimiser state, and embeddings made earlier with it stay valid.
+For new vocabulary or another language with the same kind of images. The image tower has no gradient
+and no optimiser state, and image embeddings that were made before stay valid.
 
-Hardware: the text tower costs a twentieth of the image tower, whose forward pass alone remains: one
-GPU of 24 GB. Expect a third of the time of full fine-tuning.
+Hardware: one GPU of 24 GB, for the text tower costs a twentieth of the image tower, of which only
+the forward pass is left. Expect a third of the time of full fine-tuning.
 """
 
 from ml_collections import ConfigDict

@@ -3,11 +3,12 @@ r"""Low-rank adapters in every block of both towers: for one GPU, or for little 
     medsiglip-jax finetune --config lora --workdir runs/lora \
       --config.data.path=train.csv --config.lora.rank=16
 
-At rank 16 17.4 million adapter weights train beside the 878 million that stay, so that gradients
-and optimiser state take 0.2 GB instead of 10. The export has them merged: an ordinary checkpoint.
+At rank 16, 17.4 million adapter weights train beside the 878 million frozen ones, so that gradients
+and optimiser state take 0.2 GB instead of 10. In the export the adapters are merged: it is an
+ordinary checkpoint.
 
-Hardware: one GPU of 24 GB in bfloat16 with remat "block". Expect: a higher learning rate than full
-fine-tuning needs, and more steps.
+Hardware: one GPU of 24 GB in bfloat16 with remat "block". Expect to need a higher learning rate and
+more steps than for full fine-tuning.
 """
 
 from ml_collections import ConfigDict

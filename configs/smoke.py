@@ -1,10 +1,10 @@
-r"""Does it run here? A two-block model from random weights on your manifest, in a minute on a CPU.
+r"""A test that everything runs here: a tiny random model on your data, in a minute on a CPU.
 
     medsiglip-jax finetune --config smoke:spiece.model --workdir runs/smoke \
       --config.data.path=train.csv
 
-The argument is a SentencePiece model (`spiece.model` of any SigLIP checkpoint). Reads the data as
-the real run will, so that what is wrong with a manifest shows here. Expect nothing of the model.
+The argument is a SentencePiece model (`spiece.model` of any SigLIP checkpoint). The data are read
+as in the real run, so that mistakes in a table show here. Expect nothing of the model.
 """
 
 from ml_collections import ConfigDict

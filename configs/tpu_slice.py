@@ -4,20 +4,21 @@ r"""Full contrastive fine-tuning on a Cloud TPU slice of several hosts, large ba
       --distributed --config tpu_slice --workdir gs://BUCKET/run \
       --config.data.path=gs://BUCKET/train.parquet"
 
-Started once on every worker, with the same arguments. Parameters, gradients and optimiser state are
-split over all chips (FSDP), the loss rings over them: no chip holds all texts or a matrix of all
-pairs. Adafactor keeps half a float per weight, as SigLIP was trained.
+It is started once on every worker, with the same arguments. Parameters, gradients and optimiser
+state are split over all chips (FSDP). The texts travel from chip to chip for the loss, so that no
+chip holds all of them or a matrix of all pairs. Adafactor, with which SigLIP was trained, keeps
+half a float per weight.
 
 The batch is encoded in 4 pieces, with the negatives of all of it (GradCache): one piece is 64
 examples on each chip of a v5e-16.
 
 Expect the first step to take minutes (compilation), and every later one the same time: at least
-6.4 s on a v5e-16, which is what its matrix products take at the peak.
+6.4 s on a v5e-16, which its matrix products take at the peak.
 
-Hardware: v5e-16 (16 GiB a chip, of which this takes 10.1; 2 pieces need at the least 16.1), or as
-many chips of v4, v5p or v6e. On twice the chips half the pieces are enough. Figures
-of `medsiglip-jax plan --topology v5e-16`, not measured. The batch must be a multiple of chips times
-pieces; FSDP takes up to 128 chips, because 256 divide no width of the model.
+Hardware: v5e-16 (16 GiB a chip, of which this takes 10.1; 2 pieces need at least 16.1), or as many
+chips of v4, v5p or v6e. On twice the chips half the pieces are enough. These are figures of
+`medsiglip-jax plan --topology v5e-16`, not measurements. The batch must be a multiple of chips
+times pieces. FSDP works on up to 128 chips, because 256 divide no width of the model.
 """
 
 from ml_collections import ConfigDict

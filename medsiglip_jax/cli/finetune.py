@@ -8,7 +8,7 @@ from typing import Any
 
 from medsiglip_jax.cli.loading import add_processes, join_other_processes
 from medsiglip_jax.cli.output import add_json, show
-from medsiglip_jax.cli.parser import add_config, command
+from medsiglip_jax.cli.parser import Parser, add_config, command
 
 
 class _Keys(argparse.Action):
@@ -37,15 +37,19 @@ class _CopyConfig(argparse.Action):
 
 
 def add(commands) -> None:
-    sub = command(
+    command(
         commands,
         finetune,
         "fine-tune on your own image-text pairs or labels",
         "medsiglip-jax finetune --config lora --workdir run --config.data.path=train.csv\n"
         "  medsiglip-jax finetune --copy-config lora my.py",
         "The same command again resumes a stopped run. --config.KEY=VALUE changes a key of the "
-        "config. On several hosts start it on each with --distributed.",
+        "config. With several hosts, start it on each of them with --distributed.",
+        add_flags=_add_flags,
     )
+
+
+def _add_flags(sub: Parser) -> None:
     add_config(sub)
     sub.add_argument("--keys", nargs=0, action=_Keys, help="list all keys of a config, and exit")
     sub.add_argument(
@@ -67,7 +71,7 @@ def finetune(args: argparse.Namespace) -> int:
     recipe = configs.read(args.config, args.overrides)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax narrates every save
     for name, value in (("TF_CPP_MIN_LOG_LEVEL", "3"), ("TF_ENABLE_ONEDNN_OPTS", "0")):
-        os.environ.setdefault(name, value)  # or TensorFlow tells what it was built with
+        os.environ.setdefault(name, value)  # else TensorFlow reports how it was built
     main_process = join_other_processes(args)
     with _Training(quiet=not main_process) as shown:
         result = run(recipe, args.workdir, shown.start, shown.step, shown.warn)
@@ -77,7 +81,7 @@ def finetune(args: argparse.Namespace) -> int:
 
 
 class _Training:
-    """A bar on stderr with loss, images/s and time left, and the lines that a user should see."""
+    """A bar on stderr with loss, images/s and time left, and lines that the user should see."""
 
     def __init__(self, quiet: bool):
         self._quiet, self._bar, self._batch = quiet, None, 0
@@ -108,11 +112,11 @@ class _Training:
     def step(self, done: int, values: dict[str, float] | None) -> None:
         bar = self._bar
         assert bar is not None
-        if self._before is None:  # steps of an earlier run took no time now
+        if self._before is None:  # the steps of an earlier run do not count for the speed
             self._before = bar.initial = bar.n = bar.last_print_n = done
             return
         if done == self._before + 1:
-            bar.unpause()  # or the time left would count the compilation for every step
+            bar.unpause()  # else the time left would count the compilation for every step
         if values:
             shown = {"loss": f"{values['loss']:.3f}"}
             if rate := bar.format_dict["rate"]:
@@ -136,6 +140,6 @@ def _text(result: dict[str, Any]) -> str:
     scores = "\n".join(f"{name:18} {float(value):.4f}" for name, value in shown.items())
     return f"""\
 {scores}
-of step            {result["exported_step"]}
+at step            {result["exported_step"]}
 model              {result["export"]}
 report             {result["report"]}"""

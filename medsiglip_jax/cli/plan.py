@@ -6,42 +6,53 @@ import sys
 from typing import Any
 
 from medsiglip_jax.cli.output import add_json, show, table
-from medsiglip_jax.cli.parser import add_config, command
+from medsiglip_jax.cli.parser import Parser, add_config, command
 from medsiglip_jax.plan.topologies import shown
 
 
 def add(commands) -> None:
-    sub = command(
-        commands, plan, "does a run fit a TPU slice, and what would it cost; needs no TPU",
+    command(
+        commands, plan, "tell whether a run fits a TPU slice and what it would cost; needs no TPU",
         "medsiglip-jax plan --config tpu_slice --topology v5e:4x4\n"
         "  medsiglip-jax plan --config lora --topology v5e:2x2 --max-batch\n"
         "  medsiglip-jax plan --config contrastive --topology v5e-16 --topology v6e-16 "
         "--sweep --quick",
-        "Compiles the real step for the slice and reads off memory and communication. Generations "
-        "v4, v5e, v5p, v6e, 7x. A whole compilation takes minutes and 2 GB; --quick asks in "
-        "seconds for the least memory that is needed. The exit code is 0 where a run does not "
-        "fit, too: that is an answer. --config.KEY=VALUE changes a key of the config.",
+        "Compiles the real train step for the slice, and reports its memory and communication. "
+        "Generations: v4, v5e, v5p, v6e, 7x. A whole compilation takes minutes and 2 GB; --quick "
+        "tells in seconds the least memory that is needed. The exit code is 0 also when the run "
+        "does not fit, for that is an answer. --config.KEY=VALUE changes a key of the config.",
+        add_flags=_add_flags,
     )  # fmt: skip
+
+
+def _add_flags(sub: Parser) -> None:
     add_config(sub)
     sub.add_argument(
         "--topology", required=True, action="append", metavar="T",
-        help="v5e:4x4, as Cloud TPU sells it v5e-16, or two slices v5e:4x4*2; several with --sweep",
+        help="v5e:4x4, or v5e-16 as Cloud TPU names it, or v5e:4x4*2 for two slices; repeatable "
+        "with --sweep",
     )  # fmt: skip
     sub.add_argument("--embed", action="store_true", help="embed images instead of training")
-    sub.add_argument("--quick", action="store_true", help="least memory only, in seconds")
+    sub.add_argument(
+        "--quick", action="store_true", help="tell only the least memory needed, in seconds"
+    )
     sub.add_argument("--max-batch", action="store_true", help="find the largest batch that fits")
     sub.add_argument(
-        "--sweep", action="store_true", help="compare topologies, and what is computed again"
+        "--sweep", action="store_true", help="compare topologies and recomputation policies"
     )
     sub.add_argument(
         "--remat", action="append", metavar="R", choices=("none", "dots", "block"),
-        help="with --sweep: these policies; default all for training",
+        help="with --sweep: compare this policy; repeatable, by default all for training",
     )  # fmt: skip
-    sub.add_argument("--no-advice", action="store_true", help="if it does not fit, do not look why")
-    sub.add_argument("--examples", type=int, metavar="N", help="chip-hours for so many")
+    sub.add_argument(
+        "--no-advice", action="store_true", help="do not search for changes that make it fit"
+    )
+    sub.add_argument(
+        "--examples", type=int, metavar="N", help="report the chip-hours for N examples"
+    )
     sub.add_argument(
         "--utilisation", type=float, default=0.4, metavar="U",
-        help="share of the peak that the chip-hours assume, default 0.4; measure yours",
+        help="share of the chip's peak that the chip-hours assume, default 0.4; measure your own",
     )  # fmt: skip
     add_json(sub)
 
@@ -53,25 +64,25 @@ def plan(args: argparse.Namespace) -> int:
     if len(args.topology) > 1 and not args.sweep:
         raise ValueError("several topologies need --sweep")
     if args.sweep and args.max_batch:
-        raise ValueError("--max-batch is of one topology, without --sweep")
+        raise ValueError("--max-batch takes one topology and no --sweep")
     bound.check(1 if args.examples is None else args.examples, args.utilisation)
     worker.check_libtpu()
-    asked = configs.read(args.config, args.overrides)
+    recipe = configs.read(args.config, args.overrides)
     if args.embed:  # there is no backward pass
-        asked = dataclasses.replace(asked, remat="none")
+        recipe = dataclasses.replace(recipe, remat="none")
     places = [topologies.parse(name) for name in args.topology]
-    questions = [verdict.Question(asked, place, args.embed, args.quick) for place in places]
+    questions = [verdict.Question(recipe, place, args.embed, args.quick) for place in places]
     question = questions[0]
     if args.sweep:
-        remats = args.remat or ([asked.remat] if args.embed else ["none", "dots", "block"])
-        found = verdict.sweep(question, args.topology, remats, _progress)
-        show(found, args.json, _sweep_text)
+        remats = args.remat or ([recipe.remat] if args.embed else ["none", "dots", "block"])
+        plans = verdict.sweep(question, args.topology, remats, _progress)
+        show(plans, args.json, _sweep_text)
         return 0
-    _progress(f"compiling for {question.topology}" + ("" if args.quick else ", minutes"))
+    _progress(f"compiling for {question.topology}" + ("" if args.quick else "; this takes minutes"))
     result = verdict.plan(question)
     if args.examples is not None:
         result["chip_hours"] = bound.chip_hours(
-            result["model_flops"], question.topology, asked.batch_size, args.examples,
+            result["model_flops"], question.topology, recipe.batch_size, args.examples,
             args.utilisation,
         )  # fmt: skip
         result["examples"], result["utilisation"] = args.examples, args.utilisation
@@ -113,33 +124,33 @@ def _text(p: dict[str, Any]) -> str:
         header = ("collectives", "operations", "runs a step", "received by a device")
         lines += [*table(header, rows), ""]
     elif p["compiled"] and p["collectives"] is None:
-        lines += ["collectives     unknown: libtpu cannot read this program back; no ICI bound", ""]
+        lines += ["collectives     unknown: libtpu cannot parse this program; no ICI bound", ""]
     bounds = ", ".join(f"{name.upper()} {s:.4g} s" for name, s in p["bound"].items())
     lines += [
         f"FLOPs a step    {p['flops'] / 1e12:,.1f} T, {p['model_flops'] / 1e12:,.1f} T without "
-        "what is computed again; counted from the architecture",
+        "recomputation; counted from the architecture",
         f"bound           {p['bound_seconds']:.4g} s a step, "
-        f"{p['batch_size'] / p['bound_seconds']:,.0f} examples/s ({bounds}): it cannot be faster; "
-        "no prediction",
+        f"{p['batch_size'] / p['bound_seconds']:,.0f} examples/s ({bounds}); a lower bound on "
+        "the time, no prediction",
     ]
     if p["max_batch_per_chip"] is not None:
-        said = "" if p["compiled"] else "at most "  # by the least that it needs
-        lines.append(f"largest batch   {said}{p['max_batch_per_chip']:g} a chip")
+        limit = "" if p["compiled"] else "at most "  # by the least that it needs
+        lines.append(f"largest batch   {limit}{p['max_batch_per_chip']:g} a chip")
     if "chip_hours" in p:
         lines.append(
             f"chip-hours      {p['chip_hours']:,.1f} for {p['examples']:,} examples at "
             f"{p['utilisation']:.0%} of the peak"
         )
     for tried in p.get("advice", []):
-        said = "may do:    " if tried["fits"] else "not enough:"
-        lines.append(f"{said} {tried['change']}  ({shown(tried['peak_bytes'])} at the least)")
+        answer = "may fit:   " if tried["fits"] else "not enough:"
+        lines.append(f"{answer} {tried['change']}  ({shown(tried['peak_bytes'])} at the least)")
     return "\n".join(lines)
 
 
 def _verdict(p: dict[str, Any]) -> str:
     if not p["fits"]:
         return "does not fit"
-    return "fits" if p["compiled"] else "may fit, by the least it needs; without --quick to be sure"
+    return "fits" if p["compiled"] else "may fit, by the least it needs; omit --quick to be sure"
 
 
 def _sweep_text(plans: list[dict[str, Any]]) -> str:

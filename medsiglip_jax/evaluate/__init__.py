@@ -5,3 +5,9 @@ model again. In the order of the work: `data` (a data set on disk -> images and 
 `retrieval` and `learned` (images -> files of scores), `results` (scores -> numbers), `report`
 (numbers -> tables and pages).
 """
+
+from medsiglip_jax import lazy
+
+__getattr__, __dir__ = lazy(
+    __name__, tasks="Task", run="", options="", recompute="", scores="Scores", zero_shot=""
+)

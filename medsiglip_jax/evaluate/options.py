@@ -2,9 +2,9 @@
 
 from dataclasses import asdict, dataclass
 
+from medsiglip_jax.data.labels import Policy
 from medsiglip_jax.embeddings.probe import learning
 from medsiglip_jax.evaluate import zero_shot
-from medsiglip_jax.evaluate.data.dataset import Policy
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.image import preset
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from medsiglip_jax.files import storage
 from medsiglip_jax.files.places import Place
 
 
@@ -21,6 +22,18 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def read(path: Place) -> dict[str, Any]:
+    """Reads a file that holds one JSON object; anything else is a ValueError."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not readable as JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"expected a JSON object, got {type(content).__name__}")
+    return content
+
+
 def write(path: Place, content: Any) -> None:
-    """Writes a JSON document to `path` (use `storage.new_file` where it must appear whole)."""
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    """Writes a JSON file, complete or not at all; one that exists is replaced."""
+    with storage.new_file(path) as partial:
+        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

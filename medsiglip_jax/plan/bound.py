@@ -1,4 +1,4 @@
-"""What a step cannot be faster than, whatever the program: a bound, and no prediction."""
+"""Lower bounds on the time of a step that hold for every program; they are no predictions."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,27 +7,27 @@ from medsiglip_jax.plan.topologies import Topology
 
 
 def seconds(answer: Mapping[str, Any], topology: Topology) -> dict[str, float]:
-    """The bounds of one step, by what limits it; the step's is the largest.
+    """The bounds on one step by resource; the largest is the bound on the step.
 
-    "mxu": its matrix products at the bfloat16 peak, float32's being slower. "hbm": its arguments
-    read once and its results written once, as if activations never left the chip. "ici": what a
-    device receives, over all its links at once; between slices the network is slower. Of a program
-    that did not compile the last is not known and left out.
+    "mxu": its matrix products at the bfloat16 peak; float32 is slower. "hbm": its arguments read
+    once and its results written once, as if activations never left the chip. "ici": what a device
+    receives, over all its links at once; between slices the network is slower. "ici" is left out
+    for a program that was not compiled, for which it is not known.
 
     Args:
-        answer: of `worker.ask`.
-        topology: that was asked for.
+        answer: what `worker.ask` returned.
+        topology: the devices of the step.
     """
     chip = topology.chip
     memory = answer.get("memory")
     moved = memory["arguments"] + memory["outputs"] if memory else answer["state_bytes"]
-    flops = answer["flops"]["model"] + answer["flops"]["again"]
+    flops = answer["flops"]["model"] + answer["flops"]["recomputed"]
     bounds = {
         "mxu": flops / topology.chips / chip.flops,
         "hbm": moved * chip.devices / chip.hbm_bandwidth,
     }
-    if (found := answer.get("collectives")) is not None:
-        received = sum(c["bytes"] for c in found.values())
+    if (collectives := answer.get("collectives")) is not None:
+        received = sum(c["bytes"] for c in collectives.values())
         bounds["ici"] = received * chip.devices / chip.ici_bandwidth
     return bounds
 
@@ -35,21 +35,21 @@ def seconds(answer: Mapping[str, Any], topology: Topology) -> dict[str, float]:
 def chip_hours(
     model_flops: float, topology: Topology, batch: int, examples: int, utilisation: float
 ) -> float:
-    """Chip-hours for so many examples at a share `utilisation` of the peak, recomputation not
-    counted as use: what is published as model FLOPs utilisation (MFU).
+    """Chip-hours to train on so many examples at a given utilisation of the chips.
 
     Args:
-        model_flops: of a step.
-        topology: for its chip.
+        model_flops: operations of a step, without recomputation.
+        topology: names the chip.
         batch: examples of a step.
-        examples: in all.
-        utilisation: more than 0, at most 1.
+        examples: number of examples in all.
+        utilisation: share of the peak, more than 0 and at most 1, recomputation not counted: model
+            FLOPs utilisation (MFU), as it is published.
     """
     return model_flops / batch * examples / (topology.chip.flops * utilisation) / 3600
 
 
 def check(examples: int, utilisation: float) -> None:
-    """Raises ValueError for a utilisation that is none, or no examples."""
+    """Raises ValueError for an impossible utilisation or number of examples."""
     if not 0 < utilisation <= 1:
         raise ValueError(f"utilisation is {utilisation}; expected a share of the peak, 0 to 1")
     if examples < 1:

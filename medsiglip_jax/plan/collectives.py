@@ -1,8 +1,8 @@
 """What devices send each other in a step, read from the compiled program.
 
-The body of a loop stands in the text once, and counts as often as the loop runs: libtpu leaves no
-trip count beside a while, so it is taken from the constant in its condition. What runs while
-something else computes stands in several fusions that share a channel, and counts once.
+The body of a loop is in the text once, and counts as often as the loop runs: libtpu writes no trip
+count beside a while, so it is taken from the constant in its condition. An operation that overlaps
+with computation is in several fusions that share a channel, and counts once.
 """
 
 import functools
@@ -17,7 +17,7 @@ _BYTES = {
     "u32": 4, "f64": 8, "s64": 8, "u64": 8,
 }  # fmt: skip
 _HEAD = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
-# In `called_computations` of a custom call is what runs on a SparseCore.
+# The `called_computations` of a custom call run on a SparseCore.
 _CALLED = re.compile(
     r"(?:calls|to_apply|body|condition|branch_computations|called_computations)="
     r"(?:\{([^}]*)\}|([^,\s]+))"
@@ -31,9 +31,9 @@ class Collective:
     """All operations of one kind.
 
     Attributes:
-        operations: in the text of the program.
-        runs: of them in a step.
-        bytes: that a device receives by them in a step.
+        operations: how many there are in the text of the program.
+        runs: how many run in a step.
+        bytes: what a device receives by them in a step.
     """
 
     operations: int
@@ -42,18 +42,18 @@ class Collective:
 
 
 def read(hlo: str) -> dict[str, Collective]:
-    """By kind, of an optimised program as `compiled.as_text()` has it."""
+    """The collectives of an optimised program, by kind; `hlo` is what `compiled.as_text()` is."""
     bodies, entry = _computations(hlo)
     runs = _runs(bodies, entry)
     operations, channels = defaultdict(list), set()
     for name, lines in bodies.items():
         for line in lines:
-            if not (found := _OPERATION.search(line)):
+            if not (operation := _OPERATION.search(line)):
                 continue
-            kind, number = found[2], re.search(r"channel_id=(\d+)", line)
+            kind, number = operation[2], re.search(r"channel_id=(\d+)", line)
             channel = (kind, number[1] if number else line)
             if channel not in channels:
-                size = _received(kind, bool(found[3]), found[1], line)
+                size = _received(kind, bool(operation[3]), operation[1], line)
                 operations[kind].append((runs[name], runs[name] * size))
             channels.add(channel)
     return {
@@ -66,9 +66,9 @@ def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
     """The lines of every computation, and the name of the one that is the program."""
     bodies, entry, lines = {}, "", []
     for line in hlo.splitlines():
-        if found := _HEAD.match(line):
-            lines = bodies[found[2]] = []
-            entry = found[2] if found[1] else entry
+        if head := _HEAD.match(line):
+            lines = bodies[head[2]] = []
+            entry = head[2] if head[1] else entry
         else:
             lines.append(line)
     return bodies, entry
@@ -81,8 +81,8 @@ def _runs(bodies: dict[str, list[str]], entry: str) -> dict[str, int]:
         for line in lines:
             condition = re.search(r" while\(.*condition=%?([\w.\-]+)", line)
             times = _trips(bodies[condition[1]]) if condition else 1
-            for several, one in _CALLED.findall(line):
-                for called in (several or one).split(","):
+            for names, name_alone in _CALLED.findall(line):
+                for called in (names or name_alone).split(","):
                     callers[called.strip().lstrip("%")].append((name, times))
 
     @functools.cache
@@ -93,7 +93,7 @@ def _runs(bodies: dict[str, list[str]], entry: str) -> dict[str, int]:
 
 
 def _trips(condition: list[str]) -> int:
-    """Of "while i < constant"; counters start at 0."""
+    """How often "while i < constant" runs; counters start at 0."""
     return max((int(n) for line in condition for n in re.findall(r" constant\((\d+)\)", line)),
                default=1)  # fmt: skip
 
@@ -116,12 +116,12 @@ def _received(kind: str, start: bool, result: str, line: str) -> float:
 
 
 def _group(line: str) -> int:
-    """Devices that take part together."""
-    if found := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
-        return found[1].count(",") + 1
-    if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=", line):
-        return int(found[2])
-    if found := re.search(r"replica_groups=mesh\[(.*?)\] ?\{(.*?)\}", line):
-        sizes = dict(re.findall(r"'([^']+)'=(\d+)", found[1]))
-        return math.prod(int(sizes.get(axis, 1)) for axis in re.findall(r"'([^']+)'", found[2]))
+    """The number of devices that an operation connects."""
+    if groups := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
+        return groups[1].count(",") + 1
+    if groups := re.search(r"replica_groups=\[(\d+),(\d+)\]<=", line):
+        return int(groups[2])
+    if groups := re.search(r"replica_groups=mesh\[(.*?)\] ?\{(.*?)\}", line):
+        sizes = dict(re.findall(r"'([^']+)'=(\d+)", groups[1]))
+        return math.prod(int(sizes.get(axis, 1)) for axis in re.findall(r"'([^']+)'", groups[2]))
     return 2

@@ -1,4 +1,4 @@
-"""The train step of a recipe, and the embedding function, compiled for devices that are not here.
+"""The train step of a recipe, or its image encoder, compiled for devices that need not exist.
 
 Runs in a process of its own (`worker`), whose environment keeps libtpu away from any TPU.
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Mesh, SingleDeviceSharding
 
 from medsiglip_jax.model import api, sharding, towers, tree
 from medsiglip_jax.model.attention import RECOMPUTES, used
@@ -38,22 +38,22 @@ _CLASSES = tuple(map(str, range(10)))
 
 
 def compiled(recipe: Recipe, topology: Topology, embed: bool, limit_mib: int | None) -> dict:
-    """Compiles a step, or with `embed` the image encoder on a batch.
+    """Compiles a train step, or with `embed` the image encoder on a batch.
 
     Args:
-        recipe: what is run; its data are not read.
-        topology: for what.
-        embed: the embedding function instead of the train step.
-        limit_mib: memory that the compiler is made to believe in. With too little it stops after
-            seconds, and says how much it needs at the least.
+        recipe: the run; its data are not read.
+        topology: the devices to compile for.
+        embed: compile the image encoder instead of the train step.
+        limit_mib: the memory that the compiler is told there is. If it is too little, the compiler
+            stops after seconds and reports the least that it needs.
 
     Returns:
         `compiled`, `flops`, `state_bytes`, `largest` (bytes of arrays by name), `trained` and
         `parameters`; if it was compiled `memory` (bytes by part), `xla_flops` and `collectives`
-        (None: not known), else `needed` (bytes) and `message`. All sizes are a device's.
+        (None: not known), else `needed` (bytes) and `message`. All sizes are those of one device.
 
     Raises:
-        ValueError: a topology or a recipe that cannot be.
+        ValueError: the topology does not exist, or the recipe cannot run on it.
     """
     devices = _devices(topology)
     start = time.perf_counter()
@@ -65,7 +65,7 @@ def compiled(recipe: Recipe, topology: Topology, embed: bool, limit_mib: int | N
 
 
 def _most_memory() -> int | None:
-    """Bytes that this process has held at most; None on Windows."""
+    """The peak memory of this process in bytes; None on Windows."""
     try:
         import resource
     except ModuleNotFoundError:
@@ -93,18 +93,18 @@ def _compile(lowered: Any, limit_mib: int | None, folder: str) -> dict:
 
 
 def _collectives(folder: Path) -> dict[str, dict] | None:
-    """From the text that the compiler has written there, as `program.as_text()` has it: libtpu
-    0.0.52 cannot read its own program back where collectives run beside other work on v4, v5p and
-    7x ("async-update instruction should have 1 operands")."""
+    """From the text that the compiler has dumped. libtpu 0.0.52 fails at `program.as_text()` where
+    collectives overlap with computation on v4, v5p and 7x ("async-update instruction should have 1
+    operands")."""
     texts = list(folder.glob("*.after_optimizations.txt"))
     if len(texts) != 1:
         return None
-    found = collectives.read(texts[0].read_text())
-    return {kind: dataclasses.asdict(c) for kind, c in found.items()}
+    by_kind = collectives.read(texts[0].read_text())
+    return {kind: dataclasses.asdict(c) for kind, c in by_kind.items()}
 
 
 def _xla_flops(program: Any) -> float | None:
-    """None where libtpu cannot read its program back."""
+    """None if libtpu cannot parse the program that it has compiled."""
     try:
         return float((program.cost_analysis() or {}).get("flops", 0))
     except jax.errors.JaxRuntimeError:
@@ -119,59 +119,45 @@ def _devices(topology: Topology) -> list[Any]:
     if set(topology.layout) == {1}:
         more["chips_per_host_bounds"] = (1, 1, 1)
     try:
-        found = topologies.get_topology_desc(
+        description = topologies.get_topology_desc(
             platform="tpu", topology_name=f"{chip.platform}:{layout}",
             chip_config_name=chip.config, **more,
         )  # fmt: skip
     except jax.errors.JaxRuntimeError as error:
-        said = str(error).split("\n")[0].partition(": ")[2] or str(error)
-        raise ValueError(f"topology {topology} does not exist: libtpu says: {said}") from None
-    return list(found.devices)
+        reason = str(error).split("\n")[0].partition(": ")[2] or str(error)
+        raise ValueError(f"topology {topology} does not exist; libtpu: {reason}") from None
+    return list(description.devices)
 
 
 def architecture(recipe: Recipe) -> ModelConfig:
-    """Of what a recipe starts from; reads the header of a local checkpoint, downloads nothing."""
+    """The architecture of a recipe; reads the header of a local checkpoint, downloads nothing."""
     if recipe.init is None:
         return recipe.model_config
     if recipe.init in _PUBLISHED:
         return named(_PUBLISHED[recipe.init])
     if not Path(recipe.init).exists():
         raise ValueError(
-            f"init is {recipe.init!r}, which is not here, and a plan downloads nothing; give a "
-            "local checkpoint, or --config.init=None --config.model=so400m-448"
+            f"init is {recipe.init!r}, which is no local checkpoint, and a plan downloads nothing; "
+            "give a local one, or --config.init=None --config.model=so400m-448"
         )
     return layouts.open_checkpoint(recipe.init).config
 
 
 def _step(recipe: Recipe, devices: list[Any]) -> tuple[Any, dict]:
-    config, mesh = architecture(recipe), build.mesh_of(recipe, devices)
-    objective = recipe.objective
+    config, mesh, objective = architecture(recipe), build.mesh_of(recipe, devices), recipe.objective
     if "txt" in objective.towers and not (config.vision and config.text):
         raise ValueError(f"init {recipe.init!r} has one tower; {objective.name} needs both")
-    compute = build.compute_of(recipe, mesh, devices[0].platform)
-    one = SingleDeviceSharding(devices[0])
-    labels = _labels(recipe)
-    params = towers.param_shapes(config)
-    fsdp = bool(recipe.mesh and recipe.mesh.fsdp)
-    places = (
-        jax.tree.map(lambda _: one, params)
-        if mesh is None
-        else sharding.param_shardings(params, mesh, fsdp)
-    )
-    params = place_shapes(params, places)
+    compute, labels = build.compute_of(recipe, mesh, devices[0].platform), _labels(recipe)
+    whole, rows = _shardings(mesh, devices)
+    params = _placed_params(recipe, config, mesh, whole)
     added = jax.eval_shape(lambda: build.additions(recipe, params, config, labels))
-    whole = one if mesh is None else sharding.replicated(mesh)
-    params = freeze.join(params, place_shapes(added, jax.tree.map(lambda _: whole, added)))
+    params = freeze.join(params, _placed(added, whole))
     part, optimizer = build.what_trains(recipe, params)
     trained, frozen = _split(part, params)
     state = state_shapes(trained, optimizer, frozen)
     loss = objective.loss(config, compute, labels, recipe.loss_chunk, mesh)
     step = build.train_step(recipe, loss, optimizer, state, mesh)
-    rows = one if mesh is None else sharding.batch_sharding(mesh)
-    batch = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows),
-        objective.batch(config, recipe.batch_size, labels),
-    )
+    batch = _placed(objective.batch(config, recipe.batch_size, labels), rows)
     count = flops.of_step(
         config, trained, frozen, recipe.batch_size, attention=compute.attention,
         dtype=recipe.dtype, remat=recipe.remat, unused=objective.unused(params),
@@ -179,15 +165,33 @@ def _step(recipe: Recipe, devices: list[Any]) -> tuple[Any, dict]:
         encoded_twice=objective.accumulate > 1 and objective.negatives == "batch",
     )  # fmt: skip
     facts = _facts(state, count)
-    facts["largest"] |= _activations(
-        recipe, config, trained, mesh.shape["data"] if mesh else 1, compute.attention
-    )
+    split = mesh.shape["data"] if mesh else 1
+    facts["largest"] |= _activations(recipe, config, trained, split, compute.attention)
     facts |= {"trained": tree.size(trained), "parameters": tree.size(params)}
     return step.lower(state, batch), facts
 
 
+def _shardings(mesh: Mesh | None, devices: list[Any]) -> tuple[Any, Any]:
+    """The shardings of what every device holds whole, and of the rows of a batch."""
+    if mesh is None:
+        return (SingleDeviceSharding(devices[0]),) * 2
+    return sharding.replicated(mesh), sharding.batch_sharding(mesh)
+
+
+def _placed(shapes: Any, place: Any) -> Any:
+    return place_shapes(shapes, jax.tree.map(lambda _: place, shapes))
+
+
+def _placed_params(recipe: Recipe, config: ModelConfig, mesh: Mesh | None, whole: Any) -> Any:
+    shapes = towers.param_shapes(config)
+    if mesh is None:
+        return _placed(shapes, whole)
+    fsdp = bool(recipe.mesh and recipe.mesh.fsdp)
+    return place_shapes(shapes, sharding.param_shardings(shapes, mesh, fsdp))
+
+
 def _labels(recipe: Recipe) -> Labels:
-    """What the recipe tells of the labels that its data would have."""
+    """The labels of a recipe, as far as they are known without its data."""
     data = recipe.data[0]
     if isinstance(data.label, tuple):
         return Labels(data.label, multi_label=True)
@@ -197,13 +201,13 @@ def _labels(recipe: Recipe) -> Labels:
 def _activations(
     recipe: Recipe, config: ModelConfig, trained: Any, devices: int, attention: str
 ) -> dict[str, int]:
-    """Bytes of what the image tower and the loss make, by name: what grows with the batch."""
+    """Bytes of the largest activations, which grow with the batch, by name."""
     v, dense = config.vision, recipe.remat != "block"
     assert v is not None
     rows = recipe.batch_size // devices // recipe.objective.accumulate
     tokens = rows * v.num_tokens
     size = jnp.dtype(recipe.dtype).itemsize
-    kept = v.depth if "img" in trained else 1  # blocks of which something waits for a gradient
+    kept = v.depth if "img" in trained else 1  # blocks with activations kept for a gradient
     sizes = {
         "image blocks: hidden layers": size * tokens * v.mlp_dim * (kept if dense else 1),
         "image blocks: inputs": size * tokens * v.width * kept,
@@ -215,13 +219,13 @@ def _activations(
 
 
 def _split(part: freeze.Partition, params: Any) -> tuple[Any, Any]:
-    """`part.split` of abstract arrays, whose stacks keep their sharding when they are cut."""
+    """`part.split` of abstract arrays; the pieces of a stack keep its sharding."""
     places = tree.flatten(jax.tree.map(lambda x: x.sharding, params))
     cut = jax.eval_shape(part.split, params)
 
     def place(path: str, x: Any) -> Any:
-        where = places[path.replace(freeze.FROZEN_STACK, tree.STACK)]
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+        stack = path.replace(freeze.FROZEN_STACK, tree.STACK)
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places[stack])
 
     trained, frozen = (tree.map_with_path(place, half) for half in cut)
     return trained, frozen
@@ -233,32 +237,27 @@ def _embedding(recipe: Recipe, devices: list[Any]) -> tuple[Any, dict]:
     if config.vision is None:
         raise ValueError("this model has no image tower")
     compute = build.compute_of(recipe, mesh, devices[0].platform)
-    shapes, one = towers.param_shapes(config, recipe.dtype), SingleDeviceSharding(devices[0])
-    whole, rows = (
-        (one, one) if mesh is None else (sharding.replicated(mesh), sharding.batch_sharding(mesh))
-    )
-    params = place_shapes(shapes, jax.tree.map(lambda _: whole, shapes))
+    whole, rows = _shardings(mesh, devices)
+    params = _placed(towers.param_shapes(config, recipe.dtype), whole)
     model = api.Model(params, config, compute=compute, mesh=mesh)
     size = config.vision.image_size
-    images = jax.ShapeDtypeStruct(
-        (recipe.batch_size, size, size, 3), jnp.uint8, sharding=rows
-    )  # fmt: skip
+    images = jax.ShapeDtypeStruct((recipe.batch_size, size, size, 3), jnp.uint8, sharding=rows)
     facts = _facts(params, flops.of_embedding(config, params, recipe.batch_size))
     facts |= {"trained": 0, "parameters": tree.size(params)}
     return model._image.lower(params, images), facts
 
 
 def _facts(state: State, count: flops.Flops) -> dict:
-    def here(x: Any) -> int:
+    def bytes_per_device(x: Any) -> int:
         return int(jnp.dtype(x.dtype).itemsize) * math.prod(x.sharding.shard_shape(x.shape))
 
     held = [(jax.tree_util.keystr(p, simple=True, separator="/"), x)
             for p, x in jax.tree_util.tree_leaves_with_path(state)]  # fmt: skip
-    largest = sorted(held, key=lambda pair: -here(pair[1]))[:5]
+    largest = sorted(held, key=lambda pair: -bytes_per_device(pair[1]))[:5]
     return {
         "flops": dataclasses.asdict(count),
-        "state_bytes": sum(here(x) for _, x in held),
-        "largest": {path: here(x) for path, x in largest},
+        "state_bytes": sum(bytes_per_device(x) for _, x in held),
+        "largest": {path: bytes_per_device(x) for path, x in largest},
     }
 
 
@@ -270,7 +269,7 @@ def _memory(stats: Any) -> dict[str, int]:
         "temporaries": stats.temp_size_in_bytes,
         "code": stats.generated_code_size_in_bytes,
     }
-    # Donated arguments and the outputs that take their place are one.
+    # Outputs that are written in place of donated arguments take no memory of their own.
     peak = sum(parts.values()) - 2 * parts["aliased"]
     return {**parts, "peak": peak}
 
@@ -279,11 +278,11 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def _out_of_memory(message: str) -> dict:
-    """What "the total memory required for HLO temporaries (58.10G) exceeds available HBM (15.75G)"
-    says, or "Used 20.1G of 15.75G hbm"."""
+    """The need in "the total memory required for HLO temporaries (58.10G) exceeds available HBM
+    (15.75G)" or in "Used 20.1G of 15.75G hbm"."""
     number = r"([\d.]+)([KMGT]?)"
-    found = re.search(rf"required[^(]*\({number}\) exceeds[^(]*\({number}\)", message) or re.search(
+    sizes = re.search(rf"required[^(]*\({number}\) exceeds[^(]*\({number}\)", message) or re.search(
         rf"Used {number} of {number} hbm", message
     )
-    needed = None if found is None else round(float(found[1]) * _UNITS[found[2]])
+    needed = None if sizes is None else round(float(sizes[1]) * _UNITS[sizes[2]])
     return {"needed": needed, "message": message.split("\n")[0]}

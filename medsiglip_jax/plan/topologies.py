@@ -1,4 +1,4 @@
-"""TPU slices by their usual names, and what a chip of each generation can do at best."""
+"""TPU slices by their usual names, and the peak figures of a chip of each generation."""
 
 import math
 import re
@@ -9,20 +9,20 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Chip:
-    """A generation.
+    """A chip of one generation.
 
-    Sources: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}; `usable` is what libtpu 0.0.52 says
-    it has when a program needs more ("exceeds available HBM").
+    Sources: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}; `usable` is what libtpu 0.0.52
+    reports when a program needs more ("exceeds available HBM").
 
     Attributes:
-        platform: libtpu's name.
-        axes: of its torus.
+        platform: libtpu's name of the generation.
+        axes: number of axes of its torus.
         hbm: bytes of memory.
-        usable: bytes of it that a program may use.
-        flops: bfloat16 peak, per second.
+        usable: bytes of memory that a program may use.
+        flops: bfloat16 operations per second at the peak.
         hbm_bandwidth: bytes per second.
         ici_bandwidth: bytes per second over all links of a chip, in one direction.
-        devices: that JAX sees of a chip; they share its memory and speed in equal parts.
+        devices: how many devices JAX sees; they share memory and speed in equal parts.
         config: libtpu's chip_config_name; "megacore" makes the two cores of a v4 one device.
     """
 
@@ -38,7 +38,7 @@ class Chip:
 
 
 def shown(size: int | None) -> str:
-    """Bytes as a person reads them."""
+    """Bytes in GiB or MiB, to be read by people."""
     if size is None:
         return "unknown"
     return f"{size / GIB:.2f} GiB" if abs(size) >= 0.1 * GIB else f"{size / 2**20:.1f} MiB"
@@ -65,12 +65,12 @@ _BY_NUMBER = {"v5e": _FLAT, "v6e": _FLAT, "v4": _CUBES, "v5p": _CUBES}
 
 @dataclass(frozen=True)
 class Topology:
-    """Slices of one kind.
+    """One slice, or several equal ones.
 
     Attributes:
         generation: key of `CHIPS`.
         layout: chips along each axis of a slice.
-        slices: how many.
+        slices: number of slices.
     """
 
     generation: str
@@ -100,25 +100,25 @@ def parse(name: str) -> Topology:
     Raises:
         ValueError: no such generation or layout.
     """
-    found = re.fullmatch(r"([a-z0-9]+)(?::(\d+(?:x\d+)*)|-(\d+))(?:\*(\d+))?", name.lower())
-    generation = _OTHER_NAMES.get(found[1], found[1]) if found else ""
-    if not found or generation not in CHIPS:
+    match = re.fullmatch(r"([a-z0-9]+)(?::(\d+(?:x\d+)*)|-(\d+))(?:\*(\d+))?", name.lower())
+    generation = _OTHER_NAMES.get(match[1], match[1]) if match else ""
+    if not match or generation not in CHIPS:
         raise ValueError(
             f"topology {name!r} is unknown; expected a generation, {', '.join(CHIPS)}, and chips "
             "along its axes: v5e:4x4, v5p:2x2x1, or v5e:4x4*2 for two slices"
         )
-    chip, layout = CHIPS[generation], found[2]
-    if found[3]:
+    chip, layout = CHIPS[generation], match[2]
+    if match[3]:
         sizes = _BY_NUMBER.get(generation, {})
-        if int(found[3]) not in sizes:
+        if int(match[3]) not in sizes:
             there = ", ".join(f"{generation}-{n}" for n in sizes) or "7x:2x2x1 and so on"
             raise ValueError(f"topology {name!r} is unknown; expected {there}")
-        layout = sizes[int(found[3])]
+        layout = sizes[int(match[3])]
     axes = tuple(map(int, layout.split("x")))
-    if len(axes) != chip.axes or 0 in axes or found[4] == "0":
+    if len(axes) != chip.axes or 0 in axes or match[4] == "0":
         example = "x".join("4" * chip.axes)
         raise ValueError(
             f"topology {name!r}: a slice of {generation} has {chip.axes} axes; expected for "
             f"example {generation}:{example}"
         )
-    return Topology(generation, axes, int(found[4] or 1))
+    return Topology(generation, axes, int(match[4] or 1))

@@ -1,4 +1,4 @@
-"""Plans: a run on a topology, the largest batch, what would make it fit, and a table of many."""
+"""Plans: whether a run fits, its largest batch, what would make it fit, and a table of many."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -6,27 +6,27 @@ from typing import Any
 
 from medsiglip_jax.plan import bound, topologies, worker
 from medsiglip_jax.plan.topologies import Topology
-from medsiglip_jax.train.recipe import Mesh, Recipe
+from medsiglip_jax.train.recipe import MeshConfig, Recipe
 
 Plan = dict[str, Any]
 Progress = Callable[[str], None]
-# A compilation that is made to believe in so little memory stops after seconds and says what it
-# needs; a whole one takes minutes.
+# A compiler that is told of so little memory stops after seconds and says what the program needs; a
+# whole compilation takes minutes.
 _PROBE_MIB = 1
-# Of a chip's memory, for what no compiler sees: the next batch on its way, fragments.
+# Share of a chip's memory for what no compiler sees: the next batch on its way, fragmentation.
 HEADROOM = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """What is to be planned.
+    """A run whose plan is asked for.
 
     Attributes:
         recipe: the run; its data are not read.
-        topology: where.
-        embed: embedding images in batches of the recipe's size, instead of training.
-        quick: ask the compiler only how much memory the program needs at the least; no
-            collectives, and of the bound no part of theirs.
+        topology: where it would run.
+        embed: plan embedding images in batches of the recipe's size, instead of training.
+        quick: ask the compiler only for the least memory that the program needs; the collectives
+            and their bound are then unknown.
     """
 
     recipe: Recipe
@@ -45,7 +45,7 @@ class Question:
     def _split(self) -> int:
         """Devices over which batches are split."""
         devices = self.topology.devices
-        data = (self.recipe.mesh or Mesh()).data or devices
+        data = (self.recipe.mesh or MeshConfig()).data or devices
         if data > devices:
             raise ValueError(
                 f"mesh.data is {data}; expected at most the {devices} devices of {self.topology}"
@@ -53,14 +53,14 @@ class Question:
         return data
 
     def per_chip(self) -> float:
-        """Examples of a batch."""
+        """Examples of a batch on a chip."""
         return self.recipe.batch_size / self.topology.chips
 
     def with_recipe(self, **changes: Any) -> "Question":
         return dataclasses.replace(self, recipe=dataclasses.replace(self.recipe, **changes))
 
     def with_batch(self, units: int) -> "Question":
-        """With the smallest batch that divides, times `units`."""
+        """The same run with a batch of `units` times the smallest one that can be split."""
         return self.with_recipe(batch_size=units * self._split() * self.recipe.objective.accumulate)
 
     def units(self) -> int:
@@ -79,7 +79,7 @@ class Question:
 
 
 def plan(question: Question) -> Plan:
-    """Whether it fits, what it needs, and the bound on its speed."""
+    """Whether the run fits, what it needs, and the bound on its speed."""
     return _plan(question, question.ask(question.quick))
 
 
@@ -89,7 +89,7 @@ def _plan(question: Question, answer: Mapping[str, Any]) -> Plan:
     peak = memory["peak"] if memory else answer["needed"]
     allowed = int(chip.usable * (1 - HEADROOM))
     bounds = bound.seconds(answer, topology)
-    flops = answer["flops"]["model"] + answer["flops"]["again"]
+    flops = answer["flops"]["model"] + answer["flops"]["recomputed"]
     peak = None if peak is None else peak * chip.devices
     return {
         "topology": str(topology),
@@ -127,18 +127,19 @@ def _plan(question: Question, answer: Mapping[str, Any]) -> Plan:
 def max_batch(question: Question, progress: Progress) -> float:
     """Examples per chip of the largest batch that fits, 0 if none does.
 
-    Each try asks only what the program needs at the least, which grows nearly in proportion to the
-    batch: the next one is where the line through the two nearest says that it is full. What fits by
-    that may still not fit when it is compiled whole, which the last try is, with less each time it
-    fails.
+    A try asks only for the least memory that the program needs, which grows nearly in proportion to
+    the batch: the next try is where the line through the two nearest ones reaches the limit. What
+    fits by the least that it needs may still not fit when it is compiled. So the result is compiled
+    as a whole, and reduced until that succeeds.
     """
 
     def room(units: int, quick: bool = True) -> int:
-        asked = question.with_batch(units)
-        found = plan(dataclasses.replace(asked, quick=quick))
-        said = "fits" if found["fits"] else "does not"
-        progress(f"batch {asked.recipe.batch_size} ({asked.per_chip():g} a chip) {said}")
-        return found["headroom_bytes"] if found["fits"] else min(found["headroom_bytes"] or -1, -1)
+        larger = question.with_batch(units)
+        result = plan(dataclasses.replace(larger, quick=quick))
+        answer = "fits" if result["fits"] else "does not fit"
+        progress(f"batch {larger.recipe.batch_size} ({larger.per_chip():g} a chip) {answer}")
+        headroom = result["headroom_bytes"]
+        return headroom if result["fits"] else min(headroom or -1, -1)
 
     low, high = 0, max(1, question.units())
     left = question.topology.chip.usable
@@ -148,40 +149,39 @@ def max_batch(question: Question, progress: Progress) -> float:
         guess = min(high - 1, max(low + 1, int(low + (high - low) * left / (left - over))))
         if guess - low <= low // 16:
             break
-        if (found := room(guess)) >= 0:
-            low, left = guess, found
+        if (headroom := room(guess)) >= 0:
+            low, left = guess, headroom
         else:
-            high, over = guess, found
+            high, over = guess, headroom
     while low and not question.quick and room(low, quick=False) < 0:
         low = low * 7 // 8
     return question.with_batch(low).per_chip() if low else 0
 
 
 def advice(question: Question, progress: Progress) -> list[dict[str, Any]]:
-    """Changes with which the run would fit, tried one on top of the other, the cheapest in speed
+    """Changes with which the run would fit: each on top of those before it, the cheapest in speed
     first, until one fits or none is left."""
-    found = []
+    tried = []
     for name, changes in _remedies(question):
         changed = question.with_recipe(**changes)
         result = plan(dataclasses.replace(changed, quick=True))
-        said = "fits" if result["fits"] else "does not fit"
-        progress(f"{name}: {said}")
+        progress(f"{name}: {'fits' if result['fits'] else 'does not fit'}")
         keys = ("fits", "peak_bytes", "compiled")  # never compiled: by the least that it needs
-        found.append({"change": name, **{key: result[key] for key in keys}})
+        tried.append({"change": name, **{key: result[key] for key in keys}})
         if result["fits"]:
             break
-    return found
+    return tried
 
 
 def _remedies(question: Question) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(what to write, keys of the recipe), each on top of those before it."""
-    recipe, embed = question.recipe, question.embed
+    """(flags to give, keys of the recipe), each on top of those before it."""
+    recipe = question.recipe
     rows = question.units() * recipe.objective.accumulate  # of a batch on a device
-    if embed:
+    if question.embed:
         steps: list[tuple[str, Any, bool]] = [("dtype", "bfloat16", recipe.dtype == "float32")]
         steps += [("batch_size", recipe.batch_size * n // rows, True) for n in _halves(rows)]
     else:
-        mesh = recipe.mesh or Mesh()
+        mesh = recipe.mesh or MeshConfig()
         fsdp = not mesh.fsdp and question.topology.devices > 1
         steps = [
             ("mesh.fsdp", True, fsdp),
@@ -192,23 +192,23 @@ def _remedies(question: Question) -> Iterator[tuple[str, dict[str, Any]]]:
         ]
         pieces = recipe.objective.accumulate
         steps += [("objective.accumulate", rows // n, rows // n > pieces) for n in _halves(rows)]
-    said: dict[str, Any] = {}
+    flags: dict[str, Any] = {}
     changes: dict[str, Any] = {}
     for key, value, applies in steps:
         if not applies:
             continue
-        said[key] = value
+        flags[key] = value
         group, _, inner = key.rpartition(".")
         if group:
-            kind = getattr(recipe, group) or Mesh()
+            kind = getattr(recipe, group) or MeshConfig()
             changes[group] = dataclasses.replace(kind, **{inner: value})
         else:
             changes[inner] = value
-        yield " ".join(f"--config.{k}={v}" for k, v in said.items()), dict(changes)
+        yield " ".join(f"--config.{k}={v}" for k, v in flags.items()), dict(changes)
 
 
 def _halves(rows: int) -> Iterator[int]:
-    """rows / 2, rows / 4 and so on, as long as they are whole."""
+    """rows / 2, rows / 4 and so on, as long as they are whole numbers."""
     while rows > 1 and rows % 2 == 0:
         rows //= 2
         yield rows
@@ -217,17 +217,17 @@ def _halves(rows: int) -> Iterator[int]:
 def sweep(
     question: Question, names: Sequence[str], remats: Sequence[str], progress: Progress
 ) -> list[Plan]:
-    """A plan for each topology and remat policy with the same batch, cheapest bound first, in
-    chip-seconds an example; what does not fit comes last."""
-    found = []
+    """A plan for each topology and remat policy with the same batch. Those that fit come first, in
+    the order of the bound on their chip-seconds per example."""
+    plans = []
     for name in names:
         for remat in remats:
-            asked = dataclasses.replace(question, topology=topologies.parse(name))
-            result = plan(asked.with_recipe(remat=remat))
+            elsewhere = dataclasses.replace(question, topology=topologies.parse(name))
+            result = plan(elsewhere.with_recipe(remat=remat))
             result["chip_seconds_per_example"] = (
                 result["bound_seconds"] * result["chips"] / result["batch_size"]
             )
             fits = "fits" if result["fits"] else "does not fit"
             progress(f"{name} remat {remat}: {fits}, {topologies.shown(result['peak_bytes'])}")
-            found.append(result)
-    return sorted(found, key=lambda p: (not p["fits"], p["chip_seconds_per_example"]))
+            plans.append(result)
+    return sorted(plans, key=lambda p: (not p["fits"], p["chip_seconds_per_example"]))

@@ -19,13 +19,13 @@ def environment() -> dict[str, str]:
     return {
         **{name: x for name, x in os.environ.items() if not name.startswith(about_tpus)},
         "JAX_PLATFORMS": "cpu",
-        # One CPU device is enough; XLA_FLAGS may ask for more, or for flags libtpu does not know.
+        # One CPU device is enough; XLA_FLAGS may ask for more, or hold flags unknown to libtpu.
         "XLA_FLAGS": "",
         "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # or libtpu looks for the machine's, and complains
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # else libtpu looks for the machine's, and complains
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_LOG_DIR": "disabled",
-        # Nothing here runs on a TPU, so several plans may load libtpu, and beside a TPU's owner.
+        # Nothing runs on a TPU, so several plans may load libtpu, also beside a user of a TPU.
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
         "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
     }
@@ -98,7 +98,7 @@ def check_libtpu() -> None:
 
     if importlib.util.find_spec("libtpu") is None:
         raise ModuleNotFoundError(
-            "a plan compiles with libtpu, which is not installed; pip install "
+            "plan compiles with libtpu, which is not installed; pip install "
             "'medsiglip-jax[plan]' (Linux; no TPU needed)"
         )
 

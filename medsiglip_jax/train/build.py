@@ -1,4 +1,4 @@
-"""A recipe made ready to run: data read, weights in place, nothing compiled yet."""
+"""From a recipe to a run that is ready to start: data read, weights in place, nothing compiled."""
 
 import dataclasses
 import functools
@@ -17,7 +17,7 @@ from medsiglip_jax.data import examples, loader, tfds
 from medsiglip_jax.data.examples import Examples
 from medsiglip_jax.data.loader import Input
 from medsiglip_jax.data.order import Order
-from medsiglip_jax.model import api, sharding, towers, tree
+from medsiglip_jax.model import api, processor, sharding, towers, tree
 from medsiglip_jax.model.config import ModelConfig
 from medsiglip_jax.model.towers import Compute
 from medsiglip_jax.preprocess import xla
@@ -34,17 +34,17 @@ class PreparedRun:
     """What `prepare` returns.
 
     Attributes:
-        recipe: what was asked for.
-        model: the weights to start from, the architecture and the tokenizer.
+        recipe: what the run was prepared from.
+        model: the architecture and the tokenizer; its arrays are in `state`.
         part: which parameters train.
         compute: how the arithmetic is done.
-        labels: what the training examples are labelled with.
+        labels: of the training examples.
         loss: of the recipe's objective.
         optimizer: of the trainable part.
         state: before the first step.
         training: the examples to train on, by source.
-        held_out: the examples to validate on, by source; none without validation.
-        mesh: the devices, or None for one.
+        held_out: the examples to validate on, by source; empty without validation.
+        mesh: the devices, or None for a single one.
     """
 
     recipe: Recipe
@@ -92,7 +92,7 @@ class PreparedRun:
 
     @functools.cached_property
     def _codec(self) -> Codec:
-        """Who decodes: TensorFlow, a quarter faster, where it is installed, or PIL and XLA."""
+        """Who decodes: TensorFlow, a quarter faster, if it is installed, or else PIL and XLA."""
         installed = importlib.util.find_spec("tensorflow") is not None
         if self.recipe.loader == "pil" or (self.recipe.loader == "auto" and not installed):
             return xla.codec(self.recipe.preprocess, self.recipe.dicom)
@@ -123,7 +123,7 @@ class PreparedRun:
 
     @functools.cached_property
     def _prompts(self) -> np.ndarray | None:
-        """Tokens of one caption per class, where texts are made of labels."""
+        """Tokens of one caption per class, if texts are made of labels."""
         captions, classes = self.recipe.data[0].captions, self.labels.classes
         if captions is None or not classes or "txt" not in self.recipe.objective.towers:
             return None
@@ -150,12 +150,12 @@ def prepare(recipe: Recipe) -> PreparedRun:
     """Reads the data, loads or draws the weights, and places the state on the devices."""
     mesh, objective = mesh_of(recipe), recipe.objective
     training, held_out = _examples(recipe)
-    for data, examples_ in zip(recipe.data, training, strict=True):
-        objective.check_columns(examples_, data.path)
+    for data, source in zip(recipe.data, training, strict=True):
+        objective.check_columns(source, data.path)
     compute = compute_of(recipe, mesh)
     model = _model(recipe, mesh)
     if "txt" in objective.towers:
-        for source in training:  # says once, before any work, what is missing or too long
+        for source in training:  # warns now, once, of texts that are cut or a missing tokenizer
             model.processor.texts((source.texts or ())[:10_000])
     labels = _labels(training)
     added = additions(recipe, model.params, model.config, labels)
@@ -163,7 +163,7 @@ def prepare(recipe: Recipe) -> PreparedRun:
     part, optimizer = what_trains(recipe, params)
     trainable, frozen = part.split(params)
     state = init_state(trainable, optimizer, frozen)
-    # What the split has cut would otherwise stay in memory, whole, beside its pieces.
+    # Otherwise the stacks that the split has cut would stay in memory beside their pieces.
     model.params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), model.params)
     loss = objective.loss(model.config, compute, labels, recipe.loss_chunk, mesh)
     return PreparedRun(
@@ -172,11 +172,12 @@ def prepare(recipe: Recipe) -> PreparedRun:
 
 
 def _labels(training: Sequence[Examples]) -> Labels:
+    classes = training[0].classes
     columns = [source.labels for source in training if source.labels is not None]
-    if not columns:
-        return Labels(training[0].classes)
+    if not columns or any(source.classes != classes for source in training):
+        return Labels(classes)  # the loader refuses to mix sources with different classes
     values = np.concatenate(columns)
-    return Labels(training[0].classes, values.ndim == 2, values)
+    return Labels(classes, values.ndim == 2, values)
 
 
 def train_step(
@@ -190,8 +191,8 @@ def train_step(
 
 
 def mesh_of(recipe: Recipe, devices: Sequence[Any] | None = None) -> Mesh | None:
-    """The mesh that a recipe asks for, of all devices or of those given; None for one device."""
-    wanted = recipe.mesh or recipes.Mesh()
+    """The mesh of a recipe, over all devices or those given; None for a single device."""
+    wanted = recipe.mesh or recipes.MeshConfig()
     mesh = sharding.make_mesh(wanted.data, devices=devices)
     if mesh.size == 1:
         return None
@@ -205,7 +206,7 @@ def mesh_of(recipe: Recipe, devices: Sequence[Any] | None = None) -> Mesh | None
 
 
 def compute_of(recipe: Recipe, mesh: Mesh | None, platform: str | None = None) -> Compute:
-    """How a recipe has the towers computed, on a mesh or on one device of a platform."""
+    """How the towers of a recipe are computed, on a mesh or on one device of a platform."""
     compute = api.compute_for(
         recipe.dtype, attention=recipe.attention, mesh=mesh, platform=platform
     )
@@ -220,37 +221,37 @@ def additions(recipe: Recipe, params: Params, config: ModelConfig, labels: Label
 
 
 def what_trains(recipe: Recipe, params: Params) -> tuple[freeze.Partition, optim.Optimizer]:
-    """Of parameters, given or abstract: which train, and how."""
+    """Which of the parameters, given or abstract, train, and the optimiser of those."""
     part = freeze.partition(_frozen(recipe, params), params)
     return part, _optimizer(recipe, params, part)
 
 
 def _examples(recipe: Recipe) -> tuple[tuple[Examples, ...], tuple[Examples, ...]]:
-    """(training, held out) rows of every source; rows of any other split are left alone."""
+    """(training, held out) examples of every source; rows of other splits are not used."""
     training, held_out = [], []
     for data in recipe.data:
         arguments = {f.name: getattr(data, f.name) for f in dataclasses.fields(data)}
         del arguments["weight"]
         reader = tfds if data.path.startswith(tfds.PREFIX) else examples
-        rows = reader.read(**arguments)
+        source = reader.read(**arguments)
         if isinstance(recipe.validation, str):
-            if rows.splits is None:
+            if source.splits is None:
                 raise ValueError(
                     f"validation is {recipe.validation!r}, but {data.path} has no column "
                     f"{data.split!r}; name it (data.split), or give a share such as 0.1"
                 )
-            held_out.append(rows.of_split(recipe.validation))
-        if rows.splits is not None:
-            rows = rows.of_split("train")
+            held_out.append(source.of_split(recipe.validation))
+        if source.splits is not None:
+            source = source.of_split("train")
         if isinstance(recipe.validation, float):
-            rows, other = examples.split_by_group(rows, recipe.validation, recipe.seed)
+            source, other = examples.split_by_group(source, recipe.validation, recipe.seed)
             held_out.append(other)
-        training.append(rows)
-    for rows in training:
+        training.append(source)
+    for source in training:
         for other in held_out:
-            examples.check_disjoint(rows, other)
-    as_wanted = recipe.objective.examples
-    return tuple(map(as_wanted, training)), tuple(map(as_wanted, held_out))
+            examples.check_disjoint(source, other)
+    convert = recipe.objective.examples
+    return tuple(map(convert, training)), tuple(map(convert, held_out))
 
 
 def _model(recipe: Recipe, mesh: Mesh | None) -> api.Model:
@@ -264,7 +265,7 @@ def _model(recipe: Recipe, mesh: Mesh | None) -> api.Model:
         params["b"] = jnp.full((1,), recipe.bias, jnp.float32)
     if mesh is not None:
         params = jax.device_put(params, sharding.param_shardings(params, mesh, fsdp))
-    return api.Model(params, model.config, tokenizer=api.tokenizer_path(recipe.tokenizer))
+    return api.Model(params, model.config, tokenizer=processor.tokenizer_path(recipe.tokenizer))
 
 
 def _place(params: Params, mesh: Mesh | None) -> Params:
@@ -297,7 +298,7 @@ _BELOW_BLOCKS = r"(img|txt)/(embedding/.*|Embed_0/.*|pos_embedding)"
 
 
 def _rates(recipe: Recipe, params: Params, part: freeze.Partition) -> Params | None:
-    """Factors on the learning rate, for a stack one per layer."""
+    """Factors on the learning rate; of a stack, one per layer."""
     o = recipe.optimizer
     if not o.rates and o.layer_decay == 1:
         return None

@@ -38,10 +38,10 @@ class Checkpoints:
         """Opens or creates a folder of checkpoints, and removes what a killed save left there.
 
         Args:
-            folder: where; created if need be.
-            keep: so many of the latest are kept.
-            best: name of a metric: the best by it is kept, too.
-            mode: "max" or "min", of `best`.
+            folder: of the checkpoints; created if it does not exist.
+            keep: number of latest checkpoints to keep.
+            best: name of a metric; the checkpoint that is best by it is kept, too.
+            mode: whether the "max" or the "min" of `best` is the best.
         """
         ocp = orbax()
         from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
@@ -75,19 +75,19 @@ class Checkpoints:
             self._manager.close()
 
     def steps(self) -> list[int]:
-        """The steps there are, in order."""
+        """The steps that have a checkpoint, in order."""
         return sorted(self._manager.all_steps())
 
     def best_step(self) -> int | None:
-        """That of the best checkpoint by `best`, or the latest."""
-        found = self._manager.best_step() if self._best else None
-        return found if found is not None else self._manager.latest_step()
+        """The step of the best checkpoint by `best`, or else the latest."""
+        step = self._manager.best_step() if self._best else None
+        return step if step is not None else self._manager.latest_step()
 
     def save(self, step: int, state: Any, metrics: Mapping[str, float] | None = None) -> None:
-        """Saves once; a step that is there already, and could be read, is left alone.
+        """Saves, unless the step has a checkpoint already that `restore` did not fail to read.
 
         Raises:
-            OSError: no space left; earlier checkpoints are as they were.
+            OSError: no space left; earlier checkpoints are intact.
         """
         if step in self._manager.all_steps():
             if step not in self._damaged:
@@ -107,20 +107,20 @@ class Checkpoints:
             if "No space left" not in str(error):
                 raise
             raise OSError(
-                f"{self.folder}: no space left for a checkpoint; those before it are whole, and "
-                "the same command goes on from there"
+                f"{self.folder}: no space left for a checkpoint; the earlier ones are intact, and "
+                "the same command resumes from them"
             ) from None
 
     def restore(self, shapes: Any, step: int | None = None) -> tuple[int, Any] | None:
         """Reads the latest checkpoint that can be read, or the one of `step`.
 
         Args:
-            shapes: tree of `jax.ShapeDtypeStruct` with the shardings wanted; they need not be those
-                it was saved from.
-            step: default the latest.
+            shapes: tree of `jax.ShapeDtypeStruct` with the shardings of the result, which need not
+                be those of the saved arrays.
+            step: by default the latest.
 
         Returns:
-            (step, state), or None where there is none yet.
+            (step, state), or None if there is no checkpoint yet.
 
         Raises:
             ValueError: the tree is not that of `shapes`, or no checkpoint can be read.
@@ -138,7 +138,7 @@ class Checkpoints:
                 warnings.warn(f"{self.folder}: {problems[-1]}", stacklevel=2)
         if problems:
             raise ValueError(
-                f"{self.folder}: no checkpoint can be restored; another architecture, optimiser or "
-                f"adapter, or damaged files. {problems[0]}"
+                f"{self.folder}: no checkpoint can be restored: they are of another architecture, "
+                f"optimiser or adapter, or damaged. {problems[0]}"
             )
         return None

@@ -37,25 +37,25 @@ def run(
     on_step: Callable[[int, dict[str, float] | None], None] = lambda done, values: None,
     warn: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Fine-tunes, or goes on with the run that `workdir` holds.
+    """Fine-tunes, or resumes the run in `workdir`.
 
     Args:
-        recipe: what to do.
+        recipe: the run.
         workdir: local, gs:// or s3://; gets `config.json`, `metrics.jsonl`, `checkpoints/`,
             `export/` (Hugging Face layout), `report.html` and, if need be, `unreadable.jsonl` and
             `tensorboard/`.
         on_start: called once with the prepared run, before the first step.
-        on_step: see `train.fit`.
-        warn: called with a line for the user.
+        on_step: see `loop.fit`.
+        warn: called with each line that the user should see.
 
     Returns:
         `steps`, `exported_step` (the last, or the best), the `metrics` at it, `export`, `report`,
         `trained` and `parameters` (numbers of scalars), `unreadable` (images, each counted once).
 
     Raises:
-        ValueError: anything wrong with the recipe, its data or its checkpoint.
-        FileExistsError: another run is writing there, or what is there is of another recipe.
-        FloatingPointError, train.Stopped: see `train.fit`.
+        ValueError: something is wrong with the recipe, its data or its checkpoint.
+        FileExistsError: another run is writing to `workdir`, or it holds a run of another recipe.
+        FloatingPointError, loop.Stopped: see `loop.fit`.
     """
     workdir = places.at(workdir)
     with ExitStack() as stack:
@@ -86,10 +86,10 @@ def run(
         return _finish(workdir, prepared, state, unreadable)
 
 
-def _options(recipe: Recipe) -> loop.Options:
-    shared = {f.name for f in dataclasses.fields(loop.Options)} & set(vars(recipe))
+def _options(recipe: Recipe) -> loop.LoopOptions:
+    shared = {f.name for f in dataclasses.fields(loop.LoopOptions)} & set(vars(recipe))
     mode = "min" if recipe.best and recipe.best.endswith("loss") else "max"
-    return loop.Options(**{name: getattr(recipe, name) for name in shared}, mode=mode)
+    return loop.LoopOptions(**{name: getattr(recipe, name) for name in shared}, mode=mode)
 
 
 def _event_file(
@@ -97,7 +97,7 @@ def _event_file(
 ) -> Callable[[dict[str, Any]], None]:
     if not recipe.tensorboard or jax.process_index():
         return lambda line: None
-    from medsiglip_jax.data.tf import EventFile
+    from medsiglip_jax.train.events import EventFile
 
     return stack.enter_context(closing(EventFile(workdir / "tensorboard")))
 
@@ -105,7 +105,8 @@ def _event_file(
 class Unreadable:
     """Lists images that could not be read, each once, and ends the run when there are too many.
 
-    Every process has its file. They stop together, when they log; a single one stops at once.
+    Every process has a file of its own. Several processes end together, when they log; a single one
+    ends at once.
     """
 
     def __init__(self, workdir: Place, limit: int):
@@ -125,16 +126,16 @@ class Unreadable:
             self.check()
 
     def count(self) -> int:
-        """Over all processes."""
+        """The number of images, over all processes."""
         return int(processes.allgather_int(len(self.images)).sum())
 
     def check(self) -> None:
-        """Makes the list last; raises ValueError if there are more than the limit."""
+        """Writes the list to disk; raises ValueError if it is longer than the limit."""
         self._lines.flush()
         if (count := self.count()) > self.limit:
             raise ValueError(
                 f"{count} images could not be read, more than max_unreadable={self.limit}; the "
-                f"last: {self._last}. All are listed in {self.path}"
+                f"last: {self._last}. They are listed in {self.path}"
             )
 
 
@@ -143,12 +144,12 @@ class Unreadable:
 
 @contextmanager
 def _opened(workdir: Place) -> Iterator[Check]:
-    """Holds the workdir for this run alone; refuses, before any work, one of something else."""
+    """Locks the workdir; refuses a folder of anything else before any work is done."""
     with lock(workdir / ".lock") as check:
         before = _config_of(workdir)
         if before is None and any(p for p in workdir.iterdir() if not p.name.startswith(".")):
             raise FileExistsError(
-                f"{workdir}: not empty, and not a fine-tuning run; choose another"
+                f"{workdir}: not empty, and not a fine-tuning run; choose another folder"
             )
         yield check
 
@@ -163,7 +164,7 @@ def _config_of(workdir: Place) -> dict[str, Any] | None:
 
 
 def _claim(workdir: Place, prepared: PreparedRun, warn: Callable[[str], None]) -> None:
-    """Writes config.json, or holds the run that is there against this one."""
+    """Writes config.json, after comparing this run with one that is there already."""
     run, before = _identity(prepared), _config_of(workdir)
     saved = (workdir / loop.CHECKPOINTS).is_dir() and any(
         p.name.isdigit() for p in (workdir / loop.CHECKPOINTS).iterdir()
@@ -176,7 +177,7 @@ def _claim(workdir: Place, prepared: PreparedRun, warn: Callable[[str], None]) -
 
 def _compare(workdir: Place, before: dict, run: dict, saved: bool, warn) -> None:
     old, new = before["recipe"], json.loads(json.dumps(run["recipe"], default=str))
-    # Older runs list the settings of every objective, here are those of this one.
+    # Runs from before objectives had settings of their own list those of all.
     old["objective"] = {name: old["objective"].get(name) for name in new["objective"]}
     lines = {key: f"{key}: {old.get(key)!r} -> {new[key]!r}" for key in new}
     changed = [key for key in new if old.get(key) != new[key]]
@@ -186,8 +187,8 @@ def _compare(workdir: Place, before: dict, run: dict, saved: bool, warn) -> None
     fixed = [lines[key] for key in changed if key not in _FREE]
     if fixed and saved:
         raise FileExistsError(
-            f"{workdir}: holds a run of another config ({'; '.join(fixed)}); repeat the old one to "
-            "go on with it, or choose another workdir"
+            f"{workdir}: holds a run of another config ({'; '.join(fixed)}); give the old config "
+            "to resume it, or choose another workdir"
         )
     for key in changed:
         warn(f"{'resuming' if saved else 'starting again'} with a changed config: {lines[key]}")
@@ -247,8 +248,8 @@ def _best(workdir: Place, recipe: Recipe, state: State) -> State:
     options = _options(recipe)
     folder = workdir / loop.CHECKPOINTS
     with Checkpoints(folder, options.keep, options.best, options.mode) as checkpoints:
-        found = checkpoints.restore(loop.shapes_of(state), checkpoints.best_step())
-    return state if found is None else {**found[1], "frozen": state["frozen"]}
+        checkpoint = checkpoints.restore(loop.shapes_of(state), checkpoints.best_step())
+    return state if checkpoint is None else {**checkpoint[1], "frozen": state["frozen"]}
 
 
 def export(prepared: PreparedRun, state: State, folder: Place) -> None:

@@ -1,8 +1,7 @@
 """Floating-point operations, counted from the parameter tree.
 
-Only matrix products count, 2 m n k each, which is 99 % of all there is. The compiler's own count
-takes the body of a loop once, however often it runs: of a scanned tower all blocks but one are
-missing from it.
+Only matrix products count, 2 m n k each, which are 99 % of the operations. The compiler counts the
+body of a loop once, however often it runs: of a scanned tower it misses all blocks but one.
 """
 
 import re
@@ -14,7 +13,8 @@ from medsiglip_jax.model import tree
 from medsiglip_jax.model.attention import RECOMPUTES, used
 from medsiglip_jax.model.config import ModelConfig
 
-# What a gradient passes on its way down to the first stage that trains, from the bottom up.
+# The stages of a forward pass, from the bottom up. A gradient passes them in the other direction,
+# down to the first one that trains.
 _STAGES = (
     r"(img|txt)/(embedding/.*|Embed_0/.*|pos_embedding)",
     r"(img|txt)/.*/frozen_blocks/.*",
@@ -26,29 +26,25 @@ _STAGES = (
 _BLOCKS = (1, 2)
 _ONE_TOKEN = re.compile(r"img/MAPHead_0/(?!.*/(key|value)(_lora)?/).*|txt/head/.*|(?!img/|txt/).*")
 _PRODUCT = re.compile(r".*/(kernel|a|b)")
-# Its result is needed by nothing in the backward pass, and is not computed again.
+# The result of a block's last product is not needed in the backward pass, nor recomputed.
 _LAST = re.compile(r".*/Dense_1/kernel|.*/Dense_1_lora/b")
 
 
 @dataclass(frozen=True)
 class Flops:
-    """Of one step over all devices.
+    """Operations over all devices.
 
     Attributes:
         model: of the forward and the backward pass.
-        again: of what is computed a second time to save memory (remat, accumulation).
+        recomputed: of what is computed a second time to save memory (remat, accumulation).
     """
 
     model: float
-    again: float
-
-    @property
-    def total(self) -> float:
-        return self.model + self.again
+    recomputed: float
 
 
 def of_embedding(config: ModelConfig, params: Any, images: int) -> Flops:
-    """Of embedding so many images with `params`, arrays or shapes."""
+    """Operations to embed so many images with `params`, arrays or shapes."""
     flat = tree.flatten({"img": params["img"]})
     return Flops(images * sum(_forward(config, flat, stage) for stage in range(len(_STAGES))), 0.0)
 
@@ -66,20 +62,20 @@ def of_step(
     loss: float = 0.0,
     encoded_twice: bool = False,
 ) -> Flops:
-    """Of one train step.
+    """Operations of one train step.
 
     Args:
         config: of the model.
-        trained: part of the parameters, or shapes.
-        frozen: the other part.
+        trained: the parameters that train, or their shapes.
+        frozen: the other parameters.
         batch_size: examples of the step.
-        attention: back end.
+        attention: back end of the attention.
         dtype: of the arithmetic.
         remat: what is recomputed to save memory, see `towers.REMAT`.
-        unused: regexes of parameters that nothing is computed with.
-        loss: FLOPs of a step after the towers and heads.
-        encoded_twice: the forward pass runs again for the gradients, as when the pieces of a batch
-            share their negatives.
+        unused: regexes of parameters that the loss does not depend on.
+        loss: operations of the step after the towers and heads.
+        encoded_twice: whether the forward pass runs again for the gradients, as it does when the
+            pieces of a batch share their negatives.
     """
     used_paths = {
         path: x
@@ -87,24 +83,24 @@ def of_step(
         if not any(re.fullmatch(regex, path) for regex in unused)
     }
     trains = tree.flatten(trained).keys()
-    forward = backward = again = 0.0
+    forward = backward = recomputed = 0.0
     for tower in ("img", "txt"):  # what an objective adds stands on the image tower
         paths = {p: x for p, x in used_paths.items() if p.startswith("txt/") == (tower == "txt")}
         share = RECOMPUTES.get(used(attention, _length(config, tower), dtype), 0.0)
         flows = False
         for stage in range(len(_STAGES)):
-            here = _forward(config, paths, stage)
-            forward += here
-            mine = {p: x for p, x in paths.items() if p in trains and _stage(p) == stage}
-            backward += _products(config, mine, stage)
+            stage_forward = _forward(config, paths, stage)
+            forward += stage_forward
+            weights = {p: x for p, x in paths.items() if p in trains and _stage(p) == stage}
+            backward += _products(config, weights, stage)
             # The carry of a scan has a gradient as soon as one block has.
-            flows = flows or bool(mine and stage in _BLOCKS)
+            flows = flows or bool(weights and stage in _BLOCKS)
             if flows:
-                backward += here + _attention(config, paths, stage)
-                again += _recomputed(config, paths, stage, remat, share)
-            flows = flows or bool(mine)
-    again += forward if encoded_twice else 0.0
-    return Flops(batch_size * (forward + backward) + loss, batch_size * again)
+                backward += stage_forward + _attention(config, paths, stage)
+                recomputed += _recomputed(config, paths, stage, remat, share)
+            flows = flows or bool(weights)
+    recomputed += forward if encoded_twice else 0.0
+    return Flops(batch_size * (forward + backward) + loss, batch_size * recomputed)
 
 
 def _stage(path: str) -> int:
@@ -112,12 +108,11 @@ def _stage(path: str) -> int:
 
 
 def _forward(config: ModelConfig, paths: dict[str, Any], stage: int) -> float:
-    mine = {p: x for p, x in paths.items() if _stage(p) == stage}
-    return _products(config, mine, stage) + _attention(config, paths, stage)
+    return _products(config, paths, stage) + _attention(config, paths, stage)
 
 
 def _products(config: ModelConfig, paths: dict[str, Any], stage: int) -> float:
-    """Of one example with the kernels among `paths`."""
+    """Operations of one example with the kernels among `paths`."""
     products = (
         2.0 * x.size * (1 if _ONE_TOKEN.fullmatch(path) else _tokens(config, path))
         for path, x in paths.items()
@@ -127,7 +122,7 @@ def _products(config: ModelConfig, paths: dict[str, Any], stage: int) -> float:
 
 
 def _attention(config: ModelConfig, paths: dict[str, Any], stage: int) -> float:
-    """Of one example, of the logits and of the mixture of the values."""
+    """Operations of one example for the attention logits and the weighted sums of values."""
     total = 0.0
     for path, x in paths.items():
         if path.endswith("/query/kernel") and _stage(path) == stage:
@@ -140,7 +135,8 @@ def _attention(config: ModelConfig, paths: dict[str, Any], stage: int) -> float:
 def _recomputed(
     config: ModelConfig, paths: dict[str, Any], stage: int, remat: str, share: float
 ) -> float:
-    """By `remat`, and by the backward pass of the attention itself, that share of its forward."""
+    """Operations recomputed because of `remat`, and by the attention's own backward pass, which
+    repeats the given share of its forward pass."""
     if stage not in _BLOCKS:
         return 0.0
     attention = (share + (remat != "none")) * _attention(config, paths, stage)

@@ -1,4 +1,4 @@
-"""Which parameters train: the tree in two, a stack of blocks cut where its first ones are frozen.
+"""Which parameters train: the tree in two parts, a stack of blocks cut above its frozen ones.
 
 The frozen part has no gradient and no optimiser state. A tower whose first k blocks are frozen
 keeps them under "frozen_blocks" beside "encoderblock"; the model runs the two one after the other,
@@ -20,18 +20,18 @@ FROZEN_STACK = "/frozen_blocks/"
 
 @dataclass(frozen=True)
 class Partition:
-    """How a tree is divided; works on any tree of these paths, of arrays or of their shardings.
+    """How a tree is split; works on any tree with these paths, of arrays or of their shardings.
 
     Attributes:
-        frozen: paths, after the cut, of what does not train.
-        depths: for each cut tower ("img/Transformer") the number of frozen first blocks.
+        frozen: paths of the frozen parameters, after the cut.
+        depths: for each tower that is cut ("img/Transformer") its number of frozen first blocks.
     """
 
     frozen: frozenset[str]
     depths: tuple[tuple[str, int], ...] = ()
 
     def split(self, params: Params) -> tuple[Params, Params]:
-        """Returns (trainable, frozen); together they are a tree that the model takes."""
+        """Returns (trainable, frozen); `join` makes of them a tree that the model takes."""
         cut = self._cut(params)
         return (
             tree.unflatten({path: x for path, x in cut.items() if path not in self.frozen}),
@@ -42,8 +42,8 @@ class Partition:
         """A joined tree with its stacks in one piece again."""
         flat = tree.flatten(params)
         for path in [path for path in flat if FROZEN_STACK in path]:
-            first, rest = flat.pop(path), path.replace(FROZEN_STACK, STACK)
-            flat[rest] = jnp.concatenate([first, flat[rest]])
+            trainable = path.replace(FROZEN_STACK, STACK)
+            flat[trainable] = jnp.concatenate([flat.pop(path), flat[trainable]])
         return tree.unflatten(flat)
 
     def _cut(self, params: Params) -> dict[str, Any]:
@@ -63,17 +63,17 @@ def join(trainable: Params, frozen: Params) -> Params:
 
 
 def partition(patterns: Sequence[str], params: Params) -> Partition:
-    """Freezes what any of the regexes matches.
+    """Freezes every parameter that one of the regexes matches.
 
     Args:
         patterns: matched in full against "/"-joined paths; blocks are "…/encoderblock_0/…" and so
-            on. "img/.*" is the image tower; "img/Transformer/encoderblock_(1?[0-9]|2[0-2])/.*" its
+            on. "img/.*" is the image tower, "img/Transformer/encoderblock_(1?[0-9]|2[0-2])/.*" its
             first 23 blocks.
         params: arrays or their shapes.
 
     Raises:
-        ValueError: a pattern matches nothing, nothing is left to train, or blocks are frozen that
-            are not the first ones of their tower.
+        ValueError: a pattern matches nothing, nothing is left to train, or the frozen blocks of a
+            tower are not its first ones.
     """
     rules = [(pattern, True) for pattern in patterns]
     flags = tree.match_layers([*rules, (".*", False)], params)
@@ -99,7 +99,7 @@ def _depths(flags: dict[str, list[bool]]) -> dict[str, int]:
         tower = path.split(STACK)[0]
         if not all(values[:depth]) or depths.setdefault(tower, depth) != depth:
             raise ValueError(
-                f"freeze takes other blocks of {path} than the first ones, or not the same number "
-                f"as of the rest of {tower}; freeze blocks 0 to k-1 whole"
+                f"freeze matches blocks of {path} that are not the first ones, or not as many as "
+                f"of the other parameters of {tower}; freeze blocks 0 to k-1 as a whole"
             )
     return depths

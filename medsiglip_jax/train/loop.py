@@ -1,4 +1,4 @@
-"""The training loop: any batches in, checkpoints and metrics out, resumed by running it again."""
+"""The training loop: takes any batches, writes checkpoints and metrics, resumes when run again."""
 
 import math
 import signal
@@ -18,23 +18,25 @@ from medsiglip_jax.train.checkpoints import Checkpoints
 from medsiglip_jax.train.step import Batch, Metrics, State
 
 METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
-# Of a line of metrics, what differs between two runs that are otherwise equal to the bit.
+# The keys of a line of metrics that differ between two runs that are otherwise equal to the bit.
 TIMES = ("seconds", "images_per_second")
 
 
 @dataclass(frozen=True)
-class Options:
-    """When the loop does what.
+class LoopOptions:
+    """When the loop logs, evaluates, saves and gives up.
 
     Attributes:
         total_steps: steps in all, those of earlier runs included.
         log_every: steps between lines of metrics. Only these wait for the device.
-        eval_every: steps between evaluations; 0 only after the last.
-        checkpoint_every: steps between checkpoints; 0 only after the last, or when stopped.
-        keep: latest checkpoints kept.
-        best: evaluation metric whose best checkpoint is kept, too.
-        mode: "max" or "min", of `best`.
-        max_skipped: so many updates in a row that are not finite end the run, at the next log.
+        eval_every: steps between evaluations; 0 evaluates only after the last step.
+        checkpoint_every: steps between checkpoints; 0 saves only after the last step, or when the
+            run is stopped.
+        keep: number of latest checkpoints to keep.
+        best: the evaluation metric whose best checkpoint is kept, too.
+        mode: whether the "max" or the "min" of `best` is the best.
+        max_skipped: after so many updates in a row that are not finite the run ends, at the next
+            line of metrics.
     """
 
     total_steps: int
@@ -64,7 +66,7 @@ def fit(
     state: State,
     step: Callable[[State, Batch], tuple[State, Metrics]],
     batches: Callable[[int], Iterator[Batch]],
-    options: Options,
+    options: LoopOptions,
     evaluate: Callable[[State], Mapping[str, float]] | None = None,
     on_step: Callable[[int, dict[str, float] | None], None] = lambda done, values: None,
     on_log: Callable[[dict[str, Any]], None] = lambda line: None,
@@ -73,13 +75,14 @@ def fit(
 
     Args:
         workdir: gets `metrics.jsonl` and `checkpoints/`.
-        state: where to start if there is none; donated.
+        state: where to start if there is no checkpoint; donated.
         step: from `step.make_train_step`.
-        batches: steps already done -> the batches from there on, a pure function of the step.
+        batches: number of steps already done -> the batches of the steps after it; each is a pure
+            function of its step.
         options: when to log, evaluate and save.
         evaluate: state -> metrics, which are logged under their names.
-        on_step: called with the number of steps done, after each, and its metrics if it was
-            logged; first with the number of steps that were done before.
+        on_step: called before the first step and after each with the number of steps done, and
+            with the metrics of the step if it was logged.
         on_log: called with every line that goes into `metrics.jsonl`.
 
     Returns:
@@ -87,7 +90,7 @@ def fit(
 
     Raises:
         FloatingPointError: `options.max_skipped` updates in a row were not finite.
-        Stopped: SIGTERM or SIGINT came; everything is saved.
+        Stopped: the process got SIGTERM or SIGINT; everything is saved.
         ValueError: `batches` ended early, or the checkpoint is of another model.
     """
     places = Checkpoints(workdir / CHECKPOINTS, options.keep, options.best, options.mode)
@@ -124,12 +127,12 @@ def fit(
 
 
 def _saved(state: State) -> State:
-    """All but the frozen part, which never changes and comes from where it came from."""
+    """All but the frozen part, which never changes and is read from its source again."""
     return {name: part for name, part in state.items() if name != "frozen"}
 
 
 def shapes_of(state: State) -> State:
-    """What `Checkpoints.restore` needs to know of a state."""
+    """The shapes that `Checkpoints.restore` takes."""
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _saved(state)
     )
@@ -140,10 +143,10 @@ def _restore(checkpoints: Checkpoints, state: State) -> tuple[int, State]:
         return 0, state
     shapes = shapes_of(state)
     for leaf in jax.tree.leaves(_saved(state)):
-        leaf.delete()  # or the state would be there twice
-    found = checkpoints.restore(shapes)
-    assert found is not None
-    done, restored = found
+        leaf.delete()  # otherwise the state would be in memory twice
+    checkpoint = checkpoints.restore(shapes)
+    assert checkpoint is not None
+    done, restored = checkpoint
     return done, {**restored, "frozen": state["frozen"]}
 
 
@@ -165,7 +168,7 @@ def _evaluate(evaluate: Callable | None, state: State) -> dict[str, float] | Non
     return {name: float(x) for name, x in evaluate(state).items()} if evaluate else None
 
 
-def _check_best(options: Options, results: Mapping[str, float] | None) -> None:
+def _check_best(options: LoopOptions, results: Mapping[str, float] | None) -> None:
     if results is not None and options.best and options.best not in results:
         raise ValueError(
             f"best is {options.best!r}, which is none of the validation metrics of this run: "
@@ -173,19 +176,19 @@ def _check_best(options: Options, results: Mapping[str, float] | None) -> None:
         )
 
 
-def _divergence(done: int, options: Options) -> FloatingPointError:
+def _divergence(done: int, options: LoopOptions) -> FloatingPointError:
     return FloatingPointError(
-        f"loss or gradient was not finite for {options.max_skipped} steps in a row or more, up to "
-        f"step {done}: training has diverged. What is saved is from before them. Lower the "
-        "learning rate, lengthen the warm-up, or look for bad values in the data"
+        f"training has diverged: loss or gradient was not finite for at least "
+        f"{options.max_skipped} steps in a row, up to step {done}; what is saved is from before "
+        "them. Lower the learning rate, lengthen the warm-up, or look for bad values in the data"
     )
 
 
 class MetricsLog:
     """`metrics.jsonl`: one JSON object per logged step, written by process 0.
 
-    What an interrupted run wrote about steps after its last checkpoint is removed, since they are
-    done again.
+    Lines about steps after the last checkpoint of an interrupted run are removed, for these steps
+    are repeated.
     """
 
     def __init__(self, path: Place, start: int):
@@ -194,7 +197,7 @@ class MetricsLog:
         self._lines = Lines(path, lambda line: line["step"] <= start) if main else None
 
     def write(self, step: int, values: Mapping[str, float], rows: int) -> dict[str, Any]:
-        """Appends a line with the images per second since the last; `rows` are a batch's."""
+        """Appends a line, with the images per second since the last one; a batch has `rows`."""
         now, before = time.perf_counter(), self._clock
         rate = (step - self._step) * rows / (now - before)
         self._clock, self._step = now, step
@@ -205,14 +208,14 @@ class MetricsLog:
         return line
 
     def flush(self) -> None:
-        """Makes the lines last, before a checkpoint says that their steps are done."""
+        """Writes the lines to disk, before a checkpoint says that their steps are done."""
         if self._lines:
             self._lines.flush()
 
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collects SIGTERM and the first SIGINT instead of dying of them; the second SIGINT kills."""
+    """Collects SIGTERM and the first SIGINT instead of ending by them; a second SIGINT ends."""
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield caught
@@ -233,8 +236,8 @@ def _signals() -> Iterator[list[int]]:
 
 
 def _agreed(caught: list[int], at_log: bool) -> int:
-    """The signal to stop for, or 0. Several hosts have to stop after the same step, and ask each
-    other when they log."""
+    """The signal to stop for, or 0. Several hosts have to stop after the same step, and exchange
+    their signals when they log."""
     if jax.process_count() > 1 and not at_log:
         return 0
     return int(processes.allgather_int(caught[0] if caught else 0).max())

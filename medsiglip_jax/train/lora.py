@@ -26,13 +26,13 @@ _LAYER = re.compile(rf".*/({'|'.join(_INPUT_AXES)})/kernel")
 
 @dataclass(frozen=True)
 class LoRA:
-    """What is adapted, and how.
+    """Which layers get adapters, and how large these are.
 
     Attributes:
         rank: inner size of an adapter.
         alpha: the output of an adapter is scaled by alpha / rank.
-        targets: regexes over the paths of the kernels to adapt.
-        train: regexes over the paths of what trains in full beside the adapters.
+        targets: regexes over the paths of the kernels that get an adapter.
+        train: regexes over the paths of parameters that train in full beside the adapters.
     """
 
     rank: int = 16
@@ -45,8 +45,11 @@ class LoRA:
             raise ValueError(f"lora.rank is {self.rank}; expected at least 1")
 
     def frozen(self, params: Params) -> tuple[str, ...]:
-        """Regexes, for `freeze.partition`, of everything but the adapters and `train`, each of
-        whose patterns has to match something."""
+        """Regexes for `freeze.partition`: everything but the adapters and `train`.
+
+        Raises:
+            ValueError: a pattern of `train` matches nothing.
+        """
         paths = list(tree.flatten(params))
         tree.match([*((pattern, True) for pattern in self.train), (".*", False)], paths)
         keep = "|".join([r".*_lora/[ab]", *self.train])
@@ -59,7 +62,7 @@ def init(config: LoRA, params: Params, seed: int = 0) -> Params:
     Each is drawn from (seed, path) alone.
 
     Raises:
-        ValueError: a target matches no kernel, or something that has no adapter.
+        ValueError: a target matches nothing, or a parameter that can have no adapter.
     """
     flat = tree.flatten(params)
     chosen = tree.match([*((t, True) for t in config.targets), (".*", False)], list(flat))
@@ -81,7 +84,7 @@ def init(config: LoRA, params: Params, seed: int = 0) -> Params:
 
 
 def merge(params: Params) -> Params:
-    """Adds every adapter in the tree to its kernel: the same function without adapters."""
+    """Adds every adapter in the tree to its kernel: the same model without adapters."""
     flat = tree.flatten(params)
     for name in [path.removesuffix("_lora/a") for path in flat if path.endswith("_lora/a")]:
         a, b, scale = (flat.pop(f"{name}_lora/{key}") for key in ("a", "b", "scale"))
@@ -95,6 +98,6 @@ def merge(params: Params) -> Params:
 def _sizes(path: str, shape: Sequence[int]) -> tuple[tuple[int, ...], int, int]:
     """(leading axes of the stack, inputs, outputs) of a kernel."""
     stack = tuple(shape[:1]) if STACK in path else ()
-    rest = shape[len(stack) :]
+    layer = shape[len(stack) :]
     axes = _INPUT_AXES[path.split("/")[-2]]
-    return stack, int(np.prod(rest[:axes])), int(np.prod(rest[axes:]))
+    return stack, int(np.prod(layer[:axes])), int(np.prod(layer[axes:]))

@@ -26,8 +26,8 @@ DECAY_RULES = ((".*/kernel", True), (".*", False))
 class Optimizer:
     """What the train step needs to know of an optimiser, so that only this file knows optax.
 
-    The parameters may be any part of a model's tree: what is absent has no state, and the rest
-    of its gradient no part in the clipping.
+    The parameters may be any part of a model's tree: what is absent has no state, and its gradient
+    does not count for the clipping.
 
     Attributes:
         init: params -> opt_state.
@@ -74,10 +74,10 @@ def schedule(
         kind: "cosine" and "linear" fall to 0 at `total_steps`; "rsqrt" is
             1 / sqrt(1 + (steps since the warm-up + shift) / timescale); "constant" is 1.
         total_steps: updates in all.
-        warmup_steps: the multiplier rises linearly over so many, and the decay starts after them.
-        cooldown_steps: over the last so many it falls linearly to 0, on top of the decay.
+        warmup_steps: the multiplier rises linearly over them, and the decay starts after them.
+        cooldown_steps: over these last steps it falls linearly to 0, on top of the decay.
         timescale: of rsqrt, in steps.
-        shift: of rsqrt, in steps: those that an earlier run has already decayed for.
+        shift: of rsqrt: steps for which an earlier run has already decayed.
 
     Raises:
         ValueError: an unknown kind, or warm-up and cool-down that do not fit into the run.
@@ -254,11 +254,11 @@ def _scale_by_factored_rms(beta2_cap: float) -> Any:
         return jax.tree.transpose(jax.tree.structure(params), None, states)
 
     def update(updates, state, params=None):
-        def one(path, gradient, param, *moments):
+        def update_leaf(path, gradient, param, *moments):
             moments = optax.FactoredState(*moments)
             return _per_layer(path, rms.update)(gradient, moments, param)
 
-        pairs = jax.tree.map_with_path(one, updates, params, *state)
+        pairs = jax.tree.map_with_path(update_leaf, updates, params, *state)
         return jax.tree.transpose(jax.tree.structure(updates), None, pairs)
 
     return optax.GradientTransformation(init, update)
@@ -274,7 +274,7 @@ def _per_layer(path: Any, function: Callable) -> Callable:
 
 
 def _scale_by_rates(rates: Params) -> Any:
-    def one(path, update, rate):
+    def scale(path, update, rate):
         rate = jnp.asarray(rate, update.dtype)
         if rate.shape not in ((), update.shape[:1]):
             raise ValueError(
@@ -283,16 +283,16 @@ def _scale_by_rates(rates: Params) -> Any:
             )
         return update * rate.reshape(rate.shape + (1,) * (update.ndim - rate.ndim))
 
-    return optax.stateless(lambda updates, _: jax.tree.map_with_path(one, updates, rates))
+    return optax.stateless(lambda updates, _: jax.tree.map_with_path(scale, updates, rates))
 
 
 def decay_mask(params: Params) -> Params:
     """What decays by `DECAY_RULES`: bools in the structure of `params`, which may be partial."""
 
-    def first(path, _):
+    def decays(path, _):
         return next(value for regex, value in DECAY_RULES if re.fullmatch(regex, _name(path)))
 
-    return jax.tree.map_with_path(first, params)
+    return jax.tree.map_with_path(decays, params)
 
 
 def _name(path: Any) -> str:

@@ -46,11 +46,11 @@ CAPTIONS = (
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """What was chosen, and why.
+class QuickstartSettings:
+    """Sizes and hyperparameters, and why they are what they are.
 
-    Accuracies are means (minima) over four seeds on a fifth of the training images, kept from
-    training for the purpose; as it stands 0.989 (0.985), without `positives` 0.986 (0.974).
+    Accuracies are means (minima) over four seeds, on a fifth of the training images that was held
+    out to choose them; as it stands 0.989 (0.985), without `positives` 0.986 (0.974).
     """
 
     held_out: float = 0.25  # of each digit's images
@@ -68,8 +68,8 @@ class Recipe:
     warmup_steps: int = 60
     learning_rate: float = 2e-3  # with patches of 4, the towers collapsed at this and batch 32
     weight_decay: float = 3e-3  # 1e-2 gives 0.977 (0.952)
-    # A tenth of all pairs are positive, and log(0.1 / 0.9) is their logit before anything is
-    # learned. SigLIP's -10, for one pair in thousands, gives 0.969 (0.948).
+    # A tenth of all pairs are positive, so log(0.1 / 0.9) is the best logit before training.
+    # SigLIP's -10, for one positive pair in thousands, gives 0.969 (0.948).
     bias: float = -2.2
     shift: int = 1  # pixels of the 16, every way
 
@@ -83,17 +83,20 @@ class Digits:
 
 
 def run(
-    workdir: str | os.PathLike, seed: int = 0, progress: bool = True, recipe: Recipe = Recipe()
+    workdir: str | os.PathLike,
+    seed: int = 0,
+    progress: bool = True,
+    settings: QuickstartSettings = QuickstartSettings(),
 ) -> dict[str, Any]:
     """Trains, saves, loads, classifies and draws; the same seed gives the same model.
 
     Args:
         workdir: gets `training/` (metrics and checkpoint), `model/` (Hugging Face layout),
-            `predictions.png` and `held_out/` (an image of each digit to try the model on), in place
-            of what an earlier run left there.
+            `predictions.png` and `held_out/` (an image of each digit to try the model on). They
+            replace those of an earlier quickstart.
         seed: of the split, the initial weights, the order and the augmentation.
-        progress: show a bar on stderr.
-        recipe: sizes and hyperparameters.
+        progress: whether a bar is shown on stderr.
+        settings: sizes and hyperparameters.
 
     Returns:
         `held_out_accuracy` and `macro_auc` (each digit against the rest, averaged) on the held-out
@@ -101,17 +104,17 @@ def run(
 
     Raises:
         ModuleNotFoundError: scikit-learn, optax or orbax is missing.
-        FileExistsError: another quickstart is writing to `workdir`, or what is there is not from
-            one.
+        FileExistsError: another quickstart is writing to `workdir`, or something there was not
+            written by a quickstart.
     """
     places.refuse_remote(workdir)
     start, workdir = time.perf_counter(), Path(workdir)
     _check_installed()
     with lock(workdir / ".quickstart.lock"), jax.default_device(jax.devices("cpu")[0]):
         _claim(workdir)
-        training, held_out = load_digits(seed, recipe.held_out)
+        training, held_out = load_digits(seed, settings.held_out)
         shutil.rmtree(workdir / "training", ignore_errors=True)
-        model = fit(training, seed, recipe, workdir / "training", progress)
+        model = fit(training, seed, settings, workdir / "training", progress)
         api.save(model, workdir / "model", overwrite=True)
         scores = classify(api.load(workdir / "model"), held_out.scans)
         with storage.new_file(workdir / "predictions.png") as path:
@@ -144,7 +147,7 @@ def _claim(workdir: Path) -> None:
     for name in ("training", "model", "predictions.png", "held_out"):
         if (workdir / name).exists() and not marker.exists():
             raise FileExistsError(
-                f"{workdir / name}: is there and not from a quickstart; choose another workdir"
+                f"{workdir / name}: exists, and no quickstart wrote it; choose another workdir"
             )
     marker.touch()
 
@@ -153,15 +156,15 @@ def _claim(workdir: Path) -> None:
 
 
 def load_digits(seed: int, held_out: float) -> tuple[Digits, Digits]:
-    """The digits as (training, held out); `seed` draws the same fraction of every digit."""
+    """The digits as (training, held out), split by `seed`; the same fraction of every digit."""
     from sklearn import datasets
 
     raw: Any = datasets.load_digits()
     scans = np.round(raw.images * (255 / 16)).astype(np.uint8)
     rng, out = np.random.default_rng(seed), np.zeros(len(scans), bool)
     for digit in range(10):
-        mine = rng.permutation(np.flatnonzero(raw.target == digit))
-        out[mine[: round(held_out * len(mine))]] = True
+        rows = rng.permutation(np.flatnonzero(raw.target == digit))
+        out[rows[: round(held_out * len(rows))]] = True
     return Digits(scans[~out], raw.target[~out]), Digits(scans[out], raw.target[out])
 
 
@@ -173,7 +176,7 @@ def captions(digit: int) -> list[str]:
 
 
 def train_tokenizer(vocab_size: int) -> bytes:
-    """A SentencePiece model of the captions, with at most that many pieces."""
+    """A SentencePiece model of the captions, with at most `vocab_size` pieces."""
     corpus = [caption for digit in range(10) for caption in captions(digit)]
     # A piece must occur in two words: without the plurals "seven" would be spelled out, without
     # "handwriting" so would "handwritten", and the longest caption take 24 or 17 tokens, not 12.
@@ -181,32 +184,36 @@ def train_tokenizer(vocab_size: int) -> bytes:
 
 
 def fit(
-    training: Digits, seed: int, recipe: Recipe, folder: Path, progress: bool = True
+    training: Digits, seed: int, settings: QuickstartSettings, folder: Path, progress: bool = True
 ) -> api.Model:
     """Returns a model trained from scratch on these digits and their captions.
 
-    `folder` gets what every training run has, metrics.jsonl and checkpoints/.
+    `folder` gets metrics.jsonl and checkpoints/, as that of every training run.
     """
-    from medsiglip_jax.train import loop, step  # here, so that _check_installed speaks before
+    from medsiglip_jax.train import loop, step  # here, after _check_installed
 
-    tokenizer = train_tokenizer(recipe.text.vocab_size)
+    tokenizer = train_tokenizer(settings.text.vocab_size)
     pieces = text.Tokenizer(tokenizer).vocab_size
-    config = ModelConfig(recipe.vision, dataclasses.replace(recipe.text, vocab_size=pieces))
+    config = ModelConfig(settings.vision, dataclasses.replace(settings.text, vocab_size=pieces))
     params = api.init(config, seed).params
-    params["b"] = jnp.full((1,), recipe.bias, jnp.float32)
+    params["b"] = jnp.full((1,), settings.bias, jnp.float32)
 
-    optimizer, update = _optimizer_and_step(recipe, config)
+    optimizer, update = _optimizer_and_step(settings, config)
     stream = functools.partial(
-        batches, training, api.Model(params, config, tokenizer=tokenizer), seed, recipe
+        batches, training, api.Model(params, config, tokenizer=tokenizer), seed, settings
     )
-    options = loop.Options(recipe.total_steps, log_every=20)
+    options = loop.LoopOptions(settings.total_steps, log_every=20)
     with tqdm(
-        total=recipe.total_steps, desc="compiling", unit="step", mininterval=1, disable=not progress
+        total=settings.total_steps,
+        desc="compiling",
+        unit="step",
+        mininterval=1,
+        disable=not progress,
     ) as bar:
 
         def on_step(done: int, values: dict[str, float] | None) -> None:
             if done == 1:
-                bar.reset()  # or the time left would count the compilation for every step
+                bar.reset()  # else the time left would count the compilation for every step
                 bar.set_description("training")
             if values:
                 bar.set_postfix(loss=f"{values['loss']:.2f}", refresh=False)
@@ -218,18 +225,18 @@ def fit(
 
 
 @functools.lru_cache(maxsize=1)
-def _optimizer_and_step(recipe: Recipe, config: ModelConfig):
+def _optimizer_and_step(settings: QuickstartSettings, config: ModelConfig):
     """Cached, so that a second run in the same process, with another seed, compiles nothing."""
     from medsiglip_jax.train import optim, step
     from medsiglip_jax.train.objectives.contrastive import Contrastive
 
-    schedule = optim.schedule("cosine", recipe.total_steps, recipe.warmup_steps)
-    optimizer = optim.adamw(recipe.learning_rate, schedule, weight_decay=recipe.weight_decay)
+    schedule = optim.schedule("cosine", settings.total_steps, settings.warmup_steps)
+    optimizer = optim.adamw(settings.learning_rate, schedule, weight_decay=settings.weight_decay)
     return optimizer, step.make_train_step(Contrastive().loss(config, Compute()), optimizer)
 
 
 def batches(
-    training: Digits, model: api.Model, seed: int, recipe: Recipe, start: int = 0
+    training: Digits, model: api.Model, seed: int, settings: QuickstartSettings, start: int = 0
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields the batch of every step from `start` on, a pure function of (seed, step).
 
@@ -237,13 +244,13 @@ def batches(
     """
     images = model.processor.images(list(training.scans))
     tokens = np.stack([model.processor.texts(captions(digit)) for digit in range(10)])
-    size = recipe.batch_size
-    for step in range(start, recipe.total_steps):
+    size = settings.batch_size
+    for step in range(start, settings.total_steps):
         epoch, batch = divmod(step, len(images) // size)  # the rest of an epoch is left out
         order = np.random.default_rng((seed, 0, epoch)).permutation(len(images))
         rows = order[batch * size : (batch + 1) * size]
         labels, rng = training.labels[rows], np.random.default_rng((seed, 1, step))
-        offsets = rng.integers(-recipe.shift, recipe.shift, (size, 2), endpoint=True)
+        offsets = rng.integers(-settings.shift, settings.shift, (size, 2), endpoint=True)
         yield {
             "image": shift(images[rows], offsets),
             "text": tokens[labels, rng.integers(len(CAPTIONS), size=size)],
@@ -255,7 +262,7 @@ def batches(
 def shift(
     images: UInt8[np.ndarray, "n h w 3"], offsets: Int[np.ndarray, "n 2"]
 ) -> UInt8[np.ndarray, "n h w 3"]:
-    """Moves every image down and right by its offsets, in pixels; paper comes in."""
+    """Moves every image down and right by its offsets, in pixels, and fills with paper (0)."""
     n, height, width, _ = images.shape
     border = int(np.abs(offsets).max())
     padded = np.pad(images, ((0, 0), (border, border), (border, border), (0, 0)))
@@ -268,7 +275,7 @@ def shift(
 
 
 def classify(model: api.Model, scans: UInt8[np.ndarray, "n 8 8"]) -> Float32[np.ndarray, "n 10"]:
-    """Zero-shot logits, one prompt per digit: what one does with any model of this kind."""
+    """Zero-shot logits, one prompt per digit, as with any model of this kind."""
     images = model.processor.images(list(scans))
     prompts = model.processor.texts([PROMPT.format(word=word) for word in WORDS])
     return np.asarray(model.similarity(model.encode_image(images), model.encode_text(prompts)))
@@ -279,9 +286,10 @@ INK, GREY, LIGHT, RED = "#1f2933", "#7b8794", "#cbd2d9", "#c81e1e"
 
 
 def draw(held_out: Digits, scores: Float32[np.ndarray, "n 10"], rows: int = 4) -> Image.Image:
-    """A page of held-out images, each over the predicted word and that pair's sigmoid.
+    """A page of held-out images; below each the predicted word and the sigmoid of that pair.
 
-    A column per digit with its first `rows` images; below, up to ten mistakes, the surest first.
+    A column per digit with its first `rows` images; at the end up to ten mistakes, the most
+    confident ones first.
     """
     truth, predicted, best = held_out.labels, scores.argmax(axis=1), scores.max(axis=1)
     wrong = np.flatnonzero(predicted != truth)
@@ -299,7 +307,9 @@ def draw(held_out: Digits, scores: Float32[np.ndarray, "n 10"], rows: int = 4) -
             right = bool(predicted[i] == digit)
             _put(page, corner, held_out.scans[i], predicted[i], best[i], right)
     if len(wrong):
-        which = "All" if len(wrong) == len(mistakes) else f"The surest {len(mistakes)} of the"
+        which = (
+            "All" if len(wrong) == len(mistakes) else f"The most confident {len(mistakes)} of the"
+        )
         pen.text((MARGIN, below - 8), f"{which} mistakes", RED, ImageFont.load_default(16))
     for column, i in enumerate(mistakes):
         x, y = MARGIN + column * PITCH, below + 24

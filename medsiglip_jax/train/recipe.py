@@ -29,23 +29,24 @@ _Interval = Annotated[int, at_least(0)]
 
 @dataclass(frozen=True)
 class Data:
-    """One source of examples; the arguments of `examples.read`, and its share of the mixture.
+    """One source of examples: the arguments of `examples.read`, and its weight in the mixture.
 
     Attributes:
-        path: CSV, Parquet or JSONL manifest, folder of class folders, TFRecord shards, or
+        path: a CSV, Parquet or JSONL table, a folder of class folders, TFRecord shards, or
             "tfds:NAME[/CONFIG][:VERSION]", a data set that TFDS has prepared (`tfds build NAME`);
             `image`, `text`, `label` and so on then name its features.
-        root: folder that image paths are relative to, default the manifest's; of "tfds:…" the
-            data_dir, default $TFDS_DATA_DIR or ~/tensorflow_datasets.
-        image: column of image paths.
-        text: column of texts.
-        label: column of class names or numbers, or several columns of 0/1.
-        split: column that says to which split a row belongs.
-        group: column of the patient, case or study: its rows stay on one side of a split.
-        captions: makes texts of labels: "a photo of {label}", or {class: caption}.
-        classes: names and order of the classes; default those found, sorted.
-        positives: "text", "label" or a column: rows with equal values are positive pairs.
-        weight: share of the mixture; default by size.
+        root: the folder that image paths are relative to, by default that of the table; for
+            "tfds:…" the data_dir, by default $TFDS_DATA_DIR or ~/tensorflow_datasets.
+        image: the column of image paths.
+        text: the column of texts.
+        label: the column of class names or numbers; or a tuple of columns of findings: 0, 1, true,
+            false, yes, no, and -1 (uncertain), which is ignored like an empty cell.
+        split: the column that names the split of each row.
+        group: the column of patients, cases or studies; a group stays on one side of a split.
+        captions: how to make texts of labels: "a photo of {label}", or {class: caption}.
+        classes: names and order of the classes; by default those in the data, sorted.
+        positives: "text", "label" or a column; rows with equal values are positive pairs.
+        weight: share of the mixture; by default in proportion to the number of rows.
     """
 
     path: str
@@ -63,21 +64,22 @@ class Data:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """How it is trained; see `medsiglip_jax.train.optim`.
+    """How the weights are updated; see `medsiglip_jax.train.optim`.
 
     Attributes:
         name: "adamw" or "adafactor".
-        schedule: "cosine", "rsqrt", "linear" or "constant".
-        warmup_steps: of linear warm-up.
-        cooldown_steps: of linear cool-down.
-        weight_decay: share of a kernel taken off in a step at the peak of the schedule; not
-            multiplied by the learning rate (torch's value is ours divided by the rate).
-        b1: AdamW's.
-        b2: AdamW's; for adafactor the cap of beta2.
-        clip_norm: of the whole gradient.
-        rates: (regex, factor on the learning rate) over paths, first match wins.
-        layer_decay: factor on the learning rate from each block to the one below it; embeddings
-            are below the first.
+        schedule: of the learning rate: "cosine", "rsqrt", "linear" or "constant".
+        warmup_steps: the learning rate rises linearly over the first steps.
+        cooldown_steps: the learning rate falls linearly to 0 over the last steps.
+        weight_decay: the fraction by which a step at the peak of the schedule shrinks a kernel. It
+            is not multiplied by the learning rate; torch's value is ours divided by the rate.
+        b1: decay of AdamW's first moment.
+        b2: decay of AdamW's second moment; for adafactor the upper bound of that decay.
+        clip_norm: the gradient is scaled down to this global norm.
+        rates: pairs of a regex over parameter paths and a factor on the learning rate; the first
+            match wins.
+        layer_decay: factor on the learning rate from each block to the one below it; the
+            embeddings are below the first block.
     """
 
     name: Annotated[str, one_of(OPTIMIZERS)] = "adamw"
@@ -93,8 +95,8 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
-class Mesh:
-    """Where it is trained.
+class MeshConfig:
+    """The devices of the run.
 
     Attributes:
         data: number of devices over which batches are split; default all.
@@ -110,40 +112,40 @@ class Recipe:
     """A fine-tuning run.
 
     Attributes:
-        data: one source or several, mixed.
-        total_steps: updates.
-        init: checkpoint to start from (anything `load` takes); None starts from random weights.
+        data: one source of examples, or several that are mixed.
+        total_steps: number of updates.
+        init: the checkpoint to start from (anything `load` takes); None starts from random weights.
         model: with init=None, a named size or the dict of a `ModelConfig`.
-        tokenizer: SentencePiece model, where `init` has none.
+        tokenizer: the SentencePiece model, if `init` has none.
         batch_size: examples per update, over all hosts.
-        seed: of the order, the augmentation, the adapters and random weights.
-        objective: what it is trained for, see `train.objectives`; a name alone works.
-        freeze: regexes over parameter paths of what does not train, e.g. "img/.*", or
+        seed: of the data order, the augmentation, the adapters and random weights.
+        objective: what the model is trained for; its name alone is enough.
+        freeze: regexes over the paths of parameters that do not train, such as "img/.*", or
             "img/Transformer/encoderblock_(1?[0-9]|2[0-2])/.*" for the first 23 blocks.
-        lora: see `lora.LoRA`; only adapters (and its `train`) train then.
-        optimizer: see `OptimizerConfig`; a name alone works.
-        learning_rate: peak.
-        mesh: see `Mesh`; None: all devices, parameters whole on each.
-        remat: "none", "dots" or "block": what is computed again to save memory.
-        loss_chunk: side of the tiles of the pairwise loss; bounds its memory.
-        dtype: of the arithmetic: "float32" or "bfloat16"; parameters and updates stay float32.
-        attention: back end by name; default "blocked" on a CPU, "splash" on TPUs, else "xla".
-        preprocess: pixel preset.
-        dicom: see `preprocess.dicom.rules.Rules`; a name alone works.
-        augment: see `preprocess.augment.Augment`.
-        validation: a split's name, or a share of the groups to hold out, or None.
-        loader: "auto" (TensorFlow's kernels where it is installed), "tf" or "pil"; equal pixels.
+        lora: train adapters only, and what `lora.train` names.
+        optimizer: how the weights are updated; its name alone is enough.
+        learning_rate: the peak of the schedule.
+        mesh: the devices; None takes all and keeps the parameters whole on each.
+        remat: what is recomputed in the backward pass to save memory: "none", "dots" or "block".
+        loss_chunk: side of the tiles of the pairwise loss, which bounds its memory.
+        dtype: of the arithmetic, "float32" or "bfloat16"; parameters and updates stay float32.
+        attention: back end by name; by default "blocked" on a CPU, "splash" on a TPU, else "xla".
+        preprocess: name of the preprocessing preset.
+        dicom: how DICOM and NIfTI files become pixels; a name alone is enough.
+        augment: random changes of the training images.
+        validation: the name of a split, a share of the groups to hold out, or None.
+        loader: "auto" (TensorFlow decodes if it is installed), "tf" or "pil"; the pixels are equal.
         temperature: initial exp(t) of random weights.
         bias: initial b of random weights.
         log_every: steps between lines of metrics.
-        tensorboard: write the metrics to `tensorboard/`, too; needs TensorFlow.
-        eval_every: steps between evaluations; 0 only after the last.
-        checkpoint_every: steps between checkpoints; 0 only at the end.
-        keep: latest checkpoints kept.
-        best: validation metric ("val_auc", or "val_loss": the lowest) whose best checkpoint is
-            saved when it is found, kept and exported.
-        max_unreadable: more different images than this that cannot be read end the run.
-        max_skipped: updates in a row that are not finite that end the run.
+        tensorboard: whether the metrics are written to `tensorboard/`, too; needs TensorFlow.
+        eval_every: steps between evaluations; 0 evaluates only after the last step.
+        checkpoint_every: steps between checkpoints; 0 saves only after the last step.
+        keep: number of latest checkpoints to keep.
+        best: the validation metric whose best checkpoint is kept and exported: the lowest if the
+            name ends in "loss", else the highest, such as "val_auc".
+        max_unreadable: the run ends when more different images than this cannot be read.
+        max_skipped: the run ends after so many updates in a row that are not finite.
     """
 
     data: tuple[Data, ...]
@@ -158,7 +160,7 @@ class Recipe:
     lora: LoRA | None = None
     optimizer: OptimizerConfig = OptimizerConfig()
     learning_rate: Annotated[float, more_than(0)] = 1e-4
-    mesh: Mesh | None = None
+    mesh: MeshConfig | None = None
     remat: Annotated[str, one_of(REMAT)] = "none"
     loss_chunk: Annotated[int | None, at_least(1)] = None
     dtype: Annotated[str, one_of(("float32", "bfloat16"))] = "float32"
@@ -191,13 +193,13 @@ class Recipe:
 
     @property
     def model_config(self) -> ModelConfig:
-        """Of random weights."""
+        """The architecture of random weights."""
         return named(self.model) if isinstance(self.model, str) else ModelConfig.from_dict(
             dict(self.model or {})
         )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON can hold it."""
+        """The recipe as plain dicts and values, for `from_dict`."""
         return dataclasses.asdict(self)
 
 

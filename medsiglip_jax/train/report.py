@@ -8,7 +8,7 @@ from medsiglip_jax.files import storage
 from medsiglip_jax.files.places import Place
 from medsiglip_jax.pages import charts, html
 
-# (title, keys drawn together); what a run did not log is left out.
+# (title, keys of one figure); a figure without a logged key is left out.
 _PLOTS = (
     ("Loss", ("loss", "val_loss")),
     ("Held-out AUC and accuracy", ("val_auc", "val_accuracy", "val_recall@1")),
@@ -34,9 +34,9 @@ def write(
     """Writes the report.
 
     Args:
-        path: of the HTML file; replaced in one step.
+        path: the HTML file, replaced atomically.
         run: the content of `config.json`.
-        lines: of `metrics.jsonl`.
+        lines: the content of `metrics.jsonl`.
         exported: the step whose weights were exported.
     """
     plots = [_plot(title, keys, lines) for title, keys in _PLOTS]
@@ -63,7 +63,7 @@ def _facts(
         "devices": f"{len(run['devices'])} x {run['devices'][0]}",
         "versions": ", ".join(f"{k} {v}" for k, v in run["versions"].items()),
         "steps": f"{lines[-1]['step'] if lines else 0:,}",
-        "exported": f"step {exported:,}; the scores are those at it",
+        "exported": f"step {exported:,}; the scores are from that step",
         "updates skipped": f"{last.get('skipped', 0):.0f}",
     }
     scores = {k: f"{v:.4f}" for k, v in last.items() if k.startswith("val_") and _number(v)}
@@ -71,9 +71,9 @@ def _facts(
 
 
 def _plot(title: str, keys: Sequence[str], lines: Sequence[Mapping[str, Any]]) -> str:
-    """A figure of metrics over steps, or nothing where none was logged twice."""
+    """A figure of metrics over steps, or nothing if none was logged twice."""
     curves = {key: [(x["step"], x[key]) for x in lines if _number(x.get(key))] for key in keys}
-    # One alone is what the title says.
+    # A single curve is named by the title.
     series = [
         charts.Series(key if len(keys) > 1 else "", points)
         for key, points in curves.items()

@@ -20,62 +20,61 @@ Metrics = dict[str, Any]
 def init_state(params: Params, optimizer: Optimizer, frozen: Params | None = None) -> State:
     """The state before the first step.
 
-    {"params" (what trains), "frozen", "opt_state", "step" (batches seen), "skipped" (updates left
-    out because loss or gradient was not finite), "skipped_in_row"}. The optimiser's state is
-    created where its parameter lies. The train step donates all of it: the arrays of `params` and
-    `frozen` are gone after the first step.
+    {"params" (what trains), "frozen", "opt_state", "step" (batches seen), "skipped" (updates that
+    were not made because loss or gradient was not finite), "skipped_in_row"}. The optimiser's state
+    is created on the devices of its parameter. The train step donates the whole state: the arrays
+    of `params` and `frozen` are deleted by the first step.
     """
-    # No weakly typed leaf (jnp.full without a dtype): the step returns none, and would compile
-    # all over again for the second call.
+    # No weakly typed leaf (jnp.full without a dtype): the step returns none, and would be compiled
+    # again for the second call.
     params = jax.tree.map(lambda x: jnp.asarray(x, x.dtype), params)
-    mesh, rest = _mesh_of(params), partial(_rest, optimizer)
-    places = None if mesh is None else _shardings(jax.eval_shape(rest, params), params, mesh)
-    state = jax.jit(rest, out_shardings=places)(params)
+    mesh, init = _mesh_of(params), partial(_opt_state_and_counts, optimizer)
+    places = None if mesh is None else _shardings(jax.eval_shape(init, params), params, mesh)
+    state = jax.jit(init, out_shardings=places)(params)
     return {"params": params, "frozen": frozen or {}, **state}
 
 
 def state_shapes(params: Params, optimizer: Optimizer, frozen: Params) -> State:
-    """What `init_state` returns, as `jax.ShapeDtypeStruct`, of parameters given as such, with
-    their shardings."""
-    shapes = jax.eval_shape(partial(_rest, optimizer), params)
+    """What `init_state` returns, for parameters given as `jax.ShapeDtypeStruct` with shardings."""
+    shapes = jax.eval_shape(partial(_opt_state_and_counts, optimizer), params)
     mesh = _mesh_of(params)
     if mesh is None:
-        one = jax.tree.leaves(params)[0].sharding
-        places = jax.tree.map(lambda _: one, shapes)
+        device = jax.tree.leaves(params)[0].sharding
+        places = jax.tree.map(lambda _: device, shapes)
     else:
         places = _shardings(shapes, params, mesh)
     return {"params": params, "frozen": frozen, **place_shapes(shapes, places)}
 
 
 def place_shapes(shapes: Any, places: Any) -> Any:
-    """Abstract arrays with shardings, of two trees of one structure."""
+    """Abstract arrays with shardings; `shapes` and `places` are trees of the same structure."""
     return jax.tree.map(
         lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places
     )
 
 
-def _rest(optimizer: Optimizer, params: Params) -> State:
+def _opt_state_and_counts(optimizer: Optimizer, params: Params) -> State:
     counts = {name: jnp.zeros((), jnp.int32) for name in ("step", "skipped", "skipped_in_row")}
     return {"opt_state": optimizer.init(params), **counts}
 
 
 def _mesh_of(params: Params) -> Mesh | None:
-    where = jax.tree.leaves(params)[0].sharding
-    return where.mesh if isinstance(where, NamedSharding) else None  # pyright: ignore
+    first = jax.tree.leaves(params)[0].sharding
+    return first.mesh if isinstance(first, NamedSharding) else None  # pyright: ignore
 
 
 def _shardings(state: State, params: Params, mesh: Mesh) -> State:
-    """Moments as their parameter, anything else on every device."""
+    """A moment is split as its parameter, anything else is whole on every device."""
     flat, whole = tree.flatten(params), sharding.replicated(mesh)
 
-    def one(keys, leaf):
+    def sharding_of(keys, leaf):
         names = [key.key for key in keys if isinstance(key, jax.tree_util.DictKey)]
         parameter = flat.get("/".join(names[1:]))  # the first is "opt_state"
         if parameter is None or parameter.shape != leaf.shape:
             return whole
         return parameter.sharding
 
-    return jax.tree_util.tree_map_with_path(one, state)
+    return jax.tree_util.tree_map_with_path(sharding_of, state)
 
 
 def make_train_step(
@@ -88,21 +87,20 @@ def make_train_step(
     """Returns the compiled `step(state, batch) -> (state, metrics)`; it donates `state`.
 
     Metrics are device scalars: `loss`, `grad_norm` (before clipping), `learning_rate`, for a
-    contrastive model `temperature` (exp(t)) and `bias` (b), all as this step found them, and
-    `skipped_in_row`. Where loss or gradient is not finite the state stays as it is, but for the
-    counts.
+    contrastive model `temperature` (exp(t)) and `bias` (b), all from before the update, and
+    `skipped_in_row`. Where loss or gradient is not finite, only the counts of the state change.
 
     Args:
         loss: of one of `medsiglip_jax.train.objectives`.
         optimizer: from `medsiglip_jax.train.optim`.
         accumulate: pieces in which the batch is encoded, one after the other.
         negatives: "batch": the loss and its gradient are those of the whole batch (GradCache,
-            arXiv 2101.06983: embeddings of all pieces first, then every piece again with the
+            arXiv 2101.06983: the embeddings of all pieces first, then every piece again with the
             gradient of its embeddings). "piece": the mean of the losses of the pieces, each with
-            its own negatives only, in three quarters of the time; for a contrastive loss another,
-            easier objective.
-        places: tree of shardings of the state, which then comes back where it was; default what
-            the compiler finds best, which may be elsewhere and compile a second time.
+            its own negatives only, in three quarters of the time; for a contrastive loss that is
+            another, easier objective.
+        places: tree of shardings of the state, so that it comes back with the shardings it had; by
+            default the compiler chooses them, and other ones make the step compile twice.
     """
     if accumulate < 1 or negatives not in NEGATIVES:
         raise ValueError(
@@ -189,17 +187,17 @@ def _plain_gradients(loss: Loss, params: Params, frozen: Params, batch: Batch, p
 
 
 def _cut(batch: Batch, pieces: int) -> Batch:
-    """[b, …] -> [pieces, b / pieces, …], every piece with rows of every device's shard."""
+    """[b, …] -> [pieces, b / pieces, …]; every piece has rows of the shard of every device."""
 
-    def one(x):
+    def cut(x):
         if len(x) % pieces:
             raise ValueError(
-                f"a batch of {len(x)} cannot be accumulated in {pieces} equal pieces; choose a "
-                "multiple"
+                f"a batch of {len(x)} cannot be cut into {pieces} equal pieces; choose a multiple "
+                f"of {pieces}"
             )
         return x.reshape(len(x) // pieces, pieces, *x.shape[1:]).swapaxes(0, 1)
 
-    return jax.tree.map(one, batch)
+    return jax.tree.map(cut, batch)
 
 
 def _uncut(batch: Batch) -> Batch:

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from miniatures import PAIRS, content, part, picture, read, shown, write
 
+from medsiglip_jax.data.labels import Policy
 from medsiglip_jax.evaluate import tasks
 from medsiglip_jax.evaluate.data import arrays, labels, reading, splits
 from medsiglip_jax.evaluate.data.arrays import pixmap
-from medsiglip_jax.evaluate.data.dataset import Policy
 from medsiglip_jax.preprocess.decode import decode
 from medsiglip_jax.preprocess.sources import read_bytes
 

@@ -15,11 +15,11 @@ from sklearn.preprocessing import StandardScaler
 
 from medsiglip_jax import cli, metrics
 from medsiglip_jax.data import inputs
+from medsiglip_jax.data.labels import Policy
 from medsiglip_jax.embeddings.probe import learning, linear
 from medsiglip_jax.embeddings.store import Embeddings
 from medsiglip_jax.evaluate import learned, retrieval, run, scores, tasks
 from medsiglip_jax.evaluate.data import reading
-from medsiglip_jax.evaluate.data.dataset import Policy
 from medsiglip_jax.evaluate.options import Draws, EvaluateOptions
 from medsiglip_jax.evaluate.recompute import recompute
 from medsiglip_jax.evaluate.results import comparison, held_out

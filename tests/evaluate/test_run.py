@@ -17,7 +17,6 @@ import medsiglip_jax
 from medsiglip_jax import cli, metrics
 from medsiglip_jax.evaluate import image_embeddings, run, scores, tasks, zero_shot
 from medsiglip_jax.evaluate.data import reading
-from medsiglip_jax.evaluate.data.dataset import Policy
 from medsiglip_jax.evaluate.options import EvaluateOptions
 from medsiglip_jax.evaluate.recompute import recompute
 from medsiglip_jax.evaluate.results.summary import summarize
@@ -635,9 +634,3 @@ def test_a_wrong_join_looks_like_chance_and_is_not_hidden(done):
     values = rng.standard_normal((300, 3))
     found = metrics.class_aucs(values, labels, student=True)
     assert all(0.5 in c.auc for c in found.classes)
-
-
-def test_policies_are_checked():
-    with pytest.raises(ValueError, match="uncertain is"):
-        Policy("perhaps")
-    assert reading.ADAPTERS

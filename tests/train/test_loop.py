@@ -13,7 +13,7 @@ import pytest
 from medsiglip_jax.files import storage
 from medsiglip_jax.train import loop
 from medsiglip_jax.train.checkpoints import Checkpoints
-from medsiglip_jax.train.loop import Options, Stopped, fit
+from medsiglip_jax.train.loop import LoopOptions, Stopped, fit
 
 ROWS = 4
 
@@ -52,7 +52,7 @@ def lines(folder, times=False):
 
 def test_logs_evaluates_and_saves_when_due(tmp_path):
     seen = []
-    options = Options(10, log_every=3, eval_every=4, checkpoint_every=6, keep=5)
+    options = LoopOptions(10, log_every=3, eval_every=4, checkpoint_every=6, keep=5)
     state = fit(
         tmp_path, new_state(), step, batches, options,
         lambda state: {"val_sum": float(state["params"]["sum"])},
@@ -72,8 +72,8 @@ def test_logs_evaluates_and_saves_when_due(tmp_path):
 
 
 def test_a_finished_run_does_nothing(tmp_path):
-    fit(tmp_path, new_state(), step, batches, Options(3))
-    state = fit(tmp_path, new_state(), lambda *_: pytest.fail("a step"), batches, Options(3))
+    fit(tmp_path, new_state(), step, batches, LoopOptions(3))
+    state = fit(tmp_path, new_state(), lambda *_: pytest.fail("a step"), batches, LoopOptions(3))
     assert state["params"]["sum"] == 6 and len(lines(tmp_path)) == 1
 
 
@@ -88,7 +88,7 @@ def crash_at(number, done, values):
 
 @pytest.mark.parametrize("at", [1, 5, 7, 9])
 def test_resumed_is_uninterrupted(tmp_path, at):
-    options = Options(10, log_every=2, eval_every=3, checkpoint_every=3)
+    options = LoopOptions(10, log_every=2, eval_every=3, checkpoint_every=3)
 
     def evaluate(state):
         return {"val_sum": float(state["params"]["sum"])}
@@ -116,16 +116,16 @@ def test_a_signal_saves_and_stops(tmp_path, number):
             os.kill(os.getpid(), number)
 
     with pytest.raises(Stopped, match=f"{number.name}: stopped and saved after step 4") as stop:
-        fit(tmp_path, new_state(), step, batches, Options(10), on_step=on_step)
+        fit(tmp_path, new_state(), step, batches, LoopOptions(10), on_step=on_step)
     assert stop.value.exit_code == 128 + number
     assert signal.getsignal(number) is before
-    assert fit(tmp_path, new_state(), step, batches, Options(10))["params"]["sum"] == 55
+    assert fit(tmp_path, new_state(), step, batches, LoopOptions(10))["params"]["sum"] == 55
 
 
 def test_what_is_not_finite_ends_the_run_and_keeps_the_checkpoint(tmp_path):
     bad = functools.partial(step, bad=(4, 7, 8, 9))
-    options = Options(20, log_every=1, checkpoint_every=1, max_skipped=3)
-    with pytest.raises(FloatingPointError, match="for 3 steps in a row or more, up to step 9"):
+    options = LoopOptions(20, log_every=1, checkpoint_every=1, max_skipped=3)
+    with pytest.raises(FloatingPointError, match="for at least 3 steps in a row, up to step 9"):
         fit(tmp_path, new_state(), bad, batches, options)
     assert [x["loss"] for x in lines(tmp_path)][3:8] == ["nan", 5.0, 6.0, "nan", "nan"]
     assert [x["skipped"] for x in lines(tmp_path)] == [0, 0, 0, 1, 1, 1, 2, 3, 4]
@@ -138,7 +138,7 @@ def test_what_is_not_finite_ends_the_run_and_keeps_the_checkpoint(tmp_path):
 
 def test_the_best_is_kept_beside_the_latest(tmp_path):
     scores = {1: 0.1, 2: 0.9, 3: 0.3, 4: 0.2, 5: 0.4}
-    options = Options(5, eval_every=1, checkpoint_every=1, keep=1, best="val_auc")
+    options = LoopOptions(5, eval_every=1, checkpoint_every=1, keep=1, best="val_auc")
     fit(tmp_path, new_state(), step, batches, options,
         lambda state: {"val_auc": scores[int(state["step"])]})  # fmt: skip
     with Checkpoints(tmp_path / loop.CHECKPOINTS, 1, "val_auc") as checkpoints:
@@ -146,30 +146,30 @@ def test_the_best_is_kept_beside_the_latest(tmp_path):
 
 
 def test_an_unreadable_checkpoint_costs_only_itself(tmp_path):
-    options = Options(6, checkpoint_every=3, keep=3)
+    options = LoopOptions(6, checkpoint_every=3, keep=3)
     fit(tmp_path, new_state(), step, batches, options)
     newest = tmp_path / loop.CHECKPOINTS / "6"
     for file in newest.rglob("*"):
         if file.is_file() and "d" in file.parts[-2]:
             file.write_bytes(b"")
     with pytest.warns(UserWarning, match="step 6"):
-        state = fit(tmp_path, new_state(), step, batches, Options(6, keep=3))
+        state = fit(tmp_path, new_state(), step, batches, LoopOptions(6, keep=3))
     assert state["params"]["sum"] == 21
     starts = []
-    fit(tmp_path, new_state(), step, batches, Options(6), None, lambda n, _: starts.append(n))
+    fit(tmp_path, new_state(), step, batches, LoopOptions(6), None, lambda n, _: starts.append(n))
     assert starts == [6], "the damaged checkpoint was written anew"
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
-    fit(tmp_path, new_state(), step, batches, Options(2))
+    fit(tmp_path, new_state(), step, batches, LoopOptions(2))
     other = new_state() | {"params": {"product": jnp.zeros((3,))}}
     with pytest.warns(UserWarning), pytest.raises(ValueError, match="another architecture"):
-        fit(tmp_path, other, step, batches, Options(4))
+        fit(tmp_path, other, step, batches, LoopOptions(4))
 
 
 def test_batches_that_end_early(tmp_path):
     with pytest.raises(ValueError, match="ended after step 2 of 5"):
-        fit(tmp_path, new_state(), step, lambda n: itertools.islice(batches(n), 2), Options(5))
+        fit(tmp_path, new_state(), step, lambda n: itertools.islice(batches(n), 2), LoopOptions(5))
 
 
 def test_a_full_disk_costs_no_earlier_checkpoint(tmp_path, monkeypatch):
@@ -183,8 +183,10 @@ def test_a_full_disk_costs_no_earlier_checkpoint(tmp_path, monkeypatch):
         return save(self, step, **rest)
 
     monkeypatch.setattr(ocp.CheckpointManager, "save", full)
-    options = Options(6, checkpoint_every=2)
-    with pytest.raises(OSError, match="no space left for a checkpoint; those before it are whole"):
+    options = LoopOptions(6, checkpoint_every=2)
+    with pytest.raises(
+        OSError, match="no space left for a checkpoint; the earlier ones are intact"
+    ):
         fit(tmp_path, new_state(), step, batches, options)
     monkeypatch.undo()
     starts = []

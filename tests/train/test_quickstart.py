@@ -14,13 +14,13 @@ import medsiglip_jax
 from medsiglip_jax.files import locks
 from medsiglip_jax.train import quickstart
 
-SHORT = quickstart.Recipe(total_steps=3, warmup_steps=1, batch_size=16)
+SHORT = quickstart.QuickstartSettings(total_steps=3, warmup_steps=1, batch_size=16)
 
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("quickstart")
-    return quickstart.run(workdir, seed=7, progress=False, recipe=SHORT)
+    return quickstart.run(workdir, seed=7, progress=False, settings=SHORT)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_the_folder_is_an_ordinary_model(first):
 
 
 def test_the_same_seed_gives_the_same_bits(first, tmp_path, capfd):
-    again = quickstart.run(tmp_path, seed=7, recipe=SHORT)
+    again = quickstart.run(tmp_path, seed=7, settings=SHORT)
     out, err = capfd.readouterr()
     assert out == "" and "training: 100%" in err
     for name in ("model/model.safetensors", "model/spiece.model", "predictions.png"):
@@ -79,7 +79,7 @@ def test_only_a_quickstart_is_replaced(first, tmp_path, monkeypatch):
 
     monkeypatch.setattr(quickstart, "load_digits", reached)
     (tmp_path / "model").mkdir()
-    with pytest.raises(FileExistsError, match="model: is there and not from a quickstart"):
+    with pytest.raises(FileExistsError, match="model: exists, and no quickstart wrote it"):
         quickstart.run(tmp_path)
     with pytest.raises(Reached):
         quickstart.run(Path(first["model"]).parent)

@@ -231,7 +231,7 @@ def test_plain_accumulation_is_the_mean_over_pieces_of_their_own_losses():
 
 
 def test_pieces_must_be_equal():
-    with pytest.raises(ValueError, match="batch of 8 cannot be accumulated in 3"):
+    with pytest.raises(ValueError, match="batch of 8 cannot be cut into 3 equal"):
         make_train_step(PAIRS, DESCENT, accumulate=3)(make_state(DESCENT), make_batch())
     with pytest.raises(ValueError, match="negatives 'all'"):
         make_train_step(PAIRS, DESCENT, accumulate=2, negatives="all")

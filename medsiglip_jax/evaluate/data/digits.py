@@ -35,7 +35,7 @@ def prepare(output: places.Given) -> tuple[Path, Path]:
 
 def _arrays() -> dict[str, Any]:
     """The held-out digits are the test; of the others a random fifth is for validation."""
-    training, held_out = quickstart.load_digits(_SEED, quickstart.Recipe().held_out)
+    training, held_out = quickstart.load_digits(_SEED, quickstart.QuickstartSettings().held_out)
     order = np.random.default_rng(_SEED).permutation(len(training.labels))
     chosen, rest = np.split(order, [len(order) // 5])
     arrays = {"test_images": held_out.scans, "test_labels": held_out.labels}

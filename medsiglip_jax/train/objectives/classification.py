@@ -39,8 +39,8 @@ class Classification(Objective):
     Attributes:
         pool: "map", the attention-pooling head, or "mean" over the patch tokens (the official
             classification notebook).
-        pos_weight: for several findings: None, "balanced" (negatives / positives of the training
-            rows) or one number per finding.
+        pos_weight: for several findings, the weight of positives in the loss: None, "balanced"
+            (negatives / positives of the training rows) or one number per finding.
     """
 
     name: str = "classification"

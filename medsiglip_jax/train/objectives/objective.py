@@ -63,9 +63,10 @@ class Objective:
     A subclass adds its settings as fields, with a default each, and overrides what differs.
 
     Attributes:
-        name: which objective.
-        accumulate: pieces of a batch that are encoded one after the other, to save memory.
-        negatives: with `accumulate`, "batch" (exact) or "piece" (each piece on its own).
+        name: of the objective.
+        accumulate: the number of pieces in which a batch is encoded, to save memory.
+        negatives: with `accumulate`, what a piece has for negatives: the whole "batch" (exact), or
+            only its own "piece".
     """
 
     name: str = ""
