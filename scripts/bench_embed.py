@@ -46,12 +46,12 @@ def _architecture(size: str):
 def _our_job(architecture, paths: list[str], folder: Path, args):
     import medsiglip_jax
     from medsiglip_jax.data import inputs
-    from medsiglip_jax.inference.embed import Options
+    from medsiglip_jax.inference.embed import EmbedOptions
     from medsiglip_jax.inference.embed import embed as run
 
     medsiglip_jax.save(medsiglip_jax.init(architecture, dtype=args.dtype), folder / "model")
     model = medsiglip_jax.load(folder / "model", dtype=args.dtype, attention=args.attention)
-    options = Options(batch_size=args.batch, preprocess=args.preprocess)
+    options = EmbedOptions(batch_size=args.batch, preprocess=args.preprocess)
     turn = iter(range(1000))
 
     def call():
@@ -153,14 +153,14 @@ def memory_one(folder: Path, count: int) -> dict:
     """The job in this process, and its peak."""
     import medsiglip_jax
     from medsiglip_jax.data import inputs
-    from medsiglip_jax.inference.embed import Options
+    from medsiglip_jax.inference.embed import EmbedOptions
     from medsiglip_jax.inference.embed import embed as run
 
     model = medsiglip_jax.load(folder / "model")
     rows = inputs.rows([folder / "rows.parquet"])
-    result = run(model, rows, folder / f"out{count}", Options(batch_size=64))
+    result = run(model, rows, folder / f"out{count}", EmbedOptions(batch_size=64))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"count": count, "embedded": result["embedded"], "peak_mib": round(peak / 1024, 1)}
+    return {"count": count, "embedded": result.embedded, "peak_mib": round(peak / 1024, 1)}
 
 
 def add_parsers(commands, common) -> None:

@@ -124,9 +124,9 @@ class _Search:
 
     def ours(self, queries):
         from medsiglip_jax.embeddings.nearest import top_k
-        from medsiglip_jax.embeddings.store import Embeddings, Vectors
+        from medsiglip_jax.embeddings.store import ArrayVectors, Embeddings
 
-        source = Embeddings(self._folder) if self._x is None else Vectors(self._x, True)
+        source = Embeddings(self._folder) if self._x is None else ArrayVectors(self._x, True)
         return top_k(queries, source, self._k)[1]
 
     def numpy(self, queries):

@@ -15,6 +15,8 @@ from references import rounding
 
 from medsiglip_jax.losses import sigmoid_loss
 
+pytestmark = pytest.mark.float
+
 # (t, b): as initialised, and as a trained SigLIP has them.
 INIT = (math.log(10), -10.0)
 TRAINED = (4.77, -16.0)

@@ -15,12 +15,9 @@ PACKAGE = Path(medsiglip_jax.__file__).parent
 ROOMS = (
     "losses metrics files preprocess model data pages train inference embeddings evaluate plan cli"
 ).split()
-# Inside preprocess: what defines or calculates, then what reads files, then what chooses a reader.
-PREPROCESS = (
-    "facts names parts image text augment dicom.header dicom.rules dicom.series dicom.sniff",
-    "bytes handles pil tissue slides volumes dicom",
-    "formats decode sources load codec xla",
-)
+# Inside preprocess: what defines or calculates, then readers (all other files), then dispatch.
+DEFINE = "facts names parts image text augment dicom.header dicom.rules dicom.series dicom.sniff"
+DISPATCH = "formats decode sources load codec xla"
 # Rooms that people copy out of here: they import nothing of ours.
 ALONE = {"losses", "metrics"}
 # Who may import what is heavy, or has to be installed on top: rooms or files.
@@ -116,10 +113,8 @@ def against_the_order_of_preprocess(edges: Graph) -> list[str]:
     """Imports inside preprocess that do not go down its three groups of files."""
 
     def group(name: str) -> int:
-        path = name.removeprefix("preprocess.").split(".")
-        stems = [".".join(path[:end]) for end in range(len(path), 0, -1)]
-        places = {stem: i for i, names in enumerate(PREPROCESS) for stem in names.split()}
-        return next(places[stem] for stem in stems if stem in places)
+        stem = name.removeprefix("preprocess.")
+        return 0 if stem in DEFINE.split() else 2 if stem in DISPATCH.split() else 1
 
     return sorted(
         f"{name} imports {other}, which is above it"

@@ -45,8 +45,6 @@ def _add_flags(sub: Parser) -> None:
 
 
 def classify(args: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
     from medsiglip_jax.data import expansion
     from medsiglip_jax.inference.classify import classify as run
 
@@ -56,8 +54,9 @@ def classify(args: argparse.Namespace) -> int:
     with progress_bar("file", delay=2.0) as files:
         images = expansion.names(args.images, parts, files.update)
     model = load(args)
-    bar = lambda batches: tqdm(batches, unit="batch", disable=None)  # noqa: E731
-    results = run(model, images, args.text, args.preprocess, args.batch_size, bar, rules)
+    with progress_bar("image") as bar:
+        bar.total = len(images)
+        results = run(model, images, args.text, args.preprocess, args.batch_size, bar.update, rules)
     show(results, args.json, _text)
     return 3 if any("error" in result for result in results) else 0
 

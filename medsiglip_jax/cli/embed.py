@@ -42,11 +42,13 @@ def add(commands) -> None:
 
 
 def _add_flags(sub: Parser) -> None:
+    from medsiglip_jax.preprocess.formats import FORMATS
+
     sub.add_argument(
         "inputs", nargs="+", metavar="INPUT",
-        help="images, DICOM, NIfTI and slides; folders (searched recursively) and globs; .txt with "
-        "one text per line; tables (.csv .tsv .jsonl .parquet); .tar (WebDataset) and .tfrecord "
-        "shards; local or gs://",
+        help=f"files ({', '.join(format.name for format in FORMATS)}), folders (searched "
+        "recursively) and globs; .txt with one text per line; tables (.csv .tsv .jsonl .parquet); "
+        ".tar (WebDataset) and .tfrecord shards; local or gs://",
     )  # fmt: skip
     sub.add_argument("--output", required=True, metavar="DIR", help="new folder for the result")
     sub.add_argument(
@@ -103,12 +105,13 @@ def embed(args: argparse.Namespace) -> int:
     import jax
 
     from medsiglip_jax.data import inputs
-    from medsiglip_jax.inference.embed import ERRORS, Options
+    from medsiglip_jax.inference.embed import EmbedOptions
     from medsiglip_jax.inference.embed import embed as run
-    from medsiglip_jax.model import sharding
+    from medsiglip_jax.inference.manifest import ERRORS
+    from medsiglip_jax.model import processes
 
     rules, parts = rules_and_parts(args)
-    options = Options(
+    options = EmbedOptions(
         args.preprocess, not args.raw, args.stored, args.shard_size, batch_size(args),
         args.max_errors, rules, _identifiers(args),
     )  # fmt: skip
@@ -117,11 +120,11 @@ def embed(args: argparse.Namespace) -> int:
         listed = lambda: inputs.rows(  # noqa: E731
             args.inputs, root=args.root, parts=parts, on_file=bar.update, **columns
         )
-        rows = sharding.together(listed)
-    model = sharding.together(lambda: load(args, local_mesh()))
+        rows = processes.run_on(listed)
+    model = processes.run_on(lambda: load(args, local_mesh()))
     assert rows is not None and model is not None
     with _EmbedProgress(len(rows), jax.process_count()) as progress:
-        result = run(model, rows, args.output, options, progress.update)
+        result = run(model, rows, args.output, options, progress.update).to_dict()
     if main_process:
         show(result, args.json, lambda r: progress.summary(args.output, r))
         _warn(result, os.path.join(args.output, ERRORS), rows.skipped)

@@ -55,13 +55,13 @@ def _add_flags(sub: Parser) -> None:
 
 def preview(args: argparse.Namespace) -> int:
     from medsiglip_jax.data import inputs
-    from medsiglip_jax.inference.preview import Options
+    from medsiglip_jax.inference.preview import PreviewOptions
     from medsiglip_jax.inference.preview import preview as run
     from medsiglip_jax.pages import contact_sheet
 
     contact_sheet.check(args.output)
     dicom, parts = rules_and_parts(args)
-    options = Options(args.size, args.preprocess, dicom, args.limit, args.seed)
+    options = PreviewOptions(args.size, args.preprocess, dicom, args.limit, args.seed)
     with progress_bar("file", delay=2.0) as bar:
         rows = inputs.rows(
             args.inputs, root=args.root, image=args.image_column, text=None, parts=parts,

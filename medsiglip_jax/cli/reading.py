@@ -93,7 +93,8 @@ def rules_and_parts(args: argparse.Namespace):
     if args.mpp is None:
         refuse_unused(args, "without --mpp", ("slide_mpp", "tissue"))
     parts = Parts(parse_frame(args.frame), args.series, args.mpp, args.slide_mpp, args.tissue)
-    rules = parse(args.dicom_rules, args.ct_window, args.window, str(parts.one), args.volume)
+    frame = str(parts.single_frame)
+    rules = parse(args.dicom_rules, args.ct_window, args.window, frame, args.volume)
     return rules, parts
 
 
@@ -127,4 +128,4 @@ def queries(args: argparse.Namespace, recorded):
 
     frame = recorded.frame if args.frame is None else parse_frame(args.frame)
     parts = Parts(frame, args.series)
-    return recorded.reading(parts.one, args.volume), parts
+    return recorded.reading(parts.single_frame, args.volume), parts

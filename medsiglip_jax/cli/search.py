@@ -83,9 +83,9 @@ def search(args: argparse.Namespace) -> int:
 
 def _hits(args: argparse.Namespace) -> int:
     from medsiglip_jax.data import expansion
-    from medsiglip_jax.embeddings.search import check_output_name, search, write_hits
+    from medsiglip_jax.embeddings import output
+    from medsiglip_jax.embeddings.search import search, write_hits
     from medsiglip_jax.pages import contact_sheet
-    from medsiglip_jax.preprocess.dicom.rules import from_dict
 
     if not (args.text or args.image) or not args.model:
         raise ValueError(
@@ -94,10 +94,10 @@ def _hits(args: argparse.Namespace) -> int:
     if args.sheet:
         contact_sheet.check(args.sheet)
     if args.output:
-        check_output_name(args.output)
+        output.check_name(args.output)
     with progress_bar("row") as bar:
         embeddings = _opened(args, bar)
-        recorded = from_dict(embeddings.manifest.get("dicom"))
+        recorded = embeddings.manifest.dicom_rules
         dicom, parts = queries(args, recorded)
         images = expansion.names(args.image or [], parts)
         results = search(
@@ -124,11 +124,12 @@ def _text(results: list[dict[str, Any]]) -> str:
 
 
 def _pairs(args: argparse.Namespace) -> int:
-    from medsiglip_jax.embeddings.search import check_output_name, duplicates, write_pairs
+    from medsiglip_jax.embeddings import output
+    from medsiglip_jax.embeddings.search import duplicates, write_pairs
     from medsiglip_jax.embeddings.store import Embeddings
 
     if args.output:
-        check_output_name(args.output)
+        output.check_name(args.output)
     threshold = 0.98 if args.threshold is None else args.threshold
     limit = 100_000 if args.limit is None else args.limit
     first = Embeddings(args.embeddings, args.kind)

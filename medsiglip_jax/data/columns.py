@@ -17,7 +17,7 @@ import pyarrow
 import pyarrow.compute as pc
 from pyarrow import ArrowException, parquet
 
-from medsiglip_jax.files.opener import open_binary, read_bytes
+from medsiglip_jax.files.places import open_binary, read_bytes
 
 _BLOCK = 65536  # rows that are Python objects at a time
 

@@ -19,7 +19,7 @@ from medsiglip_jax.data.columns import decode
 from medsiglip_jax.data.listing import TABLE_SUFFIXES, File, expand
 from medsiglip_jax.data.rows import SCHEMA, Row, Rows, from_tuples, seen_before
 from medsiglip_jax.data.tables import INDEX, Table, read_shards, read_table
-from medsiglip_jax.files.opener import read_bytes
+from medsiglip_jax.files.places import read_bytes
 from medsiglip_jax.preprocess.formats import FORMATS
 from medsiglip_jax.preprocess.names import Tile
 from medsiglip_jax.preprocess.parts import Parts

@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from medsiglip_jax.files.opener import file_system
-from medsiglip_jax.files.places import Given, at, is_remote
+from medsiglip_jax.files.places import Given, at, file_system, is_remote
 from medsiglip_jax.preprocess import formats
 from medsiglip_jax.preprocess.names import Part, Tile, parse
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from medsiglip_jax.data.listing import IMAGE_SUFFIXES
-from medsiglip_jax.files.opener import open_binary
+from medsiglip_jax.files.places import open_binary
 
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _BLOCK = 512

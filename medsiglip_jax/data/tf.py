@@ -29,7 +29,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from medsiglip_jax.data.examples import Examples, write
 from medsiglip_jax.data.tables import INDEX
-from medsiglip_jax.files import opener, places, storage
+from medsiglip_jax.files import places, storage
 from medsiglip_jax.files.places import Place
 from medsiglip_jax.preprocess import facts
 from medsiglip_jax.preprocess.codec import Codec
@@ -266,7 +266,7 @@ def _classes(labels: Sequence[Any]) -> tuple[np.ndarray, tuple[str, ...]]:
 def _records(path: str) -> Iterator[tuple[int, bytes]]:
     """(position, content) of every record; framing of tensorflow/core/lib/io/record_writer.h."""
     position = 0
-    with opener.open_binary(path) as file:
+    with places.open_binary(path) as file:
         end = file.seek(0, os.SEEK_END)
         file.seek(0)
         while position < end:

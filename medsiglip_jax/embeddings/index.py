@@ -1,4 +1,4 @@
-"""An approximate index (usearch's HNSW graph) beside the embeddings, and what it misses."""
+"""An approximate index beside the embeddings (usearch's HNSW graph), with its measured recall."""
 
 import importlib
 import json
@@ -7,34 +7,33 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float64, Int64
 
-from medsiglip_jax.embeddings import nearest
-from medsiglip_jax.embeddings.store import Embeddings, Vectors
+from medsiglip_jax.embeddings import cosines, nearest
+from medsiglip_jax.embeddings.store import ArrayVectors, Embeddings
 from medsiglip_jax.files import places, storage
 
 INDEX, FACTS = "index.usearch", "index.json"
-# usearch's defaults but for the breadth of a search, 64 there: recall matters more here.
+# usearch's defaults, except that a search is twice as broad (64): recall matters more here.
 PARAMETERS = {"connectivity": 16, "expansion_add": 128, "expansion_search": 128, "dtype": "f16"}
-# Rows whose neighbours are looked up in both ways.
+# The recall is measured on the nearest NEIGHBOURS of SAMPLE rows.
 SAMPLE, NEIGHBOURS = 100, 10
 
 
 def build(embeddings: Embeddings) -> dict[str, Any]:
     """Writes `index.usearch` and, last, `index.json` into a local folder of embeddings.
 
-    The whole index is in memory meanwhile: 2 bytes a number, and about 150 a row.
-
-    The run is read twice, the second time for the recall.
+    The whole index is held in memory: 2 bytes per number, and about 150 per row. The run is read
+    twice, the second time to measure the recall.
 
     Returns:
-        What is in `index.json`: `recall_at_10` of sampled rows, themselves left out; parameters,
-        and the run and kind of rows that the index belongs to.
+        The content of `index.json`: `recall_at_10` of sampled rows, without the rows themselves;
+        parameters, and the run and kind of rows that the index belongs to.
     """
     places.refuse_remote(embeddings.folder)
     index = _new(embeddings.dim)
     for block in embeddings.blocks():
-        unit = nearest.unit(block.vectors)
-        fine = unit.any(axis=1)
-        index.add(block.rows[fine].astype(np.uint64), unit[fine])
+        unit = cosines.unit(block.vectors)
+        valid = unit.any(axis=1)
+        index.add(block.rows[valid].astype(np.uint64), unit[valid])
     if not len(index):
         raise ValueError(f"{embeddings.folder}: no rows of kind {embeddings.kind} to index")
     facts = {
@@ -56,18 +55,18 @@ def build(embeddings: Embeddings) -> dict[str, Any]:
 def top_k(
     queries: Float[np.ndarray, "q d"], embeddings: Embeddings, k: int
 ) -> tuple[Float64[np.ndarray, "q k"], Int64[np.ndarray, "q k"]]:
-    """`nearest.top_k` through the index; cosines are those with vectors rounded to float16.
+    """`nearest.top_k` through the index; its cosines are of vectors rounded to float16.
 
     Raises:
         FileNotFoundError: there is no index.
-        ValueError: it belongs to another run or kind of rows.
+        ValueError: the index belongs to another run or kind of rows.
     """
     if k < 1:
         raise ValueError(f"k is {k}; expected at least 1")
     _check(embeddings)
     index = _new(embeddings.dim)
     index.view(str(embeddings.folder / INDEX))
-    index.expansion_search = PARAMETERS["expansion_search"]  # not in the file
+    index.expansion_search = PARAMETERS["expansion_search"]  # the file does not hold it
     return _search(index, queries, k)
 
 
@@ -96,14 +95,14 @@ def _check(embeddings: Embeddings) -> None:
 
 
 def _search(index: Any, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows by the index, then ordered by cosine."""
+    """Rows that the index finds, then ordered by cosine."""
     k = min(k, len(index))
-    cosines, rows = np.full((len(queries), k), -np.inf), np.zeros((len(queries), k), np.int64)
+    scores, rows = np.full((len(queries), k), -np.inf), np.zeros((len(queries), k), np.int64)
     for n, query in enumerate(queries.astype(np.float32)):
         keys = np.sort(np.asarray(index.search(query, k).keys))
-        found, order = nearest.top_k(query[None], Vectors(_stored(index, keys)), k)
-        cosines[n, : len(keys)], rows[n, : len(keys)] = found[0], keys[order[0]]
-    return cosines, rows
+        ordered, order = nearest.top_k(query[None], ArrayVectors(_stored(index, keys)), k)
+        scores[n, : len(keys)], rows[n, : len(keys)] = ordered[0], keys[order[0]]
+    return scores, rows
 
 
 def _stored(index: Any, keys: np.ndarray) -> np.ndarray:
@@ -111,7 +110,7 @@ def _stored(index: Any, keys: np.ndarray) -> np.ndarray:
 
 
 def _recall(index: Any, embeddings: Embeddings) -> float:
-    """Share of the nearest neighbours of sampled rows that the index finds, the rows left out."""
+    """Share of the nearest neighbours of sampled rows that the index finds."""
     sample = np.random.default_rng(0).choice(len(index), min(SAMPLE, len(index)), replace=False)
     keys = np.sort(np.asarray(index.keys))[sample]
     queries = _stored(index, keys)
@@ -122,5 +121,5 @@ def _recall(index: Any, embeddings: Embeddings) -> float:
             _search(index, queries, NEIGHBOURS + 1),
         )
     )
-    found = sum(len(a & b) for a, b in zip(exact, approximate, strict=True))
-    return found / max(1, sum(map(len, exact)))
+    hits = sum(len(a & b) for a, b in zip(exact, approximate, strict=True))
+    return hits / max(1, sum(map(len, exact)))

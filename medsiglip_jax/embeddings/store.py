@@ -1,8 +1,7 @@
-"""What `embed` wrote, read back in blocks: many vectors, little memory."""
+"""Reads an embedding run in blocks: many vectors in little memory."""
 
 import functools
 import hashlib
-import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -19,19 +18,17 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Float32, Int64
 
 from medsiglip_jax.files import places
+from medsiglip_jax.inference.manifest import MANIFEST, Manifest, parse_manifest
 
-MANIFEST = "manifest.json"
 KINDS = ("image", "text", "any")
 # 9 MB of float32 at 1152 numbers a row. Decoded from Parquet in blocks of 2,048 rows at 0.87 GB/s
 # with a peak of 270 MB, in blocks of 8,192 at 0.69 GB/s and 860 MB (2 cores).
 BLOCK_ROWS = 2048
-# What is needed of the manifest.
-_TYPES = {"parts": list, "dim": int, "normalized": bool, "model": dict, "preprocess": str}
 
 
 @dataclass(frozen=True)
 class Block:
-    """Some vectors, and the numbers of their rows in the whole run, ascending."""
+    """Some vectors, and their row numbers in the whole run, ascending."""
 
     rows: Int64[np.ndarray, " n"]
     vectors: Float[np.ndarray, "n d"]
@@ -41,12 +38,12 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Vectors:
-    """Vectors in memory, to be searched as `Embeddings` are.
+class ArrayVectors:
+    """Vectors in memory, which can be searched as `Embeddings` can.
 
     Attributes:
-        array: row i is number i.
-        normalized: whether all are known to have length 1, up to their dtype.
+        array: one vector per row.
+        normalized: whether all are known to have length 1, up to rounding.
         block_rows: rows per block.
     """
 
@@ -73,7 +70,8 @@ class Embeddings:
     Attributes:
         folder: where it is, local or remote.
         manifest: the content of manifest.json.
-        kind: the rows that `blocks` gives: "image", "text" or "any".
+        digest: SHA-256 of that file, which identifies the run.
+        kind: which rows `blocks` gives: "image", "text" or "any".
     """
 
     def __init__(
@@ -87,18 +85,16 @@ class Embeddings:
             on_rows: called with the number of rows just read, for progress.
 
         Raises:
-            FileNotFoundError: no such folder, or no manifest in it: the run is not complete.
-            ValueError: an unknown kind, or a manifest of something else.
+            FileNotFoundError: no such folder, or it has no manifest: the run is not complete.
+            ValueError: an unknown kind, or the manifest is not one of `embed`.
         """
         if kind not in KINDS:
             raise ValueError(f"kind is {kind!r}; expected one of {', '.join(KINDS)}")
         self.folder, self.kind, self._on_rows = places.at(folder), kind, on_rows
-        text = _manifest_text(self.folder)
-        self.digest = hashlib.sha256(text.encode()).hexdigest()
-        self.manifest: dict[str, Any] = json.loads(text)
-        parts = self.manifest["parts"]
-        self._files = [self.folder / part["file"] for part in parts]
-        self._starts = np.cumsum([0, *(part["rows"] for part in parts)])
+        self.manifest, self.digest = _read_manifest(self.folder)
+        parts = self.manifest.parts
+        self._files = [self.folder / part.file for part in parts]
+        self._starts = np.cumsum([0, *(part.rows for part in parts)])
 
     def __len__(self) -> int:
         """Number of rows of all kinds."""
@@ -106,14 +102,14 @@ class Embeddings:
 
     @property
     def dim(self) -> int:
-        return self.manifest["dim"]
+        return self.manifest.dim
 
     @property
     def normalized(self) -> bool:
-        return self.manifest["normalized"]
+        return self.manifest.normalized
 
     def blocks(self, start: int = 0) -> Iterator[Block]:
-        """Blocks of rows of `kind` in order, from row `start` on; the next are read meanwhile."""
+        """Blocks of rows of `kind` in order, from row `start` on; the next ones are read ahead."""
         streams = [
             functools.partial(self._part, number, start)
             for number in range(len(self._files))
@@ -122,20 +118,20 @@ class Embeddings:
         yield from _ahead(streams, min(4, os.cpu_count() or 1))
 
     def gather(self, rows: Int64[np.ndarray, " n"]) -> Float32[np.ndarray, "n d"]:
-        """The vectors of rows of `kind`, in that order; one pass, and only they are kept.
+        """The vectors of rows of `kind`, in that order; takes one pass over the run.
 
         Raises:
             ValueError: some of the rows are of another kind, or not there.
         """
         numbers, position = np.unique(rows, return_inverse=True)
-        vectors, found = np.empty((len(numbers), self.dim), np.float32), 0
+        vectors, count = np.empty((len(numbers), self.dim), np.float32), 0
         for block in self.blocks():
             _, here, there = np.intersect1d(block.rows, numbers, True, return_indices=True)
             vectors[there] = block.vectors[here]
-            found += len(there)
-        if found < len(numbers):
+            count += len(there)
+        if count < len(numbers):
             raise ValueError(
-                f"{self.folder}: {len(numbers) - found} of {len(numbers)} rows asked for are not "
+                f"{self.folder}: {len(numbers) - count} of {len(numbers)} rows asked for are not "
                 f"of kind {self.kind}, or not there"
             )
         return vectors[position]
@@ -146,14 +142,14 @@ class Embeddings:
         """`{id, source, kind}` of each row, or other columns; only the parts that hold them are
         read."""
         parts = np.searchsorted(self._starts, rows, side="right") - 1
-        found: dict[int, dict[str, str]] = {}
+        named: dict[int, dict[str, str]] = {}
         for part in np.unique(parts):
             with _open(self._files[part]) as file:
                 table = file.read(columns=list(columns))
             mine = sorted({int(r) for r, p in zip(rows, parts, strict=True) if p == part})
             taken = table.take([row - int(self._starts[part]) for row in mine])
-            found |= zip(mine, taken.to_pylist(), strict=True)
-        return [found[int(row)] for row in rows]
+            named |= zip(mine, taken.to_pylist(), strict=True)
+        return [named[int(row)] for row in rows]
 
     def _part(self, number: int, start: int) -> Iterator[Block]:
         path, first = self._files[number], int(self._starts[number])
@@ -187,10 +183,11 @@ class Embeddings:
 
 
 # What can be searched: vectors in files or in memory.
-Source = Embeddings | Vectors
+Vectors = Embeddings | ArrayVectors
 
 
-def _manifest_text(folder: places.Place) -> str:
+def _read_manifest(folder: places.Place) -> tuple[Manifest, str]:
+    """The manifest, and the SHA-256 of its file."""
     path = folder / MANIFEST
     if not path.is_file():
         if not folder.exists():
@@ -199,45 +196,20 @@ def _manifest_text(folder: places.Place) -> str:
             f"{path}: no such file; not a folder that embed wrote, or its run is not finished "
             "(the same embed command again finishes it)"
         )
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{path}: not readable as JSON ({error}); embed again") from None
-    _check_manifest(path, content)
-    return text
-
-
-def _check_manifest(path: places.Place, content: Any) -> None:
-    content = content if isinstance(content, dict) else {}
-    if missing := _TYPES.keys() - content.keys():
-        raise ValueError(f"{path}: lacks {', '.join(sorted(missing))}; expected embed's manifest")
-    wrong = [name for name, type in _TYPES.items() if not isinstance(content[name], type)]
-    if not wrong and not {"source", "sha256"} <= content["model"].keys():
-        wrong = ["model"]
-    if not wrong and not all(map(_is_part, content["parts"])):
-        wrong = ["parts"]
-    if wrong:
-        found = ", ".join(f"{name} is {json.dumps(content[name])[:60]}" for name in wrong)
-        raise ValueError(f"{path}: {found}; expected embed's manifest")
-
-
-def _is_part(part: Any) -> bool:
-    if not isinstance(part, dict) or not isinstance(part.get("file"), str):
-        return False
-    return isinstance(part.get("rows"), int) and part["rows"] >= 0
+    content = path.read_bytes()
+    return parse_manifest(content, path), hashlib.sha256(content).hexdigest()
 
 
 @contextmanager
 def _open(path: places.Place) -> Iterator[pq.ParquetFile]:
-    """A part; what Arrow cannot read of it while it is open is said with its name."""
+    """Opens a part; where Arrow cannot read it while it is open, the error names the file."""
     try:
         local = isinstance(path, Path)
         source: Any = str(path) if local else path.open("rb")
         with pq.ParquetFile(source, memory_map=local, pre_buffer=not local) as file:
             yield file
     except (pyarrow.ArrowException, OSError) as error:
-        # Arrow's own have no number; the system's and the network's are not about the content.
+        # Errors with a number come from the system or the network, not from what the file holds.
         if isinstance(error, FileNotFoundError) or getattr(error, "errno", None):
             raise
         reason = str(error).partition("\n")[0]
@@ -253,8 +225,11 @@ def _vectors(batch: Any) -> Float[np.ndarray, "n d"]:
 
 
 def _ahead(streams: Sequence[Callable[[], Iterator[Block]]], width: int) -> Iterator[Block]:
-    """All blocks of all streams in order. While one is used, the next of its stream and the first
-    of the next streams are read: decoding Parquet takes longer than scoring."""
+    """All blocks of all streams in order.
+
+    While a block is in use, the next of its stream and the first of the following streams are read:
+    decoding Parquet takes longer than scoring.
+    """
     with ThreadPoolExecutor(width) as pool:
         ahead: deque[tuple[Iterator[Block], Future[Block | None]]] = deque()
         try:

@@ -24,9 +24,9 @@ from jaxtyping import Float
 from medsiglip_jax import __version__
 from medsiglip_jax.embeddings.probe import learning
 from medsiglip_jax.embeddings.probe import linear as probe
-from medsiglip_jax.embeddings.probe.features import Provenance
 from medsiglip_jax.embeddings.probe.linear import Probe
-from medsiglip_jax.embeddings.probe.logistic import STRENGTHS
+from medsiglip_jax.embeddings.probe.logistic import STRENGTHS, LabelledVectors
+from medsiglip_jax.embeddings.provenance import Provenance
 from medsiglip_jax.evaluate import scores
 from medsiglip_jax.evaluate.data import datasets
 from medsiglip_jax.evaluate.data.dataset import Dataset
@@ -145,8 +145,8 @@ def learn(
     knn = made(samples["test"].found, classes, near, {**meta, "k": NEIGHBOURS})
     scores.write(folder / KNN, knn)
     on_fit()
-    judged = learning.judge(fitted.predict(test[0]), train[1], test[1])
-    whole = {"method": "logistic", "n": len(train[0]), "seed": 0, **judged}
+    judged = learning.judge(fitted.predict(test.vectors), train.labels, test.labels)
+    whole = {"method": "logistic", "n": len(train.vectors), "seed": 0, **judged}
     of = {"run": meta["run"], "data": digest(samples, classes, exclusive)}
     _curves(folder / CURVES, (train, validation, test), draws, whole, of, on_fit)
 
@@ -158,13 +158,14 @@ def made(
     return Scores(found.ids, classes, values.astype(np.float64), found.labels, found.groups, meta)
 
 
-def _rows(sample: Sample, exclusive: bool) -> learning.Rows:
+def _rows(sample: Sample, exclusive: bool) -> LabelledVectors:
     """Vectors and labels as probes take them; an image of no or several classes is unknown."""
     labels = sample.found.labels
     if not exclusive:
-        return sample.vectors, labels
+        return LabelledVectors(sample.vectors, labels)
     one = labels.sum(axis=1) == 1  # NaN is not
-    return sample.vectors, np.where(one, np.nan_to_num(labels).argmax(axis=1), -1)
+    numbers = np.where(one, np.nan_to_num(labels).argmax(axis=1), -1)
+    return LabelledVectors(sample.vectors, numbers)
 
 
 def _probe(
@@ -193,7 +194,7 @@ def _probe(
 
 def _curves(
     path: Place,
-    parts: Sequence[learning.Rows],
+    parts: Sequence[LabelledVectors],
     draws: Draws,
     whole: dict[str, Any],
     of: Mapping[str, str],

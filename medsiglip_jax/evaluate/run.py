@@ -1,174 +1,253 @@
-"""One evaluation from data to report, in a folder from which a killed one goes on.
+"""The work of one evaluation: from images and prompts to files of scores."""
 
-    DIR/embeddings/PRESET/   of `embed`, computed once; PRESET-train and -validation of other parts,
-                             whole: draws and labels choose among them
-    DIR/images.parquet       id, sex, age, view and what else is known
-    DIR/grid/*.parquet       scores of the variants, with `grid`
-    DIR/retrieval.parquet    ranks of texts and images, of tasks with texts
-    DIR/scores.parquet       id, class, score, label, group
-    DIR/report.html, DIR/report.md, and last DIR/results.json
-
-`learned` lists the files of what is learned from labels. Each file knows the run that it is of: of
-two, the first of which a killed second replaced in part, nothing is computed. Everything below the
-scores is computed from files, and can be again: `recompute`.
-"""
-
+import functools
+import hashlib
+import importlib.metadata
+import itertools
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
-from medsiglip_jax.embeddings.probe import logistic
-from medsiglip_jax.evaluate import learned, retrieval, scores
+from medsiglip_jax import __version__
+from medsiglip_jax.embeddings.probe import features
+from medsiglip_jax.evaluate import learned, retrieval, scores, vectors, zero_shot
 from medsiglip_jax.evaluate.data import datasets
-from medsiglip_jax.evaluate.job import GRID, PART, RESULTS, Job
-from medsiglip_jax.evaluate.learned import Learned
-from medsiglip_jax.evaluate.options import AS_GIVEN, LEARN, Options
-from medsiglip_jax.evaluate.report import document
-from medsiglip_jax.evaluate.results import results
+from medsiglip_jax.evaluate.data.dataset import Dataset
+from medsiglip_jax.evaluate.data.datasets import Parts
+from medsiglip_jax.evaluate.learned import Sample
+from medsiglip_jax.evaluate.options import AS_GIVEN, DEFAULT, Cell, Options
 from medsiglip_jax.evaluate.scores import Scores
 from medsiglip_jax.evaluate.tasks import Task
-from medsiglip_jax.files import places, storage
+from medsiglip_jax.evaluate.vectors import Vectors
+from medsiglip_jax.files import places
 from medsiglip_jax.files.places import Given, Place
-from medsiglip_jax.inference.embed import Progress
+from medsiglip_jax.inference.embed import ERRORS, Progress
 from medsiglip_jax.model.api import Model
 from medsiglip_jax.preprocess.image import PRESETS
 
-
-def evaluate(
-    task: Task,
-    model: Model | Callable[[], Model],
-    data: Given,
-    output: Given,
-    options: Options = Options(),
-    embeddings: Given | None = None,
-    on_progress: Callable[[Progress], Any] = lambda progress: None,
-    on_total: Callable[[int], Any] = int,
-    on_fit: Callable[[], Any] = int,
-) -> dict[str, Any]:
-    """Scores a model on a task, writes a report, and returns the content of results.json.
-
-    Args:
-        task: from `tasks.read`.
-        model: with both towers and a tokenizer; or what loads it, called when the data is read.
-        data: folder of the data set.
-        output: folder of the report; the same call again reuses the embeddings in it.
-        options: see `Options`.
-        embeddings: of these images by this checkpoint, instead of new ones.
-        on_progress: of `embed.embed`.
-        on_total: called with the number of images that `on_progress` will hear of.
-        on_fit: called after each fit of what is learned.
-
-    Raises:
-        FileNotFoundError: data is missing: what, how much, and where it is had.
-        ModuleNotFoundError: a probe needs scikit-learn.
-        ValueError: prompts, tables or embeddings that do not fit.
-    """
-    task = replace(task, score=options.score or task.score)
-    readings = _readings(task, options)
-    if embeddings and options.grid:
-        raise ValueError("a grid embeds with every preset; it cannot use given embeddings")
-    if task.kind == "pairs" and (options.learn or options.grid):
-        raise ValueError(f"task {task.name} is of pairs without classes: no --learn, no --grid")
-    if options.learn == "probe":
-        logistic.installed()  # it would be a pity to hear of it after hours
-    task, parts = datasets.read_parts(
-        task, data, options.policy, options.allow_missing, options.seed, LEARN[options.learn]
-    )
-    task.check_prompts()
-    model = model if isinstance(model, Model) else model()
-    if embeddings is None:
-        presets = len(PRESETS) - 1 if options.grid else 0  # beside the run's own
-        on_total(parts.images() + presets * len(parts.whole.pool))
-    folder = places.at(output)
-    job = Job(task, readings, parts, model, folder, options, embeddings, on_progress, on_fit)
-    job.run()
-    return recompute(output)
+EMBEDDINGS, GRID, RESULTS = "embeddings", "grid", "results.json"
+PART = "part"  # column of images.parquet, where parts were drawn from the images of the test
 
 
-def _readings(task: Task, options: Options) -> list[str]:
-    """Names of the readings to score, that of the run itself among them."""
-    if options.reading not in (there := [AS_GIVEN, *task.readings]):
-        task.with_reading(options.reading)  # raises the error that lists them
-    return there if options.grid else [options.reading]
+class Job:
+    """What the steps of one evaluation share."""
+
+    def __init__(self, task: Task, readings: list[str], parts: Parts, model: Model, folder: Place,
+                 options: Options, embeddings: Given | None,
+                 on_progress: Callable[[Progress], Any], on_fit: Callable[[], Any]):  # fmt: skip
+        self.task, self.parts, self.model, self.folder = task, parts, model, folder
+        self.options, self.embeddings = options, embeddings
+        self.on_progress, self.on_fit = on_progress, on_fit
+        read = {AS_GIVEN: task} | {name: task.with_reading(name) for name in task.readings}
+        self.readings = {name: read[name] for name in readings}
+        # First, for it takes no time and may fail.
+        self.prompts = {name: self._prompts(read) for name, read in self.readings.items()}
+        self.finished: list[Place] = []
+        # Files of labels may hold images, too, and be large; every cell of a grid names them.
+        self.labels = functools.cache(_labels)
+
+    def run(self) -> None:
+        """Writes the files; the scores of the run itself, or of pairs the images, last.
+
+        What takes long or may fail comes before the first file of an earlier run is replaced.
+        """
+        cells = self._grid() if self.options.grid else {}
+        embedded = self._vectors(self.options.preprocess or DEFAULT, self.parts.whole)
+        preprocess = embedded.manifest["preprocess"]
+        main = Cell(preprocess, self.options.reading, self.options.temperature)
+        found = self._scores(main, embedded) if self.task.classes else None
+        ranks = None
+        if self.task.retrieval:
+            asked = self.readings[self.options.reading]
+            ranks = retrieval.compute(self.model, asked, self.parts.whole, embedded)
+        parts = self._parts(preprocess, embedded)
+        samples = {name: Sample(of.select(z.images), z.array) for name, (of, z) in parts.items()}
+        meta = self._meta(main, self.parts.whole, embedded)
+        meta |= {"cells": [cell.file for cell in cells], "retrieval": ranks is not None}
+        meta["counts"] |= self._left_out(parts)
+        if parts:
+            digests = {name: datasets.labels_sha256(of) for name, (of, _) in parts.items()}
+            meta["provenance"]["parts_sha256"] = digests
+        meta["run"] = run = self._run(meta, embedded, samples)
+        (self.folder / RESULTS).unlink(missing_ok=True)  # they are not of the files that follow
+        for cell, of in cells.items():
+            of = replace(of, meta={**of.meta, "run": run})
+            scores.write(self.folder / GRID / cell.file, of)
+        if ranks is not None:
+            retrieval.write(self.folder / retrieval.FILE, ranks, run)
+        if samples:
+            validation = self._scores(main, parts["validation"][1], parts["validation"][0])
+            meta["learned"] = self._learn(validation, samples, meta, embedded.manifest)
+        if found is None:
+            (self.folder / scores.FILE).unlink(missing_ok=True)
+            self._write_images(embedded, meta)
+            return
+        self._write_images(embedded, {"run": run})
+        scores.write(self.folder / scores.FILE, replace(found, meta=meta))
+
+    def _run(
+        self, meta: Mapping[str, Any], embedded: Vectors, samples: Mapping[str, Sample]
+    ) -> str:
+        """Identity of the run, which every file of it has."""
+        names = [c.name for c in self.task.classes]
+        of = learned.digest(samples, names, self._exclusive) if samples else ""
+        draws = asdict(self.options.draws) if self.options.learn == "probe" else {}
+        keys = ("task", "provenance", "counts", "cells", "retrieval")
+        identity = [*(meta[key] for key in keys), embedded.images.tolist(), of, draws]
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+    def _grid(self) -> dict[Cell, Scores]:
+        found = {}
+        for preprocess, group in itertools.groupby(self._cells(), lambda cell: cell.preprocess):
+            embedded = self._vectors(preprocess, self.parts.whole)
+            found |= {cell: self._scores(cell, embedded) for cell in group}
+        return found
+
+    def _cells(self) -> Iterator[Cell]:
+        softmax = self.task.score == "class_softmax"  # the others' ranks do not depend on it
+        temperatures = zero_shot.TEMPERATURES if softmax else (self.options.temperature,)
+        return itertools.starmap(Cell, itertools.product(PRESETS, self.readings, temperatures))
+
+    def _prompts(self, task: Task) -> tuple[np.ndarray, np.ndarray | None] | None:
+        if not task.classes:
+            return None
+        present = zero_shot.class_embeddings(self.model, [c.present for c in task.classes])
+        if not zero_shot.rule(task.score).pairs:
+            return present, None
+        return present, zero_shot.class_embeddings(self.model, [c.absent for c in task.classes])
+
+    def _vectors(self, preprocess: str, found: Dataset, name: str = "") -> Vectors:
+        """Embeddings of the images of the test, or of a part; all of its pool are computed."""
+        folder = self._embedded(preprocess, found)
+        embedded = vectors.read(folder, found)
+        if self.embeddings is not None:
+            wanted = features.wanted(self.model, self.options.preprocess, dicom=self.options.dicom)
+            wanted.check(features.provenance(embedded.manifest), folder)
+        lost = len(found) - len(embedded.images)
+        if lost and not self.options.allow_missing:
+            raise ValueError(
+                f"{lost:,} of {len(found):,} {f'{name} ' if name else ''}images have no embedding; "
+                f"{folder / ERRORS} lists those that could not be read. --allow-missing goes on "
+                "without them"
+            )
+        return embedded
+
+    def _embedded(self, preprocess: str, found: Dataset) -> Place:
+        """Folder of the embeddings, which are computed unless they were given."""
+        if self.embeddings is not None:
+            return places.at(self.embeddings)
+        folder = self.folder / EMBEDDINGS / "-".join(filter(None, (preprocess, found.part)))
+        if folder not in self.finished:
+            size, dicom = self.options.batch_size, self.options.dicom
+            vectors.compute(self.model, found, folder, preprocess, size, dicom, self.on_progress)
+            self.finished.append(folder)
+        return folder
+
+    def _write_images(self, embedded: Vectors, meta: Mapping[str, Any]) -> None:
+        found = self.parts.whole.select(embedded.images)
+        columns = {"id": found.ids, **found.attributes}  # of other names: `tasks.RESERVED`
+        if self.parts.drawn:
+            parts = {"test": self.parts.test, **self.parts.others}
+            part_of = {name: part for part, of in parts.items() for name in of.ids}
+            columns[PART] = [part_of.get(name, "") for name in found.ids]
+        if not self.task.classes and found.groups is not None:
+            columns["group"] = found.groups
+        scores.write_columns(self.folder / scores.IMAGES, columns, meta)
+
+    # ------------------------------------------------------------------------------------ scores
+
+    def _scores(self, cell: Cell, embedded: Vectors, part: Dataset | None = None) -> Scores:
+        """Of the images of the test, or of a part."""
+        whole = part or self.parts.whole
+        names, zclass = [c.name for c in self.task.classes], self.prompts[cell.reading]
+        assert zclass is not None
+        values = zero_shot.score(self.task.score, embedded.array, *zclass, self._factor(cell))
+        found = whole.select(embedded.images)
+        return learned.made(found, names, values, self._meta(cell, whole, embedded))
+
+    def _factor(self, cell: Cell) -> float:
+        softmax = "softmax" in self.task.score
+        return zero_shot.factor(self.model, cell.temperature) if softmax else 1.0
+
+    def _meta(self, cell: Cell, found: Dataset, embedded: Vectors) -> dict[str, Any]:
+        lost = len(found) - len(embedded.images)
+        return {
+            "task": self.task.to_dict(),
+            "cell": asdict(cell),
+            "cells": [],
+            "counts": {**found.counts, "unreadable": lost},
+            "statistics": {"resamples": self.options.resamples, "seed": self.options.seed},
+            "provenance": self._provenance(cell, found, embedded.manifest),
+        }
+
+    def _provenance(
+        self, cell: Cell, found: Dataset, manifest: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        run = ("model", "preprocess", "dicom", "dtype", "matmul_precision", "tokenizer_sha256")
+        softmax = {"temperature": cell.temperature, "factor": self._factor(cell)}
+        versions = {name: importlib.metadata.version(name) for name in ("numpy", "scipy")}
+        return {
+            **{key: manifest.get(key) for key in run},
+            "score": self.task.score,
+            **(softmax if "softmax" in self.task.score else {}),
+            "reading": cell.reading,
+            "prompts_sha256": self.readings[cell.reading].prompts_sha256(),
+            **self.labels(found),
+            **asdict(self.options.policy),
+            "versions": {**manifest["versions"], "medsiglip_jax": __version__, **versions},
+        }
+
+    # ---------------------------------------------------------------------------------- learning
+
+    def _learn(
+        self, validation: Scores, samples: Mapping[str, Sample], meta: Mapping[str, Any],
+        manifest: Mapping[str, Any],
+    ) -> dict[str, Any]:  # fmt: skip
+        """Writes what is learned; returns what has to be known to read it back."""
+        how = self.parts.how
+        validation = replace(validation, meta={**validation.meta, "run": meta["run"]})
+        scores.write(self.folder / learned.VALIDATION, validation)
+        if self.options.learn == "probe":
+            of = {key: meta[key] for key in ("run", "provenance")}
+            of |= {"how": how, "images": {name: len(s.found) for name, s in samples.items()}}
+            made = features.provenance(manifest)
+            learned.learn(
+                self.folder, samples, validation.classes, self._exclusive, made,
+                self.options.draws, of, self.on_fit,
+            )  # fmt: skip
+        facts = {"probe": self.options.learn == "probe", "prevalence": self.options.prevalence}
+        return {"how": how, "drawn": self.parts.drawn, **facts}
+
+    @property
+    def _exclusive(self) -> bool:
+        return self.task.kind == "multi_class"
+
+    def _parts(self, preprocess: str, embedded: Vectors) -> dict[str, tuple[Dataset, Vectors]]:
+        """Images of each part, and their embeddings; nothing where nothing is learned."""
+        if not self.parts.others:
+            return {}
+        test = {"test": self.parts.test} if self.parts.drawn else {}
+        others = {**self.parts.others, **test}
+        parts = {name: (of, self._vectors(preprocess, of, name)) for name, of in others.items()}
+        return {"test": (self.parts.whole, embedded), **parts}
+
+    def _left_out(self, parts: Mapping[str, tuple[Dataset, Vectors]]) -> dict[str, int]:
+        """What is not there of the other parts of the data set, of which some may be drawn."""
+        found: dict[str, int] = {}
+        for of, embedded in parts.values():
+            if of.part:
+                found |= {f"{what} ({of.part})": count for what, count in of.counts.items()}
+                unreadable = f"unreadable ({of.part})"
+                found[unreadable] = found.get(unreadable, 0) + len(of) - len(embedded.images)
+        return found
 
 
-def recompute(
-    output: Given, resamples: int | None = None, prevalence: float | None = None
-) -> dict[str, Any]:
-    """Computes results and report again from the files in a folder; no model is needed.
-
-    Args:
-        output: folder that `evaluate` wrote.
-        resamples: of bootstraps; None is as before.
-        prevalence: at which predictive values are stated; None is as before.
-
-    Raises:
-        FileNotFoundError: there are no scores.
-        ValueError: files are of different runs, or there are no thresholds to state values of.
-    """
-    folder = places.at(output)
-    found, attributes = _read(folder)
-    found = _with(found, resamples, prevalence)
-    drawn = (found.meta.get("learned") or {}).get("drawn", False)
-    part = attributes.pop(PART) if drawn else None
-    cells = {name: scores.read(folder / GRID / name) for name in found.meta["cells"]}
-    runs = {f"{GRID}/{name}": cell.meta.get("run") for name, cell in cells.items()}
-    ranks = None
-    if found.meta.get("retrieval"):
-        ranks = retrieval.read(folder / retrieval.FILE)
-        runs[retrieval.FILE] = retrieval.run_of(ranks)
-    scores.check_runs(folder, found.meta.get("run"), runs)
-    ranks = None if ranks is None else retrieval.summary(ranks)
-    content = results(found, attributes, list(cells.values()), _learned(folder, found, part), ranks)
-    texts = {
-        "report.md": document.markdown(content),
-        "report.html": document.page(content, found),
-        RESULTS: json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+def _labels(found: Dataset) -> dict[str, Any]:
+    """Which labels, and the files that they were read from."""
+    return {
+        "labels_sha256": datasets.labels_sha256(found),
+        "label_files": datasets.files_sha256(found),
     }
-    for name, text in texts.items():
-        with storage.new_file(folder / name) as partial:
-            partial.write_text(text, encoding="utf-8")
-    return content
-
-
-def _read(folder: Place) -> tuple[Scores, dict[str, list[str]]]:
-    """Scores of all images, of pairs for no classes, and what else is known of them."""
-    if scores.of_pairs(folder):
-        columns, meta = scores.read_columns(folder / scores.IMAGES)
-        ids, groups = columns.pop("id"), columns.pop("group", None)
-        nothing = np.zeros((len(ids), 0))
-        return Scores(ids, [], nothing, nothing, groups, meta), columns
-    found = scores.read(folder / scores.FILE)
-    columns, meta = scores.read_columns(folder / scores.IMAGES)
-    scores.check_runs(folder, found.meta.get("run"), {scores.IMAGES: meta.get("run")})
-    if columns.pop("id") != list(found.ids):
-        raise ValueError(
-            f"{folder}: {scores.IMAGES} and {scores.FILE} are of different images; evaluate again"
-        )
-    return found, columns
-
-
-def _with(found: Scores, resamples: int | None, prevalence: float | None) -> Scores:
-    """The same with other statistics, which need no scores to be computed again."""
-    facts = found.meta.get("learned")
-    given = {"prevalence": prevalence, "learn": "thresholds" if facts else ""}
-    given |= {} if resamples is None else {"resamples": resamples}
-    Options(**given)  # checks them
-    meta = dict(found.meta)
-    if resamples is not None:
-        meta["statistics"] = {**meta["statistics"], "resamples": resamples}
-    if prevalence is not None:
-        meta["learned"] = {**(facts or {}), "prevalence": prevalence}
-    return replace(found, meta=meta)
-
-
-def _learned(folder: Place, found: Scores, part: list[str] | None) -> Learned | None:
-    facts: Mapping[str, Any] | None = found.meta.get("learned")
-    if facts is None:
-        return None
-    if part is not None:
-        found = found.select(np.flatnonzero(np.array(part) == "test"))
-    return learned.read(folder, found, facts)

@@ -1,6 +1,10 @@
-"""Tasks as data: what is asked of which images, by which prompts, and what was published."""
+"""Tasks: which question is asked of which images, by which prompts, and what was published.
+
+A task is a file, NAME.toml. Those in `library/` come with the package.
+"""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -9,16 +13,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from medsiglip_jax.evaluate import zero_shot
+from medsiglip_jax.evaluate.data import layout
+from medsiglip_jax.files import settings
+from medsiglip_jax.files.settings import Check, one_of
 
-KINDS = ("multi_label", "multi_class", "pairs")
-ADAPTERS = ("csv", "folders", "npz", "h5")
 PARTS = ("train", "validation")
-RETRIEVAL = ("", "text", "prompts")
-# Columns of images.parquet beside those of attributes.
-RESERVED = ("id", "group", "part")
+_RETRIEVAL = ("text", "prompts")
+_PROMPTS = ("present", "absent")
+_LIBRARY = "library"
+
+
+def _empty_or(choices: Sequence[str]) -> Check:
+    return Check(("", *choices).__contains__, f"one of {', '.join(choices)}")
 
 
 @dataclass(frozen=True)
@@ -29,7 +38,7 @@ class Class:
         name: in tables.
         value: what the data calls it: a column, a folder, a cell or a number; default `name`.
         present: prompts of images that show it.
-        absent: prompts of images that do not, where the score rule compares the two.
+        absent: prompts of images that do not, for score rules that compare the two.
     """
 
     name: str
@@ -43,16 +52,16 @@ class Class:
 
 @dataclass(frozen=True)
 class Published:
-    """Figures that a run is set beside.
+    """Published figures, to compare with.
 
     Attributes:
-        where: that published them.
+        where: they were published.
         mean: macro AUC.
         auc: class name -> AUC.
-        images: how many there were.
         probe_mean: macro AUC of a linear probe on the embeddings.
-        probe_auc: of the probe, class name -> AUC.
-        same_images: whether the task's images are those, or others of the same kind.
+        probe_auc: class name -> AUC of that probe.
+        images: how many images the figures are of.
+        same_images: whether the images of the task are those, or others of the same kind.
         note: whatever else should be known.
     """
 
@@ -82,16 +91,16 @@ class Task:
     Attributes:
         name: of the file, without .toml.
         title: one line.
-        data: the adapter's settings.
-        kind: "multi_label", every class present or not, "multi_class", one class an image, or
-            "pairs", images with texts and without classes, for retrieval only.
-        score: a rule of `zero_shot.RULES`; none for pairs.
-        parts: "train" and "validation", if the data set has them -> settings in place of those of
-            `data`, whole keys; an empty value or false drops the key.
-        retrieval: what texts are searched for by image: "text", those of `data.text`, "prompts",
-            the first of the class of each image, or "", nothing.
-        classes: in the order of tables; none where `template` makes them of what the data holds.
-        source: where the data is had.
+        data: what `data.layout` describes; its `adapter` names one of `layout.LAYOUTS`.
+        kind: "multi_label" (an image may show several classes), "multi_class" (exactly one), or
+            "pairs" (images with texts and without classes, for retrieval only).
+        score: a rule of `zero_shot.RULES`; "" for pairs.
+        parts: "train" and "validation", if the data set has them -> settings that replace those of
+            `data`, key by key; an empty value or false removes the key.
+        retrieval: which texts are searched for with an image: "text" (the column `data.text`),
+            "prompts" (the first prompt of the image's class), or "" (no retrieval).
+        classes: in the order of tables; empty where the data says what they are.
+        source: where to get the data.
         access: on what terms.
         trained_on: whether MedSigLIP was trained on it.
         prompts_source: who wrote the prompts.
@@ -99,17 +108,20 @@ class Task:
         readings: other prompts that the publication allows.
         published: figures to compare with.
         means: name -> classes, of means over some of them.
-        ordinal_from: for grades, the first of those to be told from the ones below; 0 is none.
+        ordinal_from: where classes are grades: the first grade of the upper group; 0 is none.
         notes: whatever a reader of the result must know.
+
+    Raises:
+        ValueError: all that does not fit together.
     """
 
     name: str
     title: str
     data: Mapping[str, Any]
-    kind: str
-    score: str = ""
+    kind: Annotated[str, one_of(("multi_label", "multi_class", "pairs"))]
+    score: Annotated[str, _empty_or(tuple(zero_shot.RULES))] = ""
     parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    retrieval: str = ""
+    retrieval: Annotated[str, _empty_or(_RETRIEVAL)] = ""
     classes: tuple[Class, ...] = ()
     source: str = ""
     access: str = ""
@@ -125,25 +137,37 @@ class Task:
     def __post_init__(self):
         if self.kind == "pairs":
             object.__setattr__(self, "retrieval", "text")
+        problems = [*_data_problems(self), *_kind_problems(self), *_name_problems(self)]
+        if problems:
+            raise ValueError("; ".join(problems))
 
     def to_dict(self) -> dict[str, Any]:
+        """Its content for JSON, which `from_dict` reads back."""
         return dataclasses.asdict(self)
 
+    @functools.cached_property
+    def layout(self) -> Any:
+        """How the data lies on disk, as its adapter takes it."""
+        return layout.build(self.data)
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether an image shows exactly one class."""
+        return self.kind == "multi_class"
+
     def part(self, name: str) -> "Task":
-        """What is asked of another part of the data set.
+        """The same task on another part of the data set.
 
         Raises:
             ValueError: the data set has no part of that name.
         """
-        if name not in self.parts:
-            there = ", ".join(self.parts) or "none"
-            raise ValueError(f"task {self.name} has no part {name!r}; there are: {there}")
-        data = {key: value for key, value in {**self.data, **self.parts[name]}.items() if value}
+        data = {**self.data, **self._named("part", self.parts, name)}
+        data = {key: value for key, value in data.items() if value}
         return replace(self, title=f"{self.title}, part {name}", data=data, parts={})
 
     def with_classes(self, names: Sequence[str]) -> "Task":
         """The classes that the data turned out to have, with prompts of the template."""
-        return _templated(replace(self, classes=tuple(Class(name) for name in names)))
+        return _fill_template(replace(self, classes=tuple(map(Class, names))))
 
     def with_reading(self, name: str) -> "Task":
         """The prompts read another way.
@@ -151,10 +175,7 @@ class Task:
         Raises:
             ValueError: no reading of that name.
         """
-        if name not in self.readings:
-            there = ", ".join(self.readings) or "none"
-            raise ValueError(f"task {self.name} has no reading {name!r}; there are: {there}")
-        reading = self.readings[name]
+        reading = self._named("reading", self.readings, name)
         return self._with(reading.present, reading.absent)
 
     def with_prompts(self, path: str | os.PathLike) -> "Task":
@@ -163,19 +184,22 @@ class Task:
         Raises:
             ValueError: a class that the task does not have, or no list of strings.
         """
-        given = _load(Path(path))
-        tables = {k: v if isinstance(v, dict) else {"present": v} for k, v in given.items()}
+        content = _load(Path(path))
+        tables = {k: v if isinstance(v, dict) else {"present": v} for k, v in content.items()}
         known, problems = {c.name for c in self.classes}, []
         if unknown := sorted(tables.keys() - known):
             problems.append(f"no classes of task {self.name}: {', '.join(unknown)}")
         for name, table in tables.items():
-            if odd := [k for k, v in table.items() if k not in _PROMPTS or not _strings(v)]:
-                problems.append(f"{name}: {', '.join(odd)}: expected lists of strings")
+            if wrong := [k for k, v in table.items() if k not in _PROMPTS or not _strings(v)]:
+                problems.append(f"{name}: {', '.join(wrong)}: expected lists of strings")
         if problems:
             raise ValueError(f"{path}: {'; '.join(problems)}")
-        read = {p: {n: tuple(t[p]) for n, t in tables.items() if p in t} for p in _PROMPTS}
+        present, absent = (
+            {name: tuple(table[key]) for name, table in tables.items() if key in table}
+            for key in _PROMPTS
+        )
         source = f"given, {Path(path).name}"
-        return replace(self._with(**read), prompts_source=source, readings={})
+        return replace(self._with(present, absent), prompts_source=source, readings={})
 
     def prompts_sha256(self) -> str:
         """Identity of the prompts and their order."""
@@ -194,6 +218,12 @@ class Task:
                 f"{', '.join(lacking)}; give them with --prompts FILE (class = [prompts])"
             )
 
+    def _named(self, what: str, table: Mapping[str, Any], name: str) -> Any:
+        if name not in table:
+            names = ", ".join(table) or "none"
+            raise ValueError(f"task {self.name} has no {what} {name!r}; there are: {names}")
+        return table[name]
+
     def _with(self, present: Mapping, absent: Mapping) -> "Task":
         classes = [
             replace(c, present=present.get(c.name, c.present), absent=absent.get(c.name, c.absent))
@@ -202,58 +232,58 @@ class Task:
         return replace(self, classes=tuple(classes))
 
 
-_PROMPTS = ("present", "absent")
-_OF_CLASSES = ("classes", "template", "score", "readings", "means", "ordinal_from")
-_FOLDER = "library"
+# ---------------------------------------------------------------------------------------- reading
 
 
 def names() -> list[str]:
-    """Tasks that come with the package."""
-    return sorted(name for name, _ in _bundled())
+    """The tasks that come with the package."""
+    return sorted(path.name.removesuffix(".toml") for path in _library())
+
+
+def library() -> Iterator[Task]:
+    """Reads the tasks that come with the package, in the order of their names."""
+    return map(read, names())
 
 
 def read(task: str) -> Task:
-    """A task that comes with the package, by name, or the user's own, a .toml or .json file.
+    """Reads a task of the package, by name, or one of your own, a .toml or .json file.
 
     Raises:
         FileNotFoundError: neither.
         ValueError: all that is wrong with the file.
     """
-    found = dict(_bundled())
-    if task in found:
-        return parse(task, tomllib.loads(found[task]))
+    bundled = resources.files(__package__) / _LIBRARY / f"{task}.toml"
+    if Path(task).name == task and bundled.is_file():
+        return parse(task, tomllib.loads(bundled.read_text(encoding="utf-8")))
     path = Path(task)
     if not path.is_file():
         raise FileNotFoundError(
-            f"{task}: neither a file nor a task; tasks are {', '.join(sorted(found))}"
+            f"{task}: neither a file nor a task; tasks are {', '.join(names())}"
         )
     return parse(path.stem, _load(path))
 
 
 def parse(name: str, content: Mapping[str, Any]) -> Task:
-    """A task of the content of its file.
+    """Makes a task of the content of its file.
 
     Raises:
         ValueError: all that is wrong with it.
     """
-    problems = list(_problems(content))
-    if problems:
-        raise ValueError(f"task {name}: {'; '.join(problems)}")
-    made: dict[str, Any] = {"classes": tuple(_made(Class, c) for c in content.get("classes", ()))}
-    readings = content.get("readings", {})
-    made["readings"] = {key: _reading(value) for key, value in readings.items()}
-    for key in ("template", "means"):
-        made[key] = _lists(content.get(key, {}))
-    made["notes"] = tuple(content.get("notes", ()))
-    if "published" in content:
-        made["published"] = _made(Published, content["published"])
-    return _templated(Task(name, **{**content, **made}))
+    try:
+        return _fill_template(settings.build(Task, content, "the file", name=name))
+    except ValueError as error:
+        raise ValueError(f"task {name}: {error}") from None
 
 
-def _bundled() -> Iterator[tuple[str, str]]:
-    for file in (resources.files("medsiglip_jax.evaluate") / _FOLDER).iterdir():
-        if file.name.endswith(".toml"):
-            yield file.name.removesuffix(".toml"), file.read_text(encoding="utf-8")
+def from_dict(content: Mapping[str, Any]) -> Task:
+    """Reads what `Task.to_dict` wrote, and JSON kept."""
+    return settings.build(Task, {k: v for k, v in content.items() if k != "name"},
+                          name=content["name"])  # fmt: skip
+
+
+def _library() -> Iterator[Any]:
+    folder = resources.files(__package__) / _LIBRARY
+    return (path for path in folder.iterdir() if path.name.endswith(".toml"))
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -267,101 +297,67 @@ def _load(path: Path) -> dict[str, Any]:
     return content
 
 
-def _problems(content: Mapping[str, Any]) -> Iterator[str]:
-    """All that can be wrong with a task file."""
-    yield from _keys("", content, Task, {"name"})
-    for table in content.get("classes", ()):
-        yield from _keys(f"classes {table.get('name', '?')}: ", table, Class)
-    if "published" in content:
-        yield from _keys("published: ", content["published"], Published)
-    for name, table in content.get("readings", {}).items():
-        yield from _keys(f"readings.{name}: ", table, Reading)
-    choices = {"kind": KINDS, "score": tuple(zero_shot.RULES), "retrieval": RETRIEVAL}
-    for key, allowed in choices.items():
-        if key in content and content[key] not in allowed:
-            yield f"{key} is {content[key]!r}, expected one of {', '.join(filter(None, allowed))}"
-    yield from _data_problems(content)
-    known = [table.get("name") for table in content.get("classes", ())]
-    if twice := sorted({str(n) for n in known if known.count(n) > 1}):
-        yield f"classes given twice: {', '.join(twice)}"
-    pairs = content.get("kind") == "pairs"
-    if pairs and (odd := [key for key in _OF_CLASSES if content.get(key)]):
-        yield f"kind is 'pairs', which has no {', '.join(odd)}"
-    if not pairs and "score" not in content:
-        yield "lacks score"
-    if not pairs and not known and not content.get("template"):
-        yield "neither classes nor a template for those that the data holds"
-    for where, named in _named(content):
-        if unknown := sorted(set(named) - set(known)):
-            yield f"{where} names no classes: {', '.join(unknown)}"
-
-
-def _data_problems(content: Mapping[str, Any]) -> Iterator[str]:
-    """What can be wrong with where images, parts and texts are."""
-    data, parts, kind = content.get("data"), content.get("parts", {}), content.get("kind")
-    data = data if isinstance(data, Mapping) else {}
-    if data and data.get("adapter") not in ADAPTERS:
-        yield f"data.adapter is {data.get('adapter')!r}, expected one of {', '.join(ADAPTERS)}"
-    tables = parts if isinstance(parts, Mapping) else {}
-    odd = [n for n, table in tables.items() if n not in PARTS or not isinstance(table, Mapping)]
-    if odd or tables is not parts:
-        yield f"parts {', '.join(odd) or repr(parts)}: expected tables named {' or '.join(PARTS)}"
-    settings = {"data": data, **{f"parts.{name}": table for name, table in tables.items()}}
-    for where, table in settings.items():
-        attributes = table.get("attributes") if isinstance(table, Mapping) else None
-        if taken := [name for name in RESERVED if name in (attributes or ())]:
-            yield f"{where}.attributes: {', '.join(taken)} stands for something else; rename it"
-    retrieval = "text" if kind == "pairs" else content.get("retrieval")
-    if retrieval == "text" and not data.get("text"):
-        yield "retrieval by text needs data.text, the column of texts"
-    if retrieval == "prompts" and kind != "multi_class":
-        yield "retrieval by prompts needs kind 'multi_class', one class an image"
-
-
-def _keys(where: str, table: Mapping, kind: type, made: frozenset | set = frozenset()):
-    fields = {f.name: f for f in dataclasses.fields(kind) if f.name not in made}
-    if unknown := sorted(table.keys() - fields.keys()):
-        yield f"{where}unknown {', '.join(unknown)}; expected {', '.join(fields)}"
-    missing = dataclasses.MISSING
-    needed = [n for n, f in fields.items() if f.default is f.default_factory is missing]
-    if absent := [name for name in needed if name not in table]:
-        yield f"{where}lacks {', '.join(absent)}"
-
-
-def _named(content: Mapping[str, Any]) -> Iterator[tuple[str, Mapping]]:
-    for key in ("auc", "probe_auc"):
-        yield f"published.{key}", content.get("published", {}).get(key, {})
-    for name, classes in content.get("means", {}).items():
-        yield f"means.{name}", dict.fromkeys(classes)
-    for name, reading in content.get("readings", {}).items():
-        for part in _PROMPTS:
-            yield f"readings.{name}.{part}", reading.get(part, {})
-
-
-def _made(kind: Any, table: Mapping[str, Any]) -> Any:
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in table.items()})
-
-
-def _reading(table: Mapping[str, Any]) -> Reading:
-    return Reading(table["about"], *(_lists(table.get(part, {})) for part in _PROMPTS))
-
-
-def _lists(table: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
-    return {name: tuple(value) for name, value in table.items()}
-
-
 def _strings(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(v, str) and v.strip() for v in value)
 
 
-def _templated(task: Task) -> Task:
-    """Fills the prompts that classes do not bring."""
+def _fill_template(task: Task) -> Task:
+    """Gives the prompts of the template to classes that bring none."""
 
-    def fill(c: Class, part: str) -> tuple[str, ...]:
-        made = tuple(p.replace("{}", c.name) for p in task.template.get(part, ()))
-        return getattr(c, part) or made
+    def prompts(c: Class, key: str) -> tuple[str, ...]:
+        made = tuple(text.replace("{}", c.name) for text in task.template.get(key, ()))
+        return getattr(c, key) or made
 
-    classes = [
-        replace(c, present=fill(c, "present"), absent=fill(c, "absent")) for c in task.classes
-    ]
+    classes = (replace(c, **{key: prompts(c, key) for key in _PROMPTS}) for c in task.classes)
     return replace(task, classes=tuple(classes))
+
+
+# --------------------------------------------------------------------------------------- problems
+
+
+def _data_problems(task: Task) -> Iterator[str]:
+    """What is wrong with where images, parts and texts are."""
+    tables = {"data": task.data}
+    for name, changes in task.parts.items():
+        if name not in PARTS:
+            yield f"parts.{name}: expected {' or '.join(PARTS)}"
+        tables[f"parts.{name}"] = {k: v for k, v in {**task.data, **changes}.items() if v}
+    for where, table in tables.items():
+        try:
+            layout.build(table)
+        except ValueError as error:
+            yield f"{where}: {error}"
+    if task.retrieval == "text" and not task.data.get("text"):
+        yield "retrieval by text needs data.text, the column of texts"
+
+
+def _kind_problems(task: Task) -> Iterator[str]:
+    """What does not fit the kind of the task."""
+    if task.retrieval == "prompts" and not task.exclusive:
+        yield "retrieval by prompts needs kind 'multi_class', one class per image"
+    if task.kind == "pairs":
+        of_classes = ("classes", "template", "score", "readings", "means", "ordinal_from")
+        if unused := [key for key in of_classes if getattr(task, key)]:
+            yield f"kind is 'pairs', which has no {', '.join(unused)}"
+        return
+    if not task.score:
+        yield "lacks score"
+    if not task.classes and not task.template:
+        yield "neither classes nor a template for those that the data holds"
+
+
+def _name_problems(task: Task) -> Iterator[str]:
+    """Names of classes that are given twice, or that no class has."""
+    known = [c.name for c in task.classes]
+    if twice := sorted({name for name in known if known.count(name) > 1}):
+        yield f"classes given twice: {', '.join(twice)}"
+    named: dict[str, Sequence[str] | Mapping] = {
+        f"means.{name}": classes for name, classes in task.means.items()
+    }
+    for name, reading in task.readings.items():
+        named |= {f"readings.{name}.{key}": getattr(reading, key) for key in _PROMPTS}
+    if task.published:
+        named |= {f"published.{key}": getattr(task.published, key) for key in ("auc", "probe_auc")}
+    for where, used in named.items():
+        if unknown := sorted(set(used) - set(known)):
+            yield f"{where} names no classes: {', '.join(unknown)}"

@@ -3,6 +3,7 @@
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import fsspec.core
@@ -81,3 +82,34 @@ def check_new(path: Place) -> None:
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise FileExistsError(f"{path}: already exists; choose another name or remove it first")
     check_writable(path)
+
+
+# fsspec.open would take "::" in a name for a chain of file systems; these take it as it stands.
+
+
+def file_system(uri: str) -> tuple[Any, str]:
+    """The fsspec file system that a remote URI is on, and its name there.
+
+    Raises:
+        ValueError: a protocol that nothing installed here speaks.
+    """
+    check_protocol(uri)
+    protocol = uri.partition("://")[0]
+    kind = fsspec.get_filesystem_class(protocol)
+    return fsspec.filesystem(protocol, **kind._get_kwargs_from_urls(uri)), kind._strip_protocol(uri)
+
+
+def open_binary(path: str) -> Any:
+    """A stream of the bytes of a file, local or remote."""
+    if not is_remote(path):
+        return at(path).open("rb")
+    system, name = file_system(path)
+    return system.open(name, "rb")
+
+
+def read_bytes(path: str) -> bytes:
+    """The content of a file, local or remote; of a remote one in one request."""
+    if not is_remote(path):
+        return at(path).read_bytes()
+    system, name = file_system(path)
+    return system.cat_file(name)

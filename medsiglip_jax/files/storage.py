@@ -1,6 +1,7 @@
 """Files and folders that appear whole or not at all, on disks and in buckets; lines of JSON."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -115,12 +116,23 @@ def _upload(file: Path, path: UPath) -> None:
     path.fs.mv(partial.path, path.path)
 
 
+# How a system says that it cannot open a folder, or cannot sync one: Windows, some network disks.
+_CANNOT_SYNC_FOLDERS = frozenset(
+    (errno.EACCES, errno.EPERM, errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EISDIR)
+)
+
+
 def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    folder = path.is_dir()
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR)  # Windows: writable ones
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if not (folder and error.errno in _CANNOT_SYNC_FOLDERS):
+            raise
 
 
 class Lines:

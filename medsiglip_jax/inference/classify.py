@@ -1,81 +1,72 @@
 """Zero-shot classification of image files against texts."""
 
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Float64, Shaped
 
+from medsiglip_jax.inference.encode import encode_rows, image_rows
 from medsiglip_jax.model.api import Model
 from medsiglip_jax.preprocess.dicom.rules import Rules
-from medsiglip_jax.preprocess.facts import UnreadableImage
 
 
 def classify(
     model: Model,
-    images: Sequence[Any],
+    images: Sequence[str | os.PathLike],
     texts: Sequence[str],
     preprocess: str = "big_vision",
     batch_size: int = 8,
-    progress: Callable[[Iterable], Iterable] = iter,
+    on_batch: Callable[[int], Any] = int,
     dicom: Rules = Rules(),
 ) -> list[dict[str, Any]]:
     """Scores every image against every text.
 
     Args:
         model: with both towers and a tokenizer.
-        images: sources, or anything else `model.processor.images` takes.
+        images: paths, URIs or parts of files, see `preprocess.sources`.
         texts: at least one.
         preprocess: pixel preset.
         batch_size: images per call of the encoder.
-        progress: wraps the iteration over batches.
+        on_batch: called with the number of images just done, for progress.
         dicom: how DICOM files become pixels.
 
     Returns:
-        Per image `{"image": …, "scores": [{"text", "logit", "sigmoid", "softmax"}, …]}` with
-        scores in the order of `texts`, or `{"image": …, "error": reason}` if it is unreadable.
+        For each image `{"image": path, "scores": [{"text", "logit", "sigmoid", "softmax"}, …]}`
+        with scores in the order of `texts`, or `{"image": path, "error": reason}` if it is
+        unreadable.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; expected at least 1")
     ztxt = encode_texts(model, texts)
-    starts = range(0, len(images), batch_size)
-    results: list[dict[str, Any]] = []
-    for start in progress(starts):
-        results += _classify_batch(
-            model, images[start : start + batch_size], texts, ztxt, preprocess, dicom
-        )
-    return results
+    rows, results = image_rows(images), []
+    batches = encode_rows(
+        model, rows, preprocess, batch_size=batch_size, dicom=dicom, on_batch=on_batch
+    )
+    for batch in batches:
+        scored = iter(_scores(texts, model.similarity(batch.vectors, ztxt)))
+        results += [
+            {"error": reason} if reason else {"scores": next(scored)} for reason in batch.reasons
+        ]
+    return [{"image": str(image), **rest} for image, rest in zip(images, results, strict=True)]
 
 
-def _classify_batch(model: Model, items, texts, ztxt, preprocess, dicom) -> list[dict[str, Any]]:
-    pixels, results, readable = [], [], []
-    for item in items:
-        result = {"image": str(item)}
-        results.append(result)
-        try:
-            pixels.append(model.processor.images([item], preprocess, dicom))
-            readable.append(result)
-        except UnreadableImage as error:
-            result["error"] = error.reason
-    if pixels:
-        zimg = model.encode_image(np.concatenate(pixels))
-        for result, logits in zip(readable, model.similarity(zimg, ztxt), strict=True):
-            result["scores"] = _scores(texts, logits)
-    return results
-
-
-def _scores(texts: Sequence[str], logits: jax.Array) -> list[dict[str, Any]]:
+def _scores(texts: Sequence[str], logits: jax.Array) -> list[list[dict[str, Any]]]:
+    """For each image the scores of all texts."""
     x = np.asarray(logits, np.float64)
-    columns = zip(texts, *(values.tolist() for values in (x, *probabilities(x))), strict=True)
-    return [dict(zip(("text", "logit", "sigmoid", "softmax"), row, strict=True)) for row in columns]
+    numbers = np.stack([x, *probabilities(x)], axis=-1).tolist()
+    keys = ("text", "logit", "sigmoid", "softmax")
+    return [
+        [dict(zip(keys, (text, *row), strict=True)) for text, row in zip(texts, image, strict=True)]
+        for image in numbers
+    ]
 
 
 def encode_texts(model: Model, texts: Sequence[str]) -> jax.Array:
     """Unit vectors of texts, float32 [texts, D].
 
     Raises:
-        ValueError: there is none, or one is empty.
+        ValueError: `texts` is empty, or one of them is blank.
     """
     if not texts or not all(text.strip() for text in texts):
         raise ValueError("texts: expected at least one, none of them empty")
@@ -85,8 +76,10 @@ def encode_texts(model: Model, texts: Sequence[str]) -> jax.Array:
 def probabilities(
     logits: Shaped[np.ndarray, "*images texts"],
 ) -> tuple[Float64[np.ndarray, "*images texts"], Float64[np.ndarray, "*images texts"]]:
-    """Sigmoid of each logit, and softmax over the texts; in float64 from the float32 logits on, so
-    that small sigmoids keep their digits."""
+    """Sigmoid of each logit, and softmax over the texts.
+
+    In float64 from the float32 logits on, so that small sigmoids keep their digits.
+    """
     x = np.asarray(logits, np.float64)
     softmax = np.exp(x - x.max(axis=-1, keepdims=True))
     return np.exp(-np.logaddexp(0.0, -x)), softmax / softmax.sum(axis=-1, keepdims=True)

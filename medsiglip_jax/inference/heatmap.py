@@ -3,7 +3,6 @@
 import json
 import textwrap
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,36 +17,36 @@ from medsiglip_jax.data import inputs
 from medsiglip_jax.data.rows import EXTRA, Rows
 from medsiglip_jax.files import places, storage
 from medsiglip_jax.inference.classify import encode_texts, probabilities
-from medsiglip_jax.inference.engine import Engine
+from medsiglip_jax.inference.encode import encode_rows
 from medsiglip_jax.model.api import Model
 from medsiglip_jax.preprocess import formats
 from medsiglip_jax.preprocess.facts import UnreadableImage
 from medsiglip_jax.preprocess.parts import Parts
 
-# Viridis of matplotlib (CC0), ten of its colours: equal steps look equal, to the colour-blind, too.
+# Ten colours of matplotlib's viridis (CC0): equal steps look equal, also to the colour-blind.
 _COLOURS = np.array(
     [
         (68, 1, 84), (72, 40, 120), (62, 74, 137), (49, 104, 142), (38, 130, 142),
         (31, 158, 137), (53, 183, 121), (110, 206, 88), (181, 222, 43), (253, 231, 37),
     ]
 )  # fmt: skip
-_OPACITY = 0.6  # of colours over the slide, which is grey, so that every colour is a score
-_GLASS = 243  # its grey in the picture, and so that of the legend
+_OPACITY = 0.6  # of colours over the slide, which is drawn in grey, so that every colour is a score
+_GLASS = 243  # grey of empty glass in the picture, and so the background of the legend
 _MARGIN, _LEGEND, _BAR, _LEADING, _LEAST = 24, 300, 14, 20, 480  # pixels
 _INK, _GREY = "#1f2933", "#52606d"
 
 
 def check(path: places.Given) -> None:
-    """Raises ValueError unless a picture can have this name."""
+    """Raises ValueError unless the name of a picture ends in .png."""
     if Path(str(path)).suffix.lower() != ".png":
         raise ValueError(f"{path}: expected a name ending in .png")
 
 
 def tiles(slide: str, parts: Parts) -> Rows:
-    """The tiles of one slide, by default of `slides.MPP`.
+    """The tiles of one slide, by default at `slides.MPP` micrometres per pixel.
 
     Raises:
-        ValueError: it is none, or has none.
+        ValueError: the file is not a slide, or none of its tiles is wanted.
     """
     slides = formats.SLIDES.load()
     try:
@@ -73,12 +72,12 @@ def heatmap(
     Args:
         model: with both towers and a tokenizer.
         slide: local file.
-        rows: of `tiles`.
-        texts: the score is softmax over them; of one text it is its sigmoid.
-        output: of the picture, .png; the table is beside it, .parquet.
+        rows: from `tiles`.
+        texts: the score is the softmax over them; with one text it is the sigmoid.
+        output: the picture, .png; the table is written beside it, .parquet.
         preprocess: pixel preset.
         batch_size: tiles per call of the encoder.
-        on_batch: called with the number of tiles just done.
+        on_batch: called with the number of tiles just done, for progress.
 
     Returns:
         `{"slide", "texts", "score": "softmax" or "sigmoid", "picture", "table", "tiles": [{"x",
@@ -90,8 +89,7 @@ def heatmap(
     slides = formats.SLIDES.load()
 
     check(output)
-    engine = Engine(model, preprocess, True, batch_size)
-    table, errors = scores(model, rows, texts, engine, batch_size, on_batch)
+    table, errors = scores(model, rows, texts, preprocess, batch_size, on_batch)
     if not len(table):
         raise ValueError(f"{slide}: no tile can be read; the first: {errors[0][1]}")
     downsamples = np.array(slides.downsamples(slide))
@@ -126,24 +124,22 @@ def scores(
     model: Model,
     rows: Rows,
     texts: Sequence[str],
-    engine: Engine,
+    preprocess: str,
     batch_size: int,
     on_batch: Callable[[int], Any] = int,
 ) -> tuple[pa.Table, list[tuple[str, str]]]:
     """Scores tiles for the first of the texts.
 
     Returns:
-        Columns id, those of the tile, float32 `score` and `logits` [texts]; and (source, reason)
-        of the tiles that cannot be read.
+        A table of `id`, the columns of the tile, `score` (float32) and `logits` (list of float32,
+        one per text); and (source, reason) of the tiles that cannot be read.
     """
     ztxt = encode_texts(model, texts)
     tables, errors = [], []
-    with closing(engine.run(rows.batches(batch_size))) as parts:
-        for part in parts:
-            logits = np.asarray(model.similarity(part.vectors, ztxt))
-            tables.append(_table(part.rows.table.filter(pa.array(part.readable)), logits))
-            errors += part.errors
-            on_batch(len(part.rows))
+    for batch in encode_rows(model, rows, preprocess, batch_size=batch_size, on_batch=on_batch):
+        logits = np.asarray(model.similarity(batch.vectors, ztxt))
+        tables.append(_table(batch.rows.table.filter(pa.array(batch.readable)), logits))
+        errors += batch.errors
     return pa.concat_tables(tables), errors
 
 
@@ -151,9 +147,9 @@ def _table(rows: pa.Table, logits: np.ndarray) -> pa.Table:
     sigmoid, softmax = probabilities(logits)
     score = (softmax if logits.shape[1] > 1 else sigmoid)[:, 0]
     lists = pa.FixedSizeListArray.from_arrays(pa.array(logits.reshape(-1)), logits.shape[1])
-    found = rows.select(["id", *EXTRA.names])
-    found = found.append_column("score", pa.array(score.astype(np.float32)))
-    return found.append_column("logits", lists)
+    table = rows.select(["id", *EXTRA.names])
+    table = table.append_column("score", pa.array(score.astype(np.float32)))
+    return table.append_column("logits", lists)
 
 
 # ---------------------------------------------------------------------------------------- picture
@@ -166,14 +162,14 @@ def draw(
     side: Float[np.ndarray, " tiles"],
     texts: Sequence[str],
 ) -> Image.Image:
-    """A picture of the scores, with a legend.
+    """A picture of the scores over the slide, with a legend.
 
     Args:
         thumbnail: of the slide.
-        scale: pixels of level 0 in one of its pixels.
-        table: of `scores`; not empty.
-        side: of the tiles, in pixels of level 0.
-        texts: the first is that of the scores.
+        scale: pixels of level 0 per pixel of the thumbnail.
+        table: from `scores`; not empty.
+        side: of each tile, in pixels of level 0.
+        texts: the first is the one that was scored.
     """
     score = table["score"].to_numpy()
     low, high = float(score.min()), float(score.max())
@@ -186,13 +182,13 @@ def draw(
 
 
 def colour(share: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape 3"]:
-    """Colours of shares 0..1, red, green and blue 0..255; of NaN that of 0."""
+    """Red, green and blue, 0 to 255, of shares from 0 to 1; NaN has the colour of 0."""
     share, stops = np.nan_to_num(share), np.linspace(0, 1, len(_COLOURS))
     return np.stack([np.interp(share, stops, channel) for channel in _COLOURS.T], -1)
 
 
 def _field(shape: tuple[int, int], scale: float, table: pa.Table, side: np.ndarray) -> np.ndarray:
-    """The score of each pixel, NaN where there is no tile."""
+    """The score at each pixel of the thumbnail, NaN where there is no tile."""
     field = np.full(shape, np.nan)
     x, y = table["x"].to_numpy(), table["y"].to_numpy()
     edges = (np.rint(ends / scale).astype(int).tolist() for ends in (x, y, x + side, y + side))
@@ -202,11 +198,11 @@ def _field(shape: tuple[int, int], scale: float, table: pa.Table, side: np.ndarr
 
 
 def _page(picture: Image.Image, low: float, high: float, texts: Sequence[str]) -> Image.Image:
-    """The picture, and under it the legend."""
+    """The picture, and the legend below it."""
     width = max(picture.width, _LEAST)
-    how = f"softmax against: {', '.join(texts[1:])}" if len(texts) > 1 else "sigmoid"
+    against = f"softmax against: {', '.join(texts[1:])}" if len(texts) > 1 else "sigmoid"
     lines = [(line, _INK) for line in textwrap.wrap(texts[0], width // 8)]
-    lines += [(line, _GREY) for line in textwrap.wrap(how, width // 8)]
+    lines += [(line, _GREY) for line in textwrap.wrap(against, width // 8)]
     top = picture.height + 2 * _MARGIN
     height = top + _LEADING * (len(lines) + 2) + _BAR + _MARGIN
     page = Image.new("RGB", (width + 2 * _MARGIN, height), "white")

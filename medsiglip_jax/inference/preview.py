@@ -1,4 +1,4 @@
-"""A look at what the model sees: its exact inputs on a contact sheet, each with how it was made."""
+"""Shows the exact inputs of the model on a contact sheet, each with a note of how it was made."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -13,25 +13,25 @@ from PIL import Image
 from medsiglip_jax.data.rows import Row, Rows
 from medsiglip_jax.files import places
 from medsiglip_jax.pages import contact_sheet
-from medsiglip_jax.pages.contact_sheet import Cell, Section, Sheet
+from medsiglip_jax.pages.contact_sheet import Sheet, SheetCell, SheetSection
 from medsiglip_jax.preprocess import sources
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.facts import Facts, UnreadableImage, describe
 from medsiglip_jax.preprocess.image import preset
 
-_PAGE, _LINES = 1900, 6  # of the PNG: pixels across, lines of text under a picture
+_PAGE, _LINES = 1900, 6  # of a PNG sheet: its width in pixels, lines of text under a picture
 
 
 @dataclass(frozen=True)
-class Options:
-    """How inputs are made, and which are shown.
+class PreviewOptions:
+    """How inputs are made, and which of them are shown.
 
     Attributes:
         size: height and width of the model's inputs, in pixels.
         preprocess: pixel preset.
         dicom: how DICOM files become pixels.
-        limit: at most so many are shown, the first.
-        seed: instead of the first, so many at random.
+        limit: show at most this many images, the first ones.
+        seed: draw them at random with this seed, instead of the first.
     """
 
     size: int = 448
@@ -49,14 +49,14 @@ class Options:
 
 @dataclass(frozen=True)
 class Look:
-    """One input.
+    """One input of the model.
 
     Attributes:
-        row: where it is from.
-        pixels: as the model gets them; None of an input that cannot be read.
-        width, height: of the image before, in pixels.
-        facts: what the decoder tells.
-        error: why it cannot be read.
+        row: what was asked for.
+        pixels: as the model gets them; None if the image cannot be read.
+        width, height: of the image before resizing, in pixels.
+        facts: what the decoder found out about the image.
+        error: why it cannot be read, or "".
     """
 
     row: Row
@@ -70,24 +70,24 @@ class Look:
 def preview(
     rows: Rows,
     output: places.Given,
-    options: Options = Options(),
+    options: PreviewOptions = PreviewOptions(),
     on_progress: Callable[[int], Any] = int,
 ) -> dict[str, Any]:
     """Draws the images among rows.
 
     Args:
-        rows: from `manifest.rows`; texts are passed over.
-        output: ends in .html, where pictures are PNG of exactly the pixels, or in .png, where they
-            are one picture.
-        options: see `Options`.
+        rows: from `inputs.rows`; texts are skipped.
+        output: ends in .html, for a page whose pictures are PNG of exactly those pixels; or in
+            .png, for one picture of all.
+        options: see `PreviewOptions`.
         on_progress: called after every image, with 1.
 
     Returns:
-        What is printed under each as `images`, with `error` under those that cannot be read; and
-        `left_out`, the number of images that the limit left out.
+        The options; `images`, a dict for each image with what is printed under it, or with `error`
+        if it cannot be read; and `left_out`, the number of images beyond the limit.
 
     Raises:
-        ValueError: another name of the output, or no images.
+        ValueError: `output` has another suffix, or the inputs are only texts.
         OSError: a disk or a network fails.
     """
     contact_sheet.check(output)
@@ -108,8 +108,8 @@ def preview(
     }
 
 
-def _choose(rows: Rows, options: Options) -> tuple[list[Row], int]:
-    """The images that are shown, in order, and how many are not."""
+def _choose(rows: Rows, options: PreviewOptions) -> tuple[list[Row], int]:
+    """The images that are shown, in order, and the number of those that are not."""
     images = np.flatnonzero(np.array(rows.table.column("kind").to_pylist()) == "image")
     if not len(images):
         raise ValueError("no images among the inputs, only texts")
@@ -120,7 +120,7 @@ def _choose(rows: Rows, options: Options) -> tuple[list[Row], int]:
     return [rows[int(i)] for i in kept], len(images) - count
 
 
-def _look(row: Row, options: Options) -> Look:
+def _look(row: Row, options: PreviewOptions) -> Look:
     try:
         image, facts = sources.read(row.source, rules=options.dicom)
         pixels = preset(options.preprocess)(image, options.size)
@@ -130,10 +130,10 @@ def _look(row: Row, options: Options) -> Look:
 
 
 def _to_dict(look: Look) -> dict[str, Any]:
-    found: dict[str, Any] = {"id": look.row.id, "source": look.row.source}
+    named: dict[str, Any] = {"id": look.row.id, "source": look.row.source}
     if look.error:
-        return found | {"error": look.error}
-    return found | {
+        return named | {"error": look.error}
+    return named | {
         "width": look.width,
         "height": look.height,
         "seen": look.facts.seen,
@@ -144,13 +144,13 @@ def _to_dict(look: Look) -> dict[str, Any]:
     }
 
 
-def _sheet(looks: Sequence[Look], options: Options) -> Sheet:
+def _sheet(looks: Sequence[Look], options: PreviewOptions) -> Sheet:
     size = options.size
     pitch = max(size, contact_sheet.SIDE) + contact_sheet.PITCH - contact_sheet.SIDE
     return Sheet(
         title="What the model sees",
         foot=f"Inputs of {size}x{size} pixels, exactly, as PNG. Not a medical device.",
-        sections=[Section([_cell(look, options) for look in looks])],
+        sections=[SheetSection([_cell(look, options) for look in looks])],
         side=size,
         label=_LINES * contact_sheet.LEADING,
         per_line=max(1, _PAGE // pitch),
@@ -158,14 +158,14 @@ def _sheet(looks: Sequence[Look], options: Options) -> Sheet:
     )
 
 
-def _cell(look: Look, options: Options) -> Cell:
+def _cell(look: Look, options: PreviewOptions) -> SheetCell:
     name = describe(look.row.id)
     if look.pixels is None:
-        return Cell(f"unreadable: {look.error}", name)
-    return Cell(Image.fromarray(look.pixels), name, notes=_notes(look, options))
+        return SheetCell(f"unreadable: {look.error}", name)
+    return SheetCell(Image.fromarray(look.pixels), name, notes=_notes(look, options))
 
 
-def _notes(look: Look, options: Options) -> list[str]:
+def _notes(look: Look, options: PreviewOptions) -> list[str]:
     facts, size = look.facts, options.size
     notes = [f"{look.width}x{look.height} to {size}x{size}, {options.preprocess}"]
     if facts.seen:

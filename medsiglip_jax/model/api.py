@@ -282,7 +282,7 @@ def load(
         source: a Hugging Face repo id, a checkpoint folder in HF layout, a big_vision .npz, or a
             folder this project wrote.
         dtype: storage and compute type: "float32", "bfloat16" or "float16".
-        mesh: a ("data", "model") mesh; parameters are replicated over it and batches split.
+        mesh: from `make_mesh`; parameters are replicated over it and batches split.
         tokenizer: a SentencePiece model, where the checkpoint has none.
         matmul_precision: a jax precision name; default "highest" for float32, so that float32
             means float32 on every device ("tensorfloat32" or "default" are faster on GPU).

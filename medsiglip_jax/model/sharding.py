@@ -1,7 +1,7 @@
 """Device meshes, and which axis of which parameter lies on which mesh axis."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,38 +9,29 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from medsiglip_jax.model import tree
 
-T = TypeVar("T")
-
 # Below this a parameter is cheaper to keep whole (big_vision sharding.py:105-134).
 FSDP_MIN_BYTES = 4 * 2**20
 
 
 def make_mesh(
-    data: int | None = None,
-    model: int = 1,
-    local: bool = False,
-    devices: Sequence[Any] | None = None,
+    data: int | None = None, local: bool = False, devices: Sequence[Any] | None = None
 ) -> Mesh:
-    """A ("data", "model") mesh over the devices of all processes, or the first of this one's.
+    """A mesh with the one axis "data", over the devices of all processes or the first `data`.
 
     Args:
-        data: size of the data axis; default all devices that `model` leaves.
-        model: size of the model axis.
+        data: number of devices; default all.
         local: only this process's devices, for work that the processes do not share.
         devices: these instead, such as those of a topology that is only compiled for.
 
     Raises:
-        ValueError: there are not as many devices, or several processes would not use all of theirs.
+        ValueError: there are fewer devices, or several processes would not use all of theirs.
     """
-    found = np.asarray(devices or (jax.local_devices() if local else jax.devices()))
-    data = data or max(1, found.size // model)
-    wanted = data * model
-    if wanted > found.size or (wanted < found.size and jax.process_count() > 1 and not local):
-        raise ValueError(
-            f"mesh data={data} x model={model} wants {wanted} devices; {found.size} are there"
-        )
-    grid = found[:wanted].reshape(data, model)
-    return Mesh(grid, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    present = np.asarray(devices or (jax.local_devices() if local else jax.devices()))
+    data = data or present.size
+    unused = data < present.size and jax.process_count() > 1 and not local
+    if data > present.size or unused:
+        raise ValueError(f"mesh data={data}: expected {present.size}, the number of devices here")
+    return Mesh(present[:data], ("data",), axis_types=(AxisType.Auto,))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -51,38 +42,6 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """Whole on every device."""
     return NamedSharding(mesh, PartitionSpec())
-
-
-def over_processes(value: int) -> np.ndarray:
-    """This number of every process, int32 [processes]; all have to ask, and at the same point."""
-    if jax.process_count() == 1:
-        return np.array([value], np.int32)
-    from jax.experimental import multihost_utils
-
-    return multihost_utils.process_allgather(np.int32(value))
-
-
-def together(work: Callable[[], T], index: int | None = None) -> T | None:
-    """Does `work` in every process, or in that of `index` alone; where one fails, all stop.
-
-    Returns:
-        What `work` returned, None in processes that had none to do.
-
-    Raises:
-        Exception: what `work` raised; in the others ValueError.
-    """
-    result, problem = None, None
-    if index is None or index == jax.process_index():
-        try:
-            result = work()
-        except Exception as error:
-            problem = error
-    failed = np.flatnonzero(over_processes(problem is not None))
-    if problem is not None:
-        raise problem
-    if failed.size:
-        raise ValueError(f"process {failed[0]} has refused this run; it says why")
-    return result
 
 
 def put_batch(batch: dict[str, Any], mesh: Mesh | None) -> dict[str, Any]:

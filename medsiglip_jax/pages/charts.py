@@ -3,16 +3,16 @@
 Figures are at most 460 wide, so that letters are still letters on a phone, and are never scaled up.
 """
 
-import html
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from medsiglip_jax.pages.html import FAINT, GREY, INK, RULE, escape
 
 Real = int | float  # a checker of types at run time takes no int for a float
 
 # Okabe and Ito's, which the colour-blind tell apart; the order is ours.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
-_INK, _FAINT, _GRID, _GREY = "#1f2933", "#52606d", "#e4e7eb", "#7b8794"
 _DASHES = ("6 3", "2 3", "8 3 2 3")
 _WIDTH, _HEIGHT, _SIDE = 400, 180, 190  # of a chart, of its plot, of a square one's
 _LEFT, _RIGHT, _LINE = 46, 14, 17
@@ -108,7 +108,7 @@ def lines(
     levels = levels or {}
     width = _LEFT + _SIDE + _RIGHT if square else _WIDTH
     keys = [_Key(s.name, COLOURS[i % len(COLOURS)]) for i, (s, _) in enumerate(drawn)]
-    keys += [_Key(name, _GREY, _DASHES[i % len(_DASHES)]) for i, name in enumerate(levels)]
+    keys += [_Key(name, GREY, _DASHES[i % len(_DASHES)]) for i, name in enumerate(levels)]
     legend, rows = _legend(keys, width, 36)
     top = 28 + _LINE * rows + (_LINE + 3 if y.label else 0)
     bottom = top + (_SIDE if square else _HEIGHT)
@@ -120,7 +120,7 @@ def lines(
     parts = [_title(title, width), legend, _frame(across, down, x, y)]
     if diagonal:
         ends = _points(across, down, [(across.low, across.low), (across.high, across.high)])
-        parts.append(f'<polyline points="{ends}" fill="none" stroke="{_GREY}" {_dash("3 3")}/>')
+        parts.append(f'<polyline points="{ends}" fill="none" stroke="{GREY}" {_dash("3 3")}/>')
     for key, level in zip(keys[len(drawn) :], levels.values(), strict=True):
         parts.append(
             f'<path d="M{_LEFT} {down(level):.1f}H{width - _RIGHT}" stroke="{key.colour}" '
@@ -255,8 +255,8 @@ def _frame(across: _Scale, down: _Scale, x: Axis, y: Axis) -> str:
     grid = "".join(f"M{left} {down(v):.1f}H{right}" for v in rungs)
     stubs = "".join(f"M{across(v):.1f} {bottom}v4" for v in marks)
     parts = [
-        f'<path d="{grid}" stroke="{_GRID}"/>',
-        f'<path d="M{left} {bottom}H{right}{stubs}" fill="none" stroke="{_GREY}"/>',
+        f'<path d="{grid}" stroke="{RULE}"/>',
+        f'<path d="M{left} {bottom}H{right}{stubs}" fill="none" stroke="{GREY}"/>',
     ]
     for v, name in zip(rungs, _names(rungs, y.log), strict=True):
         parts.append(_text(left - 6, down(v) + 4, name, "end"))
@@ -321,18 +321,18 @@ def forest(title: str, estimates: Sequence[Estimate], x: Axis, mark: str = "") -
     parts = [
         _title(title, _FOREST),
         legend,
-        f'<path d="{grid}" stroke="{_GRID}"/>',
-        f'<path d="M{left:.1f} {bottom}H{across.end}" stroke="{_GREY}"/>',
+        f'<path d="{grid}" stroke="{RULE}"/>',
+        f'<path d="M{left:.1f} {bottom}H{across.end}" stroke="{GREY}"/>',
         _text(across.end, bottom + 16 + _LINE, x.label, "end"),
     ]
     for v, name in zip(marks, _names(marks, False), strict=True):
         parts.append(_text(across(v), bottom + 16, name, "middle"))
     if x.limits is not None:
         chance = f"M{across(x.limits[0]):.1f} {top}V{bottom}"
-        parts.append(f'<path d="{chance}" stroke="{_GREY}" {_dash("3 3")}/>')
+        parts.append(f'<path d="{chance}" stroke="{GREY}" {_dash("3 3")}/>')
     first = next((i for i, e in enumerate(estimates) if e.summary), 0)
     if first:
-        parts.append(f'<path d="M0 {top + _ROW * first}H{_FOREST}" stroke="{_GREY}"/>')
+        parts.append(f'<path d="M0 {top + _ROW * first}H{_FOREST}" stroke="{GREY}"/>')
     for i, estimate in enumerate(estimates):
         parts.append(_estimate(estimate, top + _ROW * (i + 0.5), left, across))
     said = [f"{e.name} {'undefined' if e.value is None else _tidy(e.value)}" for e in estimates]
@@ -343,8 +343,8 @@ def _estimate(e: Estimate, y: Real, left: Real, across: _Scale) -> str:
     weight = ' font-weight="600"' if e.summary else ""
     value = "–" if e.value is None else f"{e.value:.3f}"
     parts = [
-        _text(0, y + 4, _fitted(e.name, left - 12), extra=weight, full=e.name, colour=_INK),
-        _text(_FOREST, y + 4, value, "end", extra=weight, colour=_INK),
+        _text(0, y + 4, _fitted(e.name, left - 12), extra=weight, full=e.name, colour=INK),
+        _text(_FOREST, y + 4, value, "end", extra=weight, colour=INK),
     ]
     colour, fade = COLOURS[0], _opacity(0.45) if e.faint else ""
     if e.low is not None and e.high is not None:
@@ -358,7 +358,7 @@ def _estimate(e: Estimate, y: Real, left: Real, across: _Scale) -> str:
     said = f"{e.name}: {value}"
     said += "" if e.low is None or e.high is None else f" ({e.low:.3f} to {e.high:.3f})"
     said += "" if e.mark is None else f"; {e.mark:.3f} to compare"
-    return f"<g><title>{html.escape(said)}</title>{''.join(parts)}</g>"
+    return f"<g><title>{escape(said)}</title>{''.join(parts)}</g>"
 
 
 def _shape(x: Real, y: Real, size: Real, diamond: bool, colour: str, fade: str) -> str:
@@ -402,7 +402,7 @@ def _legend(keys: Sequence[_Key], width: Real, y: Real) -> tuple[str, int]:
 
 def _title(title: str, width: Real) -> str:
     shown = _fitted(title, width, 15)  # bold letters are wider
-    return _text(0, 14, shown, extra=' font-size="14" font-weight="600"', full=title, colour=_INK)
+    return _text(0, 14, shown, extra=' font-size="14" font-weight="600"', full=title, colour=INK)
 
 
 def _text(
@@ -413,14 +413,13 @@ def _text(
     *,
     extra: str = "",
     full: str = "",
-    colour: str = _FAINT,
+    colour: str = FAINT,
 ) -> str:
     """Letters; `full` is shown under a pointer where it is longer."""
     anchor = f' text-anchor="{anchor}"' if anchor else ""
-    hint = f"<title>{html.escape(full)}</title>" if full and full != text else ""
+    hint = f"<title>{escape(full)}</title>" if full and full != text else ""
     return (
-        f'<text x="{x:.1f}" y="{y:.1f}" fill="{colour}"{anchor}{extra}>'
-        f"{html.escape(text)}{hint}</text>"
+        f'<text x="{x:.1f}" y="{y:.1f}" fill="{colour}"{anchor}{extra}>{escape(text)}{hint}</text>'
     )
 
 
@@ -440,7 +439,7 @@ def _figure(said: str, width: Real, height: Real, parts: Sequence[str]) -> str:
         # The last tick may reach into the margin.
         'style="max-width:100%;height:auto;overflow:visible" '
         'font-family="system-ui,sans-serif" font-size="12" '
-        f'role="img" aria-label="{html.escape(said)}">\n{"".join(parts)}</svg></figure>\n'
+        f'role="img" aria-label="{escape(said)}">\n{"".join(parts)}</svg></figure>\n'
     )
 
 

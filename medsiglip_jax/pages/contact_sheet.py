@@ -2,7 +2,6 @@
 
 import base64
 import bisect
-import html
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from medsiglip_jax.files import places, storage
+from medsiglip_jax.pages.html import GREY, INK, PAPER, RULE, escape, page, paragraph
 from medsiglip_jax.preprocess import sources
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.facts import MAX_PIXELS, UnreadableImage
@@ -19,13 +19,12 @@ from medsiglip_jax.preprocess.facts import MAX_PIXELS, UnreadableImage
 SUFFIXES = (".html", ".png")
 SIDE, PITCH, MARGIN, LABEL = 160, 176, 24, 40  # pixels: picture, from one to the next, page, text
 PER_LINE = 8  # pictures in a line of the PNG
-INK, GREY, PAPER = "#1f2933", "#7b8794", "#eef1f4"
 _GAP = PITCH - SIDE
 LEADING = 17  # pixels, from one line of text to the next
 
 
 @dataclass(frozen=True)
-class Cell:
+class SheetCell:
     """A picture and what is printed under it.
 
     Attributes:
@@ -41,11 +40,11 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Section:
+class SheetSection:
     """Cells in lines, beside the one that they belong to, if there is one."""
 
-    cells: Sequence[Cell]
-    head: Cell | None = None
+    cells: Sequence[SheetCell]
+    head: SheetCell | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class Sheet:
 
     title: str
     foot: str
-    sections: Sequence[Section]
+    sections: Sequence[SheetSection]
     side: int = SIDE
     label: int = LABEL
     per_line: int = PER_LINE
@@ -87,7 +86,7 @@ def draw(path: places.Given, sheet: Sheet) -> None:
     with storage.new_file(places.at(path)) as partial:
         if Path(str(path)).suffix.lower() == ".html":
             with open(partial, "w", encoding="utf-8") as file:
-                file.writelines(_page(sheet))
+                file.writelines(page(sheet.title, _style(_width(sheet)), _body(sheet), sheet.foot))
         else:
             _canvas(sheet).save(partial, format="PNG")
 
@@ -117,16 +116,16 @@ def write(
 
 def _section(
     result: Mapping[str, Any], images: Sequence[str], dicom: Rules, queries: Rules
-) -> Section:
+) -> SheetSection:
     """The query and its hits."""
     query = result["query"]
     shown = _thumbnail(query, queries) if query in images else query
-    head = Cell(shown, "query", query if query in images else "")
+    head = SheetCell(shown, "query", query if query in images else "")
     cells = [
-        Cell(_thumbnail(hit["source"], dicom), f"{hit['score']:.4f}", hit["id"])
+        SheetCell(_thumbnail(hit["source"], dicom), f"{hit['score']:.4f}", hit["id"])
         for hit in result["hits"]
     ]
-    return Section(cells, head)
+    return SheetSection(cells, head)
 
 
 def _thumbnail(source: str, dicom: Rules) -> Image.Image | str:
@@ -141,36 +140,31 @@ def _thumbnail(source: str, dicom: Rules) -> Image.Image | str:
 
 
 def _style(side: int) -> str:
-    return f"""body{{font:14px/1.4 system-ui,sans-serif;color:{INK};margin:24px}}
-section{{display:flex;gap:16px;border-top:1px solid #cbd2d9;padding:16px 0}}
-div{{display:flex;flex-wrap:wrap;gap:12px}}figure{{margin:0;width:{side}px;flex:none}}
-img,figure>p{{width:{side}px;height:{side}px;object-fit:contain;background:{PAPER};margin:0}}
-figure>p{{display:flex;align-items:center;justify-content:center;overflow-wrap:anywhere;
-overflow:hidden;color:{GREY}}}figcaption{{overflow-wrap:anywhere}}b,span{{display:block}}"""
+    return f"""body{{margin:24px;padding:0}}section{{display:flex;gap:16px;padding:16px 0;
+border-top:1px solid {RULE}}}div{{display:flex;flex-wrap:wrap;gap:12px}}figure{{margin:0;
+width:{side}px;flex:none;font-size:14px}}img,figure>p{{width:{side}px;height:{side}px;margin:0;
+object-fit:contain;background:{PAPER}}}figure>p{{display:flex;align-items:center;color:{GREY};
+justify-content:center;overflow-wrap:anywhere;overflow:hidden}}
+figcaption{{overflow-wrap:anywhere}}b,span{{display:block}}"""
 
 
-def _page(sheet: Sheet) -> Iterator[str]:
-    """In pieces: pictures that are exact are large."""
-    title = html.escape(sheet.title)
-    yield f"""<!doctype html><meta charset="utf-8"><title>{title}</title>
-<style>{_style(_width(sheet))}</style><h1>{title}</h1>"""
+def _body(sheet: Sheet) -> Iterator[str]:
     for section in sheet.sections:
         yield f"<section>{_figure(section.head, sheet.exact) if section.head else ''}<div>"
         yield from (_figure(cell, sheet.exact) for cell in section.cells)
-        yield "</div></section>"
-    yield f"\n<p>{html.escape(sheet.foot)}</p>\n"
+        yield "</div></section>\n"
 
 
-def _figure(cell: Cell, exact: bool) -> str:
+def _figure(cell: SheetCell, exact: bool) -> str:
     if isinstance(cell.content, Image.Image):
         kind = "png" if exact else "jpeg"
         data = base64.b64encode(_encoded(cell.content, kind)).decode()
-        alt = html.escape(cell.label or cell.bold)
+        alt = escape(cell.label or cell.bold)
         shown = f'<img alt="{alt}" src="data:image/{kind};base64,{data}">'
     else:
-        shown = f"<p>{html.escape(cell.content or cell.label)}</p>"
-    notes = "".join(f"<span>{html.escape(note)}</span>" for note in cell.notes)
-    caption = f"<b>{html.escape(cell.bold)}</b>{html.escape(cell.label)}{notes}"
+        shown = paragraph(cell.content or cell.label)
+    notes = "".join(f"<span>{escape(note)}</span>" for note in cell.notes)
+    caption = f"<b>{escape(cell.bold)}</b>{escape(cell.label)}{notes}"
     return f"<figure>{shown}<figcaption>{caption}</figcaption></figure>"
 
 
@@ -198,13 +192,13 @@ def _canvas(sheet: Sheet) -> Image.Image:
             f"a PNG of {len(cells)} pictures would have {size[0]}x{size[1]} pixels, more than "
             f"{MAX_PIXELS}; expected fewer, or a name ending in .html"
         )
-    page = Image.new("RGB", size, "white")
+    canvas = Image.new("RGB", size, "white")
     for corner, cell in cells:
-        _put(page, corner, cell, width, sheet.label)
-    return page
+        _put(canvas, corner, cell, width, sheet.label)
+    return canvas
 
 
-def _placed(sheet: Sheet) -> Iterator[tuple[tuple[int, int], Cell]]:
+def _placed(sheet: Sheet) -> Iterator[tuple[tuple[int, int], SheetCell]]:
     """Every cell and its upper left corner."""
     width, top = _width(sheet), MARGIN
     across, down = width + _GAP, width + sheet.label + _GAP
@@ -219,13 +213,15 @@ def _placed(sheet: Sheet) -> Iterator[tuple[tuple[int, int], Cell]]:
         top += max(1, -(-len(section.cells) // sheet.per_line)) * down
 
 
-def _put(page: Image.Image, corner: tuple[int, int], cell: Cell, width: int, label: int) -> None:
-    (x, y), pen = corner, ImageDraw.Draw(page)
+def _put(
+    canvas: Image.Image, corner: tuple[int, int], cell: SheetCell, width: int, label: int
+) -> None:
+    (x, y), pen = corner, ImageDraw.Draw(canvas)
     font = ImageFont.load_default(13)
     pen.rectangle((x, y, x + width - 1, y + width - 1), fill=PAPER)
     if isinstance(cell.content, Image.Image):
         size = cell.content.size
-        page.paste(cell.content, (x + (width - size[0]) // 2, y + (width - size[1]) // 2))
+        canvas.paste(cell.content, (x + (width - size[0]) // 2, y + (width - size[1]) // 2))
     else:
         text = _wrapped(cell.content or cell.label, width - 12, font)[: width // LEADING]
         pen.multiline_text((x + 6, y + 6), "\n".join(text), GREY, font)

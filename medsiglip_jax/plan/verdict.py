@@ -44,13 +44,13 @@ class Question:
 
     def _split(self) -> int:
         """Devices over which batches are split."""
-        mesh, there = self.recipe.mesh or MeshConfig(), self.topology.devices
-        if (mesh.data or 1) * mesh.model > there or there % mesh.model:
+        devices = self.topology.devices
+        data = (self.recipe.mesh or MeshConfig()).data or devices
+        if data > devices:
             raise ValueError(
-                f"mesh data={mesh.data} x model={mesh.model} does not fit the {there} devices "
-                f"of {self.topology}"
+                f"mesh.data is {data}; expected at most the {devices} devices of {self.topology}"
             )
-        return mesh.data or there // mesh.model
+        return data
 
     def per_chip(self) -> float:
         """Examples of a batch on a chip."""

@@ -59,7 +59,7 @@ def window(
 def recolour(
     augment: Augment, image: UInt8[np.ndarray, "h w 3"], key: tuple[int, ...]
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Flips and jitters the colours of a resized image; `image` itself where nothing is asked."""
+    """Flips and jitters the colours of a resized image; `image` itself if neither is asked."""
     if not (augment.flip or augment.colour):
         return image
     flip, *factors = _draws(key, 1).random(4)

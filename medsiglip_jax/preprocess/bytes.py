@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from medsiglip_jax.files import opener
+from medsiglip_jax.files import places
 from medsiglip_jax.preprocess.facts import NoSuchFile, UnreadableImage, describe
 from medsiglip_jax.preprocess.names import Range, part_of
 
@@ -57,7 +57,7 @@ def open_binary(file: str, span: Range | None = None) -> Any:
     try:
         if "://" not in file:
             check_regular(file)
-        return _Stream(file, opener.open_binary(file))
+        return _Stream(file, places.open_binary(file))
     except Exception as error:
         raise _translated(file, span, error) from error
 
@@ -127,7 +127,7 @@ def _read(file: str, span: Range | None) -> bytes:
 
 
 def _read_remote(file: str, span: Range | None) -> bytes:
-    system, name = opener.file_system(file)
+    system, name = places.file_system(file)
     if span is None:
         return system.cat_file(name)
     return system.cat_file(name, start=span.offset, end=span.offset + span.length)  # one request

@@ -1,4 +1,4 @@
-"""A source -> the pixels of its image, augmented and resized. PIL and numpy."""
+"""A source -> the pixels of its image, augmented and resized; with PIL and numpy."""
 
 import functools
 from collections.abc import Callable
@@ -18,13 +18,13 @@ from medsiglip_jax.preprocess.image import preset
 
 @dataclass(frozen=True)
 class Codec:
-    """Who decodes and who resizes; whoever it is, the pixels are the same to the bit.
+    """A decoder and a resize. All codecs of a preset give the same pixels, to the bit.
 
     Attributes:
         decode: bytes -> uint8 [H, W, 3] of any array type that can be sliced; raises as
             `preprocess.decode.decode` does.
-        resize: (what `decode` made, or numpy's like, size) -> uint8 [size, size, 3].
-        dicom: rules of parts of files, which have no bytes of their own to decode.
+        resize: (what `decode` returned, or a numpy array, size) -> uint8 [size, size, 3].
+        dicom: how parts of files are read, which have no bytes of their own to decode.
     """
 
     decode: Callable[[bytes], Any]
@@ -33,7 +33,7 @@ class Codec:
 
 
 def pil_codec(preprocess: str, dicom: Rules = Rules()) -> Codec:
-    """PIL, and the preset of that name; DICOM by these rules."""
+    """PIL and the preset of that name; `dicom` says how DICOM becomes pixels."""
     return Codec(functools.partial(decode, rules=dicom), preset(preprocess), dicom)
 
 
@@ -47,10 +47,10 @@ def load_image(
     """Reads, decodes, crops, resizes, flips and colours one image.
 
     Args:
-        path: a source, see `preprocess.sources`.
+        path: a source, see `preprocess.names`.
         size: height and width of the result, in pixels.
         codec: decoder and preset.
-        augment: by default none, and then the pixels are those of `load.load_images`.
+        augment: none by default; the pixels are then those of `load.load_images`.
         key: of the augmentation.
 
     Raises:

@@ -2,12 +2,12 @@
 
 A new format is a reader and a row. Its reader offers, depending on the row:
 
-* with frames: `count_frames(stream) -> int`, from the header, of a binary stream that can seek;
+* with frames: `count_frames(stream) -> int`, from the header; a stream has read, seek and tell;
 * recognised by content: `open_bytes(data) -> Opened`; by suffix alone: `open_file(path) -> Opened`;
-* in series: `planes(stream) -> list[Plane]`, where each frame belongs;
+* in series: `planes(stream) -> list[Plane]`, where each frame lies;
 * cut into tiles: `is_slide`, `check`, `tiles` and `read`, as `slides` has them.
 
-All raise `UnreadableImage` with a reason. `sources` and `decode` call them, and nobody else.
+They raise `UnreadableImage` with the reason. Only `sources`, `decode` and `heatmap` call them.
 """
 
 import re

@@ -1,7 +1,7 @@
-"""Files that stay open between their parts: a volume of 300 slices is inflated once, not 300 times.
+"""Files that stay open between reads of their parts: a volume is inflated once, not per slice.
 
-What is open is found by path, size and time of change, so that a file that was replaced is read
-again. Of threads that ask for the same file, one opens it and the others wait.
+Open files are looked up by path, size and time of change, so that a file that was replaced is read
+anew. When several threads ask for the same file, one opens it and the others wait.
 """
 
 import os
@@ -15,9 +15,9 @@ from medsiglip_jax.preprocess.facts import UnreadableImage
 
 T = TypeVar("T")
 
-# Rows come in the order of files, and so many threads are rarely at more files than this.
+# Rows come in the order of files, so that threads rarely work on more files than this at once.
 MAX_OPEN = 8
-# Bytes in memory, of all but the last: what is open says in `nbytes` how much it holds.
+# Bytes in memory, as the `nbytes` of open files say; the latest file may exceed it alone.
 MAX_BYTES = 2 << 30
 
 _open: OrderedDict[tuple, Future] = OrderedDict()
@@ -25,16 +25,14 @@ _lock = threading.Lock()
 
 
 def opened(path: str, opener: Callable[[str], T]) -> T:
-    """What `opener(path)` gives, from the last time if that is not long ago.
-
-    Several threads use it at once: it must allow that.
+    """What `opener(path)` returns, cached. Several threads may use it at once.
 
     Args:
-        path: of a file; a local one is looked at each time, whether it has changed.
-        opener: opens it; a function of a module, for it is part of the name.
+        path: of a file; a local file that has changed since is opened anew.
+        opener: opens it; a function of a module, since it is part of the cache's key.
 
     Raises:
-        UnreadableImage: as the opener did, which is not tried again for a file that is the same.
+        UnreadableImage: raised by the opener, which is not called again for an unchanged file.
         Exception: whatever else the opener raises; the next call tries again.
     """
     key = (opener, path, _state(path))
@@ -46,16 +44,16 @@ def opened(path: str, opener: Callable[[str], T]) -> T:
         _fill(future, key, path, opener)
     try:
         return future.result()
-    except UnreadableImage as error:  # an exception of its own: threads write their traces into it
+    except UnreadableImage as error:  # a new exception each: raising writes a traceback into it
         raise error.of(error.source) from None
 
 
 def _state(path: str) -> tuple[int, int] | None:
     try:
-        found = os.stat(path)
-    except (OSError, ValueError):  # remote, or not there, which the opener says
+        status = os.stat(path)
+    except (OSError, ValueError):  # remote, or missing, which the opener reports
         return None
-    return found.st_size, found.st_mtime_ns
+    return status.st_size, status.st_mtime_ns
 
 
 def _fill(future: Future, key: tuple, path: str, opener: Callable[[str], Any]) -> None:
@@ -67,10 +65,10 @@ def _fill(future: Future, key: tuple, path: str, opener: Callable[[str], Any]) -
                 _open.pop(key, None)
         future.set_exception(error)
     with _lock:
-        _forget_the_oldest()
+        _close_the_oldest()
 
 
-def _forget_the_oldest() -> None:
+def _close_the_oldest() -> None:
     while len(_open) > MAX_OPEN or (len(_open) > 1 and sum(map(_size, _open.values())) > MAX_BYTES):
         _open.popitem(last=False)
 

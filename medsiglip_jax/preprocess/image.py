@@ -24,8 +24,8 @@ from PIL import Image
 from medsiglip_jax.preprocess import facts
 from medsiglip_jax.preprocess.facts import UnreadableImage
 
-# Rows of output made at a time, so that the float32 work stays in cache: 6000x5000 -> 448x448 takes
-# 7 ms at 16 and 17 ms in one piece (one core).
+# Output rows computed at a time, so that float32 intermediates stay in cache: 6000x5000 -> 448x448
+# takes 7 ms with 16 rows and 17 ms in one piece (one core).
 _CHUNK_ROWS = 16
 
 
@@ -57,7 +57,7 @@ def resize_bilinear(
 def _bilinear(
     rows_of: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...], height: int, width: int
 ) -> np.ndarray:
-    """Resizes an image [H, W, C] of that shape; `rows_of` gives some of its rows, by number."""
+    """Resizes an image [H, W, C] of that shape; `rows_of` returns the rows with given numbers."""
     channels = shape[2]
     top_row, bottom_row, dy = taps(shape[0], height)
     left, right, dx = taps(shape[1], width)
@@ -119,12 +119,15 @@ def check_size(size: Any) -> int:
 
 
 def big_vision(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "s s 3"]:
-    """Squashes to [size, size, 3] as big_vision's `resize(size)` does (pp/ops_image.py:57)."""
+    """Squash to a square, TF2 bilinear, as the published evaluations.
+
+    big_vision's `resize(size)` (pp/ops_image.py:57).
+    """
     return resize_bilinear(image, (size, size))
 
 
 def big_vision_pad(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "s s 3"]:
-    """Pads to a black square, centred, as `serving` does, then resizes as `big_vision` does.
+    """Zero-pad to a square, TF2 bilinear.
 
     Rows are padded when they are read: the square, 1.2 GB for a 20000x500 strip, never exists.
     """
@@ -141,12 +144,12 @@ def big_vision_pad(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.nda
 
 
 def huggingface(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "s s 3"]:
-    """Squashes to [size, size, 3] by PIL bicubic, as `SiglipImageProcessorPil` does."""
+    """Squash to a square, PIL bicubic, as `SiglipImageProcessorPil`."""
     return _bicubic(image, check_size(size), size)
 
 
 def serving(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "s s 3"]:
-    """Pads to a black square, centred, then PIL bicubic, as the official container does.
+    """Zero-pad to a square, PIL bicubic, as the official container.
 
     An image of nothing but 0 and 255 (a mask, a blank page) stays so, without antialiasing: the
     container divides by 255 first, and its processor then takes an image that holds only 0.0 and
@@ -209,6 +212,7 @@ def _bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.array(resized)
 
 
+# `--help` shows the first sentence of each docstring.
 PRESETS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
     "big_vision": big_vision,
     "big_vision_pad": big_vision_pad,

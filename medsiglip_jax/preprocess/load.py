@@ -27,7 +27,7 @@ def load_images(
     """Decodes and resizes images; order is kept.
 
     Args:
-        items: one image (a source, see `preprocess.sources`, or anything else that `decode` takes),
+        items: one image (a source, see `preprocess.names`, or anything else that `decode` takes),
             a sequence of them, or a batch: uint8 or uint16 array [n, H, W, 3].
         size: height and width of the result, in pixels.
         preprocess: name of a preset: "big_vision", "big_vision_pad", "huggingface" or "serving".
@@ -38,14 +38,14 @@ def load_images(
         uint8 [n, size, size, 3]; [0, size, size, 3] for an empty sequence.
 
     Raises:
-        UnreadableImage: an image that cannot be used, by position and name; a FileNotFoundError as
-            well where there is none.
+        UnreadableImage: an image that cannot be used, by position and name; also a
+            FileNotFoundError if it does not exist.
         OSError: the disk or the network fails.
         ValueError: unknown preset, or a size or number of workers below 1.
 
     Warns:
         UserWarning: once, with the number of images whose EXIF orientation is not upright; and
-            once, with that of DICOM files that say that annotation is burned into their pixels.
+            once, with the number of DICOM files that say that annotation is burned in.
     """
     items, resize, size = _as_list(items), preset(preprocess), check_size(size)
     workers = check_size(min(8, os.cpu_count() or 1) if workers is None else workers)
@@ -64,19 +64,31 @@ def load_images(
     else:
         with ThreadPoolExecutor(min(workers, len(items))) as pool:
             facts = list(pool.map(load, range(len(items))))
-    if turned := sum(f.orientation != 1 for f in facts):
-        warnings.warn(
-            f"{turned} of {len(items)} images carry an EXIF orientation that is not applied: pixels"
-            " are used as stored (PIL.ImageOps.exif_transpose turns an image upright)",
-            stacklevel=2,
-        )
-    if burned := sum(f.burned_in for f in facts):
-        warnings.warn(
-            f"{burned} of {len(items)} images are DICOM files that say that annotation, which may"
-            " identify people, is burned into their pixels",
-            stacklevel=2,
-        )
+    turned = sum(f.orientation != 1 for f in facts)
+    warn_about_pixels(turned, sum(f.burned_in for f in facts), len(items))
     return out
+
+
+def warn_about_pixels(turned: int, burned_in: int, count: int) -> None:
+    """Warns of EXIF orientations that were not applied and of annotation burned into pixels.
+
+    Args:
+        turned: number of images whose EXIF orientation is not upright.
+        burned_in: number of DICOM files that declare burned-in annotation.
+        count: number of all images.
+    """
+    if turned:
+        warnings.warn(
+            f"{turned} of {count} images carry an EXIF orientation that is not applied: pixels"
+            " are used as stored (PIL.ImageOps.exif_transpose turns an image upright)",
+            stacklevel=3,
+        )
+    if burned_in:
+        warnings.warn(
+            f"{burned_in} of {count} images are DICOM files that say that annotation, which may"
+            " identify people, is burned into their pixels",
+            stacklevel=3,
+        )
 
 
 def _place(i: int, count: int, source: str) -> str:

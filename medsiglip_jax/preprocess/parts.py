@@ -1,4 +1,4 @@
-"""Which parts of files are rows: one small object that commands take and record."""
+"""Which parts of files become rows: a small object that commands take and record."""
 
 import math
 import re
@@ -15,15 +15,15 @@ _EVERY = re.compile(r"every=([1-9]\d*)")
 
 @dataclass(frozen=True)
 class Parts:
-    """What is made of files that hold more than one image; other files do not ask.
+    """Which images are taken from files that hold several; other files ignore it.
 
     Attributes:
-        frame: of the frames of a DICOM file, the slices of a NIfTI volume, and with `series` those
-            of a series: a number from 0, "middle", "all", or "every=K", the first of each K.
-        series: DICOM files are slices of their series, in the order of their places.
+        frame: which frames of a DICOM file, slices of a NIfTI volume, or with `series` slices of a
+            series: a number from 0, "middle", "all", or "every=K" for every K-th, from the first.
+        series: treat DICOM files as slices of their series, in spatial order.
         mpp: micrometres per pixel at which slides are cut into tiles; None leaves them whole.
-        slide_mpp: of the finest level of slides that do not say it.
-        tissue: least share of tissue in a tile, 0 to 1.
+        slide_mpp: micrometres per pixel of the finest level, for slides that do not record it.
+        tissue: minimum tissue fraction of a tile, 0 to 1.
     """
 
     frame: int | str = MIDDLE
@@ -43,28 +43,28 @@ class Parts:
             if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} is {value}; expected micrometres per pixel, more than 0")
         if not 0 <= self.tissue <= 1:
-            raise ValueError(f"tissue is {self.tissue}; expected a share of a tile, 0 to 1")
+            raise ValueError(f"tissue is {self.tissue}; expected a fraction of a tile, 0 to 1")
 
     @property
     def step(self) -> int | None:
-        """Each how-manieth frame is a row; None where one frame of a file is."""
-        found = _EVERY.fullmatch(str(self.frame))
-        return int(found[1]) if found else 1 if self.frame == ALL else None
+        """Take every step-th frame; None where one frame of a file is taken."""
+        every = _EVERY.fullmatch(str(self.frame))
+        return int(every[1]) if every else 1 if self.frame == ALL else None
 
     @property
-    def one(self) -> int | str:
-        """The frame of a file that is one row, as `Rules` have it."""
+    def single_frame(self) -> int | str:
+        """What `Rules.frame` is, for files of which one frame is read."""
         return self.frame if self.step is None else MIDDLE
 
     def chosen(self, count: int) -> range:
-        """Numbers of the frames that are rows, of so many; none where the one asked for is not."""
+        """Which of `count` frames become rows; none if the frame asked for does not exist."""
         if self.step is not None:
             return range(0, count, self.step)
         first = frame_number(self.frame, count)
         return range(first, min(first + 1, count))
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON gives it back."""
+        """As JSON restores it."""
         return asdict(self)
 
 
@@ -72,9 +72,9 @@ class Tiles(NamedTuple):
     """The tiles of a slide.
 
     Attributes:
-        columns: of one length: int32 `x`, `y`, `level`, `size`, of `read`; float32 `mpp`, the
-            resolution of the tile in `TILE` pixels. They may be empty.
-        shared: the same for all files of one slide; None where that is one file.
+        columns: of equal length, which may be 0: int32 `x`, `y`, `level`, `size` of `names.Tile`;
+            float32 `mpp`, the resolution after the tile is resized to `slides.TILE` pixels.
+        shared: equal for all files of one slide; None where a slide is one file.
     """
 
     columns: dict[str, np.ndarray]

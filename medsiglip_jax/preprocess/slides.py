@@ -1,7 +1,7 @@
-"""Whole slides, through OpenSlide: their regions, and the grid of tiles over their tissue.
+"""Whole slides, read by OpenSlide: their regions, and the grid of tiles over their tissue.
 
-Pixels are what OpenSlide's `read_region` gives, over white where the slide has none; colour
-profiles are not applied. Labels, which name patients, are never read.
+Pixels are those of OpenSlide's `read_region`, over white where the slide has none; colour profiles
+are not applied. Labels, which name patients, are never read.
 """
 
 import math
@@ -18,18 +18,18 @@ from medsiglip_jax.preprocess.dicom import sniff
 from medsiglip_jax.preprocess.facts import NoSuchFile, UnreadableImage
 from medsiglip_jax.preprocess.parts import Parts, Tiles
 
-MPP = 0.5  # um/px of tiles where none is given: 20x, at which pathologists look at cells
-TILE = 448  # pixels that a tile has at the resolution asked for: as many as the model takes
+MPP = 0.5  # default um/px of tiles: 20x, at which pathologists look at cells
+TILE = 448  # pixels of a tile at the resolution asked for: the input size of the model
 
-# Scanners miss the round figures: 0.2627 for 0.25 um/px, 0.5040 for 0.5. A level coarser by so
-# little is taken; the next finer one often has 16 times the pixels.
+# Scanners miss the round figures: 0.2627 for 0.25 um/px, 0.5040 for 0.5. A level that is coarser by
+# up to this factor is used; the next finer one often has 16 times the pixels.
 _SLACK = 1.1
-# Tiles side by side before the next row: rows of a whole slide (98 MB at 100,000 pixels) would push
-# what two of them share out of OpenSlide's cache of 32 MB.
+# Columns of tiles that are read together, row by row: rows as wide as the slide (98 MB at 100,000
+# pixels) would push what two of them share out of OpenSlide's cache of 32 MB.
 _STRIP = 8
-# Of what cannot be read of a thumbnail: a colour, and so tissue; its tiles say themselves why.
+# Where a thumbnail cannot be read: a colour, so that it counts as tissue and its tiles report why.
 _DAMAGED = 255, 0, 255
-_THUMBNAIL, _BLOCK = 2048, 512  # pixels: its longer side at most; what is read of it at a time
+_THUMBNAIL, _BLOCK = 2048, 512  # pixels: largest side; side of the blocks that are read
 
 
 class _Slide:
@@ -37,10 +37,10 @@ class _Slide:
 
     Attributes:
         sizes: (width, height) of each level, the finest first.
-        downsamples: pixels of level 0 in one of each.
+        downsamples: pixels of level 0 that a pixel of each level spans.
         mpp: um/px of level 0, the mean of both directions; None if the file does not say.
-        shared: by the files that make up a slide in DICOM, one for each level; else None.
-        nbytes: what it may hold, OpenSlide's cache.
+        shared: equal for the files that make up a slide in DICOM, one per level; else None.
+        nbytes: memory that it may hold, which is OpenSlide's cache.
     """
 
     nbytes = 32 << 20
@@ -57,8 +57,9 @@ class _Slide:
     def region(self, x: int, y: int, level: int, width: int, height: int) -> np.ndarray:
         """uint8 [height, width, 3]; x and y are pixels of level 0.
 
-        After one error OpenSlide refuses everything more of that handle, to all threads, whose
-        tiles may be whole: there is a new handle then, and this region is read alone.
+        After an error OpenSlide refuses all further reads through that handle, also to other
+        threads, whose tiles may be intact. So the handle is replaced, and this region is read
+        again through a handle of its own.
         """
         where = (x, y), level, (width, height)
         try:
@@ -86,24 +87,24 @@ class _Slide:
         return UnreadableImage("not a slide that OpenSlide can read")
 
     def _damaged(self, error: Exception) -> UnreadableImage:
-        """With what OpenSlide says; not of DICOM, where it may quote what identifies."""
+        """With OpenSlide's message; but for DICOM, where the message may identify a patient."""
         with open(self._path, "rb") as file:
             dicom = sniff.is_dicom(file.read(sniff.START))
-        said = "" if dicom else f": {' '.join(str(error).split())[:200]}"
-        return UnreadableImage(f"damaged slide{said}")
+        message = "" if dicom else f": {' '.join(str(error).split())[:200]}"
+        return UnreadableImage(f"damaged slide{message}")
 
 
 def _mpp(handle: openslide.OpenSlide) -> float | None:
     names = openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y
     try:
-        found = [float(handle.properties[name]) for name in names]
+        x, y = (float(handle.properties[name]) for name in names)
     except (KeyError, ValueError):
         return None
-    return sum(found) / 2 if all(0 < mpp < math.inf for mpp in found) else None
+    return (x + y) / 2 if 0 < x < math.inf and 0 < y < math.inf else None
 
 
 def _over_white(region: Image.Image) -> np.ndarray:
-    """RGB of RGBA: of an opaque region a view, with 4 bytes from pixel to pixel."""
+    """RGB of RGBA; a view, with 4 bytes per pixel, where the region is opaque."""
     rgba = np.asarray(region)
     if np.bitwise_and.reduce(rgba.view("<u4"), axis=None) >> 24 == 255:
         return rgba[..., :3]
@@ -113,19 +114,19 @@ def _over_white(region: Image.Image) -> np.ndarray:
 
 
 def is_slide(path: str) -> bool:
-    """Whether OpenSlide takes a local file for one; a tiled TIFF is a slide, a striped one not."""
+    """Whether OpenSlide takes a local file for a slide: a tiled TIFF is one, a striped one not."""
     return openslide.OpenSlide.detect_format(path) is not None
 
 
 def check(path: str, parts: Parts | None = None) -> None:
-    """Raises UnreadableImage, with the reason, if a slide cannot be opened, or cut so."""
+    """Raises UnreadableImage if a slide cannot be opened, or not be cut as `parts` says."""
     slide = handles.opened(path, _Slide)
     if parts is not None:
         _level(slide, path, parts)
 
 
 def downsamples(path: str) -> tuple[float, ...]:
-    """How many pixels of level 0 one of each level spans, across and down."""
+    """How many pixels of level 0 a pixel of each level spans, across and down."""
     return handles.opened(path, _Slide).downsamples
 
 
@@ -135,15 +136,15 @@ def read(path: str, x: int, y: int, level: int, size: int) -> UInt8[np.ndarray, 
     Args:
         path: a local file.
         x, y: its upper left corner, in pixels of level 0.
-        level: of the pyramid, 0 is the finest.
-        size: in pixels of that level; 0 of a slide that `tiles` refused.
+        level: of the pyramid; 0 is the finest.
+        size: in pixels of that level; 0 for a slide that `tiles` refused.
 
     Returns:
         uint8 [size, size, 3]; the pixels may be 4 bytes apart.
 
     Raises:
-        UnreadableImage: no slide, no such level, wholly outside, or damaged here; the reason,
-            without the path.
+        UnreadableImage: not a slide, no such level, wholly outside, or damaged at this place; the
+            reason, without the path.
     """
     slide = handles.opened(path, _Slide)
     if size == 0:
@@ -163,7 +164,7 @@ def _too_large(size: int) -> str:
 
 
 def _not_cut(slide: _Slide) -> UnreadableImage:
-    """Why there are no tiles of a slide."""
+    """Why a slide cannot be cut into tiles."""
     if slide.mpp is None:
         return UnreadableImage("does not say its resolution; give it, in um/px (--slide-mpp)")
     least = f"{slide.mpp:.4g}"
@@ -177,18 +178,18 @@ def tiles(path: str, parts: Parts) -> Tiles:
     """The tiles of a slide that hold tissue, in an order in which neighbours are near.
 
     They lie side by side from the upper left corner, at a resolution of about `parts.mpp`: each is
-    a square of the coarsest level that is fine enough, to be resized to `TILE` pixels. The last of
-    a row or column go beyond the slide's edge, where they are white.
+    a square of the coarsest level that is fine enough, to be resized to `TILE` pixels. The last
+    tiles of a row or column extend beyond the slide's edge, where they are white.
 
     Args:
         path: a local file.
-        parts: `mpp`, um/px of the tiles, default `MPP`; `slide_mpp`, um/px of level 0, where the
-            file does not say; `tissue`, the least share of it in a tile, 0 for all.
+        parts: `mpp`, um/px of the tiles, default `MPP`; `slide_mpp`, um/px of level 0 where the
+            file does not say; `tissue`, the minimum tissue fraction of a tile, 0 for all tiles.
 
     Raises:
-        UnreadableImage: no slide, or damaged, or its resolution is not known, or coarser than asked
+        UnreadableImage: not a slide, damaged, or its resolution is unknown, or coarser than asked
             for; the reason, without the path.
-        ValueError: what is asked for makes no sense for this slide.
+        ValueError: `parts` makes no sense for this slide.
     """
     slide = handles.opened(path, _Slide)
     level, own = _level(slide, path, parts)
@@ -212,7 +213,7 @@ def tiles(path: str, parts: Parts) -> Tiles:
 
 
 def _level(slide: _Slide, path: str, parts: Parts) -> tuple[int, float]:
-    """The coarsest level that is fine enough, and um/px of level 0; errors as of `tiles`."""
+    """The coarsest level that is fine enough, and um/px of level 0; raises as `tiles` does."""
     target, own = parts.mpp or MPP, slide.mpp or parts.slide_mpp
     enough = [d for d in slide.downsamples if own and own * d <= target * _SLACK]
     if own and enough:
@@ -228,14 +229,14 @@ def _kept(
     if least == 0:
         return np.ones((len(top), len(left)), bool)
     pixels, scale = _thumbnail(slide)
-    shares = tissue.shares(tissue.mask(pixels), left / scale, top / scale, side / scale)
-    return shares >= least - 1e-6  # rounding, where all is tissue
+    fractions = tissue.fractions(tissue.mask(pixels), left / scale, top / scale, side / scale)
+    return fractions >= least - 1e-6  # a sum of 1 may be rounded down
 
 
 def thumbnail(path: str) -> tuple[UInt8[np.ndarray, "h w 3"], float]:
-    """A slide in at most 2048 pixels a side, and how many pixels of level 0 one of them spans.
+    """A slide in at most 2048 pixels a side, and how many pixels of level 0 each of them spans.
 
-    It is read in blocks, whatever the levels: of a slide that has one level only, all of it.
+    It is read in blocks, even if that means the whole of a slide that has a single level.
     """
     return _thumbnail(handles.opened(path, _Slide))
 

@@ -1,12 +1,12 @@
-"""NIfTI volumes, their headers read by nibabel: axial slices as radiologists see them.
+"""NIfTI volumes: axial slices as radiologists see them. nibabel reads the headers.
 
-A volume is turned into the order nearest to right, anterior, superior (RAS), not resampled: slice 0
-is the one nearest to the feet; in each, anterior is up and the patient's right is at the left. Of
-files without an orientation, nibabel takes the first axis to run from right to left.
+Axes are reordered and flipped to right, anterior, superior (RAS) as nearly as that goes without
+resampling: slice 0 is nearest to the feet; anterior is up, and the patient's right is on the left.
+Where a file has no orientation, nibabel assumes that the first axis runs from right to left.
 
-The files do not say what their values are, so that `Rules.volume` has to: "ct" is Hounsfield units
-in the windows of CT; "percentile" is from the 0.5th to the 99.5th percentile, of the volume and not
-of the slice, so that slices can be compared and air is not stretched to noise.
+The files do not say what their values are, so `Rules.volume` has to: "ct" means Hounsfield units,
+rendered in the windows of CT; "percentile" renders from the 0.5th to the 99.5th percentile of the
+volume, not of the slice, so that slices can be compared and air is not stretched to noise.
 """
 
 import gzip
@@ -29,28 +29,28 @@ from medsiglip_jax.preprocess.dicom import grey, samples
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.facts import Facts, UnreadableImage
 
-# Bytes that a compressed volume may inflate to: 4,000 slices of 512x512 at 16 bits.
+# Bytes that a compressed volume may inflate to: 4,000 slices of 512x512 pixels at 16 bits.
 MAX_INFLATED = 1 << 31
-# Volumes that are read into memory at a time, for `handles.MAX_BYTES` counts those that are read.
+# Volumes that may be inflated at the same time; `handles.MAX_BYTES` counts finished ones only.
 _AT_ONCE = threading.Semaphore(2)
-_MAX_OFFSET = 1 << 26  # bytes before the first voxel: the header, and texts of other programs
+_MAX_OFFSET = 1 << 26  # bytes before the first voxel: the header and its extensions
 _MAX_SIDE = 1 << 16  # voxels, along one axis
 _HEADERS = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}  # by their size
 _GZIP = b"\x1f\x8b"
-_SAMPLED = 64  # slices that percentiles are of, evenly spaced,
-_VALUES = 1 << 24  # and values of them, at most
+_SAMPLED = 64  # evenly spaced slices that percentiles are computed from
+_VALUES = 1 << 24  # and how many of their values at most
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where the values are, and what they mean.
+    """Where the values are stored, and what they mean.
 
     Attributes:
         shape: of the first volume in the file, as stored.
-        volumes: in the file.
+        volumes: number of volumes in the file.
         dtype, offset: of the first value.
-        slope, intercept: of the stored values.
-        axes: nibabel's orientation: which axis of RAS each axis is, and 1 or -1.
+        slope, intercept: value = stored * slope + intercept.
+        axes: nibabel's orientation: the RAS axis of each stored axis, and 1 or -1.
     """
 
     shape: tuple[int, ...]
@@ -74,16 +74,16 @@ def count_frames(stream: Any) -> int:
     """How many axial slices a volume has, from its header.
 
     Raises:
-        UnreadableImage: no NIfTI, or damaged; the reason.
+        UnreadableImage: not NIfTI, or damaged; the reason.
     """
     return _layout(_inflated(stream)).frames
 
 
 def open_file(path: str) -> "Volume":
-    """Opens a volume: mapped to memory where the file is local and not compressed, else read.
+    """Opens a volume: memory-mapped if the file is local and not compressed, else read.
 
     Raises:
-        UnreadableImage: no NIfTI, damaged, cut off, or larger than `MAX_INFLATED` if compressed;
+        UnreadableImage: not NIfTI, damaged, cut off, or compressed and larger than `MAX_INFLATED`;
             the reason, without the path.
     """
     if "://" in path:
@@ -104,7 +104,7 @@ class Volume:
     """An open volume; several threads may render its slices.
 
     Attributes:
-        frames: axial slices.
+        frames: number of axial slices.
         nbytes: in memory.
     """
 
@@ -116,13 +116,13 @@ class Volume:
         self.nbytes = 0 if isinstance(stored, np.memmap) else layout.nbytes
 
     def render(self, number: int, rules: Rules) -> tuple[UInt8[np.ndarray, "h w 3"], Facts]:
-        """An axial slice, from 0 at the feet.
+        """Renders an axial slice, from 0 at the feet.
 
         Returns:
             The pixels, 4 bytes apart, and facts.
 
         Raises:
-            UnreadableImage: there are fewer slices, or rules that do not serve volumes.
+            UnreadableImage: there are fewer slices, or the rules do not serve volumes.
         """
         if rules.name == "official":
             raise UnreadableImage("official rules: NIfTI volumes are not served")
@@ -146,7 +146,7 @@ class Volume:
         return samples.shaded(stored, shade), Facts(frames=self.frames, frame=number, seen=seen)
 
     def _ramps(self, rules: Rules) -> tuple[Sequence[tuple[float, float]], str]:
-        """(black, from there to white) of the channels, one for all or three, and in words."""
+        """(black, width up to white) for one grey channel or for three, and the same in words."""
         if rules.volume == "ct":
             windows = [rules.ct_window] if rules.ct_window else grey.CT_WINDOWS
             words = " ".join(f"{width:g}/{level:g}" for width, level in windows)
@@ -155,7 +155,7 @@ class Volume:
         return [(low, high - low)], f"{low:g} to {high:g}, the 0.5th to the 99.5th percentile"
 
     def _measured(self, stored: np.ndarray) -> np.ndarray:
-        with np.errstate(all="ignore"):  # of values that are no measurements
+        with np.errstate(all="ignore"):  # stored floats may be NaN or infinite
             return stored.astype(np.float64) * self._layout.slope + self._layout.intercept
 
     def _percentiles(self) -> tuple[float, float]:
@@ -164,11 +164,11 @@ class Volume:
                 sampled = self._values[..., :: -(-self.frames // _SAMPLED)]
                 step = max(1, math.ceil(math.sqrt(sampled.size / _VALUES)))
                 sampled = sampled[::step, ::step]
-                found = sampled[np.isfinite(sampled)]
-                found = found.astype(found.dtype.newbyteorder("="))
+                finite = sampled[np.isfinite(sampled)]
+                finite = finite.astype(finite.dtype.newbyteorder("="))
                 limits = np.zeros(1)
-                if found.size:
-                    limits = np.quantile(found, grey.PERCENTILES, method="inverted_cdf")
+                if finite.size:
+                    limits = np.quantile(finite, grey.PERCENTILES, method="inverted_cdf")
                 measured = self._measured(limits)
                 self._limits = float(measured.min()), float(measured.max())
             return self._limits
@@ -178,14 +178,14 @@ class Volume:
 
 
 def _inflated(stream: Any) -> Any:
-    """The stream, or what is compressed in it: names are not always right."""
+    """The stream, decompressed if its content is gzip, whatever its name."""
     start = stream.read(len(_GZIP))
     stream.seek(0)
     return gzip.GzipFile(fileobj=stream) if start == _GZIP else stream
 
 
 def _layout(stream: Any) -> _Layout:
-    """Reads the header, from which nothing but numbers is used: its texts may identify."""
+    """Reads the header; only its numbers are used, since its texts may identify a patient."""
     raw = bytes(_exactly(stream, 348))
     sizes = int.from_bytes(raw[:4], "little"), int.from_bytes(raw[:4], "big")
     size = next((n for n in sizes if n in _HEADERS), 348)
@@ -194,12 +194,12 @@ def _layout(stream: Any) -> _Layout:
         pair = raw[344:347] == b"ni1" or raw[4:7] == b"ni2"
         raise UnreadableImage("NIfTI in two files, .hdr and .img" if pair else "not NIfTI")
     try:
-        header = _HEADERS[size](raw, check=False)  # checks are printed
+        header = _HEADERS[size](raw, check=False)  # its checks print
         shape, dtype = tuple(map(int, header.get_data_shape())), header.get_data_dtype()
         slope, intercept = header.get_slope_inter()
         axes = nibabel.orientations.io_orientation(header.get_best_affine())
         offset = int(header["vox_offset"])
-    except Exception:  # nibabel's messages may quote what stands there
+    except Exception:  # nibabel's messages may quote the header
         raise UnreadableImage("damaged NIfTI: its header cannot be read") from None
     shape = (*shape, 1, 1, 1)[: max(3, len(shape))]
     if dtype.kind not in "iuf" or dtype.itemsize > 8 or math.prod(shape[4:]) > 1:
@@ -231,13 +231,13 @@ def _read(stream: Any, layout: _Layout) -> np.ndarray:
 
 
 def _exactly(stream: Any, count: int) -> bytearray:
-    """So many bytes; memory is taken as they come."""
-    found = bytearray()
+    """Reads `count` bytes; memory grows as they arrive, for the header may claim any number."""
+    data = bytearray()
     try:
-        while len(found) < count and (block := stream.read(min(1 << 24, count - len(found)))):
-            found += block
+        while len(data) < count and (block := stream.read(min(1 << 24, count - len(data)))):
+            data += block
     except (EOFError, gzip.BadGzipFile, zlib.error):
         raise UnreadableImage("damaged NIfTI: it cannot be inflated, or is cut off") from None
-    if len(found) < count:
+    if len(data) < count:
         raise UnreadableImage("NIfTI with fewer values than it says: cut off")
-    return found
+    return data

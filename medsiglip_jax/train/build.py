@@ -23,9 +23,8 @@ from medsiglip_jax.model.towers import Compute
 from medsiglip_jax.preprocess import xla
 from medsiglip_jax.preprocess.codec import Codec
 from medsiglip_jax.train import freeze, lora, optim, validation
-from medsiglip_jax.train import recipe as recipes
 from medsiglip_jax.train.objectives.objective import Labels, Loss, Params
-from medsiglip_jax.train.recipe import Recipe
+from medsiglip_jax.train.recipe import MeshConfig, Recipe
 from medsiglip_jax.train.step import State, init_state, make_train_step
 
 
@@ -192,8 +191,7 @@ def train_step(
 
 def mesh_of(recipe: Recipe, devices: Sequence[Any] | None = None) -> Mesh | None:
     """The mesh of a recipe, over all devices or those given; None for a single device."""
-    config = recipe.mesh or recipes.MeshConfig()
-    mesh = sharding.make_mesh(config.data, config.model, devices=devices)
+    mesh = sharding.make_mesh((recipe.mesh or MeshConfig()).data, devices=devices)
     if mesh.size == 1:
         return None
     split, pieces = mesh.shape["data"], recipe.objective.accumulate

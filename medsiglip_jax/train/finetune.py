@@ -15,7 +15,7 @@ import numpy as np
 from medsiglip_jax.files import places, storage
 from medsiglip_jax.files.locks import Check, lock
 from medsiglip_jax.files.places import Given, Place
-from medsiglip_jax.model import api, sharding, tree
+from medsiglip_jax.model import api, processes, tree
 from medsiglip_jax.train import freeze, loop, lora, report
 from medsiglip_jax.train.build import PreparedRun, prepare, train_step
 from medsiglip_jax.train.checkpoints import Checkpoints
@@ -59,9 +59,9 @@ def run(
     """
     workdir = places.at(workdir)
     with ExitStack() as stack:
-        check = sharding.together(lambda: stack.enter_context(_opened(workdir)), 0)
+        check = processes.run_on(lambda: stack.enter_context(_opened(workdir)), 0)
         prepared = prepare(recipe)
-        sharding.together(lambda: _claim(workdir, prepared, warn), 0)
+        processes.run_on(lambda: _claim(workdir, prepared, warn), 0)
         on_start(prepared)
         unreadable = Unreadable(workdir, recipe.max_unreadable)
         step = train_step(recipe, prepared.loss, prepared.optimizer, prepared.state, prepared.mesh)
@@ -127,7 +127,7 @@ class Unreadable:
 
     def count(self) -> int:
         """The number of images, over all processes."""
-        return int(sharding.over_processes(len(self.images)).sum())
+        return int(processes.allgather_int(len(self.images)).sum())
 
     def check(self) -> None:
         """Writes the list to disk; raises ValueError if it is longer than the limit."""

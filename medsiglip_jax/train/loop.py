@@ -13,7 +13,7 @@ import jax
 
 from medsiglip_jax.files.places import Place
 from medsiglip_jax.files.storage import Lines
-from medsiglip_jax.model import sharding
+from medsiglip_jax.model import processes
 from medsiglip_jax.train.checkpoints import Checkpoints
 from medsiglip_jax.train.step import Batch, Metrics, State
 
@@ -240,4 +240,4 @@ def _agreed(caught: list[int], at_log: bool) -> int:
     their signals when they log."""
     if jax.process_count() > 1 and not at_log:
         return 0
-    return int(sharding.over_processes(caught[0] if caught else 0).max())
+    return int(processes.allgather_int(caught[0] if caught else 0).max())

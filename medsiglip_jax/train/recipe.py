@@ -99,12 +99,10 @@ class MeshConfig:
 
     Attributes:
         data: number of devices over which batches are split; by default all.
-        model: devices of the second axis; nothing is split over it yet, they repeat the same work.
         fsdp: whether large parameters and their optimiser state are split over the devices, too.
     """
 
     data: Annotated[int | None, at_least(1)] = None
-    model: Annotated[int, at_least(1)] = 1
     fsdp: bool = False
 
 

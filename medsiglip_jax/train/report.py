@@ -1,13 +1,12 @@
 """The report of a fine-tuning run: one HTML file with its curves, readable without a network."""
 
-import html
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from medsiglip_jax.files import storage
 from medsiglip_jax.files.places import Place
-from medsiglip_jax.pages import charts
+from medsiglip_jax.pages import charts, html
 
 # (title, keys of one figure); a figure without a logged key is left out.
 _PLOTS = (
@@ -21,12 +20,12 @@ _PLOTS = (
     ("Images per second", ("images_per_second",)),
 )
 
-_STYLE = """body{font:15px/1.5 system-ui,sans-serif;color:#1f2933;max-width:980px;margin:32px auto;
-padding:0 16px}h1{font-size:24px}figure{display:inline-block;margin:8px 32px 16px 0;
-vertical-align:top}
-table{border-collapse:collapse;margin:12px 0}td,th{padding:3px 14px 3px 0;text-align:left;
-vertical-align:top}th{color:#616e7c;font-weight:500}pre{background:#f5f7fa;padding:12px;
-overflow:auto;font-size:13px}"""
+_STYLE = """body{max-width:980px}pre{background:#f5f7fa;padding:12px;overflow:auto;font-size:13px}
+figure{display:inline-block;margin:8px 32px 16px 0;vertical-align:top}"""
+_CAUTION = (
+    "Not a medical device. Figures on a validation split used to choose between runs are "
+    "optimistic; report those of a test set that was looked at once."
+)
 
 
 def write(
@@ -41,16 +40,13 @@ def write(
         exported: the step whose weights were exported.
     """
     plots = [_plot(title, keys, lines) for title, keys in _PLOTS]
-    recipe = html.escape(json.dumps(run["recipe"], indent=2))
-    page = f"""<!doctype html><html lang="en"><meta charset="utf-8">
-<meta name="viewport" content="width=device-width"><title>Fine-tuning report</title>
-<style>{_STYLE}</style><h1>Fine-tuning report</h1>{_table(_facts(run, lines, exported))}
-{"".join(plots)}<h2>Config</h2><pre>{recipe}</pre>
-<p>Not a medical device. Scores on a validation split that was used to choose between runs are
-optimistic; report those of a test set that was used once.</p>
-"""
-    with storage.new_file(path) as partial:
-        partial.write_text(page, encoding="utf-8")
+    body = [
+        html.table(_facts(run, lines, exported).items(), headed=True),
+        *plots,
+        f"<h2>Config</h2><pre>{html.escape(json.dumps(run['recipe'], indent=2))}</pre>\n",
+    ]
+    with storage.new_file(path) as partial, open(partial, "w", encoding="utf-8") as file:
+        file.writelines(html.page("Fine-tuning report", _STYLE, body, _CAUTION))
 
 
 def _facts(
@@ -72,11 +68,6 @@ def _facts(
     }
     scores = {k: f"{v:.4f}" for k, v in last.items() if k.startswith("val_") and _number(v)}
     return facts | scores
-
-
-def _table(facts: Mapping[str, str]) -> str:
-    rows = (f"<tr><th>{html.escape(k)}<td>{html.escape(v)}" for k, v in facts.items())
-    return f"<table>{''.join(rows)}</table>"
 
 
 def _plot(title: str, keys: Sequence[str], lines: Sequence[Mapping[str, Any]]) -> str:

@@ -18,7 +18,7 @@ from pyarrow import parquet
 from medsiglip_jax.data import inputs as manifest
 from medsiglip_jax.data import rows, tables
 from medsiglip_jax.data.inputs import Row, Rows
-from medsiglip_jax.files.opener import file_system
+from medsiglip_jax.files.places import file_system
 from medsiglip_jax.preprocess.facts import UnreadableImage
 from medsiglip_jax.preprocess.sources import read_bytes
 

@@ -17,11 +17,13 @@ import medsiglip_jax
 from medsiglip_jax import metrics
 from medsiglip_jax.data import inputs
 from medsiglip_jax.data.examples import Examples
-from medsiglip_jax.embeddings.probe import commands, features, learning, linear
-from medsiglip_jax.embeddings.probe.features import Provenance
+from medsiglip_jax.embeddings.probe import commands, features, learning, linear, scaling
 from medsiglip_jax.embeddings.probe.linear import open_probe
+from medsiglip_jax.embeddings.probe.logistic import LabelledVectors
+from medsiglip_jax.embeddings.provenance import Provenance, of_run
 from medsiglip_jax.embeddings.store import Embeddings
-from medsiglip_jax.inference.embed import Options, embed
+from medsiglip_jax.inference.embed import EmbedOptions, embed
+from medsiglip_jax.inference.manifest import Manifest, Weights
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.parts import Parts
 
@@ -34,7 +36,7 @@ def draw(n, classes=3, seed=0, dim=DIM):
     labels = rng.integers(classes, size=n).astype(np.int32)
     centres = np.random.default_rng(99).normal(size=(classes, dim))
     vectors = 5 + 0.7 * centres[labels] + rng.normal(size=(n, dim)) * np.linspace(0.5, 2, dim)
-    return vectors.astype(np.float32), labels
+    return LabelledVectors(vectors.astype(np.float32), labels)
 
 
 def findings(n, seed=0):
@@ -43,7 +45,7 @@ def findings(n, seed=0):
     rng = np.random.default_rng(seed)
     labels = (vectors[:, :3] + rng.normal(size=(n, 3)) > 5.5).astype(np.float32)
     labels[rng.random((n, 3)) < 0.2] = np.nan
-    return vectors, labels
+    return LabelledVectors(vectors, labels)
 
 
 def rows_of(labels):
@@ -108,7 +110,7 @@ def test_without_a_validation_auc_the_middle_strength_is_taken():
     assert np.isnan(fitted.thresholds).all()
 
 
-@pytest.mark.parametrize("scale", features.SCALES)
+@pytest.mark.parametrize("scale", scaling.SCALES)
 def test_scales(scale):
     (x, y), chosen = draw(200), draw(100, seed=1)
     fitted = linear.fit(x, y, *chosen, scale=scale)
@@ -250,9 +252,12 @@ def test_predicting_on_embeddings_made_another_way_names_both(fitted, change, me
 
 
 def test_what_is_not_known_demands_nothing():
-    facts = {"model": {"source": "m", "sha256": "5a1"}, "preprocess": "serving", "dim": 3}
-    facts |= {"normalized": True, "dicom": Rules(volume="ct").to_dict()}
-    fine = features.provenance(facts | {"expansion": Parts(mpp=0.5).to_dict()})
+    fine = of_run(
+        Manifest(
+            model=Weights("m", "5a1"), preprocess="serving", dim=3, normalized=True, parts=[],
+            dicom=Rules(volume="ct").to_dict(), expansion=Parts(mpp=0.5).to_dict(),
+        )
+    )  # fmt: skip
     assert fine.mpp == 0.5
     coarse = replace(fine, mpp=2.0, dicom=Rules(volume="percentile", frame=3).to_dict())
     with pytest.raises(ValueError, match="volume is 'perc.*', wanted 'ct'; mpp is 2.0, wanted 0.5"):
@@ -330,7 +335,7 @@ def test_labels_meet_their_vectors(table):
         np.testing.assert_array_equal(vector, vectors[id])
         assert names[id] == ("" if label < 0 else found.examples.classes[label])
     assert found.provenance == Provenance(DIM, "5a1", "big_vision", True, "m")
-    part = found.of(found.examples.select([5, 3]))
+    part = found.select(found.examples.select([5, 3]))
     np.testing.assert_array_equal(part.vectors, found.vectors[[5, 3]])
 
 
@@ -474,7 +479,7 @@ def test_files_refuse(table, fitted, tmp_path):
 def test_images_are_embedded_as_the_probe_demands(checkpoint, pictures, tmp_path):
     model = medsiglip_jax.load(checkpoint)
     run = tmp_path / "run"
-    embed(model, inputs.rows([pictures]), run, Options("serving", normalize=False))
+    embed(model, inputs.rows([pictures]), run, EmbedOptions("serving", normalize=False))
     ids = [f"{i}.png" if i < 4 else f"sub/{i}.jpg" for i in range(7)]
     data = write_table(
         tmp_path / "t.csv", id=[*ids, "sub/damaged.jpg"], label=list("abababab"),
@@ -538,14 +543,16 @@ def test_learning_lists_what_a_draw_lacks():
     y[:, 1] = 0
     y[7, 1] = 1
     for method in learning.METHODS:
-        rows = learning.learning_curve((x, y), chosen, test, sizes=(30,), seeds=(1,), method=method)
+        rows = learning.learning_curve(
+            LabelledVectors(x, y), chosen, test, sizes=(30,), seeds=(1,), method=method
+        )
         assert rows[0]["undefined"] == [1] and 0.4 < rows[0]["auc"] <= 1
         assert rows[1]["undefined"] == []
-    one = draw(40)[0], np.zeros(40, np.int32)
+    one = LabelledVectors(draw(40).vectors, np.zeros(40, np.int32))
     (row,) = learning.learning_curve(one, draw(30), draw(30), sizes=())
     assert row["auc"] is None and row["undefined"] == [0, 1, 2]
     with pytest.raises(ValueError, match="method is 'svm'"):
-        learning.learning_curve((x, y), chosen, test, method="svm")
+        learning.learning_curve(LabelledVectors(x, y), chosen, test, method="svm")
 
 
 def test_nearest_neighbours_are_those_of_sklearn():
@@ -553,9 +560,13 @@ def test_nearest_neighbours_are_those_of_sklearn():
     x, xt = x - 5, xt - 5
     model = KNeighborsClassifier(20, metric="cosine", algorithm="brute").fit(x.astype(float), y)
     want = model.predict_proba(xt.astype(float))
-    found = learning.nearest((x, y), (x, y), (xt, y), 3)
+    found = learning.nearest(
+        LabelledVectors(x, y), LabelledVectors(x, y), LabelledVectors(xt, y), 3
+    )
     np.testing.assert_allclose(found, want, rtol=0, atol=1e-12)
-    assert learning.nearest((x[:5], y[:5]), (x, y), (xt, y), 3).shape == (700, 3)
+    assert learning.nearest(
+        LabelledVectors(x[:5], y[:5]), LabelledVectors(x, y), LabelledVectors(xt, y), 3
+    ).shape == (700, 3)
 
 
 @pytest.mark.parametrize("k", [1, 7, 40])
@@ -564,9 +575,11 @@ def test_of_equally_near_neighbours_the_first_are_taken(k):
     rng = np.random.default_rng(0)
     x, xt = (rng.integers(-1, 2, size=(n, 3)).astype(np.float32) for n in (200, 60))
     x, xt, y = x + 0.5, xt + 0.5, rng.integers(2, size=(200, 1)).astype(np.float32)
-    order = np.argsort(-(features.unit(xt) @ features.unit(x).T), axis=1, kind="stable")[:, :k]
+    order = np.argsort(-(scaling.unit(xt) @ scaling.unit(x).T), axis=1, kind="stable")[:, :k]
     want = y[order, 0].mean(axis=1, dtype=float)
-    found = learning.nearest((x, y), (x, y), (xt, y[:60]), 1, k)
+    found = learning.nearest(
+        LabelledVectors(x, y), LabelledVectors(x, y), LabelledVectors(xt, y[:60]), 1, k
+    )
     np.testing.assert_array_equal(found[:, 0], want)
 
 
@@ -579,7 +592,9 @@ def test_neighbours_are_picked_not_sorted(monkeypatch):
 def test_neighbours_without_a_label_have_no_vote():
     x = np.eye(4, dtype=np.float32)
     y = np.array([[1], [np.nan], [0], [0]], np.float32)
-    near = learning.nearest((x, y), (x, y), (x[:2], y[:2]), 1, k=1)
+    near = learning.nearest(
+        LabelledVectors(x, y), LabelledVectors(x, y), LabelledVectors(x[:2], y[:2]), 1, k=1
+    )
     np.testing.assert_allclose(near, [[1], [1 / 3]])
 
 
@@ -587,7 +602,9 @@ def test_prototypes_by_hand():
     x = np.array([[3, 0], [0, 1], [0, 5]], np.float32)
     y = np.array([0, 1, 1], np.int32)
     test = np.array([[1, 1], [-2, 0]], np.float32)
-    found = learning.prototypes((x, y), (x, y), (test, y[:2]), 3)
+    found = learning.prototypes(
+        LabelledVectors(x, y), LabelledVectors(x, y), LabelledVectors(test, y[:2]), 3
+    )
     r = np.sqrt(0.5)
     np.testing.assert_allclose(found, [[r, r, -1], [-1, 0, -1]], atol=1e-7)
 
@@ -601,7 +618,7 @@ def test_few_shots():
     matrix = np.array([[0, 1], [0, np.nan], [1, 0], [0, 0]], np.float32)
     assert 2 <= len(learning.draw_per_class(matrix, 1, 0)) <= 4
     parts = draw(600, 4), draw(200, 4, seed=1), draw(400, 4, seed=2)
-    parts = [(x - 5, y) for x, y in parts]
+    parts = [LabelledVectors(x - 5, y) for x, y in parts]
     found = learning.few_shot(*parts, shots=(1, 32), seeds=range(4))
     assert len(found) == 8 and set(found[0]) == {"method", "shots", "seed", "auc", "undefined"}
     one, many = (np.mean([r["auc"] for r in found if r["shots"] == k]) for k in (1, 32))

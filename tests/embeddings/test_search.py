@@ -20,11 +20,13 @@ import medsiglip_jax
 from medsiglip_jax import cli
 from medsiglip_jax.cli import loading, parser, reading
 from medsiglip_jax.data import inputs
-from medsiglip_jax.embeddings import nearest, products
-from medsiglip_jax.embeddings.nearest import groups, near_duplicates, top_k
+from medsiglip_jax.embeddings import cosines as products
+from medsiglip_jax.embeddings import near_duplicates as pairwise
+from medsiglip_jax.embeddings.near_duplicates import groups, near_duplicates
+from medsiglip_jax.embeddings.nearest import top_k
 from medsiglip_jax.embeddings.search import duplicates, search, write_hits, write_pairs
-from medsiglip_jax.embeddings.store import Embeddings, Vectors
-from medsiglip_jax.inference.embed import Options, embed
+from medsiglip_jax.embeddings.store import ArrayVectors, Embeddings
+from medsiglip_jax.inference.embed import EmbedOptions, embed
 from medsiglip_jax.pages import contact_sheet
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.parts import Parts
@@ -63,6 +65,7 @@ def crowd(n, dim, seed=0, dtype=np.float32, unit=False):
     return x, rng.standard_normal((5, dim)).astype(np.float32) + centres[:5].astype(np.float32)
 
 
+@pytest.mark.float
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("unit", [True, False])
 def test_top_k_is_the_float64_ranking_whatever_the_blocks(dtype, unit):
@@ -72,11 +75,11 @@ def test_top_k_is_the_float64_ranking_whatever_the_blocks(dtype, unit):
     for k in (1, 10, 700):
         want_scores, want = ranking(queries, x, k)
         for block_rows in (64, 1000, 3000):
-            scores, rows = top_k(queries, Vectors(x, unit, block_rows), k)
+            scores, rows = top_k(queries, ArrayVectors(x, unit, block_rows), k)
             np.testing.assert_array_equal(rows, want)
             np.testing.assert_allclose(scores, want_scores, rtol=0, atol=1e-15)
-    one = top_k(queries[2:3], Vectors(x, unit, 512), 10)
-    for part, whole in zip(one, top_k(queries, Vectors(x, unit, 64), 10), strict=True):
+    one = top_k(queries[2:3], ArrayVectors(x, unit, 512), 10)
+    for part, whole in zip(one, top_k(queries, ArrayVectors(x, unit, 64), 10), strict=True):
         np.testing.assert_array_equal(part[0], whole[2])  # to the bit
 
 
@@ -89,22 +92,24 @@ def test_float32_alone_would_not_do():
 
 def test_what_is_no_vector_comes_last():
     x = np.array([[0, 0], [-1, 0], [np.nan, 1], [1, 1], [np.inf, 0]], np.float32)
-    scores, rows = top_k(np.array([[1.0, 0]], np.float32), Vectors(x, block_rows=2), 9)
+    scores, rows = top_k(np.array([[1.0, 0]], np.float32), ArrayVectors(x, block_rows=2), 9)
     assert rows.tolist() == [[3, 1, 0, 2, 4]]
     assert scores[0, 2:].tolist() == [-np.inf] * 3 and scores[0, 1] == -1
-    assert near_duplicates(Vectors(x), 0.5).rows.size == 0
+    assert near_duplicates(ArrayVectors(x), 0.5).rows.size == 0
     huge = np.array([[1e30, 1e30], [-3e38, 3e38], [1e-30, 0]], np.float32)
     for block_rows in (1, 3):
-        scores, rows = top_k(np.array([[1.0, 0]], np.float32), Vectors(huge, False, block_rows), 1)
+        scores, rows = top_k(
+            np.array([[1.0, 0]], np.float32), ArrayVectors(huge, False, block_rows), 1
+        )
         assert rows.tolist() == [[2]] and scores[0, 0] == 1
-        _, rows = top_k(np.array([[1.0, 1]], np.float32), Vectors(huge, False, block_rows), 1)
+        _, rows = top_k(np.array([[1.0, 1]], np.float32), ArrayVectors(huge, False, block_rows), 1)
         assert rows.tolist() == [[0]]
     huge = np.concatenate([huge, huge * np.float32(0.5)])
-    assert near_duplicates(Vectors(huge), 0.999).rows.tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert near_duplicates(ArrayVectors(huge), 0.999).rows.tolist() == [[0, 3], [1, 4], [2, 5]]
 
 
 def test_queries_are_checked():
-    x = Vectors(np.eye(4, dtype=np.float32))
+    x = ArrayVectors(np.eye(4, dtype=np.float32))
     for query, k, say in (
         (np.ones((1, 3), np.float32), 1, r"expected \[q, 4\]"),
         (np.zeros((1, 4), np.float32), 1, "zero or not finite"),
@@ -118,9 +123,15 @@ def test_queries_are_checked():
 @pytest.mark.parametrize("normalized", [True, False])
 def test_the_products_of_accelerators_are_those_of_the_cpu(normalized, monkeypatch):
     x, queries = crowd(300, 48, unit=normalized, dtype=np.float16)
-    want = [top_k(queries, Vectors(x, normalized, 128), 20), near_duplicates(Vectors(x), 0.99)]
+    want = [
+        top_k(queries, ArrayVectors(x, normalized, 128), 20),
+        near_duplicates(ArrayVectors(x), 0.99),
+    ]
     monkeypatch.setattr(products, "_on_cpu", lambda: False)
-    got = [top_k(queries, Vectors(x, normalized, 128), 20), near_duplicates(Vectors(x), 0.99)]
+    got = [
+        top_k(queries, ArrayVectors(x, normalized, 128), 20),
+        near_duplicates(ArrayVectors(x), 0.99),
+    ]
     for one, other in zip(want, got, strict=True):
         for a, b in zip(one, other, strict=True):
             np.testing.assert_array_equal(a, b)
@@ -139,35 +150,36 @@ def all_pairs(x, y, threshold):
     return np.stack([i, j], axis=1)[order], exact[i, j][order]
 
 
+@pytest.mark.float
 @pytest.mark.parametrize("threshold", [0.99999999, 0.999, 1.0])
 @pytest.mark.parametrize("second", [False, True])
 def test_near_duplicates_are_all_pairs(threshold, second, monkeypatch):
-    monkeypatch.setattr(nearest, "_TILE_ROWS", 100)
-    monkeypatch.setattr(nearest, "_STRIP_PAIRS", 1500)
+    monkeypatch.setattr(pairwise, "_TILE_ROWS", 100)
+    monkeypatch.setattr(pairwise, "_STRIP_PAIRS", 1500)
     x, y = crowd(300, 24)[0], crowd(200, 24, seed=1)[0] if second else None
     if y is not None:
         y[60:100] = 2 * x[100:140]
     want, exact = all_pairs(x, y, threshold)
     done = []
-    other = None if y is None else Vectors(y, block_rows=64)
-    found = near_duplicates(Vectors(x, block_rows=48), threshold, other, on_pairs=done.append)
+    other = None if y is None else ArrayVectors(y, block_rows=64)
+    found = near_duplicates(ArrayVectors(x, block_rows=48), threshold, other, on_pairs=done.append)
     assert len(want) > 10 and not found.cut and sum(done) > len(want)
     np.testing.assert_array_equal(found.rows, want)
     np.testing.assert_array_equal(found.cosines, exact)
 
 
 def test_the_limit_keeps_the_nearest_pairs(monkeypatch):
-    monkeypatch.setattr(nearest, "_STRIP_PAIRS", 512)
+    monkeypatch.setattr(pairwise, "_STRIP_PAIRS", 512)
     x, _ = crowd(200, 24)
     want, exact = all_pairs(x, None, 0.5)
     for limit in (1, 7, len(want) - 1, len(want)):
-        found = near_duplicates(Vectors(x, block_rows=32), 0.5, limit=limit)
+        found = near_duplicates(ArrayVectors(x, block_rows=32), 0.5, limit=limit)
         np.testing.assert_array_equal(found.rows, want[:limit])
         np.testing.assert_array_equal(found.cosines, exact[:limit])
         assert found.cut == (limit < len(want))
     for wrong in (dict(threshold=0.0), dict(threshold=1.1), dict(threshold=0.5, limit=0)):
         with pytest.raises(ValueError, match="expected"):
-            near_duplicates(Vectors(x), **wrong)
+            near_duplicates(ArrayVectors(x), **wrong)
 
 
 def test_groups():
@@ -350,7 +362,7 @@ def run(model, pictures, tmp_path):
     """Seven images and two texts, embedded with another preset than the default."""
     (tmp_path / "notes.txt").write_text("photo of a b\nscan of a c\n")
     rows = inputs.rows([pictures, tmp_path / "notes.txt"])
-    embed(model, rows, tmp_path / "run", Options("serving", normalize=False, shard_size=3))
+    embed(model, rows, tmp_path / "run", EmbedOptions("serving", normalize=False, shard_size=3))
     return tmp_path / "run"
 
 
@@ -394,14 +406,14 @@ def test_search_refuses_another_model(model, run, tmp_path):
 def test_duplicates_between_and_within_runs(model, run, pictures, tmp_path):
     (pictures / "again.png").write_bytes((pictures / "1.png").read_bytes())
     rows = inputs.rows([pictures])
-    embed(model, rows, tmp_path / "b", Options("serving", normalize=False))
+    embed(model, rows, tmp_path / "b", EmbedOptions("serving", normalize=False))
     within = duplicates(Embeddings(tmp_path / "b"), 1.0)
     ids = {frozenset((p["id"], p["other_id"])) for p in within["pairs"]}
     assert ids == {frozenset(("1.png", "again.png"))} and within["groups"] == 1
     between = duplicates(Embeddings(tmp_path / "b"), 0.999999, Embeddings(run))
     named = {(p["id"], p["other_id"]) for p in between["pairs"]}
     assert {("1.png", "1.png"), ("again.png", "1.png"), ("2.png", "2.png")} <= named
-    embed(model, rows, tmp_path / "c", Options("big_vision"))
+    embed(model, rows, tmp_path / "c", EmbedOptions("big_vision"))
     with pytest.raises(ValueError, match="c, compared with .*run: .* is 'big_vision', wanted 'se"):
         duplicates(Embeddings(run), 0.9, Embeddings(tmp_path / "c"))
 

@@ -183,8 +183,8 @@ def test_lines_grow_and_lose_what_a_kill_cut_short(bucket, tmp_path, kind):
 
 
 def test_a_lock_in_a_bucket_is_refused_while_its_holder_lives(bucket, monkeypatch):
-    monkeypatch.setattr(locks, "BEAT", 0.2)
-    monkeypatch.setattr(locks, "PATIENCE", 1.5)
+    monkeypatch.setattr(locks, "HEARTBEAT", 0.2)
+    monkeypatch.setattr(locks, "LEASE_TIMEOUT", 1.5)
     path = places.at(f"{bucket}/locked/.lock")
     with locks.lock(path):
         with pytest.warns(UserWarning, match="waiting up to"):
@@ -224,14 +224,14 @@ def test_a_variable_that_is_empty_is_not_set(tmp_path, monkeypatch):
         monkeypatch.undo()
 
 
-def test_where_the_disk_cannot_lock_a_sign_of_life_does(tmp_path, monkeypatch):
-    monkeypatch.setattr(locks, "BEAT", 0.2)
-    monkeypatch.setattr(locks, "PATIENCE", 1.5)
+def test_where_the_disk_cannot_lock_a_heartbeat_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "HEARTBEAT", 0.2)
+    monkeypatch.setattr(locks, "LEASE_TIMEOUT", 1.5)
 
     def flock(file, how):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
-    monkeypatch.setattr(locks.fcntl, "flock", flock)
+    monkeypatch.setattr("fcntl.flock", flock)
     with locks.lock(tmp_path / ".lock") as check:
         check()
         with pytest.warns(UserWarning, match="waiting up to"):
@@ -240,8 +240,8 @@ def test_where_the_disk_cannot_lock_a_sign_of_life_does(tmp_path, monkeypatch):
     assert not (tmp_path / ".lock").exists()
 
 
-def test_a_run_that_slept_through_its_beats_is_told(bucket, monkeypatch):
-    monkeypatch.setattr(locks, "BEAT", 0.1)
+def test_a_run_that_slept_through_its_heartbeats_is_told(bucket, monkeypatch):
+    monkeypatch.setattr(locks, "HEARTBEAT", 0.1)
     path = places.at(f"{bucket}/slept/.lock")
     with locks.lock(path) as check:
         path.write_text('{"owner": "another", "beat": 1}')

@@ -25,7 +25,8 @@ from PIL import Image
 import medsiglip_jax
 from medsiglip_jax.data import inputs as manifest
 from medsiglip_jax.files import locks, places
-from medsiglip_jax.inference.embed import ERRORS, MANIFEST, Options, embed
+from medsiglip_jax.inference.embed import EmbedOptions, embed
+from medsiglip_jax.inference.manifest import ERRORS, MANIFEST
 from medsiglip_jax.model import sharding
 from medsiglip_jax.preprocess import bytes as content
 from medsiglip_jax.preprocess import sources
@@ -46,7 +47,7 @@ def test_embeddings_are_those_of_the_model(model, pictures, tmp_path):
     (tmp_path / "notes.txt").write_text("photo of a b\nscan of a c\n")
     rows = manifest.rows([pictures, tmp_path / "notes.txt"])
     done = []
-    options = Options(batch_size=3, shard_size=4)
+    options = EmbedOptions(batch_size=3, shard_size=4)
     out = tmp_path / "out"
     result = embed(model, rows, out, options, done.append)
     assert sum(d.rows for d in done) == len(rows) == 10 and sum(d.errors for d in done) == 1
@@ -66,9 +67,9 @@ def test_embeddings_are_those_of_the_model(model, pictures, tmp_path):
     errors = pq.read_table(out / ERRORS).to_pylist()
     assert len(errors) == 1 and errors[0]["source"].endswith("damaged.jpg")
     assert "truncated" in errors[0]["reason"].lower()
-    assert result["embedded"] == 9 and result["errors"] == 1 and result["rows"] == 10
-    assert result["model"]["sha256"] == model.sha256 and result["preprocess"] == "big_vision"
-    assert json.loads((out / MANIFEST).read_text()) == result
+    assert result.embedded == 9 and result.errors == 1 and result.rows == 10
+    assert result.model.sha256 == model.sha256 and result.preprocess == "big_vision"
+    assert json.loads((out / MANIFEST).read_text()) == result.to_dict()
     assert sorted(p.name for p in out.iterdir()) == [
         "errors.parquet", "manifest.json", "part-00000.parquet", "part-00001.parquet",
         "part-00002.parquet", "run.json",
@@ -77,7 +78,7 @@ def test_embeddings_are_those_of_the_model(model, pictures, tmp_path):
 
 def test_raw_embeddings_keep_their_length(model, pictures, tmp_path):
     rows = manifest.rows([pictures / "0.png"])
-    embed(model, rows, tmp_path / "raw", Options(normalize=False))
+    embed(model, rows, tmp_path / "raw", EmbedOptions(normalize=False))
     vector = np.array(read(tmp_path / "raw")[0]["embedding"])
     assert abs(np.linalg.norm(vector) - 1) > 1e-3
 
@@ -89,7 +90,10 @@ def test_a_finished_run_is_returned_and_another_is_refused(model, pictures, tmp_
     before = {p.name: p.stat().st_mtime_ns for p in out.iterdir()}
     assert embed(model, rows, out) == first
     assert {p.name: p.stat().st_mtime_ns for p in out.iterdir()} == before
-    for other_rows, options in ((rows[1:], Options()), (rows, Options(preprocess="serving"))):
+    for other_rows, options in (
+        (rows[1:], EmbedOptions()),
+        (rows, EmbedOptions(preprocess="serving")),
+    ):
         with pytest.raises(FileExistsError, match="another run .*differ"):
             embed(model, other_rows, out, options)
     (tmp_path / "mine").mkdir()
@@ -120,7 +124,7 @@ def test_other_decoders_are_another_run(model, pictures, tmp_path, monkeypatch):
         return "9.9" if name == "nibabel" else real(name)
 
     monkeypatch.setattr(metadata, "version", version)
-    found = embed(model, rows, out)["versions"]
+    found = embed(model, rows, out).versions
     assert (found["openslide-python"], found["nibabel"]) == (None, "9.9")
     assert found["pydicom"] == real("pydicom") and found["imagecodecs"] == real("imagecodecs")
     monkeypatch.undo()
@@ -136,7 +140,7 @@ def test_two_runs_on_one_folder(model, pictures, tmp_path):
 
 def test_an_interrupted_run_resumes_where_it_stopped(model, pictures, tmp_path):
     rows = manifest.rows([pictures])
-    embed(model, rows, tmp_path / "whole", Options(shard_size=2))
+    embed(model, rows, tmp_path / "whole", EmbedOptions(shard_size=2))
 
     class Stop(Exception):
         pass
@@ -146,13 +150,13 @@ def test_an_interrupted_run_resumes_where_it_stopped(model, pictures, tmp_path):
         if sum(seen) == 5:
             raise Stop
 
-    options = Options(shard_size=2, batch_size=1)
+    options = EmbedOptions(shard_size=2, batch_size=1)
     with pytest.raises(Stop):
         embed(model, rows, tmp_path / "out", options, stop)
     left = sorted(p.name for p in (tmp_path / "out").iterdir())
     assert left == ["part-00000.parquet", "part-00001.parquet", "run.json"]
     stamps = [(tmp_path / "out" / n).stat().st_mtime_ns for n in left]
-    embed(model, rows, tmp_path / "out", Options(shard_size=2))
+    embed(model, rows, tmp_path / "out", EmbedOptions(shard_size=2))
     assert stamps == [(tmp_path / "out" / n).stat().st_mtime_ns for n in left[:2]] + stamps[2:]
     whole, resumed = read(tmp_path / "whole"), read(tmp_path / "out")
     for a, b in zip(whole, resumed, strict=True):
@@ -171,7 +175,7 @@ def vectors(folder):
 @pytest.fixture(scope="module")
 def reference(model, many, tmp_path_factory):
     folder = tmp_path_factory.mktemp("reference") / "out"
-    embed(model, manifest.rows([many]), folder, Options(batch_size=64))
+    embed(model, manifest.rows([many]), folder, EmbedOptions(batch_size=64))
     return folder
 
 
@@ -195,7 +199,7 @@ def assert_close(one, two):
 
 @pytest.mark.parametrize("batch_size", [1, 7])
 def test_the_batch_size_makes_no_difference(model, many, reference, tmp_path, batch_size):
-    options = Options(batch_size=batch_size, shard_size=16)
+    options = EmbedOptions(batch_size=batch_size, shard_size=16)
     embed(model, manifest.rows([many]), tmp_path / "out", options)
     assert_close(tmp_path / "out", reference)
 
@@ -203,7 +207,7 @@ def test_the_batch_size_makes_no_difference(model, many, reference, tmp_path, ba
 def test_neighbours_make_no_difference(model, many, reference, tmp_path):
     rows = manifest.rows([many])
     backwards = rows[::-1]
-    embed(model, backwards, tmp_path / "out", Options(batch_size=5))
+    embed(model, backwards, tmp_path / "out", EmbedOptions(batch_size=5))
     got, want = vectors(tmp_path / "out"), vectors(reference)
     assert list(got) == list(want)[::-1]
     for name in want:
@@ -213,7 +217,7 @@ def test_neighbours_make_no_difference(model, many, reference, tmp_path):
 def test_eight_devices_make_no_difference(checkpoint, many, reference, tmp_path):
     model = medsiglip_jax.load(checkpoint, mesh=sharding.make_mesh(local=True))
     assert model.mesh.size == 8
-    embed(model, manifest.rows([many]), tmp_path / "out", Options(batch_size=7))
+    embed(model, manifest.rows([many]), tmp_path / "out", EmbedOptions(batch_size=7))
     assert_close(tmp_path / "out", reference)
 
 
@@ -241,9 +245,12 @@ def test_two_processes_share_the_shards(checkpoint, many, reference, tmp_path):
 
 def test_stored_as_half(model, many, reference, tmp_path):
     result = embed(
-        model, manifest.rows([many]), tmp_path / "out", Options(stored="float16", batch_size=64)
+        model,
+        manifest.rows([many]),
+        tmp_path / "out",
+        EmbedOptions(stored="float16", batch_size=64),
     )
-    assert result["stored"] == "float16"
+    assert result.stored == "float16"
     schema = pq.read_schema(tmp_path / "out" / "part-00000.parquet")
     assert str(schema.field("embedding").type) == "fixed_size_list<element: halffloat not null>[16]"
     half, full = vectors(tmp_path / "out"), vectors(reference)
@@ -255,8 +262,8 @@ def test_a_bucket_holds_the_same(model, many, reference, bucket):
     for file in many.iterdir():
         (places.at(f"{bucket}/many") / file.name).write_bytes(file.read_bytes())
     out = places.at(f"{bucket}/embedded")
-    result = embed(model, manifest.rows([f"{bucket}/many"]), str(out), Options(shard_size=16))
-    assert result["embedded"] == 40 and result["errors"] == 1
+    result = embed(model, manifest.rows([f"{bucket}/many"]), str(out), EmbedOptions(shard_size=16))
+    assert result.embedded == 40 and result.errors == 1
     part = pq.read_table((out / "part-00000.parquet").open("rb"))
     want = vectors(reference)
     assert part["source"][0].as_py() == "gs://bucket/many/00.png"
@@ -273,7 +280,7 @@ def test_too_many_unreadable_inputs_end_the_run(model, many, tmp_path):
         (tmp_path / "more").mkdir(exist_ok=True)
         (tmp_path / "more" / f"{i}.jpg").write_bytes(b"no")
     rows = manifest.rows([many, tmp_path / "more"])
-    options = Options(shard_size=10, batch_size=1, max_errors=2)
+    options = EmbedOptions(shard_size=10, batch_size=1, max_errors=2)
     with pytest.raises(
         ValueError, match="3 inputs could not be read, more than max_errors=2.*1.jpg"
     ):
@@ -281,7 +288,7 @@ def test_too_many_unreadable_inputs_end_the_run(model, many, tmp_path):
     left = sorted(p.name for p in (tmp_path / "out").glob("part-*"))
     assert left == [f"part-0000{i}.parquet" for i in range(4)]
     result = embed(model, rows, tmp_path / "out", replace(options, max_errors=4))
-    assert result["errors"] == 4 and result["embedded"] == 40
+    assert result.errors == 4 and result.embedded == 40
 
 
 def test_a_broken_loader_is_not_a_hang(model, many, tmp_path, monkeypatch):
@@ -301,7 +308,7 @@ def test_a_broken_loader_is_not_a_hang(model, many, tmp_path, monkeypatch):
 
 def test_a_failing_disk_is_no_damaged_file(model, many, reference, tmp_path, monkeypatch):
     """The run ends, its shard is not written, and the next one ends as if nothing had been."""
-    rows, options = manifest.rows([many]), Options(shard_size=10, batch_size=64)
+    rows, options = manifest.rows([many]), EmbedOptions(shard_size=10, batch_size=64)
     whole, out = tmp_path / "whole", tmp_path / "out"
     embed(model, rows, whole, options)
 
@@ -346,40 +353,40 @@ def test_files_that_vanish_all_at_once_are_a_disk_that_is_gone(model, tmp_path, 
     (tmp_path / "m.csv").write_text("image\n" + "\n".join(f"gone/{i}.png" for i in range(60)))
     rows = manifest.rows([tmp_path / "m.csv"])
     with pytest.raises(OSError, match="in a row are not there, the last .*gone/3.*disk gone"):
-        embed(model, rows, tmp_path / "out", Options(shard_size=50, batch_size=8))
+        embed(model, rows, tmp_path / "out", EmbedOptions(shard_size=50, batch_size=8))
     assert not list((tmp_path / "out").glob("part*"))
-    result = embed(model, rows, tmp_path / "out", Options(shard_size=50, max_errors=60))
-    assert result["errors"] == 60
+    result = embed(model, rows, tmp_path / "out", EmbedOptions(shard_size=50, max_errors=60))
+    assert result.errors == 60
 
 
 def test_a_finished_run_is_held_against_its_files(model, pictures, tmp_path):
     rows, out = manifest.rows([pictures]), tmp_path / "out"
-    first = embed(model, rows, out, Options(shard_size=4))
+    first = embed(model, rows, out, EmbedOptions(shard_size=4))
     part = out / "part-00001.parquet"
     part.write_bytes(part.read_bytes()[:-9])
     with pytest.raises(ValueError, match="part-00001.parquet: missing or damaged; remove it and"):
-        embed(model, rows, out, Options(shard_size=4))
+        embed(model, rows, out, EmbedOptions(shard_size=4))
     (out / MANIFEST).unlink()
     with pytest.raises(ValueError, match="part-00001.parquet: damaged .*remove it"):
-        embed(model, rows, out, Options(shard_size=4))
+        embed(model, rows, out, EmbedOptions(shard_size=4))
     part.unlink()
-    assert embed(model, rows, out, Options(shard_size=4)) == first
+    assert embed(model, rows, out, EmbedOptions(shard_size=4)) == first
     (out / "run.json").write_text("[1]")
     with pytest.raises(ValueError, match="not what embed writes"):
-        embed(model, rows, out, Options(shard_size=4))
+        embed(model, rows, out, EmbedOptions(shard_size=4))
 
 
 def test_vectors_that_are_not_finite_are_errors(checkpoint, pictures, tmp_path):
     model = medsiglip_jax.load(checkpoint)
     model.params["img"]["embedding"]["bias"] *= np.nan
     result = embed(model, manifest.rows([pictures / "0.png"]), tmp_path / "out")
-    assert result["embedded"] == 0 and result["errors"] == 1
+    assert result.embedded == 0 and result.errors == 1
     assert "not finite" in pq.read_table(tmp_path / "out" / ERRORS)["reason"][0].as_py()
 
 
 def test_cut_texts_are_counted(model, tmp_path):
     (tmp_path / "t.txt").write_text("scan of a b\n" + "scan of a c " * 99 + "\n")
-    assert embed(model, manifest.rows([tmp_path / "t.txt"]), tmp_path / "out")["cut"] == 1
+    assert embed(model, manifest.rows([tmp_path / "t.txt"]), tmp_path / "out").cut == 1
 
 
 def test_where_one_process_fails_all_end(checkpoint, many, tmp_path):
@@ -441,10 +448,10 @@ def test_damaged_files_are_named_and_the_others_embedded(model, tmp_path, tortur
         warnings.simplefilter("ignore")
         refused = {str(p) for p in tmp_path.iterdir() if pillow_refuses(p)}
     rows = manifest.rows([tmp_path])
-    result = embed(model, rows, tmp_path / "out", Options(batch_size=32))
+    result = embed(model, rows, tmp_path / "out", EmbedOptions(batch_size=32))
     errors = pq.read_table(tmp_path / "out" / ERRORS).to_pylist()
     assert {error["source"] for error in errors} == refused and all(e["reason"] for e in errors)
-    assert len(errors) > 15 * torture and result["embedded"] == len(rows) - len(errors)
+    assert len(errors) > 15 * torture and result.embedded == len(rows) - len(errors)
     assert {row["source"] for row in read(tmp_path / "out")} == {r.source for r in rows} - refused
     assert all("-damaged." in source for source in refused)
 
@@ -455,9 +462,9 @@ def test_damaged_files_are_named_and_the_others_embedded(model, tmp_path, tortur
 CHILD = """
 import sys, medsiglip_jax
 from medsiglip_jax.data import inputs as manifest
-from medsiglip_jax.inference.embed import Options, embed
+from medsiglip_jax.inference.embed import EmbedOptions, embed
 model, inputs, out = sys.argv[1:]
-rows, options = manifest.rows([inputs]), Options(batch_size=32, shard_size=50)
+rows, options = manifest.rows([inputs]), EmbedOptions(batch_size=32, shard_size=50)
 embed(medsiglip_jax.load(model), rows, out, options, lambda progress: print(flush=True))
 """
 
@@ -508,8 +515,8 @@ def assert_same_bytes(one, two):
 
 def test_options_are_checked():
     with pytest.raises(ValueError, match="batch_size is 0"):
-        Options(batch_size=0)
+        EmbedOptions(batch_size=0)
     with pytest.raises(ValueError, match="stored is 'int8'; expected one of float32, float16"):
-        Options(stored="int8")
+        EmbedOptions(stored="int8")
     with pytest.raises(ValueError, match="big_vision, big_vision_pad, huggingface, serving"):
-        Options(preprocess="imagenet")
+        EmbedOptions(preprocess="imagenet")

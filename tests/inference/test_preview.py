@@ -17,7 +17,7 @@ from PIL import Image
 import medsiglip_jax
 from medsiglip_jax import cli
 from medsiglip_jax.data import inputs
-from medsiglip_jax.inference.preview import Options, preview
+from medsiglip_jax.inference.preview import PreviewOptions, preview
 from medsiglip_jax.pages import contact_sheet
 from medsiglip_jax.preprocess.decode import decode_with_facts
 from medsiglip_jax.preprocess.dicom.rules import Rules
@@ -165,7 +165,7 @@ def test_colours_in_words():
 
 def test_a_png_shows_the_same_pixels(folder, tmp_path):
     sheet = tmp_path / "sheet.png"
-    preview(inputs.rows([folder]), sheet, Options(size=200))
+    preview(inputs.rows([folder]), sheet, PreviewOptions(size=200))
     with Image.open(sheet) as image:
         page = np.asarray(image)
     with pytest.warns(UserWarning):

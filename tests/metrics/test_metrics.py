@@ -9,6 +9,8 @@ from sklearn.metrics import roc_auc_score
 
 from medsiglip_jax.metrics import accuracy, auc, macro_auc
 
+pytestmark = pytest.mark.float
+
 
 def random_case(seed):
     """Scores with more or fewer ties, both classes present, n from 2 to about 200."""

@@ -38,6 +38,7 @@ def test_shapes_types_and_norms(model, expected):
     assert model.encode_text(expected["tokens"], normalize=False).shape == (4, 32)
 
 
+@pytest.mark.float
 def test_similarity_takes_cosines_of_anything(model, expected):
     zimg, ztxt = model.encode_image(expected["pixels"]), model.encode_text(expected["tokens"])
     # The sums of two norms and of the product; 118 cosines, less 12.7.
@@ -49,6 +50,7 @@ def test_similarity_takes_cosines_of_anything(model, expected):
     )
 
 
+@pytest.mark.float
 def test_floats_in_range_equal_uint8(model, expected):
     pixels = expected["pixels"]
     floats = pixels.astype(np.float32) / 255 * 2 - 1
@@ -71,6 +73,7 @@ def test_pieces_compile_once(model, expected):
     assert fresh._image._cache_size() == 1
 
 
+@pytest.mark.float
 def test_one_device_equals_eight(model, expected):
     mesh = sharding.make_mesh()
     assert mesh.shape["data"] == 8

@@ -12,6 +12,8 @@ from medsiglip_jax.model import attention, config, sharding, towers
 from medsiglip_jax.model.attention import ATTENTION
 from medsiglip_jax.model.towers import Compute
 
+pytestmark = pytest.mark.float
+
 # (batch, tokens, heads, size). A block holds 2**21 // tokens**2 heads: these are one block of all
 # heads, blocks with and without a remainder, and a head that alone is more than a block.
 SHAPES = [(2, 16, 4, 12), (1, 729, 5, 8), (1, 1500, 2, 4)]
@@ -138,7 +140,7 @@ def test_every_platform_has_a_back_end():
 def test_on_a_mesh_every_device_works_on_its_own_rows(name, monkeypatch):
     monkeypatch.setitem(ATTENTION, "splash", partial(ATTENTION["splash"], interpret=True))
     monkeypatch.setattr(attention, "used", lambda name, *_: name)
-    mesh = sharding.make_mesh(4, 2)
+    mesh = sharding.make_mesh(4)
     rows = sharding.batch_sharding(mesh)
     inputs, ct = qkv(shape := (8, 128, 2, 8))
     split = jax.device_put(inputs, rows)

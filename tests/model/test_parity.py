@@ -9,6 +9,8 @@ import references
 
 import medsiglip_jax
 
+pytestmark = pytest.mark.float
+
 GOLDEN = Path(__file__).parents[1] / "golden" / "siglip-tiny"
 
 

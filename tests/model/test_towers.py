@@ -35,6 +35,7 @@ def images():
     return jnp.asarray(np.random.default_rng(0).integers(0, 256, (3, 56, 56, 3), dtype=np.uint8))
 
 
+@pytest.mark.float
 def test_scan_equals_a_loop_over_blocks(params):
     vision = TINY.vision
     x = jax.random.normal(jax.random.key(1), (2, vision.num_tokens, vision.width))
@@ -68,6 +69,7 @@ def test_remat_changes_neither_value_nor_gradient(params, images, remat):
         assert_close(got, want, 2 * TERMS, largest)
 
 
+@pytest.mark.float
 def test_bfloat16_is_close_and_stays_bfloat16_inside(params, images):
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     compute = Compute(dtype="bfloat16", precision="default")
@@ -97,12 +99,14 @@ def test_padding_tokens_are_attended(params):
     assert float(jnp.abs(a - b).max()) > 1e-4
 
 
+@pytest.mark.float
 def test_normalize_adds_epsilon_to_the_norm():
     np.testing.assert_array_equal(towers.normalize(jnp.zeros((1, 4))), jnp.zeros((1, 4)))
     z = jnp.full((1, 4), 1e-8)
     assert_close(towers.normalize(z), z / 3e-8, terms=6)
 
 
+@pytest.mark.float
 def test_unit_range_matches_value_range():
     x = np.arange(256, dtype=np.uint8)
     want = x.astype(np.float32) / np.float32(255) * np.float32(2) - np.float32(1)
@@ -111,6 +115,7 @@ def test_unit_range_matches_value_range():
     assert towers.to_unit_range(jnp.uint8(0)) == -1 and towers.to_unit_range(jnp.uint8(255)) == 1
 
 
+@pytest.mark.float
 def test_image_border_beyond_the_last_patch_is_dropped(params):
     vision = dataclasses.replace(TINY.vision, image_size=60)
     wide = config.ModelConfig(vision, TINY.text)

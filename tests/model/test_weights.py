@@ -65,6 +65,7 @@ def test_huggingface_tensors_are_byte_equal_after_a_round_trip(golden, tmp_path)
         assert before[name].tobytes() == after[name].tobytes(), name
 
 
+@pytest.mark.float
 def test_transformers_loads_what_we_save(golden, tmp_path):
     transformers = pytest.importorskip("transformers", reason="needs torch and transformers")
     medsiglip_jax.save(golden, tmp_path / "out")
@@ -119,6 +120,7 @@ def test_casting_equals_numpy(golden):
         np.testing.assert_array_equal(np.asarray(tree.flatten(half.params)[path]), want)
 
 
+@pytest.mark.float
 @pytest.mark.parametrize("fsdp", [False, True])
 def test_loading_onto_a_mesh(golden, monkeypatch, fsdp):
     from medsiglip_jax.model import sharding
@@ -190,6 +192,7 @@ def test_big_vision_problems_come_together(golden, tmp_path):
 # ---------------------------------------------------------------------------------- Gemma 3
 
 
+@pytest.mark.float
 @pytest.mark.parametrize("prefix", ["vision_tower.", "model.vision_tower."])
 def test_medgemma_vision_tower(golden, tmp_path, prefix):
     tensors = {
@@ -419,6 +422,7 @@ def test_the_hub_is_asked_for_nothing_but_data(monkeypatch):
 # --------------------------------------------------------------------- resolution and memory
 
 
+@pytest.mark.float
 @pytest.mark.parametrize("old, new", [(32, 16), (3, 8), (16, 27), (5, 1), (1, 4), (7, 7)])
 def test_position_resampling_is_big_visions(old, new):
     zoom = pytest.importorskip("scipy.ndimage").zoom

@@ -274,8 +274,7 @@ def test_without_libtpu_it_says_what_to_install(monkeypatch, capsys):
 @pytest.mark.parametrize("flags, say", [
     (["--topology", "v9:4x4"], "v9:4x4' is unknown"),
     (["--topology", "v5e:4x4", "--config.batch_size=24"], "24 is not divisible by the 16 devices"),
-    (["--topology", "v5e:2x2", "--config.mesh.model=3"], "does not fit the 4 devices"),
-    (["--topology", "v5e:2x2", "--config.mesh.data=8"], "does not fit the 4 devices"),
+    (["--topology", "v5e:2x2", "--config.mesh.data=8"], "mesh.data is 8; expected at most the 4"),
     (["--topology", "v5e:2x2", "--topology", "v5e:4x4"], "need --sweep"),
     (["--topology", "v5e:2x2", "--examples", "5", "--utilisation", "40"], "utilisation is 40"),
     (["--topology", "v5e:2x2", "--config.batch_siez=3"], "no key batch_siez"),

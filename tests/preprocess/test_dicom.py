@@ -33,7 +33,8 @@ from references import assert_close, model_terms
 
 import medsiglip_jax
 from medsiglip_jax.data import inputs
-from medsiglip_jax.inference.embed import MANIFEST, Options, embed
+from medsiglip_jax.inference.embed import EmbedOptions, embed
+from medsiglip_jax.inference.manifest import MANIFEST
 from medsiglip_jax.preprocess import codec as files
 from medsiglip_jax.preprocess import facts, xla
 from medsiglip_jax.preprocess.decode import decode, decode_with_facts
@@ -574,12 +575,12 @@ def test_a_run_records_its_rules_and_no_other_goes_on_with_it(study, checkpoint,
     model = medsiglip_jax.load(checkpoint)
     rules, out = Rules(ct_window=(350, 40), frame=4), tmp_path / "out"
     rows = inputs.rows([study])
-    found = embed(model, rows, out, Options(dicom=rules))
-    assert (found["burned_in"], found["multi_frame"], found["errors"]) == (1, 1, 0)
+    found = embed(model, rows, out, EmbedOptions(dicom=rules))
+    assert (found.burned_in, found.multi_frame, found.errors) == (1, 1, 0)
     assert from_dict(json.loads((out / MANIFEST).read_text())["dicom"]) == rules
-    assert embed(model, rows, out, Options(dicom=rules)) == found
+    assert embed(model, rows, out, EmbedOptions(dicom=rules)) == found
     with pytest.raises(FileExistsError, match="dicom differ"):
-        embed(model, rows, out, Options())
+        embed(model, rows, out, EmbedOptions())
     table = pq.read_table(out / "part-00000.parquet").to_pylist()
     with pytest.warns(UserWarning, match="annotation"):
         images = model.processor.images([row["source"] for row in table], dicom=rules)

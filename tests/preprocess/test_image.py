@@ -96,6 +96,7 @@ def shipped_images():
 # ---------------------------------------------------------------------------------- resize_bilinear
 
 
+@pytest.mark.float
 @pytest.mark.parametrize("row", GOLDEN["resize"], ids=lambda r: f"{r['shape']}-{r['size']}")
 def test_resize_matches_tensorflow_goldens(row):
     out = resize_bilinear(goldens.pattern(*row["shape"]), tuple(row["size"]))
@@ -104,6 +105,7 @@ def test_resize_matches_tensorflow_goldens(row):
     assert goldens.sha(out) == row["sha256"]
 
 
+@pytest.mark.float
 def test_resize_equals_tensorflow_on_random_sizes(tf_resize):
     rng = np.random.default_rng(0)
     for i in range(600):
@@ -167,12 +169,14 @@ def test_bicubic_presets_match_transformers_goldens(name, row):
     assert goldens.sha(PRESETS[name](goldens.pattern(*row["shape"]), row["size"])) == row[name]
 
 
+@pytest.mark.float
 def test_value_range_is_the_processors_arithmetic(processor):
     levels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
     np.testing.assert_array_equal(value_range(levels), processor(levels, 16))  # bit for bit
     assert value_range(levels).min() == -1 and value_range(levels).max() == 1
 
 
+@pytest.mark.float
 def test_huggingface_is_bit_equal_to_the_processor(processor):
     rng = np.random.default_rng(3)
     random = [noise(rng, *rng.integers(1, 600, 2), 3) for _ in range(40)]
@@ -252,6 +256,7 @@ def test_big_vision_pad_is_the_resize_of_the_padded_square(shape, size):
         np.testing.assert_array_equal(big_vision_pad(picture, size), expected)
 
 
+@pytest.mark.float
 def test_big_vision_pad_equals_tensorflow(tf_resize):
     rng = np.random.default_rng(6)
     random = [noise(rng, *rng.integers(1, 600, 2), 3) for _ in range(40)]

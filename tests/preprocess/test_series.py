@@ -23,7 +23,7 @@ from medsiglip_jax.data import expansion, inputs
 from medsiglip_jax.embeddings import store
 from medsiglip_jax.embeddings.probe import features
 from medsiglip_jax.inference import pseudonyms
-from medsiglip_jax.inference.embed import Options, embed
+from medsiglip_jax.inference.embed import EmbedOptions, embed
 from medsiglip_jax.preprocess import bytes as content
 from medsiglip_jax.preprocess import sources
 from medsiglip_jax.preprocess.decode import decode_with_facts
@@ -232,14 +232,14 @@ def test_a_disk_that_fails_is_no_damage(tmp_path, monkeypatch, parts, name, call
     folder = write(tmp_path / "in", [tags_of(n, [0, 0, n]) for n in range(5)])
     nifti = tmp_path / "v.nii.gz"
     nifti.write_bytes(gzip.compress(bytes(1000)))
-    error, real = OSError(errno.EIO, "Input/output error"), content.opener.open_binary
+    error, real = OSError(errno.EIO, "Input/output error"), content.places.open_binary
 
     def opened(path):
         if not path.endswith(("000.dcm", "v.nii.gz")):
             return real(path)
         return Failing(Path(path).read_bytes(), name, calls, error)
 
-    monkeypatch.setattr(content.opener, "open_binary", opened)
+    monkeypatch.setattr(content.places, "open_binary", opened)
     with pytest.raises(content.Outage, match="000.dcm: cannot be read: Input/output error"):
         names(folder, parts)
     if calls < 2 and name == "read":
@@ -249,7 +249,7 @@ def test_a_disk_that_fails_is_no_damage(tmp_path, monkeypatch, parts, name, call
 
 def test_a_network_that_fails_is_asked_again(tmp_path, monkeypatch):
     folder = write(tmp_path / "in", [tags_of(n, [0, 0, n]) for n in range(5)])
-    remote, real = fsspec.filesystem("memory"), content.opener.open_binary
+    remote, real = fsspec.filesystem("memory"), content.places.open_binary
     uris = [f"memory://series/{path.name}" for path in sorted(folder.iterdir())]
     for path in folder.iterdir():
         remote.pipe_file(f"/series/{path.name}", path.read_bytes())
@@ -263,7 +263,7 @@ def test_a_network_that_fails_is_asked_again(tmp_path, monkeypatch):
             raise RuntimeError("503")  # as file systems raise types of their own
         return Failing(real(path).read(), "read", 3, RuntimeError("504"))
 
-    monkeypatch.setattr(content.opener, "open_binary", opened)
+    monkeypatch.setattr(content.places, "open_binary", opened)
     monkeypatch.setattr(content.time, "sleep", slept.append)
     most = 3
     assert levels(expansion.names(uris, ALL)) == list(range(5))
@@ -304,17 +304,17 @@ def columns_of(folder):
 
 def test_columns_of_patients(studies, checkpoint, tmp_path, salted, monkeypatch):
     model, rows = medsiglip_jax.load(checkpoint), inputs.rows([studies])
-    plain = embed(model, rows, tmp_path / "plain", Options())
-    assert plain["identifiers"] is None and "patient" not in columns_of(tmp_path / "plain")[0]
-    kept = embed(model, rows, tmp_path / "kept", Options(identifiers="kept"))
-    assert kept["identifiers"] == "as in the files"
+    plain = embed(model, rows, tmp_path / "plain", EmbedOptions())
+    assert plain.identifiers is None and "patient" not in columns_of(tmp_path / "plain")[0]
+    kept = embed(model, rows, tmp_path / "kept", EmbedOptions(identifiers="kept"))
+    assert kept.identifiers == "as in the files"
     found = columns_of(tmp_path / "kept")
     assert list(found[0]) == ["id", "source", "kind", "patient", "study", "series"]
     assert [tuple(row.values())[3:] for row in found] == [
         ("p1", "1.1", "1.1.1"), ("p1", "1.1", "1.1.2"), ("p2", "1.2", "1.2.1"), (None,) * 3,
         (None,) * 3,
     ]  # fmt: skip
-    hashed = Options(identifiers="hashed")
+    hashed = EmbedOptions(identifiers="hashed")
     manifest_ = embed(model, rows, tmp_path / "hashed", hashed)
     first, again, other, *none = (tuple(r.values())[3:] for r in columns_of(tmp_path / "hashed"))
     assert first[:2] == again[:2] and first[2] != again[2] and set(first).isdisjoint(other)
@@ -330,7 +330,7 @@ def test_columns_of_patients(studies, checkpoint, tmp_path, salted, monkeypatch)
 
 def test_a_probe_is_split_by_patients_of_the_embeddings(studies, checkpoint, tmp_path, salted):
     rows = inputs.rows([studies])
-    embed(medsiglip_jax.load(checkpoint), rows, tmp_path / "e", Options(identifiers="hashed"))
+    embed(medsiglip_jax.load(checkpoint), rows, tmp_path / "e", EmbedOptions(identifiers="hashed"))
     (tmp_path / "l.csv").write_text("id,label\n" + "".join(f"{r.id},{r.id > '1'}\n" for r in rows))
     run = store.Embeddings(tmp_path / "e")
     with pytest.warns(UserWarning, match="^2 of 5 rows have no patient and are grouped by file$"):
@@ -349,7 +349,7 @@ def test_parts_of_a_file_without_a_patient_are_of_one_group(studies, checkpoint,
     cine = made(np.zeros((3, 5, 5), np.uint8), NumberOfFrames="3", Modality="US")
     (studies / "4.dcm").write_bytes(cine)
     rows = inputs.rows([studies], parts=Parts("all"))
-    embed(medsiglip_jax.load(checkpoint), rows, tmp_path / "e", Options(identifiers="hashed"))
+    embed(medsiglip_jax.load(checkpoint), rows, tmp_path / "e", EmbedOptions(identifiers="hashed"))
     run, table = store.Embeddings(tmp_path / "e"), tmp_path / "l.csv"
     lines = [f"{row.id},{n % 2}\n" for n, row in enumerate(rows)]
     table.write_text("id,label\n" + "".join(lines))
@@ -384,7 +384,7 @@ def test_the_key_is_made_once_and_is_for_its_owner_only(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="MEDSIGLIP_JAX_SALT is not set; set it to the same"):
         pseudonyms.key(alone=False)
     path.write_text("short")
-    with pytest.raises(ValueError, match="no key; restore it"):
+    with pytest.raises(ValueError, match="not a key; restore"):
         pseudonyms.key()
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "file"))

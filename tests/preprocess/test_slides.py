@@ -27,8 +27,7 @@ from skimage.morphology import dilation, erosion
 import medsiglip_jax
 from medsiglip_jax import cli
 from medsiglip_jax.data import expansion, inputs
-from medsiglip_jax.inference import embed as embedding
-from medsiglip_jax.inference import heatmap
+from medsiglip_jax.inference import heatmap, shards
 from medsiglip_jax.preprocess import codec as files
 from medsiglip_jax.preprocess import slides, sources, tissue, xla
 from medsiglip_jax.preprocess.facts import UnreadableImage
@@ -386,7 +385,7 @@ def test_shares_of_squares_that_cut_pixels():
     rng = np.random.default_rng(0)
     mask = rng.random((30, 40)) < 0.5
     left, top, side = np.array([0.0, 7.5, 35.25]), np.array([-2.5, 11.125]), 8.25
-    found = tissue.shares(mask, left, top, side)
+    found = tissue.fractions(mask, left, top, side)
     fine = np.kron(mask, np.ones((8, 8)))  # eighths
     for row, y in enumerate(top):
         for column, x in enumerate(left):
@@ -484,7 +483,7 @@ def test_embedding_a_slide(slide, checkpoint, tmp_path, monkeypatch):
     assert_close([r["embedding"] for r in rows[:-1]], vectors, TERMS)
 
     # Killed after a shard, and started again.
-    monkeypatch.setattr(embedding._Job, "_write", stopping(embedding._Job._write))
+    monkeypatch.setattr(shards, "write_parquet", stopping(shards.write_parquet))
     with pytest.raises(RuntimeError):
         run("embed", *argv, "--mpp", 1, "--output", tmp_path / "again")
     monkeypatch.undo()
@@ -495,10 +494,10 @@ def test_embedding_a_slide(slide, checkpoint, tmp_path, monkeypatch):
 
 
 def stopping(write):
-    def first_only(job, number, parts):
-        if number == 1:
+    def first_only(path, table):
+        if "part-00001" in path.name:
             raise RuntimeError("killed")
-        write(job, number, parts)
+        write(path, table)
 
     return first_only
 
@@ -528,7 +527,7 @@ def test_a_slide_of_glass_says_so(tmp_path, checkpoint, capsys):
     path = write_slide(tmp_path / "glass.svs", [np.full((900, 900, 3), GLASS, np.uint8)])
     for argv in (["embed", "--output", tmp_path / "e"], ["classify", "--text", "a"]):
         assert run(*argv, "--model", checkpoint, "--mpp", 0.5, path) == 2
-        assert "no tile of a slide has so much tissue (--tissue 0.25" in capsys.readouterr().err
+        assert "no tile holds enough tissue (--tissue 0.25" in capsys.readouterr().err
     assert run("classify", "--text", "a", "--model", checkpoint, "--mpp", 0.5, "--tissue", 0,
                path) == 0  # fmt: skip
     assert capsys.readouterr().out.count("#tile=") == 9

@@ -18,7 +18,7 @@ from medsiglip_jax.data.examples import Examples
 from medsiglip_jax.data.loader import Input, epoch_batches
 from medsiglip_jax.data.order import Order
 from medsiglip_jax.embeddings import store
-from medsiglip_jax.inference.embed import Options, embed
+from medsiglip_jax.inference.embed import EmbedOptions, embed
 from medsiglip_jax.pages import contact_sheet
 from medsiglip_jax.preprocess import codec as files
 from medsiglip_jax.preprocess import handles, sources
@@ -216,22 +216,22 @@ def test_embed_of_frames_resumes_and_counts(cine, checkpoint, tmp_path):
     model = medsiglip_jax.load(checkpoint)
     rows = inputs.rows([cine], parts=Parts("all"))
     whole, again = tmp_path / "whole", tmp_path / "again"
-    made = embed(model, rows, whole, Options(shard_size=4))
-    assert (made["embedded"], made["multi_frame"], made["expansion"]["frame"]) == (9, 0, "all")
+    made = embed(model, rows, whole, EmbedOptions(shard_size=4))
+    assert (made.embedded, made.multi_frame, made.expansion["frame"]) == (9, 0, "all")
     assert rows[2:5].parts == rows[::2].parts == rows.parts
-    embed(model, rows, again, Options(shard_size=4))
+    embed(model, rows, again, EmbedOptions(shard_size=4))
     for name in ("manifest.json", "part-00001.parquet"):
         (again / name).unlink()
-    embed(model, rows, again, Options(shard_size=4))
+    embed(model, rows, again, EmbedOptions(shard_size=4))
     for path in whole.iterdir():
         assert path.read_bytes() == (again / path.name).read_bytes()
     with pytest.raises(FileExistsError, match="rows, rows_sha256"):
-        embed(model, inputs.rows([cine], parts=Parts("every=2")), whole, Options(shard_size=4))
+        embed(model, inputs.rows([cine], parts=Parts("every=2")), whole, EmbedOptions(shard_size=4))
     vectors = store.Embeddings(whole).gather(np.arange(9))
     single = model.encode_image(model.processor.images(list(CINE)))
     assert_close(vectors[:7], single, model_terms(model.config))
-    middle = embed(model, inputs.rows([cine]), tmp_path / "middle", Options())
-    assert middle["multi_frame"] == 1
+    middle = embed(model, inputs.rows([cine]), tmp_path / "middle", EmbedOptions())
+    assert middle.multi_frame == 1
 
 
 def test_commands_take_frames(cine, checkpoint, tmp_path, capsys):

@@ -22,7 +22,7 @@ from medsiglip_jax.data import inputs
 from medsiglip_jax.data.examples import Examples
 from medsiglip_jax.data.loader import Input, epoch_batches
 from medsiglip_jax.data.order import Order
-from medsiglip_jax.inference.embed import Options, embed
+from medsiglip_jax.inference.embed import EmbedOptions, embed
 from medsiglip_jax.preprocess import sources, volumes
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.facts import UnreadableImage
@@ -317,12 +317,12 @@ def test_volumes_are_rows(study, checkpoint, tmp_path):
     ]  # fmt: skip
     model = medsiglip_jax.load(checkpoint)
     with pytest.raises(ValueError, match=r"a\.nii.*does not say what its values are; expected"):
-        embed(model, rows, tmp_path / "out", Options())
+        embed(model, rows, tmp_path / "out", EmbedOptions())
     assert not (tmp_path / "out").exists()
-    found = embed(model, rows, tmp_path / "out", Options(dicom=CT))
-    assert (found["embedded"], found["dicom"]["volume"], found["multi_frame"]) == (7, "ct", 0)
-    middle = embed(model, inputs.rows([study]), tmp_path / "middle", Options(dicom=CT))
-    assert middle["multi_frame"] == 2
+    found = embed(model, rows, tmp_path / "out", EmbedOptions(dicom=CT))
+    assert (found.embedded, found.dicom_rules.volume, found.multi_frame) == (7, "ct", 0)
+    middle = embed(model, inputs.rows([study]), tmp_path / "middle", EmbedOptions(dicom=CT))
+    assert middle.multi_frame == 2
     np.testing.assert_array_equal(
         sources.read(f"{study}/a.nii", rules=CT)[0], pixels(study / "a.nii", 4)
     )

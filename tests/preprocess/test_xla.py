@@ -17,6 +17,7 @@ def spread(pixels):
     return xla.rgbx_view(Image.fromarray(pixels))
 
 
+@pytest.mark.float
 @pytest.mark.parametrize("fast, slow", FAST)
 @pytest.mark.parametrize("seed", range(4))
 def test_random_sizes_are_equal_to_the_bit(seed, fast, slow):
@@ -30,6 +31,7 @@ def test_random_sizes_are_equal_to_the_bit(seed, fast, slow):
         np.testing.assert_array_equal(fast(view, 448), slow(pixels, 448))
 
 
+@pytest.mark.float
 @pytest.mark.parametrize("fast, slow", FAST)
 @pytest.mark.parametrize("size", [1, 7, 56, 224])
 def test_other_results(size, fast, slow):

@@ -103,6 +103,7 @@ def random_adapters(config, params):
     return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) * 0.3, x.dtype), adapters)
 
 
+@pytest.mark.float
 @pytest.mark.parametrize("targets", [lora.LoRA().targets, (r"img/.*/(query|out)/kernel",)])
 def test_merged_adapters_are_the_same_function(params, targets):
     config = lora.LoRA(rank=3, targets=targets)
@@ -116,6 +117,7 @@ def test_merged_adapters_are_the_same_function(params, targets):
     assert changed > 1e-2
 
 
+@pytest.mark.float
 def test_new_adapters_change_nothing(params):
     adapted = freeze.join(params, lora.init(lora.LoRA(), params))
     for got, want in zip(encode(adapted), encode(params), strict=True):

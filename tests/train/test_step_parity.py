@@ -14,6 +14,8 @@ from medsiglip_jax.model.towers import Compute
 from medsiglip_jax.model.weights import huggingface
 from medsiglip_jax.train.objectives.contrastive import Contrastive
 
+pytestmark = pytest.mark.float
+
 GOLDEN = Path(__file__).parents[1] / "golden" / "siglip-tiny"
 
 

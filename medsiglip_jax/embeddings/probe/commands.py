@@ -1,22 +1,20 @@
-"""`probe fit` and `probe predict`: labels, embeddings and images in, probes and scores out."""
+"""`probe fit` and `probe predict`: from labels and embeddings to probes, from probes to scores."""
 
-import csv
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
 
 from medsiglip_jax import metrics
-from medsiglip_jax.data import inputs as manifest
-from medsiglip_jax.data.tables import write_parquet
+from medsiglip_jax.data.inputs import rows as input_rows
+from medsiglip_jax.embeddings import output, provenance
 from medsiglip_jax.embeddings.probe import features, linear
 from medsiglip_jax.embeddings.probe.features import Features
 from medsiglip_jax.embeddings.probe.linear import Probe
 from medsiglip_jax.embeddings.store import Embeddings
-from medsiglip_jax.files import places, storage
-from medsiglip_jax.inference.engine import Engine
+from medsiglip_jax.files import places
+from medsiglip_jax.inference.encode import encode_rows
 from medsiglip_jax.model.api import Model
 from medsiglip_jax.preprocess.dicom.rules import Rules, from_dict
 from medsiglip_jax.preprocess.parts import Parts
@@ -27,7 +25,7 @@ _BLOCK = 65536  # ids that are Python objects at a time
 def fit(
     data: places.Given,
     embeddings: places.Given,
-    output: places.Given,
+    probe: places.Given,
     *,
     label: str | Sequence[str] = (),
     group: str | None = None,
@@ -39,73 +37,75 @@ def fit(
     validation: float = 0.2,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Fits a probe to labels and embeddings, writes it, and tells how good it is.
+    """Fits a probe to labels and embeddings, writes it, and reports how good it is.
 
     Args:
         data: table of labels; see `features.read`, also for `label`, `group`, `split` and `id`.
         embeddings: what `embed` wrote.
-        output: the probe, .npz; what is there is replaced.
+        probe: file to write, .npz; an existing one is replaced.
         label: columns of labels.
-        group: column of patients, which are never in two parts.
+        group: column of patients, which are never in two splits.
         split: column of splits; see `features.split`, also for `validation` and `seed`.
         id: column of ids.
-        scale: of the features; see `features.fit_scaling`.
+        scale: of the features; see `scaling.fit_scaling`.
         rule: how thresholds are chosen; see `metrics.choose_threshold`.
         at_least: the sensitivity or specificity that the rule asks for.
-        validation: share of the rows to choose by, where no split says which.
-        seed: of that choice.
+        validation: share of the rows held out for choices, if no split is named for them.
+        seed: of that draw.
 
     Returns:
-        `probe` (path), `rows` of each part, `missing` (labels without an embedding), and for
-        "validation", on which choices were made and which therefore flatters, and "test", if there
-        is one: `macro_auc`, `undefined` (classes without an AUC), and per class `auc`, `low`,
-        `high`, `threshold`, `sensitivity`, `specificity`, `positives`, `negatives`, `missing`; what
-        is undefined is None.
+        `probe` (path), `rows` of each split, `missing` (labels without an embedding), and for
+        "validation" (too good, for choices were made on it) and "test" (if there is one):
+        `macro_auc`, `undefined` (classes without an AUC), and for each class `auc`, `low`, `high`,
+        `threshold`, `sensitivity`, `specificity`, `positives`, `negatives`, `missing`; undefined
+        numbers are None.
 
     Raises:
         FileNotFoundError: no such file or folder.
         ModuleNotFoundError: scikit-learn is not installed.
-        ValueError: what is wrong with the table, the join, the split or an option.
+        ValueError: what is wrong with the table, the join, the splits or an option.
     """
-    linear.check_name(output)
+    linear.check_name(probe)
     metrics.check_rule(rule, at_least)
-    found = features.read(
+    joined = features.read(
         data, Embeddings(embeddings), label=label, group=group, split=split, id=id
     )
-    parts = features.split(found, validation, seed)
-    train, chosen = parts.train, parts.validation
+    splits = features.split(joined, validation, seed)
+    train, chosen = splits.train, splits.validation
     fitted = linear.fit(
-        train.vectors, train.labels, chosen.vectors, chosen.labels, found.examples.classes,
-        scale=scale, rule=rule, at_least=at_least, provenance=found.provenance,
+        train.vectors, train.labels, chosen.vectors, chosen.labels, joined.examples.classes,
+        scale=scale, rule=rule, at_least=at_least, provenance=joined.provenance,
     )  # fmt: skip
-    fitted.save(output)
-    there = {name: part for name, part in parts._asdict().items() if part is not None}
+    fitted.save(probe)
+    given = {name: rows for name, rows in splits._asdict().items() if rows is not None}
     return {
-        "probe": str(output),
-        "rows": {name: len(part) for name, part in there.items()},
-        "missing": found.missing,
-        **{name: judge(fitted, part) for name, part in there.items() if name != "train"},
+        "probe": str(probe),
+        "rows": {name: len(rows) for name, rows in given.items()},
+        "missing": joined.missing,
+        **{name: judge(fitted, rows) for name, rows in given.items() if name != "train"},
     }
 
 
-def judge(fitted: Probe, part: Features) -> dict[str, Any]:
-    """How good a probe is on some rows; the content is that of `fit`'s "test"."""
-    scores = fitted.predict(part.vectors, part.provenance)
-    labels = linear.columns(part.labels, len(fitted.classes))
+def judge(fitted: Probe, rows: Features) -> dict[str, Any]:
+    """How good a probe is on some rows; see "test" of `fit`."""
+    scores = fitted.predict(rows.vectors, rows.provenance)
+    labels = linear.label_columns(rows.labels, len(fitted.classes))
     aucs = metrics.class_aucs(
         np.where(fitted.fitted, scores, 0), np.where(fitted.fitted, labels, np.nan),
-        fitted.classes, groups=part.examples.groups,
+        fitted.classes, groups=rows.examples.groups,
     )  # fmt: skip
     per_class = {
-        found.name: _judge_class(found, scores[:, k], labels[:, k], fitted.thresholds[k])
-        for k, found in enumerate(aucs.classes)
+        auc.name: _judge_class(auc, scores[:, k], labels[:, k], fitted.thresholds[k])
+        for k, auc in enumerate(aucs.classes)
     }
     macro = _number(aucs.macro)
     return {"macro_auc": macro, "undefined": list(aucs.undefined), "classes": per_class}
 
 
-def _judge_class(found: metrics.ClassAuc, scores, labels, threshold: float) -> dict[str, Any]:
-    numbers = {"auc": found.auc.value, "low": found.auc.low, "high": found.auc.high,
+def _judge_class(
+    auc: metrics.ClassAuc, scores: np.ndarray, labels: np.ndarray, threshold: float
+) -> dict[str, Any]:
+    numbers = {"auc": auc.auc.value, "low": auc.auc.low, "high": auc.auc.high,
                "threshold": threshold, "sensitivity": np.nan, "specificity": np.nan}  # fmt: skip
     if not np.isnan(threshold):
         point = metrics.operating_point(scores, labels, threshold)
@@ -123,29 +123,29 @@ def _number(x: float) -> float | None:
     return float(x) if np.isfinite(x) else None
 
 
-def predict(fitted: Probe, embeddings: Embeddings, output: places.Given) -> int:
+def predict(fitted: Probe, embeddings: Embeddings, scores_file: places.Given) -> int:
     """Scores every image of an embedding run; see `write` for the file.
 
     Args:
         fitted: the probe.
-        embeddings: of the model, preset and length that it demands.
-        output: .csv or .parquet; what is there is replaced.
+        embeddings: made with the model, preset and normalisation of the probe's own.
+        scores_file: .csv or .parquet; an existing one is replaced.
 
     Returns:
-        How many images were scored.
+        The number of images scored.
 
     Raises:
-        ValueError: the embeddings were made another way, or an unknown kind of file.
+        ValueError: the embeddings were made differently, or the file has another suffix.
     """
-    check_output(output, fitted)
-    made = features.provenance(embeddings.manifest)
+    check_output(scores_file, fitted)
+    made = provenance.of_run(embeddings.manifest)
     fitted.provenance.check(made, embeddings.folder)
     rows, scores = [np.zeros(0, np.int64)], [np.zeros((0, len(fitted.classes)))]
     for block in embeddings.blocks():
         rows.append(block.rows)
         scores.append(fitted.predict(block.vectors, made))
     ids = list(_ids(embeddings, np.concatenate(rows)))
-    write(output, fitted, ids, np.concatenate(scores))
+    write(scores_file, fitted, ids, np.concatenate(scores))
     return len(ids)
 
 
@@ -165,51 +165,52 @@ def predict_inputs(
     parts: Parts = Parts(),
     on_progress: Callable[[int], Any] = int,
 ) -> list[dict[str, Any]]:
-    """Embeds images as the probe demands, and scores them.
+    """Embeds images as the probe's own were embedded, and scores them.
 
     Args:
         fitted: the probe.
-        model: the one that its embeddings were made with.
-        inputs: what `manifest.rows` takes: images, folders, manifests, tar.
+        model: the one that made its embeddings.
+        inputs: what `inputs.rows` takes: images, folders, tables, tar.
         batch_size: images per call of the encoder.
         dicom: how DICOM files become pixels; default as the probe records it.
         parts: what is made of files that hold more than one image.
         on_progress: called with the number of images just done.
 
     Returns:
-        Per image `{"image": source, "scores": [{"class", "probability", "positive"}, …]}`, or
+        For each image `{"image": source, "scores": [{"class", "probability", "positive"}, …]}`, or
         `{"image": source, "error": reason}` if it is unreadable.
 
     Raises:
-        ValueError: another model, a probe that does not know how its vectors were made, or inputs
+        ValueError: another model, a probe that does not record how its vectors were made, or inputs
             that are texts.
     """
-    engine = _engine(fitted, model, batch_size, dicom)
-    rows = manifest.rows(inputs, text=None, parts=parts)
+    preprocess, normalized = _check_model(fitted, model)
+    rows = input_rows(inputs, text=None, parts=parts)
     if "text" in rows.table.column("kind").unique().to_pylist():
         raise ValueError("a probe scores images; some inputs are texts")
+    dicom = dicom or from_dict(fitted.provenance.dicom)
     results: list[dict[str, Any]] = []
-    for batch in engine.run(rows.batches(batch_size)):
-        sources = batch.rows.table.column("source").to_pylist()
-        reasons = dict(batch.errors)
+    for batch in encode_rows(model, rows, preprocess, normalized, batch_size, dicom, on_progress):
         scored = iter(_scored(fitted, batch.vectors))
-        for source, readable in zip(sources, batch.readable, strict=True):
-            rest = {"scores": next(scored)} if readable else {"error": reasons[source]}
-            results.append({"image": source, **rest})
-        on_progress(len(batch.rows))
+        names = batch.rows.table.column("source").to_pylist()
+        results += [
+            {"image": name, **({"error": reason} if reason else {"scores": next(scored)})}
+            for name, reason in zip(names, batch.reasons, strict=True)
+        ]
     return results
 
 
-def _engine(fitted: Probe, model: Model, batch_size: int, dicom: Rules | None) -> Engine:
+def _check_model(fitted: Probe, model: Model) -> tuple[str, bool]:
+    """Preset and normalisation of the probe's embeddings, which must be of this model."""
     wanted = fitted.provenance
     if wanted.preprocess is None or wanted.normalized is None:
         raise ValueError(
-            "the probe was fitted to arrays and does not say how images become such vectors; fit "
-            "it with provenance=, or to what embed wrote"
+            "the probe was fitted to arrays and does not record how images become such vectors; "
+            "fit it with provenance=, or to what embed wrote"
         )
-    preprocess, normalized = wanted.preprocess, wanted.normalized
-    wanted.check(features.wanted(model, preprocess, normalized), "these images")
-    return Engine(model, preprocess, normalized, batch_size, dicom or from_dict(wanted.dicom))
+    made = provenance.of_model(model, wanted.preprocess, wanted.normalized)
+    wanted.check(made, "these images")
+    return wanted.preprocess, wanted.normalized
 
 
 def _scored(fitted: Probe, vectors: np.ndarray) -> list[list[dict[str, Any]]]:
@@ -218,9 +219,9 @@ def _scored(fitted: Probe, vectors: np.ndarray) -> list[list[dict[str, Any]]]:
     return [
         [
             {"class": name, "probability": p, "positive": yes}
-            for name, p, yes in zip(fitted.classes, row.tolist(), flags.tolist(), strict=True)
+            for name, p, yes in zip(fitted.classes, row, flags, strict=True)
         ]
-        for row, flags in zip(probabilities, called, strict=True)
+        for row, flags in zip(probabilities.tolist(), called.tolist(), strict=True)
     ]
 
 
@@ -233,29 +234,15 @@ def write(
     """Writes `id`, the probability of each class under its name, and `positive`: the classes that
     reach their thresholds, separated by ";"."""
     check_output(path, fitted)
-    called = fitted.positive(scores)
     names = np.array(fitted.classes, object)
     table: dict[str, Any] = {"id": list(ids)}
     table |= {name: scores[:, k] for k, name in enumerate(fitted.classes)}
-    table["positive"] = [";".join(names[row]) for row in called]
-    if Path(str(path)).suffix.lower() == ".parquet":
-        write_parquet(str(path), table, None, None)
-    else:
-        _write_csv(path, table)
+    table["positive"] = [";".join(names[row]) for row in fitted.positive(scores)]
+    output.write(path, table)
 
 
 def check_output(path: places.Given, fitted: Probe) -> None:
     """Raises ValueError unless `write` can write such a file."""
-    if Path(str(path)).suffix.lower() not in (".csv", ".parquet"):
-        raise ValueError(f"{path}: expected a name ending in .csv or .parquet")
+    output.check_name(path)
     if taken := {"id", "positive"} & set(fitted.classes):
         raise ValueError(f"a class is named {', '.join(taken)}, as another column; rename it")
-
-
-def _write_csv(path: places.Given, table: Mapping[str, Any]) -> None:
-    with storage.new_file(places.at(path)) as partial:
-        with open(partial, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(table)
-            lists = [x.tolist() if isinstance(x, np.ndarray) else x for x in table.values()]
-            writer.writerows(zip(*lists, strict=True))

@@ -1,4 +1,4 @@
-"""How much a probe learns from how little: learning curves, few shots, nearest neighbours."""
+"""Data-efficient classification: learning curves, few-shot learning, nearest neighbours."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -8,51 +8,58 @@ from jaxtyping import Float, Float64, Int64
 
 from medsiglip_jax import metrics
 from medsiglip_jax.embeddings.probe import linear
-from medsiglip_jax.embeddings.probe.features import unit
-from medsiglip_jax.embeddings.probe.linear import Labels
+from medsiglip_jax.embeddings.probe.linear import label_columns
+from medsiglip_jax.embeddings.probe.logistic import LabelledVectors, Labels
+from medsiglip_jax.embeddings.probe.scaling import unit
 
 # Powers of 8, as in the figures of arXiv 2507.05201.
 SIZES = (64, 512, 4096, 32768)
 SHOTS = (1, 2, 4, 8, 16, 32)
-# Vectors and their labels.
-Rows = tuple[Float[np.ndarray, "_ d"], Labels]
-# (training, validation, test, classes) -> scores of the test rows.
-Method = Callable[[Rows, Rows, Rows, int], Float64[np.ndarray, "n c"]]
+# (training, validation, test, number of classes) -> scores of the test rows.
+Method = Callable[
+    [LabelledVectors, LabelledVectors, LabelledVectors, int], Float64[np.ndarray, "n c"]
+]
 # Queries compared with all training vectors at a time.
 _BLOCK = 512
 
 
-def logistic(train: Rows, validation: Rows, test: Rows, classes: int) -> Float64[np.ndarray, "n c"]:
-    """Scores of a probe; see `probe.fit`. NaN of training rows that are all of one class."""
-    if train[1].ndim == 1 and len(np.unique(train[1][train[1] >= 0])) < 2:
-        return np.full((len(test[0]), classes), np.nan)
+def logistic(
+    train: LabelledVectors, validation: LabelledVectors, test: LabelledVectors, classes: int
+) -> Float64[np.ndarray, "n c"]:
+    """Scores of a probe, see `linear.fit`; NaN if the training rows are all of one class."""
+    if train.labels.ndim == 1 and len(np.unique(train.labels[train.labels >= 0])) < 2:
+        return np.full((len(test.vectors), classes), np.nan)
     names = list(map(str, range(classes)))
-    return linear.fit(*train, *validation, names).predict(test[0])
+    return linear.fit(*train, *validation, names).predict(test.vectors)
 
 
 def nearest(
-    train: Rows, validation: Rows, test: Rows, classes: int, k: int = 20
+    train: LabelledVectors,
+    validation: LabelledVectors,
+    test: LabelledVectors,
+    classes: int,
+    k: int = 20,
 ) -> Float64[np.ndarray, "n c"]:
-    """Shares of each class among the k nearest training rows by cosine; needs no validation.
+    """The share of each class among the k nearest training rows by cosine; needs no validation.
 
-    Fewer rows than k are all neighbours. A neighbour whose label is unknown has no vote; where none
-    has, the score is that of the whole training set.
+    With fewer than k training rows, all are neighbours. Neighbours with an unknown label do not
+    vote; where none votes, the score is the share in the whole training set.
     """
-    labels, x, k = linear.columns(train[1], classes), unit(train[0]), min(k, len(train[0]))
-    prior = _share(labels)
-    scores = np.empty((len(test[0]), classes))
+    labels, x = label_columns(train.labels, classes), unit(train.vectors)
+    k, prior = min(k, len(x)), _share(labels)
+    scores = np.empty((len(test.vectors), classes))
     for start in range(0, len(scores), _BLOCK):
-        cosines = unit(test[0][start : start + _BLOCK]) @ x.T
+        cosines = unit(test.vectors[start : start + _BLOCK]) @ x.T
         shares = _share(labels[_highest(cosines, k).T])
         scores[start : start + _BLOCK] = np.where(np.isnan(shares), prior, shares)
     return scores
 
 
 def _highest(cosines: Float[np.ndarray, "q n"], k: int) -> Int64[np.ndarray, "q k"]:
-    """Columns of the k highest of each row, by column; of equal ones the first.
+    """The columns of the k highest values of each row, ascending; among equals the first columns.
 
-    Those that a stable sort would have first, without sorting: of 512 x 86,524 in 0.8 s, not
-    6.8.
+    These are the ones that a stable sort puts first, found without sorting: 0.8 instead of 6.8 s
+    for 512 x 86,524.
     """
     count = cosines.shape[1]
     if k == count:
@@ -66,23 +73,24 @@ def _highest(cosines: Float[np.ndarray, "q n"], k: int) -> Int64[np.ndarray, "q 
 
 
 def _share(labels: np.ndarray) -> np.ndarray:
-    """Mean over the first axis of the labels that are known, NaN of none."""
+    """Mean over the first axis of the known labels; NaN where none is known."""
     known = ~np.isnan(labels)
     total, count = np.where(known, labels, 0).sum(0), known.sum(0)
     return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
 
 
 def prototypes(
-    train: Rows, validation: Rows, test: Rows, classes: int
+    train: LabelledVectors, validation: LabelledVectors, test: LabelledVectors, classes: int
 ) -> Float64[np.ndarray, "n c"]:
     """Cosine with the mean unit vector of each class; needs no validation, for few shots.
 
-    Source: Snell et al., arXiv 1703.05175, with cosines. A class without a row scores -1.
+    Source: Snell et al., arXiv 1703.05175, with cosines. A class without training rows scores
+    -1.
     """
-    members = np.nan_to_num(linear.columns(train[1], classes))
-    means = members.T @ unit(train[0])
+    members = np.nan_to_num(label_columns(train.labels, classes))
+    means = members.T @ unit(train.vectors)
     length = np.linalg.norm(means, axis=1, keepdims=True)
-    cosines = unit(test[0]) @ (means / np.where(length > 0, length, 1)).T
+    cosines = unit(test.vectors) @ (means / np.where(length > 0, length, 1)).T
     return np.where(length[:, 0] > 0, cosines, -1)
 
 
@@ -90,9 +98,9 @@ METHODS: dict[str, Method] = {"logistic": logistic, "knn": nearest, "prototypes"
 
 
 def learning_curve(
-    train: Rows,
-    validation: Rows,
-    test: Rows,
+    train: LabelledVectors,
+    validation: LabelledVectors,
+    test: LabelledVectors,
     *,
     sizes: Sequence[int] = SIZES,
     seeds: Sequence[int] = (0, 1, 2, 3, 4),
@@ -100,30 +108,31 @@ def learning_curve(
     done: Sequence[Mapping[str, Any]] = (),
     on_row: Callable[[dict[str, Any]], Any] = lambda row: None,
 ) -> list[dict[str, Any]]:
-    """Learns from more and more rows: data-efficient classification.
+    """The AUC on test rows after learning from more and more training rows.
 
-    The rows of one seed and size contain those of the smaller sizes. All validation rows choose C.
+    The draw of one seed and size contains the draws of smaller sizes. C is always chosen on all
+    validation rows.
 
     Args:
-        train: what is drawn from; test patients must not be among them (`features.split`).
-        validation: see `probe.fit`.
-        test: what the AUC is computed on.
-        sizes: rows to learn from; those above the number of training rows are left out, and all of
-            them, with the first seed only, are added.
+        train: the rows to draw from; without test patients (see `features.split`).
+        validation: see `linear.fit`.
+        test: the AUC is computed on these.
+        sizes: numbers of rows to learn from. Those above the number of training rows are left out;
+            all training rows are added, with the first seed only.
         seeds: of the draws.
-        method: of `METHODS`.
-        done: rows of an earlier call on the same parts, which are not computed again.
-        on_row: called with every row of the result.
+        method: a name of `METHODS`.
+        done: results of an earlier call with the same data, which are not recomputed.
+        on_row: called with every result.
 
     Returns:
-        Rows of `method`, `n`, `seed`, `auc` (macro, one against the rest) and `undefined`, the
-        numbers of the classes that have none: the draw, or the test rows, have only one of the
-        labels. Where that is all of them, `auc` is None.
+        For each draw `method`, `n`, `seed`, `auc` (macro, one against the rest) and `undefined`,
+        the numbers of the classes without an AUC, because the draw or the test rows have only one
+        label. If that is so for all classes, `auc` is None.
 
     Raises:
-        ValueError: an unknown method, or as for `probe.fit`.
+        ValueError: an unknown method, or as for `linear.fit`.
     """
-    n = len(train[0])
+    n = len(train.vectors)
     orders = {seed: np.random.default_rng(seed).permutation(n) for seed in seeds}
     draws = [(size, s, orders[s][:size]) for size in sizes if size < n for s in seeds]
     draws.append((n, seeds[0], np.arange(n)))
@@ -131,9 +140,9 @@ def learning_curve(
 
 
 def few_shot(
-    train: Rows,
-    validation: Rows,
-    test: Rows,
+    train: LabelledVectors,
+    validation: LabelledVectors,
+    test: LabelledVectors,
     *,
     shots: Sequence[int] = SHOTS,
     seeds: Sequence[int] = (0, 1, 2, 3, 4),
@@ -141,19 +150,20 @@ def few_shot(
     done: Sequence[Mapping[str, Any]] = (),
     on_row: Callable[[dict[str, Any]], Any] = lambda row: None,
 ) -> list[dict[str, Any]]:
-    """Learns from a few rows of each class; for findings, of each with and without it.
+    """The AUC after learning from a few rows of each class; for findings, of each label of each.
 
-    Where a class has fewer rows than shots, it gives all. See `learning_curve` for the arguments.
+    A class with fewer rows than shots gives all of them. See `learning_curve` for the arguments.
 
     Returns:
-        Rows of `method`, `shots`, `seed`, `auc` and `undefined`.
+        For each draw `method`, `shots`, `seed`, `auc` and `undefined`.
     """
-    draws = [(shot, seed, draw_per_class(train[1], shot, seed)) for shot in shots for seed in seeds]
+    labels = train.labels
+    draws = [(shot, seed, draw_per_class(labels, shot, seed)) for shot in shots for seed in seeds]
     return list(_curve("shots", draws, train, validation, test, method, done, on_row))
 
 
 def draw_per_class(labels: Labels, shots: int, seed: int) -> np.ndarray:
-    """Rows, each once: that many of each class; of each label of each finding, at least as many."""
+    """Row numbers: `shots` of each class, or at least as many of each label of each finding."""
     order = np.random.default_rng(seed).permutation(len(labels))
     findings = labels[:, None] if labels.ndim == 1 else labels
     chosen = np.zeros(len(labels), bool)
@@ -164,33 +174,47 @@ def draw_per_class(labels: Labels, shots: int, seed: int) -> np.ndarray:
     return np.flatnonzero(chosen)
 
 
-def _curve(name: str, draws, train, validation, test, method: str, done, on_row) -> Iterator[dict]:
+def _curve(
+    axis: str,
+    draws: Sequence[tuple[int, int, np.ndarray]],
+    train: LabelledVectors,
+    validation: LabelledVectors,
+    test: LabelledVectors,
+    method: str,
+    done: Sequence[Mapping[str, Any]],
+    on_row: Callable[[dict[str, Any]], Any],
+) -> Iterator[dict[str, Any]]:
+    """One result for each draw of (size, seed, rows); `axis` is the key of the size."""
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; expected one of {', '.join(METHODS)}")
-    labels = [x[1] for x in (train, validation, test)]
-    classes = int(labels[0].shape[1] if labels[0].ndim == 2 else max(x.max() for x in labels) + 1)
-    there = {(row["method"], row[name], row["seed"]): dict(row) for row in done if name in row}
+    labels = [rows.labels for rows in (train, validation, test)]
+    classes = labels[0].shape[1] if labels[0].ndim == 2 else int(max(y.max() for y in labels)) + 1
+    known = {(row["method"], row[axis], row["seed"]): dict(row) for row in done if axis in row}
     for size, seed, rows in draws:
-        if (found := there.get((method, size, seed))) is None:
-            drawn = train[0][rows], train[1][rows]
+        result = known.get((method, size, seed))
+        if result is None:
+            drawn = LabelledVectors(train.vectors[rows], train.labels[rows])
             scores = METHODS[method](drawn, validation, test, classes)
-            judged = judge(scores, drawn[1], test[1])
-            found = {"method": method, name: size, "seed": seed, **judged}
-        on_row(found)
-        yield found
+            judged = judge(scores, drawn.labels, test.labels)
+            result = {"method": method, axis: size, "seed": seed, **judged}
+        on_row(result)
+        yield result
 
 
-def judge(scores: Float[np.ndarray, "n c"], learnt: Labels, labels: Labels) -> dict[str, Any]:
+def judge(
+    scores: Float[np.ndarray, "n c"], train_labels: Labels, test_labels: Labels
+) -> dict[str, Any]:
     """`auc` and `undefined` of scores of test rows; see `learning_curve`.
 
     Args:
         scores: of the test rows.
-        learnt: labels of the rows learnt from: a class that they do not have and lack has no AUC.
-        labels: of the test rows.
+        train_labels: of the rows learnt from; a class with only one label among them has no AUC.
+        test_labels: of the test rows.
     """
-    known = linear.columns(learnt, scores.shape[1])
-    both = (known == 0).any(axis=0) & (known == 1).any(axis=0)
-    wanted = np.where(both, linear.columns(labels, scores.shape[1]), np.nan)
-    found = metrics.class_aucs(np.where(both, scores, 0), wanted)
-    macro = None if np.isnan(found.macro) else found.macro  # JSON has no NaN
-    return {"auc": macro, "undefined": [int(name) for name in found.undefined]}
+    classes = scores.shape[1]
+    learnt = label_columns(train_labels, classes)
+    both = (learnt == 0).any(axis=0) & (learnt == 1).any(axis=0)
+    wanted = np.where(both, label_columns(test_labels, classes), np.nan)
+    aucs = metrics.class_aucs(np.where(both, scores, 0), wanted)
+    macro = None if np.isnan(aucs.macro) else aucs.macro  # JSON has no NaN
+    return {"auc": macro, "undefined": [int(name) for name in aucs.undefined]}

@@ -1,4 +1,4 @@
-"""A linear probe: logistic regression on frozen embeddings, saved with all that its use demands."""
+"""A linear probe: logistic regression on frozen embeddings, saved with what its use requires."""
 
 import io
 import json
@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Bool, Float, Float64
 from scipy import special
 
 from medsiglip_jax import __version__, metrics
 from medsiglip_jax.embeddings.probe import logistic
-from medsiglip_jax.embeddings.probe.features import Provenance, Scaling, fit_scaling
+from medsiglip_jax.embeddings.probe.logistic import LabelledVectors, Labels
+from medsiglip_jax.embeddings.probe.scaling import Scaling, fit_scaling
+from medsiglip_jax.embeddings.provenance import Provenance
 from medsiglip_jax.files import places, storage
 
-# Labels: the number of a class, -1 unknown; or for several findings 0, 1 and NaN for unknown.
-Labels = Int[np.ndarray, " _"] | Float[np.ndarray, "_ c"]
 _FORMAT = "medsiglip_jax probe 1"
 _OWN, _OF_SCALING = ("coefficients", "intercepts", "thresholds"), ("mean", "deviation")
 
@@ -29,13 +29,13 @@ class Probe:
 
     Attributes:
         coefficients: of each class; NaN for a finding that could not be fitted.
-        intercepts: of each class; NaN likewise, -inf for an exclusive class that was never seen.
-        thresholds: probabilities from which on a class is called, chosen on validation rows; NaN
-            where these, or the training rows, were all of the class, or none.
+        intercepts: of each class; NaN likewise, -inf for an exclusive class without training rows.
+        thresholds: the probability from which on a row is positive for each class, chosen on
+            validation rows; NaN where the training or validation rows have only one label.
         scaling: of the vectors.
         classes: names.
-        exclusive: whether a row is of one class (softmax), or may have several findings (sigmoid).
-        provenance: of the embeddings that it takes.
+        exclusive: whether a row has exactly one class (softmax), or any findings (sigmoid).
+        provenance: how the embeddings were made that it takes.
         facts: how it was fitted, and its AUCs on the validation rows; JSON.
     """
 
@@ -50,7 +50,7 @@ class Probe:
 
     @property
     def fitted(self) -> Bool[np.ndarray, " c"]:
-        """Which classes some training rows were of, and some were not."""
+        """Which classes have training rows of both labels."""
         return np.isfinite(self.intercepts)
 
     def predict(
@@ -60,17 +60,17 @@ class Probe:
 
         Args:
             vectors: embeddings.
-            made: how they were made, if it is known.
+            made: how they were made, if known.
 
         Raises:
-            ValueError: they were made another way, have another size, or are not finite.
+            ValueError: they were made differently, have another size, or are not finite.
         """
         self.provenance.check(made or Provenance(vectors.shape[1]))
         logits = self.scaling(vectors) @ self.coefficients.T + self.intercepts
         return special.softmax(logits, axis=1) if self.exclusive else special.expit(logits)
 
     def positive(self, probabilities: Float64[np.ndarray, "n c"]) -> Bool[np.ndarray, "n c"]:
-        """Which classes are called; never those without a threshold."""
+        """Which classes reach their thresholds; never those without one."""
         return probabilities >= self.thresholds
 
     def save(self, path: places.Given) -> None:
@@ -92,7 +92,7 @@ class Probe:
 
 
 def check_name(path: places.Given) -> None:
-    """Raises ValueError unless the name of a probe says that it is an .npz."""
+    """Raises ValueError unless the name of a probe ends in .npz."""
     if Path(str(path)).suffix != ".npz":
         raise ValueError(f"{path}: expected a name that ends in .npz")
 
@@ -102,7 +102,7 @@ def open_probe(path: places.Given) -> Probe:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is no probe.
+        ValueError: it is not a probe, or one of another version.
     """
     place = places.at(path)
     if not place.is_file():
@@ -153,17 +153,17 @@ def fit(
         labels: class numbers [n], -1 unknown; or findings [n, c] of 0, 1 and NaN for unknown.
         validation_vectors: of other patients.
         validation_labels: as `labels`.
-        classes: names; default their numbers.
-        scale: of the features; see `features.fit_scaling`.
+        classes: names; default the numbers of the classes.
+        scale: of the features; see `scaling.fit_scaling`.
         strengths: values of C to choose from, ascending.
         rule: how thresholds are chosen; see `metrics.choose_threshold`.
         at_least: the sensitivity or specificity that the rule asks for.
-        provenance: of the vectors; what it says is demanded of those to predict on.
+        provenance: how the vectors were made; vectors to predict on must agree with it.
 
     Raises:
         ModuleNotFoundError: scikit-learn is not installed.
-        ValueError: shapes disagree, vectors that are not finite, labels of one class only, or an
-            unknown scale or rule.
+        ValueError: shapes disagree, vectors are not finite, all labels are of one class, or the
+            scale or rule is unknown.
     """
     metrics.check_rule(rule, at_least)
     classes = tuple(classes) or tuple(map(str, range(_count(labels, validation_labels))))
@@ -171,8 +171,8 @@ def fit(
         _check(x, y, classes)
     scaling = fit_scaling(vectors, scale)
     fitted = logistic.fit(
-        logistic.Rows(scaling(vectors), labels),
-        logistic.Rows(scaling(validation_vectors), validation_labels), len(classes), strengths,
+        LabelledVectors(scaling(vectors), labels),
+        LabelledVectors(scaling(validation_vectors), validation_labels), len(classes), strengths,
     )  # fmt: skip
     facts = {
         "scale": scale, "strengths": _json(fitted.strengths), "rule": rule, "at_least": at_least,
@@ -205,7 +205,7 @@ def _with_thresholds(probe: Probe, vectors: np.ndarray, labels: np.ndarray) -> P
     scores, aucs = probe.predict(vectors), []
     thresholds = np.full(len(probe.classes), np.nan)
     rule, at_least = probe.facts["rule"], probe.facts["at_least"]
-    for k, column in enumerate(columns(labels, len(probe.classes)).T):
+    for k, column in enumerate(label_columns(labels, len(probe.classes)).T):
         if not probe.fitted[k]:
             aucs.append(np.nan)
             continue
@@ -216,8 +216,8 @@ def _with_thresholds(probe: Probe, vectors: np.ndarray, labels: np.ndarray) -> P
     return replace(probe, thresholds=thresholds, facts=facts)
 
 
-def columns(labels: Labels, classes: int) -> Float64[np.ndarray, "n c"]:
-    """Labels as a column of 0, 1 and NaN (unknown) for each class."""
+def label_columns(labels: Labels, classes: int) -> Float64[np.ndarray, "n c"]:
+    """A column of 0, 1 and NaN (unknown) for each class."""
     if labels.ndim == 2:
         return labels.astype(np.float64)
     one_hot = labels[:, None] == np.arange(classes)

@@ -1,29 +1,32 @@
-"""Logistic regression by scikit-learn, its strength chosen on validation rows."""
+"""Logistic regression by scikit-learn, its regularisation strength chosen on validation rows."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float, Float64, Int
 from scipy import special
 
 from medsiglip_jax import metrics
+
+# The number of a class, -1 unknown; or for several findings 0, 1 and NaN for unknown.
+Labels = Int[np.ndarray, " _"] | Float[np.ndarray, "_ c"]
 
 # Inverse regularisation strengths (C), for features of mean square 1.
 STRENGTHS = tuple(10.0**k for k in range(-6, 4))
 _ITERATIONS = 10_000
 _TOLERANCE = 1e-5
-# Large C are slow: of 12.7 s for all of 4,096 x 1152, those above 0.1 took 11.6.
+# Fits with large C are slow: those above 0.1 take 11.6 of 12.7 s for 4,096 x 1152.
 _PATIENCE = 3
 
 
 class Fitted(NamedTuple):
-    """A regression for each class.
+    """The regression of each class.
 
     Attributes:
-        coefficients: NaN for a finding that the training rows all or none have.
-        intercepts: -inf for an exclusive class that no training row is of.
-        strengths: the C that was chosen for each class; one for all where they are exclusive.
+        coefficients: NaN for a finding that all training rows have, or none.
+        intercepts: NaN likewise; -inf for an exclusive class without training rows.
+        strengths: the C chosen for each class; exclusive classes share one.
     """
 
     coefficients: Float64[np.ndarray, "c d"]
@@ -31,20 +34,28 @@ class Fitted(NamedTuple):
     strengths: tuple[float, ...]
 
 
-class Rows(NamedTuple):
-    """Features of equal scale, and labels: int [n], -1 unknown, or [n, c] of 0, 1 and NaN."""
+class LabelledVectors(NamedTuple):
+    """Vectors, or features made of them, with one label each or one for each finding."""
 
-    x: Float64[np.ndarray, "n d"]
-    labels: np.ndarray
+    vectors: Float[np.ndarray, "_ d"]
+    labels: Labels
 
 
-def fit(train: Rows, validation: Rows, classes: int, strengths: Sequence[float]) -> Fitted:
-    """Fits one multinomial regression, or for findings (labels [n, c]) one binary each.
+def fit(
+    train: LabelledVectors, validation: LabelledVectors, classes: int, strengths: Sequence[float]
+) -> Fitted:
+    """Fits one multinomial regression, or for findings (labels [n, c]) a binary one each.
 
-    For every C the optimum is found by L-BFGS, from that of the C before it; the problem is convex,
-    so the solver makes no difference. The C of the highest validation AUC (macro, one against the
-    rest) is chosen, of equals the one of the lowest loss; where validation has no AUC, the middle
-    one. C grows until three in a row were worse than the best.
+    For every C, L-BFGS finds the optimum, starting from that of the C before; the problem is
+    convex, so the solver makes no difference. The C with the highest validation AUC (macro, one
+    against the rest) is chosen, among equals the one with the lowest loss; without a validation
+    AUC, the middle one. C grows until three in a row are worse than the best.
+
+    Args:
+        train: features of equal scale.
+        validation: likewise.
+        classes: number of classes or findings.
+        strengths: values of C to choose from, ascending.
 
     Raises:
         ModuleNotFoundError: scikit-learn is not installed.
@@ -57,7 +68,9 @@ def fit(train: Rows, validation: Rows, classes: int, strengths: Sequence[float])
     return Fitted(np.stack(coefficients), np.array(intercepts), chosen)
 
 
-def _fit_exclusive(train: Rows, validation: Rows, classes: int, strengths) -> Fitted:
+def _fit_exclusive(
+    train: LabelledVectors, validation: LabelledVectors, classes: int, strengths
+) -> Fitted:
     x, y = _known(train)
     present = np.unique(y)
     if len(present) < 2:
@@ -83,7 +96,7 @@ def _fit_exclusive(train: Rows, validation: Rows, classes: int, strengths) -> Fi
     return Fitted(*expanded(w, b), (strength,) * classes)
 
 
-def _fit_finding(train: Rows, validation: Rows, k: int, strengths):
+def _fit_finding(train: LabelledVectors, validation: LabelledVectors, k: int, strengths):
     x, y = _known(train, k)
     if len(np.unique(y)) < 2:
         return np.full(x.shape[1], np.nan), np.nan, np.nan
@@ -97,11 +110,11 @@ def _fit_finding(train: Rows, validation: Rows, k: int, strengths):
     return w[0], b[0], strength
 
 
-def _known(rows: Rows, k: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+def _known(rows: LabelledVectors, k: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Features and labels of the rows whose label, for finding k, is known."""
     labels = rows.labels if k is None else rows.labels[:, k]
-    there = labels >= 0  # NaN is not
-    return (rows.x if there.all() else rows.x[there]), labels[there].astype(np.int64)
+    known = labels >= 0  # False for NaN
+    return (rows.vectors if known.all() else rows.vectors[known]), labels[known].astype(np.int64)
 
 
 def _search(
@@ -110,12 +123,15 @@ def _search(
     strengths: Sequence[float],
     value: Callable[..., tuple[float, float]],
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """Coefficients and intercepts of the best C, and it; each fit starts from the last.
+    """Coefficients and intercepts of the best C, and that C; each fit starts from the last.
 
-    `value` gives AUC and loss on the validation rows.
+    It runs on one thread: products with a vector are as fast as memory is, and where other
+    processes keep a core busy, two threads wait for each other (104 s instead of 12.7).
 
-    On one thread. Products with a vector are as fast as memory is; and where other processes keep a
-    core busy, two threads wait for each other: 104 s instead of 12.7.
+    Args:
+        x, y: features and labels of the training rows.
+        strengths: values of C.
+        value: AUC and loss on the validation rows, of coefficients and intercepts.
     """
     regression, threads = installed()
     model, fits, values = regression(warm_start=True, max_iter=_ITERATIONS, tol=_TOLERANCE), [], []
@@ -134,10 +150,10 @@ def _search(
 
 
 def installed() -> tuple[Any, Any]:
-    """What is needed of scikit-learn.
+    """scikit-learn's LogisticRegression, and threadpoolctl's limit of threads.
 
     Raises:
-        ModuleNotFoundError: it is not installed.
+        ModuleNotFoundError: scikit-learn is not installed.
     """
     try:
         from sklearn.linear_model import LogisticRegression

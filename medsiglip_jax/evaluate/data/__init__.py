@@ -1,1 +1,1 @@
-"""Data sets as they lie on disk, as images and labels."""
+"""A data set on disk, as images and labels."""

@@ -1,9 +1,8 @@
 """The adapters "npz" and "h5": images inside arrays, which the embedding engine reads like files.
 
-An image has the address `array:///data/x.npz/test_images/17`. What answers is a file system of
-fsspec's kind that gives pixel 17 of that array as a portable pixmap: a header, then the bytes as
-they are. Nothing is written, nothing is lost, and batches, resuming and provenance are those of
-files.
+An image has the address `array:///data/x.npz/test_images/17`. A file system of fsspec answers with
+image 17 of that array as a portable pixmap: a header, then the bytes as they are. Nothing is
+written, no pixel is changed, and batches, resuming and provenance are those of files.
 """
 
 import functools
@@ -15,7 +14,8 @@ import numpy as np
 from fsspec.spec import AbstractFileSystem
 from jaxtyping import Float32
 
-from medsiglip_jax.evaluate.data.dataset import Dataset, Policy, check_settings, where_to_get
+from medsiglip_jax.evaluate.data.dataset import Dataset, Policy, where_to_get
+from medsiglip_jax.evaluate.data.layout import ArrayData, ArrayName
 from medsiglip_jax.evaluate.tasks import Task
 from medsiglip_jax.files.places import Place, refuse_remote
 
@@ -45,70 +45,62 @@ def pixmap(pixels: np.ndarray) -> bytes:
     return b"%s %d %d 255\n" % (kind, pixels.shape[1], pixels.shape[0]) + pixels.tobytes()
 
 
-def read(task: Task, root: Place, policy: Policy) -> Dataset:
+def read(task: Task, layout: ArrayData, root: Place, policy: Policy) -> Dataset:
     """Reads labels; images stay where they are until they are embedded.
-
-    `data` of the task holds `images` and `labels`, both {file, key}: alternatives of a file name,
-    the first that exists being taken, and the name of the array in it. One `file` beside them is
-    that of both. Labels are numbers of classes [n] or [n, 1], or for "multi_label" 0 and 1 [n, c].
 
     Raises:
         FileNotFoundError: a file is missing.
         ModuleNotFoundError: .h5 needs h5py.
-        ValueError: arrays are missing, or of other shapes.
+        ValueError: arrays are missing, or have other shapes.
     """
     refuse_remote(root)
     folder = Path(str(root))
-    check_settings(task, task.data, "adapter file images labels", needed="images labels")
-    of_both = {"file": task.data["file"]} if "file" in task.data else {}
-    settings = {name: {**of_both, **task.data[name]} for name in ("images", "labels")}
-    for name, table in settings.items():
-        check_settings(task, table, "file key", f"data.{name}", "file key")
-    images, key = _open(task, folder, settings["images"])
-    files, labels_key = _open(task, folder, settings["labels"])
-    labels, shape = np.asarray(_array(str(files), labels_key)), _array(str(images), key).shape
+    images = _first_file(task, folder, layout.images, layout)
+    file = _first_file(task, folder, layout.labels, layout)
+    key, shape = layout.images.key, _array(str(images), layout.images.key).shape
+    labels = np.asarray(_array(str(file), layout.labels.key))
     if len(labels) != shape[0] or len(shape) not in (3, 4):
         raise ValueError(
-            f"{images}: {key} has shape {shape} and {labels_key} {labels.shape}; expected [n, H, "
-            "W] or [n, H, W, channels], and one label for each image"
+            f"{images}: {key} has shape {shape} and {layout.labels.key} {labels.shape}; expected "
+            "[n, H, W] or [n, H, W, channels], and one label for each image"
         )
     fsspec.register_implementation(PROTOCOL, Arrays, clobber=True)
     address = f"{PROTOCOL}://{images.absolute()}/{key}"
     return Dataset(
         [f"{images.name}/{key}/{i}" for i in range(len(labels))],  # parts may differ in the file
         [f"{address}/{i}" for i in range(len(labels))],
-        _labels(task, files, labels.reshape(len(labels), -1)),
+        _labels(task, file, labels.reshape(len(labels), -1)),
         tuple(c.value for c in task.classes),
-        files=[files],
+        files=[file],
     )
 
 
-def _labels(task: Task, file: Path, given: np.ndarray) -> Float32[np.ndarray, "n c"]:
+def _labels(task: Task, file: Path, stored: np.ndarray) -> Float32[np.ndarray, "n c"]:
     count = len(task.classes)
-    if task.kind == "multi_label" and given.shape[1] == count and np.isin(given, (0, 1)).all():
-        return given.astype(np.float32)
+    if task.kind == "multi_label" and stored.shape[1] == count and np.isin(stored, (0, 1)).all():
+        return stored.astype(np.float32)
     numbers = {c.value: i for i, c in enumerate(task.classes)}
-    index = [numbers.get(str(int(value)), -1) for value in given[:, 0]]
-    if task.kind == "multi_class" and given.shape[1] == 1 and -1 not in index:
+    index = [numbers.get(str(int(value)), -1) for value in stored[:, 0]]
+    if task.exclusive and stored.shape[1] == 1 and -1 not in index:
         return np.eye(count, dtype=np.float32)[index]
     raise ValueError(
-        f"{file}: labels have shape {given.shape} and values {np.unique(given)[:8].tolist()}; task "
-        f"{task.name} is {task.kind} with {count} classes: {', '.join(numbers)}"
+        f"{file}: labels have shape {stored.shape} and values {np.unique(stored)[:8].tolist()}; "
+        f"task {task.name} is {task.kind} with {count} classes: {', '.join(numbers)}"
     )
 
 
-def _open(task: Task, root: Path, settings: Any) -> tuple[Path, str]:
-    paths = [root / name for name in settings["file"]]
-    found = next((path for path in paths if path.is_file()), None)
-    if found is None:
+def _first_file(task: Task, root: Path, array: ArrayName, layout: ArrayData) -> Path:
+    paths = [root / name for name in array.file or layout.file]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
         names = " or ".join(path.name for path in paths)
         raise FileNotFoundError(f"{root}: no {names}{where_to_get(task)}")
-    return found.absolute(), settings["key"]
+    return path.absolute()
 
 
 @functools.lru_cache(maxsize=4)
 def _array(path: str, key: str) -> Any:
-    """The array, of .npz in memory, of .h5 in the file."""
+    """The array: of .npz in memory, of .h5 in the file."""
     if not path.endswith(".npz"):
         return _h5(path, key)
     try:
@@ -128,7 +120,7 @@ def _h5(path: str, key: str) -> Any:
             f"{path}: reading HDF5 needs h5py: pip install 'medsiglip-jax[evaluate]'"
         ) from None
     try:
-        # Chunks hold many images, and are decompressed whole.
+        # A chunk holds many images and is decompressed as a whole: keep the last ones.
         file = h5py.File(path, "r", rdcc_nbytes=64 << 20)
     except OSError as error:
         raise ValueError(f"{path}: not readable as HDF5 ({error})") from None

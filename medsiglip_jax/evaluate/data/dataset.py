@@ -1,8 +1,8 @@
 """What an adapter makes of a folder: images, labels, patients, and a count of what is missing."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
@@ -16,11 +16,11 @@ BLANK = ("ignore", "negative")
 
 @dataclass(frozen=True)
 class Policy:
-    """What to make of labels that are neither 0 nor 1.
+    """What labels mean that are neither 0 nor 1.
 
     Attributes:
-        uncertain: of -1: "ignore" (unknown), "positive" or "negative".
-        blank: of empty cells: "ignore" (unknown) or "negative".
+        uncertain: -1 is "ignore" (unknown), "positive" or "negative".
+        blank: an empty cell is "ignore" (unknown) or "negative".
     """
 
     uncertain: str = "ignore"
@@ -39,19 +39,19 @@ class Dataset:
     """Images with labels; every column has one entry per image.
 
     Attributes:
-        ids: unique; of a file its path below the folder.
+        ids: unique; the id of a file is its path below the folder.
         sources: what the embedding engine reads.
         labels: 0, 1 and NaN (unknown), one column per class.
         values: what the data calls the classes, in the order of the columns.
-        groups: patient, lesion or slide; None where the data does not tell.
+        groups: patient, lesion or slide; None where the data does not say.
         attributes: such as sex, age and view; "" is unknown.
         files: where the labels were read.
-        counts: of what was left out, and why.
+        counts: how many images or rows were left out, by reason.
         missing: what was expected and is not there.
         texts: caption or report of each image, "" where it has none; None where the data has none.
-        part: of the data set that the images are of, "" that of the test.
-        pool: id -> source of all images of that part, whatever label is known and whatever is
-            drawn: they are embedded together, so that other labels or draws find them embedded.
+        part: the part of the data set that the images come from; "" is the test part.
+        pool: id -> source of all images of that part, whatever their labels and whichever were
+            drawn. They are embedded together, so that other labels or draws need no new embeddings.
     """
 
     ids: Sequence[str]
@@ -71,7 +71,7 @@ class Dataset:
         return len(self.ids)
 
     def select(self, rows: Sequence[int] | np.ndarray) -> "Dataset":
-        """The images of those numbers."""
+        """The images of these numbers."""
         rows = np.asarray(rows, np.int64)
         numbers: list[int] = rows.tolist()
 
@@ -89,51 +89,54 @@ class Dataset:
         )
 
     def labelled(self) -> "Dataset":
-        """Images of which at least one label is known; the others are counted."""
+        """The images with at least one known label; the others are counted."""
         unknown = np.isnan(self.labels)
         known = ~unknown.all(axis=1) | (unknown.shape[1] == 0)  # pairs have no labels to know
         counts = {**self.counts, "unlabelled": int((~known).sum())}
         return replace(self.select(np.flatnonzero(known)), counts=counts)
 
     def captioned(self) -> "Dataset":
-        """Images with a text; the others are counted."""
+        """The images with a text; the others are counted."""
         texts = self.texts or [""] * len(self)
         counts = {**self.counts, "without a text": texts.count("")}
         return replace(self.select([i for i, text in enumerate(texts) if text]), counts=counts)
 
     def once(self) -> "Dataset":
-        """Every image once, with its first text. Where its rows have different labels none of them
-        is right: all are left out. Both are counted."""
+        """Every image once, with its first text.
+
+        An image whose rows have different labels is left out, because none of them can be
+        trusted. Repeated and conflicting images are counted.
+        """
         first: dict[str, int] = {}
         conflicting = set()
         for i, name in enumerate(self.ids):
-            at = first.setdefault(name, i)
-            if not np.array_equal(self.labels[at], self.labels[i], equal_nan=True):
+            row = first.setdefault(name, i)
+            if not np.array_equal(self.labels[row], self.labels[i], equal_nan=True):
                 conflicting.add(name)
         kept = [i for name, i in first.items() if name not in conflicting]
         counts = {"repeated": len(self) - len(first), "conflicting": len(conflicting)}
         return replace(self.select(kept), counts={**self.counts, **counts})
 
+    def labels_sha256(self) -> str:
+        """Identity of which image has which labels and text."""
+        digest = hashlib.sha256("\n".join(self.ids).encode())
+        digest.update(np.ascontiguousarray(self.labels, "<f4").tobytes())
+        digest.update("\n".join(self.texts or ()).encode())
+        return digest.hexdigest()
 
-_LISTS = frozenset("file path each root on stem known_missing ignore except".split())
-
-
-def check_settings(
-    task: Task, table: Mapping[str, Any], allowed: str, where: str = "data", needed: str = ""
-) -> None:
-    """Raises ValueError for settings that the adapter does not know, or cannot do without."""
-    problems = []
-    if unknown := sorted(table.keys() - set(allowed.split())):
-        problems.append(f"has unknown {', '.join(unknown)}; expected {allowed}")
-    if lacking := [name for name in needed.split() if name not in table]:
-        problems.append(f"lacks {', '.join(lacking)}")
-    if odd := [name for name in _LISTS & table.keys() if not isinstance(table[name], list)]:
-        problems.append(f"expected lists for {', '.join(sorted(odd))}")
-    if problems:
-        raise ValueError(f"task {task.name}: {where} {'; '.join(problems)}")
+    def files_sha256(self) -> dict[str, str]:
+        """Name -> digest of the files that labels were read from."""
+        digests = {}
+        for path in self.files:
+            with path.open("rb") as file:  # may hold images, too, and be large
+                digest = hashlib.sha256()
+                while block := file.read(1 << 20):
+                    digest.update(block)
+            digests[path.name] = digest.hexdigest()
+        return digests
 
 
 def where_to_get(task: Task) -> str:
-    """The end of a message about data that is not there."""
+    """The end of a message about missing data."""
     known = [part for part in (task.source, task.access) if part]
-    return f"; {task.title} is had from: {' - '.join(known)}" if known else ""
+    return f"; get {task.title} from: {' - '.join(known)}" if known else ""

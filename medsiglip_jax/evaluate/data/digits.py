@@ -13,12 +13,15 @@ _DATA, _MODEL, _SEED = "digits.npz", "quickstart", 0
 
 
 def prepare(output: places.Given) -> tuple[Path, Path]:
-    """The folder of the digits and the quickstart's model, below `output`.
+    """Writes the digits and trains the quickstart's model, unless both are below `output` already.
 
-    The model is trained on first use, on the other digits, and then reused.
+    The model is trained on other digits than those of the test.
+
+    Returns:
+        The folders of the data and of the model.
 
     Raises:
-        ModuleNotFoundError: what the quickstart needs is missing.
+        ModuleNotFoundError: the quickstart needs scikit-learn.
     """
     places.refuse_remote(output)
     data, workdir = Path(str(output), NAME), Path(str(output), _MODEL)
@@ -31,12 +34,12 @@ def prepare(output: places.Given) -> tuple[Path, Path]:
 
 
 def _arrays() -> dict[str, Any]:
-    """The held-out digits are the test; of the others a fifth, by chance, is for validation."""
+    """The held-out digits are the test; of the others a random fifth is for validation."""
     training, held_out = quickstart.load_digits(_SEED, quickstart.QuickstartSettings().held_out)
     order = np.random.default_rng(_SEED).permutation(len(training.labels))
     chosen, rest = np.split(order, [len(order) // 5])
-    found = {"test_images": held_out.scans, "test_labels": held_out.labels}
+    arrays = {"test_images": held_out.scans, "test_labels": held_out.labels}
     for name, rows in (("train", np.sort(rest)), ("val", np.sort(chosen))):
-        found[f"{name}_images"] = training.scans[rows]
-        found[f"{name}_labels"] = training.labels[rows]
-    return found
+        arrays[f"{name}_images"] = training.scans[rows]
+        arrays[f"{name}_labels"] = training.labels[rows]
+    return arrays

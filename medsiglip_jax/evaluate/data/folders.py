@@ -1,33 +1,33 @@
-"""The adapter "folders": images in a folder per class."""
+"""The adapter "folders": a folder of images per class."""
 
 import numpy as np
 
 from medsiglip_jax.data.listing import expand
-from medsiglip_jax.evaluate.data.dataset import Dataset, Policy, check_settings, where_to_get
+from medsiglip_jax.evaluate.data.dataset import Dataset, Policy, where_to_get
 from medsiglip_jax.evaluate.data.images import below
+from medsiglip_jax.evaluate.data.layout import FolderData
 from medsiglip_jax.evaluate.tasks import Task
 from medsiglip_jax.files.places import Place
 
 
-def read(task: Task, root: Place, policy: Policy) -> Dataset:
-    """Lists the images of every class; `data.root` names folders of which one holds them.
+def read(task: Task, layout: FolderData, root: Place, policy: Policy) -> Dataset:
+    """Lists the images of every class.
 
     Raises:
         FileNotFoundError: folders of classes are missing, all in one message.
     """
-    check_settings(task, task.data, "adapter root")
     wanted = [c.value for c in task.classes]
-    tops = [root / name for name in task.data.get("root", ["."])]
+    tops = [root / name for name in layout.root]
     top = next((t for t in tops if any((t / name).is_dir() for name in wanted)), tops[0])
-    there = sorted(p.name for p in top.iterdir() if p.is_dir()) if top.is_dir() else []
-    values = tuple(wanted or there)
-    if not values or (lacking := [name for name in values if name not in there]):
+    folders = sorted(p.name for p in top.iterdir() if p.is_dir()) if top.is_dir() else []
+    values = tuple(wanted or folders)
+    if not values or (lacking := [name for name in values if name not in folders]):
         raise FileNotFoundError(
             f"{top}: no folders of the classes {', '.join(lacking if values else ['at all'])}; "
-            f"there are {', '.join(there) or 'none'}{where_to_get(task)}"
+            f"there are {', '.join(folders) or 'none'}{where_to_get(task)}"
         )
-    found = [(below(root, top / n), i) for i, n in enumerate(values)]
-    files = [(file.path, i) for name, i in found for file in _images(root / name)]
+    names = [(below(root, top / name), i) for i, name in enumerate(values)]
+    files = [(file.path, i) for name, i in names for file in _images(root / name)]
     if not files:
         raise FileNotFoundError(f"{top}: no images in {', '.join(values)}{where_to_get(task)}")
     labels = np.eye(len(values), dtype=np.float32)[[i for _, i in files]]

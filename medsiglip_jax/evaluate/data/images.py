@@ -1,76 +1,54 @@
-"""Which image files the rows of a table name, and which of those are there."""
+"""Which image files the rows of a table name, and which of those exist."""
 
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from medsiglip_jax.data.listing import IMAGE_SUFFIXES
-from medsiglip_jax.evaluate.data.dataset import check_settings, where_to_get
+from medsiglip_jax.evaluate.data.dataset import where_to_get
+from medsiglip_jax.evaluate.data.layout import ImageFiles
 from medsiglip_jax.evaluate.tasks import Task
 from medsiglip_jax.files.places import Place
 from medsiglip_jax.preprocess.names import parse
 
-SETTINGS = "path each find name on parse known_missing"
-
-Row = Mapping[str, str]
+TableRow = Mapping[str, str]
 
 
 @dataclass
-class Images:
-    """Pairs of the number of a row and the path of an image, below the folder.
+class FoundImages:
+    """Which images belong to which rows.
 
     Attributes:
-        found: may hold several images of a row, and a row of several images.
-        missing: expected and not there.
-        counts: of what is neither.
+        pairs: (number of a row, path of an image below the folder); a row may have several images,
+            and an image several rows.
+        missing: images that were expected and do not exist.
+        counts: of images that are neither.
     """
 
-    found: list[tuple[int, str]] = field(default_factory=list)
+    pairs: list[tuple[int, str]] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
 
 
-def find(task: Task, root: Place, rows: Sequence[Row]) -> Images:
-    """Finds the images of rows.
-
-    `data.images` of the task holds one of:
-
-    * `path`: templates with {column}; the first file that exists is the image of the row.
-    * `each`: templates; all that are not empty are images of the row.
-    * `find`: a glob; with `name`, a template of a file name whose suffix and case do not matter,
-      or with `parse`, a regular expression over the path whose named groups are what the row has
-      in the columns `on`; then a row may have several images.
-
-    and may hold `known_missing`, files that the data set itself lacks.
+def find(task: Task, layout: ImageFiles, root: Place, rows: Sequence[TableRow]) -> FoundImages:
+    """Finds the images of rows, as the layout says.
 
     Raises:
-        FileNotFoundError: none is there.
+        FileNotFoundError: none exists.
     """
-    settings = task.data["images"]
-    needed = "parse on" if "find" in settings and "name" not in settings else ""
-    check_settings(task, settings, SETTINGS, "data.images", needed)
-    placed = _searched(root, rows, settings) if "find" in settings else Images()
-    if "find" not in settings:
-        _at_their_paths(root, rows, settings, placed)
-    if not placed.found:
+    images = _search(layout, root, rows) if layout.find else _look_up(layout, root, rows)
+    if not images.pairs:
         raise FileNotFoundError(
-            f"{root}: none of the {len(placed.missing)} images of {task.title} is there; expected "
-            f"{', '.join(placed.missing[:3])}, …{where_to_get(task)}"
+            f"{root}: none of the {len(images.missing)} images of {task.title} exists; expected "
+            f"{', '.join(images.missing[:3])}, …{where_to_get(task)}"
         )
-    return placed
-
-
-def templates(settings: Mapping[str, Any]) -> list[str]:
-    """All templates in `data.images`."""
-    name = [settings["name"]] if "name" in settings else []
-    return [*settings.get("path", ()), *settings.get("each", ()), *name]
+    return images
 
 
 def stem(name: str) -> str:
-    """A file name without folder, case and, if it is that of an image, suffix."""
+    """A file name in lower case, without folders and without the suffix of an image."""
     path = PurePosixPath(name)
     return (path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name).lower()
 
@@ -82,67 +60,69 @@ def below(root: Place, path: Place) -> str:
     return str(path).removeprefix(str(root)).lstrip("/")
 
 
-def _at_their_paths(root: Place, rows: Sequence[Row], settings: Mapping[str, Any], placed: Images):
-    known, absent = set(settings.get("known_missing", ())), 0
+def _look_up(layout: ImageFiles, root: Place, rows: Sequence[TableRow]) -> FoundImages:
+    """Images at the paths that the rows name."""
+    images, absent = FoundImages(), 0
     for i, row in enumerate(rows):
-        for names in _wanted(row, settings):
-            there = [name for name in names if _is_there(root, name)]
-            if there:
-                placed.found.append((i, there[0]))
-            elif known.isdisjoint(names):
-                placed.missing.append(" or ".join(names))
+        for alternatives in _paths(row, layout):
+            existing = [name for name in alternatives if _exists(root, name)]
+            if existing:
+                images.pairs.append((i, existing[0]))
+            elif set(layout.known_missing).isdisjoint(alternatives):
+                images.missing.append(" or ".join(alternatives))
             else:
                 absent += 1
-    if known:
-        placed.counts["missing in the data set itself"] = absent
+    if layout.known_missing:
+        images.counts["missing in the data set itself"] = absent
+    return images
 
 
-def _wanted(row: Row, settings: Mapping[str, Any]) -> Iterator[list[str]]:
-    """Of every image of a row, the paths where it may be."""
-    if "path" in settings:
-        yield [template.format_map(row) for template in settings["path"]]
-    for template in settings.get("each", ()):
+def _paths(row: TableRow, layout: ImageFiles) -> Iterator[list[str]]:
+    """The paths where each image of a row may be."""
+    if layout.path:
+        yield [template.format_map(row) for template in layout.path]
+    for template in layout.each:
         if name := template.format_map(row):
             yield [name]
 
 
-def _is_there(root: Place, name: str) -> bool:
-    """Remote files are taken to be: the engine will say, where this were a request for each."""
+def _exists(root: Place, name: str) -> bool:
+    """Remote files are assumed to exist: asking would take a request for each; `embed` will say."""
     return not isinstance(root, Path) or Path(parse(str(root / name))[0]).is_file()
 
 
-def _searched(root: Place, rows: Sequence[Row], settings: Mapping[str, Any]) -> Images:
-    files, unread = _index(root, settings)
-    placed, used = Images(), set()
+def _search(layout: ImageFiles, root: Place, rows: Sequence[TableRow]) -> FoundImages:
+    """Images that a glob finds, matched with the rows."""
+    files, unmatched = _index(layout, root)
+    images, used = FoundImages(), set()
     for i, row in enumerate(rows):
-        key = _key(row, settings)
+        key = _key(row, layout)
         used.add(key)
-        placed.found += [(i, name) for name in files.get(key, ())]
+        images.pairs += [(i, name) for name in files.get(key, ())]
         if key not in files:
-            placed.missing.append(f"{settings['find']} for {'/'.join(key)}")
-    left = sum(len(names) for key, names in files.items() if key not in used)
-    placed.counts = {"images without a label": left + unread}
-    return placed
+            images.missing.append(f"{layout.find} for {'/'.join(key)}")
+    unused = sum(len(names) for key, names in files.items() if key not in used)
+    images.counts = {"images without a label": unused + unmatched}
+    return images
 
 
-def _index(root: Place, settings: Mapping[str, Any]) -> tuple[dict[tuple, list[str]], int]:
-    """Files by key, and how many the pattern does not fit."""
-    pattern = re.compile(settings["parse"]) if "parse" in settings else None
-    files, unread = defaultdict(list), 0
-    for path in sorted(root.glob(settings["find"]), key=str):
+def _index(layout: ImageFiles, root: Place) -> tuple[dict[tuple, list[str]], int]:
+    """Files by key, and how many the pattern does not match."""
+    files, unmatched = defaultdict(list), 0
+    for path in sorted(root.glob(layout.find), key=str):
         name = below(root, path)
         if path.suffix.lower() not in IMAGE_SUFFIXES:
             continue
-        match = pattern.search(name) if pattern else None
-        if pattern and not match:
-            unread += 1
-            continue
-        key = tuple(match[n] for n in settings["on"]) if match else (stem(name),)
-        files[key].append(name)
-    return files, unread
+        if layout.name or not layout.parse:
+            files[(stem(name),)].append(name)
+        elif match := re.search(layout.parse, name):
+            files[tuple(match[column] for column in layout.on)].append(name)
+        else:
+            unmatched += 1
+    return files, unmatched
 
 
-def _key(row: Row, settings: Mapping[str, Any]) -> tuple[str, ...]:
-    if "name" in settings:
-        return (stem(settings["name"].format_map(row)),)
-    return tuple(row[name] for name in settings["on"])
+def _key(row: TableRow, layout: ImageFiles) -> tuple[str, ...]:
+    if layout.name:
+        return (stem(layout.name.format_map(row)),)
+    return tuple(row[column] for column in layout.on)

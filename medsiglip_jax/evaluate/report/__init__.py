@@ -1,1 +1,1 @@
-"""results.json as tables, pages and pictures."""
+"""From the numbers of results.json to tables and pages."""

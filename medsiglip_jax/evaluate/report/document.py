@@ -1,6 +1,5 @@
 """report.md and report.html: the tables of `sections`, and pictures."""
 
-import html
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -11,19 +10,14 @@ from medsiglip_jax import metrics
 from medsiglip_jax.evaluate import retrieval
 from medsiglip_jax.evaluate.report import tables
 from medsiglip_jax.evaluate.report.sections import sections
-from medsiglip_jax.evaluate.report.tables import Row, Section, number
+from medsiglip_jax.evaluate.report.tables import Section, number
 from medsiglip_jax.evaluate.scores import Scores, known
-from medsiglip_jax.pages import charts
+from medsiglip_jax.pages import charts, html
 from medsiglip_jax.pages.charts import Axis, Estimate, Series
 
-_STYLE = """body{font:15px/1.5 system-ui,sans-serif;color:#1f2933;max-width:1080px;margin:32px auto;
-padding:0 16px}h1{font-size:24px}h2{font-size:18px;margin-top:32px}figure{display:inline-block;
-margin:8px 12px 12px 0;vertical-align:top;max-width:100%}div{overflow-x:auto}table{
-border-collapse:collapse;margin:12px 0;font-size:14px}td,th{padding:3px 14px 3px 0;text-align:left;
-vertical-align:top}td+td:not(:last-child){white-space:nowrap}
-td:nth-child(2):last-child{overflow-wrap:anywhere}th{color:#616e7c;
-font-weight:500}tr+tr td{border-top:1px solid #e4e7eb}
-summary{cursor:pointer;color:#0072b2}
+_STYLE = """body{max-width:1080px}figure{display:inline-block;margin:8px 12px 12px 0;
+vertical-align:top;max-width:100%}div{overflow-x:auto}td+td:not(:last-child){white-space:nowrap}
+td:nth-child(2):last-child{overflow-wrap:anywhere}summary{cursor:pointer;color:#0072b2}
 header{display:flex;flex-wrap:wrap;gap:0 32px}header>*{flex:1 1 320px}
 header>figure{flex:0 1 auto;margin-top:32px}"""
 # Of pictures of one kind, more are folded away; of a forest plot as many rows at each end are not.
@@ -51,7 +45,7 @@ def page(results: Mapping[str, Any], scores: Scores) -> str:
             is not drawn.
         scores: of the images, for ROC curves.
     """
-    title, parts = html.escape(results["title"]), []
+    parts = []
     for section in _sections(results):
         if section.title == "Result":
             parts.append(f"<header><div>{_section(section)}</div>{_overview(results)}</header>")
@@ -64,11 +58,7 @@ def page(results: Mapping[str, Any], scores: Scores) -> str:
                 _gallery("Learning", list(_learning(results)), _OF_SEEDS),
                 *_calibration(results),
             ]
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8">\n'
-        f'<meta name="viewport" content="width=device-width"><title>{title}</title>\n'
-        f"<style>{_STYLE}</style><h1>{title}</h1>\n{''.join(parts)}<p>{tables.CAUTION}</p></html>\n"
-    )
+    return "".join(html.page(results["title"], _STYLE, parts, tables.CAUTION))
 
 
 def _sections(results: Mapping[str, Any]) -> Iterator[Section]:
@@ -82,14 +72,8 @@ def _sections(results: Mapping[str, Any]) -> Iterator[Section]:
 
 
 def _section(section: Section) -> str:
-    text = f"<p>{html.escape(section.text)}</p>" if section.text else ""
-    rows = [_row("th", section.header), *(_row("td", row) for row in section.rows)]
-    table = f"<div><table>{''.join(rows)}</table></div>" if section.rows else ""
-    return f"<h2>{html.escape(section.title)}</h2>{text}{table}\n"
-
-
-def _row(tag: str, cells: Row) -> str:
-    return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}' for cell in cells)}"
+    table = f"<div>{html.table(section.rows, section.header)}</div>" if section.rows else ""
+    return f"<h2>{html.escape(section.title)}</h2>{html.paragraph(section.text)}{table}\n"
 
 
 def _gallery(title: str, figures: Sequence[str], text: str = "") -> str:
@@ -99,7 +83,7 @@ def _gallery(title: str, figures: Sequence[str], text: str = "") -> str:
     shown = "".join(figures)
     if len(figures) > _OPEN:
         shown = f"<details><summary>{len(figures)} pictures</summary>{shown}</details>"
-    return f"<h2>{html.escape(title)}</h2>{f'<p>{html.escape(text)}</p>' if text else ''}{shown}\n"
+    return f"<h2>{html.escape(title)}</h2>{html.paragraph(text)}{shown}\n"
 
 
 # ----------------------------------------------------------------------------------- forest plots

@@ -1,1 +1,1 @@
-"""DICOM -> pixels. Only `file` imports pydicom and only `frames` a codec, when a file is met."""
+"""DICOM -> pixels. Only `file` imports pydicom, and only `frames` the codecs."""

@@ -1,4 +1,4 @@
-"""Colour images: palettes, RGB, and YCbCr in every form -> uint8 RGB. ICC profiles are ignored."""
+"""Colour images: palettes, RGB and every form of YCbCr -> uint8 RGB. ICC profiles are ignored."""
 
 import numpy as np
 from jaxtyping import UInt8
@@ -7,8 +7,8 @@ from medsiglip_jax.preprocess.dicom import samples
 from medsiglip_jax.preprocess.dicom.header import Header
 from medsiglip_jax.preprocess.facts import UnreadableImage
 
-_ROWS = 64  # that are float32 at a time
-# Y, Cb, Cr -> R, G, B, and what is subtracted first (PS3.3 C.7.6.3.1.2: ITU-R BT.601).
+_ROWS = 64  # rows that are converted to float32 at a time
+# Matrices Y, Cb, Cr -> R, G, B, and the offsets subtracted first (PS3.3 C.7.6.3.1.2, BT.601).
 _FULL = np.array(
     [[1, 1, 1], [0, -0.114 * 1.772 / 0.587, 1.772], [1.402, -0.299 * 1.402 / 0.587, 0]], np.float32
 )
@@ -21,17 +21,17 @@ _YBR = {
     "YBR_PARTIAL_422": (_PARTIAL, (16, 128, 128)),
     "YBR_PARTIAL_420": (_PARTIAL, (16, 128, 128)),
 }
-# What a decoder of JPEG 2000 has undone.
+# JPEG 2000 decoders undo ICT and RCT themselves.
 _RGB = ("RGB", "YBR_ICT", "YBR_RCT")
 
 
-def render(pixels: np.ndarray, header: Header, done: bool) -> UInt8[np.ndarray, "h w 3"]:
+def render(pixels: np.ndarray, header: Header, is_rgb: bool) -> UInt8[np.ndarray, "h w 3"]:
     """RGB of a frame with three samples.
 
     Args:
         pixels: unsigned [H, W, 3].
         header: of the frame.
-        done: whether the codec has made RGB of YCbCr.
+        is_rgb: whether the codec has already converted YCbCr to RGB.
 
     Raises:
         UnreadableImage: colours that are not supported.
@@ -39,7 +39,7 @@ def render(pixels: np.ndarray, header: Header, done: bool) -> UInt8[np.ndarray, 
     if pixels.dtype.kind != "u":
         raise UnreadableImage("DICOM with colours that are signed or floats")
     pixels = _to_8_bits(pixels, header.stored)
-    if done or header.photometric in _RGB:
+    if is_rgb or header.photometric in _RGB:
         return pixels
     if header.photometric not in _YBR:
         raise UnreadableImage("DICOM with a photometric interpretation that is not supported")
@@ -59,7 +59,7 @@ def from_palette(
 
 
 def _to_8_bits(pixels: np.ndarray, bits: int) -> np.ndarray:
-    """All of the range, linear: of 16 bits what `decode` makes of any 16-bit image."""
+    """Scales the full range linearly; 16 bits become what `decode` makes of any 16-bit image."""
     top = 2**bits - 1
     if bits == 8:
         return pixels.astype(np.uint8)

@@ -1,7 +1,7 @@
 """DICOM files, read by pydicom: headers, and samples as they are stored.
 
-Only the tags listed here are parsed. No value of a file is in any message: pydicom's own messages,
-warnings and log lines may quote values, and none of them is passed on.
+Only the tags listed here are parsed. No message quotes a value of the file: messages, warnings and
+log lines of pydicom may, so none of them is passed on.
 """
 
 import contextlib
@@ -31,13 +31,13 @@ from medsiglip_jax.preprocess.dicom.header import Header, Lut
 from medsiglip_jax.preprocess.dicom.series import Plane
 from medsiglip_jax.preprocess.facts import Subject, UnreadableImage
 
-# Bytes that a deflated data set may inflate to. In memory it is there twice for a moment.
+# Bytes that a deflated data set may inflate to; for a moment it is in memory twice.
 MAX_INFLATED = 1 << 28
-# Reads while a file is parsed, one or two for each element and item; 500 frames have 50,000. And
-# bytes and items of a sequence that is parsed when it is asked for. A million empty items are 8 MB
-# on disk, 10 kB deflated; here they would take 15 s and 1 GB.
+# Limits on the reads while a file is parsed (one or two per element and item; 500 frames need
+# 50,000), and on the bytes and items of a sequence, which is parsed on access. A million empty
+# items are 8 MB on disk and 10 kB deflated; parsed, they would take 15 s and 1 GB.
 MAX_READS, MAX_SEQUENCE, MAX_ITEMS = 500_000, 1 << 25, 250_000
-# Frames that are listed. The tiles of a large slide are 200,000.
+# Frames that a file may have. A large slide has 200,000 tiles.
 MAX_FRAMES = 1 << 20
 
 _KEYWORDS = (
@@ -65,8 +65,8 @@ _PLANE_KEYWORDS = (
 )
 _PLANE_TAGS: list[Any] = [tag_for_keyword(name) for name in _PLANE_KEYWORDS]
 _NATIVE = ("", ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, sniff.DEFLATED)
-_ITEM = 8  # bytes of an item, in which a compressed frame is, without its content
-# The file meta information is shorter.
+_ITEM = 8  # bytes of the header of an item, which holds a compressed frame
+# More than the file meta information ever takes.
 _META_BYTES = 1 << 16
 _TAGS: list[Any] = [tag_for_keyword(name) for name in _KEYWORDS]
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
@@ -79,15 +79,15 @@ class File:
         """Parses a file.
 
         Raises:
-            UnreadableImage: it is no DICOM image, or not readable.
+            UnreadableImage: it is not a DICOM image, or damaged.
         """
         _keep_quiet()
         syntax, start = sniff.transfer_syntax(data)
         if syntax == sniff.DEFLATED:
             data = _inflate(data, start)
-        found = _parse(io.BytesIO(data), _TAGS)
-        self._tags = _Tags(found)
-        self.syntax = syntax if syntax and syntax != sniff.DEFLATED else _guess(found)
+        dataset = _parse(io.BytesIO(data), _TAGS)
+        self._tags = _Tags(dataset)
+        self.syntax = syntax if syntax and syntax != sniff.DEFLATED else _guess(dataset)
         self.nbytes = len(data)
         if not any(self._tags.has(name) for name in _PIXELS):
             raise UnreadableImage("DICOM without pixels, or cut off before them")
@@ -101,7 +101,7 @@ class File:
 
     @property
     def subject(self) -> Subject:
-        """Whose it is; what is malformed is as if it were not there."""
+        """Whose image it is; malformed elements count as missing."""
         names = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID")
         return Subject(*(self._tags.label(name) for name in names))
 
@@ -114,7 +114,7 @@ class File:
         """What the pixels of a frame depend on.
 
         Raises:
-            UnreadableImage: which element is missing or malformed.
+            UnreadableImage: an element is missing or malformed.
         """
         tags, allocated = self._tags, self._tags.whole("BitsAllocated")
         stored = allocated if self.floats else tags.whole("BitsStored", allocated)
@@ -146,14 +146,14 @@ class File:
         )
 
     def _macros(self, frame: int) -> tuple["_Tags", "_Tags"]:
-        """Where the rescale and the windows of a frame are: multi-frame files have them deeper."""
+        """Where the rescale and the windows of a frame are: nested, in multi-frame files."""
         tags = self._tags
         frames = tags.items("PerFrameFunctionalGroupsSequence")
         groups = [*frames[frame : frame + 1], *tags.items("SharedFunctionalGroupsSequence")[:1]]
         macros = []
         for name in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
-            found = [item for group in groups for item in group.items(name)]
-            macros.append(found[0] if found else tags)
+            items = [item for group in groups for item in group.items(name)]
+            macros.append(items[0] if items else tags)
         return macros[0], macros[1]
 
     def encoded(self, header: Header) -> bytes:
@@ -171,7 +171,7 @@ class File:
             ) from None
 
     def native(self, header: Header) -> np.ndarray:
-        """The frame where it is not compressed: [H, W] or [H, W, S], all bits of each sample."""
+        """An uncompressed frame: [H, W] or [H, W, S], all bits of each sample."""
         have = len(self._tags.raw(next(name for name in _PIXELS if self._tags.has(name))) or b"")
         bits = header.frame_bytes * 8 if header.allocated > 1 else header.rows * header.columns
         if have < -(-bits * (header.frame + 1) // 8):
@@ -179,30 +179,32 @@ class File:
         try:
             decoder = get_decoder(self.syntax)  # pyright: ignore[reportArgumentType]
             options: Any = {"view_only": True, "correct_unused_bits": False}
-            if header.photometric == "YBR_PARTIAL_422":  # laid out alike
+            if header.photometric == "YBR_PARTIAL_422":  # pydicom knows the same layout as FULL
                 options["photometric_interpretation"] = "YBR_FULL_422"
-            pixels, _ = decoder.as_array(self._tags.found, raw=True, index=header.frame, **options)
+            pixels, _ = decoder.as_array(
+                self._tags.dataset, raw=True, index=header.frame, **options
+            )
         except Exception:
             raise UnreadableImage("damaged DICOM: its pixels are not as it says") from None
         return pixels
 
     def palette(self, header: Header) -> np.ndarray:
-        """The colour of every value that can be stored: uint8 or uint16 [2**stored, 3]."""
+        """The colour of every possible stored value: uint8 or uint16 [2**stored, 3]."""
         values = np.arange(1 << header.stored, dtype=np.uint16 if header.stored > 8 else np.uint8)
         try:
-            return apply_color_lut(values[None], self._tags.found)[0, :, :3]
+            return apply_color_lut(values[None], self._tags.dataset)[0, :, :3]
         except Exception:
             raise UnreadableImage("damaged DICOM: its palette cannot be read") from None
 
 
 def planes(stream: Any) -> list[Plane]:
-    """Where each frame of a file belongs, from its header; its pixels are not read.
+    """Where each frame of a file lies, from its header; pixels are not read.
 
     Args:
-        stream: of bytes, which can seek.
+        stream: binary, and can seek.
 
     Raises:
-        UnreadableImage: it is no DICOM file, or not readable.
+        UnreadableImage: it is not a DICOM file, or damaged.
     """
     with own_words("header"):
         return _planes(*_header_of(stream))
@@ -216,8 +218,10 @@ def count_frames(stream: Any) -> int:
 
 @contextlib.contextmanager
 def own_words(what: str) -> Iterator[None]:
-    """Says of any error but `UnreadableImage` only what of the file is damaged: hostile input
-    brings about all kinds, and their messages may hold values."""
+    """Turns any other error into an `UnreadableImage` that says which part of the file is damaged.
+
+    Hostile input raises errors of every type, and their messages may quote values.
+    """
     try:
         yield
     except UnreadableImage:
@@ -242,7 +246,7 @@ def _planes(tags: "_Tags", count: int) -> list[Plane]:
 
 
 def _header_of(stream: Any) -> tuple["_Tags", int]:
-    """The header, and how many frames there are."""
+    """The header, and the number of frames."""
     _keep_quiet()
     stream.seek(0)
     start = stream.read(_META_BYTES)
@@ -256,10 +260,10 @@ def _header_of(stream: Any) -> tuple["_Tags", int]:
 
 
 def _count(tags: "_Tags", syntax: str, room: int) -> int:
-    """How many frames there are, if `room` bytes may hold the one in the middle.
+    """The number of frames, if `room` bytes of pixels can hold the one in the middle.
 
-    A file that is cut off later has frames to be read; of others, who reads them says what is
-    wrong, once and not a million times.
+    A file that is cut off behind it has frames to read. Others are refused here, so that they are
+    reported once and not a million times.
     """
     count = max(1, tags.whole("NumberOfFrames", 1))
     if count > MAX_FRAMES:
@@ -275,10 +279,10 @@ def _count(tags: "_Tags", syntax: str, room: int) -> int:
 
 
 def _in_macro(groups: Sequence["_Tags"], tags: "_Tags", macro: str, size: int) -> tuple[float, ...]:
-    """Position or orientation of a frame, () without: multi-frame files have them deeper."""
+    """Position or orientation of a frame, () if missing; nested in multi-frame files."""
     name = macro.replace("Plane", "Image") + "Patient"
-    found = [item for group in groups for item in group.items(f"{macro}Sequence")]
-    return (found[0] if found else tags).vector(name, size)
+    items = [item for group in groups for item in group.items(f"{macro}Sequence")]
+    return (items[0] if items else tags).vector(name, size)
 
 
 def _parse(stream: Any, tags: list[Any], **options: bool) -> pydicom.Dataset:
@@ -292,7 +296,7 @@ def _parse(stream: Any, tags: list[Any], **options: bool) -> pydicom.Dataset:
 
 
 class _Bounded:
-    """A stream that can be read so often, which ends the parsing of what has too many elements."""
+    """A stream that can be read `MAX_READS` times, which ends the parsing of too many elements."""
 
     def __init__(self, stream: Any):
         self._read, self.left = stream.read, MAX_READS
@@ -307,24 +311,24 @@ class _Bounded:
 
 @functools.cache
 def _tag(name: str) -> Any:
-    """pydicom looks keywords up each time, which would be a tenth of a CT slice."""
+    """Cached: pydicom's own lookup would take a tenth of the time of a CT slice."""
     return tag_for_keyword(name)
 
 
 class _Tags:
-    """Elements of a data set, of the types that they must have."""
+    """Elements of a data set, checked to have the right type."""
 
-    def __init__(self, found: pydicom.Dataset):
-        self.found = found
+    def __init__(self, dataset: pydicom.Dataset):
+        self.dataset = dataset
 
     def has(self, name: str) -> bool:
-        return _tag(name) in self.found
+        return _tag(name) in self.dataset
 
     def raw(self, name: str) -> Any:
         try:
-            element = self.found.get(_tag(name))
+            element = self.dataset.get(_tag(name))
             value = None if element is None else element.value
-        except Exception:  # quotes the value
+        except Exception:  # its message quotes the value
             raise UnreadableImage(f"damaged DICOM: {name} is malformed") from None
         return None if value == "" else value
 
@@ -351,12 +355,12 @@ class _Tags:
         return values
 
     def vector(self, name: str, size: int) -> tuple[float, ...]:
-        """So many numbers, or none, if they are not as they should be."""
+        """Exactly `size` numbers; () if they are missing or malformed."""
         try:
-            found = self.numbers(name)
+            values = self.numbers(name)
         except UnreadableImage:
             return ()
-        return tuple(found) if len(found) == size else ()
+        return tuple(values) if len(values) == size else ()
 
     def number(self, name: str) -> float | None:
         return next(iter(self.numbers(name)), None)
@@ -366,7 +370,7 @@ class _Tags:
         return str(value).strip() if isinstance(value, str) else ""
 
     def label(self, name: str) -> str:
-        """A text, "" if it is malformed."""
+        """A text; "" if it is malformed."""
         try:
             return self.text(name)
         except UnreadableImage:
@@ -378,16 +382,16 @@ class _Tags:
         return [_Tags(item) for item in value] if isinstance(value, pydicom.Sequence) else []
 
     def _check_size(self, name: str) -> None:
-        raw = self.found.get_item(_tag(name)) if self.has(name) else None
+        raw = self.dataset.get_item(_tag(name)) if self.has(name) else None
         value = getattr(raw, "value", None)
-        if not isinstance(value, bytes):  # parsed already
+        if not isinstance(value, bytes):  # already parsed
             return
         count = value.count(b"\xfe\xff\x00\xe0") + value.count(b"\xff\xfe\xe0\x00")
         if len(value) > MAX_SEQUENCE or count > MAX_ITEMS:
             raise UnreadableImage(f"DICOM with {name} of more items than the limit")
 
     def lut(self) -> Lut:
-        """The item of a LUT sequence (PS3.3 C.11.1.1, C.11.2.1.1)."""
+        """The table in an item of a LUT sequence (PS3.3 C.11.1.1, C.11.2.1.1)."""
         descriptor, data = self.numbers("LUTDescriptor"), self.raw("LUTData")
         if len(descriptor) != 3 or data is None:
             raise UnreadableImage("damaged DICOM: a lookup table is malformed")
@@ -395,7 +399,7 @@ class _Tags:
         count = count or 1 << 16
         if isinstance(data, bytes):
             width = 1 if len(data) < 2 * count else 2
-            order = "<" if self.found.original_encoding[1] in (True, None) else ">"
+            order = "<" if self.dataset.original_encoding[1] in (True, None) else ">"
             values = np.frombuffer(data[: len(data) // width * width], f"{order}u{width}")
         else:
             try:
@@ -417,7 +421,7 @@ def _padding(tags: _Tags) -> tuple[int, int] | None:
 
 
 def _windows(tags: _Tags) -> tuple[tuple[float, float] | None, ...]:
-    """Widths below 1 are not allowed (PS3.3 C.11.2.1.2), but found: such a window is none."""
+    """Windows; None for those of a width below 1, which is not allowed (PS3.3 C.11.2.1.2)."""
     exact = tags.text("VOILUTFunction").upper() in ("LINEAR_EXACT", "SIGMOID")
     return tuple(
         (center, width) if width >= 1 or (exact and width > 0) else None
@@ -427,9 +431,9 @@ def _windows(tags: _Tags) -> tuple[tuple[float, float] | None, ...]:
     )
 
 
-def _guess(found: pydicom.Dataset) -> str:
-    """The transfer syntax of a file that does not tell, from how pydicom could read it."""
-    implicit, little = found.original_encoding
+def _guess(dataset: pydicom.Dataset) -> str:
+    """The transfer syntax of a file that does not say, from how pydicom managed to read it."""
+    implicit, little = dataset.original_encoding
     if implicit:
         return ImplicitVRLittleEndian
     return ExplicitVRLittleEndian if little else ExplicitVRBigEndian
@@ -451,7 +455,7 @@ def _inflate(data: bytes, start: int) -> bytes:
 
 
 class _Mute(logging.Filter):
-    """Lets nothing through."""
+    """Lets nothing pass."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return False
@@ -461,7 +465,7 @@ _MUTE, _OF_PYDICOM = _Mute(), r"pydicom\."
 
 
 def _keep_quiet() -> None:
-    """No warning and no log line of pydicom, for they quote values; in this whole process.
+    """Silences warnings and log lines of pydicom, which quote values, in the whole process.
 
     `warnings.catch_warnings` around each file would not do: it is not thread-safe.
     """

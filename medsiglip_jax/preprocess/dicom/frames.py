@@ -1,8 +1,8 @@
 """A compressed frame -> its samples, by imagecodecs: libjpeg-turbo, CharLS and OpenJPEG.
 
-Sizes are read from the stream and held against the file before anything is decoded: a stream may
-claim more than the file does. Bits and colours are those that `pydicom.pixel_array` gives with its
-plugins (tests/test_dicom.py); libjpeg converts JPEG's YCbCr to RGB, as for any other JPEG file.
+Before anything is decoded, the sizes in the stream are checked against those of the file, since a
+stream may claim more. Bits and colours are those of `pydicom.pixel_array` with its plugins
+(tests/preprocess/test_dicom.py); libjpeg converts YCbCr to RGB, as for any other JPEG file.
 """
 
 import struct
@@ -23,12 +23,12 @@ _SIZ = b"\xff\x4f\xff\x51"  # start of a JPEG 2000 code stream
 
 @dataclass(frozen=True)
 class Stream:
-    """What a JPEG, JPEG-LS or JPEG 2000 stream says of itself.
+    """The header of a JPEG, JPEG-LS or JPEG 2000 stream.
 
     Attributes:
         rows, columns, samples: of the image.
         bits: per sample.
-        adobe: whether it has Adobe's marker, which says how colours are coded.
+        adobe: whether it has Adobe's marker, which says how colours are encoded.
     """
 
     rows: int
@@ -42,11 +42,11 @@ def decode(encoded: bytes, header: Header) -> tuple[np.ndarray, int | None]:
     """Decodes a frame.
 
     Returns:
-        [H, W] or [H, W, S] of the type that the codec gives, and the bits in use, the lowest; None
-        where they are as they would be without compression.
+        [H, W] or [H, W, S] of the codec's dtype, and how many of the low bits are in use; None
+        where bits are laid out as without compression.
 
     Raises:
-        UnreadableImage: the transfer syntax is not supported, or what is wrong with the frame.
+        UnreadableImage: the transfer syntax is not supported, or the frame is damaged.
     """
     codec = _codecs().get(header.syntax.removeprefix(_PREFIX))
     if codec is None or not header.syntax.startswith(_PREFIX):
@@ -98,7 +98,7 @@ def _planes(encoded: bytes) -> int:
 
 def _jpeg(encoded: bytes, header: Header) -> tuple[np.ndarray, int]:
     stream = _checked(_read_jpeg(encoded), encoded, header)
-    # libjpeg takes three components for YCbCr where no marker says; the file says.
+    # Without a marker libjpeg assumes that three components are YCbCr; the file knows better.
     space = "RGB" if header.photometric == "RGB" and not stream.adobe else None
     decode = imagecodecs.jpeg8_decode
     return _run(lambda: decode(encoded, colorspace=space, outcolorspace=space)), stream.bits
@@ -122,7 +122,7 @@ def _run(decode: Callable[[], np.ndarray]) -> np.ndarray:
 
 
 def _checked(stream: Stream | None, encoded: bytes, header: Header) -> Stream:
-    """Refuses a stream that is cut off, or is not what the file says."""
+    """Refuses a stream that is cut off, or contradicts the file."""
     if stream is None:
         raise UnreadableImage("damaged DICOM: a compressed frame is not what it should be")
     has, says = ((x.rows, x.columns, x.samples) for x in (stream, header))
@@ -131,13 +131,13 @@ def _checked(stream: Stream | None, encoded: bytes, header: Header) -> Stream:
             f"DICOM whose compressed frame has {has[0]} rows, {has[1]} columns and {has[2]}"
             f" samples, where it says {says[0]}, {says[1]} and {says[2]}"
         )
-    if b"\xff\xd9" not in encoded[-_tail(encoded) :]:  # a decoder fills the rest with grey
+    if b"\xff\xd9" not in encoded[-_tail(encoded) :]:  # decoders fill the rest with grey
         raise UnreadableImage("damaged DICOM: a compressed frame is cut off")
     return stream
 
 
 def _tail(encoded: bytes) -> int:
-    """Bytes in which the end of the stream must be: padding may follow."""
+    """How many last bytes must hold the end marker, since padding may follow it."""
     return len(encoded) - len(encoded.rstrip(b"\0")) + 4
 
 

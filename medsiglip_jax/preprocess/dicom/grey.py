@@ -1,8 +1,8 @@
-"""Grey images by the standard: modality, window, polarity. CT as in training, in three windows.
+"""Grey images by the standard: modality, window, polarity. CT in three windows, as in training.
 
-The chain is stored value -> rescale or modality LUT -> window or VOI LUT -> 0..255, and then, of
-MONOCHROME1, the inverse (PS3.3 C.11.1, C.11.2; C.7.6.3.1.2). Training mapped CT in three windows to
-red, green and blue (MedGemma report, 2507.05201); their width and level are in Hounsfield units.
+The chain is stored value -> rescale or modality LUT -> window or VOI LUT -> 0..255, inverted for
+MONOCHROME1 (PS3.3 C.11.1, C.11.2; C.7.6.3.1.2). Training mapped three windows of CT to red, green
+and blue (MedGemma report, 2507.05201); their width and level are in Hounsfield units.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from medsiglip_jax.preprocess.facts import UnreadableImage
 
 # (width, level): bone and lung, soft tissue, brain. [-1225, 1025], [-135, 215] and [0, 80] HU.
 CT_WINDOWS = ((2250.0, -100.0), (350.0, 40.0), (80.0, 40.0))
-# Where a file has no window: shares of its pixels from which on they are black and white.
+# Where a file has no window: the quantiles of its pixels that become black and white.
 PERCENTILES = (0.005, 0.995)
 
 Values = Float64[np.ndarray, " k"]
@@ -34,7 +34,7 @@ def render(
         rules: which windows.
 
     Returns:
-        The pixels, and which windows it was, for people.
+        The pixels, and a description of the windows used.
 
     Raises:
         UnreadableImage: the file has fewer windows than `rules.window` asks for.
@@ -56,7 +56,7 @@ def render(
 
 
 def ct_windows(header: Header, rules: Rules) -> Sequence[tuple[float, float]] | None:
-    """(width, level) of CT; None of other modalities, and of CT whose values are not in HU."""
+    """(width, level) for CT; None for other modalities, and for CT whose values are not in HU."""
     if header.modality != "CT":
         return None
     if rules.ct_window is not None:
@@ -66,7 +66,7 @@ def ct_windows(header: Header, rules: Rules) -> Sequence[tuple[float, float]] | 
 
 
 def measured(stored: Values, header: Header) -> Values:
-    """What the modality measures: rescaled, or looked up (PS3.3 C.11.1)."""
+    """Stored values -> what the modality measures, by rescale or lookup table (PS3.3 C.11.1)."""
     if header.modality_lut is not None:
         return looked_up(stored, header.modality_lut).astype(np.float64)
     if header.slope is None or header.intercept is None:
@@ -75,13 +75,13 @@ def measured(stored: Values, header: Header) -> Values:
 
 
 def looked_up(x: Values, lut: Lut) -> np.ndarray:
-    """Entries of a table, the first for what is below it, the last for what is above."""
+    """Entries of a table; values below or above it get the first or the last entry."""
     last = len(lut.values) - 1
     return lut.values[np.clip(np.nan_to_num(x) - lut.first, 0, last).astype(np.int64)]
 
 
 def windowed(x: Values, center: float, width: float, function: str) -> Values:
-    """The share of white, 0..1, in a window (PS3.3 C.11.2.1.2 and C.11.2.1.3)."""
+    """The fraction of white, 0..1, in a window (PS3.3 C.11.2.1.2 and C.11.2.1.3)."""
     if function == "SIGMOID":
         return 1 / (1 + np.exp(np.clip(-4 * (x - center) / width, -700, 700)))
     if function == "LINEAR_EXACT":
@@ -91,8 +91,10 @@ def windowed(x: Values, center: float, width: float, function: str) -> Values:
 
 
 def ramp(x: Values, low: float, width: float) -> Values:
-    """The share of white, 0..1, that rises from `low` over `width`; 0 is that of NaN, and of all
-    where nothing rises."""
+    """The fraction of white, 0..1, rising linearly from `low` over `width`.
+
+    It is 0 for NaN, and for all values if `width` is not positive.
+    """
     if width <= 0:
         return np.zeros_like(x)
     return np.nan_to_num(np.clip((x - low) / width, 0, 1))
@@ -101,7 +103,7 @@ def ramp(x: Values, low: float, width: float) -> Values:
 def _of_interest(
     x: Values, header: Header, rules: Rules, limits: tuple[float, float]
 ) -> Float64[np.ndarray, " k"]:
-    """The share of white by VOI LUT, else by window, else by the bits, else by `limits`."""
+    """The fraction of white by VOI LUT, else by window, else by the bits, else by `limits`."""
     if header.voi_luts:
         lut = _chosen(header.voi_luts, rules)
         return np.clip(looked_up(x, lut) / (2**lut.bits - 1), 0, 1)
@@ -114,7 +116,7 @@ def _of_interest(
 
 
 def _words(header: Header, rules: Rules, limits: tuple[float, float]) -> str:
-    """Widths and levels, as in `--ct-window`. Of the file's texts there is none in it."""
+    """Widths and levels, as in `--ct-window`; none of the file's own texts."""
     if (windows := ct_windows(header, rules)) is not None:
         text = "W/L " + " ".join(f"{width:g}/{level:g}" for width, level in windows)
     elif header.voi_luts:
@@ -135,15 +137,15 @@ def _window(header: Header, rules: Rules) -> tuple[float, float] | None:
     return _chosen(header.windows, rules) if header.windows else None
 
 
-def _chosen(found: Sequence, rules: Rules):
-    number = rules.window if len(found) > 1 else 0
-    if number >= len(found):
-        raise UnreadableImage(f"DICOM with {len(found)} windows; number {number} is asked for")
-    return found[number]
+def _chosen(windows: Sequence, rules: Rules):
+    number = rules.window if len(windows) > 1 else 0
+    if number >= len(windows):
+        raise UnreadableImage(f"DICOM with {len(windows)} windows; number {number} is asked for")
+    return windows[number]
 
 
 def _is_plain(header: Header) -> bool:
-    """Whether stored values are levels of grey already: 8 bits or fewer, and no transformation."""
+    """Whether stored values are already grey levels: 8 bits or fewer, and no transformation."""
     rescaled = (header.slope or 1.0, header.intercept or 0.0) != (1.0, 0.0)
     plain = not rescaled and header.modality_lut is None
     return plain and header.stored <= 8 and not header.signed
@@ -161,7 +163,7 @@ def _is_padding(stored: Values, header: Header) -> np.ndarray:
 
 
 def _limits(pixels: np.ndarray, header: Header) -> tuple[float, float]:
-    """`PERCENTILES` of what is measured, without padding."""
+    """`PERCENTILES` of the measured values, without padding."""
     stored, counts = samples.histogram(pixels)
     kept = (counts > 0) & ~_is_padding(stored, header) & np.isfinite(stored)
     if not kept.any():

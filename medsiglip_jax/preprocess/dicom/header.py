@@ -1,10 +1,10 @@
-"""What the pixels of a DICOM frame depend on, and nothing that says whose they are."""
+"""What the pixels of a DICOM frame depend on, and nothing that identifies a patient."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-# Those of the standard, retired ones too (PS3.3 C.7.3.1.1.1).
+# Those of the standard, including retired ones (PS3.3 C.7.3.1.1.1).
 _MODALITIES = frozenset(
     "AR ASMT AU BI CR CT DOC DX ECG EPS ES FID GM HD IO IVOCT IVUS KER KO LEN LS M3D MG MR NM OAM "
     "OCT OP OPM OPT OPV OSS OT PLAN PR PT PX REG RESP RF RG RTDOSE RTIMAGE RTPLAN RTRECORD "
@@ -17,9 +17,9 @@ class Lut:
     """A modality or VOI lookup table.
 
     Attributes:
-        first: the value that `values[0]` is of.
+        first: the stored value that maps to `values[0]`.
         values: uint16 [n].
-        bits: of each.
+        bits: of each entry.
     """
 
     first: int
@@ -38,16 +38,16 @@ class Header:
         photometric: interpretation, "MONOCHROME2" and so on.
         samples: per pixel.
         rows, columns: of a frame, in pixels.
-        frames: in the file; `frames_given` is False where it does not say.
-        frame: the one that this is of, from 0.
+        frames: number of frames in the file; `frames_given` is False if the file does not say.
+        frame: which of them this is, from 0.
         allocated, stored, high: bits per sample, bits in use, and the highest of them.
         signed: whether samples are two's complement.
-        padding: stored values from and to which pixels are not part of the image.
-        slope, intercept: of the rescale to what the modality measures, each None without.
-        modality_lut: instead of a rescale.
-        windows: (center, width) of each window that is valid; None of one that is not.
-        function: of windows: "LINEAR", "LINEAR_EXACT" or "SIGMOID".
-        voi_luts: instead of windows.
+        padding: first and last stored value that mark pixels outside of the image.
+        slope, intercept: of the rescale to measured values; None if the file has none.
+        modality_lut: replaces the rescale.
+        windows: (center, width) of each window; None for an invalid one.
+        function: shape of the windows: "LINEAR", "LINEAR_EXACT" or "SIGMOID".
+        voi_luts: replace the windows.
         burned_in: whether the file says that its pixels hold annotation that may identify.
     """
 
@@ -76,7 +76,7 @@ class Header:
 
     @property
     def modality_named(self) -> str:
-        """The modality as it may be printed: not the value itself, for anything may stand there."""
+        """The modality as it may be printed: the file may hold anything there, even a name."""
         if self.modality in _MODALITIES:
             return self.modality
         return "of another name" if self.modality else "none"
@@ -87,6 +87,6 @@ class Header:
 
     @property
     def frame_bytes(self) -> int:
-        """Of the frame, not compressed."""
+        """Size of the uncompressed frame."""
         samples = 2 if self.photometric in ("YBR_FULL_422", "YBR_PARTIAL_422") else self.samples
         return -(-self.rows * self.columns * samples * self.allocated // 8)

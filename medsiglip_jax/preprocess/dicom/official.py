@@ -1,14 +1,14 @@
-"""The pixels of the official container, for what it serves; its quirks are kept and named.
+"""The pixels of the official container, for the files that it serves, with all its quirks.
 
 Google-Health/medsiglip at 56b1447, python/data_accessors/local_file_handlers/
 generic_dicom_handler.py and python/data_processing/image_utils.py. The quirks:
 
-* CT is one grey window: the file's, or level 100, width 2500. Of an odd width one is lost.
-* CR and DX are stretched from their least to their greatest value, also after a window. A constant
-  image becomes white. Where there is a rescale but no window, values that are negative wrap.
-* VOI LUTs, the function of a window and padding are not looked at; of compressed files neither is
-  the sign, nor which bits are in use. Several windows in a file are an error.
-* GM, SM, XC and colours are taken as they are: 12-bit samples are dark, MONOCHROME1 is negative.
+* CT is rendered in one grey window: the file's, or level 100, width 2500. An odd width loses one.
+* CR and DX are stretched from their minimum to their maximum, also after a window. A constant image
+  becomes white. With a rescale but no window, negative values wrap around.
+* VOI LUTs, the function of a window and padding are ignored; so are the sign and the bits in use of
+  compressed files. Several windows in a file are an error.
+* GM, SM, XC and colours are used as stored: 12-bit samples are dark, MONOCHROME1 is negative.
 * 16 bits become 8 by truncation, where it hands an image to PIL.
 """
 
@@ -31,7 +31,7 @@ _SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 
 
 def check(header: Header) -> None:
-    """Raises UnreadableImage, naming the reason, for what the container refuses."""
+    """Raises UnreadableImage, with the reason, for files that the container refuses."""
     if header.sop_class == _SLIDE:
         raise UnreadableImage("official rules: whole slides are read by another path of theirs")
     if header.modality not in MODALITIES:
@@ -55,14 +55,14 @@ def render(pixels: np.ndarray, header: Header, rules: Rules) -> UInt8[np.ndarray
     """What the container hands to PIL.
 
     Args:
-        pixels: [H, W] or [H, W, 3] as `pixel_array`, or the codec, gives them.
+        pixels: [H, W] or [H, W, 3] as `pixel_array`, or the codec, returns them.
         header: of the frame.
         rules: `ct_window` is the window of a request.
 
     Raises:
         UnreadableImage: values that the container cannot take.
     """
-    if _is_taken_as_it_is(header):
+    if _is_used_as_stored(header):
         return _to_8_bits(pixels)
     norm = _ct if header.modality == "CT" else _radiograph
     if pixels.dtype.kind not in "iu" or pixels.dtype.itemsize > 2:
@@ -82,8 +82,8 @@ def render(pixels: np.ndarray, header: Header, rules: Rules) -> UInt8[np.ndarray
 
 
 def words(header: Header, rules: Rules) -> str:
-    """What `render` does, for people; widths before levels."""
-    if _is_taken_as_it_is(header):
+    """A description of what `render` does; windows are width/level."""
+    if _is_used_as_stored(header):
         return "as stored"
     if header.modality == "CT":
         text = "W/L {:g}/{:g}".format(*_ct_window(header, rules))
@@ -93,7 +93,7 @@ def words(header: Header, rules: Rules) -> str:
     return text + (", inverted" if header.photometric == "MONOCHROME1" else "")
 
 
-def _is_taken_as_it_is(header: Header) -> bool:
+def _is_used_as_stored(header: Header) -> bool:
     return header.samples == 3 or header.modality in ("GM", "SM", "XC")
 
 
@@ -106,13 +106,13 @@ def windowed(x: np.ndarray, width: float, level: float) -> np.ndarray:
 
 
 def stretched(x: np.ndarray) -> np.ndarray:
-    """Unsigned integers from 0 to the greatest value of their type; a constant is that value."""
+    """Stretches unsigned integers to the range of their type; a constant becomes its maximum."""
     top = np.iinfo(x.dtype).max
     return np.interp(x, (x.min(), x.max()), (0, top)).astype(x.dtype)
 
 
 def unsigned(x: np.ndarray) -> np.ndarray:
-    """Signed integers less their least value."""
+    """Signed integers minus their minimum."""
     if x.dtype.kind == "u":
         return x
     return (x.astype(np.int64) - int(x.min())).astype(f"u{x.dtype.itemsize}")

@@ -96,7 +96,7 @@ def _raw(file: File, header: Header) -> np.ndarray:
 def _render(file: File, header: Header, rules: Rules) -> tuple[np.ndarray, str]:
     pixels = stored_values(file, header)
     if header.samples == 3 and not header.grey:
-        return colour.render(pixels, header, done=header.syntax in _JPEG), "colours"
+        return colour.render(pixels, header, is_rgb=header.syntax in _JPEG), "colours"
     if header.samples == 1 and header.grey:
         return grey.render(pixels, header, rules)
     if header.samples == 1 and header.photometric == "PALETTE COLOR" and header.stored <= 16:

@@ -1,4 +1,4 @@
-"""By which rules DICOM becomes pixels: one small object that commands take and record."""
+"""The rules by which DICOM becomes pixels: a small object that commands take and record."""
 
 import math
 from collections.abc import Mapping
@@ -13,18 +13,19 @@ VOLUMES = ("ct", "percentile")
 
 @dataclass(frozen=True)
 class Rules:
-    """How DICOM files and NIfTI volumes are read; other files do not ask.
+    """How DICOM files and NIfTI volumes are read; other files ignore it.
 
     Attributes:
-        name: "dicom": the standard, and CT as in training, three windows as red, green and blue; or
-            "official": the pixels of the official container, where it serves the modality.
-        ct_window: (width, level) in Hounsfield units: CT in this one window, grey.
-        window: which of several windows or VOI LUTs of a file, from 0. Where there is one, that.
-        frame: which of several frames or slices, from 0; or "middle". Where there is one, that. A
-            source may name another (`preprocess.sources`).
-        volume: what the values of NIfTI volumes are, for the files do not say: "ct", Hounsfield
-            units, as CT; or "percentile", anything else, from the 0.5th to the 99.5th percentile
-            of the volume. None: there are no such files.
+        name: "dicom" follows the standard, and renders CT as in training, with three windows as
+            red, green and blue; "official" gives the pixels of the official container, for the
+            modalities that it serves.
+        ct_window: (width, level) in Hounsfield units: render CT in this one window, grey.
+        window: which of the file's windows or VOI LUTs, from 0; ignored where there is only one.
+        frame: which frame or slice, from 0, or "middle"; ignored for single-frame files, and where
+            the source itself names a frame (`preprocess.names`).
+        volume: what NIfTI volumes hold, since the files do not say: "ct" for Hounsfield units,
+            rendered as CT; "percentile" for anything else, rendered from the 0.5th to the 99.5th
+            percentile of the volume. None refuses such files.
     """
 
     name: str = "dicom"
@@ -36,9 +37,9 @@ class Rules:
     def __post_init__(self):
         if self.name not in NAMES:
             raise ValueError(f"DICOM rules {self.name!r}; expected one of {', '.join(NAMES)}")
-        one = self.ct_window
-        if one is not None and not (len(one) == 2 and all(map(math.isfinite, one)) and one[0] >= 1):
-            raise ValueError(f"ct_window is {one!r}; expected (width, level), finite, width >= 1")
+        ct = self.ct_window
+        if ct is not None and not (len(ct) == 2 and all(map(math.isfinite, ct)) and ct[0] >= 1):
+            raise ValueError(f"ct_window is {ct!r}; expected (width, level), finite, width >= 1")
         if self.window < 0:
             raise ValueError(f"window is {self.window}; expected a number from 0")
         if self.frame != MIDDLE and not (isinstance(self.frame, int) and self.frame >= 0):
@@ -59,52 +60,54 @@ class Rules:
             )
 
     def reading(self, frame: int | str | None = None, volume: str | None = None) -> "Rules":
-        """The same rules for other files: with that frame, and that content of volumes.
+        """The same rules, to read other files: another frame, and what their volumes hold.
 
         Raises:
-            ValueError: volumes are known to hold something else.
+            ValueError: `volume` contradicts what these rules already say.
         """
         if volume is not None and self.volume not in (None, volume):
-            raise ValueError(f"volume is {volume!r}; these are compared with {self.volume!r}")
+            raise ValueError(f"volume is {volume!r}; the vectors are of {self.volume!r}")
         frame, volume = self.frame if frame is None else frame, volume or self.volume
         return replace(self, frame=frame, volume=volume)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON gives it back."""
+        """As JSON restores it."""
         return {**asdict(self), "ct_window": self.ct_window and list(self.ct_window)}
 
 
-def from_dict(found: Mapping[str, Any] | None) -> Rules:
-    """The rules that a manifest records; the default ones of one that is older than they are."""
-    found = found or {}
-    window = found.get("ct_window")
-    return Rules(**{**found, "ct_window": window and tuple(window)})
+def from_dict(recorded: Mapping[str, Any] | None) -> Rules:
+    """The rules that a manifest records; default rules for a manifest from before they existed."""
+    recorded = recorded or {}
+    window = recorded.get("ct_window")
+    return Rules(**{**recorded, "ct_window": window and tuple(window)})
 
 
-def treatment(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """What of recorded rules has to be the same for vectors to be compared: not which frame was
-    taken, nor what volumes hold, which both have to say (`features.Provenance`)."""
-    if found is None:
+def treatment(recorded: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The part of recorded rules that must be equal for vectors to be compared.
+
+    Which frame was taken does not matter; what volumes hold is compared by `features.Provenance`.
+    """
+    if recorded is None:
         return None
-    rules = from_dict(found).to_dict()
+    rules = from_dict(recorded).to_dict()
     return {name: rules[name] for name in ("name", "ct_window", "window")}
 
 
 def parse(
     name: str, ct_window: str | None, window: int, frame: str, volume: str | None = None
 ) -> Rules:
-    """Rules of command line flags.
+    """The rules that command line flags ask for.
 
     Args:
-        name: of `NAMES`.
+        name: one of `NAMES`.
         ct_window: "W/L", such as "350/40".
         window, volume: see `Rules`.
         frame: a number from 0, or "middle".
 
     Raises:
-        ValueError: which of them is not so.
+        ValueError: which of them is wrong.
     """
-    one = None
+    ct = None
     if ct_window is not None:
         try:
             width, level = map(float, ct_window.split("/"))
@@ -112,10 +115,10 @@ def parse(
             raise ValueError(
                 f"CT window {ct_window!r}; expected WIDTH/LEVEL in HU, such as 350/40"
             ) from None
-        one = (width, level)
-    return Rules(name, one, window, parse_frame(frame), volume)
+        ct = (width, level)
+    return Rules(name, ct, window, parse_frame(frame), volume)
 
 
 def parse_frame(text: str) -> int | str:
-    """The number, or the name, of a command line flag."""
+    """The frame that a command line flag asks for: a number, or a word such as "middle"."""
     return int(text) if text.isdecimal() else text

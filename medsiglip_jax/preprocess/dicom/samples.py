@@ -1,4 +1,4 @@
-"""Samples as stored, and functions of one value made functions of an image by way of a table."""
+"""Stored samples, and functions of one value applied to images through a lookup table."""
 
 from collections.abc import Callable, Iterator
 
@@ -9,16 +9,16 @@ from medsiglip_jax.preprocess.dicom.header import Header
 
 # float64 [k] -> uint8 [k, 3]
 Shade = Callable[[np.ndarray], np.ndarray]
-_BLOCK = 1 << 16  # values at a time
+_BLOCK = 1 << 16  # values processed at a time
 
 
 def in_use(pixels: np.ndarray, header: Header, bits: int, high: int) -> np.ndarray:
-    """Integers without the bits that are not theirs (overlays, rubbish), and with their sign.
+    """Integers with their sign, and without the bits that are not in use (overlays, rubbish).
 
     Args:
-        pixels: integers, or floats, which are left alone.
-        header: whether they are signed; a codec may say so, too.
-        bits: in use.
+        pixels: integers; floats are returned unchanged.
+        header: whether they are signed, which a codec may also say.
+        bits: number of bits in use.
         high: the highest of them.
     """
     size = pixels.dtype.itemsize * 8
@@ -27,34 +27,34 @@ def in_use(pixels: np.ndarray, header: Header, bits: int, high: int) -> np.ndarr
         return pixels.view(f"{pixels.dtype.byteorder}{kind}{size // 8}")
     signed = header.signed or pixels.dtype.kind == "i"
     words = pixels.view(f"{pixels.dtype.byteorder}{'i' if signed else 'u'}{size // 8}")
-    return (words << (size - 1 - high)) >> (size - bits)  # of signed ones, it repeats the sign
+    return (words << (size - 1 - high)) >> (size - bits)  # arithmetic shift: it repeats the sign
 
 
 def levels(pixels: np.ndarray) -> Float64[np.ndarray, " k"] | None:
-    """All values that integers of at most 16 bits span; None of others."""
+    """All values between minimum and maximum, for integers of at most 16 bits; None for others."""
     if pixels.dtype.kind == "f" or pixels.dtype.itemsize > 2:
         return None
     return np.arange(int(pixels.min()), int(pixels.max()) + 1, dtype=np.float64)
 
 
 def histogram(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Values, and how often each is there: all of `levels`, or each pixel by itself."""
-    if (spanned := levels(pixels)) is None:
+    """Values and their counts: those of `levels`, or else each pixel by itself."""
+    if (values := levels(pixels)) is None:
         return pixels.reshape(-1).astype(np.float64), np.ones(pixels.size, np.int64)
-    counts, low = np.zeros(len(spanned), np.int64), int(spanned[0])
+    counts, low = np.zeros(len(values), np.int64), int(values[0])
     for block in _blocks(pixels.reshape(-1)):
         counts += np.bincount(block.astype(np.int32) - low, minlength=len(counts))
-    return spanned, counts
+    return values, counts
 
 
 def shaded(pixels: np.ndarray, shade: Shade) -> UInt8[np.ndarray, "h w 3"]:
-    """Applies a function of one value to all; the result is 4 bytes apart, as PIL's own memory.
+    """Applies a function of one value to all pixels; the result is 4 bytes apart, as in PIL.
 
-    Of integers of at most 16 bits it is computed once for each value that there may be.
+    For integers of at most 16 bits it is computed once per possible value.
     """
     flat, out = pixels.reshape(-1), np.empty(pixels.size, np.uint32)
-    spanned = levels(pixels)
-    table, low = (None, 0) if spanned is None else (_packed(shade(spanned)), int(spanned[0]))
+    values = levels(pixels)
+    table, low = (None, 0) if values is None else (_packed(shade(values)), int(values[0]))
     for block, target in zip(_blocks(flat), _blocks(out), strict=True):
         if table is None:
             target[:] = _packed(shade(block.astype(np.float64)))
@@ -64,7 +64,7 @@ def shaded(pixels: np.ndarray, shade: Shade) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def _blocks(flat: np.ndarray) -> Iterator[np.ndarray]:
-    """Pieces that stay in cache, and bound the memory of wider types."""
+    """Blocks that stay in cache, and bound the memory of wider dtypes."""
     for at in range(0, flat.size, _BLOCK):
         yield flat[at : at + _BLOCK]
 

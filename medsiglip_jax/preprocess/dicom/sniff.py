@@ -1,12 +1,12 @@
-"""Whether bytes are DICOM, and in which transfer syntax; names and suffixes do not matter."""
+"""Whether bytes are DICOM, and their transfer syntax; file names do not matter."""
 
 import struct
 
 DEFLATED = "1.2.840.10008.1.2.1.99"
 START = 132  # bytes that `is_dicom` looks at
 
-# First elements of data sets without a preamble: of the file meta information, or character set,
-# image type, dates, SOP class and instance (PS3.3 C.12.1).
+# What a data set without a preamble may start with: file meta information, or character set, image
+# type, dates, SOP class and instance (PS3.3 C.12.1).
 _FIRST = {2: {0, 1, 2}, 8: {0, 1, 5, 8, 0x12, 0x13, 0x14, 0x16, 0x18}}
 _VRS = frozenset((b"UL", b"OB", b"UI", b"CS", b"DA", b"TM"))
 _LONG_VRS = frozenset((b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"SQ", b"UC", b"UR", b"UT", b"UN"))
@@ -30,11 +30,11 @@ def _plausible(start: bytes, endian: str) -> bool:
 
 
 def transfer_syntax(data: bytes) -> tuple[str, int]:
-    """UID of the transfer syntax, and where the data set starts; ("", 0) if the file does not say.
+    """UID of the transfer syntax, and offset of the data set; ("", 0) if the file does not say.
 
     The file meta information is explicit little endian in every file (PS3.10 7.1).
     """
-    at, found = START if data[128:START] == b"DICM" else 0, ""
+    at, syntax = START if data[128:START] == b"DICM" else 0, ""
     while len(data) >= at + 8:
         group, element, vr, length = struct.unpack_from("<HH2sH", data, at)
         if group != 2:
@@ -46,6 +46,6 @@ def transfer_syntax(data: bytes) -> tuple[str, int]:
             (length,) = struct.unpack_from("<I", data, at)
             at += 4
         if (group, element) == _TRANSFER_SYNTAX:
-            found = data[at : at + length].rstrip(b"\0 ").decode("ascii", "replace")
+            syntax = data[at : at + length].rstrip(b"\0 ").decode("ascii", "replace")
         at += length
-    return (found, at) if found else ("", 0)
+    return (syntax, at) if syntax else ("", 0)

@@ -12,6 +12,7 @@ from medsiglip_jax.embeddings.store import Embeddings
 from medsiglip_jax.evaluate.data.dataset import Dataset
 from medsiglip_jax.files import places
 from medsiglip_jax.inference import embed
+from medsiglip_jax.inference.manifest import Manifest
 from medsiglip_jax.model.api import Model
 from medsiglip_jax.preprocess.dicom.rules import Rules
 
@@ -31,7 +32,7 @@ class Vectors:
 
     images: Int64[np.ndarray, " k"]
     array: Float[np.ndarray, "k d"]
-    manifest: dict[str, Any]
+    manifest: Manifest
 
 
 def compute(
@@ -41,12 +42,12 @@ def compute(
     preprocess: str,
     batch_size: int,
     dicom: Rules,
-    on_progress: Callable[[embed.Progress], Any],
+    on_progress: Callable[[embed.EmbedProgress], Any],
 ) -> None:
     """Embeds the whole pool of a dataset; the same call again goes on with a killed one."""
     cells = found.pool.items()
     table = rows.from_tuples((name, source, "image", None) for name, source in cells)
-    options = embed.Options(preprocess, shard_size=_SHARD, batch_size=batch_size, dicom=dicom)
+    options = embed.EmbedOptions(preprocess, shard_size=_SHARD, batch_size=batch_size, dicom=dicom)
     embed.embed(model, rows.Rows(table), folder, options, on_progress)
 
 

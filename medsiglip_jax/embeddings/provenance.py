@@ -1,0 +1,88 @@
+"""How vectors were made, and whether two kinds of them can be compared."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from medsiglip_jax.inference.manifest import Manifest
+from medsiglip_jax.model.api import Model
+from medsiglip_jax.preprocess.dicom.rules import Rules, treatment
+
+# Identifies weights that were made in this process and have no files: equal to no file's.
+_UNSAVED = "weights never saved"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """How vectors were made. None means unknown, and agrees with everything.
+
+    Attributes:
+        dim: numbers per vector.
+        model: sha256 of the weights.
+        preprocess: pixel preset.
+        normalized: unit vectors, or the raw pooled output.
+        source: where the model came from, for messages only.
+        dicom: `Rules.to_dict` of the rules by which DICOM files became pixels; only what
+            `treatment` keeps of them, and `volume`, is compared.
+        mpp: micrometres per pixel of tiles of slides.
+    """
+
+    dim: int
+    model: str | None = None
+    preprocess: str | None = None
+    normalized: bool | None = None
+    source: str | None = None
+    dicom: Mapping[str, Any] | None = None
+    mpp: float | None = None
+
+    def check(self, made: "Provenance", what: object = "these vectors") -> None:
+        """Raises ValueError, naming both sides, if vectors were not made as they are wanted here.
+
+        Args:
+            made: how the vectors were made.
+            what: the vectors, for the message.
+        """
+        theirs = made._compared()
+        differ = [
+            f"{name} is {theirs[name]!r}, wanted {mine!r}"
+            for name, mine in self._compared().items()
+            if None not in (mine, theirs[name]) and mine != theirs[name]
+        ]
+        if differ:
+            raise ValueError(
+                f"{what}: made with {made.source or 'arrays'}, wanted as with "
+                f"{self.source or 'arrays'}: {'; '.join(differ)}; vectors that were made "
+                "differently cannot be compared: embed again, or give the model or probe that goes "
+                "with them"
+            )
+
+    def _compared(self) -> dict[str, Any]:
+        return {
+            "dim": self.dim,
+            "sha256 of the model": self.model,
+            "preprocess": self.preprocess,
+            "normalized": self.normalized,
+            "dicom": treatment(self.dicom),
+            "volume": (self.dicom or {}).get("volume"),
+            "mpp": self.mpp,
+        }
+
+
+def of_model(
+    model: Model,
+    preprocess: str | None = None,
+    normalized: bool | None = None,
+    dicom: Rules | None = None,
+) -> Provenance:
+    """The provenance of vectors that a model makes now."""
+    sha256, source = model.sha256 or _UNSAVED, model.source or _UNSAVED
+    rules = dicom.to_dict() if dicom else None
+    return Provenance(model.config.embed_dim, sha256, preprocess, normalized, source, rules)
+
+
+def of_run(manifest: Manifest) -> Provenance:
+    """The provenance of the vectors that `embed` wrote."""
+    return Provenance(
+        manifest.dim, manifest.model.sha256 or _UNSAVED, manifest.preprocess, manifest.normalized,
+        manifest.model.source or _UNSAVED, manifest.dicom, manifest.mpp,
+    )  # fmt: skip

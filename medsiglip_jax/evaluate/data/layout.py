@@ -1,0 +1,211 @@
+"""How a data set lies on disk: what `[data]` of a task file may say, one dataclass per adapter.
+
+An adapter turns a folder into a `dataset.Dataset`. Paths are relative to that folder.
+"""
+
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from medsiglip_jax.files import settings
+
+# Columns of images.parquet beside those of attributes.
+RESERVED = ("id", "group", "part")
+
+
+@dataclass(frozen=True)
+class Melt:
+    """Several columns of file names become one.
+
+    Attributes:
+        columns: to melt.
+        to: the new column, which holds stems of file names.
+        number: a second new column: the number of the row.
+    """
+
+    columns: tuple[str, ...]
+    to: str
+    number: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """The table of labels, or a table that is joined to it, one row to many.
+
+    Attributes:
+        file: alternatives, each a glob.
+        on: the columns to join on; the first table has none.
+        rename: column -> its name in the task.
+        parse: column -> regular expression; its named groups become columns.
+        stem: columns of file names that are cut to their stem.
+        melt: several columns to one.
+        optional: go on without the table, and without its row for an image.
+    """
+
+    file: tuple[str, ...]
+    on: tuple[str, ...] = ()
+    rename: Mapping[str, str] = field(default_factory=dict)
+    parse: Mapping[str, str] = field(default_factory=dict)
+    stem: tuple[str, ...] = ()
+    melt: Melt | None = None
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Which image files belong to a row, in one of three ways; {column} stands for its cell.
+
+    Attributes:
+        path: alternatives; the first file that exists is the image of the row.
+        each: every path that is not empty is an image of the row.
+        find: a glob over image files, which are matched with rows by `name`, or by `parse` and
+            `on`; with the latter a row may have several images.
+        name: file name of the image of a row; folder, suffix and case do not matter.
+        parse: regular expression over the path of a file.
+        on: columns that have to equal the named groups of `parse`.
+        known_missing: files that the published data set itself lacks.
+    """
+
+    path: tuple[str, ...] = ()
+    each: tuple[str, ...] = ()
+    find: str = ""
+    name: str = ""
+    parse: str = ""
+    on: tuple[str, ...] = ()
+    known_missing: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if not (self.path or self.each or self.find):
+            raise ValueError("lacks one of path, each, find")
+        if self.find and not (self.name or (self.parse and self.on)):
+            raise ValueError("find needs name, or parse and on")
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that a row needs."""
+        templates = [*self.path, *self.each, self.name]
+        fields = (part for text in templates for part in string.Formatter().parse(text))
+        return [*self.on, *(name for _, name, _, _ in fields if name)]
+
+
+@dataclass(frozen=True)
+class LabelColumns:
+    """Where the labels of a row are.
+
+    Attributes:
+        column: its cells name classes. Without it every class is a column of its own, which holds
+            0, 1, yes, no, -1 (uncertain) or nothing.
+        separator: between several names in a cell.
+        literal: cells are Python lists of names.
+        ignore: names that are no classes.
+        ignore_others: names beside those of the classes are no mistake.
+        except_: columns that are no classes, where the header says what the classes are.
+    """
+
+    column: str = ""
+    separator: str = ""
+    literal: bool = False
+    ignore: tuple[str, ...] = ()
+    ignore_others: bool = False
+    except_: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Keeps the rows whose cell in `column` is a word of the text file `file`."""
+
+    file: str
+    column: str
+
+
+@dataclass(frozen=True)
+class CsvData:
+    """Adapter "csv": tables of labels, joined, and the image files that their rows name.
+
+    Attributes:
+        tables: the first holds the labels.
+        images: see `ImageFiles`.
+        labels: see `LabelColumns`.
+        text: column of captions or reports.
+        where: column -> values of the rows to keep.
+        listed: keeps the rows that a file lists.
+        group: column of patients, lesions or slides.
+        group_optional: go on where that column is absent.
+        attributes: name -> column, or columns of which one is there.
+        bands: name of an attribute -> {value: band}.
+    """
+
+    tables: tuple[Table, ...]
+    images: ImageFiles
+    labels: LabelColumns = LabelColumns()
+    text: str = ""
+    where: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    listed: Listed | None = None
+    group: str = ""
+    group_optional: bool = False
+    attributes: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
+    bands: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if not all(table.on for table in self.tables[1:]):
+            raise ValueError("tables after the first lack on, the columns to join on")
+        if taken := [name for name in RESERVED if name in self.attributes]:
+            raise ValueError(
+                f"attributes: {', '.join(taken)} is a column of images.parquet already; rename it"
+            )
+
+
+@dataclass(frozen=True)
+class FolderData:
+    """Adapter "folders": a folder of images per class.
+
+    Attributes:
+        root: alternatives; the first that holds folders of classes is taken.
+    """
+
+    root: tuple[str, ...] = (".",)
+
+
+@dataclass(frozen=True)
+class ArrayName:
+    """The array `key` in the first of the files `file` that exists."""
+
+    key: str
+    file: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ArrayData:
+    """Adapters "npz" and "h5": images and labels are arrays in a file.
+
+    Attributes:
+        images: uint8 [n, H, W] or [n, H, W, channels].
+        labels: numbers of classes [n] or [n, 1], or for "multi_label" 0 and 1 [n, classes].
+        file: of both, where they name none.
+    """
+
+    images: ArrayName
+    labels: ArrayName
+    file: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        lacking = [n for n in ("images", "labels") if not (getattr(self, n).file or self.file)]
+        if lacking:
+            raise ValueError(f"{' and '.join(lacking)}: lacks file")
+
+
+LAYOUTS = {"csv": CsvData, "folders": FolderData, "npz": ArrayData, "h5": ArrayData}
+
+
+def build(data: Mapping[str, Any]) -> Any:
+    """The layout that `[data]` of a task file describes, of the class that its adapter has.
+
+    Raises:
+        ValueError: all that is wrong with it.
+    """
+    adapter = data.get("adapter")
+    if adapter not in LAYOUTS:
+        raise ValueError(f"adapter is {adapter!r}; expected one of {', '.join(LAYOUTS)}")
+    table = {key: value for key, value in data.items() if key != "adapter"}
+    return settings.build(LAYOUTS[adapter], table, "the table")

@@ -1,0 +1,88 @@
+"""A task and a folder -> its images and labels, by the adapter that the task names."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from medsiglip_jax.evaluate.data import arrays, csv_tables, folders
+from medsiglip_jax.evaluate.data.dataset import Dataset, Policy, where_to_get
+from medsiglip_jax.evaluate.tasks import Task
+from medsiglip_jax.files import places
+from medsiglip_jax.preprocess import sources
+from medsiglip_jax.preprocess.dicom.rules import Rules
+from medsiglip_jax.preprocess.facts import UnreadableImage
+
+# One for each layout of `layout.LAYOUTS`.
+ADAPTERS = {"csv": csv_tables.read, "folders": folders.read, "npz": arrays.read, "h5": arrays.read}
+_SHOWN = 5  # missing files in a message
+
+
+def read(
+    task: Task, folder: places.Given, policy: Policy = Policy(), allow_missing: bool = False
+) -> tuple[Task, Dataset]:
+    """Reads the data of a task.
+
+    Args:
+        task: what to read.
+        folder: of the data set.
+        policy: what labels mean that are neither 0 nor 1.
+        allow_missing: go on without what is missing; it is counted either way.
+
+    Returns:
+        The task with the classes that the data has, and the images with at least one label; of
+        pairs, those with a text.
+
+    Raises:
+        FileNotFoundError: the folder does not exist, or files are missing in it: which, how many,
+            and where to get them.
+        ValueError: tables that are not as the task says.
+    """
+    root = places.at(folder)
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: no such folder{where_to_get(task)}")
+    dataset = ADAPTERS[task.data["adapter"]](task, task.layout, root, policy)
+    if dataset.missing and not allow_missing:
+        more = "; …" if len(dataset.missing) > _SHOWN else ""
+        raise FileNotFoundError(
+            f"{root}: {len(dataset.missing):,} missing, {len(dataset):,} images found: "
+            f"{'; '.join(dataset.missing[:_SHOWN])}{more}. "
+            f"--allow-missing goes on without them{where_to_get(task)}"
+        )
+    dataset = replace(dataset, counts={**dataset.counts, "missing": len(dataset.missing)})
+    task = task if task.classes else task.with_classes(dataset.values)
+    dataset = dataset.captioned() if task.kind == "pairs" else dataset
+    pool = dict(zip(dataset.ids, dataset.sources, strict=True))
+    dataset = replace(dataset.once().labelled(), pool=pool)
+    if not len(dataset):
+        what = "text" if task.kind == "pairs" else "label"
+        raise ValueError(f"{root}: none of the images of {task.title} has a {what}")
+    _check_readable(dataset, root)
+    return task, dataset
+
+
+def texts(task: Task, dataset: Dataset) -> list[str]:
+    """The text of each image for retrieval, "" where it has none, as `Task.retrieval` says.
+
+    Raises:
+        ValueError: the task has no texts.
+    """
+    if task.retrieval == "text" and dataset.texts is not None:
+        return list(dataset.texts)
+    if task.retrieval != "prompts":
+        raise ValueError(f"task {task.name} has no texts for retrieval")
+    prompts = [next(iter(c.present), "") for c in task.classes]
+    shown = dataset.labels == 1
+    numbers = np.where(shown.any(axis=1), shown.argmax(axis=1), -1)  # -1 is the text of none
+    return [[*prompts, ""][number] for number in numbers]
+
+
+def _check_readable(dataset: Dataset, root: places.Place) -> None:
+    """Raises ValueError early if no image can be read, as when all are DICOM without pydicom."""
+    reasons = []
+    for source in dataset.sources[:3]:
+        try:
+            sources.read(source, rules=Rules(volume="percentile"))  # which any values allow
+            return
+        except UnreadableImage as error:
+            reasons.append(str(error))
+    raise ValueError(f"{root}: the first images cannot be read: {reasons[0]}")

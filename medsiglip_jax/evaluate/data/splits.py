@@ -1,0 +1,178 @@
+"""Training, validation and test images: those of the data set, or drawn by patient."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from medsiglip_jax.data.examples import Examples, split_by_group
+from medsiglip_jax.evaluate.data import reading
+from medsiglip_jax.evaluate.data.dataset import Dataset, Policy
+from medsiglip_jax.evaluate.tasks import PARTS, Task
+from medsiglip_jax.files import places
+
+_FIFTH = 0.2  # of the groups: 60 % train, 20 % validation, 20 % test
+_SHOWN = 3  # groups or images in a message
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """What a task is evaluated on, and what a probe and thresholds are fitted to.
+
+    Attributes:
+        whole: all test images, which are scored by prompts.
+        test: test images for what is fitted; a fifth of `whole` where the splits had to be drawn
+            from it, else the same.
+        validation: images to choose on, if they were wanted.
+        train: images to fit to, if they were wanted.
+        origin: where the splits come from, for reports: "of the data set", or what was drawn.
+    """
+
+    whole: Dataset
+    test: Dataset
+    validation: Dataset | None
+    train: Dataset | None
+    origin: str
+
+    @property
+    def drawn(self) -> bool:
+        """Whether the splits were drawn from the test images."""
+        return list(self.test.ids) != list(self.whole.ids)
+
+    @property
+    def others(self) -> dict[str, Dataset]:
+        """The splits beside the test; empty where nothing is learned."""
+        named = {"train": self.train, "validation": self.validation}
+        return {name: split for name, split in named.items() if split is not None}
+
+    def images(self) -> int:
+        """How many images have to be embedded: splits of one part are embedded together."""
+        pools = {split.part: len(split.pool) for split in (self.whole, *self.others.values())}
+        return sum(pools.values())
+
+
+def read(
+    task: Task,
+    folder: places.Given,
+    policy: Policy = Policy(),
+    allow_missing: bool = False,
+    seed: int = 0,
+    wanted: Sequence[str] = PARTS,
+) -> tuple[Task, Splits]:
+    """Reads the data of a task, and what there is to fit to and to choose on.
+
+    Splits are the parts of the data set. If it has only one of "train" and "validation", the other
+    is drawn from it: a fifth of the groups is for validation. If it has neither, all three are
+    drawn from the test images.
+
+    Args:
+        task: what to read.
+        folder: of the data set.
+        policy: what labels mean that are neither 0 nor 1.
+        allow_missing: go on without what is missing; it is counted either way.
+        seed: of draws.
+        wanted: "train", "validation" or both.
+
+    Returns:
+        The task with the classes that the data has, and its splits; those not wanted are None.
+
+    Raises:
+        FileNotFoundError: see `reading.read`; of any part.
+        ValueError: see `reading.read`; a part has other classes than the test, an image or a group
+            is in two splits, or there are too few groups to draw.
+    """
+    plain, wanted = task, [name for name in PARTS if name in wanted]
+    task, whole = reading.read(plain, folder, policy, allow_missing)
+    test, origin = whole, "of the data set"
+    if not wanted:
+        return task, Splits(whole, test, None, None, origin)
+    official = [name for name in wanted if name in plain.parts] or plain.parts
+    parts = {n: _read_part(plain, task, n, folder, policy, allow_missing) for n in official}
+    # EyePACS is evaluated on its training part where there are no labels of the test part.
+    parts = {name: part for name, part in parts.items() if list(part.ids) != list(test.ids)}
+    lacking = [name for name in wanted if name not in parts]
+    if lacking and not parts:
+        origin = f"all {_drawn_by(task, test)}, seed {seed}"
+        parts = draw(test, seed)
+        test = parts.pop("test")
+    elif lacking:
+        ((name, part),) = parts.items()
+        origin = f"{lacking[0]} {_drawn_by(task, part)} from {name}, seed {seed}"
+        rest, drawn = _draw_groups(part, seed)
+        parts = {"train": rest, "validation": drawn}
+    check_disjoint({**parts, "test": test})
+    parts = {name: part for name, part in parts.items() if name in wanted}
+    return task, Splits(whole, test, parts.get("validation"), parts.get("train"), origin)
+
+
+def draw(dataset: Dataset, seed: int) -> dict[str, Dataset]:
+    """Draws "train", "validation" and "test", 60, 20 and 20 % of the groups.
+
+    An image without a group is a group of its own. The split of a group depends on its name and
+    the seed, hardly on the other groups, and not on their order or size.
+
+    Raises:
+        ValueError: there are fewer than three groups.
+    """
+    if (count := len(set(_groups(dataset)))) < 3:
+        raise ValueError(
+            f"{len(dataset):,} images are of {count} groups (patients); three are needed to draw a "
+            "training, a validation and a test part"
+        )
+    rest, test = _draw_groups(dataset, seed)
+    train, validation = _draw_groups(rest, seed, 1 / 4)
+    return {"train": train, "validation": validation, "test": test}
+
+
+def check_disjoint(splits: Mapping[str, Dataset]) -> None:
+    """Refuses splits that share an image or a group.
+
+    Raises:
+        ValueError: which splits share how many, and the first few.
+    """
+    problems = []
+    for (first, left), (second, right) in itertools.combinations(splits.items(), 2):
+        images, groups = _shared(left.sources, right.sources), _shared(left.groups, right.groups)
+        for what, shared in (("groups (patients)", groups), ("images", images)):
+            if shared:
+                shown = ", ".join(shared[:_SHOWN]) + (", …" if len(shared) > _SHOWN else "")
+                problems.append(f"{first} and {second} share {len(shared):,} {what}: {shown}")
+    if problems:
+        raise ValueError(f"parts of a data set must be disjoint; {'; '.join(problems)}")
+
+
+def _read_part(
+    plain: Task, task: Task, name: str, folder: places.Given, policy: Policy, allow_missing: bool
+) -> Dataset:
+    """Reads a part; where the data says what the classes are, it has to say the same again."""
+    _, part = reading.read(plain.part(name), folder, policy, allow_missing)
+    values = [c.value for c in task.classes]
+    if different := sorted(set(values) ^ set(part.values)):
+        raise ValueError(
+            f"task {task.name}: part {name} and the test images have different classes; not in "
+            f"both: {', '.join(different[:5])}{', …' if len(different) > 5 else ''}"
+        )
+    columns = [part.values.index(value) for value in values]
+    return replace(part, labels=part.labels[:, columns], values=tuple(values), part=name)
+
+
+def _groups(dataset: Dataset) -> list[str]:
+    groups = dataset.groups or [""] * len(dataset)
+    return [group or f"image {name}" for group, name in zip(groups, dataset.ids, strict=True)]
+
+
+def _draw_groups(dataset: Dataset, seed: int, share: float = _FIFTH) -> tuple[Dataset, Dataset]:
+    """The rest, and the share of the groups that is drawn."""
+    groups = np.array(_groups(dataset))
+    _, drawn = split_by_group(Examples(np.unique(groups).tolist()), share, seed)
+    inside = np.isin(groups, list(drawn.images))
+    return dataset.select(np.flatnonzero(~inside)), dataset.select(np.flatnonzero(inside))
+
+
+def _drawn_by(task: Task, dataset: Dataset) -> str:
+    return f"drawn by {'image' if dataset.groups is None else task.data['group']}"
+
+
+def _shared(left: Sequence[str] | None, right: Sequence[str] | None) -> list[str]:
+    return sorted(set(left or ()) & set(right or ()) - {""})

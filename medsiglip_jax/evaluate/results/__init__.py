@@ -1,0 +1,1 @@
+"""From scores to numbers: everything that results.json holds, without the model."""

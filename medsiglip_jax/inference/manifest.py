@@ -1,0 +1,162 @@
+"""The records of an embedding run: `run.json`, what was asked, and `manifest.json`, the result."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, TypeVar
+
+from medsiglip_jax.files.places import Place
+from medsiglip_jax.preprocess.dicom import rules
+
+T = TypeVar("T")
+
+RUN, MANIFEST, ERRORS = "run.json", "manifest.json", "errors.parquet"
+
+# Without these no run can be read; manifests of earlier versions may lack the others.
+_REQUIRED = {"parts": list, "dim": int, "normalized": bool, "model": dict, "preprocess": str}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Which weights made the embeddings.
+
+    Attributes:
+        source: where they came from.
+        sha256: identity of their files; None for weights that were never saved.
+    """
+
+    source: str | None
+    sha256: str | None
+
+
+@dataclass(frozen=True)
+class PartFile:
+    """One Parquet file of a run: its name, rows, and size in bytes."""
+
+    file: str
+    rows: int
+    bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What makes two runs the same run: the content of `run.json`, in the order of its keys.
+
+    Attributes:
+        model: the weights.
+        tokenizer_sha256: of the SentencePiece model, or None.
+        preprocess: pixel preset.
+        dicom: `Rules.to_dict` of the rules by which DICOM files became pixels.
+        expansion: `Parts.to_dict`, what was made of files that hold more than one image.
+        identifiers: how patients, studies and series are named, or None without such columns.
+        normalized: unit vectors, or the raw pooled output.
+        dtype, matmul_precision: of the computation.
+        stored: element type of the vectors in the files.
+        dim: numbers per vector.
+        shard_size: input rows per Parquet file.
+        rows, rows_sha256: number and digest of the inputs.
+        versions: of the packages that make pixels and vectors; None where one is not installed.
+    """
+
+    model: Weights
+    tokenizer_sha256: str | None = None
+    preprocess: str
+    dicom: Mapping[str, Any] | None = None
+    expansion: Mapping[str, Any] = field(default_factory=dict)
+    identifiers: str | None = None
+    normalized: bool
+    dtype: str | None = None
+    matmul_precision: str | None = None
+    stored: str | None = None
+    dim: int
+    shard_size: int | None = None
+    rows: int | None = None
+    rows_sha256: str | None = None
+    versions: Mapping[str, str | None] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return asdict(self)
+
+    def differences(self, before: Mapping[str, Any]) -> list[str]:
+        """Keys that differ from the `run.json` of an earlier run; equal weights may have moved."""
+        sha256 = self.model.sha256
+        same_weights = sha256 and before.get("model", {}).get("sha256") == sha256
+        return [
+            key
+            for key, value in self.to_dict().items()
+            if before.get(key) != value and not (key == "model" and same_weights)
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(RunRecord):
+    """The content of `manifest.json`: the run, and what came of it.
+
+    Attributes:
+        embedded: rows with an embedding.
+        errors: unreadable inputs.
+        turned, burned_in, multi_frame, cut: as in `engine.Embedded`.
+        parts: the Parquet files, in order.
+    """
+
+    embedded: int | None = None
+    errors: int = 0
+    turned: int = 0
+    burned_in: int = 0
+    multi_frame: int = 0
+    cut: int = 0
+    parts: list[PartFile]
+
+    @property
+    def dicom_rules(self) -> rules.Rules:
+        """The rules by which DICOM files became pixels; the default ones in old manifests."""
+        return rules.from_dict(self.dicom)
+
+    @property
+    def mpp(self) -> float | None:
+        """Micrometres per pixel of tiles of slides."""
+        return self.expansion.get("mpp")
+
+
+# What is counted while a run goes on, beside rows and errors.
+COUNTS = ("turned", "burned_in", "multi_frame", "cut")
+
+
+def parse_manifest(text: str | bytes, path: Place) -> Manifest:
+    """A manifest from its JSON; keys of later versions are ignored.
+
+    Raises:
+        ValueError: it is not JSON, or not what `embed` writes; `path` is named.
+    """
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: not readable as JSON ({error}); embed again") from None
+    _check(path, content)
+    parts = [_known(PartFile, part) for part in content["parts"]]
+    return _known(Manifest, {**content, "model": _known(Weights, content["model"]), "parts": parts})
+
+
+def _known(kind: type[T], content: Mapping[str, Any]) -> T:
+    return kind(**{f.name: content[f.name] for f in fields(kind) if f.name in content})  # type: ignore
+
+
+def _check(path: Place, content: Any) -> None:
+    content = content if isinstance(content, dict) else {}
+    if missing := _REQUIRED.keys() - content.keys():
+        raise ValueError(f"{path}: lacks {', '.join(sorted(missing))}; expected embed's manifest")
+    wrong = [name for name, kind in _REQUIRED.items() if not isinstance(content[name], kind)]
+    if not wrong and not {"source", "sha256"} <= content["model"].keys():
+        wrong = ["model"]
+    if not wrong and not all(map(_is_part, content["parts"])):
+        wrong = ["parts"]
+    if wrong:
+        given = ", ".join(f"{name} is {json.dumps(content[name])[:60]}" for name in wrong)
+        raise ValueError(f"{path}: {given}; expected embed's manifest")
+
+
+def _is_part(part: Any) -> bool:
+    if not isinstance(part, dict) or not isinstance(part.get("file"), str):
+        return False
+    return isinstance(part.get("rows"), int) and part["rows"] >= 0

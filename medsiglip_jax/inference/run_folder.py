@@ -1,0 +1,120 @@
+"""The folder of an embedding run: one run at a time, resumed by the same command, never mixed.
+
+Every process of a run holds a lock of its own in it. Process 0 writes the manifest once all shards
+are there; the others wait for it, and all of them stop when one leaves a note that it has failed.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+
+from medsiglip_jax.files import storage
+from medsiglip_jax.files.locks import Check, lock
+from medsiglip_jax.files.places import Place
+from medsiglip_jax.inference.manifest import MANIFEST, RUN, Manifest, RunRecord, parse_manifest
+
+_POLL_SECONDS = 1.0  # between two looks at what the other processes have written
+
+
+@contextmanager
+def hold(folder: Place, run: RunRecord) -> Iterator[Check]:
+    """Holds the folder for this process of a run, and writes `run.json` if it is new.
+
+    Yields:
+        A function that raises FileExistsError if another run has taken over.
+
+    Raises:
+        FileExistsError: it holds another run or something else, or another process is writing.
+    """
+    index = jax.process_index()
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder}: is a file; --output wants a folder")
+    with lock(folder / (f".lock-{index}" if index else ".lock")) as check:
+        _failure(folder, index).unlink(missing_ok=True)
+        if not (folder / RUN).is_file():
+            _check_empty(folder)
+            write_json(folder / RUN, run.to_dict())
+        elif differ := run.differences(_read_json(folder / RUN)):
+            raise FileExistsError(
+                f"{folder}: holds another run ({', '.join(differ)} differ); repeat that command "
+                "to finish it, or choose a new folder"
+            )
+        yield check
+
+
+@contextmanager
+def report_failure(folder: Place) -> Iterator[None]:
+    """Tells the other processes, which may be waiting, when this one fails."""
+    try:
+        yield
+    except BaseException as error:
+        if jax.process_count() > 1:
+            write_json(_failure(folder, jax.process_index()), {"error": str(error)[:1000]})
+        raise
+
+
+def wait_for(folder: Place, done: Callable[[set[str]], bool]) -> None:
+    """Polls the names in a folder until they are as wanted.
+
+    Raises:
+        ValueError: another process has failed.
+    """
+    while not done(names := {p.name for p in folder.iterdir()}):
+        if failed := sorted(name for name in names if name.startswith(".failed-")):
+            error = _read_json(folder / failed[0])["error"]
+            raise ValueError(f"process {failed[0].rpartition('-')[2]} has stopped: {error}")
+        time.sleep(_POLL_SECONDS)
+
+
+def finished_manifest(folder: Place) -> Manifest:
+    """The manifest that is there, or that process 0 is about to write, checked against the files.
+
+    Raises:
+        ValueError: a file is missing or has another size than it had.
+    """
+    wait_for(folder, lambda names: MANIFEST in names)
+    path = folder / MANIFEST
+    manifest = parse_manifest(path.read_text(encoding="utf-8"), path)
+    for part in manifest.parts:
+        if _size(folder / part.file) != part.bytes:
+            raise ValueError(
+                f"{folder / part.file}: missing or damaged; remove it and {MANIFEST}, and the same "
+                "command makes it again"
+            )
+    return manifest
+
+
+def write_json(path: Place, content: dict[str, Any]) -> None:
+    """Writes a JSON file, whole or not at all."""
+    with storage.new_file(path) as partial:
+        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _failure(folder: Place, index: int) -> Place:
+    return folder / f".failed-{index}"
+
+
+def _check_empty(folder: Place) -> None:
+    if any(not p.name.startswith(".") for p in folder.iterdir()):
+        raise FileExistsError(f"{folder}: not empty, and not an embedding run; choose a new folder")
+
+
+def _size(path: Place) -> int | None:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
+
+
+def _read_json(path: Place) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not readable as JSON ({error}); choose a new folder") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: not what embed writes; choose a new folder")
+    return content

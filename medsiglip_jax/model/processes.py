@@ -1,0 +1,47 @@
+"""Work that several processes of one run agree on."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+import numpy as np
+
+T = TypeVar("T")
+
+
+def allgather_int(value: int) -> np.ndarray:
+    """Collects one number of every process; all have to call this, and at the same point.
+
+    Returns:
+        int32 [processes], by process index.
+    """
+    if jax.process_count() == 1:
+        return np.array([value], np.int32)
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(np.int32(value))
+
+
+def run_on(work: Callable[[], T], index: int | None = None) -> T | None:
+    """Runs `work` in every process, or only in process `index`; if it fails in one, all stop.
+
+    Every process has to call this, and at the same point.
+
+    Returns:
+        What `work` returned; None in the processes that did not run it.
+
+    Raises:
+        Exception: what `work` raised here; ValueError if it failed in another process.
+    """
+    result, problem = None, None
+    if index is None or index == jax.process_index():
+        try:
+            result = work()
+        except Exception as error:
+            problem = error
+    failed = np.flatnonzero(allgather_int(problem is not None))
+    if problem is not None:
+        raise problem
+    if failed.size:
+        raise ValueError(f"process {failed[0]} refused this run; its own message says why")
+    return result

@@ -1,0 +1,58 @@
+"""The frame that all pages share: head, style, escaping, colours, tables.
+
+A page is one file that needs nothing else: no script, no style sheet, no picture of another file.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from html import escape
+
+__all__ = ["escape", "page", "paragraph", "table"]
+
+INK, FAINT, GREY = "#1f2933", "#52606d", "#7b8794"  # letters, smaller letters, axes
+RULE, PAPER = "#e4e7eb", "#eef1f4"  # lines of grids and tables, what stands behind pictures
+
+_STYLE = f"""body{{font:15px/1.5 system-ui,sans-serif;color:{INK};margin:32px auto;padding:0 16px}}
+h1{{font-size:24px}}h2{{font-size:18px;margin-top:32px}}table{{border-collapse:collapse;
+margin:12px 0;font-size:14px}}td,th{{padding:3px 14px 3px 0;text-align:left;vertical-align:top}}
+th{{color:{FAINT};font-weight:500}}tr+tr>*{{border-top:1px solid {RULE}}}"""
+
+
+def page(title: str, style: str, body: Iterable[str], caution: str) -> Iterator[str]:
+    """A whole page, in pieces, because pictures inside it may be large.
+
+    Args:
+        title: of the page and its heading, as plain text.
+        style: CSS beside that of all pages.
+        body: HTML, already escaped.
+        caution: the last paragraph, as plain text.
+    """
+    yield (
+        f'<!doctype html><html lang="en"><meta charset="utf-8">\n'
+        f'<meta name="viewport" content="width=device-width"><title>{escape(title)}</title>\n'
+        f"<style>{_STYLE}{style}</style><h1>{escape(title)}</h1>\n"
+    )
+    yield from body
+    yield f"<p>{escape(caution)}</p></html>\n"
+
+
+def paragraph(text: str) -> str:
+    """A paragraph of plain text, or "" if it is empty."""
+    return f"<p>{escape(text)}</p>" if text else ""
+
+
+def table(rows: Iterable[Sequence[str]], header: Sequence[str] = (), headed: bool = False) -> str:
+    """A table of plain text.
+
+    Args:
+        rows: cells, from the top down.
+        header: of the columns.
+        headed: whether the first cell of each row is a heading, too.
+    """
+    head = [_row(header, "th", "th")] if header else []
+    return f"<table>{''.join(head + [_row(row, 'th' if headed else 'td') for row in rows])}</table>"
+
+
+def _row(cells: Sequence[str], first: str, tag: str = "td") -> str:
+    tags = [first, *[tag] * (len(cells) - 1)]
+    cells = [f"<{name}>{escape(cell)}" for name, cell in zip(tags, cells, strict=True)]
+    return f"<tr>{''.join(cells)}"
