@@ -58,6 +58,10 @@ class PreparedRun:
     held_out: tuple[Examples, ...]
     mesh: Mesh | None
 
+    def train_step(self) -> Callable:
+        """The compiled step."""
+        return train_step(self.recipe, self.loss, self.optimizer, self.state, self.mesh)
+
     def batches(self, on_error: Callable[[str, str], None], start: int) -> Iterator[Any]:
         """The training batches from step `start` on, on their devices."""
         weights = tuple(data.weight for data in self.recipe.data)
@@ -86,8 +90,8 @@ class PreparedRun:
             **_this_process(),
         )  # fmt: skip
         encoded = validation.collect(self._encode, params, batches, self.mesh)
-        classes = None if self._prompts is None else self._encode_prompts(params)
-        return recipe.objective.metrics(encoded, params, self.loss, recipe.batch_size, classes)
+        zclass = None if self._prompts is None else self._encode_prompts(params)
+        return recipe.objective.metrics(encoded, params, self.loss, recipe.batch_size, zclass)
 
     @functools.cached_property
     def _codec(self) -> Codec:

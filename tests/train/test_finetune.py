@@ -315,7 +315,7 @@ def one_device(data, tmp_path_factory):
 
 @pytest.mark.parametrize("changes", [
     pytest.param({"mesh": {"data": 8}}, marks=pytest.mark.slow),
-    {"mesh": {"data": 4, "model": 2, "fsdp": True}, "loss_chunk": 2},
+    {"mesh": {"data": 8, "fsdp": True}, "loss_chunk": 2},
 ])  # fmt: skip
 def test_eight_devices_give_the_same_curve(data, one_device, tmp_path, changes, monkeypatch):
     monkeypatch.setattr(sharding, "FSDP_MIN_BYTES", 0)  # or these small parameters stay whole
@@ -418,14 +418,14 @@ def test_unreadable_images_are_masked_listed_and_limited(data, tmp_path):
     ({"objective": "contrast"}, "objective.name is 'contrast'; expected one of contrastive"),
     ({"init": "x"}, "either init or model"),
     ({"mesh": {"data": 8}, "batch_size": 12}, "batch_size 12 is not divisible by 8 devices"),
-    ({"mesh": {"data": 3, "model": 4}}, "wants 12 devices; 8 are there"),
+    ({"mesh": {"data": 12}}, "wants 12 devices; 8 are there"),
     ({"data__text": "caption"}, "caption"),
     ({"validation": "valid"}, "no examples of split 'valid'"),
     ({"objective": "classification"}, "has no labels"),
     ({"freeze": ("image/.*",)}, "match no parameter: 'image/"),
     ({"lora": {"rank": 2}, "freeze": ("img/.*",)}, "either lora or freeze"),
     ({"optimizer__warmup_steps": 9}, "warmup_steps is 9, total_steps 6"),
-    ({"mesh": {"model": 0}}, "model is 0; expected at least 1"),
+    ({"mesh": {"data": 0}}, "mesh.data is 0; expected at least 1"),
     ({"best": "val_auc"}, "no best without validation"),
     ({"lora": {"train": ("txt/haed/.*",)}}, "match no parameter: 'txt/haed"),
     ({"objective__name": "classification", "objective__pos_weight": "balanced",
