@@ -40,7 +40,7 @@ def get_config(arg=None):
              weight_decay=1e-6)
     )  # fmt: skip
     config.learning_rate = 1e-5
-    config.mesh = ConfigDict(dict(model=1, fsdp=True))
+    config.mesh = ConfigDict(dict(fsdp=True))
     config.remat = "block"
     config.dtype = "bfloat16"
     config.loss_chunk = 1024

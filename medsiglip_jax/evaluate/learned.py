@@ -25,7 +25,7 @@ from medsiglip_jax import __version__
 from medsiglip_jax.embeddings.probe import learning
 from medsiglip_jax.embeddings.probe import linear as probe
 from medsiglip_jax.embeddings.probe.linear import Probe
-from medsiglip_jax.embeddings.probe.logistic import STRENGTHS, LabelledVectors
+from medsiglip_jax.embeddings.probe.logistic import STRENGTHS, Labelled
 from medsiglip_jax.embeddings.provenance import Provenance
 from medsiglip_jax.evaluate import scores
 from medsiglip_jax.evaluate.data.dataset import Dataset
@@ -124,7 +124,7 @@ def learn(
     train, validation, test = (
         _labelled(splits[name], exclusive) for name in ("train", "validation", "test")
     )
-    shares = learning.nearest(train, validation, test, len(classes), NEIGHBOURS)
+    shares = learning.nearest(train, test.vectors, len(classes), NEIGHBOURS)
     knn = scores_of(splits["test"].dataset, classes, shares, {**meta, "k": NEIGHBOURS})
     scores.write(folder / KNN, knn)
     on_fit()
@@ -142,14 +142,14 @@ def scores_of(
     return Scores(dataset.ids, classes, values, dataset.labels, dataset.groups, meta)
 
 
-def _labelled(split: LabelledImages, exclusive: bool) -> LabelledVectors:
+def _labelled(split: LabelledImages, exclusive: bool) -> Labelled:
     """Labels as probes take them; an exclusive image of no or several classes is unknown."""
     labels = split.dataset.labels
     if not exclusive:
-        return LabelledVectors(split.vectors, labels)
+        return Labelled(split.vectors, labels)
     single = labels.sum(axis=1) == 1  # NaN is not
     numbers = np.where(single, np.nan_to_num(labels).argmax(axis=1), -1)
-    return LabelledVectors(split.vectors, numbers)
+    return Labelled(split.vectors, numbers)
 
 
 def _probe(
@@ -177,7 +177,7 @@ def _probe(
 
 def _curves(
     path: Place,
-    splits: Sequence[LabelledVectors],
+    splits: Sequence[Labelled],
     draws: Draws,
     whole: dict[str, Any],
     identity: Mapping[str, str],

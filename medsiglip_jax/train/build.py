@@ -23,9 +23,8 @@ from medsiglip_jax.model.towers import Compute
 from medsiglip_jax.preprocess import xla
 from medsiglip_jax.preprocess.codec import Codec
 from medsiglip_jax.train import freeze, lora, optim, validation
-from medsiglip_jax.train import recipe as recipes
 from medsiglip_jax.train.objectives.objective import Labels, Loss, Params
-from medsiglip_jax.train.recipe import Recipe
+from medsiglip_jax.train.recipe import MeshConfig, Recipe
 from medsiglip_jax.train.step import State, init_state, make_train_step
 
 
@@ -59,6 +58,10 @@ class PreparedRun:
     held_out: tuple[Examples, ...]
     mesh: Mesh | None
 
+    def train_step(self) -> Callable:
+        """The compiled step."""
+        return train_step(self.recipe, self.loss, self.optimizer, self.state, self.mesh)
+
     def batches(self, on_error: Callable[[str, str], None], start: int) -> Iterator[Any]:
         """The training batches from step `start` on, on their devices."""
         weights = tuple(data.weight for data in self.recipe.data)
@@ -87,8 +90,8 @@ class PreparedRun:
             **_this_process(),
         )  # fmt: skip
         encoded = validation.collect(self._encode, params, batches, self.mesh)
-        classes = None if self._prompts is None else self._encode_prompts(params)
-        return recipe.objective.metrics(encoded, params, self.loss, recipe.batch_size, classes)
+        zclass = None if self._prompts is None else self._encode_prompts(params)
+        return recipe.objective.metrics(encoded, params, self.loss, recipe.batch_size, zclass)
 
     @functools.cached_property
     def _codec(self) -> Codec:
@@ -192,8 +195,7 @@ def train_step(
 
 def mesh_of(recipe: Recipe, devices: Sequence[Any] | None = None) -> Mesh | None:
     """The mesh of a recipe, over all devices or those given; None for a single device."""
-    wanted = recipe.mesh or recipes.MeshConfig()
-    mesh = sharding.make_mesh(wanted.data, devices=devices)
+    mesh = sharding.make_mesh((recipe.mesh or MeshConfig()).data, devices=devices)
     if mesh.size == 1:
         return None
     split, pieces = mesh.shape["data"], recipe.objective.accumulate

@@ -17,7 +17,7 @@ from medsiglip_jax.files.locks import Check, lock
 from medsiglip_jax.files.places import Given, Place
 from medsiglip_jax.model import api, processes, tree
 from medsiglip_jax.train import freeze, loop, lora, report
-from medsiglip_jax.train.build import PreparedRun, prepare, train_step
+from medsiglip_jax.train.build import PreparedRun, prepare
 from medsiglip_jax.train.checkpoints import Checkpoints
 from medsiglip_jax.train.recipe import Recipe
 from medsiglip_jax.train.step import State
@@ -64,7 +64,6 @@ def run(
         processes.run_on(lambda: _claim(workdir, prepared, warn), 0)
         on_start(prepared)
         unreadable = Unreadable(workdir, recipe.max_unreadable)
-        step = train_step(recipe, prepared.loss, prepared.optimizer, prepared.state, prepared.mesh)
         write_event = _event_file(workdir, recipe, stack)
 
         def on_log(line: dict[str, Any]) -> None:
@@ -76,7 +75,7 @@ def run(
         state = loop.fit(
             workdir,
             prepared.state,
-            step,
+            prepared.train_step(),
             functools.partial(prepared.batches, unreadable),
             _options(recipe),
             functools.partial(prepared.evaluate, unreadable) if prepared.held_out else None,

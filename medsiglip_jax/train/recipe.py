@@ -23,6 +23,9 @@ from medsiglip_jax.train.objectives.table import OBJECTIVES
 from medsiglip_jax.train.optim import OPTIMIZERS, SCHEDULES
 
 _FRACTION = Check(lambda x: 0 <= x < 1, "at least 0 and less than 1")
+_SPLIT = Check(
+    lambda x: isinstance(x, str) or 0 < x < 1, "a split's name, or a share between 0 and 1"
+)
 _Count = Annotated[int, at_least(1)]
 _Interval = Annotated[int, at_least(0)]
 
@@ -99,8 +102,8 @@ class MeshConfig:
     """The devices of the run.
 
     Attributes:
-        data: number of devices over which batches are split; default all.
-        fsdp: also split large parameters and their optimiser state over them.
+        data: number of devices over which batches are split; by default all.
+        fsdp: whether large parameters and their optimiser state are split over the devices, too.
     """
 
     data: Annotated[int | None, at_least(1)] = None
@@ -168,13 +171,7 @@ class Recipe:
     preprocess: Annotated[str, one_of(PRESETS)] = "big_vision"
     dicom: Rules = Rules()
     augment: Augment = field(default_factory=Augment)
-    validation: Annotated[
-        str | float | None,
-        Check(
-            lambda share: isinstance(share, str) or 0 < share < 1,
-            "a split's name, or a share between 0 and 1",
-        ),
-    ] = None
+    validation: Annotated[str | float | None, _SPLIT] = None
     loader: Annotated[str, one_of(("auto", "tf", "pil"))] = "auto"
     temperature: Annotated[float, more_than(0)] = 10.0
     bias: float = -10.0
@@ -194,9 +191,9 @@ class Recipe:
     @property
     def model_config(self) -> ModelConfig:
         """The architecture of random weights."""
-        return named(self.model) if isinstance(self.model, str) else ModelConfig.from_dict(
-            dict(self.model or {})
-        )  # fmt: skip
+        if isinstance(self.model, str):
+            return named(self.model)
+        return ModelConfig.from_dict(dict(self.model or {}))
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain dicts and values, for `from_dict`."""

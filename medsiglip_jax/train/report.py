@@ -23,8 +23,8 @@ _PLOTS = (
 _STYLE = """body{max-width:980px}pre{background:#f5f7fa;padding:12px;overflow:auto;font-size:13px}
 figure{display:inline-block;margin:8px 32px 16px 0;vertical-align:top}"""
 _CAUTION = (
-    "Not a medical device. Figures on a validation split used to choose between runs are "
-    "optimistic; report those of a test set that was looked at once."
+    "Not a medical device. Scores on a validation split that was used to choose between runs are "
+    "optimistic; report those of a test set that was used once."
 )
 
 

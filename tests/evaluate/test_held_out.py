@@ -13,7 +13,7 @@ from medsiglip_jax.evaluate.report import sections
 from medsiglip_jax.evaluate.results import held_out
 from medsiglip_jax.evaluate.results.summary import summarize
 from medsiglip_jax.evaluate.scores import Scores
-from medsiglip_jax.metrics.bootstrap import _OF_WEIGHTS
+from medsiglip_jax.metrics.resampling import _OF_WEIGHTS
 
 CLASSES = ["a", "b", "c"]
 SAMPLES = 60

@@ -14,10 +14,12 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from references import assert_close, model_terms, rounding
 
 import medsiglip_jax
 from medsiglip_jax.files import places, storage
 from medsiglip_jax.model import sharding, tree
+from medsiglip_jax.model.config import ModelConfig
 from medsiglip_jax.preprocess import text
 from medsiglip_jax.train import finetune, loop, recipe
 
@@ -26,6 +28,8 @@ MODEL = dict(
     text=dict(vocab_size=40, context_length=24, width=16, depth=1, mlp_dim=16, num_heads=2,
               embed_dim=16),
 )  # fmt: skip
+# Of a curve of 5 steps, each forth and back, which is about twice as much again.
+TERMS = 5 * 3 * model_terms(ModelConfig.from_dict(MODEL))
 CLASSES = ("dark", "grey", "bright")
 
 
@@ -103,7 +107,8 @@ def test_from_scratch_to_a_checkpoint_that_transformers_reads(data, tmp_path):
     values = torch.from_numpy(images.astype(np.float32) / 127.5 - 1).permute(0, 3, 1, 2)
     with torch.no_grad():
         out = theirs(pixel_values=values, input_ids=torch.from_numpy(np.asarray(prompts)).long())
-    np.testing.assert_allclose(out.logits_per_image.numpy(), logits, rtol=1e-4, atol=1e-4)
+    largest = theirs.logit_scale.exp().item()
+    assert_close(out.logits_per_image.numpy(), logits, model_terms(model.config), largest)
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +123,6 @@ def params_of(folder):
 
 
 @pytest.mark.parametrize("changes, moves", [
-    ({"freeze": ("img/.*",)}, lambda path: not path.startswith("img/")),
     ({"freeze": ("img/(embedding.*|pos_embedding|Transformer/encoderblock_0/.*)",)},
      lambda path: "embedding/" not in path.replace("Embed_0/embedding", "") and
      path != "img/pos_embedding"),
@@ -142,8 +146,10 @@ def test_what_is_frozen_does_not_move(data, start, tmp_path, changes, moves):
 
 @pytest.mark.parametrize("label", ["label", ("bright", "grey")])
 def test_classification(data, start, tmp_path, label):
+    """From a checkpoint, and several findings from random weights without a tokenizer."""
+    init = {"init": start, "model": None} if isinstance(label, str) else {"init": None}
     asked = config(
-        data, init=start, model=None, tokenizer=None, objective__name="classification",
+        data, **init, tokenizer=None, objective__name="classification",
         objective__pos_weight=None if isinstance(label, str) else "balanced",
         objective__pool="map" if isinstance(label, str) else "mean", data__label=label,
         total_steps=40, learning_rate=1e-2, best="val_auc", eval_every=20, log_every=10,
@@ -155,8 +161,10 @@ def test_classification(data, start, tmp_path, label):
     with np.load(tmp_path / "export" / "classifier.npz") as head:
         classes = 3 if isinstance(label, str) else 2
         assert head["kernel"].shape == (16, classes) and len(head["classes"]) == classes
-    before, after = params_of(start), params_of(result["export"])
-    assert all(np.array_equal(x, after[p]) for p, x in before.items() if not p.startswith("img/"))
+    if init["init"]:
+        before, after = params_of(start), params_of(result["export"])
+        fixed = [p for p in before if not p.startswith("img/")]
+        assert all(np.array_equal(before[p], after[p]) for p in fixed)
 
 
 @pytest.mark.slow
@@ -207,13 +215,19 @@ def test_a_share_is_held_out_of_the_training_split_alone(data, tmp_path):
     sources = [
         {"path": str(data / name), "positives": "text"} for name in ("rows.csv", "other.csv")
     ]
-    jobs = []
-    finetune.run(config(data, data=sources, validation=0.3, total_steps=2), tmp_path, jobs.append)
-    (job,) = jobs
-    assert [len(x) for x in job.training] == [27, 27] and [len(x) for x in job.held_out] == [9, 9]
-    for rows in (*job.training, *job.held_out):
+    runs = []
+    asked = config(data, data=sources, validation=0.3, total_steps=2, tokenizer=str(data))
+    finetune.run(asked, tmp_path, runs.append)
+    assert (tmp_path / "export" / "spiece.model").is_file(), "of a tokenizer given as a folder"
+    (prepared,) = runs
+    assert [len(x) for x in prepared.training] == [27, 27] and [
+        len(x) for x in prepared.held_out
+    ] == [9, 9]
+    for rows in (*prepared.training, *prepared.held_out):
         assert set(rows.splits) == {"train"}
-    groups = [set(g for x in part for g in x.groups) for part in (job.training, job.held_out)]
+    groups = [
+        set(g for x in part for g in x.groups) for part in (prepared.training, prepared.held_out)
+    ]
     assert not groups[0] & groups[1]
 
 
@@ -315,19 +329,21 @@ def one_device(data, tmp_path_factory):
 
 @pytest.mark.parametrize("changes", [
     pytest.param({"mesh": {"data": 8}}, marks=pytest.mark.slow),
-    {"mesh": {"data": 4, "model": 2, "fsdp": True}, "loss_chunk": 2},
+    {"mesh": {"data": 8, "fsdp": True}, "loss_chunk": 2},
 ])  # fmt: skip
 def test_eight_devices_give_the_same_curve(data, one_device, tmp_path, changes, monkeypatch):
     monkeypatch.setattr(sharding, "FSDP_MIN_BYTES", 0)  # or these small parameters stay whole
     split = []
 
-    def on_start(job):
-        kernel = job.state["params"]["img"]["Transformer"]["encoderblock"]["MlpBlock_0"]["Dense_0"]
+    def on_start(prepared):
+        kernel = prepared.state["params"]["img"]["Transformer"]["encoderblock"]["MlpBlock_0"][
+            "Dense_0"
+        ]
         split.append(kernel["kernel"].sharding.spec)
 
     finetune.run(config(data, total_steps=5, **changes), tmp_path, on_start)
     assert ("data" in split[0]) == ("fsdp" in changes["mesh"])
-    np.testing.assert_allclose(losses(tmp_path), losses(one_device), atol=1e-5)
+    assert_close(losses(tmp_path), losses(one_device), TERMS)
 
 
 def test_a_checkpoint_of_eight_devices_restores_on_one(data, one_device, tmp_path):
@@ -341,11 +357,11 @@ def test_a_checkpoint_of_eight_devices_restores_on_one(data, one_device, tmp_pat
     changed = []
     finetune.run(config(data, **changes), tmp_path, warn=changed.append)
     assert len(changed) == 1 and "mesh" in changed[0]
-    np.testing.assert_allclose(losses(tmp_path), losses(one_device), atol=1e-5)
+    assert_close(losses(tmp_path), losses(one_device), TERMS)
 
 
 def both(run):
-    """Runs the two processes of a job to their ends -> [(process, stderr)]."""
+    """Runs the two processes of a prepared to their ends -> [(process, stderr)]."""
     pair = [
         subprocess.Popen([*run, str(i)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         for i in range(2)
@@ -378,7 +394,8 @@ def test_two_processes_give_the_same_curve(data, tmp_path):
     logs = [storage.read_lines(tmp_path / name / loop.METRICS) for name in ("one", "two")]
     for one, two in zip(*logs, strict=True):
         for key in one.keys() - set(loop.TIMES):
-            assert two[key] == pytest.approx(one[key], abs=1e-5, rel=1e-5), key
+            apart = rounding(TERMS)
+            assert two[key] == pytest.approx(one[key], abs=apart, rel=apart), key
     assert "val_auc" in logs[1][-1]
     refused = [*run]
     refused[3] = refused[3].replace('"seed": 0', '"seed": 9')
@@ -418,14 +435,14 @@ def test_unreadable_images_are_masked_listed_and_limited(data, tmp_path):
     ({"objective": "contrast"}, "objective.name is 'contrast'; expected one of contrastive"),
     ({"init": "x"}, "either init or model"),
     ({"mesh": {"data": 8}, "batch_size": 12}, "batch_size 12 is not divisible by 8 devices"),
-    ({"mesh": {"data": 3, "model": 4}}, "wants 12 devices; 8 are there"),
+    ({"mesh": {"data": 12}}, "mesh data=12: expected 8, the number of devices here"),
     ({"data__text": "caption"}, "caption"),
     ({"validation": "valid"}, "no examples of split 'valid'"),
     ({"objective": "classification"}, "has no labels"),
     ({"freeze": ("image/.*",)}, "match no parameter: 'image/"),
     ({"lora": {"rank": 2}, "freeze": ("img/.*",)}, "either lora or freeze"),
     ({"optimizer__warmup_steps": 9}, "warmup_steps is 9, total_steps 6"),
-    ({"mesh": {"model": 0}}, "model is 0; expected at least 1"),
+    ({"mesh": {"data": 0}}, "mesh.data is 0; expected at least 1"),
     ({"best": "val_auc"}, "no best without validation"),
     ({"lora": {"train": ("txt/haed/.*",)}}, "match no parameter: 'txt/haed"),
     ({"objective__name": "classification", "objective__pos_weight": "balanced",
@@ -466,11 +483,6 @@ def test_before_the_first_checkpoint_everything_may_change(data, tmp_path):
 def test_images_that_are_all_elsewhere(data, tmp_path):
     with pytest.raises(ValueError, match="none of the 8 images of a batch could be read"):
         finetune.run(config(data, data__root="/no/where"), tmp_path)
-
-
-def test_a_tokenizer_may_be_a_folder(data, tmp_path):
-    finetune.run(config(data, tokenizer=str(data), total_steps=1), tmp_path)
-    assert (tmp_path / "export" / "spiece.model").is_file()
 
 
 # -------------------------------------------------------------------------------------- in a bucket

@@ -61,6 +61,8 @@ def embed(params, images, tokens):
 
 def run(step, state, batch, steps=2):
     """The state and the metrics of every step, on the host."""
+    if hasattr(step, "lower"):
+        step = compile_quickly(step, state, batch)
     seen = []
     for _ in range(steps):
         state, metrics = step(state, batch)

@@ -3,7 +3,7 @@
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -16,16 +16,13 @@ from medsiglip_jax.model import towers
 from medsiglip_jax.model.config import ModelConfig
 from medsiglip_jax.model.towers import Compute
 from medsiglip_jax.train import validation
-from medsiglip_jax.train.objectives.objective import (
-    Batch,
-    Encoded,
-    Labels,
-    Loss,
-    Objective,
-    Params,
-)
+from medsiglip_jax.train.objectives.objective import Batch, Labels, Loss, Objective, Params
 
 POOLS = ("map", "mean")
+_WEIGHTS = Check(
+    lambda weight: not isinstance(weight, str) or weight == "balanced",
+    "'balanced', or one number per class",
+)
 
 
 @dataclass(frozen=True)
@@ -45,13 +42,7 @@ class Classification(Objective):
 
     name: str = "classification"
     pool: Annotated[str, one_of(POOLS)] = "map"
-    pos_weight: Annotated[
-        str | tuple[float, ...] | None,
-        Check(
-            lambda weight: not isinstance(weight, str) or weight == "balanced",
-            "'balanced', or one number per class",
-        ),
-    ] = None
+    pos_weight: Annotated[str | tuple[float, ...] | None, _WEIGHTS] = None
 
     columns: ClassVar[Mapping[str, str]] = {"labels": "name their column (data.label)"}
     lora_train: ClassVar[tuple[str, ...] | None] = ("head/.*",)
@@ -71,11 +62,11 @@ class Classification(Objective):
         """
         pos_weight = self._weights(labels)
 
-        def encode(params: Params, batch: Batch) -> Encoded:
+        def encode(params: Params, batch: Batch) -> Batch:
             z, tokens = towers.encode_image(params, batch["image"], config, compute)
             return {"features": z if self.pool == "map" else tokens.mean(axis=1)}
 
-        def reduce(params: Params, encoded: Encoded, batch: Batch) -> jax.Array:
+        def reduce(params: Params, encoded: Batch, batch: Batch) -> jax.Array:
             logits = class_logits(params, encoded)
             label, mask = batch["label"], batch["mask"]
             if labels.multi_label:
@@ -118,12 +109,7 @@ class Classification(Objective):
         return (*super().unused(params), *(["img/MAPHead_0/.*"] if idle else []))
 
     def metrics(
-        self,
-        encoded: dict[str, np.ndarray],
-        params: Params,
-        loss: Loss,
-        batch_size: int,
-        class_embeddings: np.ndarray | None = None,
+        self, encoded: Batch, params: Params, loss: Loss, batch_size: int, zclass: Any = None
     ) -> dict[str, float]:
         """`val_loss`, `val_auc` and, for one class per image, `val_accuracy`."""
         logits = np.asarray(class_logits(params, encoded))
@@ -141,7 +127,7 @@ class Classification(Objective):
         return {"classifier.npz": file.getvalue()}
 
 
-def class_logits(params: Params, encoded: Encoded) -> jax.Array:
+def class_logits(params: Params, encoded: Batch) -> jax.Array:
     """The head's logits, float32 [b, classes]."""
     with jax.default_matmul_precision("highest"):
         return encoded["features"] @ params["head"]["kernel"] + params["head"]["bias"]

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,14 +17,7 @@ from medsiglip_jax.model import towers
 from medsiglip_jax.model.config import ModelConfig
 from medsiglip_jax.model.towers import Compute
 from medsiglip_jax.train import validation
-from medsiglip_jax.train.objectives.objective import (
-    Batch,
-    Encoded,
-    Labels,
-    Loss,
-    Objective,
-    Params,
-)
+from medsiglip_jax.train.objectives.objective import Batch, Labels, Loss, Objective, Params
 
 # Side of the blocks in which all held-out images meet all texts: 16 MB of float32 at a time.
 _BLOCK = 2048
@@ -58,16 +51,15 @@ class Contrastive(Objective):
         """With a mesh the loss rings over it, so that no device ever holds the texts of all."""
         pairs = _sigmoid_loss(loss_chunk, mesh)
 
-        def encode(params: Params, batch: Batch) -> Encoded:
+        def encode(params: Params, batch: Batch) -> Batch:
             zimg, _ = towers.encode_image(params, batch["image"], config, compute)
             ztxt = towers.encode_text(params, batch["text"], config, compute)
             return {"zimg": towers.normalize(zimg), "ztxt": towers.normalize(ztxt)}
 
-        def reduce(params: Params, encoded: Encoded, batch: Batch) -> jax.Array:
+        def reduce(params: Params, encoded: Batch, batch: Batch) -> jax.Array:
             positives, mask = batch.get("positives"), batch["mask"]
-            return pairs(
-                encoded["zimg"], encoded["ztxt"], params["t"], params["b"], positives, mask
-            )
+            zimg, ztxt = encoded["zimg"], encoded["ztxt"]
+            return pairs(zimg, ztxt, params["t"], params["b"], positives, mask)
 
         return Loss(encode, reduce)
 
@@ -87,12 +79,7 @@ class Contrastive(Objective):
         return {"loss: a tile of pairs": 4 * min(rows, loss_chunk or rows) ** 2}
 
     def metrics(
-        self,
-        encoded: dict[str, np.ndarray],
-        params: Params,
-        loss: Loss,
-        batch_size: int,
-        class_embeddings: np.ndarray | None = None,
+        self, encoded: Batch, params: Params, loss: Loss, batch_size: int, zclass: Any = None
     ) -> dict[str, float]:
         """Loss, mean logits and recall of image-text pairs; zero-shot scores of classes.
 
@@ -101,7 +88,7 @@ class Contrastive(Objective):
         Returns:
             `val_loss`, the mean logits `val_positive` and `val_negative` of matching pairs and
             others, `val_recall@1` image to text (equal captions or positives count), and with
-            `class_embeddings` and labels zero-shot `val_accuracy` and `val_auc`.
+            `zclass` and labels zero-shot `val_accuracy` and `val_auc`.
         """
         t, b = (np.asarray(params[name], np.float32) for name in "tb")
         zimg, ztxt, ids = (encoded[name] for name in ("zimg", "ztxt", "positives"))
@@ -109,8 +96,8 @@ class Contrastive(Objective):
             "val_loss": _mean_loss(zimg, ztxt, ids, t, b, batch_size),
             **_pair_scores(zimg, ztxt, ids, t, b),
         }
-        if class_embeddings is not None and "label" in encoded:
-            scores |= validation.class_scores(zimg @ class_embeddings.T, encoded["label"])
+        if zclass is not None and "label" in encoded:
+            scores |= validation.class_scores(zimg @ zclass.T, encoded["label"])
         return scores
 
 

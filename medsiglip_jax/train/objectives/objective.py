@@ -16,8 +16,7 @@ from medsiglip_jax.model.config import ModelConfig
 from medsiglip_jax.model.towers import Compute
 
 Params = dict[str, Any]
-Batch = dict[str, Any]
-Encoded = dict[str, Any]
+Batch = dict[str, Any]  # of examples, or what `Loss.encode` made of one
 
 # What a piece of a batch has for negatives when it is accumulated, see `step.make_train_step`.
 NEGATIVES = ("batch", "piece")
@@ -33,8 +32,8 @@ class Loss:
         reduce: (params, encoded, batch) -> the loss of the whole batch, a scalar.
     """
 
-    encode: Callable[[Params, Batch], Encoded]
-    reduce: Callable[[Params, Encoded, Batch], jax.Array]
+    encode: Callable[[Params, Batch], Batch]
+    reduce: Callable[[Params, Batch, Batch], jax.Array]
 
     def __call__(self, params: Params, batch: Batch) -> jax.Array:
         return self.reduce(params, self.encode(params, batch), batch)
@@ -138,12 +137,7 @@ class Objective:
         return batch
 
     def metrics(
-        self,
-        encoded: dict[str, np.ndarray],
-        params: Params,
-        loss: Loss,
-        batch_size: int,
-        class_embeddings: np.ndarray | None = None,
+        self, encoded: Batch, params: Params, loss: Loss, batch_size: int, zclass: Any = None
     ) -> dict[str, float]:
         """Scores on held-out examples, under names that start with "val_".
 
@@ -153,7 +147,7 @@ class Objective:
             params: of the model, whole.
             loss: that `self.loss` returned.
             batch_size: of training.
-            class_embeddings: float32 [classes, D], normalised, of one caption per class, where a
+            zclass: float32 [classes, D], normalised embeddings of one caption per class, if the
                 recipe makes captions of labels.
         """
         return {"val_loss": float(loss.reduce(params, encoded, encoded))}
