@@ -4,13 +4,7 @@ import argparse
 import sys
 from typing import Any
 
-from medsiglip_jax.cli.loading import (
-    add_batch_size,
-    add_model,
-    batch_size,
-    load,
-    local_mesh,
-)
+from medsiglip_jax.cli.loading import add_batch_size, add_model, batch_size, load, local_mesh
 from medsiglip_jax.cli.output import add_json, progress_bar, show, table
 from medsiglip_jax.cli.parser import Parser, command
 from medsiglip_jax.cli.reading import add_dicom, dicom_rules, preset_help

@@ -8,7 +8,7 @@ from medsiglip_jax.evaluate import zero_shot
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.image import preset
 
-AS_GIVEN, DEFAULT_PRESET = "as given", "big_vision"
+AS_GIVEN, DEFAULT = "as given", "big_vision"
 # What is learned -> the parts of the data set that it needs.
 LEARN = {"": (), "thresholds": ("validation",), "probe": ("train", "validation")}
 
@@ -72,7 +72,7 @@ class EvaluateOptions:
     dicom: Rules = Rules()
 
     def __post_init__(self):
-        preset(self.preprocess or DEFAULT_PRESET)
+        preset(self.preprocess or DEFAULT)
         if self.score is not None:
             zero_shot.rule(self.score)
         zero_shot.check_temperature(self.temperature)

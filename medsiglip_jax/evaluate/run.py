@@ -33,13 +33,7 @@ from medsiglip_jax.evaluate.data.dataset import Dataset
 from medsiglip_jax.evaluate.data.splits import Splits
 from medsiglip_jax.evaluate.image_embeddings import ImageEmbeddings
 from medsiglip_jax.evaluate.learned import LabelledImages
-from medsiglip_jax.evaluate.options import (
-    AS_GIVEN,
-    DEFAULT_PRESET,
-    LEARN,
-    EvaluateOptions,
-    GridCell,
-)
+from medsiglip_jax.evaluate.options import AS_GIVEN, DEFAULT, LEARN, EvaluateOptions, GridCell
 from medsiglip_jax.evaluate.recompute import RESULTS, recompute
 from medsiglip_jax.evaluate.scores import GRID, PART, Scores
 from medsiglip_jax.evaluate.tasks import Task
@@ -138,7 +132,7 @@ class EvaluationRun:
         """
         whole = self.splits.whole
         cells = self._grid() if self.options.grid else {}
-        embedded = self._embeddings(self.options.preprocess or DEFAULT_PRESET, whole)
+        embedded = self._embeddings(self.options.preprocess or DEFAULT, whole)
         main = GridCell(
             embedded.manifest.preprocess, self.options.reading, self.options.temperature
         )

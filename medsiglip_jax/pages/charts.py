@@ -1,6 +1,6 @@
-"""Line charts and forest plots as SVG that stands inside a page and needs nothing else.
+"""Line charts and forest plots as SVG inside a page, without any other file.
 
-Figures are at most 460 wide, so that letters are still letters on a phone, and are never scaled up.
+Figures are at most 460 pixels wide, so that text is readable on a phone, and are never scaled up.
 """
 
 import math
@@ -9,16 +9,16 @@ from dataclasses import dataclass
 
 from medsiglip_jax.pages.html import FAINT, GREY, INK, RULE, escape
 
-Real = int | float  # a checker of types at run time takes no int for a float
+Real = int | float  # beartype does not accept an int as a float
 
-# Okabe and Ito's, which the colour-blind tell apart; the order is ours.
+# Those of Okabe and Ito, which colour-blind people can tell apart, in another order.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 _DASHES = ("6 3", "2 3", "8 3 2 3")
-_WIDTH, _HEIGHT, _SIDE = 400, 180, 190  # of a chart, of its plot, of a square one's
+_WIDTH, _HEIGHT, _SIDE = 400, 180, 190  # width of a chart, height of its plot, side of a square
 _LEFT, _RIGHT, _LINE = 46, 14, 17
-_POINTS = 300  # of a line at most; a plot is about as many pixels wide
-_LEAST = 0.002  # span of an axis, of its largest value
-_EM = 0.58  # mean width of a letter, of its size
+_POINTS = 300  # about so many per line, as a plot is wide in pixels
+_LEAST = 0.002  # minimum span of an axis, as a share of its largest value
+_EM = 0.58  # mean width of a character, as a share of the font size
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class Series:
     """One line.
 
     Attributes:
-        name: in the legend, if it has one.
-        points: (x, y); those that are None, NaN or infinite are left out.
+        name: in the legend; "" is left out of it.
+        points: (x, y); points with None, NaN or infinity are left out.
         whiskers: (x, low, high).
-        weights: of each point, which is then a dot of that area; the line is thin.
+        weights: area of the dot of each point; the line is then thin.
         dots: whether points are marked.
     """
 
@@ -45,9 +45,9 @@ class Axis:
     """What an axis shows.
 
     Attributes:
-        label: below x, above y.
-        limits: its ends; None is those of the data, y with a little room.
-        log: logarithmic, with values above 0 only.
+        label: below the x axis, above the y axis.
+        limits: its ends; None is the range of the data, for y with a margin.
+        log: logarithmic; values up to 0 are left out.
     """
 
     label: str = ""
@@ -60,13 +60,12 @@ class Estimate:
     """One row of a forest plot.
 
     Attributes:
-        name: beside it.
-        value: None where it is undefined; the row then says so.
-        low: end of the interval, or None.
-        high: the other.
+        name: left of it.
+        value: None where it is undefined.
+        low, high: the interval, or None.
         mark: a figure to compare with, or None.
         summary: drawn as a diamond, below a rule.
-        faint: of little weight.
+        faint: drawn in a lighter colour, because it is uncertain.
     """
 
     name: str
@@ -96,11 +95,10 @@ def lines(
     Args:
         title: above it.
         series: those without a point that can be drawn are left out.
-        x: its axis.
-        y: likewise.
+        x, y: the axes.
         levels: name -> y of horizontal lines.
-        square: as an ROC curve is: small, and as high as wide.
-        diagonal: from corner to corner, where x equals y.
+        square: small, and as high as wide, for ROC curves.
+        diagonal: draw the line where x equals y.
     """
     drawn = [(s, points) for s in series if (points := _finite(s, x.log, y.log))]
     if not drawn:
@@ -120,16 +118,14 @@ def lines(
     parts = [_title(title, width), legend, _frame(across, down, x, y)]
     if diagonal:
         ends = _points(across, down, [(across.low, across.low), (across.high, across.high)])
-        parts.append(f'<polyline points="{ends}" fill="none" stroke="{GREY}" {_dash("3 3")}/>')
+        parts.append(f'<polyline points="{ends}" fill="none" stroke="{GREY}"{_dash("3 3")}/>')
     for key, level in zip(keys[len(drawn) :], levels.values(), strict=True):
-        parts.append(
-            f'<path d="M{_LEFT} {down(level):.1f}H{width - _RIGHT}" stroke="{key.colour}" '
-            f'stroke-width="1.5" {_dash(key.dash)}/>'
-        )
+        line = f"M{_LEFT} {down(level):.1f}H{width - _RIGHT}"
+        parts.append(_path(line, key.colour, 1.5, _dash(key.dash)))
     for key, (s, points) in zip(keys, drawn, strict=False):
         parts.append(_line(s, points, key.colour, across, down))
     height = bottom + 22 + (_LINE if x.label else 0)
-    return _figure(_said(title, drawn, levels), width, height, parts)
+    return _figure(_description(title, drawn, levels), width, height, parts)
 
 
 def _finite(series: Series, log_x: bool, log_y: bool) -> list[tuple[float, float, float]]:
@@ -145,31 +141,28 @@ def _finite(series: Series, log_x: bool, log_y: bool) -> list[tuple[float, float
 
 def _line(series: Series, points, colour: str, across: "_Scale", down: "_Scale") -> str:
     thin = bool(series.weights)
-    found = [
+    parts = [
         f'<polyline points="{_points(across, down, _thinned(points))}" fill="none" '
         f'stroke="{colour}" stroke-width="{1 if thin else 1.8}" stroke-linejoin="round"/>'
     ]
     for x, low, high in series.whiskers:
         at, first, last = across(x), down(low), down(high)
-        found.append(
-            f'<path d="M{at:.1f} {first:.1f}V{last:.1f}M{at - 3:.1f} {first:.1f}h6'
-            f'M{at - 3:.1f} {last:.1f}h6" stroke="{colour}"/>'
-        )
+        ends = f"M{at - 3:.1f} {first:.1f}h6M{at - 3:.1f} {last:.1f}h6"
+        parts.append(_path(f"M{at:.1f} {first:.1f}V{last:.1f}{ends}", colour))
     if series.dots or thin or len(points) == 1:
         most = max(weight for *_, weight in points) or 1
         for x, y, weight in points:
             radius = max(1.5, 7 * math.sqrt(weight / most)) if thin else 3
-            said = f"{_tidy(x)}: {_tidy(y)}" + (f", {weight:,.0f} rows" if thin else "")
-            found.append(
+            hint = f"{_tidy(x)}: {_tidy(y)}" + (f", {weight:,.0f} rows" if thin else "")
+            parts.append(
                 f'<circle cx="{across(x):.1f}" cy="{down(y):.1f}" r="{radius:.1f}" fill="{colour}"'
-                f"{_opacity(0.7) if thin else ''}><title>{said}</title></circle>"
+                f"{_opacity(0.7) if thin else ''}><title>{hint}</title></circle>"
             )
-    return "".join(found)
+    return "".join(parts)
 
 
 def _thinned(points):
-    """At most about `_POINTS` of them: the lowest and the highest of each stretch, so that no
-    peak is lost."""
+    """About `_POINTS` of them: the lowest and the highest of each stretch, so that peaks stay."""
     if len(points) <= _POINTS:
         return points
     stretch = math.ceil(2 * len(points) / _POINTS)
@@ -184,8 +177,8 @@ def _points(across: "_Scale", down: "_Scale", points) -> str:
     return " ".join(f"{across(p[0]):.1f},{down(p[1]):.1f}" for p in points)
 
 
-def _said(title: str, drawn, levels: Mapping[str, Real]) -> str:
-    """The figure in words."""
+def _description(title: str, drawn, levels: Mapping[str, Real]) -> str:
+    """The figure in words, for screen readers."""
     ends = [f"{s.name} {_tidy(p[0][1])} to {_tidy(p[-1][1])}".strip() for s, p in drawn]
     return "; ".join([title, *ends, *(f"{name} at {_tidy(y)}" for name, y in levels.items())])
 
@@ -212,7 +205,7 @@ class _Scale:
             wide = (high / low) ** room if high > low else 2.0
             return cls(low / wide, high * wide, start, end, True)
         wide = (high - low) * room if high > low else abs(high) / 2 or 1.0
-        # Ticks have four digits: two values that share them are not to look far apart.
+        # Ticks have four digits: values that agree in them must not look far apart.
         least = (_LEAST * max(abs(low), abs(high)) - (high - low)) / 2
         wide = max(wide, least)
         return cls(low - wide, high + wide, start, end, False)
@@ -228,7 +221,7 @@ class _Scale:
 
 
 def ticks(low: Real, high: Real, most: int = 7) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten in [low, high], at most so many."""
+    """Multiples of 1, 2 or 5 times a power of ten in [low, high], at most `most`."""
     least = (high - low) / (most - 1) * (1 - 1e-9)
     power = 10.0 ** math.floor(math.log10(least))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least)
@@ -237,15 +230,17 @@ def ticks(low: Real, high: Real, most: int = 7) -> list[float]:
 
 
 def log_ticks(low: Real, high: Real, most: int = 7) -> list[float]:
-    """1, 2 and 5 times powers of ten in [low, high]; powers alone where those are too many, and
-    where they still are, every other, third and so on."""
+    """1, 2 and 5 times powers of ten in [low, high].
+
+    Where these are more than `most`, powers of ten alone; or else every second, third and so on.
+    """
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for factors in ((1, 2, 5), (1,)):
         every = [f * 10.0**p for p in powers for f in factors]
-        found = [v for v in every if low * (1 - 1e-9) <= v <= high * (1 + 1e-9)]
-        if len(found) <= most:
-            return found if len(found) > 1 else ticks(low, high)
-    return found[:: math.ceil(len(found) / most)]
+        inside = [v for v in every if low * (1 - 1e-9) <= v <= high * (1 + 1e-9)]
+        if len(inside) <= most:
+            return inside if len(inside) > 1 else ticks(low, high)
+    return inside[:: math.ceil(len(inside) / most)]
 
 
 def _frame(across: _Scale, down: _Scale, x: Axis, y: Axis) -> str:
@@ -254,10 +249,8 @@ def _frame(across: _Scale, down: _Scale, x: Axis, y: Axis) -> str:
     rungs, marks = down.ticks(), across.ticks()
     grid = "".join(f"M{left} {down(v):.1f}H{right}" for v in rungs)
     stubs = "".join(f"M{across(v):.1f} {bottom}v4" for v in marks)
-    parts = [
-        f'<path d="{grid}" stroke="{RULE}"/>',
-        f'<path d="M{left} {bottom}H{right}{stubs}" fill="none" stroke="{GREY}"/>',
-    ]
+    axis = f'<path d="M{left} {bottom}H{right}{stubs}" fill="none" stroke="{GREY}"/>'
+    parts = [_path(grid, RULE), axis]
     for v, name in zip(rungs, _names(rungs, y.log), strict=True):
         parts.append(_text(left - 6, down(v) + 4, name, "end"))
     for v, name in zip(marks, _names(marks, x.log), strict=True):
@@ -270,7 +263,7 @@ def _frame(across: _Scale, down: _Scale, x: Axis, y: Axis) -> str:
 
 
 def _names(values: Sequence[float], log: bool) -> list[str]:
-    """Ticks in letters, all with as many decimals."""
+    """Ticks as text, all with the same number of decimals."""
     if log or len(values) < 2:
         return [_tidy(v) for v in values]
     step = values[1] - values[0]
@@ -301,8 +294,7 @@ def forest(title: str, estimates: Sequence[Estimate], x: Axis, mark: str = "") -
     Args:
         title: above it.
         estimates: from the top down; summaries last.
-        x: the axis; its limits are what it shows at least, and the first of them is a line, such as
-            that of chance.
+        x: the axis; it shows its limits at least, and a line at the first of them, such as chance.
         mark: what marks are, for the legend.
     """
     values = [v for e in estimates for v in (e.value, e.low, e.high, e.mark) if v is not None]
@@ -321,22 +313,21 @@ def forest(title: str, estimates: Sequence[Estimate], x: Axis, mark: str = "") -
     parts = [
         _title(title, _FOREST),
         legend,
-        f'<path d="{grid}" stroke="{RULE}"/>',
-        f'<path d="M{left:.1f} {bottom}H{across.end}" stroke="{GREY}"/>',
+        _path(grid, RULE),
+        _path(f"M{left:.1f} {bottom}H{across.end}", GREY),
         _text(across.end, bottom + 16 + _LINE, x.label, "end"),
     ]
     for v, name in zip(marks, _names(marks, False), strict=True):
         parts.append(_text(across(v), bottom + 16, name, "middle"))
     if x.limits is not None:
-        chance = f"M{across(x.limits[0]):.1f} {top}V{bottom}"
-        parts.append(f'<path d="{chance}" stroke="{GREY}" {_dash("3 3")}/>')
+        parts.append(_path(f"M{across(x.limits[0]):.1f} {top}V{bottom}", GREY, extra=_dash("3 3")))
     first = next((i for i, e in enumerate(estimates) if e.summary), 0)
     if first:
-        parts.append(f'<path d="M0 {top + _ROW * first}H{_FOREST}" stroke="{GREY}"/>')
+        parts.append(_path(f"M0 {top + _ROW * first}H{_FOREST}", GREY))
     for i, estimate in enumerate(estimates):
         parts.append(_estimate(estimate, top + _ROW * (i + 0.5), left, across))
-    said = [f"{e.name} {'undefined' if e.value is None else _tidy(e.value)}" for e in estimates]
-    return _figure("; ".join([title, *said]), _FOREST, bottom + 22 + _LINE, parts)
+    values = [f"{e.name} {'undefined' if e.value is None else _tidy(e.value)}" for e in estimates]
+    return _figure("; ".join([title, *values]), _FOREST, bottom + 22 + _LINE, parts)
 
 
 def _estimate(e: Estimate, y: Real, left: Real, across: _Scale) -> str:
@@ -348,17 +339,15 @@ def _estimate(e: Estimate, y: Real, left: Real, across: _Scale) -> str:
     ]
     colour, fade = COLOURS[0], _opacity(0.45) if e.faint else ""
     if e.low is not None and e.high is not None:
-        ends = f"M{across(e.low):.1f} {y}H{across(e.high):.1f}"
-        parts.append(f'<path d="{ends}" stroke="{colour}" stroke-width="2"{fade}/>')
+        parts.append(_path(f"M{across(e.low):.1f} {y}H{across(e.high):.1f}", colour, 2, fade))
     if e.value is not None:
         parts.append(_shape(across(e.value), y, 6 if e.summary else 4, e.summary, colour, fade))
     if e.mark is not None:
-        at = across(e.mark)
-        parts.append(f'<path d="M{at:.1f} {y - 7}v14" stroke="{COLOURS[1]}" stroke-width="2.5"/>')
-    said = f"{e.name}: {value}"
-    said += "" if e.low is None or e.high is None else f" ({e.low:.3f} to {e.high:.3f})"
-    said += "" if e.mark is None else f"; {e.mark:.3f} to compare"
-    return f"<g><title>{escape(said)}</title>{''.join(parts)}</g>"
+        parts.append(_path(f"M{across(e.mark):.1f} {y - 7}v14", COLOURS[1], 2.5))
+    hint = f"{e.name}: {value}"
+    hint += "" if e.low is None or e.high is None else f" ({e.low:.3f} to {e.high:.3f})"
+    hint += "" if e.mark is None else f"; {e.mark:.3f} to compare"
+    return f"<g><title>{escape(hint)}</title>{''.join(parts)}</g>"
 
 
 def _shape(x: Real, y: Real, size: Real, diamond: bool, colour: str, fade: str) -> str:
@@ -368,7 +357,7 @@ def _shape(x: Real, y: Real, size: Real, diamond: bool, colour: str, fade: str) 
     return f'<circle cx="{x:.1f}" cy="{y}" r="{size}" fill="{colour}"{fade}/>'
 
 
-# ----------------------------------------------------------------------------------------- letters
+# ----------------------------------------------------------------------------------------- text
 
 
 @dataclass(frozen=True)
@@ -382,7 +371,7 @@ class _Key:
 
 
 def _legend(keys: Sequence[_Key], width: Real, y: Real) -> tuple[str, int]:
-    """Entries that have a name side by side, and in how many rows."""
+    """The entries with a name, side by side, and the number of rows that they take."""
     parts, at, row = [], 0.0, 0
     keys = [key for key in keys if key.name]
     for key in keys:
@@ -392,16 +381,14 @@ def _legend(keys: Sequence[_Key], width: Real, y: Real) -> tuple[str, int]:
             at, row = 0.0, row + 1
         line = y + _LINE * row
         swatch = f"M{at + 9:.1f} {line - 10}v12" if key.mark else f"M{at:.1f} {line - 4}h18"
-        parts.append(
-            f'<path d="{swatch}" stroke="{key.colour}" stroke-width="2.5" '
-            f"{_dash(key.dash) if key.dash else ''}/>{_text(at + 24, line, name, full=key.name)}"
-        )
+        parts.append(_path(swatch, key.colour, 2.5, _dash(key.dash)))
+        parts.append(_text(at + 24, line, name, full=key.name))
         at += taken
     return "".join(parts), row + bool(keys)
 
 
 def _title(title: str, width: Real) -> str:
-    shown = _fitted(title, width, 15)  # bold letters are wider
+    shown = _fitted(title, width, 15)  # bold text is wider
     return _text(0, 14, shown, extra=' font-size="14" font-weight="600"', full=title, colour=INK)
 
 
@@ -415,7 +402,7 @@ def _text(
     full: str = "",
     colour: str = FAINT,
 ) -> str:
-    """Letters; `full` is shown under a pointer where it is longer."""
+    """Text; the tooltip is `full`, where that is longer."""
     anchor = f' text-anchor="{anchor}"' if anchor else ""
     hint = f"<title>{escape(full)}</title>" if full and full != text else ""
     return (
@@ -428,23 +415,28 @@ def _wide(text: str, size: Real = 12) -> float:
 
 
 def _fitted(text: str, width: Real, size: Real = 12) -> str:
-    """As much of it as there is room for."""
+    """As much of the text as there is room for."""
     room = int(width / (size * _EM))
     return text if len(text) <= room else f"{text[: max(1, room - 1)].rstrip()}…"
 
 
-def _figure(said: str, width: Real, height: Real, parts: Sequence[str]) -> str:
+def _figure(description: str, width: Real, height: Real, parts: Sequence[str]) -> str:
     return (
         f'<figure><svg width="{width}" height="{height:.0f}" viewBox="0 0 {width} {height:.0f}" '
         # The last tick may reach into the margin.
         'style="max-width:100%;height:auto;overflow:visible" '
         'font-family="system-ui,sans-serif" font-size="12" '
-        f'role="img" aria-label="{escape(said)}">\n{"".join(parts)}</svg></figure>\n'
+        f'role="img" aria-label="{escape(description)}">\n{"".join(parts)}</svg></figure>\n'
     )
 
 
+def _path(d: str, stroke: str, width: Real = 0, extra: str = "") -> str:
+    size = f' stroke-width="{width}"' if width else ""
+    return f'<path d="{d}" stroke="{stroke}"{size}{extra}/>'
+
+
 def _dash(pattern: str) -> str:
-    return f'stroke-dasharray="{pattern}"'
+    return f' stroke-dasharray="{pattern}"' if pattern else ""
 
 
 def _opacity(share: Real) -> str:

@@ -1,4 +1,4 @@
-"""Pictures on one page with words under them: HTML that needs nothing else, or PNG."""
+"""Pictures on one page with captions: self-contained HTML, or PNG."""
 
 import base64
 import bisect
@@ -25,12 +25,12 @@ LEADING = 17  # pixels, from one line of text to the next
 
 @dataclass(frozen=True)
 class SheetCell:
-    """A picture and what is printed under it.
+    """A picture and its caption.
 
     Attributes:
-        content: the picture, or a text that stands in its place; where that is "", the label.
-        bold, label: one line each; of those that are too long the end is shown.
-        notes: lines that are wrapped instead.
+        content: the picture, or a text in its place; "" is the label.
+        bold, label: one line each; if it is too long, its end is shown.
+        notes: further lines, which are wrapped.
     """
 
     content: Image.Image | str
@@ -41,7 +41,7 @@ class SheetCell:
 
 @dataclass(frozen=True)
 class SheetSection:
-    """Cells in lines, beside the one that they belong to, if there is one."""
+    """Cells in lines, right of the cell that they belong to, if there is one."""
 
     cells: Sequence[SheetCell]
     head: SheetCell | None = None
@@ -55,10 +55,10 @@ class Sheet:
         title: at the top of the HTML.
         foot: at its end.
         sections: one below the other.
-        side: width and height that pictures have, at most, in pixels.
-        label: height of the text under a picture of the PNG.
-        per_line: cells in a line of the PNG, beside a head.
-        exact: pictures in the HTML are PNG, of the same pixels, instead of JPEG.
+        side: maximum width and height of pictures, in pixels.
+        label: height of the caption in the PNG, in pixels.
+        per_line: cells in a line of the PNG, beside the head.
+        exact: pictures in the HTML are PNG, which keeps their pixels, instead of JPEG.
     """
 
     title: str
@@ -71,13 +71,13 @@ class Sheet:
 
 
 def check(path: places.Given) -> None:
-    """Raises ValueError unless the name of a sheet says what it is to be."""
+    """Raises ValueError unless the name of a sheet ends in .html or .png."""
     if Path(str(path)).suffix.lower() not in SUFFIXES:
         raise ValueError(f"{path}: expected a name ending in {' or '.join(SUFFIXES)}")
 
 
 def draw(path: places.Given, sheet: Sheet) -> None:
-    """Writes a sheet; what is there is replaced in one step.
+    """Writes a sheet; a file that exists is replaced atomically.
 
     Raises:
         ValueError: the name ends in neither .html nor .png, or the PNG would be too large.
@@ -98,17 +98,17 @@ def write(
     dicom: Rules = Rules(),
     queries: Rules | None = None,
 ) -> None:
-    """Draws a line for each query: the query at the left, then its hits with score and id.
+    """Draws a line for each query: the query on the left, then its hits with score and id.
 
-    Images are read from where they were when embedded; in place of one that is not there any more,
-    or of a text, stands its id.
+    Images are read from the files that were embedded. A text, or an image whose file is gone, is
+    shown by its id.
 
     Args:
-        path: ends in .html or .png; replaced in one step.
-        results: of `search.search`.
+        path: ends in .html or .png; replaced atomically.
+        results: see `search.search`.
         images: the queries that are image files.
         dicom: how the DICOM files among the hits became pixels.
-        queries: how those among the queries do; default likewise.
+        queries: how the DICOM files among the queries become pixels; the default is `dicom`.
     """
     sections = [_section(result, images, dicom, queries or dicom) for result in results]
     draw(path, Sheet("Search", "Scores are cosines. Not a medical device.", sections))
@@ -178,7 +178,7 @@ def _encoded(picture: Image.Image, kind: str) -> bytes:
 
 
 def _width(sheet: Sheet) -> int:
-    """Of a cell: small pictures have as much text as others."""
+    """Width of a cell; the captions of small pictures need room, too."""
     return max(sheet.side, SIDE)
 
 
@@ -233,7 +233,7 @@ def _put(
 
 
 def _wrapped(text: str, width: int, font: Any) -> list[str]:
-    """Lines that fit, cut between words, or inside those that are longer than a line."""
+    """Lines that fit, cut between words, or inside words that are longer than a line."""
     text, lines = " ".join(text.split()), []
     while text:
         count = _fitting(text, width, font)
@@ -245,7 +245,7 @@ def _wrapped(text: str, width: int, font: Any) -> list[str]:
 
 
 def _end(text: str, width: int, font: Any) -> str:
-    """As much of a name as fits: its end, which tells it from others."""
+    """As much of a name as fits: its end, because that is where names differ."""
     text = " ".join(text.split())
     count = _fitting(text[::-1], width, font)
     return text if count == len(text) else "…" + text[len(text) - count + 1 :]
@@ -254,5 +254,5 @@ def _end(text: str, width: int, font: Any) -> str:
 def _fitting(text: str, width: int, font: Any) -> int:
     """Number of characters from the start that fit, at least 1."""
     counts = range(1, min(len(text), width) + 1)
-    found = bisect.bisect_right(counts, width, key=lambda n: font.getlength(text[:n]))
-    return max(found, min(len(text), 1))
+    fitting = bisect.bisect_right(counts, width, key=lambda n: font.getlength(text[:n]))
+    return max(fitting, min(len(text), 1))

@@ -114,7 +114,7 @@ def test_holm_adjusts_for_the_classes_that_were_tested(pair):
 
 def test_the_mean_is_paired_and_inside_the_loop(pair):
     a, b = make(1), make(2, noise=0.3)
-    got = compare(*pair, resamples=300, seed=5)["macro"]
+    got = compare(*pair, resamples=60, seed=5)["macro"]
     units = np.unique(a.groups, return_inverse=True)[1]
     assert got["classes"] == 3
     assert [got["first"], got["second"]] == pytest.approx(
@@ -123,11 +123,11 @@ def test_the_mean_is_paired_and_inside_the_loop(pair):
     assert got["difference"] == pytest.approx(got["second"] - got["first"], abs=1e-12)
     want = metrics.bootstrap(
         lambda rows: macro(b, rows) - macro(a, rows), np.arange(N),
-        groups=units, samples=300, seed=5,
+        groups=units, samples=60, seed=5,
     )  # fmt: skip
     assert [got["low"], got["high"]] == pytest.approx([want.low, want.high], abs=1e-12)
     alone = [
-        metrics.bootstrap(metrics.macro_auc, x.scores, x.labels, groups=units, samples=300)
+        metrics.bootstrap(metrics.macro_auc, x.scores, x.labels, groups=units, samples=60)
         for x in (a, b)
     ]
     unpaired = np.hypot(*(x.high - x.low for x in alone))

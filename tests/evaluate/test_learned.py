@@ -707,7 +707,7 @@ def test_command(data, checkpoint, model, tmp_path, capsys, monkeypatch):
     assert "1 of 72 train images have no embedding" in error and "big_vision-train" in error
     assert cli.main([*learn, "--allow-missing"]) == 3
     out, error = capsys.readouterr()
-    assert "linear probe: macro AUC" in out and "thresholds and calibration: of 34" in out
+    assert "linear probe: macro AUC" in out and "calibration: chosen on 34" in out
     assert "went on without 1 unreadable (train) images" in error
     assert "| unreadable (train) | 1 |" in (tmp_path / "out/report.md").read_text()
 

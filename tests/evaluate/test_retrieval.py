@@ -28,7 +28,7 @@ def dataset(texts, groups=None):
 
 def of_model(rows, vectors):
     manifest = Manifest(
-        model=Weights(None, None), preprocess="big_vision", normalized=True, dim=1, parts=[]
+        model=Weights(None, None), preprocess="big_vision", normalized=True, dim=1, parts=()
     )
     return ImageEmbeddings(rows, vectors, manifest)
 
@@ -125,7 +125,7 @@ def test_long_texts_are_counted(model):
 def test_prompts_of_classes_are_texts(model):
     content = {
         "title": "Classes", "kind": "multi_class", "score": "cosine", "retrieval": "prompts",
-        "data": {"adapter": "csv"},
+        "data": {"adapter": "folders"},
         "classes": [{"name": "one", "present": ["photo of a a", "scan"]},
                     {"name": "two", "present": ["scan of a b"]}],
     }  # fmt: skip

@@ -568,7 +568,7 @@ def test_wrong_flags(data, checkpoint, tmp_path, capsys):
         ("--blank", "positive"): "blank is 'positive'",
         ("--resamples", "0"): "resamples is 0",
         ("--reading", "third"): "no reading 'third'; there are: other",
-        ("--data", "nowhere"): "nowhere: no such folder; Three findings",
+        ("--data", "nowhere"): "nowhere: no such folder; get Three findings",
         ("--dicom-rules", "best"): "DICOM rules 'best'; expected one of dicom, official",
         ("--prompts", str(data / "0.png")): "not readable as TOML",
     }.items():

@@ -58,8 +58,8 @@ def read(task: Task, layout: CsvData, root: Place, policy: Policy) -> Dataset:
 def _dataset(
     task: Task, layout: CsvData, root: Place, joined: _Joined, of_rows: np.ndarray, values: tuple
 ) -> Dataset:
-    found = images.find(task, layout.images, root, joined.rows)
-    numbers, names = map(list, zip(*found.pairs, strict=True))
+    matched = images.find(task, layout.images, root, joined.rows)
+    numbers, names = map(list, zip(*matched.pairs, strict=True))
     rows = [joined.rows[i] for i in numbers]
     return Dataset(
         names,
@@ -69,8 +69,8 @@ def _dataset(
         _groups(rows, names, layout.group),
         _attributes(rows, layout),
         joined.files,
-        {**joined.counts, **found.counts},
-        [*joined.missing, *found.missing],
+        {**joined.counts, **matched.counts},
+        [*joined.missing, *matched.missing],
         [row[layout.text] for row in rows] if layout.text else None,
     )
 

@@ -118,10 +118,10 @@ def _curves(probe: Mapping[str, Any]) -> ReportSection:
 
 def draws(rows: Sequence[Mapping[str, Any]], key: str) -> Mapping[tuple[str, int], list[float]]:
     """(method, size) -> the AUCs of its draws that have one; `key` is that of the size."""
-    found: dict[tuple[str, int], list[float]] = defaultdict(list)
+    aucs: dict[tuple[str, int], list[float]] = defaultdict(list)
     for row in rows:
-        found[row["method"], row[key]] += [] if row["auc"] is None else [row["auc"]]
-    return found
+        aucs[row["method"], row[key]] += [] if row["auc"] is None else [row["auc"]]
+    return aucs
 
 
 def _curve(rows: Sequence[Mapping[str, Any]], key: str, unit: str) -> Iterator[Cells]:

@@ -105,11 +105,11 @@ def _stated(point: metrics.OperatingPoint, prevalence: float) -> dict[str, float
 def _platt(name: str, chosen: metrics.Known, judged: metrics.Known, rule: str) -> dict[str, Any]:
     """One finding: a logistic curve of the scores, or of the log odds of probabilities."""
     probabilities = rule in PROBABILITIES
-    of, transform = ("log odds", _log_odds) if probabilities else ("scores", np.asarray)
+    inputs, transform = ("log odds", _log_odds) if probabilities else ("scores", np.asarray)
     fitted = metrics.fit_platt(transform(chosen.scores), chosen.positive)
     return {
         "of": name,
-        "method": f"Platt on {of}",
+        "method": f"Platt on {inputs}",
         "parameters": {"slope": fitted.slope, "intercept": fitted.intercept},
         "left_out": 0,
         "before": _errors(judged.scores, judged.positive) if probabilities else None,
@@ -126,7 +126,9 @@ def _temperature(validation: Scores, test: Scores, rule: str) -> Iterator[dict[s
     class right: those of validation are left out; those of the test count, and the class has
     probability 0.
     """
-    of, transform = ("log probabilities", _log) if rule in PROBABILITIES else ("scores", np.asarray)
+    inputs, transform = "scores", np.asarray
+    if rule in PROBABILITIES:
+        inputs, transform = "log probabilities", _log
     (chosen, chosen_labels), (judged, labels) = map(_exclusive, (validation, test))
     learned = validation.learned
     rows = learned[chosen_labels]
@@ -140,7 +142,7 @@ def _temperature(validation: Scores, test: Scores, rule: str) -> Iterator[dict[s
     after[:, learned] = fitted(transform(judged[:, learned]))
     yield {
         "of": TOP_LABEL,
-        "method": f"temperature on {of}",
+        "method": f"temperature on {inputs}",
         "parameters": {"temperature": fitted.value},
         "left_out": int((~rows).sum()),
         "before": _top_label_errors(judged, labels) if rule in DISTRIBUTIONS else None,
