@@ -33,24 +33,27 @@ __all__ = [
 
 
 def lazy(room: str, **names: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """The face of a room: names that are imported from its files when they are first asked for.
+    """The face of a room: its files and their main names, imported when they are first used.
 
     Args:
         room: the package, such as "medsiglip_jax.model".
-        names: file -> the names that it gives, separated by spaces; none for the file itself.
+        names: file (`__` for a dot) -> the names that it contributes, separated by spaces. None of
+            them may be called as a file of the room: importing the file would replace it.
 
     Returns:
         `__getattr__` and `__dir__` of the package.
     """
-    homes = {name: file for file, given in names.items() for name in given.split() or [file]}
+    files = {name: file for file, given in names.items() for name in given.split()}
 
     def get(name: str) -> Any:
-        if name not in homes:
-            raise AttributeError(f"module {room!r} has no attribute {name!r}")
-        module = import_module(f"{room}.{homes[name].replace('__', '.')}")
-        return module if name == homes[name] else getattr(module, name)
+        if name in files:
+            return getattr(import_module(f"{room}.{files[name].replace('__', '.')}"), name)
+        if name in names:
+            return import_module(f"{room}.{name}")
+        raise AttributeError(f"module {room!r} has no attribute {name!r}")
 
-    return get, lambda: sorted({*homes, *vars(sys.modules[room])})
+    listed = {*files, *(file for file in names if "__" not in file)}
+    return get, lambda: sorted({*listed, *vars(sys.modules[room])})
 
 
 __getattr__, __dir__ = lazy(

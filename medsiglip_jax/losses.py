@@ -1,9 +1,9 @@
-"""The pairwise sigmoid loss: in tiles, in a ring over devices, with its gradients in one pass.
+"""The pairwise sigmoid loss: in tiles, in a ring over devices, its gradients in the same pass.
 
 Every pair adds `softplus(-sign * logit)`, and its gradient is known the moment its logit is. Value
 and gradients are therefore plain sums over tiles of pairs: the forward rule of the custom gradient
-walks the tiles once (three matmuls each, nothing kept per pair) and the backward rule only scales.
-Over several devices the texts travel round a ring, and their gradient travels with them.
+goes through the tiles once (three matmuls each, nothing stored per pair), and the backward rule
+only scales. Over several devices the texts travel round a ring, and their gradient with them.
 """
 
 import functools
@@ -14,21 +14,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Real
 
-# Id of a row that takes part in no pair: masked by the caller, or padding of the last tile.
+# The id of rows that belong to no pair: masked by the caller, or padding of the last tile.
 _MASKED = jnp.iinfo(jnp.int32).min
 
 
-class _Rows(NamedTuple):
-    """One tower's rows in tiles; two rows are a positive pair exactly where their ids are equal."""
+class _Tiles(NamedTuple):
+    """The embeddings of one tower, cut into tiles; rows with equal ids are a positive pair."""
 
     z: Array  # [tiles, rows, d]
     ids: Array  # [tiles, rows]
 
 
 class _Sums(NamedTuple):
-    """Sums over the texts, kept per image so that each float32 takes few additions.
+    """Sums over the texts, one per image, so that each float32 is the sum of few terms.
 
-    The gradients are None where only the loss is wanted.
+    The gradients are None where only the loss is computed.
     """
 
     loss: Array  # [tiles, rows]
@@ -52,9 +52,9 @@ def sigmoid_loss(
 
     The logits are `exp(t) * zimg @ ztxt.T + b`; the sign is +1 for a positive pair and -1 for any
     other. Source: SigLIP, arXiv 2303.15343, algorithm 1; big_vision
-    trainers/proj/image_text/siglip.py:287-308, whose chunked version was never published. The sum
-    is divided by the number of images, as there, and not by that of pairs: at initialisation
-    (t = log 10, b = -10) the loss is about 10.
+    trainers/proj/image_text/siglip.py:287-308, whose chunked version was never published. As there,
+    the sum is divided by the number of images, not of pairs: at initialisation (t = log 10,
+    b = -10) the loss is about 10.
 
     Computes in float32, or in float64 where an argument is float64, at matmul precision "highest".
     Gradients are reverse-mode, with respect to the first four arguments, each in the shape and
@@ -72,8 +72,8 @@ def sigmoid_loss(
       b: bias.
       positives: ids. Rows with equal ids are positive pairs; a row with a negative id matches only
         itself. None: every row matches only itself.
-      mask: False takes a row, image and text, out of every pair and out of the count; nothing it
-        holds, not even NaN, reaches the loss or a gradient. The loss of no rows is 0.
+      mask: False excludes a row, image and text, from every pair and from the count; nothing in it,
+        not even NaN, reaches the loss or a gradient. The loss of no rows is 0.
       chunk_size: upper bound on the sides of the tiles of logits, of which one exists at a time,
         forward and backward. It need not divide n. None: one tile of n x n. For arrays sharded over
         devices use `axis_name` too: under plain `jit` every device would compute all the tiles.
@@ -106,7 +106,7 @@ def sigmoid_loss(
 def cross_entropy(
     logits: Float[Array, "n c"], labels: Int[ArrayLike, " n"], mask: Bool[ArrayLike, " n"]
 ) -> Float[Array, ""]:
-    """Mean softmax cross-entropy over the rows that count: not masked, label not negative."""
+    """Mean softmax cross-entropy over the rows that are not masked and have no negative label."""
     labels, mask = jnp.asarray(labels), jnp.asarray(mask)
     valid = mask & (labels >= 0)
     log_p = jax.nn.log_softmax(logits)
@@ -120,12 +120,12 @@ def binary_cross_entropy(
     mask: Bool[ArrayLike, " n"],
     pos_weight: Float[ArrayLike, " c"] | None = None,
 ) -> Float[Array, ""]:
-    """Mean over known entries of the multi-label loss; NaN is an unknown label.
+    """Mean multi-label loss over the entries whose label is known; NaN is an unknown label.
 
     Args:
       logits: one per class.
       labels: 0, 1 or NaN.
-      mask: False takes a row out.
+      mask: False excludes a row.
       pos_weight: factor on the positives of each class, as torch's BCEWithLogitsLoss has it.
     """
     labels, mask = jnp.asarray(labels), jnp.asarray(mask)
@@ -160,7 +160,7 @@ _local_sum.defvjp(_local_sum_fwd, _local_sum_bwd)
 
 
 def _ring(img, txt, sums, gtxt, t, b, axis_name):
-    """Adds the pairs of `img` with every device's texts; `gtxt` ends where its texts started."""
+    """Adds the pairs of `img` with the texts of every device; `gtxt` returns to its own device."""
     if axis_name is None:
         return _all_tiles(img, txt, sums, gtxt, t, b)
     size = jax.lax.axis_size(axis_name)
@@ -177,7 +177,7 @@ def _ring(img, txt, sums, gtxt, t, b, axis_name):
 
 
 def _all_tiles(img, txt, sums, gtxt, t, b):
-    """Adds the pairs of `img` with `txt` to `sums` and to `gtxt`, one tile after the other."""
+    """Adds the pairs of `img` and `txt` to `sums` and `gtxt`, one tile after the other."""
     with_gradients = gtxt is not None
 
     def image_tile(gtxt, xs):
@@ -220,14 +220,14 @@ def _total(x):
 
 
 def _tiles(z, ids, chunk_size):
-    """Splits rows into the fewest tiles of at most `chunk_size`, evened out to pad little."""
+    """Splits rows into the fewest tiles of at most `chunk_size`, all of one size to pad little."""
     n = len(z)
     tiles = -(-n // (chunk_size or n))
     rows = -(-n // tiles)
     pad = tiles * rows - n
     z = jnp.pad(z, ((0, pad), (0, 0)))
     ids = jnp.pad(ids, (0, pad), constant_values=_MASKED)
-    return _Rows(z.reshape(tiles, rows, -1), ids.reshape(tiles, rows))
+    return _Tiles(z.reshape(tiles, rows, -1), ids.reshape(tiles, rows))
 
 
 def _pair_ids(n, positives, mask, axis_name):
@@ -297,7 +297,7 @@ def _check_rows(n, positives, mask):
 
 
 def _check_ids_fit(positives):
-    """Refuses 64-bit host ids that JAX would silently truncate, making strangers positive pairs."""
+    """Refuses 64-bit ids that JAX would silently truncate, which could make two of them equal."""
     if positives is None or isinstance(positives, jax.Array):
         return
     if (positives != np.asarray(positives).astype(jnp.result_type(positives))).any():

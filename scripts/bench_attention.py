@@ -1,4 +1,4 @@
-"""Attention back ends compiled for a TPU that is not here: memory, and bytes moved."""
+"""Attention back ends, compiled for a TPU that need not be present: memory and bytes moved."""
 
 import json
 import subprocess
@@ -12,15 +12,15 @@ WAYS = ("forward", "none", "dots", "block")  # without a gradient, and with each
 
 def add_parsers(commands) -> None:
     sub = commands.add_parser("attention", help="attention for TPUs, compiled (needs libtpu)")
-    sub.add_argument("--topology", default="v5e:1x1", help="of one chip (default v5e:1x1)")
-    sub.add_argument("--images", type=int, default=16, help="of a batch (default 16)")
+    sub.add_argument("--topology", default="v5e:1x1", help="topology of one chip (default v5e:1x1)")
+    sub.add_argument("--images", type=int, default=16, help="batch size (default 16)")
     sub.add_argument("--ways", nargs="+", default=WAYS, choices=WAYS, help="default all")
     sub.add_argument("--json", action="store_true", help="one JSON document on stdout")
     sub.set_defaults(run=attention)
 
 
 def attention(args) -> dict:
-    """Compiles each way with both back ends, in a process whose environment keeps TPUs away."""
+    """Compiles each variant with both back ends, in a process that sees no TPU."""
     from medsiglip_jax.plan import worker
 
     worker.check_libtpu()
@@ -41,7 +41,7 @@ def attention(args) -> dict:
 
 
 def one(topology: str, images: int, way: str, name: str) -> dict[str, int]:
-    """Compiles, in this process."""
+    """Compiles one variant in this process."""
     import jax
     import jax.numpy as jnp
     from jax.sharding import SingleDeviceSharding

@@ -9,10 +9,10 @@ import measure
 
 
 def dicom(args) -> dict:
-    """Time of one file, by kind of file.
+    """Measures milliseconds per file, for each kind of file.
 
-    The plain loop reads, applies modality and VOI LUT as pydicom has them, scales to 8 bits,
-    inverts MONOCHROME1 and resizes with PIL; of CT it makes one window, where ours are three.
+    The plain loop reads the file, applies pydicom's modality and VOI LUTs, scales to 8 bits,
+    inverts MONOCHROME1 and resizes with PIL; for CT it makes one window where ours are three.
     """
     from medsiglip_jax.preprocess import xla
 
@@ -56,7 +56,8 @@ def _plain(data: bytes, size: int):
 def _files() -> dict[str, bytes]:
     """Radiographs with and without a window, CT, CT as JPEG 2000, and a colour image.
 
-    Pixels are noise, which JPEG 2000 takes ten times as long for as for a head (pydicom's own).
+    Pixels are noise, on which JPEG 2000 takes ten times as long as on a real head (pydicom's
+    own file).
     """
     import imagecodecs
     import numpy as np

@@ -20,7 +20,7 @@ def embed(args) -> dict:
     """Images/s from files to vectors, ours against transformers' processor and model.
 
     `--loop plain` reads, prepares and embeds one batch after the other, as the model card does;
-    `dataloader` gives the reading to a torch DataLoader with as many workers as there are cores.
+    `dataloader` leaves the reading to a torch DataLoader with one worker per core.
     """
     architecture = _architecture(args.size)
     with tempfile.TemporaryDirectory(prefix="medsiglip_bench_") as folder:
@@ -92,7 +92,7 @@ def _torch_job(architecture, paths: list[str], args):
 
 
 def _processor(resample: str):
-    """PIL image -> float32 [3, 448, 448]: transformers' own, or the cheapest one by hand."""
+    """PIL image -> float32 [3, 448, 448]: transformers' own, or a cheap one written by hand."""
     import numpy as np
     import torch
     from PIL import Image
@@ -111,13 +111,13 @@ def _processor(resample: str):
 
 
 def memory(args) -> dict:
-    """Peak resident memory of whole jobs of more and more rows, each in a process of its own."""
+    """Peak resident memory of whole jobs with more and more rows, each in its own process."""
     rows = []
     with tempfile.TemporaryDirectory(prefix="medsiglip_bench_") as name:
         folder = Path(name)
         _small_model(folder / "model")
         for count in args.rows:
-            _manifest(folder / "rows.parquet", count)
+            _write_table(folder / "rows.parquet", count)
             command = [sys.executable, __file__, "memory-one", folder, f"{count}"]
             rows.append(json.loads(subprocess.run(command, check=True, capture_output=True).stdout))
     return {"unit": "MiB, peak RSS", "rows": rows}
@@ -131,8 +131,8 @@ def _small_model(folder: Path) -> None:
     medsiglip_jax.save(medsiglip_jax.init(small), folder)
 
 
-def _manifest(path: Path, count: int) -> None:
-    """Rows of 100 small pictures, again and again under other names."""
+def _write_table(path: Path, count: int) -> None:
+    """A table of `count` rows that repeats 100 small pictures under different ids."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -150,7 +150,7 @@ def _manifest(path: Path, count: int) -> None:
 
 
 def memory_one(folder: Path, count: int) -> dict:
-    """The job in this process, and its peak."""
+    """Runs one job in this process and returns its peak memory."""
     import medsiglip_jax
     from medsiglip_jax.data import inputs
     from medsiglip_jax.inference.embed import EmbedOptions

@@ -1,4 +1,4 @@
-"""Statistics of an evaluation: speed against scikit-learn, and how often intervals hold the truth.
+"""Statistics of an evaluation: speed against scikit-learn, and how often intervals cover the truth.
 
 `bench.py evaluate` and `bench.py coverage` run it.
 """
@@ -73,7 +73,7 @@ def _chest_xrays():
 
 
 def _weighed(patients, samples):
-    """[resamples + left out, 518], how often an interval wants each image: drawn or left out."""
+    """[resamples + left out, 518], how often each image is drawn, or left out, for an interval."""
     import numpy as np
 
     from medsiglip_jax.metrics.bootstrap import interval_of
@@ -99,7 +99,7 @@ def _our_intervals(scores, labels, patients, samples) -> dict:
 
 
 def _sklearn_aucs(scores, labels, counts):
-    """[resamples, 13], NaN where a finding has one label only, one resample after the other."""
+    """[resamples, 13], one resample after the other; NaN if all labels of a finding are equal."""
     import numpy as np
     from sklearn.metrics import roc_auc_score
 
@@ -117,10 +117,10 @@ def _auc(roc_auc_score, labels, scores) -> float:
 
 
 def _agreement(scores, labels, counts, theirs) -> dict:
-    """The largest difference of AUCs on the same resamples, and without the same patients.
+    """The largest difference of AUCs on the same resamples, and with the same patients left out.
 
     Raises:
-        SystemExit: they are not the same.
+        SystemExit: they differ.
     """
     import numpy as np
 
@@ -135,10 +135,10 @@ def _agreement(scores, labels, counts, theirs) -> dict:
 
 
 def _agreement_of_limits(theirs, samples: int, intervals: dict) -> dict:
-    """The largest difference of limits, if theirs are BCa of the AUCs of scikit-learn too.
+    """The largest difference between our limits and BCa limits of scikit-learn's AUCs.
 
     Raises:
-        SystemExit: they are not the same.
+        SystemExit: they differ.
     """
     import numpy as np
 
@@ -167,7 +167,7 @@ def _check(same, problem: str) -> None:
 
 
 def coverage(args) -> dict:
-    """How many of the intervals of simulated data sets hold the AUC that they were drawn with."""
+    """The share of intervals of simulated data sets that contain the AUC they were drawn with."""
     rows = []
     for positives, area in itertools.product(args.positives, args.auc):
         found = _intervals(positives, args.negatives, area, args.draws, args.samples)
@@ -214,11 +214,13 @@ def add_parsers(commands) -> None:
     sub = commands.add_parser("evaluate", help="bootstrap intervals, against scikit-learn")
     sub.add_argument("--samples", type=int, default=2000, help="resamples (default 2,000)")
     sub.add_argument(
-        "--quick", action="store_true", help="a tenth of scikit-learn's loop, times ten"
+        "--quick",
+        action="store_true",
+        help="run a tenth of scikit-learn's loop and multiply by ten",
     )
     sub.add_argument("--json", action="store_true", help="one JSON document on stdout")
     sub.set_defaults(run=evaluate)
-    sub = commands.add_parser("coverage", help="how often intervals of an AUC hold the truth")
+    sub = commands.add_parser("coverage", help="how often intervals of an AUC cover the truth")
     sub.add_argument("--draws", type=int, default=1000, help="data sets (default 1,000)")
     sub.add_argument("--samples", type=int, default=1000, help="resamples (default 1,000)")
     sub.add_argument("--positives", type=int, nargs="+", default=[5, 30, 100])

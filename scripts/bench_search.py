@@ -18,8 +18,8 @@ SIDES = ("ours", "numpy", "faiss", "faiss_blas")
 def search(args) -> dict:
     """Seconds for all queries: over vectors in memory, and over files as `embed` writes them.
 
-    faiss and NumPy bring their own threads, which slow each other down in one process: faiss has a
-    process of its own. It takes one query after the other unless it is told to use BLAS
+    The threads of faiss and NumPy slow each other down in one process, so faiss has its own. It
+    takes one query after the other unless it is told to use BLAS
     (`distance_compute_blas_threshold`); both are measured.
     """
     if importlib.util.find_spec("faiss") is None:
@@ -63,7 +63,7 @@ def _compare(args, where: str, count: int, folder: Path) -> list[dict]:
 
 
 def _ratios(medians: dict[str, float]) -> dict[str, float]:
-    """How many times as long the others take; of faiss, the faster way."""
+    """How many times as long the others take; the faster one for faiss."""
     others = {name: [m for side, m in medians.items() if name in side] for name in SIDES[1:3]}
     return {
         f"ratio_to_{name}": round(min(found) / medians["ours"], 3)
@@ -234,10 +234,14 @@ def add_parsers(commands, common) -> None:
     """The sub-command; `common` adds the flags that all share."""
     sub = commands.add_parser("search", help="exact search, against faiss and NumPy")
     common(sub, "so400m-448")
-    sub.add_argument("--rows", type=int, default=1_000_000, help="in memory, twice (2 x 4.6 GB)")
-    sub.add_argument("--file-rows", type=int, default=262_144, help="in files")
+    sub.add_argument(
+        "--rows", type=int, default=1_000_000, help="rows in memory, held twice (2 x 4.6 GB)"
+    )
+    sub.add_argument("--file-rows", type=int, default=262_144, help="rows in files")
     sub.add_argument("--dim", type=int, default=1152)
-    sub.add_argument("--dtype", default="float32", choices=["float32", "float16"], help="of files")
+    sub.add_argument(
+        "--dtype", default="float32", choices=["float32", "float16"], help="element type in files"
+    )
     sub.add_argument("--queries", type=int, nargs="+", default=[1, 64])
     sub.add_argument("--sides", nargs="+", default=SIDES, choices=SIDES)
     sub.add_argument("--top-k", type=int, default=10)

@@ -14,8 +14,8 @@ _SIDE = 256  # of the slide's own tiles, as scanners write them
 def slides(args) -> dict:
     """Tiles per second from file to pixels, by resolution: on one core, and with all threads.
 
-    The plain loop goes row by row, which is how a grid is written down; the slide is as wide as a
-    small one, and one level has to be read at twice the resolution asked for.
+    The plain loop goes row by row over the grid. The slide is as wide as a small real one, and one
+    level has to be read at twice the resolution asked for.
     """
     from medsiglip_jax.preprocess import slides
     from medsiglip_jax.preprocess.parts import Parts
@@ -44,7 +44,7 @@ def slides(args) -> dict:
 
 
 def _ours(path: str, places, threads: int) -> None:
-    """What the loader's threads do with each row."""
+    """Reads one tile as the loader's threads do."""
     from medsiglip_jax.preprocess import sources, xla
     from medsiglip_jax.preprocess.names import Tile, part_of
 
@@ -105,7 +105,7 @@ def _slide(path: Path, width: int, height: int) -> str:
 def add_parsers(commands) -> None:
     sub = commands.add_parser("slides", help="tiles of a slide to pixels, against OpenSlide")
     sub.add_argument("--mpp", type=float, nargs="+", default=[0.5, 1.0])
-    sub.add_argument("--width", type=int, default=40_000, help="of the slide, in pixels")
+    sub.add_argument("--width", type=int, default=40_000, help="width of the slide in pixels")
     sub.add_argument("--height", type=int, default=1_800)
     sub.add_argument("--repeats", type=int, default=9)
     sub.add_argument("--json", action="store_true")

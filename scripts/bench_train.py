@@ -46,7 +46,7 @@ def train(args) -> dict:
 
 
 def image_flops(vision) -> float:
-    """Of one forward pass for one image: the matrix products, two per multiply-add."""
+    """FLOPs of the matrix products of one forward pass for one image, two per multiply-add."""
     n, d = vision.num_tokens, vision.width
     blocks = vision.depth * _block_flops(n, d, vision.mlp_dim)
     head = 2 * (2 * n * d * d + 2 * d * d + 2 * n * d + 2 * d * vision.mlp_dim)
@@ -155,7 +155,7 @@ def _hf(tower, **more) -> dict:
 
 
 def step(args) -> dict:
-    """One step of the full-size model with frozen parts: does it fit, how long does it take."""
+    """One step of the full-size model with frozen parts: its memory and seconds."""
     import jax
 
     from medsiglip_jax.model import api, config, tree
@@ -203,7 +203,7 @@ def step(args) -> dict:
 
 
 def loss(args) -> dict:
-    """Memory of value and gradients of the pairwise loss as compiled, nothing run."""
+    """Memory of the pairwise loss and its gradients as compiled, without running them."""
     import jax
     import jax.numpy as jnp
 

@@ -1,4 +1,4 @@
-"""What becomes of every file that pydicom's wheel brings, as a table in Markdown.
+"""What happens to every DICOM file in pydicom's wheel, as a Markdown table.
 
 python scripts/dicom_table.py                        # by the standard's rules
 python scripts/dicom_table.py --dicom-rules official FILE_OR_FOLDER
@@ -31,14 +31,14 @@ def main() -> int:
 
 
 def brought() -> Path:
-    """The folder of pydicom's own files."""
+    """The folder of the files in pydicom's wheel."""
     import pydicom
 
     return Path(pydicom.__file__).parent / "data"
 
 
 def table(roots: Sequence[Path], rules: str) -> Iterator[tuple[str, str, str, str]]:
-    """File, transfer syntax, the size of its pixels or why there are none, and milliseconds."""
+    """Rows of file, transfer syntax, image size or the reason for having none, and milliseconds."""
     from pydicom.uid import UID
 
     from medsiglip_jax.preprocess.decode import decode

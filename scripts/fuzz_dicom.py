@@ -1,11 +1,11 @@
-"""Damaged DICOM files through the decoder and through `medsiglip-jax embed`.
+"""Damages DICOM files and sends them through the decoder and `medsiglip-jax embed`.
 
     python scripts/fuzz_dicom.py                 # 2,000 files, minutes
     python scripts/fuzz_dicom.py --count 60 --json
 
-pydicom's own files are damaged, so that every transfer syntax is among them. Ends with 1 unless
-every file is embedded or named in errors.parquet, no file takes 30 s, no process 2 GiB, and nobody
-but the command says anything.
+The files are those of pydicom's wheel, which cover every transfer syntax. The exit code is 1 unless
+every file is embedded or listed in errors.parquet, no file takes 30 s, no process takes 2 GiB, and
+only the command itself prints anything.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def main() -> int:
 
 
 def write(folder: Path, count: int, seed: int) -> None:
-    """Writes damaged files, of every original and every kind of damage the same number."""
+    """Writes damaged files, equally many of every original and every kind of damage."""
     folder.mkdir(parents=True)
     rng, files, kinds = np.random.default_rng(seed), originals(), list(KINDS.items())
     for i in range(count):
@@ -80,7 +80,7 @@ def originals() -> list[bytes]:
 
 
 def bits(rng, data: bytes) -> bytes:
-    """A few bits, anywhere."""
+    """Flips a few bits anywhere."""
     out = bytearray(data)
     for _ in range(rng.integers(1, 30)):
         out[rng.integers(132, len(out))] ^= 1 << rng.integers(8)
@@ -96,7 +96,7 @@ _NUMBERS = (0x02, 0x08, 0x10, 0x11, 0x100, 0x101, 0x102, 0x103, 0x1050, 0x1051, 
 
 
 def numbers(rng, data: bytes) -> bytes:
-    """What the image says of itself: huge, zero, or anything."""
+    """Changes the numbers that describe the image: huge, zero, or random."""
     out = bytearray(data)
     for element in rng.choice(_NUMBERS, 4, replace=False).tolist():
         at = data.find(b"\x28\x00" + element.to_bytes(2, "little"))
@@ -108,7 +108,7 @@ def numbers(rng, data: bytes) -> bytes:
 
 
 def lengths(rng, data: bytes) -> bytes:
-    """Lengths of elements: wrong, huge, not defined."""
+    """Changes lengths of elements: wrong, huge, undefined."""
     out = bytearray(data)
     for _ in range(3):
         group = (b"\x28\x00", b"\x08\x00", b"\xe0\x7f", b"\x02\x00")[rng.integers(4)]
@@ -121,7 +121,7 @@ def lengths(rng, data: bytes) -> bytes:
 
 
 def stream(rng, data: bytes) -> bytes:
-    """The second half, where the compressed frames are."""
+    """Changes the second half, where the compressed frames are."""
     out = bytearray(data)
     for _ in range(rng.integers(1, 12)):
         out[rng.integers(len(out) // 2, len(out))] = rng.integers(256)
@@ -133,7 +133,7 @@ SEQUENCE, ITEM = b"\x28\x00\x10\x30SQ\0\0\xff\xff\xff\xff", b"\xfe\xff\x00\xe0"
 
 
 def inserted(rng, data: bytes) -> bytes:
-    """Something more in between: rubbish, or sequences in sequences."""
+    """Inserts random bytes, or nested sequences."""
     at = int(rng.integers(132, len(data)))
     nested, empty = (SEQUENCE + ITEM + b"\xff" * 4) * 2000, SEQUENCE + (ITEM + bytes(4)) * 20000
     rubbish = [rng.bytes(int(rng.integers(1, 300))), bytes(4000), nested, empty]
@@ -141,7 +141,7 @@ def inserted(rng, data: bytes) -> bytes:
 
 
 def bomb(rng, data: bytes) -> bytes:
-    """Deflated, with up to a gigabyte of the same behind or instead of it."""
+    """Deflates the file, with up to a gigabyte of one byte after it or in its place."""
     from medsiglip_jax.preprocess.dicom import sniff
 
     packer, start = zlib.compressobj(1, zlib.DEFLATED, -15), sniff.transfer_syntax(data)[1]
@@ -163,9 +163,9 @@ KINDS = {f.__name__: f for f in (bits, cut, numbers, lengths, stream, inserted, 
 
 
 def decode_all(folder: Path) -> dict:
-    """Outcomes by both rules, "" is pixels; seconds of CPU of the slowest file.
+    """Decodes by both rules: outcomes ("" for pixels), and CPU seconds of the slowest file.
 
-    A file that takes `SECONDS` on the clock ends it with a traceback.
+    A file that takes longer than `SECONDS` ends the process with a traceback.
     """
     from medsiglip_jax.preprocess.decode import decode_with_facts
     from medsiglip_jax.preprocess.dicom.rules import Rules
@@ -212,7 +212,7 @@ def measured(command: list[str]) -> dict:
 
 
 def judged(files: Path, scratch: Path) -> dict:
-    """What became of the files, and what is wrong about it."""
+    """Counts the outcomes, and lists what is wrong with them."""
     decoded = measured([sys.executable, __file__, "--decode", str(files)])
     if decoded["code"] != 0:
         return {"wrong": [f"the decoder ended with {decoded['code']}: {decoded['err'][-2000:]}"]}
@@ -243,7 +243,7 @@ def judged(files: Path, scratch: Path) -> dict:
 
 
 def embed(files: Path, scratch: Path) -> tuple[dict, dict[str, str]]:
-    """Runs the command with a small model: how it went, and what is in errors.parquet."""
+    """Runs the command with a small model: its outcome, and the rows of errors.parquet."""
     import pyarrow.parquet as pq
 
     import medsiglip_jax
@@ -265,7 +265,7 @@ def _by_kind(outcomes: dict[str, str]) -> dict[str, str]:
 
 
 def _general(reason: str) -> str:
-    """A reason without its numbers."""
+    """An error message without its numbers."""
     return "".join("#" if c.isdigit() else c for c in reason)
 
 

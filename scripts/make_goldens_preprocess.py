@@ -1,7 +1,8 @@
 """Writes tests/golden/preprocess.json: what TensorFlow and transformers make of pixels and texts.
 
-With it, parity is held where neither is installed. Inputs are generated (`pattern`), outputs are
-kept as SHA-256, a few small ones in full. Made with tensorflow 2.21, transformers 5.23, Pillow 13:
+The tests check parity with it where neither is installed. Inputs are generated (`pattern`); outputs
+are stored as SHA-256, a few small ones in full. Made with tensorflow 2.21, transformers 5.23 and
+Pillow 13:
 
     MEDSIGLIP_TEST_DATA=../shared/data python scripts/make_goldens_preprocess.py
 """

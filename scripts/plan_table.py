@@ -1,9 +1,9 @@
-"""The table of the README: do the recipes in configs/ fit TPU slices, with what batch, how fast.
+"""The table of README.md: do the recipes in configs/ fit TPU slices, with what batch, how fast.
 
     python scripts/plan_table.py                     # about an hour of a core, 2 GB; needs libtpu
     python scripts/plan_table.py --topology v6e-16 --quick
 
-Rows that are done are kept in the file --cache, so that a run that was ended goes on.
+Finished rows are kept in the file --cache, so that an interrupted run resumes.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--topology", nargs="+", default=["v5e-4", "v5e-16"])
-    parser.add_argument("--quick", action="store_true", help="least memory only")
+    parser.add_argument("--quick", action="store_true", help="only the lower bound on memory")
     parser.add_argument("--cache", default="plan_table.jsonl", type=Path, metavar="FILE")
     args = parser.parse_args()
     rows = [(name, flags, where) for name, flags in ROWS for where in args.topology]
@@ -51,7 +51,7 @@ def _kept(cache: Path, quick: bool, name: str, flags: tuple[str, ...], where: st
 
 
 def _row(quick: bool, name: str, flags: tuple[str, ...], where: str) -> dict:
-    """A whole compilation only of what fits by the least that it needs."""
+    """Compiles the whole step only if the lower bound on its memory fits."""
     say = lambda line: print(f"{name} {where}: {line}", file=sys.stderr, flush=True)  # noqa: E731
     asked = configs.read(name, list(flags))
     question = verdict.Question(asked, topologies.parse(where), quick=True)

@@ -14,7 +14,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--times", type=int, default=20, help="of what the suite does; default 20")
+    parser.add_argument(
+        "--times", type=int, default=20, help="multiple of what the test suite does; default 20"
+    )
     parser.add_argument("-k", default="", metavar="EXPRESSION", help="choose tests, as in pytest")
     args = parser.parse_args()
     command = [sys.executable, "-m", "pytest", "-n", "0", "-m", "torture", "-v", "--durations=0"]

@@ -93,11 +93,20 @@ def checkpoint(tmp_path_factory) -> Path:
 @pytest.fixture
 def pictures(tmp_path) -> Path:
     """Seven readable images in two folders, one damaged, one that is no image, one hidden."""
+    return _write_pictures(tmp_path / "pictures")
+
+
+@pytest.fixture(scope="session")
+def untouched_pictures(tmp_path_factory) -> Path:
+    """The same, for tests that write nothing beside them."""
+    return _write_pictures(tmp_path_factory.mktemp("untouched") / "pictures")
+
+
+def _write_pictures(folder: Path) -> Path:
     import numpy as np
     from PIL import Image
 
     rng = np.random.default_rng(0)
-    folder = tmp_path / "pictures"
     (folder / "sub").mkdir(parents=True)
     for i in range(7):
         pixels = rng.integers(0, 256, (20 + i, 31, 3), dtype=np.uint8)
@@ -107,4 +116,18 @@ def pictures(tmp_path) -> Path:
     (folder / "sub" / "damaged.jpg").write_bytes(whole[: len(whole) // 2])
     (folder / "notes.md").write_text("not an image")
     (folder / ".hidden.png").write_bytes(whole)
+    return folder
+
+
+@pytest.fixture
+def cine(tmp_path):
+    """A cine of seven frames, a single image and a picture."""
+    from dicom_files import CINE, made
+    from PIL import Image
+
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.dcm").write_bytes(made(CINE, Modality="US", NumberOfFrames="7"))
+    (folder / "b.dcm").write_bytes(made(CINE[0, ..., 0], Modality="US"))
+    Image.fromarray(CINE[3]).save(folder / "c.png")
     return folder

@@ -11,6 +11,8 @@ RLE, JPEG, JPEG_LOSSLESS, JPEG_LS, J2K, HTJ2K = (
     f"1.2.840.10008.1.2.{x}" for x in ("5", "4.50", "4.70", "4.80", "4.90", "4.201")
 )
 
+CINE = np.random.default_rng(0).integers(0, 256, (7, 30, 40, 3)).astype(np.uint8)
+
 
 def made(array, syntax=EXPLICIT, encoded=None, private=(), **tags):
     """A file of an array [H, W], [H, W, 3] or of `tags["NumberOfFrames"]` of those."""

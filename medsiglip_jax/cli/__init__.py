@@ -1,5 +1,5 @@
 """The command `medsiglip-jax`: one file per command, and `main` in `app`."""
 
-from medsiglip_jax.cli.app import main
+from medsiglip_jax import lazy
 
-__all__ = ["main"]
+__getattr__, __dir__ = lazy(__name__, app="main")

@@ -54,13 +54,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The flags; for finetune and plan those of the form --config.KEY=VALUE are `overrides`."""
+    """The flags; with --config, those of the form --config.KEY=VALUE become `overrides`."""
     top = parser()
     args, rest = top.parse_known_args(argv)
-    has_config = args.run in (finetune.finetune, plan.plan)
-    args.overrides = [flag for flag in rest if has_config and flag.startswith("--config.")]
-    if unknown := [flag for flag in rest if flag not in args.overrides]:
-        top.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if "overrides" in args:
+        args.overrides = [flag for flag in rest if flag.startswith("--config.")]
+        rest = [flag for flag in rest if flag not in args.overrides]
+    if rest:
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
     return args
 
 

@@ -5,17 +5,21 @@ import sys
 from typing import Any
 
 from medsiglip_jax.cli.output import add_json, show, table
-from medsiglip_jax.cli.parser import command
+from medsiglip_jax.cli.parser import Parser, command
 
 
 def add(commands) -> None:
-    sub = command(
+    command(
         commands, compare, "whether one of two evaluations is better, class by class",
         "medsiglip-jax compare zero_shot fine_tuned --output comparison.md\n"
         "  medsiglip-jax compare big_vision serving --json",
         "Both have to be of the same images and labels. Differences are paired, by patient where "
         "patients are known.",
+        add_flags=_add_flags,
     )  # fmt: skip
+
+
+def _add_flags(sub: Parser) -> None:
     sub.add_argument("first", metavar="A", help="what evaluate wrote")
     sub.add_argument("second", metavar="B", help="another; differences are B minus A")
     sub.add_argument("--output", metavar="FILE", help="the tables as Markdown, .md")

@@ -112,8 +112,9 @@ def embed(args: argparse.Namespace) -> int:
 
     rules, parts = rules_and_parts(args)
     options = EmbedOptions(
-        args.preprocess, not args.raw, args.stored, args.shard_size, batch_size(args),
-        args.max_errors, rules, _identifiers(args),
+        preprocess=args.preprocess, normalize=not args.raw, stored=args.stored,
+        shard_size=args.shard_size, batch_size=batch_size(args), max_errors=args.max_errors,
+        dicom=rules, identifiers=_identifiers(args),
     )  # fmt: skip
     columns = {"image": args.image_column, "text": args.text_column, "id": args.id_column}
     with progress_bar("file", delay=2.0) as bar:
@@ -141,31 +142,19 @@ def _warn(result: dict[str, Any], where: str, skipped: dict[str, int]) -> None:
     if skipped:
         counts = ", ".join(f"{suffix} {count:,}" for suffix, count in sorted(skipped.items()))
         print(f"skipped other files in the folders: {counts}", file=sys.stderr)
-    if result["errors"]:
-        print(f"{result['errors']} unreadable inputs are listed in {where}", file=sys.stderr)
-    if result["turned"]:
-        print(
-            f"{result['turned']} images carry an EXIF orientation, which is not applied: pixels "
-            "are used as stored",
-            file=sys.stderr,
-        )
-    if result["burned_in"]:
-        print(
-            f"{result['burned_in']} DICOM files say that annotations are burned into their pixels; "
-            "they may identify people",
-            file=sys.stderr,
-        )
-    if result["multi_frame"]:
-        print(
-            f"{result['multi_frame']} files have several frames or slices; one of each is embedded "
-            f"(--frame {result['dicom']['frame']}; all and every=K embed more)",
-            file=sys.stderr,
-        )
-    if result["cut"]:
-        print(
-            f"{result['cut']} texts are longer than the model reads and were truncated",
-            file=sys.stderr,
-        )
+    frame = result["dicom"]["frame"]
+    for key, line in {
+        "errors": f"unreadable inputs are listed in {where}",
+        "turned": "images carry an EXIF orientation, which is not applied: pixels are used as "
+        "stored",
+        "burned_in": "DICOM files say that annotations are burned into their pixels; they may "
+        "identify people",
+        "multi_frame": "files have several frames or slices; one of each is embedded (--frame "
+        f"{frame}; all and every=K embed more)",
+        "cut": "texts are longer than the model reads and were truncated",
+    }.items():
+        if result[key]:
+            print(f"{result[key]} {line}", file=sys.stderr)
 
 
 class _EmbedProgress:

@@ -12,12 +12,12 @@ from medsiglip_jax.cli.loading import (
     local_mesh,
 )
 from medsiglip_jax.cli.output import add_json, progress_bar, show, table
-from medsiglip_jax.cli.parser import command
+from medsiglip_jax.cli.parser import Parser, command
 from medsiglip_jax.cli.reading import add_dicom, dicom_rules, preset_help
 
 
 def add(commands) -> None:
-    sub = command(
+    command(
         commands, evaluate, "AUCs of a model on a data set, beside the published ones",
         "medsiglip-jax evaluate --task digits --output first   # brings its own data and model\n"
         "  medsiglip-jax evaluate --list\n"
@@ -30,7 +30,11 @@ def add(commands) -> None:
         "With --learn also what training and validation images add. Writes scores.parquet, "
         "report.html, report.md and results.json. The same command again goes on with a killed "
         "run.",
+        add_flags=_add_flags,
     )  # fmt: skip
+
+
+def _add_flags(sub: Parser) -> None:
     what = sub.add_mutually_exclusive_group(required=True)
     what.add_argument("--task", metavar="T", help="name (see --list), or your own .toml or .json")
     what.add_argument(
@@ -175,7 +179,7 @@ def _bring_digits(args: argparse.Namespace) -> None:
 
 
 def _options(args: argparse.Namespace):
-    from medsiglip_jax.evaluate.data.dataset import Policy
+    from medsiglip_jax.data.labels import Policy
     from medsiglip_jax.evaluate.learned import Draws
     from medsiglip_jax.evaluate.run import Options
 

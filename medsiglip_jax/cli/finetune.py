@@ -8,7 +8,7 @@ from typing import Any
 
 from medsiglip_jax.cli.loading import add_processes, join_other_processes
 from medsiglip_jax.cli.output import add_json, show
-from medsiglip_jax.cli.parser import add_config, command
+from medsiglip_jax.cli.parser import Parser, add_config, command
 
 
 class _Keys(argparse.Action):
@@ -37,7 +37,7 @@ class _CopyConfig(argparse.Action):
 
 
 def add(commands) -> None:
-    sub = command(
+    command(
         commands,
         finetune,
         "fine-tune on your own image-text pairs or labels",
@@ -45,7 +45,11 @@ def add(commands) -> None:
         "  medsiglip-jax finetune --copy-config lora my.py",
         "The same command again resumes a stopped run. --config.KEY=VALUE changes a key of the "
         "config. With several hosts, start it on each of them with --distributed.",
+        add_flags=_add_flags,
     )
+
+
+def _add_flags(sub: Parser) -> None:
     add_config(sub)
     sub.add_argument("--keys", nargs=0, action=_Keys, help="list all keys of a config, and exit")
     sub.add_argument(

@@ -32,23 +32,23 @@ def command(
     help: str,
     example: str,
     description: str = "",
-    name: str = "",
-    add_flags: Callable[[Parser], None] | None = None,
-) -> Parser:
+    *,
+    add_flags: Callable[[Parser], None],
+) -> None:
     """Adds a command.
 
     Args:
         commands: what `add_subparsers` returned.
-        function: takes the flags and returns the exit code.
+        function: takes the flags and returns the exit code; named as the command, or, in a group
+            of commands, GROUP_NAME.
         help: what the command does, on one line without a full stop.
         example: command lines that work.
         description: more to say above the flags.
-        name: by default that of the function.
         add_flags: adds the command's flags to its parser.
     """
     first, *more = f"{help[0].upper()}{help[1:]}. {description}".split("\n\n")
     sub = commands.add_parser(
-        name or function.__name__,
+        function.__name__.rpartition("_")[2],
         help=help,
         description="\n\n".join([textwrap.fill(first, 80), *more]),
         epilog=f"example:\n  {example}",
@@ -56,7 +56,6 @@ def command(
         add_flags=add_flags,
     )
     sub.set_defaults(run=function, default_of=sub.get_default)
-    return sub
 
 
 def refuse_unused(args: argparse.Namespace, where: str, names: Sequence[str]) -> None:
@@ -73,8 +72,9 @@ def refuse_unused(args: argparse.Namespace, where: str, names: Sequence[str]) ->
         raise ValueError(f"{where} these flags have no effect: {flags}")
 
 
-def add_config(sub) -> None:
-    """The flag of `train.configs.read`; those that change a key are read by `cli.main`."""
+def add_config(sub: Parser) -> None:
+    """The flag of `train.configs.read`; `cli.app` puts --config.KEY=VALUE into `overrides`."""
+    sub.set_defaults(overrides=[])
     sub.add_argument(
         "--config", required=True, metavar="NAME|FILE[:ARG]",
         help="recipe, by name (such as lora), or a Python file with get_config(); ARG is passed "

@@ -6,12 +6,12 @@ import sys
 from typing import Any
 
 from medsiglip_jax.cli.output import add_json, show, table
-from medsiglip_jax.cli.parser import add_config, command
+from medsiglip_jax.cli.parser import Parser, add_config, command
 from medsiglip_jax.plan.topologies import shown
 
 
 def add(commands) -> None:
-    sub = command(
+    command(
         commands, plan, "tell whether a run fits a TPU slice and what it would cost; needs no TPU",
         "medsiglip-jax plan --config tpu_slice --topology v5e:4x4\n"
         "  medsiglip-jax plan --config lora --topology v5e:2x2 --max-batch\n"
@@ -21,7 +21,11 @@ def add(commands) -> None:
         "Generations: v4, v5e, v5p, v6e, 7x. A whole compilation takes minutes and 2 GB; --quick "
         "tells in seconds the least memory that is needed. The exit code is 0 also when the run "
         "does not fit, for that is an answer. --config.KEY=VALUE changes a key of the config.",
+        add_flags=_add_flags,
     )  # fmt: skip
+
+
+def _add_flags(sub: Parser) -> None:
     add_config(sub)
     sub.add_argument(
         "--topology", required=True, action="append", metavar="T",

@@ -27,7 +27,7 @@ def _add_actions(sub: Parser) -> None:
         "Fits a logistic regression; its strength of regularisation and its thresholds are chosen "
         "on validation rows. The table has the id of each embedding, one column of class names or "
         "several of 0 and 1, and if known the split and the patient.",
-        name="fit", add_flags=_add_fit_flags,
+        add_flags=_add_fit_flags,
     )  # fmt: skip
     command(
         actions, probe_predict, "score images, or embeddings, with a probe",
@@ -35,7 +35,7 @@ def _add_actions(sub: Parser) -> None:
         "  medsiglip-jax probe predict --probe pneumonia.npz --embeddings new --output new.csv",
         "Images are prepared as those that the probe learned from; embeddings must have been made "
         "that way.",
-        name="predict", add_flags=_add_predict_flags,
+        add_flags=_add_predict_flags,
     )  # fmt: skip
     command(
         actions, probe_curve, "AUC on test rows against the number of training rows",
@@ -43,7 +43,7 @@ def _add_actions(sub: Parser) -> None:
         "    --split split --group patient",
         "Data-efficient classification: trains on 64, 512, 4,096, 32,768 and all rows, with "
         "several seeds. Needs a test split.",
-        name="curve", add_flags=_add_curve_flags,
+        add_flags=_add_curve_flags,
     )  # fmt: skip
 
 
@@ -70,7 +70,11 @@ def _add_data(sub: Parser) -> None:
         "--data", required=True, metavar="D", help="table of labels: CSV, TSV, Parquet or JSONL"
     )
     sub.add_argument("--embeddings", required=True, metavar="DIR", help="folder that embed wrote")
-    sub.add_argument("--label", action="append", metavar="COL", help="repeat for several findings")
+    sub.add_argument(
+        "--label", action="append", metavar="COL",
+        help="column of class names, or of a finding: 0, 1, true, false, yes, no, and -1 "
+        "(uncertain), which is ignored like an empty cell; repeat for several findings",
+    )  # fmt: skip
     sub.add_argument(
         "--group", metavar="COL",
         help="column of patients, each of whom stays within one split; if D has no such column, "

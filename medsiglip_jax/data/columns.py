@@ -1,4 +1,4 @@
-"""Files of rows, CSV, JSONL and Parquet -> columns, as Arrow arrays."""
+"""CSV, JSONL and Parquet files -> columns, as Arrow arrays."""
 # Arrow makes its compute functions when it is imported.
 # pyright: reportAttributeAccessIssue=false
 
@@ -22,16 +22,16 @@ from medsiglip_jax.files.places import open_binary, read_bytes
 _BLOCK = 65536  # rows that are Python objects at a time
 
 # (line, name -> cell) of every row of a text file.
-_Rows = Iterator[tuple[int, dict[str, str]]]
+_NumberedRows = Iterator[tuple[int, dict[str, str]]]
 
 
 class Lines(NamedTuple):
     """The rows of a text file.
 
     Attributes:
-        columns: null where a row lacks a cell.
-        lines: that each row ends on.
-        refused: columns that hold more than text, and the first place where they do.
+        columns: name -> cells, null where a row lacks one.
+        lines: the line on which each row ends.
+        refused: columns that hold lists or objects, and where the first of them is.
     """
 
     columns: dict[str, pyarrow.ChunkedArray]
@@ -40,7 +40,7 @@ class Lines(NamedTuple):
 
 
 def read_lines(path: str) -> Lines:
-    """Reads .csv, .csv.gz, .tsv and .jsonl, a block at a time: few rows are Python objects.
+    """Reads .csv, .csv.gz, .tsv and .jsonl, with few rows as Python objects at a time.
 
     Raises:
         ValueError: path, line and what is wrong with it.
@@ -61,7 +61,7 @@ def read_lines(path: str) -> Lines:
     return Lines(dict(zip(table.column_names, table.columns, strict=True)), lines, refused)
 
 
-def _csv_lines(path: str) -> _Rows:
+def _csv_lines(path: str) -> _NumberedRows:
     delimiter = "\t" if path.lower().endswith(".tsv") else ","
     reader = csv.reader(_open_text(path, newline=""), delimiter=delimiter, strict=True)
     header, ragged = [], []
@@ -82,7 +82,7 @@ def _csv_lines(path: str) -> _Rows:
         )
 
 
-def _jsonl_lines(path: str, refused: dict[str, str]) -> _Rows:
+def _jsonl_lines(path: str, refused: dict[str, str]) -> _NumberedRows:
     for number, line in enumerate(_open_text(path, newline="\n"), start=1):
         if not line.strip():
             continue
@@ -94,25 +94,25 @@ def _jsonl_lines(path: str, refused: dict[str, str]) -> _Rows:
             raise ValueError(f"{path}, line {number}: expected an object, got {line.strip()[:40]}")
         for name, value in row.items():
             if isinstance(value, (list, dict)):  # as a string it might pass for a path
-                what = "a list" if isinstance(value, list) else "an object"
-                refused.setdefault(name, f"holds {what} in line {number}")
+                kind = "a list" if isinstance(value, list) else "an object"
+                refused.setdefault(name, f"holds {kind} in line {number}")
         yield number, {name: _cell(value) for name, value in row.items()}
 
 
 def _header(path: str, row: Sequence[str]) -> list[str]:
     names = [name.strip() for name in row]
-    # Spreadsheets leave columns without a name, of which nobody can ask for one.
-    if twice := sorted({name for name in names if name and names.count(name) > 1}):
-        raise ValueError(f"{path}: columns given twice: {', '.join(map(repr, twice))}")
+    # Spreadsheets leave columns without a name, which nobody can ask for.
+    if repeated := sorted({name for name in names if name and names.count(name) > 1}):
+        raise ValueError(f"{path}: columns given twice: {', '.join(map(repr, repeated))}")
     return names
 
 
 class ParquetColumns(Mapping[str, pyarrow.ChunkedArray]):
-    """The columns of a Parquet file, any type; one is read when it is asked for.
+    """The columns of a Parquet file, of any type, each read when it is asked for.
 
     Attributes:
-        schema: of the file.
-        rows: how many there are.
+        schema: the schema of the file.
+        rows: the number of rows.
     """
 
     def __init__(self, path: str):
@@ -126,7 +126,7 @@ class ParquetColumns(Mapping[str, pyarrow.ChunkedArray]):
         if name not in self:
             raise KeyError(name)
         field = self.schema.field(self._names.index(name))
-        if not is_textual(field.type):  # pictures, perhaps, and they would not be used
+        if not is_textual(field.type):  # perhaps pictures, which would not be used
             return pyarrow.chunked_array([], field.type)
         return self._read(lambda file: file.read([field.name])).column(0)
 
@@ -139,17 +139,17 @@ class ParquetColumns(Mapping[str, pyarrow.ChunkedArray]):
     def __len__(self) -> int:
         return len(self._names)
 
-    def _read(self, what: Callable[[parquet.ParquetFile], Any]) -> Any:
+    def _read(self, read: Callable[[parquet.ParquetFile], Any]) -> Any:
         with open_binary(self._path) as stream:
             try:
-                return what(parquet.ParquetFile(stream))
+                return read(parquet.ParquetFile(stream))
             except (ArrowException, OSError) as error:
                 reason = str(error).splitlines()[0]
                 raise ValueError(f"{self._path}: not a Parquet file ({reason})") from None
 
 
 def strings(values: pyarrow.Array) -> pyarrow.Array:
-    """Any type of values as large_string, without white space around, "" for null and NaN."""
+    """Values of any type as stripped large_string, with "" for null and NaN."""
     types, type = pyarrow.types, values.type
     if types.is_dictionary(type):
         return strings(values.dictionary_decode())
@@ -159,7 +159,7 @@ def strings(values: pyarrow.Array) -> pyarrow.Array:
 
 
 def is_textual(type: pyarrow.DataType) -> bool:
-    """Whether a value can stand in a cell of a CSV file."""
+    """Whether values of this type can be cells of a CSV file."""
     types = pyarrow.types
     return not (types.is_nested(type) or types.is_binary(type) or types.is_large_binary(type))
 
@@ -179,7 +179,7 @@ def decode(path: str, data: bytes) -> str:
 
 def _open_text(path: str, newline: str) -> io.TextIOWrapper:
     data = _uncompressed(path, read_bytes(path))
-    decode(path, data)  # the stream would not know the line of what is not UTF-8
+    decode(path, data)  # the stream would not name the line that is not UTF-8
     return io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline=newline)
 
 

@@ -1,7 +1,8 @@
-"""What to train or evaluate on, as columns: manifests, class folders, TFRecord shards."""
+"""What to train or evaluate on, as columns, from tables, class folders and TFRecord shards."""
 
 import hashlib
 import os
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,43 +11,60 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int32
 
+from medsiglip_jax.data.labels import (
+    EXPECTED,
+    finding,
+    is_finding,
+    is_uncertain,
+    sorted_classes,
+    warn_of_uncertain,
+)
 from medsiglip_jax.data.tables import Table, read_table, write_parquet
 
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Rows to learn from or to be scored on; every column that is there has one entry per row.
+    """Rows to learn from or to be scored on; every column that is present has one entry per row.
 
     Attributes:
-        images: local path or URI; "path#offset:length" is that range of bytes of a file, an image
-            inside a TFRecord shard.
+        images: local path or URI; "path#offset:length" is a range of bytes of a file, such as an
+            image inside a TFRecord shard. Empty if only `ids` are wanted.
         texts: captions.
         labels: int32 [n] class index, -1 unknown; or float32 [n, C] of 0, 1 and NaN (unknown).
         classes: names of the classes, in the order of `labels`.
         groups: patient, case or study; a group never lies on both sides of a split.
         splits: name of the split of every row.
         positives: int32 [n]; rows with equal ids >= 0 are positive pairs of each other.
+        ids: by which rows are joined with embeddings.
     """
 
-    images: Sequence[str]
+    images: Sequence[str] = ()
     texts: Sequence[str] | None = None
     labels: Int32[np.ndarray, " n"] | Float32[np.ndarray, "n c"] | None = None
     classes: tuple[str, ...] = ()
     groups: Sequence[str] | None = None
     splits: Sequence[str] | None = None
     positives: Int32[np.ndarray, " n"] | None = None
+    ids: Sequence[str] | None = None
 
     def __post_init__(self):
+        unit = "images" if self.ids is None else "ids"
         for name in _COLUMNS:
             column = getattr(self, name)
-            if column is not None and len(column) != len(self.images):
+            if column is None or (name == "images" and not len(column)):
+                continue
+            if len(column) != len(self):
                 raise ValueError(
-                    f"{name} has {len(column)} entries for {len(self.images)} images, "
-                    "expected one per image"
+                    f"{name} has {len(column)} entries for {len(self)} {unit}, expected as many"
                 )
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.names)
+
+    @property
+    def names(self) -> Sequence[str]:
+        """What the rows are called: their ids or, if they have none, their images."""
+        return self.images if self.ids is None else self.ids
 
     def select(self, indices: Iterable[int] | np.ndarray) -> "Examples":
         """The rows at `indices`, in that order."""
@@ -60,27 +78,27 @@ class Examples:
         Raises:
             ValueError: there are no splits, or none of that name.
         """
-        found = [i for i, split in enumerate(self.splits or ()) if split == name]
-        if not found:
-            there = ", ".join(map(repr, sorted(set(self.splits or ())))) or "no splits at all"
-            raise ValueError(f"no examples of split {name!r}; there are {there}")
-        return self.select(found)
+        rows = [i for i, split in enumerate(self.splits or ()) if split == name]
+        if not rows:
+            known = ", ".join(map(repr, sorted(set(self.splits or ())))) or "no splits at all"
+            raise ValueError(f"no examples of split {name!r}; there are {known}")
+        return self.select(rows)
 
 
-_COLUMNS = ("images", "texts", "labels", "groups", "splits", "positives")
+_COLUMNS = ("images", "texts", "labels", "groups", "splits", "positives", "ids")
 
 
 def _take(column: Any, indices: np.ndarray) -> Any:
     if column is None or isinstance(column, np.ndarray):
         return None if column is None else column[indices]
-    return [column[i] for i in indices]
+    return [column[i] for i in indices] if len(column) else column
 
 
 def read(
     path: str | os.PathLike | Table,
     *,
     root: str | os.PathLike | None = None,
-    image: str = "image",
+    image: str | None = "image",
     text: str | None = "text",
     label: str | Sequence[str] | None = None,
     split: str | None = "split",
@@ -88,19 +106,21 @@ def read(
     captions: str | Mapping[str, str] | None = None,
     classes: Sequence[str] | None = None,
     positives: str | None = None,
+    id: str | None = None,
 ) -> Examples:
-    """Reads a manifest, a folder of class folders, or TFRecord shards that `data` wrote.
+    """Reads a table, a folder of class folders, or TFRecord shards with their index.
 
     Args:
         path: .csv, .tsv, .parquet or .jsonl, local or a URI; a folder of class folders, or of
             split folders (`tables.SPLITS`) that hold them; a folder or glob of .tfrecord shards;
             or what `read_table` made of one.
-        root: what relative image paths are relative to; default the folder of the manifest.
-        image: column of image paths.
+        root: what relative image paths are relative to; default the folder of the table.
+        image: column of image paths; None if only ids are wanted.
         text: column of captions. This column, `split` and `group` may be absent under their default
             names; None ignores them.
-        label: column of class names, or several columns of 0, 1 or nothing (multi-label). An empty
-            class is -1. Class folders need no `label`.
+        label: column of class names (an empty cell is -1), or several columns, or one in a tuple,
+            of findings: 0, 1 and so on (`data.labels`), of which -1 (uncertain) is ignored like an
+            empty cell, with a warning. Class folders need no `label`.
         split: column of split names.
         group: column of patients, cases or studies.
         captions: where there is no text column, how to make texts of the label: a template such as
@@ -108,6 +128,7 @@ def read(
         classes: names and order of the classes; default sorted (as numbers if all are numbers).
         positives: which rows are positive pairs of each other: "text" (equal captions), "label", or
             a column whose equal entries are.
+        id: column of ids.
 
     Raises:
         FileNotFoundError: no such file or folder.
@@ -115,47 +136,52 @@ def read(
     """
     table = path if isinstance(path, Table) else read_table(os.fspath(path))
     optional = ("text", "split", "group")
-    images = table.column(image)
+    images, ids = table.column(image), table.column(id)
     texts = table.column(text, optional)
     groups, splits = table.column(group, optional), table.column(split, optional)
     label, classes = label or table.label, tuple(classes or table.classes or ())
     if label is None:
         labels = None
     elif isinstance(label, str):
-        classes = classes or _sorted_classes(table.column(label, blank=True))
-        labels = _class_indices(table, label, classes)
+        labels, classes = _class_indices(table, label, classes)
     else:
-        labels, classes = _multi_label(table, label), tuple(label)
+        labels, classes = _findings(table, label), tuple(label)
     if captions is not None and texts is None:
         texts = _captions(table, label, captions, classes)
-    ids = _positive_ids(table, positives, texts, labels)
+    pairs = _positive_ids(table, positives, texts, labels)
     table.raise_problems()
     base = os.fspath(root or table.root)
     images = [_join(base, value) for value in images or ()]
-    return Examples(images, texts, labels, classes, groups, splits, ids)
+    return Examples(images, texts, labels, classes, groups, splits, pairs, ids)
 
 
-def _sorted_classes(names: Sequence[str] | None) -> tuple[str, ...]:
-    found = sorted(set(names or ()) - {""})
-    return tuple(sorted(found, key=int) if all(map(str.isdecimal, found)) else found)
-
-
-def _class_indices(table: Table, column: str, classes: tuple[str, ...]) -> np.ndarray:
+def _class_indices(
+    table: Table, column: str, classes: tuple[str, ...]
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    cells = table.column(column, blank=True) or []
+    if not classes and is_finding(cells) and any(map(is_uncertain, cells)):
+        warnings.warn(
+            f"{table.path}: column {column!r} is read as names of classes, one of them '-1'; if it "
+            f"is a finding and -1 is uncertain, give it as label=({column!r},)",
+            stacklevel=3,
+        )
+    classes = classes or sorted_classes(cells)
     index = {name: i for i, name in enumerate(classes)} | {"": -1}
-    shown = ", ".join(classes[:20])
-    table.report(column, lambda name: name not in index, f"not among the classes {shown}:")
-    return np.array([index.get(name, -1) for name in table.strings(column).to_pylist()], np.int32)
+    unknown = [row for row, cell in enumerate(cells) if cell not in index]
+    table.report(column, cells, unknown, f"not among the classes {', '.join(classes[:20])}:")
+    return np.array([index.get(cell, -1) for cell in cells], np.int32), classes
 
 
-def _multi_label(table: Table, names: Sequence[str]) -> np.ndarray:
-    value = {"0": 0.0, "0.0": 0.0, "False": 0.0, "1": 1.0, "1.0": 1.0, "True": 1.0, "": np.nan}
-    columns = []
-    for name in names:
-        cells = table.column(name, blank=True) or ()
-        table.report(name, lambda cell: cell not in value, "expected 0, 1 or nothing, got")
-        columns.append([value.get(cell, np.nan) for cell in cells])
+def _findings(table: Table, names: Sequence[str]) -> np.ndarray:
+    columns = [table.column(name, blank=True) or [] for name in names]
     table.raise_problems()  # with a column missing there is no matrix
-    return np.array(columns, np.float32).T
+    labels = []
+    for name, cells in zip(names, columns, strict=True):
+        values, wrong = finding(cells)
+        table.report(name, cells, wrong, EXPECTED)
+        labels.append(values)
+    warn_of_uncertain(table.path, dict(zip(names, columns, strict=True)))
+    return np.stack(labels, axis=1)
 
 
 def _captions(
@@ -177,15 +203,17 @@ def _captions(
 
 
 def class_captions(captions: str | Mapping[str, str], classes: Sequence[str]) -> Mapping[str, str]:
-    """class -> caption, of a template with {label} or of such a mapping itself."""
+    """class -> caption, from a template with {label} or such a mapping itself."""
     if isinstance(captions, str):
         return {name: captions.replace("{label}", name) for name in classes}
     return captions
 
 
 def with_own_ids(examples: Examples) -> Examples:
-    """Rows without an id in `positives` get one of their own: a row that is in a batch twice, as
-    at the border of two epochs, is then no negative of itself."""
+    """Gives rows without an id in `positives` one of their own.
+
+    A row that is in a batch twice, as at the border of two epochs, is then no negative of itself.
+    """
     n = len(examples)
     ids = np.full(n, -1, np.int32) if examples.positives is None else examples.positives
     own = np.arange(n, dtype=np.int32) + ids.max(initial=-1) + 1
@@ -216,10 +244,10 @@ def _join(root: str, path: str) -> str:
 
 
 def write(examples: Examples, path: str | os.PathLike) -> None:
-    """Writes a Parquet manifest, from which `read` makes the same examples again.
+    """Writes a Parquet table from which `read` makes the same examples again.
 
-    Images below the folder of the manifest become relative to it, so both can be moved together.
-    Label and classes are found without naming them; `positives` is a column of that name.
+    Images below the folder of the table become relative to it, so that both can be moved together.
+    `read` knows label and classes without being told; `positives` is a column of that name.
 
     Raises:
         ValueError: a class has the name of another column.
@@ -258,13 +286,13 @@ def _relative(path: str, folder: str) -> str:
 def split_by_group(examples: Examples, fraction: float, seed: int = 0) -> tuple[Examples, Examples]:
     """Splits whole groups (without groups: whole images) into training and held-out rows.
 
-    A group's side depends on its name and the seed, hardly on the other rows: with more patients
-    added later, nearly all stay where they were. Rows keep their order.
+    The side of a group depends on its name and the seed and hardly on the other rows: when more
+    patients are added later, nearly all stay where they were. Rows keep their order.
 
     Args:
         examples: what to split.
         fraction: share of the rows to hold out, in (0, 1); met as closely as whole groups allow.
-        seed: another seed, another split.
+        seed: of the draw.
 
     Returns:
         (train, held_out), neither empty.
@@ -274,10 +302,10 @@ def split_by_group(examples: Examples, fraction: float, seed: int = 0) -> tuple[
     """
     if not 0 < fraction < 1:
         raise ValueError(f"fraction is {fraction}, expected more than 0 and less than 1")
-    names = _groups(examples)
+    names = examples.names if examples.groups is None else examples.groups
     sizes = Counter(names)
     if len(sizes) < 2:
-        raise ValueError(f"all {len(examples)} rows are of one group; two are needed to split")
+        raise ValueError(f"all {len(examples)} rows are of one group; a split needs two groups")
     ranked = sorted(sizes, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
     reached = np.cumsum([sizes[name] for name in ranked[:-1]])
     count = int(np.argmin(np.abs(reached - fraction * len(examples)))) + 1
@@ -287,21 +315,18 @@ def split_by_group(examples: Examples, fraction: float, seed: int = 0) -> tuple[
 
 
 def check_disjoint(train: Examples, held_out: Examples) -> None:
-    """Refuses a split in which a group, or an image, lies on both sides.
+    """Refuses a split in which a group, an image or an id lies on both sides.
 
     Raises:
         ValueError: how many do, and the first few.
     """
-    pairs = [("images", train.images, held_out.images)]
+    unit = "images" if train.ids is None else "ids"
+    pairs = [(unit, train.names, held_out.names)]
     if train.groups is not None and held_out.groups is not None:
         pairs.insert(0, ("groups", train.groups, held_out.groups))
-    for what, left, right in pairs:
+    for unit, left, right in pairs:
         if both := sorted(set(left) & set(right)):
             raise ValueError(
-                f"{len(both)} {what} are in both the training and the held-out examples: "
+                f"{len(both)} {unit} are in both the training and the held-out examples: "
                 f"{', '.join(both[:5])}{', …' if len(both) > 5 else ''}; split by group"
             )
-
-
-def _groups(examples: Examples) -> Sequence[str]:
-    return examples.images if examples.groups is None else examples.groups

@@ -18,7 +18,7 @@ from medsiglip_jax.data import expansion, tar
 from medsiglip_jax.data.columns import decode
 from medsiglip_jax.data.listing import TABLE_SUFFIXES, File, expand
 from medsiglip_jax.data.rows import SCHEMA, Row, Rows, from_tuples, seen_before
-from medsiglip_jax.data.tables import INDEX, Table, read_shards, read_table
+from medsiglip_jax.data.tables import INDEX, Table, read_index, read_table
 from medsiglip_jax.files.places import read_bytes
 from medsiglip_jax.preprocess.formats import FORMATS
 from medsiglip_jax.preprocess.names import Tile
@@ -149,7 +149,7 @@ def _tables(files: Iterable[File], columns: _Columns) -> Iterator[pa.Table]:
             yield from (_of_table(read_table(file.path), columns) for file in group)
         elif format == "tfrecord":
             names = {os.path.basename(file.name) for file in group}
-            yield _of_table(read_shards(folder, names), _Columns())
+            yield _of_table(read_index(folder, names), _Columns())
         else:
             cells = _of_shard if format == "tar" else _of_file
             yield from_tuples(itertools.chain.from_iterable(map(cells, group)), _SCHEMA)

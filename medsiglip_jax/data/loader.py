@@ -1,7 +1,7 @@
 """Batches of pixels, tokens and labels from `Examples` in `Order`; PIL and numpy, threads.
 
-What a batch holds is decided here, for this loader and for `data.py`, which only does the same work
-faster with TensorFlow. Everything is a function of (input, step): to resume, start at that step.
+A codec decodes and resizes the images: PIL and numpy here, or TensorFlow (`data.tf`) with the same
+pixels. A batch is a function of (input, step) alone, so that a run resumes by starting at a step.
 """
 
 import functools
@@ -26,22 +26,22 @@ from medsiglip_jax.preprocess.facts import UnreadableImage
 
 Batch = dict[str, np.ndarray]
 OnError = Callable[[str, str], None]
-# int64 [3, b]: source, epoch and row of every place in a batch; row -1 is padding.
-Rows = Int64[np.ndarray, "3 b"]
+# Source, epoch and row of every place in a batch; row -1 is padding.
+BatchPlan = Int64[np.ndarray, "3 b"]
 
-_PREFETCH = 2  # batches in work beyond the one being waited for
+_PREFETCH = 2  # batches in preparation beyond the one that is waited for
 
 
 @dataclass(frozen=True)
 class Input:
-    """Everything that determines the batches, whoever makes them and on however many hosts.
+    """Everything that determines the batches, whatever the codec and the number of hosts.
 
     Attributes:
         examples: one or more sources; all have texts or none has, and likewise labels.
-        order: which row comes when; its sizes are those of `examples`.
+        order: the order of the rows; its sizes are those of `examples`.
         image_size: height and width of the images, in pixels.
         preprocess: name of a preset of `preprocess.image`.
-        augment: what happens to training images; evaluation ignores it.
+        augment: augmentation of training images; evaluation ignores it.
         seed: of the augmentation, >= 0.
         tokenize: texts -> int32 [n, l]; None leaves texts out of the batches.
         dicom: how DICOM files become pixels.
@@ -69,15 +69,15 @@ class Input:
             have = [getattr(source, name) is not None for source in self.examples]
             if any(have) and not all(have):
                 raise ValueError(
-                    f"only some of the {len(have)} sources have {name}: "
-                    f"{have}; all of a mixture must, or none"
+                    f"only some of the {len(have)} sources have {name}: {have}; expected all of "
+                    "them or none"
                 )
         if len({source.classes for source in self.examples}) > 1:
-            raise ValueError("the sources have different classes; read them with one classes=")
+            raise ValueError("the sources have different classes; give all the same classes=")
 
     @functools.cached_property
     def id_offsets(self) -> list[int]:
-        """What to add to the `positives` of each source so that no two sources share an id."""
+        """What is added to the `positives` of each source so that no two sources share an id."""
         ids = [source.positives for source in self.examples]
         counts = [0 if i is None else max(0, int(i.max()) + 1) for i in ids]
         return np.cumsum([0, *counts[:-1]]).tolist()
@@ -97,28 +97,33 @@ def batches(
 ) -> Iterator[Batch]:
     """Yields this host's part of the training batches `start_step` to `total_steps` - 1.
 
-    A batch: `image` uint8 [b,s,s,3], `mask` bool [b] (False where the image could not be read: its
-    pixels are 0), and as the examples have them `text` int32 [b,l], `label` int32 [b] or float32
-    [b,C], `positives` int32 [b]. b is batch_size / process_count; host i has the i-th part.
+    A batch: `image` uint8 [b,s,s,3], `mask` bool [b] (False where the image could not be read; its
+    pixels are then 0), and, if the examples have them, `text` int32 [b,l], `label` int32 [b] or
+    float32 [b,C], `positives` int32 [b]. b is batch_size / process_count; host i gets the i-th
+    part.
 
     Args:
         input: what to read.
-        batch_size: rows of the global batch, over all hosts.
-        start_step: first step to make; nothing before it is read.
-        total_steps: the step to stop before; None goes on for ever.
+        batch_size: number of rows of the global batch, over all hosts.
+        start_step: the first step; nothing before it is read.
+        total_steps: the step to stop before; None never stops.
         process_index: this host.
         process_count: number of hosts.
-        on_error: called with path and reason for every image masked, in the order of the rows.
-        workers: threads; default the number of cores.
-        codec: who decodes and resizes; default PIL and numpy.
+        on_error: called with path and reason for every masked image, in the order of the rows.
+        workers: number of threads; default the number of cores.
+        codec: how images are decoded and resized; default with PIL and numpy.
 
     Raises:
-        ValueError: a size that does not fit, or a path such as gs:// without the package that reads
-            it; at once, not at the first batch.
+        ValueError: at once, not at the first batch: a size that does not fit, or a path such as
+            gs:// without the package that reads it.
     """
-    rows = _training_rows(input, batch_size, process_index, process_count)
+    part = _part(input, batch_size, process_index, process_count)
     steps = range(start_step, np.iinfo(np.int64).max if total_steps is None else total_steps)
-    return _stream(input, rows, steps, on_error, workers, codec)
+
+    def plan(step: int) -> BatchPlan:
+        return np.stack(input.order.at(step * batch_size + part))
+
+    return _stream(input, plan, steps, on_error, workers, codec)
 
 
 def epoch_batches(
@@ -131,61 +136,41 @@ def epoch_batches(
     workers: int | None = None,
     codec: Codec | None = None,
 ) -> Iterator[Batch]:
-    """Yields every row once, in order, without augmentation: for evaluation.
+    """Yields every row once, in order, without augmentation, for evaluation.
 
-    The sources follow each other. All hosts make the same number of batches; the last one is
-    filled up with zeros and `mask` False. Arguments, batches and errors as for `batches`.
+    The sources follow each other. All hosts get the same number of batches; the last one is padded
+    with zeros and `mask` False. Arguments, batches and errors are those of `batches`.
     """
-    input, rows, steps = _one_epoch(input, batch_size, process_index, process_count)
-    return _stream(input, rows, steps, on_error, workers, codec)
-
-
-def _training_rows(
-    input: Input, batch_size: int, process_index: int, process_count: int
-) -> Callable[[int], Rows]:
-    """step -> int64 [3, b]: what this host reads in that step. Arguments as for `batches`."""
-    part = _part(input, batch_size, process_index, process_count)
-
-    def rows(step: int) -> Rows:
-        return np.stack(input.order.at(step * batch_size + part))
-
-    return rows
-
-
-def _one_epoch(
-    input: Input, batch_size: int, process_index: int, process_count: int
-) -> tuple[Input, Callable[[int], Rows], range]:
-    """The input without augmentation, its rows by step, and the steps, for `epoch_batches`."""
     part = _part(input, batch_size, process_index, process_count)
     sizes = input.order.sizes
     source = np.repeat(np.arange(len(sizes)), sizes)
     row = np.concatenate([np.arange(n) for n in sizes])
+    steps = range(-(-len(row) // batch_size))
 
-    def rows(step: int) -> Rows:
+    def plan(step: int) -> BatchPlan:
         position = step * batch_size + part
         inside = position < len(row)
         place = np.where(inside, position, 0)
         return np.stack([source[place], 0 * place, np.where(inside, row[place], -1)])
 
-    steps = range(-(-len(row) // batch_size))
-    return replace(input, augment=Augment()), rows, steps
+    return _stream(replace(input, augment=Augment()), plan, steps, on_error, workers, codec)
 
 
 def _part(input: Input, batch_size: int, index: int, count: int) -> np.ndarray:
-    """Places of this host in a global batch; refuses what no batch could be made of."""
+    """The places of this host in a global batch; raises the errors of `batches`."""
     if batch_size < 1 or batch_size % count:
         raise ValueError(f"batch_size is {batch_size}, expected a multiple of {count} hosts")
     if not 0 <= index < count:
         raise ValueError(f"process_index is {index}, expected 0 to {count - 1}")
     remote = {p.partition("://")[0]: p for e in input.examples for p in e.images if "://" in p}
     for path in remote.values():
-        check_protocol(path)  # here, or every image would be masked, one by one
+        check_protocol(path)  # later, every image would be masked, one by one
     return np.arange(index * batch_size // count, (index + 1) * batch_size // count)
 
 
 def _stream(
     input: Input,
-    rows: Callable[[int], Rows],
+    plan_of: Callable[[int], BatchPlan],
     steps: range,
     on_error: OnError,
     workers: int | None,
@@ -195,15 +180,15 @@ def _stream(
     ahead: deque[tuple[np.ndarray, Future, list[Future]]] = deque()
     pool = ThreadPoolExecutor(workers or os.cpu_count() or 1, thread_name_prefix="loader")
 
-    def start(which: Rows) -> None:
-        images = np.empty((which.shape[1], input.image_size, input.image_size, 3), np.uint8)
+    def start(plan: BatchPlan) -> None:
+        images = np.empty((plan.shape[1], input.image_size, input.image_size, 3), np.uint8)
 
         def load(place: int) -> str:
-            images[place], reason = _load_row(input, codec, which[:, place])
+            images[place], reason = _load_row(input, codec, plan[:, place])
             return reason
 
         reasons = [pool.submit(load, place) for place in range(len(images))]
-        ahead.append((images, pool.submit(_columns, input, which), reasons))
+        ahead.append((images, pool.submit(_columns, input, plan), reasons))
 
     def finish() -> Batch:
         images, batch, reasons = ahead.popleft()
@@ -211,7 +196,7 @@ def _stream(
 
     try:
         for step in steps:
-            start(rows(step))
+            start(plan_of(step))
             if len(ahead) > _PREFETCH:
                 yield finish()
         while ahead:
@@ -220,9 +205,9 @@ def _stream(
         pool.shutdown(cancel_futures=True)
 
 
-def _columns(input: Input, rows: Rows) -> dict[str, Any]:
+def _columns(input: Input, plan: BatchPlan) -> dict[str, Any]:
     """A batch without its pixels, but with their `paths`, "" for padding."""
-    picks = [(input.examples[s], s, r) for s, _, r in rows.T.tolist()]
+    picks = [(input.examples[s], s, r) for s, _, r in plan.T.tolist()]
     batch: dict[str, Any] = {"paths": [e.images[r] if r >= 0 else "" for e, _, r in picks]}
     first = input.examples[0]
     if input.tokenize and first.texts is not None:
@@ -247,7 +232,7 @@ def _complete(
     reasons: Sequence[str],
     on_error: OnError,
 ) -> Batch:
-    """The finished batch: pixels and mask in, `paths` out; reports what could not be read."""
+    """The finished batch: with pixels and mask, without `paths`; reports unreadable images."""
     for path, reason in zip(batch.pop("paths"), reasons, strict=True):
         if reason and path:
             on_error(path, reason)

@@ -16,16 +16,16 @@ from jaxtyping import Int64
 class Order:
     """The endless sequence of (source, epoch, row) that training reads.
 
-    Sources are interleaved evenly: in any stretch of positions each has its share of draws to
-    within one or two, so a batch is a fair mix too. The draws of one source, in turn, are whole
-    epochs: each a permutation of its rows, and a new one every epoch.
+    Sources are interleaved evenly: in any stretch of positions each source gets its share of the
+    draws to within one or two, so that every batch is a fair mix. The draws of one source are whole
+    epochs, each a new permutation of its rows.
 
     Attributes:
-        sizes: rows of every source, each >= 1.
+        sizes: number of rows of every source, each >= 1.
         weights: how often each source is drawn, relative to the others; None draws in proportion
             to `sizes`, so that all sources finish their epochs together.
         seed: of the permutations, >= 0.
-        shuffle: False reads every source in its own order.
+        shuffle: False reads the rows of every source in their own order.
     """
 
     sizes: tuple[int, ...]
@@ -43,23 +43,23 @@ class Order:
             return
         if len(weights) != len(self.sizes):
             raise ValueError(
-                f"{len(weights)} weights for {len(self.sizes)} sources, expected one each"
+                f"{len(weights)} weights for {len(self.sizes)} sources, expected one weight each"
             )
         if not all(np.isfinite(w) and w > 0 for w in weights):
             raise ValueError(
-                f"weights is {weights}, expected numbers > 0; leave a source out instead"
+                f"weights is {weights}, expected numbers > 0; leave out a source to give it none"
             )
 
     def at(
         self, positions: Int64[np.ndarray, " n"]
     ) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
-        """Looks up positions, in O(1) per position however far into the run they lie.
+        """Looks up positions, in O(1) each, however far into the run they lie.
 
         Args:
             positions: int64 [n], each >= 0: step * batch_size + place in the batch.
 
         Returns:
-            source, epoch of that source, row within it; int64 [n] each.
+            The source, the epoch of that source and the row in it; int64 [n] each.
         """
         source, draw = self._mix(positions)
         size = np.asarray(self.sizes, np.int64)[source]
@@ -72,17 +72,17 @@ class Order:
 
     @functools.cached_property
     def _permutations(self) -> list[Callable[[int], np.ndarray]]:
-        """epoch -> permutation, by source; the last two are kept, for batches across the border."""
+        """epoch -> permutation, by source; two are kept, as a batch may span two epochs."""
         return [
             functools.lru_cache(maxsize=2)(functools.partial(_permutation, self.seed, s, n))
             for s, n in enumerate(self.sizes)
         ]
 
     def _mix(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Source of every position, and how many draws of that source lie before it.
+        """The source of every position, and how many draws of that source come before it.
 
-        The first source takes its share by rounding, the second its share of what is left, and so
-        on: a source's count never falls and grows by at most 1 per position.
+        The first source takes its share by rounding, the second its share of the rest, and so on:
+        the count of a source never falls and grows by at most 1 per position.
         """
         weights = np.asarray(self.weights or self.sizes, np.float64)
         source, draw = np.full(positions.shape, len(weights) - 1), positions.copy()

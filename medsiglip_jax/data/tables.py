@@ -1,9 +1,9 @@
-"""CSV, Parquet, JSONL, class folders and TFRecord folders -> columns of strings."""
+"""Tables of rows as columns: CSV, Parquet, JSONL, class folders, the index of TFRecord shards."""
 
 import glob
 import json
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ from medsiglip_jax.data.columns import ParquetColumns, is_textual, read_lines, s
 from medsiglip_jax.data.listing import IMAGE_SUFFIXES, TABLE_SUFFIXES, walk
 from medsiglip_jax.files import places, storage
 
-# Names of top folders that are splits and not classes.
+# Top folders of these names are splits, not classes.
 SPLITS = frozenset("train val valid validation dev test".split())
-# The index beside TFRecord shards, and the key of its metadata that holds label and classes.
+# The index beside TFRecord shards (the name is a format, and older than "index"), and the key of
+# the metadata of Parquet files that holds their label and classes.
 INDEX, METADATA = "manifest.parquet", b"medsiglip_jax"
 
 _EXPECTED = "expected .csv, .tsv, .parquet, .jsonl, a folder of class folders, or .tfrecord shards"
@@ -26,18 +27,18 @@ _NO_STRINGS = pyarrow.chunked_array([], pyarrow.large_string())
 
 @dataclass
 class Table:
-    """Columns, and what is wrong with them so far.
+    """Columns, and the problems found in them so far.
 
     Attributes:
         path: as given, for messages.
         root: what relative image paths are relative to.
         columns: name -> one value per row, of any type; `strings` and `column` give them as text.
-        lines: what a row is called: its line, its number or its file.
+        lines: the name of each row in messages: its line, its number or its file.
         unit: "line", "row" or "file".
-        label: the label column, or columns, that the format itself has.
-        classes: their order, where the format itself has one.
+        label: the label column or columns, if the format itself says so.
+        classes: the classes in their order, if the format itself says so.
         refused: columns that cannot be used, and why.
-        problems: collected by `column` and `report`, raised by `raise_problems`.
+        problems: collected by the methods, raised by `raise_problems`.
     """
 
     path: str
@@ -51,18 +52,18 @@ class Table:
     problems: list[str] = field(default_factory=list)
 
     def strings(self, name: str) -> pyarrow.ChunkedArray:
-        """A column as large_string, "" where a value is missing; no rows if there is no column."""
+        """A column as large_string, "" where a value is missing; empty if there is no column."""
         column = self.columns.get(name, _NO_STRINGS)
         nested = None if is_textual(column.type) else f"holds {column.type}"
-        if what := self.refused.get(name, nested):
-            problem = f"column {name!r} {what}, expected strings"
+        if reason := self.refused.get(name, nested):
+            problem = f"column {name!r} {reason}, expected strings"
             self.problems += [] if problem in self.problems else [problem]
             return _NO_STRINGS
         chunks = [strings(chunk) for chunk in column.chunks]
         return pyarrow.chunked_array(chunks, pyarrow.large_string())
 
     def has(self, name: str, optional: Collection[str] = ()) -> bool:
-        """Whether there is such a column; reports it if not, and if it is not optional."""
+        """Whether there is such a column; a missing one is a problem unless it is optional."""
         if name not in self.columns and name not in optional:
             self.problems.append(f"no column {name!r}; there are {', '.join(self.columns)}")
         return name in self.columns
@@ -70,22 +71,24 @@ class Table:
     def column(
         self, name: str | None, optional: Collection[str] = (), blank: bool = False
     ) -> list[str] | None:
-        """A column, or None if it is not asked for or missing; reports empty cells."""
+        """The cells of a column, or None if it is not asked for or missing.
+
+        A missing column is a problem unless it is optional, an empty cell unless `blank`.
+        """
         if name is None or not self.has(name, optional):
             return None
+        cells = self.strings(name).to_pylist()
         if not blank:
-            self.report(name, lambda value: not value, "no value")
-        return self.strings(name).to_pylist()
+            self.report(name, cells, [i for i, cell in enumerate(cells) if not cell], "no value")
+        return cells
 
-    def report(self, name: str, bad: Callable[[str], bool], what: str) -> None:
-        """Adds one problem if any value is bad: the first, its line, and how many there are."""
-        values = self.strings(name).to_pylist()
-        rows = [i for i, value in enumerate(values) if bad(value)]
+    def report(self, name: str, cells: Sequence[str], rows: Sequence[int], problem: str) -> None:
+        """Adds a problem of a column if there are such rows: the first one and how many."""
         if rows:
-            value = values[rows[0]]
+            cell = cells[rows[0]]
             count = f" ({len(rows)} rows in all)" if len(rows) > 1 else ""
             self.problems.append(
-                f"column {name!r}, {self.where(rows[0])}: {what}{value and f' {value!r}'}{count}"
+                f"column {name!r}, {self.where(rows[0])}: {problem}{cell and f' {cell!r}'}{count}"
             )
 
     def where(self, row: int) -> str:
@@ -93,39 +96,43 @@ class Table:
         return f"{self.unit} {self.lines[row]}"
 
     def raise_problems(self) -> None:
+        """Raises a ValueError that names all problems, if there are any."""
         if self.problems:
             raise ValueError(f"{self.path}: {'; '.join(self.problems)}")
 
 
 def read_table(path: str) -> Table:
-    """Reads whatever `path` names, local or a URI.
+    """Reads a table file, a folder of class folders, or the index of TFRecord shards.
+
+    Args:
+        path: local or a URI; a glob names some of the shards of a folder.
 
     Raises:
         FileNotFoundError: it does not exist.
-        ValueError: it cannot be read as what it seems to be, or has no rows.
+        ValueError: it cannot be read as what its name says, or has no rows.
     """
     shards = glob.glob(path) if glob.has_magic(path) and not os.path.exists(path) else []
     if shards:
-        table = read_shards(_parent(path), set(map(os.path.basename, shards)))
+        table = read_index(_parent(path), set(map(os.path.basename, shards)))
     elif os.path.isdir(path) and _has_shards(path):
-        table = read_shards(path)
+        table = read_index(path)
     elif os.path.isdir(path):
         table = _class_folders(path)
     else:
-        table = _manifest(path)
+        table = _table_file(path)
     if not table.lines:
         raise ValueError(f"{path}: no rows")
     return table
 
 
-def _manifest(path: str) -> Table:
+def _table_file(path: str) -> Table:
     suffix = Path(path).suffix.lower()
     if not suffix and "://" in path:  # a folder of shards
-        return _manifest(f"{path.rstrip('/')}/{INDEX}")
+        return _table_file(f"{path.rstrip('/')}/{INDEX}")
     if suffix not in TABLE_SUFFIXES:
         if "://" not in path and not os.path.exists(path):
             raise FileNotFoundError(f"no such file or folder: {path}")
-        raise ValueError(f"{path}: not a manifest; {_EXPECTED}")
+        raise ValueError(f"{path}: not a table; {_EXPECTED}")
     try:
         if suffix == ".parquet":
             return _parquet(path)
@@ -151,35 +158,45 @@ def write_parquet(
     label: str | Sequence[str] | None,
     classes: Sequence[str] | None,
 ) -> None:
-    """Writes columns so that `read_table` finds the label and the order of its classes again."""
+    """Writes a table of which `read_table` knows the label and the order of its classes.
+
+    Args:
+        path: local or a URI.
+        columns: name -> one value per row.
+        label: the column or columns that hold the labels.
+        classes: the names of the classes, in order.
+    """
     metadata = {METADATA: json.dumps({"label": label, "classes": classes})}
     table = pyarrow.table(dict(columns)).replace_schema_metadata(metadata)
     with storage.new_file(places.at(path)) as partial:
         parquet.write_table(table, partial)
 
 
-def read_shards(folder: str, names: Collection[str] = ()) -> Table:
-    """Reads the index that `data.write_tfrecords` left beside TFRecord shards.
+def read_index(folder: str, names: Collection[str] = ()) -> Table:
+    """Reads the index beside TFRecord shards, which `tfrecord.write_shards` wrote with them.
 
     Args:
-        folder: local or a URI.
+        folder: of the shards, local or a URI.
         names: the shards whose rows are wanted; default all.
 
     Raises:
         FileNotFoundError: there is no index.
+        ValueError: it has no rows of one of these shards.
     """
     try:
-        table = _manifest(f"{folder.rstrip('/')}/{INDEX}")
+        table = _table_file(f"{folder.rstrip('/')}/{INDEX}")
     except FileNotFoundError:
         raise FileNotFoundError(
-            f"no {INDEX} beside the shards in {folder}; data.index_tfrecords reads shards that "
-            "data.write_tfrecords did not write"
+            f"no index {INDEX} beside the shards in {folder}; make one with "
+            "medsiglip_jax.data.tfrecord.index_shards and data.examples.write"
         ) from None
     if names:
         sources = [os.path.basename(p) for p in table.strings("image").to_pylist()]
         shards = [source.rpartition("#")[0] for source in sources]
         if unknown := sorted(set(names) - set(shards)):
-            raise ValueError(f"{table.path}: has no rows of {', '.join(unknown)}; index them again")
+            raise ValueError(
+                f"{table.path}: has no rows of {', '.join(unknown)}; index the shards again"
+            )
         inside = [i for i, shard in enumerate(shards) if shard in names]
         table.columns = {n: c.take(pyarrow.array(inside)) for n, c in table.columns.items()}
         table.lines = [int(table.lines[i]) for i in inside]
@@ -196,8 +213,8 @@ def _class_folders(path: str) -> Table:
     tops = {file[0] for file in files}
     splits = bool(tops) and tops <= SPLITS and all(len(file) > 2 for file in files)
     if not files or any(len(file) < 2 for file in files):
-        what = "images outside of class folders" if files else "no images"
-        raise ValueError(f"{path}: {what}; {_EXPECTED}")
+        problem = "images outside of class folders" if files else "no images"
+        raise ValueError(f"{path}: {problem}; {_EXPECTED}")
     names = ["/".join(file) for file in files]
     columns = {"image": names, "label": [file[1] if splits else file[0] for file in files]}
     if splits:

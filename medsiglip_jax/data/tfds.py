@@ -1,9 +1,9 @@
-"""Data sets that TFDS has prepared, by name: found, indexed once, read as a manifest is.
+"""Data sets that TFDS has prepared, by name: found, indexed once, and read like a table.
 
-Their shards and JSON files are all that is read; neither TFDS nor the code of a data set is needed.
-The index is Parquet, one row per example and one column per feature that has a single value. It is
-kept in the user's cache and not beside the shards: those are shared and often read-only, and
-another program's. Only making it takes TensorFlow.
+Only their shards and JSON files are read; neither TFDS nor the code of a data set is needed. The
+index is Parquet, with a row per example and a column per feature that has a single value. It is
+kept in the user's cache and not beside the shards, which belong to another program and are often
+shared and read-only. Only making it takes TensorFlow.
 """
 
 import dataclasses
@@ -33,9 +33,9 @@ _NAME = re.compile(r"tfds:(\w+)(?:/([\w+\-.]+))?(?::((?:\d+|\*)(?:\.(?:\d+|\*)){
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _INFO, _FEATURES = "dataset_info.json", "features.json"
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
-# Default names, which a data set may lack, and what `positives` may be besides a feature.
+# Default names, which a data set may lack, and values of `positives` that are no features.
 _NOT_NEEDED = ("text", "split", "group", "label")
-_INDEX_FORMAT = "1"  # another one, and old indices are not found any more
+_INDEX_FORMAT = "1"  # with another one, old indices are made again
 
 
 def read(
@@ -47,7 +47,7 @@ def read(
     classes: Sequence[str] | None = None,
     **columns: Any,
 ) -> Examples:
-    """Reads a data set that TFDS has prepared; its splits are named as there.
+    """Reads a data set that TFDS has prepared, with the names of its splits.
 
     Args:
         path: "tfds:NAME[/CONFIG][:VERSION]"; the version may have wildcards, "3.*.*", and the
@@ -76,11 +76,12 @@ def read(
 
 @dataclass(frozen=True)
 class Feature:
-    """What `features.json` says of one feature.
+    """What `features.json` says about one feature.
 
     Attributes:
-        kind: "image", "class" or "value" (a text or one number); else, for messages, what it is.
-        classes: the names of a "class", in TFDS's order.
+        kind: "image", "class" or "value" (a text or one number); otherwise a description for
+            messages.
+        classes: the names of the classes of a "class", in TFDS's order.
     """
 
     kind: str
@@ -93,9 +94,9 @@ class Prepared:
 
     Attributes:
         path: as given, for messages.
-        folder: of one version.
+        folder: the folder of one version.
         info: the content of `dataset_info.json`.
-        features: by name.
+        features: the features by name.
     """
 
     path: str
@@ -105,7 +106,7 @@ class Prepared:
 
     @property
     def default_image(self) -> str:
-        """The only feature of images, or else "image"."""
+        """The only feature of images or, if there are several, "image"."""
         names = self.names("image")
         return names[0] if len(names) == 1 else "image"
 
@@ -114,13 +115,13 @@ class Prepared:
         return [name for name, feature in self.features.items() if feature.kind in kinds]
 
     def check(self, image: str, labels: Sequence[str], columns: Mapping[str, Any]) -> None:
-        """Raises one ValueError with every feature that is asked for and cannot be had."""
+        """Raises one ValueError that names every feature that is asked for and cannot be read."""
         others = map(columns.get, ("text", "split", "group", "positives"))
         names = [*labels, *(name for name in others if name and name not in _NOT_NEEDED)]
         problems = [self._problem(name, ("class", "value")) for name in names]
         problems.insert(0, self._problem(image, ("image",)))
-        if found := "; ".join(filter(None, problems)):
-            raise ValueError(f"{self.path}: {found}; there are {self._described()}")
+        if text := "; ".join(filter(None, problems)):
+            raise ValueError(f"{self.path}: {text}; there are {self._described()}")
 
     def _problem(self, name: str, kinds: Sequence[str]) -> str:
         if name not in self.features:
@@ -160,9 +161,9 @@ def find(path: str, root: str | os.PathLike | None = None) -> Prepared:
         data_dir = data_dir.absolute()
     folder = _version_folder(data_dir / name, config, version or "*")
     if folder is None:
-        there = ", ".join(_prepared(data_dir / name)) or "nothing of that name"
+        prepared = ", ".join(_prepared(data_dir / name)) or "nothing of that name"
         raise FileNotFoundError(
-            f"{path}: not prepared in {data_dir} (there is {there}); run: pip install "
+            f"{path}: not prepared in {data_dir} (there is {prepared}); run: pip install "
             f"tensorflow-datasets && tfds build {path.removeprefix(PREFIX)} --data_dir={data_dir}, "
             "or say where it is with TFDS_DATA_DIR or data.root"
         )
@@ -175,21 +176,21 @@ def _version_folder(base: Place, config: str | None, pattern: str) -> Place | No
     if config is None and metadata.exists():
         config = _json(metadata).get("default_config_name")
     folder = base / config if config else base
-    found = [v for v in _versions(folder) if fnmatch.fnmatchcase(v, pattern)]
-    return folder / found[-1] if found else None
+    versions = [v for v in _versions(folder) if fnmatch.fnmatchcase(v, pattern)]
+    return folder / versions[-1] if versions else None
 
 
 def _versions(folder: Place) -> list[str]:
     names = [place.name for place in folder.iterdir()] if folder.is_dir() else []
-    found = [n for n in names if _VERSION.fullmatch(n) and (folder / n / _INFO).exists()]
-    return sorted(found, key=lambda name: tuple(map(int, name.split("."))))
+    versions = [n for n in names if _VERSION.fullmatch(n) and (folder / n / _INFO).exists()]
+    return sorted(versions, key=lambda name: tuple(map(int, name.split("."))))
 
 
 def _prepared(base: Place) -> list[str]:
-    """What of a data set there is, as tfds spells it."""
+    """The prepared versions of a data set, spelled as TFDS does."""
     configs = sorted(place.name for place in base.iterdir()) if base.is_dir() else []
-    found = [f"{base.name}:{version}" for version in _versions(base)]
-    return found + [f"{base.name}/{c}:{v}" for c in configs for v in _versions(base / c)]
+    plain = [f"{base.name}:{version}" for version in _versions(base)]
+    return plain + [f"{base.name}/{c}:{v}" for c in configs for v in _versions(base / c)]
 
 
 def _read_json_files(path: str, folder: Place) -> Prepared:
@@ -200,7 +201,10 @@ def _read_json_files(path: str, folder: Place) -> Prepared:
             "(tfds build --file_format=tfrecord, with another --data_dir)"
         )
     if "featuresDict" not in tree or "splits" not in info:
-        raise ValueError(f"{path}: {folder} is of an old TFDS, or of features without names")
+        raise ValueError(
+            f"{path}: {folder} was prepared by an old TFDS, or its features have no names; prepare "
+            "it again"
+        )
     return Prepared(path, folder, info, dict(_features(tree, folder)))
 
 
@@ -214,7 +218,7 @@ def _json(place: Place) -> dict[str, Any]:
 
 
 def _features(tree: Mapping[str, Any], folder: Place, prefix="") -> Iterator[tuple[str, Feature]]:
-    """(name, feature), those within others as "a/b", as they are named in the shards."""
+    """(name, feature); nested ones are "a/b", as they are named in the shards."""
     for name, feature in tree["featuresDict"]["features"].items():
         name = f"{prefix}{name}"
         if "featuresDict" in feature:
@@ -240,7 +244,7 @@ def _feature(name: str, feature: Mapping[str, Any], folder: Place) -> Feature:
 
 
 def _class_names(name: str, label: Mapping[str, Any], folder: Place) -> tuple[str, ...]:
-    """Those of the file beside the shards; without one the classes are numbers."""
+    """The names in the file beside the shards; without that file, numbers."""
     count, file = int(label.get("numClasses", 0)), folder / f"{name.replace('/', '-')}.labels.txt"
     if not file.exists():
         return tuple(map(str, range(count)))
@@ -254,7 +258,7 @@ def _class_names(name: str, label: Mapping[str, Any], folder: Place) -> tuple[st
 
 
 def _index(source: Prepared) -> Path:
-    """The index of a data set: from the cache, or made now."""
+    """The index of a data set, which is made if the cache does not have it."""
     known = [_INDEX_FORMAT, str(source.folder), source.info, dataclasses.asdict(source)["features"]]
     key = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
     path = places.cache() / "tfds" / f"{source.info['name']}-{key}.parquet"
@@ -268,7 +272,7 @@ def _index(source: Prepared) -> Path:
 
 
 def _columns(source: Prepared) -> dict[str, list[Any]]:
-    """Of all splits: every feature that can be had, and "split"."""
+    """The columns of all splits: every feature with a single value, and "split"."""
     features = {name: source.features[name] for name in source.names("image", "class", "value")}
     columns, splits, shards = {name: [] for name in features}, [], list(source.shards())
     for split, path, length in tqdm(shards, f"indexing {source.path}", unit="shard", disable=None):
@@ -285,21 +289,22 @@ def _columns(source: Prepared) -> dict[str, list[Any]]:
 
 def _rows(path: str, source: Prepared) -> list[dict[str, Any]]:
     try:
-        from medsiglip_jax.data import tf
+        from medsiglip_jax.data import tfrecord
     except ModuleNotFoundError:
         raise ModuleNotFoundError(
-            f"{source.path}: TensorFlow indexes it; pip install 'medsiglip-jax[train]'"
+            f"{source.path}: making its index needs TensorFlow; pip install 'medsiglip-jax[train]'"
         ) from None
     try:
-        return list(tf.tfrecord_rows(path, source.names("image"), source.names("class", "value")))
+        images, others = source.names("image"), source.names("class", "value")
+        return list(tfrecord.read_shard(path, images, others))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file; prepare the data set again") from None
 
 
 def _cell(feature: Feature, value: Any) -> Any:
-    """A value as a manifest has it."""
+    """A value as a table has it."""
     if feature.kind == "class":
         unknown = value < 0  # TFDS's -1
         return None if unknown else feature.classes[value] if feature.classes else str(value)
-    # A string may hold any bytes, and one that nobody asks for must not end the work.
+    # A string may hold any bytes, and one that nobody asks for must not stop the indexing.
     return value.decode(errors="replace") if isinstance(value, bytes) else value

@@ -9,6 +9,7 @@ from jaxtyping import Float, Float64, Int64
 
 from medsiglip_jax.embeddings import cosines, nearest
 from medsiglip_jax.embeddings.store import ArrayVectors, Embeddings
+from medsiglip_jax.files import json as json_files
 from medsiglip_jax.files import places, storage
 
 INDEX, FACTS = "index.usearch", "index.json"
@@ -47,8 +48,7 @@ def build(embeddings: Embeddings) -> dict[str, Any]:
     (embeddings.folder / FACTS).unlink(missing_ok=True)
     with storage.new_file(embeddings.folder / INDEX) as partial:
         index.save(str(partial))
-    with storage.new_file(embeddings.folder / FACTS) as partial:
-        partial.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    json_files.write(embeddings.folder / FACTS, facts)
     return facts
 
 

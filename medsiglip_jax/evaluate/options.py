@@ -2,8 +2,8 @@
 
 from dataclasses import asdict, dataclass
 
+from medsiglip_jax.data.labels import Policy
 from medsiglip_jax.evaluate import zero_shot
-from medsiglip_jax.evaluate.data.dataset import Policy
 from medsiglip_jax.evaluate.learned import Draws
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.image import preset

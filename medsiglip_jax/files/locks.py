@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from medsiglip_jax.files.places import Place, check_writable
 
-# Of a lease, in seconds: between two heartbeats, and without one until another run may take over.
+# Seconds between two heartbeats of a lease, and without one until another run may take over.
 HEARTBEAT, LEASE_TIMEOUT = 10.0, 45.0
 
 Check = Callable[[], None]
@@ -23,20 +23,20 @@ Check = Callable[[], None]
 
 @contextlib.contextmanager
 def lock(path: Place) -> Iterator[Check]:
-    """Holds an exclusive lock that dies with the process; a second holder is refused.
+    """Holds an exclusive lock, which ends with the process; a second holder is refused.
 
-    On a disk the operating system locks a file, and a second holder is refused at once. The lock's
-    folder is made if need be, and removed again if nothing was put into it. Buckets and some
-    network disks cannot lock. There the lock is a lease: a file that its holder rewrites every
-    `HEARTBEAT` seconds. Whoever finds one waits up to `LEASE_TIMEOUT` seconds for a heartbeat, and
-    takes over if none comes.
+    On a disk the operating system locks a file, and a second holder is refused at once. The folder
+    of the lock is created if necessary, and removed again if it stayed empty. Buckets and some
+    network disks have no locks. There the lock is a lease: a file that its holder rewrites every
+    `HEARTBEAT` seconds. A process that finds one waits up to `LEASE_TIMEOUT` seconds for the next
+    heartbeat, and takes over if there is none.
 
     Yields:
         A function to call before anything is written. It raises FileExistsError if another run has
         taken over, which happens to a process that was suspended for longer than the timeout.
 
     Raises:
-        FileExistsError: another run holds it.
+        FileExistsError: another run holds the lock.
     """
     with contextlib.ExitStack() as stack:
         if isinstance(path, Path):
@@ -50,7 +50,7 @@ def lock(path: Place) -> Iterator[Check]:
 
 
 class _CannotLock(Exception):
-    """This file system cannot lock."""
+    """The file system has no locks."""
 
 
 # ------------------------------------------------------------------------------------- on a disk
@@ -67,13 +67,13 @@ def _lock_file(path: Path) -> Iterator[None]:
     except Timeout:
         raise _refusal(path) from None
     except OSError as error:  # Lustre without -o flock, some of NFS and FUSE
-        if path.exists() and not path.stat().st_size:  # or it is somebody's lease
+        if path.exists() and not path.stat().st_size:  # else it is a lease
             path.unlink()
         raise _CannotLock from error
     try:
         yield
     finally:
-        with contextlib.suppress(PermissionError):  # Windows removes no file that is open
+        with contextlib.suppress(PermissionError):  # Windows cannot remove open files
             path.unlink(missing_ok=True)
         held.release()
         if made and not any(path.parent.iterdir()):
@@ -93,27 +93,29 @@ def _lease(path: Place) -> Iterator[Check]:
     owner, done, lost = uuid.uuid4().hex, threading.Event(), threading.Event()
     _create(path, owner)
     time.sleep(min(1.0, HEARTBEAT / 10))
-    if _holder(path) != owner:  # two came at the same moment; the last to write has it
+    if _holder(path) != owner:  # two started at the same moment: the last to write holds it
         raise _refusal(path)
     thread = threading.Thread(target=_renew, args=(path, owner, done, lost), daemon=True)
     thread.start()
 
     def check() -> None:
         if lost.is_set():
-            raise FileExistsError(f"{path.parent}: another run has taken over; this one ends")
+            raise FileExistsError(f"{path.parent}: another run has taken over; this one stops")
 
     try:
         yield check
     finally:
         done.set()
         thread.join()
-        with contextlib.suppress(Exception):  # it dies by itself, and must not hide an error
+        with contextlib.suppress(
+            Exception
+        ):  # the lease expires anyway; this must not hide an error
             if _holder(path) == owner:
                 path.unlink()
 
 
 def _wait_until_expired(path: Place) -> None:
-    """Returns when there is no lease, or one whose holder is dead."""
+    """Returns when there is no lease, or its holder has sent no heartbeat for the timeout."""
     first, end = _content(path), time.monotonic() + LEASE_TIMEOUT
     if first:
         warnings.warn(
@@ -130,7 +132,7 @@ def _wait_until_expired(path: Place) -> None:
 
 
 def _create(path: Place, owner: str) -> None:
-    """Writes the first heartbeat; where the store can tell, only if no one else has done so."""
+    """Writes the first heartbeat; fails if another run was first, where the store can tell."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     if isinstance(path, Path):
@@ -141,14 +143,14 @@ def _create(path: Place, owner: str) -> None:
         path.fs.pipe_file(path.path, _heartbeat(owner, 0).encode(), mode="create")
     except FileExistsError:
         raise _refusal(path) from None
-    except (TypeError, ValueError, NotImplementedError):  # it has no such mode
+    except (TypeError, ValueError, NotImplementedError):  # the store has no such mode
         path.write_text(_heartbeat(owner, 0))
 
 
 def _renew(path: Place, owner: str, done: threading.Event, lost: threading.Event) -> None:
     count = 0
     while not done.wait(HEARTBEAT):
-        with contextlib.suppress(Exception):  # a network that fails may work at the next one
+        with contextlib.suppress(Exception):  # a network error may be gone at the next one
             if (holder := _holder(path)) and holder != owner:
                 lost.set()
                 return
@@ -165,7 +167,7 @@ def _heartbeat(owner: str, count: int) -> str:
 def _holder(path: Place) -> str:
     try:
         return json.loads(_content(path) or "{}").get("owner", "")
-    except ValueError:  # a heartbeat that is being written
+    except ValueError:  # a heartbeat that is just being written
         return ""
 
 

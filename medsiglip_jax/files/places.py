@@ -1,4 +1,4 @@
-"""Where things are: local paths, and gs:// and what else fsspec reaches, with the same methods."""
+"""Local paths and remote places (gs:// and whatever else fsspec reaches), used alike."""
 
 import os
 import re
@@ -9,14 +9,14 @@ import fsspec
 import fsspec.core
 from upath import UPath
 
-# A local path, or a remote place, which has the same methods.
+# A local path, or a remote place with the same methods.
 Place = Path | UPath
-# What a place can be given as.
+# What callers may pass for a place.
 Given = str | os.PathLike | UPath
 
 
 def is_remote(path: Given) -> bool:
-    """Whether it is gs:// or its like, also where `Path` has made "gs:/" of it."""
+    """Whether this is gs:// or another remote protocol, even if `Path` has made it "gs:/"."""
     return _protocol(path) not in ("", "file", "local")
 
 
@@ -29,13 +29,13 @@ def at(path: Given) -> Place:
     """The place that a path or URI names.
 
     Raises:
-        ValueError: a protocol that nothing installed here speaks.
+        ValueError: nothing that is installed supports its protocol.
     """
     uri = re.sub(":/(?!/)", "://", str(path), count=1) if _protocol(path) else str(path)
     if not is_remote(path):
         return Path(fsspec.core.url_to_fs(uri)[1] if _protocol(path) else uri)
     check_protocol(uri)
-    return UPath(uri, use_listings_cache=False)  # others write there, too
+    return UPath(uri, use_listings_cache=False)  # other machines write there too
 
 
 def cache() -> Path:
@@ -49,7 +49,7 @@ def configuration() -> Path:
 
 
 def check_protocol(path: str) -> None:
-    """Raises ValueError, with what to install, if `path` is a URI that cannot be reached here."""
+    """Raises a ValueError, saying what to install, if nothing here can reach `path`."""
     protocol = path.partition("://")[0]
     try:
         fsspec.get_filesystem_class(protocol)
@@ -58,13 +58,13 @@ def check_protocol(path: str) -> None:
 
 
 def refuse_remote(path: Given) -> None:
-    """Raises for gs:// and its like, which `Path` would take for a local folder "gs:"."""
+    """Raises a ValueError for gs:// and its like, which `Path` would take for a folder "gs:"."""
     if is_remote(path):
-        raise ValueError(f"{path}: only a local folder will do here")
+        raise ValueError(f"{path}: only a local folder can be used here")
 
 
 def check_writable(path: Place) -> None:
-    """Raises one clear error, before any work is done, if a local `path` cannot be created."""
+    """Raises an error before any work is done, if a local `path` cannot be created."""
     if not isinstance(path, Path):
         return
     refuse_remote(path)
@@ -78,20 +78,20 @@ def check_writable(path: Place) -> None:
 
 
 def check_new(path: Place) -> None:
-    """Raises unless `path` is free, or an empty folder, and can be created."""
+    """Raises unless `path` can be created and does not exist yet, or is an empty folder."""
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise FileExistsError(f"{path}: already exists; choose another name or remove it first")
     check_writable(path)
 
 
-# fsspec.open would take "::" in a name for a chain of file systems; these take it as it stands.
+# fsspec.open would take "::" in a name for a chain of file systems; these take names literally.
 
 
 def file_system(uri: str) -> tuple[Any, str]:
-    """The fsspec file system that a remote URI is on, and its name there.
+    """The fsspec file system of a remote URI, and the name of the file there.
 
     Raises:
-        ValueError: a protocol that nothing installed here speaks.
+        ValueError: nothing that is installed supports its protocol.
     """
     check_protocol(uri)
     protocol = uri.partition("://")[0]
@@ -100,7 +100,7 @@ def file_system(uri: str) -> tuple[Any, str]:
 
 
 def open_binary(path: str) -> Any:
-    """A stream of the bytes of a file, local or remote."""
+    """Opens a file, local or remote, for reading bytes."""
     if not is_remote(path):
         return at(path).open("rb")
     system, name = file_system(path)
@@ -108,7 +108,7 @@ def open_binary(path: str) -> Any:
 
 
 def read_bytes(path: str) -> bytes:
-    """The content of a file, local or remote; of a remote one in one request."""
+    """The content of a file, local or remote (in a single request)."""
     if not is_remote(path):
         return at(path).read_bytes()
     system, name = file_system(path)

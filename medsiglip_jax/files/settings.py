@@ -1,7 +1,7 @@
-"""Settings that people write, as nested tables, turned into frozen dataclasses by type hints.
+"""Turns settings that people write (nested tables) into frozen dataclasses, by their type hints.
 
-A Python config, a TOML or a JSON file, all the same. All problems are found before one ValueError
-tells them: unknown keys and what was probably meant, missing keys, wrong types, wrong values.
+They may come from a Python config, a TOML or a JSON file. One ValueError lists all problems:
+unknown keys (with the most similar known one), missing keys, wrong types, wrong values.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ class Check:
 
     Attributes:
         holds: value -> whether it is allowed.
-        expected: what to write instead, as it follows the word "expected".
+        expected: what is allowed, in the words after "expected" of a message.
     """
 
     holds: Callable[[Any], bool]
@@ -45,18 +45,18 @@ def more_than(bound: int | float) -> Check:
 
 @dataclass(frozen=True)
 class Variants:
-    """Which dataclass a table becomes, written `Annotated[Base, Variants(KINDS)]`.
+    """The dataclasses that a table may become, written `Annotated[Base, Variants(KINDS)]`.
 
     Attributes:
         kinds: value of the table's `key` -> dataclass; the first is the default.
-        key: of the table, and a field of every dataclass.
+        key: that chooses the dataclass; it is a field of every one.
     """
 
     kinds: Mapping[str, Any]
     key: str = "name"
 
     def choose(self, value: Any, where: str, problems: list[str]) -> tuple[Any, Any]:
-        """(dataclass, table); a string is short for a table that holds only `key`."""
+        """Returns (dataclass, table); a string stands for a table that has only `key`."""
         default = next(iter(self.kinds))
         if dataclasses.is_dataclass(value):
             return type(value), value
@@ -70,21 +70,21 @@ class Variants:
 
 
 def build(kind: type[T], values: Mapping[str, Any], title: str = "config", **given: Any) -> T:
-    """Makes a dataclass of a nested mapping.
+    """Builds a dataclass from a nested mapping.
 
-    Lists become tuples, ints become floats where a float is meant, tables become the dataclasses
-    that the hints name. Three short forms: one table where `tuple[Kind, ...]` is expected; a string
-    where a dataclass with a field `name` is; None for a table that keeps its defaults. A field that
-    would be a Python keyword ends in an underscore (`except_`), its key does not.
+    Lists become tuples, ints become floats where a float is expected, and tables become the
+    dataclasses of the hints. There are three short forms: one table for `tuple[Kind, ...]`, a
+    string for a dataclass with a field `name`, and None for a table of defaults. A field whose key
+    is a Python keyword ends in an underscore (`except_`).
 
     Args:
-        kind: a dataclass. A ValueError of its `__post_init__` is one of the problems.
+        kind: a dataclass. ValueErrors of its `__post_init__` are listed with the other problems.
         values: key -> value.
-        title: what `values` is called in messages.
+        title: the name of `values` in messages.
         **given: fields that the mapping may not set, such as the name of its file.
 
     Raises:
-        ValueError: all that is wrong.
+        ValueError: lists all problems.
     """
     problems: list[str] = []
     made = _table(values, kind, "", problems, title, given)
@@ -94,7 +94,7 @@ def build(kind: type[T], values: Mapping[str, Any], title: str = "config", **giv
 
 
 def tables(hint: Any) -> list[Any]:
-    """The dataclasses that a value of this hint may be made of, all variants included."""
+    """The dataclasses that a value of this hint may hold, all variants included."""
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return [hint]
     arguments = typing.get_args(hint)
@@ -106,7 +106,7 @@ def tables(hint: Any) -> list[Any]:
 def _table(
     values: Any, kind: Any, where: str, problems: list[str], title: str = "", given: Any = None
 ) -> Any:
-    """`values` as the dataclass `kind`; `where` is its key, `title` its name if it has no key."""
+    """Turns `values` into `kind`; `where` is its key, `title` its name if it has no key."""
     if isinstance(values, kind):
         return values
     given, title, before = given or {}, where or title, len(problems)
@@ -146,7 +146,7 @@ def _required(field: dataclasses.Field) -> bool:
 
 
 def _value(value: Any, hint: Any, where: str, problems: list[str]) -> Any:
-    """`value` as `hint` has it; where it does not fit, a problem is added."""
+    """Converts `value` to the type `hint`; adds a problem where it does not fit."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         return _annotated(value, arguments[0], arguments[1:], where, problems)
@@ -173,7 +173,7 @@ def _value(value: Any, hint: Any, where: str, problems: list[str]) -> Any:
 def _fits(value: Any, hint: Any) -> bool:
     if hint is Any:
         return True
-    if isinstance(value, bool):  # to Python an int, to whoever wrote it a mistake
+    if isinstance(value, bool):  # an int in Python, but not in settings
         return hint is bool
     return isinstance(hint, type) and isinstance(value, hint)
 
@@ -194,7 +194,7 @@ def _annotated(value: Any, hint: Any, extras: tuple, where: str, problems: list[
 
 
 def _union(value: Any, hint: Any, where: str, problems: list[str]) -> Any:
-    """The first alternative that fits."""
+    """Converts `value` to the first alternative that fits."""
     if value is None and type(None) in typing.get_args(hint):
         return None
     choices = [choice for choice in typing.get_args(hint) if choice is not type(None)]
@@ -210,5 +210,5 @@ def _union(value: Any, hint: Any, where: str, problems: list[str]) -> Any:
 
 
 def _spelled(hint: Any) -> str:
-    """A hint as a message has it: "str | tuple[str, ...] | None"."""
+    """A hint in the form that messages show: "str | tuple[str, ...] | None"."""
     return re.sub(r"(?:\w+\.)+(\w+)", r"\1", hint.__name__ if type(hint) is type else str(hint))

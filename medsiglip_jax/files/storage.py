@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, on disks and in buckets; lines of JSON."""
+"""Writes files and folders that appear complete or not at all, on disks and in buckets."""
 
 import contextlib
 import errno
@@ -16,16 +16,16 @@ from upath import UPath
 from medsiglip_jax.files.locks import lock
 from medsiglip_jax.files.places import Place, check_new, check_writable
 
-# Between two uploads of a file that grows.
+# Seconds between two uploads of a growing file.
 UPLOAD_SECONDS = 10.0
 
 
 @contextlib.contextmanager
 def new_file(path: Place) -> Iterator[Path]:
-    """Yields a temporary local path; on success its content is at `path`, in one step.
+    """Yields a temporary local path, whose content appears at `path` in one step on success.
 
-    On a disk it lies beside `path`, is synced and renamed; a bucket gets it in one upload. What was
-    there is replaced. On any error the temporary file is removed.
+    On a disk the temporary file lies beside `path`, is synced and renamed; in a bucket it is
+    uploaded at once. A file that exists is replaced. On any error the temporary file is removed.
     """
     if isinstance(path, Path):
         check_writable(path)
@@ -37,7 +37,7 @@ def new_file(path: Place) -> Iterator[Path]:
             os.replace(partial, path)
             _sync(path.parent)
         except OSError as error:
-            if error.filename is None:  # Arrow's know of no file
+            if error.filename is None:  # Arrow's errors name no file
                 raise OSError(error.errno, str(error), str(path)) from None
             raise
         finally:
@@ -55,13 +55,14 @@ def new_folder(path: Place, overwrite: bool = False, marker: str = "") -> Iterat
     A killed run leaves only the temporary folder, which the next run removes.
 
     Args:
-        path: where.
-        overwrite: replace what is there.
-        marker: name of the file that makes the folder what it is. A bucket cannot rename a folder:
-            there the files are uploaded one by one, this one last, and it is removed first.
+        path: of the new folder.
+        overwrite: replace a folder that exists.
+        marker: name of the file that marks the folder as complete. A bucket cannot rename folders:
+            there the files are uploaded one by one, the marker last; of a folder that is replaced
+            it is removed first.
 
     Raises:
-        FileExistsError: `path` is there and not empty, unless `overwrite`.
+        FileExistsError: `path` exists and is not empty, unless `overwrite`.
     """
     check_writable(path) if overwrite else check_new(path)
     if isinstance(path, Path):
@@ -102,7 +103,7 @@ def _replace_remote_folder(path: UPath, folder: Path, marker: str) -> None:
         _upload(file, path / file.relative_to(folder).as_posix())
 
 
-# Where a file is there when its upload is complete, and not before.
+# File systems on which a file appears only when its upload is complete.
 _BUCKETS = frozenset("gs gcs s3 s3a az abfs abfss adl hf oci memory".split())
 
 
@@ -116,7 +117,7 @@ def _upload(file: Path, path: UPath) -> None:
     path.fs.mv(partial.path, path.path)
 
 
-# How a system says that it cannot open a folder, or cannot sync one: Windows, some network disks.
+# Errors of systems that cannot open or sync a folder: Windows, some network disks.
 _CANNOT_SYNC_FOLDERS = frozenset(
     (errno.EACCES, errno.EPERM, errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EISDIR)
 )
@@ -125,7 +126,9 @@ _CANNOT_SYNC_FOLDERS = frozenset(
 def _sync(path: Path) -> None:
     folder = path.is_dir()
     try:
-        descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR)  # Windows: writable ones
+        descriptor = os.open(
+            path, os.O_RDONLY if folder else os.O_RDWR
+        )  # Windows syncs only writable ones
         try:
             os.fsync(descriptor)
         finally:
@@ -136,19 +139,19 @@ def _sync(path: Path) -> None:
 
 
 class Lines:
-    """A file of JSON objects, one per line, that grows.
+    """A growing file of JSON objects, one per line.
 
-    A bucket takes whole files only: there it is written again after `UPLOAD_SECONDS`, and by
+    A bucket cannot append: there the whole file is uploaded again every `UPLOAD_SECONDS` and by
     `flush`.
     """
 
     def __init__(self, path: Place, keep: Callable[[dict[str, Any]], bool] = lambda line: True):
-        """Opens a file, or starts one; of what is there, only the lines to `keep` stay."""
+        """Opens or creates a file, and drops the lines that `keep` does not want."""
         self.path, self._uploaded = path, time.monotonic()
         self._lines = [line for line in read_lines(path) if keep(line)]
         self._waiting = 0
         if path.exists() and path.read_text(encoding="utf-8") != self._text():
-            self._write()  # at least without a last line that a kill cut short
+            self._write()  # drops a last line that a kill cut short, too
 
     def append(self, line: dict[str, Any]) -> None:
         if isinstance(self.path, Path):
@@ -161,7 +164,7 @@ class Lines:
             self.flush()
 
     def flush(self) -> None:
-        """Makes what was appended last."""
+        """Uploads the lines that are still waiting."""
         if self._waiting:
             self._write()
 
@@ -175,7 +178,7 @@ class Lines:
 
 
 def read_lines(path: Place) -> list[dict[str, Any]]:
-    """The objects of a .jsonl file; a last one that a kill cut short is left out."""
+    """The objects of a .jsonl file, without a last one that a kill cut short."""
     if not path.exists():
         return []
     lines = []

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 
 from medsiglip_jax import __version__
 from medsiglip_jax.data.rows import Rows
+from medsiglip_jax.files import json as json_files
 from medsiglip_jax.files import places
 from medsiglip_jax.files.locks import Check
 from medsiglip_jax.files.places import Given, Place
@@ -247,13 +248,13 @@ class _Shards:
             **counts,
             embedded=sum(note["rows"] for note in notes),
             errors=len(errors),
-            parts=[
+            parts=tuple(
                 PartFile(path.name, note["rows"], path.stat().st_size)
                 for path, note in zip(paths, notes, strict=True)
-            ],
+            ),
         )
         self.check()
-        run_folder.write_json(self.folder / MANIFEST, manifest.to_dict())
+        json_files.write(self.folder / MANIFEST, manifest.to_dict())
         return manifest
 
     def _done(self) -> set[int]:

@@ -3,17 +3,13 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, TypeVar
+from typing import Annotated, Any
 
+from medsiglip_jax.files import settings
 from medsiglip_jax.files.places import Place
 from medsiglip_jax.preprocess.dicom import rules
 
-T = TypeVar("T")
-
 RUN, MANIFEST, ERRORS = "run.json", "manifest.json", "errors.parquet"
-
-# Without these no run can be read; manifests of earlier versions may lack the others.
-_REQUIRED = {"parts": list, "dim": int, "normalized": bool, "model": dict, "preprocess": str}
 
 
 @dataclass(frozen=True)
@@ -25,8 +21,8 @@ class Weights:
         sha256: identity of their files; None for weights that were never saved.
     """
 
-    source: str | None
-    sha256: str | None
+    source: str | None = None
+    sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -34,13 +30,15 @@ class PartFile:
     """One Parquet file of a run: its name, rows, and size in bytes."""
 
     file: str
-    rows: int
+    rows: Annotated[int, settings.at_least(0)]
     bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
     """What makes two runs the same run: the content of `run.json`, in the order of its keys.
+
+    Fields with a default are missing in the manifests of earlier versions.
 
     Attributes:
         model: the weights.
@@ -106,7 +104,7 @@ class Manifest(RunRecord):
     burned_in: int = 0
     multi_frame: int = 0
     cut: int = 0
-    parts: list[PartFile]
+    parts: tuple[PartFile, ...]
 
     @property
     def dicom_rules(self) -> rules.Rules:
@@ -133,30 +131,9 @@ def parse_manifest(text: str | bytes, path: Place) -> Manifest:
         content = json.loads(text)
     except ValueError as error:
         raise ValueError(f"{path}: not readable as JSON ({error}); embed again") from None
-    _check(path, content)
-    parts = [_known(PartFile, part) for part in content["parts"]]
-    return _known(Manifest, {**content, "model": _known(Weights, content["model"]), "parts": parts})
-
-
-def _known(kind: type[T], content: Mapping[str, Any]) -> T:
-    return kind(**{f.name: content[f.name] for f in fields(kind) if f.name in content})  # type: ignore
-
-
-def _check(path: Place, content: Any) -> None:
     content = content if isinstance(content, dict) else {}
-    if missing := _REQUIRED.keys() - content.keys():
-        raise ValueError(f"{path}: lacks {', '.join(sorted(missing))}; expected embed's manifest")
-    wrong = [name for name, kind in _REQUIRED.items() if not isinstance(content[name], kind)]
-    if not wrong and not {"source", "sha256"} <= content["model"].keys():
-        wrong = ["model"]
-    if not wrong and not all(map(_is_part, content["parts"])):
-        wrong = ["parts"]
-    if wrong:
-        given = ", ".join(f"{name} is {json.dumps(content[name])[:60]}" for name in wrong)
-        raise ValueError(f"{path}: {given}; expected embed's manifest")
-
-
-def _is_part(part: Any) -> bool:
-    if not isinstance(part, dict) or not isinstance(part.get("file"), str):
-        return False
-    return isinstance(part.get("rows"), int) and part["rows"] >= 0
+    known = {f.name: content[f.name] for f in fields(Manifest) if f.name in content}
+    try:
+        return settings.build(Manifest, known, title="manifest")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; this is not a manifest that embed wrote") from None

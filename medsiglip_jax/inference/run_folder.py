@@ -4,7 +4,6 @@ Every process of a run holds a lock of its own in it. Process 0 writes the manif
 are there; the others wait for it, and all of them stop when one leaves a note that it has failed.
 """
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from typing import Any
 
 import jax
 
-from medsiglip_jax.files import storage
+from medsiglip_jax.files import json as json_files
 from medsiglip_jax.files.locks import Check, lock
 from medsiglip_jax.files.places import Place
 from medsiglip_jax.inference.manifest import MANIFEST, RUN, Manifest, RunRecord, parse_manifest
@@ -37,7 +36,7 @@ def hold(folder: Place, run: RunRecord) -> Iterator[Check]:
         _failure(folder, index).unlink(missing_ok=True)
         if not (folder / RUN).is_file():
             _check_empty(folder)
-            write_json(folder / RUN, run.to_dict())
+            json_files.write(folder / RUN, run.to_dict())
         elif differ := run.differences(_read_json(folder / RUN)):
             raise FileExistsError(
                 f"{folder}: holds another run ({', '.join(differ)} differ); repeat that command "
@@ -53,7 +52,7 @@ def report_failure(folder: Place) -> Iterator[None]:
         yield
     except BaseException as error:
         if jax.process_count() > 1:
-            write_json(_failure(folder, jax.process_index()), {"error": str(error)[:1000]})
+            json_files.write(_failure(folder, jax.process_index()), {"error": str(error)[:1000]})
         raise
 
 
@@ -88,12 +87,6 @@ def finished_manifest(folder: Place) -> Manifest:
     return manifest
 
 
-def write_json(path: Place, content: dict[str, Any]) -> None:
-    """Writes a JSON file, whole or not at all."""
-    with storage.new_file(path) as partial:
-        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
 def _failure(folder: Place, index: int) -> Place:
     return folder / f".failed-{index}"
 
@@ -112,9 +105,6 @@ def _size(path: Place) -> int | None:
 
 def _read_json(path: Place) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return json_files.read(path)
     except ValueError as error:
-        raise ValueError(f"{path}: not readable as JSON ({error}); choose a new folder") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: not what embed writes; choose a new folder")
-    return content
+        raise ValueError(f"{path}: not what embed writes ({error}); choose a new folder") from None

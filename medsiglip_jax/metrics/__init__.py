@@ -1,9 +1,10 @@
-"""Statistics of an evaluation, on the host, in float64, with NumPy and SciPy alone.
+"""Statistics of an evaluation: on the host, in float64, with NumPy and SciPy alone.
 
-Functions that return one number demand complete labels: what was left out could not be seen. Those
-that return counts leave out rows without a label themselves (`known`), and count them.
+Functions that return one number need complete labels: rows that they left out could not be seen in
+it. Those that return counts leave out rows without a label, and count them (`known`).
 """
 
+# Not lazy as the faces of other rooms: `bootstrap` and `delong` are also the names of their files.
 from medsiglip_jax.metrics.bootstrap import Pair, bootstrap, bootstrap_pair
 from medsiglip_jax.metrics.calibration import (
     Platt,

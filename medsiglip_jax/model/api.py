@@ -1,109 +1,37 @@
-"""load, save, init, and the model object: where weights, model and pixels meet."""
+"""load, save, init, and the model object that they give and take."""
 
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float, Int32, UInt8
+from jaxtyping import Array, Float
 
 from medsiglip_jax.files import places, storage
 from medsiglip_jax.files.places import Given
 from medsiglip_jax.model import attention as attentions
 from medsiglip_jax.model import sharding, towers, tree
 from medsiglip_jax.model.config import ModelConfig, TextConfig, VisionConfig, named
+from medsiglip_jax.model.processor import Processor, tokenizer_path
 from medsiglip_jax.model.towers import Compute
-from medsiglip_jax.model.weights import big_vision, layouts, random
+from medsiglip_jax.model.weights import layouts, random
 from medsiglip_jax.model.weights.checkpoint import TOKENIZER, Checkpoint, dtype_of
-from medsiglip_jax.preprocess.dicom.rules import Rules
-from medsiglip_jax.preprocess.load import load_images
-from medsiglip_jax.preprocess.text import Tokenizer
-
-
-class Processor:
-    """Files, bytes and strings -> the arrays that the towers take."""
-
-    def __init__(self, config: ModelConfig, tokenizer: str | os.PathLike | bytes | None):
-        self.config = config
-        self._tokenizer_source = tokenizer
-        self._tokenizer: Tokenizer | None = None
-
-    def images(
-        self, items: Any, preprocess: str = "big_vision", dicom: Rules = Rules()
-    ) -> UInt8[np.ndarray, "n h w 3"]:
-        """Decodes and resizes images.
-
-        Args:
-            items: one or a sequence of paths, bytes, PIL images or uint8 arrays [H, W(, C)].
-                DICOM is known by its content.
-            preprocess: "big_vision" (squash, TF2 bilinear), "huggingface" (squash, PIL bicubic),
-                "serving" (zero-pad to a square, PIL bicubic) or "big_vision_pad" (zero-pad, TF2
-                bilinear).
-            dicom: how DICOM files become pixels, see `preprocess.dicom.rules`.
-
-        Returns:
-            uint8 [n, image_size, image_size, 3].
-        """
-        if self.config.vision is None:
-            raise ValueError("this model has no image tower")
-        return load_images(items, self.config.vision.image_size, preprocess, dicom=dicom)
-
-    def texts(self, strings: str | Sequence[str]) -> Int32[np.ndarray, "n l"]:
-        """Tokenizes strings to exactly `context_length` ids each (64 for MedSigLIP).
-
-        Raises:
-            FileNotFoundError: the model came without a SentencePiece model.
-        """
-        return self.tokenizer(strings)
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        if self.config.text is None:
-            raise ValueError(
-                "this model has no text tower (a MedGemma or Gemma 3 checkpoint holds only the "
-                "image tower); texts need a SigLIP checkpoint such as google/medsiglip-448"
-            )
-        if self._tokenizer is None:
-            source = self._tokenizer_source
-            if source is None:
-                raise FileNotFoundError(
-                    f"{TOKENIZER} is missing: the checkpoint came without it. It is in "
-                    "the folder of google/medsiglip-448 on Hugging Face; put it beside the "
-                    "weights, or pass tokenizer=PATH (--tokenizer PATH)"
-                )
-            tokenizer = Tokenizer(source, context_length=self.config.text.context_length)
-            if tokenizer.vocab_size > self.config.text.vocab_size:
-                raise ValueError(
-                    f"tokenizer has {tokenizer.vocab_size} pieces, the text tower takes "
-                    f"{self.config.text.vocab_size}: it belongs to another model"
-                )
-            self._tokenizer = tokenizer
-        return self._tokenizer
-
-    @property
-    def tokenizer_bytes(self) -> bytes | None:
-        """The serialised SentencePiece model, or None."""
-        source = self._tokenizer_source
-        if source is None or isinstance(source, bytes):
-            return source
-        return Path(source).read_bytes()
 
 
 class Model:
-    """A loaded model: parameters, architecture, and compiled encoders.
+    """A model: parameters, architecture, and compiled encoders.
 
     Attributes:
         config: the architecture.
         params: plain nested dict of arrays, big_vision names: img/…, txt/…, t, b.
-        processor: pixels and tokens.
+        processor: makes the encoders' inputs from files and strings.
         compute: dtype, matmul precision and attention back end in use.
         mesh: the devices the parameters lie on, or None for the default device.
-        checkpoint: what was loaded, or None for weights made here.
+        checkpoint: what was loaded, or None for other weights.
     """
 
     def __init__(
@@ -125,12 +53,12 @@ class Model:
 
     @property
     def source(self) -> str | None:
-        """Where the weights came from."""
+        """Where the weights were loaded from."""
         return self.checkpoint.source if self.checkpoint else None
 
     @functools.cached_property
     def sha256(self) -> str | None:
-        """Identity of the weight files (`weights.digest`), None for weights made here."""
+        """Hash of the weight files (`layouts.digest`); None for weights that no file holds."""
         return layouts.digest(self.checkpoint) if self.checkpoint else None
 
     def encode_image(
@@ -142,18 +70,19 @@ class Model:
             images: uint8 [n, H, W, 3] from `processor.images`, or float32 already in [-1, 1].
             normalize: divide by the L2 norm, as similarity and retrieval want; False gives the
                 raw pooled output.
-            batch_size: at most so many images per call of the compiled encoder; more are run in
-                pieces (on a CPU in smaller ones, where those are faster).
+            batch_size: maximum number of images per call of the compiled encoder (on a CPU often
+                fewer, which is faster there).
 
         Returns:
-            float32 [n, D]. Without a pooling head (MedGemma, Gemma 3): the mean patch token.
+            float32 [n, D]; for models without a pooling head (MedGemma, Gemma 3) the mean of the
+            patch tokens.
         """
         images = self._check_images(images)
         z = self._run(self._image, images, batch_size, self.config.vision, self.config.embed_dim)
         return towers.normalize(z) if normalize else z
 
     def encode_tokens(self, images: Any, batch_size: int = 32) -> Float[Array, "n t d"]:
-        """Patch tokens after encoder_norm, row-major over the grid, float32 [n, T, D]."""
+        """The patch tokens after encoder_norm, row by row of the grid; float32 [n, T, D]."""
         images = self._check_images(images)
         vision = self.config.vision
         assert vision is not None
@@ -169,8 +98,8 @@ class Model:
         return towers.normalize(z) if normalize else z
 
     def similarity(self, image_embeddings: Any, text_embeddings: Any) -> Float[Array, "i t"]:
-        """Logits exp(t) * cos + b, float32 [n_images, n_texts]; their sigmoid is SigLIP's
-        probability that the pair belongs together."""
+        """Logits exp(t) * cos + b, float32 [n_images, n_texts]; their sigmoid is the probability
+        that image and text belong together."""
         if "t" not in self.params:
             raise ValueError("this model has no temperature: it holds only one tower")
         zimg, ztxt = jnp.asarray(image_embeddings), jnp.asarray(text_embeddings)
@@ -227,8 +156,7 @@ class Model:
         return tokens.astype(np.int32)
 
     def _run(self, encode: Callable, rows: Any, batch_size: int, tower: Any, *shape: int) -> Array:
-        """Applies `encode` in pieces of equal size, so that one program serves them all; the last
-        is padded."""
+        """Applies `encode` to pieces of equal size (the last one padded), which share a program."""
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; expected at least 1")
         n = len(rows)
@@ -250,8 +178,8 @@ class Model:
         return jnp.concatenate(pieces) if len(pieces) > 1 else pieces[0]
 
     def _piece_size(self, rows: int, batch_size: int, tower: VisionConfig | TextConfig) -> int:
-        """Rows per call: on a CPU what stays in cache; elsewhere a power of two up to
-        `batch_size`, so that few programs serve every number of rows, split over the mesh."""
+        """Rows per call: on a CPU as many as stay in cache; elsewhere a power of two up to
+        `batch_size`, so that few programs are compiled, and a multiple of the mesh."""
         if jax.default_backend() == "cpu" and not self.mesh:
             tokens = tower.num_tokens if isinstance(tower, VisionConfig) else tower.context_length
             return min(rows, batch_size, max(1, _CPU_PIECE_BYTES // (4 * tokens * tower.mlp_dim)))
@@ -283,7 +211,7 @@ def load(
             folder this project wrote.
         dtype: storage and compute type: "float32", "bfloat16" or "float16".
         mesh: from `make_mesh`; parameters are replicated over it and batches split.
-        tokenizer: a SentencePiece model, where the checkpoint has none.
+        tokenizer: a SentencePiece model to use instead of the checkpoint's.
         matmul_precision: a jax precision name; default "highest" for float32, so that float32
             means float32 on every device ("tensorfloat32" or "default" are faster on GPU).
         attention: back end by name, see `medsiglip_jax.model.attention.ATTENTION`; default
@@ -293,8 +221,8 @@ def load(
 
     Raises:
         FileNotFoundError: nothing at `source`.
-        CheckpointError: the checkpoint is broken or of another kind; every problem is in
-            the message, and nothing is loaded.
+        CheckpointError: the checkpoint is damaged or of another model; the message lists every
+            problem, and nothing is loaded.
     """
     compute = compute_for(dtype, matmul_precision, attention, mesh)
     checkpoint = layouts.open_checkpoint(source, token)
@@ -331,37 +259,40 @@ def save(
     overwrite: bool = False,
     extra: Mapping[str, bytes] | None = None,
 ) -> None:
-    """Writes a model, dtype and tokenizer kept; the folder appears whole or not at all.
+    """Writes a model with its dtype and tokenizer; the folder appears whole or not at all.
 
     Args:
         model: what to write.
-        folder: a new folder, local or gs:// and its like; for "big_vision" also a path that ends in
-            .npz.
+        folder: a new folder, local or in a bucket (gs://…); for "big_vision" also a path that ends
+            in .npz.
         format: "huggingface" (loads in transformers), "orbax" or "big_vision" (an .npz).
         overwrite: replace what is there.
-        extra: more files of the folder, by name.
+        extra: name -> content of more files in the folder.
 
     Raises:
-        FileExistsError: something is there already.
+        FileExistsError: `folder` exists and is not empty.
     """
     if format not in layouts.LAYOUTS:
         raise ValueError(f"format is {format!r}; expected one of {', '.join(layouts.LAYOUTS)}")
     layout = layouts.LAYOUTS[format]
     path, tokenizer = places.at(folder), model.processor.tokenizer_bytes
-    if format == "big_vision" and path.suffix == ".npz":
+    if layout.write_file and path.suffix == layout.suffix:
         if not overwrite:
             places.check_new(path)
-        with storage.new_file(path) as partial_path:
-            big_vision.write_npz(partial_path, model.params)
+        with storage.new_file(path) as partial:
+            layout.write_file(partial, model.params)
         return
-    with storage.new_folder(path, overwrite, layout.marker) as partial_path:
-        layout.write(partial_path, model.params, model.config, tokenizer)
-        for name, content in (extra or {}).items():
-            (partial_path / name).write_bytes(content)
+    files = dict(extra or {})
+    if tokenizer is not None and model.config.text:
+        files[TOKENIZER] = tokenizer
+    with storage.new_folder(path, overwrite, layout.marker) as partial:
+        for name, content in files.items():
+            (partial / name).write_bytes(content)
+        layout.write(partial, model.params, model.config)
 
 
 def describe(source: str | os.PathLike, token: str | None = None) -> dict[str, Any]:
-    """What `info` prints: the checkpoint checked in full but not loaded."""
+    """What `info` prints about a checkpoint, which is checked in full but not loaded."""
     checkpoint = layouts.open_checkpoint(source, token)
     shapes = layouts.check(checkpoint)
     return {
@@ -384,8 +315,8 @@ def compute_for(
     mesh: jax.sharding.Mesh | None = None,
     platform: str | None = None,
 ) -> Compute:
-    """How to compute in `dtype` on `mesh`, or on one device of `platform` ("cpu", "tpu", "gpu";
-    default the one there is), with the defaults of `load`."""
+    """The defaults of `load` for `dtype` on `mesh`, or on one device of `platform` ("cpu", "tpu",
+    "gpu"; default: the one that this process uses)."""
     dtype_of(dtype)
     precision = matmul_precision or ("highest" if dtype == "float32" else "default")
     try:
@@ -398,14 +329,3 @@ def compute_for(
     attention = attention or attentions.default(platform or jax.default_backend(), devices)
     rows = sharding.batch_sharding(mesh) if mesh else None
     return Compute(dtype=dtype, precision=precision, attention=attention, rows=rows)
-
-
-def tokenizer_path(tokenizer: str | os.PathLike | None) -> Path | None:
-    """A SentencePiece file, or a folder that holds one."""
-    if tokenizer is None:
-        return None
-    path = Path(tokenizer)
-    path = path / TOKENIZER if path.is_dir() else path
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected a SentencePiece model")
-    return path

@@ -1,7 +1,7 @@
-"""Back ends of attention: the same function of q, k and v, in the way that suits the device.
+"""Back ends of attention: the same function of q, k and v, computed as suits the device.
 
 Two blocks of the image tower (16 images of 1,024 tokens, 16 heads of 72, bfloat16), compiled for a
-v5e by libtpu 0.0.52 (`python scripts/bench.py attention`, 2026-11-22); other generations are alike:
+v5e by libtpu 0.0.52 (`python scripts/bench.py attention`, 2026-11-22); others are similar:
 
 | | temporaries, MiB: xla | splash | moved, GB: xla | splash |
 |---|---|---|---|---|
@@ -27,7 +27,7 @@ def _xla(q, k, v):
     """Plain einsum attention; logits and softmax in float32 whatever the input dtype."""
     logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
 
-    @partial(jax.checkpoint, prevent_cse=False)  # keeps the logits alone for the backward pass
+    @partial(jax.checkpoint, prevent_cse=False)  # stores only the logits for the backward pass
     def mix(logits, v):
         weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
         return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
@@ -36,7 +36,7 @@ def _xla(q, k, v):
 
 
 def _cudnn(q, k, v):
-    """cuDNN's fused kernel: NVIDIA GPUs, half precision, head sizes that are multiples of 8."""
+    """cuDNN's fused kernel: for NVIDIA GPUs, half precision, head sizes divisible by 8."""
     problems = []
     if jax.default_backend() != "gpu":
         problems.append(f"it needs an NVIDIA GPU, this is {jax.default_backend()}")
@@ -46,25 +46,25 @@ def _cudnn(q, k, v):
         problems.append(f"head size {q.shape[-1]} is not a multiple of 8")
     if problems:
         raise ValueError(
-            f"attention back end 'cudnn' cannot serve: {'; '.join(problems)}. "
+            f"attention back end 'cudnn' cannot be used: {'; '.join(problems)}. "
             "Use attention='xla', or a dtype and device that it supports"
         )
     return jax.nn.dot_product_attention(q, k, v, scale=1.0, implementation="cudnn")
 
 
-# One head of 1,024 tokens has 4 MiB of logits; two at a time were fastest on a 2-core Sapphire
-# Rapids, 1 and 4 within 10 % and 16 cost 1.5 times as much.
+# One head of 1,024 tokens has 4 MiB of logits. On a 2-core Sapphire Rapids two heads at a time were
+# fastest; 1 and 4 came within 10 %, and 16 took 1.5 times as long.
 _BLOCK_BYTES = 8 << 20
 
 
 def _blocked(q, k, v):
-    """For CPUs: as many heads at a time as have 8 MiB of logits, of all images in turn.
+    """For CPUs: only as many heads at a time as have 8 MiB of logits.
 
-    The plain form has XLA allocate the logits of every head at once, and again for each step of
-    the softmax: 690 MB of fresh pages per encoder block for four images, against 170 MB here.
-    The division by the sum comes after the second product, on [tokens, size] instead of
-    [tokens, tokens]. Under grad the logits are computed again and never stored: half the time of
-    the plain form there, too.
+    With "xla" the logits of all heads are allocated at once, and again for each step of the
+    softmax: 690 MB of fresh pages per encoder block for four images, against 170 MB here. The
+    division by the sum comes after the second product, on [tokens, size] instead of
+    [tokens, tokens]. The backward pass recomputes the logits instead of storing them, and takes
+    half the time of "xla", as the forward pass does.
     """
     b, n, h, d = q.shape
 
@@ -83,17 +83,17 @@ def _blocked(q, k, v):
     return x.reshape(b, h, n, d).swapaxes(1, 2)
 
 
-# Tokens that the kernel takes at a time; it wants multiples of 128.
+# Block sizes to choose from, in tokens; the kernel takes multiples of 128.
 _QUERIES, _KEYS = (512, 384, 256, 128), (1024, 768, 512, 384, 256, 128)
 
 
 def _splash(q, k, v, interpret=False):
-    """For TPUs: jax's Pallas kernel, whose logits never leave the chip; the backward pass computes
-    them again.
+    """For TPUs: jax's Pallas kernel, whose logits never leave the chip; backward recomputes
+    them.
 
-    One backward kernel makes the gradients of q, k and v together; two of them, or smaller tiles,
-    move 5 % more bytes. It has been compiled for every generation and run in Pallas's interpreter,
-    but on no TPU yet.
+    One backward kernel computes the gradients of q, k and v together; two kernels, or smaller
+    blocks, move 5 % more bytes. It has been compiled for every TPU generation and run in Pallas's
+    interpreter, but not on a TPU yet.
     """
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
@@ -119,17 +119,17 @@ ATTENTION: dict[str, Callable] = {
     "splash": _splash,
     "cudnn": _cudnn,
 }
-# Share of the forward pass that the backward pass computes again: "blocked" both products,
-# "splash" that of the logits.
+# Fraction of the forward pass that the backward pass recomputes: "blocked" both products, "splash"
+# the one of the logits.
 RECOMPUTES = {"blocked": 1.0, "splash": 0.5}
 
 
 def default(platform: str, devices: int = 1) -> str:
-    """The back end for "cpu", "tpu" or "gpu".
+    """The default back end on "cpu", "tpu" or "gpu".
 
-    On several CPU devices of a process it is "xla": with the loops of "blocked" beside them,
-    collectives of jaxlib 0.10.2 now and then wait for each other until it aborts (one run of three
-    on 8 forced devices and 2 cores).
+    For several CPU devices in one process it is "xla": beside the loops of "blocked", collectives
+    of jaxlib 0.10.2 sometimes wait for each other until jaxlib aborts (one run in three on 8 forced
+    devices and 2 cores).
     """
     if platform == "cpu":
         return "blocked" if devices == 1 else "xla"
@@ -137,10 +137,10 @@ def default(platform: str, devices: int = 1) -> str:
 
 
 def used(name: str, tokens: int, dtype: str) -> str:
-    """The back end that computes where `name` is asked for.
+    """The back end that is really used when `name` is asked for.
 
-    "splash" multiplies in bfloat16 whatever it is given, and takes multiples of 128 tokens; "xla"
-    does the rest, such as texts.
+    "splash" always multiplies in bfloat16 and needs a multiple of 128 tokens; anything else, such
+    as texts, is left to "xla".
     """
     fits = jnp.dtype(dtype).itemsize == 2 and tokens % 128 == 0
     return name if name != "splash" or fits else "xla"
@@ -158,10 +158,10 @@ def attend(
     Args:
         name: of a back end.
         q: already divided by sqrt(head size).
-        k: of as many tokens as q, but for "xla".
+        k: as many tokens as q; only "xla" takes another number.
         v: as k.
-        rows: how the batch lies on a mesh. The compiler splits "xla" by itself; of the others each
-            device works on its own rows.
+        rows: sharding of the batch over a mesh. The compiler splits "xla" by itself; with the other
+            back ends each device computes its own rows.
     """
     name = used(name, q.shape[1], q.dtype.name)
     compute = ATTENTION[name]

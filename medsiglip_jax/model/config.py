@@ -72,7 +72,7 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Both towers; either may be None where a checkpoint lacks it."""
+    """Both towers; one of them is None if the checkpoint lacks it."""
 
     vision: VisionConfig | None
     text: TextConfig | None
@@ -82,7 +82,7 @@ class ModelConfig:
             raise ValueError("a model needs a vision tower, a text tower or both; got neither")
         if self.vision and self.text and self.vision.width != self.text.embed_dim:
             raise ValueError(
-                f"the towers must meet: vision.width is {self.vision.width}, "
+                f"the towers must embed into the same space: vision.width is {self.vision.width}, "
                 f"text.embed_dim is {self.text.embed_dim}"
             )
 
@@ -143,7 +143,7 @@ def two_towers(
     vocab_size: int = 32_000,
     context_length: int = 64,
 ) -> ModelConfig:
-    """A model whose towers share every size but, if given, the depth (all released SigLIPs do)."""
+    """A model whose towers have the same sizes but for `text_depth` (as all released SigLIPs)."""
     return ModelConfig(
         VisionConfig(image_size, patch_size, width, depth, mlp_dim, num_heads),
         TextConfig(
@@ -156,8 +156,8 @@ _BASE = dict(patch_size=16, width=768, depth=12, mlp_dim=3072, num_heads=12)
 _LARGE = dict(patch_size=16, width=1024, depth=24, mlp_dim=4096, num_heads=16)
 _SO400M = dict(patch_size=14, width=1152, depth=27, mlp_dim=4304, num_heads=16)
 
-# big_vision models/vit.py:284-303 and the SigLIP_demo table; "tiny" is this project's own, for
-# tests and dry runs. so400m-448 is MedSigLIP: 878,300,338 parameters.
+# big_vision models/vit.py:284-303 and the table of SigLIP_demo; "tiny-56" is only for tests and dry
+# runs. so400m-448 is MedSigLIP: 878,300,338 parameters.
 NAMED = {
     "so400m-448": two_towers(image_size=448, **_SO400M),
     "so400m-384": two_towers(image_size=384, **_SO400M),
@@ -175,7 +175,7 @@ NAMED = {
 
 
 def named(name: str) -> ModelConfig:
-    """The architecture called `name`; an unknown name is a ValueError that lists them all."""
+    """The architecture called `name`; a ValueError that lists all names if it is unknown."""
     if name not in NAMED:
         raise ValueError(f"unknown model size {name!r}; expected one of {', '.join(NAMED)}")
     return NAMED[name]

@@ -1,4 +1,4 @@
-"""Work that several processes of one run agree on."""
+"""Work that the processes of one run do together (`jax.distributed`)."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def allgather_int(value: int) -> np.ndarray:
-    """Collects one number of every process; all have to call this, and at the same point.
+    """Gathers one number from every process; all have to call this, and at the same point.
 
     Returns:
         int32 [processes], by process index.
@@ -23,15 +23,15 @@ def allgather_int(value: int) -> np.ndarray:
 
 
 def run_on(work: Callable[[], T], index: int | None = None) -> T | None:
-    """Runs `work` in every process, or only in process `index`; if it fails in one, all stop.
+    """Runs `work` in every process, or only in process `index`; if one fails, all raise.
 
     Every process has to call this, and at the same point.
 
     Returns:
-        What `work` returned; None in the processes that did not run it.
+        The result of `work`; None in processes that did not run it.
 
     Raises:
-        Exception: what `work` raised here; ValueError if it failed in another process.
+        Exception: the error of `work`, or a ValueError if it failed in another process.
     """
     result, problem = None, None
     if index is None or index == jax.process_index():

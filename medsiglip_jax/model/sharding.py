@@ -1,4 +1,4 @@
-"""Device meshes, and which axis of which parameter lies on which mesh axis."""
+"""Device meshes, and how batches and parameters are sharded over them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,10 +21,11 @@ def make_mesh(
     Args:
         data: number of devices; default all.
         local: only this process's devices, for work that the processes do not share.
-        devices: these instead, such as those of a topology that is only compiled for.
+        devices: use these instead, such as those of a topology to compile for.
 
     Raises:
-        ValueError: there are fewer devices, or several processes would not use all of theirs.
+        ValueError: there are fewer devices, or some would be left unused though there are several
+            processes.
     """
     present = np.asarray(devices or (jax.local_devices() if local else jax.devices()))
     data = data or present.size
@@ -35,7 +36,7 @@ def make_mesh(
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows over the data axis."""
+    """Rows split over the mesh."""
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
@@ -45,8 +46,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def put_batch(batch: dict[str, Any], mesh: Mesh | None) -> dict[str, Any]:
-    """Puts this process's rows of a batch where they belong: on one device, or split over "data"
-    with those of the other processes."""
+    """Puts this process's rows of a batch on the device, or on its devices of the mesh."""
     if mesh is None:
         return jax.device_put(batch)
     place = batch_sharding(mesh)
@@ -54,35 +54,34 @@ def put_batch(batch: dict[str, Any], mesh: Mesh | None) -> dict[str, Any]:
 
 
 def param_shardings(shapes: dict[str, Any], mesh: Mesh, fsdp: bool = False) -> dict[str, Any]:
-    """A sharding for every parameter: replicated, or FSDP over "data".
+    """The sharding of every parameter: replicated, or split over the mesh (FSDP).
 
-    FSDP splits the largest axis that the mesh divides, never the layer axis of a stack, and
-    leaves parameters under `FSDP_MIN_BYTES` whole.
+    FSDP splits the largest axis that the number of devices divides, but never the layer axis of a
+    stack, and replicates parameters smaller than `FSDP_MIN_BYTES`.
 
     Raises:
-        ValueError: FSDP would leave most of the larger ones whole, too.
+        ValueError: FSDP would replicate most of the larger parameters too.
     """
-    if fsdp:
-        _check_divides(shapes, mesh.shape["data"])
-
-    def one(path: str, leaf: Any) -> NamedSharding:
-        spec = _fsdp_spec(path, leaf, mesh.shape["data"]) if fsdp else PartitionSpec()
-        return NamedSharding(mesh, spec)
-
-    return tree.map_with_path(one, shapes)
+    if not fsdp:
+        return tree.map_with_path(lambda path, leaf: replicated(mesh), shapes)
+    size = mesh.shape["data"]
+    _check_divides(shapes, size)
+    return tree.map_with_path(
+        lambda path, leaf: NamedSharding(mesh, _fsdp_spec(path, leaf, size)), shapes
+    )
 
 
 def _check_divides(shapes: dict[str, Any], size: int) -> None:
     flat = tree.flatten(shapes)
-    held = {path: x.size * x.dtype.itemsize for path, x in flat.items()}
-    large = {path: n for path, n in held.items() if n >= FSDP_MIN_BYTES}
+    nbytes = {path: x.size * x.dtype.itemsize for path, x in flat.items()}
+    large = {path: n for path, n in nbytes.items() if n >= FSDP_MIN_BYTES}
     whole = {p: n for p, n in large.items() if _fsdp_spec(p, flat[p], size) == PartitionSpec()}
     if 2 * sum(whole.values()) > sum(large.values()):
         path = max(whole, key=lambda path: whole[path])
         raise ValueError(
-            f"mesh.fsdp over {size} devices: they divide no axis of {path} "
-            f"{list(flat[path].shape)}, nor of most other parameters, and each would hold all of "
-            "it; choose a number of devices that divides one, or mesh.fsdp=False"
+            f"mesh.fsdp over {size} devices: no axis of {path} {list(flat[path].shape)} is "
+            f"divisible by {size}, nor are those of most other parameters, so every device would "
+            "hold all of them; choose another number of devices, or mesh.fsdp=False"
         )
 
 

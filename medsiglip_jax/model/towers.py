@@ -32,9 +32,9 @@ class Compute:
             (TF32 and bf16 passes are the defaults on GPU and TPU).
         attention: back end, one of `attention.ATTENTION`.
         remat: what a block recomputes in the backward pass instead of storing it, one of `REMAT`.
-        rows: where the rows of activations lie, on a mesh. Where parameters are split too, the
-            compiler, left to itself, splits the width of the activations instead, and has every
-            device work on the whole batch; and most attention is of the rows of one device.
+        rows: sharding of the rows of activations over a mesh. Without it the compiler, where
+            parameters are split too, splits the width of the activations instead and has every
+            device work on the whole batch. Most attention back ends need it as well.
     """
 
     dtype: str = "float32"
@@ -53,7 +53,7 @@ class Compute:
             raise ValueError(f"remat {self.remat!r} is unknown; expected one of {', '.join(REMAT)}")
 
 
-# What `jax.checkpoint` keeps of a block. Of a So400m block, for one 448 px image in float32 with
+# What `jax.checkpoint` stores of a block. For a So400m block, for one 448 px image in float32 with
 # "xla" attention: "none" 140 MB, "dots" 41 MB, "block" the 4.7 MB of its input.
 REMAT: dict[str, Callable | None] = {
     "none": None,
@@ -66,7 +66,7 @@ REMAT: dict[str, Callable | None] = {
 
 
 def _adapt(module: nn.Module, name: str, x: Array, y: Array) -> Array:
-    """Adds scale * x @ a @ b to a layer's output, where the tree holds "{name}_lora" (`lora.py`).
+    """Adds scale * x @ a @ b to a layer's output, if there is "{name}_lora" (`train/lora.py`).
 
     Two thin products instead of one with `kernel + a @ b`, whose gradient would be as large as the
     kernel and cost as much as training it.
@@ -103,13 +103,13 @@ class MultiHeadDotProductAttention(nn.Module):
 
 @partial(jax.checkpoint, prevent_cse=False)
 def _gelu(x: Array) -> Array:
-    """The tanh form, as HF's gelu_pytorch_tanh. Its backward pass computes the tanh again: kept,
-    it and the products around it would be five more arrays as large as the hidden layer."""
+    """The tanh form, as HF's gelu_pytorch_tanh. Backward recomputes the tanh: stored, it and
+    the products around it would be five more arrays of the size of the hidden layer."""
     return nn.gelu(x, approximate=True)
 
 
 class LayerNorm(nn.Module):
-    """Over the last axis, eps 1e-6, statistics in float32; only its input is kept for backward."""
+    """Over the last axis, eps 1e-6, statistics in float32; backward stores only its input."""
 
     compute: Compute
 
@@ -183,8 +183,8 @@ class Encoder(nn.Module):
         return LayerNorm(self.compute, name="encoder_norm")(x)
 
     def _frozen_depth(self) -> int:
-        """First blocks that the tree holds apart (`freeze.py`): a scan of their own, through which
-        no gradient has to pass."""
+        """Number of first blocks that `train/freeze.py` keeps apart: they have a scan of their own,
+        through which no gradient has to pass."""
         blocks = self.variables.get("params", {}).get("frozen_blocks")
         return len(jax.tree.leaves(blocks)[0]) if blocks else 0
 
@@ -291,7 +291,7 @@ def encode_image(
         params: the model's tree; only "img" is used.
         images: uint8, or floats in [-1, 1]; NHWC, `config.image_size` square.
         config: the architecture.
-        compute: how to do the arithmetic.
+        compute: dtype, precision and back ends.
 
     Returns:
         The pooled embedding, not normalised, and the patch tokens after encoder_norm, both

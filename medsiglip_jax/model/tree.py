@@ -22,7 +22,7 @@ def flatten(tree: Tree) -> dict[str, Any]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Inverse of `flatten`; a path that is both a leaf and a folder is a ValueError."""
+    """Inverse of `flatten`; a ValueError if a path is given twice or lies under a leaf."""
     tree: dict[str, Any] = {}
     for path, leaf in flat.items():
         *folders, name = path.split("/")
@@ -46,7 +46,7 @@ def match(rules: Sequence[tuple[str, Any]], paths: Sequence[str]) -> dict[str, A
     """Gives every path the value of the first rule whose regex matches all of it.
 
     Args:
-        rules: (regex, value) pairs; matched with `re.fullmatch`, first match wins (big_vision
+        rules: (regex, value) pairs for `re.fullmatch`; the first match wins (big_vision
             utils.py:1195).
         paths: "/"-joined paths.
 
@@ -56,30 +56,31 @@ def match(rules: Sequence[tuple[str, Any]], paths: Sequence[str]) -> dict[str, A
     hits = {regex: sum(1 for p in paths if re.fullmatch(regex, p)) for regex, _ in rules}
     if dead := [regex for regex, count in hits.items() if not count]:
         raise ValueError(f"patterns that match no parameter: {', '.join(map(repr, dead))}")
-    found = {}
+    matched = {}
     for path in paths:
         values = [value for regex, value in rules if re.fullmatch(regex, path)]
         if not values:
             raise ValueError(f"no pattern matches the parameter {path!r}; end with ('.*', …)")
-        found[path] = values[0]
-    return found
+        matched[path] = values[0]
+    return matched
 
 
+# In the path of a parameter that holds all layers of a tower, stacked on axis 0.
 STACK = "/encoderblock/"
 
 
 def layer_paths(path: str, leaf: Any) -> list[str]:
-    """The paths that rules see: of a stack one per layer, "…/encoderblock_3/…", else itself."""
+    """The paths that rules match: for a stack one per layer, "…/encoderblock_3/…", else `path`."""
     if STACK not in path:
         return [path]
     return [path.replace(STACK, f"{STACK[:-1]}_{i}/") for i in range(leaf.shape[0])]
 
 
 def match_layers(rules: Sequence[tuple[str, Any]], tree: Tree) -> dict[str, list[Any]]:
-    """As `match`, over `layer_paths`: for every path of the tree the values of its layers."""
+    """`match` over `layer_paths`: gives every path of the tree the values of its layers."""
     paths = {path: layer_paths(path, leaf) for path, leaf in items(tree)}
-    found = match(rules, [layer for layers in paths.values() for layer in layers])
-    return {path: [found[layer] for layer in layers] for path, layers in paths.items()}
+    matched = match(rules, [layer for layers in paths.values() for layer in layers])
+    return {path: [matched[layer] for layer in layers] for path, layers in paths.items()}
 
 
 def size(tree: Tree) -> int:

@@ -28,6 +28,21 @@ class UnreadableImage(ValueError):
         return type(self)(self.reason, source)
 
 
+def check_size(width: int, height: int) -> None:
+    """Refuses an image without pixels, or with too many, which costs nothing before it is decoded.
+
+    Raises:
+        UnreadableImage: a side is 0, or there are more than `MAX_PIXELS` pixels.
+    """
+    if width < 1 or height < 1:
+        raise UnreadableImage(f"no pixels, {width}x{height}")
+    if width * height > MAX_PIXELS:
+        raise UnreadableImage(
+            f"{width}x{height} = {width * height} pixels is more than the limit of {MAX_PIXELS} "
+            "(a decompression bomb or a whole slide); pass a smaller image or tiles of it"
+        )
+
+
 class NoSuchFile(UnreadableImage, FileNotFoundError):
     """Unreadable to a caller that embeds a million files, not found to one that names a file."""
 

@@ -3,7 +3,9 @@
 A new format is a reader and a row. Its reader offers, depending on the row:
 
 * with frames: `count_frames(stream) -> int`, from the header; a stream has read, seek and tell;
-* recognised by content: `open_bytes(data) -> Opened`; by suffix alone: `open_file(path) -> Opened`;
+* recognised by content: `open_bytes(data)`; by suffix alone: `open_file(path)`. What they return
+  stays open between frames, for several threads: `frames` says how many there are, `nbytes` what it
+  holds in memory, and `render(number, rules)` gives a frame as uint8 [H, W, 3], and `Facts`;
 * in series: `planes(stream) -> list[Plane]`, where each frame lies;
 * cut into tiles: `is_slide`, `check`, `tiles` and `read`, as `slides` has them.
 
@@ -14,31 +16,13 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from medsiglip_jax.preprocess.dicom import sniff
 from medsiglip_jax.preprocess.dicom.rules import Rules
-from medsiglip_jax.preprocess.facts import Facts
 from medsiglip_jax.preprocess.names import Frame, Tile
 
 START = sniff.START  # bytes of a file that its content is recognised by
-
-
-@runtime_checkable
-class Opened(Protocol):
-    """An open file, which stays open between its frames; several threads may use it.
-
-    Attributes:
-        frames: how many it has.
-        nbytes: that it holds in memory.
-    """
-
-    frames: int
-    nbytes: int
-
-    def render(self, number: int, rules: Rules) -> tuple[Any, Facts]:
-        """Frame `number` as uint8 [H, W, 3], and facts; UnreadableImage if there are fewer."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -127,8 +111,8 @@ PICTURES = Format(
 )
 
 FORMATS = (DICOM, NIFTI, SLIDES, PICTURES)
-# What makes the pixels; another version may make others.
-PACKAGES = tuple(package for format in FORMATS for package in format.packages)
+# What makes the pixels; another version may make others. In the order of the records of runs.
+PACKAGES = tuple(p for format in (PICTURES, DICOM, NIFTI, SLIDES) for p in format.packages)
 
 
 def by_content(start: bytes) -> Format:

@@ -20,8 +20,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from medsiglip_jax.preprocess import facts
-from medsiglip_jax.preprocess.facts import Facts, UnreadableImage
+from medsiglip_jax.preprocess.facts import Facts, UnreadableImage, check_size
 
 # Raster formats with a signature. Left out on purpose: EPS and WMF (run an interpreter), stubs
 # that need a handler, formats without magic bytes (TGA, PCD, SPIDER, ...: they match any file).
@@ -90,15 +89,7 @@ def _open(stream: io.BytesIO | io.BufferedReader) -> Image.Image:
 
 
 def _rgb(image: Image.Image, to_array: ToArray) -> tuple[np.ndarray, Facts]:
-    width, height = image.size
-    if width < 1 or height < 1:
-        raise UnreadableImage(f"no pixels, {width}x{height}")
-    if width * height > facts.MAX_PIXELS:
-        raise UnreadableImage(
-            f"{width}x{height} = {width * height} pixels is more than the limit of "
-            f"{facts.MAX_PIXELS} (a decompression bomb or a whole slide); pass a smaller image or "
-            "tiles of it"
-        )
+    check_size(*image.size)
     image.load()
     return _rgb_pixels(image, to_array), Facts(_orientation(image))
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from medsiglip_jax.preprocess import facts, handles, tissue
 from medsiglip_jax.preprocess.dicom import sniff
-from medsiglip_jax.preprocess.facts import NoSuchFile, UnreadableImage
+from medsiglip_jax.preprocess.facts import NoSuchFile, UnreadableImage, check_size
 from medsiglip_jax.preprocess.parts import Parts, Tiles
 
 MPP = 0.5  # default um/px of tiles: 20x, at which pathologists look at cells
@@ -151,16 +151,11 @@ def read(path: str, x: int, y: int, level: int, size: int) -> UInt8[np.ndarray, 
         raise _not_cut(slide)
     if not 0 <= level < len(slide.sizes):
         raise UnreadableImage(f"no level {level}; the slide has {len(slide.sizes)}, from 0")
-    if size**2 > facts.MAX_PIXELS:
-        raise UnreadableImage(_too_large(size))
+    check_size(size, size)
     side, (width, height) = size * slide.downsamples[level], slide.sizes[0]
     if not (-side < x < width and -side < y < height):
         raise UnreadableImage(f"tile at {x},{y} is outside of the slide of {width}x{height}")
     return slide.region(x, y, level, size, size)
-
-
-def _too_large(size: int) -> str:
-    return f"tiles of {size}x{size} pixels; expected at most {facts.MAX_PIXELS}"
 
 
 def _not_cut(slide: _Slide) -> UnreadableImage:
@@ -196,7 +191,10 @@ def tiles(path: str, parts: Parts) -> Tiles:
     target, downsample = parts.mpp or MPP, slide.downsamples[level]
     size = max(1, round(TILE * target / (own * downsample)))
     if size**2 > facts.MAX_PIXELS:
-        raise ValueError(f"{path}: --mpp {target:g} asks for {_too_large(size)}")
+        raise ValueError(
+            f"{path}: --mpp {target:g} asks for tiles of {size}x{size} pixels; expected at most "
+            f"{facts.MAX_PIXELS} pixels"
+        )
     width, height = slide.sizes[level]
     left, top = (np.rint(np.arange(0, n, size) * downsample) for n in (width, height))
     row, column = np.nonzero(_kept(slide, left, top, size * downsample, parts.tissue))

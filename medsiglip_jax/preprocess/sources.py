@@ -15,7 +15,7 @@ from medsiglip_jax.preprocess.decode import decode_with_facts
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.dicom.series import Plane
 from medsiglip_jax.preprocess.facts import Facts, UnreadableImage, describe
-from medsiglip_jax.preprocess.formats import Format, Opened
+from medsiglip_jax.preprocess.formats import Format
 from medsiglip_jax.preprocess.names import Frame, Part, Range, Tile, parse
 from medsiglip_jax.preprocess.parts import Parts, Tiles
 from medsiglip_jax.preprocess.pil import ToArray, spread
@@ -72,14 +72,15 @@ def _frame(
     return spread(pixels, to_array), facts
 
 
-def _open(file: str) -> Opened:
+def _open(file: str) -> Any:
     named = formats.by_name(file)
     if named is not None and named.part is Frame:
         return named.load().open_file(file)
     data = read_bytes(file)  # which may be a range of a shard
     format = formats.by_content(data[: formats.START])
     if format.part is not Frame:
-        raise UnreadableImage("neither DICOM nor a NIfTI volume, and so without frames")
+        known = " or ".join(f.name for f in formats.FORMATS if f.part is Frame)
+        raise UnreadableImage(f"no file with frames; expected {known}")
     return format.load().open_bytes(data)
 
 

@@ -23,11 +23,10 @@ import nibabel
 import numpy as np
 from jaxtyping import UInt8
 
-from medsiglip_jax.preprocess import facts
 from medsiglip_jax.preprocess.bytes import open_binary, read_bytes
 from medsiglip_jax.preprocess.dicom import grey, samples
 from medsiglip_jax.preprocess.dicom.rules import Rules
-from medsiglip_jax.preprocess.facts import Facts, UnreadableImage
+from medsiglip_jax.preprocess.facts import Facts, UnreadableImage, check_size
 
 # Bytes that a compressed volume may inflate to: 4,000 slices of 512x512 pixels at 16 bits.
 MAX_INFLATED = 1 << 31
@@ -129,11 +128,7 @@ class Volume:
         if not number < self.frames:
             raise UnreadableImage(f"volume of {self.frames} slices; number {number} is asked for")
         stored = np.ascontiguousarray(self._values[::-1, ::-1, number].T)
-        if stored.size > facts.MAX_PIXELS:
-            raise UnreadableImage(
-                f"slices of {stored.shape[1]}x{stored.shape[0]} pixels, more than the limit of "
-                f"{facts.MAX_PIXELS}"
-            )
+        check_size(stored.shape[1], stored.shape[0])
         ramps, words = self._ramps(rules)
 
         def shade(x: np.ndarray) -> UInt8[np.ndarray, "k 3"]:

@@ -17,7 +17,7 @@ from medsiglip_jax.data import examples, loader, tfds
 from medsiglip_jax.data.examples import Examples
 from medsiglip_jax.data.loader import Input
 from medsiglip_jax.data.order import Order
-from medsiglip_jax.model import api, sharding, towers, tree
+from medsiglip_jax.model import api, processor, sharding, towers, tree
 from medsiglip_jax.model.config import ModelConfig
 from medsiglip_jax.model.towers import Compute
 from medsiglip_jax.preprocess import xla
@@ -267,7 +267,7 @@ def _model(recipe: Recipe, mesh: Mesh | None) -> api.Model:
         params["b"] = jnp.full((1,), recipe.bias, jnp.float32)
     if mesh is not None:
         params = jax.device_put(params, sharding.param_shardings(params, mesh, fsdp))
-    return api.Model(params, model.config, tokenizer=api.tokenizer_path(recipe.tokenizer))
+    return api.Model(params, model.config, tokenizer=processor.tokenizer_path(recipe.tokenizer))
 
 
 def _place(params: Params, mesh: Mesh | None) -> Params:

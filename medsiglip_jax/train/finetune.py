@@ -96,7 +96,7 @@ def _event_file(
 ) -> Callable[[dict[str, Any]], None]:
     if not recipe.tensorboard or jax.process_index():
         return lambda line: None
-    from medsiglip_jax.data.tf import EventFile
+    from medsiglip_jax.train.events import EventFile
 
     return stack.enter_context(closing(EventFile(workdir / "tensorboard")))
 

@@ -42,7 +42,8 @@ class Data:
             "tfds:…" the data_dir, by default $TFDS_DATA_DIR or ~/tensorflow_datasets.
         image: the column of image paths.
         text: the column of texts.
-        label: the column of class names or numbers, or a tuple of several columns of 0 and 1.
+        label: the column of class names or numbers; or a tuple of columns of findings: 0, 1, true,
+            false, yes, no, and -1 (uncertain), which is ignored like an empty cell.
         split: the column that names the split of each row.
         group: the column of patients, cases or studies; a group stays on one side of a split.
         captions: how to make texts of labels: "a photo of {label}", or {class: caption}.

@@ -19,7 +19,7 @@ from medsiglip_jax.train import build, recipe
 
 tf = pytest.importorskip("tensorflow")
 
-from medsiglip_jax.data import tf as data  # noqa: E402
+from medsiglip_jax.data import tfrecord  # noqa: E402
 
 CORE = "tensorflow_datasets.core.features"
 
@@ -174,7 +174,7 @@ def test_names_are_as_tfds_has_them(data_dir, name, folder):
 
 def test_shards_are_read_once(chest, monkeypatch):
     first = tfds.read("tfds:chest", label="label")
-    monkeypatch.setattr(data, "tfrecord_rows", None)
+    monkeypatch.setattr(tfrecord, "read_shard", None)
     again = tfds.read("tfds:chest", label="grade")
     assert again.images == first.images and again.texts == first.texts
     assert len(list((places.cache() / "tfds").iterdir())) == 1
@@ -254,7 +254,7 @@ def test_json_files_that_are_damaged_are_named(chest):
     with pytest.raises(ValueError, match="label.labels.txt: 2 names for 3 classes"):
         tfds.read("tfds:chest")
     (folder / "features.json").write_text('{"type": "FeaturesDict", "content": {}}')
-    with pytest.raises(ValueError, match="of an old TFDS"):
+    with pytest.raises(ValueError, match="prepared by an old TFDS"):
         tfds.read("tfds:chest")
     (folder / "features.json").write_text("{")
     with pytest.raises(ValueError, match="features.json: not JSON"):

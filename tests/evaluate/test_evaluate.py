@@ -17,7 +17,6 @@ import medsiglip_jax
 from medsiglip_jax import cli, metrics
 from medsiglip_jax.evaluate import results, run, scores, tasks, vectors, zero_shot
 from medsiglip_jax.evaluate.data import datasets
-from medsiglip_jax.evaluate.data.dataset import Policy
 from medsiglip_jax.evaluate.run import Options
 from medsiglip_jax.evaluate.scores import Scores
 from medsiglip_jax.inference import embed as embedding
@@ -636,9 +635,3 @@ def test_a_wrong_join_looks_like_chance_and_is_not_hidden(done):
     values = rng.standard_normal((300, 3))
     found = metrics.class_aucs(values, labels, student=True)
     assert all(0.5 in c.auc for c in found.classes)
-
-
-def test_policies_are_checked():
-    with pytest.raises(ValueError, match="uncertain is"):
-        Policy("perhaps")
-    assert datasets.READERS

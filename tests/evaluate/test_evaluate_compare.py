@@ -4,12 +4,12 @@ import json
 
 import numpy as np
 import pytest
+from medsiglip_jax.evaluate.compare import compare, markdown
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from medsiglip_jax import cli, metrics
 from medsiglip_jax.evaluate import scores
-from medsiglip_jax.evaluate.compare import compare, markdown
 from medsiglip_jax.evaluate.scores import Scores
 
 CLASSES = ["Alpha", "Be|ta", "Rare", "Never"]

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from medsiglip_jax.data.labels import Policy
 from medsiglip_jax.evaluate import tasks, zero_shot
 from medsiglip_jax.evaluate.data import datasets
 from medsiglip_jax.evaluate.data.arrays import pixmap
-from medsiglip_jax.evaluate.data.dataset import Dataset, Policy
+from medsiglip_jax.evaluate.data.dataset import Dataset
 from medsiglip_jax.preprocess.decode import decode
 from medsiglip_jax.preprocess.sources import read_bytes
 

@@ -16,11 +16,11 @@ from sklearn.preprocessing import StandardScaler
 import medsiglip_jax
 from medsiglip_jax import cli, metrics
 from medsiglip_jax.data import inputs
+from medsiglip_jax.data.labels import Policy
 from medsiglip_jax.embeddings.probe import learning, linear
 from medsiglip_jax.embeddings.store import Embeddings
 from medsiglip_jax.evaluate import compare, held_out, learned, retrieval, run, scores, tasks
 from medsiglip_jax.evaluate.data import datasets
-from medsiglip_jax.evaluate.data.dataset import Policy
 from medsiglip_jax.evaluate.learned import Draws
 from medsiglip_jax.evaluate.options import Options
 from medsiglip_jax.evaluate.scores import Scores

@@ -5,13 +5,13 @@ import math
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from medsiglip_jax.evaluate.vectors import Vectors
 from sklearn.metrics import top_k_accuracy_score
 
 import medsiglip_jax
 from medsiglip_jax import metrics
 from medsiglip_jax.evaluate import retrieval, tasks
 from medsiglip_jax.evaluate.data.dataset import Dataset
-from medsiglip_jax.evaluate.vectors import Vectors
 from medsiglip_jax.files import places
 from medsiglip_jax.metrics import retrieval as ranking
 

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import warnings
 import zlib
@@ -69,18 +68,11 @@ def test_embeddings_are_those_of_the_model(model, pictures, tmp_path):
     assert "truncated" in errors[0]["reason"].lower()
     assert result.embedded == 9 and result.errors == 1 and result.rows == 10
     assert result.model.sha256 == model.sha256 and result.preprocess == "big_vision"
-    assert json.loads((out / MANIFEST).read_text()) == result.to_dict()
+    assert (out / MANIFEST).read_text() == json.dumps(result.to_dict(), indent=2) + "\n"
     assert sorted(p.name for p in out.iterdir()) == [
         "errors.parquet", "manifest.json", "part-00000.parquet", "part-00001.parquet",
         "part-00002.parquet", "run.json",
     ]  # fmt: skip
-
-
-def test_raw_embeddings_keep_their_length(model, pictures, tmp_path):
-    rows = manifest.rows([pictures / "0.png"])
-    embed(model, rows, tmp_path / "raw", EmbedOptions(normalize=False))
-    vector = np.array(read(tmp_path / "raw")[0]["embedding"])
-    assert abs(np.linalg.norm(vector) - 1) > 1e-3
 
 
 def test_a_finished_run_is_returned_and_another_is_refused(model, pictures, tmp_path):
@@ -207,7 +199,7 @@ def test_the_batch_size_makes_no_difference(model, many, reference, tmp_path, ba
 def test_neighbours_make_no_difference(model, many, reference, tmp_path):
     rows = manifest.rows([many])
     backwards = rows[::-1]
-    embed(model, backwards, tmp_path / "out", EmbedOptions(batch_size=5))
+    embed(model, backwards, tmp_path / "out", EmbedOptions(batch_size=7))
     got, want = vectors(tmp_path / "out"), vectors(reference)
     assert list(got) == list(want)[::-1]
     for name in want:
@@ -291,18 +283,6 @@ def test_too_many_unreadable_inputs_end_the_run(model, many, tmp_path):
     assert result.errors == 4 and result.embedded == 40
 
 
-def test_a_broken_loader_is_not_a_hang(model, many, tmp_path, monkeypatch):
-    """A bug in a thread comes out in the caller, and nothing is left running."""
-
-    def bug(source):
-        raise RuntimeError("bug")
-
-    monkeypatch.setattr(sources, "parse", bug)
-    with pytest.raises(RuntimeError, match="bug"):
-        embed(model, manifest.rows([many]), tmp_path / "out")
-    assert not [t for t in threading.enumerate() if t.name.startswith(("loader", "fetcher"))]
-
-
 # ------------------------------------------------------------------- what is not the input's fault
 
 
@@ -352,7 +332,7 @@ def test_files_that_vanish_all_at_once_are_a_disk_that_is_gone(model, tmp_path, 
     monkeypatch.setattr("medsiglip_jax.inference.embed._MISSING_IN_ROW", 30)
     (tmp_path / "m.csv").write_text("image\n" + "\n".join(f"gone/{i}.png" for i in range(60)))
     rows = manifest.rows([tmp_path / "m.csv"])
-    with pytest.raises(OSError, match="in a row are not there, the last .*gone/3.*disk gone"):
+    with pytest.raises(OSError, match="in a row are missing, the last .*gone/3.*disk gone"):
         embed(model, rows, tmp_path / "out", EmbedOptions(shard_size=50, batch_size=8))
     assert not list((tmp_path / "out").glob("part*"))
     result = embed(model, rows, tmp_path / "out", EmbedOptions(shard_size=50, max_errors=60))
@@ -374,14 +354,6 @@ def test_a_finished_run_is_held_against_its_files(model, pictures, tmp_path):
     (out / "run.json").write_text("[1]")
     with pytest.raises(ValueError, match="not what embed writes"):
         embed(model, rows, out, EmbedOptions(shard_size=4))
-
-
-def test_vectors_that_are_not_finite_are_errors(checkpoint, pictures, tmp_path):
-    model = medsiglip_jax.load(checkpoint)
-    model.params["img"]["embedding"]["bias"] *= np.nan
-    result = embed(model, manifest.rows([pictures / "0.png"]), tmp_path / "out")
-    assert result.embedded == 0 and result.errors == 1
-    assert "not finite" in pq.read_table(tmp_path / "out" / ERRORS)["reason"][0].as_py()
 
 
 def test_cut_texts_are_counted(model, tmp_path):

@@ -197,14 +197,13 @@ def test_limits(folder, call, tmp_path):
     assert [x["id"] for x in json.loads(out)["images"]] == ["a <b>.png", "b.jpg"] and code == 0
     assert err == "3 more images are not shown (--limit)\n"
     drawn = set()
-    for seed in range(20):
+    for seed in range(4):
         found = json.loads(call(*flags, "--limit", 2, "--seed", seed)[1])
         ids = tuple(x["id"] for x in found["images"])
         assert found["left_out"] == 3 and len(set(ids)) == 2 and ids == tuple(sorted(ids))
-        assert ids == tuple(
-            x["id"] for x in json.loads(call(*flags, "--limit", 2, "--seed", seed)[1])["images"]
-        )
         drawn |= set(ids)
+    again = json.loads(call(*flags, "--limit", 2, "--seed", seed)[1])
+    assert again == found
     assert len(drawn) == 5
 
 
@@ -230,7 +229,8 @@ def test_manifests_and_texts(folder, call, tmp_path):
     )  # fmt: skip
 
 
-def test_mistakes(folder, call, tmp_path):
+def test_mistakes(folder, call, tmp_path, monkeypatch):
+    monkeypatch.setattr(contact_sheet, "MAX_PIXELS", 9999)
     page = tmp_path / "s.html"
     for argv, say in (
         ([folder, "--output", tmp_path / "s.pdf"], "s.pdf: expected a name ending in .html or"),
@@ -239,7 +239,10 @@ def test_mistakes(folder, call, tmp_path):
         ([folder, "--output", page, "--limit", 0], "limit is 0; expected at least 1"),
         ([folder, "--output", page, "--preprocess", "x"], "unknown preprocess 'x'"),
         ([folder, "--output", page, "--ct-window", "3"], "CT window '3'"),
-        ([folder, "--output", tmp_path / "s.png", "--size", 9999], "or a name ending in .html"),
+        (
+            [folder, "--output", tmp_path / "s.png", "--size", 16],
+            "or a name ending in .html",
+        ),
     ):
         code, out, err = call(*argv)
         assert (code, out, err.count("\n")) == (2, "", 1) and say in err, (argv, code, err)

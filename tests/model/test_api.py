@@ -1,11 +1,10 @@
 """The model object: what it accepts, what it refuses, and in how many pieces it works."""
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from checkpoint_files import GOLDEN
 from references import assert_close, model_terms
 
 import medsiglip_jax
@@ -13,13 +12,12 @@ from medsiglip_jax.model import api, sharding
 from medsiglip_jax.model.weights import layouts
 from medsiglip_jax.preprocess.image import PRESETS
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "siglip-tiny"
 TERMS = model_terms(medsiglip_jax.load(GOLDEN).config)
 
 
-@pytest.fixture(scope="module")
-def model():
-    return medsiglip_jax.load(GOLDEN)
+@pytest.fixture
+def model(golden):
+    return golden
 
 
 @pytest.fixture(scope="module")

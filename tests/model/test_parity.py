@@ -1,17 +1,14 @@
 """The numbers of the reference implementation: golden always, live where torch is installed."""
 
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
 import references
+from checkpoint_files import GOLDEN
 
 import medsiglip_jax
 
 pytestmark = pytest.mark.float
-
-GOLDEN = Path(__file__).parents[1] / "golden" / "siglip-tiny"
 
 
 def assert_parity(model, pixels, tokens, expected):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from references import assert_close, tower_terms
 
-from medsiglip_jax.model import config, towers, tree
+from medsiglip_jax.model import config, towers
 from medsiglip_jax.model.towers import Compute
 from medsiglip_jax.model.weights import random
 
@@ -123,63 +123,3 @@ def test_image_border_beyond_the_last_patch_is_dropped(params):
     z, _ = encode_image(params, image, wide)
     cropped, _ = encode_image(params, image[:, :56, :56], TINY)
     assert_close(z, cropped, TERMS)
-
-
-def test_unknown_attention_lists_the_back_ends():
-    with pytest.raises(ValueError, match="xla"):
-        Compute(attention="flash9")
-
-
-def test_cudnn_says_why_it_cannot_serve(params, images):
-    with pytest.raises(ValueError, match="cudnn.*GPU.*float32"):
-        encode_image(params, images, TINY, Compute(attention="cudnn"))
-
-
-# --------------------------------------------------------------------------- config and tree
-
-
-@pytest.mark.parametrize("change, say", [
-    (dict(width=50), "divisible"),
-    (dict(depth=0), "positive integer"),
-    (dict(pool="max"), "'map' or 'mean'"),
-    (dict(image_size=3), "smaller than patch_size"),
-])  # fmt: skip
-def test_wrong_architectures(change, say):
-    with pytest.raises(ValueError, match=say):
-        dataclasses.replace(TINY.vision, **change)
-
-
-def test_towers_must_meet():
-    with pytest.raises(ValueError, match="must meet"):
-        config.ModelConfig(TINY.vision, dataclasses.replace(TINY.text, embed_dim=40))
-    with pytest.raises(ValueError, match="neither"):
-        config.ModelConfig(None, None)
-
-
-def test_config_round_trip():
-    for made in config.NAMED.values():
-        assert config.ModelConfig.from_dict(made.to_dict()) == made
-    with pytest.raises(ValueError, match="not a model configuration"):
-        config.ModelConfig.from_dict({"vision": {"widht": 3}, "text": None})
-
-
-def test_tree_paths():
-    nested = {"a": {"b": 1, "c": {"d": 2}}, "e": 3}
-    flat = tree.flatten(nested)
-    assert flat == {"a/b": 1, "a/c/d": 2, "e": 3} and tree.unflatten(flat) == nested
-    assert list(flat.values()) == jax.tree.leaves(nested)
-    for clash in ({"a": 1, "a/b": 2}, {"a/b": 1, "a": 2}):
-        with pytest.raises(ValueError):
-            tree.unflatten(clash)
-
-
-def test_rules_match_whole_paths_first_wins_and_dead_ones_are_errors():
-    paths = ["img/kernel", "img/bias", "t"]
-    assert tree.match([("img/.*", 1), (".*", 2)], paths) == {
-        "img/kernel": 1, "img/bias": 1, "t": 2
-    }  # fmt: skip
-    assert tree.match([(".*/kernel", 1), (".*", 2)], paths)["img/bias"] == 2
-    with pytest.raises(ValueError, match="match no parameter: 'imgs/"):
-        tree.match([("imgs/.*", 1), (".*", 2)], paths)
-    with pytest.raises(ValueError, match="no pattern matches the parameter 't'"):
-        tree.match([("img/.*", 1)], paths)

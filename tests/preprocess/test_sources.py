@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import fsspec
 import numpy as np
 import pytest
-from dicom_files import DEFLATED, EXPLICIT, JPEG, made
+from dicom_files import CINE, DEFLATED, EXPLICIT, JPEG, made
 from PIL import Image
 from references import assert_close, model_terms
 
@@ -31,18 +31,6 @@ from medsiglip_jax.preprocess.names import Frame, Range, Tile, parse, part_of
 from medsiglip_jax.preprocess.parts import Parts
 
 RNG = np.random.default_rng(0)
-CINE = RNG.integers(0, 256, (7, 30, 40, 3)).astype(np.uint8)
-
-
-@pytest.fixture
-def cine(tmp_path):
-    """A cine of seven frames, a single image and a picture."""
-    folder = tmp_path / "in"
-    folder.mkdir()
-    (folder / "a.dcm").write_bytes(made(CINE, Modality="US", NumberOfFrames="7"))
-    (folder / "b.dcm").write_bytes(made(CINE[0, ..., 0], Modality="US"))
-    Image.fromarray(CINE[3]).save(folder / "c.png")
-    return folder
 
 
 def reason(source, rules=Rules()):
@@ -86,7 +74,9 @@ def test_frames_are_those_of_the_flag_one_by_one(cine):
 def test_mistakes_are_one_line(cine, tmp_path):
     assert reason(f"{cine}/a.dcm#frame=7") == "DICOM with 7 frames; number 7 is asked for"
     assert reason(f"{cine}/b.dcm#frame=1") == "DICOM with 1 frames; number 1 is asked for"
-    assert reason(f"{cine}/c.png#frame=0").startswith("neither DICOM nor a NIfTI volume")
+    assert reason(f"{cine}/c.png#frame=0").startswith(
+        "no file with frames; expected DICOM or NIfTI"
+    )
     assert reason(f"{cine}/none#frame=0") == "no such file"
     with pytest.raises(FileNotFoundError):
         sources.read(f"{cine}/none#frame=0")
@@ -106,57 +96,6 @@ def test_parts_choose():
             Parts(wrong)
 
 
-@pytest.mark.parametrize(("frame", "want"), [
-    ("middle", ["a.dcm", "b.dcm", "c.png"]),
-    (2, ["a.dcm", "b.dcm", "c.png"]),  # by the rules
-    ("every=3", ["a.dcm#frame=0", "a.dcm#frame=3", "a.dcm#frame=6", "b.dcm", "c.png"]),
-])  # fmt: skip
-def test_frames_become_rows(cine, frame, want):
-    seen = []
-    found = inputs.rows([cine], parts=Parts(frame), on_file=seen.append)
-    assert [row.id for row in found] == want and found.parts == Parts(frame)
-    assert [row.source for row in found] == [f"{cine}/{name}" for name in want]
-    assert sum(seen) == (3 if frame == "every=3" else 0)  # or a million headers are read for none
-    assert expansion.names([str(cine)], Parts(frame)) == [row.source for row in found]
-
-
-def test_rows_of_tables_and_shards_become_frames_too(cine, tmp_path):
-    (tmp_path / "rows.csv").write_text(
-        "image,id,text\nin/a.dcm,one,a cine\nin/c.png,two,\nin/a.dcm#frame=5,three,\n"
-    )
-    found = inputs.rows([tmp_path / "rows.csv"], parts=Parts("every=4"))
-    assert [(row.id, row.kind) for row in found] == [
-        ("one#frame=0", "image"), ("one#frame=4", "image"), ("two", "image"), ("three", "image"),
-        ("one", "text"),
-    ]  # fmt: skip
-    assert found[1].source == f"{tmp_path}/in/a.dcm#frame=4"
-    content = (cine / "a.dcm").read_bytes()
-    (tmp_path / "shard").write_bytes(b"before" + content + b"after")
-    inside = part_of(str(tmp_path / "shard"), Range(6, len(content)))
-    names = expansion.names([inside], Parts("every=6"))
-    assert names == [f"{inside}#frame=0", f"{inside}#frame=6"]
-    np.testing.assert_array_equal(sources.read(names[1])[0], CINE[6])
-
-
-def test_a_part_can_be_an_input(cine):
-    (row,) = inputs.rows([f"{cine}/a.dcm#frame=6"])
-    assert row.source == f"{cine}/a.dcm#frame=6"
-    with pytest.raises(FileNotFoundError, match="none.dcm#frame=6"):
-        inputs.rows([f"{cine}/none.dcm#frame=6"])
-    content = (cine / "c.png").read_bytes()
-    for name in ("x.tfrecord-00000-of-00001", "x.tar", "x.csv", "x.nii.gz"):
-        (cine / name).write_bytes(b"before" + content)
-        (row,) = inputs.rows([f"{cine}/{name}#6:{len(content)}"])
-        np.testing.assert_array_equal(sources.read(row.source)[0], CINE[3])
-
-
-def test_damaged_files_stay_for_who_reads_them(cine):
-    (cine / "a.dcm").write_bytes((cine / "a.dcm").read_bytes()[:200])
-    (cine / "d.dcm").write_bytes(b"")
-    found = inputs.rows([cine], parts=Parts("all"))
-    assert [row.id for row in found] == ["a.dcm", "b.dcm", "c.png", "d.dcm"]
-
-
 def test_a_number_of_frames_that_lies_is_not_believed(tmp_path, monkeypatch):
     monkeypatch.setattr(file, "Plane", None)  # a million of them take seconds
     lie, path = {"NumberOfFrames": str(1 << 20)}, tmp_path / "a.dcm"
@@ -169,24 +108,6 @@ def test_a_number_of_frames_that_lies_is_not_believed(tmp_path, monkeypatch):
         for parts in (Parts("all"), Parts("all", series=True)):
             assert expansion.names([str(path)], parts) == [str(path)]
         assert "DICOM" in reason(path)
-
-
-def test_of_files_that_are_cut_off_all_frames_are_rows(cine):
-    """Those that are left can be read; without the one in the middle, the file is one error."""
-    grey = CINE[..., 0]
-    whole = made(grey, NumberOfFrames="7", Modality="US")
-    for frames, rows in ((5, 7), (4, 7), (3, 1)):
-        (cine / "a.dcm").write_bytes(whole[: len(whole) - (7 - frames) * grey[0].nbytes])
-        found = expansion.names([f"{cine}/a.dcm"], Parts("all"))
-        assert len(found) == rows
-        assert "cut off" in reason(found[-1])
-
-
-def test_rows_are_few_chunks_of_memory(cine):
-    for n in range(50):
-        (cine / f"{n}.dcm").write_bytes((cine / "a.dcm").read_bytes()[: 9000 * (n % 2 + 1)])
-    found = inputs.rows([cine], parts=Parts("all")).table
-    assert len(found) > 50 and max(column.num_chunks for column in found.columns) <= 2
 
 
 def test_every_way_to_load_takes_parts(cine):

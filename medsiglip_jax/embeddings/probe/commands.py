@@ -13,6 +13,7 @@ from medsiglip_jax.embeddings.probe import features, linear
 from medsiglip_jax.embeddings.probe.features import Features
 from medsiglip_jax.embeddings.probe.linear import Probe
 from medsiglip_jax.embeddings.store import Embeddings
+from medsiglip_jax.files import json as json_files
 from medsiglip_jax.files import places
 from medsiglip_jax.inference.encode import encode_rows
 from medsiglip_jax.model.api import Model
@@ -98,7 +99,7 @@ def judge(fitted: Probe, rows: Features) -> dict[str, Any]:
         auc.name: _judge_class(auc, scores[:, k], labels[:, k], fitted.thresholds[k])
         for k, auc in enumerate(aucs.classes)
     }
-    macro = _number(aucs.macro)
+    macro = json_files.plain(aucs.macro)
     return {"macro_auc": macro, "undefined": list(aucs.undefined), "classes": per_class}
 
 
@@ -115,12 +116,7 @@ def _judge_class(
         "positives": int((labels == 1).sum()), "negatives": int((labels == 0).sum()),
         "missing": int(np.isnan(labels).sum()),
     }  # fmt: skip
-    return {name: _number(x) for name, x in numbers.items()} | counts
-
-
-def _number(x: float) -> float | None:
-    """JSON has neither NaN nor infinity."""
-    return float(x) if np.isfinite(x) else None
+    return json_files.plain(numbers) | counts
 
 
 def predict(fitted: Probe, embeddings: Embeddings, scores_file: places.Given) -> int:

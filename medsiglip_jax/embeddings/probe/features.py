@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from medsiglip_jax.data import examples
 from medsiglip_jax.data.examples import Examples
+from medsiglip_jax.data.labels import is_finding
 from medsiglip_jax.data.tables import Table, read_table
 from medsiglip_jax.embeddings import provenance
 from medsiglip_jax.embeddings.provenance import Provenance
@@ -22,7 +23,6 @@ from medsiglip_jax.preprocess.names import Frame, Tile, parse
 # Names of the split on which choices are made; the first that exists is used.
 VALIDATION = ("val", "valid", "validation", "dev")
 _BLOCK = 65536  # ids that are Python objects at a time
-_BINARY = frozenset(("0", "0.0", "False", "1", "1.0", "True", ""))
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,8 +31,7 @@ class Features:
 
     Attributes:
         vectors: one for each row of `examples`.
-        examples: `images` are ids; labels, classes, groups and splits are as `examples.read` gives
-            them.
+        examples: ids, labels, classes, groups and splits, without images.
         provenance: how the vectors were made.
         missing: number of rows left out because embed could not read their image.
     """
@@ -54,8 +53,8 @@ class Features:
 
     def select(self, rows: Examples) -> "Features":
         """The features of some of its rows, which are found by their ids."""
-        index = {id: i for i, id in enumerate(self.examples.images)}
-        return replace(self, vectors=self.vectors[[index[id] for id in rows.images]], examples=rows)
+        index = {id: i for i, id in enumerate(self.examples.names)}
+        return replace(self, vectors=self.vectors[[index[id] for id in rows.names]], examples=rows)
 
 
 class Splits(NamedTuple):
@@ -81,8 +80,9 @@ def read(
         data: a table (.csv, .tsv, .parquet, .jsonl), or the folder of class folders that was
             embedded.
         embeddings: what `embed` wrote; rows without a label are ignored.
-        label: one column of class names; or columns of 0, 1 or nothing, a finding each (also a
-            single one, if it holds nothing else). Default: what the format has, or "label".
+        label: one column of class names; or columns of 0, 1 and so on (`data.labels`), a finding
+            each (also a single one, if it holds nothing else). A label of -1 (uncertain) is ignored
+            like an empty cell, with a warning. Default: what the format has, or "label".
         group: column of patients, cases or studies; default "group", if it exists. If the table has
             no such column, `patient`, `study` and `series` are taken from the embeddings, if those
             were made with such columns; rows without one are grouped by file, with a warning.
@@ -103,34 +103,32 @@ def read(
     for name in (None if group_of_run else group, split):
         if name is not None:
             table.has(name)
-    # Paths would be joined with a root. "./" marks those that were.
     rows = examples.read(
-        table, root=".", image=key, text=None, label=_label(table, label),
+        table, image=None, id=key, text=None, label=_label(table, label),
         group=None if group_of_run else group or "group", split=split or "split",
     )  # fmt: skip
-    rows = replace(rows, images=[name.removeprefix("./") for name in rows.images])
     return join(rows, embeddings, group_of_run)
 
 
 def _label(table: Table, names: Sequence[str]) -> str | Sequence[str] | None:
     if not names:
         return table.label or "label"
-    if len(names) == 1 and not set(table.strings(names[0]).to_pylist()) <= _BINARY:
+    if len(names) == 1 and not is_finding(table.strings(names[0]).to_pylist()):
         return names[0]
     return tuple(names)
 
 
 def join(rows: Examples, embeddings: Embeddings, group: str | None = None) -> Features:
-    """The vectors of rows whose `images` are ids; see `read` for rows without an embedding.
+    """The vectors of rows with ids; see `read` for rows without an embedding.
 
     Args:
         rows: with labels.
         embeddings: with vectors.
         group: column of the embeddings to take the groups from.
     """
-    numbers = _numbers(rows.images, embeddings)
-    present = [i for i, id in enumerate(rows.images) if id in numbers]
-    missing = [id for id in rows.images if id not in numbers]
+    numbers = _numbers(rows.names, embeddings)
+    present = [i for i, id in enumerate(rows.names) if id in numbers]
+    missing = [id for id in rows.names if id not in numbers]
     unreadable = embeddings.manifest.errors
     if not present or len(missing) > unreadable:
         raise ValueError(
@@ -139,7 +137,7 @@ def join(rows: Examples, embeddings: Embeddings, group: str | None = None) -> Fe
             f"like {_first_id(embeddings)!r}. Labels are joined by id (--id COLUMN)"
         )
     kept = rows.select(present)
-    wanted = np.array([numbers[id] for id in kept.images])
+    wanted = np.array([numbers[id] for id in kept.names])
     if group is not None:
         kept = replace(kept, groups=_groups(embeddings, wanted.tolist(), group))
     vectors, made = embeddings.gather(wanted), provenance.of_run(embeddings.manifest)

@@ -11,6 +11,7 @@ from medsiglip_jax.embeddings.probe import linear
 from medsiglip_jax.embeddings.probe.linear import label_columns
 from medsiglip_jax.embeddings.probe.logistic import LabelledVectors, Labels
 from medsiglip_jax.embeddings.probe.scaling import unit
+from medsiglip_jax.files import json as json_files
 
 # Powers of 8, as in the figures of arXiv 2507.05201.
 SIZES = (64, 512, 4096, 32768)
@@ -216,5 +217,7 @@ def judge(
     both = (learnt == 0).any(axis=0) & (learnt == 1).any(axis=0)
     wanted = np.where(both, label_columns(test_labels, classes), np.nan)
     aucs = metrics.class_aucs(np.where(both, scores, 0), wanted)
-    macro = None if np.isnan(aucs.macro) else aucs.macro  # JSON has no NaN
-    return {"auc": macro, "undefined": [int(name) for name in aucs.undefined]}
+    return {
+        "auc": json_files.plain(aucs.macro),
+        "undefined": [int(name) for name in aucs.undefined],
+    }

@@ -17,6 +17,7 @@ from medsiglip_jax.embeddings.probe import logistic
 from medsiglip_jax.embeddings.probe.logistic import LabelledVectors, Labels
 from medsiglip_jax.embeddings.probe.scaling import Scaling, fit_scaling
 from medsiglip_jax.embeddings.provenance import Provenance
+from medsiglip_jax.files import json as json_files
 from medsiglip_jax.files import places, storage
 
 _FORMAT = "medsiglip_jax probe 1"
@@ -175,7 +176,8 @@ def fit(
         LabelledVectors(scaling(validation_vectors), validation_labels), len(classes), strengths,
     )  # fmt: skip
     facts = {
-        "scale": scale, "strengths": _json(fitted.strengths), "rule": rule, "at_least": at_least,
+        "scale": scale, "strengths": json_files.plain(fitted.strengths),
+        "rule": rule, "at_least": at_least,
         "rows": len(vectors), "validation_rows": len(validation_vectors), "version": __version__,
     }  # fmt: skip
     probe = Probe(
@@ -212,7 +214,7 @@ def _with_thresholds(probe: Probe, vectors: np.ndarray, labels: np.ndarray) -> P
         rows = metrics.known(scores[:, k], column)
         thresholds[k] = metrics.choose_threshold(rows.scores, rows.positive, rule, at_least)
         aucs.append(metrics.auc(rows.scores, rows.positive))
-    facts = {**probe.facts, "validation_auc": _json(aucs)}
+    facts = {**probe.facts, "validation_auc": json_files.plain(aucs)}
     return replace(probe, thresholds=thresholds, facts=facts)
 
 
@@ -222,8 +224,3 @@ def label_columns(labels: Labels, classes: int) -> Float64[np.ndarray, "n c"]:
         return labels.astype(np.float64)
     one_hot = labels[:, None] == np.arange(classes)
     return np.where(labels[:, None] < 0, np.nan, one_hot)
-
-
-def _json(numbers: Sequence[float]) -> list[float | None]:
-    """JSON has no NaN."""
-    return [None if np.isnan(x) else float(x) for x in numbers]

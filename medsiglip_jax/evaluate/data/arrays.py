@@ -14,7 +14,8 @@ import numpy as np
 from fsspec.spec import AbstractFileSystem
 from jaxtyping import Float32
 
-from medsiglip_jax.evaluate.data.dataset import Dataset, Policy, where_to_get
+from medsiglip_jax.data.labels import Policy
+from medsiglip_jax.evaluate.data.dataset import Dataset, where_to_get
 from medsiglip_jax.evaluate.data.layout import ArrayData, ArrayName
 from medsiglip_jax.evaluate.tasks import Task
 from medsiglip_jax.files.places import Place, refuse_remote

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from medsiglip_jax.data.columns import read_lines
+from medsiglip_jax.data.labels import Policy
 from medsiglip_jax.evaluate.data import images, labels
-from medsiglip_jax.evaluate.data.dataset import Dataset, Policy, where_to_get
+from medsiglip_jax.evaluate.data.dataset import Dataset, where_to_get
 from medsiglip_jax.evaluate.data.layout import CsvData, Listed, Melt, Table
 from medsiglip_jax.evaluate.tasks import Task
 from medsiglip_jax.files.places import Place

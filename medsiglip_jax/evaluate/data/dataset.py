@@ -10,29 +10,6 @@ from jaxtyping import Float32
 from medsiglip_jax.evaluate.tasks import Task
 from medsiglip_jax.files.places import Place
 
-UNCERTAIN = ("ignore", "positive", "negative")
-BLANK = ("ignore", "negative")
-
-
-@dataclass(frozen=True)
-class Policy:
-    """What labels mean that are neither 0 nor 1.
-
-    Attributes:
-        uncertain: -1 is "ignore" (unknown), "positive" or "negative".
-        blank: an empty cell is "ignore" (unknown) or "negative".
-    """
-
-    uncertain: str = "ignore"
-    blank: str = "ignore"
-
-    def __post_init__(self):
-        for name, allowed in (("uncertain", UNCERTAIN), ("blank", BLANK)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)!r}; expected one of {', '.join(allowed)}"
-                )
-
 
 @dataclass(frozen=True, eq=False)
 class Dataset:

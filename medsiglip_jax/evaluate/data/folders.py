@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from medsiglip_jax.data.labels import Policy
 from medsiglip_jax.data.listing import expand
-from medsiglip_jax.evaluate.data.dataset import Dataset, Policy, where_to_get
+from medsiglip_jax.evaluate.data.dataset import Dataset, where_to_get
 from medsiglip_jax.evaluate.data.images import below
 from medsiglip_jax.evaluate.data.layout import FolderData
 from medsiglip_jax.evaluate.tasks import Task

@@ -7,15 +7,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float32
 
-from medsiglip_jax.evaluate.data.dataset import Policy
+from medsiglip_jax.data.labels import EXPECTED, Policy, finding, sorted_classes
 from medsiglip_jax.evaluate.data.layout import LabelColumns
 
 TableRow = Mapping[str, str]
-
-_YES = frozenset("1 1.0 yes true".split())
-_NO = frozenset("0 0.0 no false".split())
-_UNCERTAIN = frozenset("-1 -1.0".split())
-_VALUES = {"ignore": np.nan, "positive": 1.0, "negative": 0.0}
 
 
 def columns(rows: Sequence[TableRow], values: Sequence[str], layout: LabelColumns) -> list[str]:
@@ -43,7 +38,7 @@ def of_rows(
         return _of_columns(rows, columns(rows, values, layout), policy)
     named = [_names(row[layout.column], layout) for row in rows]
     ignored = set(layout.ignore)
-    values = tuple(values) or _sorted({name for cell in named for name in cell} - ignored)
+    values = tuple(values) or sorted_classes({name for cell in named for name in cell} - ignored)
     if not layout.ignore_others:
         _check_names(named, ignored.union(values), layout.column, values)
     index = {value: i for i, value in enumerate(values)}
@@ -68,20 +63,14 @@ def _check_names(
 def _of_columns(rows: Sequence[TableRow], names: Sequence[str], policy: Policy):
     labels, problems = np.empty((len(rows), len(names)), np.float32), []
     for j, name in enumerate(names):
-        cells = [_value(row[name], policy) for row in rows]
-        if wrong := [row[name] for row, cell in zip(rows, cells, strict=True) if cell is None]:
-            problems.append(f"column {name!r}: {wrong[0]!r} ({len(wrong)} such cells)")
-        labels[:, j] = [np.nan if cell is None else cell for cell in cells]
+        cells = [row[name] for row in rows]
+        labels[:, j], wrong = finding(cells, policy)
+        if wrong:
+            count = f" ({len(wrong)} rows in all)" if len(wrong) > 1 else ""
+            problems.append(f"column {name!r}: {EXPECTED} {cells[wrong[0]]!r}{count}")
     if problems:
-        raise ValueError(f"expected 0, 1, yes, no, -1 or nothing; {'; '.join(problems)}")
+        raise ValueError("; ".join(problems))
     return labels, tuple(names)
-
-
-def _value(cell: str, policy: Policy) -> float | None:
-    if cell in _UNCERTAIN or not cell:
-        return _VALUES[policy.uncertain if cell else policy.blank]
-    cell = cell.lower()
-    return 1.0 if cell in _YES else 0.0 if cell in _NO else None
 
 
 def _names(cell: str, layout: LabelColumns) -> list[str]:
@@ -101,7 +90,3 @@ def _literal(cell: str, column: str) -> list[str]:
     except (ValueError, SyntaxError):
         pass
     raise ValueError(f"column {column!r}: {cell[:60]!r} is no Python list")
-
-
-def _sorted(names: set[str]) -> tuple[str, ...]:
-    return tuple(sorted(names, key=int) if all(map(str.isdecimal, names)) else sorted(names))

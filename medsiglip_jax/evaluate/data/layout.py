@@ -94,8 +94,8 @@ class LabelColumns:
     """Where the labels of a row are.
 
     Attributes:
-        column: its cells name classes. Without it every class is a column of its own, which holds
-            0, 1, yes, no, -1 (uncertain) or nothing.
+        column: its cells name classes. Without it every class is a column of its own, a finding
+            with the labels of `data.labels`.
         separator: between several names in a cell.
         literal: cells are Python lists of names.
         ignore: names that are no classes.

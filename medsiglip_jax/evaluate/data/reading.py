@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from medsiglip_jax.data.labels import Policy
 from medsiglip_jax.evaluate.data import arrays, csv_tables, folders
-from medsiglip_jax.evaluate.data.dataset import Dataset, Policy, where_to_get
+from medsiglip_jax.evaluate.data.dataset import Dataset, where_to_get
 from medsiglip_jax.evaluate.tasks import Task
 from medsiglip_jax.files import places
 from medsiglip_jax.preprocess import sources

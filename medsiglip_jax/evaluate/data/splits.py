@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from medsiglip_jax.data.examples import Examples, split_by_group
+from medsiglip_jax.data.labels import Policy
 from medsiglip_jax.evaluate.data import reading
-from medsiglip_jax.evaluate.data.dataset import Dataset, Policy
+from medsiglip_jax.evaluate.data.dataset import Dataset
 from medsiglip_jax.evaluate.tasks import PARTS, Task
 from medsiglip_jax.files import places
 

@@ -1,1 +1,15 @@
-"""Checkpoints: one reader and writer per layout."""
+"""Checkpoints: what every layout shares, one file per layout, and `layouts` that opens them all."""
+
+from medsiglip_jax import lazy
+
+__getattr__, __dir__ = lazy(
+    __name__,
+    checkpoint="Checkpoint CheckpointError Layout Leaf",
+    layouts="LAYOUTS digest load_params open_checkpoint",
+    huggingface="",
+    big_vision="",
+    orbax="",
+    hub="",
+    positions="resize_positions",
+    random="init_params",
+)

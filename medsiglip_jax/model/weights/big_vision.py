@@ -13,7 +13,6 @@ import numpy as np
 from medsiglip_jax.model import tree
 from medsiglip_jax.model.config import NAMED, ModelConfig, TextConfig, VisionConfig
 from medsiglip_jax.model.weights.checkpoint import (
-    TOKENIZER,
     Checkpoint,
     CheckpointError,
     Layout,
@@ -25,7 +24,7 @@ _LAYER = re.compile(r"(.*/encoderblock)_(\d+)(/.*)")
 
 
 def open_npz(path: Path) -> Checkpoint:
-    """Opens an .npz; only array headers are read, nothing is unpickled."""
+    """Opens an .npz; only array headers are read, and nothing is unpickled."""
     headers = _headers(path)
     keys, notes = _unwrap(headers)
     leaves = _leaves(path, keys, headers)
@@ -81,7 +80,7 @@ def _as_bfloat16(dtype: np.dtype) -> np.dtype:
 
 
 def _unwrap(headers: dict[str, Any]) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Parameter name -> key in the file, and what was left out of a train state."""
+    """Parameter name -> key in the file; and notes on the parts of a train state left out."""
     for prefix in ("params/", "opt/target/"):
         keys = {key.removeprefix(prefix): key for key in headers if key.startswith(prefix)}
         if keys:
@@ -91,7 +90,7 @@ def _unwrap(headers: dict[str, Any]) -> tuple[dict[str, str], tuple[str, ...]]:
 
 
 def _leaves(path: Path, keys: dict[str, str], headers) -> dict[str, Leaf]:
-    """Every parameter; a stack whose layers do not fit together carries that as its problem."""
+    """Every parameter; one whose layers do not make a stack says so in its `problems`."""
     leaves: dict[str, Leaf] = {}
     stacks: dict[str, dict[int, str]] = {}
     for name, key in keys.items():
@@ -119,7 +118,7 @@ def _read(path: Path, key: str) -> np.ndarray:
 
 
 def infer_config(shapes: dict[str, tuple[int, ...]]) -> ModelConfig:
-    """Reads the architecture off the parameter shapes."""
+    """The architecture that parameters of these shapes belong to."""
     vision = text = None
     if any(name.startswith("img/") for name in shapes):
         patch, _, _, width = shapes["img/embedding/kernel"]
@@ -151,7 +150,8 @@ def _encoder(shapes: dict[str, tuple[int, ...]], name: str) -> dict[str, int]:
 
 
 def _image_size(grid: int, patch: int) -> int:
-    """The released size with this grid if there is one: 27 patches of 14 are 384, not 378."""
+    """Side of the images: that of a released model with this grid (27 patches of 14 px: 384 px, not
+    378), else grid * patch."""
     sizes = [c.vision for c in NAMED.values() if c.vision and c.vision.patch_size == patch]
     return next((v.image_size for v in sizes if v.grid == grid), grid * patch)
 
@@ -161,11 +161,11 @@ def write_npz(path: Path, params: dict[str, Any]) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         for name, leaf in tree.items(params):
             array = np.asarray(leaf)
-            if "/encoderblock/" not in name:
+            if tree.STACK not in name:
                 _write_array(archive, name, array)
                 continue
             for i, layer in enumerate(array):
-                unrolled = name.replace("/encoderblock/", f"/encoderblock_{i}/")
+                unrolled = name.replace(tree.STACK, f"{tree.STACK[:-1]}_{i}/")
                 _write_array(archive, unrolled, layer)
 
 
@@ -183,18 +183,12 @@ def _npz_in(path: Path) -> list[Path]:
     return [path] if path.suffix == ".npz" else sorted(path.glob("*.npz"))
 
 
-def _write_folder(
-    folder: Path, params: dict[str, Any], config: ModelConfig, tokenizer: bytes | None
-) -> None:
-    write_npz(folder / _FILE, params)
-    if tokenizer is not None:
-        (folder / TOKENIZER).write_bytes(tokenizer)
-
-
 LAYOUT = Layout(
     name="big_vision",
     marker=_FILE,
     recognise=lambda path: len(_npz_in(path)) == 1,
     open=lambda path: open_npz(_npz_in(path)[0]),
-    write=_write_folder,
+    write=lambda folder, params, config: write_npz(folder / _FILE, params),
+    suffix=".npz",
+    write_file=write_npz,
 )

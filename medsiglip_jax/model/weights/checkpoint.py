@@ -1,4 +1,4 @@
-"""What a checkpoint is, whatever its layout: parameters that can be read, and what is wrong."""
+"""The types that every checkpoint layout shares: parameters on disk, and their problems."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from medsiglip_jax.model.config import ModelConfig
 
 # float8 and integer checkpoints are quantised: casting them would be wrong, not lossy.
 FLOATS = {np.dtype(d) for d in ("float64", "float32", "float16", ml_dtypes.bfloat16)}
-# Element types by name, as a user types them.
+# The names that users give to element types.
 DTYPES = {
     "float32": np.dtype("float32"),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
@@ -28,7 +28,7 @@ def tokenizer_in(folder: Path) -> Path | None:
 
 
 def dtype_of(name: str) -> np.dtype:
-    """The element type called `name`; any other name than those of `DTYPES` is a ValueError."""
+    """The element type called `name`; a ValueError if it is not one of `DTYPES`."""
     if name not in DTYPES:
         raise ValueError(f"dtype is {name!r}; expected one of {', '.join(DTYPES)}")
     return DTYPES[name]
@@ -50,10 +50,10 @@ class Leaf:
     Attributes:
         shape: of the whole parameter, the layer axis of a scanned stack included.
         dtype: as stored.
-        parts: readers; one for a plain parameter, one per layer for a stacked one. Each returns
-            an array of the part's shape, possibly a strided view.
-        stacked: whether `parts` run along axis 0.
-        problems: what keeps the reader from reading it.
+        parts: functions that read it: one for a plain parameter, one per layer for a stacked one.
+            Each returns an array of the part's shape, possibly a strided view.
+        stacked: whether there is one part per index of axis 0.
+        problems: why it cannot be read.
     """
 
     shape: tuple[int, ...]
@@ -65,19 +65,19 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A source opened but not read.
+    """An opened checkpoint, whose weights have not been read yet.
 
     Attributes:
         source: where it is, for messages.
         format: the name of its layout.
         config: the architecture.
         leaves: path -> `Leaf`, big_vision names with stacked blocks.
-        problems: what the reader found wrong beside the problems of single leaves.
+        problems: those that belong to no single leaf.
         files: the weight files, for hashing.
         tokenizer: the SentencePiece model beside the weights, or None.
         notes: what a user should know (parts left out, a missing pooling head).
-        restore: for a format that fills a tree of `jax.ShapeDtypeStruct` in one go (orbax),
-            how to; the leaves then have no parts.
+        restore: a function that reads all parameters at once into a tree of
+            `jax.ShapeDtypeStruct` (orbax); the leaves then have no parts.
     """
 
     source: str
@@ -103,16 +103,20 @@ class Layout:
     Attributes:
         name: what `save(format=)` and `convert --format` call it.
         marker: the file that makes a folder a checkpoint of this layout; it is written last.
-        recognise: whether a path holds one, by the look of its names.
-        open: reads the headers of a path that was recognised.
-        write: fills an empty folder with parameters, architecture and SentencePiece model.
+        recognise: whether a path holds a checkpoint of this layout, from file names alone.
+        open: opens a path that was recognised.
+        write: writes parameters and architecture into a folder that may hold a SentencePiece model.
+        suffix: of a path that `save` writes as one file instead of a folder.
+        write_file: writes the parameters to such a file.
     """
 
     name: str
     marker: str
     recognise: Callable[[Path], bool]
     open: Callable[[Path], Checkpoint]
-    write: Callable[[Path, dict[str, Any], ModelConfig, bytes | None], None]
+    write: Callable[[Path, dict[str, Any], ModelConfig], None]
+    suffix: str = ""
+    write_file: Callable[[Path, dict[str, Any]], None] | None = None
 
 
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
@@ -126,7 +130,7 @@ def pickle_problem(name: str) -> str:
 
 
 def copy(target: np.ndarray, source: np.ndarray) -> None:
-    """target[...] = source, by slabs along the source's slowest axis.
+    """target[...] = source, in slabs along the source's slowest axis.
 
     A transposing copy of a [4304, 1152] float32 matrix runs at 0.5 GB/s in one piece and at
     1.9 GB/s in slabs of 64 rows (the strided side then stays in cache).

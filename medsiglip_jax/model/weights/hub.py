@@ -1,4 +1,4 @@
-"""Local copies of checkpoints that lie elsewhere: on the Hugging Face hub, in a bucket."""
+"""Local copies of checkpoints on the Hugging Face hub or in a bucket."""
 
 import contextlib
 import hashlib
@@ -22,7 +22,7 @@ def is_repo_id(source: str) -> bool:
 
 
 def download(repo_id: str, token: str | None = None) -> Path:
-    """Downloads (or finds in the local cache) the checkpoint files of `repo_id`.
+    """Downloads the checkpoint files of `repo_id`, unless they are in the local cache.
 
     Raises:
         FileNotFoundError: no such repository, or none in the cache while offline.
@@ -58,10 +58,10 @@ def _offline(repo_id: str) -> str:
 
 
 def fetch(uri: str) -> Path:
-    """Copies a checkpoint from gs:// or its like to the local cache, or finds it there.
+    """Copies a checkpoint from a bucket (gs://…) to the local cache, unless it is there already.
 
-    A copy is found again as long as nothing in the bucket has changed. The cache is
-    `medsiglip_jax/` in $XDG_CACHE_HOME or ~/.cache.
+    A copy is used again until something in the bucket changes. The cache is `medsiglip_jax/` in
+    $XDG_CACHE_HOME or ~/.cache.
 
     Raises:
         FileNotFoundError: nothing is there.
@@ -85,7 +85,7 @@ def fetch(uri: str) -> Path:
 
 
 def _version(uri: str, files: dict[str, dict]) -> str:
-    """Of what the listing says; each file system has its own names for a version or a time."""
+    """A hash of the listing; each file system has its own name for an object's version or time."""
     names = ("size", "generation", "etag", "ETag", "mtime", "created", "LastModified")
     facts = [[path, *(str(files[path].get(name)) for name in names)] for path in sorted(files)]
     return hashlib.sha256(json.dumps([uri, facts]).encode()).hexdigest()[:16]

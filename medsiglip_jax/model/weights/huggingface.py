@@ -13,11 +13,12 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from medsiglip_jax.files import json as json_files
 from medsiglip_jax.model import towers, tree
-from medsiglip_jax.model.config import ModelConfig, TextConfig, VisionConfig
+from medsiglip_jax.model.config import ModelConfig
+from medsiglip_jax.model.weights import huggingface_config
 from medsiglip_jax.model.weights.checkpoint import (
     PICKLES,
-    TOKENIZER,
     Checkpoint,
     CheckpointError,
     Layout,
@@ -35,15 +36,15 @@ _CONFIG = "config.json"
 def open_folder(path: Path) -> Checkpoint:
     """Opens a folder that has a config.json; nothing but headers is read."""
     raw = _read_json(path / _CONFIG)
-    config, gemma, notes = _parse_config(path, raw)
+    config = _architecture(path, raw)
     files = _weight_files(path)
     handles = _open_files(path, files)
     names = {name: handle for handle in handles for name in handle.keys()}  # noqa: SIM118
-    mine, problems, left_out = _select(names, gemma)
-    leaves, unused = _leaves(config, mine)
-    problems += [f"unexpected tensor {mine[name][0]}" for name in unused]
-    if left_out:
-        notes = (*notes, f"left out: {', '.join(left_out)}")
+    tensors, problems, left_out = _select(names, raw["model_type"] in huggingface_config.GEMMA)
+    leaves, unused = _leaves(config, tensors)
+    problems += [f"unexpected tensor {tensors[name][0]}" for name in unused]
+    notes = [_NO_POOLING] if config.vision and config.vision.pool == "mean" else []
+    notes += [f"left out: {', '.join(left_out)}"] if left_out else []
     return Checkpoint(
         source=str(path),
         format="huggingface",
@@ -52,15 +53,28 @@ def open_folder(path: Path) -> Checkpoint:
         problems=problems,
         files=tuple(files),
         tokenizer=tokenizer_in(path),
-        notes=notes,
+        notes=tuple(notes),
     )
 
 
+_NO_POOLING = (
+    "no pooling head in this checkpoint: encode_image returns the mean of the patch tokens, "
+    "which no contrastive training has aligned with any text"
+)
+
+
+def _architecture(path: Path, raw: dict[str, Any]) -> ModelConfig:
+    try:
+        return huggingface_config.parse(raw)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(path / _CONFIG, [str(error)]) from None
+
+
 def _leaves(config: ModelConfig, tensors: dict[str, tuple]) -> tuple[dict[str, Leaf], list[str]]:
-    """Holds every tensor against the architecture.
+    """Checks every tensor against the architecture.
 
     Returns:
-        The parameters, each with what is wrong with its tensors; the tensors that none needs.
+        The parameters, each with the problems of its tensors; and the tensors that are not needed.
     """
     shapes = tree.flatten(towers.param_shapes(config))
     readers: dict[str, list] = {path: [] for path in shapes}
@@ -83,7 +97,7 @@ def _leaves(config: ModelConfig, tensors: dict[str, tuple]) -> tuple[dict[str, L
             shape=shapes[path].shape,
             dtype=dtypes[path],
             parts=tuple(readers[path]),
-            stacked="/encoderblock/" in path,
+            stacked=tree.STACK in path,
             problems=tuple(problems[path]),
         )
         for path in shapes
@@ -92,7 +106,7 @@ def _leaves(config: ModelConfig, tensors: dict[str, tuple]) -> tuple[dict[str, L
 
 
 def _check_tensor(tensor, entry: Entry, want: tuple[int, ...]) -> tuple[str | None, np.dtype]:
-    """What is wrong with a tensor's header, if anything, and its dtype."""
+    """The problem with a tensor's header, if there is one, and its dtype."""
     if tensor is None:
         return f"missing tensor {entry.name}", np.dtype("V1")
     name, handle = tensor
@@ -162,118 +176,35 @@ def _open_files(path: Path, files: list[Path]) -> list:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise CheckpointError(path, [f"not readable as JSON: {error}"]) from None
-    if not isinstance(content, dict):
-        raise CheckpointError(path, [f"expected a JSON object, got {type(content).__name__}"])
-    return content
+        return json_files.read(path)
+    except (ValueError, OSError) as error:
+        raise CheckpointError(path, [str(error)]) from None
 
 
 # Where the SigLIP vision tower sits in a Gemma 3 / MedGemma checkpoint, by transformers version.
 _GEMMA_PREFIXES = ("vision_tower.", "model.vision_tower.")
-_GEMMA_REST = ("language_model.", "multi_modal_projector.", "model.", "lm_head.")
+_GEMMA_OTHERS = ("language_model.", "multi_modal_projector.", "model.", "lm_head.")
 
 
 def _select(names: dict[str, Any], gemma: bool) -> tuple[dict[str, tuple], list[str], list[str]]:
-    """Maps SigLIP names to (name in the file, handle); for Gemma only the vision tower's."""
+    """Finds the SigLIP tensors; in a Gemma checkpoint those of the vision tower.
+
+    Returns:
+        SigLIP name -> (name in the file, handle); problems; the parts that were left out.
+    """
     if not gemma:
         return {name: (name, handle) for name, handle in names.items()}, [], []
-    mine: dict[str, tuple] = {}
-    rest, problems = set(), []
+    tensors: dict[str, tuple] = {}
+    left_out, problems = set(), []
     for name, handle in names.items():
         prefix = next((p for p in _GEMMA_PREFIXES if name.startswith(p)), None)
         if prefix:
-            mine[name.removeprefix(prefix)] = (name, handle)
-        elif name.startswith(_GEMMA_REST):
-            rest.add(name.removeprefix("model.").split(".")[0])
+            tensors[name.removeprefix(prefix)] = (name, handle)
+        elif name.startswith(_GEMMA_OTHERS):
+            left_out.add(name.removeprefix("model.").split(".")[0])
         else:
             problems.append(f"unexpected tensor {name}")
-    return mine, problems, sorted(rest)
-
-
-# ------------------------------------------------------------------------------ configuration
-
-# Defaults of transformers' SiglipVisionConfig / SiglipTextConfig: config.json omits them.
-_VISION_DEFAULTS = dict(
-    hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
-    num_channels=3, image_size=224, patch_size=16,
-    hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6, vision_use_head=True,
-)  # fmt: skip
-_TEXT_DEFAULTS = dict(
-    vocab_size=32000, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
-    num_attention_heads=12, max_position_embeddings=64,
-    hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6,
-)  # fmt: skip
-
-
-def _parse_config(path: Path, raw: dict[str, Any]) -> tuple[ModelConfig, bool, tuple[str, ...]]:
-    """Returns the architecture, whether it is a Gemma checkpoint, and notes."""
-    kind, notes = raw.get("model_type"), ()
-    try:
-        if kind == "siglip":
-            config = ModelConfig(
-                _vision(raw.get("vision_config") or {}), _text(raw.get("text_config") or {})
-            )
-        elif kind == "siglip_vision_model":
-            config = ModelConfig(_vision(raw), None)
-        elif kind in ("gemma3", "paligemma"):
-            vision = dict(raw.get("vision_config") or {}, vision_use_head=False)
-            config = ModelConfig(_vision(vision), None)
-        else:
-            raise ValueError(
-                f"model_type is {kind!r}; expected 'siglip' (SigLIP v1: MedSigLIP and its kin), "
-                "'siglip_vision_model' or 'gemma3' (MedGemma's vision tower)"
-            )
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(path / _CONFIG, [str(error)]) from None
-    if config.vision and config.vision.pool == "mean":
-        notes = (
-            "no pooling head in this checkpoint: encode_image returns the mean of the patch "
-            "tokens, which no contrastive training has aligned with any text",
-        )
-    return config, kind in ("gemma3", "paligemma"), notes
-
-
-def _complete(raw: Any, defaults: dict[str, Any], tower: str) -> dict[str, Any]:
-    if not isinstance(raw, dict):
-        raise ValueError(f"{tower}_config is a {type(raw).__name__}; expected an object")
-    full = {**defaults, **{k: v for k, v in raw.items() if v is not None}}
-    if full["hidden_act"] != "gelu_pytorch_tanh":
-        raise ValueError(
-            f"{tower} hidden_act is {full['hidden_act']!r}; expected 'gelu_pytorch_tanh'"
-        )
-    if full["layer_norm_eps"] != 1e-6:
-        raise ValueError(f"{tower} layer_norm_eps is {full['layer_norm_eps']}; expected 1e-06")
-    return full
-
-
-def _vision(raw: Any) -> VisionConfig:
-    full = _complete(raw, _VISION_DEFAULTS, "vision")
-    if full["num_channels"] != 3:
-        raise ValueError(f"vision num_channels is {full['num_channels']}; expected 3")
-    return VisionConfig(
-        image_size=full["image_size"],
-        patch_size=full["patch_size"],
-        width=full["hidden_size"],
-        depth=full["num_hidden_layers"],
-        mlp_dim=full["intermediate_size"],
-        num_heads=full["num_attention_heads"],
-        pool="map" if full["vision_use_head"] else "mean",
-    )
-
-
-def _text(raw: Any) -> TextConfig:
-    full = _complete(raw, _TEXT_DEFAULTS, "text")
-    return TextConfig(
-        vocab_size=full["vocab_size"],
-        context_length=full["max_position_embeddings"],
-        width=full["hidden_size"],
-        depth=full["num_hidden_layers"],
-        mlp_dim=full["intermediate_size"],
-        num_heads=full["num_attention_heads"],
-        embed_dim=full.get("projection_size", full["hidden_size"]),
-    )
+    return tensors, problems, sorted(left_out)
 
 
 # ------------------------------------------------------------------------------------ writing
@@ -281,26 +212,24 @@ def _text(raw: Any) -> TextConfig:
 _CODES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
-def write_folder(
-    folder: Path, params: dict[str, Any], config: ModelConfig, tokenizer: bytes | None
-) -> None:
+def write_folder(folder: Path, params: dict[str, Any], config: ModelConfig) -> None:
     """Writes what `transformers.SiglipModel.from_pretrained` and its processor load.
 
     Args:
-        folder: an existing empty folder.
+        folder: a folder that is empty but for the SentencePiece model, if there is one.
         params: the model's tree; each leaf's dtype is kept.
         config: the architecture.
-        tokenizer: the serialised SentencePiece model, or None.
     """
     dtype = str(next(leaf for _, leaf in tree.items(params)).dtype)
-    _write_json(folder / _CONFIG, _config_json(config, dtype))
+    json_files.write(folder / _CONFIG, huggingface_config.model(config, dtype))
     if config.vision:
-        _write_json(folder / "preprocessor_config.json", _preprocessor_json(config.vision))
-    if config.text and tokenizer is not None:
-        (folder / TOKENIZER).write_bytes(tokenizer)
-        _write_json(folder / "tokenizer_config.json", _tokenizer_json(config.text))
+        preprocessor = huggingface_config.preprocessor(config.vision)
+        json_files.write(folder / "preprocessor_config.json", preprocessor)
+    if config.text and tokenizer_in(folder):
+        tokenizer = huggingface_config.tokenizer(config.text)
+        json_files.write(folder / "tokenizer_config.json", tokenizer)
         special = {"eos_token": "</s>", "pad_token": "</s>", "unk_token": "<unk>"}
-        _write_json(folder / "special_tokens_map.json", special)
+        json_files.write(folder / "special_tokens_map.json", special)
     _write_safetensors(folder / "model.safetensors", params, config)
 
 
@@ -330,81 +259,6 @@ def _write_safetensors(path: Path, params: dict[str, Any], config: ModelConfig) 
 def _tensor(flat: dict[str, Any], entry: Entry) -> np.ndarray:
     leaf = np.asarray(flat[entry.path])
     return entry.to_huggingface(leaf if entry.layer is None else leaf[entry.layer])
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _config_json(config: ModelConfig, dtype: str) -> dict[str, Any]:
-    vision = config.vision and dict(
-        _tower_json(config.vision),
-        model_type="siglip_vision_model",
-        image_size=config.vision.image_size,
-        patch_size=config.vision.patch_size,
-        num_channels=3,
-        **({} if config.vision.pool == "map" else {"vision_use_head": False}),
-    )
-    text = config.text and dict(
-        _tower_json(config.text),
-        model_type="siglip_text_model",
-        vocab_size=config.text.vocab_size,
-        max_position_embeddings=config.text.context_length,
-        projection_size=config.text.embed_dim,
-        pad_token_id=1,
-        bos_token_id=None,
-        eos_token_id=1,
-    )
-    if vision and text:
-        both = {"vision_config": vision, "text_config": text}
-        return dict(architectures=["SiglipModel"], model_type="siglip", dtype=dtype, **both)
-    if vision:
-        return dict(vision, architectures=["SiglipVisionModel"], dtype=dtype)
-    raise ValueError("the Hugging Face layout needs an image tower; this model has only text")
-
-
-def _tower_json(tower: VisionConfig | TextConfig) -> dict[str, Any]:
-    return dict(
-        hidden_size=tower.width,
-        intermediate_size=tower.mlp_dim,
-        num_hidden_layers=tower.depth,
-        num_attention_heads=tower.num_heads,
-        hidden_act="gelu_pytorch_tanh",
-        layer_norm_eps=1e-6,
-        attention_dropout=0.0,
-    )
-
-
-def _preprocessor_json(vision: VisionConfig) -> dict[str, Any]:
-    """As published with SigLIP: squash, PIL bicubic (resample 3), to [-1, 1]."""
-    return dict(
-        image_processor_type="SiglipImageProcessor",
-        processor_class="SiglipProcessor",
-        do_resize=True,
-        size={"height": vision.image_size, "width": vision.image_size},
-        resample=3,
-        do_rescale=True,
-        rescale_factor=1 / 255,
-        do_normalize=True,
-        image_mean=[0.5, 0.5, 0.5],
-        image_std=[0.5, 0.5, 0.5],
-    )
-
-
-def _tokenizer_json(text: TextConfig) -> dict[str, Any]:
-    token = dict(lstrip=True, normalized=False, rstrip=True, single_word=False, special=True)
-    return dict(
-        tokenizer_class="SiglipTokenizer",
-        processor_class="SiglipProcessor",
-        added_tokens_decoder={"1": dict(token, content="</s>"), "2": dict(token, content="<unk>")},
-        additional_special_tokens=[],
-        do_lower_case=True,
-        eos_token="</s>",
-        pad_token="</s>",
-        unk_token="<unk>",
-        model_input_names=["input_ids"],
-        model_max_length=text.context_length,
-    )
 
 
 LAYOUT = Layout(

@@ -1,8 +1,8 @@
-"""The front door to checkpoints: what is on disk, checked in full before any of it is read.
+"""Opens checkpoints of every layout, checks them in full, and then reads them.
 
-A layout (one module each, one row of `LAYOUTS`) turns a path into a `Checkpoint`: the architecture,
-and for every parameter its shape, its dtype and a way to read it. `load_params` holds that against
-the architecture, strictly in both directions, and then reads parameter by parameter.
+A layout (one file each, one row of `LAYOUTS`) turns a path into a `Checkpoint`: the architecture,
+and for every parameter its shape, its dtype and a way to read it. `load_params` checks these
+against the architecture, strictly in both directions, and then reads one parameter at a time.
 """
 
 import hashlib
@@ -29,12 +29,12 @@ from medsiglip_jax.model.weights.checkpoint import (
     pickle_problem,
 )
 
-# In the order in which a path is held against them.
+# A path is opened by the first of them that recognises it.
 LAYOUTS = {layout.name: layout for layout in (orbax.LAYOUT, huggingface.LAYOUT, big_vision.LAYOUT)}
 
 
 def open_checkpoint(source: str | os.PathLike, token: str | None = None) -> Checkpoint:
-    """Finds out what `source` is and opens it without reading the weights.
+    """Finds out which layout `source` has, and opens it without reading the weights.
 
     Args:
         source: a Hugging Face repo id, a checkpoint folder in HF layout, a big_vision .npz, or a
@@ -43,7 +43,7 @@ def open_checkpoint(source: str | os.PathLike, token: str | None = None) -> Chec
 
     Raises:
         FileNotFoundError: nothing is there.
-        CheckpointError: something is there, but no checkpoint this project can read.
+        CheckpointError: something is there, but not a checkpoint that can be read here.
     """
     if places.is_remote(source):
         return replace(_open(hub.fetch(str(source)), source), source=str(source))
@@ -85,13 +85,13 @@ def _file_problem(path: Path) -> str:
 
 
 def check(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Holds the checkpoint against its architecture: every parameter there, every shape right.
+    """Checks a checkpoint against its architecture: every parameter present, every shape right.
 
     Returns:
         The tree of `jax.ShapeDtypeStruct` (float32) to fill.
 
     Raises:
-        CheckpointError: with every problem, also those the reader noted.
+        CheckpointError: lists every problem, those found while opening included.
     """
     shapes = towers.param_shapes(checkpoint.config)
     expected, problems = tree.flatten(shapes), list(checkpoint.problems)
@@ -112,7 +112,7 @@ def check(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def digest(checkpoint: Checkpoint) -> str:
-    """SHA-256 over the weight files' names and contents: the identity of these weights."""
+    """SHA-256 of the names and contents of the weight files, which identifies these weights."""
     total = hashlib.sha256()
     for path in checkpoint.files:
         with open(path, "rb") as file:
@@ -128,13 +128,13 @@ def load_params(
 ) -> dict[str, Any]:
     """Reads a checkpoint into device arrays, one parameter at a time.
 
-    Peak host memory is the result plus one parameter, where the device is the host; on an
-    accelerator it is one parameter.
+    Peak host memory is one parameter; on a CPU, where the result lies in host memory too, the
+    result plus one parameter.
 
     Args:
         checkpoint: from `open_checkpoint`.
         dtype: storage type of the result, a key of `DTYPES`.
-        shardings: tree of `jax.sharding.Sharding`, as the parameters; default one device.
+        shardings: tree of `jax.sharding.Sharding`, one per parameter; default: one device.
 
     Raises:
         CheckpointError: anything missing, unexpected, misshapen or unreadable, before or while

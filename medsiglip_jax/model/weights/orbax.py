@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from medsiglip_jax.files import json as json_files
 from medsiglip_jax.model import tree
 from medsiglip_jax.model.config import ModelConfig
 from medsiglip_jax.model.weights.checkpoint import (
-    TOKENIZER,
     Checkpoint,
     CheckpointError,
     Layout,
@@ -23,7 +23,7 @@ _PARAMS = "params"
 
 
 def orbax() -> Any:
-    """The module `orbax.checkpoint`, or a line that says how to install it."""
+    """The module `orbax.checkpoint`; where it is missing, an error that says how to install it."""
     try:
         import orbax.checkpoint as ocp
     except ImportError:
@@ -34,13 +34,13 @@ def orbax() -> Any:
 
 
 def save_tree(folder: Path, tree: dict[str, Any]) -> None:
-    """Writes a tree of arrays to a folder that does not exist yet, and waits until it is there."""
+    """Writes a tree of arrays to a new folder, and returns when it is complete."""
     with orbax().StandardCheckpointer() as checkpointer:
         checkpointer.save(folder.absolute(), tree)
 
 
 def tree_metadata(folder: Path) -> dict[str, Any]:
-    """The tree's shapes and dtypes, without reading the arrays."""
+    """The shapes and dtypes of a saved tree, without reading its arrays."""
     with orbax().StandardCheckpointer() as checkpointer:
         return checkpointer.metadata(folder.absolute()).item_metadata.tree
 
@@ -84,15 +84,10 @@ def _restore(folder: Path, shapes: dict[str, Any]) -> dict[str, Any]:
         raise CheckpointError(folder, [f"cannot be read: {error}"]) from error
 
 
-def write_folder(
-    folder: Path, params: dict[str, Any], config: ModelConfig, tokenizer: bytes | None
-) -> None:
-    """Writes tree, tokenizer and marker into an existing empty folder."""
+def write_folder(folder: Path, params: dict[str, Any], config: ModelConfig) -> None:
+    """Writes the tree, then the marker."""
     save_tree(folder / _PARAMS, params)
-    if tokenizer is not None:
-        (folder / TOKENIZER).write_bytes(tokenizer)
-    content = {"format": "orbax", "config": config.to_dict()}
-    (folder / MARKER).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    json_files.write(folder / MARKER, {"format": "orbax", "config": config.to_dict()})
 
 
 LAYOUT = Layout(

@@ -1,4 +1,4 @@
-"""Position embeddings to another resolution."""
+"""Resamples position embeddings for another image resolution."""
 
 import dataclasses
 from typing import Any
@@ -12,7 +12,7 @@ from medsiglip_jax.model.config import ModelConfig
 def resize_positions(
     params: dict[str, Any], config: ModelConfig, resolution: int
 ) -> tuple[dict[str, Any], ModelConfig]:
-    """Returns parameters and architecture for square images of `resolution` pixels.
+    """Changes a model's resolution: its parameters and architecture for `resolution` px squares.
 
     The grid is resampled as big_vision does (models/vit.py:306-321: `scipy.ndimage.zoom` of order
     1, which is bilinear with aligned corners and no antialias), in float32.

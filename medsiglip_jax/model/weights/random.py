@@ -1,7 +1,7 @@
 """Random weights of an architecture, drawn on the host.
 
-numpy rather than the modules' own initialisers: nothing to compile (jax.random took 9 CPU-seconds
-for the smallest model), and the same seed gives the same bits on every device and jax version.
+By numpy rather than the modules' own initialisers: there is nothing to compile (jax.random took 9
+CPU-seconds for the smallest model), and a seed gives the same bits on every device and jax version.
 """
 
 import math
@@ -19,9 +19,9 @@ Initializer = Callable[[np.random.Generator, Shape], np.ndarray]
 
 
 def init_params(config: ModelConfig, seed: int) -> dict[str, Any]:
-    """Float32 numpy arrays, distributed as big_vision and flax initialise these modules.
+    """Draws float32 numpy arrays from the distributions that big_vision and flax initialise with.
 
-    Every parameter has its own stream, so that towers drawn alone or together are equal.
+    Every parameter has its own random stream: a tower is the same with or without the other.
     """
     flat = tree.flatten(towers.param_shapes(config))
     initializers = tree.match([r for r in _RULES if _used(r[0], flat)], list(flat))
@@ -34,7 +34,7 @@ def init_params(config: ModelConfig, seed: int) -> dict[str, Any]:
 
 
 def _used(regex: str, flat: dict[str, Any]) -> bool:
-    """Rules of a tower that this architecture lacks are no typos."""
+    """Whether a rule matches; those of a tower that the architecture lacks do not."""
     return any(re.fullmatch(regex, path) for path in flat)
 
 
@@ -67,11 +67,11 @@ def _xavier(inputs: int, stacked: bool = True) -> Initializer:
 
 
 def _lecun(rng: np.random.Generator, shape: Shape) -> np.ndarray:
-    """Normal of standard deviation 1 / sqrt(inputs), cut at two of its own (flax nn.Dense)."""
+    """Normal of standard deviation 1 / sqrt(inputs), truncated at two of them (flax nn.Dense)."""
     draw = rng.standard_normal(shape, np.float32)
     while (outside := np.abs(draw) > 2).any():
         draw[outside] = rng.standard_normal(int(outside.sum()), np.float32)
-    # 0.8796 is the standard deviation of a unit normal cut at 2.
+    # 0.8796 is the standard deviation of a unit normal truncated at 2.
     return draw * (math.prod(shape[:-1]) ** -0.5 / 0.87962566103423978)
 
 

@@ -20,11 +20,7 @@ from pydicom.datadict import tag_for_keyword
 from pydicom.encaps import get_frame
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut
-from pydicom.uid import (
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-)
+from pydicom.uid import UID
 
 from medsiglip_jax.preprocess.dicom import sniff
 from medsiglip_jax.preprocess.dicom.header import Header, Lut
@@ -64,7 +60,6 @@ _PLANE_KEYWORDS = (
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
 )
 _PLANE_TAGS: list[Any] = [tag_for_keyword(name) for name in _PLANE_KEYWORDS]
-_NATIVE = ("", ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, sniff.DEFLATED)
 _ITEM = 8  # bytes of the header of an item, which holds a compressed frame
 # More than the file meta information ever takes.
 _META_BYTES = 1 << 16
@@ -177,7 +172,7 @@ class File:
         if have < -(-bits * (header.frame + 1) // 8):
             raise UnreadableImage("DICOM with fewer pixels than it says: cut off")
         try:
-            decoder = get_decoder(self.syntax)  # pyright: ignore[reportArgumentType]
+            decoder = get_decoder(UID(self.syntax))
             options: Any = {"view_only": True, "correct_unused_bits": False}
             if header.photometric == "YBR_PARTIAL_422":  # pydicom knows the same layout as FULL
                 options["photometric_interpretation"] = "YBR_FULL_422"
@@ -271,7 +266,7 @@ def _count(tags: "_Tags", syntax: str, room: int) -> int:
     if count == 1:
         return 1
     bits = 8 * _ITEM
-    if syntax in _NATIVE:
+    if not sniff.is_compressed(syntax):
         bits = math.prod(tags.whole(name, 0) for name in ("Rows", "Columns", "BitsAllocated"))
     if bits * (count // 2 + 1) > 8 * room:
         raise UnreadableImage(f"DICOM of {count} frames, with bytes for fewer: damaged, or cut off")
@@ -435,8 +430,8 @@ def _guess(dataset: pydicom.Dataset) -> str:
     """The transfer syntax of a file that does not say, from how pydicom managed to read it."""
     implicit, little = dataset.original_encoding
     if implicit:
-        return ImplicitVRLittleEndian
-    return ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        return sniff.IMPLICIT
+    return sniff.EXPLICIT if little else sniff.BIG_ENDIAN
 
 
 def _inflate(data: bytes, start: int) -> bytes:

@@ -16,7 +16,6 @@ from medsiglip_jax.preprocess.dicom.header import Header
 from medsiglip_jax.preprocess.facts import UnreadableImage
 
 _PREFIX = "1.2.840.10008.1.2."
-_NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
 _SOFS = frozenset((*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), 0xF7))
 _SIZ = b"\xff\x4f\xff\x51"  # start of a JPEG 2000 code stream
 
@@ -58,11 +57,6 @@ def decode(encoded: bytes, header: Header) -> tuple[np.ndarray, int | None]:
             f"DICOM whose compressed frame has shape {pixels.shape}, where it says {shape}"
         )
     return pixels, bits
-
-
-def compressed(syntax: str) -> bool:
-    """Whether frames of that transfer syntax are, or may be, compressed."""
-    return syntax not in _NATIVE
 
 
 def _codecs() -> dict[str, Callable[[bytes, Header], tuple[np.ndarray, int | None]]]:

@@ -15,7 +15,7 @@ generic_dicom_handler.py and python/data_processing/image_utils.py. The quirks:
 import numpy as np
 from jaxtyping import UInt8
 
-from medsiglip_jax.preprocess.dicom import samples
+from medsiglip_jax.preprocess.dicom import samples, sniff
 from medsiglip_jax.preprocess.dicom.grey import looked_up
 from medsiglip_jax.preprocess.dicom.header import Header
 from medsiglip_jax.preprocess.dicom.rules import Rules
@@ -23,7 +23,7 @@ from medsiglip_jax.preprocess.facts import UnreadableImage
 
 MODALITIES = ("CR", "DX", "CT", "GM", "SM", "XC")
 _DEFAULT_CT = (2500.0, 100.0)  # width, level
-_NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")  # and deflated
+_NATIVE = (sniff.IMPLICIT, sniff.EXPLICIT)  # and deflated
 _ENCAPSULATED = tuple(
     f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57, 70, 80, 81, 90, 91, 110, 111, 112)
 )

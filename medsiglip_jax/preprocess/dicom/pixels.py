@@ -6,13 +6,11 @@ import numpy as np
 from jaxtyping import UInt8
 
 from medsiglip_jax.preprocess import facts
-from medsiglip_jax.preprocess.dicom import colour, frames, grey, official, samples
-from medsiglip_jax.preprocess.dicom.file import File, count_frames, own_words, planes
+from medsiglip_jax.preprocess.dicom import colour, frames, grey, official, samples, sniff
+from medsiglip_jax.preprocess.dicom.file import File, count_frames, own_words, planes  # noqa: F401
 from medsiglip_jax.preprocess.dicom.header import Header
 from medsiglip_jax.preprocess.dicom.rules import Rules
-from medsiglip_jax.preprocess.facts import Facts, UnreadableImage
-
-__all__ = ["Image", "count_frames", "open_bytes", "planes", "stored_values"]
+from medsiglip_jax.preprocess.facts import Facts, UnreadableImage, check_size
 
 _JPEG = tuple(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57, 70))
 _BITS = (1, 8, 16, 32, 64)
@@ -47,9 +45,7 @@ class Image:
             return _decode(self._file, number, rules)
 
 
-def open_bytes(data: bytes) -> Image:
-    """Parses a file; raises as `Image.render` does."""
-    return Image(data)
+open_bytes = Image
 
 
 def _decode(file: File, frame: int, rules: Rules) -> tuple[np.ndarray, Facts]:
@@ -67,13 +63,11 @@ def _decode(file: File, frame: int, rules: Rules) -> tuple[np.ndarray, Facts]:
 
 def _check(header: Header) -> None:
     """Refuses, before anything is decoded, what is no image or too large a one."""
-    rows, columns = header.rows, header.columns
-    if rows < 1 or columns < 1:
-        raise UnreadableImage(f"DICOM with no pixels, {columns}x{rows}")
-    if rows * columns > facts.MAX_PIXELS or header.frame_bytes > 3 * facts.MAX_PIXELS:
+    check_size(header.columns, header.rows)
+    if header.frame_bytes > 3 * facts.MAX_PIXELS:
         raise UnreadableImage(
-            f"{columns}x{rows} pixels of {header.samples * header.allocated} bits are more than "
-            f"the limit of {facts.MAX_PIXELS} pixels (a decompression bomb or a whole slide)"
+            f"DICOM with frames of {header.frame_bytes} bytes, more than the limit of "
+            f"{3 * facts.MAX_PIXELS}"
         )
     if header.samples not in (1, 3):
         raise UnreadableImage(f"DICOM with {header.samples} samples per pixel, expected 1 or 3")
@@ -87,7 +81,7 @@ def _check(header: Header) -> None:
 
 def _raw(file: File, header: Header) -> np.ndarray:
     """Samples as the container has them: from the codec, or from `pixel_array`."""
-    if frames.compressed(header.syntax):
+    if sniff.is_compressed(header.syntax):
         guessed = dataclasses.replace(header, photometric="")  # colours are as the stream says
         return frames.decode(file.encoded(header), guessed)[0]
     return samples.in_use(file.native(header), header, header.stored, header.stored - 1)
@@ -106,7 +100,7 @@ def _render(file: File, header: Header, rules: Rules) -> tuple[np.ndarray, str]:
 
 def stored_values(file: File, header: Header) -> np.ndarray:
     """The samples of a frame, [H, W] or [H, W, S], with their sign and without bits not in use."""
-    if not frames.compressed(header.syntax):
+    if not sniff.is_compressed(header.syntax):
         return samples.in_use(file.native(header), header, header.stored, header.high)
     pixels, precision = frames.decode(file.encoded(header), header)
     if precision is None:

@@ -66,7 +66,7 @@ class Rules:
             ValueError: `volume` contradicts what these rules already say.
         """
         if volume is not None and self.volume not in (None, volume):
-            raise ValueError(f"volume is {volume!r}; the vectors are of {self.volume!r}")
+            raise ValueError(f"volume is {volume!r}; the embeddings were made with {self.volume!r}")
         frame, volume = self.frame if frame is None else frame, volume or self.volume
         return replace(self, frame=frame, volume=volume)
 

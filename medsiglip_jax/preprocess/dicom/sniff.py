@@ -2,6 +2,8 @@
 
 import struct
 
+# Transfer syntaxes without compression: implicit and explicit little endian, explicit big endian.
+IMPLICIT, EXPLICIT, BIG_ENDIAN = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
 DEFLATED = "1.2.840.10008.1.2.1.99"
 START = 132  # bytes that `is_dicom` looks at
 
@@ -20,6 +22,11 @@ def is_dicom(start: bytes) -> bool:
     if len(start) < 8:
         return False
     return _plausible(start, "<") or (start[4:6] in _VRS and _plausible(start, ">"))
+
+
+def is_compressed(syntax: str) -> bool:
+    """Whether frames of a transfer syntax are, or may be, compressed; "" is unknown, and native."""
+    return syntax not in ("", IMPLICIT, EXPLICIT, BIG_ENDIAN, DEFLATED)
 
 
 def _plausible(start: bytes, endian: str) -> bool:

@@ -1,9 +1,7 @@
-"""The command: exit codes, one line on stderr, one JSON document on stdout."""
+"""Each command on small inputs: what it prints, as text and as one JSON document."""
 
 import json
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -11,20 +9,6 @@ from PIL import Image
 from references import assert_close, model_terms
 
 import medsiglip_jax
-from medsiglip_jax import cli
-
-
-@pytest.fixture
-def run(capsys):
-    """Runs a command line in this process -> (exit code, stdout, stderr)."""
-
-    def call(*argv):
-        code = cli.main([str(a) for a in argv])
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return code, out, err
-
-    return call
 
 
 def test_classify_json(run, checkpoint, pictures):
@@ -100,54 +84,6 @@ def test_convert_keeps_the_stored_dtype(run, checkpoint, tmp_path):
     assert json.loads(run("info", tmp_path / "b", "--json")[1])["dtype"] == "bfloat16"
 
 
-@pytest.fixture
-def wrong(checkpoint, pictures, tmp_path):
-    """Command lines that are somebody's mistake, and a word the answer must hold."""
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "file").write_text("x")
-    image, ok = pictures / "0.png", ["--model", checkpoint, "--text", "a"]
-    out = ["--output", tmp_path / "out"]
-    return {
-        "no command": ([], "COMMAND"),
-        "unknown command": (["clasify"], "clasify"),
-        "unknown flag": (["info", checkpoint, "--jsn"], "--jsn"),
-        "no model": (["classify", "--text", "a", image], "--model"),
-        "no text": (["classify", "--model", checkpoint, image], "--text"),
-        "empty text": (["classify", "--model", checkpoint, "--text", " ", image], "none of them"),
-        "no image": (["classify", *ok], "IMAGE"),
-        "no such model": (["classify", "--model", "/no/model", "--text", "a", image], "/no/model"),
-        "empty model": (["info", tmp_path / "empty"], "no config.json"),
-        "a file": (["info", tmp_path / "file"], "not a checkpoint"),
-        "preset": (["classify", *ok, "--preprocess", "clip", image], "big_vision"),
-        "dtype": (["classify", *ok, "--dtype", "int4", image], "bfloat16"),
-        "attention": (["classify", *ok, "--attention", "flash", image], "xla"),
-        "batch": (["classify", *ok, "--batch-size", "0", image], "batch_size"),
-        "not a number": (["classify", *ok, "--batch-size", "x", image], "--batch-size"),
-        "tokenizer": (["classify", *ok, "--tokenizer", "gone.model", image], "gone.model"),
-        "empty input": (["embed", "--model", checkpoint, *out, tmp_path / "empty"], "nothing to"),
-        "no input": (["embed", "--model", checkpoint, *out, "gone"], "gone"),
-        "output is a file": (
-            ["embed", "--model", checkpoint, "--output", tmp_path / "file", image], "is a file"),
-        "output below a file": (
-            ["embed", "--model", checkpoint, "--output", tmp_path / "file" / "x", image], "is a"),
-        "DST exists": (
-            ["convert", checkpoint, pictures, "--format", "orbax"], "already exists"),
-        "format": (["convert", checkpoint, tmp_path / "x", "--format", "onnx"], "onnx"),
-        "resolution": (
-            ["convert", checkpoint, tmp_path / "x", "--format", "orbax", "--resolution", "5"],
-            "patch_size"),
-    }  # fmt: skip
-
-
-def test_mistakes_are_one_line_and_exit_2_and_leave_nothing(run, wrong, tmp_path):
-    before = sorted(tmp_path.rglob("*"))
-    for name, (argv, word) in wrong.items():
-        code, out, err = run(*argv)
-        assert code == 2, (name, code, err)
-        assert out == "" and err.count("\n") == 1 and word in err, (name, out, err)
-        assert sorted(tmp_path.rglob("*")) == before, name
-
-
 def test_all_problems_of_a_checkpoint_are_listed(run, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "siglip"}')
     from safetensors.numpy import save_file
@@ -156,50 +92,6 @@ def test_all_problems_of_a_checkpoint_are_listed(run, tmp_path):
     code, _, err = run("info", tmp_path)
     assert code == 2 and "problems" in err and "unexpected tensor x" in err
     assert "missing tensor logit_scale" in err
-
-
-@pytest.mark.parametrize("command", ["quickstart", "info", "convert", "classify", "embed"])
-def test_every_command_has_help_with_an_example(run, command):
-    code, out, _ = run(command, "--help")
-    assert code == 0 and "example:" in out and f"medsiglip-jax {command}" in out
-
-
-def test_embed_help_shows_series_and_slides(run):
-    _, out, _ = run("embed", "--help")
-    examples = out.partition("example:")[2]
-    assert all(flag in examples for flag in ("--series", "--mpp", "--volume"))
-
-
-def test_classify_help_says_what_the_numbers_mean(run):
-    _, out, _ = run("classify", "--help")
-    assert "sigmoid" in out and "softmax" in out and "calibrate" in out
-
-
-def test_machine_failures_are_exit_1(run, checkpoint, pictures, tmp_path, monkeypatch):
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device", str(tmp_path / "out"))
-
-    monkeypatch.setattr("pyarrow.parquet.write_table", full)
-    code, out, err = run("embed", "--model", checkpoint, "--output", tmp_path / "out", pictures)
-    assert code == 1 and out == "" and "No space left" in err
-    assert not list((tmp_path / "out").glob("*part*"))
-
-
-def test_ctrl_c_is_one_line(run, checkpoint, pictures, tmp_path, monkeypatch):
-    def interrupt(*args, **kwargs):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("medsiglip_jax.inference.embed.embed", interrupt)
-    code, _, err = run("embed", "--model", checkpoint, "--output", tmp_path / "out", pictures)
-    assert code == 130 and "resumes" in err
-
-
-def test_installed_command(checkpoint):
-    """In a process of its own: stdout is the document alone, whatever libraries print."""
-    command = [sys.executable, "-m", "medsiglip_jax", "info", str(checkpoint), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ}, check=True)
-    assert json.loads(done.stdout)["parameters"] > 0
-    assert done.stderr == ""
 
 
 def test_finetune(run, tmp_path, pictures, checkpoint):
@@ -270,12 +162,3 @@ def test_probe(run, checkpoint, tmp_path):
     assert code == 0 and [row["n"] for row in json.loads(text)][:2] == [16, 16]
     code, _, err = run("probe", "fit", *data[:-2], "--label", "light", "--output", "p.npz")
     assert code == 2 and "no column 'light'" in err and err.count("\n") == 1
-
-
-def test_a_closed_pipe_is_no_error(checkpoint):
-    command = [sys.executable, "-m", "medsiglip_jax", "info", str(checkpoint)]
-    buffered = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    with subprocess.Popen(command, env=buffered, **pipes) as process:
-        process.stdout.close()
-        assert process.stderr.read() == b""

@@ -1,0 +1,97 @@
+"""The processor of a model: images and texts to the arrays that its towers take."""
+
+import functools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32, UInt8
+
+from medsiglip_jax.model.config import ModelConfig, TextConfig
+from medsiglip_jax.model.weights.checkpoint import TOKENIZER
+from medsiglip_jax.preprocess.dicom.rules import Rules
+from medsiglip_jax.preprocess.load import load_images
+from medsiglip_jax.preprocess.text import Tokenizer
+
+
+class Processor:
+    """Turns files, bytes and strings into the arrays that the towers take."""
+
+    def __init__(self, config: ModelConfig, tokenizer: str | os.PathLike | bytes | None):
+        self.config = config
+        self._tokenizer_source = tokenizer
+
+    def images(
+        self, items: Any, preprocess: str = "big_vision", dicom: Rules = Rules()
+    ) -> UInt8[np.ndarray, "n h w 3"]:
+        """Decodes and resizes images.
+
+        Args:
+            items: one or a sequence of paths, bytes, PIL images or uint8 arrays [H, W(, C)].
+                DICOM is recognised by its content.
+            preprocess: "big_vision" (squash, TF2 bilinear), "huggingface" (squash, PIL bicubic),
+                "serving" (zero-pad to a square, PIL bicubic) or "big_vision_pad" (zero-pad, TF2
+                bilinear).
+            dicom: how DICOM files become pixels, see `preprocess.dicom.rules`.
+
+        Returns:
+            uint8 [n, image_size, image_size, 3].
+        """
+        if self.config.vision is None:
+            raise ValueError("this model has no image tower")
+        return load_images(items, self.config.vision.image_size, preprocess, dicom=dicom)
+
+    def texts(self, strings: str | Sequence[str]) -> Int32[np.ndarray, "n l"]:
+        """Tokenizes strings, to exactly `context_length` ids each (64 for MedSigLIP).
+
+        Raises:
+            FileNotFoundError: the checkpoint has no SentencePiece model.
+        """
+        return self.tokenizer(strings)
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, opened when it is first asked for."""
+        if self.config.text is None:
+            raise ValueError(
+                "this model has no text tower (a MedGemma or Gemma 3 checkpoint holds only the "
+                "image tower); texts need a SigLIP checkpoint such as google/medsiglip-448"
+            )
+        return _open_tokenizer(self._tokenizer_source, self.config.text)
+
+    @property
+    def tokenizer_bytes(self) -> bytes | None:
+        """The serialised SentencePiece model, or None."""
+        source = self._tokenizer_source
+        if source is None or isinstance(source, bytes):
+            return source
+        return Path(source).read_bytes()
+
+
+def _open_tokenizer(source: str | os.PathLike | bytes | None, config: TextConfig) -> Tokenizer:
+    if source is None:
+        raise FileNotFoundError(
+            f"{TOKENIZER} is missing: the checkpoint has none. It is in the folder of "
+            "google/medsiglip-448 on Hugging Face; put it beside the weights, or pass "
+            "tokenizer=PATH (--tokenizer PATH)"
+        )
+    tokenizer = Tokenizer(source, context_length=config.context_length)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab_size} pieces, the text tower takes "
+            f"{config.vocab_size}: it belongs to another model"
+        )
+    return tokenizer
+
+
+def tokenizer_path(tokenizer: str | os.PathLike | None) -> Path | None:
+    """The SentencePiece model that `tokenizer` names: a file, or a folder that has one."""
+    if tokenizer is None:
+        return None
+    path = Path(tokenizer)
+    path = path / TOKENIZER if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; expected a SentencePiece model")
+    return path

@@ -1,0 +1,158 @@
+"""The JSON files of Hugging Face SigLIP v1 folders: architecture, preprocessor, tokenizer."""
+
+from typing import Any
+
+from medsiglip_jax.model.config import ModelConfig, TextConfig, VisionConfig
+
+# ------------------------------------------------------------------------------------ reading
+
+# Defaults of transformers' SiglipVisionConfig / SiglipTextConfig: config.json omits them.
+_VISION_DEFAULTS = dict(
+    hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
+    num_channels=3, image_size=224, patch_size=16,
+    hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6, vision_use_head=True,
+)  # fmt: skip
+_TEXT_DEFAULTS = dict(
+    vocab_size=32000, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
+    num_attention_heads=12, max_position_embeddings=64,
+    hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6,
+)  # fmt: skip
+
+
+# Model types that hold the SigLIP vision tower of a Gemma model.
+GEMMA = ("gemma3", "paligemma")
+
+
+def parse(raw: dict[str, Any]) -> ModelConfig:
+    """The architecture that a config.json describes; ValueError or TypeError if it is no SigLIP."""
+    kind = raw.get("model_type")
+    if kind == "siglip":
+        return ModelConfig(
+            _vision(raw.get("vision_config") or {}), _text(raw.get("text_config") or {})
+        )
+    if kind == "siglip_vision_model":
+        return ModelConfig(_vision(raw), None)
+    if kind in GEMMA:
+        vision = dict(raw.get("vision_config") or {}, vision_use_head=False)
+        return ModelConfig(_vision(vision), None)
+    raise ValueError(
+        f"model_type is {kind!r}; expected 'siglip' (SigLIP v1, such as MedSigLIP), "
+        "'siglip_vision_model' or 'gemma3' (MedGemma's vision tower)"
+    )
+
+
+def _complete(raw: Any, defaults: dict[str, Any], tower: str) -> dict[str, Any]:
+    if not isinstance(raw, dict):
+        raise ValueError(f"{tower}_config is a {type(raw).__name__}; expected an object")
+    full = {**defaults, **{k: v for k, v in raw.items() if v is not None}}
+    if full["hidden_act"] != "gelu_pytorch_tanh":
+        raise ValueError(
+            f"{tower} hidden_act is {full['hidden_act']!r}; expected 'gelu_pytorch_tanh'"
+        )
+    if full["layer_norm_eps"] != 1e-6:
+        raise ValueError(f"{tower} layer_norm_eps is {full['layer_norm_eps']}; expected 1e-06")
+    return full
+
+
+def _vision(raw: Any) -> VisionConfig:
+    full = _complete(raw, _VISION_DEFAULTS, "vision")
+    if full["num_channels"] != 3:
+        raise ValueError(f"vision num_channels is {full['num_channels']}; expected 3")
+    return VisionConfig(
+        image_size=full["image_size"],
+        patch_size=full["patch_size"],
+        width=full["hidden_size"],
+        depth=full["num_hidden_layers"],
+        mlp_dim=full["intermediate_size"],
+        num_heads=full["num_attention_heads"],
+        pool="map" if full["vision_use_head"] else "mean",
+    )
+
+
+def _text(raw: Any) -> TextConfig:
+    full = _complete(raw, _TEXT_DEFAULTS, "text")
+    return TextConfig(
+        vocab_size=full["vocab_size"],
+        context_length=full["max_position_embeddings"],
+        width=full["hidden_size"],
+        depth=full["num_hidden_layers"],
+        mlp_dim=full["intermediate_size"],
+        num_heads=full["num_attention_heads"],
+        embed_dim=full.get("projection_size", full["hidden_size"]),
+    )
+
+
+# ------------------------------------------------------------------------------------ writing
+
+
+def model(config: ModelConfig, dtype: str) -> dict[str, Any]:
+    """config.json; ValueError for a model without an image tower."""
+    vision = config.vision and dict(
+        _tower(config.vision),
+        model_type="siglip_vision_model",
+        image_size=config.vision.image_size,
+        patch_size=config.vision.patch_size,
+        num_channels=3,
+        **({} if config.vision.pool == "map" else {"vision_use_head": False}),
+    )
+    text = config.text and dict(
+        _tower(config.text),
+        model_type="siglip_text_model",
+        vocab_size=config.text.vocab_size,
+        max_position_embeddings=config.text.context_length,
+        projection_size=config.text.embed_dim,
+        pad_token_id=1,
+        bos_token_id=None,
+        eos_token_id=1,
+    )
+    if vision and text:
+        both = {"vision_config": vision, "text_config": text}
+        return dict(architectures=["SiglipModel"], model_type="siglip", dtype=dtype, **both)
+    if vision:
+        return dict(vision, architectures=["SiglipVisionModel"], dtype=dtype)
+    raise ValueError("the Hugging Face layout needs an image tower; this model has only text")
+
+
+def _tower(tower: VisionConfig | TextConfig) -> dict[str, Any]:
+    return dict(
+        hidden_size=tower.width,
+        intermediate_size=tower.mlp_dim,
+        num_hidden_layers=tower.depth,
+        num_attention_heads=tower.num_heads,
+        hidden_act="gelu_pytorch_tanh",
+        layer_norm_eps=1e-6,
+        attention_dropout=0.0,
+    )
+
+
+def preprocessor(vision: VisionConfig) -> dict[str, Any]:
+    """preprocessor_config.json, as published: squash, PIL bicubic (resample 3), to [-1, 1]."""
+    return dict(
+        image_processor_type="SiglipImageProcessor",
+        processor_class="SiglipProcessor",
+        do_resize=True,
+        size={"height": vision.image_size, "width": vision.image_size},
+        resample=3,
+        do_rescale=True,
+        rescale_factor=1 / 255,
+        do_normalize=True,
+        image_mean=[0.5, 0.5, 0.5],
+        image_std=[0.5, 0.5, 0.5],
+    )
+
+
+def tokenizer(text: TextConfig) -> dict[str, Any]:
+    """tokenizer_config.json, as published with SigLIP."""
+    token = dict(lstrip=True, normalized=False, rstrip=True, single_word=False, special=True)
+    return dict(
+        tokenizer_class="SiglipTokenizer",
+        processor_class="SiglipProcessor",
+        added_tokens_decoder={"1": dict(token, content="</s>"), "2": dict(token, content="<unk>")},
+        additional_special_tokens=[],
+        do_lower_case=True,
+        eos_token="</s>",
+        pad_token="</s>",
+        unk_token="<unk>",
+        model_input_names=["input_ids"],
+        model_max_length=text.context_length,
+    )

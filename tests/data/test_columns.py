@@ -1,0 +1,91 @@
+"""Files of rows -> Arrow columns; what is wrong with a file is one line with its place."""
+
+import gzip
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from medsiglip_jax.data import columns
+from medsiglip_jax.data.columns import ParquetColumns, read_lines
+
+
+def put(tmp_path, name, data):
+    path = tmp_path / name
+    path.write_bytes(data if isinstance(data, bytes) else data.encode())
+    return str(path)
+
+
+def test_lines_are_where_a_row_ends(tmp_path):
+    path = put(tmp_path, "m.csv", 'image, text \r\na,"two\nlines"\r\n\r\nb,x\r\n')
+    found, lines, refused = read_lines(path)
+    assert {name: column.to_pylist() for name, column in found.items()} == {
+        "image": ["a", "b"], "text": ["two\nlines", "x"],
+    }  # fmt: skip
+    assert list(lines) == [3, 5] and not refused
+
+
+def test_a_compressed_file_is_read(tmp_path):
+    path = put(tmp_path, "m.csv.gz", gzip.compress(b"image\na\n"))
+    assert read_lines(path).columns["image"].to_pylist() == ["a"]
+    with pytest.raises(ValueError, match="m.csv.gz: not readable as gzip"):
+        read_lines(put(tmp_path, "m.csv.gz", b"image\na\n"))
+
+
+def test_cells_that_json_lacks_are_null_and_lists_are_refused(tmp_path):
+    lines = [{"image": "a", "n": 1.0}, {"text": "é", "boxes": [1]}, {"boxes": {"x": 1}}]
+    path = put(tmp_path, "m.jsonl", "".join(json.dumps(line) + "\n\n" for line in lines))
+    found, numbers, refused = read_lines(path)
+    assert found["image"].to_pylist() == ["a", None, None] and list(numbers) == [1, 3, 5]
+    assert found["n"].to_pylist() == ["1", None, None]
+    assert refused == {"boxes": "holds a list in line 3"}
+
+
+@pytest.mark.parametrize(
+    "name, data, message",
+    [
+        ("m.csv", "image,image\na,b\n", "columns given twice: 'image'"),
+        ("m.csv", "image,text\na,b\nc\n", "line 3: 1 fields, expected 2"),
+        ("m.csv", 'image,text\na,"b\n', "not CSV"),
+        ("m.csv", b"image,text\na,\xff\n", "line 2: not UTF-8"),
+        ("m.jsonl", '{"image": "a"}\n{oops\n', "line 2: not JSON"),
+        ("m.jsonl", "[1]\n", "line 1: expected an object"),
+        ("m.jsonl", '{"image": "\\ud800"}\n', "to line 1: not Unicode"),
+    ],
+)
+def test_a_bad_file_is_one_message(tmp_path, name, data, message):
+    path = put(tmp_path, name, data)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_lines(path)
+    assert str(caught.value).startswith(path) and "\n" not in str(caught.value)
+
+
+def test_columns_of_parquet_are_read_when_asked_for(tmp_path, monkeypatch):
+    table = pa.table({"image": ["a"], "pixels": [b"\x89PNG"], "n": [7]})
+    parquet.write_table(table, tmp_path / "m.parquet")
+    found = ParquetColumns(str(tmp_path / "m.parquet"))
+    read = []
+    whole = parquet.ParquetFile.read
+    monkeypatch.setattr(
+        parquet.ParquetFile, "read", lambda self, names: (read.extend(names), whole(self, names))[1]
+    )
+    assert list(found) == ["image", "pixels", "n"] and found.rows == 1 and "n" in found
+    assert found["image"].to_pylist() == ["a"] and found["n"].to_pylist() == [7]
+    assert len(found["pixels"]) == 0 and read == ["image", "n"], "bytes are never a cell"
+    with pytest.raises(KeyError):
+        found["none"]
+    with pytest.raises(ValueError, match="not a Parquet file"):
+        ParquetColumns(put(tmp_path, "n.parquet", "image\n"))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.array([" 1", None, "2 "]), pa.array([1, None, 2], pa.int16()),
+        pa.array([1.0, np.nan, 2.0]), pa.array(["1", None, "2"]).dictionary_encode(),
+    ],
+)  # fmt: skip
+def test_values_as_strings(values):
+    assert columns.strings(values).to_pylist() == ["1", "", "2"]

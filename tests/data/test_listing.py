@@ -1,0 +1,72 @@
+"""Folders, links and globs, local and remote: which files they name, and in which order."""
+
+import fsspec
+import numpy as np
+import pytest
+from image_files import FILES, cells, contents, put
+
+from medsiglip_jax.data import inputs, tables
+
+
+def test_a_folder_is_its_images(folder):
+    found = inputs.rows([folder])
+    assert contents(found) == FILES and sorted(row.id for row in found) == sorted(FILES)
+    assert all(row.source == f"{folder}/{row.id}" for row in found)
+    assert [row.id for row in inputs.rows([f"{folder}/"])] == [row.id for row in found]
+
+
+def test_remote_folders_have_the_order_of_local_ones(tmp_path):
+    rng = np.random.default_rng(0)
+    for depth in rng.integers(1, 5, 200):
+        name = "/".join("".join(rng.choice(list("ab-z"), 2)) for _ in range(depth))
+        for place in (tmp_path / "x", "memory://x"):
+            put(f"{place}/{name}.png", name)
+    local, remote = inputs.rows([tmp_path / "x"]), inputs.rows(["memory://x"])
+    assert cells(local) == cells(remote) and contents(local) == contents(remote)
+
+
+def test_a_folder_is_named_as_it_was_given(folder, tmp_path, monkeypatch):
+    if "://" not in folder:
+        monkeypatch.chdir(folder)
+        assert inputs.rows(["."])[0].source == "b.png"
+        monkeypatch.chdir(tmp_path)
+        assert inputs.rows(["place//"])[0].source == "place/b.png"
+
+
+def test_links_are_followed_but_not_round_in_circles(tmp_path):
+    put(f"{tmp_path}/far/x/1.png", b"1")
+    put(f"{tmp_path}/near/2.png", b"2")
+    for name, target in [
+        ("near/link", "far"), ("near/again", "near"), ("far/x/back", "far"),
+        ("far/self", "far/self"), ("near/3.png", "far/x/1.png"),
+    ]:  # fmt: skip
+        (tmp_path / name).symlink_to(tmp_path / target)
+    found = inputs.rows([tmp_path / "near"])
+    assert contents(found) == {"2.png": b"2", "3.png": b"1", "link/x/1.png": b"1"}
+    (tmp_path / "given").symlink_to(tmp_path / "near")
+    assert [row.id for row in inputs.rows([tmp_path / "given"])] == [row.id for row in found]
+    table = tables.read_table(f"{tmp_path}/far")  # folders of classes
+    assert table.columns["image"].to_pylist() == ["x/1.png"]
+
+
+@pytest.mark.parametrize(
+    "pattern, ids",
+    [
+        ("**/*.png", ["b.png", "sub/1.2.840.png"]),
+        ("*", ["b.png", "notes.md", "z.tif"]),
+        ("sub/*/c.*", ["deep/c.JPEG"]),
+        ("[bz].*", ["b.png", "z.tif"]),
+    ],
+)
+def test_a_glob_is_the_files_that_it_matches(folder, pattern, ids):
+    if pattern == "*":
+        fsspec.core.url_to_fs(folder)[0].rm(f"{folder}/list.csv")
+    found = inputs.rows([f"{folder}/{pattern}"])
+    start = folder + "/sub" * pattern.startswith("sub")
+    assert [(row.id, row.source) for row in found] == [(id, f"{start}/{id}") for id in ids]
+
+
+def test_a_file_that_looks_like_a_glob_is_that_file(tmp_path):
+    put(f"{tmp_path}/scan[1].png", b"1")
+    put(f"{tmp_path}/scan1.png", b"2")
+    assert contents(inputs.rows([tmp_path / "scan[1].png"])) == {"scan[1].png": b"1"}

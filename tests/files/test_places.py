@@ -1,0 +1,64 @@
+"""Local paths and URIs, and which of them can be written."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from medsiglip_jax.files import places, storage
+
+
+def test_places_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(NotADirectoryError, match="is a file"):
+        places.check_writable(tmp_path / "file" / "out")
+    places.check_writable(tmp_path / "not" / "yet" / "there")
+    with pytest.raises(ValueError, match="only a local folder"):
+        places.check_writable(Path("gs://bucket/out"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="drops root's rights to test permissions")
+def test_permissions():
+    code = (
+        "import os, sys; os.setuid(65534)\n"
+        "from pathlib import Path\n"
+        "from medsiglip_jax.files import places\n"
+        "try: places.check_writable(Path('/root-only-place/out'))\n"
+        "except PermissionError as error: print(error)"
+    )
+    folder = Path(storage.__file__).parents[1]
+    readable = os.stat(folder).st_mode & 0o5 and os.access(folder, os.R_OK)
+    if not readable:
+        pytest.skip("the package is not readable for others")
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    if out.returncode:
+        pytest.skip("python itself is not readable for others")
+    assert "no permission in /" in out.stdout
+
+
+def test_a_bucket_nobody_can_reach_is_one_line():
+    with pytest.raises(ValueError, match="nowhere:// cannot be reached here"):
+        places.at("nowhere://x/y")
+    assert places.at("gs://x") != places.Path("gs:/x") and places.is_remote(places.Path("gs://x/y"))
+
+
+def test_what_is_given_as_a_uri(tmp_path):
+    local = places.at(f"file://{tmp_path}/x")
+    assert local == tmp_path / "x" and isinstance(local, type(tmp_path))
+    assert str(places.at("memory:/a/b")) == str(places.at("memory://a/b")) == "memory://a/b"
+    assert not places.is_remote(tmp_path) and places.is_remote("gs://bucket")
+
+
+def test_a_variable_that_is_empty_is_not_set(tmp_path, monkeypatch):
+    folders = {"XDG_CACHE_HOME": (places.cache, ".cache"),
+               "XDG_CONFIG_HOME": (places.configuration, ".config")}  # fmt: skip
+    for variable, (folder, default) in folders.items():
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.setenv(variable, "")
+        assert folder() == tmp_path / default / "medsiglip_jax"
+        monkeypatch.setattr(Path, "home", None)  # a container's user may have none
+        monkeypatch.setenv(variable, "/own")
+        assert folder() == Path("/own/medsiglip_jax")
+        monkeypatch.undo()
