@@ -85,7 +85,7 @@ def from_dict(recorded: Mapping[str, Any] | None) -> Rules:
 def treatment(recorded: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """The part of recorded rules that must be equal for vectors to be compared.
 
-    Which frame was taken does not matter; what volumes hold is compared by `features.Provenance`.
+    Which frame was taken does not matter; what volumes hold is compared by `Provenance`.
     """
     if recorded is None:
         return None
