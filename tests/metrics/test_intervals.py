@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from medsiglip_jax.metrics import Interval, holm, wilson
+from medsiglip_jax.metrics import Interval, holm, proportion, wilson
 
 
 @pytest.mark.parametrize("level", [0.8, 0.95, 0.99])
@@ -53,3 +53,45 @@ def test_an_interval_knows_what_it_holds():
     interval = Interval(0.8, 0.7, 0.9)
     assert 0.7 in interval and 0.9 in interval and 0.69 not in interval
     assert 0.5 not in Interval(0.5, math.nan, math.nan)
+
+
+def test_an_interval_without_groups_is_wilsons():
+    for hits in ([True, False, True, True], [False] * 7, [True] * 3):
+        want = wilson(sum(hits), len(hits))
+        assert proportion(np.array(hits)) == want
+        alone = proportion(np.array(hits), np.arange(len(hits)))
+        # Of groups of one row each the variance has n - 1 below it, which only widens.
+        assert alone.value == want.value and alone.low <= want.low and alone.high >= want.high
+    assert math.isnan(proportion(np.zeros(0, bool)).value)
+    with pytest.raises(ValueError, match=r"groups has shape \(2,\); expected \(3,\)"):
+        proportion(np.ones(3, bool), [1, 2])
+
+
+def test_copies_of_rows_within_groups_say_nothing_new():
+    rng = np.random.default_rng(0)
+    hits, groups = rng.random(60) < 0.3, np.arange(60)
+    one = proportion(hits, groups)
+    many = proportion(np.repeat(hits, 9), np.repeat(groups, 9))
+    assert (many.low, many.high) == pytest.approx((one.low, one.high), abs=1e-12)
+    order = rng.permutation(540)
+    shuffled = proportion(np.repeat(hits, 9)[order], np.repeat(groups, 9)[order])
+    assert (shuffled.low, shuffled.high) == pytest.approx((one.low, one.high), abs=1e-12)
+    blind = wilson(int(9 * hits.sum()), 540)
+    assert many.high - many.low > 2.5 * (blind.high - blind.low)
+    never = proportion(np.zeros(90, bool), np.repeat(np.arange(10), 9))
+    assert never.high == pytest.approx(wilson(0, 10).high)
+    alike = proportion(np.tile([True, False, False], 30), np.repeat(np.arange(30), 3))
+    assert alike.high == pytest.approx(wilson(10, 30).high)
+    assert alike.value == pytest.approx(1 / 3)
+
+
+def test_intervals_of_groups_hold_the_truth():
+    """Of patients who have 1 to 8 images that are hit alike; 95 % should hold it."""
+    rng, held, blind = np.random.default_rng(0), 0, 0
+    for _ in range(300):
+        sizes = rng.integers(1, 9, 60)
+        groups = np.repeat(np.arange(60), sizes)
+        hits = rng.random(len(groups)) < rng.beta(0.6, 2.4, 60)[groups]  # 0.2 on the whole
+        held += 0.2 in proportion(hits, groups)
+        blind += 0.2 in proportion(hits)
+    assert 0.91 <= held / 300 <= 0.99 and blind / 300 < 0.88
