@@ -23,7 +23,6 @@ from medsiglip_jax.files.settings import Check, one_of
 PARTS = ("train", "validation")
 _RETRIEVAL = ("text", "prompts")
 _PROMPTS = ("present", "absent")
-_LIBRARY = "library"
 
 
 def _empty_or(choices: Sequence[str]) -> Check:
@@ -243,7 +242,8 @@ class Task:
 
 def names() -> list[str]:
     """The tasks that come with the package."""
-    return sorted(path.name.removesuffix(".toml") for path in _library())
+    files = (path.name for path in _library().iterdir())
+    return sorted(name.removesuffix(".toml") for name in files if name.endswith(".toml"))
 
 
 def library() -> Iterator[Task]:
@@ -258,7 +258,7 @@ def read(task: str) -> Task:
         FileNotFoundError: neither.
         ValueError: all that is wrong with the file.
     """
-    bundled = resources.files(__package__) / _LIBRARY / f"{task}.toml"
+    bundled = _library() / f"{task}.toml"
     if Path(task).name == task and bundled.is_file():
         return parse(task, tomllib.loads(bundled.read_text(encoding="utf-8")))
     path = Path(task)
@@ -287,9 +287,8 @@ def from_dict(content: Mapping[str, Any]) -> Task:
                           name=content["name"])  # fmt: skip
 
 
-def _library() -> Iterator[Any]:
-    folder = resources.files(__package__) / _LIBRARY
-    return (path for path in folder.iterdir() if path.name.endswith(".toml"))
+def _library() -> Any:
+    return resources.files(__name__.rpartition(".")[0]) / "library"
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -712,7 +712,7 @@ def test_missing_columns_are_listed_at_once(chexpert):
     with pytest.raises(ValueError, match="1 cells do not look like .*64741/first"):
         read("chexpert-test", chexpert)
     write(chexpert / "groundtruth.csv", text.replace("study1,0,0", "study1,0,2"))
-    with pytest.raises(ValueError, match="'Enlarged Cardiomediastinum': expected 0, 1, .* got '2'"):
+    with pytest.raises(ValueError, match="'Enlarged Cardiomediastinum': expected 0, 1, .*'2'$"):
         read("chexpert-test", chexpert)
 
 

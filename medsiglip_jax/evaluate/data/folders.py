@@ -22,9 +22,10 @@ def read(task: Task, layout: FolderData, root: Place, policy: Policy) -> Dataset
     top = next((t for t in tops if any((t / name).is_dir() for name in wanted)), tops[0])
     folders = sorted(p.name for p in top.iterdir() if p.is_dir()) if top.is_dir() else []
     values = tuple(wanted or folders)
-    if not values or (lacking := [name for name in values if name not in folders]):
+    lacking = [name for name in values if name not in folders]
+    if lacking or not values:
         raise FileNotFoundError(
-            f"{top}: no folders of the classes {', '.join(lacking if values else ['at all'])}; "
+            f"{top}: no folders of the classes {', '.join(lacking) or 'at all'}; "
             f"there are {', '.join(folders) or 'none'}{where_to_get(task)}"
         )
     names = [(below(root, top / name), i) for i, name in enumerate(values)]
