@@ -76,7 +76,7 @@ def _weighed(patients, samples):
     """[resamples + left out, 518], how often each image is drawn, or left out, for an interval."""
     import numpy as np
 
-    from medsiglip_jax.metrics.bootstrap import interval_of
+    from medsiglip_jax.metrics.resampling import Resampling, interval_of
 
     seen = []
 
@@ -84,7 +84,7 @@ def _weighed(patients, samples):
         seen.append(np.atleast_2d(weights))
         return np.zeros(weights.shape[:-1])
 
-    interval_of(note, IMAGES, groups=patients, samples=samples, seed=0, level=0.95)
+    interval_of(note, IMAGES, Resampling(patients, None, samples, 0, 0.95))
     return np.concatenate(seen[1:]).astype(int)  # the first is for the estimate
 
 
@@ -142,7 +142,7 @@ def _agreement_of_limits(theirs, samples: int, intervals: dict) -> dict:
     """
     import numpy as np
 
-    from medsiglip_jax.metrics.bootstrap import limits
+    from medsiglip_jax.metrics.resampling import limits
 
     apart = []
     of_all = np.column_stack([np.nanmean(theirs, axis=1), theirs]).T

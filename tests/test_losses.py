@@ -135,7 +135,7 @@ def test_dense_matches_float64(n, d, scalars):
     check(arguments(n, d, scalars=scalars))
 
 
-@pytest.mark.parametrize("n, chunk_size", [(7, 1), (7, 3), (7, 6), (7, 50), (131, 32)])
+@pytest.mark.parametrize("n, chunk_size", [(7, 1), (7, 3), (7, 50), (131, 32)])
 def test_chunks_match_float64(n, chunk_size):
     check(arguments(n), chunk_size, **groups(n))
 
@@ -145,8 +145,9 @@ def test_one_row():
     check(arguments(1, scalars=INIT))
 
 
-@pytest.mark.parametrize("chunk_size", [None, 5])
-@pytest.mark.parametrize("names", [["positives"], ["mask"], ["positives", "mask"]])
+@pytest.mark.parametrize("chunk_size, names", [
+    (None, ["positives", "mask"]), (5, ["positives", "mask"]), (5, ["positives"]), (5, ["mask"]),
+])  # fmt: skip
 def test_groups_and_masks_match_float64(chunk_size, names):
     for seed in range(5):
         pairs = groups(13, seed)

@@ -1,4 +1,4 @@
-"""compare."""
+"""The command `compare`."""
 
 import argparse
 import sys
@@ -13,17 +13,20 @@ def add(commands) -> None:
         commands, compare, "whether one of two evaluations is better, class by class",
         "medsiglip-jax compare zero_shot fine_tuned --output comparison.md\n"
         "  medsiglip-jax compare big_vision serving --json",
-        "Both have to be of the same images and labels. Differences are paired, by patient where "
+        "Both must be of the same images and labels. Differences are paired, by patient where "
         "patients are known.",
         add_flags=_add_flags,
     )  # fmt: skip
 
 
 def _add_flags(sub: Parser) -> None:
-    sub.add_argument("first", metavar="A", help="what evaluate wrote")
-    sub.add_argument("second", metavar="B", help="another; differences are B minus A")
-    sub.add_argument("--output", metavar="FILE", help="the tables as Markdown, .md")
-    sub.add_argument("--scores", metavar="FILE", help="in both folders, instead of scores.parquet")
+    sub.add_argument("first", metavar="A", help="output folder of evaluate")
+    sub.add_argument("second", metavar="B", help="another one; differences are B minus A")
+    sub.add_argument("--output", metavar="FILE", help="write the tables as Markdown, .md")
+    sub.add_argument(
+        "--scores", metavar="FILE",
+        help="which file of both folders to compare; default scores.parquet",
+    )  # fmt: skip
     sub.add_argument(
         "--allow-missing", action="store_true",
         help="compare the images that both have; default: stop where one lacks some",
@@ -35,16 +38,16 @@ def _add_flags(sub: Parser) -> None:
 
 def compare(args: argparse.Namespace) -> int:
     from medsiglip_jax.evaluate import scores
-    from medsiglip_jax.evaluate.compare import compare as run
+    from medsiglip_jax.evaluate.results.comparison import compare as run
 
-    found = run(
+    comparison = run(
         args.first, args.second, file=args.scores or scores.FILE, allow_missing=args.allow_missing,
         resamples=args.resamples, seed=args.seed,
     )  # fmt: skip
     if args.output:
-        _write(args.output, found)
-    show(found, args.json, _text)
-    lost = found["left_out"]
+        _write(args.output, comparison)
+    show(comparison, args.json, _text)
+    lost = comparison["left_out"]
     if any(lost.values()):
         print(
             f"went on without {lost['first']:,} images that only A has and {lost['second']:,} "
@@ -54,18 +57,18 @@ def compare(args: argparse.Namespace) -> int:
     return 3 if any(lost.values()) else 0
 
 
-def _write(output: str, found: dict[str, Any]) -> None:
-    from medsiglip_jax.evaluate.compare import markdown
+def _write(output: str, comparison: dict[str, Any]) -> None:
+    from medsiglip_jax.evaluate.report.comparison import markdown
     from medsiglip_jax.files import places, storage
 
     with storage.new_file(places.at(output)) as partial:
-        partial.write_text(markdown(found), encoding="utf-8")
+        partial.write_text(markdown(comparison), encoding="utf-8")
 
 
-def _text(found: dict[str, Any]) -> str:
-    from medsiglip_jax.evaluate.compare import sections
+def _text(comparison: dict[str, Any]) -> str:
+    from medsiglip_jax.evaluate.report.comparison import sections
 
     return "\n\n".join(
         "\n".join(filter(None, [section.title, section.text, *table(section.header, section.rows)]))
-        for section in sections(found)
+        for section in sections(comparison)
     )

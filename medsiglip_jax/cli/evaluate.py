@@ -1,4 +1,4 @@
-"""evaluate."""
+"""The command `evaluate`."""
 
 import argparse
 import sys
@@ -24,25 +24,27 @@ def add(commands) -> None:
         "  medsiglip-jax evaluate --task chexpert-test --model google/medsiglip-448 \\\n"
         "    --data CheXpert --output results\n"
         "  medsiglip-jax evaluate --task idrid --model google/medsiglip-448 --data IDRiD \\\n"
-        "    --output idrid --learn   # also what its training images add\n"
+        "    --output idrid --learn   # also fits a linear probe to its training images\n"
         "  medsiglip-jax evaluate --from results",
-        "Zero-shot: prompts of a class are embedded and averaged, and images scored by the cosine. "
-        "With --learn also what training and validation images add. Writes scores.parquet, "
-        "report.html, report.md and results.json. The same command again goes on with a killed "
-        "run.",
+        "Zero-shot: the prompts of a class are embedded and averaged, and images are scored by "
+        "their cosine with it. With --learn, a linear probe and thresholds are also fitted to "
+        "training and validation images. Writes scores.parquet, report.html, report.md and "
+        "results.json. The same command again resumes a killed run.",
         add_flags=_add_flags,
     )  # fmt: skip
 
 
 def _add_flags(sub: Parser) -> None:
     what = sub.add_mutually_exclusive_group(required=True)
-    what.add_argument("--task", metavar="T", help="name (see --list), or your own .toml or .json")
+    what.add_argument("--task", metavar="T", help="a name (see --list), or your own .toml or .json")
     what.add_argument(
         "--from", metavar="DIR", dest="again",
-        help="compute report and results again from the scores in DIR, without a model; takes "
+        help="recompute report and results from the scores in DIR, without a model; takes "
         "--resamples and --prevalence",
     )  # fmt: skip
-    what.add_argument("--list", action="store_true", help="list the tasks and where data is had")
+    what.add_argument(
+        "--list", action="store_true", help="list the tasks and where to get their data"
+    )
     sub.add_argument("--data", metavar="D", help="folder of the data set")
     sub.add_argument("--output", metavar="DIR", help="folder for embeddings, scores and report")
     sub.add_argument(
@@ -50,7 +52,9 @@ def _add_flags(sub: Parser) -> None:
         help="go on without images that are missing or unreadable; default: stop and list them",
     )  # fmt: skip
     sub.add_argument(
-        "--embeddings", metavar="E", help="what embed wrote of these images, by this checkpoint"
+        "--embeddings",
+        metavar="E",
+        help="output folder of embed, for these images and this checkpoint",
     )
     _add_scoring(sub)
     _add_learning(sub)
@@ -67,18 +71,21 @@ def _add_scoring(sub) -> None:
     group.add_argument("--preprocess", metavar="P", help=preset_help())
     group.add_argument("--prompts", metavar="FILE", help=".toml or .json: class = [prompts]")
     group.add_argument(
-        "--reading", default="as given", metavar="NAME", help="of prompts published ambiguously"
+        "--reading",
+        default="as given",
+        metavar="NAME",
+        help="one of the task's readings of prompts that were published ambiguously",
     )
     group.add_argument(
         "--score", metavar="RULE", help="pos_minus_neg, pair_softmax, class_softmax or cosine"
     )
     group.add_argument(
         "--temperature", default="logit_scale", metavar="T",
-        help="of class_softmax: logit_scale (default), the model's own, or none",
+        help="of class_softmax: logit_scale (default), which is the model's own, or none",
     )  # fmt: skip
     group.add_argument(
         "--grid", action="store_true",
-        help="all presets, readings and temperatures that the published figures leave open",
+        help="run all presets, readings and temperatures that the published figures leave open",
     )  # fmt: skip
 
 
@@ -86,18 +93,19 @@ def _add_learning(sub) -> None:
     group = sub.add_argument_group("learning")
     group.add_argument(
         "--learn", nargs="?", const="probe", metavar="WHAT",
-        help="thresholds: operating points and calibration, from validation images; probe (meant "
-        "by --learn alone, and always by digits): also a linear probe, nearest neighbours, few "
-        "shots and a learning curve, from training images",
+        help="thresholds: operating points and calibration, from validation images; probe (the "
+        "default of --learn, and of the task digits): also a linear probe, nearest neighbours, "
+        "few-shot learning and a learning curve, from training images",
     )  # fmt: skip
     group.add_argument(
         "--sizes", type=int, nargs="*", metavar="N",
-        help="training images of the learning curve; default 64 512 4096 32768, and always all",
+        help="numbers of training images of the learning curve; default 64 512 4096 32768; all of "
+        "them are always the last point",
     )  # fmt: skip
     group.add_argument("--seeds", type=int, metavar="N", help="draws of each size, default 3")
     group.add_argument(
         "--prevalence", type=float, metavar="X",
-        help="share of positives at which to state PPV and NPV besides that of the test images",
+        help="prevalence at which to state PPV and NPV, besides that of the test images",
     )  # fmt: skip
 
 
@@ -105,16 +113,16 @@ def _add_labels_and_statistics(sub) -> None:
     group = sub.add_argument_group("labels and statistics")
     group.add_argument(
         "--uncertain", default="ignore", metavar="P",
-        help="what -1 is: ignore (default), positive or negative",
+        help="what -1 means: ignore (default), positive or negative",
     )  # fmt: skip
     group.add_argument(
         "--blank", default="ignore", metavar="P",
-        help="what an empty cell is: ignore (default) or negative",
+        help="what an empty cell means: ignore (default) or negative",
     )  # fmt: skip
-    group.add_argument("--resamples", type=int, metavar="N", help="default 2000")
+    group.add_argument("--resamples", type=int, metavar="N", help="of the bootstrap; default 2000")
     group.add_argument(
         "--seed", type=int, default=0, metavar="N",
-        help="of the bootstrap, and of parts that have to be drawn",
+        help="of the bootstrap, and of splits that have to be drawn",
     )  # fmt: skip
 
 
@@ -122,7 +130,7 @@ def evaluate(args: argparse.Namespace) -> int:
     if args.list:
         return _list(args)
     output = args.again or args.output
-    results = _again(args) if args.again else _run(args)
+    results = _recompute(args) if args.again else _run(args)
     show(results, args.json, lambda r: _text(output, r))
     lost = {k: n for k, n in results["counts"].items() if k.startswith(("missing", "unreadable"))}
     if any(lost.values()):
@@ -131,86 +139,78 @@ def evaluate(args: argparse.Namespace) -> int:
     return 3 if any(lost.values()) else 0
 
 
-# What --from takes; with any other flag the scores would not be those that are there.
-_OF_AGAIN = frozenset(("again", "resamples", "prevalence", "json"))
+# What --from takes; any other flag would need other scores than those in the folder.
+_WITH_FROM = frozenset(("again", "resamples", "prevalence", "json"))
 
 
-def _again(args: argparse.Namespace) -> dict[str, Any]:
-    from medsiglip_jax.evaluate.run import recompute
+def _recompute(args: argparse.Namespace) -> dict[str, Any]:
+    from medsiglip_jax.evaluate.recompute import recompute
 
-    plain = vars(args.parser.parse_args([f"--from={args.again}"]))
-    given = [name for name in plain if getattr(args, name) != plain[name]]
-    if odd := [f"--{name.replace('_', '-')}" for name in given if name not in _OF_AGAIN]:
+    defaults = vars(args.parser.parse_args([f"--from={args.again}"]))
+    changed = [name for name in defaults if getattr(args, name) != defaults[name]]
+    if wrong := [f"--{name.replace('_', '-')}" for name in changed if name not in _WITH_FROM]:
         raise ValueError(
-            f"--from takes --resamples, --prevalence and --json; got {', '.join(odd)}, which needs "
-            "the whole evaluation again"
+            f"--from takes --resamples, --prevalence and --json; got {', '.join(wrong)}, which "
+            "needs the whole evaluation again"
         )
     return recompute(args.again, args.resamples, args.prevalence)
 
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:
-    _bring_digits(args)
+    from medsiglip_jax.evaluate import run, tasks
+    from medsiglip_jax.evaluate.data import digits
+
+    if args.task == digits.NAME:
+        args.learn = args.learn or "probe"
+        if args.output and not (args.data or args.model):
+            args.data, args.model = map(str, digits.prepare(args.output))
     needed = ("model", "data", "output")
     if lacking := [f"--{name}" for name in needed if getattr(args, name) is None]:
         raise ValueError(f"--task needs {', '.join(lacking)}")
-    from medsiglip_jax.evaluate.data import digits
-    from medsiglip_jax.evaluate.run import evaluate as run
-    from medsiglip_jax.evaluate.tasks import read
-
-    if args.learn is None and args.task == digits.NAME:
-        args.learn = "probe"
-    task, options = read(args.task), _options(args)
+    task, options = tasks.read(args.task), _options(args)
     task = task.with_prompts(args.prompts) if args.prompts else task
     with progress_bar("image") as images, progress_bar("fit", 0.5) as fits:
-        return run(
+        return run.evaluate(
             task, lambda: load(args, local_mesh()), args.data, args.output, options,
             args.embeddings, lambda progress: images.update(progress.rows), images.reset,
             fits.update,
         )  # fmt: skip
 
 
-def _bring_digits(args: argparse.Namespace) -> None:
-    """The task digits comes with what others have to be given."""
-    from medsiglip_jax.evaluate.data import digits
-
-    if args.task == digits.NAME and args.output and not (args.data or args.model):
-        data, model = digits.prepare(args.output)
-        args.data, args.model = str(data), str(model)
-
-
 def _options(args: argparse.Namespace):
     from medsiglip_jax.data.labels import Policy
-    from medsiglip_jax.evaluate.learned import Draws
-    from medsiglip_jax.evaluate.run import Options
+    from medsiglip_jax.evaluate.options import Draws, EvaluateOptions
 
-    sizes = None if args.sizes is None else tuple(args.sizes)
-    given = {"sizes": sizes, "seeds": args.seeds}
-    draws = Draws(**{name: value for name, value in given.items() if value is not None})
-    if given != dict.fromkeys(given) and args.learn != "probe":
-        raise ValueError("--sizes and --seeds are of learning curves: expected --learn")
-    return Options(
-        args.preprocess,
-        args.score,
-        args.reading,
-        args.temperature,
-        Policy(args.uncertain, args.blank),
-        args.allow_missing,
-        Options.resamples if args.resamples is None else args.resamples,
-        args.seed,
-        batch_size(args),
-        args.grid,
-        args.learn or "",
-        draws,
-        args.prevalence,
-        dicom_rules(args),
+    draws = {}
+    if args.sizes is not None:
+        draws["sizes"] = tuple(args.sizes)
+    if args.seeds is not None:
+        draws["seeds"] = args.seeds
+    if draws and args.learn != "probe":
+        raise ValueError("--sizes and --seeds are of learning curves: they need --learn")
+    return EvaluateOptions(
+        preprocess=args.preprocess,
+        score=args.score,
+        reading=args.reading,
+        temperature=args.temperature,
+        policy=Policy(args.uncertain, args.blank),
+        allow_missing=args.allow_missing,
+        resamples=EvaluateOptions.resamples if args.resamples is None else args.resamples,
+        seed=args.seed,
+        batch_size=batch_size(args),
+        grid=args.grid,
+        learn=args.learn or "",
+        draws=Draws(**draws),
+        prevalence=args.prevalence,
+        dicom=dicom_rules(args),
     )
 
 
 def _list(args: argparse.Namespace) -> int:
-    from medsiglip_jax.evaluate.tasks import names, read
+    from medsiglip_jax.evaluate import tasks
 
-    tasks = [read(name).to_dict() for name in names()]
-    show(tasks, args.json, lambda found: "\n".join(map(_task, found)))
+    content = [task.to_dict() for task in tasks.library()]
+    show(content, args.json, lambda tasks: "\n".join(map(_task, tasks)))
     return 0
 
 
@@ -223,28 +223,27 @@ def _task(task: dict[str, Any]) -> str:
 
 
 def _text(output: str, results: dict[str, Any]) -> str:
-    from medsiglip_jax.evaluate import retrieval
-    from medsiglip_jax.evaluate.report.sections import classes, number
+    from medsiglip_jax.evaluate.report.sections import classes, recalls
+    from medsiglip_jax.evaluate.report.tables import number
 
     macro, images = results["macro_auc"], f"{results['images']:,} images"
     head = f"macro AUC {number(macro['auc'])}, {images}" if macro else images
-    found = results["retrieval"]
-    tables = [classes(results), retrieval.section(found) if found else None]
-    lines = [line for one in tables if one is not None for line in table(one.header, one.rows)]
+    sections = filter(None, (classes(results), recalls(results)))
+    lines = [line for section in sections for line in table(section.header, section.rows)]
     return "\n".join(
         [f"{results['title']}: {head}", *lines, *_learned(results), f"{output}/report.html"]
     )
 
 
 def _learned(results: dict[str, Any]) -> list[str]:
-    from medsiglip_jax.evaluate.report.learned_sections import probe_line
+    from medsiglip_jax.evaluate.report.learning import probe_line
 
     probe, held_out = results["probe"], results["held_out"]
     lines = [f"linear probe: {probe_line(probe)}"] if probe else []
     if held_out:
-        counts = [f"{held_out[part]['images']:,}" for part in ("validation", "test")]
+        validation, test = (held_out[part]["images"] for part in ("validation", "test"))
         lines.append(
-            f"thresholds and calibration: of {counts[0]} validation images, measured on "
-            f"{counts[1]} test images; see the report"
+            f"thresholds and calibration: chosen on {validation:,} validation images, judged on "
+            f"{test:,} test images; see the report"
         )
     return lines

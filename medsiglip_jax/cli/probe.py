@@ -199,7 +199,7 @@ def _predict_text(results: list[dict[str, Any]]) -> str:
 
 def probe_curve(args: argparse.Namespace) -> int:
     from medsiglip_jax.embeddings.probe import features, learning
-    from medsiglip_jax.embeddings.probe.logistic import LabelledVectors
+    from medsiglip_jax.embeddings.probe.logistic import Labelled
     from medsiglip_jax.embeddings.store import Embeddings
 
     examples = features.read(
@@ -211,7 +211,7 @@ def probe_curve(args: argparse.Namespace) -> int:
         raise ValueError(
             "there are no test rows to measure on; name the column of the splits with --split"
         )
-    rows = [LabelledVectors(s.vectors, s.labels) for s in splits if s is not None]
+    rows = [Labelled(s.vectors, s.labels) for s in splits if s is not None]
     with progress_bar("fit") as bar:
         result = learning.learning_curve(
             *rows, sizes=args.sizes or learning.SIZES, seeds=range(args.seeds), method=args.method,

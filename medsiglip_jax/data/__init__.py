@@ -11,7 +11,9 @@ __getattr__, __dir__ = lazy(
     tables="Table read_table",
     loader="Input batches",
     order="Order",
-    tf="write_tfrecords",
+    tfrecord="",
+    labels="Policy",
+    tf="",
     tfds="",
     tar="",
 )

@@ -191,8 +191,9 @@ def _named(path: str, part: Part | None) -> File:
     folder, slash, name = path.rpartition("/")
     # A compressed tar is not searched for in folders; where it is named, its reader says why.
     format = "tar" if _COMPRESSED_TAR.search(name) else _format(name)
-    is_image = part is not None or format in (None, "slide")
-    return File("image" if is_image else format, folder + slash, name)
+    if part is not None or format is None or format == "slide":
+        format = "image"
+    return File(format, folder + slash, name)
 
 
 def _format(name: str) -> str | None:

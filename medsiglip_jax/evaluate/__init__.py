@@ -1,6 +1,9 @@
-"""Evaluation of a model on a data set: AUCs with intervals, beside the published figures.
+"""Evaluation: a model and a data set -> AUCs with intervals, beside the published ones.
 
-`tasks.read` gives a task, `run.evaluate` scores a model on it, `recompute` needs no model.
+`tasks.read` gives a task, `run.evaluate` scores a model on it, `recompute` does what needs no
+model again. In the order of the work: `data` (a data set on disk -> images and labels), `run`,
+`retrieval` and `learned` (images -> files of scores), `results` (scores -> numbers), `report`
+(numbers -> tables and pages).
 """
 
 from medsiglip_jax import lazy

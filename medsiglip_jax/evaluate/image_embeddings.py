@@ -1,4 +1,4 @@
-"""Embeddings of the images of a dataset: computed into a folder once, or found in one."""
+"""Embeddings of the images of a data set: computed into a folder once, or read from one."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,47 +16,45 @@ from medsiglip_jax.inference.manifest import Manifest
 from medsiglip_jax.model.api import Model
 from medsiglip_jax.preprocess.dicom.rules import Rules
 
-# Of a run that is killed, so much is lost at most.
+# Images per file: a killed run loses at most this many.
 _SHARD = 512
 
 
 @dataclass(frozen=True, eq=False)
-class Vectors:
-    """Embeddings of images of a dataset.
+class ImageEmbeddings:
+    """Embeddings of images of a data set.
 
     Attributes:
-        images: their numbers in the dataset, ascending.
-        array: one row for each of them.
+        images: their numbers in the data set, ascending; unreadable images have none.
+        vectors: one row for each of them.
         manifest: of the embedding run.
     """
 
     images: Int64[np.ndarray, " k"]
-    array: Float[np.ndarray, "k d"]
+    vectors: Float[np.ndarray, "k d"]
     manifest: Manifest
 
 
 def compute(
     model: Model,
-    found: Dataset,
+    dataset: Dataset,
     folder: places.Given,
     preprocess: str,
     batch_size: int,
     dicom: Rules,
     on_progress: Callable[[embed.EmbedProgress], Any],
 ) -> None:
-    """Embeds the whole pool of a dataset; the same call again goes on with a killed one."""
-    cells = found.pool.items()
-    table = rows.from_tuples((name, source, "image", None) for name, source in cells)
+    """Embeds the whole pool of a data set; the same call again resumes a killed run."""
+    table = rows.from_tuples((id, source, "image", None) for id, source in dataset.pool.items())
     options = embed.EmbedOptions(preprocess, shard_size=_SHARD, batch_size=batch_size, dicom=dicom)
     embed.embed(model, rows.Rows(table), folder, options, on_progress)
 
 
-def read(folder: places.Given, found: Dataset) -> Vectors:
-    """Reads the rows of an embedding run that are of the dataset: of the same file, or else of the
-    same id.
+def read(folder: places.Given, dataset: Dataset) -> ImageEmbeddings:
+    """Reads the embeddings of the images of a data set: those of the same file, or else id.
 
     Raises:
-        ValueError: none is.
+        ValueError: the folder has no embedding of any image.
     """
     embeddings = Embeddings(folder)
     numbers: dict[str, int] = {}
@@ -64,16 +62,16 @@ def read(folder: places.Given, found: Dataset) -> Vectors:
         if row["kind"] == "image":
             numbers.setdefault(f"id {row['id']}", number)
             numbers[row["source"]] = number
-    of = np.array(
+    matches = np.array(
         [
             numbers.get(source, numbers.get(f"id {name}", -1))
-            for name, source in zip(found.ids, found.sources, strict=True)
+            for name, source in zip(dataset.ids, dataset.sources, strict=True)
         ]
     )
-    images = np.flatnonzero(of >= 0)
+    images = np.flatnonzero(matches >= 0)
     if not len(images):
         raise ValueError(
-            f"{embeddings.folder}: none of the {len(found):,} images is among its "
+            f"{embeddings.folder}: none of the {len(dataset):,} images is among its "
             f"{len(embeddings):,} rows, by path or by id; were they embedded from another folder?"
         )
-    return Vectors(images, embeddings.gather(of[images]), embeddings.manifest)
+    return ImageEmbeddings(images, embeddings.gather(matches[images]), embeddings.manifest)

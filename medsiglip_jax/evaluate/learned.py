@@ -1,13 +1,13 @@
-"""What is learned from the training and validation parts of a data set, and the files of it.
+"""What is learned from the training and validation images of a data set, and its files.
 
     DIR/validation.parquet         zero-shot scores of the validation images
     DIR/probe.npz                  linear probe, which `probe predict` takes
-    DIR/probe.parquet              its probabilities of the test images
-    DIR/probe-validation.parquet   and of the validation images
-    DIR/knn.parquet                shares of each class among the nearest training images
+    DIR/probe.parquet              its probabilities for the test images
+    DIR/probe-validation.parquet   and for the validation images
+    DIR/knn.parquet                share of each class among the nearest training images
     DIR/learning.json              learning curves
 
-Scores are as in scores.parquet. Each file knows the `run` that it is of.
+Scores are as in scores.parquet. Every file names the `run` that it belongs to.
 """
 
 import contextlib
@@ -25,11 +25,11 @@ from medsiglip_jax import __version__
 from medsiglip_jax.embeddings.probe import learning
 from medsiglip_jax.embeddings.probe import linear as probe
 from medsiglip_jax.embeddings.probe.linear import Probe
-from medsiglip_jax.embeddings.probe.logistic import STRENGTHS, LabelledVectors
+from medsiglip_jax.embeddings.probe.logistic import STRENGTHS, Labelled
 from medsiglip_jax.embeddings.provenance import Provenance
 from medsiglip_jax.evaluate import scores
-from medsiglip_jax.evaluate.data import datasets
 from medsiglip_jax.evaluate.data.dataset import Dataset
+from medsiglip_jax.evaluate.options import Draws
 from medsiglip_jax.evaluate.scores import Scores
 from medsiglip_jax.files import storage
 from medsiglip_jax.files.places import Place
@@ -41,30 +41,11 @@ SCALE = "standard"
 _SAVE_SECONDS = 2.0
 
 
-class Sample(NamedTuple):
-    """Images of a part and their embeddings."""
+class LabelledImages(NamedTuple):
+    """The images of a split and their embeddings."""
 
-    found: Dataset
+    dataset: Dataset
     vectors: Float[np.ndarray, "n d"]
-
-
-@dataclass(frozen=True)
-class Draws:
-    """How learning curves are drawn.
-
-    Attributes:
-        sizes: training images to learn from; all of them are always the last point.
-        seeds: draws of each.
-    """
-
-    sizes: tuple[int, ...] = learning.SIZES
-    seeds: int = 3
-
-    def __post_init__(self):
-        if self.seeds < 1 or not all(size > 0 for size in self.sizes):
-            raise ValueError(
-                f"sizes are {list(self.sizes)} and seeds {self.seeds}; expected at least 1"
-            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,17 +53,18 @@ class Learned:
     """Scores of held-out images, read back.
 
     Attributes:
-        how: where the parts come from.
-        prevalence: at which predictive values are asked for, besides that of the test images.
-        zero_shot: of the test images.
-        validation: zero-shot, of the validation images.
-        probe: of the test images; None as the next three where only thresholds were asked for.
+        origin: where the splits come from.
+        prevalence: at which to state predictive values, besides that of the test images.
+        zero_shot: scores of the test images by prompts.
+        validation: scores of the validation images by prompts.
+        probe: of the test images; it and the next two are None where only thresholds were asked
+            for.
         probe_validation: of the validation images.
         knn: of the test images.
-        curves: rows of `learning`, with `method`, by key.
+        curves: rows of `learning`, by kind of curve.
     """
 
-    how: str
+    origin: str
     prevalence: float | None
     zero_shot: Scores
     validation: Scores
@@ -92,19 +74,19 @@ class Learned:
     curves: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
 
-def digest(samples: Mapping[str, Sample], classes: Sequence[str], exclusive: bool) -> str:
-    """Identity of what is learned, and from what: images, labels and embeddings of each part."""
-    how = [list(classes), exclusive, SCALE, STRENGTHS, __version__]
-    found = hashlib.sha256(json.dumps(how).encode())
-    for name, sample in sorted(samples.items()):
-        found.update(f"{name} {datasets.labels_sha256(sample.found)}".encode())
-        found.update(np.ascontiguousarray(sample.vectors).data)
-    return found.hexdigest()
+def digest(splits: Mapping[str, LabelledImages], classes: Sequence[str], exclusive: bool) -> str:
+    """Identity of what is learned: images, labels and embeddings of each split, and the method."""
+    method = [list(classes), exclusive, SCALE, STRENGTHS, __version__]
+    sha256 = hashlib.sha256(json.dumps(method).encode())
+    for name, split in sorted(splits.items()):
+        sha256.update(f"{name} {split.dataset.labels_sha256()}".encode())
+        sha256.update(np.ascontiguousarray(split.vectors).data)
+    return sha256.hexdigest()
 
 
 def learn(
     folder: Place,
-    samples: Mapping[str, Sample],
+    splits: Mapping[str, LabelledImages],
     classes: Sequence[str],
     exclusive: bool,
     provenance: Provenance,
@@ -112,81 +94,82 @@ def learn(
     meta: Mapping[str, Any],
     on_fit: Callable[[], Any],
 ) -> None:
-    """Fits probe, neighbours and learning curves, and writes their files.
+    """Fits probe, nearest neighbours and learning curves, and writes their files.
 
-    What is there and of the same images, labels and embeddings is not fitted again. Strength and
-    thresholds are chosen on the validation images; nothing is on those of the test.
+    What was fitted to the same images, labels and embeddings before is reused. Strength and
+    thresholds are chosen on the validation images, nothing on the test images.
 
     Args:
         folder: of the files.
-        samples: "train", "validation" and "test".
+        splits: "train", "validation" and "test".
         classes: names.
-        exclusive: whether an image is of one class.
+        exclusive: whether an image shows exactly one class.
         provenance: of the embeddings, for the probe.
         draws: of learning curves.
-        meta: `run`, `provenance` and what else is to be said with the scores.
+        meta: `run`, `provenance` and what else to write with the scores.
         on_fit: called after each fit.
 
     Raises:
         ModuleNotFoundError: scikit-learn is not installed.
-        ValueError: the training images are all of one class.
+        ValueError: all training images are of one class.
     """
-    fitted = _probe(folder / PROBE_FILE, samples, classes, exclusive, provenance)
+    fitted = _probe(folder / PROBE_FILE, splits, classes, exclusive, provenance)
     on_fit()
     strengths = dict(zip(classes, fitted.facts["strengths"], strict=True))
     meta = {**meta, "scale": fitted.facts["scale"], "strengths": strengths}
-    for name, part in ((PROBE_VALIDATION, "validation"), (PROBE, "test")):
-        # Of a class that training lacks, a softmax would say 0, which is no score.
-        values = np.where(fitted.fitted, fitted.predict(samples[part].vectors), np.nan)
-        scores.write(folder / name, made(samples[part].found, classes, values, meta))
-    rows = {name: _rows(sample, exclusive) for name, sample in samples.items()}
-    train, validation, test = (rows[name] for name in ("train", "validation", "test"))
-    near = learning.nearest(train, validation, test, len(classes), NEIGHBOURS)
-    knn = made(samples["test"].found, classes, near, {**meta, "k": NEIGHBOURS})
+    for name, split in ((PROBE_VALIDATION, "validation"), (PROBE, "test")):
+        # For a class without training images a softmax would give 0, which is no score.
+        values = np.where(fitted.fitted, fitted.predict(splits[split].vectors), np.nan)
+        scores.write(folder / name, scores_of(splits[split].dataset, classes, values, meta))
+    train, validation, test = (
+        _labelled(splits[name], exclusive) for name in ("train", "validation", "test")
+    )
+    shares = learning.nearest(train, test.vectors, len(classes), NEIGHBOURS)
+    knn = scores_of(splits["test"].dataset, classes, shares, {**meta, "k": NEIGHBOURS})
     scores.write(folder / KNN, knn)
     on_fit()
     judged = learning.judge(fitted.predict(test.vectors), train.labels, test.labels)
     whole = {"method": "logistic", "n": len(train.vectors), "seed": 0, **judged}
-    of = {"run": meta["run"], "data": digest(samples, classes, exclusive)}
-    _curves(folder / CURVES, (train, validation, test), draws, whole, of, on_fit)
+    identity = {"run": meta["run"], "data": digest(splits, classes, exclusive)}
+    _curves(folder / CURVES, (train, validation, test), draws, whole, identity, on_fit)
 
 
-def made(
-    found: Dataset, classes: Sequence[str], values: np.ndarray, meta: Mapping[str, Any]
+def scores_of(
+    dataset: Dataset, classes: Sequence[str], values: np.ndarray, meta: Mapping[str, Any]
 ) -> Scores:
     """Scores of the images of a data set."""
-    return Scores(found.ids, classes, values.astype(np.float64), found.labels, found.groups, meta)
+    values = values.astype(np.float64)
+    return Scores(dataset.ids, classes, values, dataset.labels, dataset.groups, meta)
 
 
-def _rows(sample: Sample, exclusive: bool) -> LabelledVectors:
-    """Vectors and labels as probes take them; an image of no or several classes is unknown."""
-    labels = sample.found.labels
+def _labelled(split: LabelledImages, exclusive: bool) -> Labelled:
+    """Labels as probes take them; an exclusive image of no or several classes is unknown."""
+    labels = split.dataset.labels
     if not exclusive:
-        return LabelledVectors(sample.vectors, labels)
-    one = labels.sum(axis=1) == 1  # NaN is not
-    numbers = np.where(one, np.nan_to_num(labels).argmax(axis=1), -1)
-    return LabelledVectors(sample.vectors, numbers)
+        return Labelled(split.vectors, labels)
+    single = labels.sum(axis=1) == 1  # NaN is not
+    numbers = np.where(single, np.nan_to_num(labels).argmax(axis=1), -1)
+    return Labelled(split.vectors, numbers)
 
 
 def _probe(
     path: Place,
-    samples: Mapping[str, Sample],
+    splits: Mapping[str, LabelledImages],
     classes: Sequence[str],
     exclusive: bool,
     provenance: Provenance,
 ) -> Probe:
-    """The probe that is there, if it was fitted to the same, or a new one."""
-    parts = {name: samples[name] for name in ("train", "validation")}
-    fitted_to = digest(parts, classes, exclusive)
+    """The probe in the file, if it was fitted to the same, or a new one."""
+    fitted_to = digest({n: splits[n] for n in ("train", "validation")}, classes, exclusive)
     with contextlib.suppress(FileNotFoundError, ValueError):  # of another version: fit again
-        found = probe.open_probe(path)
-        if found.facts.get("fitted_to") == fitted_to:
-            return found
-    train, validation = (_rows(sample, exclusive) for sample in parts.values())
-    found = probe.fit(*train, *validation, classes, scale=SCALE, provenance=provenance)
-    found = replace(found, facts={**found.facts, "fitted_to": fitted_to})
-    found.save(path)
-    return found
+        saved = probe.open_probe(path)
+        if saved.facts.get("fitted_to") == fitted_to:
+            return saved
+    train, validation = (_labelled(splits[n], exclusive) for n in ("train", "validation"))
+    fitted = probe.fit(*train, *validation, classes, scale=SCALE, provenance=provenance)
+    fitted = replace(fitted, facts={**fitted.facts, "fitted_to": fitted_to})
+    fitted.save(path)
+    return fitted
 
 
 # ---------------------------------------------------------------------------------------- curves
@@ -194,37 +177,39 @@ def _probe(
 
 def _curves(
     path: Place,
-    parts: Sequence[LabelledVectors],
+    splits: Sequence[Labelled],
     draws: Draws,
     whole: dict[str, Any],
-    of: Mapping[str, str],
+    identity: Mapping[str, str],
     on_fit: Callable[[], Any],
 ) -> None:
-    """Computes the rows that are not there yet; those that a killed run had are.
+    """Computes the rows that the file does not have yet, and saves them as they come.
 
     Args:
         path: of the file.
-        parts: to learn from, to choose on and to judge by.
+        splits: to learn from, to choose on and to judge by.
         draws: of the rows.
-        whole: the row of the probe itself, which learned from all.
-        of: `run` that the file is of, and digest of the `data`.
+        whole: the row of the probe itself, which learned from all training images.
+        identity: the `run` that the file belongs to, and the digest of the `data`.
         on_fit: called after each row.
     """
-    rows, saved = [whole, *_saved(path, of["data"])], time.monotonic()
+    rows, saved = [whole, *_saved(path, identity["data"])], time.monotonic()
 
     def keep(row: dict[str, Any]) -> None:
         nonlocal saved
         rows.extend([] if row in rows else [row])
         if time.monotonic() > saved + _SAVE_SECONDS:
-            _save(path, of, rows)
+            _save(path, identity, rows)
             saved = time.monotonic()
         on_fit()
 
     seeds = range(draws.seeds)
-    found = learning.learning_curve(*parts, sizes=draws.sizes, seeds=seeds, done=rows, on_row=keep)
-    # Prototypes need no validation images, so that few shots are few.
-    found += learning.few_shot(*parts, seeds=seeds, method="prototypes", done=rows, on_row=keep)
-    _save(path, of, found, others=[row for row in rows if row not in found])
+    wanted = learning.learning_curve(
+        *splits, sizes=draws.sizes, seeds=seeds, done=rows, on_row=keep
+    )
+    # Prototypes need no validation images, so that few shots are really few.
+    wanted += learning.few_shot(*splits, seeds=seeds, method="prototypes", done=rows, on_row=keep)
+    _save(path, identity, wanted, others=[row for row in rows if row not in wanted])
 
 
 _KINDS, _OTHERS = {"learning_curve": "n", "few_shot": "shots"}, "others"
@@ -232,19 +217,19 @@ _KINDS, _OTHERS = {"learning_curve": "n", "few_shot": "shots"}, "others"
 
 def _save(
     path: Place,
-    of: Mapping[str, str],
+    identity: Mapping[str, str],
     rows: Sequence[Mapping[str, Any]],
     others: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Writes rows, and others of the same data that were not asked for this time."""
     kinds = {kind: [row for row in rows if name in row] for kind, name in _KINDS.items()}
-    content = {**of, **kinds, _OTHERS: list(others)}
+    content = {**identity, **kinds, _OTHERS: list(others)}
     with storage.new_file(path) as partial:
         partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def _saved(path: Place, data: str) -> list[dict[str, Any]]:
-    """Rows of these data."""
+    """The rows of these data that the file has."""
     content: dict[str, Any] = {}
     with contextlib.suppress(FileNotFoundError, ValueError):
         content = _content(path)
@@ -271,18 +256,19 @@ def read(folder: Place, zero_shot: Scores, facts: Mapping[str, Any]) -> Learned:
     Args:
         folder: of the files.
         zero_shot: of the test images; its `meta` has the run.
-        facts: `how`, `prevalence`, and whether there is a `probe`.
+        facts: `how` the splits came about, `prevalence`, and whether there is a `probe`.
 
     Raises:
         FileNotFoundError: a file is missing.
         ValueError: a file is of another run, or damaged.
     """
-    names = [VALIDATION, *([PROBE, PROBE_VALIDATION, KNN] if facts["probe"] else [])]
-    found = [scores.read(folder / name) for name in names]
-    runs = {name: part.meta.get("run") for name, part in zip(names, found, strict=True)}
+    names = {"validation": VALIDATION}
+    if facts["probe"]:
+        names |= {"probe": PROBE, "probe_validation": PROBE_VALIDATION, "knn": KNN}
+    read = {name: scores.read(folder / file) for name, file in names.items()}
+    runs = {names[name]: part.meta.get("run") for name, part in read.items()}
     curves = _content(folder / CURVES) if facts["probe"] else {}
     runs |= {CURVES: curves.get("run")} if facts["probe"] else {}
     scores.check_runs(folder, zero_shot.meta.get("run"), runs)
     rows = {kind: curves.get(kind, []) for kind in _KINDS}
-    parts = dict(zip(("validation", "probe", "probe_validation", "knn"), found, strict=False))
-    return Learned(facts["how"], facts["prevalence"], zero_shot, **parts, curves=rows)
+    return Learned(facts["how"], facts["prevalence"], zero_shot, **read, curves=rows)

@@ -3,35 +3,56 @@
 from dataclasses import asdict, dataclass
 
 from medsiglip_jax.data.labels import Policy
+from medsiglip_jax.embeddings.probe import learning
 from medsiglip_jax.evaluate import zero_shot
-from medsiglip_jax.evaluate.learned import Draws
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.image import preset
 
-AS_GIVEN, DEFAULT = "as given", "big_vision"
-# What is learned from -> the parts that it needs.
+AS_GIVEN, DEFAULT_PRESET = "as given", "big_vision"
+# What is learned -> the parts of the data set that it needs.
 LEARN = {"": (), "thresholds": ("validation",), "probe": ("train", "validation")}
 
 
 @dataclass(frozen=True)
-class Options:
+class Draws:
+    """How learning curves are drawn.
+
+    Attributes:
+        sizes: numbers of training images; all of them are always the last point.
+        seeds: draws of each size.
+    """
+
+    sizes: tuple[int, ...] = learning.SIZES
+    seeds: int = 3
+
+    def __post_init__(self):
+        if self.seeds < 1 or not all(size > 0 for size in self.sizes):
+            raise ValueError(
+                f"sizes are {list(self.sizes)} and seeds {self.seeds}; expected at least 1"
+            )
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
     """How a task is run.
 
     Attributes:
         preprocess: pixel preset; None is that of the given embeddings, or "big_vision".
         score: a rule of `zero_shot.RULES`; None is the task's own.
-        reading: of the task's `readings`, or "as given".
-        temperature: what softmax rules multiply cosines with: "logit_scale" or "none".
-        policy: what labels that are neither 0 nor 1 mean.
+        reading: a name in the task's `readings`, or "as given".
+        temperature: softmax rules multiply cosines by exp(t) ("logit_scale") or by 1 ("none").
+        policy: what labels mean that are neither 0 nor 1.
         allow_missing: go on without images that are missing or unreadable.
         resamples: of bootstraps.
-        seed: of bootstraps, and of parts that have to be drawn.
+        seed: of bootstraps, and of splits that have to be drawn.
         batch_size: images per call of the encoder.
-        grid: also every preset, reading of the prompts and, for softmax over classes, temperature.
-        learn: "thresholds" (and calibration) from validation images; "probe", also a linear probe,
-            neighbours and learning curves from training images; or "", nothing.
+        grid: also run every preset, every reading of the prompts and, for a softmax over classes,
+            every temperature.
+        learn: "thresholds": operating points and calibration, from validation images; "probe": also
+            a linear probe, nearest neighbours and learning curves, from training images; "" is
+            nothing.
         draws: of learning curves.
-        prevalence: at which predictive values are stated, besides that of the test images.
+        prevalence: at which to state predictive values, besides that of the test images.
         dicom: how DICOM files become pixels.
     """
 
@@ -51,25 +72,25 @@ class Options:
     dicom: Rules = Rules()
 
     def __post_init__(self):
-        preset(self.preprocess or DEFAULT)
+        preset(self.preprocess or DEFAULT_PRESET)
         if self.score is not None:
             zero_shot.rule(self.score)
         zero_shot.check_temperature(self.temperature)
         if self.resamples < 1:
             raise ValueError(f"resamples is {self.resamples}; expected at least 1")
         if self.learn not in LEARN:
-            named = ", ".join(filter(None, LEARN))
-            raise ValueError(f"learn is {self.learn!r}; expected one of {named}")
+            choices = ", ".join(filter(None, LEARN))
+            raise ValueError(f"learn is {self.learn!r}; expected one of {choices}")
         if self.prevalence is not None and not (self.learn and 0 < self.prevalence < 1):
             raise ValueError(
-                f"prevalence is {self.prevalence}; expected a share between 0 and 1, and what "
-                "thresholds are learned by (--learn)"
+                f"prevalence is {self.prevalence}; expected a share between 0 and 1, together with "
+                "--learn, which fixes the thresholds that predictive values need"
             )
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One variant: a preset, a reading of the prompts, a temperature of the softmax."""
+class GridCell:
+    """One variant: a pixel preset, a reading of the prompts, a temperature of the softmax."""
 
     preprocess: str
     reading: str

@@ -1,4 +1,17 @@
-"""The work of one evaluation: from images and prompts to files of scores."""
+"""One evaluation from data to report, in a folder in which a killed run resumes.
+
+    DIR/embeddings/PRESET/   of `embed`, computed once; PRESET-train and PRESET-validation of other
+                             parts, always whole, because draws and labels choose among their images
+    DIR/images.parquet       id, sex, age, view and what else is known
+    DIR/grid/*.parquet       scores of the variants, with `grid`
+    DIR/retrieval.parquet    ranks of texts and images, of tasks with texts
+    DIR/scores.parquet       id, class, score, label, group
+    DIR/report.html, DIR/report.md, and last DIR/results.json
+
+`learned` lists the files of what is learned from labels. Every file names the run that it belongs
+to, so that the files of a killed run are never mixed with those of the run before it. Everything
+below the scores is computed from files: `recompute` does it again without the model.
+"""
 
 import functools
 import hashlib
@@ -12,106 +25,184 @@ from typing import Any
 import numpy as np
 
 from medsiglip_jax import __version__
-from medsiglip_jax.embeddings.probe import features
-from medsiglip_jax.evaluate import learned, retrieval, scores, vectors, zero_shot
-from medsiglip_jax.evaluate.data import datasets
+from medsiglip_jax.embeddings import provenance
+from medsiglip_jax.embeddings.probe import logistic
+from medsiglip_jax.evaluate import image_embeddings, learned, retrieval, scores, zero_shot
+from medsiglip_jax.evaluate.data import splits as data_splits
 from medsiglip_jax.evaluate.data.dataset import Dataset
-from medsiglip_jax.evaluate.data.datasets import Parts
-from medsiglip_jax.evaluate.learned import Sample
-from medsiglip_jax.evaluate.options import AS_GIVEN, DEFAULT, Cell, Options
-from medsiglip_jax.evaluate.scores import Scores
+from medsiglip_jax.evaluate.data.splits import Splits
+from medsiglip_jax.evaluate.image_embeddings import ImageEmbeddings
+from medsiglip_jax.evaluate.learned import LabelledImages
+from medsiglip_jax.evaluate.options import (
+    AS_GIVEN,
+    DEFAULT_PRESET,
+    LEARN,
+    EvaluateOptions,
+    GridCell,
+)
+from medsiglip_jax.evaluate.recompute import RESULTS, recompute
+from medsiglip_jax.evaluate.scores import GRID, PART, Scores
 from medsiglip_jax.evaluate.tasks import Task
-from medsiglip_jax.evaluate.vectors import Vectors
 from medsiglip_jax.files import places
 from medsiglip_jax.files.places import Given, Place
-from medsiglip_jax.inference.embed import ERRORS, Progress
+from medsiglip_jax.inference.embed import EmbedProgress
+from medsiglip_jax.inference.manifest import ERRORS, Manifest
 from medsiglip_jax.model.api import Model
 from medsiglip_jax.preprocess.image import PRESETS
 
-EMBEDDINGS, GRID, RESULTS = "embeddings", "grid", "results.json"
-PART = "part"  # column of images.parquet, where parts were drawn from the images of the test
+EMBEDDINGS = "embeddings"
 
 
-class Job:
-    """What the steps of one evaluation share."""
+def evaluate(
+    task: Task,
+    model: Model | Callable[[], Model],
+    data: Given,
+    output: Given,
+    options: EvaluateOptions = EvaluateOptions(),
+    embeddings: Given | None = None,
+    on_progress: Callable[[EmbedProgress], Any] = lambda progress: None,
+    on_total: Callable[[int], Any] = int,
+    on_fit: Callable[[], Any] = int,
+) -> dict[str, Any]:
+    """Scores a model on a task, writes a report, and returns the content of results.json.
 
-    def __init__(self, task: Task, readings: list[str], parts: Parts, model: Model, folder: Place,
-                 options: Options, embeddings: Given | None,
-                 on_progress: Callable[[Progress], Any], on_fit: Callable[[], Any]):  # fmt: skip
-        self.task, self.parts, self.model, self.folder = task, parts, model, folder
+    Args:
+        task: see `tasks.read`.
+        model: with both towers and a tokenizer; or a function that loads it, called when the data
+            has been read.
+        data: folder of the data set.
+        output: folder of the report; the same call again reuses the embeddings in it.
+        options: see `EvaluateOptions`.
+        embeddings: of these images by this checkpoint, instead of new ones.
+        on_progress: see `embed.embed`.
+        on_total: called with the number of images that `on_progress` will count.
+        on_fit: called after each fit of what is learned.
+
+    Raises:
+        FileNotFoundError: data is missing: which, how much, and where to get it.
+        ModuleNotFoundError: a probe needs scikit-learn.
+        ValueError: prompts, tables or embeddings that do not fit.
+    """
+    task = replace(task, score=options.score or task.score)
+    readings = _readings(task, options)
+    if embeddings and options.grid:
+        raise ValueError("a grid embeds with every preset; it cannot use given embeddings")
+    if task.kind == "pairs" and (options.learn or options.grid):
+        raise ValueError(f"task {task.name} is of pairs without classes: no --learn, no --grid")
+    if options.learn == "probe":
+        logistic.installed()  # fail now, not after hours of embedding
+    task, splits = data_splits.read(
+        task, data, options.policy, options.allow_missing, options.seed, LEARN[options.learn]
+    )
+    task.check_prompts()
+    model = model if isinstance(model, Model) else model()
+    if embeddings is None:
+        presets = len(PRESETS) - 1 if options.grid else 0  # beside the run's own
+        on_total(splits.images() + presets * len(splits.whole.pool))
+    folder = places.at(output)
+    EvaluationRun(
+        task, readings, splits, model, folder, options, embeddings, on_progress, on_fit
+    ).write()
+    return recompute(output)
+
+
+def _readings(task: Task, options: EvaluateOptions) -> list[str]:
+    """Names of the readings to score, the run's own among them."""
+    names = [AS_GIVEN, *task.readings]
+    if options.reading not in names:
+        task.with_reading(options.reading)  # raises the error that lists them
+    return names if options.grid else [options.reading]
+
+
+class EvaluationRun:
+    """From images and prompts to files of scores: what the steps of one evaluation share."""
+
+    def __init__(self, task: Task, readings: list[str], splits: Splits, model: Model, folder: Place,
+                 options: EvaluateOptions, embeddings: Given | None,
+                 on_progress: Callable[[EmbedProgress], Any],
+                 on_fit: Callable[[], Any]):  # fmt: skip
+        self.task, self.splits, self.model, self.folder = task, splits, model, folder
         self.options, self.embeddings = options, embeddings
         self.on_progress, self.on_fit = on_progress, on_fit
-        read = {AS_GIVEN: task} | {name: task.with_reading(name) for name in task.readings}
-        self.readings = {name: read[name] for name in readings}
-        # First, for it takes no time and may fail.
-        self.prompts = {name: self._prompts(read) for name, read in self.readings.items()}
-        self.finished: list[Place] = []
+        self.readings = {n: task if n == AS_GIVEN else task.with_reading(n) for n in readings}
+        # Before the images, because it takes no time and may fail.
+        self.prompts = {name: self._prompts(task) for name, task in self.readings.items()}
+        self.embedded: list[Place] = []  # folders that this run has finished
         # Files of labels may hold images, too, and be large; every cell of a grid names them.
         self.labels = functools.cache(_labels)
 
-    def run(self) -> None:
-        """Writes the files; the scores of the run itself, or of pairs the images, last.
+    def write(self) -> None:
+        """Writes the files; the scores of the run itself, or the images of pairs, last.
 
-        What takes long or may fail comes before the first file of an earlier run is replaced.
+        Whatever takes long or may fail comes before the first file of an earlier run is replaced.
         """
+        whole = self.splits.whole
         cells = self._grid() if self.options.grid else {}
-        embedded = self._vectors(self.options.preprocess or DEFAULT, self.parts.whole)
-        preprocess = embedded.manifest["preprocess"]
-        main = Cell(preprocess, self.options.reading, self.options.temperature)
-        found = self._scores(main, embedded) if self.task.classes else None
+        embedded = self._embeddings(self.options.preprocess or DEFAULT_PRESET, whole)
+        main = GridCell(
+            embedded.manifest.preprocess, self.options.reading, self.options.temperature
+        )
+        zero_shot = self._scores(main, whole, embedded) if self.task.classes else None
         ranks = None
         if self.task.retrieval:
-            asked = self.readings[self.options.reading]
-            ranks = retrieval.compute(self.model, asked, self.parts.whole, embedded)
-        parts = self._parts(preprocess, embedded)
-        samples = {name: Sample(of.select(z.images), z.array) for name, (of, z) in parts.items()}
-        meta = self._meta(main, self.parts.whole, embedded)
+            task = self.readings[self.options.reading]
+            ranks = retrieval.compute(self.model, task, whole, embedded)
+        splits = self._embedded_splits(embedded)
+        learnable = {
+            name: LabelledImages(dataset.select(e.images), e.vectors)
+            for name, (dataset, e) in splits.items()
+        }
+        meta = self._meta(main, whole, embedded)
         meta |= {"cells": [cell.file for cell in cells], "retrieval": ranks is not None}
-        meta["counts"] |= self._left_out(parts)
-        if parts:
-            digests = {name: datasets.labels_sha256(of) for name, (of, _) in parts.items()}
+        meta["counts"] |= _left_out(splits)
+        if splits:
+            digests = {name: dataset.labels_sha256() for name, (dataset, _) in splits.items()}
             meta["provenance"]["parts_sha256"] = digests
-        meta["run"] = run = self._run(meta, embedded, samples)
-        (self.folder / RESULTS).unlink(missing_ok=True)  # they are not of the files that follow
-        for cell, of in cells.items():
-            of = replace(of, meta={**of.meta, "run": run})
-            scores.write(self.folder / GRID / cell.file, of)
+        meta["run"] = run = self._identity(meta, embedded, learnable)
+        (self.folder / RESULTS).unlink(missing_ok=True)  # it does not belong to what follows
+        for cell, of_cell in cells.items():
+            of_cell = replace(of_cell, meta={**of_cell.meta, "run": run})
+            scores.write(self.folder / GRID / cell.file, of_cell)
         if ranks is not None:
             retrieval.write(self.folder / retrieval.FILE, ranks, run)
-        if samples:
-            validation = self._scores(main, parts["validation"][1], parts["validation"][0])
-            meta["learned"] = self._learn(validation, samples, meta, embedded.manifest)
-        if found is None:
+        if splits:
+            validation = self._scores(main, *splits["validation"])
+            meta["learned"] = self._learn(validation, learnable, meta, embedded.manifest)
+        if zero_shot is None:
             (self.folder / scores.FILE).unlink(missing_ok=True)
             self._write_images(embedded, meta)
             return
         self._write_images(embedded, {"run": run})
-        scores.write(self.folder / scores.FILE, replace(found, meta=meta))
+        scores.write(self.folder / scores.FILE, replace(zero_shot, meta=meta))
 
-    def _run(
-        self, meta: Mapping[str, Any], embedded: Vectors, samples: Mapping[str, Sample]
+    def _identity(
+        self,
+        meta: Mapping[str, Any],
+        embedded: ImageEmbeddings,
+        learnable: Mapping[str, LabelledImages],
     ) -> str:
-        """Identity of the run, which every file of it has."""
-        names = [c.name for c in self.task.classes]
-        of = learned.digest(samples, names, self._exclusive) if samples else ""
+        """Identity of the run, which all of its files name."""
+        classes = [c.name for c in self.task.classes]
+        digest = learned.digest(learnable, classes, self.task.exclusive) if learnable else ""
         draws = asdict(self.options.draws) if self.options.learn == "probe" else {}
         keys = ("task", "provenance", "counts", "cells", "retrieval")
-        identity = [*(meta[key] for key in keys), embedded.images.tolist(), of, draws]
+        identity = [*(meta[key] for key in keys), embedded.images.tolist(), digest, draws]
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
-    def _grid(self) -> dict[Cell, Scores]:
-        found = {}
-        for preprocess, group in itertools.groupby(self._cells(), lambda cell: cell.preprocess):
-            embedded = self._vectors(preprocess, self.parts.whole)
-            found |= {cell: self._scores(cell, embedded) for cell in group}
-        return found
+    def _grid(self) -> dict[GridCell, Scores]:
+        grid, whole = {}, self.splits.whole
+        for preprocess, cells in itertools.groupby(self._cells(), lambda cell: cell.preprocess):
+            embedded = self._embeddings(preprocess, whole)
+            grid |= {cell: self._scores(cell, whole, embedded) for cell in cells}
+        return grid
 
-    def _cells(self) -> Iterator[Cell]:
-        softmax = self.task.score == "class_softmax"  # the others' ranks do not depend on it
+    def _cells(self) -> Iterator[GridCell]:
+        softmax = self.task.score == "class_softmax"  # ranks of other rules do not depend on it
         temperatures = zero_shot.TEMPERATURES if softmax else (self.options.temperature,)
-        return itertools.starmap(Cell, itertools.product(PRESETS, self.readings, temperatures))
+        return itertools.starmap(GridCell, itertools.product(PRESETS, self.readings, temperatures))
 
     def _prompts(self, task: Task) -> tuple[np.ndarray, np.ndarray | None] | None:
+        """Class embeddings of the present and, if the rule needs them, of the absent prompts."""
         if not task.classes:
             return None
         present = zero_shot.class_embeddings(self.model, [c.present for c in task.classes])
@@ -119,135 +210,136 @@ class Job:
             return present, None
         return present, zero_shot.class_embeddings(self.model, [c.absent for c in task.classes])
 
-    def _vectors(self, preprocess: str, found: Dataset, name: str = "") -> Vectors:
-        """Embeddings of the images of the test, or of a part; all of its pool are computed."""
-        folder = self._embedded(preprocess, found)
-        embedded = vectors.read(folder, found)
+    # -------------------------------------------------------------------------------- embeddings
+
+    def _embeddings(self, preprocess: str, dataset: Dataset, name: str = "") -> ImageEmbeddings:
+        """Embeddings of the test images, or of a named split."""
+        folder = self._embed(preprocess, dataset)
+        embedded = image_embeddings.read(folder, dataset)
         if self.embeddings is not None:
-            wanted = features.wanted(self.model, self.options.preprocess, dicom=self.options.dicom)
-            wanted.check(features.provenance(embedded.manifest), folder)
-        lost = len(found) - len(embedded.images)
+            options = self.options
+            wanted = provenance.of_model(self.model, options.preprocess, dicom=options.dicom)
+            wanted.check(provenance.of_run(embedded.manifest), folder)
+        lost = len(dataset) - len(embedded.images)
         if lost and not self.options.allow_missing:
             raise ValueError(
-                f"{lost:,} of {len(found):,} {f'{name} ' if name else ''}images have no embedding; "
-                f"{folder / ERRORS} lists those that could not be read. --allow-missing goes on "
-                "without them"
+                f"{lost:,} of {len(dataset):,} {f'{name} ' if name else ''}images have no "
+                f"embedding; {folder / ERRORS} lists those that could not be read. --allow-missing "
+                "goes on without them"
             )
         return embedded
 
-    def _embedded(self, preprocess: str, found: Dataset) -> Place:
-        """Folder of the embeddings, which are computed unless they were given."""
+    def _embed(self, preprocess: str, dataset: Dataset) -> Place:
+        """The folder of the embeddings, which are computed unless they were given."""
         if self.embeddings is not None:
             return places.at(self.embeddings)
-        folder = self.folder / EMBEDDINGS / "-".join(filter(None, (preprocess, found.part)))
-        if folder not in self.finished:
+        folder = self.folder / EMBEDDINGS / "-".join(filter(None, (preprocess, dataset.part)))
+        if folder not in self.embedded:
             size, dicom = self.options.batch_size, self.options.dicom
-            vectors.compute(self.model, found, folder, preprocess, size, dicom, self.on_progress)
-            self.finished.append(folder)
+            image_embeddings.compute(
+                self.model, dataset, folder, preprocess, size, dicom, self.on_progress
+            )
+            self.embedded.append(folder)
         return folder
 
-    def _write_images(self, embedded: Vectors, meta: Mapping[str, Any]) -> None:
-        found = self.parts.whole.select(embedded.images)
-        columns = {"id": found.ids, **found.attributes}  # of other names: `tasks.RESERVED`
-        if self.parts.drawn:
-            parts = {"test": self.parts.test, **self.parts.others}
-            part_of = {name: part for part, of in parts.items() for name in of.ids}
-            columns[PART] = [part_of.get(name, "") for name in found.ids]
-        if not self.task.classes and found.groups is not None:
-            columns["group"] = found.groups
+    def _embedded_splits(
+        self, embedded: ImageEmbeddings
+    ) -> dict[str, tuple[Dataset, ImageEmbeddings]]:
+        """The splits and their embeddings; empty where nothing is learned."""
+        if not self.splits.others:
+            return {}
+        drawn = {"test": self.splits.test} if self.splits.drawn else {}
+        preprocess = embedded.manifest.preprocess
+        others = {
+            name: (split, self._embeddings(preprocess, split, name))
+            for name, split in {**self.splits.others, **drawn}.items()
+        }
+        return {"test": (self.splits.whole, embedded), **others}
+
+    def _write_images(self, embedded: ImageEmbeddings, meta: Mapping[str, Any]) -> None:
+        images = self.splits.whole.select(embedded.images)
+        columns = {"id": images.ids, **images.attributes}  # of other names: `layout.RESERVED`
+        if self.splits.drawn:
+            splits = {"test": self.splits.test, **self.splits.others}
+            split_of = {id: name for name, split in splits.items() for id in split.ids}
+            columns[PART] = [split_of.get(id, "") for id in images.ids]
+        if not self.task.classes and images.groups is not None:
+            columns["group"] = images.groups
         scores.write_columns(self.folder / scores.IMAGES, columns, meta)
 
     # ------------------------------------------------------------------------------------ scores
 
-    def _scores(self, cell: Cell, embedded: Vectors, part: Dataset | None = None) -> Scores:
-        """Of the images of the test, or of a part."""
-        whole = part or self.parts.whole
-        names, zclass = [c.name for c in self.task.classes], self.prompts[cell.reading]
-        assert zclass is not None
-        values = zero_shot.score(self.task.score, embedded.array, *zclass, self._factor(cell))
-        found = whole.select(embedded.images)
-        return learned.made(found, names, values, self._meta(cell, whole, embedded))
+    def _scores(self, cell: GridCell, dataset: Dataset, embedded: ImageEmbeddings) -> Scores:
+        classes, prompts = [c.name for c in self.task.classes], self.prompts[cell.reading]
+        assert prompts is not None
+        factor = self._factor(cell)
+        values = zero_shot.score(self.task.score, embedded.vectors, *prompts, factor)
+        meta = self._meta(cell, dataset, embedded)
+        return learned.scores_of(dataset.select(embedded.images), classes, values, meta)
 
-    def _factor(self, cell: Cell) -> float:
+    def _factor(self, cell: GridCell) -> float:
         softmax = "softmax" in self.task.score
         return zero_shot.factor(self.model, cell.temperature) if softmax else 1.0
 
-    def _meta(self, cell: Cell, found: Dataset, embedded: Vectors) -> dict[str, Any]:
-        lost = len(found) - len(embedded.images)
+    def _meta(self, cell: GridCell, dataset: Dataset, embedded: ImageEmbeddings) -> dict[str, Any]:
+        """What is written with scores: how they were made."""
         return {
             "task": self.task.to_dict(),
             "cell": asdict(cell),
             "cells": [],
-            "counts": {**found.counts, "unreadable": lost},
+            "counts": {**dataset.counts, "unreadable": len(dataset) - len(embedded.images)},
             "statistics": {"resamples": self.options.resamples, "seed": self.options.seed},
-            "provenance": self._provenance(cell, found, embedded.manifest),
+            "provenance": self._provenance(cell, dataset, embedded.manifest),
         }
 
-    def _provenance(
-        self, cell: Cell, found: Dataset, manifest: Mapping[str, Any]
-    ) -> dict[str, Any]:
+    def _provenance(self, cell: GridCell, dataset: Dataset, manifest: Manifest) -> dict[str, Any]:
+        recorded = manifest.to_dict()
         run = ("model", "preprocess", "dicom", "dtype", "matmul_precision", "tokenizer_sha256")
         softmax = {"temperature": cell.temperature, "factor": self._factor(cell)}
         versions = {name: importlib.metadata.version(name) for name in ("numpy", "scipy")}
         return {
-            **{key: manifest.get(key) for key in run},
+            **{key: recorded[key] for key in run},
             "score": self.task.score,
             **(softmax if "softmax" in self.task.score else {}),
             "reading": cell.reading,
             "prompts_sha256": self.readings[cell.reading].prompts_sha256(),
-            **self.labels(found),
+            **self.labels(dataset),
             **asdict(self.options.policy),
-            "versions": {**manifest["versions"], "medsiglip_jax": __version__, **versions},
+            "versions": {**manifest.versions, "medsiglip_jax": __version__, **versions},
         }
 
-    # ---------------------------------------------------------------------------------- learning
-
     def _learn(
-        self, validation: Scores, samples: Mapping[str, Sample], meta: Mapping[str, Any],
-        manifest: Mapping[str, Any],
+        self, validation: Scores, splits: Mapping[str, LabelledImages], meta: Mapping[str, Any],
+        manifest: Manifest,
     ) -> dict[str, Any]:  # fmt: skip
-        """Writes what is learned; returns what has to be known to read it back."""
-        how = self.parts.how
+        """Writes what is learned; returns what `learned.read` needs to read it back."""
+        origin, probe = self.splits.origin, self.options.learn == "probe"
         validation = replace(validation, meta={**validation.meta, "run": meta["run"]})
         scores.write(self.folder / learned.VALIDATION, validation)
-        if self.options.learn == "probe":
-            of = {key: meta[key] for key in ("run", "provenance")}
-            of |= {"how": how, "images": {name: len(s.found) for name, s in samples.items()}}
-            made = features.provenance(manifest)
+        if probe:
+            images = {name: len(split.dataset) for name, split in splits.items()}
+            of_run = {key: meta[key] for key in ("run", "provenance")}
             learned.learn(
-                self.folder, samples, validation.classes, self._exclusive, made,
-                self.options.draws, of, self.on_fit,
+                self.folder, splits, validation.classes, self.task.exclusive,
+                provenance.of_run(manifest), self.options.draws,
+                {**of_run, "how": origin, "images": images}, self.on_fit,
             )  # fmt: skip
-        facts = {"probe": self.options.learn == "probe", "prevalence": self.options.prevalence}
-        return {"how": how, "drawn": self.parts.drawn, **facts}
-
-    @property
-    def _exclusive(self) -> bool:
-        return self.task.kind == "multi_class"
-
-    def _parts(self, preprocess: str, embedded: Vectors) -> dict[str, tuple[Dataset, Vectors]]:
-        """Images of each part, and their embeddings; nothing where nothing is learned."""
-        if not self.parts.others:
-            return {}
-        test = {"test": self.parts.test} if self.parts.drawn else {}
-        others = {**self.parts.others, **test}
-        parts = {name: (of, self._vectors(preprocess, of, name)) for name, of in others.items()}
-        return {"test": (self.parts.whole, embedded), **parts}
-
-    def _left_out(self, parts: Mapping[str, tuple[Dataset, Vectors]]) -> dict[str, int]:
-        """What is not there of the other parts of the data set, of which some may be drawn."""
-        found: dict[str, int] = {}
-        for of, embedded in parts.values():
-            if of.part:
-                found |= {f"{what} ({of.part})": count for what, count in of.counts.items()}
-                unreadable = f"unreadable ({of.part})"
-                found[unreadable] = found.get(unreadable, 0) + len(of) - len(embedded.images)
-        return found
+        facts = {"probe": probe, "prevalence": self.options.prevalence}
+        return {"how": origin, "drawn": self.splits.drawn, **facts}
 
 
-def _labels(found: Dataset) -> dict[str, Any]:
+def _left_out(splits: Mapping[str, tuple[Dataset, ImageEmbeddings]]) -> dict[str, int]:
+    """How many images of the other parts of the data set were left out, by reason and part."""
+    counts: dict[str, int] = {}
+    for dataset, embedded in splits.values():
+        if dataset.part:
+            counts |= {f"{reason} ({dataset.part})": n for reason, n in dataset.counts.items()}
+            unreadable = f"unreadable ({dataset.part})"  # two splits may be drawn from one part
+            counts.setdefault(unreadable, 0)
+            counts[unreadable] += len(dataset) - len(embedded.images)
+    return counts
+
+
+def _labels(dataset: Dataset) -> dict[str, Any]:
     """Which labels, and the files that they were read from."""
-    return {
-        "labels_sha256": datasets.labels_sha256(found),
-        "label_files": datasets.files_sha256(found),
-    }
+    return {"labels_sha256": dataset.labels_sha256(), "label_files": dataset.files_sha256()}

@@ -1,4 +1,4 @@
-"""scores.parquet: raw scores and labels, from which all else is computed, without the model."""
+"""scores.parquet: raw scores and labels; the rest is computed from them, without the model."""
 
 import contextlib
 import functools
@@ -16,7 +16,8 @@ from medsiglip_jax import metrics
 from medsiglip_jax.files import storage
 from medsiglip_jax.files.places import Place
 
-FILE, IMAGES = "scores.parquet", "images.parquet"
+FILE, IMAGES, GRID = "scores.parquet", "images.parquet", "grid"
+PART = "part"  # column of images.parquet, where splits were drawn from the test images
 _META = b"medsiglip_jax"
 _SCHEMA = pa.schema(
     [
@@ -36,10 +37,10 @@ class Scores:
     Attributes:
         ids: of the images.
         classes: names.
-        scores: one row per image; a class that a probe could not learn has NaN.
+        scores: one row per image; NaN for a class that a probe could not learn.
         labels: 0, 1 and NaN (unknown).
         groups: patient of each image, or None.
-        meta: what was done, JSON.
+        meta: how the scores were made, as JSON.
     """
 
     ids: Sequence[str]
@@ -60,7 +61,7 @@ class Scores:
         return np.all(~np.isnan(self.scores), axis=0)
 
     def select(self, rows: np.ndarray) -> "Scores":
-        """The images of those numbers."""
+        """The images of these numbers."""
         groups = self.groups and [self.groups[i] for i in rows]
         ids = [self.ids[i] for i in rows]
         return replace(
@@ -69,20 +70,24 @@ class Scores:
 
 
 def known(scores: Scores, column: int) -> metrics.Known:
-    """Scores and labels of one class, of the images that have a label; of none, if the class has
-    no scores."""
+    """Scores and labels of one class; no rows if the class has no scores.
+
+    Images without a label are left out.
+    """
     values, labels = scores.scores[:, column], scores.labels[:, column]
-    there = not np.isnan(values).any()
-    return metrics.known(values, labels) if there else metrics.known(values[:0], labels[:0])
+    rows = slice(0 if np.isnan(values).any() else None)
+    return metrics.known(values[rows], labels[rows])
 
 
 def common(first: Scores, second: Scores, column: int) -> tuple[Any, Any, Any, Any]:
-    """Scores of both, labels and units (None without patients) of one class, of the images that
-    have a label; of none, if one of the two has no scores of the class."""
+    """Scores of both, labels and units of one class; no rows if one of the two has no scores of it.
+
+    Images without a label are left out. Units are None where patients are not known.
+    """
     labels, units = first.labels[:, column], first.units
-    one, other = first.scores[:, column], second.scores[:, column]
-    rows = ~np.isnan(labels) & ~np.isnan([one, other]).any()
-    return one[rows], other[rows], labels[rows], None if units is None else units[rows]
+    a, b = first.scores[:, column], second.scores[:, column]
+    rows = ~np.isnan(labels) & ~np.isnan([a, b]).any()
+    return a[rows], b[rows], labels[rows], None if units is None else units[rows]
 
 
 def write(path: Place, scores: Scores) -> None:
@@ -98,10 +103,8 @@ def write(path: Place, scores: Scores) -> None:
         pa.array(labels.reshape(-1), mask=unknown.reshape(-1)),
         groups.take(pa.array(each)),
     ]
-    meta = {_META: json.dumps({"classes": list(scores.classes), **scores.meta}).encode()}
-    table = pa.table(columns, schema=_SCHEMA).replace_schema_metadata(meta)
-    with storage.new_file(path) as partial:
-        pq.write_table(table, partial, compression="zstd")
+    meta = {_META: json.dumps({"classes": list(scores.classes), **scores.meta})}
+    save(path, pa.table(columns, schema=_SCHEMA), meta)
 
 
 def read(path: Place) -> Scores:
@@ -129,9 +132,15 @@ def read(path: Place) -> Scores:
     )
 
 
+def save(path: Place, table: pa.Table, metadata: Mapping[bytes, Any]) -> None:
+    """Writes a table with metadata; what is there is replaced in one step."""
+    with storage.new_file(path) as partial:
+        pq.write_table(table.replace_schema_metadata(metadata), partial, compression="zstd")
+
+
 @contextlib.contextmanager
 def opened(path: Place, what: str) -> Iterator[pa.Table]:
-    """A table that evaluate wrote, to be taken apart.
+    """Opens a table that evaluate wrote; errors on reading its columns are those of the file, too.
 
     Args:
         path: of the file.
@@ -139,7 +148,7 @@ def opened(path: Place, what: str) -> Iterator[pa.Table]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it cannot be read, or not be taken apart.
+        ValueError: it holds something else.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected the --output of evaluate")
@@ -154,11 +163,9 @@ def opened(path: Place, what: str) -> Iterator[pa.Table]:
 def write_columns(
     path: Place, columns: Mapping[str, Sequence[str]], meta: Mapping[str, Any] | None = None
 ) -> None:
-    """Writes what is known of the images beside their labels, and of which run it is; of pairs also
-    what was done."""
+    """Writes what is known of the images beside their labels, and the run they belong to."""
     table = pa.table({k: pa.array(v, pa.string()) for k, v in columns.items()})
-    with storage.new_file(path) as partial:
-        pq.write_table(table.replace_schema_metadata({_META: json.dumps(meta)}), partial)
+    save(path, table, {_META: json.dumps(meta)})
 
 
 def read_columns(path: Place) -> tuple[dict[str, list[str]], dict[str, Any]]:
@@ -167,15 +174,12 @@ def read_columns(path: Place) -> tuple[dict[str, list[str]], dict[str, Any]]:
     Raises:
         FileNotFoundError: there is no such file.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; evaluate again")
-    with path.open("rb") as file:
-        table = pq.read_table(file)
-    return table.to_pydict(), json.loads((table.schema.metadata or {}).get(_META, b"{}")) or {}
+    with opened(path, "columns of images") as table:
+        return table.to_pydict(), json.loads((table.schema.metadata or {}).get(_META, b"{}")) or {}
 
 
 def of_pairs(folder: Place) -> bool:
-    """Whether an evaluation is of pairs, which have no scores: their images say what was done."""
+    """Whether an evaluation is of pairs: these have no scores, and images.parquet has `meta`."""
     path = folder / IMAGES
     return path.is_file() and "task" in read_columns(path)[1]
 
@@ -185,13 +189,13 @@ def check_runs(folder: Place, run: str | None, others: Mapping[str, str | None])
 
     Args:
         folder: of the files.
-        run: that the scores are of, or of pairs the images.
-        others: name -> run of the other files.
+        run: of the scores, or of the images of pairs.
+        others: name of a file -> its run.
 
     Raises:
         ValueError: which files are of another run.
     """
-    if odd := [name for name, of in others.items() if run is None or of != run]:
+    if foreign := [name for name, other in others.items() if run is None or other != run]:
         raise ValueError(
-            f"{folder}: {', '.join(odd)} and {FILE} are of different runs; evaluate again"
+            f"{folder}: {', '.join(foreign)} and {FILE} are of different runs; evaluate again"
         )

@@ -151,6 +151,11 @@ class Task:
         return layout.build(self.data)
 
     @property
+    def figures(self) -> Published:
+        """What was published; empty if nothing was."""
+        return self.published or Published("")
+
+    @property
     def exclusive(self) -> bool:
         """Whether an image shows exactly one class."""
         return self.kind == "multi_class"
@@ -176,7 +181,11 @@ class Task:
             ValueError: no reading of that name.
         """
         reading = self._named("reading", self.readings, name)
-        return self._with(reading.present, reading.absent)
+        changed = [
+            replace(c, **{k: getattr(reading, k).get(c.name, getattr(c, k)) for k in _PROMPTS})
+            for c in self.classes
+        ]
+        return replace(self, classes=tuple(changed))
 
     def with_prompts(self, path: str | os.PathLike) -> "Task":
         """Prompts of a .toml or .json file: class = [prompts], or class = {present, absent}.
@@ -184,22 +193,26 @@ class Task:
         Raises:
             ValueError: a class that the task does not have, or no list of strings.
         """
-        content = _load(Path(path))
-        tables = {k: v if isinstance(v, dict) else {"present": v} for k, v in content.items()}
-        known, problems = {c.name for c in self.classes}, []
-        if unknown := sorted(tables.keys() - known):
-            problems.append(f"no classes of task {self.name}: {', '.join(unknown)}")
-        for name, table in tables.items():
-            if wrong := [k for k, v in table.items() if k not in _PROMPTS or not _strings(v)]:
-                problems.append(f"{name}: {', '.join(wrong)}: expected lists of strings")
+        tables = {
+            name: value if isinstance(value, dict) else {"present": value}
+            for name, value in _load(Path(path)).items()
+        }
+        problems = [
+            f"{name}: {key}: expected {' or '.join(_PROMPTS)}, a list of strings"
+            for name, table in tables.items()
+            for key, value in table.items()
+            if key not in _PROMPTS or not _strings(value)
+        ]
+        if unknown := sorted(tables.keys() - {c.name for c in self.classes}):
+            problems.insert(0, f"no classes of task {self.name}: {', '.join(unknown)}")
         if problems:
             raise ValueError(f"{path}: {'; '.join(problems)}")
-        present, absent = (
-            {name: tuple(table[key]) for name, table in tables.items() if key in table}
-            for key in _PROMPTS
-        )
+        changed = [
+            replace(c, **{key: tuple(value) for key, value in tables.get(c.name, {}).items()})
+            for c in self.classes
+        ]
         source = f"given, {Path(path).name}"
-        return replace(self._with(present, absent), prompts_source=source, readings={})
+        return replace(self, classes=tuple(changed), prompts_source=source, readings={})
 
     def prompts_sha256(self) -> str:
         """Identity of the prompts and their order."""
@@ -223,13 +236,6 @@ class Task:
             names = ", ".join(table) or "none"
             raise ValueError(f"task {self.name} has no {what} {name!r}; there are: {names}")
         return table[name]
-
-    def _with(self, present: Mapping, absent: Mapping) -> "Task":
-        classes = [
-            replace(c, present=present.get(c.name, c.present), absent=absent.get(c.name, c.absent))
-            for c in self.classes
-        ]
-        return replace(self, classes=tuple(classes))
 
 
 # ---------------------------------------------------------------------------------------- reading

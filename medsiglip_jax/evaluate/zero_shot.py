@@ -14,7 +14,7 @@ class Rule:
     """How cosines become the scores of classes.
 
     Attributes:
-        pairs: whether every class needs prompts of its absence.
+        pairs: whether every class needs prompts of its absence, too.
         about: one line for tables.
         score: (cosines [n, c] with present, with absent prompts, factor of the softmax) -> [n, c].
     """
@@ -61,7 +61,7 @@ def check_temperature(name: str) -> None:
 
 
 def factor(model: Model, temperature: str) -> float:
-    """What cosines are multiplied with before a softmax: exp(t) of the model, or 1.
+    """What cosines are multiplied by before a softmax: exp(t) of the model, or 1.
 
     Raises:
         ValueError: `temperature` is neither "logit_scale" nor "none".
@@ -75,9 +75,9 @@ def factor(model: Model, temperature: str) -> float:
 def class_embeddings(model: Model, prompts: Sequence[Sequence[str]]) -> Float[np.ndarray, "c d"]:
     """One unit vector per class: prompts embedded, normalised, averaged, normalised again.
 
-    The mean is taken before the cosine (big_vision's discriminative_classifier, CheXzero): divided
-    by its length, it does not rank images as the mean of the cosines does. A prompt that is given
-    twice counts twice.
+    The mean is taken before the cosine, as in big_vision's discriminative_classifier and CheXzero.
+    Because it is divided by its length, images are ranked otherwise than by the mean of the
+    cosines. A prompt that is given twice counts twice.
 
     Args:
         model: with a text tower and a tokenizer.
@@ -108,13 +108,13 @@ def score(
     """Scores images by the rule of that name, in float64.
 
     Args:
-        name: of `RULES`.
+        name: a key of `RULES`.
         zimg: image embeddings [n, d], of any length.
-        present: of `class_embeddings`.
-        absent: likewise, for rules of pairs.
+        present: `class_embeddings` of the prompts of presence.
+        absent: and of absence, for rules of pairs.
         factor: of the softmax.
     """
-    zimg, how = unit(zimg), rule(name)
-    if how.pairs and absent is None:
+    zimg, chosen = unit(zimg), rule(name)
+    if chosen.pairs and absent is None:
         raise ValueError(f"score {name} compares with prompts of absence, and there are none")
-    return how.score(zimg @ present.T, zimg @ (present if absent is None else absent).T, factor)
+    return chosen.score(zimg @ present.T, zimg @ (present if absent is None else absent).T, factor)

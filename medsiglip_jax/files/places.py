@@ -58,7 +58,7 @@ def check_protocol(path: str) -> None:
 
 
 def refuse_remote(path: Given) -> None:
-    """Raises a ValueError for gs:// and its like, which `Path` would take for a folder "gs:"."""
+    """Raises a ValueError for a URI such as gs://…, which `Path` would take for a folder "gs:"."""
     if is_remote(path):
         raise ValueError(f"{path}: only a local folder can be used here")
 

@@ -24,45 +24,35 @@ _LEAST = 16  # characters of a key; shorter keys can be guessed by trying all
 _DIGITS = 16  # hexadecimal digits of a hash: among a billion patients two collide with odds 1 : 37
 
 
-class Hashed:
-    """Names subjects by keyed hashes (HMAC-SHA256).
+class Naming:
+    """Names subjects by keyed hashes (HMAC-SHA256), or without a key as the files do.
 
     Attributes:
         name: what a run records; it identifies the key without revealing it.
     """
 
-    def __init__(self, key: bytes):
+    def __init__(self, key: bytes | None):
         self._key = key
-        self.name = f"hashed, key {self._digest('key', '')}"
+        self.name = "as in the files" if key is None else f"hashed, key {self._name('key', '')}"
 
     def __call__(self, subject: Subject) -> tuple[str | None, ...]:
         """One name for each of `COLUMNS`; None where the file has none."""
-        values = ((name, getattr(subject, name)) for name in COLUMNS)
-        return tuple(self._digest(name, value) if value else None for name, value in values)
+        values = ((column, getattr(subject, column)) for column in COLUMNS)
+        return tuple(self._name(column, value) if value else None for column, value in values)
 
-    def _digest(self, name: str, value: str) -> str:
-        message = f"{name}:{value}".encode(errors="backslashreplace")
-        return hmac.new(self._key, message, "sha256").hexdigest()[:_DIGITS]
-
-
-class Kept:
-    """Names subjects as the files do."""
-
-    name = "as in the files"
-
-    def __call__(self, subject: Subject) -> tuple[str | None, ...]:
-        """One name for each of `COLUMNS`; None where the file has none."""
-        values = (getattr(subject, name) for name in COLUMNS)
-        return tuple(v.encode(errors="backslashreplace").decode() or None for v in values)
+    def _name(self, column: str, value: str) -> str:
+        encoded = value.encode(errors="backslashreplace")
+        if self._key is None:
+            return encoded.decode()
+        return hmac.new(self._key, f"{column}:".encode() + encoded, "sha256").hexdigest()[:_DIGITS]
 
 
-Naming = Hashed | Kept
 KINDS = ("hashed", "kept")
 
 
 def naming(kind: str, alone: bool = True) -> Naming:
     """How subjects are named, by a name of `KINDS`; raises as `key` does."""
-    return Kept() if kind == "kept" else Hashed(key(alone))
+    return Naming(None if kind == "kept" else key(alone))
 
 
 def key(alone: bool = True) -> bytes:

@@ -1,4 +1,4 @@
-"""Whether probabilities mean what they say, and scores turned into ones that do."""
+"""Calibration of probabilities: measured, and fitted to scores."""
 
 from dataclasses import dataclass
 
@@ -12,12 +12,12 @@ from medsiglip_jax.metrics.checks import binary, class_scores, probabilities
 
 @dataclass(frozen=True)
 class Reliability:
-    """A reliability curve: bins that hold any row, by increasing probability.
+    """A reliability curve: the bins that hold any rows, by increasing probability.
 
     Attributes:
       predicted: mean probability in each bin.
-      observed: share of positives in each bin.
-      rows: in each bin.
+      observed: fraction of positives in each bin.
+      rows: number of rows in each bin.
     """
 
     predicted: Float64[np.ndarray, " b"]
@@ -42,39 +42,40 @@ def reliability(
     Args:
       predicted: [n] probabilities of being positive.
       labels: [n] bool, or numbers that are 0 or 1.
-      bins: how many, empty ones included.
-      equal: "width" (of [0, 1]), or "mass": as many rows in each, which many tied probabilities
-        may not allow.
+      bins: number of bins, including empty ones.
+      equal: "width" (of [0, 1]), or "mass" for equally many rows in each bin, as far as ties allow.
 
     Raises:
       ValueError: as for `auc`, values outside of [0, 1], no bins, or an unknown `equal`.
     """
     p, positive = binary(probabilities(predicted), labels)
     if bins < 1 or equal not in ("width", "mass"):
-        raise ValueError(f"{bins} bins of equal {equal!r}; expected some, of 'width' or 'mass'")
+        raise ValueError(
+            f"{bins} bins of equal {equal!r}; expected 1 or more, of 'width' or 'mass'"
+        )
     edges = np.linspace(0, 1, bins + 1)
     if equal == "mass" and len(p):
         edges = np.percentile(p, edges * 100)
     bin_of = np.searchsorted(edges[1:-1], p)
     rows = np.bincount(bin_of, minlength=bins)
-    there, n = rows > 0, rows[rows > 0]
-    predicted, observed = (np.bincount(bin_of, x, bins)[there] / n for x in (p, positive))
+    filled, n = rows > 0, rows[rows > 0]
+    predicted, observed = (np.bincount(bin_of, x, bins)[filled] / n for x in (p, positive))
     return Reliability(predicted, observed, n)
 
 
 def expected_calibration_error(
     predicted: ArrayLike, labels: ArrayLike, bins: int = 15, equal: str = "width"
 ) -> float:
-    """Returns the mean distance of probabilities from what happens; 0 is calibrated.
+    """Returns the mean distance of probabilities from observed fractions; 0 is calibrated.
 
     Source: Guo et al., arXiv 1706.04599, eq. 3 (15 bins of equal width); for bins of equal mass
-    Nguyen and O'Connor, arXiv 1508.05154. Biased upwards, the more the fewer rows a bin holds, so
-    compare it only for the same rows and bins. Of many classes use `top_label` first.
+    Nguyen and O'Connor, arXiv 1508.05154. It is biased upwards, the more the fewer rows a bin has,
+    so compare it only for the same rows and bins. With several classes, apply `top_label` first.
 
     Args:
       predicted: [n] probabilities of being positive.
       labels: [n] bool, or numbers that are 0 or 1.
-      bins: how many.
+      bins: number of bins.
       equal: "width" or "mass", as in `reliability`.
 
     Returns:
@@ -96,7 +97,7 @@ def top_label(
       labels: [n] integers in [0, c).
 
     Raises:
-      ValueError: shapes disagree, values outside of [0, 1], or a label is no class index.
+      ValueError: the shapes disagree, values outside of [0, 1], or a label is no class index.
     """
     p, labels = class_scores(probabilities(predicted, ndim=2), labels)
     return p.max(axis=1), p.argmax(axis=1) == labels
@@ -105,8 +106,8 @@ def top_label(
 def brier(predicted: ArrayLike, labels: ArrayLike) -> float:
     """Returns the mean squared distance of probabilities from the labels; lower is better.
 
-    Source: Brier, Mon. Weather Rev. 78 (1950), 1. Summed over the classes if there are columns of
-    them, as he did: from 0 to 2, and for two classes twice that of one column.
+    Source: Brier, Mon. Weather Rev. 78 (1950), 1. With a column per class it is summed over the
+    classes, as in the source: from 0 to 2, and for two classes twice that of one column.
 
     Args:
       predicted: [n] probabilities of being positive, or [n, c] of each class.
@@ -116,7 +117,7 @@ def brier(predicted: ArrayLike, labels: ArrayLike) -> float:
       A number in [0, 2]; NaN without rows.
 
     Raises:
-      ValueError: shapes disagree, values outside of [0, 1], or a label is none.
+      ValueError: the shapes disagree, values outside of [0, 1], or a label is none of these.
     """
     if np.ndim(predicted) == 2:
         p, labels = class_scores(probabilities(predicted, ndim=2), labels)
@@ -129,10 +130,10 @@ def brier(predicted: ArrayLike, labels: ArrayLike) -> float:
 
 @dataclass(frozen=True)
 class Temperature:
-    """Calibration by one number: probabilities of `scores / value`. Keeps every ranking.
+    """Calibration by one number: probabilities of `scores / value`, with every ranking kept.
 
     Attributes:
-      value: above 1 the scores were too sure, below 1 not sure enough.
+      value: above 1 if the scores were overconfident, below 1 if underconfident.
     """
 
     value: float
@@ -144,32 +145,34 @@ class Temperature:
 
 
 def fit_temperature(scores: ArrayLike, labels: ArrayLike) -> Temperature:
-    """Finds the temperature of the highest likelihood; fit on validation data.
+    """Finds the temperature with the highest likelihood; fit it on validation data.
 
-    Source: Guo et al., arXiv 1706.04599, section 4.2. The likelihood is concave in 1 / temperature,
-    whose optimum is where the mean score expected equals that of the labels.
+    Source: Guo et al., arXiv 1706.04599, section 4.2. The log-likelihood is concave in
+    1 / temperature; at the optimum the expected mean score equals that of the labels.
 
     Args:
       scores: [n] logits of being positive, or [n, c] of each class.
       labels: [n] of 0 and 1, or for columns integers in [0, c).
 
     Returns:
-      Temperature between 1e-6 and 1e6 times the largest score; at those bounds if the scores are
+      A temperature between 1e-6 and 1e6 times the largest score; at these bounds if the scores are
       always right, or no better than chance.
 
     Raises:
-      ValueError: shapes disagree, no rows, an infinite score, or a label is none.
+      ValueError: the shapes disagree, no rows, an infinite score, or a label is none of these.
     """
     check = class_scores if np.ndim(scores) == 2 else binary
     x, labels = check(scores, labels)
     if not len(x) or not np.isfinite(x).all():
-        raise ValueError(f"{len(x)} scores; expected some, all finite, to fit a temperature to")
+        raise ValueError(
+            f"{len(x)} scores; fitting a temperature needs at least one, and all finite"
+        )
     scale = np.abs(x).max() or 1.0
-    seen = x[labels].sum() if x.ndim == 1 else x[np.arange(len(x)), labels].sum()
+    observed = x[labels].sum() if x.ndim == 1 else x[np.arange(len(x)), labels].sum()
 
     def slope(log_inverse: float) -> float:
         expected = Temperature(float(scale * np.exp(-log_inverse)))(x) * x
-        return (expected.sum() - seen) / (scale * len(x))
+        return (expected.sum() - observed) / (scale * len(x))
 
     low, high = -np.log(1e6), np.log(1e6)
     if slope(low) >= 0 or slope(high) <= 0:
@@ -192,11 +195,11 @@ class Platt:
 
 
 def fit_platt(scores: ArrayLike, labels: ArrayLike) -> Platt:
-    """Fits a logistic curve from scores of any scale to labels; fit on validation data.
+    """Fits a logistic curve from scores of any scale to labels; fit it on validation data.
 
-    Source: Platt, in Advances in Large Margin Classifiers (1999), 61: the targets are
-    (n+ + 1) / (n+ + 2) and 1 / (n- + 2), so that scores that separate the labels do not make the
-    curve a step.
+    Source: Platt, in Advances in Large Margin Classifiers (1999), 61. The targets are
+    (n+ + 1) / (n+ + 2) and 1 / (n- + 2), so that the curve is no step where the scores separate the
+    labels.
 
     Args:
       scores: [n] real numbers, such as a difference of cosines.
@@ -209,8 +212,8 @@ def fit_platt(scores: ArrayLike, labels: ArrayLike) -> Platt:
     n_positive = int(positive.sum())
     if n_positive in (0, len(x)) or not np.isfinite(x).all():
         raise ValueError(
-            f"{n_positive} positives of {len(x)}; expected both labels and finite scores to fit "
-            "a curve to"
+            f"{n_positive} positives in {len(x)} rows; fitting a curve takes both labels and "
+            "finite scores"
         )
     targets = np.where(positive, (n_positive + 1) / (n_positive + 2),
                        1 / (len(x) - n_positive + 2))  # fmt: skip
@@ -220,7 +223,7 @@ def fit_platt(scores: ArrayLike, labels: ArrayLike) -> Platt:
 
 
 def _logistic(x: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """The slope and intercept of the lowest cross-entropy, by Newton's method, to all digits."""
+    """Slope and intercept with the lowest cross-entropy, by Newton's method, to all digits."""
     columns, w = np.stack([x, np.ones_like(x)], axis=1), np.zeros(2)
 
     def loss(w):

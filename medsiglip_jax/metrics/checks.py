@@ -1,4 +1,4 @@
-"""What metrics demand of their arguments, in messages that say where it fails and what to do."""
+"""Checks of the arguments of metrics; messages say what is wrong where, and what to do."""
 
 from typing import NamedTuple
 
@@ -11,10 +11,10 @@ class Known(NamedTuple):
     """The rows whose label is known.
 
     Attributes:
-      scores: of these rows.
+      scores: the scores of these rows.
       positive: their labels.
-      rows: which of the rows given they are.
-      missing: how many were left out.
+      rows: True for these rows, among all that were given.
+      missing: the number of rows left out.
     """
 
     scores: Float64[np.ndarray, " n"]
@@ -24,15 +24,15 @@ class Known(NamedTuple):
 
 
 def known(scores: ArrayLike, labels: ArrayLike) -> Known:
-    """Leaves out the rows without a label, and counts them.
+    """Leaves out the rows without a label and counts them.
 
     Args:
       scores: [n] real numbers.
-      labels: [n] of 0 and 1, and NaN, None or -1 where the label is not known.
+      labels: [n] of 0 and 1, and NaN, None or -1 where the label is unknown.
 
     Raises:
-      ValueError: the shapes differ, a score is NaN (even one without a label), or a label is
-        anything else.
+      ValueError: the shapes differ, a score is NaN (even in a row without a label), or a label is
+        something else.
     """
     scores, labels = real_scores(scores, ndim=1), np.asarray(labels)
     check_length(scores, labels)
@@ -43,14 +43,14 @@ def known(scores: ArrayLike, labels: ArrayLike) -> Known:
 
 
 def binary(scores: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Float64 scores [n] and bool labels [n], or the ValueError that says what is wrong."""
+    """Returns float64 scores [n] and bool labels [n], or raises ValueError."""
     scores, labels = real_scores(scores, ndim=1), np.asarray(labels)
     check_length(scores, labels)
     return scores, zeros_and_ones(labels)
 
 
 def zeros_and_ones(labels: np.ndarray) -> np.ndarray:
-    """Bool of labels that are all 0 or 1."""
+    """Returns as bool labels that are all 0 or 1, or raises ValueError."""
     positive = labels == 1
     if not np.all(positive | (labels == 0)):
         odd = labels[~(positive | (labels == 0))][0]
@@ -63,7 +63,7 @@ def zeros_and_ones(labels: np.ndarray) -> np.ndarray:
 
 
 def real_scores(scores: ArrayLike, ndim: int) -> np.ndarray:
-    """Float64 scores of that many axes, none NaN."""
+    """Returns float64 scores with `ndim` axes and no NaN, or raises ValueError."""
     scores = np.asarray(scores, np.float64)
     if scores.ndim != ndim:
         expected = "[n]" if ndim == 1 else "[n, classes]"
@@ -83,20 +83,20 @@ def real_scores(scores: ArrayLike, ndim: int) -> np.ndarray:
 
 
 def probabilities(values: ArrayLike, ndim: int = 1) -> np.ndarray:
-    """Float64 scores that all lie in [0, 1]."""
+    """Returns float64 scores that all lie in [0, 1], or raises ValueError."""
     values = real_scores(values, ndim)
     outside = np.argwhere((values < 0) | (values > 1))
     if len(outside):
         raise ValueError(
             f"probabilities contains {values[tuple(outside[0])]:.6g} at row {outside[0][0]}"
-            f" ({len(outside)} outside of [0, 1]); fit_temperature or fit_platt makes"
-            " probabilities of scores."
+            f" ({len(outside)} are outside of [0, 1]). Turn scores into probabilities with"
+            " fit_temperature or fit_platt."
         )
     return values
 
 
 def check_length(scores: np.ndarray, labels: np.ndarray) -> None:
-    """Raises unless there is one label per row."""
+    """Raises ValueError unless there is one label per row."""
     if labels.shape != scores.shape[:1]:
         raise ValueError(
             f"labels has shape {labels.shape} and scores {scores.shape}; expected labels of shape"
@@ -105,7 +105,7 @@ def check_length(scores: np.ndarray, labels: np.ndarray) -> None:
 
 
 def class_scores(scores: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Float64 scores [n, c] and labels [n], each the number of a column."""
+    """Returns float64 scores [n, c] and labels [n] that are columns, or raises ValueError."""
     scores, labels = real_scores(scores, ndim=2), np.asarray(labels)
     check_length(scores, labels)
     classes = scores.shape[1]
@@ -118,6 +118,6 @@ def class_scores(scores: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.n
 
 
 def check_level(level: float) -> None:
-    """Raises unless a confidence level lies between 0 and 1."""
+    """Raises ValueError unless a confidence level lies between 0 and 1."""
     if not 0 < level < 1:
         raise ValueError(f"level is {level}; expected more than 0 and less than 1, such as 0.95")

@@ -1,4 +1,4 @@
-"""Many classes: one-vs-rest AUCs and their mean, accuracy, agreement of grades."""
+"""Metrics of many classes: one-vs-rest AUCs and their mean, accuracy, agreement of grades."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from medsiglip_jax.metrics.auc_variance import delong
 from medsiglip_jax.metrics.checks import class_scores, known, real_scores
-from medsiglip_jax.metrics.delong import delong
 from medsiglip_jax.metrics.intervals import Interval
 from medsiglip_jax.metrics.ranking import OfWeights, auc, auc_of_weights
 
@@ -17,11 +17,11 @@ class ClassAuc:
     """One class against the rest.
 
     Attributes:
-      name: of the class.
-      auc: with DeLong's interval.
-      positives: rows of the class.
-      negatives: rows that are not.
-      missing: rows left out because it is not known.
+      name: the class.
+      auc: its AUC with DeLong's interval.
+      positives: number of rows of the class.
+      negatives: number of rows of other classes.
+      missing: number of rows left out because their label is unknown.
     """
 
     name: str
@@ -36,7 +36,7 @@ class ClassAucs:
     """All classes, and the mean over those that have an AUC.
 
     Attributes:
-      macro: unweighted mean; NaN if no class has an AUC.
+      macro: the unweighted mean; NaN if no class has an AUC.
       classes: in the order of the columns.
     """
 
@@ -45,7 +45,7 @@ class ClassAucs:
 
     @property
     def undefined(self) -> tuple[str, ...]:
-        """Names of the classes that the mean leaves out: all known rows have the same label."""
+        """The classes that the mean leaves out, as all their known rows have the same label."""
         return tuple(c.name for c in self.classes if np.isnan(c.auc.value))
 
 
@@ -66,32 +66,32 @@ def class_aucs(
       classes: names of the columns; default their numbers.
       groups: [n] patient of each row, for the intervals; see `delong`.
       level: confidence level.
-      student: wider intervals for few positives; see `delong`.
+      student: wider intervals, for few positives; see `delong`.
 
     Raises:
-      ValueError: shapes disagree, a score is NaN, or a label is none.
+      ValueError: the shapes disagree, a score is NaN, or a label is none of these.
     """
     scores = real_scores(scores, ndim=2)
     names = [str(k) for k in range(scores.shape[1])] if classes is None else list(classes)
     if len(names) != scores.shape[1]:
         raise ValueError(f"{len(names)} classes for {scores.shape[1]} columns of scores")
-    found = []
+    aucs = []
     for name, column, label in zip(names, scores.T, label_columns(scores, labels), strict=True):
         rows = known(column, label)
         units = None if groups is None else np.asarray(groups)[rows.rows]
         interval = delong(rows.scores, rows.positive, groups=units, level=level, student=student)
         positives = int(rows.positive.sum())
         counts = positives, len(rows.positive) - positives, rows.missing
-        found.append(ClassAuc(name, interval, *counts))
-    return ClassAucs(float(_mean(np.array([c.auc.value for c in found]))), tuple(found))
+        aucs.append(ClassAuc(name, interval, *counts))
+    return ClassAucs(float(_mean(np.array([c.auc.value for c in aucs]))), tuple(aucs))
 
 
 def macro_auc(scores: ArrayLike, labels: ArrayLike) -> float:
     """Returns the mean over classes of the one-vs-rest `auc` of column k for the label k.
 
-    A class that no row, or every row, belongs to has no AUC and is left out of the mean: a small
-    split that lacks a rare class still gets a number, over the classes that it can measure. NaN
-    only if that leaves none. `class_aucs` lists the classes that were left out.
+    A class to which no row or every row belongs has no AUC and is left out of the mean, so that a
+    small split that lacks a rare class still gets a number over the other classes. NaN only if none
+    is left. `class_aucs` lists the classes that were left out.
 
     Args:
       scores: [n, c] real numbers, one column per class; they need not be probabilities.
@@ -99,14 +99,14 @@ def macro_auc(scores: ArrayLike, labels: ArrayLike) -> float:
         that class.
 
     Raises:
-      ValueError: shapes disagree, a score is NaN, or a label is no class index.
+      ValueError: the shapes disagree, a score is NaN, or a label is no class index.
     """
     values = [auc(column[rows], label) for column, label, rows in _columns(scores, labels)]
     return float(_mean(np.array(values)))
 
 
 def macro_auc_of_weights(scores: ArrayLike, labels: ArrayLike) -> OfWeights:
-    """`macro_auc` of rows that are drawn several times or not at all; sorts only once."""
+    """`macro_auc` of resamples; sorts once."""
     columns = [
         (auc_of_weights(column[rows], label), np.flatnonzero(rows))
         for column, label, rows in _columns(scores, labels)
@@ -115,7 +115,7 @@ def macro_auc_of_weights(scores: ArrayLike, labels: ArrayLike) -> OfWeights:
 
 
 def _columns(scores, labels):
-    """Scores, labels of the known rows, and which these are, of each class."""
+    """Yields for each class its scores, the labels of the known rows, and a mask of these rows."""
     if np.ndim(labels) == 2:
         scores = real_scores(scores, ndim=2)
     else:
@@ -130,7 +130,9 @@ def label_columns(scores: np.ndarray, labels: ArrayLike) -> np.ndarray:
     labels = np.asarray(labels)
     if labels.ndim == 2:
         if labels.shape != scores.shape:
-            raise ValueError(f"labels has shape {labels.shape}, scores {scores.shape}; as many")
+            raise ValueError(
+                f"labels has shape {labels.shape} and scores {scores.shape}; expected equal shapes"
+            )
         return np.asarray(labels, np.float64).T
     unknown = labels == -1
     _, labels = class_scores(scores, np.where(unknown, 0, labels))
@@ -139,7 +141,7 @@ def label_columns(scores: np.ndarray, labels: ArrayLike) -> np.ndarray:
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
-    """Over the first axis, of those that are numbers; NaN of none."""
+    """The mean over the first axis of the values that are not NaN; NaN if there are none."""
     there = ~np.isnan(values)
     total, count = np.where(there, values, 0).sum(0), there.sum(0)
     return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
@@ -155,7 +157,7 @@ def accuracy(scores: ArrayLike, labels: ArrayLike) -> float:
       labels: [n] integers in [0, c).
 
     Raises:
-      ValueError: shapes disagree, a score is NaN, or a label is no class index.
+      ValueError: the shapes disagree, a score is NaN, or a label is no class index.
     """
     scores, labels = class_scores(scores, labels)
     return float(np.mean(scores.argmax(axis=1) == labels)) if len(labels) else float("nan")
@@ -164,25 +166,25 @@ def accuracy(scores: ArrayLike, labels: ArrayLike) -> float:
 def quadratic_kappa(grades: ArrayLike, labels: ArrayLike) -> float:
     """Returns Cohen's kappa with quadratic weights: 1 agreement, 0 chance.
 
-    One minus the mean squared difference over that of independent grades, which needs no table:
-    the latter is E[g^2] + E[l^2] - 2 E[g] E[l]. Source: Cohen, Psychol. Bull. 70 (1968), 213.
+    This is one minus the mean squared difference divided by that of independent grades, which needs
+    no table: it is E[g^2] + E[l^2] - 2 E[g] E[l]. Source: Cohen, Psychol. Bull. 70 (1968), 213.
 
     Args:
       grades: [n] integers, such as the class of the highest score for diabetic retinopathy.
       labels: [n] integers, the true grades.
 
     Returns:
-      A number up to 1; NaN without rows, or where all are of one and the same grade.
+      A number up to 1; NaN without rows, or if all grades are the same.
 
     Raises:
-      ValueError: shapes disagree, or a grade is negative or no integer.
+      ValueError: the shapes disagree, or a grade is negative or no integer.
     """
     pair = [np.asarray(grades), np.asarray(labels)]
     integral = all(x.ndim == 1 and np.issubdtype(x.dtype, np.integer) for x in pair)
     if not integral or len(pair[0]) != len(pair[1]) or any((x < 0).any() for x in pair):
         raise ValueError(
             f"grades is {pair[0].dtype} {pair[0].shape}, labels {pair[1].dtype} {pair[1].shape}; "
-            "expected as many integers, none negative. Leave out the rows without a grade first."
+            "expected equally many integers >= 0. Leave out the rows without a grade first."
         )
     if not len(pair[0]):
         return float("nan")

@@ -1,4 +1,4 @@
-"""Intervals: what an estimate is known to; of a proportion; and p-values of several tests."""
+"""Confidence intervals, those of proportions, and p-values adjusted for several tests."""
 
 from dataclasses import dataclass
 
@@ -16,9 +16,9 @@ class Interval:
 
     Attributes:
       value: the estimate; NaN where it is undefined.
-      low: lower limit; NaN where it cannot be estimated.
-      high: upper limit, likewise.
-      dropped: bootstrap resamples in which the estimate was undefined, and which the limits ignore.
+      low: the lower limit; NaN where it cannot be estimated.
+      high: the upper limit, likewise.
+      dropped: number of bootstrap resamples that the limits ignore, as the estimate was undefined.
     """
 
     value: float
@@ -31,13 +31,13 @@ class Interval:
 
 
 def normal_quantile(level: float) -> float:
-    """How many standard errors a two-sided interval of that level reaches: 1.96 for 0.95."""
+    """The standard errors that a two-sided interval of that level reaches: 1.96 for 0.95."""
     check_level(level)
     return float(special.ndtri(0.5 + level / 2))
 
 
 def wilson(successes: int, total: int, level: float = 0.95) -> Interval:
-    """Returns the score interval of a proportion; NaN of nothing.
+    """Returns the score interval of a proportion; NaN if `total` is 0.
 
     Source: Wilson, J. Am. Stat. Assoc. 22 (1927), 209; without continuity correction.
 
@@ -45,7 +45,7 @@ def wilson(successes: int, total: int, level: float = 0.95) -> Interval:
       ValueError: `successes` is not from 0 to `total`, or `level` is out of range.
     """
     if not 0 <= successes <= total:
-        raise ValueError(f"{successes} successes of {total}; expected from 0 to {total}")
+        raise ValueError(f"{successes} successes of {total}; expected 0 to {total} successes")
     z = normal_quantile(level)
     if total == 0:
         return Interval(np.nan, np.nan, np.nan)
@@ -55,18 +55,18 @@ def wilson(successes: int, total: int, level: float = 0.95) -> Interval:
 def proportion(
     hits: Bool[np.ndarray, " n"], groups: ArrayLike | None = None, level: float = 0.95
 ) -> Interval:
-    """Returns the share of rows that are hits, with its interval; NaN of nothing.
+    """Returns the share of rows that are hits, with its interval; NaN without rows.
 
-    Without groups it is `wilson`. Rows of a group, such as a patient, are alike and say less than
-    as many of different ones. Wilson's interval is then that of the number of independent rows from
-    which p would be known as well: p (1 - p) / variance of p between groups, as Korn and Graubard,
-    Survey Methodology 24 (1998), 193 do for another interval; at most as many as there are rows,
-    and where all rows are the same, so that they tell no variance, the number of groups. Unlike a
-    bootstrap, it does not end at 0 or 1 where nothing or everything was hit, and needs no draws.
+    Without groups it is `wilson`. The rows of one group, such as a patient, are alike and tell less
+    than rows of different groups. Wilson's interval is then computed for the effective number of
+    independent rows, p (1 - p) / (variance of p between groups), as Korn and Graubard, Survey
+    Methodology 24 (1998), 193, do for another interval. That number is at most the number of rows;
+    if all rows are equal and show no variance, it is the number of groups. Unlike the bootstrap,
+    this interval has a width where nothing or everything is a hit, and it needs no draws.
 
     Args:
-      hits: of each row.
-      groups: [n] of each row; whole groups are independent of each other.
+      hits: whether each row is a hit.
+      groups: [n] the group of each row; groups are independent of each other.
       level: confidence level.
 
     Raises:
@@ -95,10 +95,10 @@ def _score_interval(p: float, total: float | int, z: float) -> Interval:
 
 
 def holm(p: ArrayLike) -> Float64[np.ndarray, " k"]:
-    """Returns p-values adjusted so that the chance of any false rejection stays bounded.
+    """Returns p-values adjusted for several tests, so that any false rejection stays as rare.
 
-    Source: Holm, Scand. J. Stat. 6 (1979), 65. An undefined test, whose p is NaN, stays NaN and
-    does not count as one of the tests.
+    Source: Holm, Scand. J. Stat. 6 (1979), 65. The p-value NaN of an undefined test stays NaN and
+    does not count as a test.
 
     Args:
       p: [k] p-values of the tests, in any order.

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 from medsiglip_jax.metrics.checks import binary
 
-# How often each row was drawn -> the statistic, of one draw [n] or of many [b, n].
+# From how often each row was drawn, in one resample [n] or in many [b, n], to the statistic.
 OfWeights = Callable[[Real[np.ndarray, "*b n"]], Float64[np.ndarray, "*b"]]
 
 
@@ -23,7 +23,7 @@ def auc(scores: ArrayLike, labels: ArrayLike) -> float:
       labels: [n] bool, or numbers that are 0 or 1.
 
     Returns:
-      A number in [0, 1]; NaN where it is undefined, that is without positives or without negatives.
+      A number in [0, 1]; NaN without positives or without negatives, where it is undefined.
 
     Raises:
       ValueError: the shapes differ or are not [n], a score is NaN, or a label is neither 0 nor 1.
@@ -38,16 +38,17 @@ def auc(scores: ArrayLike, labels: ArrayLike) -> float:
 
 
 def mid_ranks(scores: np.ndarray) -> np.ndarray:
-    """Ranks from 1, equal scores sharing the mean of theirs."""
+    """Ranks from 1; equal scores share the mean of their ranks."""
     _, group, counts = np.unique(scores, return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts - 1) / 2)[group]
 
 
 def average_precision(scores: ArrayLike, labels: ArrayLike) -> float:
-    """Returns the mean precision over the positives, tied scores taken together.
+    """Returns the mean precision over the positives, with tied scores taken together.
 
-    The step-wise area under the precision-recall curve, as in scikit-learn: no interpolation.
-    Chance is the share of positives, so compare it only between models on the same rows.
+    This is the area under the precision-recall curve by steps, without interpolation, as in
+    scikit-learn. Chance is the share of positives, so compare it only between models on the same
+    rows.
 
     Args:
       scores: [n] real numbers, higher meaning more positive.
@@ -63,34 +64,34 @@ def average_precision(scores: ArrayLike, labels: ArrayLike) -> float:
 
 
 def auc_of_weights(scores: ArrayLike, labels: ArrayLike) -> OfWeights:
-    """`auc` of rows that are drawn several times or not at all; sorts only once."""
+    """`auc` of resamples, in which rows are drawn several times or not at all; sorts once."""
     scores, positive = binary(scores, labels)
     positives, negatives = np.flatnonzero(positive), np.flatnonzero(~positive)
     negatives = negatives[np.argsort(scores[negatives])]
-    below, reached = (  # by each positive; between them are its ties
+    below, reached = (  # negatives below each positive, and those at most as high
         np.searchsorted(scores[negatives], scores[positives], side) for side in ("left", "right")
     )
 
     def of_weights(weights):
-        one, other = weights.take(positives, axis=-1), weights.take(negatives, axis=-1)
-        passed = np.zeros((*other.shape[:-1], len(negatives) + 1), other.dtype)
-        np.cumsum(other, axis=-1, out=passed[..., 1:])
+        ours, theirs = weights.take(positives, axis=-1), weights.take(negatives, axis=-1)
+        passed = np.zeros((*theirs.shape[:-1], len(negatives) + 1), theirs.dtype)
+        np.cumsum(theirs, axis=-1, out=passed[..., 1:])
         wins = passed.take(below, axis=-1) + passed.take(reached, axis=-1)
-        return _ratio(np.einsum("...p,...p", one, wins) / 2, one.sum(-1) * passed[..., -1])
+        return _ratio(np.einsum("...p,...p", ours, wins) / 2, ours.sum(-1) * passed[..., -1])
 
     return of_weights
 
 
 def average_precision_of_weights(scores: ArrayLike, labels: ArrayLike) -> OfWeights:
-    """`average_precision` of rows that are drawn several times or not at all; sorts only once."""
+    """`average_precision` of resamples; sorts once."""
     scores, positive = binary(scores, labels)
     tallies = _tallies(-scores, positive)
 
     def of_weights(weights):
         positives, negatives = tallies(weights)
-        found = np.cumsum(positives, axis=-1)
-        called = found + np.cumsum(negatives, axis=-1)
-        precision = found / np.maximum(called, 1)  # where nothing is called, nothing is found
+        true_positives = np.cumsum(positives, axis=-1)
+        called = true_positives + np.cumsum(negatives, axis=-1)
+        precision = true_positives / np.maximum(called, 1)  # 0 / 0 is 0
         total = positives.sum(-1)
         return _ratio((precision * positives).sum(-1), np.where(negatives.any(-1), total, 0))
 
@@ -98,8 +99,7 @@ def average_precision_of_weights(scores: ArrayLike, labels: ArrayLike) -> OfWeig
 
 
 def _tallies(scores: np.ndarray, positive: np.ndarray):
-    """A function of weights that gives those of positives and of negatives at each distinct score,
-    in ascending order."""
+    """weights -> the sums over positives and over negatives at each distinct score, ascending."""
     order = np.argsort(scores, kind="stable")
     ordered, positive = scores[order], positive[order]
     starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))[: len(scores)]
@@ -117,7 +117,7 @@ def _tallies(scores: np.ndarray, positive: np.ndarray):
 
 
 def _ratio(x, y):
-    """x / y, NaN for nothing of nothing."""
+    """x / y; NaN where y is 0."""
     return np.divide(x, y, out=np.full(np.shape(y), np.nan), where=np.asarray(y) > 0)
 
 
@@ -128,7 +128,7 @@ class Roc:
     Attributes:
       false_positive_rate: 1 - specificity; NaN without negatives.
       true_positive_rate: sensitivity; NaN without positives.
-      thresholds: rows that score at least this are called positive; the first is inf, for none.
+      thresholds: rows with at least this score are called positive; the first, inf, calls none.
     """
 
     false_positive_rate: Float64[np.ndarray, " k"]

@@ -1,4 +1,4 @@
-"""Retrieval both ways: whether an image finds one of its texts, and a text one of its images."""
+"""Retrieval both ways: the rank at which images find their texts, and texts their images."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,18 +8,18 @@ from jaxtyping import Float, Int, Int64
 
 # Side of a tile of cosines: 16 MB of float32 at a time.
 _TILE = 2048
-# Cosines nearer than this are the same: float32 kernels that sum in another order, as those of a
-# tile with one row do, differ by some 1e-7.
+# Cosines closer than this count as equal: float32 kernels that sum in another order, such as those
+# of a tile with one row, differ by about 1e-7.
 _SAME = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
 class Ranks:
-    """At which place of its list each query finds its best match; 1 is the first, 0 is nowhere.
+    """The rank of the best match of each query; 1 is the first, 0 means that it has no match.
 
     Attributes:
-      image_to_text: of each image, among the texts.
-      text_to_image: of each text, among the images.
+      image_to_text: for each image, among the texts.
+      text_to_image: for each text, among the images.
     """
 
     image_to_text: Int64[np.ndarray, " n"]
@@ -28,15 +28,15 @@ class Ranks:
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Shares of queries that find a match among their first k.
+    """Fractions of the queries that find a match among their first k.
 
     Attributes:
       image_to_text: k -> recall of images that have a text.
       text_to_image: k -> recall of texts that have an image.
-      images: how many images have a text.
-      texts: how many texts have an image.
-      median_image_to_text: median rank of those images' best match; 1 is the best.
-      median_text_to_image: likewise of those texts.
+      images: number of images that have a text.
+      texts: number of texts that have an image.
+      median_image_to_text: median rank of the best match of these images; 1 is the best.
+      median_text_to_image: likewise for these texts.
     """
 
     image_to_text: dict[int, float]
@@ -58,10 +58,10 @@ def recall_at_k(
 
     Args:
       zimg: image embeddings, of any length but zero.
-      ztxt: text embeddings.
-      image_ids: of the images, as in `ranks`.
-      text_ids: of the texts.
-      ks: sizes of the lists.
+      ztxt: text embeddings, likewise.
+      image_ids: ids of the images, as in `ranks`.
+      text_ids: ids of the texts.
+      ks: lengths of the lists of hits.
 
     Returns:
       Recalls and median ranks; NaN where no query has a match.
@@ -70,9 +70,9 @@ def recall_at_k(
       ValueError: as for `ranks`, or k below 1.
     """
     if not all(k >= 1 for k in ks):
-        raise ValueError(f"ks is {tuple(ks)}; expected at least 1")
-    found = ranks(zimg, ztxt, image_ids, text_ids)
-    images, texts = (r[r > 0] for r in (found.image_to_text, found.text_to_image))
+        raise ValueError(f"ks is {tuple(ks)}; expected numbers >= 1")
+    best = ranks(zimg, ztxt, image_ids, text_ids)
+    images, texts = (r[r > 0] for r in (best.image_to_text, best.text_to_image))
     return Retrieval(
         {k: recall(images, k) for k in ks},
         {k: recall(texts, k) for k in ks},
@@ -84,15 +84,15 @@ def recall_at_k(
 
 
 def recall(ranks: Int64[np.ndarray, " n"], k: int) -> float:
-    """Share of the queries with a match that find one among their first k; NaN of none."""
-    there = ranks[ranks > 0]
-    return float((there <= k).mean()) if len(there) else np.nan
+    """Fraction of the queries with a match that find one in their first k; NaN without queries."""
+    matched = ranks[ranks > 0]
+    return float((matched <= k).mean()) if len(matched) else np.nan
 
 
 def median_rank(ranks: Int64[np.ndarray, " n"]) -> float:
-    """Median over the queries with a match; NaN of none."""
-    there = ranks[ranks > 0]
-    return float(np.median(there)) if len(there) else np.nan
+    """Median rank of the queries with a match; NaN without any."""
+    matched = ranks[ranks > 0]
+    return float(np.median(matched)) if len(matched) else np.nan
 
 
 def ranks(
@@ -101,31 +101,32 @@ def ranks(
     image_ids: Int[np.ndarray, " n"] | None = None,
     text_ids: Int[np.ndarray, " m"] | None = None,
 ) -> Ranks:
-    """Returns the rank of the best match of each image among the texts, and the other way round.
+    """Returns the rank of the best match of each image among the texts, and vice versa.
 
-    An image matches all texts of its id, and a text all images: five captions of an image are five
-    texts of one id. A text that is no match but has the same cosine is counted as ahead, so that a
-    model that maps everything to one point finds nothing. Matches are not ahead of one another.
+    An image matches all texts with its id, and a text all images: five captions of an image are
+    five texts with one id. A text that is no match but has the same cosine counts as ahead, so that
+    a model that maps everything to one point finds nothing. Matches do not count as ahead of each
+    other.
 
     Args:
       zimg: image embeddings, of any length but zero.
       ztxt: text embeddings.
-      image_ids: of the images; default row i of `zimg` belongs to row i of `ztxt`.
-      text_ids: of the texts.
+      image_ids: ids of the images; by default row i of `zimg` belongs to row i of `ztxt`.
+      text_ids: ids of the texts.
 
     Raises:
-      ValueError: a vector is zero or not finite, or ids of one side only.
+      ValueError: a vector is zero or not finite, or only one side has ids.
     """
     if (image_ids is None) != (text_ids is None) or (image_ids is None and len(zimg) != len(ztxt)):
         raise ValueError(f"{len(zimg)} images, {len(ztxt)} texts: give image_ids and text_ids")
     ids = [np.arange(len(zimg)) if x is None else x for x in (image_ids, text_ids)]
     ahead = _ahead(_unit("zimg", zimg), _unit("ztxt", ztxt), *ids)
-    there = (np.isin(x, y) for x, y in (ids, ids[::-1]))
-    return Ranks(*(np.where(t, a + 1, 0) for a, t in zip(ahead, there, strict=True)))
+    has_match = (np.isin(x, y) for x, y in (ids, ids[::-1]))
+    return Ranks(*(np.where(m, a + 1, 0) for a, m in zip(ahead, has_match, strict=True)))
 
 
 def _ahead(zimg, ztxt, image_ids, text_ids) -> list[np.ndarray]:
-    """Of each image and of each text, how many that do not match are as near as its best match."""
+    """For each image and each text, how many non-matches are at least as near as its best match."""
     best = [np.full(len(x), -np.inf, np.float32) for x in (zimg, ztxt)]
     for i, j, cosines, same in _tiles(zimg, ztxt, image_ids, text_ids):
         mine = np.where(same, cosines, -np.inf)

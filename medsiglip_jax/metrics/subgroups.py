@@ -1,17 +1,17 @@
-"""How well a score does in each subgroup of patients, and how far that is from the others."""
+"""The AUC of a score in each subgroup of patients, and its gap to the other patients."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from medsiglip_jax.metrics.bootstrap import interval_of
-from medsiglip_jax.metrics.checks import known
-from medsiglip_jax.metrics.delong import delong
+from medsiglip_jax.metrics.auc_variance import delong
+from medsiglip_jax.metrics.checks import Known, known
 from medsiglip_jax.metrics.intervals import Interval
 from medsiglip_jax.metrics.ranking import auc_of_weights
+from medsiglip_jax.metrics.resampling import Resampling, interval_of
 
-# Below so many positives, an AUC says little about a subgroup.
+# With fewer positives or negatives, an AUC says little about a subgroup.
 FEW = 10
 
 
@@ -20,13 +20,13 @@ class Subgroup:
     """One subgroup.
 
     Attributes:
-      name: of the subgroup.
-      auc: of its rows, with DeLong's interval.
+      name: the subgroup.
+      auc: the AUC of its rows, with DeLong's interval.
       gap: its AUC minus that of all other rows, with a bootstrap interval.
-      positives: rows of it with label 1.
-      negatives: rows of it with label 0.
-      missing: rows of it left out for want of a label.
-      flagged: whether it has fewer than 10 positives or 10 negatives: read nothing into it.
+      positives: number of its rows with label 1.
+      negatives: number of its rows with label 0.
+      missing: number of its rows left out because their label is unknown.
+      flagged: whether it has fewer than 10 positives or 10 negatives, too few for a conclusion.
     """
 
     name: str
@@ -48,15 +48,15 @@ def subgroup_aucs(
     seed: int = 0,
     level: float = 0.95,
 ) -> tuple[Subgroup, ...]:
-    """Returns the AUC in each subgroup, by name, and its gap to the rest.
+    """Returns the AUC in each subgroup, ordered by name, and its gap to the rest.
 
     Args:
       scores: [n] real numbers, higher meaning more positive.
-      labels: [n] of 0 and 1; rows of NaN or -1 are left out, and counted.
-      subgroups: [n] names: sex, age band, view, skin type.
+      labels: [n] of 0 and 1; rows with NaN or -1 are left out and counted.
+      subgroups: [n] names, such as sex, age band, view or skin type.
       groups: [n] patient of each row; whole patients are resampled.
-      samples: resamples for the gaps.
-      seed: of the resampling.
+      samples: number of resamples for the gaps.
+      seed: of the resamples.
       level: confidence level.
 
     Raises:
@@ -66,24 +66,21 @@ def subgroup_aucs(
     if names.shape != rows.rows.shape:
         raise ValueError(f"subgroups has shape {names.shape}; expected {rows.rows.shape}")
     units = np.arange(len(names)) if groups is None else np.asarray(groups)
-    found = []
-    for name in np.unique(names):
-        inside = names[rows.rows] == name
-        missing = int((names[~rows.rows] == name).sum())
-        parts = rows.scores, rows.positive, inside, units[rows.rows]
-        found.append(_subgroup(str(name), *parts, missing, samples, seed, level))
-    return tuple(found)
+    resampling = Resampling(units[rows.rows], None, samples, seed, level)
+    return tuple(_subgroup(str(name), rows, names, resampling) for name in np.unique(names))
 
 
-def _subgroup(name, scores, positive, inside, units, missing, samples, seed, level) -> Subgroup:
-    value = delong(scores[inside], positive[inside], groups=units[inside], level=level)
+def _subgroup(name: str, rows: Known, names: np.ndarray, resampling: Resampling) -> Subgroup:
+    scores, positive, inside = rows.scores, rows.positive, names[rows.rows] == name
+    units = np.asarray(resampling.groups)[inside]
+    value = delong(scores[inside], positive[inside], groups=units, level=resampling.level)
+    missing = int((names[~rows.rows] == name).sum())
     positives = int(positive[inside].sum())
     negatives = int(inside.sum()) - positives
-    one, other = (auc_of_weights(scores[part], positive[part]) for part in (inside, ~inside))
+    ours, theirs = (auc_of_weights(scores[part], positive[part]) for part in (inside, ~inside))
     gap = Interval(np.nan, np.nan, np.nan)
     if len(scores):
-        of_gap = lambda w: one(w[..., inside]) - other(w[..., ~inside])  # noqa: E731
-        how = {"groups": units, "samples": samples, "seed": seed, "level": level}
-        gap = interval_of(of_gap, len(scores), **how)
+        of_gap = lambda w: ours(w[..., inside]) - theirs(w[..., ~inside])  # noqa: E731
+        gap = interval_of(of_gap, len(scores), resampling)
     flagged = min(positives, negatives) < FEW
     return Subgroup(name, value, gap, positives, negatives, missing, flagged)

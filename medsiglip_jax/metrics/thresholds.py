@@ -1,4 +1,4 @@
-"""Operating points: a threshold chosen on validation data, and what it does on test data."""
+"""Operating points: a threshold chosen on validation data and evaluated on test data."""
 
 from dataclasses import dataclass
 
@@ -15,22 +15,22 @@ RULES = ("youden", "sensitivity", "specificity")
 def choose_threshold(
     scores: ArrayLike, labels: ArrayLike, rule: str = "youden", at_least: float | None = None
 ) -> float:
-    """Returns the score from which on rows are called positive; choose it on validation data.
+    """Returns the score from which rows are called positive; choose it on validation data.
 
     Args:
       scores: [n] real numbers, higher meaning more positive.
       labels: [n] bool, or numbers that are 0 or 1.
       rule: "youden": the highest sensitivity + specificity (Youden, Cancer 3 (1950), 32);
-        "sensitivity": the most specific that is at least so sensitive; "specificity": the most
-        sensitive that is at least so specific.
-      at_least: the sensitivity or specificity that is asked for, in [0, 1].
+        "sensitivity": the highest specificity with at least the sensitivity `at_least`;
+        "specificity": the highest sensitivity with at least the specificity `at_least`.
+      at_least: the minimum sensitivity or specificity, in [0, 1].
 
     Returns:
-      One of the scores, the highest of equally good ones; inf if only calling nothing positive is
-      specific enough; NaN where one of the two labels is missing.
+      One of the scores, the highest of equally good ones; inf if the specificity is only reached by
+      calling nothing positive; NaN where one of the two labels is missing.
 
     Raises:
-      ValueError: as for `auc`, an unknown rule, or `at_least` that does not go with it.
+      ValueError: as for `auc`, an unknown rule, or a rule without the `at_least` that it needs.
     """
     check_rule(rule, at_least)
     curve = roc_curve(scores, labels)
@@ -48,27 +48,29 @@ def choose_threshold(
 
 
 def check_rule(rule: str, at_least: float | None) -> None:
-    """Raises ValueError unless `choose_threshold` would take these."""
+    """Raises ValueError unless `choose_threshold` accepts these."""
     if rule not in RULES:
         raise ValueError(f"rule is {rule!r}; expected one of {', '.join(RULES)}")
     if (at_least is None) != (rule == "youden"):
-        raise ValueError(f"rule {rule!r} with at_least {at_least}; give it for all but youden")
+        raise ValueError(
+            f"rule {rule!r} with at_least {at_least}; give it for every rule but youden"
+        )
     if at_least is not None and not 0 <= at_least <= 1:
         raise ValueError(f"at_least is {at_least}; expected from 0 to 1")
 
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """What a threshold does, with Wilson intervals.
+    """The performance of a threshold, with Wilson intervals.
 
     Attributes:
-      threshold: rows that score at least this are called positive.
-      true_positives, false_positives, true_negatives, false_negatives: rows.
-      missing: rows left out for want of a label.
-      sensitivity: share of the positives that are called so.
-      specificity: share of the negatives that are called so.
-      ppv: share of those called positive that are, at the prevalence of these rows.
-      npv: share of those called negative that are, likewise.
+      threshold: rows with at least this score are called positive.
+      true_positives, false_positives, true_negatives, false_negatives: numbers of rows.
+      missing: number of rows left out because their label is unknown.
+      sensitivity: fraction of the positives that are called positive.
+      specificity: fraction of the negatives that are called negative.
+      ppv: fraction of the rows called positive that are positive, at the prevalence of these rows.
+      npv: fraction of the rows called negative that are negative, likewise.
     """
 
     threshold: float
@@ -86,19 +88,22 @@ class OperatingPoint:
 def operating_point(
     scores: ArrayLike, labels: ArrayLike, threshold: float, level: float = 0.95
 ) -> OperatingPoint:
-    """Returns what a threshold that was fixed elsewhere does on these rows.
+    """Returns the performance on these rows of a threshold that was chosen on others.
 
     Args:
       scores: [n] real numbers, higher meaning more positive.
-      labels: [n] of 0 and 1; rows of NaN or -1 are left out, and counted.
+      labels: [n] of 0 and 1; rows with NaN or -1 are left out and counted.
       threshold: from `choose_threshold` on other rows.
-      level: of the intervals.
+      level: confidence level of the intervals.
 
     Raises:
       ValueError: as for `known`, or the threshold is NaN.
     """
     if np.isnan(threshold):
-        raise ValueError("threshold is NaN: the data it was chosen on had only one of the labels")
+        raise ValueError(
+            "threshold is NaN: the rows that it was chosen on had only one of the two labels; "
+            "choose it on rows with both"
+        )
     scores, positive, _, missing = known(scores, labels)
     called = scores >= threshold
     tp, fp = int((called & positive).sum()), int((called & ~positive).sum())
@@ -113,15 +118,19 @@ def operating_point(
 def predictive_values(
     sensitivity: float, specificity: float, prevalence: float
 ) -> tuple[float, float]:
-    """Returns (PPV, NPV) where a share `prevalence` of all are positive, by Bayes' rule.
+    """Returns (PPV, NPV) at another prevalence, by Bayes' rule.
 
-    Data sets are rarely as common in disease as the clinic; NaN where nothing is called so.
+    The prevalence in a data set is rarely that of the clinic. NaN if no row is called positive, or
+    negative.
 
     Raises:
       ValueError: a value outside of [0, 1].
     """
     if not all(0 <= x <= 1 for x in (sensitivity, specificity, prevalence)):
-        raise ValueError("sensitivity, specificity and prevalence: expected from 0 to 1")
+        raise ValueError(
+            f"sensitivity, specificity and prevalence are {sensitivity}, {specificity}, "
+            f"{prevalence}; expected numbers from 0 to 1"
+        )
     tp, fn = prevalence * sensitivity, prevalence * (1 - sensitivity)
     tn, fp = (1 - prevalence) * specificity, (1 - prevalence) * (1 - specificity)
     nan = float("nan")

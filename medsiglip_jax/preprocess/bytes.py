@@ -44,7 +44,7 @@ def read_bytes(file: str, span: Range | None = None) -> bytes:
         except Exception as error:
             raise _translated(file, span, error) from error
 
-    data = _with_retries(read_once) if remote else read_once()
+    data = _with_retries(read_once, remote)
     if span is not None and len(data) < span.length:
         raise UnreadableImage(f"the file ends before byte {span.offset + span.length}")
     return data
@@ -69,7 +69,7 @@ def looked_at(file: str, span: Range | None, look: Callable[[Any], T]) -> T:
         with open_binary(file, span) as stream:
             return look(stream)
 
-    return _with_retries(look_once) if "://" in file and span is None else look_once()
+    return _with_retries(look_once, "://" in file and span is None)
 
 
 class _Stream:
@@ -149,12 +149,10 @@ def _translated(file: str, span: Range | None, error: Exception) -> Exception:
     return Outage(f"{describe(source)}: cannot be read: {reason}")
 
 
-def _with_retries(make: Callable[[], T]) -> T:
-    for pause in (*_PAUSES, None):
+def _with_retries(make: Callable[[], T], remote: bool) -> T:
+    for pause in _PAUSES if remote else ():
         try:
             return make()
         except Outage:
-            if pause is None:
-                raise
             time.sleep(pause)
-    raise AssertionError
+    return make()

@@ -20,8 +20,6 @@ from medsiglip_jax.preprocess.names import Frame, Part, Range, Tile, parse
 from medsiglip_jax.preprocess.parts import Parts, Tiles
 from medsiglip_jax.preprocess.pil import ToArray, spread
 
-__all__ = ["UnreadableImage", "check_rules", "frames", "is_cut", "planes", "read", "read_bytes"]
-
 
 def read(
     source: str,

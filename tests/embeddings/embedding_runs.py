@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from medsiglip_jax.embeddings.probe.logistic import LabelledVectors
+from medsiglip_jax.embeddings.probe.logistic import Labelled
 from medsiglip_jax.embeddings.provenance import Provenance
 from medsiglip_jax.embeddings.store import Embeddings
 
@@ -89,7 +89,7 @@ def draw(n, classes=3, seed=0, dim=DIM):
     labels = rng.integers(classes, size=n).astype(np.int32)
     centres = np.random.default_rng(99).normal(size=(classes, dim))
     vectors = 5 + 0.7 * centres[labels] + rng.normal(size=(n, dim)) * np.linspace(0.5, 2, dim)
-    return LabelledVectors(vectors.astype(np.float32), labels)
+    return Labelled(vectors.astype(np.float32), labels)
 
 
 def findings(n, seed=0):
@@ -98,7 +98,7 @@ def findings(n, seed=0):
     rng = np.random.default_rng(seed)
     labels = (vectors[:, :3] + rng.normal(size=(n, 3)) > 5.5).astype(np.float32)
     labels[rng.random((n, 3)) < 0.2] = np.nan
-    return LabelledVectors(vectors, labels)
+    return Labelled(vectors, labels)
 
 
 def write_labelled_run(folder, ids, vectors, errors=0, **facts):

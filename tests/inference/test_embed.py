@@ -361,6 +361,7 @@ def test_cut_texts_are_counted(model, tmp_path):
     assert embed(model, manifest.rows([tmp_path / "t.txt"]), tmp_path / "out").cut == 1
 
 
+@pytest.mark.slow
 def test_where_one_process_fails_all_end(checkpoint, many, tmp_path):
     """Process 1 finds more damaged files than it may; process 0 must not wait for it."""
     inputs = tmp_path / "in"

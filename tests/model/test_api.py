@@ -56,7 +56,7 @@ def test_floats_in_range_equal_uint8(model, expected):
     assert_close(model.encode_image(jnp.asarray(floats)), model.encode_image(pixels), TERMS)
 
 
-@pytest.mark.parametrize("n", [0, 1, 2, 3, 7, 8])
+@pytest.mark.parametrize("n", [0, 1, 3, 7])
 def test_pieces_equal_one_batch(model, expected, n):
     pixels = np.resize(expected["pixels"], (n, 42, 42, 3))
     whole = model.encode_image(pixels)

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from references import assert_close, tower_terms
+from references import assert_close
 
-from medsiglip_jax.model import attention, config, sharding, towers
+from medsiglip_jax.model import attention, sharding
 from medsiglip_jax.model.attention import ATTENTION
 from medsiglip_jax.model.towers import Compute
 
@@ -104,11 +104,10 @@ def test_blocked_never_holds_the_logits_of_every_head():
     assert memory.temp_size_in_bytes < every_head / 2
 
 
-# One tile of queries and keys, several of queries, several of both.
-@pytest.mark.parametrize("tokens", [128, 1024, 2048])
+@pytest.mark.parametrize("tokens", [128, 2048])  # one block; several of queries and of keys
 def test_splash_equals_plain_attention_in_value_and_gradient(tokens):
     """In Pallas's interpreter, in float32: the arithmetic, if not a TPU's rounding."""
-    inputs, ct = qkv(shape := (2, tokens, 2, 72))
+    inputs, ct = qkv(shape := (256 // tokens or 1, tokens, 2, 72))
     splash = partial(ATTENTION["splash"], interpret=True)
     x, gradients = jax.jit(lambda inputs: gradient(splash, inputs, ct))(inputs)
     assert_close(x, plain(*inputs), terms(shape))
@@ -152,23 +151,6 @@ def test_on_a_mesh_every_device_works_on_its_own_rows(name, monkeypatch):
     wanted, back = gradient(ATTENTION["xla"], inputs, ct)
     for got, want in zip((x, *gradients), (wanted, *back), strict=True):
         assert_close(got, want, terms(shape, gradient=True))
-
-
-def test_the_image_tower_is_the_same_blocked():
-    tiny = config.named("tiny-56")
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda x: jnp.asarray(rng.normal(0, 0.2, x.shape), x.dtype), towers.param_shapes(tiny)
-    )
-    images = jax.random.uniform(jax.random.key(1), (3, 56, 56, 3), minval=-1.0)
-
-    @partial(jax.jit, static_argnums=1)
-    def embed(params, compute):
-        z, tokens = towers.encode_image(params, images, tiny, compute)
-        return towers.normalize(z), tokens
-
-    got, want = embed(params, Compute(attention="blocked")), embed(params, Compute())
-    jax.tree.map(lambda a, b: assert_close(a, b, tower_terms(tiny.vision)), got, want)
 
 
 def test_an_unknown_back_end_is_an_error_that_lists_them():

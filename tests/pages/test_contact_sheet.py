@@ -1,10 +1,14 @@
-"""Contact sheets of hits."""
+"""Contact sheets: self-contained HTML, PNG with the pictures in their places, text that fits."""
+
+import base64
+import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
 from medsiglip_jax.pages import contact_sheet
+from medsiglip_jax.pages.contact_sheet import Sheet, SheetCell, SheetSection
 
 
 @pytest.fixture
@@ -44,3 +48,32 @@ def test_a_png_sheet_shows_the_pictures(results, tmp_path):
     assert colours[0] < 256 and colours[3] < 256
     with pytest.raises(ValueError, match="hits.pdf: expected"):
         contact_sheet.write(tmp_path / "hits.pdf", results)
+
+
+def test_exact_pictures_have_the_same_pixels(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8)
+    cell = SheetCell(Image.fromarray(pixels), "a", notes=["one", "two"])
+    sheet = Sheet("Title & more", "foot", [SheetSection([cell])], exact=True)
+    contact_sheet.draw(tmp_path / "sheet.html", sheet)
+    page = (tmp_path / "sheet.html").read_text()
+    assert "<h1>Title &amp; more</h1>" in page and "<span>two</span>" in page and "foot" in page
+    encoded = page.split("data:image/png;base64,")[1].split('"')[0]
+    with Image.open(io.BytesIO(base64.b64decode(encoded))) as image:
+        np.testing.assert_array_equal(np.asarray(image), pixels)
+
+
+def test_a_png_that_would_be_too_large_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(contact_sheet, "MAX_PIXELS", 10_000)
+    sheet = Sheet("", "", [SheetSection([SheetCell("text", "a")] * 3)])
+    with pytest.raises(ValueError, match="a PNG of 3 pictures would have .* ending in .html"):
+        contact_sheet.draw(tmp_path / "sheet.png", sheet)
+    assert not list(tmp_path.iterdir())
+
+
+def test_text_is_wrapped_between_words_and_names_keep_their_end():
+    font = ImageFont.load_default(13)
+    lines = contact_sheet._wrapped("several words and averyverylongwordindeed" * 3, 90, font)
+    assert "".join(lines).replace(" ", "") == ("severalwordsandaveryverylongwordindeed" * 3)
+    assert all(font.getlength(line) <= 90 for line in lines) and lines[0] == "several words"
+    assert contact_sheet._end("folder/with/a/long/name/1.png", 90, font).endswith("/1.png")
+    assert contact_sheet._end("1.png", 90, font) == "1.png"

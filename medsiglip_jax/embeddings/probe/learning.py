@@ -9,48 +9,41 @@ from jaxtyping import Float, Float64, Int64
 from medsiglip_jax import metrics
 from medsiglip_jax.embeddings.probe import linear
 from medsiglip_jax.embeddings.probe.linear import label_columns
-from medsiglip_jax.embeddings.probe.logistic import LabelledVectors, Labels
+from medsiglip_jax.embeddings.probe.logistic import Labelled, Labels
 from medsiglip_jax.embeddings.probe.scaling import unit
 from medsiglip_jax.files import json as json_files
 
 # Powers of 8, as in the figures of arXiv 2507.05201.
 SIZES = (64, 512, 4096, 32768)
 SHOTS = (1, 2, 4, 8, 16, 32)
-# (training, validation, test, number of classes) -> scores of the test rows.
-Method = Callable[
-    [LabelledVectors, LabelledVectors, LabelledVectors, int], Float64[np.ndarray, "n c"]
-]
+# (training, validation, test vectors, number of classes) -> scores of the test vectors.
+Method = Callable[[Labelled, Labelled, Float[np.ndarray, "_ d"], int], Float64[np.ndarray, "_ c"]]
 # Queries compared with all training vectors at a time.
 _BLOCK = 512
 
 
 def logistic(
-    train: LabelledVectors, validation: LabelledVectors, test: LabelledVectors, classes: int
+    train: Labelled, validation: Labelled, test: Float[np.ndarray, "n d"], classes: int
 ) -> Float64[np.ndarray, "n c"]:
     """Scores of a probe, see `linear.fit`; NaN if the training rows are all of one class."""
     if train.labels.ndim == 1 and len(np.unique(train.labels[train.labels >= 0])) < 2:
-        return np.full((len(test.vectors), classes), np.nan)
-    names = list(map(str, range(classes)))
-    return linear.fit(*train, *validation, names).predict(test.vectors)
+        return np.full((len(test), classes), np.nan)
+    return linear.fit(*train, *validation, list(map(str, range(classes)))).predict(test)
 
 
 def nearest(
-    train: LabelledVectors,
-    validation: LabelledVectors,
-    test: LabelledVectors,
-    classes: int,
-    k: int = 20,
+    train: Labelled, test: Float[np.ndarray, "n d"], classes: int, k: int = 20
 ) -> Float64[np.ndarray, "n c"]:
-    """The share of each class among the k nearest training rows by cosine; needs no validation.
+    """The share of each class among the k nearest training rows by cosine.
 
     With fewer than k training rows, all are neighbours. Neighbours with an unknown label do not
     vote; where none votes, the score is the share in the whole training set.
     """
     labels, x = label_columns(train.labels, classes), unit(train.vectors)
     k, prior = min(k, len(x)), _share(labels)
-    scores = np.empty((len(test.vectors), classes))
+    scores = np.empty((len(test), classes))
     for start in range(0, len(scores), _BLOCK):
-        cosines = unit(test.vectors[start : start + _BLOCK]) @ x.T
+        cosines = unit(test[start : start + _BLOCK]) @ x.T
         shares = _share(labels[_highest(cosines, k).T])
         scores[start : start + _BLOCK] = np.where(np.isnan(shares), prior, shares)
     return scores
@@ -81,27 +74,30 @@ def _share(labels: np.ndarray) -> np.ndarray:
 
 
 def prototypes(
-    train: LabelledVectors, validation: LabelledVectors, test: LabelledVectors, classes: int
+    train: Labelled, test: Float[np.ndarray, "n d"], classes: int
 ) -> Float64[np.ndarray, "n c"]:
-    """Cosine with the mean unit vector of each class; needs no validation, for few shots.
+    """Cosine with the mean unit vector of each class, for few shots.
 
-    Source: Snell et al., arXiv 1703.05175, with cosines. A class without training rows scores
-    -1.
+    Source: Snell et al., arXiv 1703.05175, with cosines. A class without training rows scores -1.
     """
     members = np.nan_to_num(label_columns(train.labels, classes))
     means = members.T @ unit(train.vectors)
     length = np.linalg.norm(means, axis=1, keepdims=True)
-    cosines = unit(test.vectors) @ (means / np.where(length > 0, length, 1)).T
+    cosines = unit(test) @ (means / np.where(length > 0, length, 1)).T
     return np.where(length[:, 0] > 0, cosines, -1)
 
 
-METHODS: dict[str, Method] = {"logistic": logistic, "knn": nearest, "prototypes": prototypes}
+METHODS: dict[str, Method] = {
+    "logistic": logistic,
+    "knn": lambda train, _, test, classes: nearest(train, test, classes),
+    "prototypes": lambda train, _, test, classes: prototypes(train, test, classes),
+}
 
 
 def learning_curve(
-    train: LabelledVectors,
-    validation: LabelledVectors,
-    test: LabelledVectors,
+    train: Labelled,
+    validation: Labelled,
+    test: Labelled,
     *,
     sizes: Sequence[int] = SIZES,
     seeds: Sequence[int] = (0, 1, 2, 3, 4),
@@ -141,9 +137,9 @@ def learning_curve(
 
 
 def few_shot(
-    train: LabelledVectors,
-    validation: LabelledVectors,
-    test: LabelledVectors,
+    train: Labelled,
+    validation: Labelled,
+    test: Labelled,
     *,
     shots: Sequence[int] = SHOTS,
     seeds: Sequence[int] = (0, 1, 2, 3, 4),
@@ -178,9 +174,9 @@ def draw_per_class(labels: Labels, shots: int, seed: int) -> np.ndarray:
 def _curve(
     axis: str,
     draws: Sequence[tuple[int, int, np.ndarray]],
-    train: LabelledVectors,
-    validation: LabelledVectors,
-    test: LabelledVectors,
+    train: Labelled,
+    validation: Labelled,
+    test: Labelled,
     method: str,
     done: Sequence[Mapping[str, Any]],
     on_row: Callable[[dict[str, Any]], Any],
@@ -194,8 +190,8 @@ def _curve(
     for size, seed, rows in draws:
         result = known.get((method, size, seed))
         if result is None:
-            drawn = LabelledVectors(train.vectors[rows], train.labels[rows])
-            scores = METHODS[method](drawn, validation, test, classes)
+            drawn = Labelled(train.vectors[rows], train.labels[rows])
+            scores = METHODS[method](drawn, validation, test.vectors, classes)
             judged = judge(scores, drawn.labels, test.labels)
             result = {"method": method, axis: size, "seed": seed, **judged}
         on_row(result)

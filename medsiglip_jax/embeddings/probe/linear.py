@@ -14,7 +14,7 @@ from scipy import special
 
 from medsiglip_jax import __version__, metrics
 from medsiglip_jax.embeddings.probe import logistic
-from medsiglip_jax.embeddings.probe.logistic import LabelledVectors, Labels
+from medsiglip_jax.embeddings.probe.logistic import Labelled, Labels
 from medsiglip_jax.embeddings.probe.scaling import Scaling, fit_scaling
 from medsiglip_jax.embeddings.provenance import Provenance
 from medsiglip_jax.files import json as json_files
@@ -172,8 +172,8 @@ def fit(
         _check(x, y, classes)
     scaling = fit_scaling(vectors, scale)
     fitted = logistic.fit(
-        LabelledVectors(scaling(vectors), labels),
-        LabelledVectors(scaling(validation_vectors), validation_labels), len(classes), strengths,
+        Labelled(scaling(vectors), labels),
+        Labelled(scaling(validation_vectors), validation_labels), len(classes), strengths,
     )  # fmt: skip
     facts = {
         "scale": scale, "strengths": json_files.plain(fitted.strengths),

@@ -34,16 +34,14 @@ class Fitted(NamedTuple):
     strengths: tuple[float, ...]
 
 
-class LabelledVectors(NamedTuple):
+class Labelled(NamedTuple):
     """Vectors, or features made of them, with one label each or one for each finding."""
 
     vectors: Float[np.ndarray, "_ d"]
     labels: Labels
 
 
-def fit(
-    train: LabelledVectors, validation: LabelledVectors, classes: int, strengths: Sequence[float]
-) -> Fitted:
+def fit(train: Labelled, validation: Labelled, classes: int, strengths: Sequence[float]) -> Fitted:
     """Fits one multinomial regression, or for findings (labels [n, c]) a binary one each.
 
     For every C, L-BFGS finds the optimum, starting from that of the C before; the problem is
@@ -68,9 +66,7 @@ def fit(
     return Fitted(np.stack(coefficients), np.array(intercepts), chosen)
 
 
-def _fit_exclusive(
-    train: LabelledVectors, validation: LabelledVectors, classes: int, strengths
-) -> Fitted:
+def _fit_exclusive(train: Labelled, validation: Labelled, classes: int, strengths) -> Fitted:
     x, y = _known(train)
     present = np.unique(y)
     if len(present) < 2:
@@ -96,7 +92,7 @@ def _fit_exclusive(
     return Fitted(*expanded(w, b), (strength,) * classes)
 
 
-def _fit_finding(train: LabelledVectors, validation: LabelledVectors, k: int, strengths):
+def _fit_finding(train: Labelled, validation: Labelled, k: int, strengths):
     x, y = _known(train, k)
     if len(np.unique(y)) < 2:
         return np.full(x.shape[1], np.nan), np.nan, np.nan
@@ -110,7 +106,7 @@ def _fit_finding(train: LabelledVectors, validation: LabelledVectors, k: int, st
     return w[0], b[0], strength
 
 
-def _known(rows: LabelledVectors, k: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+def _known(rows: Labelled, k: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Features and labels of the rows whose label, for finding k, is known."""
     labels = rows.labels if k is None else rows.labels[:, k]
     known = labels >= 0  # False for NaN

@@ -1,16 +1,15 @@
-"""report.md and report.html: the tables of `sections`, and pictures."""
+"""report.md and report.html: the tables of `sections`, and pictures of the same numbers."""
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from medsiglip_jax import metrics
-from medsiglip_jax.evaluate import retrieval
 from medsiglip_jax.evaluate.report import tables
+from medsiglip_jax.evaluate.report.learning import draws
 from medsiglip_jax.evaluate.report.sections import sections
-from medsiglip_jax.evaluate.report.tables import Section, number
+from medsiglip_jax.evaluate.report.tables import ReportSection, number, starred
 from medsiglip_jax.evaluate.scores import Scores, known
 from medsiglip_jax.pages import charts, html
 from medsiglip_jax.pages.charts import Axis, Estimate, Series
@@ -20,13 +19,13 @@ vertical-align:top;max-width:100%}div{overflow-x:auto}td+td:not(:last-child){whi
 td:nth-child(2):last-child{overflow-wrap:anywhere}summary{cursor:pointer;color:#0072b2}
 header{display:flex;flex-wrap:wrap;gap:0 32px}header>*{flex:1 1 320px}
 header>figure{flex:0 1 auto;margin-top:32px}"""
-# Of pictures of one kind, more are folded away; of a forest plot as many rows at each end are not.
-_OPEN, _ROWS, _END = 16, 24, 10
+_OPEN = 16  # pictures of one kind; more are folded away
+_ROWS, _END = 24, 10  # classes in a forest plot; of more, so many at each end
 _SHARE = (0.0, 1.0)
-_OF_SEEDS = (
+_ABOUT_SEEDS = (
     "Lines are means over seeds, whiskers the lowest and the highest, all on the same images."
 )
-_OF_CALIBRATION = (
+_ABOUT_CALIBRATION = (
     "Observed share of positives by predicted probability, on images that calibration did not "
     "see; the area of a dot is the number of images. ECE: expected calibration error."
 )
@@ -34,19 +33,18 @@ _OF_CALIBRATION = (
 
 def markdown(results: Mapping[str, Any]) -> str:
     """The report as Markdown."""
-    return tables.markdown(results["title"], _sections(results))
+    return tables.markdown(results["title"], sections(results))
 
 
 def page(results: Mapping[str, Any], scores: Scores) -> str:
     """The report as one HTML page that needs nothing else.
 
     Args:
-        results: the content of results.json; what it holds neither of learning nor of calibration
-            is not drawn.
+        results: the content of results.json.
         scores: of the images, for ROC curves.
     """
     parts = []
-    for section in _sections(results):
+    for section in sections(results):
         if section.title == "Result":
             parts.append(f"<header><div>{_section(section)}</div>{_overview(results)}</header>")
             parts.append(_every_class(results))
@@ -55,23 +53,13 @@ def page(results: Mapping[str, Any], scores: Scores) -> str:
         if section.title == "Classes":
             parts += [
                 _gallery("ROC curves", list(_roc_curves(results, scores))),
-                _gallery("Learning", list(_learning(results)), _OF_SEEDS),
+                _gallery("Learning", list(_learning(results)), _ABOUT_SEEDS),
                 *_calibration(results),
             ]
     return "".join(html.page(results["title"], _STYLE, parts, tables.CAUTION))
 
 
-def _sections(results: Mapping[str, Any]) -> Iterator[Section]:
-    """Those of `sections`, and that of retrieval behind what was measured."""
-    found = results.get("retrieval")
-    for section in sections(results):
-        if found and section.title in ("Left out", "Provenance"):
-            yield retrieval.section(found)
-            found = None
-        yield section
-
-
-def _section(section: Section) -> str:
+def _section(section: ReportSection) -> str:
     table = f"<div>{html.table(section.rows, section.header)}</div>" if section.rows else ""
     return f"<h2>{html.escape(section.title)}</h2>{html.paragraph(section.text)}{table}\n"
 
@@ -113,33 +101,29 @@ def _by_auc(classes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def _forest(title: str, results: Mapping[str, Any], classes: Sequence[Mapping[str, Any]]) -> str:
-    rows = [_estimate(c["class"] + (" *" if c["few"] else ""), c, faint=c["few"]) for c in classes]
+    rows = [_estimate(starred(c), c, faint=c["few"]) for c in classes]
     means = {"mean": results["macro_auc"], **results["means"]}
     rows += [_estimate(name, mean, summary=True) for name, mean in means.items() if mean]
     return charts.forest(title, rows, Axis("AUC", (0.5, 1.0)), "published")
 
 
-def _estimate(name: str, found: Mapping[str, Any], **how: bool) -> Estimate:
-    return Estimate(name, found["auc"], found["low"], found["high"], found["published"], **how)
+def _estimate(name: str, row: Mapping[str, Any], **style: bool) -> Estimate:
+    return Estimate(name, row["auc"], row["low"], row["high"], row["published"], **style)
 
 
 # ----------------------------------------------------------------------------------------- curves
 
 
 def _roc_curves(results: Mapping[str, Any], scores: Scores) -> Iterator[str]:
-    for j, found in enumerate(results["classes"]):
-        if found["auc"] is not None:
+    for j, row in enumerate(results["classes"]):
+        if row["auc"] is not None:
             rows = known(scores, j)
             curve = metrics.roc_curve(rows.scores, rows.positive)
             x, y = curve.false_positive_rate.tolist(), curve.true_positive_rate.tolist()
-            yield charts.lines(
-                f"{number(found['auc'])} {found['class']}",  # a long name may be cut
-                [Series("", list(zip(x, y, strict=True)))],
-                Axis("1 − specificity", _SHARE),
-                Axis("sensitivity", _SHARE),
-                square=True,
-                diagonal=True,
-            )
+            title = f"{number(row['auc'])} {row['class']}"  # a long name may be cut
+            series = [Series("", list(zip(x, y, strict=True)))]
+            axes = Axis("1 − specificity", _SHARE), Axis("sensitivity", _SHARE)
+            yield charts.lines(title, series, *axes, square=True, diagonal=True)
 
 
 def _learning(results: Mapping[str, Any]) -> Iterator[str]:
@@ -162,41 +146,34 @@ def _learning(results: Mapping[str, Any]) -> Iterator[str]:
 
 def _by_method(rows: Sequence[Mapping[str, Any]], n: str) -> list[Series]:
     """A line for each method: means over seeds, whiskers from the lowest to the highest."""
-    found: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for row in rows:
-        if row["auc"] is not None:
-            found[row["method"]][row[n]].append(row["auc"])
+    methods: dict[str, list[tuple[int, list[float]]]] = {}
+    for (method, size), aucs in draws(rows, n).items():
+        methods.setdefault(method, []).extend([(size, aucs)] if aucs else [])
     return [
         Series(
             method,
-            [(x, float(np.mean(aucs))) for x, aucs in sorted(of.items())],
-            [(x, min(aucs), max(aucs)) for x, aucs in sorted(of.items()) if len(aucs) > 1],
+            [(x, float(np.mean(aucs))) for x, aucs in sorted(sizes)],
+            [(x, min(aucs), max(aucs)) for x, aucs in sorted(sizes) if len(aucs) > 1],
             dots=True,
         )
-        for method, of in found.items()
+        for method, sizes in methods.items()
     ]
 
 
 def _calibration(results: Mapping[str, Any]) -> Iterator[str]:
     held_out = results.get("held_out") or {}
     for key, name in (("zero_shot", "zero-shot scores"), ("probe", "the probe's scores")):
-        of = (held_out.get(key) or {}).get("calibration", ())
-        yield _gallery(f"Reliability of {name}", [*map(_reliability, of)], _OF_CALIBRATION)
+        rows = (held_out.get(key) or {}).get("calibration", ())
+        yield _gallery(f"Reliability of {name}", [*map(_reliability, rows)], _ABOUT_CALIBRATION)
 
 
-def _reliability(found: Mapping[str, Any]) -> str:
+def _reliability(row: Mapping[str, Any]) -> str:
     series = []
     for name in ("before", "after"):
-        if (side := found[name]) is not None:
+        if (side := row[name]) is not None:
             curve = side["curve"]
             points = list(zip(curve["predicted"], curve["observed"], strict=True))
             label = f"{name}, ECE {number(side['ece'])}"
             series.append(Series(label, points, weights=curve["rows"]))
-    return charts.lines(
-        found["of"],
-        series,
-        Axis("predicted", _SHARE),
-        Axis("observed", _SHARE),
-        square=True,
-        diagonal=True,
-    )
+    axes = Axis("predicted", _SHARE), Axis("observed", _SHARE)
+    return charts.lines(row["of"], series, *axes, square=True, diagonal=True)

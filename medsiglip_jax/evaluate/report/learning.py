@@ -1,4 +1,4 @@
-"""Tables of a report about what was learned from labels."""
+"""Tables about what was learned from labels: the probe, operating points, calibration."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,58 +6,61 @@ from typing import Any
 
 from medsiglip_jax.evaluate.report.tables import (
     AGAINST,
-    Row,
-    Section,
+    FEW,
+    Cells,
+    ReportSection,
     against,
+    estimated,
     interval,
     number,
     p_value,
     signed,
+    starred,
 )
 
-_WITHOUT = " with and without each finding"
-_MANY = 16  # classes; of more the report shows one rule of five
+_MANY = 16  # classes; with more the report shows one rule of five
 _WHOSE = {"zero_shot": "zero-shot scores", "probe": "the probe"}
 
 
-def learned(results: Mapping[str, Any]) -> Iterator[Section]:
+def sections(results: Mapping[str, Any]) -> Iterator[ReportSection]:
     """The probe and its curves, operating points and calibration."""
     if probe := results["probe"]:
         yield _probe(probe)
         yield _curves(probe)
     if held_out := results["held_out"]:
         for key, name in _WHOSE.items():
-            if found := held_out[key]:
-                yield _operating_points(name, found, held_out)
-                if found["calibration"]:
-                    yield _calibration(name, found)
+            if judged := held_out[key]:
+                yield _operating_points(name, judged, held_out)
+                if judged["calibration"]:
+                    yield _calibration(name, judged)
 
 
 def probe_line(probe: Mapping[str, Any]) -> str:
     """The probe in one line."""
-    macro, difference = probe["macro_auc"], probe["difference"]
+    difference = probe["difference"]
     return (
-        f"macro AUC {number(macro['auc'])} ({interval(macro)}) on {probe['images']['test']:,} test "
-        f"images, {signed(difference['value'])} ({interval(difference)}) against zero-shot on the "
-        "same images"
+        f"macro AUC {estimated(probe['macro_auc'])} on {probe['images']['test']:,} test images, "
+        f"{signed(difference['value'])} ({interval(difference)}) against zero-shot on the same "
+        "images"
     )
 
 
-def _probe(probe: Mapping[str, Any]) -> Section:
-    counts = probe["images"]
-    macro, zero_shot = probe["macro_auc"], probe["zero_shot_macro"]
-    compared = any(found["published"] is not None for found in (macro, *probe["classes"]))
-    columns = against if compared else lambda found: ()
+# ------------------------------------------------------------------------------------------ probe
+
+
+def _probe(probe: Mapping[str, Any]) -> ReportSection:
+    counts, macro, difference = probe["images"], probe["macro_auc"], probe["difference"]
+    compared = any(e["published"] is not None for e in (macro, *probe["classes"]))
+    columns = against if compared else lambda estimate: ()
     text = [
         f"Logistic regression on the embeddings of {counts['train']:,} training images; "
         f"{_strength(probe)}. It is judged on {counts['test']:,} test images, which it did not "
-        f"see. Parts: {probe['how']}. Features: {probe['scale']}.",
+        f"see. Splits: {probe['how']}. Features: {probe['scale']}.",
         "p: of DeLong's paired test with Student's t against zero-shot on the same images, "
         "adjusted by Holm for the number of classes. The interval of the mean's difference is the "
-        "paired bootstrap's. * fewer than 10 positives or negatives: read little into it.",
-        f"For comparison, macro AUC of zero-shot {number(zero_shot['auc'])} "
-        f"({interval(zero_shot)}), of the {probe['knn']['k']} nearest training images "
-        f"{number(probe['knn']['macro_auc']['auc'])} ({interval(probe['knn']['macro_auc'])}).",
+        f"paired bootstrap's. {FEW}",
+        f"For comparison: macro AUC of zero-shot {estimated(probe['zero_shot_macro'])}, of the "
+        f"{probe['knn']['k']} nearest training images {estimated(probe['knn']['macro_auc'])}.",
     ]
     if probe["undefined"]:
         text.append(
@@ -68,17 +71,15 @@ def _probe(probe: Mapping[str, Any]) -> Section:
               "minus zero-shot", "95 % interval", "p", "positives", "negatives")  # fmt: skip
     rows = [
         (
-            found["class"] + (" *" if found["few"] else ""),
-            number(found["auc"]), interval(found), *columns(found),
-            signed(found["minus_zero_shot"]["value"]), interval(found["minus_zero_shot"]),
-            p_value(found["p_holm"]), f"{found['positives']:,}", f"{found['negatives']:,}",
+            starred(c), number(c["auc"]), interval(c), *columns(c),
+            signed(c["minus_zero_shot"]["value"]), interval(c["minus_zero_shot"]),
+            p_value(c["p_holm"]), f"{c['positives']:,}", f"{c['negatives']:,}",
         )
-        for found in probe["classes"]
+        for c in probe["classes"]
     ]  # fmt: skip
-    difference = probe["difference"]
-    mean = ("mean", number(macro["auc"]), interval(macro), *columns(macro))
-    mean += (signed(difference["value"]), interval(difference), "", "", "")
-    return Section("Linear probe against zero-shot", " ".join(text), header, [*rows, mean])
+    mean = ("mean", number(macro["auc"]), interval(macro), *columns(macro),
+            signed(difference["value"]), interval(difference), "", "", "")  # fmt: skip
+    return ReportSection("Linear probe against zero-shot", " ".join(text), header, [*rows, mean])
 
 
 def _strength(probe: Mapping[str, Any]) -> str:
@@ -90,68 +91,84 @@ def _strength(probe: Mapping[str, Any]) -> str:
     middle = "the middle one of those tried was taken"
     learned = [name for name, strength in probe["strengths"].items() if strength is not None]
     if probe["exclusive"] or set(learned) <= set(unchosen):
-        return f"{images} without both labels of any learned class chose no strength; {middle}"
-    return f"{chosen}, but for {', '.join(unchosen)}, without both labels among them, {middle}"
+        return (
+            f"its strength could not be chosen, because {images} do not have both labels of any "
+            f"learned class; {middle}"
+        )
+    return (
+        f"{chosen}, except for {', '.join(unchosen)}: the validation images do not have both "
+        f"labels, so {middle}"
+    )
 
 
-def _curves(probe: Mapping[str, Any]) -> Section:
+def _curves(probe: Mapping[str, Any]) -> ReportSection:
+    shots = " of each class" if probe["exclusive"] else " with and without each finding"
     rows = [
         *_curve(probe["learning_curve"], "n", ""),
-        *_curve(probe["few_shot"], "shots", " of each class" if probe["exclusive"] else _WITHOUT),
+        *_curve(probe["few_shot"], "shots", shots),
     ]
     text = (
-        "Macro AUC on the test images by how many training images were learned from; the draws of "
-        "one size differ by seed. Strengths of the logistic regression are chosen on all "
-        "validation images; prototypes, the mean embedding of each class, need none."
+        "Macro AUC on the test images after learning from fewer training images; the draws of one "
+        "size differ by seed. Strengths of the logistic regression are chosen on all validation "
+        "images; prototypes, the mean embedding of each class, need none."
     )
     header = ("method", "training images", "draws", "mean AUC", "lowest to highest")
-    return Section("Learning from less", text, header, rows)
+    return ReportSection("Learning from less", text, header, rows)
 
 
-def _curve(rows: Sequence[Mapping[str, Any]], name: str, of: str) -> Iterator[Row]:
-    """Draws of one method and size in one row."""
+def draws(rows: Sequence[Mapping[str, Any]], key: str) -> Mapping[tuple[str, int], list[float]]:
+    """(method, size) -> the AUCs of its draws that have one; `key` is that of the size."""
     found: dict[tuple[str, int], list[float]] = defaultdict(list)
     for row in rows:
-        found[row["method"], row[name]] += [] if row["auc"] is None else [row["auc"]]
-    for (method, size), aucs in found.items():
+        found[row["method"], row[key]] += [] if row["auc"] is None else [row["auc"]]
+    return found
+
+
+def _curve(rows: Sequence[Mapping[str, Any]], key: str, unit: str) -> Iterator[Cells]:
+    """All draws of one method and size in one row."""
+    for (method, size), aucs in draws(rows, key).items():
         mean = sum(aucs) / len(aucs) if aucs else None
         ends = {"low": min(aucs, default=None), "high": max(aucs, default=None)}
-        yield (method, f"{size:,}{of}", f"{len(aucs)}", number(mean), interval(ends))
+        yield (method, f"{size:,}{unit}", f"{len(aucs)}", number(mean), interval(ends))
 
 
-def _operating_points(name: str, found: Mapping[str, Any], held_out: Mapping[str, Any]) -> Section:
-    points = found["operating_points"]
+# ------------------------------------------------------------------------------------ thresholds
+
+
+def _operating_points(
+    name: str, judged: Mapping[str, Any], held_out: Mapping[str, Any]
+) -> ReportSection:
+    points = judged["operating_points"]
     many = len({point["class"] for point in points}) > _MANY
     stated = next((point["stated"] for point in points if point["stated"]), None)
     text = [
-        f"Thresholds were fixed on {held_out['validation']['images']:,} validation images; what "
-        f"they do on {held_out['test']['images']:,} test images, which had no say in them. Parts: "
+        f"Thresholds were chosen on {held_out['validation']['images']:,} validation images alone, "
+        f"and are judged on {held_out['test']['images']:,} test images. Splits: "
         f"{held_out['how']}. PPV and NPV are at the prevalence of the test images; intervals are "
         "Wilson's, of images as if each were of another patient."
     ]
     if stated:
         text.append(f"Also at a prevalence of {stated['prevalence']:g}, by Bayes' rule.")
     if many:
-        text.append("Shown is Youden's rule; results.json holds the others.")
+        text.append("Shown is Youden's rule; results.json has the others.")
+    unlearned = judged["unlearned"]
     reasons = {
-        "the training images do not have both labels": found["unlearned"],
-        "validation or test images do not have both labels": [
-            name for name in found["undefined"] if name not in found["unlearned"]
-        ],
+        "the training images": unlearned,
+        "validation or test images": [n for n in judged["undefined"] if n not in unlearned],
     }
     text += [
-        f"Without thresholds, because {reason}: {', '.join(names)}."
-        for reason, names in reasons.items()
+        f"Without thresholds, because {images} do not have both labels: {', '.join(names)}."
+        for images, names in reasons.items()
         if names
     ]
     at = f" at {stated['prevalence']:g}" if stated else ""
     header = ("class", "rule", "threshold", "sensitivity", "specificity", "PPV", "NPV",
               *((f"PPV{at}", f"NPV{at}") if stated else ()))  # fmt: skip
     rows = [_point(point) for point in points if point["rule"] == "youden" or not many]
-    return Section(f"Operating points of {name}", " ".join(text), header, rows)
+    return ReportSection(f"Operating points of {name}", " ".join(text), header, rows)
 
 
-def _point(point: Mapping[str, Any]) -> Row:
+def _point(point: Mapping[str, Any]) -> Cells:
     at_least = "" if point["at_least"] is None else f" ≥ {point['at_least']:g} on validation"
     threshold = "above all" if point["threshold"] is None else repr(point["threshold"])
     stated = point["stated"] or {}
@@ -159,42 +176,42 @@ def _point(point: Mapping[str, Any]) -> Row:
         point["class"],
         "Youden" if point["rule"] == "youden" else f"{point['rule']}{at_least}",
         threshold,
-        *(_share(point[key]) for key in ("sensitivity", "specificity", "ppv", "npv")),
+        *(estimated(point[key], "value") for key in ("sensitivity", "specificity", "ppv", "npv")),
         *(number(stated[key]) for key in ("ppv", "npv") if key in stated),
     )
 
 
-def _share(found: Mapping[str, Any]) -> str:
-    return "–" if found["value"] is None else f"{number(found['value'])} ({interval(found)})"
+# ------------------------------------------------------------------------------------ calibration
 
 
-def _calibration(name: str, found: Mapping[str, Any]) -> Section:
+def _calibration(name: str, judged: Mapping[str, Any]) -> ReportSection:
+    calibration = judged["calibration"]
     text = (
         "Fitted on validation images, measured on test images. ECE: expected calibration error, "
-        "in 15 bins of equal width, and of equal mass; Brier: mean squared distance from the "
-        "labels, over one class an image summed over the classes. Both are 0 at best. Before: "
-        "only where scores are probabilities."
+        "in 15 bins of equal width, and of equal mass. Brier: mean squared distance from the "
+        "labels; where an image has one class, summed over the classes. Both are 0 at best. "
+        "Before: only where scores are probabilities."
     )
-    if left_out := sum(one["left_out"] for one in found["calibration"]):
+    if left_out := sum(row["left_out"] for row in calibration):
         text += (
             f" {left_out:,} validation images are of classes that the probe could not learn, and "
-            "had no say; test images of them count."
+            "were left out; test images of them count."
         )
     header = ("of", "method", "ECE before", "after", "ECE (mass) before", "after",
               "Brier before", "after")  # fmt: skip
     rows = [
         (
-            one["of"],
-            f"{one['method']} ({_parameters(one['parameters'])})",
+            row["of"],
+            f"{row['method']} ({_parameters(row['parameters'])})",
             *(
-                number(side and side[key])
+                number(row[side] and row[side][key])
                 for key in ("ece", "ece_mass", "brier")
-                for side in (one["before"], one["after"])
+                for side in ("before", "after")
             ),
         )
-        for one in found["calibration"]
+        for row in calibration
     ]
-    return Section(f"Calibration of {name}", text, header, rows)
+    return ReportSection(f"Calibration of {name}", text, header, rows)
 
 
 def _parameters(values: Mapping[str, float]) -> str:

@@ -1,162 +1,193 @@
-"""results.json -> the tables of a report, whatever they are written in."""
+"""results.json -> the tables of a report, for Markdown, HTML and the terminal alike."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from medsiglip_jax.evaluate.report.learned_sections import learned, probe_line
-from medsiglip_jax.evaluate.report.tables import AGAINST, Row, Section, against, interval, number
+from medsiglip_jax.evaluate import retrieval
+from medsiglip_jax.evaluate.report import learning
+from medsiglip_jax.evaluate.report.tables import (
+    AGAINST,
+    FEW,
+    ReportSection,
+    against,
+    estimated,
+    interval,
+    number,
+    starred,
+)
 
-__all__ = ["Row", "Section", "classes", "interval", "number", "sections"]
 
-
-def sections(results: Mapping[str, Any]) -> Iterator[Section]:
-    """All of a report but its pictures."""
+def sections(results: Mapping[str, Any]) -> Iterator[ReportSection]:
+    """A whole report but its pictures."""
+    optional = (
+        [classes(results), _grades(results), _grid(results)],
+        learning.sections(results),
+        [_subgroups(results), recalls(results), _left_out(results)],
+    )
     yield _summary(results)
-    for make in (classes, _grades, _grid):
-        if (section := make(results)) is not None:
-            yield section
-    yield from learned(results)
-    for make in (_subgroups, _left_out):
-        if (section := make(results)) is not None:
-            yield section
+    for group in optional:
+        yield from (section for section in group if section is not None)
     yield _provenance(results)
 
 
-def _summary(results: Mapping[str, Any]) -> Section:
+def _summary(results: Mapping[str, Any]) -> ReportSection:
     macro, groups = results["macro_auc"], results["groups"]
     whose = "" if groups is None else f" of {groups:,} patients or groups"
     text = [f"{results['images']:,} images{whose}."]
     if macro is not None:
         text.append(
-            f"Macro AUC {number(macro['auc'])} ({interval(macro)}) over "
-            f"{results['classes_in_mean']} classes, zero-shot: by prompts alone."
+            f"Macro AUC {estimated(macro)} over {results['classes_in_mean']} classes, zero-shot: "
+            "by prompts alone."
         )
-    if probe := results["probe"]:
-        text.append(f"Linear probe: {probe_line(probe)}.")
+    if results["probe"]:
+        text.append(f"Linear probe: {learning.probe_line(results['probe'])}.")
     if results["undefined"]:
         text.append(
             "Not in the mean, because all their images have the same label: "
             f"{', '.join(results['undefined'])}."
         )
     if published := results["published"]:
-        same = "" if published["same_images"] else " on other images, so not the same thing"
+        same = "" if published["same_images"] else " on other images, so not directly comparable"
         text.append(f"Published: {published['where']}{same}. {published['note']}".strip())
         if published["images"] not in (None, results["images"]) and published["same_images"]:
             text.append(f"The published figures are of {published['images']:,} images.")
     if results["trained_on"]:
-        text.append(f"Seen by MedSigLIP in training: {results['trained_on']}.")
-    text += results["notes"]
-    return Section("Result", " ".join(text))
+        text.append(f"Was MedSigLIP trained on these images? {_sentence(results['trained_on'])}")
+    return ReportSection("Result", " ".join([*text, *results["notes"]]))
 
 
-def classes(results: Mapping[str, Any]) -> Section | None:
-    """The table of classes and means; None of pairs."""
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def classes(results: Mapping[str, Any]) -> ReportSection | None:
+    """The table of classes and means; None for pairs."""
     if not results["classes"]:
         return None
     means = {"mean": results["macro_auc"], **results["means"]}
-    compared = any(f["published"] is not None for f in (*results["classes"], *means.values()))
-    columns = against if compared else lambda found: ()
+    compared = any(e["published"] is not None for e in (*results["classes"], *means.values()))
+    columns = against if compared else lambda estimate: ()
     counts = ("positives", "negatives", "unknown")
     header = ("class", "AUC", "95 % interval", *(AGAINST if compared else ()), *counts, "AP")
     rows = [
         (
-            found["class"] + (" *" if found["few"] else ""),
-            number(found["auc"]),
-            interval(found),
-            *columns(found),
-            *(f"{found[key]:,}" for key in counts),
-            number(found["average_precision"]),
+            starred(c), number(c["auc"]), interval(c), *columns(c),
+            *(f"{c[key]:,}" for key in counts), number(c["average_precision"]),
         )
-        for found in results["classes"]
+        for c in results["classes"]
+    ]  # fmt: skip
+    rows += [
+        (name, number(mean["auc"]), interval(mean), *columns(mean), *[""] * 4)
+        for name, mean in means.items()
     ]
-    for name, found in means.items():
-        rows.append((name, number(found["auc"]), interval(found), *columns(found), *[""] * 4))
     text = (
-        "Intervals: of a class DeLong's on the logit scale with Student's t, of a mean the "
-        "bootstrap's; of whole patients where they are known. AP: average precision. * fewer than "
-        "10 positives or negatives: read little into it."
+        "Intervals: for a class DeLong's on the logit scale with Student's t, for a mean the "
+        "bootstrap's; by patient where patients are known. AP: average precision. " + FEW
     )
-    return Section("Classes", text, header, rows)
+    return ReportSection("Classes", text, header, rows)
 
 
-def _grades(results: Mapping[str, Any]) -> Section | None:
-    found = results["one_class_each"]
-    if found is None:
+def _grades(results: Mapping[str, Any]) -> ReportSection | None:
+    grades = results["one_class_each"]
+    if grades is None:
         return None
-    rows = [("accuracy of the highest score", number(found["accuracy"]))]
-    if "from" in found:
+    rows = [("accuracy of the highest score", number(grades["accuracy"]))]
+    if "from" in grades:
         rows += [
-            ("quadratic weighted kappa", number(found["quadratic_kappa"])),
-            (
-                f"AUC of {found['from']} and above",
-                f"{number(found['auc_from']['auc'])} ({interval(found['auc_from'])})",
-            ),
+            ("quadratic weighted kappa", number(grades["quadratic_kappa"])),
+            (f"AUC of {grades['from']} and above", estimated(grades["auc_from"])),
         ]
-    return Section("One class for each image", "", ("", ""), rows)
+    return ReportSection("One class for each image", "", ("", ""), rows)
 
 
-def _grid(results: Mapping[str, Any]) -> Section | None:
-    if not (cells := results["grid"]):
+def _grid(results: Mapping[str, Any]) -> ReportSection | None:
+    if not results["grid"]:
         return None
-    names = [found["class"] for found in results["classes"]]
+    names = [c["class"] for c in results["classes"]]
     shown = names if len(names) <= 16 else []
     choices = ("preprocess", "reading", "temperature")
-    header = (*choices, "macro AUC", "difference", "mean distance", *shown)
+    numbers = ("macro_auc", "difference", "mean_distance")
     rows = [
         (
             *(cell[key] for key in choices),
-            *(number(cell[key]) for key in ("macro_auc", "difference", "mean_distance")),
+            *(number(cell[key]) for key in numbers),
             *(number(cell["classes"][name]) for name in shown),
         )
-        for cell in cells
+        for cell in results["grid"]
     ]
     text = (
-        "The published figures do not say which of these they are of. Difference: macro AUC minus "
-        "the published mean; mean distance: of the AUCs of the classes, without sign."
+        "The published figures do not say which of these variants they are of. Difference: macro "
+        "AUC minus the published mean. Mean distance: mean absolute difference of the AUCs of the "
+        "classes."
     )
-    return Section("All variants", text, header, rows)
+    header = (*choices, "macro AUC", "difference", "mean distance", *shown)
+    return ReportSection("All variants", text, header, rows)
 
 
-def _subgroups(results: Mapping[str, Any]) -> Section | None:
+def _subgroups(results: Mapping[str, Any]) -> ReportSection | None:
     if not results["subgroups"]:
         return None
     header = ("", "subgroup", "class", "AUC", "95 % interval", "minus the others",
               "95 % interval", "positives", "negatives")  # fmt: skip
     rows = [
         (
-            found["attribute"].replace("_", " "),
-            found["subgroup"] + (" *" if found["few"] else ""),
-            found["class"],
-            number(found["auc"]),
-            interval(found),
-            number(found["gap"]),
-            interval(found, "gap_low", "gap_high"),
-            f"{found['positives']:,}",
-            f"{found['negatives']:,}",
+            row["attribute"].replace("_", " "), starred(row, "subgroup"), row["class"],
+            number(row["auc"]), interval(row),
+            number(row["gap"]), interval(row, "gap_low", "gap_high"),
+            f"{row['positives']:,}", f"{row['negatives']:,}",
         )
-        for found in results["subgroups"]
+        for row in results["subgroups"]
+    ]  # fmt: skip
+    text = "Intervals of differences are the bootstrap's, with a quarter of the resamples. " + FEW
+    return ReportSection("Subgroups", text, header, rows)
+
+
+def recalls(results: Mapping[str, Any]) -> ReportSection | None:
+    """The table of retrieval; None where there is none."""
+    ranks = results.get("retrieval")
+    if not ranks:
+        return None
+    names = [f"recall@{k}" for k in retrieval.KS]
+    header = ("", *(cell for name in names for cell in (name, "95 % interval")), "median rank")
+    rows = []
+    for key, shown in retrieval.DIRECTIONS.items():
+        cells = [
+            cell
+            for name in names
+            for cell in (number(ranks[key][name]["value"]), interval(ranks[key][name]))
+        ]
+        rows.append((shown, *cells, f"{ranks[key]['median_rank']:,.1f}"))
+    last = retrieval.KS[-1]
+    text = [
+        f"{ranks['images']:,} images and {ranks['texts']:,} different texts. Recall@k: how often "
+        "the text of an image, or an image of a text, is among the first k. By chance, the text of "
+        f"an image is among the first {last} in {number(min(1.0, last / ranks['texts']))}."
     ]
-    text = (
-        "Intervals of differences are of the bootstrap, with a quarter of the resamples. * fewer "
-        "than 10 positives or negatives: read little into it."
-    )
-    return Section("Subgroups", text, header, rows)
+    if ranks["truncated"]:
+        text.append(f"{ranks['truncated']:,} texts were longer than the model reads, and were cut.")
+    if ranks["without_text"]:
+        text.append(f"{ranks['without_text']:,} images without a text were left out.")
+    return ReportSection("Retrieval", " ".join(text), header, rows)
 
 
-def _left_out(results: Mapping[str, Any]) -> Section | None:
-    rows = [(name, f"{count:,}") for name, count in results["counts"].items() if count]
-    return Section("Left out", "", ("what", "how many"), rows) if rows else None
+def _left_out(results: Mapping[str, Any]) -> ReportSection | None:
+    rows = [(reason, f"{count:,}") for reason, count in results["counts"].items() if count]
+    return ReportSection("Left out", "", ("reason", "count"), rows) if rows else None
 
 
-def _provenance(results: Mapping[str, Any]) -> Section:
-    rows = [(name, _shown(value)) for name, value in results["provenance"].items()]
-    rows += [(name, _shown(value)) for name, value in results["statistics"].items()]
-    rows += [("data from", results["source"]), ("prompts by", results["prompts_source"])]
-    return Section("Provenance", "", ("", ""), [row for row in rows if row[1]])
+def _provenance(results: Mapping[str, Any]) -> ReportSection:
+    content = {
+        **results["provenance"],
+        **results["statistics"],
+        "data from": results["source"],
+        "prompts by": results["prompts_source"],
+    }
+    rows = [(name, _shown(value)) for name, value in content.items()]
+    return ReportSection("Provenance", "", ("", ""), [row for row in rows if row[1]])
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, Mapping):
-        there = ((key, _shown(item)) for key, item in value.items() if item is not None)
-        return ", ".join(f"{key} {item}" for key, item in there)
+        known = ((key, _shown(item)) for key, item in value.items() if item is not None)
+        return ", ".join(f"{key} {item}" for key, item in known)
     return "" if value is None else str(value)

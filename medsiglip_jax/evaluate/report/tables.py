@@ -1,34 +1,35 @@
-"""The table of a report, and how numbers stand in it."""
+"""The section of a report, and how numbers are written in it."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-Row = Sequence[str]
+Cells = Sequence[str]
 CAUTION = "Not a medical device. Scores are not probabilities of disease."
+FEW = "* fewer than 10 positives or negatives: read little into it."
 
 
 @dataclass(frozen=True)
-class Section:
-    """A heading, a paragraph and a table; any of the last two may be empty."""
+class ReportSection:
+    """A heading, a paragraph and a table; paragraph and table may be empty."""
 
     title: str
     text: str = ""
-    header: Row = ()
-    rows: Sequence[Row] = ()
+    header: Cells = ()
+    rows: Sequence[Cells] = ()
 
 
-def markdown(title: str, sections: Iterable[Section]) -> str:
+def markdown(title: str, sections: Iterable[ReportSection]) -> str:
     """A report as Markdown."""
     parts = [f"# {title}"]
     for section in sections:
         table = [section.header, ["---"] * len(section.header), *section.rows]
-        lines = [f"| {' | '.join(map(_cell, row))} |" for row in table if section.rows]
+        lines = [f"| {' | '.join(map(_escaped, row))} |" for row in table if section.rows]
         parts += [f"## {section.title}", section.text, "\n".join(lines)]
     return "\n\n".join(part for part in [*parts, CAUTION] if part) + "\n"
 
 
-def _cell(text: str) -> str:
+def _escaped(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
@@ -36,8 +37,15 @@ def number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def interval(found: Mapping[str, Any], low: str = "low", high: str = "high") -> str:
-    return f"{number(found[low])} to {number(found[high])}"
+def interval(estimate: Mapping[str, Any], low: str = "low", high: str = "high") -> str:
+    return f"{number(estimate[low])} to {number(estimate[high])}"
+
+
+def estimated(estimate: Mapping[str, Any], key: str = "auc") -> str:
+    """A number with its interval in brackets."""
+    if estimate[key] is None:
+        return "–"
+    return f"{number(estimate[key])} ({interval(estimate)})"
 
 
 def signed(value: float | None) -> str:
@@ -48,12 +56,17 @@ def p_value(value: float | None) -> str:
     return "< 0.001" if value is not None and value < 0.001 else number(value)
 
 
+def starred(row: Mapping[str, Any], key: str = "class") -> str:
+    """The name of a row, with a star if it has few positives or negatives."""
+    return row[key] + (" *" if row["few"] else "")
+
+
 AGAINST = ("published", "difference", "inside")
 
 
-def against(found: Mapping[str, Any]) -> Row:
-    """Published figure, difference, whether it lies in the interval."""
-    if found["published"] is None:
+def against(estimate: Mapping[str, Any]) -> Cells:
+    """Published figure, difference, and whether the figure lies in the interval."""
+    if estimate["published"] is None:
         return ("–", "–", "–")
-    inside = {None: "–", True: "yes", False: "no"}[found["inside"]]
-    return (number(found["published"]), signed(found["difference"]), inside)
+    inside = {None: "–", True: "yes", False: "no"}[estimate["inside"]]
+    return (number(estimate["published"]), signed(estimate["difference"]), inside)

@@ -1,35 +1,42 @@
-"""AUCs as results.json holds them: with an interval, beside what was published."""
+"""AUCs as results.json holds them: with an interval, beside the published figure."""
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int64
 
 from medsiglip_jax import metrics
 from medsiglip_jax.metrics import Interval
+from medsiglip_jax.metrics.subgroups import FEW
+
+
+class Statistics(NamedTuple):
+    """Resamples and seed of bootstraps."""
+
+    resamples: int
+    seed: int
 
 
 def mean(
     scores: Float[np.ndarray, "n c"],
     labels: Float[np.ndarray, "n c"],
     units: Int64[np.ndarray, " n"] | None,
-    statistics: Mapping[str, Any],
-    figure: float | None,
+    statistics: Statistics,
+    figure: float | None = None,
 ) -> dict[str, Any]:
-    """The mean AUC of classes with a bootstrap interval, the mean being inside the loop.
+    """The mean AUC of classes with a bootstrap interval; each resample has its own mean.
 
     Args:
         scores: of images for classes.
         labels: 0, 1 and NaN (unknown).
         units: patient of each image; whole patients are drawn.
-        statistics: `resamples` and `seed`.
-        figure: what was published.
+        statistics: of the bootstrap.
+        figure: the published one.
     """
     interval = metrics.bootstrap(
         metrics.macro_auc, scores, labels,
-        groups=units, samples=statistics["resamples"], seed=statistics["seed"],
+        groups=units, samples=statistics.resamples, seed=statistics.seed,
     )  # fmt: skip
     return mean_of(interval, figure)
 
@@ -39,24 +46,21 @@ def mean_of(interval: Interval, figure: float | None) -> dict[str, Any]:
     return {**limits(interval), "dropped": interval.dropped} | against(figure, interval)
 
 
+def counts(labels: Float[np.ndarray, " n"]) -> dict[str, Any]:
+    """How many labels are 1 and 0, and whether one of them is rare."""
+    positives, negatives = (int((labels == value).sum()) for value in (1, 0))
+    few = min(positives, negatives) < FEW
+    return {"positives": positives, "negatives": negatives, "few": few}
+
+
 def limits(interval: Interval, name: str = "auc") -> dict[str, float]:
-    """An estimate under that name, and its limits."""
+    """An estimate under this name, and its limits."""
     return {name: interval.value, "low": interval.low, "high": interval.high}
 
 
 def against(figure: float | None, interval: Interval) -> dict[str, Any]:
-    """A published figure, how far this one is from it, and whether it lies in the interval."""
+    """A published figure, its difference from this one, and whether it lies in the interval."""
     if figure is None:
         return {"published": None, "difference": None, "inside": None}
     inside = None if math.isnan(interval.low) else figure in interval
     return {"published": figure, "difference": interval.value - figure, "inside": inside}
-
-
-def plain(value: Any) -> Any:
-    """JSON has neither NaN nor tuples nor NumPy's numbers."""
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    value = value.item() if isinstance(value, np.generic) else value
-    return None if isinstance(value, float) and not math.isfinite(value) else value

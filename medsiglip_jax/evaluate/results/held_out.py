@@ -1,4 +1,4 @@
-"""What validation images fix and test images judge: operating points, calibration."""
+"""Operating points and calibration: chosen on validation images, judged on test images."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 from scipy import special
 
 from medsiglip_jax import metrics
-from medsiglip_jax.evaluate import aucs
+from medsiglip_jax.evaluate.results import aucs
 from medsiglip_jax.evaluate.scores import Scores, known
 
 # How thresholds are chosen; see `metrics.choose_threshold`.
@@ -18,7 +18,8 @@ RULES = (
     ("specificity", 0.9),
     ("specificity", 0.95),
 )
-# Score rules whose numbers are probabilities already; of pairs, those of an image have no sum.
+# Score rules whose numbers are probabilities already. Those of an image add up to 1, but for
+# "pair_softmax", which has a softmax for each class.
 PROBABILITIES = frozenset(("pair_softmax", "class_softmax", "probe"))
 DISTRIBUTIONS = PROBABILITIES - {"pair_softmax"}
 TOP_LABEL = "top label"
@@ -27,38 +28,34 @@ _LEAST = 1e-15
 
 
 def judge(
-    validation: Scores, test: Scores, rule: str, kind: str, prevalence: float | None = None
+    validation: Scores, test: Scores, rule: str, exclusive: bool, prevalence: float | None = None
 ) -> dict[str, Any]:
-    """Fixes thresholds and probabilities on validation images; what they do on test images.
+    """Chooses thresholds and calibration on validation images, and judges them on test images.
 
     Nothing is chosen on the test images: their labels are only counted.
 
     Args:
         validation: scores of other patients.
         test: scores by the same model and prompts, or the same probe.
-        rule: that made the scores: of `zero_shot.RULES`, or "probe".
-        kind: of the task. One class an image ("multi_class") is calibrated by one temperature,
-            findings by a logistic curve each (Platt).
-        prevalence: at which predictive values are stated besides that of the test images.
+        rule: how the scores were made: a key of `zero_shot.RULES`, or "probe".
+        exclusive: whether an image shows exactly one class. Such tasks are calibrated by one
+            temperature, findings by a logistic curve each (Platt).
+        prevalence: at which to state predictive values, besides that of the test images.
 
     Returns:
         `operating_points`, for each class and rule; `calibration`, for each finding, or of the
-        "top label"; `undefined`: classes of which validation or test images do not have both
-        labels, and which therefore have neither; `unlearned`: those of them that have no scores.
+        "top label"; `undefined`: classes without both, because validation or test images do not
+        have both labels of them; `unlearned`: classes without scores, which are among those.
     """
     pairs = [(known(validation, j), known(test, j)) for j in range(len(test.classes))]
-    named = dict(zip(test.classes, pairs, strict=True))
-    undefined = [name for name, pair in named.items() if not all(map(_both, pair))]
-    named = {name: pair for name, pair in named.items() if name not in undefined}
-    points = [
-        point
-        for name, pair in named.items()
-        for point in _points(name, *pair, prevalence=prevalence)
-    ]
-    if kind == "multi_class":
+    classes = dict(zip(test.classes, pairs, strict=True))
+    undefined = [name for name, pair in classes.items() if not all(map(_both, pair))]
+    classes = {name: pair for name, pair in classes.items() if name not in undefined}
+    points = [point for name, pair in classes.items() for point in _points(name, *pair, prevalence)]
+    if exclusive:
         calibration = list(_temperature(validation, test, rule))
     else:
-        calibration = [_platt(name, *pair, rule=rule) for name, pair in named.items()]
+        calibration = [_platt(name, *pair, rule=rule) for name, pair in classes.items()]
     return {
         "operating_points": points,
         "calibration": calibration,
@@ -68,6 +65,7 @@ def judge(
 
 
 def _both(rows: metrics.Known) -> bool:
+    """Whether there are positives and negatives."""
     return bool(rows.positive.any()) and not rows.positive.all()
 
 
@@ -79,24 +77,24 @@ def _points(
 ) -> Iterator[dict[str, Any]]:
     for rule, at_least in RULES:
         threshold = metrics.choose_threshold(chosen.scores, chosen.positive, rule, at_least)
-        found = metrics.operating_point(judged.scores, judged.positive, threshold)
+        point = metrics.operating_point(judged.scores, judged.positive, threshold)
         yield {
             "class": name,
             "rule": rule,
             "at_least": at_least,
             "threshold": threshold,
-            **{key: aucs.limits(getattr(found, key), "value") for key in _SHARES},
-            "positives": found.true_positives + found.false_negatives,
-            "negatives": found.true_negatives + found.false_positives,
-            "stated": None if prevalence is None else _stated(found, prevalence),
+            **{key: aucs.limits(getattr(point, key), "value") for key in _SHARES},
+            "positives": point.true_positives + point.false_negatives,
+            "negatives": point.true_negatives + point.false_positives,
+            "stated": None if prevalence is None else _stated(point, prevalence),
         }
 
 
 _SHARES = ("sensitivity", "specificity", "ppv", "npv")
 
 
-def _stated(found: metrics.OperatingPoint, prevalence: float) -> dict[str, float]:
-    shares = found.sensitivity.value, found.specificity.value
+def _stated(point: metrics.OperatingPoint, prevalence: float) -> dict[str, float]:
+    shares = point.sensitivity.value, point.specificity.value
     ppv, npv = metrics.predictive_values(*shares, prevalence)
     return {"prevalence": prevalence, "ppv": ppv, "npv": npv}
 
@@ -106,51 +104,52 @@ def _stated(found: metrics.OperatingPoint, prevalence: float) -> dict[str, float
 
 def _platt(name: str, chosen: metrics.Known, judged: metrics.Known, rule: str) -> dict[str, Any]:
     """One finding: a logistic curve of the scores, or of the log odds of probabilities."""
-    of, x = ("scores", lambda s: s) if rule not in PROBABILITIES else ("log odds", _log_odds)
-    fitted = metrics.fit_platt(x(chosen.scores), chosen.positive)
-    labels = judged.positive
-    before = None if rule not in PROBABILITIES else _errors(judged.scores, labels)
+    probabilities = rule in PROBABILITIES
+    of, transform = ("log odds", _log_odds) if probabilities else ("scores", np.asarray)
+    fitted = metrics.fit_platt(transform(chosen.scores), chosen.positive)
     return {
         "of": name,
         "method": f"Platt on {of}",
         "parameters": {"slope": fitted.slope, "intercept": fitted.intercept},
         "left_out": 0,
-        "before": before,
-        "after": _errors(fitted(x(judged.scores)), labels),
+        "before": _errors(judged.scores, judged.positive) if probabilities else None,
+        "after": _errors(fitted(transform(judged.scores)), judged.positive),
     }
 
 
 def _temperature(validation: Scores, test: Scores, rule: str) -> Iterator[dict[str, Any]]:
-    """One class an image: a softmax of scores, or of the logarithms of probabilities, divided by
-    one number; none where validation images are not of two classes, or test images of none.
+    """Exclusive classes: a softmax of scores, or of log probabilities, divided by one number.
 
-    No temperature makes right an image of a class that the probe has no scores of: validation
-    images of it have no say. Those of the test count, and the class has probability 0.
+    Nothing where validation images are not of two classes, or there are no test images.
+
+    The probe has no scores of a class that training lacks. No temperature puts images of that
+    class right: those of validation are left out; those of the test count, and the class has
+    probability 0.
     """
-    of, x = ("scores", lambda s: s) if rule not in PROBABILITIES else ("log probabilities", _log)
+    of, transform = ("log probabilities", _log) if rule in PROBABILITIES else ("scores", np.asarray)
     (chosen, chosen_labels), (judged, labels) = map(_exclusive, (validation, test))
     learned = validation.learned
     rows = learned[chosen_labels]
     if len(np.unique(chosen_labels[rows])) < 2 or not len(judged):
         return
     number = np.cumsum(learned) - 1  # among the classes that have scores
-    fitted = metrics.fit_temperature(x(chosen[rows][:, learned]), number[chosen_labels[rows]])
+    fitted = metrics.fit_temperature(
+        transform(chosen[rows][:, learned]), number[chosen_labels[rows]]
+    )
     after = np.zeros(judged.shape)
-    after[:, learned] = fitted(x(judged[:, learned]))
-    before = None if rule not in DISTRIBUTIONS else _top_label_errors(judged, labels)
+    after[:, learned] = fitted(transform(judged[:, learned]))
     yield {
         "of": TOP_LABEL,
         "method": f"temperature on {of}",
         "parameters": {"temperature": fitted.value},
         "left_out": int((~rows).sum()),
-        "before": before,
+        "before": _top_label_errors(judged, labels) if rule in DISTRIBUTIONS else None,
         "after": _top_label_errors(after, labels),
     }
 
 
 def _exclusive(scores: Scores) -> tuple[np.ndarray, np.ndarray]:
-    """Scores, and the number of the class, of the images that are of one class; those that are not
-    there are 0."""
+    """Scores and class number of the images of exactly one class; a missing score is 0."""
     rows = scores.labels.sum(axis=1) == 1
     return np.nan_to_num(scores.scores[rows]), scores.labels[rows].argmax(axis=1)
 
@@ -164,7 +163,7 @@ def _log_odds(p: np.ndarray) -> np.ndarray:
 
 
 def _errors(predicted: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """How far probabilities are from what happened: `metrics` with 15 bins."""
+    """Distances between probabilities and labels, see `metrics`, with 15 bins."""
     curve = metrics.reliability(predicted, labels)
     error: Callable[..., float] = metrics.expected_calibration_error
     return {
@@ -180,6 +179,6 @@ def _errors(predicted: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
 
 
 def _top_label_errors(predicted: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """Of the highest probability of each image; Brier's score is of all classes, from 0 to 2."""
-    found = _errors(*metrics.top_label(predicted, labels))
-    return {**found, "brier": metrics.brier(predicted, labels)}
+    """Of the highest probability of each image; Brier's score is over all classes, from 0 to 2."""
+    errors = _errors(*metrics.top_label(predicted, labels))
+    return {**errors, "brier": metrics.brier(predicted, labels)}

@@ -99,7 +99,7 @@ def _leaves(path: Path, keys: dict[str, str], headers) -> dict[str, Leaf]:
             stacks.setdefault(f"{block}{rest}", {})[int(layer)] = key
         else:
             shape, dtype = headers[key]
-            leaves[name] = Leaf(shape, dtype, (partial(_read, path, key),), False)
+            leaves[name] = Leaf(shape, dtype, (partial(_read, path, key),))
     for name, layers in stacks.items():
         kinds = {headers[key] for key in layers.values()}
         shape, dtype = next(iter(kinds))
@@ -107,7 +107,7 @@ def _leaves(path: Path, keys: dict[str, str], headers) -> dict[str, Leaf]:
         if sorted(layers) != list(range(len(layers))) or len(kinds) != 1 or name in leaves:
             problems = (f"{name}: layers {sorted(layers)} do not make one stack: {kinds}",)
         readers = tuple(partial(_read, path, layers[i]) for i in sorted(layers))
-        leaves[name] = Leaf((len(layers), *shape), dtype, readers, True, problems)
+        leaves[name] = Leaf((len(layers), *shape), dtype, readers, problems)
     return leaves
 
 

@@ -52,14 +52,12 @@ class Leaf:
         dtype: as stored.
         parts: functions that read it: one for a plain parameter, one per layer for a stacked one.
             Each returns an array of the part's shape, possibly a strided view.
-        stacked: whether there is one part per index of axis 0.
         problems: why it cannot be read.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     parts: tuple[Callable[[], np.ndarray], ...]
-    stacked: bool
     problems: tuple[str, ...] = ()
 
 

@@ -97,7 +97,6 @@ def _leaves(config: ModelConfig, tensors: dict[str, tuple]) -> tuple[dict[str, L
             shape=shapes[path].shape,
             dtype=dtypes[path],
             parts=tuple(readers[path]),
-            stacked=tree.STACK in path,
             problems=tuple(problems[path]),
         )
         for path in shapes

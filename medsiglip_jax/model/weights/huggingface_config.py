@@ -6,6 +6,16 @@ from medsiglip_jax.model.config import ModelConfig, TextConfig, VisionConfig
 
 # ------------------------------------------------------------------------------------ reading
 
+# Keys of config.json, and the fields of `VisionConfig` and `TextConfig` that they set.
+_TOWER = {
+    "hidden_size": "width",
+    "intermediate_size": "mlp_dim",
+    "num_hidden_layers": "depth",
+    "num_attention_heads": "num_heads",
+}
+_VISION = _TOWER | {"image_size": "image_size", "patch_size": "patch_size"}
+_TEXT = _TOWER | {"vocab_size": "vocab_size", "max_position_embeddings": "context_length"}
+
 # Defaults of transformers' SiglipVisionConfig / SiglipTextConfig: config.json omits them.
 _VISION_DEFAULTS = dict(
     hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
@@ -58,28 +68,14 @@ def _vision(raw: Any) -> VisionConfig:
     full = _complete(raw, _VISION_DEFAULTS, "vision")
     if full["num_channels"] != 3:
         raise ValueError(f"vision num_channels is {full['num_channels']}; expected 3")
-    return VisionConfig(
-        image_size=full["image_size"],
-        patch_size=full["patch_size"],
-        width=full["hidden_size"],
-        depth=full["num_hidden_layers"],
-        mlp_dim=full["intermediate_size"],
-        num_heads=full["num_attention_heads"],
-        pool="map" if full["vision_use_head"] else "mean",
-    )
+    fields = {ours: full[key] for key, ours in _VISION.items()}
+    return VisionConfig(**fields, pool="map" if full["vision_use_head"] else "mean")
 
 
 def _text(raw: Any) -> TextConfig:
     full = _complete(raw, _TEXT_DEFAULTS, "text")
-    return TextConfig(
-        vocab_size=full["vocab_size"],
-        context_length=full["max_position_embeddings"],
-        width=full["hidden_size"],
-        depth=full["num_hidden_layers"],
-        mlp_dim=full["intermediate_size"],
-        num_heads=full["num_attention_heads"],
-        embed_dim=full.get("projection_size", full["hidden_size"]),
-    )
+    fields = {ours: full[key] for key, ours in _TEXT.items()}
+    return TextConfig(**fields, embed_dim=full.get("projection_size", full["hidden_size"]))
 
 
 # ------------------------------------------------------------------------------------ writing
@@ -88,18 +84,14 @@ def _text(raw: Any) -> TextConfig:
 def model(config: ModelConfig, dtype: str) -> dict[str, Any]:
     """config.json; ValueError for a model without an image tower."""
     vision = config.vision and dict(
-        _tower(config.vision),
+        _written(config.vision, _VISION),
         model_type="siglip_vision_model",
-        image_size=config.vision.image_size,
-        patch_size=config.vision.patch_size,
         num_channels=3,
         **({} if config.vision.pool == "map" else {"vision_use_head": False}),
     )
     text = config.text and dict(
-        _tower(config.text),
+        _written(config.text, _TEXT),
         model_type="siglip_text_model",
-        vocab_size=config.text.vocab_size,
-        max_position_embeddings=config.text.context_length,
         projection_size=config.text.embed_dim,
         pad_token_id=1,
         bos_token_id=None,
@@ -113,12 +105,9 @@ def model(config: ModelConfig, dtype: str) -> dict[str, Any]:
     raise ValueError("the Hugging Face layout needs an image tower; this model has only text")
 
 
-def _tower(tower: VisionConfig | TextConfig) -> dict[str, Any]:
+def _written(tower: VisionConfig | TextConfig, fields: dict[str, str]) -> dict[str, Any]:
     return dict(
-        hidden_size=tower.width,
-        intermediate_size=tower.mlp_dim,
-        num_hidden_layers=tower.depth,
-        num_attention_heads=tower.num_heads,
+        {key: getattr(tower, ours) for key, ours in fields.items()},
         hidden_act="gelu_pytorch_tanh",
         layer_norm_eps=1e-6,
         attention_dropout=0.0,

@@ -38,7 +38,7 @@ def open_checkpoint(source: str | os.PathLike, token: str | None = None) -> Chec
 
     Args:
         source: a Hugging Face repo id, a checkpoint folder in HF layout, a big_vision .npz, or a
-            folder this project wrote; local, gs:// or its like.
+            folder this project wrote; a local path or a URI (gs://…).
         token: Hugging Face access token; by default the user's stored login.
 
     Raises:
@@ -166,7 +166,7 @@ def load_params(
 
 def _read(checkpoint, path, leaf, dtype, pool) -> np.ndarray:
     out = _aligned_empty(leaf.shape, dtype)
-    targets = list(out) if leaf.stacked else [out]
+    targets = list(out) if tree.STACK in path else [out]
     try:
         list(pool.map(lambda target, read: copy(target, read()), targets, leaf.parts))
     except Exception as error:  # truncated zip members, bad CRCs, disk errors: all name the leaf

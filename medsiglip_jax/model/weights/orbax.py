@@ -62,8 +62,7 @@ def open_folder(folder: Path) -> Checkpoint:
     except Exception as error:  # orbax and tensorstore raise many kinds for a damaged folder
         raise CheckpointError(folder, [f"cannot be opened: {error}"]) from error
     leaves = {
-        path: Leaf(tuple(meta.shape), np.dtype(meta.dtype), (), False)
-        for path, meta in stored.items()
+        path: Leaf(tuple(meta.shape), np.dtype(meta.dtype), ()) for path, meta in stored.items()
     }
     return Checkpoint(
         source=str(folder),

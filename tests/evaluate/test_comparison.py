@@ -4,12 +4,13 @@ import json
 
 import numpy as np
 import pytest
-from medsiglip_jax.evaluate.compare import compare, markdown
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from medsiglip_jax import cli, metrics
 from medsiglip_jax.evaluate import scores
+from medsiglip_jax.evaluate.report.comparison import markdown
+from medsiglip_jax.evaluate.results.comparison import compare
 from medsiglip_jax.evaluate.scores import Scores
 
 CLASSES = ["Alpha", "Be|ta", "Rare", "Never"]

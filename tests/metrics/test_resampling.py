@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
-from test_metrics_delong import two_normals
+from test_auc_variance import two_normals
 
 from medsiglip_jax.metrics import (
     auc,
@@ -17,8 +17,8 @@ from medsiglip_jax.metrics import (
     delong,
     macro_auc,
 )
-from medsiglip_jax.metrics.bootstrap import _acceleration, limits, resamples
 from medsiglip_jax.metrics.ranking import auc_of_weights, average_precision_of_weights
+from medsiglip_jax.metrics.resampling import _acceleration, limits, resamples
 
 
 def case(seed=0, n=120, levels=None):
@@ -46,13 +46,13 @@ HOW = [
 @pytest.mark.parametrize("levels", [None, 2])
 def test_weights_give_what_drawn_rows_give(statistic, levels, how):
     scores, labels, _ = case(levels=levels)
-    fast = bootstrap(statistic, scores, labels, samples=200, **how)
-    slow = bootstrap(lambda s, y: statistic(s, y), scores, labels, samples=200, **how)
+    fast = bootstrap(statistic, scores, labels, samples=100, **how)
+    slow = bootstrap(lambda s, y: statistic(s, y), scores, labels, samples=100, **how)
     for name in ("value", "low", "high", "dropped"):
         assert getattr(fast, name) == pytest.approx(getattr(slow, name), rel=0, abs=1e-14)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(8))
 def test_weights_are_sample_weights(seed):
     scores, labels, _ = case(seed, levels=3)
     weights = np.random.default_rng(seed).integers(4, size=120)
@@ -99,11 +99,11 @@ def test_a_difference_is_paired():
 def test_a_pair_is_both_and_their_difference(statistic, how):
     one, labels, _ = case()
     other = one + np.random.default_rng(0).normal(size=120)
-    found = bootstrap_pair(statistic, one, other, labels, samples=200, **how)
-    assert found.first == bootstrap(statistic, one, labels, samples=200, **how)
-    assert found.second == bootstrap(statistic, other, labels, samples=200, **how)
+    found = bootstrap_pair(statistic, one, other, labels, samples=100, **how)
+    assert found.first == bootstrap(statistic, one, labels, samples=100, **how)
+    assert found.second == bootstrap(statistic, other, labels, samples=100, **how)
     by_hand = bootstrap(
-        lambda a, b, y: auc(a, y) - auc(b, y), one, other, labels, samples=200, **how
+        lambda a, b, y: auc(a, y) - auc(b, y), one, other, labels, samples=100, **how
     )
     for name in ("value", "low", "high"):
         assert getattr(found.difference, name) == pytest.approx(getattr(by_hand, name), abs=1e-14)
@@ -134,7 +134,7 @@ def scipys(statistic, data, distribution, level=0.95, **how):
     return list(found.confidence_interval)
 
 
-@pytest.mark.parametrize("level", [0.9, 0.95, 0.99])
+@pytest.mark.parametrize("level", [0.9, 0.99])
 @pytest.mark.parametrize("levels", [None, 1])
 def test_limits_are_those_of_scipy(level, levels):
     scores, labels, _ = case(levels=levels)
@@ -323,15 +323,14 @@ def test_the_mean_has_the_interval_it_should():
     )
 
 
-@pytest.mark.parametrize("stratified", [False, True])
-def test_the_interval_holds_the_truth_as_often_as_it_says(stratified):
+def test_the_interval_holds_the_truth_as_often_as_it_says():
+    """Of plain rows; that strata are drawn as they should is held against SciPy above."""
     rng = np.random.default_rng(0)
     labels = np.arange(150) < 50
     hits = []
     for seed in range(300):
         scores = rng.normal(size=150) + labels * math.sqrt(2) * 0.6744897501960817  # AUC 0.75
-        strata = labels if stratified else None
-        hits.append(0.75 in bootstrap(auc, scores, labels, strata=strata, samples=300, seed=seed))
+        hits.append(0.75 in bootstrap(auc, scores, labels, samples=300, seed=seed))
     assert 0.92 <= np.mean(hits) <= 0.97
 
 
@@ -372,7 +371,7 @@ def test_resamples_without_a_value_are_counted():
     "arguments, how, message",
     [
         ((auc, [0.1, 0.2], [0, 1, 1]), {}, r"shapes \(2,\), \(3,\)"),
-        ((auc, [], []), {}, "expected as many rows in each, and some"),
+        ((auc, [], []), {}, "at least one row, and equally many"),
         ((auc, [0.1, 0.2], [0, 1]), {"groups": [1]}, r"groups has shape \(1,\)"),
         ((auc, [0.1, 0.2], [0, 1]), {"strata": [1]}, r"strata has shape \(1,\)"),
         ((auc, [0.1, 0.2], [0, 1]), {"samples": 0}, "0 samples of 2 rows"),

@@ -1,9 +1,9 @@
-"""Bootstrap intervals: of rows, within strata, of whole patients, paired between two models.
+"""Bootstrap intervals: over rows, within strata, over whole patients, paired between two models.
 
-The limits are BCa: percentiles of the resamples, moved for the bias of their median and for a
-spread that changes with the truth. A resample is how often each row was drawn. Statistics that sort
-(`auc`, `macro_auc`, `average_precision`) sort once and then only weigh; any other function gets the
-drawn rows.
+The limits are BCa: percentiles of the resamples, corrected for the bias of their median and for a
+standard error that changes with the true value. A resample is how often each row was drawn. `auc`,
+`macro_auc` and `average_precision` sort once and then take these counts as weights; any other
+statistic gets the drawn rows.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,16 +30,26 @@ _OF_WEIGHTS: dict[Callable, Callable[..., OfWeights]] = {
     macro_auc: macro_auc_of_weights,
     average_precision: average_precision_of_weights,
 }
-# Counts that are drawn at a time: the arrays of a block, 0.5 MB each, then stay in cache.
+# Number of counts drawn at a time: the arrays of a block, 0.5 MB each, then stay in cache.
 _BLOCK = 1 << 16
+
+
+class Resampling(NamedTuple):
+    """How resamples are drawn, and the confidence level; see `bootstrap`."""
+
+    groups: ArrayLike | None
+    strata: ArrayLike | None
+    samples: int
+    seed: int
+    level: float
 
 
 class Pair(NamedTuple):
     """A statistic of two models on the same resamples.
 
     Attributes:
-      first: of the first model, as `bootstrap` gives it.
-      second: of the other.
+      first: of the first model, as by `bootstrap`.
+      second: of the second model.
       difference: first minus second.
     """
 
@@ -60,40 +70,42 @@ def bootstrap(
     """Returns a statistic with its BCa bootstrap interval.
 
     Source: Efron, J. Am. Stat. Assoc. 82 (1987), 171; Efron and Tibshirani, An Introduction to the
-    Bootstrap (1993), chapters 14 and 8.3. The acceleration is that of a jackknife over whole groups
-    within strata; of more than a quarter of `samples`, over as many random blocks of them.
+    Bootstrap (1993), chapters 14 and 8.3. The acceleration comes from a jackknife over whole groups
+    within strata; if there are more groups than a quarter of `samples`, over that many random
+    blocks of groups.
+
     A comparison of two models is paired if both are columns of one statistic, such as
-    `bootstrap(lambda a, b, y: auc(a, y) - auc(b, y), a, b, labels)`; `bootstrap_pair` is the same,
-    faster. Of one AUC with fewer than 30 positives take the interval of `delong` with
-    `student`: this one is too narrow (of 5, 80 to 89 % hold the truth; of 30, 93 to 96 %); there is
-    a table. Of an AUC of 1, every resample is 1 too, and it has no width; `delong` has limits.
+    `bootstrap(lambda a, b, y: auc(a, y) - auc(b, y), a, b, labels)`; `bootstrap_pair` does the same
+    faster. For an AUC with fewer than 30 positives, use the interval of `delong` with `student`,
+    whose docstring has a table: the bootstrap's is too narrow (with 5 positives, 80 to 89 % of the
+    intervals contain the true value; with 30, 93 to 96 %). If the AUC is 1, it is 1 in every
+    resample, and the interval has no width; that of `delong` has one.
 
     Args:
-      statistic: function of the columns; their order of rows must not matter to it.
+      statistic: function of the columns; the order of the rows must not matter to it.
       columns: arrays of n rows each, such as scores and labels.
       groups: [n] patient, lesion or study of each row. Whole groups are drawn: rows of one patient
         are alike, and drawing them one by one would give too narrow an interval.
-      strata: [n]; as many groups (or rows) are drawn of every stratum as it has. The labels as
-        strata keep the number of positives; with few of them that makes the interval of an AUC too
-        narrow (5 of 505 at AUC 0.7: it held the truth in 84 % of 1,000 draws, without strata in
-        89 %). A group with rows in several strata belongs to a stratum of its own, with those of
-        the same several.
-      samples: resamples to draw.
-      seed: another seed, another draw. Equal n, groups, strata and seed draw the same rows.
+      strata: [n]; from every stratum as many groups (or rows) are drawn as it has. With the labels
+        as strata the number of positives is fixed; if there are few, the interval of an AUC is too
+        narrow (5 of 505 at AUC 0.7: it contained the true value in 84 % of 1,000 draws, without
+        strata in 89 %). Groups with rows in the same several strata form a stratum of their own.
+      samples: number of resamples.
+      seed: of the draw. Equal n, groups, strata and seed draw the same rows.
       level: confidence level.
 
     Returns:
       The statistic of the columns and its limits; `dropped` is the number of resamples in which it
-      was NaN. The limits are NaN if it is NaN itself, or in every resample.
+      was NaN. The limits are NaN if the statistic is NaN, or if it is NaN in every resample.
 
     Raises:
-      ValueError: columns of different lengths, or without rows, or what `statistic` raises.
+      ValueError: columns of different lengths or without rows, or what `statistic` raises.
     """
     arrays = _arrays(columns)
     prepare = _OF_WEIGHTS.get(statistic)
     of_weights = prepare(*arrays) if prepare else _of_drawn_rows(statistic, arrays)
-    how = {"groups": groups, "strata": strata, "samples": samples, "seed": seed, "level": level}
-    return interval_of(of_weights, len(arrays[0]), **how)
+    resampling = Resampling(groups, strata, samples, seed, level)
+    return interval_of(of_weights, len(arrays[0]), resampling)
 
 
 def bootstrap_pair(
@@ -107,66 +119,52 @@ def bootstrap_pair(
     seed: int = 0,
     level: float = 0.95,
 ) -> Pair:
-    """Returns a statistic of `first` and of `second`, and how much higher it is of `first`.
-
-    All are computed on the same resamples; see `bootstrap` for the rest.
+    """Returns a statistic of two models and its difference, all on the same resamples.
 
     Args:
       statistic: function of scores and then the columns, such as `auc`.
-      first: scores of one model.
-      second: scores of the other, for the same rows.
+      first: scores of the first model.
+      second: scores of the second model, for the same rows.
       columns: what both are compared with, such as the labels.
+      groups, strata, samples, seed, level: as for `bootstrap`.
     """
     arrays = _arrays((first, second, *columns))
     prepare = _OF_WEIGHTS.get(statistic) or _preparation(statistic)
-    one, other = (prepare(scores, *arrays[2:]) for scores in arrays[:2])
+    first_of, second_of = (prepare(scores, *arrays[2:]) for scores in arrays[:2])
 
     def of_weights(weights) -> Float64[np.ndarray, "3 ..."]:
-        values = one(weights), other(weights)
+        values = first_of(weights), second_of(weights)
         return np.stack([*values, values[0] - values[1]])
 
-    how = {"groups": groups, "strata": strata, "samples": samples, "seed": seed, "level": level}
-    return Pair(*_intervals(of_weights, len(arrays[0]), **how))
+    resampling = Resampling(groups, strata, samples, seed, level)
+    return Pair(*_intervals(of_weights, len(arrays[0]), resampling))
 
 
-def interval_of(
-    of_weights: OfWeights,
-    n: int,
-    *,
-    groups: ArrayLike | None = None,
-    strata: ArrayLike | None = None,
-    samples: int,
-    seed: int,
-    level: float,
-) -> Interval:
-    """The interval of a statistic of the weights of n rows; see `bootstrap` for the rest."""
-    how = {"groups": groups, "strata": strata, "samples": samples, "seed": seed, "level": level}
-    return _intervals(lambda w: np.asarray(of_weights(w))[None], n, **how)[0]
+def interval_of(of_weights: OfWeights, n: int, resampling: Resampling) -> Interval:
+    """The interval of a statistic of the weights of n rows."""
+    return _intervals(lambda w: np.asarray(of_weights(w))[None], n, resampling)[0]
 
 
 def _intervals(
-    of_weights: Callable[[np.ndarray], np.ndarray],
-    n: int,
-    *,
-    groups: ArrayLike | None,
-    strata: ArrayLike | None,
-    samples: int,
-    seed: int,
-    level: float,
+    of_weights: Callable[[np.ndarray], np.ndarray], n: int, resampling: Resampling
 ) -> list[Interval]:
     """Intervals of several statistics, the first axis of `of_weights`, from the same resamples."""
+    groups, strata, samples, seed, level = resampling
     check_level(level)
     units, members = _design(n, samples, groups, strata)
-    found = of_weights(np.ones(n))
-    if np.isnan(found).all():
-        return [Interval(np.nan, np.nan, np.nan)] * len(found)
+    estimates = of_weights(np.ones(n))
+    if np.isnan(estimates).all():
+        return [Interval(np.nan, np.nan, np.nan)] * len(estimates)
     values = _values(of_weights, _draw(np.random.default_rng(seed), units, members, samples))
-    # A quarter of the cost. The noise of b random blocks moves a limit by 1.6 / b standard errors,
-    # that of the resamples by 2.7 / sqrt(samples): 13 times as far for 1,000.
+    # With samples // 4 blocks this is a quarter of the cost. The noise of b random blocks moves a
+    # limit by 1.6 / b standard errors, that of the resamples by 2.7 / sqrt(samples): 13 times as
+    # far for 1,000.
     acceleration = _acceleration(of_weights, units, members, samples // 4)
-    accelerations = np.broadcast_to(acceleration, found.shape).tolist()
-    each = zip(values, found.tolist(), accelerations, strict=True)
-    return [_interval(*one, level) for one in each]
+    accelerations = np.broadcast_to(acceleration, estimates.shape).tolist()
+    return [
+        _interval(*statistic, level)
+        for statistic in zip(values, estimates.tolist(), accelerations, strict=True)
+    ]
 
 
 def _interval(values: np.ndarray, value: float, acceleration: float, level: float) -> Interval:
@@ -181,39 +179,40 @@ def limits(
 ) -> tuple[float, float]:
     """Returns the BCa limits; without bias and acceleration they are the percentile limits.
 
-    Source: Efron, J. Am. Stat. Assoc. 82 (1987), 171; the book of `bootstrap`, chapter 14. A
-    resample that ties with the data lies neither above nor below them: the bias counts it half.
+    Source: Efron, J. Am. Stat. Assoc. 82 (1987), 171; Efron and Tibshirani (see `bootstrap`),
+    chapter 14. A resample that ties with the data lies neither above nor below them, so that the
+    bias counts it half.
 
     Args:
-      values: of the statistic in resamples; those that are NaN are left out.
-      value: of the statistic in the data.
-      acceleration: change of the standard error, relative, per standard error that the truth is
-        higher; NaN where it is not known.
+      values: the statistic in the resamples; NaN are left out.
+      value: the statistic in the data.
+      acceleration: relative change of the standard error per standard error of the true value; NaN
+        where it is unknown.
       level: confidence level.
 
     Returns:
-      Percentile limits where all resamples lie on one side of the data, so that the bias has no
-      bound, or the acceleration is NaN or too large for the level (that takes 6 standard errors).
-      NaN without any value.
+      The percentile limits if all resamples lie on one side of the data, so that the bias has no
+      bound, or if the acceleration is NaN or too large for the level (that takes 6 standard
+      errors). NaN if all values are NaN.
     """
-    there = values[~np.isnan(values)]
-    if not len(there):
+    defined = values[~np.isnan(values)]
+    if not len(defined):
         return np.nan, np.nan
     reach = normal_quantile(level) * np.array([-1, 1])
-    below = (np.mean(there < value) + np.mean(there <= value)) / 2
+    below = (np.mean(defined < value) + np.mean(defined <= value)) / 2
     if 0 < below < 1:
         bias = special.ndtri(below)
         shrunk = 1 - acceleration * (bias + reach)
         reach = bias + (bias + reach) / shrunk if np.all(shrunk > 0) else reach
-    low, high = np.quantile(there, special.ndtr(reach))
+    low, high = np.quantile(defined, special.ndtr(reach))
     return float(low), float(high)
 
 
 def _acceleration(of_weights, units, members, blocks: int) -> Float64[np.ndarray, "*s"]:
-    """A sixth of the skewness of each statistic, by a jackknife over at most so many blocks; NaN
-    where nothing changes it, or there are more strata than half the blocks.
+    """A sixth of the skewness of each statistic, by a jackknife over at most `blocks` blocks.
 
-    Source: as for `limits`; of several strata Davison and Hinkley, Bootstrap Methods (1997), 5.3.
+    NaN where nothing changes the statistic, or where there are more strata than half the blocks.
+    Source: as for `limits`; for several strata Davison and Hinkley, Bootstrap Methods (1997), 5.3.
     """
     most = blocks // len(members)
     if most < 2:
@@ -227,22 +226,21 @@ def _acceleration(of_weights, units, members, blocks: int) -> Float64[np.ndarray
 
 
 def _pulls(of_weights, units, chosen: np.ndarray, size: int, most: int) -> np.ndarray:
-    """How far each block of units of a stratum pulls each statistic; 0 where it is undefined
-    without the block.
+    """The influence of each block of units of a stratum on each statistic.
 
-    A block is one unit, or several in random order: where rows are sorted, neighbours are alike,
-    and would seem to pull together. The sums of squares and of cubes over blocks are then expected
-    to be those over units.
+    It is 0 where the statistic is undefined without the block. A block is one unit or several
+    random ones: in sorted rows neighbours are alike and would pull together. Expected sums of
+    squares and cubes over random blocks are those over units.
     """
     blocks = min(len(chosen), most)
     block = np.full(size, -1)
     block[chosen] = np.random.default_rng(0).permutation(len(chosen)) % blocks
     values = _values(of_weights, _leave_out(block, units, blocks))
     kept = 1 - np.bincount(block[chosen]) / len(chosen)
-    there = ~np.isnan(values)
-    count = there.sum(axis=-1, keepdims=True)
-    mean = np.where(there, values, 0).sum(axis=-1, keepdims=True) / np.maximum(1, count)
-    return np.where(there, kept * (mean - values), 0)
+    defined = ~np.isnan(values)
+    count = defined.sum(axis=-1, keepdims=True)
+    mean = np.where(defined, values, 0).sum(axis=-1, keepdims=True) / np.maximum(1, count)
+    return np.where(defined, kept * (mean - values), 0)
 
 
 def _leave_out(block: np.ndarray, units, blocks: int) -> Iterator[np.ndarray]:
@@ -264,7 +262,7 @@ def resamples(
     groups: ArrayLike | None = None,
     strata: ArrayLike | None = None,
 ) -> Iterator[Int64[np.ndarray, "b n"]]:
-    """Draws resamples, some at a time; each is how often each of the n rows was drawn.
+    """Draws resamples, in blocks; each is how often each of the n rows was drawn.
 
     Raises:
       ValueError: `samples` below 1, no rows, or `groups` or `strata` that are not [n].
@@ -292,7 +290,7 @@ def _of_rows(counts: np.ndarray, units: np.ndarray | None) -> np.ndarray:
 
 
 def _design(n: int, samples: int, groups, strata) -> tuple[np.ndarray | None, list[np.ndarray]]:
-    """The unit of each row, None if that is the row itself, and the units of each stratum."""
+    """The unit of each row (None if units are rows), and the units of each stratum."""
     if samples < 1 or n < 1:
         raise ValueError(f"{samples} samples of {n} rows; expected at least 1 of each")
     units = None if groups is None else _codes("groups", groups, n)
@@ -324,7 +322,9 @@ def _arrays(columns) -> list[np.ndarray]:
     lengths = [array.shape[:1] for array in arrays]
     if not lengths or len(set(lengths)) > 1 or lengths[0] in ((), (0,)):
         shapes = ", ".join(str(array.shape) for array in arrays) or "none"
-        raise ValueError(f"columns have shapes {shapes}; expected as many rows in each, and some")
+        raise ValueError(
+            f"columns have shapes {shapes}; expected at least one row, and equally many in each"
+        )
     return arrays
 
 

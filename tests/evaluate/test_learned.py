@@ -13,16 +13,16 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
-import medsiglip_jax
 from medsiglip_jax import cli, metrics
 from medsiglip_jax.data import inputs
 from medsiglip_jax.data.labels import Policy
 from medsiglip_jax.embeddings.probe import learning, linear
 from medsiglip_jax.embeddings.store import Embeddings
-from medsiglip_jax.evaluate import compare, held_out, learned, retrieval, run, scores, tasks
-from medsiglip_jax.evaluate.data import datasets
-from medsiglip_jax.evaluate.learned import Draws
-from medsiglip_jax.evaluate.options import Options
+from medsiglip_jax.evaluate import learned, retrieval, run, scores, tasks
+from medsiglip_jax.evaluate.data import reading
+from medsiglip_jax.evaluate.options import Draws, EvaluateOptions
+from medsiglip_jax.evaluate.recompute import recompute
+from medsiglip_jax.evaluate.results import comparison, held_out
 from medsiglip_jax.evaluate.scores import Scores
 from medsiglip_jax.inference import embed
 
@@ -85,7 +85,7 @@ file = ["labels.csv"]
 [data.images]
 path = ["{image}"]
 """
-OPTIONS = Options(resamples=60, learn="probe", draws=Draws((16,), 2), prevalence=0.1)
+OPTIONS = EvaluateOptions(resamples=60, learn="probe", draws=Draws((16,), 2), prevalence=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -113,11 +113,6 @@ def data(tmp_path_factory):
     ):
         (folder / f"{name}.toml").write_text(text)
     return folder
-
-
-@pytest.fixture(scope="module")
-def model(checkpoint):
-    return medsiglip_jax.load(checkpoint)
 
 
 @pytest.fixture(scope="module")
@@ -282,8 +277,8 @@ def test_operating_points_by_hand(done):
     assert "PPV at 0.1" in text and "Without thresholds" in text
 
 
-@pytest.mark.parametrize("kind", ["multi_label", "multi_class"])
-def test_nothing_is_chosen_on_test_images(kind):
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_nothing_is_chosen_on_test_images(exclusive):
     rng = np.random.default_rng(0)
 
     def draw(n):
@@ -294,7 +289,9 @@ def test_nothing_is_chosen_on_test_images(kind):
 
     validation, test = draw(80), draw(50)
     shuffled = Scores(test.ids, test.classes, test.scores[::-1], test.labels, None, {})
-    found, other = (held_out.judge(validation, x, "class_softmax", kind) for x in (test, shuffled))
+    found, other = (
+        held_out.judge(validation, x, "class_softmax", exclusive) for x in (test, shuffled)
+    )
     for name in ("threshold", "parameters"):
         rows = [
             [row[name] for part in x.values() for row in part if name in row]
@@ -302,7 +299,7 @@ def test_nothing_is_chosen_on_test_images(kind):
         ]
         assert rows[0] == rows[1] and rows[0]
     assert found["operating_points"] != other["operating_points"]
-    changed = held_out.judge(test, validation, "class_softmax", kind)
+    changed = held_out.judge(test, validation, "class_softmax", exclusive)
     assert changed["calibration"][0]["parameters"] != found["calibration"][0]["parameters"]
     for one in found["calibration"]:
         assert one["after"]["ece"] < one["before"]["ece"]  # they were too even
@@ -380,7 +377,7 @@ def test_a_class_that_no_training_image_is_of(data, model, tmp_path):
 
 def test_drawn_parts_share_no_patient_and_prompts_are_judged_on_all(evaluate, tmp_path):
     got = evaluate("drawn", tmp_path / "a")
-    plain = evaluate("drawn", tmp_path / "b", Options(resamples=60))
+    plain = evaluate("drawn", tmp_path / "b", EvaluateOptions(resamples=60))
     assert got["macro_auc"] == plain["macro_auc"] and got["classes"] == plain["classes"]
     assert plain["probe"] is plain["held_out"] is None and got["images"] == 140
     table = pq.read_table(tmp_path / "a/images.parquet").to_pydict()
@@ -407,12 +404,12 @@ def test_drawn_parts_share_no_patient_and_prompts_are_judged_on_all(evaluate, tm
     assert len(keys) == 3 * counts["validation"]
     assert not (tmp_path / "a/embeddings/big_vision-train").exists()
     assert {g["attribute"] for g in got["subgroups"]} == {"sex"}
-    assert run.recompute(tmp_path / "a") == got
+    assert recompute(tmp_path / "a") == got
 
 
 def test_thresholds_need_no_training_images(evaluate, done, tmp_path):
     shutil.copytree(done[0], tmp_path / "out")
-    options = Options(resamples=60, learn="thresholds", prevalence=0.1)
+    options = EvaluateOptions(resamples=60, learn="thresholds", prevalence=0.1)
     got = evaluate("task", tmp_path / "out", options)
     assert got["probe"] is None and got["held_out"]["probe"] is None
     assert got["held_out"]["zero_shot"] == done[1]["held_out"]["zero_shot"]
@@ -464,7 +461,7 @@ def test_a_killed_run_goes_on_and_a_finished_one_fits_nothing(
     assert (tmp_path / "learning.json").read_bytes() == (done[0] / "learning.json").read_bytes()
     evaluate("task", tmp_path)
     assert len(fits) == 3
-    more = Options(resamples=60, learn="probe", draws=Draws((16, 32), 2), prevalence=0.1)
+    more = EvaluateOptions(resamples=60, learn="probe", draws=Draws((16, 32), 2), prevalence=0.1)
     got = evaluate("task", tmp_path, more)
     assert fits[3:] == [32, 32] and len(got["probe"]["learning_curve"]) == 5
 
@@ -515,10 +512,10 @@ def test_files_of_another_run_are_refused(done, evaluate, tmp_path):
                {**found.meta, "run": "another"}),
     )  # fmt: skip
     with pytest.raises(ValueError, match="validation.parquet and scores.parquet are of different"):
-        run.recompute(tmp_path / "out")
+        recompute(tmp_path / "out")
     (tmp_path / "out/knn.parquet").unlink()
     with pytest.raises(FileNotFoundError, match="knn.parquet: no such file"):
-        run.recompute(tmp_path / "out")
+        recompute(tmp_path / "out")
 
 
 def test_a_probe_of_another_kind_is_not_reused(data, evaluate, tmp_path):
@@ -576,9 +573,9 @@ def test_other_draws_and_policies_find_all_embedded(data, model, tmp_path):
 
 
 def test_data_are_read_once(evaluate, tmp_path, monkeypatch):
-    reads, reader = [], datasets.READERS["csv"]
+    reads, reader = [], reading.ADAPTERS["csv"]
     monkeypatch.setitem(
-        datasets.READERS, "csv", lambda task, *rest: reads.append(task.title) or reader(task, *rest)
+        reading.ADAPTERS, "csv", lambda task, *rest: reads.append(task.title) or reader(task, *rest)
     )
     evaluate("drawn", tmp_path)
     assert reads == ["Findings"]
@@ -592,7 +589,7 @@ def test_a_run_that_fails_leaves_the_one_before_it(data, model, done, tmp_path):
     before = files(out)
     with pytest.raises(ValueError, match="1 of 72 train images have no embedding"):
         run.evaluate(tasks.read(str(own / "task.toml")), model, own, out, OPTIONS)
-    assert files(out) == before and run.recompute(out) == done[1]
+    assert files(out) == before and recompute(out) == done[1]
 
 
 @pytest.mark.parametrize("name", ["drawn", "searched"])
@@ -609,7 +606,7 @@ def test_a_run_that_is_killed_at_the_end_is_not_mixed_with_the_one_before(
             raise KeyboardInterrupt
         write(path, found)
 
-    plain = Options(resamples=20)
+    plain = EvaluateOptions(resamples=20)
     if name == "drawn":
         evaluate(name, out)
     monkeypatch.setattr(scores, "write", kill)
@@ -618,17 +615,17 @@ def test_a_run_that_is_killed_at_the_end_is_not_mixed_with_the_one_before(
     assert not (out / "results.json").exists()
     if name == "drawn":
         with pytest.raises(ValueError, match="images.parquet and scores.parquet are of different"):
-            run.recompute(out)
+            recompute(out)
     else:
         with pytest.raises(FileNotFoundError, match="scores.parquet: no such file"):
-            run.recompute(out)
+            recompute(out)
     monkeypatch.setattr(scores, "write", write)
     got = evaluate(name, out, plain)
-    assert run.recompute(out) == got
+    assert recompute(out) == got
     if name == "searched":
         retrieval.write(out / "retrieval.parquet", retrieval.read(out / "retrieval.parquet"), "x")
         with pytest.raises(ValueError, match="retrieval.parquet and scores.parquet are of diff"):
-            run.recompute(out)
+            recompute(out)
 
 
 def test_rows_of_a_longer_curve_are_kept(evaluate, done, tmp_path, monkeypatch):
@@ -643,18 +640,18 @@ def test_rows_of_a_longer_curve_are_kept(evaluate, done, tmp_path, monkeypatch):
 
 def test_another_prevalence_without_the_model(done, tmp_path):
     shutil.copytree(done[0], tmp_path / "out", ignore=shutil.ignore_patterns("embeddings"))
-    got = run.recompute(tmp_path / "out", prevalence=0.3)
+    got = recompute(tmp_path / "out", prevalence=0.3)
     for point in got["held_out"]["zero_shot"]["operating_points"]:
         assert point["stated"]["prevalence"] == 0.3
     assert got["macro_auc"] == done[1]["macro_auc"]
     with pytest.raises(ValueError, match="prevalence is 3"):
-        run.recompute(tmp_path / "out", prevalence=3.0)
+        recompute(tmp_path / "out", prevalence=3.0)
 
 
 def test_probes_are_compared_with_what_was_done(evaluate, done, tmp_path):
     evaluate("task", tmp_path, replace(OPTIONS, preprocess="serving"))
     for name in ("probe.parquet", "knn.parquet"):
-        found = compare.compare(done[0], tmp_path, file=name, resamples=20)
+        found = comparison.compare(done[0], tmp_path, file=name, resamples=20)
         assert found["differs"]["preprocess"] == ["big_vision", "serving"]
 
 
@@ -665,18 +662,18 @@ def test_pairs_have_retrieval_and_nothing_else(data, evaluate, done, tmp_path, c
     out = tmp_path / "out"
     out.mkdir()
     shutil.copy(done[0] / "scores.parquet", out)  # of an earlier run
-    got = evaluate("pairs", out, Options(resamples=60))
+    got = evaluate("pairs", out, EvaluateOptions(resamples=60))
     assert got["retrieval"]["images"] == 140 and got["retrieval"]["texts"] == 6
     assert got["macro_auc"] is None and got["classes"] == [] and got["groups"] == 70
     assert not (out / "scores.parquet").exists()
     text = (out / "report.md").read_text()
     assert "## Retrieval" in text and "## Classes" not in text and "AUC" not in text
     before = (out / "report.html").read_bytes()
-    assert run.recompute(out) == got and (out / "report.html").read_bytes() == before
+    assert recompute(out) == got and (out / "report.html").read_bytes() == before
     assert cli.main(["evaluate", "--from", str(out)]) == 0
     assert "recall@1" in capsys.readouterr().out
     with pytest.raises(ValueError, match="out: is of pairs, images with texts and without"):
-        compare.compare(done[0], out)
+        comparison.compare(done[0], out)
     with pytest.raises(ValueError, match="pairs without classes: no --learn"):
         evaluate("pairs", out)
 

@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 import medsiglip_jax
 from medsiglip_jax.evaluate import run, tasks
-from medsiglip_jax.evaluate.run import Options
+from medsiglip_jax.evaluate.options import EvaluateOptions
 
 pytestmark = pytest.mark.float
 
@@ -83,7 +83,7 @@ def test_chexpert_zero_shot_is_that_of_a_plain_script(theirs, chexpert, tmp_path
     pytest.importorskip("tensorflow", reason="a check against its resize")
     want = plain_scores(reference, checkpoint, folder)
     model = medsiglip_jax.load(checkpoint)
-    options = Options(resamples=20)
+    options = EvaluateOptions(resamples=20)
     got = run.evaluate(tasks.read("chexpert-test"), model, folder, tmp_path / "out", options)
     table = pq.read_table(tmp_path / "out" / "scores.parquet")
     scores = table["score"].to_numpy().reshape(want.shape)

@@ -7,12 +7,13 @@ import pytest
 from scipy import special
 
 from medsiglip_jax import metrics
-from medsiglip_jax.evaluate import held_out
+from medsiglip_jax.evaluate import tasks
 from medsiglip_jax.evaluate.learned import Learned
 from medsiglip_jax.evaluate.report import sections
-from medsiglip_jax.evaluate.results import results
+from medsiglip_jax.evaluate.results import held_out
+from medsiglip_jax.evaluate.results.summary import summarize
 from medsiglip_jax.evaluate.scores import Scores
-from medsiglip_jax.metrics.bootstrap import _OF_WEIGHTS
+from medsiglip_jax.metrics.resampling import _OF_WEIGHTS
 
 CLASSES = ["a", "b", "c"]
 SAMPLES = 60
@@ -44,12 +45,12 @@ def of(scores, *classes):
 
 def test_images_of_a_class_that_was_never_learned_have_no_say_in_the_temperature():
     validation, test = (never_learned(one_class_each(n, n)) for n in (90, 60))
-    (found,) = held_out.judge(validation, test, "probe", "multi_class")["calibration"]
+    (found,) = held_out.judge(validation, test, "probe", True)["calibration"]
     seen = of(validation, 0, 1)
     want = metrics.fit_temperature(np.log(seen.scores[:, :2]), seen.labels.argmax(axis=1))
     assert found["parameters"]["temperature"] == pytest.approx(want.value, rel=1e-9)
     assert found["left_out"] == 30
-    (alone,) = held_out.judge(seen, test, "probe", "multi_class")["calibration"]
+    (alone,) = held_out.judge(seen, test, "probe", True)["calibration"]
     assert (alone["parameters"], alone["left_out"]) == (found["parameters"], 0)
     # All test images count: of those of the class that was not learned, none is right.
     p = np.insert(want(np.log(test.scores[:, :2])), 2, 0, axis=1)
@@ -60,22 +61,22 @@ def test_images_of_a_class_that_was_never_learned_have_no_say_in_the_temperature
 @pytest.mark.parametrize("kept", [(2,), (0, 2), (0,)])
 def test_validation_images_of_one_learned_class_give_no_temperature(kept):
     validation, test = (never_learned(one_class_each(n, n)) for n in (90, 60))
-    found = held_out.judge(of(validation, *kept), test, "probe", "multi_class")
+    found = held_out.judge(of(validation, *kept), test, "probe", True)
     assert found["calibration"] == [] and found["unlearned"] == ["c"]
 
 
 def test_probabilities_of_pairs_are_no_distribution_over_classes():
     validation, test = (one_class_each(n, n) for n in (90, 60))
     before = {
-        (rule, kind): held_out.judge(validation, test, rule, kind)["calibration"][0]["before"]
+        (rule, exclusive): held_out.judge(validation, test, rule, exclusive)["calibration"][0]
         for rule in ("pair_softmax", "class_softmax", "cosine")
-        for kind in ("multi_class", "multi_label")
+        for exclusive in (True, False)
     }
-    there = {key for key, value in before.items() if value is not None}
+    there = {key for key, row in before.items() if row["before"] is not None}
     assert there == {
-        ("pair_softmax", "multi_label"),
-        ("class_softmax", "multi_class"),
-        ("class_softmax", "multi_label"),
+        ("pair_softmax", False),
+        ("class_softmax", True),
+        ("class_softmax", False),
     }
 
 
@@ -92,8 +93,10 @@ def findings(n, seed, positives):
 
 def evaluated(kind, zero_shot, validation, probe, probe_validation):
     """results.json, its tables by heading, and the scores of the run."""
-    task = dict.fromkeys(["published", "ordinal_from", "trained_on", "source", "prompts_source"])
-    task |= {"name": "t", "title": "T", "kind": kind, "score": "cosine", "means": {}, "notes": []}
+    task = tasks.parse("t", {
+        "title": "T", "kind": kind, "score": "cosine", "data": {"adapter": "folders"},
+        "classes": [{"name": name} for name in CLASSES],
+    }).to_dict()  # fmt: skip
     statistics = {"resamples": SAMPLES, "seed": 0}
     meta = {"task": task, "statistics": statistics, "counts": {}, "provenance": {}}
     run = replace(zero_shot, meta=meta)
@@ -111,7 +114,7 @@ def evaluated(kind, zero_shot, validation, probe, probe_validation):
     }
     probe, near = replace(probe, meta=facts), replace(zero_shot, meta=facts)
     found = Learned("h", None, run, validation, probe, probe_validation, near, curves)
-    content = results(run, {}, (), found)
+    content = summarize(run, {}, (), found)
     return content, {s.title: s for s in sections.sections(content)}, run
 
 
@@ -161,9 +164,14 @@ def test_why_there_is_no_threshold():
     "in_validation, unlearned, unchosen, said",
     [
         ((20, 20, 20), (), [], "its strength was chosen on 60 validation images. "),
-        ((20, 0, 20), (), ["b"], "but for b, without both labels among them, the middle one"),
+        ((20, 0, 20), (), ["b"], "except for b: the validation images do not have both labels"),
         ((20, 0, 20), (1,), [], "its strength was chosen on 60 validation images. "),
-        ((0, 0, 60), (1,), ["a", "c"], "60 validation images without both labels of any learned"),
+        (
+            (0, 0, 60),
+            (1,),
+            ["a", "c"],
+            "60 validation images do not have both labels of any",
+        ),
     ],
 )
 def test_what_validation_images_could_not_choose(in_validation, unlearned, unchosen, said):
@@ -180,7 +188,7 @@ def test_validation_images_of_one_grade_choose_nothing_and_have_no_empty_table()
     content, tables, _ = report_of_grades(of(whole, 1))
     assert content["probe"]["unchosen"] == CLASSES
     assert not [title for title in tables if title.startswith("Calibration")]
-    said = "30 validation images without both labels of any learned class chose no strength"
+    said = "because 30 validation images do not have both labels of any learned class"
     assert said in tables["Linear probe against zero-shot"].text
 
 
@@ -197,7 +205,7 @@ def test_validation_images_that_had_no_say_are_counted():
     probes = [never_learned(x) for x in (replace(one_class_each(60, 2), ids=test.ids), validation)]
     _, tables, _ = evaluated("multi_class", test, validation, *probes)
     assert "30 validation images are of classes that" in tables["Calibration of the probe"].text
-    assert "had no say" not in tables["Calibration of zero-shot scores"].text
+    assert "were left out" not in tables["Calibration of zero-shot scores"].text
 
 
 def test_thresholds_are_printed_to_the_last_digit():
@@ -239,5 +247,5 @@ def test_of_other_images_the_main_mean_is_its_own():
     content, _, run = report_of_findings((30, 30, 30))
     part = replace(run.select(np.arange(0, 80, 2)), meta={**run.meta, **FACTS})
     rows = {"learning_curve": [], "few_shot": []}
-    got = results(run, {}, (), Learned("h", None, part, run, part, run, part, rows))
+    got = summarize(run, {}, (), Learned("h", None, part, run, part, run, part, rows))
     assert got["macro_auc"] == content["macro_auc"] != got["probe"]["zero_shot_macro"]

@@ -4,60 +4,18 @@ import ast
 import dataclasses
 import gzip
 import json
-import tomllib
 
 import fsspec
 import numpy as np
 import pytest
-from PIL import Image
+from miniatures import PAIRS, content, part, picture, read, shown, write
 
 from medsiglip_jax.data.labels import Policy
-from medsiglip_jax.evaluate import tasks, zero_shot
-from medsiglip_jax.evaluate.data import datasets
+from medsiglip_jax.evaluate import tasks
+from medsiglip_jax.evaluate.data import arrays, labels, reading, splits
 from medsiglip_jax.evaluate.data.arrays import pixmap
-from medsiglip_jax.evaluate.data.dataset import Dataset
 from medsiglip_jax.preprocess.decode import decode
 from medsiglip_jax.preprocess.sources import read_bytes
-
-NAN = np.nan
-
-
-def picture(path, value=0):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (4, 4), (value, value, value)).save(path)
-
-
-def write(path, text):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data = text.encode()
-    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
-
-
-def read(name, folder, **options):
-    """{id: {class: label}} of known labels, and the dataset."""
-    task, found = datasets.read(tasks.read(name), folder, **options)
-    names = [c.name for c in task.classes]
-    rows = {
-        image: {n: int(v) for n, v in zip(names, row, strict=True) if not np.isnan(v)}
-        for image, row in zip(found.ids, found.labels, strict=True)
-    }
-    return rows, found
-
-
-def shown(rows):
-    """{id: classes that are 1}."""
-    return {image: {name for name, v in row.items() if v} for image, row in rows.items()}
-
-
-def part(task, name, folder, **options):
-    """As `read`, of a part of the data set as `read_parts` finds it."""
-    task = tasks.read(task) if isinstance(task, str) else task
-    _, parts = datasets.read_parts(task, folder, wanted=[name], **options)
-    assert parts.how == "of the data set"
-    found = getattr(parts, name)
-    known = [{c.name for c, v in zip(task.classes, row, strict=True) if v} for row in found.labels]
-    return dict(zip(found.ids, known, strict=True)), found
-
 
 CHEXPERT = (
     "No Finding,Enlarged Cardiomediastinum,Cardiomegaly,Lung Opacity,Lung Lesion,Edema,"
@@ -201,7 +159,7 @@ def test_what_is_missing_of_a_part_is_said_of_it(chexpert_parts):
     _, found = part("chexpert-test", "train", chexpert_parts, allow_missing=True)
     assert found.counts["missing"] == 1
     (chexpert_parts / "CheXpert/train.csv").unlink()
-    with pytest.raises(FileNotFoundError, match="no train.csv or .*, part train is had from: "):
+    with pytest.raises(FileNotFoundError, match="no train.csv or .*; get .*, part train from: "):
         part("chexpert-test", "train", chexpert_parts)
 
 
@@ -254,19 +212,19 @@ def test_nih_has_no_validation_part_so_patients_of_the_training_part_are_drawn(t
     )
     for row in rows.splitlines():
         picture(tmp_path / "images_012/images" / row.split(",")[0])
-    _, parts = datasets.read_parts(tasks.read("nih-cxr14"), tmp_path, seed=1)
-    assert parts.how == "validation drawn by Patient ID from train, seed 1"
+    _, parts = splits.read(tasks.read("nih-cxr14"), tmp_path, seed=1)
+    assert parts.origin == "validation drawn by Patient ID from train, seed 1"
     assert (len(parts.test), len(parts.validation), len(parts.train)) == (2, 4, 16)
     assert set(parts.train.groups).isdisjoint(parts.validation.groups)
     assert (parts.train.labels[:, 4] == 1).all() and parts.train.labels.sum() == 16
-    _, alone = datasets.read_parts(tasks.read("nih-cxr14"), tmp_path, seed=1, wanted=["validation"])
+    _, alone = splits.read(tasks.read("nih-cxr14"), tmp_path, seed=1, wanted=["validation"])
     assert alone.validation.ids == parts.validation.ids and alone.train is None
     # Whatever is drawn is embedded with the whole training part.
     for drawn in (parts.train, parts.validation, alone.validation):
         assert drawn.part == "train" and len(drawn.pool) == 20
     assert parts.test.part == "" and list(parts.test.pool) == parts.test.ids
-    _, whole = datasets.read_parts(tasks.read("nih-cxr14"), tmp_path, wanted=["train"])
-    assert len(whole.train) == 20 and whole.how == "of the data set"
+    _, whole = splits.read(tasks.read("nih-cxr14"), tmp_path, wanted=["train"])
+    assert len(whole.train) == 20 and whole.origin == "of the data set"
 
 
 @pytest.mark.parametrize("patients", [True, False])
@@ -325,7 +283,7 @@ def test_vindr_takes_its_classes_from_the_header(tmp_path):
     )
     for name in "ab":
         picture(tmp_path / f"test/{name}.png")
-    task, found = datasets.read(tasks.read("vindr-cxr"), tmp_path)
+    task, found = reading.read(tasks.read("vindr-cxr"), tmp_path)
     assert [(c.name, c.present, c.absent) for c in task.classes] == [
         ("Aortic enlargement", ("Aortic enlargement",), ("no Aortic enlargement",)),
         ("Other lesion", ("Other lesion",), ("no Other lesion",)),
@@ -427,8 +385,8 @@ def test_eyepacs_without_labels_of_the_test_part_is_drawn_from_the_training_part
     write(tmp_path / "trainLabels.csv", "image,level\n" + "".join(f"{n},1\n" for n in names))
     for name in names:
         picture(tmp_path / f"train/{name}.jpeg")
-    _, parts = datasets.read_parts(tasks.read("eyepacs"), tmp_path, seed=3)
-    assert parts.how == "all drawn by patient, seed 3"
+    _, parts = splits.read(tasks.read("eyepacs"), tmp_path, seed=3)
+    assert parts.origin == "all drawn by patient, seed 3"
     assert (len(parts.test), len(parts.validation), len(parts.train)) == (4, 4, 12)
 
 
@@ -636,7 +594,7 @@ def test_patchcamelyon(tmp_path):
             file.create_dataset("x", data=pixels + np.uint8(i), compression="gzip")
         with h5py.File(tmp_path / f"{stem}_y.h5", "w") as file:
             file.create_dataset("y", data=np.array(values, np.uint8).reshape(3, 1, 1, 1))
-    _, parts = datasets.read_parts(tasks.read("patchcamelyon"), tmp_path)
+    _, parts = splits.read(tasks.read("patchcamelyon"), tmp_path)
     found = {"test": parts.test, "train": parts.train, "valid": parts.validation}
     assert {name: f.labels[:, 0].tolist() for name, f in found.items()} == labels
     assert len({name for f in found.values() for name in f.ids}) == 9  # one key in three files
@@ -654,8 +612,6 @@ def test_medmnist_of_classes(tmp_path, file):
     assert found.labels.argmax(1).tolist() == [0, 8, 3, 3]
     np.testing.assert_array_equal(decode(read_bytes(found.sources[2])), pixels[2])
     np.savez(tmp_path / file, test_images=pixels, test_labels=labels + 5)
-    from medsiglip_jax.evaluate.data import arrays
-
     arrays._array.cache_clear()
     with pytest.raises(ValueError, match="multi_class with 9 classes"):
         read("pathmnist", tmp_path)
@@ -681,11 +637,11 @@ def test_medmnist_parts(tmp_path, name):
         arrays[f"{key}_images"] = np.full((n, 28, 28), i, np.uint8)
         arrays[f"{key}_labels"] = want[key] if task.kind == "multi_label" else numbers[:, None]
     np.savez(tmp_path / f"{name}_64.npz", **arrays)
-    _, parts = datasets.read_parts(task, tmp_path)
+    _, parts = splits.read(task, tmp_path)
     for i, found in enumerate((parts.train, parts.validation, parts.test)):
         np.testing.assert_array_equal(found.labels, list(want.values())[i])
         assert all((decode(read_bytes(source)) == i).all() for source in found.sources)
-    assert parts.how == "of the data set"
+    assert parts.origin == "of the data set"
 
 
 def test_digits_parts_are_all_of_the_quickstarts_digits(tmp_path, monkeypatch):
@@ -697,7 +653,7 @@ def test_digits_parts_are_all_of_the_quickstarts_digits(tmp_path, monkeypatch):
         quickstart, "run", lambda workdir, seed: (workdir / "model").mkdir(parents=True)
     )
     folder, _ = digits.prepare(tmp_path)
-    task, parts = datasets.read_parts(tasks.read("digits"), folder)
+    task, parts = splits.read(tasks.read("digits"), folder)
     training, held_out = quickstart.load_digits(0, 0.25)
     np.testing.assert_array_equal(parts.test.labels.argmax(1), held_out.labels)
     others = [
@@ -713,7 +669,7 @@ def test_digits_parts_are_all_of_the_quickstarts_digits(tmp_path, monkeypatch):
     labels = np.concatenate([f.labels.argmax(1) for f in (parts.train, parts.validation)])
     assert [of[pixels] for pixels in others] == labels.tolist()
     assert (
-        datasets.texts(task, parts.test)[0]
+        reading.texts(task, parts.test)[0]
         == f"a handwritten {quickstart.WORDS[held_out.labels[0]]}"
     )
     assert "trained on the images of the parts train" in task.notes[1]
@@ -771,135 +727,20 @@ def test_missing_columns_are_listed_at_once(chexpert):
         read("chexpert-test", chexpert)
 
 
-# ------------------------------------------------------------------------------------------ parts
+def test_a_split_that_is_not_there(chexpert):
+    own = content("chexpert-test")
+    own["data"]["where"] = {"study": ["study7"]}
+    with pytest.raises(ValueError, match="no row is of the part that is evaluated: .*study7"):
+        reading.read(tasks.parse("mine", own), chexpert)
 
 
-def drawn_from(groups, n=None):
-    ids = [f"{i}.png" for i in range(n or len(groups))]
-    labels = np.arange(len(ids), dtype=np.float32)[:, None] % 2
-    return Dataset(ids, [f"/d/{name}" for name in ids], labels, ("a",), groups, texts=ids)
-
-
-def test_parts_are_drawn_by_group_and_seed():
-    names = [f"patient {i}" for i in range(100)]
-    found = drawn_from([name for i, name in enumerate(names) for _ in range(1 + i % 4)])
-    parts = datasets.draw_parts(found, 0)
-    groups = {name: set(part.groups) for name, part in parts.items()}
-    assert {name: len(g) for name, g in groups.items()} == {
-        "train": 60,
-        "validation": 20,
-        "test": 20,
-    }
-    assert set.union(*groups.values()) == set(names)
-    datasets.check_disjoint(parts)
-    assert sum(map(len, parts.values())) == len(found)
-    for part in parts.values():  # rows stay together
-        for name, source, label, group, text in zip(
-            part.ids, part.sources, part.labels[:, 0], part.groups, part.texts, strict=True
-        ):
-            i = found.ids.index(name)
-            assert (source, group, text) == (f"/d/{name}", found.groups[i], name) and label == i % 2
-    order = np.random.default_rng(0).permutation(len(found))
-    shuffled = datasets.draw_parts(found.select(order), 0)
-    assert {n: set(p.ids) for n, p in shuffled.items()} == {n: set(p.ids) for n, p in parts.items()}
-    assert set(datasets.draw_parts(found, 1)["test"].groups) != groups["test"]
-    fewer = datasets.draw_parts(found.select(np.flatnonzero(np.array(found.groups) != names[0])), 0)
-    assert len(set(fewer["test"].groups) & groups["test"]) >= 19
-
-
-def test_images_without_a_group_are_groups_of_their_own():
-    parts = datasets.draw_parts(drawn_from(None, 10), 0)
-    assert {name: len(p) for name, p in parts.items()} == {"train": 6, "validation": 2, "test": 2}
-    parts = datasets.draw_parts(drawn_from(["p"] * 90 + [""] * 4), 0)
-    assert sorted(len(p) for p in parts.values()) in ([1, 1, 92], [1, 2, 91], [1, 3, 90])
-    datasets.check_disjoint(parts)
-
-
-def test_three_groups_are_enough_whatever_their_sizes():
-    for groups in (["a", "b"] + ["c"] * 98, ["a"] * 98 + ["b", "c"], ["a"] + ["b"] * 98 + ["c"]):
-        for seed in range(5):
-            assert all(map(len, datasets.draw_parts(drawn_from(groups), seed).values()))
-    with pytest.raises(ValueError, match=r"4 images are of 2 groups \(patients\); three"):
-        datasets.draw_parts(drawn_from(["a", "a", "b", "b"]), 0)
-
-
-def test_shared_images_and_groups_are_counted_of_each_two_parts():
-    found = drawn_from([f"p{i // 2}" for i in range(12)])
-    one, two, three = found.select(range(5)), found.select(range(4, 8)), found.select(range(8, 12))
-    datasets.check_disjoint(
-        {"train": one.select(range(4)), "validation": two.select([2, 3]), "test": three}
-    )
-    with pytest.raises(ValueError) as caught:
-        datasets.check_disjoint({"train": one, "validation": two, "test": three})
-    assert str(caught.value).endswith(
-        "; train and validation share 1 groups (patients): p2; train and validation share 1 "
-        "images: /d/4.png"
-    )
-    with pytest.raises(ValueError, match="train and test share 6 groups .*: p0, p1, p2, …; train"):
-        datasets.check_disjoint({"train": found, "test": found})
-
-
-def test_without_parts_the_test_shrinks(tmp_path):
-    write(tmp_path / "train.csv", "id_code,diagnosis\n" + "".join(f"i{i},0\n" for i in range(10)))
-    for i in range(10):
-        picture(tmp_path / f"train_images/i{i}.png")
-    task = tasks.read("aptos-2019")
-    _, parts = datasets.read_parts(task, tmp_path, seed=5)
-    assert parts.how == "all drawn by image, seed 5"
-    assert (len(parts.test), len(parts.validation), len(parts.train)) == (2, 2, 6)
-    _, less = datasets.read_parts(task, tmp_path, seed=5, wanted=["validation"])
-    assert less.test.ids == parts.test.ids and less.validation.ids == parts.validation.ids
-    assert less.train is None
-    _, none = datasets.read_parts(task, tmp_path, wanted=[])
-    assert len(none.test) == 10 and none.train is None and none.validation is None
-
-
-def test_a_part_has_the_classes_of_the_test(tmp_path):
-    own = content("vindr-cxr") | {"parts": {"train": {"tables": [{"file": ["train.csv"]}]}}}
-    own["data"]["images"] = {"path": ["{image_id}.png"]}
-    task = tasks.parse("mine", own)
-    write(tmp_path / "image_labels_test.csv", "image_id,B,A,No finding\na,1,0,0\nb,0,0,1\n")
-    write(tmp_path / "train.csv", "image_id,rad_id,A,B,No finding\nc,R1,1,0,0\n")
-    for name in "abc":
-        picture(tmp_path / f"{name}.png")
-    task, parts = datasets.read_parts(task, tmp_path, wanted=["train"])
-    assert [c.name for c in task.classes] == ["B", "A"] == list(parts.train.values)
-    assert parts.train.labels.tolist() == [[0, 1]]
-    for header, odd in (("A,B,C", "C"), ("A,X,No finding", "B, X")):
-        write(tmp_path / "train.csv", f"image_id,rad_id,{header}\nc,R1,1,0,0\n")
-        with pytest.raises(ValueError, match=f"part train and .* different classes; .*: {odd}$"):
-            datasets.read_parts(tasks.parse("mine", own), tmp_path)
-
-
-def test_a_part_replaces_whole_settings():
-    own = content("messidor-2") | {"parts": {"train": {"where": {}, "group_optional": False}}}
-    task = tasks.parse("mine", own)
-    got = task.part("train")
-    assert got.data == {k: v for k, v in task.data.items() if k not in ("where", "group_optional")}
-    assert got.classes == task.classes and not got.parts and "part train" in got.title
-    with pytest.raises(ValueError, match="task mine has no part 'validation'; there are: train"):
-        task.part("validation")
-    with pytest.raises(ValueError, match="no part 'test'; there are: none"):
-        tasks.read("ddi").part("test")
-
-
-@pytest.mark.parametrize("name", tasks.names())
-def test_parts_of_the_bundled_tasks(name):
-    task = tasks.read(name)
-    assert set(task.parts) <= set(tasks.PARTS)
-    for each in task.parts:
-        assert task.part(each).data != task.data and task.part(each).data["adapter"]
+def test_cells_are_never_run():
+    with pytest.raises(ValueError, match="is no Python list"):
+        labels._literal("__import__('os').getcwd()", "column")
+    assert ast.literal_eval("['a']") == labels._literal("['a']", "column")
 
 
 # ------------------------------------------------------------------------------------------ texts
-
-PAIRS = {
-    "title": "x", "kind": "pairs",
-    "data": {
-        "adapter": "csv", "tables": [{"file": ["pairs.csv"]}], "images": {"path": ["{image}"]},
-        "text": "text", "group": "case", "group_optional": True,
-    },
-}  # fmt: skip
 
 
 def test_pairs_are_images_and_texts(tmp_path):
@@ -910,40 +751,25 @@ def test_pairs_are_images_and_texts(tmp_path):
     )
     for name in "abcd":
         picture(tmp_path / f"{name}.png")
-    task, found = datasets.read(tasks.parse("mine", PAIRS), tmp_path)
+    task, found = reading.read(tasks.parse("mine", PAIRS), tmp_path)
     assert task.retrieval == "text" and task.score == "" and not task.classes
     task.check_prompts()
     assert found.ids == ["a.png", "d.png", "b.png"] and found.groups == ["1", "3", "1"]
-    assert datasets.texts(task, found) == ["a mass,\nlarge", "normal", "late"]
+    assert reading.texts(task, found) == ["a mass,\nlarge", "normal", "late"]
     assert found.labels.shape == (3, 0) and found.values == ()
     assert found.counts["without a text"] == 2 and found.counts["repeated"] == 1
     assert found.select([2, 0]).texts == ["late", "a mass,\nlarge"]
     other = found.select([0, 1, 2])
-    assert datasets.labels_sha256(other) == datasets.labels_sha256(found)
+    assert other.labels_sha256() == found.labels_sha256()
     changed = dataclasses.replace(found, texts=["x", *found.texts[1:]])
-    assert datasets.labels_sha256(changed) != datasets.labels_sha256(found)
+    assert changed.labels_sha256() != found.labels_sha256()
     json.dumps(task.to_dict())
     write(tmp_path / "pairs.csv", "image,text\na.png,\n")
     with pytest.raises(ValueError, match="none of the images of x has a text"):
-        datasets.read(task, tmp_path)
+        reading.read(task, tmp_path)
     write(tmp_path / "pairs.csv", "image,caption\na.png,x\n")
     with pytest.raises(ValueError, match="no column 'text'; there are image, caption"):
-        datasets.read(task, tmp_path)
-
-
-def test_parts_of_pairs(tmp_path):
-    where = {name: {"where": {"split": [name]}} for name in ("train", "test")}
-    own = PAIRS | {"data": PAIRS["data"] | where["test"], "parts": {"train": where["train"]}}
-    rows = [f"{i}.png,text {i},{'train' if i < 10 else 'test'}\n" for i in range(12)]
-    write(tmp_path / "pairs.csv", "image,text,split\n" + "".join(rows))
-    for i in range(12):
-        picture(tmp_path / f"{i}.png")
-    _, parts = datasets.read_parts(tasks.parse("mine", own), tmp_path)
-    assert parts.how == "validation drawn by image from train, seed 0"
-    assert parts.train and parts.validation and parts.train.labels.shape == (8, 0)
-    assert parts.test.texts == ["text 10", "text 11"] and len(parts.validation) == 2
-    for part in (parts.test, parts.train, parts.validation):
-        assert part.texts == [f"text {name.removesuffix('.png')}" for name in part.ids]
+        reading.read(task, tmp_path)
 
 
 def test_texts_of_images_with_labels(tmp_path):
@@ -952,170 +778,11 @@ def test_texts_of_images_with_labels(tmp_path):
     write(tmp_path / "labels.csv", "image,label,note\nx.png,Acne,spots\ny.png,Cyst,\nz.png,,gone\n")
     for name in "xyz":
         picture(tmp_path / f"{name}.png")
-    task, found = datasets.read(tasks.parse("mine", own), tmp_path)
-    assert found.ids == ["x.png", "y.png"] and datasets.texts(task, found) == ["spots", ""]
-    task, found = datasets.read(tasks.parse("mine", own | {"retrieval": "prompts"}), tmp_path)
-    assert datasets.texts(task, found) == ["Acne", "Cyst"]
+    task, found = reading.read(tasks.parse("mine", own), tmp_path)
+    assert found.ids == ["x.png", "y.png"] and reading.texts(task, found) == ["spots", ""]
+    task, found = reading.read(tasks.parse("mine", own | {"retrieval": "prompts"}), tmp_path)
+    assert reading.texts(task, found) == ["Acne", "Cyst"]
     none = dataclasses.replace(found, labels=np.zeros_like(found.labels))
-    assert datasets.texts(task, none) == ["", ""]
+    assert reading.texts(task, none) == ["", ""]
     with pytest.raises(ValueError, match="task mine has no texts for retrieval"):
-        datasets.texts(dataclasses.replace(task, retrieval=""), found)
-
-
-# ------------------------------------------------------------------------------------- task files
-
-
-def content(name):
-    folder = tasks.resources.files("medsiglip_jax.evaluate") / "library"
-    return tomllib.loads((folder / f"{name}.toml").read_text())
-
-
-@pytest.mark.parametrize("name", tasks.names())
-def test_bundled_tasks_are_well_formed(name):
-    task = tasks.read(name)
-    assert task.title and task.trained_on and task.prompts_source
-    assert task.data["adapter"] in datasets.READERS
-    if "none bundled" in task.prompts_source:
-        with pytest.raises(ValueError, match="--prompts FILE"):
-            task.check_prompts()
-    else:
-        task.check_prompts()
-        prompts = [p for c in task.classes for p in (*c.present, *c.absent)]
-        assert all(p == p.strip() and p and "|" not in p for p in prompts)
-    published = task.published
-    if published and published.probe_auc:
-        assert round(np.mean(list(published.probe_auc.values())), 3) == published.probe_mean
-    if published and published.auc:
-        assert set(published.auc) == {c.name for c in task.classes}
-        assert round(np.mean(list(published.auc.values())), 3) == published.mean
-    if published and published.mean and len(task.classes) != 13:
-        assert not published.same_images  # only the CheXpert test set is public
-    for reading in task.readings:
-        assert task.with_reading(reading).prompts_sha256() != task.prompts_sha256()
-
-
-def test_published_probes_are_those_of_private_images():
-    means = {n: p.probe_mean for n in tasks.names() if (p := tasks.read(n).published)}
-    pathology = [v for name, v in means.items() if name.startswith("histopathology-")]
-    assert len(pathology) == 8 and round(np.mean(pathology), 3) == 0.878  # as the model card says
-    assert (means["derm-79"], means["eyepacs"], means["chexpert-test"]) == (0.881, 0.857, None)
-    assert not any(tasks.read(n).published.same_images for n, mean in means.items() if mean)
-
-
-def test_adapters_are_those_that_there_are():
-    assert set(datasets.READERS) == set(tasks.ADAPTERS)
-
-
-def test_prompts_of_the_report():
-    task = tasks.read("chexpert-test")
-    of = {c.name: c for c in task.classes}
-    assert of["Pneumothorax"].present == ("apical pneumothorax",)
-    assert of["Pneumonia"].absent == ("lungs are clear", "no acute cardiopulmonary process")
-    assert sum(len(c.present) for c in task.classes) == 43
-    assert sum(len(c.absent) for c in task.classes) == 39
-    five = [task.published.auc[name] for name in task.means["5 competition findings"]]
-    assert np.mean(five) == pytest.approx(0.885)
-    assert [c.present for c in tasks.read("aptos-2019").classes][4] == (
-        "diabetic retinopathy severity: proliferative.",
-    )
-    assert len(tasks.read("derm-79").classes) == 79
-
-
-def test_ones_own_task(tmp_path):
-    own = content("aptos-2019")
-    (tmp_path / "mine.json").write_text(json.dumps(own))
-    assert tasks.read(str(tmp_path / "mine.json")).classes == tasks.read("aptos-2019").classes
-    with pytest.raises(FileNotFoundError, match="neither a file nor a task; tasks are aptos-2019"):
-        tasks.read("aptos")
-
-
-@pytest.mark.parametrize(
-    ("change", "say"),
-    [
-        ({"tittle": "x"}, "unknown tittle"),
-        ({"kind": "ordinal"}, "kind is 'ordinal', expected one of multi_label, multi_class, pairs"),
-        ({"score": "softmax"}, "score is 'softmax'"),
-        ({"data": {"adapter": "zip"}}, "data.adapter is 'zip', expected one of csv, folders"),
-        ({"classes": []}, "neither classes nor a template"),
-        ({"classes": [{"name": "a"}, {"name": "a", "prompt": "x"}]}, "unknown prompt.*twice: a"),
-        ({"means": {"m": ["Nope"]}}, "means.m names no classes: Nope"),
-        ({"published": {"where": "x", "auc": {"Nope": 1.0}}}, "published.auc names no classes"),
-        ({"published": {"where": "x", "probe_auc": {"No pe": 1.0}}}, "probe_auc names no classes"),
-        ({"parts": {"valid": {}, "train": {}}}, "parts valid: expected tables named train or val"),
-        ({"parts": {"train": "x"}}, "parts train: expected tables"),
-        ({"parts": "train"}, "parts 'train': expected tables"),
-        ({"retrieval": "images"}, "retrieval is 'images', expected one of text, prompts"),
-        (
-            {"parts": {"train": {"attributes": {"part": "x", "id": "y", "sex": "z"}}}},
-            "parts.train.attributes: id, part stands for something else; rename it",
-        ),
-        (
-            {"data": {"adapter": "csv", "attributes": {"group": "x"}}},
-            "data.attributes: group stands for something else",
-        ),
-        ({"retrieval": "text"}, "retrieval by text needs data.text, the column of texts"),
-        ({"kind": "pairs"}, "data.text.*'pairs', which has no classes, score, ordinal_from"),
-        (
-            {"kind": "multi_label", "retrieval": "prompts"},
-            "retrieval by prompts needs kind 'multi_c",
-        ),
-    ],
-)
-def test_broken_tasks(change, say):
-    with pytest.raises(ValueError, match=f"(?s)^task mine: .*{say}"):
-        tasks.parse("mine", content("aptos-2019") | change)
-    with pytest.raises(ValueError, match="lacks title, data"):
-        tasks.parse("mine", {k: v for k, v in content("ddi").items() if k not in ("title", "data")})
-    with pytest.raises(ValueError, match="lacks score"):
-        tasks.parse("mine", {k: v for k, v in content("ddi").items() if k != "score"})
-
-
-@pytest.mark.parametrize(
-    ("name", "change", "say"),
-    [
-        ("aptos-2019", {"imagse": {}}, "data has unknown imagse; expected adapter tables"),
-        ("aptos-2019", {"tables": [{"files": ["x"]}]}, "has unknown files.*; lacks file"),
-        ("aptos-2019", {"tables": [{"file": "x"}]}, "data.tables expected lists for file"),
-        ("retinamnist", {"labels": {"file": ["x"]}}, "data.labels lacks key"),
-        ("crc-val-he-7k", {"root": "x"}, "expected lists for root"),
-    ],
-)
-def test_unknown_settings_of_an_adapter(tmp_path, name, change, say):
-    own = content(name)
-    own["data"] |= change
-    with pytest.raises(ValueError, match=f"task mine: .*{say}"):
-        datasets.read(tasks.parse("mine", own), tmp_path)
-
-
-def test_a_split_that_is_not_there(chexpert):
-    own = content("chexpert-test")
-    own["data"]["where"] = {"study": ["study7"]}
-    with pytest.raises(ValueError, match="no row is of the part that is evaluated: .*study7"):
-        datasets.read(tasks.parse("mine", own), chexpert)
-
-
-def test_prompts_of_a_file(tmp_path):
-    task, path = tasks.read("histopathology-cervix"), tmp_path / "prompts.toml"
-    path.write_text('normal = ["a", "a", "b"]\n"CIN 1" = ["c"]\n"CIN 2+" = {present = ["d"]}\n')
-    given = task.with_prompts(path)
-    given.check_prompts()
-    assert [c.present for c in given.classes] == [("a", "a", "b"), ("c",), ("d",)]
-    assert "prompts.toml" in given.prompts_source
-    path.write_text('normal = "a"\nCIN = ["b"]\n')
-    with pytest.raises(ValueError, match="no classes of task .*: CIN; normal: present: expected"):
-        task.with_prompts(path)
-    path.write_text("normal = [")
-    with pytest.raises(ValueError, match="not readable as TOML"):
-        task.with_prompts(path)
-
-
-def test_cells_are_never_run():
-    from medsiglip_jax.evaluate.data import labels
-
-    with pytest.raises(ValueError, match="is no Python list"):
-        labels._literal("__import__('os').getcwd()", "column")
-    assert ast.literal_eval("['a']") == labels._literal("['a']", "column")
-
-
-def test_rules_are_those_of_the_tasks():
-    assert {tasks.read(name).score for name in tasks.names()} <= set(zero_shot.RULES)
+        reading.texts(dataclasses.replace(task, retrieval=""), found)

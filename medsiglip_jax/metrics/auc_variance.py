@@ -1,4 +1,4 @@
-"""Intervals and tests of AUCs without resampling, in O(n log n), also of several rows a patient."""
+"""Intervals and tests of AUCs without resampling, in O(n log n), also for rows of patients."""
 
 from dataclasses import dataclass
 
@@ -17,8 +17,8 @@ class Comparison:
 
     Attributes:
       difference: AUC of the first minus that of the second.
-      z: difference in standard errors.
-      p: two-sided, by Student's t; 1 where the two order all pairs alike.
+      z: the difference in standard errors.
+      p: two-sided p-value by Student's t; 1 if both put all pairs in the same order.
     """
 
     difference: Interval
@@ -40,19 +40,20 @@ def delong(
     and Xu, IEEE Signal Process. Lett. 21 (2014), 1389; with groups Obuchowski, Biometrics 53
     (1997), 567, which is the same for groups of one row.
 
-    Where the AUC is 0 or 1 the estimated variance is zero, and no width would follow. The limit is
-    then that of Clopper and Pearson for k successes of k, k being the number of disjoint pairs of a
-    positive and a negative of different groups: all of these being in the right order, whose chance
-    is AUC^k, is part of the perfect order that was seen.
+    If the AUC is 0 or 1, the estimated variance is zero, and the interval would have no width. The
+    limit is then that of Clopper and Pearson for k successes in k trials, where k is the number of
+    disjoint pairs of a positive and a negative of different groups: the perfect order that was seen
+    implies that all these pairs are in the right order, which has the probability AUC^k.
 
-    With up to about 30 positives use `student`, as the report of evaluate does for every class. Of
-    5, no interval is as good as it says, but this one comes nearest; the bootstrap draws the same
-    few positives again and again, and with strata it is the worst. From 30 on both hold what they
-    say, within 2 points. What 95 % intervals held of 1,000 draws (30, 0.9: 4,000) from two normal
-    distributions, with 500 negatives and 1,000 resamples (`scripts/bench.py coverage`, which also
-    has the widths; standard error 0.7 at 95, 1.3 at 80; of 30, 0.9 half of that):
+    With up to about 30 positives use `student`, as the report of evaluate does for every class.
+    With 5 positives no interval reaches its nominal coverage, but this one comes closest; the
+    bootstrap draws the same few positives again and again, and with strata it is the worst. From 30
+    positives on, both reach it within 2 points. Coverage of 95 % intervals in 1,000 draws (30, 0.9:
+    4,000) from two normal distributions, with 500 negatives and 1,000 resamples (`scripts/bench.py
+    coverage`, which also prints the widths; standard error 0.7 at 95 and 1.3 at 80, for 30, 0.9
+    half of that):
 
-    | positives, AUC | as published | student | bootstrap | stratified |
+    | positives, AUC | DeLong as published | student | bootstrap | stratified |
     |---|---|---|---|---|
     | 5, 0.7 | 88.4 % | 93.9 % | 89.0 % | 83.9 % |
     | 5, 0.8 | 84.1 % | 92.7 % | 86.1 % | 81.0 % |
@@ -65,14 +66,14 @@ def delong(
     Args:
       scores: [n] real numbers, higher meaning more positive.
       labels: [n] bool, or numbers that are 0 or 1.
-      groups: [n] patient, lesion or study of each row; default, rows are independent.
+      groups: [n] patient, lesion or study of each row; by default rows are independent.
       level: confidence level.
       student: use Student's t, with the degrees of freedom of Brunner and Munzel, Biom. J. 42
         (2000), 17, instead of the normal distribution.
 
     Returns:
-      `auc` and limits in [0, 1]. All are NaN without positives or negatives; the limits are NaN
-      where either come from one group only, which says nothing about how much they vary.
+      `auc` and limits in [0, 1]. All are NaN without positives or negatives; the limits are NaN if
+      either come from a single group, whose variance cannot be estimated.
 
     Raises:
       ValueError: as for `auc`, or `level` is out of range.
@@ -99,12 +100,12 @@ def delong_test(
 ) -> Comparison:
     """Tests whether two scores of the same rows have the same AUC.
 
-    Source: as for `delong`, with `student`; the difference is not transformed. Against a constant
-    it is the test of Brunner and Munzel.
+    Source: as for `delong` with `student`; the difference is not transformed. Against a constant
+    score it is the test of Brunner and Munzel.
 
-    A normal distribution would find differences that are none, with few positives far too many. How
-    often p was below 0.05 in 2,000 draws of two equally good scores (AUC 0.73, correlation 0.5)
-    with 300 negatives (standard error 0.5 at 5, 0.9 at 20):
+    With a normal distribution instead, equal models differ significantly too often, above all with
+    few positives. How often p was below 0.05 in 2,000 draws of two equally good scores (AUC 0.73,
+    correlation 0.5) with 300 negatives (standard error 0.5 at 5 %, 0.9 at 20 %):
 
     | positives | normal | Student's t |
     |---|---|---|
@@ -118,12 +119,12 @@ def delong_test(
       first: [n] scores of one model.
       second: [n] scores of the other, for the same rows.
       labels: [n] bool, or numbers that are 0 or 1.
-      groups: [n] patient, lesion or study of each row; default, rows are independent.
+      groups: [n] patient, lesion or study of each row; by default rows are independent.
       level: confidence level of the interval.
 
     Returns:
-      All NaN where an AUC is undefined; limits, z and p are NaN where the variance cannot be
-      estimated, or is zero though the AUCs differ.
+      The comparison. All of it is NaN if an AUC is undefined; limits, z and p are NaN if the
+      variance cannot be estimated, or is zero although the AUCs differ.
 
     Raises:
       ValueError: as for `auc`, or `level` is out of range.
@@ -141,7 +142,7 @@ def delong_test(
 
 
 def _placements(scores, positive):
-    """Of each row, the share of rows of the other label that it is in the right order with."""
+    """For each row, the fraction of the rows of the other label that it is ordered right with."""
     others = mid_ranks(scores)
     for mine in (positive, ~positive):
         others[mine] -= mid_ranks(scores[mine])
@@ -153,8 +154,8 @@ def _placements(scores, positive):
 
 
 def _moments(values, positive, units) -> tuple[float, float, float]:
-    """Mean of the values of positives (and of negatives: it is the same), its variance, and the
-    degrees of freedom of that."""
+    """Mean over positives (which equals that over negatives), its variance, and the degrees of
+    freedom of the variance."""
     if positive.all() or not positive.any():
         return np.nan, np.nan, np.nan
     sums, parts, counts = [], [], []
@@ -170,7 +171,7 @@ def _moments(values, positive, units) -> tuple[float, float, float]:
 
 
 def _correction(n: int) -> float:
-    """Of a variance about a mean that n values themselves gave."""
+    """Bessel's correction of the variance of n values."""
     return n / (n - 1) if n > 1 else np.nan
 
 

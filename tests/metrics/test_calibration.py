@@ -29,8 +29,8 @@ def case(seed, n=400):
 
 
 @pytest.mark.parametrize("equal, strategy", [("width", "uniform"), ("mass", "quantile")])
-@pytest.mark.parametrize("bins", [1, 10, 15])
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("bins", [1, 15])
+@pytest.mark.parametrize("seed", range(4))
 def test_reliability_matches_sklearn(seed, bins, equal, strategy):
     p, labels = case(seed)
     observed, predicted = calibration_curve(labels, p, n_bins=bins, strategy=strategy)
@@ -56,7 +56,7 @@ def test_equal_mass_is():
     assert reliability(p, p > 0.5, bins=10, equal="mass").rows.tolist() == [10] * 10
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_brier_matches_sklearn(seed):
     p, labels = case(seed)
     assert brier(p, labels) == pytest.approx(brier_score_loss(labels, p), abs=1e-12)
@@ -81,7 +81,7 @@ def nll(p, labels):
     return -np.log(np.where(labels, p, 1 - p)).mean()
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_temperature_is_the_slope_of_a_regression_through_zero(seed):
     rng = np.random.default_rng(seed)
     logits = 3 * rng.normal(size=500)
@@ -116,7 +116,7 @@ def test_temperature_at_its_bounds():
     assert math.isfinite(fit_temperature([0, 0], [0, 1]).value)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_platt_is_a_regression_on_his_targets(seed):
     rng = np.random.default_rng(seed)
     scores = 0.1 + 0.01 * rng.normal(size=300)  # as differences of cosines are
@@ -154,7 +154,7 @@ def test_platt_of_scores_that_separate_or_say_nothing():
         (lambda: reliability([0.5], [1], 0), "0 bins"),
         (lambda: reliability([0.5], [1], 5, "size"), "equal 'size'"),
         (lambda: brier([math.nan], [1]), "NaN"),
-        (lambda: fit_platt([1, 2], [1, 1]), "2 positives of 2"),
+        (lambda: fit_platt([1, 2], [1, 1]), "2 positives in 2"),
         (lambda: fit_platt([1, math.inf], [1, 0]), "finite"),
         (lambda: fit_temperature([], []), "0 scores"),
         (lambda: fit_temperature([[1.0, 2.0]], [2]), "integers from 0 to 1"),

@@ -15,9 +15,11 @@ from sklearn.metrics import roc_auc_score
 
 import medsiglip_jax
 from medsiglip_jax import cli, metrics
-from medsiglip_jax.evaluate import results, run, scores, tasks, vectors, zero_shot
-from medsiglip_jax.evaluate.data import datasets
-from medsiglip_jax.evaluate.run import Options
+from medsiglip_jax.evaluate import image_embeddings, run, scores, tasks, zero_shot
+from medsiglip_jax.evaluate.data import reading
+from medsiglip_jax.evaluate.options import EvaluateOptions
+from medsiglip_jax.evaluate.recompute import recompute
+from medsiglip_jax.evaluate.results.summary import summarize
 from medsiglip_jax.evaluate.scores import Scores
 from medsiglip_jax.inference import embed as embedding
 from medsiglip_jax.preprocess.dicom.rules import Rules
@@ -101,16 +103,11 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def model(checkpoint):
-    return medsiglip_jax.load(checkpoint)
-
-
-@pytest.fixture(scope="module")
 def done(data, model, tmp_path_factory):
     """A finished evaluation, and what it returned."""
     folder = tmp_path_factory.mktemp("done") / "out"
     task = tasks.read(str(data / "task.toml"))
-    return folder, run.evaluate(task, model, data, folder, Options(resamples=200))
+    return folder, run.evaluate(task, model, data, folder, EvaluateOptions(resamples=200))
 
 
 def files(folder):
@@ -278,7 +275,7 @@ def test_other_statistics_without_the_model_and_nothing_else(done, tmp_path, cap
         error = capsys.readouterr().err
         assert say in error and error.count("\n") == 1, error
     assert files(tmp_path / "out") == before
-    assert run.recompute(out) == done[1]
+    assert recompute(out) == done[1]
 
 
 def test_provenance(done, data, checkpoint, model):
@@ -310,7 +307,7 @@ def test_the_page_needs_nothing_else_and_says_it_all(done):
 
 
 def test_a_killed_evaluation_goes_on(data, model, done, tmp_path, monkeypatch):
-    monkeypatch.setattr(vectors, "_SHARD", 8)
+    monkeypatch.setattr(image_embeddings, "_SHARD", 8)
     task, out, seen = tasks.read(str(data / "task.toml")), tmp_path / "out", []
 
     def kill(progress):
@@ -321,11 +318,11 @@ def test_a_killed_evaluation_goes_on(data, model, done, tmp_path, monkeypatch):
     out.mkdir()
     (out / "results.json").write_text("of an earlier run")
     with pytest.raises(KeyboardInterrupt):
-        run.evaluate(task, model, data, out, Options(resamples=200), on_progress=kill)
+        run.evaluate(task, model, data, out, EvaluateOptions(resamples=200), on_progress=kill)
     assert (out / "results.json").read_text() == "of an earlier run"  # whose files are all there
     embedded, total = [], []
     got = run.evaluate(
-        task, lambda: model, data, out, Options(resamples=200),
+        task, lambda: model, data, out, EvaluateOptions(resamples=200),
         on_progress=lambda p: embedded.append(p.rows) if p.busy is not None else None,
         on_total=total.append,
     )  # fmt: skip
@@ -337,7 +334,7 @@ def test_a_killed_evaluation_goes_on(data, model, done, tmp_path, monkeypatch):
 
 def test_existing_embeddings(data, model, done, checkpoint, tmp_path, capsys):
     embedded = done[0] / "embeddings" / "big_vision"
-    task, options = tasks.read(str(data / "task.toml")), Options(resamples=200)
+    task, options = tasks.read(str(data / "task.toml")), EvaluateOptions(resamples=200)
     got = run.evaluate(task, model, data, tmp_path / "a", options, embedded)
     assert got == done[1] and not (tmp_path / "a" / "embeddings").exists()
     other = medsiglip_jax.init(model.config, seed=1)
@@ -351,9 +348,9 @@ def test_existing_embeddings(data, model, done, checkpoint, tmp_path, capsys):
     with pytest.raises(ValueError, match="sha256 of the model is"):
         run.evaluate(task, other, data, tmp_path / "b", options, embedded)
     with pytest.raises(ValueError, match="preprocess is 'big_vision', wanted 'serving'"):
-        run.evaluate(task, model, data, tmp_path / "b", Options("serving"), embedded)
+        run.evaluate(task, model, data, tmp_path / "b", EvaluateOptions("serving"), embedded)
     with pytest.raises(ValueError, match="dicom is .*'dicom'.*, wanted .*'official'"):
-        official = Options(dicom=Rules("official"))
+        official = EvaluateOptions(dicom=Rules("official"))
         run.evaluate(task, model, data, tmp_path / "b", official, embedded)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere/labels.csv").write_text("image,patient,Alpha,Beta,Gamma,Never\nx,p,1,,,")
@@ -367,7 +364,7 @@ def test_embed_of_the_folder_will_do(data, model, done, tmp_path):
 
     embedding.embed(model, inputs.rows([data]), tmp_path / "embedded")
     task = tasks.read(str(data / "task.toml"))
-    options = Options(resamples=200)
+    options = EvaluateOptions(resamples=200)
     got = run.evaluate(task, model, data, tmp_path / "out", options, tmp_path / "embedded")
     assert [c["auc"] for c in got["classes"]] == [c["auc"] for c in done[1]["classes"]]
 
@@ -378,17 +375,17 @@ def test_a_file_is_a_better_match_than_an_id(data, model, tmp_path):
     swapped = "".join(f"{data}/{i}.png,{1 - i}.png\n" for i in range(2))
     (tmp_path / "rows.csv").write_text("image,id\n" + swapped)
     embedding.embed(model, inputs.rows([tmp_path / "rows.csv"]), tmp_path / "embedded")
-    _, found = datasets.read(tasks.read(str(data / "task.toml")), data)
-    got = vectors.read(tmp_path / "embedded", found)
+    _, found = reading.read(tasks.read(str(data / "task.toml")), data)
+    got = image_embeddings.read(tmp_path / "embedded", found)
     pixels = model.processor.images([data / "0.png", data / "1.png"])
     assert got.images.tolist() == [0, 1]
-    assert_close(got.array, model.encode_image(pixels), TERMS)
+    assert_close(got.vectors, model.encode_image(pixels), TERMS)
 
 
 def test_grid_shows_all_cells(data, model, done, tmp_path):
     out = tmp_path / "out"
     task = tasks.read(str(data / "task.toml"))
-    got = run.evaluate(task, model, data, out, Options(resamples=200, grid=True))
+    got = run.evaluate(task, model, data, out, EvaluateOptions(resamples=200, grid=True))
     cells = got["grid"]
     assert {(c["preprocess"], c["reading"]) for c in cells} == {
         (p, r) for p in PRESETS for r in ("as given", "other")
@@ -403,15 +400,17 @@ def test_grid_shows_all_cells(data, model, done, tmp_path):
     apart = [abs(first["classes"][name] - value) for name, value in published.items()]
     assert first["mean_distance"] == pytest.approx(np.mean(apart))
     assert (out / "report.md").read_text().count("| huggingface |") == 2
-    assert run.recompute(out) == got
+    assert recompute(out) == got
     with pytest.raises(ValueError, match="cannot use given embeddings"):
-        run.evaluate(task, model, data, out, Options(grid=True), out / "embeddings/big_vision")
+        run.evaluate(
+            task, model, data, out, EvaluateOptions(grid=True), out / "embeddings/big_vision"
+        )
 
 
 def test_a_grid_of_two_runs_is_refused(data, model, tmp_path, monkeypatch):
     """Of the second, killed, some cells are there."""
     out, task = tmp_path / "out", tasks.read(str(data / "task.toml"))
-    options = Options(resamples=20, grid=True)
+    options = EvaluateOptions(resamples=20, grid=True)
     run.evaluate(task, model, data, out, options)
     cells, write = [], scores.write
 
@@ -426,7 +425,7 @@ def test_a_grid_of_two_runs_is_refused(data, model, tmp_path, monkeypatch):
         run.evaluate(task, model, data, out, replace(options, score="cosine"))
     assert not (out / "results.json").exists()
     with pytest.raises(ValueError, match=rf"grid/{cells[0]} and scores.parquet are of different"):
-        run.recompute(out)
+        recompute(out)
 
 
 def test_the_grid_of_a_softmax_has_temperatures(data, model, tmp_path):
@@ -440,7 +439,7 @@ def test_the_grid_of_a_softmax_has_temperatures(data, model, tmp_path):
     for file in data.glob("*.png"):
         (own / file.name).write_bytes(file.read_bytes())
     task = tasks.read(str(data / "classes.toml"))
-    got = run.evaluate(task, model, own, tmp_path / "out", Options(resamples=50, grid=True))
+    got = run.evaluate(task, model, own, tmp_path / "out", EvaluateOptions(resamples=50, grid=True))
     assert [c["temperature"] for c in got["grid"]] == ["logit_scale", "none"] * len(PRESETS)
     table = pq.read_table(tmp_path / "out/scores.parquet")
     values = table["score"].to_numpy().reshape(30, 3)
@@ -453,7 +452,7 @@ def test_the_grid_of_a_softmax_has_temperatures(data, model, tmp_path):
     above = metrics.auc(1 - values[:, 0], labels[:, 0] == 0)
     assert each["from"] == "one" and each["auc_from"]["auc"] == pytest.approx(above)
     none = run.evaluate(
-        task, model, own, tmp_path / "out", Options(resamples=50, temperature="none")
+        task, model, own, tmp_path / "out", EvaluateOptions(resamples=50, temperature="none")
     )
     assert none["macro_auc"]["auc"] == got["grid"][1]["macro_auc"] and none["grid"] == []
     assert none["provenance"]["factor"] == 1
@@ -471,9 +470,9 @@ def test_arrays_are_scored_as_files_are(model, tmp_path):
         Image.fromarray(image).save(tmp_path / "folders" / name / f"{i:02}.png")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        arrays = run.evaluate(task, model, tmp_path, tmp_path / "a", Options(resamples=20))
+        arrays = run.evaluate(task, model, tmp_path, tmp_path / "a", EvaluateOptions(resamples=20))
         task = tasks.read("crc-val-he-7k")
-        folders = run.evaluate(task, model, tmp_path / "folders", tmp_path / "b", Options())
+        folders = run.evaluate(task, model, tmp_path / "folders", tmp_path / "b", EvaluateOptions())
     aucs = [[c["auc"] for c in found["classes"]] for found in (arrays, folders)]
     np.testing.assert_allclose(*aucs, atol=1e-12)
     assert not list((tmp_path / "a").rglob("*.png"))
@@ -607,10 +606,10 @@ def test_other_scores_than_evaluate_wrote(done, tmp_path):
 
     pq.write_table(pa.table({"id": ["a"]}), tmp_path / "scores.parquet")
     with pytest.raises(ValueError, match="not scores that evaluate wrote"):
-        run.recompute(tmp_path)
+        recompute(tmp_path)
     (tmp_path / "scores.parquet").write_text("x")
     with pytest.raises(ValueError, match="not scores that evaluate wrote"):
-        run.recompute(tmp_path)
+        recompute(tmp_path)
 
 
 def test_perfect_scores_and_no_groups():
@@ -620,7 +619,7 @@ def test_perfect_scores_and_no_groups():
         "task": {**tasks.read("ddi").to_dict(), "published": None}, "counts": {}, "cells": [],
         "provenance": {}, "statistics": {"resamples": 20, "seed": 0},
     }  # fmt: skip
-    found = results.results(
+    found = summarize(
         Scores(["a", "b", "c", "d"], ["x", "y"], labels + 0.0, labels, None, meta), {}
     )
     assert found["classes"][0]["auc"] == 1 and found["classes"][1]["auc"] is None

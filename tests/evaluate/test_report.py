@@ -1,0 +1,145 @@
+"""The page of an evaluation: which pictures it has, in which order, and what they show."""
+
+import re
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+from figures import NUMBER, lines_of, read_x, read_y
+
+from medsiglip_jax.evaluate import tasks
+from medsiglip_jax.evaluate.report import document
+from medsiglip_jax.evaluate.report.tables import ReportSection
+from medsiglip_jax.evaluate.results.summary import summarize
+from medsiglip_jax.evaluate.scores import Scores
+
+
+def evaluated(count, n=300):
+    """Results of that many classes, without a model."""
+    rng = np.random.default_rng(0)
+    names = [f"class {i}" for i in range(count)]
+    content = {
+        "title": "A task", "kind": "multi_class", "score": "cosine", "data": {"adapter": "folders"},
+        "classes": [{"name": name, "present": ["x"]} for name in names],
+        "published": {"where": "a paper", "mean": 0.77, "auc": {"class 1": 0.66}},
+    }  # fmt: skip
+    labels = np.eye(count)[rng.integers(count, size=n)]
+    meta = {
+        "task": tasks.parse("a", content).to_dict(), "cells": [], "counts": {}, "provenance": {},
+        "statistics": {"resamples": 20, "seed": 0},
+    }  # fmt: skip
+    values = rng.normal(size=(n, count)) + labels
+    found = Scores([str(i) for i in range(n)], names, values, labels, None, meta)
+    return summarize(found, {}), found
+
+
+def svgs(page):
+    return [ET.fromstring(s) for s in re.findall(r"<svg.*?</svg>", page, re.S)]
+
+
+def titles(page):
+    return [next(svg.iter("text")).text for svg in svgs(page)]
+
+
+def test_the_forest_comes_first_with_what_was_published():
+    content, scores = evaluated(3)
+    page = document.page(content, scores)
+    assert page.index("<svg") < page.index("<h2>Classes")
+    label = svgs(page)[0].get("aria-label")
+    want = [f"{c['class']} {c['auc']:.4g}" for c in content["classes"]]
+    assert label == "; ".join(["AUC", *want, f"mean {content['macro_auc']['auc']:.4g}"])
+    assert len(svgs(page)) == 1 + 3 and "<details" not in page
+    hints = [t.text for t in svgs(page)[0].iter("title")]
+    assert any("0.660 to compare" in h for h in hints) and any("0.770 to comp" in h for h in hints)
+
+
+def test_many_classes_are_folded_away():
+    content, scores = evaluated(79, 1500)
+    page = document.page(content, scores)
+    assert page.count("<details") == page.count("</details>") == 2
+    opened = re.sub(r"<details.*?</details>", "", page, flags=re.S)
+    (forest,) = svgs(opened)
+    names = [t.text for t in forest.iter("text") if (t.text or "").startswith("class ")]
+    ordered = sorted(content["classes"], key=lambda c: -c["auc"])
+    starred = [c["class"] + (" *" if c["few"] else "") for c in ordered]
+    assert names == starred[:10] + starred[-10:]
+    assert len(svgs(page)) == 1 + 1 + 79
+
+
+def test_classes_without_an_auc_are_said_to_have_none():
+    content, scores = evaluated(3)
+    content["classes"][1] |= {"auc": None, "low": None, "high": None}
+    page = document.page(content, scores)
+    assert "class 1 undefined" in svgs(page)[0].get("aria-label") and len(svgs(page)) == 3
+
+
+PROBE = {
+    "macro_auc": {"auc": 0.86, "low": 0.8, "high": 0.9, "published": 0.88},
+    "zero_shot_macro": {"auc": 0.81},
+    "learning_curve": [
+        {"method": m, "n": n, "seed": s, "auc": 0.5 + b * np.log10(n) / 10 + s / 100}
+        for m, b in (("logistic", 1), ("centroid", 0.5))
+        for n in (10, 100, 1000)
+        for s in (0, 1, 5)
+    ]
+    + [{"method": "logistic", "n": 3, "seed": 0, "auc": None}],
+    "few_shot": [{"method": "logistic", "shots": k, "seed": 0, "auc": 0.6} for k in (1, 2, 4)],
+}  # fmt: skip
+
+
+@pytest.fixture
+def bare(monkeypatch):
+    """A report without the tables that would go with the pictures."""
+    monkeypatch.setattr(
+        document, "sections", lambda results: map(ReportSection, ("Result", "Classes"))
+    )
+
+
+def test_learning_curves(bare):
+    content, scores = evaluated(2)
+    page = document.page({**content, "probe": PROBE}, scores)
+    learning, few = svgs(page)[-2:]
+    assert titles(page)[-2:] == ["Learning curve: macro AUC", "Few-shot: macro AUC"]
+    figure = ET.tostring(learning, encoding="unicode").join(["<figure>", "</figure>"])
+    for line, slope in zip(lines_of(figure), (1, 0.5), strict=True):
+        x, y = read_x(figure, line[:, 0], log=True), read_y(figure, line[:, 1])
+        np.testing.assert_allclose(x, [10, 100, 1000], rtol=0.03)
+        np.testing.assert_allclose(y, 0.52 + slope * np.log10([10, 100, 1000]) / 10, atol=0.003)
+    ends = re.findall(rf"M{NUMBER} ({NUMBER})V({NUMBER})M", figure)
+    low, high = read_y(figure, np.array(ends, float)).T
+    assert len(ends) == 6
+    np.testing.assert_allclose(high - low, 0.05, atol=0.003)
+    for svg in (learning, few):
+        names = {t.text for t in svg.iter("text")}
+        assert {"logistic", "zero-shot 0.810", "published probe 0.880"} <= names
+    assert not re.findall(rf"M{NUMBER} {NUMBER}V", ET.tostring(few, encoding="unicode"))
+
+
+def curve(predicted, observed, rows, ece):
+    curve = {"predicted": predicted, "observed": observed, "rows": rows}
+    return {"ece": ece, "ece_mass": ece, "brier": 0.1, "curve": curve}
+
+
+def test_reliability_curves(bare):
+    content, scores = evaluated(2)
+    before = curve([0.1, 0.9], [0.3, 0.6], [90, 10], 0.21)
+    after = curve([0.3, 0.6], [0.3, 0.6], [90, 10], 0.0)
+    found = [
+        {"of": "class <0>", "method": "Platt", "before": before, "after": after},
+        {"of": "class 1", "method": "Platt", "before": None, "after": after},
+    ]
+    held_out = {"zero_shot": {"calibration": found}, "probe": None}
+    page = document.page({**content, "held_out": held_out, "probe": None}, scores)
+    assert "Reliability of zero-shot" in page and "Reliability of the probe" not in page
+    both, one = svgs(page)[-2:]
+    assert [t.text for t in both.iter("text")][0] == "class <0>"
+    figure = ET.tostring(both, encoding="unicode").join(["<figure>", "</figure>"])
+    for line, want in zip(lines_of(figure), (before, after), strict=True):
+        for got, key in ((read_x(figure, line[:, 0]), "predicted"),
+                         (read_y(figure, line[:, 1]), "observed")):  # fmt: skip
+            np.testing.assert_allclose(got, want["curve"][key], atol=0.005)
+    assert {"before, ECE 0.210", "after, ECE 0.000"} <= {t.text for t in both.iter("text")}
+    assert len(list(one.iter("circle"))) == 2
+    folded = [{**found[1], "of": f"class {i}"} for i in range(30)]
+    page = document.page({**content, "held_out": {"probe": {"calibration": folded}}}, scores)
+    assert "<summary>30 pictures" in page and "Reliability of the probe" in page
