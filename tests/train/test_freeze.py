@@ -89,9 +89,9 @@ def test_freezing_that_cannot_be_meant(params):
         freeze.partition(("image/.*",), params)
     with pytest.raises(ValueError, match="nothing to train"):
         freeze.partition((".*",), params)
-    with pytest.raises(ValueError, match="other blocks"):
+    with pytest.raises(ValueError, match="blocks of img.* that are not the first ones"):
         freeze.partition(("img/Transformer/encoderblock_2/.*",), params)
-    with pytest.raises(ValueError, match="not the same number"):
+    with pytest.raises(ValueError, match="or not as many as of the other"):
         freeze.partition(
             ("img/Transformer/encoderblock_0/.*", "img/Transformer/encoderblock_1/.*/bias"), params
         )
