@@ -62,13 +62,16 @@ __all__ = [
 
 # No file is named like one of these: importing it would put the module in the place of the name.
 __getattr__, __dir__ = lazy(
-    __name__, auc_variance="Comparison delong delong_test",
-    calibration="Platt Reliability Temperature brier expected_calibration_error fit_platt fit_temperature reliability top_label",
+    __name__,
+    auc_variance="Comparison delong delong_test",
+    calibration="Platt Reliability Temperature brier expected_calibration_error fit_platt "
+    "fit_temperature reliability top_label",
     checks="Known known",
     classes="ClassAuc ClassAucs accuracy class_aucs macro_auc quadratic_kappa",
-    intervals="Interval holm proportion wilson", ranking="Roc auc average_precision roc_curve",
+    intervals="Interval holm proportion wilson",
+    ranking="Roc auc average_precision roc_curve",
     resampling="Pair bootstrap bootstrap_pair",
     retrieval="Ranks Retrieval median_rank ranks recall recall_at_k",
     subgroups="Subgroup subgroup_aucs",
     thresholds="OperatingPoint check_rule choose_threshold operating_point predictive_values",
-)  # fmt: skip
+)
