@@ -3,17 +3,7 @@
 from medsiglip_jax import lazy
 
 __getattr__, __dir__ = lazy(
-    __name__,
-    examples="Examples split_by_group",
-    inputs="",
-    listing="expand",
-    rows="Row Rows",
-    tables="Table read_table",
-    loader="Input batches",
-    order="Order",
-    tfrecord="",
-    labels="Policy",
-    tf="",
-    tfds="",
-    tar="",
-)
+    __name__, examples="Examples split_by_group", inputs="", listing="expand", rows="Row Rows",
+    tables="Table read_table", loader="Input batches", order="Order", tfrecord="", labels="Policy",
+    tf="", tfds="", tar="",
+)  # fmt: skip

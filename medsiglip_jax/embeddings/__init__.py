@@ -3,12 +3,6 @@
 from medsiglip_jax import lazy
 
 __getattr__, __dir__ = lazy(
-    __name__,
-    store="ArrayVectors Embeddings",
-    provenance="Provenance",
-    nearest="",
-    index="",
-    search="",
-    near_duplicates="",
-    probe="",
-)
+    __name__, store="ArrayVectors Embeddings", provenance="Provenance", nearest="", index="",
+    search="", near_duplicates="", probe="",
+)  # fmt: skip

@@ -9,5 +9,5 @@ model again. In the order of the work: `data` (a data set on disk -> images and 
 from medsiglip_jax import lazy
 
 __getattr__, __dir__ = lazy(
-    __name__, tasks="Task", run="", options="", recompute="", scores="Scores", zero_shot=""
-)
+    __name__, tasks="Task", run="", options="", recompute="", scores="Scores", zero_shot="",
+)  # fmt: skip

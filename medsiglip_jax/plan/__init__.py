@@ -3,10 +3,6 @@
 from medsiglip_jax import lazy
 
 __getattr__, __dir__ = lazy(
-    __name__,
-    verdict="Question max_batch sweep",
-    topologies="Chip Topology",
-    program="",
-    bound="",
+    __name__, verdict="Question max_batch sweep", topologies="Chip Topology", program="", bound="",
     collectives="Collective",
-)
+)  # fmt: skip

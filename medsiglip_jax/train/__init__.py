@@ -3,17 +3,7 @@
 from medsiglip_jax import lazy
 
 __getattr__, __dir__ = lazy(
-    __name__,
-    recipe="Recipe",
-    configs="",
-    build="PreparedRun prepare",
-    objectives="",
-    optim="Optimizer",
-    freeze="Partition",
-    lora="LoRA",
-    step="make_train_step",
-    loop="fit",
-    checkpoints="Checkpoints",
-    finetune="",
-    quickstart="",
-)
+    __name__, recipe="Recipe", configs="", build="PreparedRun prepare", objectives="",
+    optim="Optimizer", freeze="Partition", lora="LoRA", step="make_train_step", loop="fit",
+    checkpoints="Checkpoints", finetune="", quickstart="",
+)  # fmt: skip

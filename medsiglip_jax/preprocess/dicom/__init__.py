@@ -3,5 +3,5 @@
 from medsiglip_jax import lazy
 
 __getattr__, __dir__ = lazy(
-    __name__, rules="Rules", file="File", series="Stack into_stacks", sniff="is_dicom"
-)
+    __name__, rules="Rules", file="File", series="Stack into_stacks", sniff="is_dicom",
+)  # fmt: skip

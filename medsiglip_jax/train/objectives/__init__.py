@@ -3,9 +3,6 @@
 from medsiglip_jax import lazy
 
 __getattr__, __dir__ = lazy(
-    __name__,
-    objective="Objective",
-    table="OBJECTIVES",
-    contrastive="Contrastive",
+    __name__, objective="Objective", table="OBJECTIVES", contrastive="Contrastive",
     classification="Classification",
-)
+)  # fmt: skip
