@@ -102,7 +102,8 @@ def heatmap(
         "preprocess": preprocess,
         "parts": rows.parts.to_dict(),
     }
-    picture = draw(*slides.thumbnail(slide), table, side, texts)
+    thumbnail, scale = slides.thumbnail(slide)
+    picture = draw(thumbnail, scale, table, side, texts)
     path = places.at(output)
     with storage.new_file(path) as partial:
         picture.save(partial, format="PNG")
