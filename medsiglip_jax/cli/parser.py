@@ -3,6 +3,7 @@
 import argparse
 import textwrap
 from collections.abc import Callable, Sequence
+from typing import Any
 
 
 class Parser(argparse.ArgumentParser):
@@ -16,11 +17,11 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
         self._add_flags = add_flags
 
-    def parse_known_args(self, args=None, namespace=None):
+    def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
         add_flags, self._add_flags = self._add_flags, None
         if add_flags:
             add_flags(self)
-        return super().parse_known_args(args, namespace)
+        return super().parse_known_args(*args, **kwargs)
 
     def error(self, message: str):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")

@@ -156,7 +156,7 @@ def _step(recipe: Recipe, devices: list[Any]) -> tuple[Any, dict]:
     trained, frozen = _split(part, params)
     state = state_shapes(trained, optimizer, frozen)
     loss = objective.loss(config, compute, labels, recipe.loss_chunk, mesh)
-    step = build.train_step(recipe, loss, optimizer, state, mesh)
+    step: Any = build.train_step(recipe, loss, optimizer, state, mesh)
     batch = _placed(objective.batch(config, recipe.batch_size, labels), rows)
     count = flops.of_step(
         config, trained, frozen, recipe.batch_size, attention=compute.attention,
@@ -174,7 +174,7 @@ def _step(recipe: Recipe, devices: list[Any]) -> tuple[Any, dict]:
 def _shardings(mesh: Mesh | None, devices: list[Any]) -> tuple[Any, Any]:
     """The shardings of what every device holds whole, and of the rows of a batch."""
     if mesh is None:
-        return (SingleDeviceSharding(devices[0]),) * 2
+        return SingleDeviceSharding(devices[0]), SingleDeviceSharding(devices[0])
     return sharding.replicated(mesh), sharding.batch_sharding(mesh)
 
 
