@@ -4,8 +4,10 @@ Pixels are those of OpenSlide's `read_region`, over white where the slide has no
 are not applied. Labels, which name patients, are never read.
 """
 
+import contextlib
 import math
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -53,6 +55,9 @@ class _Slide:
         vendor = handle.properties.get(openslide.PROPERTY_NAME_VENDOR)
         digest = handle.properties.get(openslide.PROPERTY_NAME_QUICKHASH1)
         self.shared = f"{os.path.dirname(path)}:{digest}" if vendor == "dicom" else None
+        # OpenSlide 4.0.1 crashed where two threads met the damaged end of one DICOM file: libdicom
+        # leaves locking to its callers.
+        self._turn = threading.Lock() if vendor == "dicom" else contextlib.nullcontext()
 
     def region(self, x: int, y: int, level: int, width: int, height: int) -> np.ndarray:
         """uint8 [height, width, 3]; x and y are pixels of level 0.
@@ -62,14 +67,15 @@ class _Slide:
         again through a handle of its own.
         """
         where = (x, y), level, (width, height)
-        try:
-            return _over_white(self._handle.read_region(*where))
-        except openslide.OpenSlideError:
-            self._handle = self._open()
-        try:
-            return _over_white(self._open().read_region(*where))
-        except openslide.OpenSlideError as error:
-            raise self._damaged(error) from None
+        with self._turn:
+            try:
+                return _over_white(self._handle.read_region(*where))
+            except openslide.OpenSlideError:
+                self._handle = self._open()
+            try:
+                return _over_white(self._open().read_region(*where))
+            except openslide.OpenSlideError as error:
+                raise self._damaged(error) from None
 
     def _open(self) -> openslide.OpenSlide:
         try:

@@ -42,7 +42,7 @@ def our_step(model, pixels, tokens, folder, loss_chunk=None, compute=Compute()):
     batch = {"image": pixels, "text": tokens, "mask": np.ones(len(pixels), bool)}
     loss, gradients = step(model.params, batch, model.config, compute, loss_chunk)
     folder.mkdir(exist_ok=True)
-    huggingface.write_folder(folder, gradients, model.config, None)
+    huggingface.write_folder(folder, gradients, model.config)
     return float(loss), load_file(folder / "model.safetensors")
 
 

@@ -166,9 +166,13 @@ def load_params(
 
 def _read(checkpoint, path, leaf, dtype, pool) -> np.ndarray:
     out = _aligned_empty(leaf.shape, dtype)
-    targets = list(out) if tree.STACK in path else [out]
+    targets = list(out) if len(leaf.parts) > 1 else [out]
+
+    def fill(target, read) -> None:
+        copy(target, read().reshape(target.shape))  # a stack of one layer may come without axis 0
+
     try:
-        list(pool.map(lambda target, read: copy(target, read()), targets, leaf.parts))
+        list(pool.map(fill, targets, leaf.parts))
     except Exception as error:  # truncated zip members, bad CRCs, disk errors: all name the leaf
         raise CheckpointError(checkpoint.source, [f"{path} cannot be read: {error}"]) from error
     return out
