@@ -395,7 +395,7 @@ def test_two_processes_give_the_same_curve(data, tmp_path):
     refused[3] = refused[3].replace('"seed": 0', '"seed": 9')
     said = [(process.returncode, err) for process, err in both(refused)]
     assert all(code for code, _ in said)
-    assert "seed: 0 -> 9" in said[0][1] and "process 0 has refused" in said[1][1]
+    assert "seed: 0 -> 9" in said[0][1] and "process 0 refused this run" in said[1][1]
 
     want = params_of(tmp_path / "one" / "export")
     for path, x in params_of(tmp_path / "two" / "export").items():
