@@ -82,6 +82,20 @@ def model_terms(model: config.ModelConfig) -> int:
     return max(tower_terms(tower) for tower in (model.vision, model.text) if tower)
 
 
+def sorted_ranks(queries, targets, query_ids, target_ids):
+    """One argsort per query, ties to those that do not match."""
+    queries, targets = (x.astype(np.float64) for x in (queries, targets))
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    targets /= np.linalg.norm(targets, axis=1, keepdims=True)
+    found = []
+    for cosines, id in zip((queries @ targets.T).round(7), query_ids, strict=True):
+        match = target_ids == id
+        order = np.lexsort((match, -cosines))
+        found.append(np.flatnonzero(match[order])[0] if match.any() else -1)
+    # Matches that come before the best are none, so its place is one more than who is ahead.
+    return np.array(found) + 1
+
+
 def siglip(sizes: dict[str, Any], seed: int = 0):
     """A `transformers.SiglipModel` with random weights, biases and norms included.
 

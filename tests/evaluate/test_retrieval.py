@@ -3,6 +3,7 @@
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from references import sorted_ranks
 
 from medsiglip_jax import metrics
 from medsiglip_jax.evaluate import retrieval, tasks
@@ -38,20 +39,6 @@ def embedded(model, texts, rows=None):
     rows = np.arange(len(texts)) if rows is None else np.asarray(rows)
     tokens, _ = model.processor.tokenizer.ids_and_cut([texts[i] or "nothing" for i in rows])
     return of_model(rows, 3 * np.asarray(model.encode_text(tokens)))
-
-
-def sorted_ranks(queries, targets, query_ids, target_ids):
-    """One argsort per query, ties to those that do not match."""
-    queries, targets = (x.astype(np.float64) for x in (queries, targets))
-    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
-    targets /= np.linalg.norm(targets, axis=1, keepdims=True)
-    found = []
-    for cosines, id in zip((queries @ targets.T).round(7), query_ids, strict=True):
-        match = target_ids == id
-        order = np.lexsort((match, -cosines))
-        found.append(np.flatnonzero(match[order])[0] if match.any() else -1)
-    # Matches that come before the best are none, so its place is one more than who is ahead.
-    return np.array(found) + 1
 
 
 def test_every_text_is_searched_once(model):

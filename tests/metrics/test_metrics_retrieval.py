@@ -4,24 +4,11 @@ import math
 
 import numpy as np
 import pytest
+from references import sorted_ranks
 from sklearn.metrics import top_k_accuracy_score
 
 from medsiglip_jax import metrics
 from medsiglip_jax.metrics import retrieval as ranking
-
-
-def sorted_ranks(queries, targets, query_ids, target_ids):
-    """One argsort per query, ties to those that do not match."""
-    queries, targets = (x.astype(np.float64) for x in (queries, targets))
-    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
-    targets /= np.linalg.norm(targets, axis=1, keepdims=True)
-    found = []
-    for cosines, id in zip((queries @ targets.T).round(7), query_ids, strict=True):
-        match = target_ids == id
-        order = np.lexsort((match, -cosines))
-        found.append(np.flatnonzero(match[order])[0] if match.any() else -1)
-    # Matches that come before the best are none, so its place is one more than who is ahead.
-    return np.array(found) + 1
 
 
 def tied_case(seed):
