@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from medsiglip_jax.metrics.checks import binary, check_level
+from medsiglip_jax.metrics.checks import binary, check_level, codes
 from medsiglip_jax.metrics.intervals import Interval, normal_quantile
 from medsiglip_jax.metrics.ranking import mid_ranks
 
@@ -82,7 +82,7 @@ def delong(
     units, reach = _units(groups, len(scores)), normal_quantile(level)
     value, variance, degrees = _moments(_placements(scores, positive), positive, units)
     if not 0 < value < 1:
-        return _at_the_end(value, _independent_pairs(positive, units), level)
+        return _at_the_end(value, positive, units, level)
     if student:
         reach = special.stdtrit(degrees, 0.5 + level / 2)
     step = reach * np.sqrt(variance) / (value * (1 - value))
@@ -176,21 +176,13 @@ def _correction(n: int) -> float:
 
 
 def _units(groups: ArrayLike | None, n: int) -> np.ndarray:
-    if groups is None:
-        return np.arange(n)
-    groups = np.asarray(groups)
-    if groups.shape != (n,):
-        raise ValueError(f"groups has shape {groups.shape}; expected ({n},), one for each row")
-    return np.unique(groups, return_inverse=True)[1]
+    return np.arange(n) if groups is None else codes("groups", groups, n)
 
 
-def _independent_pairs(positive, units) -> int:
+def _at_the_end(value: float, positive, units, level: float) -> Interval:
+    """The limit where all pairs are in the same order; see `delong`."""
     counts = [len(np.unique(units[mine])) for mine in (positive, ~positive)]
-    return min(*counts, len(np.unique(units)) // 2)
-
-
-def _at_the_end(value: float, pairs: int, level: float) -> Interval:
-    check_level(level)
+    pairs = min(*counts, len(np.unique(units)) // 2)
     if np.isnan(value) or pairs < 2:
         return Interval(value, np.nan, np.nan)
     limit = ((1 - level) / 2) ** (1 / pairs)

@@ -104,6 +104,14 @@ def check_length(scores: np.ndarray, labels: np.ndarray) -> None:
         )
 
 
+def codes(name: str, values: ArrayLike, n: int) -> np.ndarray:
+    """Returns the number of the distinct value of each of n rows, or raises ValueError."""
+    values = np.asarray(values)
+    if values.shape != (n,):
+        raise ValueError(f"{name} has shape {values.shape}; expected ({n},), one for each row")
+    return np.unique(values, return_inverse=True)[1]
+
+
 def class_scores(scores: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Returns float64 scores [n, c] and labels [n] that are columns, or raises ValueError."""
     scores, labels = real_scores(scores, ndim=2), np.asarray(labels)

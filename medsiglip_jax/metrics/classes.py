@@ -1,13 +1,13 @@
 """Metrics of many classes: one-vs-rest AUCs and their mean, accuracy, agreement of grades."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from medsiglip_jax.metrics.auc_variance import delong
-from medsiglip_jax.metrics.checks import class_scores, known, real_scores
+from medsiglip_jax.metrics.checks import Known, class_scores, known, real_scores
 from medsiglip_jax.metrics.intervals import Interval
 from medsiglip_jax.metrics.ranking import OfWeights, auc, auc_of_weights
 
@@ -76,13 +76,12 @@ def class_aucs(
     if len(names) != scores.shape[1]:
         raise ValueError(f"{len(names)} classes for {scores.shape[1]} columns of scores")
     aucs = []
-    for name, column, label in zip(names, scores.T, label_columns(scores, labels), strict=True):
-        rows = known(column, label)
+    for name, rows in zip(names, _known_rows(scores, labels), strict=True):
         units = None if groups is None else np.asarray(groups)[rows.rows]
         interval = delong(rows.scores, rows.positive, groups=units, level=level, student=student)
         positives = int(rows.positive.sum())
-        counts = positives, len(rows.positive) - positives, rows.missing
-        aucs.append(ClassAuc(name, interval, *counts))
+        negatives = len(rows.positive) - positives
+        aucs.append(ClassAuc(name, interval, positives, negatives, rows.missing))
     return ClassAucs(float(_mean(np.array([c.auc.value for c in aucs]))), tuple(aucs))
 
 
@@ -101,31 +100,32 @@ def macro_auc(scores: ArrayLike, labels: ArrayLike) -> float:
     Raises:
       ValueError: the shapes disagree, a score is NaN, or a label is no class index.
     """
-    values = [auc(column[rows], label) for column, label, rows in _columns(scores, labels)]
+    values = [auc(rows.scores, rows.positive) for rows in _columns(scores, labels)]
     return float(_mean(np.array(values)))
 
 
 def macro_auc_of_weights(scores: ArrayLike, labels: ArrayLike) -> OfWeights:
     """`macro_auc` of resamples; sorts once."""
     columns = [
-        (auc_of_weights(column[rows], label), np.flatnonzero(rows))
-        for column, label, rows in _columns(scores, labels)
+        (auc_of_weights(rows.scores, rows.positive), np.flatnonzero(rows.rows))
+        for rows in _columns(scores, labels)
     ]
     return lambda weights: _mean(np.stack([of(weights.take(rows, -1)) for of, rows in columns]))
 
 
-def _columns(scores, labels):
-    """Yields for each class its scores, the labels of the known rows, and a mask of these rows."""
+def _columns(scores: ArrayLike, labels: ArrayLike) -> Iterator[Known]:
+    """The known rows of each class; labels that are class numbers are all known."""
     if np.ndim(labels) == 2:
-        scores = real_scores(scores, ndim=2)
-    else:
-        scores, labels = class_scores(scores, labels)
-    for column, label in zip(scores.T, label_columns(scores, labels), strict=True):
-        _, positive, rows, _ = known(column, label)
-        yield column, positive, rows
+        return _known_rows(real_scores(scores, ndim=2), labels)
+    return _known_rows(*class_scores(scores, labels))
 
 
-def label_columns(scores: np.ndarray, labels: ArrayLike) -> np.ndarray:
+def _known_rows(scores: np.ndarray, labels: ArrayLike) -> Iterator[Known]:
+    """The known rows of each class."""
+    return map(known, scores.T, _label_columns(scores, labels))
+
+
+def _label_columns(scores: np.ndarray, labels: ArrayLike) -> np.ndarray:
     """Labels of each class, [c, n] of 0, 1 and NaN, from class numbers or a matrix of findings."""
     labels = np.asarray(labels)
     if labels.ndim == 2:

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float64
 from numpy.typing import ArrayLike
 from scipy import special
 
-from medsiglip_jax.metrics.checks import check_level
+from medsiglip_jax.metrics.checks import check_level, codes
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,7 @@ def proportion(
     n, z = len(hits), normal_quantile(level)
     if n == 0 or groups is None:
         return wilson(int(hits.sum()), n, level)
-    if np.shape(groups) != (n,):
-        raise ValueError(f"groups has shape {np.shape(groups)}; expected ({n},), one for each row")
-    units = np.unique(groups, return_inverse=True)[1]
+    units = codes("groups", groups, n)
     p, count = float(hits.mean()), int(units.max()) + 1
     apart = np.bincount(units, hits * n - hits.sum()) / n  # exactly 0 where it should be
     variance = float((apart**2).sum()) / n**2 * count / max(1, count - 1)

@@ -6,6 +6,7 @@ standard error that changes with the true value. A resample is how often each ro
 statistic gets the drawn rows.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from jaxtyping import Float64, Int64
 from numpy.typing import ArrayLike
 from scipy import special
 
-from medsiglip_jax.metrics.checks import check_level
+from medsiglip_jax.metrics.checks import check_level, codes
 from medsiglip_jax.metrics.classes import macro_auc, macro_auc_of_weights
 from medsiglip_jax.metrics.intervals import Interval, normal_quantile
 from medsiglip_jax.metrics.ranking import (
@@ -102,8 +103,7 @@ def bootstrap(
       ValueError: columns of different lengths or without rows, or what `statistic` raises.
     """
     arrays = _arrays(columns)
-    prepare = _OF_WEIGHTS.get(statistic)
-    of_weights = prepare(*arrays) if prepare else _of_drawn_rows(statistic, arrays)
+    of_weights = _preparation(statistic)(*arrays)
     resampling = Resampling(groups, strata, samples, seed, level)
     return interval_of(of_weights, len(arrays[0]), resampling)
 
@@ -129,7 +129,7 @@ def bootstrap_pair(
       groups, strata, samples, seed, level: as for `bootstrap`.
     """
     arrays = _arrays((first, second, *columns))
-    prepare = _OF_WEIGHTS.get(statistic) or _preparation(statistic)
+    prepare = _preparation(statistic)
     first_of, second_of = (prepare(scores, *arrays[2:]) for scores in arrays[:2])
 
     def of_weights(weights) -> Float64[np.ndarray, "3 ..."]:
@@ -247,31 +247,15 @@ def _leave_out(block: np.ndarray, units, blocks: int) -> Iterator[np.ndarray]:
     step = max(1, _BLOCK // len(block))
     for start in range(0, blocks, step):
         out = np.arange(start, min(start + step, blocks))[:, None]
-        yield _of_rows((block != out).astype(np.int64), units)
+        yield (block != out).astype(np.int64)[:, units]
 
 
 def _values(of_weights, weights: Iterator[np.ndarray]) -> Float64[np.ndarray, "*s b"]:
     return np.concatenate([np.atleast_1d(of_weights(some)) for some in weights], axis=-1)
 
 
-def resamples(
-    n: int,
-    samples: int,
-    seed: int,
-    *,
-    groups: ArrayLike | None = None,
-    strata: ArrayLike | None = None,
-) -> Iterator[Int64[np.ndarray, "b n"]]:
-    """Draws resamples, in blocks; each is how often each of the n rows was drawn.
-
-    Raises:
-      ValueError: `samples` below 1, no rows, or `groups` or `strata` that are not [n].
-    """
-    units, members = _design(n, samples, groups, strata)
-    return _draw(np.random.default_rng(seed), units, members, samples)
-
-
-def _draw(rng, units, members, samples: int) -> Iterator[np.ndarray]:
+def _draw(rng, units, members, samples: int) -> Iterator[Int64[np.ndarray, "b n"]]:
+    """Draws resamples, in blocks; each is how often each of the n rows was drawn."""
     size = sum(map(len, members))
     block = max(1, _BLOCK // size)
     for start in range(0, samples, block):
@@ -282,39 +266,21 @@ def _draw(rng, units, members, samples: int) -> Iterator[np.ndarray]:
             draws = rng.integers(k, size=(b, k), dtype=np.int32)
             draws += k * np.arange(b, dtype=np.int32)[:, None]
             counts[:, chosen] = np.bincount(draws.ravel(), minlength=b * k).reshape(b, k)
-        yield _of_rows(counts, units)
+        yield counts[:, units]
 
 
-def _of_rows(counts: np.ndarray, units: np.ndarray | None) -> np.ndarray:
-    return counts if units is None else counts[:, units]
-
-
-def _design(n: int, samples: int, groups, strata) -> tuple[np.ndarray | None, list[np.ndarray]]:
-    """The unit of each row (None if units are rows), and the units of each stratum."""
+def _design(n: int, samples: int, groups, strata) -> tuple[np.ndarray | slice, list[np.ndarray]]:
+    """The unit of each row (all, in order, if units are rows), and the units of each stratum."""
     if samples < 1 or n < 1:
         raise ValueError(f"{samples} samples of {n} rows; expected at least 1 of each")
-    units = None if groups is None else _codes("groups", groups, n)
-    size = n if units is None else int(units.max()) + 1
-    return units, _members(
-        _codes("strata", np.zeros(n) if strata is None else strata, n), units, size
-    )
-
-
-def _members(strata: np.ndarray, units: np.ndarray | None, size: int) -> list[np.ndarray]:
-    """The units of each stratum."""
-    if units is not None:
-        held = np.zeros((size, strata.max() + 1), bool)
+    units, strata = slice(None), codes("strata", np.zeros(n) if strata is None else strata, n)
+    if groups is not None:
+        units = codes("groups", groups, n)
+        held = np.zeros((units.max() + 1, strata.max() + 1), bool)
         held[units, strata] = True
-        strata = np.unique(held, axis=0, return_inverse=True)[1].reshape(size)
+        strata = np.unique(held, axis=0, return_inverse=True)[1].reshape(len(held))
     order = np.argsort(strata, kind="stable")
-    return np.split(order, np.flatnonzero(np.diff(strata[order])) + 1)
-
-
-def _codes(name: str, values: ArrayLike, n: int) -> np.ndarray:
-    values = np.asarray(values)
-    if values.shape != (n,):
-        raise ValueError(f"{name} has shape {values.shape}; expected ({n},), one for each row")
-    return np.unique(values, return_inverse=True)[1]
+    return units, np.split(order, np.flatnonzero(np.diff(strata[order])) + 1)
 
 
 def _arrays(columns) -> list[np.ndarray]:
@@ -329,10 +295,10 @@ def _arrays(columns) -> list[np.ndarray]:
 
 
 def _preparation(statistic: Callable[..., float]) -> Callable[..., OfWeights]:
-    return lambda *arrays: _of_drawn_rows(statistic, arrays)
+    return _OF_WEIGHTS.get(statistic) or functools.partial(_of_drawn_rows, statistic)
 
 
-def _of_drawn_rows(statistic: Callable[..., float], arrays) -> OfWeights:
+def _of_drawn_rows(statistic: Callable[..., float], *arrays: np.ndarray) -> OfWeights:
     rows = np.arange(len(arrays[0]))
 
     def of_weights(weights) -> Float64[np.ndarray, "*b"]:

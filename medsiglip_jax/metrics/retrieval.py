@@ -73,14 +73,8 @@ def recall_at_k(
         raise ValueError(f"ks is {tuple(ks)}; expected numbers >= 1")
     best = ranks(zimg, ztxt, image_ids, text_ids)
     images, texts = (r[r > 0] for r in (best.image_to_text, best.text_to_image))
-    return Retrieval(
-        {k: recall(images, k) for k in ks},
-        {k: recall(texts, k) for k in ks},
-        len(images),
-        len(texts),
-        median_rank(images),
-        median_rank(texts),
-    )
+    recalls = ({k: recall(side, k) for k in ks} for side in (images, texts))
+    return Retrieval(*recalls, len(images), len(texts), median_rank(images), median_rank(texts))
 
 
 def recall(ranks: Int64[np.ndarray, " n"], k: int) -> float:

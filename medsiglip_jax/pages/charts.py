@@ -150,13 +150,13 @@ def _line(series: Series, points, colour: str, across: "_Scale", down: "_Scale")
         ends = f"M{at - 3:.1f} {first:.1f}h6M{at - 3:.1f} {last:.1f}h6"
         parts.append(_path(f"M{at:.1f} {first:.1f}V{last:.1f}{ends}", colour))
     if series.dots or thin or len(points) == 1:
-        most = max(weight for *_, weight in points) or 1
+        most, fade = max(weight for *_, weight in points) or 1, ' opacity="0.7"' if thin else ""
         for x, y, weight in points:
             radius = max(1.5, 7 * math.sqrt(weight / most)) if thin else 3
             hint = f"{_tidy(x)}: {_tidy(y)}" + (f", {weight:,.0f} rows" if thin else "")
             parts.append(
                 f'<circle cx="{across(x):.1f}" cy="{down(y):.1f}" r="{radius:.1f}" fill="{colour}"'
-                f"{_opacity(0.7) if thin else ''}><title>{hint}</title></circle>"
+                f"{fade}><title>{hint}</title></circle>"
             )
     return "".join(parts)
 
@@ -216,8 +216,10 @@ class _Scale:
             low, high, value = math.log(low), math.log(high), math.log(value)
         return self.start + (self.end - self.start) * (value - low) / (high - low)
 
-    def ticks(self) -> list[float]:
-        return (log_ticks if self.log else ticks)(self.low, self.high)
+    def ticks(self) -> list[tuple[float, str]]:
+        """Position and name of each tick."""
+        values = (log_ticks if self.log else ticks)(self.low, self.high)
+        return [(self(v), name) for v, name in zip(values, _names(values, self.log), strict=True)]
 
 
 def ticks(low: Real, high: Real, most: int = 7) -> list[float]:
@@ -247,14 +249,12 @@ def _frame(across: _Scale, down: _Scale, x: Axis, y: Axis) -> str:
     """Grid, ticks and labels of both axes."""
     left, right, bottom, top = across.start, across.end, down.start, down.end
     rungs, marks = down.ticks(), across.ticks()
-    grid = "".join(f"M{left} {down(v):.1f}H{right}" for v in rungs)
-    stubs = "".join(f"M{across(v):.1f} {bottom}v4" for v in marks)
+    grid = "".join(f"M{left} {at:.1f}H{right}" for at, _ in rungs)
+    stubs = "".join(f"M{at:.1f} {bottom}v4" for at, _ in marks)
     axis = f'<path d="M{left} {bottom}H{right}{stubs}" fill="none" stroke="{GREY}"/>'
     parts = [_path(grid, RULE), axis]
-    for v, name in zip(rungs, _names(rungs, y.log), strict=True):
-        parts.append(_text(left - 6, down(v) + 4, name, "end"))
-    for v, name in zip(marks, _names(marks, x.log), strict=True):
-        parts.append(_text(across(v), bottom + 16, name, "middle"))
+    parts += [_text(left - 6, at + 4, name, "end") for at, name in rungs]
+    parts += [_text(at, bottom + 16, name, "middle") for at, name in marks]
     if y.label:
         parts.append(_text(left, top - 8, y.label))
     if x.label:
@@ -309,23 +309,21 @@ def forest(title: str, estimates: Sequence[Estimate], x: Axis, mark: str = "") -
     bottom = top + _ROW * len(estimates) + 6
     across = _Scale.of(Axis(), [*values, *(x.limits or ())], left, _FOREST - _NUMBER, room=0.02)
     marks = across.ticks()
-    grid = "".join(f"M{across(v):.1f} {top}V{bottom}" for v in marks)
+    grid = "".join(f"M{at:.1f} {top}V{bottom}" for at, _ in marks)
     parts = [
         _title(title, _FOREST),
         legend,
         _path(grid, RULE),
         _path(f"M{left:.1f} {bottom}H{across.end}", GREY),
         _text(across.end, bottom + 16 + _LINE, x.label, "end"),
+        *(_text(at, bottom + 16, name, "middle") for at, name in marks),
     ]
-    for v, name in zip(marks, _names(marks, False), strict=True):
-        parts.append(_text(across(v), bottom + 16, name, "middle"))
     if x.limits is not None:
         parts.append(_path(f"M{across(x.limits[0]):.1f} {top}V{bottom}", GREY, extra=_dash("3 3")))
     first = next((i for i, e in enumerate(estimates) if e.summary), 0)
     if first:
         parts.append(_path(f"M0 {top + _ROW * first}H{_FOREST}", GREY))
-    for i, estimate in enumerate(estimates):
-        parts.append(_estimate(estimate, top + _ROW * (i + 0.5), left, across))
+    parts += [_estimate(e, top + _ROW * (i + 0.5), left, across) for i, e in enumerate(estimates)]
     values = [f"{e.name} {'undefined' if e.value is None else _tidy(e.value)}" for e in estimates]
     return _figure("; ".join([title, *values]), _FOREST, bottom + 22 + _LINE, parts)
 
@@ -337,24 +335,21 @@ def _estimate(e: Estimate, y: Real, left: Real, across: _Scale) -> str:
         _text(0, y + 4, _fitted(e.name, left - 12), extra=weight, full=e.name, colour=INK),
         _text(_FOREST, y + 4, value, "end", extra=weight, colour=INK),
     ]
-    colour, fade = COLOURS[0], _opacity(0.45) if e.faint else ""
+    colour, fade = COLOURS[0], ' opacity="0.45"' if e.faint else ""
     if e.low is not None and e.high is not None:
         parts.append(_path(f"M{across(e.low):.1f} {y}H{across(e.high):.1f}", colour, 2, fade))
     if e.value is not None:
-        parts.append(_shape(across(e.value), y, 6 if e.summary else 4, e.summary, colour, fade))
+        x = across(e.value)
+        shape = f'circle cx="{x:.1f}" cy="{y}" r="4"'
+        if e.summary:
+            shape = f'path d="M{x - 6:.1f} {y}l6 -6l6 6l-6 6z"'
+        parts.append(f'<{shape} fill="{colour}"{fade}/>')
     if e.mark is not None:
         parts.append(_path(f"M{across(e.mark):.1f} {y - 7}v14", COLOURS[1], 2.5))
     hint = f"{e.name}: {value}"
     hint += "" if e.low is None or e.high is None else f" ({e.low:.3f} to {e.high:.3f})"
     hint += "" if e.mark is None else f"; {e.mark:.3f} to compare"
     return f"<g><title>{escape(hint)}</title>{''.join(parts)}</g>"
-
-
-def _shape(x: Real, y: Real, size: Real, diamond: bool, colour: str, fade: str) -> str:
-    if diamond:
-        d = f"M{x - size:.1f} {y}l{size} -{size}l{size} {size}l-{size} {size}z"
-        return f'<path d="{d}" fill="{colour}"{fade}/>'
-    return f'<circle cx="{x:.1f}" cy="{y}" r="{size}" fill="{colour}"{fade}/>'
 
 
 # ----------------------------------------------------------------------------------------- text
@@ -437,7 +432,3 @@ def _path(d: str, stroke: str, width: Real = 0, extra: str = "") -> str:
 
 def _dash(pattern: str) -> str:
     return f' stroke-dasharray="{pattern}"' if pattern else ""
-
-
-def _opacity(share: Real) -> str:
-    return f' opacity="{share}"'

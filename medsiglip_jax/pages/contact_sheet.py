@@ -110,22 +110,17 @@ def write(
         dicom: how the DICOM files among the hits became pixels.
         queries: how the DICOM files among the queries become pixels; the default is `dicom`.
     """
-    sections = [_section(result, images, dicom, queries or dicom) for result in results]
+    sections = []
+    for query, hits in ((result["query"], result["hits"]) for result in results):
+        head = SheetCell(query, "query")
+        if query in images:
+            head = SheetCell(_thumbnail(query, queries or dicom), "query", query)
+        cells = [
+            SheetCell(_thumbnail(hit["source"], dicom), f"{hit['score']:.4f}", hit["id"])
+            for hit in hits
+        ]
+        sections.append(SheetSection(cells, head))
     draw(path, Sheet("Search", "Scores are cosines. Not a medical device.", sections))
-
-
-def _section(
-    result: Mapping[str, Any], images: Sequence[str], dicom: Rules, queries: Rules
-) -> SheetSection:
-    """The query and its hits."""
-    query = result["query"]
-    shown = _thumbnail(query, queries) if query in images else query
-    head = SheetCell(shown, "query", query if query in images else "")
-    cells = [
-        SheetCell(_thumbnail(hit["source"], dicom), f"{hit['score']:.4f}", hit["id"])
-        for hit in result["hits"]
-    ]
-    return SheetSection(cells, head)
 
 
 def _thumbnail(source: str, dicom: Rules) -> Image.Image | str:
@@ -157,8 +152,9 @@ def _body(sheet: Sheet) -> Iterator[str]:
 
 def _figure(cell: SheetCell, exact: bool) -> str:
     if isinstance(cell.content, Image.Image):
-        kind = "png" if exact else "jpeg"
-        data = base64.b64encode(_encoded(cell.content, kind)).decode()
+        kind, stream = "png" if exact else "jpeg", io.BytesIO()
+        cell.content.save(stream, format=kind, **({} if exact else {"quality": 90}))
+        data = base64.b64encode(stream.getvalue()).decode()
         alt = escape(cell.label or cell.bold)
         shown = f'<img alt="{alt}" src="data:image/{kind};base64,{data}">'
     else:
@@ -166,12 +162,6 @@ def _figure(cell: SheetCell, exact: bool) -> str:
     notes = "".join(f"<span>{escape(note)}</span>" for note in cell.notes)
     caption = f"<b>{escape(cell.bold)}</b>{escape(cell.label)}{notes}"
     return f"<figure>{shown}<figcaption>{caption}</figcaption></figure>"
-
-
-def _encoded(picture: Image.Image, kind: str) -> bytes:
-    stream = io.BytesIO()
-    picture.save(stream, format=kind, **({"quality": 90} if kind == "jpeg" else {}))
-    return stream.getvalue()
 
 
 # ----------------------------------------------------------------------------------------- PNG
@@ -194,7 +184,7 @@ def _canvas(sheet: Sheet) -> Image.Image:
         )
     canvas = Image.new("RGB", size, "white")
     for corner, cell in cells:
-        _put(canvas, corner, cell, width, sheet.label)
+        _put(canvas, corner, cell, sheet)
     return canvas
 
 
@@ -213,10 +203,8 @@ def _placed(sheet: Sheet) -> Iterator[tuple[tuple[int, int], SheetCell]]:
         top += max(1, -(-len(section.cells) // sheet.per_line)) * down
 
 
-def _put(
-    canvas: Image.Image, corner: tuple[int, int], cell: SheetCell, width: int, label: int
-) -> None:
-    (x, y), pen = corner, ImageDraw.Draw(canvas)
+def _put(canvas: Image.Image, corner: tuple[int, int], cell: SheetCell, sheet: Sheet) -> None:
+    (x, y), width, pen = corner, _width(sheet), ImageDraw.Draw(canvas)
     font = ImageFont.load_default(13)
     pen.rectangle((x, y, x + width - 1, y + width - 1), fill=PAPER)
     if isinstance(cell.content, Image.Image):
@@ -228,7 +216,7 @@ def _put(
     lines = [_end(cell.label, width, font)] if cell.label else []
     lines += [line for note in cell.notes for line in _wrapped(note, width, font)]
     pen.text((x, y + width + 2), _end(cell.bold, width, font), INK, font)
-    for n, line in enumerate(lines[: label // LEADING - 1], start=1):
+    for n, line in enumerate(lines[: sheet.label // LEADING - 1], start=1):
         pen.text((x, y + width + 2 + n * LEADING), line, GREY, font)
 
 

@@ -18,7 +18,7 @@ from medsiglip_jax.metrics import (
     macro_auc,
 )
 from medsiglip_jax.metrics.ranking import auc_of_weights, average_precision_of_weights
-from medsiglip_jax.metrics.resampling import _acceleration, limits, resamples
+from medsiglip_jax.metrics.resampling import _acceleration, _design, _draw, limits
 
 
 def case(seed=0, n=120, levels=None):
@@ -249,7 +249,7 @@ def test_blocks_stand_for_their_units():
         asked.append(len(np.atleast_2d(weights)))
         return (weights @ x) / weights.sum(-1)
 
-    units, members = None, [np.arange(10_000)]
+    units, members = slice(None), [np.arange(10_000)]
     found = _acceleration(mean_of_weights, units, members, 500)
     assert sum(asked) == 500
     assert found == pytest.approx(stats.skew(x) / 6 / 100, abs=3 * 0.41 / 500)
@@ -258,8 +258,9 @@ def test_blocks_stand_for_their_units():
 # ----------------------------------------------------------------------------------------- draws
 
 
-def drawn(n, samples=500, **how):
-    return np.concatenate(list(resamples(n, samples, seed=0, **how)))
+def drawn(n, samples=500, groups=None, strata=None):
+    design = _design(n, samples, groups, strata)
+    return np.concatenate(list(_draw(np.random.default_rng(0), *design, samples)))
 
 
 def test_rows_are_drawn_with_replacement():
