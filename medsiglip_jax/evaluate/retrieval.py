@@ -23,13 +23,8 @@ FILE = "retrieval.parquet"
 DIRECTIONS = {"image_to_text": "text for image", "text_to_image": "image for text"}
 KS = (1, 5, 10)
 _META, _RUN = b"medsiglip_jax", b"run"
-_SCHEMA = pa.schema(
-    [
-        pa.field("query", pa.string(), nullable=False),
-        pa.field("direction", pa.string(), nullable=False),
-        pa.field("rank", pa.int64(), nullable=False),
-        ("group", pa.string()),
-    ]
+_SCHEMA = scores.schema(
+    {"query": pa.string(), "direction": pa.string(), "rank": pa.int64()}, {"group": pa.string()}
 )
 
 

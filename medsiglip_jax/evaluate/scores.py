@@ -19,14 +19,17 @@ from medsiglip_jax.files.places import Place
 FILE, IMAGES, GRID = "scores.parquet", "images.parquet", "grid"
 PART = "part"  # column of images.parquet, where splits were drawn from the test images
 _META = b"medsiglip_jax"
-_SCHEMA = pa.schema(
-    [
-        pa.field("id", pa.string(), nullable=False),
-        pa.field("class", pa.string(), nullable=False),
-        pa.field("score", pa.float64(), nullable=False),
-        ("label", pa.int8()),
-        ("group", pa.string()),
-    ]
+
+
+def schema(required: Mapping[str, pa.DataType], optional: Mapping[str, pa.DataType]) -> pa.Schema:
+    """Columns that must not have nulls, then columns that may."""
+    fields = [pa.field(name, kind, nullable=False) for name, kind in required.items()]
+    return pa.schema([*fields, *optional.items()])
+
+
+_SCHEMA = schema(
+    {"id": pa.string(), "class": pa.string(), "score": pa.float64()},
+    {"label": pa.int8(), "group": pa.string()},
 )
 
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
@@ -180,11 +180,7 @@ class Task:
             ValueError: no reading of that name.
         """
         reading = self._named("reading", self.readings, name)
-        changed = [
-            replace(c, **{k: getattr(reading, k).get(c.name, getattr(c, k)) for k in _PROMPTS})
-            for c in self.classes
-        ]
-        return replace(self, classes=tuple(changed))
+        return self._worded(lambda c, key: getattr(reading, key).get(c.name))
 
     def with_prompts(self, path: str | os.PathLike) -> "Task":
         """Prompts of a .toml or .json file: class = [prompts], or class = {present, absent}.
@@ -206,12 +202,8 @@ class Task:
             problems.insert(0, f"no classes of task {self.name}: {', '.join(unknown)}")
         if problems:
             raise ValueError(f"{path}: {'; '.join(problems)}")
-        changed = [
-            replace(c, **{key: tuple(value) for key, value in tables.get(c.name, {}).items()})
-            for c in self.classes
-        ]
-        source = f"given, {Path(path).name}"
-        return replace(self, classes=tuple(changed), prompts_source=source, readings={})
+        changed = self._worded(lambda c, key: tables.get(c.name, {}).get(key))
+        return replace(changed, prompts_source=f"given, {Path(path).name}", readings={})
 
     def prompts_sha256(self) -> str:
         """Identity of the prompts and their order."""
@@ -229,6 +221,15 @@ class Task:
                 f"task {self.name} has no {' and '.join(needed)} prompts for "
                 f"{', '.join(lacking)}; give them with --prompts FILE (class = [prompts])"
             )
+
+    def _worded(self, prompts: Callable[[Class, str], Sequence[str] | None]) -> "Task":
+        """Other prompts of classes, where there are any: (class, "present" or "absent") -> them."""
+
+        def worded(c: Class) -> Class:
+            changed = {key: prompts(c, key) for key in _PROMPTS}
+            return replace(c, **{k: tuple(v) for k, v in changed.items() if v is not None})
+
+        return replace(self, classes=tuple(map(worded, self.classes)))
 
     def _named(self, what: str, table: Mapping[str, Any], name: str) -> Any:
         if name not in table:
@@ -309,12 +310,11 @@ def _strings(value: Any) -> bool:
 def _fill_template(task: Task) -> Task:
     """Gives the prompts of the template to classes that bring none."""
 
-    def prompts(c: Class, key: str) -> tuple[str, ...]:
-        made = tuple(text.replace("{}", c.name) for text in task.template.get(key, ()))
+    def prompts(c: Class, key: str) -> Sequence[str]:
+        made = [text.replace("{}", c.name) for text in task.template.get(key, ())]
         return getattr(c, key) or made
 
-    classes = (replace(c, **{key: prompts(c, key) for key in _PROMPTS}) for c in task.classes)
-    return replace(task, classes=tuple(classes))
+    return task._worded(prompts)
 
 
 # --------------------------------------------------------------------------------------- problems

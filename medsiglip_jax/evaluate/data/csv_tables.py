@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,7 +11,7 @@ from medsiglip_jax.data.columns import read_lines
 from medsiglip_jax.data.labels import Policy
 from medsiglip_jax.evaluate.data import images, labels
 from medsiglip_jax.evaluate.data.dataset import Dataset, where_to_get
-from medsiglip_jax.evaluate.data.layout import CsvData, Listed, Melt, Table
+from medsiglip_jax.evaluate.data.layout import CsvData, Melt, Table
 from medsiglip_jax.evaluate.tasks import Task
 from medsiglip_jax.files.places import Place
 
@@ -38,26 +38,18 @@ def read(task: Task, layout: CsvData, root: Place, policy: Policy) -> Dataset:
     joined = _join_all(layout, _files(task, layout, root))
     values = [c.value for c in task.classes]
     _check_columns(task, layout, joined, values)
-    joined.rows = _kept(joined.rows, layout.where)
-    if layout.listed:
-        joined.rows = _listed(joined.rows, root, layout.listed)
+    joined.rows = _kept(joined.rows, layout, root)
     if not joined.rows:
         raise ValueError(
             f"{root}: {task.title}: no row is of the part that is evaluated: "
             f"{dict(layout.where) or layout.listed}"
         )
-    if task.kind == "pairs":
-        return _dataset(task, layout, root, joined, np.zeros((len(joined.rows), 0), np.float32), ())
-    try:
-        of_rows, names = labels.of_rows(joined.rows, values, layout.labels, policy)
-    except ValueError as error:
-        raise ValueError(f"{joined.files[0]}: {error}") from None
-    return _dataset(task, layout, root, joined, of_rows, names)
-
-
-def _dataset(
-    task: Task, layout: CsvData, root: Place, joined: _Joined, of_rows: np.ndarray, values: tuple
-) -> Dataset:
+    of_rows, classes = np.zeros((len(joined.rows), 0), np.float32), ()
+    if task.kind != "pairs":
+        try:
+            of_rows, classes = labels.of_rows(joined.rows, values, layout.labels, policy)
+        except ValueError as error:
+            raise ValueError(f"{joined.files[0]}: {error}") from None
     matched = images.find(task, layout.images, root, joined.rows)
     numbers, names = map(list, zip(*matched.pairs, strict=True))
     rows = [joined.rows[i] for i in numbers]
@@ -65,7 +57,7 @@ def _dataset(
         names,
         [str(root / name) for name in names],
         of_rows[numbers],
-        values,
+        classes,
         _groups(rows, names, layout.group),
         _attributes(rows, layout),
         joined.files,
@@ -207,13 +199,14 @@ def _check_columns(task: Task, layout: CsvData, joined: _Joined, values: Sequenc
     _need(joined.files[0].parent / tables, joined.rows[0], needed)
 
 
-def _kept(rows: list[TableRow], where: Mapping[str, Sequence[str]]) -> list[TableRow]:
-    return [row for row in rows if all(row[name] in allowed for name, allowed in where.items())]
-
-
-def _listed(rows: list[TableRow], root: Place, listed: Listed) -> list[TableRow]:
-    path = root / listed.file
+def _kept(rows: list[TableRow], layout: CsvData, root: Place) -> list[TableRow]:
+    """The rows of the part that is evaluated."""
+    for name, allowed in layout.where.items():
+        rows = [row for row in rows if row[name] in allowed]
+    if not layout.listed:
+        return rows
+    path = root / layout.listed.file
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; it lists the images of the split")
     names = set(path.read_text(encoding="utf-8").split())
-    return [row for row in rows if row[listed.column] in names]
+    return [row for row in rows if row[layout.listed.column] in names]

@@ -39,25 +39,19 @@ def of_rows(
     named = [_names(row[layout.column], layout) for row in rows]
     ignored = set(layout.ignore)
     values = tuple(values) or sorted_classes({name for cell in named for name in cell} - ignored)
-    if not layout.ignore_others:
-        _check_names(named, ignored.union(values), layout.column, values)
+    known = ignored.union(values)
+    unknown = Counter(name for cell in named for name in cell if name not in known)
+    if unknown and not layout.ignore_others:
+        shown = ", ".join(f"{name!r} ({count})" for name, count in unknown.most_common(5))
+        raise ValueError(
+            f"column {layout.column!r}: not among the classes {', '.join(values[:30])}: {shown}"
+        )
     index = {value: i for i, value in enumerate(values)}
     labels = np.zeros((len(rows), len(values)), np.float32)
     for i, cell in enumerate(named):
         labels[i, [index[name] for name in cell if name in index]] = 1
     labels[[not cell for cell in named]] = np.nan
     return labels, values
-
-
-def _check_names(
-    named: Sequence[Sequence[str]], known: set[str], column: str, values: Sequence[str]
-) -> None:
-    unknown = Counter(name for cell in named for name in cell if name not in known)
-    if unknown:
-        shown = ", ".join(f"{name!r} ({count})" for name, count in unknown.most_common(5))
-        raise ValueError(
-            f"column {column!r}: not among the classes {', '.join(values[:30])}: {shown}"
-        )
 
 
 def _of_columns(rows: Sequence[TableRow], names: Sequence[str], policy: Policy):

@@ -4,9 +4,10 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 
 from medsiglip_jax import metrics
+from medsiglip_jax.evaluate.scores import Scores
 from medsiglip_jax.metrics import Interval
 from medsiglip_jax.metrics.subgroups import FEW
 
@@ -18,25 +19,17 @@ class Statistics(NamedTuple):
     seed: int
 
 
-def mean(
-    scores: Float[np.ndarray, "n c"],
-    labels: Float[np.ndarray, "n c"],
-    units: Int64[np.ndarray, " n"] | None,
-    statistics: Statistics,
-    figure: float | None = None,
-) -> dict[str, Any]:
+def mean(scores: Scores, statistics: Statistics, figure: float | None = None) -> dict[str, Any]:
     """The mean AUC of classes with a bootstrap interval; each resample has its own mean.
 
     Args:
-        scores: of images for classes.
-        labels: 0, 1 and NaN (unknown).
-        units: patient of each image; whole patients are drawn.
+        scores: of images for classes; whole patients are drawn.
         statistics: of the bootstrap.
         figure: the published one.
     """
     interval = metrics.bootstrap(
-        metrics.macro_auc, scores, labels,
-        groups=units, samples=statistics.resamples, seed=statistics.seed,
+        metrics.macro_auc, scores.scores, scores.labels,
+        groups=scores.units, samples=statistics.resamples, seed=statistics.seed,
     )  # fmt: skip
     return mean_of(interval, figure)
 

@@ -1,6 +1,6 @@
 """Operating points and calibration: chosen on validation images, judged on test images."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -167,16 +167,11 @@ def _log_odds(p: np.ndarray) -> np.ndarray:
 def _errors(predicted: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """Distances between probabilities and labels, see `metrics`, with 15 bins."""
     curve = metrics.reliability(predicted, labels)
-    error: Callable[..., float] = metrics.expected_calibration_error
     return {
         "ece": curve.error,
-        "ece_mass": error(predicted, labels, equal="mass"),
+        "ece_mass": metrics.expected_calibration_error(predicted, labels, equal="mass"),
         "brier": metrics.brier(predicted, labels),
-        "curve": {
-            "predicted": curve.predicted.tolist(),
-            "observed": curve.observed.tolist(),
-            "rows": curve.rows.tolist(),
-        },
+        "curve": {name: column.tolist() for name, column in vars(curve).items()},
     }
 
 

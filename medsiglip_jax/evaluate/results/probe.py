@@ -47,10 +47,7 @@ def compare(learned: Learned, task: Task, statistics: Statistics) -> dict[str, A
         "classes": list(_classes(of_classes, learned.probe.labels, tests, published.probe_auc)),
         "zero_shot_macro": aucs.mean_of(pair.second, published.mean),
         "difference": aucs.limits(pair.difference, "value"),
-        "knn": {
-            "k": learned.knn.meta["k"],
-            "macro_auc": aucs.mean(knn.scores, knn.labels, knn.units, statistics),
-        },
+        "knn": {"k": learned.knn.meta["k"], "macro_auc": aucs.mean(knn, statistics)},
         **{key: _with_names(learned.curves[key], probe.classes) for key in _CURVES},
     }
 

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -117,7 +117,7 @@ def _macro(
     if of_probe and learned and learned.probe and learned.zero_shot is scores:
         if learned.probe.learned.all():
             return of_probe["zero_shot_macro"]
-    return aucs.mean(scores.scores, scores.labels, scores.units, statistics, task.figures.mean)
+    return aucs.mean(scores, statistics, task.figures.mean)
 
 
 def _mean_of_some(
@@ -127,8 +127,8 @@ def _mean_of_some(
     columns = np.flatnonzero(np.isin(scores.classes, classes))
     figures = [task.figures.auc.get(scores.classes[j]) for j in columns.tolist()]
     figure = None if None in figures else round(float(np.mean(np.array(figures))), 4)
-    values, labels = scores.scores[:, columns], scores.labels[:, columns]
-    return aucs.mean(values, labels, scores.units, statistics, figure)
+    some = replace(scores, scores=scores.scores[:, columns], labels=scores.labels[:, columns])
+    return aucs.mean(some, statistics, figure)
 
 
 # ---------------------------------------------------------------------------------------- classes
@@ -167,17 +167,14 @@ def _one_class_each(scores: Scores, task: Task) -> dict[str, Any] | None:
 def _subgroups(
     scores: Scores, attributes: Mapping[str, Sequence[str]], statistics: Statistics
 ) -> list[dict[str, Any]]:
-    rows = []
+    rows, samples = [], max(1, statistics.resamples // 4)  # there are many
     for name, values in attributes.items():
         bands = [_age(v) for v in values] if name == "age" else [v or "unknown" for v in values]
-        for j, column in enumerate(scores.classes):
+        for column, *of_column in zip(
+            scores.classes, scores.scores.T, scores.labels.T, strict=True
+        ):
             subgroups = metrics.subgroup_aucs(
-                scores.scores[:, j],
-                scores.labels[:, j],
-                bands,
-                groups=scores.units,
-                samples=max(1, statistics.resamples // 4),  # there are many
-                seed=statistics.seed,
+                *of_column, bands, groups=scores.units, samples=samples, seed=statistics.seed
             )
             rows += [{"attribute": name, "class": column, **_subgroup(s)} for s in subgroups]
     return rows
