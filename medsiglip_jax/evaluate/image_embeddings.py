@@ -1,23 +1,14 @@
-"""Embeddings of the images of a data set: computed into a folder once, or read from one."""
+"""Embeddings of the images of a data set, read from a folder."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int64
 
-from medsiglip_jax.data import rows
 from medsiglip_jax.embeddings.store import Embeddings
 from medsiglip_jax.evaluate.data.dataset import Dataset
 from medsiglip_jax.files import places
-from medsiglip_jax.inference import embed
 from medsiglip_jax.inference.manifest import Manifest
-from medsiglip_jax.model.api import Model
-from medsiglip_jax.preprocess.dicom.rules import Rules
-
-# Images per file: a killed run loses at most this many.
-_SHARD = 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,21 +24,6 @@ class ImageEmbeddings:
     images: Int64[np.ndarray, " k"]
     vectors: Float[np.ndarray, "k d"]
     manifest: Manifest
-
-
-def compute(
-    model: Model,
-    dataset: Dataset,
-    folder: places.Given,
-    preprocess: str,
-    batch_size: int,
-    dicom: Rules,
-    on_progress: Callable[[embed.EmbedProgress], Any],
-) -> None:
-    """Embeds the whole pool of a data set; the same call again resumes a killed run."""
-    table = rows.from_tuples((id, source, "image", None) for id, source in dataset.pool.items())
-    options = embed.EmbedOptions(preprocess, shard_size=_SHARD, batch_size=batch_size, dicom=dicom)
-    embed.embed(model, rows.Rows(table), folder, options, on_progress)
 
 
 def read(folder: places.Given, dataset: Dataset) -> ImageEmbeddings:

@@ -14,7 +14,7 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -48,6 +48,43 @@ class LabelledImages(NamedTuple):
     vectors: Float[np.ndarray, "n d"]
 
 
+CurveRows = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledSplits:
+    """What is learned from.
+
+    Attributes:
+        images: of "train", "validation" and "test".
+        classes: names.
+        exclusive: whether an image shows exactly one class.
+    """
+
+    images: Mapping[str, LabelledImages]
+    classes: Sequence[str]
+    exclusive: bool
+
+    def digest(self, *names: str) -> str:
+        """Identity of images, labels and embeddings of these splits (or all), and the method."""
+        method = [list(self.classes), self.exclusive, SCALE, STRENGTHS, __version__]
+        sha256 = hashlib.sha256(json.dumps(method).encode())
+        for name in sorted(names or self.images):
+            dataset, vectors = self.images[name]
+            sha256.update(f"{name} {dataset.labels_sha256()}".encode())
+            sha256.update(np.ascontiguousarray(vectors).data)
+        return sha256.hexdigest()
+
+    def labelled(self, *names: str) -> Iterator[Labelled]:
+        """Labels as probes take them; an exclusive image of no or several classes is unknown."""
+        for dataset, vectors in (self.images[name] for name in names):
+            labels = dataset.labels
+            if self.exclusive:
+                single = labels.sum(axis=1) == 1  # NaN is not
+                labels = np.where(single, np.nan_to_num(labels).argmax(axis=1), -1)
+            yield Labelled(vectors, labels)
+
+
 @dataclass(frozen=True, eq=False)
 class Learned:
     """Scores of held-out images, read back.
@@ -71,24 +108,12 @@ class Learned:
     probe: Scores | None = None
     probe_validation: Scores | None = None
     knn: Scores | None = None
-    curves: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
-
-
-def digest(splits: Mapping[str, LabelledImages], classes: Sequence[str], exclusive: bool) -> str:
-    """Identity of what is learned: images, labels and embeddings of each split, and the method."""
-    method = [list(classes), exclusive, SCALE, STRENGTHS, __version__]
-    sha256 = hashlib.sha256(json.dumps(method).encode())
-    for name, split in sorted(splits.items()):
-        sha256.update(f"{name} {split.dataset.labels_sha256()}".encode())
-        sha256.update(np.ascontiguousarray(split.vectors).data)
-    return sha256.hexdigest()
+    curves: Mapping[str, CurveRows] = field(default_factory=dict)
 
 
 def learn(
     folder: Place,
-    splits: Mapping[str, LabelledImages],
-    classes: Sequence[str],
-    exclusive: bool,
+    splits: LabelledSplits,
     provenance: Provenance,
     draws: Draws,
     meta: Mapping[str, Any],
@@ -101,9 +126,7 @@ def learn(
 
     Args:
         folder: of the files.
-        splits: "train", "validation" and "test".
-        classes: names.
-        exclusive: whether an image shows exactly one class.
+        splits: see `LabelledSplits`.
         provenance: of the embeddings, for the probe.
         draws: of learning curves.
         meta: `run`, `provenance` and what else to write with the scores.
@@ -113,24 +136,23 @@ def learn(
         ModuleNotFoundError: scikit-learn is not installed.
         ValueError: all training images are of one class.
     """
-    fitted = _probe(folder / PROBE_FILE, splits, classes, exclusive, provenance)
+    fitted, classes = _probe(folder / PROBE_FILE, splits, provenance), splits.classes
     on_fit()
     strengths = dict(zip(classes, fitted.facts["strengths"], strict=True))
     meta = {**meta, "scale": fitted.facts["scale"], "strengths": strengths}
     for name, split in ((PROBE_VALIDATION, "validation"), (PROBE, "test")):
         # For a class without training images a softmax would give 0, which is no score.
-        values = np.where(fitted.fitted, fitted.predict(splits[split].vectors), np.nan)
-        scores.write(folder / name, scores_of(splits[split].dataset, classes, values, meta))
-    train, validation, test = (
-        _labelled(splits[name], exclusive) for name in ("train", "validation", "test")
-    )
+        dataset, vectors = splits.images[split]
+        values = np.where(fitted.fitted, fitted.predict(vectors), np.nan)
+        scores.write(folder / name, scores_of(dataset, classes, values, meta))
+    train, validation, test = splits.labelled("train", "validation", "test")
     shares = learning.nearest(train, test.vectors, len(classes), NEIGHBOURS)
-    knn = scores_of(splits["test"].dataset, classes, shares, {**meta, "k": NEIGHBOURS})
+    knn = scores_of(splits.images["test"].dataset, classes, shares, {**meta, "k": NEIGHBOURS})
     scores.write(folder / KNN, knn)
     on_fit()
     judged = learning.judge(fitted.predict(test.vectors), train.labels, test.labels)
     whole = {"method": "logistic", "n": len(train.vectors), "seed": 0, **judged}
-    identity = {"run": meta["run"], "data": digest(splits, classes, exclusive)}
+    identity = {"run": meta["run"], "data": splits.digest()}
     _curves(folder / CURVES, (train, validation, test), draws, whole, identity, on_fit)
 
 
@@ -142,31 +164,15 @@ def scores_of(
     return Scores(dataset.ids, classes, values, dataset.labels, dataset.groups, meta)
 
 
-def _labelled(split: LabelledImages, exclusive: bool) -> Labelled:
-    """Labels as probes take them; an exclusive image of no or several classes is unknown."""
-    labels = split.dataset.labels
-    if not exclusive:
-        return Labelled(split.vectors, labels)
-    single = labels.sum(axis=1) == 1  # NaN is not
-    numbers = np.where(single, np.nan_to_num(labels).argmax(axis=1), -1)
-    return Labelled(split.vectors, numbers)
-
-
-def _probe(
-    path: Place,
-    splits: Mapping[str, LabelledImages],
-    classes: Sequence[str],
-    exclusive: bool,
-    provenance: Provenance,
-) -> Probe:
+def _probe(path: Place, splits: LabelledSplits, provenance: Provenance) -> Probe:
     """The probe in the file, if it was fitted to the same, or a new one."""
-    fitted_to = digest({n: splits[n] for n in ("train", "validation")}, classes, exclusive)
+    fitted_to = splits.digest("train", "validation")
     with contextlib.suppress(FileNotFoundError, ValueError):  # of another version: fit again
         saved = probe.open_probe(path)
         if saved.facts.get("fitted_to") == fitted_to:
             return saved
-    train, validation = (_labelled(splits[n], exclusive) for n in ("train", "validation"))
-    fitted = probe.fit(*train, *validation, classes, scale=SCALE, provenance=provenance)
+    train, validation = splits.labelled("train", "validation")
+    fitted = probe.fit(*train, *validation, splits.classes, scale=SCALE, provenance=provenance)
     fitted = replace(fitted, facts={**fitted.facts, "fitted_to": fitted_to})
     fitted.save(path)
     return fitted
@@ -216,10 +222,7 @@ _KINDS, _OTHERS = {"learning_curve": "n", "few_shot": "shots"}, "others"
 
 
 def _save(
-    path: Place,
-    identity: Mapping[str, str],
-    rows: Sequence[Mapping[str, Any]],
-    others: Sequence[Mapping[str, Any]] = (),
+    path: Place, identity: Mapping[str, str], rows: CurveRows, others: CurveRows = ()
 ) -> None:
     """Writes rows, and others of the same data that were not asked for this time."""
     kinds = {kind: [row for row in rows if name in row] for kind, name in _KINDS.items()}
@@ -230,12 +233,11 @@ def _save(
 
 def _saved(path: Place, data: str) -> list[dict[str, Any]]:
     """The rows of these data that the file has."""
-    content: dict[str, Any] = {}
     with contextlib.suppress(FileNotFoundError, ValueError):
         content = _content(path)
-    if content.get("data") != data:
-        return []
-    return [row for kind in (*_KINDS, _OTHERS) for row in content.get(kind, ())]
+        if content.get("data") == data:
+            return [row for kind in (*_KINDS, _OTHERS) for row in content.get(kind, ())]
+    return []
 
 
 def _content(path: Place) -> dict[str, Any]:

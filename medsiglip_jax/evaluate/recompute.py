@@ -1,14 +1,12 @@
 """Results and report from the files of an evaluation, without the model."""
 
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from medsiglip_jax.evaluate import learned, retrieval, scores
-from medsiglip_jax.evaluate.learned import Learned
 from medsiglip_jax.evaluate.options import EvaluateOptions
 from medsiglip_jax.evaluate.report import document
 from medsiglip_jax.evaluate.results.summary import summarize
@@ -39,15 +37,17 @@ def recompute(
     folder = places.at(output)
     run, attributes = _read(folder)
     run = _with_statistics(run, resamples, prevalence)
-    drawn = (run.meta.get("learned") or {}).get("drawn", False)
-    splits = attributes.pop(PART) if drawn else None
+    facts, held_out = run.meta.get("learned"), run
+    if facts and facts.get("drawn"):  # from all images: what was learned is of some of them
+        splits = np.array(attributes.pop(PART))
+        held_out = run.select(np.flatnonzero(splits == "test"))
     cells = {name: scores.read(folder / GRID / name) for name in run.meta["cells"]}
     runs = {f"{GRID}/{name}": cell.meta.get("run") for name, cell in cells.items()}
     ranks = retrieval.read(folder / retrieval.FILE) if run.meta.get("retrieval") else None
     runs |= {} if ranks is None else {retrieval.FILE: retrieval.run_of(ranks)}
     scores.check_runs(folder, run.meta.get("run"), runs)
     recalls = None if ranks is None else retrieval.summary(ranks)
-    learning = _learned(folder, run, splits)
+    learning = learned.read(folder, held_out, facts) if facts else None
     content = summarize(run, attributes, list(cells.values()), learning, recalls)
     texts = {
         "report.md": document.markdown(content),
@@ -89,13 +89,3 @@ def _with_statistics(run: Scores, resamples: int | None, prevalence: float | Non
     if prevalence is not None:
         meta["learned"] = {**(facts or {}), "prevalence": prevalence}
     return replace(run, meta=meta)
-
-
-def _learned(folder: Place, run: Scores, splits: Sequence[str] | None) -> Learned | None:
-    """What was learned; with the test images alone where splits were drawn from all images."""
-    facts: Mapping[str, Any] | None = run.meta.get("learned")
-    if facts is None:
-        return None
-    if splits is not None:
-        run = run.select(np.flatnonzero(np.array(splits) == "test"))
-    return learned.read(folder, run, facts)

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from medsiglip_jax import __version__
+from medsiglip_jax.data.rows import Rows, from_tuples
 from medsiglip_jax.embeddings import provenance
 from medsiglip_jax.embeddings.probe import logistic
 from medsiglip_jax.evaluate import image_embeddings, learned, retrieval, scores, zero_shot
@@ -32,19 +33,20 @@ from medsiglip_jax.evaluate.data import splits as data_splits
 from medsiglip_jax.evaluate.data.dataset import Dataset
 from medsiglip_jax.evaluate.data.splits import Splits
 from medsiglip_jax.evaluate.image_embeddings import ImageEmbeddings
-from medsiglip_jax.evaluate.learned import LabelledImages
+from medsiglip_jax.evaluate.learned import LabelledImages, LabelledSplits
 from medsiglip_jax.evaluate.options import AS_GIVEN, DEFAULT, LEARN, EvaluateOptions, GridCell
 from medsiglip_jax.evaluate.recompute import RESULTS, recompute
 from medsiglip_jax.evaluate.scores import GRID, PART, Scores
 from medsiglip_jax.evaluate.tasks import Task
 from medsiglip_jax.files import places
 from medsiglip_jax.files.places import Given, Place
-from medsiglip_jax.inference.embed import EmbedProgress
+from medsiglip_jax.inference.embed import EmbedOptions, EmbedProgress, embed
 from medsiglip_jax.inference.manifest import ERRORS, Manifest
 from medsiglip_jax.model.api import Model
 from medsiglip_jax.preprocess.image import PRESETS
 
 EMBEDDINGS = "embeddings"
+_SHARD = 512  # images per file: a killed run loses at most this many
 
 
 def evaluate(
@@ -142,17 +144,19 @@ class EvaluationRun:
             task = self.readings[self.options.reading]
             ranks = retrieval.compute(self.model, task, whole, embedded)
         splits = self._embedded_splits(embedded)
-        learnable = {
+        images = {
             name: LabelledImages(dataset.select(e.images), e.vectors)
             for name, (dataset, e) in splits.items()
         }
+        learnable = LabelledSplits(images, [c.name for c in self.task.classes], self.task.exclusive)
         meta = self._meta(main, whole, embedded)
         meta |= {"cells": [cell.file for cell in cells], "retrieval": ranks is not None}
         meta["counts"] |= _left_out(splits)
         if splits:
             digests = {name: dataset.labels_sha256() for name, (dataset, _) in splits.items()}
             meta["provenance"]["parts_sha256"] = digests
-        meta["run"] = run = self._identity(meta, embedded, learnable)
+        digest = learnable.digest() if splits else ""
+        meta["run"] = run = self._identity(meta, embedded.images.tolist(), digest)
         (self.folder / RESULTS).unlink(missing_ok=True)  # it does not belong to what follows
         for cell, of_cell in cells.items():
             of_cell = replace(of_cell, meta={**of_cell.meta, "run": run})
@@ -169,18 +173,11 @@ class EvaluationRun:
         self._write_images(embedded, {"run": run})
         scores.write(self.folder / scores.FILE, replace(zero_shot, meta=meta))
 
-    def _identity(
-        self,
-        meta: Mapping[str, Any],
-        embedded: ImageEmbeddings,
-        learnable: Mapping[str, LabelledImages],
-    ) -> str:
-        """Identity of the run, which all of its files name."""
-        classes = [c.name for c in self.task.classes]
-        digest = learned.digest(learnable, classes, self.task.exclusive) if learnable else ""
+    def _identity(self, meta: Mapping[str, Any], images: list[int], digest: str) -> str:
+        """Identity of the run, which all of its files name; `digest` is of what is learned."""
         draws = asdict(self.options.draws) if self.options.learn == "probe" else {}
         keys = ("task", "provenance", "counts", "cells", "retrieval")
-        identity = [*(meta[key] for key in keys), embedded.images.tolist(), digest, draws]
+        identity = [*(meta[key] for key in keys), images, digest, draws]
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
     def _grid(self) -> dict[GridCell, Scores]:
@@ -224,15 +221,15 @@ class EvaluationRun:
         return embedded
 
     def _embed(self, preprocess: str, dataset: Dataset) -> Place:
-        """The folder of the embeddings, which are computed unless they were given."""
+        """The folder of the embeddings of the whole pool, computed unless they were given."""
         if self.embeddings is not None:
             return places.at(self.embeddings)
         folder = self.folder / EMBEDDINGS / "-".join(filter(None, (preprocess, dataset.part)))
         if folder not in self.embedded:
             size, dicom = self.options.batch_size, self.options.dicom
-            image_embeddings.compute(
-                self.model, dataset, folder, preprocess, size, dicom, self.on_progress
-            )
+            pool = ((id, source, "image", None) for id, source in dataset.pool.items())
+            options = EmbedOptions(preprocess, shard_size=_SHARD, batch_size=size, dicom=dicom)
+            embed(self.model, Rows(from_tuples(pool)), folder, options, self.on_progress)
             self.embedded.append(folder)
         return folder
 
@@ -303,21 +300,22 @@ class EvaluationRun:
         }
 
     def _learn(
-        self, validation: Scores, splits: Mapping[str, LabelledImages], meta: Mapping[str, Any],
+        self,
+        validation: Scores,
+        splits: LabelledSplits,
+        meta: Mapping[str, Any],
         manifest: Manifest,
-    ) -> dict[str, Any]:  # fmt: skip
+    ) -> dict[str, Any]:
         """Writes what is learned; returns what `learned.read` needs to read it back."""
         origin, probe = self.splits.origin, self.options.learn == "probe"
         validation = replace(validation, meta={**validation.meta, "run": meta["run"]})
         scores.write(self.folder / learned.VALIDATION, validation)
         if probe:
-            images = {name: len(split.dataset) for name, split in splits.items()}
+            images = {name: len(split.dataset) for name, split in splits.images.items()}
             of_run = {key: meta[key] for key in ("run", "provenance")}
-            learned.learn(
-                self.folder, splits, validation.classes, self.task.exclusive,
-                provenance.of_run(manifest), self.options.draws,
-                {**of_run, "how": origin, "images": images}, self.on_fit,
-            )  # fmt: skip
+            of_run |= {"how": origin, "images": images}
+            of_embeddings, draws = provenance.of_run(manifest), self.options.draws
+            learned.learn(self.folder, splits, of_embeddings, draws, of_run, self.on_fit)
         facts = {"probe": probe, "prevalence": self.options.prevalence}
         return {"how": origin, "drawn": self.splits.drawn, **facts}
 

@@ -180,7 +180,7 @@ class Task:
             ValueError: no reading of that name.
         """
         reading = self._named("reading", self.readings, name)
-        return self._worded(lambda c, key: getattr(reading, key).get(c.name))
+        return self._worded(lambda c, key: getattr(reading, key).get(c.name, getattr(c, key)))
 
     def with_prompts(self, path: str | os.PathLike) -> "Task":
         """Prompts of a .toml or .json file: class = [prompts], or class = {present, absent}.
@@ -202,7 +202,7 @@ class Task:
             problems.insert(0, f"no classes of task {self.name}: {', '.join(unknown)}")
         if problems:
             raise ValueError(f"{path}: {'; '.join(problems)}")
-        changed = self._worded(lambda c, key: tables.get(c.name, {}).get(key))
+        changed = self._worded(lambda c, key: tables.get(c.name, {}).get(key, getattr(c, key)))
         return replace(changed, prompts_source=f"given, {Path(path).name}", readings={})
 
     def prompts_sha256(self) -> str:
@@ -222,14 +222,12 @@ class Task:
                 f"{', '.join(lacking)}; give them with --prompts FILE (class = [prompts])"
             )
 
-    def _worded(self, prompts: Callable[[Class, str], Sequence[str] | None]) -> "Task":
-        """Other prompts of classes, where there are any: (class, "present" or "absent") -> them."""
-
-        def worded(c: Class) -> Class:
-            changed = {key: prompts(c, key) for key in _PROMPTS}
-            return replace(c, **{k: tuple(v) for k, v in changed.items() if v is not None})
-
-        return replace(self, classes=tuple(map(worded, self.classes)))
+    def _worded(self, prompts: Callable[[Class, str], Sequence[str]]) -> "Task":
+        """The same classes with other prompts: (class, "present" or "absent") -> prompts."""
+        changed = [
+            replace(c, **{key: tuple(prompts(c, key)) for key in _PROMPTS}) for c in self.classes
+        ]
+        return replace(self, classes=tuple(changed))
 
     def _named(self, what: str, table: Mapping[str, Any], name: str) -> Any:
         if name not in table:

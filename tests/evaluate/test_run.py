@@ -307,7 +307,7 @@ def test_the_page_needs_nothing_else_and_says_it_all(done):
 
 
 def test_a_killed_evaluation_goes_on(data, model, done, tmp_path, monkeypatch):
-    monkeypatch.setattr(image_embeddings, "_SHARD", 8)
+    monkeypatch.setattr(run, "_SHARD", 8)
     task, out, seen = tasks.read(str(data / "task.toml")), tmp_path / "out", []
 
     def kill(progress):
