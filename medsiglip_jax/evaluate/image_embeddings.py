@@ -38,12 +38,8 @@ def read(folder: places.Given, dataset: Dataset) -> ImageEmbeddings:
         if row["kind"] == "image":
             numbers.setdefault(f"id {row['id']}", number)
             numbers[row["source"]] = number
-    matches = np.array(
-        [
-            numbers.get(source, numbers.get(f"id {name}", -1))
-            for name, source in zip(dataset.ids, dataset.sources, strict=True)
-        ]
-    )
+    images = zip(dataset.ids, dataset.sources, strict=True)
+    matches = np.array([numbers.get(path, numbers.get(f"id {id}", -1)) for id, path in images])
     images = np.flatnonzero(matches >= 0)
     if not len(images):
         raise ValueError(

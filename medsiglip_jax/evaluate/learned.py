@@ -48,7 +48,7 @@ class LabelledImages(NamedTuple):
     vectors: Float[np.ndarray, "n d"]
 
 
-CurveRows = Sequence[Mapping[str, Any]]
+Curve = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +108,7 @@ class Learned:
     probe: Scores | None = None
     probe_validation: Scores | None = None
     knn: Scores | None = None
-    curves: Mapping[str, CurveRows] = field(default_factory=dict)
+    curves: Mapping[str, Curve] = field(default_factory=dict)
 
 
 def learn(
@@ -210,20 +210,16 @@ def _curves(
         on_fit()
 
     seeds = range(draws.seeds)
-    wanted = learning.learning_curve(
-        *splits, sizes=draws.sizes, seeds=seeds, done=rows, on_row=keep
-    )
+    asked = learning.learning_curve(*splits, sizes=draws.sizes, seeds=seeds, done=rows, on_row=keep)
     # Prototypes need no validation images, so that few shots are really few.
-    wanted += learning.few_shot(*splits, seeds=seeds, method="prototypes", done=rows, on_row=keep)
-    _save(path, identity, wanted, others=[row for row in rows if row not in wanted])
+    asked += learning.few_shot(*splits, seeds=seeds, method="prototypes", done=rows, on_row=keep)
+    _save(path, identity, asked, others=[row for row in rows if row not in asked])
 
 
 _KINDS, _OTHERS = {"learning_curve": "n", "few_shot": "shots"}, "others"
 
 
-def _save(
-    path: Place, identity: Mapping[str, str], rows: CurveRows, others: CurveRows = ()
-) -> None:
+def _save(path: Place, identity: Mapping[str, str], rows: Curve, others: Curve = ()) -> None:
     """Writes rows, and others of the same data that were not asked for this time."""
     kinds = {kind: [row for row in rows if name in row] for kind, name in _KINDS.items()}
     content = {**identity, **kinds, _OTHERS: list(others)}

@@ -132,16 +132,14 @@ class EvaluationRun:
 
         Whatever takes long or may fail comes before the first file of an earlier run is replaced.
         """
-        whole = self.splits.whole
-        cells = self._grid() if self.options.grid else {}
-        embedded = self._embeddings(self.options.preprocess or DEFAULT, whole)
-        main = GridCell(
-            embedded.manifest.preprocess, self.options.reading, self.options.temperature
-        )
+        whole, options = self.splits.whole, self.options
+        cells = self._grid() if options.grid else {}
+        embedded = self._embeddings(options.preprocess or DEFAULT, whole)
+        main = GridCell(embedded.manifest.preprocess, options.reading, options.temperature)
         zero_shot = self._scores(main, whole, embedded) if self.task.classes else None
         ranks = None
         if self.task.retrieval:
-            task = self.readings[self.options.reading]
+            task = self.readings[options.reading]
             ranks = retrieval.compute(self.model, task, whole, embedded)
         splits = self._embedded_splits(embedded)
         images = {

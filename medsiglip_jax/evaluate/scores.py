@@ -65,11 +65,9 @@ class Scores:
 
     def select(self, rows: np.ndarray) -> "Scores":
         """The images of these numbers."""
-        groups = self.groups and [self.groups[i] for i in rows]
-        ids = [self.ids[i] for i in rows]
-        return replace(
-            self, ids=ids, scores=self.scores[rows], labels=self.labels[rows], groups=groups
-        )
+        ids, groups = [self.ids[i] for i in rows], self.groups and [self.groups[i] for i in rows]
+        values, labels = self.scores[rows], self.labels[rows]
+        return replace(self, ids=ids, scores=values, labels=labels, groups=groups)
 
 
 def known(scores: Scores, column: int) -> metrics.Known:
@@ -124,15 +122,9 @@ def read(path: Place) -> Scores:
         labels = table["label"].cast(pa.float64()).to_numpy(zero_copy_only=False)
         values = table["score"].to_numpy().reshape(shape)
     firsts = table.take(pa.array(np.arange(shape[0]) * shape[1]))
-    groups = firsts["group"].to_pylist()
-    return Scores(
-        firsts["id"].to_pylist(),
-        classes,
-        values,
-        labels.reshape(shape),
-        None if not groups or groups[0] is None else groups,
-        meta,
-    )
+    ids, groups = (firsts[name].to_pylist() for name in ("id", "group"))
+    groups = None if not groups or groups[0] is None else groups
+    return Scores(ids, classes, values, labels.reshape(shape), groups, meta)
 
 
 def save(path: Place, table: pa.Table, metadata: Mapping[bytes, Any]) -> None:

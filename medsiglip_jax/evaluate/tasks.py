@@ -224,9 +224,7 @@ class Task:
 
     def _worded(self, prompts: Callable[[Class, str], Sequence[str]]) -> "Task":
         """The same classes with other prompts: (class, "present" or "absent") -> prompts."""
-        changed = [
-            replace(c, **{key: tuple(prompts(c, key)) for key in _PROMPTS}) for c in self.classes
-        ]
+        changed = [replace(c, **{k: tuple(prompts(c, k)) for k in _PROMPTS}) for c in self.classes]
         return replace(self, classes=tuple(changed))
 
     def _named(self, what: str, table: Mapping[str, Any], name: str) -> Any:

@@ -50,9 +50,7 @@ def reliability(
     """
     p, positive = binary(probabilities(predicted), labels)
     if bins < 1 or equal not in ("width", "mass"):
-        raise ValueError(
-            f"{bins} bins of equal {equal!r}; expected 1 or more, of 'width' or 'mass'"
-        )
+        raise ValueError(f"{bins} bins of equal {equal!r}; expected >= 1, of 'width' or 'mass'")
     edges = np.linspace(0, 1, bins + 1)
     if equal == "mass" and len(p):
         edges = np.percentile(p, edges * 100)
@@ -164,9 +162,7 @@ def fit_temperature(scores: ArrayLike, labels: ArrayLike) -> Temperature:
     check = class_scores if np.ndim(scores) == 2 else binary
     x, labels = check(scores, labels)
     if not len(x) or not np.isfinite(x).all():
-        raise ValueError(
-            f"{len(x)} scores; fitting a temperature needs at least one, and all finite"
-        )
+        raise ValueError(f"{len(x)} scores; a temperature needs at least one, and all finite")
     scale = np.abs(x).max() or 1.0
     observed = x[labels].sum() if x.ndim == 1 else x[np.arange(len(x)), labels].sum()
 

@@ -161,10 +161,8 @@ def _intervals(
     # far for 1,000.
     acceleration = _acceleration(of_weights, units, members, samples // 4)
     accelerations = np.broadcast_to(acceleration, estimates.shape).tolist()
-    return [
-        _interval(*statistic, level)
-        for statistic in zip(values, estimates.tolist(), accelerations, strict=True)
-    ]
+    statistics = zip(values, estimates.tolist(), accelerations, strict=True)
+    return [_interval(*statistic, level) for statistic in statistics]
 
 
 def _interval(values: np.ndarray, value: float, acceleration: float, level: float) -> Interval:

@@ -398,11 +398,9 @@ def _text(
     colour: str = FAINT,
 ) -> str:
     """Text; the tooltip is `full`, where that is longer."""
-    anchor = f' text-anchor="{anchor}"' if anchor else ""
+    extra = f' text-anchor="{anchor}"{extra}' if anchor else extra
     hint = f"<title>{escape(full)}</title>" if full and full != text else ""
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" fill="{colour}"{anchor}{extra}>{escape(text)}{hint}</text>'
-    )
+    return f'<text x="{x:.1f}" y="{y:.1f}" fill="{colour}"{extra}>{escape(text)}{hint}</text>'
 
 
 def _wide(text: str, size: Real = 12) -> float:

@@ -52,18 +52,14 @@ class Dataset:
         rows = np.asarray(rows, np.int64)
         numbers: list[int] = rows.tolist()
 
-        def taken(column: Sequence[str]) -> list[str]:
-            return [column[i] for i in numbers]
+        def taken(column: Sequence[str] | None) -> list[str] | None:
+            return None if column is None else [column[i] for i in numbers]
 
-        return replace(
-            self,
-            ids=taken(self.ids),
-            sources=taken(self.sources),
-            labels=self.labels[rows],
-            groups=None if self.groups is None else taken(self.groups),
-            attributes={name: taken(column) for name, column in self.attributes.items()},
-            texts=None if self.texts is None else taken(self.texts),
-        )
+        columns = {
+            name: taken(getattr(self, name)) for name in ("ids", "sources", "groups", "texts")
+        }
+        attributes = {name: taken(column) for name, column in self.attributes.items()}
+        return replace(self, labels=self.labels[rows], attributes=attributes, **columns)
 
     def labelled(self) -> "Dataset":
         """The images with at least one known label; the others are counted."""

@@ -22,10 +22,7 @@ def sections(comparison: Mapping[str, Any]) -> Iterator[ReportSection]:
     whose = "" if groups is None else f" of {groups:,} patients or groups"
     lost = ""
     if any(left_out.values()):
-        lost = (
-            f"; left out: {left_out['first']:,} that only A has, {left_out['second']:,} that only "
-            "B has"
-        )
+        lost = f"; left out: {left_out['first']:,} only in A, {left_out['second']:,} only in B"
     text = (
         f"A: {comparison['first']}. B: {comparison['second']}. "
         f"{comparison['images']:,} images{whose}{lost}. Differences are B minus A, paired on the "

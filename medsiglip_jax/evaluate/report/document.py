@@ -46,8 +46,8 @@ def page(results: Mapping[str, Any], scores: Scores) -> str:
     parts = []
     for section in sections(results):
         if section.title == "Result":
-            parts.append(f"<header><div>{_section(section)}</div>{_overview(results)}</header>")
-            parts.append(_every_class(results))
+            overview, every_class = _forests(results)
+            parts.append(f"<header><div>{_section(section)}</div>{overview}</header>{every_class}")
         else:
             parts.append(_section(section))
         if section.title == "Classes":
@@ -77,27 +77,16 @@ def _gallery(title: str, figures: Sequence[str], text: str = "") -> str:
 # ----------------------------------------------------------------------------------- forest plots
 
 
-def _overview(results: Mapping[str, Any]) -> str:
-    """AUCs of classes and means; of many classes the highest and the lowest."""
+def _forests(results: Mapping[str, Any]) -> tuple[str, str]:
+    """AUCs of classes and means; of many classes the highest and the lowest, and all, folded."""
     classes = results["classes"]
     if len(classes) <= _ROWS:
-        return _forest("AUC", results, classes)
-    ordered = _by_auc(classes)
+        return _forest("AUC", results, classes), ""
+    ordered = sorted((c for c in classes if c["auc"] is not None), key=lambda c: -c["auc"])
     title = f"AUC: the {_END} highest and the {_END} lowest of {len(classes)}"
-    return _forest(title, results, [*ordered[:_END], *ordered[-_END:]])
-
-
-def _every_class(results: Mapping[str, Any]) -> str:
-    classes = results["classes"]
-    if len(classes) <= _ROWS:
-        return ""
-    drawn = _forest("AUC", results, _by_auc(classes))
-    return f"<details><summary>All {len(classes)} classes</summary>{drawn}</details>\n"
-
-
-def _by_auc(classes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """From the highest down, without those that have none."""
-    return sorted((c for c in classes if c["auc"] is not None), key=lambda c: -c["auc"])
+    ends, drawn = [*ordered[:_END], *ordered[-_END:]], _forest("AUC", results, ordered)
+    folded = f"<details><summary>All {len(classes)} classes</summary>{drawn}</details>\n"
+    return _forest(title, results, ends), folded
 
 
 def _forest(title: str, results: Mapping[str, Any], classes: Sequence[Mapping[str, Any]]) -> str:
@@ -149,15 +138,12 @@ def _by_method(rows: Sequence[Mapping[str, Any]], n: str) -> list[Series]:
     methods: dict[str, list[tuple[int, list[float]]]] = {}
     for (method, size), aucs in draws(rows, n).items():
         methods.setdefault(method, []).extend([(size, aucs)] if aucs else [])
-    return [
-        Series(
-            method,
-            [(x, float(np.mean(aucs))) for x, aucs in sorted(sizes)],
-            [(x, min(aucs), max(aucs)) for x, aucs in sorted(sizes) if len(aucs) > 1],
-            dots=True,
-        )
-        for method, sizes in methods.items()
-    ]
+    series = []
+    for method, sizes in methods.items():
+        means = [(x, float(np.mean(aucs))) for x, aucs in sorted(sizes)]
+        ends = [(x, min(aucs), max(aucs)) for x, aucs in sorted(sizes) if len(aucs) > 1]
+        series.append(Series(method, means, ends, dots=True))
+    return series
 
 
 def _calibration(results: Mapping[str, Any]) -> Iterator[str]:

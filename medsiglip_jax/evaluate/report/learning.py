@@ -30,7 +30,7 @@ def sections(results: Mapping[str, Any]) -> Iterator[ReportSection]:
     if held_out := results["held_out"]:
         for key, name in _WHOSE.items():
             if judged := held_out[key]:
-                yield _operating_points(name, judged, held_out)
+                yield _operating_points(key, held_out)
                 if judged["calibration"]:
                     yield _calibration(name, judged)
 
@@ -135,9 +135,8 @@ def _curve(rows: Sequence[Mapping[str, Any]], key: str, unit: str) -> Iterator[C
 # ------------------------------------------------------------------------------------ thresholds
 
 
-def _operating_points(
-    name: str, judged: Mapping[str, Any], held_out: Mapping[str, Any]
-) -> ReportSection:
+def _operating_points(key: str, held_out: Mapping[str, Any]) -> ReportSection:
+    judged = held_out[key]
     points = judged["operating_points"]
     many = len({point["class"] for point in points}) > _MANY
     stated = next((point["stated"] for point in points if point["stated"]), None)
@@ -165,7 +164,7 @@ def _operating_points(
     header = ("class", "rule", "threshold", "sensitivity", "specificity", "PPV", "NPV",
               *((f"PPV{at}", f"NPV{at}") if stated else ()))  # fmt: skip
     rows = [_point(point) for point in points if point["rule"] == "youden" or not many]
-    return ReportSection(f"Operating points of {name}", " ".join(text), header, rows)
+    return ReportSection(f"Operating points of {_WHOSE[key]}", " ".join(text), header, rows)
 
 
 def _point(point: Mapping[str, Any]) -> Cells:
@@ -199,20 +198,10 @@ def _calibration(name: str, judged: Mapping[str, Any]) -> ReportSection:
         )
     header = ("of", "method", "ECE before", "after", "ECE (mass) before", "after",
               "Brier before", "after")  # fmt: skip
-    rows = [
-        (
-            row["of"],
-            f"{row['method']} ({_parameters(row['parameters'])})",
-            *(
-                number(row[side] and row[side][key])
-                for key in ("ece", "ece_mass", "brier")
-                for side in ("before", "after")
-            ),
-        )
-        for row in calibration
-    ]
+    rows = []
+    for row in calibration:
+        parameters = ", ".join(f"{key} {value:.3g}" for key, value in row["parameters"].items())
+        sides = row["before"], row["after"]
+        errors = [side and side[key] for key in ("ece", "ece_mass", "brier") for side in sides]
+        rows.append((row["of"], f"{row['method']} ({parameters})", *map(number, errors)))
     return ReportSection(f"Calibration of {name}", text, header, rows)
-
-
-def _parameters(values: Mapping[str, float]) -> str:
-    return ", ".join(f"{key} {value:.3g}" for key, value in values.items())

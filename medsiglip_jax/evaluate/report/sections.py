@@ -107,14 +107,10 @@ def _grid(results: Mapping[str, Any]) -> ReportSection | None:
     shown = names if len(names) <= 16 else []
     choices = ("preprocess", "reading", "temperature")
     numbers = ("macro_auc", "difference", "mean_distance")
-    rows = [
-        (
-            *(cell[key] for key in choices),
-            *(number(cell[key]) for key in numbers),
-            *(number(cell["classes"][name]) for name in shown),
-        )
-        for cell in results["grid"]
-    ]
+    rows = []
+    for cell in results["grid"]:
+        aucs = [*(cell[key] for key in numbers), *(cell["classes"][name] for name in shown)]
+        rows.append((*(cell[key] for key in choices), *map(number, aucs)))
     text = (
         "The published figures do not say which of these variants they are of. Difference: macro "
         "AUC minus the published mean. Mean distance: mean absolute difference of the AUCs of the "
@@ -151,11 +147,8 @@ def recalls(results: Mapping[str, Any]) -> ReportSection | None:
     header = ("", *(cell for name in names for cell in (name, "95 % interval")), "median rank")
     rows = []
     for key, shown in retrieval.DIRECTIONS.items():
-        cells = [
-            cell
-            for name in names
-            for cell in (number(ranks[key][name]["value"]), interval(ranks[key][name]))
-        ]
+        shares = [ranks[key][name] for name in names]
+        cells = [cell for share in shares for cell in (number(share["value"]), interval(share))]
         rows.append((shown, *cells, f"{ranks[key]['median_rank']:,.1f}"))
     last = retrieval.KS[-1]
     text = [

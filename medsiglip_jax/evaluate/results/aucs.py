@@ -19,6 +19,12 @@ class Statistics(NamedTuple):
     seed: int
 
 
+def of_classes(scores: Scores) -> metrics.ClassAucs:
+    """The AUC of each class with DeLong's interval, by patient where patients are known."""
+    columns = scores.scores, scores.labels, scores.classes
+    return metrics.class_aucs(*columns, groups=scores.units, student=True)
+
+
 def mean(scores: Scores, statistics: Statistics, figure: float | None = None) -> dict[str, Any]:
     """The mean AUC of classes with a bootstrap interval; each resample has its own mean.
 

@@ -132,12 +132,11 @@ def _temperature(validation: Scores, test: Scores, rule: str) -> Iterator[dict[s
     (chosen, chosen_labels), (judged, labels) = map(_exclusive, (validation, test))
     learned = validation.learned
     rows = learned[chosen_labels]
-    if len(np.unique(chosen_labels[rows])) < 2 or not len(judged):
+    chosen, chosen_labels = chosen[rows], chosen_labels[rows]
+    if len(np.unique(chosen_labels)) < 2 or not len(judged):
         return
     number = np.cumsum(learned) - 1  # among the classes that have scores
-    fitted = metrics.fit_temperature(
-        transform(chosen[rows][:, learned]), number[chosen_labels[rows]]
-    )
+    fitted = metrics.fit_temperature(transform(chosen[:, learned]), number[chosen_labels])
     after = np.zeros(judged.shape)
     after[:, learned] = fitted(transform(judged[:, learned]))
     yield {

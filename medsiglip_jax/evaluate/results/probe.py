@@ -33,9 +33,7 @@ def compare(learned: Learned, task: Task, statistics: Statistics) -> dict[str, A
         metrics.macro_auc, probe.scores, zero_shot.scores, probe.labels,
         groups=probe.units, samples=statistics.resamples, seed=statistics.seed,
     )  # fmt: skip
-    of_classes = metrics.class_aucs(
-        probe.scores, probe.labels, probe.classes, groups=probe.units, student=True
-    )
+    of_classes = aucs.of_classes(probe)
     columns = (common(probe, zero_shot, j) for j in range(len(probe.classes)))
     tests = [metrics.delong_test(*rows, groups=units) for *rows, units in columns]
     return {
@@ -57,11 +55,8 @@ _CURVES = ("few_shot", "learning_curve")
 
 def _learned_classes(scores: Scores, probe: Scores) -> Scores:
     """Without labels of the classes that the probe has no scores of: means leave them out."""
-    return replace(
-        scores,
-        scores=np.where(probe.learned, scores.scores, 0),
-        labels=np.where(probe.learned, scores.labels, np.nan),
-    )
+    values = np.where(probe.learned, scores.scores, 0)
+    return replace(scores, scores=values, labels=np.where(probe.learned, scores.labels, np.nan))
 
 
 def _unchosen(validation: Scores, exclusive: bool) -> Sequence[str]:

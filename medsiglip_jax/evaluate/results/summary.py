@@ -45,9 +45,7 @@ def summarize(
     """
     task = tasks.from_dict(scores.meta["task"])
     statistics = Statistics(**scores.meta["statistics"])
-    of_classes = metrics.class_aucs(
-        scores.scores, scores.labels, scores.classes, groups=scores.units, student=True
-    )
+    of_classes = aucs.of_classes(scores)
     of_probe = learned and probe.compare(learned, task, statistics)
     content = {
         "task": task.name,
