@@ -1,5 +1,6 @@
 """Embeddings of the images of a data set, read from a folder."""
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,14 +17,26 @@ class ImageEmbeddings:
     """Embeddings of images of a data set.
 
     Attributes:
+        whole: the data set.
         images: their numbers in the data set, ascending; unreadable images have none.
         vectors: one row for each of them.
         manifest: of the embedding run.
     """
 
+    whole: Dataset
     images: Int64[np.ndarray, " k"]
     vectors: Float[np.ndarray, "k d"]
     manifest: Manifest
+
+    @functools.cached_property
+    def dataset(self) -> Dataset:
+        """The images that have an embedding."""
+        return self.whole.select(self.images)
+
+    @property
+    def lost(self) -> int:
+        """How many images have none."""
+        return len(self.whole) - len(self.images)
 
 
 def read(folder: places.Given, dataset: Dataset) -> ImageEmbeddings:
@@ -38,12 +51,13 @@ def read(folder: places.Given, dataset: Dataset) -> ImageEmbeddings:
         if row["kind"] == "image":
             numbers.setdefault(f"id {row['id']}", number)
             numbers[row["source"]] = number
-    images = zip(dataset.ids, dataset.sources, strict=True)
-    matches = np.array([numbers.get(path, numbers.get(f"id {id}", -1)) for id, path in images])
+    pairs = zip(dataset.ids, dataset.sources, strict=True)
+    matches = np.array([numbers.get(path, numbers.get(f"id {id}", -1)) for id, path in pairs])
     images = np.flatnonzero(matches >= 0)
     if not len(images):
         raise ValueError(
             f"{embeddings.folder}: none of the {len(dataset):,} images is among its "
             f"{len(embeddings):,} rows, by path or by id; were they embedded from another folder?"
         )
-    return ImageEmbeddings(images, embeddings.gather(matches[images]), embeddings.manifest)
+    vectors = embeddings.gather(matches[images])
+    return ImageEmbeddings(dataset, images, vectors, embeddings.manifest)

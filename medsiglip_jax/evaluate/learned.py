@@ -16,19 +16,19 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from medsiglip_jax import __version__
+from medsiglip_jax.embeddings import provenance
 from medsiglip_jax.embeddings.probe import learning
 from medsiglip_jax.embeddings.probe import linear as probe
 from medsiglip_jax.embeddings.probe.linear import Probe
 from medsiglip_jax.embeddings.probe.logistic import STRENGTHS, Labelled
-from medsiglip_jax.embeddings.provenance import Provenance
 from medsiglip_jax.evaluate import scores
 from medsiglip_jax.evaluate.data.dataset import Dataset
+from medsiglip_jax.evaluate.image_embeddings import ImageEmbeddings
 from medsiglip_jax.evaluate.options import Draws
 from medsiglip_jax.evaluate.scores import Scores
 from medsiglip_jax.files import storage
@@ -41,13 +41,6 @@ SCALE = "standard"
 _SAVE_SECONDS = 2.0
 
 
-class LabelledImages(NamedTuple):
-    """The images of a split and their embeddings."""
-
-    dataset: Dataset
-    vectors: Float[np.ndarray, "n d"]
-
-
 Curve = Sequence[Mapping[str, Any]]
 
 
@@ -56,12 +49,12 @@ class LabelledSplits:
     """What is learned from.
 
     Attributes:
-        images: of "train", "validation" and "test".
+        images: with labels and embeddings, of "train", "validation" and "test".
         classes: names.
         exclusive: whether an image shows exactly one class.
     """
 
-    images: Mapping[str, LabelledImages]
+    images: Mapping[str, ImageEmbeddings]
     classes: Sequence[str]
     exclusive: bool
 
@@ -70,19 +63,19 @@ class LabelledSplits:
         method = [list(self.classes), self.exclusive, SCALE, STRENGTHS, __version__]
         sha256 = hashlib.sha256(json.dumps(method).encode())
         for name in sorted(names or self.images):
-            dataset, vectors = self.images[name]
-            sha256.update(f"{name} {dataset.labels_sha256()}".encode())
-            sha256.update(np.ascontiguousarray(vectors).data)
+            images = self.images[name]
+            sha256.update(f"{name} {images.dataset.labels_sha256()}".encode())
+            sha256.update(np.ascontiguousarray(images.vectors).data)
         return sha256.hexdigest()
 
     def labelled(self, *names: str) -> Iterator[Labelled]:
         """Labels as probes take them; an exclusive image of no or several classes is unknown."""
-        for dataset, vectors in (self.images[name] for name in names):
-            labels = dataset.labels
+        for images in (self.images[name] for name in names):
+            labels = images.dataset.labels
             if self.exclusive:
                 single = labels.sum(axis=1) == 1  # NaN is not
                 labels = np.where(single, np.nan_to_num(labels).argmax(axis=1), -1)
-            yield Labelled(vectors, labels)
+            yield Labelled(images.vectors, labels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +107,6 @@ class Learned:
 def learn(
     folder: Place,
     splits: LabelledSplits,
-    provenance: Provenance,
     draws: Draws,
     meta: Mapping[str, Any],
     on_fit: Callable[[], Any],
@@ -127,7 +119,6 @@ def learn(
     Args:
         folder: of the files.
         splits: see `LabelledSplits`.
-        provenance: of the embeddings, for the probe.
         draws: of learning curves.
         meta: `run`, `provenance` and what else to write with the scores.
         on_fit: called after each fit.
@@ -136,15 +127,15 @@ def learn(
         ModuleNotFoundError: scikit-learn is not installed.
         ValueError: all training images are of one class.
     """
-    fitted, classes = _probe(folder / PROBE_FILE, splits, provenance), splits.classes
+    fitted, classes = _probe(folder / PROBE_FILE, splits), splits.classes
     on_fit()
     strengths = dict(zip(classes, fitted.facts["strengths"], strict=True))
     meta = {**meta, "scale": fitted.facts["scale"], "strengths": strengths}
     for name, split in ((PROBE_VALIDATION, "validation"), (PROBE, "test")):
         # For a class without training images a softmax would give 0, which is no score.
-        dataset, vectors = splits.images[split]
-        values = np.where(fitted.fitted, fitted.predict(vectors), np.nan)
-        scores.write(folder / name, scores_of(dataset, classes, values, meta))
+        images = splits.images[split]
+        values = np.where(fitted.fitted, fitted.predict(images.vectors), np.nan)
+        scores.write(folder / name, scores_of(images.dataset, classes, values, meta))
     train, validation, test = splits.labelled("train", "validation", "test")
     shares = learning.nearest(train, test.vectors, len(classes), NEIGHBOURS)
     knn = scores_of(splits.images["test"].dataset, classes, shares, {**meta, "k": NEIGHBOURS})
@@ -164,7 +155,7 @@ def scores_of(
     return Scores(dataset.ids, classes, values, dataset.labels, dataset.groups, meta)
 
 
-def _probe(path: Place, splits: LabelledSplits, provenance: Provenance) -> Probe:
+def _probe(path: Place, splits: LabelledSplits) -> Probe:
     """The probe in the file, if it was fitted to the same, or a new one."""
     fitted_to = splits.digest("train", "validation")
     with contextlib.suppress(FileNotFoundError, ValueError):  # of another version: fit again
@@ -172,7 +163,8 @@ def _probe(path: Place, splits: LabelledSplits, provenance: Provenance) -> Probe
         if saved.facts.get("fitted_to") == fitted_to:
             return saved
     train, validation = splits.labelled("train", "validation")
-    fitted = probe.fit(*train, *validation, splits.classes, scale=SCALE, provenance=provenance)
+    of_embeddings = provenance.of_run(splits.images["test"].manifest)
+    fitted = probe.fit(*train, *validation, splits.classes, scale=SCALE, provenance=of_embeddings)
     fitted = replace(fitted, facts={**fitted.facts, "fitted_to": fitted_to})
     fitted.save(path)
     return fitted

@@ -11,7 +11,6 @@ from jaxtyping import Int64
 from medsiglip_jax import metrics
 from medsiglip_jax.evaluate import scores
 from medsiglip_jax.evaluate.data import reading
-from medsiglip_jax.evaluate.data.dataset import Dataset
 from medsiglip_jax.evaluate.image_embeddings import ImageEmbeddings
 from medsiglip_jax.evaluate.results import aucs
 from medsiglip_jax.evaluate.tasks import Task
@@ -28,7 +27,7 @@ _SCHEMA = scores.schema(
 )
 
 
-def compute(model: Model, task: Task, dataset: Dataset, embedded: ImageEmbeddings) -> pa.Table:
+def compute(model: Model, task: Task, embedded: ImageEmbeddings) -> pa.Table:
     """Ranks the texts of a data set for each image, and its images for each text.
 
     An image matches its text, and a text all images that have it. Texts are the same if they differ
@@ -38,8 +37,7 @@ def compute(model: Model, task: Task, dataset: Dataset, embedded: ImageEmbedding
     Args:
         model: with a text tower and a tokenizer.
         task: with `retrieval`.
-        dataset: what was embedded.
-        embedded: its images.
+        embedded: the images of a data set.
 
     Returns:
         `query`, `direction`, `rank` of the best match, from 1, and `group`: the patient of the
@@ -50,7 +48,7 @@ def compute(model: Model, task: Task, dataset: Dataset, embedded: ImageEmbedding
     Raises:
         ValueError: the task has no texts, or no image has one.
     """
-    dataset = dataset.select(embedded.images)
+    dataset = embedded.dataset
     texts, numbers = _distinct(reading.texts(task, dataset))
     kept = np.flatnonzero(numbers >= 0)
     if not len(kept):

@@ -33,7 +33,7 @@ from medsiglip_jax.evaluate.data import splits as data_splits
 from medsiglip_jax.evaluate.data.dataset import Dataset
 from medsiglip_jax.evaluate.data.splits import Splits
 from medsiglip_jax.evaluate.image_embeddings import ImageEmbeddings
-from medsiglip_jax.evaluate.learned import LabelledImages, LabelledSplits
+from medsiglip_jax.evaluate.learned import LabelledSplits
 from medsiglip_jax.evaluate.options import AS_GIVEN, DEFAULT, LEARN, EvaluateOptions, GridCell
 from medsiglip_jax.evaluate.recompute import RESULTS, recompute
 from medsiglip_jax.evaluate.scores import GRID, PART, Scores
@@ -41,7 +41,7 @@ from medsiglip_jax.evaluate.tasks import Task
 from medsiglip_jax.files import places
 from medsiglip_jax.files.places import Given, Place
 from medsiglip_jax.inference.embed import EmbedOptions, EmbedProgress, embed
-from medsiglip_jax.inference.manifest import ERRORS, Manifest
+from medsiglip_jax.inference.manifest import ERRORS
 from medsiglip_jax.model.api import Model
 from medsiglip_jax.preprocess.image import PRESETS
 
@@ -132,26 +132,21 @@ class EvaluationRun:
 
         Whatever takes long or may fail comes before the first file of an earlier run is replaced.
         """
-        whole, options = self.splits.whole, self.options
+        options = self.options
         cells = self._grid() if options.grid else {}
-        embedded = self._embeddings(options.preprocess or DEFAULT, whole)
+        embedded = self._embeddings(options.preprocess or DEFAULT, self.splits.whole)
         main = GridCell(embedded.manifest.preprocess, options.reading, options.temperature)
-        zero_shot = self._scores(main, whole, embedded) if self.task.classes else None
+        zero_shot = self._scores(main, embedded) if self.task.classes else None
         ranks = None
         if self.task.retrieval:
-            task = self.readings[options.reading]
-            ranks = retrieval.compute(self.model, task, whole, embedded)
+            ranks = retrieval.compute(self.model, self.readings[options.reading], embedded)
         splits = self._embedded_splits(embedded)
-        images = {
-            name: LabelledImages(dataset.select(e.images), e.vectors)
-            for name, (dataset, e) in splits.items()
-        }
-        learnable = LabelledSplits(images, [c.name for c in self.task.classes], self.task.exclusive)
-        meta = self._meta(main, whole, embedded)
+        learnable = LabelledSplits(splits, [c.name for c in self.task.classes], self.task.exclusive)
+        meta = self._meta(main, embedded)
         meta |= {"cells": [cell.file for cell in cells], "retrieval": ranks is not None}
         meta["counts"] |= _left_out(splits)
         if splits:
-            digests = {name: dataset.labels_sha256() for name, (dataset, _) in splits.items()}
+            digests = {name: images.whole.labels_sha256() for name, images in splits.items()}
             meta["provenance"]["parts_sha256"] = digests
         digest = learnable.digest() if splits else ""
         meta["run"] = run = self._identity(meta, embedded.images.tolist(), digest)
@@ -162,8 +157,7 @@ class EvaluationRun:
         if ranks is not None:
             retrieval.write(self.folder / retrieval.FILE, ranks, run)
         if splits:
-            validation = self._scores(main, *splits["validation"])
-            meta["learned"] = self._learn(validation, learnable, meta, embedded.manifest)
+            meta["learned"] = self._learn(main, learnable, meta)
         if zero_shot is None:
             (self.folder / scores.FILE).unlink(missing_ok=True)
             self._write_images(embedded, meta)
@@ -179,10 +173,10 @@ class EvaluationRun:
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
     def _grid(self) -> dict[GridCell, Scores]:
-        grid, whole = {}, self.splits.whole
+        grid = {}
         for preprocess, cells in itertools.groupby(self._cells(), lambda cell: cell.preprocess):
-            embedded = self._embeddings(preprocess, whole)
-            grid |= {cell: self._scores(cell, whole, embedded) for cell in cells}
+            embedded = self._embeddings(preprocess, self.splits.whole)
+            grid |= {cell: self._scores(cell, embedded) for cell in cells}
         return grid
 
     def _cells(self) -> Iterator[GridCell]:
@@ -209,10 +203,9 @@ class EvaluationRun:
             options = self.options
             wanted = provenance.of_model(self.model, options.preprocess, dicom=options.dicom)
             wanted.check(provenance.of_run(embedded.manifest), folder)
-        lost = len(dataset) - len(embedded.images)
-        if lost and not self.options.allow_missing:
+        if embedded.lost and not self.options.allow_missing:
             raise ValueError(
-                f"{lost:,} of {len(dataset):,} {f'{name} ' if name else ''}images have no "
+                f"{embedded.lost:,} of {len(dataset):,} {f'{name} ' if name else ''}images have no "
                 f"embedding; {folder / ERRORS} lists those that could not be read. --allow-missing "
                 "goes on without them"
             )
@@ -231,22 +224,17 @@ class EvaluationRun:
             self.embedded.append(folder)
         return folder
 
-    def _embedded_splits(
-        self, embedded: ImageEmbeddings
-    ) -> dict[str, tuple[Dataset, ImageEmbeddings]]:
+    def _embedded_splits(self, embedded: ImageEmbeddings) -> dict[str, ImageEmbeddings]:
         """The splits and their embeddings; empty where nothing is learned."""
         if not self.splits.others:
             return {}
         drawn = {"test": self.splits.test} if self.splits.drawn else {}
-        preprocess = embedded.manifest.preprocess
-        others = {
-            name: (split, self._embeddings(preprocess, split, name))
-            for name, split in {**self.splits.others, **drawn}.items()
-        }
-        return {"test": (self.splits.whole, embedded), **others}
+        preprocess, others = embedded.manifest.preprocess, {**self.splits.others, **drawn}
+        of_others = {n: self._embeddings(preprocess, split, n) for n, split in others.items()}
+        return {"test": embedded, **of_others}
 
     def _write_images(self, embedded: ImageEmbeddings, meta: Mapping[str, Any]) -> None:
-        images = self.splits.whole.select(embedded.images)
+        images = embedded.dataset
         columns = {"id": images.ids, **images.attributes}  # of other names: `layout.RESERVED`
         if self.splits.drawn:
             splits = {"test": self.splits.test, **self.splits.others}
@@ -258,31 +246,30 @@ class EvaluationRun:
 
     # ------------------------------------------------------------------------------------ scores
 
-    def _scores(self, cell: GridCell, dataset: Dataset, embedded: ImageEmbeddings) -> Scores:
+    def _scores(self, cell: GridCell, embedded: ImageEmbeddings) -> Scores:
         classes, prompts = [c.name for c in self.task.classes], self.prompts[cell.reading]
         assert prompts is not None
         factor = self._factor(cell)
         values = zero_shot.score(self.task.score, embedded.vectors, *prompts, factor)
-        meta = self._meta(cell, dataset, embedded)
-        return learned.scores_of(dataset.select(embedded.images), classes, values, meta)
+        return learned.scores_of(embedded.dataset, classes, values, self._meta(cell, embedded))
 
     def _factor(self, cell: GridCell) -> float:
         softmax = "softmax" in self.task.score
         return zero_shot.factor(self.model, cell.temperature) if softmax else 1.0
 
-    def _meta(self, cell: GridCell, dataset: Dataset, embedded: ImageEmbeddings) -> dict[str, Any]:
+    def _meta(self, cell: GridCell, embedded: ImageEmbeddings) -> dict[str, Any]:
         """What is written with scores: how they were made."""
         return {
             "task": self.task.to_dict(),
             "cell": asdict(cell),
             "cells": [],
-            "counts": {**dataset.counts, "unreadable": len(dataset) - len(embedded.images)},
+            "counts": {**embedded.whole.counts, "unreadable": embedded.lost},
             "statistics": {"resamples": self.options.resamples, "seed": self.options.seed},
-            "provenance": self._provenance(cell, dataset, embedded.manifest),
+            "provenance": self._provenance(cell, embedded),
         }
 
-    def _provenance(self, cell: GridCell, dataset: Dataset, manifest: Manifest) -> dict[str, Any]:
-        recorded = manifest.to_dict()
+    def _provenance(self, cell: GridCell, embedded: ImageEmbeddings) -> dict[str, Any]:
+        recorded = embedded.manifest.to_dict()
         run = ("model", "preprocess", "dicom", "dtype", "matmul_precision", "tokenizer_sha256")
         softmax = {"temperature": cell.temperature, "factor": self._factor(cell)}
         versions = {name: importlib.metadata.version(name) for name in ("numpy", "scipy")}
@@ -292,41 +279,36 @@ class EvaluationRun:
             **(softmax if "softmax" in self.task.score else {}),
             "reading": cell.reading,
             "prompts_sha256": self.readings[cell.reading].prompts_sha256(),
-            **self.labels(dataset),
+            **self.labels(embedded.whole),
             **asdict(self.options.policy),
-            "versions": {**manifest.versions, "medsiglip_jax": __version__, **versions},
+            "versions": {**embedded.manifest.versions, "medsiglip_jax": __version__, **versions},
         }
 
     def _learn(
-        self,
-        validation: Scores,
-        splits: LabelledSplits,
-        meta: Mapping[str, Any],
-        manifest: Manifest,
+        self, main: GridCell, splits: LabelledSplits, meta: dict[str, Any]
     ) -> dict[str, Any]:
         """Writes what is learned; returns what `learned.read` needs to read it back."""
         origin, probe = self.splits.origin, self.options.learn == "probe"
+        validation = self._scores(main, splits.images["validation"])
         validation = replace(validation, meta={**validation.meta, "run": meta["run"]})
         scores.write(self.folder / learned.VALIDATION, validation)
         if probe:
-            images = {name: len(split.dataset) for name, split in splits.images.items()}
+            images = {name: len(split.images) for name, split in splits.images.items()}
             of_run = {key: meta[key] for key in ("run", "provenance")}
             of_run |= {"how": origin, "images": images}
-            of_embeddings, draws = provenance.of_run(manifest), self.options.draws
-            learned.learn(self.folder, splits, of_embeddings, draws, of_run, self.on_fit)
+            learned.learn(self.folder, splits, self.options.draws, of_run, self.on_fit)
         facts = {"probe": probe, "prevalence": self.options.prevalence}
         return {"how": origin, "drawn": self.splits.drawn, **facts}
 
 
-def _left_out(splits: Mapping[str, tuple[Dataset, ImageEmbeddings]]) -> dict[str, int]:
+def _left_out(splits: Mapping[str, ImageEmbeddings]) -> dict[str, int]:
     """How many images of the other parts of the data set were left out, by reason and part."""
     counts: dict[str, int] = {}
-    for dataset, embedded in splits.values():
-        if dataset.part:
-            counts |= {f"{reason} ({dataset.part})": n for reason, n in dataset.counts.items()}
-            unreadable = f"unreadable ({dataset.part})"  # two splits may be drawn from one part
-            counts.setdefault(unreadable, 0)
-            counts[unreadable] += len(dataset) - len(embedded.images)
+    for embedded in splits.values():
+        if part := embedded.whole.part:
+            counts |= {f"{reason} ({part})": n for reason, n in embedded.whole.counts.items()}
+            unreadable = f"unreadable ({part})"  # two splits may be drawn from one part
+            counts[unreadable] = counts.get(unreadable, 0) + embedded.lost
     return counts
 
 

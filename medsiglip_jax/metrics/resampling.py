@@ -15,21 +15,15 @@ from jaxtyping import Float64, Int64
 from numpy.typing import ArrayLike
 from scipy import special
 
+from medsiglip_jax.metrics import classes, ranking
 from medsiglip_jax.metrics.checks import check_level, codes
-from medsiglip_jax.metrics.classes import macro_auc, macro_auc_of_weights
 from medsiglip_jax.metrics.intervals import Interval, normal_quantile
-from medsiglip_jax.metrics.ranking import (
-    OfWeights,
-    auc,
-    auc_of_weights,
-    average_precision,
-    average_precision_of_weights,
-)
+from medsiglip_jax.metrics.ranking import OfWeights
 
 _OF_WEIGHTS: dict[Callable, Callable[..., OfWeights]] = {
-    auc: auc_of_weights,
-    macro_auc: macro_auc_of_weights,
-    average_precision: average_precision_of_weights,
+    ranking.auc: ranking.auc_of_weights,
+    classes.macro_auc: classes.macro_auc_of_weights,
+    ranking.average_precision: ranking.average_precision_of_weights,
 }
 # Number of counts drawn at a time: the arrays of a block, 0.5 MB each, then stay in cache.
 _BLOCK = 1 << 16

@@ -1,5 +1,7 @@
 """Retrieval of a data set: which texts are searched, groups, the file, the table of the report."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -31,7 +33,11 @@ def of_model(rows, vectors):
     manifest = Manifest(
         model=Weights(None, None), preprocess="big_vision", normalized=True, dim=1, parts=()
     )
-    return ImageEmbeddings(rows, vectors, manifest)
+    return ImageEmbeddings(dataset([]), rows, vectors, manifest)
+
+
+def compute(model, task, found, embedded):
+    return retrieval.compute(model, task, replace(embedded, whole=found))
 
 
 def embedded(model, texts, rows=None):
@@ -43,7 +49,7 @@ def embedded(model, texts, rows=None):
 
 def test_every_text_is_searched_once(model):
     task = tasks.parse("pairs", TASK)
-    table = retrieval.compute(model, task, dataset(TEXTS), embedded(model, TEXTS))
+    table = compute(model, task, dataset(TEXTS), embedded(model, TEXTS))
     assert table.to_pydict() == {
         "query": ["0.png", "1.png", "2.png", "3.png", "5.png",
                   "0.png", "1.png", "3.png"],
@@ -68,7 +74,7 @@ def test_ranks_are_of_the_images_that_were_embedded(model):
     texts[6] = ""
     rows = np.delete(np.arange(12), 3)
     z = rng.normal(size=(11, model.config.embed_dim)).astype(np.float32)
-    table = retrieval.compute(model, task, dataset(texts), of_model(rows, z))
+    table = compute(model, task, dataset(texts), of_model(rows, z))
     left = [texts[i] for i in rows if texts[i]]
     ztxt, z = np.asarray(model.encode_text(model.processor.texts(left))), z[rows != 6]
     numbers = np.arange(10)
@@ -95,16 +101,14 @@ def test_all_texts_go_through_one_program(model, monkeypatch):
     rng = np.random.default_rng(0)
     z = rng.normal(size=(700, model.config.embed_dim)).astype(np.float32)
     task = tasks.parse("pairs", TASK)
-    retrieval.compute(model, task, dataset(texts), of_model(np.arange(700), z))
+    compute(model, task, dataset(texts), of_model(np.arange(700), z))
     assert len(shapes) == 1 and len(calls) == -(-700 // calls[0]) < 10
 
 
 def test_long_texts_are_counted(model):
     texts = ["a " * 80, "b " * 80, "photo of a a"]
     task = tasks.parse("pairs", TASK)
-    found = retrieval.summary(
-        retrieval.compute(model, task, dataset(texts), embedded(model, texts))
-    )
+    found = retrieval.summary(compute(model, task, dataset(texts), embedded(model, texts)))
     assert found["truncated"] == 2
     assert "2 texts were longer" in sections.recalls({"retrieval": found}).text
 
@@ -120,7 +124,7 @@ def test_prompts_of_classes_are_texts(model):
     ids = list("pqrs")
     found = Dataset(ids, ids, labels, ("one", "two"))
     shown = ["photo of a a", "scan of a b", "scan of a b", "drawing of a f"]
-    table = retrieval.compute(model, tasks.parse("c", content), found, embedded(model, shown))
+    table = compute(model, tasks.parse("c", content), found, embedded(model, shown))
     assert table["query"].to_pylist() == ["p", "q", "r", "p", "q"]
     # The third image shows one class and lies at the other: for that one it ties.
     assert table["rank"].to_pylist() == [1, 1, 2, 1, 2]
@@ -128,7 +132,7 @@ def test_prompts_of_classes_are_texts(model):
 
 def test_groups_are_patients(model):
     task, groups = tasks.parse("pairs", TASK), ["p", "p", "q", "q", "q", "p"]
-    table = retrieval.compute(model, task, dataset(TEXTS, groups), embedded(model, TEXTS))
+    table = compute(model, task, dataset(TEXTS, groups), embedded(model, TEXTS))
     assert table["group"].to_pylist() == ["p", "p", "q", "q", "p", "text 0", "p", "q"]
     found = retrieval.summary(table)
     # All were found, so patients are all that is known: 2, not 5.
@@ -138,7 +142,7 @@ def test_groups_are_patients(model):
 
 def test_what_is_written_is_read(model, tmp_path):
     task = tasks.parse("pairs", TASK)
-    table = retrieval.compute(model, task, dataset(TEXTS, list("pqrstu")), embedded(model, TEXTS))
+    table = compute(model, task, dataset(TEXTS, list("pqrstu")), embedded(model, TEXTS))
     path = places.at(tmp_path / retrieval.FILE)
     retrieval.write(path, table)
     again = retrieval.read(path)
@@ -156,16 +160,16 @@ def test_what_is_written_is_read(model, tmp_path):
 def test_nothing_to_search(model):
     task = tasks.parse("pairs", TASK)
     with pytest.raises(ValueError, match="task pairs: none of the 2 images has a text"):
-        retrieval.compute(model, task, dataset(["", " .! "]), embedded(model, ["", ""]))
+        compute(model, task, dataset(["", " .! "]), embedded(model, ["", ""]))
     content = {"title": "x", "kind": "multi_label", "score": "cosine",
                "data": {"adapter": "folders"}, "classes": [{"name": "a"}]}  # fmt: skip
     with pytest.raises(ValueError, match="no texts for retrieval"):
-        retrieval.compute(model, tasks.parse("x", content), dataset(TEXTS), embedded(model, TEXTS))
+        compute(model, tasks.parse("x", content), dataset(TEXTS), embedded(model, TEXTS))
 
 
 def test_the_section(model):
     task = tasks.parse("pairs", TASK)
-    table = retrieval.compute(model, task, dataset(TEXTS), embedded(model, TEXTS))
+    table = compute(model, task, dataset(TEXTS), embedded(model, TEXTS))
     section = sections.recalls({"retrieval": retrieval.summary(table)})
     assert len(section.header) == len(section.rows[0]) == len(section.rows[1]) == 8
     low = metrics.wilson(5, 5).low

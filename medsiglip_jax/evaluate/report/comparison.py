@@ -4,16 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from medsiglip_jax.evaluate.report import tables
-from medsiglip_jax.evaluate.report.tables import (
-    FEW,
-    Cells,
-    ReportSection,
-    interval,
-    number,
-    p_value,
-    signed,
-    starred,
-)
+from medsiglip_jax.evaluate.report.tables import ReportSection, number, p_value, starred
 
 
 def sections(comparison: Mapping[str, Any]) -> Iterator[ReportSection]:
@@ -27,7 +18,7 @@ def sections(comparison: Mapping[str, Any]) -> Iterator[ReportSection]:
         f"A: {comparison['first']}. B: {comparison['second']}. "
         f"{comparison['images']:,} images{whose}{lost}. Differences are B minus A, paired on the "
         "same images. For a class: DeLong's interval, with p also adjusted by Holm for all classes "
-        f"together. For the mean: the bootstrap's interval. {FEW}"
+        f"together. For the mean: the bootstrap's interval. {tables.FEW}"
     )
     header = ("class", "A", "B", "B - A", "95 % interval", "p", "p (Holm)", "positives")
     rows = [
@@ -41,9 +32,9 @@ def sections(comparison: Mapping[str, Any]) -> Iterator[ReportSection]:
         yield ReportSection("What was done differently", "", ("", "A", "B"), rows)
 
 
-def _compared(row: Mapping[str, Any]) -> Cells:
+def _compared(row: Mapping[str, Any]) -> tables.Cells:
     aucs = number(row["first"]), number(row["second"])
-    return *aucs, signed(row["difference"]), interval(row)
+    return *aucs, tables.signed(row["difference"]), tables.interval(row)
 
 
 def _shown(value: Any) -> str:

@@ -4,19 +4,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from medsiglip_jax.evaluate.report.tables import (
-    AGAINST,
-    FEW,
-    Cells,
-    ReportSection,
-    against,
-    estimated,
-    interval,
-    number,
-    p_value,
-    signed,
-    starred,
-)
+from medsiglip_jax.evaluate.report import tables
+from medsiglip_jax.evaluate.report.tables import ReportSection, estimated, interval, number, signed
 
 _MANY = 16  # classes; with more the report shows one rule of five
 _WHOSE = {"zero_shot": "zero-shot scores", "probe": "the probe"}
@@ -51,14 +40,14 @@ def probe_line(probe: Mapping[str, Any]) -> str:
 def _probe(probe: Mapping[str, Any]) -> ReportSection:
     counts, macro, difference = probe["images"], probe["macro_auc"], probe["difference"]
     compared = any(e["published"] is not None for e in (macro, *probe["classes"]))
-    columns = against if compared else lambda estimate: ()
+    columns = tables.against if compared else lambda estimate: ()
     text = [
         f"Logistic regression on the embeddings of {counts['train']:,} training images; "
         f"{_strength(probe)}. It is judged on {counts['test']:,} test images, which it did not "
         f"see. Splits: {probe['how']}. Features: {probe['scale']}.",
         "p: of DeLong's paired test with Student's t against zero-shot on the same images, "
         "adjusted by Holm for the number of classes. The interval of the mean's difference is the "
-        f"paired bootstrap's. {FEW}",
+        f"paired bootstrap's. {tables.FEW}",
         f"For comparison: macro AUC of zero-shot {estimated(probe['zero_shot_macro'])}, of the "
         f"{probe['knn']['k']} nearest training images {estimated(probe['knn']['macro_auc'])}.",
     ]
@@ -67,13 +56,13 @@ def _probe(probe: Mapping[str, Any]) -> ReportSection:
             "Not in any of these means, because training or test images do not have both "
             f"labels: {', '.join(probe['undefined'])}."
         )
-    header = ("class", "AUC", "95 % interval", *(AGAINST if compared else ()),
+    header = ("class", "AUC", "95 % interval", *(tables.AGAINST if compared else ()),
               "minus zero-shot", "95 % interval", "p", "positives", "negatives")  # fmt: skip
     rows = [
         (
-            starred(c), number(c["auc"]), interval(c), *columns(c),
+            tables.starred(c), number(c["auc"]), interval(c), *columns(c),
             signed(c["minus_zero_shot"]["value"]), interval(c["minus_zero_shot"]),
-            p_value(c["p_holm"]), f"{c['positives']:,}", f"{c['negatives']:,}",
+            tables.p_value(c["p_holm"]), f"{c['positives']:,}", f"{c['negatives']:,}",
         )
         for c in probe["classes"]
     ]  # fmt: skip
@@ -124,7 +113,7 @@ def draws(rows: Sequence[Mapping[str, Any]], key: str) -> Mapping[tuple[str, int
     return aucs
 
 
-def _curve(rows: Sequence[Mapping[str, Any]], key: str, unit: str) -> Iterator[Cells]:
+def _curve(rows: Sequence[Mapping[str, Any]], key: str, unit: str) -> Iterator[tables.Cells]:
     """All draws of one method and size in one row."""
     for (method, size), aucs in draws(rows, key).items():
         mean = sum(aucs) / len(aucs) if aucs else None
@@ -167,7 +156,7 @@ def _operating_points(key: str, held_out: Mapping[str, Any]) -> ReportSection:
     return ReportSection(f"Operating points of {_WHOSE[key]}", " ".join(text), header, rows)
 
 
-def _point(point: Mapping[str, Any]) -> Cells:
+def _point(point: Mapping[str, Any]) -> tables.Cells:
     at_least = "" if point["at_least"] is None else f" ≥ {point['at_least']:g} on validation"
     threshold = "above all" if point["threshold"] is None else repr(point["threshold"])
     stated = point["stated"] or {}

@@ -4,17 +4,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from medsiglip_jax.evaluate import retrieval
-from medsiglip_jax.evaluate.report import learning
-from medsiglip_jax.evaluate.report.tables import (
-    AGAINST,
-    FEW,
-    ReportSection,
-    against,
-    estimated,
-    interval,
-    number,
-    starred,
-)
+from medsiglip_jax.evaluate.report import learning, tables
+from medsiglip_jax.evaluate.report.tables import FEW, ReportSection, estimated, interval, number
 
 
 def sections(results: Mapping[str, Any]) -> Iterator[ReportSection]:
@@ -66,12 +57,12 @@ def classes(results: Mapping[str, Any]) -> ReportSection | None:
         return None
     means = {"mean": results["macro_auc"], **results["means"]}
     compared = any(e["published"] is not None for e in (*results["classes"], *means.values()))
-    columns = against if compared else lambda estimate: ()
+    columns = tables.against if compared else lambda estimate: ()
     counts = ("positives", "negatives", "unknown")
-    header = ("class", "AUC", "95 % interval", *(AGAINST if compared else ()), *counts, "AP")
+    header = ("class", "AUC", "95 % interval", *(tables.AGAINST if compared else ()), *counts, "AP")
     rows = [
         (
-            starred(c), number(c["auc"]), interval(c), *columns(c),
+            tables.starred(c), number(c["auc"]), interval(c), *columns(c),
             *(f"{c[key]:,}" for key in counts), number(c["average_precision"]),
         )
         for c in results["classes"]
@@ -127,7 +118,7 @@ def _subgroups(results: Mapping[str, Any]) -> ReportSection | None:
               "95 % interval", "positives", "negatives")  # fmt: skip
     rows = [
         (
-            row["attribute"].replace("_", " "), starred(row, "subgroup"), row["class"],
+            row["attribute"].replace("_", " "), tables.starred(row, "subgroup"), row["class"],
             number(row["auc"]), interval(row),
             number(row["gap"]), interval(row, "gap_low", "gap_high"),
             f"{row['positives']:,}", f"{row['negatives']:,}",
