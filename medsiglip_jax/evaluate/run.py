@@ -95,9 +95,8 @@ def evaluate(
     if embeddings is None:
         presets = len(PRESETS) - 1 if options.grid else 0  # beside the run's own
         on_total(splits.images() + presets * len(splits.whole.pool))
-    folder = places.at(output)
     EvaluationRun(
-        task, readings, splits, model, folder, options, embeddings, on_progress, on_fit
+        task, readings, splits, model, places.at(output), options, embeddings, on_progress, on_fit
     ).write()
     return recompute(output)
 

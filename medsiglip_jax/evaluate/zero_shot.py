@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
+from scipy import special
 
 from medsiglip_jax.model.api import Model
 
@@ -15,30 +16,19 @@ class Rule:
 
     Attributes:
         pairs: whether every class needs prompts of its absence, too.
-        about: one line for tables.
         score: (cosines [n, c] with present, with absent prompts, factor of the softmax) -> [n, c].
     """
 
     pairs: bool
-    about: str
     score: Callable[[np.ndarray, np.ndarray, float], np.ndarray]
 
 
-def _pair_softmax(present: np.ndarray, absent: np.ndarray, factor: float) -> np.ndarray:
-    return np.exp(-np.logaddexp(0.0, factor * (absent - present)))
-
-
-def _class_softmax(present: np.ndarray, absent: np.ndarray, factor: float) -> np.ndarray:
-    logits = factor * present
-    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return weights / weights.sum(axis=1, keepdims=True)
-
-
 RULES = {
-    "pos_minus_neg": Rule(True, "cos(present) - cos(absent)", lambda p, a, f: p - a),
-    "pair_softmax": Rule(True, "softmax over {absent, present}, the same ranks", _pair_softmax),
-    "class_softmax": Rule(False, "softmax over all classes", _class_softmax),
-    "cosine": Rule(False, "cos(present), no softmax", lambda p, a, f: p),
+    "pos_minus_neg": Rule(True, lambda p, a, f: p - a),
+    # Over {absent, present}: the same ranks as by the difference.
+    "pair_softmax": Rule(True, lambda p, a, f: np.exp(-np.logaddexp(0.0, f * (a - p)))),
+    "class_softmax": Rule(False, lambda p, a, f: special.softmax(f * p, axis=1)),
+    "cosine": Rule(False, lambda p, a, f: p),
 }
 TEMPERATURES = ("logit_scale", "none")
 

@@ -120,10 +120,8 @@ def _learning(results: Mapping[str, Any]) -> Iterator[str]:
     probe = results.get("probe")
     if not probe:
         return
-    levels = {
-        "zero-shot": probe["zero_shot_macro"]["auc"],
-        "published probe": probe["macro_auc"].get("published"),
-    }
+    zero_shot, published = probe["zero_shot_macro"]["auc"], probe["macro_auc"].get("published")
+    levels = {"zero-shot": zero_shot, "published probe": published}
     levels = {f"{k} {number(v)}": v for k, v in levels.items() if v is not None}
     for title, key, n, label in (
         ("Learning curve: macro AUC", "learning_curve", "n", "training images"),

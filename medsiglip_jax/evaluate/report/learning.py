@@ -92,10 +92,7 @@ def _strength(probe: Mapping[str, Any]) -> str:
 
 def _curves(probe: Mapping[str, Any]) -> ReportSection:
     shots = " of each class" if probe["exclusive"] else " with and without each finding"
-    rows = [
-        *_curve(probe["learning_curve"], "n", ""),
-        *_curve(probe["few_shot"], "shots", shots),
-    ]
+    rows = [*_curve(probe["learning_curve"], "n", ""), *_curve(probe["few_shot"], "shots", shots)]
     text = (
         "Macro AUC on the test images after learning from fewer training images; the draws of one "
         "size differ by seed. Strengths of the logistic regression are chosen on all validation "

@@ -47,8 +47,7 @@ def judge(
         "top label"; `undefined`: classes without both, because validation or test images do not
         have both labels of them; `unlearned`: classes without scores, which are among those.
     """
-    pairs = [(known(validation, j), known(test, j)) for j in range(len(test.classes))]
-    classes = dict(zip(test.classes, pairs, strict=True))
+    classes = {name: (known(validation, j), known(test, j)) for j, name in enumerate(test.classes)}
     undefined = [name for name, pair in classes.items() if not all(map(_both, pair))]
     classes = {name: pair for name, pair in classes.items() if name not in undefined}
     points = [point for name, pair in classes.items() for point in _points(name, *pair, prevalence)]

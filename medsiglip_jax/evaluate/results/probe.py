@@ -25,10 +25,8 @@ def compare(learned: Learned, task: Task, statistics: Statistics) -> dict[str, A
     if learned.probe is None or learned.probe_validation is None or learned.knn is None:
         return None
     published, facts = task.figures, learned.probe.meta
-    probe, zero_shot, knn = (
-        _learned_classes(scores, learned.probe)
-        for scores in (learned.probe, learned.zero_shot, learned.knn)
-    )
+    compared = learned.probe, learned.zero_shot, learned.knn
+    probe, zero_shot, knn = (_learned_classes(scores, learned.probe) for scores in compared)
     pair = metrics.bootstrap_pair(
         metrics.macro_auc, probe.scores, zero_shot.scores, probe.labels,
         groups=probe.units, samples=statistics.resamples, seed=statistics.seed,

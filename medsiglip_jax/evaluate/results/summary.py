@@ -54,10 +54,7 @@ def summarize(
         "macro_auc": _macro(scores, task, statistics, learned, of_probe),
         "classes_in_mean": len(of_classes.classes) - len(of_classes.undefined),
         "undefined": of_classes.undefined,
-        "means": {
-            name: _mean_of_some(scores, task, statistics, classes)
-            for name, classes in task.means.items()
-        },
+        "means": {name: _mean(scores, task, statistics, c) for name, c in task.means.items()},
         "classes": [_class(scores, task, j, c) for j, c in enumerate(of_classes.classes)],
         "one_class_each": _one_class_each(scores, task),
         "published": task.published and asdict(task.published),
@@ -73,8 +70,7 @@ def summarize(
 
 
 def _size(scores: Scores) -> dict[str, int | None]:
-    groups = None if scores.groups is None else len(set(scores.groups))
-    return {"images": len(scores.ids), "groups": groups}
+    return {"images": len(scores.ids), "groups": scores.groups and len(set(scores.groups))}
 
 
 def _held_out(learned: Learned, task: Task) -> dict[str, Any]:
@@ -118,7 +114,7 @@ def _macro(
     return aucs.mean(scores, statistics, task.figures.mean)
 
 
-def _mean_of_some(
+def _mean(
     scores: Scores, task: Task, statistics: Statistics, classes: Sequence[str]
 ) -> dict[str, Any]:
     """The mean over some classes, beside the mean of what was published of them."""
@@ -199,10 +195,8 @@ def _age(cell: str) -> str:
 
 def _cell(cell: Scores, task: Task) -> dict[str, Any]:
     """One cell of the grid: its AUCs and their distance from the published ones."""
-    classes = {}
-    for j, name in enumerate(cell.classes):
-        rows = known(cell, j)
-        classes[name] = metrics.auc(rows.scores, rows.positive)
+    of_classes = {name: known(cell, j) for j, name in enumerate(cell.classes)}
+    classes = {name: metrics.auc(rows.scores, rows.positive) for name, rows in of_classes.items()}
     distances = [abs(classes[name] - figure) for name, figure in task.figures.auc.items()]
     mean, figure = metrics.macro_auc(cell.scores, cell.labels), task.figures.mean
     return {
