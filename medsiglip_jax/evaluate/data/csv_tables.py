@@ -35,7 +35,7 @@ def read(task: Task, layout: CsvData, root: Place, policy: Policy) -> Dataset:
         FileNotFoundError: a table or all images are missing.
         ValueError: columns are missing, a join matches nothing, or labels are no labels.
     """
-    joined = _join_all(layout, _files(task, layout, root))
+    joined = _join_all(_tables(task, layout, root))
     values = [c.value for c in task.classes]
     _check_columns(task, layout, joined, values)
     joined.rows = _kept(joined.rows, layout, root)
@@ -88,32 +88,31 @@ def _attributes(rows: Sequence[TableRow], layout: CsvData) -> dict[str, list[str
 # ---------------------------------------------------------------------------------------- tables
 
 
-def _files(task: Task, layout: CsvData, root: Place) -> list[Place | None]:
-    """The file of every table; None for an optional one that does not exist."""
-    files: list[Place | None] = []
-    problems = []
+def _tables(task: Task, layout: CsvData, root: Place) -> list[tuple[Table, Place]]:
+    """The tables and their files, without optional ones that do not exist."""
+    tables, problems = [], []
     for table in layout.tables:
         matches = (sorted(root.glob(pattern)) for pattern in table.file)
         first = next((paths for paths in matches if paths), [])
         if len(first) > 1:
             problems.append(f"{len(first)} files match {table.file}, expected one: {first[:3]}")
-        elif not first and not table.optional:
+        elif first:
+            tables.append((table, first[0]))
+        elif not table.optional:
             problems.append(f"no {' or '.join(table.file)}")
-        files.append(first[0] if first else None)
     if problems:
         raise FileNotFoundError(f"{root}: {'; '.join(problems)}{where_to_get(task)}")
-    return files
+    return tables
 
 
-def _join_all(layout: CsvData, files: Sequence[Place | None]) -> _Joined:
-    assert files[0] is not None
-    joined = _Joined(_rows(files[0], layout.tables[0]), [files[0]])
+def _join_all(tables: Sequence[tuple[Table, Place]]) -> _Joined:
+    (table, file), *others = tables
+    joined = _Joined(_rows(file, table), [file])
     if not joined.rows:
-        raise ValueError(f"{files[0]}: no rows")
-    for table, file in zip(layout.tables[1:], files[1:], strict=True):
-        if file is not None:
-            _join(joined, _rows(file, table), table, file)
-            joined.files.append(file)
+        raise ValueError(f"{file}: no rows")
+    for table, file in others:
+        _join(joined, _rows(file, table), table, file)
+        joined.files.append(file)
     return joined
 
 
