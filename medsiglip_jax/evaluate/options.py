@@ -27,9 +27,7 @@ class Draws:
 
     def __post_init__(self):
         if self.seeds < 1 or not all(size > 0 for size in self.sizes):
-            raise ValueError(
-                f"sizes are {list(self.sizes)} and seeds {self.seeds}; expected at least 1"
-            )
+            raise ValueError(f"sizes are {list(self.sizes)}, seeds {self.seeds}; expected >= 1")
 
 
 @dataclass(frozen=True)

@@ -208,8 +208,7 @@ def fit_platt(scores: ArrayLike, labels: ArrayLike) -> Platt:
     n_positive = int(positive.sum())
     if n_positive in (0, len(x)) or not np.isfinite(x).all():
         raise ValueError(
-            f"{n_positive} positives in {len(x)} rows; fitting a curve takes both labels and "
-            "finite scores"
+            f"{n_positive} positives in {len(x)} rows; a curve takes both labels and finite scores"
         )
     targets = np.where(positive, (n_positive + 1) / (n_positive + 2),
                        1 / (len(x) - n_positive + 2))  # fmt: skip

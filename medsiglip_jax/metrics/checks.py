@@ -56,8 +56,7 @@ def zeros_and_ones(labels: np.ndarray) -> np.ndarray:
         odd = labels[~(positive | (labels == 0))][0]
         raise ValueError(
             f"labels contains {odd!r}; expected only 0 and 1, or bool. Drop the uncertain or"
-            " unlabelled rows (metrics.known does, and counts them), or map them to 0 or 1, before"
-            " computing the metric."
+            " unlabelled rows (metrics.known does, and counts them), or map them to 0 or 1."
         )
     return positive
 
@@ -76,8 +75,7 @@ def real_scores(scores: ArrayLike, ndim: int) -> np.ndarray:
         where = f"row {first[0]}" + (f", column {first[1]}" if ndim == 2 else "")
         raise ValueError(
             f"scores contains {nans} NaN of {scores.size}, the first at {where}; expected numbers."
-            " Find out why the model produced them (unreadable image, overflow), or drop those"
-            " rows."
+            " Find out why (unreadable image, overflow in the model), or drop those rows."
         )
     return scores
 
@@ -89,8 +87,7 @@ def probabilities(values: ArrayLike, ndim: int = 1) -> np.ndarray:
     if len(outside):
         raise ValueError(
             f"probabilities contains {values[tuple(outside[0])]:.6g} at row {outside[0][0]}"
-            f" ({len(outside)} are outside of [0, 1]). Turn scores into probabilities with"
-            " fit_temperature or fit_platt."
+            f" ({len(outside)} are outside of [0, 1]). Use fit_temperature or fit_platt first."
         )
     return values
 
@@ -100,7 +97,7 @@ def check_length(scores: np.ndarray, labels: np.ndarray) -> None:
     if labels.shape != scores.shape[:1]:
         raise ValueError(
             f"labels has shape {labels.shape} and scores {scores.shape}; expected labels of shape"
-            f" {scores.shape[:1]}. Pass one label for each row of scores."
+            f" {scores.shape[:1]}, one label for each row of scores."
         )
 
 
