@@ -40,8 +40,7 @@ NEIGHBOURS = 20
 SCALE = "standard"
 _SAVE_SECONDS = 2.0
 
-
-Curve = Sequence[Mapping[str, Any]]
+Curve = Sequence[Mapping[str, Any]]  # the rows of one kind
 
 
 @dataclass(frozen=True, eq=False)

@@ -55,9 +55,8 @@ def read(task: Task, layout: ArrayData, root: Place, policy: Policy) -> Dataset:
         ValueError: arrays are missing, or have other shapes.
     """
     refuse_remote(root)
-    folder = Path(str(root))
-    images = _first_file(task, folder, layout.images, layout)
-    file = _first_file(task, folder, layout.labels, layout)
+    arrays = layout.images, layout.labels
+    images, file = (_first_file(task, Path(str(root)), array, layout) for array in arrays)
     key, shape = layout.images.key, _array(str(images), layout.images.key).shape
     labels = np.asarray(_array(str(file), layout.labels.key))
     if len(labels) != shape[0] or len(shape) not in (3, 4):

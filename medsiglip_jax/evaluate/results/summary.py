@@ -162,11 +162,10 @@ def _subgroups(
     scores: Scores, attributes: Mapping[str, Sequence[str]], statistics: Statistics
 ) -> list[dict[str, Any]]:
     rows, samples = [], max(1, statistics.resamples // 4)  # there are many
+    columns = [*zip(scores.classes, scores.scores.T, scores.labels.T, strict=True)]
     for name, values in attributes.items():
         bands = [_age(v) for v in values] if name == "age" else [v or "unknown" for v in values]
-        for column, *of_column in zip(
-            scores.classes, scores.scores.T, scores.labels.T, strict=True
-        ):
+        for column, *of_column in columns:
             subgroups = metrics.subgroup_aucs(
                 *of_column, bands, groups=scores.units, samples=samples, seed=statistics.seed
             )
