@@ -332,8 +332,8 @@ def _estimate(e: Estimate, y: Real, left: Real, across: _Scale) -> str:
     weight = ' font-weight="600"' if e.summary else ""
     value = "–" if e.value is None else f"{e.value:.3f}"
     parts = [
-        _text(0, y + 4, _fitted(e.name, left - 12), extra=weight, full=e.name, colour=INK),
-        _text(_FOREST, y + 4, value, "end", extra=weight, colour=INK),
+        _text(0, y + 4, _fitted(e.name, left - 12), full=e.name, strong=weight),
+        _text(_FOREST, y + 4, value, "end", strong=weight),
     ]
     colour, fade = COLOURS[0], ' opacity="0.45"' if e.faint else ""
     if e.low is not None and e.high is not None:
@@ -384,20 +384,14 @@ def _legend(keys: Sequence[_Key], width: Real, y: Real) -> tuple[str, int]:
 
 def _title(title: str, width: Real) -> str:
     shown = _fitted(title, width, 15)  # bold text is wider
-    return _text(0, 14, shown, extra=' font-size="14" font-weight="600"', full=title, colour=INK)
+    return _text(0, 14, shown, full=title, strong=' font-size="14" font-weight="600"')
 
 
 def _text(
-    x: Real,
-    y: Real,
-    text: str,
-    anchor: str = "",
-    *,
-    extra: str = "",
-    full: str = "",
-    colour: str = FAINT,
+    x: Real, y: Real, text: str, anchor: str = "", *, full: str = "", strong: str | None = None
 ) -> str:
-    """Text; the tooltip is `full`, where that is longer."""
+    """Text; the tooltip is `full`, where that is longer. `strong`: attributes of darker text."""
+    colour, extra = (FAINT, "") if strong is None else (INK, strong)
     extra = f' text-anchor="{anchor}"{extra}' if anchor else extra
     hint = f"<title>{escape(full)}</title>" if full and full != text else ""
     return f'<text x="{x:.1f}" y="{y:.1f}" fill="{colour}"{extra}>{escape(text)}{hint}</text>'
