@@ -47,11 +47,19 @@ def summarize(
     statistics = Statistics(**scores.meta["statistics"])
     of_classes = aucs.of_classes(scores)
     of_probe = learned and probe.compare(learned, task, statistics)
+    probed = learned.probe if learned and learned.zero_shot is scores else None
+    if not scores.classes:  # pairs
+        macro = None
+    elif of_probe and probed and probed.learned.all():
+        # Of the same images and classes: computed already, and the bootstrap is what takes time.
+        macro = of_probe["zero_shot_macro"]
+    else:
+        macro = aucs.mean(scores, statistics, task.figures.mean)
     content = {
         "task": task.name,
         "title": task.title,
         **_size(scores),
-        "macro_auc": _macro(scores, task, statistics, learned, of_probe),
+        "macro_auc": macro,
         "classes_in_mean": len(of_classes.classes) - len(of_classes.undefined),
         "undefined": of_classes.undefined,
         "means": {name: _mean(scores, task, statistics, c) for name, c in task.means.items()},
@@ -92,26 +100,6 @@ def _held_out(learned: Learned, task: Task) -> dict[str, Any]:
 
 
 # ------------------------------------------------------------------------------------------ means
-
-
-def _macro(
-    scores: Scores,
-    task: Task,
-    statistics: Statistics,
-    learned: Learned | None,
-    of_probe: Mapping[str, Any] | None,
-) -> dict[str, Any] | None:
-    """The mean over all classes; None for pairs.
-
-    A comparison of the probe with the prompts on the same images and classes has computed it
-    already, and the bootstrap is what takes time.
-    """
-    if not scores.classes:
-        return None
-    if of_probe and learned and learned.probe and learned.zero_shot is scores:
-        if learned.probe.learned.all():
-            return of_probe["zero_shot_macro"]
-    return aucs.mean(scores, statistics, task.figures.mean)
 
 
 def _mean(
