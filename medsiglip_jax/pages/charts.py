@@ -310,14 +310,10 @@ def forest(title: str, estimates: Sequence[Estimate], x: Axis, mark: str = "") -
     across = _Scale.of(Axis(), [*values, *(x.limits or ())], left, _FOREST - _NUMBER, room=0.02)
     marks = across.ticks()
     grid = "".join(f"M{at:.1f} {top}V{bottom}" for at, _ in marks)
-    parts = [
-        _title(title, _FOREST),
-        legend,
-        _path(grid, RULE),
-        _path(f"M{left:.1f} {bottom}H{across.end}", GREY),
-        _text(across.end, bottom + 16 + _LINE, x.label, "end"),
-        *(_text(at, bottom + 16, name, "middle") for at, name in marks),
-    ]
+    parts = [_title(title, _FOREST), legend, _path(grid, RULE)]
+    parts.append(_path(f"M{left:.1f} {bottom}H{across.end}", GREY))
+    parts.append(_text(across.end, bottom + 16 + _LINE, x.label, "end"))
+    parts += [_text(at, bottom + 16, name, "middle") for at, name in marks]
     if x.limits is not None:
         parts.append(_path(f"M{across(x.limits[0]):.1f} {top}V{bottom}", GREY, extra=_dash("3 3")))
     first = next((i for i, e in enumerate(estimates) if e.summary), 0)

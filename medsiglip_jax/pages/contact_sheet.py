@@ -111,14 +111,12 @@ def write(
         queries: how the DICOM files among the queries become pixels; the default is `dicom`.
     """
     sections = []
-    for query, hits in ((result["query"], result["hits"]) for result in results):
-        head = SheetCell(query, "query")
+    for result in results:
+        query, head = result["query"], SheetCell(result["query"], "query")
         if query in images:
             head = SheetCell(_thumbnail(query, queries or dicom), "query", query)
-        cells = [
-            SheetCell(_thumbnail(hit["source"], dicom), f"{hit['score']:.4f}", hit["id"])
-            for hit in hits
-        ]
+        hits = [(hit["source"], f"{hit['score']:.4f}", hit["id"]) for hit in result["hits"]]
+        cells = [SheetCell(_thumbnail(source, dicom), score, id) for source, score, id in hits]
         sections.append(SheetSection(cells, head))
     draw(path, Sheet("Search", "Scores are cosines. Not a medical device.", sections))
 

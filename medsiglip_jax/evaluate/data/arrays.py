@@ -66,13 +66,10 @@ def read(task: Task, layout: ArrayData, root: Place, policy: Policy) -> Dataset:
         )
     fsspec.register_implementation(PROTOCOL, Arrays, clobber=True)
     address = f"{PROTOCOL}://{images.absolute()}/{key}"
-    return Dataset(
-        [f"{images.name}/{key}/{i}" for i in range(len(labels))],  # parts may differ in the file
-        [f"{address}/{i}" for i in range(len(labels))],
-        _labels(task, file, labels.reshape(len(labels), -1)),
-        tuple(c.value for c in task.classes),
-        files=[file],
-    )
+    ids = [f"{images.name}/{key}/{i}" for i in range(len(labels))]  # parts may differ in the file
+    sources = [f"{address}/{i}" for i in range(len(labels))]
+    of_classes = _labels(task, file, labels.reshape(len(labels), -1))
+    return Dataset(ids, sources, of_classes, tuple(c.value for c in task.classes), files=[file])
 
 
 def _labels(task: Task, file: Path, stored: np.ndarray) -> Float32[np.ndarray, "n c"]:

@@ -51,11 +51,9 @@ def page(results: Mapping[str, Any], scores: Scores) -> str:
         else:
             parts.append(_section(section))
         if section.title == "Classes":
-            parts += [
-                _gallery("ROC curves", list(_roc_curves(results, scores))),
-                _gallery("Learning", list(_learning(results)), _ABOUT_SEEDS),
-                *_calibration(results),
-            ]
+            parts.append(_gallery("ROC curves", list(_roc_curves(results, scores))))
+            parts.append(_gallery("Learning", list(_learning(results)), _ABOUT_SEEDS))
+            parts += _calibration(results)
     return "".join(html.page(results["title"], _STYLE, parts, tables.CAUTION))
 
 

@@ -137,10 +137,8 @@ def _operating_points(key: str, held_out: Mapping[str, Any]) -> ReportSection:
     if many:
         text.append("Shown is Youden's rule; results.json has the others.")
     unlearned = judged["unlearned"]
-    reasons = {
-        "the training images": unlearned,
-        "validation or test images": [n for n in judged["undefined"] if n not in unlearned],
-    }
+    others = [name for name in judged["undefined"] if name not in unlearned]
+    reasons = {"the training images": unlearned, "validation or test images": others}
     text += [
         f"Without thresholds, because {images} do not have both labels: {', '.join(names)}."
         for images, names in reasons.items()

@@ -10,15 +10,9 @@ from medsiglip_jax.evaluate.report.tables import FEW, ReportSection, estimated, 
 
 def sections(results: Mapping[str, Any]) -> Iterator[ReportSection]:
     """A whole report but its pictures."""
-    optional = (
-        [classes(results), _grades(results), _grid(results)],
-        learning.sections(results),
-        [_subgroups(results), recalls(results), _left_out(results)],
-    )
-    yield _summary(results)
-    for group in optional:
-        yield from (section for section in group if section is not None)
-    yield _provenance(results)
+    first = _summary(results), classes(results), _grades(results), _grid(results)
+    last = _subgroups(results), recalls(results), _left_out(results), _provenance(results)
+    return filter(None, (*first, *learning.sections(results), *last))
 
 
 def _summary(results: Mapping[str, Any]) -> ReportSection:
@@ -32,11 +26,8 @@ def _summary(results: Mapping[str, Any]) -> ReportSection:
         )
     if results["probe"]:
         text.append(f"Linear probe: {learning.probe_line(results['probe'])}.")
-    if results["undefined"]:
-        text.append(
-            "Not in the mean, because all their images have the same label: "
-            f"{', '.join(results['undefined'])}."
-        )
+    if names := ", ".join(results["undefined"]):
+        text.append(f"Not in the mean, because all their images have the same label: {names}.")
     if published := results["published"]:
         same = "" if published["same_images"] else " on other images, so not directly comparable"
         text.append(f"Published: {published['where']}{same}. {published['note']}".strip())

@@ -68,19 +68,18 @@ def compare(
         raise ValueError(f"no class has scores in {file} of both A and B")
     classes = [_class(a, b, j) for j in range(len(a.classes))]
     adjusted = metrics.holm([c["p"] for c in classes])
-    return plain(
-        {
-            "first": str(folders[0]),
-            "second": str(folders[1]),
-            "images": len(a.ids),
-            "groups": a.groups and len(set(a.groups)),
-            "left_out": dict(zip(("first", "second"), left_out, strict=True)),
-            "macro": _macro(a, b, resamples, seed),
-            "classes": [{**c, "p_holm": p} for c, p in zip(classes, adjusted, strict=True)],
-            "differs": _differences(a.meta.get("provenance", {}), b.meta.get("provenance", {})),
-            "statistics": {"resamples": resamples, "seed": seed},
-        }
-    )
+    content = {
+        "first": str(folders[0]),
+        "second": str(folders[1]),
+        "images": len(a.ids),
+        "groups": a.groups and len(set(a.groups)),
+        "left_out": dict(zip(("first", "second"), left_out, strict=True)),
+        "macro": _macro(a, b, resamples, seed),
+        "classes": [{**c, "p_holm": p} for c, p in zip(classes, adjusted, strict=True)],
+        "differs": _differences(a.meta.get("provenance", {}), b.meta.get("provenance", {})),
+        "statistics": {"resamples": resamples, "seed": seed},
+    }
+    return plain(content)
 
 
 # ------------------------------------------------------------------------------- are they the same
