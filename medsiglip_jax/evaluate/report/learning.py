@@ -38,12 +38,11 @@ def probe_line(probe: Mapping[str, Any]) -> str:
 
 
 def _probe(probe: Mapping[str, Any]) -> ReportSection:
-    counts, macro, difference = probe["images"], probe["macro_auc"], probe["difference"]
-    compared = any(e["published"] is not None for e in (macro, *probe["classes"]))
-    columns = tables.against if compared else lambda estimate: ()
+    images, macro = probe["images"], probe["macro_auc"]
+    head, cells = tables.auc_columns((macro, *probe["classes"]))
     text = [
-        f"Logistic regression on the embeddings of {counts['train']:,} training images; "
-        f"{_strength(probe)}. It is judged on {counts['test']:,} test images, which it did not "
+        f"Logistic regression on the embeddings of {images['train']:,} training images; "
+        f"{_strength(probe)}. It is judged on {images['test']:,} test images, which it did not "
         f"see. Splits: {probe['how']}. Features: {probe['scale']}.",
         "p: of DeLong's paired test with Student's t against zero-shot on the same images, "
         "adjusted by Holm for the number of classes. The interval of the mean's difference is the "
@@ -56,19 +55,18 @@ def _probe(probe: Mapping[str, Any]) -> ReportSection:
             "Not in any of these means, because training or test images do not have both "
             f"labels: {', '.join(probe['undefined'])}."
         )
-    header = ("class", "AUC", "95 % interval", *(tables.AGAINST if compared else ()),
-              "minus zero-shot", "95 % interval", "p", "positives", "negatives")  # fmt: skip
-    rows = [
-        (
-            tables.starred(c), number(c["auc"]), interval(c), *columns(c),
-            signed(c["minus_zero_shot"]["value"]), interval(c["minus_zero_shot"]),
-            tables.p_value(c["p_holm"]), f"{c['positives']:,}", f"{c['negatives']:,}",
-        )
-        for c in probe["classes"]
-    ]  # fmt: skip
-    mean = ("mean", number(macro["auc"]), interval(macro), *columns(macro),
-            signed(difference["value"]), interval(difference), "", "", "")  # fmt: skip
-    return ReportSection("Linear probe against zero-shot", " ".join(text), header, [*rows, mean])
+    header = ("class", *head, "minus zero-shot", "95 % interval", "p", "positives", "negatives")
+    rows = []
+    for c in probe["classes"]:
+        tested = *_difference(c["minus_zero_shot"]), tables.p_value(c["p_holm"])
+        counts = f"{c['positives']:,}", f"{c['negatives']:,}"
+        rows.append((tables.starred(c), *cells(c), *tested, *counts))
+    rows.append(("mean", *cells(macro), *_difference(probe["difference"]), "", "", ""))
+    return ReportSection("Linear probe against zero-shot", " ".join(text), header, rows)
+
+
+def _difference(estimate: Mapping[str, Any]) -> tables.Cells:
+    return signed(estimate["value"]), interval(estimate)
 
 
 def _strength(probe: Mapping[str, Any]) -> str:

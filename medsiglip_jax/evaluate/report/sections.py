@@ -5,7 +5,7 @@ from typing import Any
 
 from medsiglip_jax.evaluate import retrieval
 from medsiglip_jax.evaluate.report import learning, tables
-from medsiglip_jax.evaluate.report.tables import FEW, ReportSection, estimated, interval, number
+from medsiglip_jax.evaluate.report.tables import ReportSection, estimated, interval, number, starred
 
 
 def sections(results: Mapping[str, Any]) -> Iterator[ReportSection]:
@@ -47,26 +47,18 @@ def classes(results: Mapping[str, Any]) -> ReportSection | None:
     if not results["classes"]:
         return None
     means = {"mean": results["macro_auc"], **results["means"]}
-    compared = any(e["published"] is not None for e in (*results["classes"], *means.values()))
-    columns = tables.against if compared else lambda estimate: ()
+    head, cells = tables.auc_columns((*results["classes"], *means.values()))
     counts = ("positives", "negatives", "unknown")
-    header = ("class", "AUC", "95 % interval", *(tables.AGAINST if compared else ()), *counts, "AP")
     rows = [
-        (
-            tables.starred(c), number(c["auc"]), interval(c), *columns(c),
-            *(f"{c[key]:,}" for key in counts), number(c["average_precision"]),
-        )
+        (starred(c), *cells(c), *(f"{c[key]:,}" for key in counts), number(c["average_precision"]))
         for c in results["classes"]
-    ]  # fmt: skip
-    rows += [
-        (name, number(mean["auc"]), interval(mean), *columns(mean), *[""] * 4)
-        for name, mean in means.items()
     ]
+    rows += [(name, *cells(mean), *[""] * 4) for name, mean in means.items()]
     text = (
         "Intervals: for a class DeLong's on the logit scale with Student's t, for a mean the "
-        "bootstrap's; by patient where patients are known. AP: average precision. " + FEW
+        "bootstrap's; by patient where patients are known. AP: average precision. " + tables.FEW
     )
-    return ReportSection("Classes", text, header, rows)
+    return ReportSection("Classes", text, ("class", *head, *counts, "AP"), rows)
 
 
 def _grades(results: Mapping[str, Any]) -> ReportSection | None:
@@ -75,10 +67,8 @@ def _grades(results: Mapping[str, Any]) -> ReportSection | None:
         return None
     rows = [("accuracy of the highest score", number(grades["accuracy"]))]
     if "from" in grades:
-        rows += [
-            ("quadratic weighted kappa", number(grades["quadratic_kappa"])),
-            (f"AUC of {grades['from']} and above", estimated(grades["auc_from"])),
-        ]
+        rows.append(("quadratic weighted kappa", number(grades["quadratic_kappa"])))
+        rows.append((f"AUC of {grades['from']} and above", estimated(grades["auc_from"])))
     return ReportSection("One class for each image", "", ("", ""), rows)
 
 
@@ -107,17 +97,14 @@ def _subgroups(results: Mapping[str, Any]) -> ReportSection | None:
         return None
     header = ("", "subgroup", "class", "AUC", "95 % interval", "minus the others",
               "95 % interval", "positives", "negatives")  # fmt: skip
-    rows = [
-        (
-            row["attribute"].replace("_", " "), tables.starred(row, "subgroup"), row["class"],
-            number(row["auc"]), interval(row),
-            number(row["gap"]), interval(row, "gap_low", "gap_high"),
-            f"{row['positives']:,}", f"{row['negatives']:,}",
-        )
-        for row in results["subgroups"]
-    ]  # fmt: skip
-    text = "Intervals of differences are the bootstrap's, with a quarter of the resamples. " + FEW
-    return ReportSection("Subgroups", text, header, rows)
+    rows = []
+    for row in results["subgroups"]:
+        names = row["attribute"].replace("_", " "), starred(row, "subgroup"), row["class"]
+        gap = number(row["gap"]), interval(row, "gap_low", "gap_high")
+        counts = f"{row['positives']:,}", f"{row['negatives']:,}"
+        rows.append((*names, number(row["auc"]), interval(row), *gap, *counts))
+    text = "Intervals of differences are the bootstrap's, with a quarter of the resamples."
+    return ReportSection("Subgroups", f"{text} {tables.FEW}", header, rows)
 
 
 def recalls(results: Mapping[str, Any]) -> ReportSection | None:
@@ -151,12 +138,8 @@ def _left_out(results: Mapping[str, Any]) -> ReportSection | None:
 
 
 def _provenance(results: Mapping[str, Any]) -> ReportSection:
-    content = {
-        **results["provenance"],
-        **results["statistics"],
-        "data from": results["source"],
-        "prompts by": results["prompts_source"],
-    }
+    made = {"data from": results["source"], "prompts by": results["prompts_source"]}
+    content = {**results["provenance"], **results["statistics"], **made}
     rows = [(name, _shown(value)) for name, value in content.items()]
     return ReportSection("Provenance", "", ("", ""), [row for row in rows if row[1]])
 

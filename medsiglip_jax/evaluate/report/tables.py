@@ -1,6 +1,6 @@
 """The section of a report, and how numbers are written in it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,10 +61,21 @@ def starred(row: Mapping[str, Any], key: str = "class") -> str:
     return row[key] + (" *" if row["few"] else "")
 
 
-AGAINST = ("published", "difference", "inside")
+def auc_columns(
+    estimates: Iterable[Mapping[str, Any]],
+) -> tuple[Cells, Callable[[Mapping[str, Any]], Cells]]:
+    """Header and cells of AUCs; beside published figures, if there are any."""
+    compared = any(estimate["published"] is not None for estimate in estimates)
+
+    def cells(estimate: Mapping[str, Any]) -> Cells:
+        found = number(estimate["auc"]), interval(estimate)
+        return (*found, *_against(estimate)) if compared else found
+
+    against = ("published", "difference", "inside") if compared else ()
+    return ("AUC", "95 % interval", *against), cells
 
 
-def against(estimate: Mapping[str, Any]) -> Cells:
+def _against(estimate: Mapping[str, Any]) -> Cells:
     """Published figure, difference, and whether the figure lies in the interval."""
     if estimate["published"] is None:
         return ("–", "–", "–")

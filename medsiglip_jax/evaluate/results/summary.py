@@ -162,16 +162,10 @@ def _subgroups(
 
 
 def _subgroup(subgroup: metrics.Subgroup) -> dict[str, Any]:
-    return {
-        "subgroup": subgroup.name,
-        **aucs.limits(subgroup.auc),
-        "gap": subgroup.gap.value,
-        "gap_low": subgroup.gap.low,
-        "gap_high": subgroup.gap.high,
-        "positives": subgroup.positives,
-        "negatives": subgroup.negatives,
-        "few": subgroup.flagged,
-    }
+    gap = {"gap": subgroup.gap.value, "gap_low": subgroup.gap.low, "gap_high": subgroup.gap.high}
+    counts = {"positives": subgroup.positives, "negatives": subgroup.negatives}
+    auc = {"subgroup": subgroup.name, **aucs.limits(subgroup.auc)}
+    return {**auc, **gap, **counts, "few": subgroup.flagged}
 
 
 def _age(cell: str) -> str:
