@@ -80,7 +80,8 @@ def evaluate(
         ValueError: prompts, tables or embeddings that do not fit.
     """
     task = replace(task, score=options.score or task.score)
-    readings = _readings(task, options)
+    if options.reading != AS_GIVEN:
+        task.with_reading(options.reading)  # fail now if there is none
     if embeddings and options.grid:
         raise ValueError("a grid embeds with every preset; it cannot use given embeddings")
     if task.kind == "pairs" and (options.learn or options.grid):
@@ -96,30 +97,22 @@ def evaluate(
         presets = len(PRESETS) - 1 if options.grid else 0  # beside the run's own
         on_total(splits.images() + presets * len(splits.whole.pool))
     EvaluationRun(
-        task, readings, splits, model, places.at(output), options, embeddings, on_progress, on_fit
+        task, splits, model, places.at(output), options, embeddings, on_progress, on_fit
     ).write()
     return recompute(output)
-
-
-def _readings(task: Task, options: EvaluateOptions) -> list[str]:
-    """Names of the readings to score, the run's own among them."""
-    names = [AS_GIVEN, *task.readings]
-    if options.reading not in names:
-        task.with_reading(options.reading)  # raises the error that lists them
-    return names if options.grid else [options.reading]
 
 
 class EvaluationRun:
     """From images and prompts to files of scores: what the steps of one evaluation share."""
 
-    def __init__(self, task: Task, readings: list[str], splits: Splits, model: Model, folder: Place,
+    def __init__(self, task: Task, splits: Splits, model: Model, folder: Place,
                  options: EvaluateOptions, embeddings: Given | None,
-                 on_progress: Callable[[EmbedProgress], Any],
-                 on_fit: Callable[[], Any]):  # fmt: skip
+                 on_progress: Callable[[EmbedProgress], Any], on_fit: Callable[[], Any]):  # fmt: skip
         self.task, self.splits, self.model, self.folder = task, splits, model, folder
         self.options, self.embeddings = options, embeddings
         self.on_progress, self.on_fit = on_progress, on_fit
-        self.readings = {n: task if n == AS_GIVEN else task.with_reading(n) for n in readings}
+        names = [AS_GIVEN, *task.readings] if options.grid else [options.reading]
+        self.readings = {n: task if n == AS_GIVEN else task.with_reading(n) for n in names}
         # Before the images, because it takes no time and may fail.
         self.prompts = {name: self._prompts(task) for name, task in self.readings.items()}
         self.embedded: list[Place] = []  # folders that this run has finished

@@ -188,10 +188,8 @@ class Task:
         Raises:
             ValueError: a class that the task does not have, or no list of strings.
         """
-        tables = {
-            name: value if isinstance(value, dict) else {"present": value}
-            for name, value in _load(Path(path)).items()
-        }
+        given = _load(Path(path)).items()
+        tables = {name: v if isinstance(v, dict) else {"present": v} for name, v in given}
         problems = [
             f"{name}: {key}: expected {' or '.join(_PROMPTS)}, a list of strings"
             for name, table in tables.items()

@@ -117,8 +117,8 @@ def lines(
     down = _Scale.of(y, ys, bottom, top, room=0.05)
     parts = [_title(title, width), legend, _frame(across, down, x, y)]
     if diagonal:
-        ends = _points(across, down, [(across.low, across.low), (across.high, across.high)])
-        parts.append(f'<polyline points="{ends}" fill="none" stroke="{GREY}"{_dash("3 3")}/>')
+        ends = [(across.low, across.low), (across.high, across.high)]
+        parts.append(_polyline(ends, across, down, GREY, _dash("3 3")))
     for key, level in zip(keys[len(drawn) :], levels.values(), strict=True):
         line = f"M{_LEFT} {down(level):.1f}H{width - _RIGHT}"
         parts.append(_path(line, key.colour, 1.5, _dash(key.dash)))
@@ -141,10 +141,8 @@ def _finite(series: Series, log_x: bool, log_y: bool) -> list[tuple[float, float
 
 def _line(series: Series, points, colour: str, across: "_Scale", down: "_Scale") -> str:
     thin = bool(series.weights)
-    parts = [
-        f'<polyline points="{_points(across, down, _thinned(points))}" fill="none" '
-        f'stroke="{colour}" stroke-width="{1 if thin else 1.8}" stroke-linejoin="round"/>'
-    ]
+    style = f' stroke-width="{1 if thin else 1.8}" stroke-linejoin="round"'
+    parts = [_polyline(_thinned(points), across, down, colour, style)]
     for x, low, high in series.whiskers:
         at, first, last = across(x), down(low), down(high)
         ends = f"M{at - 3:.1f} {first:.1f}h6M{at - 3:.1f} {last:.1f}h6"
@@ -173,8 +171,9 @@ def _thinned(points):
     return [points[i] for i in sorted(kept)]
 
 
-def _points(across: "_Scale", down: "_Scale", points) -> str:
-    return " ".join(f"{across(p[0]):.1f},{down(p[1]):.1f}" for p in points)
+def _polyline(points, across: "_Scale", down: "_Scale", stroke: str, extra: str) -> str:
+    ends = " ".join(f"{across(p[0]):.1f},{down(p[1]):.1f}" for p in points)
+    return f'<polyline points="{ends}" fill="none" stroke="{stroke}"{extra}/>'
 
 
 def _description(title: str, drawn, levels: Mapping[str, Real]) -> str:
