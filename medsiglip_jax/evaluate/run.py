@@ -107,7 +107,8 @@ class EvaluationRun:
 
     def __init__(self, task: Task, splits: Splits, model: Model, folder: Place,
                  options: EvaluateOptions, embeddings: Given | None,
-                 on_progress: Callable[[EmbedProgress], Any], on_fit: Callable[[], Any]):  # fmt: skip
+                 on_progress: Callable[[EmbedProgress], Any],
+                 on_fit: Callable[[], Any]):  # fmt: skip
         self.task, self.splits, self.model, self.folder = task, splits, model, folder
         self.options, self.embeddings = options, embeddings
         self.on_progress, self.on_fit = on_progress, on_fit
