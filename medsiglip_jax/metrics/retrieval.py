@@ -73,8 +73,9 @@ def recall_at_k(
         raise ValueError(f"ks is {tuple(ks)}; expected numbers >= 1")
     best = ranks(zimg, ztxt, image_ids, text_ids)
     images, texts = (r[r > 0] for r in (best.image_to_text, best.text_to_image))
-    recalls = ({k: recall(side, k) for k in ks} for side in (images, texts))
-    return Retrieval(*recalls, len(images), len(texts), median_rank(images), median_rank(texts))
+    of_images, of_texts = ({k: recall(side, k) for k in ks} for side in (images, texts))
+    medians = median_rank(images), median_rank(texts)
+    return Retrieval(of_images, of_texts, len(images), len(texts), *medians)
 
 
 def recall(ranks: Int64[np.ndarray, " n"], k: int) -> float:

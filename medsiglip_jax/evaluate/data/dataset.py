@@ -101,8 +101,11 @@ class Dataset:
         """Name -> digest of the files that labels were read from."""
         digests = {}
         for path in self.files:
-            with path.open("rb") as file:
-                digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+            with path.open("rb") as file:  # may hold images, too, and be large
+                digest = hashlib.sha256()
+                while block := file.read(1 << 20):
+                    digest.update(block)
+            digests[path.name] = digest.hexdigest()
         return digests
 
 

@@ -78,7 +78,8 @@ def summarize(
 
 
 def _size(scores: Scores) -> dict[str, int | None]:
-    return {"images": len(scores.ids), "groups": scores.groups and len(set(scores.groups))}
+    groups = None if scores.groups is None else len(set(scores.groups))
+    return {"images": len(scores.ids), "groups": groups}
 
 
 def _held_out(learned: Learned, task: Task) -> dict[str, Any]:
@@ -153,11 +154,11 @@ def _subgroups(
     columns = [*zip(scores.classes, scores.scores.T, scores.labels.T, strict=True)]
     for name, values in attributes.items():
         bands = [_age(v) for v in values] if name == "age" else [v or "unknown" for v in values]
-        for column, *of_column in columns:
+        for of_class, x, y in columns:
             subgroups = metrics.subgroup_aucs(
-                *of_column, bands, groups=scores.units, samples=samples, seed=statistics.seed
+                x, y, bands, groups=scores.units, samples=samples, seed=statistics.seed
             )
-            rows += [{"attribute": name, "class": column, **_subgroup(s)} for s in subgroups]
+            rows += [{"attribute": name, "class": of_class, **_subgroup(s)} for s in subgroups]
     return rows
 
 
