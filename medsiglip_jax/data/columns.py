@@ -178,16 +178,13 @@ def decode(path: str, data: bytes) -> str:
 
 
 def _open_text(path: str, newline: str) -> io.TextIOWrapper:
-    data = _uncompressed(path, read_bytes(path))
-    decode(path, data)  # the stream would not name the line that is not UTF-8
-    return io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline=newline)
-
-
-def _uncompressed(path: str, data: bytes) -> bytes:
+    data = read_bytes(path)
     try:
-        return gzip.decompress(data) if path.lower().endswith(".gz") else data
+        data = gzip.decompress(data) if path.lower().endswith(".gz") else data
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: not readable as gzip ({error})") from None
+    decode(path, data)  # the stream would not name the line that is not UTF-8
+    return io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline=newline)
 
 
 def _cell(value: Any) -> str:

@@ -11,14 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from medsiglip_jax.data.labels import (
-    EXPECTED,
-    finding,
-    is_finding,
-    is_uncertain,
-    sorted_classes,
-    warn_of_uncertain,
-)
+from medsiglip_jax.data import labels as label_cells
 from medsiglip_jax.data.tables import Table, read_table, write_parquet
 
 
@@ -159,13 +152,13 @@ def _class_indices(
     table: Table, column: str, classes: tuple[str, ...]
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     cells = table.column(column, blank=True) or []
-    if not classes and is_finding(cells) and any(map(is_uncertain, cells)):
+    if not classes and label_cells.is_finding(cells) and any(map(label_cells.is_uncertain, cells)):
         warnings.warn(
             f"{table.path}: column {column!r} is read as names of classes, one of them '-1'; if it "
             f"is a finding and -1 is uncertain, give it as label=({column!r},)",
             stacklevel=3,
         )
-    classes = classes or sorted_classes(cells)
+    classes = classes or label_cells.sorted_classes(cells)
     index = {name: i for i, name in enumerate(classes)} | {"": -1}
     unknown = [row for row, cell in enumerate(cells) if cell not in index]
     table.report(column, cells, unknown, f"not among the classes {', '.join(classes[:20])}:")
@@ -177,10 +170,10 @@ def _findings(table: Table, names: Sequence[str]) -> np.ndarray:
     table.raise_problems()  # with a column missing there is no matrix
     labels = []
     for name, cells in zip(names, columns, strict=True):
-        values, wrong = finding(cells)
-        table.report(name, cells, wrong, EXPECTED)
+        values, wrong = label_cells.finding(cells)
+        table.report(name, cells, wrong, label_cells.EXPECTED)
         labels.append(values)
-    warn_of_uncertain(table.path, dict(zip(names, columns, strict=True)))
+    label_cells.warn_of_uncertain(table.path, dict(zip(names, columns, strict=True)))
     return np.stack(labels, axis=1)
 
 
@@ -221,10 +214,7 @@ def with_own_ids(examples: Examples) -> Examples:
 
 
 def _positive_ids(
-    table: Table,
-    positives: str | None,
-    texts: Sequence[str] | None,
-    labels: np.ndarray | None,
+    table: Table, positives: str | None, texts: Sequence[str] | None, labels: np.ndarray | None
 ) -> np.ndarray | None:
     if positives == "label":
         if labels is None or labels.ndim != 1:

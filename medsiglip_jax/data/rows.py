@@ -58,10 +58,7 @@ class Rows(Sequence[Row]):
     """
 
     def __init__(
-        self,
-        table: pa.Table,
-        skipped: Mapping[str, int] | None = None,
-        parts: Parts = Parts(),
+        self, table: pa.Table, skipped: Mapping[str, int] | None = None, parts: Parts = Parts()
     ):
         extra = [name for name in EXTRA.names if name in table.column_names]
         self.table = table.select([*SCHEMA.names, *extra])
@@ -88,8 +85,7 @@ class Rows(Sequence[Row]):
         return Rows(self.table.take(pa.array(span, pa.int64())), parts=self.parts)
 
     def __iter__(self) -> Iterator[Row]:
-        for block in self.table.select(SCHEMA.names).to_batches(8192):
-            yield from map(Row, *(_plain(column).to_pylist() for column in block.columns))
+        return itertools.starmap(Row, _tuples(self.table.columns[: len(SCHEMA)]))
 
     def batches(self, size: int) -> Iterator["Rows"]:
         """Cuts the rows into batches of one kind, of `size` rows or fewer."""
@@ -138,22 +134,23 @@ def seen_before(*columns: pa.ChunkedArray) -> np.ndarray:
     Returns:
         bool [n].
     """
-    rows = (row for block in _blocks(columns) for row in zip(*block, strict=True))
-    hashes = np.fromiter(map(hash, rows), np.int64, len(columns[0]))
+    hashes = np.fromiter(map(hash, _tuples(columns)), np.int64, len(columns[0]))
     order = np.argsort(hashes)
     same = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
     suspects = np.union1d(order[same], order[same + 1])
-    cells = (column.take(pa.array(suspects, pa.int64())).to_pylist() for column in columns)
+    found = [column.take(pa.array(suspects, pa.int64())) for column in columns]
     repeated, met = np.zeros(len(hashes), bool), set()
-    for position, row in zip(suspects, zip(*cells, strict=True), strict=True):
+    for position, row in zip(suspects, _tuples(found), strict=True):
         repeated[position] = row in met
         met.add(row)
     return repeated
 
 
-def _blocks(columns: Sequence[pa.ChunkedArray]) -> Iterator[list[list[str]]]:
+def _tuples(columns: Sequence[pa.ChunkedArray]) -> Iterator[tuple[Any, ...]]:
+    """The rows of columns, few of them as Python objects at a time."""
     for start in range(0, len(columns[0]), 8192):
-        yield [_plain(column.slice(start, 8192)).to_pylist() for column in columns]
+        cells = (_plain(column.slice(start, 8192)).to_pylist() for column in columns)
+        yield from zip(*cells, strict=True)
 
 
 def _lengths(strings: pa.Array) -> np.ndarray:

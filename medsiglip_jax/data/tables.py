@@ -114,10 +114,9 @@ def read_table(path: str) -> Table:
     shards = glob.glob(path) if glob.has_magic(path) and not os.path.exists(path) else []
     if shards:
         table = read_index(_parent(path), set(map(os.path.basename, shards)))
-    elif os.path.isdir(path) and _has_shards(path):
-        table = read_index(path)
     elif os.path.isdir(path):
-        table = _class_folders(path)
+        has_shards = any(".tfrecord" in name for name in os.listdir(path))
+        table = read_index(path) if has_shards else _class_folders(path)
     else:
         table = _table_file(path)
     if not table.lines:
@@ -203,29 +202,20 @@ def read_index(folder: str, names: Collection[str] = ()) -> Table:
     return table
 
 
-def _has_shards(folder: str) -> bool:
-    return any(".tfrecord" in name for name in os.listdir(folder))
-
-
 def _class_folders(path: str) -> Table:
     """[split/]class/**/image -> image, label and split."""
-    files = _image_files(path)
+    names = [name for name in walk(path) if Path(name).suffix.lower() in IMAGE_SUFFIXES]
+    files = [name.split("/") for name in names]
     tops = {file[0] for file in files}
     splits = bool(tops) and tops <= SPLITS and all(len(file) > 2 for file in files)
     if not files or any(len(file) < 2 for file in files):
         problem = "images outside of class folders" if files else "no images"
         raise ValueError(f"{path}: {problem}; {_EXPECTED}")
-    names = ["/".join(file) for file in files]
     columns = {"image": names, "label": [file[1] if splits else file[0] for file in files]}
     if splits:
         columns["split"] = [file[0] for file in files]
     arrays = {name: pyarrow.chunked_array([column]) for name, column in columns.items()}
     return Table(path, path, arrays, names, "file", label="label")
-
-
-def _image_files(path: str) -> list[tuple[str, ...]]:
-    names = (name for name in walk(path) if Path(name).suffix.lower() in IMAGE_SUFFIXES)
-    return [tuple(name.split("/")) for name in names]
 
 
 def _parent(path: str) -> str:

@@ -5,6 +5,7 @@ import tarfile
 from collections.abc import Iterator
 from typing import Any
 
+from medsiglip_jax.data.columns import decode
 from medsiglip_jax.data.listing import IMAGE_SUFFIXES
 from medsiglip_jax.files.places import open_binary
 
@@ -35,7 +36,9 @@ def members(path: str) -> Iterator[tuple[str, str, str, str | None]]:
             _check(path, member)
             if suffix != ".txt":
                 yield key, f"{path}#{member.offset_data}:{member.size}", "image", None
-            elif text := _text(path, stream, member):
+                continue
+            stream.seek(member.offset_data)
+            if text := decode(f"{path}: {member.name}", stream.read(member.size)).strip():
                 yield key, path, "text", text
 
 
@@ -72,11 +75,3 @@ def _check_end(stream: Any, offset: int) -> None:
     stream.seek(offset)
     if stream.read(_BLOCK) != bytes(_BLOCK):
         raise tarfile.ReadError(f"no end of the archive at byte {offset}")
-
-
-def _text(path: str, stream: Any, member: tarfile.TarInfo) -> str:
-    stream.seek(member.offset_data)
-    try:
-        return stream.read(member.size).decode("utf-8-sig").strip()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: {member.name} is not UTF-8 text ({error.reason})") from None

@@ -333,7 +333,7 @@ def member_of(type, name="a.png", **fields):
         (member_of(tarfile.LNKTYPE, linkname="b.png"), "a.png is a link"),
         (member_of(tarfile.FIFOTYPE), "a.png is not a file"),
         (member_of(tarfile.REGTYPE, pax_headers=SPARSE), "a.png is sparse"),
-        (tar_of({"a.txt": b"\xff"}), "a.txt is not UTF-8"),
+        (tar_of({"a.txt": b"\xff"}), "a.txt, line 1: not UTF-8"),
     ],
 )  # fmt: skip
 def test_a_shard_without_places_for_its_images_is_refused(tmp_path, data, message):
