@@ -6,9 +6,8 @@ pixels. A batch is a function of (input, step) alone, so that a run resumes by s
 
 import functools
 import os
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +16,7 @@ from jaxtyping import Int64, UInt8
 
 from medsiglip_jax.data.examples import Examples
 from medsiglip_jax.data.order import Order
+from medsiglip_jax.data.read_ahead import ahead
 from medsiglip_jax.files.places import check_protocol
 from medsiglip_jax.preprocess import image as presets
 from medsiglip_jax.preprocess.augment import Augment
@@ -177,29 +177,29 @@ def _stream(
     codec: Codec | None,
 ) -> Iterator[Batch]:
     codec = codec or pil_codec(input.preprocess, input.dicom)
-    ahead: deque[tuple[np.ndarray, Future, list[Future]]] = deque()
     pool = ThreadPoolExecutor(workers or os.cpu_count() or 1, thread_name_prefix="loader")
 
-    def start(plan: BatchPlan) -> None:
-        images = np.empty((plan.shape[1], input.image_size, input.image_size, 3), np.uint8)
+    def start(step: int) -> Callable[[], Batch]:
+        """Starts loading a batch; the function returned waits until it is done."""
+        plan = plan_of(step)
+        images = np.zeros((plan.shape[1], input.image_size, input.image_size, 3), np.uint8)
+        rows = [
+            pool.submit(_load_row, input, codec, *row, out)
+            for row, out in zip(plan.T.tolist(), images, strict=True)
+        ]
+        columns = pool.submit(_columns, input, plan)
 
-        def load(place: int) -> str:
-            images[place], reason = _load_row(input, codec, plan[:, place])
-            return reason
+        def finish() -> Batch:
+            batch, reasons = columns.result(), [row.result() for row in rows]
+            for path, reason in zip(batch.pop("paths"), reasons, strict=True):
+                if reason and path:
+                    on_error(path, reason)
+            return {"image": images, "mask": np.array([not reason for reason in reasons]), **batch}
 
-        reasons = [pool.submit(load, place) for place in range(len(images))]
-        ahead.append((images, pool.submit(_columns, input, plan), reasons))
-
-    def finish() -> Batch:
-        images, batch, reasons = ahead.popleft()
-        return _complete(batch.result(), images, [reason.result() for reason in reasons], on_error)
+        return finish
 
     try:
-        for step in steps:
-            start(plan_of(step))
-            if len(ahead) > _PREFETCH:
-                yield finish()
-        while ahead:
+        for finish in ahead(map(start, steps), _PREFETCH):
             yield finish()
     finally:
         pool.shutdown(cancel_futures=True)
@@ -226,27 +226,15 @@ def _positive(examples: Examples, row: int, offset: int) -> int:
     return own + offset if own >= 0 else -1
 
 
-def _complete(
-    batch: dict[str, Any],
-    images: UInt8[np.ndarray, "b s s 3"],
-    reasons: Sequence[str],
-    on_error: OnError,
-) -> Batch:
-    """The finished batch: with pixels and mask, without `paths`; reports unreadable images."""
-    for path, reason in zip(batch.pop("paths"), reasons, strict=True):
-        if reason and path:
-            on_error(path, reason)
-    return {"image": images, "mask": np.array([not reason for reason in reasons]), **batch}
-
-
-def _load_row(input: Input, codec: Codec, row: Int64[np.ndarray, "3"]) -> tuple[np.ndarray, str]:
-    """Pixels and "", or zeros and the reason why."""
-    source, epoch, index = map(int, row)
-    blank = np.zeros((input.image_size, input.image_size, 3), np.uint8)
-    if index < 0:
-        return blank, "padding"
-    path, key = input.examples[source].images[index], (input.seed, source, epoch, index)
+def _load_row(
+    input: Input, codec: Codec, source: int, epoch: int, row: int, out: UInt8[np.ndarray, "s s 3"]
+) -> str:
+    """Fills `out` and returns "", or returns the reason why it stays blank."""
+    if row < 0:
+        return "padding"
+    path, key = input.examples[source].images[row], (input.seed, source, epoch, row)
     try:
-        return load_image(path, input.image_size, codec, input.augment, key), ""
+        out[...] = load_image(path, input.image_size, codec, input.augment, key)
+        return ""
     except UnreadableImage as error:
-        return blank, error.reason
+        return error.reason

@@ -1,11 +1,9 @@
 """Reads an embedding run in blocks: many vectors in little memory."""
 
-import functools
 import hashlib
 import os
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Float, Float32, Int64
 
+from medsiglip_jax.data.read_ahead import ahead
 from medsiglip_jax.files import places
 from medsiglip_jax.inference.manifest import MANIFEST, Manifest, parse_manifest
 
@@ -24,6 +23,7 @@ KINDS = ("image", "text", "any")
 # 9 MB of float32 at 1152 numbers a row. Decoded from Parquet in blocks of 2,048 rows at 0.87 GB/s
 # with a peak of 270 MB, in blocks of 8,192 at 0.69 GB/s and 860 MB (2 cores).
 BLOCK_ROWS = 2048
+_NAMES = 65536  # ids that are Python objects at a time
 
 
 @dataclass(frozen=True)
@@ -110,12 +110,8 @@ class Embeddings:
 
     def blocks(self, start: int = 0) -> Iterator[Block]:
         """Blocks of rows of `kind` in order, from row `start` on; the next ones are read ahead."""
-        streams = [
-            functools.partial(self._part, number, start)
-            for number in range(len(self._files))
-            if self._starts[number + 1] > start
-        ]
-        yield from _ahead(streams, min(4, os.cpu_count() or 1))
+        parts = [n for n in range(len(self._files)) if self._starts[n + 1] > start]
+        return _blocks_of([self._part(number, start) for number in parts])
 
     def gather(self, rows: Int64[np.ndarray, " n"]) -> Float32[np.ndarray, "n d"]:
         """The vectors of rows of `kind`, in that order; takes one pass over the run.
@@ -141,15 +137,19 @@ class Embeddings:
     ) -> list[dict[str, Any]]:
         """`{id, source, kind}` of each row, or other columns; only the parts that hold them are
         read."""
-        parts = np.searchsorted(self._starts, rows, side="right") - 1
-        named: dict[int, dict[str, str]] = {}
+        numbers, position = np.unique(np.asarray(rows, np.int64), return_inverse=True)
+        parts = np.searchsorted(self._starts, numbers, side="right") - 1
+        named: list[dict[str, Any]] = []
         for part in np.unique(parts):
             with _open(self._files[part]) as file:
                 table = file.read(columns=list(columns))
-            mine = sorted({int(r) for r, p in zip(rows, parts, strict=True) if p == part})
-            taken = table.take([row - int(self._starts[part]) for row in mine])
-            named |= zip(mine, taken.to_pylist(), strict=True)
-        return [named[int(row)] for row in rows]
+            named += table.take(numbers[parts == part] - self._starts[part]).to_pylist()
+        return [named[i] for i in position.tolist()]
+
+    def names(self, rows: Sequence[int]) -> Iterator[dict[str, Any]]:
+        """`ids`, with few of them as Python objects at a time."""
+        for start in range(0, len(rows), _NAMES):
+            yield from self.ids(rows[start : start + _NAMES])
 
     def _part(self, number: int, start: int) -> Iterator[Block]:
         path, first = self._files[number], int(self._starts[number])
@@ -224,28 +224,20 @@ def _vectors(batch: Any) -> Float[np.ndarray, "n d"]:
     return column.flatten().to_numpy(zero_copy_only=True).reshape(-1, column.type.list_size)
 
 
-def _ahead(streams: Sequence[Callable[[], Iterator[Block]]], width: int) -> Iterator[Block]:
+def _blocks_of(streams: Sequence[Iterator[Block]]) -> Iterator[Block]:
     """All blocks of all streams in order.
 
     While a block is in use, the next of its stream and the first of the following streams are read:
     decoding Parquet takes longer than scoring.
     """
+    width = min(4, os.cpu_count() or 1)
     with ThreadPoolExecutor(width) as pool:
-        ahead: deque[tuple[Iterator[Block], Future[Block | None]]] = deque()
+        started = ((blocks, pool.submit(next, blocks, None)) for blocks in streams)
         try:
-            for stream in streams:
-                blocks = stream()
-                ahead.append((blocks, pool.submit(next, blocks, None)))
-                if len(ahead) == width:
-                    yield from _drain(*ahead.popleft(), pool)
-            while ahead:
-                yield from _drain(*ahead.popleft(), pool)
+            for blocks, future in ahead(started, width - 1):
+                while (block := future.result()) is not None:
+                    future = pool.submit(next, blocks, None)
+                    if len(block):
+                        yield block
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _drain(blocks: Iterator[Block], future: Future, pool: ThreadPoolExecutor) -> Iterator[Block]:
-    while (block := future.result()) is not None:
-        future = pool.submit(next, blocks, None)
-        if len(block):
-            yield block

@@ -7,22 +7,20 @@ import itertools
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
 
 import jax
 import numpy as np
 from jaxtyping import Bool, Float32
 
+from medsiglip_jax.data.read_ahead import ahead
 from medsiglip_jax.data.rows import Rows
 from medsiglip_jax.model.api import Model
 from medsiglip_jax.preprocess import sources, xla
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.facts import Facts, Subject, UnreadableImage
-
-T = TypeVar("T")
 
 _RUNNING = 2  # batches on the device: one computes while the next is copied to it
 
@@ -105,13 +103,13 @@ class Engine:
 
     def run(self, batches: Iterable[Rows]) -> Generator[Embedded]:
         """Yields the batches in order; each has rows of one kind, at most `batch_size`."""
-        batches_ahead = 2 + self._workers // self._size
         self._start = self._idle_since = time.perf_counter()
         loader = ThreadPoolExecutor(self._workers, thread_name_prefix="loader")
         fetcher = ThreadPoolExecutor(1, thread_name_prefix="fetcher")
         running: deque[Future[Embedded]] = deque()
         try:
-            for batch, loading in _ahead(batches, batches_ahead, lambda b: self._load(b, loader)):
+            started = ((batch, self._load(batch, loader)) for batch in batches)
+            for batch, loading in ahead(started, 2 + self._workers // self._size):
                 if len(running) >= _RUNNING:
                     yield running.popleft().result()
                 try:
@@ -203,15 +201,3 @@ def _finite(vectors: Float32[np.ndarray, "n d"]) -> list[bool]:
 def _has_other_frames(facts: Facts, source: str) -> bool:
     """Whether the image is one of several frames, and not one that was asked for by number."""
     return facts.frames > 1 and not source.endswith(f"#frame={facts.frame}")
-
-
-def _ahead(
-    batches: Iterable[Rows], count: int, start: Callable[[Rows], T]
-) -> Iterator[tuple[Rows, T]]:
-    """(batch, start(batch)) in order, started `count` batches before they are asked for."""
-    waiting: deque[tuple[Rows, T]] = deque()
-    for batch in batches:
-        waiting.append((batch, start(batch)))
-        if len(waiting) > count:
-            yield waiting.popleft()
-    yield from waiting
