@@ -122,9 +122,9 @@ def _add_curve_flags(sub: Parser) -> None:
 
 
 def probe_fit(args: argparse.Namespace) -> int:
-    from medsiglip_jax.embeddings.probe import commands as probe_files
+    from medsiglip_jax.embeddings.probe.fitting import fit
 
-    result = probe_files.fit(
+    result = fit(
         args.data, args.embeddings, args.output, label=args.label or (), group=args.group,
         split=args.split, id=args.id_column, scale=args.scale, rule=args.rule,
         at_least=args.at_least, validation=args.validation, seed=args.seed,
@@ -158,8 +158,8 @@ def _number(x: float | None) -> str:
 
 
 def probe_predict(args: argparse.Namespace) -> int:
-    from medsiglip_jax.embeddings.probe.commands import predict, predict_inputs
     from medsiglip_jax.embeddings.probe.linear import open_probe
+    from medsiglip_jax.embeddings.probe.prediction import predict, predict_inputs
     from medsiglip_jax.embeddings.store import Embeddings
     from medsiglip_jax.preprocess.dicom.rules import from_dict
 

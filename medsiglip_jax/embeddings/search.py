@@ -14,6 +14,7 @@ from medsiglip_jax.embeddings.near_duplicates import groups, near_duplicates
 from medsiglip_jax.embeddings.nearest import top_k
 from medsiglip_jax.embeddings.store import Embeddings
 from medsiglip_jax.files import places
+from medsiglip_jax.inference.classify import encode_texts
 from medsiglip_jax.inference.encode import encode_files
 from medsiglip_jax.model.api import Model
 from medsiglip_jax.preprocess.dicom.rules import Rules
@@ -83,11 +84,9 @@ def _encode(
     model: Model, preprocess: str, texts: Sequence[str], images: Sequence[str], batch_size: int,
     dicom: Rules,
 ) -> np.ndarray:  # fmt: skip
-    if not texts and not images or not all(text.strip() for text in texts):
-        raise ValueError("expected at least one text or image to search for, no text empty")
-    vectors = []
-    if texts:
-        vectors.append(np.asarray(model.encode_text(model.processor.texts(list(texts)))))
+    if not texts and not images:
+        raise ValueError("expected at least one text or image to search for")
+    vectors = [np.asarray(encode_texts(model, texts))] if texts else []
     if images:
         vectors.append(encode_files(model, images, preprocess, batch_size=batch_size, dicom=dicom))
     return np.concatenate(vectors)

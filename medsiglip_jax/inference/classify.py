@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Float64, Shaped
 
-from medsiglip_jax.inference.encode import encode_rows, image_rows
+from medsiglip_jax.inference.encode import encode_rows, image_rows, score_rows
 from medsiglip_jax.model.api import Model
 from medsiglip_jax.preprocess.dicom.rules import Rules
 
@@ -39,16 +39,9 @@ def classify(
         unreadable.
     """
     ztxt = encode_texts(model, texts)
-    rows, results = image_rows(images), []
-    batches = encode_rows(
-        model, rows, preprocess, batch_size=batch_size, dicom=dicom, on_batch=on_batch
-    )
-    for batch in batches:
-        scored = iter(_scores(texts, model.similarity(batch.vectors, ztxt)))
-        results += [
-            {"error": reason} if reason else {"scores": next(scored)} for reason in batch.reasons
-        ]
-    return [{"image": str(image), **rest} for image, rest in zip(images, results, strict=True)]
+    rows = image_rows(images)
+    batches = encode_rows(model, rows, preprocess, True, batch_size, dicom, on_batch)
+    return score_rows(batches, lambda zimg: _scores(texts, model.similarity(zimg, ztxt)))
 
 
 def _scores(texts: Sequence[str], logits: jax.Array) -> list[list[dict[str, Any]]]:

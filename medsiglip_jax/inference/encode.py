@@ -1,7 +1,7 @@
 """Embeddings of files in one call, for Python: paths in, one array out."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -110,6 +110,25 @@ def encode_rows(
             yield batch
             on_batch(len(batch.rows))
     warn_about_pixels(turned, burned_in, len(rows))
+
+
+def score_rows(
+    batches: Iterable[Embedded], score: Callable[[np.ndarray], Iterable[Any]]
+) -> list[dict[str, Any]]:
+    """For each row `{"image": source, "scores": …}`, with "error" instead if it is unreadable.
+
+    Args:
+        batches: from `encode_rows`.
+        score: what it returns for vectors has the scores of each.
+    """
+    results: list[dict[str, Any]] = []
+    for batch in batches:
+        names, scores = batch.rows.table.column("source").to_pylist(), iter(score(batch.vectors))
+        results += [
+            {"image": name, **({"error": reason} if reason else {"scores": next(scores)})}
+            for name, reason in zip(names, batch.reasons, strict=True)
+        ]
+    return results
 
 
 def check_towers(model: Model, rows: Rows) -> None:

@@ -87,9 +87,13 @@ def heatmap(
         ValueError: no tile can be read.
     """
     slides = formats.SLIDES.load()
-
     check(output)
-    table, errors = scores(model, rows, texts, preprocess, batch_size, on_batch)
+    ztxt, tables, errors = encode_texts(model, texts), [], []
+    for batch in encode_rows(model, rows, preprocess, batch_size=batch_size, on_batch=on_batch):
+        logits = np.asarray(model.similarity(batch.vectors, ztxt))
+        tables.append(_table(batch.rows.table.filter(pa.array(batch.readable)), logits))
+        errors += batch.errors
+    table = pa.concat_tables(tables)
     if not len(table):
         raise ValueError(f"{slide}: no tile can be read; the first: {errors[0][1]}")
     downsamples = np.array(slides.downsamples(slide))
@@ -103,48 +107,23 @@ def heatmap(
         "parts": rows.parts.to_dict(),
     }
     thumbnail, scale = slides.thumbnail(slide)
-    picture = draw(thumbnail, scale, table, side, texts)
-    path = places.at(output)
+    picture, path = draw(thumbnail, scale, table, side, texts), places.at(output)
+    beside = path.with_suffix(".parquet")
     with storage.new_file(path) as partial:
         picture.save(partial, format="PNG")
-    with storage.new_file(path.with_suffix(".parquet")) as partial:
+    with storage.new_file(beside) as partial:
         pq.write_table(table.replace_schema_metadata({"medsiglip_jax": json.dumps(made)}), partial)
     return {
         **made,
         "picture": str(path),
-        "table": str(path.with_suffix(".parquet")),
+        "table": str(beside),
         "tiles": table.drop_columns(["id", "logits"]).to_pylist(),
         "errors": [{"source": source, "reason": reason} for source, reason in errors],
     }
 
 
-# ----------------------------------------------------------------------------------------- scores
-
-
-def scores(
-    model: Model,
-    rows: Rows,
-    texts: Sequence[str],
-    preprocess: str,
-    batch_size: int,
-    on_batch: Callable[[int], Any] = int,
-) -> tuple[pa.Table, list[tuple[str, str]]]:
-    """Scores tiles for the first of the texts.
-
-    Returns:
-        A table of `id`, the columns of the tile, `score` (float32) and `logits` (list of float32,
-        one per text); and (source, reason) of the tiles that cannot be read.
-    """
-    ztxt = encode_texts(model, texts)
-    tables, errors = [], []
-    for batch in encode_rows(model, rows, preprocess, batch_size=batch_size, on_batch=on_batch):
-        logits = np.asarray(model.similarity(batch.vectors, ztxt))
-        tables.append(_table(batch.rows.table.filter(pa.array(batch.readable)), logits))
-        errors += batch.errors
-    return pa.concat_tables(tables), errors
-
-
 def _table(rows: pa.Table, logits: np.ndarray) -> pa.Table:
+    """`id`, the columns of the tile, `score` (float32) and `logits` (one per text)."""
     sigmoid, softmax = probabilities(logits)
     score = (softmax if logits.shape[1] > 1 else sigmoid)[:, 0]
     lists = pa.FixedSizeListArray.from_arrays(pa.array(logits.reshape(-1)), logits.shape[1])
@@ -168,7 +147,7 @@ def draw(
     Args:
         thumbnail: of the slide.
         scale: pixels of level 0 per pixel of the thumbnail.
-        table: from `scores`; not empty.
+        table: columns `x`, `y` and `score`; not empty.
         side: of each tile, in pixels of level 0.
         texts: the first is the one that was scored.
     """

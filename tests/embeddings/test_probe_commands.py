@@ -10,7 +10,7 @@ from embedding_runs import draw, read_csv, with_splits, write_labelled_run, writ
 import medsiglip_jax
 from medsiglip_jax import metrics
 from medsiglip_jax.data import inputs
-from medsiglip_jax.embeddings.probe import commands, features, linear
+from medsiglip_jax.embeddings.probe import features, fitting, linear, prediction
 from medsiglip_jax.embeddings.probe.linear import open_probe
 from medsiglip_jax.embeddings.provenance import Provenance
 from medsiglip_jax.embeddings.store import Embeddings
@@ -22,7 +22,7 @@ def test_fit_and_predict_files(table, tmp_path):
     names = lambda p: "test" if p % 5 == 0 else "val" if p % 5 == 1 else "train"  # noqa: E731
     data = with_splits(table, tmp_path / "t.csv", names)
     run = table[1]
-    result = commands.fit(data, run.folder, tmp_path / "p.npz", group="patient")
+    result = fitting.fit(data, run.folder, tmp_path / "p.npz", group="patient")
     json.dumps(result, allow_nan=False)
     assert result["rows"] == {"train": 120, "validation": 40, "test": 40}
     assert result["missing"] == 0 and result["test"]["undefined"] == []
@@ -41,7 +41,7 @@ def test_fit_and_predict_files(table, tmp_path):
     assert severe["low"] < severe["auc"] <= severe["high"]
 
     for name in ("scores.csv", "scores.parquet"):
-        assert commands.predict(fitted, run, tmp_path / name) == 200
+        assert prediction.predict(fitted, run, tmp_path / name) == 200
     rows = read_csv(tmp_path / "scores.csv")
     stored = pq.read_table(tmp_path / "scores.parquet").to_pylist()
     assert len(rows) == 200 and list(rows[0]) == ["id", "mild", "none", "severe", "positive"]
@@ -57,7 +57,7 @@ def test_fit_and_predict_files(table, tmp_path):
 def test_the_same_seed_writes_the_same_bytes(table, tmp_path):
     data, run, *_ = table
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        commands.fit(data, run.folder, tmp_path / f"{name}.npz", group="patient", seed=seed)
+        fitting.fit(data, run.folder, tmp_path / f"{name}.npz", group="patient", seed=seed)
     a, b, c = ((tmp_path / f"{name}.npz").read_bytes() for name in "abc")
     assert a == b != c
 
@@ -65,16 +65,16 @@ def test_the_same_seed_writes_the_same_bytes(table, tmp_path):
 def test_files_refuse(table, fitted, tmp_path):
     data, run, *_ = table
     with pytest.raises(ValueError, match="ends in .npz"):
-        commands.fit(data, run.folder, tmp_path / "p")
+        fitting.fit(data, run.folder, tmp_path / "p")
     with pytest.raises(ValueError, match=".csv or .parquet"):
-        commands.predict(fitted, run, tmp_path / "scores.json")
+        prediction.predict(fitted, run, tmp_path / "scores.json")
     other = write_labelled_run(tmp_path / "other", ["a"], draw(1)[0], normalized=False, errors=0)
     with pytest.raises(ValueError, match="normalized is False, wanted True"):
-        commands.predict(fitted, other, tmp_path / "scores.csv")
+        prediction.predict(fitted, other, tmp_path / "scores.csv")
     assert not (tmp_path / "scores.csv").exists()
     clash = linear.fit(*draw(60), *draw(30, seed=1), ["id", "b", "c"])
     with pytest.raises(ValueError, match="a class is named id"):
-        commands.predict(clash, run, tmp_path / "scores.csv")
+        prediction.predict(clash, run, tmp_path / "scores.csv")
 
 
 def test_images_are_embedded_as_the_probe_demands(checkpoint, pictures, tmp_path):
@@ -86,14 +86,14 @@ def test_images_are_embedded_as_the_probe_demands(checkpoint, pictures, tmp_path
         tmp_path / "t.csv", id=[*ids, "sub/damaged.jpg"], label=list("abababab"),
         split=["train"] * 4 + ["val"] * 4,
     )  # fmt: skip
-    result = commands.fit(data, run, tmp_path / "p.npz")
+    result = fitting.fit(data, run, tmp_path / "p.npz")
     assert result["missing"] == 1 and result["rows"] == {"train": 4, "validation": 3}
     fitted = open_probe(tmp_path / "p.npz")
     assert fitted.provenance == Provenance(
         16, model.sha256, "serving", False, str(checkpoint), Rules().to_dict()
     )
-    results = commands.predict_inputs(fitted, model, [str(pictures)], batch_size=3)
-    commands.predict(fitted, Embeddings(run), tmp_path / "s.csv")
+    results = prediction.predict_inputs(fitted, model, [str(pictures)], batch_size=3)
+    prediction.predict(fitted, Embeddings(run), tmp_path / "s.csv")
     rows = {row["id"]: row for row in read_csv(tmp_path / "s.csv")}
     unreadable = [r for r in results if "error" in r]
     assert len(results) == 8 and [r["image"] for r in unreadable] == [
@@ -106,10 +106,10 @@ def test_images_are_embedded_as_the_probe_demands(checkpoint, pictures, tmp_path
             assert type(score["positive"]) is bool
     medsiglip_jax.save(medsiglip_jax.init(model.config, seed=1), tmp_path / "other")
     with pytest.raises(ValueError, match="these images: .*model is .*, wanted "):
-        commands.predict_inputs(fitted, medsiglip_jax.load(tmp_path / "other"), [str(pictures)])
+        prediction.predict_inputs(fitted, medsiglip_jax.load(tmp_path / "other"), [str(pictures)])
     with pytest.raises(ValueError, match="fitted to arrays"):
         bare = linear.fit(*draw(60, dim=16), *draw(30, seed=1, dim=16))
-        commands.predict_inputs(bare, model, [str(pictures)])
+        prediction.predict_inputs(bare, model, [str(pictures)])
     (tmp_path / "t.txt").write_text("a caption\n")
     with pytest.raises(ValueError, match="a probe scores images"):
-        commands.predict_inputs(fitted, model, [str(tmp_path / "t.txt")])
+        prediction.predict_inputs(fitted, model, [str(tmp_path / "t.txt")])

@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 
 from medsiglip_jax import metrics
 from medsiglip_jax.data.examples import Examples
-from medsiglip_jax.embeddings.probe import commands, features, linear, scaling
+from medsiglip_jax.embeddings.probe import features, fitting, linear, scaling
 from medsiglip_jax.embeddings.probe.linear import open_probe
 from medsiglip_jax.embeddings.provenance import Provenance
 
@@ -100,7 +100,7 @@ def test_what_was_never_seen_is_listed_and_never_called():
         :, 2
     ].any()
     assert fitted.facts["validation_auc"][2] is None
-    found = commands.judge(fitted, features.Features(xv, rows_of(yv), fitted.provenance))
+    found = fitting.judge(fitted, features.Features(xv, rows_of(yv), fitted.provenance))
     assert found["undefined"] == ["2"] and found["classes"]["2"]["positives"] == (yv == 2).sum()
     assert found["classes"]["2"]["auc"] is None and found["classes"]["2"]["sensitivity"] is None
     seen = [found["classes"][name]["auc"] for name in "013"]

@@ -720,10 +720,10 @@ def test_training_images_of_one_class_are_an_error(data, model, tmp_path):
 
 def test_the_probe_predicts_what_the_command_embeds(data, model, done):
     """`probe predict` takes it: other images by the same model."""
-    from medsiglip_jax.embeddings.probe import commands
+    from medsiglip_jax.embeddings.probe import prediction
 
     fitted = linear.open_probe(done[0] / "probe.npz")
-    (found,) = commands.predict_inputs(fitted, model, [str(data / "3.png")])
+    (found,) = prediction.predict_inputs(fitted, model, [str(data / "3.png")])
     table = pq.read_table(done[0] / "probe.parquet").to_pydict()
     row = table["id"].index("3.png")
     assert found["scores"][0]["probability"] == pytest.approx(table["score"][row], abs=1e-4)

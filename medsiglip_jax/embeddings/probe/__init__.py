@@ -3,6 +3,6 @@
 from medsiglip_jax import lazy
 
 __getattr__, __dir__ = lazy(
-    __name__, linear="Probe fit open_probe", learning="few_shot learning_curve", commands="",
-    features="Features", scaling="Scaling",
+    __name__, linear="Probe fit open_probe", learning="few_shot learning_curve", fitting="",
+    prediction="", features="Features", scaling="Scaling",
 )  # fmt: skip

@@ -22,7 +22,6 @@ from medsiglip_jax.preprocess.names import Frame, Tile, parse
 
 # Names of the split on which choices are made; the first that exists is used.
 VALIDATION = ("val", "valid", "validation", "dev")
-_BLOCK = 65536  # ids that are Python objects at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,13 +166,8 @@ def _file(source: str) -> str:
 
 def _numbers(ids: Sequence[str], embeddings: Embeddings) -> dict[str, int]:
     """Row numbers of the images with these ids, as far as they exist."""
-    wanted, numbers = set(ids), {}
-    for start in range(0, len(embeddings), _BLOCK):
-        block = range(start, min(start + _BLOCK, len(embeddings)))
-        for number, row in zip(block, embeddings.ids(block), strict=True):
-            if row["kind"] == "image" and row["id"] in wanted:
-                numbers[row["id"]] = number
-    return numbers
+    wanted, rows = set(ids), enumerate(embeddings.names(range(len(embeddings))))
+    return {row["id"]: n for n, row in rows if row["kind"] == "image" and row["id"] in wanted}
 
 
 def _first_id(embeddings: Embeddings) -> str | None:

@@ -1,0 +1,110 @@
+"""`probe fit`: from labels and embeddings to a probe, and how good it is."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from medsiglip_jax import metrics
+from medsiglip_jax.embeddings.probe import features, linear
+from medsiglip_jax.embeddings.probe.features import Features
+from medsiglip_jax.embeddings.probe.linear import Probe
+from medsiglip_jax.embeddings.store import Embeddings
+from medsiglip_jax.files import json as json_files
+from medsiglip_jax.files import places
+
+
+def fit(
+    data: places.Given,
+    embeddings: places.Given,
+    probe: places.Given,
+    *,
+    label: str | Sequence[str] = (),
+    group: str | None = None,
+    split: str | None = None,
+    id: str | None = None,
+    scale: str = "standard",
+    rule: str = "youden",
+    at_least: float | None = None,
+    validation: float = 0.2,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Fits a probe to labels and embeddings, writes it, and reports how good it is.
+
+    Args:
+        data: table of labels; see `features.read`, also for `label`, `group`, `split` and `id`.
+        embeddings: what `embed` wrote.
+        probe: file to write, .npz; an existing one is replaced.
+        label: columns of labels.
+        group: column of patients, which are never in two splits.
+        split: column of splits; see `features.split`, also for `validation` and `seed`.
+        id: column of ids.
+        scale: of the features; see `scaling.fit_scaling`.
+        rule: how thresholds are chosen; see `metrics.choose_threshold`.
+        at_least: the sensitivity or specificity that the rule asks for.
+        validation: share of the rows held out for choices, if no split is named for them.
+        seed: of that draw.
+
+    Returns:
+        `probe` (path), `rows` of each split, `missing` (labels without an embedding), and for
+        "validation" (too good, for choices were made on it) and "test" (if there is one):
+        `macro_auc`, `undefined` (classes without an AUC), and for each class `auc`, `low`, `high`,
+        `threshold`, `sensitivity`, `specificity`, `positives`, `negatives`, `missing`; undefined
+        numbers are None.
+
+    Raises:
+        FileNotFoundError: no such file or folder.
+        ModuleNotFoundError: scikit-learn is not installed.
+        ValueError: what is wrong with the table, the join, the splits or an option.
+    """
+    linear.check_name(probe)
+    metrics.check_rule(rule, at_least)
+    joined = features.read(
+        data, Embeddings(embeddings), label=label, group=group, split=split, id=id
+    )
+    splits = features.split(joined, validation, seed)
+    train, chosen = splits.train, splits.validation
+    fitted = linear.fit(
+        train.vectors, train.labels, chosen.vectors, chosen.labels, joined.examples.classes,
+        scale=scale, rule=rule, at_least=at_least, provenance=joined.provenance,
+    )  # fmt: skip
+    fitted.save(probe)
+    given = {name: rows for name, rows in splits._asdict().items() if rows is not None}
+    return {
+        "probe": str(probe),
+        "rows": {name: len(rows) for name, rows in given.items()},
+        "missing": joined.missing,
+        **{name: judge(fitted, rows) for name, rows in given.items() if name != "train"},
+    }
+
+
+def judge(fitted: Probe, rows: Features) -> dict[str, Any]:
+    """How good a probe is on some rows; see "test" of `fit`."""
+    scores = fitted.predict(rows.vectors, rows.provenance)
+    labels = linear.label_columns(rows.labels, len(fitted.classes))
+    aucs = metrics.class_aucs(
+        np.where(fitted.fitted, scores, 0), np.where(fitted.fitted, labels, np.nan),
+        fitted.classes, groups=rows.examples.groups,
+    )  # fmt: skip
+    per_class = {
+        auc.name: _judge_class(auc, scores[:, k], labels[:, k], fitted.thresholds[k])
+        for k, auc in enumerate(aucs.classes)
+    }
+    macro = json_files.plain(aucs.macro)
+    return {"macro_auc": macro, "undefined": list(aucs.undefined), "classes": per_class}
+
+
+def _judge_class(
+    auc: metrics.ClassAuc, scores: np.ndarray, labels: np.ndarray, threshold: float
+) -> dict[str, Any]:
+    numbers = {"auc": auc.auc.value, "low": auc.auc.low, "high": auc.auc.high,
+               "threshold": threshold, "sensitivity": np.nan, "specificity": np.nan}  # fmt: skip
+    if not np.isnan(threshold):
+        point = metrics.operating_point(scores, labels, threshold)
+        numbers["sensitivity"] = point.sensitivity.value
+        numbers["specificity"] = point.specificity.value
+    counts = {
+        "positives": int((labels == 1).sum()), "negatives": int((labels == 0).sum()),
+        "missing": int(np.isnan(labels).sum()),
+    }  # fmt: skip
+    return json_files.plain(numbers) | counts
