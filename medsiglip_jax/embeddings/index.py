@@ -1,7 +1,6 @@
 """An approximate index beside the embeddings (usearch's HNSW graph), with its measured recall."""
 
 import importlib
-import json
 from typing import Any
 
 import numpy as np
@@ -85,7 +84,7 @@ def _check(embeddings: Embeddings) -> None:
     path = embeddings.folder / FACTS
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; --build-index makes the index")
-    facts = json.loads(path.read_text(encoding="utf-8"))
+    facts = json_files.read(path)
     for key, now in (("manifest_sha256", embeddings.digest), ("kind", embeddings.kind)):
         if facts[key] != now:
             raise ValueError(

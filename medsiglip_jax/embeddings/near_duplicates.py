@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float64, Int64
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from medsiglip_jax.embeddings import cosines
 from medsiglip_jax.embeddings.store import Block, Vectors
@@ -68,19 +70,13 @@ def near_duplicates(
 
 def _tiles(vectors: Vectors) -> Iterator[Block]:
     """Blocks joined until they have `_TILE_ROWS` rows or a few more."""
-    waiting: list[Block] = []
-    for block in vectors.blocks():
-        waiting.append(block)
-        if sum(map(len, waiting)) >= _TILE_ROWS:
-            yield _joined(waiting)
-            waiting = []
-    if waiting:
-        yield _joined(waiting)
-
-
-def _joined(blocks: list[Block]) -> Block:
-    vectors = np.concatenate([block.vectors for block in blocks])
-    return Block(np.concatenate([block.rows for block in blocks]), vectors)
+    blocks = vectors.blocks()
+    for block in blocks:
+        rows, parts = [block.rows], [block.vectors]
+        while sum(map(len, rows)) < _TILE_ROWS and (more := next(blocks, None)) is not None:
+            rows.append(more.rows)
+            parts.append(more.vectors)
+        yield Block(np.concatenate(rows), np.concatenate(parts))
 
 
 def _compare(kept: "_NearestPairs", tile: Block, first: Any, block: Block, same: bool) -> None:
@@ -128,18 +124,9 @@ class _NearestPairs:
             self.bound = float(self._cosines[-1])
 
 
-def groups(pairs: Int64[np.ndarray, "n 2"]) -> list[list[int]]:
-    """Rows that pairs connect, directly or through other rows, as sorted lists."""
-    parent: dict[int, int] = {}
-
-    def root(row: int) -> int:
-        while parent.setdefault(row, row) != row:
-            parent[row] = row = parent[parent[row]]
-        return row
-
-    for i, j in pairs.tolist():
-        parent[root(i)] = root(j)
-    members: dict[int, list[int]] = {}
-    for row in sorted(parent):
-        members.setdefault(root(row), []).append(row)
-    return sorted(members.values())
+def count_groups(pairs: Int64[np.ndarray, "n 2"]) -> int:
+    """The number of groups of rows that pairs connect, directly or through other rows."""
+    rows, ends = np.unique(pairs, return_inverse=True)
+    i, j = ends.reshape(-1, 2).T
+    graph = coo_array((np.ones(len(pairs)), (i, j)), shape=(len(rows), len(rows)))
+    return connected_components(graph, directed=False)[0]

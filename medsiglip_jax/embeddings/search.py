@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from medsiglip_jax.embeddings import index, output, provenance
-from medsiglip_jax.embeddings.near_duplicates import groups, near_duplicates
+from medsiglip_jax.embeddings.near_duplicates import count_groups, near_duplicates
 from medsiglip_jax.embeddings.nearest import top_k
 from medsiglip_jax.embeddings.store import Embeddings
 from medsiglip_jax.files import places
@@ -124,7 +124,7 @@ def duplicates(
         for a, b, score in zip(first, second, near.cosines.tolist(), strict=True)
     ]
     offsets = np.array([0, 0 if against is None else len(embeddings)])  # rows of two runs differ
-    return {"pairs": pairs, "groups": len(groups(near.rows + offsets)), "cut": near.cut}
+    return {"pairs": pairs, "groups": count_groups(near.rows + offsets), "cut": near.cut}
 
 
 def _made(embeddings: Embeddings) -> provenance.Provenance:

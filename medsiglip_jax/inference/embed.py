@@ -25,19 +25,11 @@ from medsiglip_jax.data.rows import Rows
 from medsiglip_jax.files import json as json_files
 from medsiglip_jax.files import places
 from medsiglip_jax.files.locks import Check
-from medsiglip_jax.files.places import Given, Place
+from medsiglip_jax.files.places import Place
+from medsiglip_jax.inference import manifest as records
 from medsiglip_jax.inference import pseudonyms, run_folder, shards
 from medsiglip_jax.inference.encode import check_towers
 from medsiglip_jax.inference.engine import Embedded, Engine
-from medsiglip_jax.inference.manifest import (
-    COUNTS,
-    ERRORS,
-    MANIFEST,
-    Manifest,
-    PartFile,
-    RunRecord,
-    Weights,
-)
 from medsiglip_jax.inference.pseudonyms import Naming
 from medsiglip_jax.model import processes
 from medsiglip_jax.model.api import Model
@@ -78,17 +70,14 @@ class EmbedOptions:
 
     def __post_init__(self):
         preset(self.preprocess)
-        if self.identifiers not in (None, *pseudonyms.KINDS):
-            raise ValueError(
-                f"identifiers is {self.identifiers!r}; expected None or one of "
-                f"{', '.join(pseudonyms.KINDS)}"
-            )
         for name, least in (("batch_size", 1), ("shard_size", 1), ("max_errors", 0)):
             if (value := getattr(self, name)) is not None and value < least:
                 raise ValueError(f"{name} is {value}; expected at least {least}")
-        if self.stored not in shards.STORED:
-            expected = ", ".join(shards.STORED)
-            raise ValueError(f"stored is {self.stored!r}; expected one of {expected}")
+        known = {"stored": shards.STORED, "identifiers": (*pseudonyms.KINDS, None)}
+        for name, choices in known.items():
+            if (value := getattr(self, name)) not in choices:
+                expected = ", ".join(map(str, choices))
+                raise ValueError(f"{name} is {value!r}; expected one of {expected}")
 
 
 @dataclass(frozen=True)
@@ -110,10 +99,10 @@ class EmbedProgress:
 def embed(
     model: Model,
     rows: Rows,
-    output: Given,
+    output: places.Given,
     options: EmbedOptions = EmbedOptions(),
     on_progress: Callable[[EmbedProgress], Any] = lambda progress: None,
-) -> Manifest:
+) -> records.Manifest:
     """Embeds rows into a folder; the same call again resumes the run, or returns its manifest.
 
     With `jax.distributed`, every process calls this with the same arguments. Each embeds its own
@@ -132,7 +121,8 @@ def embed(
             errors.parquet, and finished shards are kept.
         OSError: a disk or a network fails; that is never taken for an unreadable input.
     """
-    naming = processes.run_on(lambda: _naming(options))
+    alone = jax.process_count() == 1
+    naming = processes.run_on(lambda: pseudonyms.naming(options.identifiers, alone))
     folder, run = places.at(output), _record(model, rows, options, naming)
     check_towers(model, rows)
     _check_volumes(rows, options.dicom)
@@ -141,7 +131,7 @@ def embed(
         first = processes.run_on(hold, 0)  # process 0 says what the folder holds
         check = processes.run_on(lambda: first or hold())
         assert check is not None
-        if (folder / MANIFEST).is_file():
+        if (folder / records.MANIFEST).is_file():
             on_progress(EmbedProgress(len(rows)))
             return run_folder.finished_manifest(folder)
         with run_folder.report_failure(folder):
@@ -160,16 +150,12 @@ def _check_volumes(rows: Rows, rules: Rules) -> None:
             sources.check_rules(column[number].as_py(), rules)
 
 
-def _naming(options: EmbedOptions) -> Naming | None:
-    if options.identifiers is None:
-        return None
-    return pseudonyms.naming(options.identifiers, alone=jax.process_count() == 1)
-
-
-def _record(model: Model, rows: Rows, options: EmbedOptions, naming: Naming | None) -> RunRecord:
+def _record(
+    model: Model, rows: Rows, options: EmbedOptions, naming: Naming | None
+) -> records.RunRecord:
     tokenizer = model.processor.tokenizer_bytes
-    return RunRecord(
-        model=Weights(model.source, model.sha256),
+    return records.RunRecord(
+        model=records.Weights(model.source, model.sha256),
         tokenizer_sha256=sha256(tokenizer).hexdigest() if tokenizer else None,
         preprocess=options.preprocess,
         dicom=options.dicom.to_dict(),
@@ -198,7 +184,7 @@ def _version(package: str) -> str | None:
 class _Shards:
     """The shards of one run: which are done, the work on the others, and the commit."""
 
-    def __init__(self, rows: Rows, folder: Place, options: EmbedOptions, run: RunRecord,
+    def __init__(self, rows: Rows, folder: Place, options: EmbedOptions, run: records.RunRecord,
                  naming: Naming | None, check: Check):  # fmt: skip
         self.rows, self.folder, self.options, self.run = rows, folder, options, run
         self.naming, self.check = naming, check
@@ -209,12 +195,11 @@ class _Shards:
         options = self.options
         done = self._done()
         mine = range(jax.process_index(), self.count, jax.process_count())
-        limit = _ErrorLimit(options.max_errors)
         for number in done.intersection(mine):
             on_progress(EmbedProgress(len(self._shard(number))))
-        if options.max_errors is not None:
-            for note in self._notes(done.intersection(mine)):
-                limit.errors += note["errors"]
+        notes = [] if options.max_errors is None else self._notes(done.intersection(mine))
+        known = [error for note in notes for error in note["errors"]]
+        limit = _ErrorLimit(self.folder, options.max_errors, known)
         todo = [number for number in mine if number not in done]
         batches = (b for number in todo for b in self._shard(number).batches(options.batch_size))
         engine = Engine(
@@ -226,12 +211,12 @@ class _Shards:
                 while sum(len(batch.rows) for batch in shard) < len(self._shard(number)):
                     shard.append(batch := next(results))
                     on_progress(EmbedProgress(len(batch.rows), engine.busy(), len(batch.errors)))
-                    self._check_errors(limit, batch)
+                    limit.add(batch)
                 table = shards.shard_table(shard, self.run, self.naming)
                 self.check()
                 shards.write_parquet(shards.path_of(self.folder, number), table)
 
-    def commit(self) -> Manifest:
+    def commit(self) -> records.Manifest:
         """Waits for the other processes, collects the notes of the shards, writes the manifest."""
         paths = [shards.path_of(self.folder, number) for number in range(self.count)]
         if jax.process_count() > 1:
@@ -241,20 +226,20 @@ class _Shards:
         notes = self._notes(range(self.count))
         errors = [error for note in notes for error in note["errors"]]
         shards.write_errors(self.folder, errors)
-        _ErrorLimit(self.options.max_errors, errors).check()
-        counts: dict[str, Any] = {name: sum(note[name] for note in notes) for name in COUNTS}
-        manifest = Manifest(
+        _ErrorLimit(self.folder, self.options.max_errors, errors).check()
+        sums: dict[str, Any] = {name: sum(note[name] for note in notes) for name in records.COUNTS}
+        manifest = records.Manifest(
             **vars(self.run),
-            **counts,
+            **sums,
             embedded=sum(note["rows"] for note in notes),
             errors=len(errors),
             parts=tuple(
-                PartFile(path.name, note["rows"], path.stat().st_size)
+                records.PartFile(path.name, note["rows"], path.stat().st_size)
                 for path, note in zip(paths, notes, strict=True)
             ),
         )
         self.check()
-        json_files.write(self.folder / MANIFEST, manifest.to_dict())
+        json_files.write(self.folder / records.MANIFEST, manifest.to_dict())
         return manifest
 
     def _done(self) -> set[int]:
@@ -270,19 +255,12 @@ class _Shards:
         with ThreadPoolExecutor(16) as pool:
             return list(pool.map(shards.read_note, paths))
 
-    def _check_errors(self, limit: "_ErrorLimit", batch: Embedded) -> None:
-        try:
-            limit.add(batch)
-        except ValueError:
-            shards.write_errors(self.folder, limit.errors)
-            raise
-
 
 class _ErrorLimit:
     """Counts unreadable inputs, and ends the run when there are too many."""
 
-    def __init__(self, limit: int | None, errors: Sequence[Sequence[str]] = ()):
-        self.limit, self.errors, self._missing = limit, list(errors), 0
+    def __init__(self, folder: Place, limit: int | None, errors: Sequence[Sequence[str]]):
+        self.folder, self.limit, self.errors, self._missing = folder, limit, list(errors), 0
 
     def add(self, batch: Embedded) -> None:
         """Counts the errors of a batch.
@@ -305,11 +283,12 @@ class _ErrorLimit:
             )
 
     def check(self) -> None:
-        """Raises ValueError if there are more errors than the limit."""
+        """If there are more errors than the limit, writes them and raises ValueError."""
         if self.limit is not None and len(self.errors) > self.limit:
+            shards.write_errors(self.folder, self.errors)
             source, reason = self.errors[-1]
             raise ValueError(
                 f"{len(self.errors)} inputs could not be read, more than max_errors={self.limit}; "
-                f"the last is {source}: {reason}. All are listed in {ERRORS}. Finished shards are "
-                "kept, and the same command with a higher limit resumes"
+                f"the last is {source}: {reason}. All are listed in {records.ERRORS}. Finished "
+                "shards are kept, and the same command with a higher limit resumes"
             )

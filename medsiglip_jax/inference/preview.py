@@ -92,7 +92,7 @@ def preview(
     """
     contact_sheet.check(output)
     chosen, left_out = _choose(rows, options)
-    looks = []
+    looks: list[Look] = []
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for look in pool.map(lambda row: _look(row, options), chosen):
             looks.append(look)
@@ -133,15 +133,9 @@ def _to_dict(look: Look) -> dict[str, Any]:
     named: dict[str, Any] = {"id": look.row.id, "source": look.row.source}
     if look.error:
         return named | {"error": look.error}
-    return named | {
-        "width": look.width,
-        "height": look.height,
-        "seen": look.facts.seen,
-        "frame": look.facts.frame,
-        "frames": look.facts.frames,
-        "burned_in": look.facts.burned_in,
-        "orientation": look.facts.orientation,
-    }
+    told = ("seen", "frame", "frames", "burned_in", "orientation")
+    facts = {name: getattr(look.facts, name) for name in told}
+    return named | {"width": look.width, "height": look.height} | facts
 
 
 def _sheet(looks: Sequence[Look], options: PreviewOptions) -> Sheet:

@@ -50,9 +50,9 @@ class Naming:
 KINDS = ("hashed", "kept")
 
 
-def naming(kind: str, alone: bool = True) -> Naming:
-    """How subjects are named, by a name of `KINDS`; raises as `key` does."""
-    return Naming(None if kind == "kept" else key(alone))
+def naming(kind: str | None, alone: bool = True) -> Naming | None:
+    """How subjects are named, by a name of `KINDS`, if at all; raises as `key` does."""
+    return Naming(None if kind == "kept" else key(alone)) if kind else None
 
 
 def key(alone: bool = True) -> bytes:
