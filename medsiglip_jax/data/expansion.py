@@ -4,6 +4,7 @@
 
 import os
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -26,10 +27,7 @@ _WORKERS = 16
 _BLOCK = 4096  # files whose headers may be read ahead
 # The tile of a slide that cannot be cut. Reading it raises the reason.
 _NO_TILE = Tile(0, 0, 0, 0)
-_COLUMNS_OF_NO_TILE = {
-    **dict(zip(Tile._fields, np.zeros((4, 1), np.int32), strict=True)),
-    "mpp": np.zeros(1, np.float32),
-}
+_COLUMNS_OF_NO_TILE = {**dict.fromkeys(Tile._fields, np.int32([0])), "mpp": np.float32([0])}
 
 
 class _Piece(NamedTuple):
@@ -139,7 +137,10 @@ def _pieces(images: Sequence[str], parts: Parts, on_file: OnFile) -> list[_Piece
     Raises:
         ValueError: there were some, and nothing is left.
     """
-    of_all = _series(images, parts, on_file) if parts.series else _files(images, parts, on_file)
+    if parts.series:
+        of_all = _series(images, parts, on_file)
+    else:
+        of_all = _in_threads(lambda row: _piece(row, images[row], parts), len(images), on_file)
     pieces = list(_without_repeated_slides(of_all))
     if images and not any(piece.rows for piece in pieces):
         raise ValueError(
@@ -158,10 +159,6 @@ def _without_repeated_slides(pieces: Iterator[_Piece]) -> Iterator[_Piece]:
     for piece in pieces:
         yield _Piece(piece.row, ()) if piece.shared in seen else piece
         seen |= {piece.shared} - {None}
-
-
-def _files(images: Sequence[str], parts: Parts, on_file: OnFile) -> Iterator[_Piece]:
-    return _in_threads(lambda row: _piece(row, images[row], parts), len(images), on_file)
 
 
 def _series(images: Sequence[str], parts: Parts, on_file: OnFile) -> Iterator[_Piece]:
@@ -229,33 +226,32 @@ def _tiles(row: int, file: str, parts: Parts) -> _Piece:
 
 
 def _warn_of_series(stacks: series.Stacks, parts: Parts) -> None:
-    """Says once what a user may not expect."""
-    notes = []
-    if stacks.copies:
-        notes.append(f"{stacks.copies} files are copies of others and left out")
-    if stacks.split:
-        notes.append(f"{stacks.split} series have several orientations, each sorted by itself")
-    for order in ("instance number", "name"):
-        if count := sum(s.order == order and len(s.slots) > 1 for s in stacks.stacks):
-            notes.append(f"{count} series do not say where their slices are: sorted by {order}")
-    if count := sum(not parts.chosen(len(s.slots)) for s in stacks.stacks):
-        notes.append(f"{count} series have no slice {parts.frame} and are left out")
-    if notes:
-        warnings.warn(f"DICOM series: {'; '.join(notes)}", stacklevel=2)
+    sorted_by = Counter(stack.order for stack in stacks.stacks if len(stack.slots) > 1)
+    lacking = sum(not parts.chosen(len(stack.slots)) for stack in stacks.stacks)
+    unplaced = "series do not say where their slices are: sorted by"
+    _warn(
+        "DICOM series",
+        (stacks.copies, "files are copies of others and left out"),
+        (stacks.split, "series have several orientations, each sorted by itself"),
+        *((sorted_by[order], f"{unplaced} {order}") for order in ("instance number", "name")),
+        (lacking, f"series have no slice {parts.frame} and are left out"),
+    )
 
 
 def _warn_of_slides(images: Sequence[str], pieces: Sequence[_Piece], parts: Parts) -> None:
-    notes = []
-    if count := sum(bool(piece.columns) and not piece.rows for piece in pieces):
-        notes.append(
-            f"{count} have no tile with enough tissue (--tissue {parts.tissue:g}) and are left out"
-        )
-    if count := sum("://" in s and s.lower().endswith(formats.MAY_BE_SLIDES) for s in images):
-        notes.append(
-            f"{count} remote files are not cut into tiles: OpenSlide reads local files only"
-        )
-    if notes:
-        warnings.warn(f"slides: {'; '.join(notes)}", stacklevel=2)
+    empty = sum(bool(piece.columns) and not piece.rows for piece in pieces)
+    remote = sum("://" in s and s.lower().endswith(formats.MAY_BE_SLIDES) for s in images)
+    _warn(
+        "slides",
+        (empty, f"have no tile with enough tissue (--tissue {parts.tissue:g}) and are left out"),
+        (remote, "remote files are not cut into tiles: OpenSlide reads local files only"),
+    )
+
+
+def _warn(subject: str, *counts: tuple[int, str]) -> None:
+    """Says once what a user may not expect, and how often it is so."""
+    if notes := [f"{count} {what}" for count, what in counts if count]:
+        warnings.warn(f"{subject}: {'; '.join(notes)}", stacklevel=3)
 
 
 def _in_threads(make: Callable[[int], Any], count: int, on_file: OnFile) -> Iterator[Any]:

@@ -63,7 +63,8 @@ def read(
         ValueError: all that is wrong with it or with the features that were asked for.
     """
     source = find(path, root)
-    image = source.default_image if image == "image" else image
+    if image == "image" and len(images := source.names("image")) == 1:
+        image = images[0]
     source.check(image, [label] if isinstance(label, str) else label or (), columns)
     if isinstance(label, str) and classes is None:
         classes = source.features[label].classes or None
@@ -104,12 +105,6 @@ class Prepared:
     info: Mapping[str, Any]
     features: Mapping[str, Feature]
 
-    @property
-    def default_image(self) -> str:
-        """The only feature of images or, if there are several, "image"."""
-        names = self.names("image")
-        return names[0] if len(names) == 1 else "image"
-
     def names(self, *kinds: str) -> list[str]:
         """The features of these kinds."""
         return [name for name, feature in self.features.items() if feature.kind in kinds]
@@ -121,7 +116,8 @@ class Prepared:
         problems = [self._problem(name, ("class", "value")) for name in names]
         problems.insert(0, self._problem(image, ("image",)))
         if text := "; ".join(filter(None, problems)):
-            raise ValueError(f"{self.path}: {text}; there are {self._described()}")
+            there = ", ".join(f"{name} ({x.kind})" for name, x in self.features.items())
+            raise ValueError(f"{self.path}: {text}; there are {there}")
 
     def _problem(self, name: str, kinds: Sequence[str]) -> str:
         if name not in self.features:
@@ -130,9 +126,6 @@ class Prepared:
             return ""
         expected = "encoded images" if "image" in kinds else "a class, a text or one number"
         return f"feature {name!r} is {kind}, expected {expected}"
-
-    def _described(self) -> str:
-        return ", ".join(f"{name} ({feature.kind})" for name, feature in self.features.items())
 
     def shards(self) -> Iterator[tuple[str, str, int]]:
         """(split, path, number of examples) of every shard."""

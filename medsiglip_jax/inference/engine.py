@@ -173,7 +173,7 @@ class Engine:
         self._count_busy(start)
         reasons = [
             reason or (None if finite else "the model gave numbers that are not finite")
-            for reason, finite in zip(loaded.reasons, _finite(values), strict=True)
+            for reason, finite in zip(loaded.reasons, np.isfinite(values).all(1), strict=True)
         ]
         readable = [reason is None for reason in reasons]
         names = batch.table.column("source").to_pylist()
@@ -192,10 +192,6 @@ class Engine:
         end = time.perf_counter()
         self._busy += end - max(start, self._idle_since)
         self._idle_since = end
-
-
-def _finite(vectors: Float32[np.ndarray, "n d"]) -> list[bool]:
-    return [bool(np.isfinite(vector).all()) for vector in vectors]
 
 
 def _has_other_frames(facts: Facts, source: str) -> bool:

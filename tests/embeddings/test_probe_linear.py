@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 
 from medsiglip_jax import metrics
 from medsiglip_jax.data.examples import Examples
-from medsiglip_jax.embeddings.probe import features, fitting, linear, scaling
+from medsiglip_jax.embeddings.probe import features, fitting, linear, logistic, scaling
 from medsiglip_jax.embeddings.probe.linear import open_probe
 from medsiglip_jax.embeddings.provenance import Provenance
 
@@ -68,9 +68,10 @@ def test_findings_are_fitted_one_by_one_on_what_is_known():
     assert called.dtype == bool and called.any() and not called.all()
 
 
-def test_without_a_validation_auc_the_middle_strength_is_taken():
+def test_without_a_validation_auc_the_middle_strength_is_taken(monkeypatch):
+    monkeypatch.setattr(logistic, "STRENGTHS", (0.1, 1.0, 10.0))
     (x, y), (xv, _) = draw(100, 2), draw(30, 2, seed=1)
-    fitted = linear.fit(x, y, xv, np.zeros(30, np.int32), strengths=(0.1, 1.0, 10.0))
+    fitted = linear.fit(x, y, xv, np.zeros(30, np.int32))
     assert fitted.facts["strengths"] == [1, 1] and fitted.facts["validation_auc"] == [None, None]
     assert np.isnan(fitted.thresholds).all()
 

@@ -139,7 +139,6 @@ def fit(
     classes: Sequence[str] = (),
     *,
     scale: str = "standard",
-    strengths: Sequence[float] = logistic.STRENGTHS,
     rule: str = "youden",
     at_least: float | None = None,
     provenance: Provenance | None = None,
@@ -156,7 +155,6 @@ def fit(
         validation_labels: as `labels`.
         classes: names; default the numbers of the classes.
         scale: of the features; see `scaling.fit_scaling`.
-        strengths: values of C to choose from, ascending.
         rule: how thresholds are chosen; see `metrics.choose_threshold`.
         at_least: the sensitivity or specificity that the rule asks for.
         provenance: how the vectors were made; vectors to predict on must agree with it.
@@ -171,10 +169,9 @@ def fit(
     for x, y in ((vectors, labels), (validation_vectors, validation_labels)):
         _check(x, y, classes)
     scaling = fit_scaling(vectors, scale)
-    fitted = logistic.fit(
-        Labelled(scaling(vectors), labels),
-        Labelled(scaling(validation_vectors), validation_labels), len(classes), strengths,
-    )  # fmt: skip
+    train = Labelled(scaling(vectors), labels)
+    validation = Labelled(scaling(validation_vectors), validation_labels)
+    fitted = logistic.fit(train, validation, len(classes))
     facts = {
         "scale": scale, "strengths": json_files.plain(fitted.strengths),
         "rule": rule, "at_least": at_least,

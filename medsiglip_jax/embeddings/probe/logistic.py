@@ -1,6 +1,6 @@
 """Logistic regression by scikit-learn, its regularisation strength chosen on validation rows."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ from medsiglip_jax import metrics
 # The number of a class, -1 unknown; or for several findings 0, 1 and NaN for unknown.
 Labels = Int[np.ndarray, " _"] | Float[np.ndarray, "_ c"]
 
-# Inverse regularisation strengths (C), for features of mean square 1.
+# Inverse regularisation strengths (C) to choose from, ascending, for features of mean square 1.
 STRENGTHS = tuple(10.0**k for k in range(-6, 4))
 _ITERATIONS = 10_000
 _TOLERANCE = 1e-5
@@ -41,32 +41,31 @@ class Labelled(NamedTuple):
     labels: Labels
 
 
-def fit(train: Labelled, validation: Labelled, classes: int, strengths: Sequence[float]) -> Fitted:
+def fit(train: Labelled, validation: Labelled, classes: int) -> Fitted:
     """Fits one multinomial regression, or for findings (labels [n, c]) a binary one each.
 
-    For every C, L-BFGS finds the optimum, starting from that of the C before; the problem is
-    convex, so the solver makes no difference. The C with the highest validation AUC (macro, one
-    against the rest) is chosen, among equals the one with the lowest loss; without a validation
-    AUC, the middle one. C grows until three in a row are worse than the best.
+    For every C of `STRENGTHS`, L-BFGS finds the optimum, starting from that of the C before; the
+    problem is convex, so the solver makes no difference. The C with the highest validation AUC
+    (macro, one against the rest) is chosen, among equals the one with the lowest loss; without a
+    validation AUC, the middle one. C grows until three in a row are worse than the best.
 
     Args:
         train: features of equal scale.
         validation: likewise.
         classes: number of classes or findings.
-        strengths: values of C to choose from, ascending.
 
     Raises:
         ModuleNotFoundError: scikit-learn is not installed.
         ValueError: the known training rows are all of one class.
     """
     if train.labels.ndim == 1:
-        return _fit_exclusive(train, validation, classes, strengths)
-    fits = [_fit_finding(train, validation, k, strengths) for k in range(classes)]
+        return _fit_exclusive(train, validation, classes)
+    fits = [_fit_finding(train, validation, k) for k in range(classes)]
     coefficients, intercepts, chosen = zip(*fits, strict=True)
     return Fitted(np.stack(coefficients), np.array(intercepts), chosen)
 
 
-def _fit_exclusive(train: Labelled, validation: Labelled, classes: int, strengths) -> Fitted:
+def _fit_exclusive(train: Labelled, validation: Labelled, classes: int) -> Fitted:
     x, y = _known(train)
     present = np.unique(y)
     if len(present) < 2:
@@ -88,11 +87,11 @@ def _fit_exclusive(train: Labelled, validation: Labelled, classes: int, strength
         loss = -special.log_softmax(logits, axis=1)[np.arange(len(yv)), yv].mean()
         return metrics.macro_auc(special.softmax(logits, axis=1), yv), loss
 
-    w, b, strength = _search(x, y, strengths, value)
+    w, b, strength = _search(x, y, value)
     return Fitted(*expanded(w, b), (strength,) * classes)
 
 
-def _fit_finding(train: Labelled, validation: Labelled, k: int, strengths):
+def _fit_finding(train: Labelled, validation: Labelled, k: int):
     x, y = _known(train, k)
     if len(np.unique(y)) < 2:
         return np.full(x.shape[1], np.nan), np.nan, np.nan
@@ -102,7 +101,7 @@ def _fit_finding(train: Labelled, validation: Labelled, k: int, strengths):
         logits = xv @ w[0] + b[0]
         return metrics.auc(logits, yv), np.logaddexp(0, np.where(yv, -logits, logits)).mean()
 
-    w, b, strength = _search(x, y, strengths, value)
+    w, b, strength = _search(x, y, value)
     return w[0], b[0], strength
 
 
@@ -114,10 +113,7 @@ def _known(rows: Labelled, k: int | None = None) -> tuple[np.ndarray, np.ndarray
 
 
 def _search(
-    x: np.ndarray,
-    y: np.ndarray,
-    strengths: Sequence[float],
-    value: Callable[..., tuple[float, float]],
+    x: np.ndarray, y: np.ndarray, value: Callable[..., tuple[float, float]]
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """Coefficients and intercepts of the best C, and that C; each fit starts from the last.
 
@@ -126,15 +122,14 @@ def _search(
 
     Args:
         x, y: features and labels of the training rows.
-        strengths: values of C.
         value: AUC and loss on the validation rows, of coefficients and intercepts.
     """
     regression, threads = installed()
     model, fits, values = regression(warm_start=True, max_iter=_ITERATIONS, tol=_TOLERANCE), [], []
     with threads(1):
-        for strength in strengths:
+        for strength in STRENGTHS:
             model.set_params(C=strength).fit(x, y)
-            fits.append((model.coef_.copy(), model.intercept_.copy(), float(strength)))
+            fits.append((model.coef_.copy(), model.intercept_.copy(), strength))
             values.append(value(*fits[-1][:2]))
             if all(auc < max(values)[0] for auc, _ in values[-_PATIENCE:]):
                 break
