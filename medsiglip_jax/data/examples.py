@@ -47,9 +47,7 @@ class Examples:
             if column is None or (name == "images" and not len(column)):
                 continue
             if len(column) != len(self):
-                raise ValueError(
-                    f"{name} has {len(column)} entries for {len(self)} {unit}, expected as many"
-                )
+                raise ValueError(f"{name} has {len(column)} entries for {len(self)} {unit}")
 
     def __len__(self) -> int:
         return len(self.names)

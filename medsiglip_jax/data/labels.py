@@ -36,10 +36,8 @@ class Policy:
 
     def __post_init__(self):
         for name, allowed in (("uncertain", UNCERTAIN), ("blank", BLANK)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)!r}; expected one of {', '.join(allowed)}"
-                )
+            if (given := getattr(self, name)) not in allowed:
+                raise ValueError(f"{name} is {given!r}; expected one of {', '.join(allowed)}")
 
 
 def value(cell: str, policy: Policy = Policy()) -> float | None:

@@ -62,16 +62,11 @@ class Input:
         if self.order.sizes != sizes:
             raise ValueError(f"order.sizes is {self.order.sizes}, but the examples are {sizes}")
         if self.image_size < 1 or self.seed < 0:
-            raise ValueError(
-                f"image_size is {self.image_size} and seed {self.seed}, expected >= 1 and >= 0"
-            )
+            raise ValueError(f"image_size {self.image_size} is below 1 or seed {self.seed} below 0")
         for name in ("texts", "labels"):
             have = [getattr(source, name) is not None for source in self.examples]
             if any(have) and not all(have):
-                raise ValueError(
-                    f"only some of the {len(have)} sources have {name}: {have}; expected all of "
-                    "them or none"
-                )
+                raise ValueError(f"only some sources have {name}: {have}; expected all or none")
         if len({source.classes for source in self.examples}) > 1:
             raise ValueError("the sources have different classes; give all the same classes=")
 

@@ -42,13 +42,9 @@ class Order:
         if weights is None:
             return
         if len(weights) != len(self.sizes):
-            raise ValueError(
-                f"{len(weights)} weights for {len(self.sizes)} sources, expected one weight each"
-            )
+            raise ValueError(f"{len(weights)} weights for {len(self.sizes)} sources; want one each")
         if not all(np.isfinite(w) and w > 0 for w in weights):
-            raise ValueError(
-                f"weights is {weights}, expected numbers > 0; leave out a source to give it none"
-            )
+            raise ValueError(f"weights is {weights}, expected numbers > 0; or leave a source out")
 
     def at(
         self, positions: Int64[np.ndarray, " n"]

@@ -193,9 +193,7 @@ def read_index(folder: str, names: Collection[str] = ()) -> Table:
         sources = [os.path.basename(p) for p in table.strings("image").to_pylist()]
         shards = [source.rpartition("#")[0] for source in sources]
         if unknown := sorted(set(names) - set(shards)):
-            raise ValueError(
-                f"{table.path}: has no rows of {', '.join(unknown)}; index the shards again"
-            )
+            raise ValueError(f"{table.path}: has no rows of {', '.join(unknown)}; index them again")
         inside = [i for i, shard in enumerate(shards) if shard in names]
         table.columns = {n: c.take(pyarrow.array(inside)) for n, c in table.columns.items()}
         table.lines = [int(table.lines[i]) for i in inside]

@@ -271,9 +271,7 @@ def _columns(source: Prepared) -> dict[str, list[Any]]:
     for split, path, length in tqdm(shards, f"indexing {source.path}", unit="shard", disable=None):
         rows = _rows(path, source)
         if len(rows) != length:
-            raise ValueError(
-                f"{path}: {len(rows)} examples, {length} by {_INFO}; prepare the data set again"
-            )
+            raise ValueError(f"{path}: {len(rows)} examples, {length} by {_INFO}; prepare it again")
         for name, feature in features.items():
             columns[name] += [_cell(feature, row[name]) for row in rows]
         splits += [split] * length

@@ -73,9 +73,7 @@ def _new(dim: int) -> Any:
     try:
         usearch = importlib.import_module("usearch.index")
     except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            "the index needs usearch: pip install 'medsiglip-jax[index]'"
-        ) from None
+        raise ModuleNotFoundError("no usearch: pip install 'medsiglip-jax[index]'") from None
     return usearch.Index(ndim=dim, metric="cos", **PARAMETERS)
 
 

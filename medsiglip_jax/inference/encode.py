@@ -65,10 +65,8 @@ def encode_files(
         errors += batch.errors
     if errors and unreadable == "raise":
         shown = [f"{source}: {reason}" for source, reason in errors[:_NAMED]]
-        more = [f"and {len(errors) - _NAMED} more"] * (len(errors) > _NAMED)
-        raise ValueError(
-            f"{len(errors)} of {len(rows)} images cannot be read: {'; '.join(shown + more)}"
-        )
+        shown += [f"and {len(errors) - _NAMED} more"] * (len(errors) > _NAMED)
+        raise ValueError(f"{len(errors)} of {len(rows)} images cannot be read: {'; '.join(shown)}")
     return vectors
 
 

@@ -85,9 +85,7 @@ def _from_file(path: Path) -> bytes:
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}; set {VARIABLE} instead") from None
     if len(secret) < _LEAST:
-        raise ValueError(
-            f"{path}: not a key; restore the file, or remove it, after which all hashes differ"
-        )
+        raise ValueError(f"{path}: not a key; restore it, or remove it and all hashes change")
     return secret
 
 

@@ -68,9 +68,7 @@ def read_note(path: Place) -> Mapping[str, Any]:
             return json.loads(pq.read_metadata(file).metadata[_METADATA])
     except (pa.ArrowException, KeyError, TypeError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"{path}: damaged ({reason}); remove it, and the same command makes it again"
-        ) from None
+        raise ValueError(f"{path}: damaged ({reason}); remove it and repeat the command") from None
 
 
 def write_errors(folder: Place, errors: Sequence[Sequence[str]]) -> None:
