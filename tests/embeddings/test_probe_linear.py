@@ -121,7 +121,7 @@ def test_what_was_never_seen_is_listed_and_never_called():
         (dict(scale="z"), "scale 'z'.*standard, unit, raw"),
         (dict(rule="best"), "rule is 'best'"),
         (dict(rule="sensitivity"), "at_least None"),
-        (dict(labels=np.zeros(60, np.int32)), "60 labelled training rows, of 1 class"),
+        (dict(labels=np.zeros(60, np.int32)), "60 training rows with a label, of 1 class"),
         (dict(labels=np.full(60, 7, np.int32), classes=("a", "b")), r"values \[7\]"),
         (dict(labels=np.zeros(59, np.int32)), r"shape \(59,\)"),
         (dict(vectors=np.full((60, DIM), np.inf, np.float32)), r"vectors \[0, 1.* not finite"),
