@@ -21,7 +21,6 @@ from typing import Any
 from tqdm import tqdm
 
 from medsiglip_jax.data import examples
-from medsiglip_jax.data.examples import Examples
 from medsiglip_jax.data.tables import read_table, write_parquet
 from medsiglip_jax.files import places
 from medsiglip_jax.files.places import Place
@@ -46,7 +45,7 @@ def read(
     label: str | Sequence[str] | None = None,
     classes: Sequence[str] | None = None,
     **columns: Any,
-) -> Examples:
+) -> examples.Examples:
     """Reads a data set that TFDS has prepared, with the names of its splits.
 
     Args:

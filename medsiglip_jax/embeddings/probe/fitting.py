@@ -7,8 +7,6 @@ import numpy as np
 
 from medsiglip_jax import metrics
 from medsiglip_jax.embeddings.probe import features, linear
-from medsiglip_jax.embeddings.probe.features import Features
-from medsiglip_jax.embeddings.probe.linear import Probe
 from medsiglip_jax.embeddings.store import Embeddings
 from medsiglip_jax.files import json as json_files
 from medsiglip_jax.files import places
@@ -78,7 +76,7 @@ def fit(
     }
 
 
-def judge(fitted: Probe, rows: Features) -> dict[str, Any]:
+def judge(fitted: linear.Probe, rows: features.Features) -> dict[str, Any]:
     """How good a probe is on some rows; see "test" of `fit`."""
     scores = fitted.predict(rows.vectors, rows.provenance)
     labels = linear.label_columns(rows.labels, len(fitted.classes))

@@ -8,7 +8,6 @@ from jaxtyping import Float, Float64, Int64
 
 from medsiglip_jax import metrics
 from medsiglip_jax.embeddings.probe import linear
-from medsiglip_jax.embeddings.probe.linear import label_columns
 from medsiglip_jax.embeddings.probe.logistic import Labelled, Labels
 from medsiglip_jax.embeddings.probe.scaling import unit
 from medsiglip_jax.files import json as json_files
@@ -39,7 +38,7 @@ def nearest(
     With fewer than k training rows, all are neighbours. Neighbours with an unknown label do not
     vote; where none votes, the score is the share in the whole training set.
     """
-    labels, x = label_columns(train.labels, classes), unit(train.vectors)
+    labels, x = linear.label_columns(train.labels, classes), unit(train.vectors)
     k, prior = min(k, len(x)), _share(labels)
     scores = np.empty((len(test), classes))
     for start in range(0, len(scores), _BLOCK):
@@ -80,7 +79,7 @@ def prototypes(
 
     Source: Snell et al., arXiv 1703.05175, with cosines. A class without training rows scores -1.
     """
-    members = np.nan_to_num(label_columns(train.labels, classes))
+    members = np.nan_to_num(linear.label_columns(train.labels, classes))
     means = members.T @ unit(train.vectors)
     length = np.linalg.norm(means, axis=1, keepdims=True)
     cosines = unit(test) @ (means / np.where(length > 0, length, 1)).T
@@ -209,9 +208,9 @@ def judge(
         test_labels: of the test rows.
     """
     classes = scores.shape[1]
-    learnt = label_columns(train_labels, classes)
+    learnt = linear.label_columns(train_labels, classes)
     both = (learnt == 0).any(axis=0) & (learnt == 1).any(axis=0)
-    wanted = np.where(both, label_columns(test_labels, classes), np.nan)
+    wanted = np.where(both, linear.label_columns(test_labels, classes), np.nan)
     aucs = metrics.class_aucs(np.where(both, scores, 0), wanted)
     return {
         "auc": json_files.plain(aucs.macro),
