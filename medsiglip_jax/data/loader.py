@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import UInt8
 
 from medsiglip_jax.data.examples import Examples
-from medsiglip_jax.data.order import Order
+from medsiglip_jax.data.order import Once, Order
 from medsiglip_jax.data.read_ahead import ahead
 from medsiglip_jax.files.places import check_protocol
 from medsiglip_jax.preprocess import image as presets
@@ -26,8 +26,6 @@ from medsiglip_jax.preprocess.facts import UnreadableImage
 
 Batch = dict[str, np.ndarray]
 OnError = Callable[[str, str], None]
-# Source, epoch and row of every place in a batch; row -1 is padding.
-BatchPlan = Int64[np.ndarray, "3 b"]
 
 _PREFETCH = 2  # batches in preparation beyond the one that is waited for
 
@@ -48,7 +46,7 @@ class Input:
     """
 
     examples: tuple[Examples, ...]
-    order: Order
+    order: Order | Once
     image_size: int
     preprocess: str = "big_vision"
     augment: Augment = Augment()
@@ -114,41 +112,44 @@ def batches(
     """
     part = _part(input, batch_size, process_index, process_count)
     steps = range(start_step, np.iinfo(np.int64).max if total_steps is None else total_steps)
+    load = functools.partial(_load_row, input, codec or pil_codec(input.preprocess, input.dicom))
+    pool = ThreadPoolExecutor(workers or os.cpu_count() or 1, thread_name_prefix="loader")
 
-    def plan(step: int) -> BatchPlan:
-        return np.stack(input.order.at(step * batch_size + part))
+    def start(step: int) -> Callable[[], Batch]:
+        """Starts loading a batch; the function returned waits until it is done."""
+        plan = np.stack(input.order.at(step * batch_size + part), axis=1).tolist()
+        images = np.zeros((len(plan), input.image_size, input.image_size, 3), np.uint8)
+        rows = [pool.submit(load, *row, out) for row, out in zip(plan, images, strict=True)]
+        columns = pool.submit(_columns, input, plan)
 
-    return _stream(input, plan, steps, on_error, workers, codec)
+        def finish() -> Batch:
+            batch, reasons = columns.result(), [row.result() for row in rows]
+            for path, reason in zip(batch.pop("paths"), reasons, strict=True):
+                if reason and path:
+                    on_error(path, reason)
+            return {"image": images, "mask": np.array([not reason for reason in reasons]), **batch}
+
+        return finish
+
+    def stream() -> Iterator[Batch]:
+        try:
+            for finish in ahead(map(start, steps), _PREFETCH):
+                yield finish()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    return stream()
 
 
-def epoch_batches(
-    input: Input,
-    batch_size: int,
-    *,
-    process_index: int = 0,
-    process_count: int = 1,
-    on_error: OnError = lambda path, reason: None,
-    workers: int | None = None,
-    codec: Codec | None = None,
-) -> Iterator[Batch]:
+def epoch_batches(input: Input, batch_size: int, **options: Any) -> Iterator[Batch]:
     """Yields every row once, in order, without augmentation, for evaluation.
 
     The sources follow each other. All hosts get the same number of batches; the last one is padded
-    with zeros and `mask` False. Arguments, batches and errors are those of `batches`.
+    with zeros and `mask` False. Batches, errors and `options` are those of `batches`.
     """
-    part = _part(input, batch_size, process_index, process_count)
-    sizes = input.order.sizes
-    source = np.repeat(np.arange(len(sizes)), sizes)
-    row = np.concatenate([np.arange(n) for n in sizes])
-    steps = range(-(-len(row) // batch_size))
-
-    def plan(step: int) -> BatchPlan:
-        position = step * batch_size + part
-        inside = position < len(row)
-        place = np.where(inside, position, 0)
-        return np.stack([source[place], 0 * place, np.where(inside, row[place], -1)])
-
-    return _stream(replace(input, augment=Augment()), plan, steps, on_error, workers, codec)
+    once = replace(input, order=Once(input.order.sizes), augment=Augment())
+    steps = -(-sum(input.order.sizes) // max(1, batch_size))
+    return batches(once, batch_size, 0, steps, **options)
 
 
 def _part(input: Input, batch_size: int, index: int, count: int) -> np.ndarray:
@@ -163,46 +164,14 @@ def _part(input: Input, batch_size: int, index: int, count: int) -> np.ndarray:
     return np.arange(index * batch_size // count, (index + 1) * batch_size // count)
 
 
-def _stream(
-    input: Input,
-    plan_of: Callable[[int], BatchPlan],
-    steps: range,
-    on_error: OnError,
-    workers: int | None,
-    codec: Codec | None,
-) -> Iterator[Batch]:
-    codec = codec or pil_codec(input.preprocess, input.dicom)
-    pool = ThreadPoolExecutor(workers or os.cpu_count() or 1, thread_name_prefix="loader")
+def _columns(input: Input, plan: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """A batch without its pixels, but with their `paths`, "" for padding.
 
-    def start(step: int) -> Callable[[], Batch]:
-        """Starts loading a batch; the function returned waits until it is done."""
-        plan = plan_of(step)
-        images = np.zeros((plan.shape[1], input.image_size, input.image_size, 3), np.uint8)
-        rows = [
-            pool.submit(_load_row, input, codec, *row, out)
-            for row, out in zip(plan.T.tolist(), images, strict=True)
-        ]
-        columns = pool.submit(_columns, input, plan)
-
-        def finish() -> Batch:
-            batch, reasons = columns.result(), [row.result() for row in rows]
-            for path, reason in zip(batch.pop("paths"), reasons, strict=True):
-                if reason and path:
-                    on_error(path, reason)
-            return {"image": images, "mask": np.array([not reason for reason in reasons]), **batch}
-
-        return finish
-
-    try:
-        for finish in ahead(map(start, steps), _PREFETCH):
-            yield finish()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _columns(input: Input, plan: BatchPlan) -> dict[str, Any]:
-    """A batch without its pixels, but with their `paths`, "" for padding."""
-    picks = [(input.examples[s], s, r) for s, _, r in plan.T.tolist()]
+    Args:
+        input: what to read.
+        plan: source, epoch and row of every place in the batch; row -1 is padding.
+    """
+    picks = [(input.examples[s], s, r) for s, _, r in plan]
     batch: dict[str, Any] = {"paths": [e.images[r] if r >= 0 else "" for e, _, r in picks]}
     first = input.examples[0]
     if input.tokenize and first.texts is not None:

@@ -25,13 +25,11 @@ class Order:
         weights: how often each source is drawn, relative to the others; None draws in proportion
             to `sizes`, so that all sources finish their epochs together.
         seed: of the permutations, >= 0.
-        shuffle: False reads the rows of every source in their own order.
     """
 
     sizes: tuple[int, ...]
     weights: tuple[float, ...] | None = None
     seed: int = 0
-    shuffle: bool = True
 
     def __post_init__(self):
         if not self.sizes or min(self.sizes) < 1:
@@ -60,10 +58,9 @@ class Order:
         source, draw = self._mix(positions)
         size = np.asarray(self.sizes, np.int64)[source]
         epoch, row = draw // size, draw % size
-        if self.shuffle:
-            for s, e in sorted(set(zip(source.tolist(), epoch.tolist(), strict=True))):
-                here = (source == s) & (epoch == e)
-                row[here] = self._permutations[s](e)[row[here]]
+        for s, e in sorted(set(zip(source.tolist(), epoch.tolist(), strict=True))):
+            here = (source == s) & (epoch == e)
+            row[here] = self._permutations[s](e)[row[here]]
         return source, epoch, row
 
     @functools.cached_property
@@ -91,6 +88,26 @@ class Order:
             source[taken] = s
             draw = np.where(taken, before, np.where(left, draw - before, draw))
         return source, draw
+
+
+@dataclass(frozen=True)
+class Once:
+    """The rows of every source once, in their own order, one source after the other.
+
+    Attributes:
+        sizes: number of rows of every source.
+    """
+
+    sizes: tuple[int, ...]
+
+    def at(
+        self, positions: Int64[np.ndarray, " n"]
+    ) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
+        """As `Order.at`; the epoch is 0, and the row is -1 at positions beyond all rows."""
+        ends = np.cumsum(self.sizes)
+        source = np.minimum(np.searchsorted(ends, positions, side="right"), len(ends) - 1)
+        row = positions - (ends - self.sizes)[source]
+        return source, np.zeros_like(row), np.where(positions < ends[-1], row, -1)
 
 
 def _permutation(seed: int, source: int, size: int, epoch: int) -> np.ndarray:

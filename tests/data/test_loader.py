@@ -133,7 +133,7 @@ def test_an_epoch_is_every_row_once_and_padding(images, hosts):
 def test_sources_mix_and_their_positives_stay_apart(images):
     left = Examples(images[:3], positives=np.array([0, -1, 0], np.int32))
     right = Examples(images[3:5], positives=np.array([0, 0], np.int32))
-    data = Input((left, right), Order((3, 2), shuffle=False), SIZE)
+    data = Input((left, right), Order((3, 2)), SIZE)
     (batch,) = loader.epoch_batches(data, 5)
     assert batch["positives"].tolist() == [0, -1, 0, 1, 1]
     np.testing.assert_array_equal(batch["image"], load_images(images[:5], SIZE))

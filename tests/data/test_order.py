@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from medsiglip_jax.data.order import Order
+from medsiglip_jax.data.order import Once, Order
 
 
 def run(order, start, stop):
@@ -71,8 +71,10 @@ def test_far_positions_are_as_quick_and_exact():
     assert set(epoch[source == 0]) == {start * 3 // 4 // 6}
 
 
-def test_unshuffled_is_in_order_and_seeds_differ():
-    assert run(Order((4,), shuffle=False), 0, 8)[2].tolist() == [0, 1, 2, 3] * 2
+def test_once_is_every_row_in_order_and_seeds_differ():
+    once = run(Once((2, 3)), 0, 7)
+    assert once[2].tolist() == [0, 1, 0, 1, 2, -1, -1] and not once[1].any()
+    assert once[0][:5].tolist() == [0, 0, 1, 1, 1]
     assert (run(Order((50,), seed=1), 0, 50) != run(Order((50,), seed=2), 0, 50)).any()
     both = run(Order((50, 50)), 0, 100)
     assert (both[2][both[0] == 0] != both[2][both[0] == 1]).any()
