@@ -80,9 +80,9 @@ _COLUMNS = ("images", "texts", "labels", "groups", "splits", "positives", "ids")
 
 
 def _take(column: Any, indices: np.ndarray) -> Any:
-    if column is None or isinstance(column, np.ndarray):
-        return None if column is None else column[indices]
-    return [column[i] for i in indices] if len(column) else column
+    if column is None or not len(column):
+        return column
+    return column[indices] if isinstance(column, np.ndarray) else [column[i] for i in indices]
 
 
 def read(

@@ -106,11 +106,9 @@ def table(rows: pa.Table, parts: Parts, on_file: OnFile = int) -> pa.Table:
     expanded = rows.take(pa.array(numbers.astype(np.int64)))
     strings = pa.large_string()
     endings = pa.array([suffix for piece in pieces for suffix in piece.suffixes], strings)
-    for name in ("id", "source"):
+    for place, name in enumerate(("id", "source")):  # the first columns of `SCHEMA`
         joined = pc.binary_join_element_wise(expanded[name], endings, pa.scalar("", strings))
-        expanded = expanded.set_column(
-            expanded.column_names.index(name), expanded.field(name), joined
-        )
+        expanded = expanded.set_column(place, expanded.field(name), joined)
     for field in EXTRA:
         if any(field.name in piece.columns for piece in pieces):
             expanded = expanded.append_column(field, _column(field, pieces))

@@ -6,8 +6,7 @@ import itertools
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,27 +16,20 @@ import pyarrow.compute as pc
 from medsiglip_jax.data import expansion, tar
 from medsiglip_jax.data.columns import decode
 from medsiglip_jax.data.listing import TABLE_SUFFIXES, File, expand
-from medsiglip_jax.data.rows import SCHEMA, Row, Rows, from_tuples, seen_before
+from medsiglip_jax.data.rows import SCHEMA, Rows, from_tuples, seen_before
 from medsiglip_jax.data.tables import INDEX, Table, read_index, read_table
 from medsiglip_jax.files.places import read_bytes
 from medsiglip_jax.preprocess.formats import FORMATS
 from medsiglip_jax.preprocess.names import Tile
 from medsiglip_jax.preprocess.parts import Parts
 
-__all__ = ["Row", "Rows", "rows"]
-
 # `prefix + id` is the full id, which is used where two inputs give the same id.
 _SCHEMA = SCHEMA.append(pa.field("prefix", pa.dictionary(pa.int32(), pa.string())))
+# "image", "text" and "id" -> what a table calls these columns; None ignores one.
+_Columns = Mapping[str, str | None]
+_DEFAULT: _Columns = {"image": "image", "text": "text", "id": "id"}
 # str.splitlines also cuts at form feeds and at what Unicode calls line and paragraph separators.
 _LINE_END = re.compile(r"\r\n|\r|\n")
-
-
-@dataclass(frozen=True)
-class _Columns:
-    image: str | None = "image"
-    text: str | None = "text"
-    id: str | None = "id"
-    root: str | None = None
 
 
 def rows(
@@ -88,10 +80,10 @@ def rows(
         ModuleNotFoundError: the package that reads a file is not installed.
         ValueError: there is nothing to embed, an input is given twice, or a file is wrong.
     """
-    columns = _Columns(image, text, id, None if root is None else str(root))
+    columns = {"image": image, "text": text, "id": id}
     skipped: Counter[str] = Counter()
     listed = itertools.chain.from_iterable(expand(inputs))
-    tables = _tables(_counted(listed, skipped, parts), columns)
+    tables = _tables(_counted(listed, skipped, parts), columns, str(root or ""))
     table = pa.concat_tables([_SCHEMA.empty_table(), *tables])
     table = expansion.table(table, parts, on_file)
     if not len(table):
@@ -143,13 +135,13 @@ def _with_unique_ids(table: pa.Table) -> pa.Table:
     return table
 
 
-def _tables(files: Iterable[File], columns: _Columns) -> Iterator[pa.Table]:
+def _tables(files: Iterable[File], columns: _Columns, root: str) -> Iterator[pa.Table]:
     for (format, folder), group in itertools.groupby(files, _group):
         if format == "table":
-            yield from (_of_table(read_table(file.path), columns) for file in group)
+            yield from (_of_table(read_table(file.path), columns, root) for file in group)
         elif format == "tfrecord":
             names = {os.path.basename(file.name) for file in group}
-            yield _of_table(read_index(folder, names), _Columns())
+            yield _of_table(read_index(folder, names), _DEFAULT)
         else:
             cells = _of_shard if format == "tar" else _of_file
             yield from_tuples(itertools.chain.from_iterable(map(cells, group)), _SCHEMA)
@@ -177,16 +169,16 @@ def _of_shard(file: File) -> Iterator[tuple[str | None, ...]]:
         yield *cells, f"{file.path}/"
 
 
-def _of_table(table: Table, columns: _Columns) -> pa.Table:
+def _of_table(table: Table, columns: _Columns, root: str = "") -> pa.Table:
     """The images of a table, then its texts."""
     image, text, id = _cells(table, columns)
     elsewhere = pc.or_(pc.match_substring(image, "://"), pc.starts_with(image, "/"))
     relative = _filled(image) & ~elsewhere.to_numpy()
-    base, own = _slashed(columns.root or table.root), _slashed(table.root)
+    base, own = _slashed(root or table.root), _slashed(table.root)
     if id is None:
         id, prefix = _default_ids(table, image, relative)
     else:
-        _check_ids(table, columns.id, id, _filled(image) | _filled(text))
+        _check_ids(table, columns["id"], id, _filled(image) | _filled(text))
         prefix = np.zeros(len(id), np.int32)
     prefix = pa.DictionaryArray.from_arrays(prefix, ["", base, own])
     source = _replaced(image, relative, _joined(base, _kept(image, relative)))
@@ -198,17 +190,16 @@ def _of_table(table: Table, columns: _Columns) -> pa.Table:
     )
 
 
-def _cells(table: Table, columns: _Columns) -> Iterator[pa.ChunkedArray | None]:
+def _cells(table: Table, columns: Mapping[str, str | None]) -> Iterator[pa.ChunkedArray | None]:
     """Images and texts, "" where a cell is empty, and ids or None."""
-    wanted = {"image": columns.image, "text": columns.text, "id": columns.id}
     cells = {
         default: table.strings(name)
-        for default, name in wanted.items()
+        for default, name in columns.items()
         if name is not None and table.has(name, (default,))
     }
     if not cells.keys() & {"image", "text"} and not table.problems:
-        names = ", ".join(table.columns)
-        table.problems.append(f"no column {columns.image!r} or {columns.text!r}; there are {names}")
+        wanted = f"{columns['image']!r} or {columns['text']!r}"
+        table.problems.append(f"no column {wanted}; there are {', '.join(table.columns)}")
     table.raise_problems()
     blank = pa.chunked_array([pa.repeat(pa.scalar("", pa.large_string()), len(table.lines))])
     yield from (cells.get("image", blank), cells.get("text", blank), cells.get("id"))
@@ -229,9 +220,7 @@ def _default_ids(
 
 def _check_ids(table: Table, name: str | None, id: pa.ChunkedArray, used: np.ndarray) -> None:
     filled = _filled(id)
-    if len(empty := np.flatnonzero(used & ~filled)):
-        where = f"{table.where(int(empty[0]))}: no value ({len(empty)} rows in all)"
-        table.problems.append(f"column {name!r}, {where}")
+    table.report(name, id, np.flatnonzero(used & ~filled).tolist(), "no value")
     ids, places = _kept(id, used & filled), np.flatnonzero(used & filled)
     if len(repeated := np.flatnonzero(seen_before(ids))):
         value = ids[int(repeated[0])]

@@ -82,10 +82,10 @@ class Table:
             self.report(name, cells, [i for i, cell in enumerate(cells) if not cell], "no value")
         return cells
 
-    def report(self, name: str, cells: Sequence[str], rows: Sequence[int], problem: str) -> None:
+    def report(self, name: str | None, cells: Any, rows: Sequence[int], problem: str) -> None:
         """Adds a problem of a column if there are such rows: the first one and how many."""
         if rows:
-            cell = cells[rows[0]]
+            cell = str(cells[rows[0]])
             count = f" ({len(rows)} rows in all)" if len(rows) > 1 else ""
             self.problems.append(
                 f"column {name!r}, {self.where(rows[0])}: {problem}{cell and f' {cell!r}'}{count}"

@@ -280,13 +280,13 @@ def _columns(source: Prepared) -> dict[str, list[Any]]:
 def _rows(path: str, source: Prepared) -> list[dict[str, Any]]:
     try:
         from medsiglip_jax.data import tfrecord
+
+        images, others = source.names("image"), source.names("class", "value")
+        return list(tfrecord.read_shard(path, images, others))
     except ModuleNotFoundError:
         raise ModuleNotFoundError(
             f"{source.path}: making its index needs TensorFlow; pip install 'medsiglip-jax[train]'"
         ) from None
-    try:
-        images, others = source.names("image"), source.names("class", "value")
-        return list(tfrecord.read_shard(path, images, others))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file; prepare the data set again") from None
 
