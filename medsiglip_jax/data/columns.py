@@ -117,9 +117,7 @@ class ParquetColumns(Mapping[str, pyarrow.ChunkedArray]):
 
     def __init__(self, path: str):
         self._path = path
-        self.schema, self.rows = self._read(
-            lambda file: (file.schema_arrow, file.metadata.num_rows)
-        )
+        self.schema, self.rows = self._read(lambda f: (f.schema_arrow, f.metadata.num_rows))
         self._names = _header(path, self.schema.names)
 
     def __getitem__(self, name: str) -> pyarrow.ChunkedArray:

@@ -138,7 +138,7 @@ def read(
     else:
         labels, classes = _findings(table, label), tuple(label)
     if captions is not None and texts is None:
-        texts = _captions(table, label, captions, classes)
+        texts = _captions(table, label if isinstance(label, str) else None, captions, classes)
     pairs = _positive_ids(table, positives, texts, labels)
     table.raise_problems()
     base = os.fspath(root or table.root)
@@ -176,12 +176,9 @@ def _findings(table: Table, names: Sequence[str]) -> np.ndarray:
 
 
 def _captions(
-    table: Table,
-    label: str | Sequence[str] | None,
-    captions: str | Mapping[str, str],
-    classes: tuple[str, ...],
+    table: Table, label: str | None, captions: str | Mapping[str, str], classes: tuple[str, ...]
 ) -> list[str] | None:
-    if not isinstance(label, str):
+    if label is None:
         table.problems.append("captions need label= with one column of classes")
         return None
     if isinstance(captions, str) and "{label}" not in captions:

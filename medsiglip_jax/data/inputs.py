@@ -190,7 +190,7 @@ def _of_table(table: Table, columns: _Columns, root: str = "") -> pa.Table:
     )
 
 
-def _cells(table: Table, columns: Mapping[str, str | None]) -> Iterator[pa.ChunkedArray | None]:
+def _cells(table: Table, columns: _Columns) -> Iterator[pa.ChunkedArray | None]:
     """Images and texts, "" where a cell is empty, and ids or None."""
     cells = {
         default: table.strings(name)
@@ -205,9 +205,7 @@ def _cells(table: Table, columns: Mapping[str, str | None]) -> Iterator[pa.Chunk
     yield from (cells.get("image", blank), cells.get("text", blank), cells.get("id"))
 
 
-def _default_ids(
-    table: Table, image: pa.ChunkedArray, relative: np.ndarray
-) -> tuple[Any, np.ndarray]:
+def _default_ids(table: Table, image: Any, relative: np.ndarray) -> tuple[Any, np.ndarray]:
     """The image's path, or FILE:LINE where it has none or an earlier row has it; their prefixes."""
     named = np.flatnonzero(_filled(image))
     by_image = np.zeros(len(image), bool)

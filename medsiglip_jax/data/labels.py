@@ -11,8 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32
 
-UNCERTAIN = ("ignore", "positive", "negative")
-BLANK = ("ignore", "negative")
 # What messages say of a cell that is no label.
 EXPECTED = "expected 0, 1, true, false, yes, no, -1 (uncertain) or nothing, got"
 
@@ -35,7 +33,7 @@ class Policy:
     blank: str = "ignore"
 
     def __post_init__(self):
-        for name, allowed in (("uncertain", UNCERTAIN), ("blank", BLANK)):
+        for name, allowed in (("uncertain", tuple(_CHOICE)), ("blank", ("ignore", "negative"))):
             if (given := getattr(self, name)) not in allowed:
                 raise ValueError(f"{name} is {given!r}; expected one of {', '.join(allowed)}")
 

@@ -12,9 +12,7 @@ from medsiglip_jax.preprocess import formats
 from medsiglip_jax.preprocess.names import Part, Tile, parse
 
 # Of images whose content says what they are, so that they can also be members of a shard.
-IMAGE_SUFFIXES = frozenset(
-    suffix for format in formats.FORMATS if format.sniff for suffix in format.suffixes
-)
+IMAGE_SUFFIXES = frozenset(suffix for f in formats.FORMATS if f.sniff for suffix in f.suffixes)
 TABLE_SUFFIXES = frozenset(".csv .tsv .jsonl .parquet".split())
 
 _NO_IMAGES = dict.fromkeys(TABLE_SUFFIXES, "table") | {".txt": "text", ".tar": "tar"}

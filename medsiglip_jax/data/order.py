@@ -11,6 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int64
 
+# The source, the epoch of that source and the row in it of each position.
+Places = tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]
+
 
 @dataclass(frozen=True)
 class Order:
@@ -44,9 +47,7 @@ class Order:
         if not all(np.isfinite(w) and w > 0 for w in weights):
             raise ValueError(f"weights is {weights}, expected numbers > 0; or leave a source out")
 
-    def at(
-        self, positions: Int64[np.ndarray, " n"]
-    ) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
+    def at(self, positions: Int64[np.ndarray, " n"]) -> Places:
         """Looks up positions, in O(1) each, however far into the run they lie.
 
         Args:
@@ -100,9 +101,7 @@ class Once:
 
     sizes: tuple[int, ...]
 
-    def at(
-        self, positions: Int64[np.ndarray, " n"]
-    ) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
+    def at(self, positions: Int64[np.ndarray, " n"]) -> Places:
         """As `Order.at`; the epoch is 0, and the row is -1 at positions beyond all rows."""
         ends = np.cumsum(self.sizes)
         source = np.minimum(np.searchsorted(ends, positions, side="right"), len(ends) - 1)

@@ -12,23 +12,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from medsiglip_jax.preprocess.names import Tile
 from medsiglip_jax.preprocess.parts import Parts
 
 _BLOCK = 65536  # rows that are Python objects at any time
 SCHEMA = pa.schema(
-    [
-        ("id", pa.large_string()),
-        ("source", pa.large_string()),
-        ("kind", pa.dictionary(pa.int8(), pa.string())),
-        ("text", pa.large_string()),
-    ]
+    {
+        "id": pa.large_string(),
+        "source": pa.large_string(),
+        "kind": pa.dictionary(pa.int8(), pa.string()),
+        "text": pa.large_string(),
+    }
 )
 # Further columns, of tiles of slides: where the tile lies (`preprocess.names.Tile`), and its
 # micrometres per pixel. They are null in other rows.
-EXTRA = pa.schema(
-    [("x", pa.int32()), ("y", pa.int32()), ("level", pa.int32()), ("size", pa.int32())]
-    + [("mpp", pa.float32())]
-)
+EXTRA = pa.schema({**dict.fromkeys(Tile._fields, pa.int32()), "mpp": pa.float32()})
 
 
 @dataclass(frozen=True, slots=True)

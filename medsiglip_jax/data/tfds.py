@@ -194,8 +194,7 @@ def _read_json_files(path: str, folder: Place) -> Prepared:
         )
     if "featuresDict" not in tree or "splits" not in info:
         raise ValueError(
-            f"{path}: {folder} was prepared by an old TFDS, or its features have no names; prepare "
-            "it again"
+            f"{path}: {folder} was prepared by an old TFDS or lacks feature names; prepare it again"
         )
     return Prepared(path, folder, info, dict(_features(tree, folder)))
 

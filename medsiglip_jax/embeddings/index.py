@@ -4,7 +4,7 @@ import importlib
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float
 
 from medsiglip_jax.embeddings import cosines, nearest
 from medsiglip_jax.embeddings.store import ArrayVectors, Embeddings
@@ -51,9 +51,7 @@ def build(embeddings: Embeddings) -> dict[str, Any]:
     return facts
 
 
-def top_k(
-    queries: Float[np.ndarray, "q d"], embeddings: Embeddings, k: int
-) -> tuple[Float64[np.ndarray, "q k"], Int64[np.ndarray, "q k"]]:
+def top_k(queries: Float[np.ndarray, "q d"], embeddings: Embeddings, k: int) -> nearest.Hits:
     """`nearest.top_k` through the index; its cosines are of vectors rounded to float16.
 
     Raises:
@@ -91,7 +89,7 @@ def _check(embeddings: Embeddings) -> None:
             )
 
 
-def _search(index: Any, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def _search(index: Any, queries: np.ndarray, k: int) -> nearest.Hits:
     """Rows that the index finds, then ordered by cosine."""
     k = min(k, len(index))
     scores, rows = np.full((len(queries), k), -np.inf), np.zeros((len(queries), k), np.int64)
@@ -111,12 +109,11 @@ def _recall(index: Any, embeddings: Embeddings) -> float:
     sample = np.random.default_rng(0).choice(len(index), min(SAMPLE, len(index)), replace=False)
     keys = np.sort(np.asarray(index.keys))[sample]
     queries = _stored(index, keys)
+    _, near = nearest.top_k(queries, embeddings, NEIGHBOURS + 1)
+    _, seen = _search(index, queries, NEIGHBOURS + 1)
     exact, approximate = (
         [set(row) - {key} for row, key in zip(rows.tolist(), keys.tolist(), strict=True)]
-        for _, rows in (
-            nearest.top_k(queries, embeddings, NEIGHBOURS + 1),
-            _search(index, queries, NEIGHBOURS + 1),
-        )
+        for rows in (near, seen)
     )
     hits = sum(len(a & b) for a, b in zip(exact, approximate, strict=True))
     return hits / max(1, sum(map(len, exact)))

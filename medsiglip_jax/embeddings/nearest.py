@@ -11,9 +11,11 @@ _FIRST_ROWS = 8192
 _NO_ROW = np.iinfo(np.int64).max
 
 
-def top_k(
-    queries: Float[np.ndarray, "q d"], vectors: Vectors, k: int
-) -> tuple[Float64[np.ndarray, "q k"], Int64[np.ndarray, "q k"]]:
+# Cosines, the highest first, and row numbers.
+Hits = tuple[Float64[np.ndarray, "q k"], Int64[np.ndarray, "q k"]]
+
+
+def top_k(queries: Float[np.ndarray, "q d"], vectors: Vectors, k: int) -> Hits:
     """Finds the k vectors of the highest cosine with each query.
 
     Args:

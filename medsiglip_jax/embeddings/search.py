@@ -52,14 +52,19 @@ def search(
     Raises:
         ValueError: no query, another model, an unreadable image, or no row of that kind.
     """
+    if not texts and not images:
+        raise ValueError("expected at least one text or image to search for")
     made = provenance.of_run(embeddings.manifest)
     provenance.of_model(model).check(made, embeddings.folder)
     if not len(embeddings):
         raise ValueError(f"{embeddings.folder}: no rows of kind {embeddings.kind}, nor of any")
     dicom = dicom or embeddings.manifest.dicom_rules
-    queries = _encode(model, embeddings.manifest.preprocess, texts, images, batch_size, dicom)
+    preprocess = embeddings.manifest.preprocess
+    vectors = [np.asarray(encode_texts(model, texts))] if texts else []
+    if images:
+        vectors.append(encode_files(model, images, preprocess, batch_size=batch_size, dicom=dicom))
     find = index.top_k if approximate else top_k
-    scores, rows = find(queries, embeddings, min(k, len(embeddings)))
+    scores, rows = find(np.concatenate(vectors), embeddings, min(k, len(embeddings)))
     if not rows.size:
         raise ValueError(
             f"{embeddings.folder}: no rows of kind {embeddings.kind}; choose another (--kind)"
@@ -78,18 +83,6 @@ def _hits(rows: Sequence[Mapping[str, str]], scores: Sequence[float]) -> list[di
         for row, score in zip(rows, scores, strict=True)
         if score >= -1
     ]
-
-
-def _encode(
-    model: Model, preprocess: str, texts: Sequence[str], images: Sequence[str], batch_size: int,
-    dicom: Rules,
-) -> np.ndarray:  # fmt: skip
-    if not texts and not images:
-        raise ValueError("expected at least one text or image to search for")
-    vectors = [np.asarray(encode_texts(model, texts))] if texts else []
-    if images:
-        vectors.append(encode_files(model, images, preprocess, batch_size=batch_size, dicom=dicom))
-    return np.concatenate(vectors)
 
 
 def duplicates(

@@ -220,9 +220,7 @@ class _Shards:
         """Waits for the other processes, collects the notes of the shards, writes the manifest."""
         paths = [shards.path_of(self.folder, number) for number in range(self.count)]
         if jax.process_count() > 1:
-            run_folder.wait_for(
-                self.folder, lambda names: all(path.name in names for path in paths)
-            )
+            run_folder.wait_for(self.folder, {path.name for path in paths})
         notes = self._notes(range(self.count))
         errors = [error for note in notes for error in note["errors"]]
         shards.write_errors(self.folder, errors)

@@ -80,17 +80,12 @@ class Engine:
     """
 
     def __init__(
-        self,
-        model: Model,
-        preprocess: str,
-        normalize: bool,
-        batch_size: int,
-        dicom: Rules = Rules(),
+        self, model: Model, preset: str, normalize: bool, batch_size: int, dicom: Rules = Rules()
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; expected at least 1")
         self._model, self._normalize, self._size = model, normalize, batch_size
-        self._to_array, self._resize = xla.preset(preprocess)
+        self._to_array, self._resize = xla.preset(preset)
         self._dicom = dicom
         self._image_size = model.config.vision.image_size if model.config.vision else 0
         self._workers = os.cpu_count() or 1

@@ -5,7 +5,7 @@ are there; the others wait for it, and all of them stop when one leaves a note t
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -56,13 +56,13 @@ def report_failure(folder: Place) -> Iterator[None]:
         raise
 
 
-def wait_for(folder: Place, done: Callable[[set[str]], bool]) -> None:
-    """Polls the names in a folder until they are as wanted.
+def wait_for(folder: Place, wanted: set[str]) -> None:
+    """Polls a folder until all files of these names are there.
 
     Raises:
         ValueError: another process has failed.
     """
-    while not done(names := {p.name for p in folder.iterdir()}):
+    while not wanted <= (names := {p.name for p in folder.iterdir()}):
         if failed := sorted(name for name in names if name.startswith(".failed-")):
             error = _read_json(folder / failed[0])["error"]
             raise ValueError(f"process {failed[0].rpartition('-')[2]} has stopped: {error}")
@@ -75,7 +75,7 @@ def finished_manifest(folder: Place) -> Manifest:
     Raises:
         ValueError: a file is missing or has another size than it had.
     """
-    wait_for(folder, lambda names: MANIFEST in names)
+    wait_for(folder, {MANIFEST})
     path = folder / MANIFEST
     manifest = parse_manifest(path.read_text(encoding="utf-8"), path)
     for part in manifest.parts:

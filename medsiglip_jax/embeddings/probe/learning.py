@@ -15,6 +15,7 @@ from medsiglip_jax.files import json as json_files
 # Powers of 8, as in the figures of arXiv 2507.05201.
 SIZES = (64, 512, 4096, 32768)
 SHOTS = (1, 2, 4, 8, 16, 32)
+Scores = Float64[np.ndarray, "n c"]
 # (training, validation, test vectors, number of classes) -> scores of the test vectors.
 Method = Callable[[Labelled, Labelled, Float[np.ndarray, "_ d"], int], Float64[np.ndarray, "_ c"]]
 # Queries compared with all training vectors at a time.
@@ -23,16 +24,14 @@ _BLOCK = 512
 
 def logistic(
     train: Labelled, validation: Labelled, test: Float[np.ndarray, "n d"], classes: int
-) -> Float64[np.ndarray, "n c"]:
+) -> Scores:
     """Scores of a probe, see `linear.fit`; NaN if the training rows are all of one class."""
     if train.labels.ndim == 1 and len(np.unique(train.labels[train.labels >= 0])) < 2:
         return np.full((len(test), classes), np.nan)
     return linear.fit(*train, *validation, list(map(str, range(classes)))).predict(test)
 
 
-def nearest(
-    train: Labelled, test: Float[np.ndarray, "n d"], classes: int, k: int = 20
-) -> Float64[np.ndarray, "n c"]:
+def nearest(train: Labelled, test: Float[np.ndarray, "n d"], classes: int, k: int = 20) -> Scores:
     """The share of each class among the k nearest training rows by cosine.
 
     With fewer than k training rows, all are neighbours. Neighbours with an unknown label do not
@@ -72,9 +71,7 @@ def _share(labels: np.ndarray) -> np.ndarray:
     return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
 
 
-def prototypes(
-    train: Labelled, test: Float[np.ndarray, "n d"], classes: int
-) -> Float64[np.ndarray, "n c"]:
+def prototypes(train: Labelled, test: Float[np.ndarray, "n d"], classes: int) -> Scores:
     """Cosine with the mean unit vector of each class, for few shots.
 
     Source: Snell et al., arXiv 1703.05175, with cosines. A class without training rows scores -1.
@@ -212,7 +209,5 @@ def judge(
     both = (learnt == 0).any(axis=0) & (learnt == 1).any(axis=0)
     wanted = np.where(both, linear.label_columns(test_labels, classes), np.nan)
     aucs = metrics.class_aucs(np.where(both, scores, 0), wanted)
-    return {
-        "auc": json_files.plain(aucs.macro),
-        "undefined": [int(name) for name in aucs.undefined],
-    }
+    undefined = [int(name) for name in aucs.undefined]
+    return {"auc": json_files.plain(aucs.macro), "undefined": undefined}
