@@ -127,7 +127,7 @@ def _made(embeddings: Embeddings) -> provenance.Provenance:
 
 def write_pairs(path: places.Given, pairs: Sequence[Mapping[str, Any]]) -> None:
     """Writes the pairs of `duplicates` as .csv or .parquet."""
-    _write(path, PAIR_COLUMNS, pairs)
+    output.write(path, {name: [pair[name] for pair in pairs] for name in PAIR_COLUMNS})
 
 
 def write_hits(path: places.Given, results: Sequence[Mapping[str, Any]]) -> None:
@@ -137,8 +137,4 @@ def write_hits(path: places.Given, results: Sequence[Mapping[str, Any]]) -> None
         for result in results
         for rank, hit in enumerate(result["hits"], start=1)
     ]
-    _write(path, HIT_COLUMNS, hits)
-
-
-def _write(path: places.Given, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    output.write(path, {name: [row[name] for row in rows] for name in columns})
+    output.write(path, {name: [hit[name] for hit in hits] for name in HIT_COLUMNS})

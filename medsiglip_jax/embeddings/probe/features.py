@@ -96,17 +96,15 @@ def read(
     """
     table, label = read_table(str(data)), (label,) if isinstance(label, str) else label
     key = id or ("id" if "id" in table.columns else "image")
-    group_of_run = None
-    if group in pseudonyms.COLUMNS and group not in table.columns:
-        group_of_run = group if embeddings.manifest.identifiers else None
-    for name in (None if group_of_run else group, split):
-        if name is not None:
-            table.has(name)
+    in_run = group in pseudonyms.COLUMNS and embeddings.manifest.identifiers is not None
+    of_run = group if in_run and group not in table.columns else None
+    for name in filter(None, (None if of_run else group, split)):
+        table.has(name)
     rows = examples.read(
         table, image=None, id=key, text=None, label=_label(table, label),
-        group=None if group_of_run else group or "group", split=split or "split",
+        group=None if of_run else group or "group", split=split or "split",
     )  # fmt: skip
-    return join(rows, embeddings, group_of_run)
+    return join(rows, embeddings, of_run)
 
 
 def _label(table: Table, names: Sequence[str]) -> str | Sequence[str] | None:
@@ -130,10 +128,11 @@ def join(rows: Examples, embeddings: Embeddings, group: str | None = None) -> Fe
     missing = [id for id in rows.names if id not in numbers]
     unreadable = embeddings.manifest.errors
     if not present or len(missing) > unreadable:
+        first = embeddings.ids([0])[0]["id"] if len(embeddings) else None
         raise ValueError(
             f"{len(missing)} of {len(rows)} labels have no embedding in {embeddings.folder}, the "
             f"first {missing[0]!r}; {unreadable} of its inputs could not be read, and its ids are "
-            f"like {_first_id(embeddings)!r}. Labels are joined by id (--id COLUMN)"
+            f"like {first!r}. Labels are joined by id (--id COLUMN)"
         )
     kept = rows.select(present)
     wanted = np.array([numbers[id] for id in kept.names])
@@ -168,10 +167,6 @@ def _numbers(ids: Sequence[str], embeddings: Embeddings) -> dict[str, int]:
     """Row numbers of the images with these ids, as far as they exist."""
     wanted, rows = set(ids), enumerate(embeddings.names(range(len(embeddings))))
     return {row["id"]: n for n, row in rows if row["kind"] == "image" and row["id"] in wanted}
-
-
-def _first_id(embeddings: Embeddings) -> str | None:
-    return embeddings.ids([0])[0]["id"] if len(embeddings) else None
 
 
 def split(features: Features, validation: float = 0.2, seed: int = 0) -> Splits:
