@@ -84,5 +84,5 @@ def of_run(manifest: Manifest) -> Provenance:
     """The provenance of the vectors that `embed` wrote."""
     return Provenance(
         manifest.dim, manifest.model.sha256 or _UNSAVED, manifest.preprocess, manifest.normalized,
-        manifest.model.source or _UNSAVED, manifest.dicom, manifest.mpp,
+        manifest.model.source or _UNSAVED, manifest.dicom, manifest.expansion.get("mpp"),
     )  # fmt: skip

@@ -72,6 +72,7 @@ class Embeddings:
         manifest: the content of manifest.json.
         digest: SHA-256 of that file, which identifies the run.
         kind: which rows `blocks` gives: "image", "text" or "any".
+        dim, normalized: of the vectors, as the manifest has them.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Embeddings:
             raise ValueError(f"kind is {kind!r}; expected one of {', '.join(KINDS)}")
         self.folder, self.kind, self._on_rows = places.at(folder), kind, on_rows
         self.manifest, self.digest = _read_manifest(self.folder)
+        self.dim, self.normalized = self.manifest.dim, self.manifest.normalized
         parts = self.manifest.parts
         self._files = [self.folder / part.file for part in parts]
         self._starts = np.cumsum([0, *(part.rows for part in parts)])
@@ -99,14 +101,6 @@ class Embeddings:
     def __len__(self) -> int:
         """Number of rows of all kinds."""
         return int(self._starts[-1])
-
-    @property
-    def dim(self) -> int:
-        return self.manifest.dim
-
-    @property
-    def normalized(self) -> bool:
-        return self.manifest.normalized
 
     def blocks(self, start: int = 0) -> Iterator[Block]:
         """Blocks of rows of `kind` in order, from row `start` on; the next ones are read ahead."""
@@ -155,26 +149,24 @@ class Embeddings:
         path, first = self._files[number], int(self._starts[number])
         with _open(path) as file:
             want = int(self._starts[number + 1]) - first
-            if file.metadata.num_rows != want:
+            size = file.schema_arrow.field("embedding").type.list_size
+            if (file.metadata.num_rows, size) != (want, self.dim):
                 raise ValueError(
-                    f"{path}: {file.metadata.num_rows} rows, the manifest says {want}; "
-                    "was it changed since? embed again"
+                    f"{path}: {file.metadata.num_rows} rows of {size} numbers, the manifest says "
+                    f"{want} of {self.dim}; was it changed since? embed again"
                 )
             columns = ["embedding"] if self.kind == "any" else ["embedding", "kind"]
             for batch in file.iter_batches(BLOCK_ROWS, columns=columns):
                 end = first + batch.num_rows
                 if end > start:
-                    yield self._block(path, batch, first, start)
+                    yield self._block(batch, first, start)
                 self._on_rows(batch.num_rows)
                 first = end
 
-    def _block(self, path: places.Place, batch: Any, first: int, start: int) -> Block:
-        rows, vectors = np.arange(first, first + batch.num_rows), _vectors(batch)
-        if vectors.shape[1] != self.dim:
-            raise ValueError(
-                f"{path}: vectors of {vectors.shape[1]} numbers, the manifest says {self.dim}; "
-                "was it changed since? embed again"
-            )
+    def _block(self, batch: Any, first: int, start: int) -> Block:
+        rows = np.arange(first, first + batch.num_rows)
+        flat = batch.column("embedding").flatten().to_numpy(zero_copy_only=True)  # not a copy
+        vectors = flat.reshape(-1, self.dim)
         keep = rows >= start
         if self.kind != "any":
             same = pc.call_function("equal", [batch.column("kind"), self.kind])
@@ -216,12 +208,6 @@ def _open(path: places.Place) -> Iterator[pq.ParquetFile]:
         raise ValueError(
             f"{path}: damaged ({reason}); remove it and {MANIFEST}, and repeat the embed command"
         ) from None
-
-
-def _vectors(batch: Any) -> Float[np.ndarray, "n d"]:
-    """A view of the Arrow buffer, not a copy."""
-    column = batch.column("embedding")
-    return column.flatten().to_numpy(zero_copy_only=True).reshape(-1, column.type.list_size)
 
 
 def _blocks_of(streams: Sequence[Iterator[Block]]) -> Iterator[Block]:

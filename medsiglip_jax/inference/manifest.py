@@ -111,11 +111,6 @@ class Manifest(RunRecord):
         """The rules by which DICOM files became pixels; the default ones in old manifests."""
         return rules.from_dict(self.dicom)
 
-    @property
-    def mpp(self) -> float | None:
-        """Micrometres per pixel of tiles of slides."""
-        return self.expansion.get("mpp")
-
 
 # What is counted while a run goes on, beside rows and errors.
 COUNTS = ("turned", "burned_in", "multi_frame", "cut")

@@ -161,13 +161,11 @@ def _cell(look: Look, options: PreviewOptions) -> SheetCell:
 
 def _notes(look: Look, options: PreviewOptions) -> list[str]:
     facts, size = look.facts, options.size
-    notes = [f"{look.width}x{look.height} to {size}x{size}, {options.preprocess}"]
-    if facts.seen:
-        notes.append(facts.seen)
-    if facts.frames > 1:
-        notes.append(f"frame {facts.frame} of {facts.frames}, from 0")
-    if facts.burned_in:
-        notes.append("annotation, which may identify people, is burned in")
-    if facts.orientation != 1:
-        notes.append(f"EXIF orientation {facts.orientation}, not applied")
-    return notes
+    notes = {
+        f"{look.width}x{look.height} to {size}x{size}, {options.preprocess}": True,
+        facts.seen: facts.seen,
+        f"frame {facts.frame} of {facts.frames}, from 0": facts.frames > 1,
+        "annotation, which may identify people, is burned in": facts.burned_in,
+        f"EXIF orientation {facts.orientation}, not applied": facts.orientation != 1,
+    }
+    return [note for note, applies in notes.items() if applies]

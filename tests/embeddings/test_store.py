@@ -70,8 +70,11 @@ def test_what_is_no_finished_run(tmp_path):
     with pytest.raises(ValueError, match="kind is 'video'; expected one of image, text, any"):
         Embeddings(tmp_path / "run", "video")
     for facts, say in (
-        ({"parts": [{"file": "part-00000.parquet", "rows": 6}]}, "5 rows, the manifest says 6"),
-        ({"dim": 9}, "vectors of 8 numbers, the manifest says 9"),
+        (
+            {"parts": [{"file": "part-00000.parquet", "rows": 6}]},
+            "5 rows of 8 numbers, the manifest says 6 of 8",
+        ),
+        ({"dim": 9}, "5 rows of 8 numbers, the manifest says 5 of 9"),
     ):
         write_run(tmp_path / "run", [np.ones((5, 8), np.float32)], facts=facts)
         with pytest.raises(ValueError, match=say):

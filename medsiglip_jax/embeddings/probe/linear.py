@@ -201,16 +201,13 @@ def _check(vectors: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) ->
 
 
 def _with_thresholds(probe: Probe, vectors: np.ndarray, labels: np.ndarray) -> Probe:
-    scores, aucs = probe.predict(vectors), []
-    thresholds = np.full(len(probe.classes), np.nan)
+    scores, columns = probe.predict(vectors), label_columns(labels, len(probe.classes))
+    thresholds, aucs = np.full((2, len(probe.classes)), np.nan)
     rule, at_least = probe.facts["rule"], probe.facts["at_least"]
-    for k, column in enumerate(label_columns(labels, len(probe.classes)).T):
-        if not probe.fitted[k]:
-            aucs.append(np.nan)
-            continue
-        rows = metrics.known(scores[:, k], column)
+    for k in np.flatnonzero(probe.fitted):
+        rows = metrics.known(scores[:, k], columns[:, k])
         thresholds[k] = metrics.choose_threshold(rows.scores, rows.positive, rule, at_least)
-        aucs.append(metrics.auc(rows.scores, rows.positive))
+        aucs[k] = metrics.auc(rows.scores, rows.positive)
     facts = {**probe.facts, "validation_auc": json_files.plain(aucs)}
     return replace(probe, thresholds=thresholds, facts=facts)
 
