@@ -2,6 +2,7 @@
 # Arrow makes its compute functions when it is imported.
 # pyright: reportAttributeAccessIssue=false
 
+import contextlib
 import os
 import warnings
 from collections import Counter
@@ -195,10 +196,9 @@ def _is_slide(file: str, span: Range | None, parts: Parts) -> bool:
 def _planes(source: str, parts: Parts) -> list[series.Plane]:
     if (whole := _whole(source)) is None or _is_slide(*whole, parts):
         return []
-    try:
+    with contextlib.suppress(UnreadableImage):
         return sources.planes(*whole)
-    except UnreadableImage:
-        return []
+    return []
 
 
 def _piece(row: int, source: str, parts: Parts) -> _Piece:
@@ -206,11 +206,9 @@ def _piece(row: int, source: str, parts: Parts) -> _Piece:
         return _Piece(row)
     if _is_slide(*whole, parts):
         return _tiles(row, whole[0], parts)
-    try:
+    with contextlib.suppress(UnreadableImage):
         if parts.step is not None and (count := sources.frames(*whole)) > 1:
             return _Piece(row, [Frame(n) for n in parts.chosen(count)])
-    except UnreadableImage:
-        pass
     return _Piece(row)
 
 

@@ -41,18 +41,12 @@ def classify(
     ztxt = encode_texts(model, texts)
     rows = image_rows(images)
     batches = encode_rows(model, rows, preprocess, True, batch_size, dicom, on_batch)
-    return score_rows(batches, lambda zimg: _scores(texts, model.similarity(zimg, ztxt)))
 
+    def score(zimg: np.ndarray) -> list[np.ndarray]:
+        logits = np.asarray(model.similarity(zimg, ztxt), np.float64)
+        return [logits, *probabilities(logits)]
 
-def _scores(texts: Sequence[str], logits: jax.Array) -> list[list[dict[str, Any]]]:
-    """For each image the scores of all texts."""
-    x = np.asarray(logits, np.float64)
-    numbers = np.stack([x, *probabilities(x)], axis=-1).tolist()
-    keys = ("text", "logit", "sigmoid", "softmax")
-    return [
-        [dict(zip(keys, (text, *row), strict=True)) for text, row in zip(texts, image, strict=True)]
-        for image in numbers
-    ]
+    return score_rows(batches, score, ("text", "logit", "sigmoid", "softmax"), texts)
 
 
 def encode_texts(model: Model, texts: Sequence[str]) -> jax.Array:

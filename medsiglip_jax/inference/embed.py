@@ -12,7 +12,7 @@ the same bytes as an uninterrupted one.
 import importlib.metadata
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -175,10 +175,9 @@ def _record(
 
 def _version(package: str) -> str | None:
     """Without importing it; None where it is not installed."""
-    try:
+    with suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    return None
 
 
 class _Shards:

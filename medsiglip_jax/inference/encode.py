@@ -111,21 +111,33 @@ def encode_rows(
 
 
 def score_rows(
-    batches: Iterable[Embedded], score: Callable[[np.ndarray], Iterable[Any]]
+    batches: Iterable[Embedded],
+    score: Callable[[np.ndarray], Iterable[np.ndarray]],
+    keys: Sequence[str],
+    names: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """For each row `{"image": source, "scores": …}`, with "error" instead if it is unreadable.
+    """Lists the scores of rows, or why a row is unreadable.
 
     Args:
         batches: from `encode_rows`.
-        score: what it returns for vectors has the scores of each.
+        score: vectors [n, d] -> arrays [n, names], one for each key but the first.
+        keys: of a name and its scores.
+        names: of what is scored.
+
+    Returns:
+        For each row `{"image": source, "scores": [{key: name or score, …}, …]}`, or
+        `{"image": source, "error": reason}`.
     """
     results: list[dict[str, Any]] = []
     for batch in batches:
-        names, scores = batch.rows.table.column("source").to_pylist(), iter(score(batch.vectors))
-        results += [
-            {"image": name, **({"error": reason} if reason else {"scores": next(scores)})}
-            for name, reason in zip(names, batch.reasons, strict=True)
-        ]
+        scored = zip(*(array.tolist() for array in score(batch.vectors)), strict=True)
+        for name, reason in zip(batch.rows.table["source"].to_pylist(), batch.reasons, strict=True):
+            if reason:
+                results.append({"image": name, "error": reason})
+                continue
+            cells = zip(names, *next(scored), strict=True)
+            scores = [dict(zip(keys, cell, strict=True)) for cell in cells]
+            results.append({"image": name, "scores": scores})
     return results
 
 

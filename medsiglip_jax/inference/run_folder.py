@@ -6,7 +6,7 @@ are there; the others wait for it, and all of them stop when one leaves a note t
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import jax
@@ -97,10 +97,9 @@ def _check_empty(folder: Place) -> None:
 
 
 def _size(path: Place) -> int | None:
-    try:
+    with suppress(FileNotFoundError):
         return path.stat().st_size
-    except FileNotFoundError:
-        return None
+    return None
 
 
 def _read_json(path: Place) -> dict[str, Any]:

@@ -86,7 +86,12 @@ def predict_inputs(
         raise ValueError("a probe scores images; some inputs are texts")
     dicom = dicom or from_dict(fitted.provenance.dicom)
     batches = encode_rows(model, rows, preprocess, normalized, batch_size, dicom, on_progress)
-    return score_rows(batches, lambda vectors: _scored(fitted, vectors))
+
+    def score(vectors: np.ndarray) -> list[np.ndarray]:
+        probabilities = fitted.predict(vectors)
+        return [probabilities, fitted.positive(probabilities)]
+
+    return score_rows(batches, score, ("class", "probability", "positive"), fitted.classes)
 
 
 def _check_model(fitted: Probe, model: Model) -> tuple[str, bool]:
@@ -100,12 +105,3 @@ def _check_model(fitted: Probe, model: Model) -> tuple[str, bool]:
     made = provenance.of_model(model, wanted.preprocess, wanted.normalized)
     wanted.check(made, "these images")
     return wanted.preprocess, wanted.normalized
-
-
-def _scored(fitted: Probe, vectors: np.ndarray) -> list[list[dict[str, Any]]]:
-    probabilities = fitted.predict(vectors)
-    keys, called = ("class", "probability", "positive"), fitted.positive(probabilities)
-    return [
-        [dict(zip(keys, cells, strict=True)) for cells in zip(fitted.classes, *row, strict=True)]
-        for row in zip(probabilities.tolist(), called.tolist(), strict=True)
-    ]
