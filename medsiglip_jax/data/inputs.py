@@ -182,12 +182,9 @@ def _of_table(table: Table, columns: _Columns, root: str = "") -> pa.Table:
         prefix = np.zeros(len(id), np.int32)
     prefix = pa.DictionaryArray.from_arrays(prefix, ["", base, own])
     source = _replaced(image, relative, _joined(base, _kept(image, relative)))
-    return pa.concat_tables(
-        [
-            _of_kind("image", _filled(image), id, source, None, prefix),
-            _of_kind("text", _filled(text), id, None, text, prefix, table.path),
-        ]
-    )
+    images = _of_kind("image", _filled(image), id, source, None, prefix)
+    texts = _of_kind("text", _filled(text), id, None, text, prefix, table.path)
+    return pa.concat_tables([images, texts])
 
 
 def _cells(table: Table, columns: _Columns) -> Iterator[pa.ChunkedArray | None]:

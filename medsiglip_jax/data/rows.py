@@ -16,14 +16,8 @@ from medsiglip_jax.preprocess.names import Tile
 from medsiglip_jax.preprocess.parts import Parts
 
 _BLOCK = 65536  # rows that are Python objects at any time
-SCHEMA = pa.schema(
-    {
-        "id": pa.large_string(),
-        "source": pa.large_string(),
-        "kind": pa.dictionary(pa.int8(), pa.string()),
-        "text": pa.large_string(),
-    }
-)
+_STRING, _KIND = pa.large_string(), pa.dictionary(pa.int8(), pa.string())
+SCHEMA = pa.schema({"id": _STRING, "source": _STRING, "kind": _KIND, "text": _STRING})
 # Further columns, of tiles of slides: where the tile lies (`preprocess.names.Tile`), and its
 # micrometres per pixel. They are null in other rows.
 EXTRA = pa.schema({**dict.fromkeys(Tile._fields, pa.int32()), "mpp": pa.float32()})
@@ -166,4 +160,4 @@ def _content(strings: pa.Array) -> memoryview:
 
 def _plain(strings: Any) -> Any:
     """An array or chunked array as plain strings: no dictionary, numbers written out."""
-    return strings.cast(pa.large_string())
+    return strings.cast(_STRING)

@@ -24,12 +24,8 @@ from medsiglip_jax.preprocess.facts import UnreadableImage
 from medsiglip_jax.preprocess.parts import Parts
 
 # Ten colours of matplotlib's viridis (CC0): equal steps look equal, also to the colour-blind.
-_COLOURS = np.array(
-    [
-        (68, 1, 84), (72, 40, 120), (62, 74, 137), (49, 104, 142), (38, 130, 142),
-        (31, 158, 137), (53, 183, 121), (110, 206, 88), (181, 222, 43), (253, 231, 37),
-    ]
-)  # fmt: skip
+_VIRIDIS = "440154 482878 3e4a89 31688e 26828e 1f9e89 35b779 6ece58 b5de2b fde725"
+_COLOURS = np.array([list(bytes.fromhex(colour)) for colour in _VIRIDIS.split()])
 _OPACITY = 0.6  # of colours over the slide, which is drawn in grey, so that every colour is a score
 _GLASS = 243  # grey of empty glass in the picture, and so the background of the legend
 _MARGIN, _LEGEND, _BAR, _LEADING, _LEAST = 24, 300, 14, 20, 480  # pixels
