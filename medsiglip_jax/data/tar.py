@@ -55,7 +55,10 @@ def _headers(path: str, stream: Any) -> Iterator[tarfile.TarInfo]:
                     raise tarfile.ReadError("negative size")
                 tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  # or memory grows
                 yield member
-            _check_end(stream, tar.offset)
+            # tarfile takes the end of the file, and a damaged header, for the end of the archive.
+            stream.seek(tar.offset)
+            if stream.read(_BLOCK) != bytes(_BLOCK):
+                raise tarfile.ReadError(f"no end of the archive at byte {tar.offset}")
     except (tarfile.TarError, EOFError, OverflowError, LookupError, ValueError) as error:
         raise ValueError(f"{path}: not a tar file, or cut off ({error}); copy it again") from None
 
@@ -68,10 +71,3 @@ def _check(path: str, member: tarfile.TarInfo) -> None:
             f"{path}: {member.name} is {kind}; expected ordinary files (tar --dereference "
             "--hard-dereference without --sparse)"
         )
-
-
-def _check_end(stream: Any, offset: int) -> None:
-    """tarfile takes the end of the file, and a damaged header, for the end of the archive."""
-    stream.seek(offset)
-    if stream.read(_BLOCK) != bytes(_BLOCK):
-        raise tarfile.ReadError(f"no end of the archive at byte {offset}")

@@ -18,6 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int64
 
+# Numbers of rows.
+Numbers = Int64[np.ndarray, " c"]
+
 # Pairs computed in float64 at a time: 1.2 MB a side at 1152 numbers a vector.
 _EXACT_PAIRS = 128
 # Rows of float16 converted at a time, into a buffer of 38 MB at 1152 numbers a row. float32 is
@@ -106,9 +109,7 @@ def put(vectors: Float32[np.ndarray, "n d"]) -> Any:
     return vectors if _on_cpu() else jax.device_put(vectors)
 
 
-def above(
-    x: Float32[Any, "n d"], y: Float32[Any, "m d"], bound: float
-) -> tuple[Int64[np.ndarray, " c"], Int64[np.ndarray, " c"]]:
+def above(x: Float32[Any, "n d"], y: Float32[Any, "m d"], bound: float) -> tuple[Numbers, Numbers]:
     """Returns all i and j where x[i] @ y[j] >= bound; x and y come from `put`."""
     if isinstance(x, np.ndarray):
         i, j = np.nonzero(x @ y.T >= bound)
@@ -149,10 +150,7 @@ def margin(vectors: Float[np.ndarray, "n d"]) -> float:
 
 
 def exact(
-    x: Float[np.ndarray, "n d"],
-    i: Int64[np.ndarray, " c"],
-    y: Float[np.ndarray, "m d"],
-    j: Int64[np.ndarray, " c"],
+    x: Float[np.ndarray, "n d"], i: Numbers, y: Float[np.ndarray, "m d"], j: Numbers
 ) -> Float64[np.ndarray, " c"]:
     """Cosines of x[i] with y[j] in float64, -inf where one is zero or not finite."""
     result = np.empty(len(i))

@@ -79,9 +79,7 @@ class _Best:
         bounds = (self.cosines[:, -1] - margin).astype(np.float32)
         return ~(scores < bounds)  # keeps NaN, which may be a number in float64
 
-    def _insert(
-        self, block: Block, rows: Int64[np.ndarray, " c"], queries: Int64[np.ndarray, " c"]
-    ) -> None:
+    def _insert(self, block: Block, rows: cosines.Numbers, queries: cosines.Numbers) -> None:
         exact = cosines.exact(block.vectors, rows, self._queries, queries)
         count, k = self.rows.shape
         merged = np.concatenate([self.cosines.reshape(-1), exact])

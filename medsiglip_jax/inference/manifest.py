@@ -124,11 +124,8 @@ def parse_manifest(text: str | bytes, path: Place) -> Manifest:
     """
     try:
         content = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{path}: not readable as JSON ({error}); embed again") from None
-    content = content if isinstance(content, dict) else {}
-    known = {f.name: content[f.name] for f in fields(Manifest) if f.name in content}
-    try:
+        content = content if isinstance(content, dict) else {}
+        known = {f.name: content[f.name] for f in fields(Manifest) if f.name in content}
         return settings.build(Manifest, known, title="manifest")
     except ValueError as error:
         raise ValueError(f"{path}: {error}; this is not a manifest that embed wrote") from None
