@@ -188,6 +188,8 @@ class _Shards:
         self.rows, self.folder, self.options, self.run = rows, folder, options, run
         self.naming, self.check = naming, check
         self.count = -(-len(rows) // options.shard_size)
+        self.errors: list[Sequence[str]] = []
+        self.missing = 0  # missing files one after the other, up to now
 
     def embed(self, model: Model, on_progress: Callable[[EmbedProgress], Any]) -> None:
         """Embeds and writes the shards of this process that are not there yet."""
@@ -196,9 +198,9 @@ class _Shards:
         mine = range(jax.process_index(), self.count, jax.process_count())
         for number in done.intersection(mine):
             on_progress(EmbedProgress(len(self._shard(number))))
-        notes = [] if options.max_errors is None else self._notes(done.intersection(mine))
-        known = [error for note in notes for error in note["errors"]]
-        limit = _ErrorLimit(self.folder, options.max_errors, known)
+        if options.max_errors is not None:
+            for note in self._notes(done.intersection(mine)):
+                self.errors += note["errors"]
         todo = [number for number in mine if number not in done]
         batches = (b for number in todo for b in self._shard(number).batches(options.batch_size))
         engine = Engine(
@@ -210,7 +212,7 @@ class _Shards:
                 while sum(len(batch.rows) for batch in shard) < len(self._shard(number)):
                     shard.append(batch := next(results))
                     on_progress(EmbedProgress(len(batch.rows), engine.busy(), len(batch.errors)))
-                    limit.add(batch)
+                    self._add_errors(batch)
                 table = shards.shard_table(shard, self.run, self.naming)
                 self.check()
                 shards.write_parquet(shards.path_of(self.folder, number), table)
@@ -221,15 +223,15 @@ class _Shards:
         if jax.process_count() > 1:
             run_folder.wait_for(self.folder, {path.name for path in paths})
         notes = self._notes(range(self.count))
-        errors = [error for note in notes for error in note["errors"]]
-        shards.write_errors(self.folder, errors)
-        _ErrorLimit(self.folder, self.options.max_errors, errors).check()
+        self.errors = [error for note in notes for error in note["errors"]]
+        shards.write_errors(self.folder, self.errors)
+        self._check_errors()
         sums: dict[str, Any] = {name: sum(note[name] for note in notes) for name in records.COUNTS}
         manifest = records.Manifest(
             **vars(self.run),
             **sums,
             embedded=sum(note["rows"] for note in notes),
-            errors=len(errors),
+            errors=len(self.errors),
             parts=tuple(
                 records.PartFile(path.name, note["rows"], path.stat().st_size)
                 for path, note in zip(paths, notes, strict=True)
@@ -252,15 +254,8 @@ class _Shards:
         with ThreadPoolExecutor(16) as pool:
             return list(pool.map(shards.read_note, paths))
 
-
-class _ErrorLimit:
-    """Counts unreadable inputs, and ends the run when there are too many."""
-
-    def __init__(self, folder: Place, limit: int | None, errors: Sequence[Sequence[str]]):
-        self.folder, self.limit, self.errors, self._missing = folder, limit, list(errors), 0
-
-    def add(self, batch: Embedded) -> None:
-        """Counts the errors of a batch.
+    def _add_errors(self, batch: Embedded) -> None:
+        """Counts the unreadable inputs of a batch, and ends the run when there are too many.
 
         Raises:
             ValueError: there are more than the limit.
@@ -269,23 +264,24 @@ class _ErrorLimit:
         """
         errors = batch.errors
         self.errors += errors
-        self.check()
+        self._check_errors()
         all_missing = set(batch.reasons) == {"no such file"}
-        self._missing = self._missing + len(errors) if all_missing else 0
-        if self.limit is None and self._missing >= _MISSING_IN_ROW:
+        self.missing = self.missing + len(errors) if all_missing else 0
+        if self.options.max_errors is None and self.missing >= _MISSING_IN_ROW:
             raise OSError(
-                f"{self._missing} inputs in a row are missing, the last {errors[-1][0]}; is a disk "
+                f"{self.missing} inputs in a row are missing, the last {errors[-1][0]}; is a disk "
                 "gone? Finished shards are kept, and the same command resumes; if the files really "
                 "do not exist, set max_errors to their number"
             )
 
-    def check(self) -> None:
+    def _check_errors(self) -> None:
         """If there are more errors than the limit, writes them and raises ValueError."""
-        if self.limit is not None and len(self.errors) > self.limit:
+        limit = self.options.max_errors
+        if limit is not None and len(self.errors) > limit:
             shards.write_errors(self.folder, self.errors)
             source, reason = self.errors[-1]
             raise ValueError(
-                f"{len(self.errors)} inputs could not be read, more than max_errors={self.limit}; "
+                f"{len(self.errors)} inputs could not be read, more than max_errors={limit}; "
                 f"the last is {source}: {reason}. All are listed in {records.ERRORS}. Finished "
                 "shards are kept, and the same command with a higher limit resumes"
             )
