@@ -51,9 +51,8 @@ class Provenance:
         if differ:
             raise ValueError(
                 f"{what}: made with {made.source or 'arrays'}, wanted as with "
-                f"{self.source or 'arrays'}: {'; '.join(differ)}; vectors that were made "
-                "differently cannot be compared: embed again, or give the model or probe that goes "
-                "with them"
+                f"{self.source or 'arrays'}: {'; '.join(differ)}; vectors made differently cannot "
+                "be compared: embed again, or give the model or probe that goes with them"
             )
 
     def _compared(self) -> dict[str, Any]:

@@ -56,8 +56,9 @@ def search(
         raise ValueError("expected at least one text or image to search for")
     made = provenance.of_run(embeddings.manifest)
     provenance.of_model(model).check(made, embeddings.folder)
+    nothing = f"{embeddings.folder}: no rows of kind {embeddings.kind}"
     if not len(embeddings):
-        raise ValueError(f"{embeddings.folder}: no rows of kind {embeddings.kind}, nor of any")
+        raise ValueError(f"{nothing}, nor of any")
     dicom = dicom or embeddings.manifest.dicom_rules
     preprocess = embeddings.manifest.preprocess
     vectors = [np.asarray(encode_texts(model, texts))] if texts else []
@@ -66,9 +67,7 @@ def search(
     find = index.top_k if approximate else top_k
     scores, rows = find(np.concatenate(vectors), embeddings, min(k, len(embeddings)))
     if not rows.size:
-        raise ValueError(
-            f"{embeddings.folder}: no rows of kind {embeddings.kind}; choose another (--kind)"
-        )
+        raise ValueError(f"{nothing}; choose another (--kind)")
     k, named = rows.shape[1], embeddings.ids(rows.reshape(-1).tolist())
     return [
         {"query": query, "hits": _hits(named[i * k : (i + 1) * k], scores[i].tolist())}
