@@ -161,11 +161,11 @@ def _cell(look: Look, options: PreviewOptions) -> SheetCell:
 
 def _notes(look: Look, options: PreviewOptions) -> list[str]:
     facts, size = look.facts, options.size
-    notes = {
-        f"{look.width}x{look.height} to {size}x{size}, {options.preprocess}": True,
-        facts.seen: facts.seen,
-        f"frame {facts.frame} of {facts.frames}, from 0": facts.frames > 1,
-        "annotation, which may identify people, is burned in": facts.burned_in,
-        f"EXIF orientation {facts.orientation}, not applied": facts.orientation != 1,
-    }
-    return [note for note, applies in notes.items() if applies]
+    notes = (
+        (True, f"{look.width}x{look.height} to {size}x{size}, {options.preprocess}"),
+        (facts.seen != "", facts.seen),
+        (facts.frames > 1, f"frame {facts.frame} of {facts.frames}, from 0"),
+        (facts.burned_in, "annotation, which may identify people, is burned in"),
+        (facts.orientation != 1, f"EXIF orientation {facts.orientation}, not applied"),
+    )
+    return [note for applies, note in notes if applies]
