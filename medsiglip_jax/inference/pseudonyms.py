@@ -35,9 +35,9 @@ class Naming:
         self._key = key
         self.name = "as in the files" if key is None else f"hashed, key {self._name('key', '')}"
 
-    def __call__(self, subject: Subject) -> tuple[str | None, ...]:
+    def __call__(self, subject: Subject | None) -> tuple[str | None, ...]:
         """One name for each of `COLUMNS`; None where the file has none."""
-        values = ((column, getattr(subject, column)) for column in COLUMNS)
+        values = ((column, getattr(subject, column, "")) for column in COLUMNS)
         return tuple(self._name(column, value) if value else None for column, value in values)
 
     def _name(self, column: str, value: str) -> str:

@@ -47,10 +47,10 @@ def _batch_table(batch: Embedded, run: RunRecord, naming: Naming | None) -> pa.T
     fields += [EXTRA.field(name) for name in batch.rows.extra]
     columns = [kept.column(field.name).cast(field.type) for field in fields]
     if naming is not None:
-        nobody = (None,) * len(pseudonyms.COLUMNS)
-        names = [nobody if subject is None else naming(subject) for subject in batch.subjects]
-        fields += [pa.field(name, pa.string()) for name in pseudonyms.COLUMNS]
-        columns += [pa.array([row[n] for row in names], pa.string()) for n in range(len(nobody))]
+        names = [naming(subject) for subject in batch.subjects]
+        for n, column in enumerate(pseudonyms.COLUMNS):
+            fields.append(pa.field(column, pa.string()))
+            columns.append(pa.array([row[n] for row in names], pa.string()))
     return pa.table(
         [*columns, pa.FixedSizeListArray.from_arrays(values, type=vector)],
         schema=pa.schema([*fields, pa.field("embedding", vector, nullable=False)]),
@@ -80,9 +80,8 @@ def write_errors(folder: Place, errors: Sequence[Sequence[str]]) -> None:
 def write_parquet(path: Place, table: pa.Table) -> None:
     """Vectors are stored as they are: compressed by default they read at a third of the speed."""
     strings: Any = [name for name in table.schema.names if name != "embedding"]
-    compression: Any = {name: "zstd" for name in strings}
     with storage.new_file(path) as partial:
         pq.write_table(
             table, partial, row_group_size=_ROW_GROUP, use_dictionary=strings,
-            compression=compression, write_statistics=strings,
+            compression=dict.fromkeys(strings, "zstd"), write_statistics=strings,
         )  # fmt: skip
