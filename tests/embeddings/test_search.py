@@ -182,7 +182,7 @@ def test_mistakes_are_one_line_and_exit_2(call, checkpoint, run, pictures, tmp_p
     for argv, say in (
         (["--embeddings", run], "--build-index"),
         (ok, "--text or --image"),
-        ([*ok, "--text", " "], "no text empty"),
+        ([*ok, "--text", " "], "none of them empty"),
         ([*ok, "--text", "a", "--top-k", 0], "k is 0"),
         ([*ok, "--image", pictures / "sub" / "damaged.jpg"], "damaged.jpg: "),
         ([*ok, "--image", "gone.png"], "gone.png: no such file"),
