@@ -28,7 +28,8 @@ _WORKERS = 16
 _BLOCK = 4096  # files whose headers may be read ahead
 # The tile of a slide that cannot be cut. Reading it raises the reason.
 _NO_TILE = Tile(0, 0, 0, 0)
-_COLUMNS_OF_NO_TILE = {**dict.fromkeys(Tile._fields, np.int32([0])), "mpp": np.float32([0])}
+_ZERO = np.zeros(1, np.int32)
+_COLUMNS_OF_NO_TILE = {**dict.fromkeys(Tile._fields, _ZERO), "mpp": _ZERO.astype(np.float32)}
 
 
 class _Piece(NamedTuple):

@@ -119,7 +119,7 @@ def batches(
         """Starts loading a batch; the function returned waits until it is done."""
         plan = np.stack(input.order.at(step * batch_size + part), axis=1).tolist()
         images = np.zeros((len(plan), input.image_size, input.image_size, 3), np.uint8)
-        rows = [pool.submit(load, *row, out) for row, out in zip(plan, images, strict=True)]
+        rows = [pool.submit(load, place, out) for place, out in zip(plan, images, strict=True)]
         columns = pool.submit(_columns, input, plan)
 
         def finish() -> Batch:
@@ -164,7 +164,7 @@ def _part(input: Input, batch_size: int, index: int, count: int) -> np.ndarray:
     return np.arange(index * batch_size // count, (index + 1) * batch_size // count)
 
 
-def _columns(input: Input, plan: Sequence[Sequence[int]]) -> dict[str, Any]:
+def _columns(input: Input, plan: Sequence[Sequence[Any]]) -> dict[str, Any]:
     """A batch without its pixels, but with their `paths`, "" for padding.
 
     Args:
@@ -191,9 +191,10 @@ def _positive(examples: Examples, row: int, offset: int) -> int:
 
 
 def _load_row(
-    input: Input, codec: Codec, source: int, epoch: int, row: int, out: UInt8[np.ndarray, "s s 3"]
+    input: Input, codec: Codec, place: Sequence[int], out: UInt8[np.ndarray, "s s 3"]
 ) -> str:
     """Fills `out` and returns "", or returns the reason why it stays blank."""
+    source, epoch, row = place
     if row < 0:
         return "padding"
     path, key = input.examples[source].images[row], (input.seed, source, epoch, row)

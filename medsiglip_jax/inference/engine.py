@@ -168,7 +168,7 @@ class Engine:
         self._count_busy(start)
         reasons = [
             reason or (None if finite else "the model gave numbers that are not finite")
-            for reason, finite in zip(loaded.reasons, np.isfinite(values).all(1), strict=True)
+            for reason, finite in zip(loaded.reasons, map(np.all, np.isfinite(values)), strict=True)
         ]
         readable = [reason is None for reason in reasons]
         names = batch.table.column("source").to_pylist()

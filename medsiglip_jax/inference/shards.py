@@ -80,8 +80,9 @@ def write_errors(folder: Place, errors: Sequence[Sequence[str]]) -> None:
 def write_parquet(path: Place, table: pa.Table) -> None:
     """Vectors are stored as they are: compressed by default they read at a third of the speed."""
     strings: Any = [name for name in table.schema.names if name != "embedding"]
+    compression: Any = dict.fromkeys(strings, "zstd")
     with storage.new_file(path) as partial:
         pq.write_table(
             table, partial, row_group_size=_ROW_GROUP, use_dictionary=strings,
-            compression=dict.fromkeys(strings, "zstd"), write_statistics=strings,
+            compression=compression, write_statistics=strings,
         )  # fmt: skip
