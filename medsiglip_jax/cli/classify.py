@@ -5,7 +5,7 @@ from typing import Any
 
 from medsiglip_jax.cli.loading import add_batch_size, add_model, load, local_mesh
 from medsiglip_jax.cli.output import add_json, progress_bar, show
-from medsiglip_jax.cli.parser import Parser, command, refuse_unused
+from medsiglip_jax.cli.parser import REPEATED, REQUIRED, Parser, add_flags, command, refuse_unused
 from medsiglip_jax.cli.reading import DICOM, add_parts, add_preprocess, rules_and_parts
 
 
@@ -24,19 +24,16 @@ def add(commands) -> None:
     )  # fmt: skip
 
 
+_FLAGS = {
+    "images IMAGE...": "image files, or parts of them: FILE#frame=N, SLIDE#tile=X,Y,LEVEL,SIZE",
+    "--text T": "repeat for each text",
+    "--heatmap OUT.png": "score the tiles of one slide (at --mpp, default 0.5) against the first "
+    "text, draw the scores over the slide, and write them to OUT.parquet",
+}
+
+
 def _add_flags(sub: Parser) -> None:
-    sub.add_argument(
-        "images", nargs="+", metavar="IMAGE",
-        help="image files, or parts of them: FILE#frame=N, SLIDE#tile=X,Y,LEVEL,SIZE",
-    )  # fmt: skip
-    sub.add_argument(
-        "--text", action="append", required=True, metavar="T", help="repeat for each text"
-    )
-    sub.add_argument(
-        "--heatmap", metavar="OUT.png",
-        help="score the tiles of one slide (at --mpp, default 0.5) against the first text, draw "
-        "the scores over the slide, and write them to OUT.parquet",
-    )  # fmt: skip
+    add_flags(sub, _FLAGS, text=REPEATED | REQUIRED)
     add_model(sub)
     add_batch_size(sub)
     add_preprocess(sub)

@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from medsiglip_jax.cli.output import add_json, show, table
-from medsiglip_jax.cli.parser import Parser, command
+from medsiglip_jax.cli.parser import Parser, add_flags, command
 
 
 def add(commands) -> None:
@@ -19,20 +19,19 @@ def add(commands) -> None:
     )  # fmt: skip
 
 
+_FLAGS = {
+    "first A": "output folder of evaluate",
+    "second B": "another one; differences are B minus A",
+    "--output FILE": "write the tables as Markdown, .md",
+    "--scores FILE": "which file of both folders to compare; default scores.parquet",
+    "--allow-missing": "compare the images that both have; default: stop where one lacks some",
+    "--resamples N": "default 2000",
+    "--seed N": "of the bootstrap",
+}
+
+
 def _add_flags(sub: Parser) -> None:
-    sub.add_argument("first", metavar="A", help="output folder of evaluate")
-    sub.add_argument("second", metavar="B", help="another one; differences are B minus A")
-    sub.add_argument("--output", metavar="FILE", help="write the tables as Markdown, .md")
-    sub.add_argument(
-        "--scores", metavar="FILE",
-        help="which file of both folders to compare; default scores.parquet",
-    )  # fmt: skip
-    sub.add_argument(
-        "--allow-missing", action="store_true",
-        help="compare the images that both have; default: stop where one lacks some",
-    )  # fmt: skip
-    sub.add_argument("--resamples", type=int, default=2000, metavar="N", help="default 2000")
-    sub.add_argument("--seed", type=int, default=0, metavar="N", help="of the bootstrap")
+    add_flags(sub, _FLAGS, resamples=2000, seed=0)
     add_json(sub)
 
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from medsiglip_jax.cli.parser import Parser, command
+from medsiglip_jax.cli.parser import REQUIRED, Parser, add_flags, command
 
 
 def add(commands) -> None:
@@ -17,16 +17,16 @@ def _add_flags(sub: Parser) -> None:
     from medsiglip_jax.model.weights.checkpoint import DTYPES
     from medsiglip_jax.model.weights.layouts import LAYOUTS
 
-    sub.add_argument("source", metavar="SRC", help="folder, .npz or Hugging Face repo id")
-    sub.add_argument("destination", metavar="DST", help="new folder (big_vision: also a new .npz)")
-    sub.add_argument("--format", required=True, choices=tuple(LAYOUTS), help="layout of DST")
-    sub.add_argument(
-        "--resolution", type=int, metavar="N",
-        help="new image size in pixels; position embeddings are resampled as big_vision does: "
-        "bilinear, aligned corners, no antialias (scipy.ndimage.zoom of order 1)",
-    )  # fmt: skip
-    sub.add_argument("--dtype", metavar="T", help=f"{', '.join(DTYPES)}; default: as stored")
-    sub.add_argument("--tokenizer", metavar="PATH", help="SentencePiece model to put into DST")
+    flags = {
+        "source SRC": "folder, .npz or Hugging Face repo id",
+        "destination DST": "new folder (big_vision: also a new .npz)",
+        "--format": "layout of DST",
+        "--resolution N": "new image size in pixels; position embeddings are resampled as "
+        "big_vision does: bilinear, aligned corners, no antialias (scipy.ndimage.zoom of order 1)",
+        "--dtype T": f"{', '.join(DTYPES)}; default: as stored",
+        "--tokenizer PATH": "SentencePiece model to put into DST",
+    }
+    add_flags(sub, flags, format={"choices": tuple(LAYOUTS), **REQUIRED}, resolution=int)
 
 
 def convert(args: argparse.Namespace) -> int:

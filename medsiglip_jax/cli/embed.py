@@ -18,7 +18,7 @@ from medsiglip_jax.cli.loading import (
     local_mesh,
 )
 from medsiglip_jax.cli.output import add_json, progress_bar, show
-from medsiglip_jax.cli.parser import Parser, command
+from medsiglip_jax.cli.parser import REQUIRED, Parser, add_flags, command
 from medsiglip_jax.cli.reading import add_parts, add_preprocess, rules_and_parts
 
 _SECONDS_BETWEEN_LINES = 60.0  # if stderr is not a terminal
@@ -41,61 +41,45 @@ def add(commands) -> None:
     )  # fmt: skip
 
 
+_COLUMNS = {
+    "--image-column NAME": "default %(default)s",
+    "--text-column NAME": "default %(default)s",
+    "--id-column NAME": "default %(default)s",
+    "--root DIR": "folder of relative image paths; default the table's folder",
+}
+_PATIENTS = {
+    "--groups": "add the columns patient, study and series of DICOM files, to split and evaluate "
+    "by patient: hashes under a secret of yours (MEDSIGLIP_JAX_SALT, or a file in ~/.config); "
+    "implied by --series",
+    "--keep-uids": "write these identifiers as they are in the files",
+}
+
+
 def _add_flags(sub: Parser) -> None:
     from medsiglip_jax.preprocess.formats import FORMATS
 
-    sub.add_argument(
-        "inputs", nargs="+", metavar="INPUT",
-        help=f"files ({', '.join(format.name for format in FORMATS)}), folders (searched "
-        "recursively) and globs; .txt with one text per line; tables (.csv .tsv .jsonl .parquet); "
-        ".tar (WebDataset) and .tfrecord shards; local or gs://",
-    )  # fmt: skip
-    sub.add_argument("--output", required=True, metavar="DIR", help="new folder for the result")
-    sub.add_argument(
-        "--shard-size", type=int, default=8192, metavar="N",
-        help="rows per Parquet file, default %(default)s",
-    )  # fmt: skip
-    sub.add_argument("--raw", action="store_true", help="do not divide by the L2 norm")
-    sub.add_argument(
-        "--stored", default="float32", choices=("float32", "float16"),
-        help="data type of the vectors in the files, default %(default)s",
-    )  # fmt: skip
-    sub.add_argument(
-        "--max-errors", type=int, metavar="N",
-        help="stop when more than N inputs are unreadable; by default list them all and continue",
-    )  # fmt: skip
-    _add_columns(sub)
-    _add_patients(sub)
+    flags = {
+        "inputs INPUT...": f"files ({', '.join(format.name for format in FORMATS)}), folders "
+        "(searched recursively) and globs; .txt with one text per line; tables (.csv .tsv .jsonl "
+        ".parquet); .tar (WebDataset) and .tfrecord shards; local or gs://",
+        "--output DIR": "new folder for the result",
+        "--shard-size N": "rows per Parquet file, default %(default)s",
+        "--raw": "do not divide by the L2 norm",
+        "--stored": "data type of the vectors in the files, default %(default)s",
+        "--max-errors N": "stop when more than N inputs are unreadable; by default list them all "
+        "and continue",
+    }
+    stored = {"default": "float32", "choices": ("float32", "float16")}
+    add_flags(sub, flags, output=REQUIRED, shard_size=8192, stored=stored, max_errors=int)
+    columns = sub.add_argument_group("columns of tables")
+    add_flags(columns, _COLUMNS, image_column="image", text_column="text", id_column="id")
+    add_flags(sub.add_argument_group("patients"), _PATIENTS)
     add_model(sub)
     add_batch_size(sub, by_device=True)
     add_preprocess(sub)
     add_parts(sub)
     add_processes(sub)
     add_json(sub)
-
-
-def _add_columns(sub: Parser) -> None:
-    group = sub.add_argument_group("columns of tables")
-    for name in ("image", "text", "id"):
-        group.add_argument(
-            f"--{name}-column", default=name, metavar="NAME", help="default %(default)s"
-        )
-    group.add_argument(
-        "--root", metavar="DIR", help="folder of relative image paths; default the table's folder"
-    )
-
-
-def _add_patients(sub: Parser) -> None:
-    group = sub.add_argument_group("patients")
-    group.add_argument(
-        "--groups", action="store_true",
-        help="add the columns patient, study and series of DICOM files, to split and evaluate by "
-        "patient: hashes under a secret of yours (MEDSIGLIP_JAX_SALT, or a file in ~/.config); "
-        "implied by --series",
-    )  # fmt: skip
-    group.add_argument(
-        "--keep-uids", action="store_true", help="write these identifiers as they are in the files"
-    )
 
 
 def embed(args: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 from medsiglip_jax.cli.loading import add_batch_size, add_model, batch_size, load, local_mesh
 from medsiglip_jax.cli.output import add_json, progress_bar, show, table
-from medsiglip_jax.cli.parser import Parser, command
+from medsiglip_jax.cli.parser import Parser, add_flags, command
 from medsiglip_jax.cli.reading import add_dicom, dicom_rules, preset_help
 
 
@@ -28,96 +28,62 @@ def add(commands) -> None:
     )  # fmt: skip
 
 
+_WHAT = {
+    "--task T": "a name (see --list), or your own .toml or .json",
+    "--from DIR": "recompute report and results from the scores in DIR, without a model; takes "
+    "--resamples and --prevalence",
+    "--list": "list the tasks and where to get their data",
+}
+_FILES = {
+    "--data D": "folder of the data set",
+    "--output DIR": "folder for embeddings, scores and report",
+    "--allow-missing": "go on without images that are missing or unreadable; default: stop and "
+    "list them",
+    "--embeddings E": "output folder of embed, for these images and this checkpoint",
+}
+_LEARNING = {
+    "--learn WHAT": "thresholds: operating points and calibration, from validation images; probe "
+    "(the default of --learn, and of the task digits): also a linear probe, nearest neighbours, "
+    "few-shot learning and a learning curve, from training images",
+    "--sizes N": "numbers of training images of the learning curve; default 64 512 4096 32768; all "
+    "of them are always the last point",
+    "--seeds N": "draws of each size, default 3",
+    "--prevalence X": "prevalence at which to state PPV and NPV, besides that of the test images",
+}
+_STATISTICS = {
+    "--uncertain P": "what -1 means: ignore (default), positive or negative",
+    "--blank P": "what an empty cell means: ignore (default) or negative",
+    "--resamples N": "of the bootstrap; default 2000",
+    "--seed N": "of the bootstrap, and of splits that have to be drawn",
+}
+
+
 def _add_flags(sub: Parser) -> None:
-    what = sub.add_mutually_exclusive_group(required=True)
-    what.add_argument("--task", metavar="T", help="a name (see --list), or your own .toml or .json")
-    what.add_argument(
-        "--from", metavar="DIR", dest="again",
-        help="recompute report and results from the scores in DIR, without a model; takes "
-        "--resamples and --prevalence",
-    )  # fmt: skip
-    what.add_argument(
-        "--list", action="store_true", help="list the tasks and where to get their data"
-    )
-    sub.add_argument("--data", metavar="D", help="folder of the data set")
-    sub.add_argument("--output", metavar="DIR", help="folder for embeddings, scores and report")
-    sub.add_argument(
-        "--allow-missing", action="store_true",
-        help="go on without images that are missing or unreadable; default: stop and list them",
-    )  # fmt: skip
-    sub.add_argument(
-        "--embeddings",
-        metavar="E",
-        help="output folder of embed, for these images and this checkpoint",
-    )
-    _add_scoring(sub)
-    _add_learning(sub)
-    _add_labels_and_statistics(sub)
+    scores = {
+        "--preprocess P": preset_help(),
+        "--prompts FILE": ".toml or .json: class = [prompts]",
+        "--reading NAME": "one of the task's readings of prompts that were published ambiguously",
+        "--score RULE": "pos_minus_neg, pair_softmax, class_softmax or cosine",
+        "--temperature T": "of class_softmax: logit_scale (default), which is the model's own, or "
+        "none",
+        "--grid": "run all presets, readings and temperatures that the published figures leave "
+        "open",
+    }
+    again = {"dest": "again"}  # `from` is a keyword
+    add_flags(sub.add_mutually_exclusive_group(required=True), _WHAT, **{"from": again})
+    add_flags(sub, _FILES)
+    group = sub.add_argument_group("scores")
+    add_flags(group, scores, reading="as given", temperature="logit_scale")
+    group, sizes = sub.add_argument_group("learning"), {"nargs": "*", "type": int}
+    learn = {"nargs": "?", "const": "probe"}
+    add_flags(group, _LEARNING, learn=learn, sizes=sizes, seeds=int, prevalence=float)
+    group = sub.add_argument_group("labels and statistics")
+    add_flags(group, _STATISTICS, uncertain="ignore", blank="ignore", resamples=int, seed=0)
     add_dicom(sub)
     add_model(sub, required=False)
     add_batch_size(sub, by_device=True)
     add_json(sub)
     sub.set_defaults(parser=sub)
-
-
-def _add_scoring(sub) -> None:
-    group = sub.add_argument_group("scores")
-    group.add_argument("--preprocess", metavar="P", help=preset_help())
-    group.add_argument("--prompts", metavar="FILE", help=".toml or .json: class = [prompts]")
-    group.add_argument(
-        "--reading",
-        default="as given",
-        metavar="NAME",
-        help="one of the task's readings of prompts that were published ambiguously",
-    )
-    group.add_argument(
-        "--score", metavar="RULE", help="pos_minus_neg, pair_softmax, class_softmax or cosine"
-    )
-    group.add_argument(
-        "--temperature", default="logit_scale", metavar="T",
-        help="of class_softmax: logit_scale (default), which is the model's own, or none",
-    )  # fmt: skip
-    group.add_argument(
-        "--grid", action="store_true",
-        help="run all presets, readings and temperatures that the published figures leave open",
-    )  # fmt: skip
-
-
-def _add_learning(sub) -> None:
-    group = sub.add_argument_group("learning")
-    group.add_argument(
-        "--learn", nargs="?", const="probe", metavar="WHAT",
-        help="thresholds: operating points and calibration, from validation images; probe (the "
-        "default of --learn, and of the task digits): also a linear probe, nearest neighbours, "
-        "few-shot learning and a learning curve, from training images",
-    )  # fmt: skip
-    group.add_argument(
-        "--sizes", type=int, nargs="*", metavar="N",
-        help="numbers of training images of the learning curve; default 64 512 4096 32768; all of "
-        "them are always the last point",
-    )  # fmt: skip
-    group.add_argument("--seeds", type=int, metavar="N", help="draws of each size, default 3")
-    group.add_argument(
-        "--prevalence", type=float, metavar="X",
-        help="prevalence at which to state PPV and NPV, besides that of the test images",
-    )  # fmt: skip
-
-
-def _add_labels_and_statistics(sub) -> None:
-    group = sub.add_argument_group("labels and statistics")
-    group.add_argument(
-        "--uncertain", default="ignore", metavar="P",
-        help="what -1 means: ignore (default), positive or negative",
-    )  # fmt: skip
-    group.add_argument(
-        "--blank", default="ignore", metavar="P",
-        help="what an empty cell means: ignore (default) or negative",
-    )  # fmt: skip
-    group.add_argument("--resamples", type=int, metavar="N", help="of the bootstrap; default 2000")
-    group.add_argument(
-        "--seed", type=int, default=0, metavar="N",
-        help="of the bootstrap, and of splits that have to be drawn",
-    )  # fmt: skip
 
 
 def evaluate(args: argparse.Namespace) -> int:

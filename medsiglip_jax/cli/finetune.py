@@ -8,7 +8,7 @@ from typing import Any
 
 from medsiglip_jax.cli.loading import add_processes, join_other_processes
 from medsiglip_jax.cli.output import add_json, show
-from medsiglip_jax.cli.parser import Parser, add_config, command
+from medsiglip_jax.cli.parser import REQUIRED, Parser, add_config, add_flags, command
 
 
 class _Keys(argparse.Action):
@@ -49,17 +49,18 @@ def add(commands) -> None:
     )
 
 
+_FLAGS = {
+    "--keys": "list all keys of a config, and exit",
+    "--copy-config": "write a recipe to a file of your own, to be edited, and exit",
+    "--workdir D": "gets checkpoints/, metrics.jsonl, config.json, export/ and report.html",
+}
+
+
 def _add_flags(sub: Parser) -> None:
     add_config(sub)
-    sub.add_argument("--keys", nargs=0, action=_Keys, help="list all keys of a config, and exit")
-    sub.add_argument(
-        "--copy-config", nargs=2, action=_CopyConfig, metavar=("NAME", "FILE"),
-        help="write a recipe to a file of your own, to be edited, and exit",
-    )  # fmt: skip
-    sub.add_argument(
-        "--workdir", required=True, metavar="D",
-        help="gets checkpoints/, metrics.jsonl, config.json, export/ and report.html",
-    )  # fmt: skip
+    keys = {"nargs": 0, "action": _Keys}
+    copy = {"nargs": 2, "action": _CopyConfig, "metavar": ("NAME", "FILE")}
+    add_flags(sub, _FLAGS, keys=keys, copy_config=copy, workdir=REQUIRED)
     add_processes(sub)
     add_json(sub)
 

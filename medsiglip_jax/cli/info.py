@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from medsiglip_jax.cli.output import add_json, show
-from medsiglip_jax.cli.parser import Parser, command
+from medsiglip_jax.cli.parser import Parser, add_flags, command
 
 
 def add(commands) -> None:
@@ -15,7 +15,7 @@ def add(commands) -> None:
 
 
 def _add_flags(sub: Parser) -> None:
-    sub.add_argument("source", metavar="SRC", help="folder, .npz or Hugging Face repo id")
+    add_flags(sub, {"source SRC": "folder, .npz or Hugging Face repo id"})
     add_json(sub)
 
 

@@ -4,31 +4,24 @@ import argparse
 import os
 import sys
 
+from medsiglip_jax.cli.parser import add_flags
+
 
 def add_model(sub: argparse.ArgumentParser, required: bool = True) -> None:
     """Flags of `load`."""
     from medsiglip_jax.model.attention import ATTENTION
     from medsiglip_jax.model.weights.checkpoint import DTYPES
 
-    sub.add_argument(
-        "--model", required=required, metavar="M",
-        help="checkpoint folder, big_vision .npz, or Hugging Face repo id (google/medsiglip-448)",
-    )  # fmt: skip
-    sub.add_argument(
-        "--tokenizer", metavar="PATH", help="SentencePiece model, if there is none beside M"
-    )
-    sub.add_argument(
-        "--dtype", default="float32", metavar="T",
-        help=f"to store and compute with: {', '.join(DTYPES)}; default %(default)s",
-    )  # fmt: skip
-    sub.add_argument(
-        "--matmul-precision", metavar="NAME",
-        help="jax's name of a precision; the default computes float32 in full on every device",
-    )  # fmt: skip
-    sub.add_argument(
-        "--attention", metavar="NAME",
-        help=f"one of {', '.join(ATTENTION)}; by default the fastest of the device",
-    )  # fmt: skip
+    flags = {
+        "--model M": "checkpoint folder, big_vision .npz, or Hugging Face repo id "
+        "(google/medsiglip-448)",
+        "--tokenizer PATH": "SentencePiece model, if there is none beside M",
+        "--dtype T": f"to store and compute with: {', '.join(DTYPES)}; default %(default)s",
+        "--matmul-precision NAME": "jax's name of a precision; the default computes float32 in "
+        "full on every device",
+        "--attention NAME": f"one of {', '.join(ATTENTION)}; by default the fastest of the device",
+    }
+    add_flags(sub, flags, model={"required": required}, dtype="float32")
 
 
 def load(args: argparse.Namespace, mesh=None):
@@ -57,8 +50,7 @@ def local_mesh():
 def add_batch_size(sub: argparse.ArgumentParser, by_device: bool = False) -> None:
     """The flag --batch-size: 8 by default, or with `by_device` what `batch_size` makes of None."""
     help = "inputs per batch; default 8" + by_device * ", on accelerators 64 per device"
-    default = None if by_device else 8
-    sub.add_argument("--batch-size", type=int, default=default, metavar="N", help=help)
+    add_flags(sub, {"--batch-size N": help}, batch_size=int if by_device else 8)
 
 
 def batch_size(args: argparse.Namespace) -> int:
@@ -72,17 +64,15 @@ def batch_size(args: argparse.Namespace) -> int:
 
 def add_processes(sub: argparse.ArgumentParser) -> None:
     """Flags of `join_other_processes`."""
-    sub.add_argument(
-        "--distributed", action="store_true",
-        help="this is one process of several, started on every host; on Cloud TPU, Slurm and Open "
-        "MPI they find each other",
-    )  # fmt: skip
-    sub.add_argument(
-        "--coordinator", metavar="HOST:PORT",
-        help="address of process 0, for other launchers; needs --processes and --process-id",
-    )  # fmt: skip
-    sub.add_argument("--processes", type=int, metavar="N", help="number of processes")
-    sub.add_argument("--process-id", type=int, metavar="I", help="number of this process, from 0")
+    flags = {
+        "--distributed": "this is one process of several, started on every host; on Cloud TPU, "
+        "Slurm and Open MPI they find each other",
+        "--coordinator HOST:PORT": "address of process 0, for other launchers; needs --processes "
+        "and --process-id",
+        "--processes N": "number of processes",
+        "--process-id I": "number of this process, from 0",
+    }
+    add_flags(sub, flags, processes=int, process_id=int)
 
 
 def join_other_processes(args: argparse.Namespace) -> bool:

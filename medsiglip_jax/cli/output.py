@@ -5,11 +5,11 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from medsiglip_jax.cli.parser import add_flags
+
 
 def add_json(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument(
-        "--json", action="store_true", help="print the result as one JSON document on stdout"
-    )
+    add_flags(sub, {"--json": "print the result as one JSON document on stdout"})
 
 
 def show(result: Any, as_json: bool, to_text: Callable[[Any], str]) -> None:

@@ -2,8 +2,12 @@
 
 import argparse
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+# Values of `add_flags`.
+REQUIRED = {"required": True}
+REPEATED = {"action": "append"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -59,6 +63,33 @@ def command(
     sub.set_defaults(run=function, default_of=sub.get_default)
 
 
+def add_flags(sub: argparse._ActionsContainer, flags: Mapping[str, str], /, **values: Any) -> None:
+    """Adds flags, each in the form in which --help lists it.
+
+    Args:
+        sub: the parser of a command, or a group of its flags.
+        flags: "--name" (a switch), "--name METAVAR", "--name METAVAR..." (one or more), or the same
+            of a positional argument, "name METAVAR" -> the help.
+        values: of a flag by its name, if it does not take any text: its type, its default, or
+            options of `add_argument`.
+    """
+    for form, help in flags.items():
+        flag, _, metavar = form.partition(" ")
+        options: dict[str, Any] = {"metavar": metavar.removesuffix("...")} if metavar else {}
+        if metavar.endswith("..."):
+            options["nargs"] = "+"
+        name = flag.removeprefix("--").replace("-", "_")
+        value = values.pop(name, {} if metavar else {"action": "store_true"})
+        if isinstance(value, dict):
+            options |= value
+        elif isinstance(value, type):
+            options["type"] = value
+        else:
+            options |= {"type": type(value), "default": value}
+        sub.add_argument(flag, help=help, **options)
+    assert not values, f"no flags of these names: {', '.join(values)}"
+
+
 def refuse_unused(args: argparse.Namespace, where: str, names: Sequence[str]) -> None:
     """Raises ValueError if flags are given that have no effect on what is asked for.
 
@@ -76,8 +107,8 @@ def refuse_unused(args: argparse.Namespace, where: str, names: Sequence[str]) ->
 def add_config(sub: Parser) -> None:
     """The flag of `train.configs.read`; `cli.app` puts --config.KEY=VALUE into `overrides`."""
     sub.set_defaults(overrides=[])
-    sub.add_argument(
-        "--config", required=True, metavar="NAME|FILE[:ARG]",
-        help="recipe, by name (such as lora), or a Python file with get_config(); ARG is passed "
-        "to it",
-    )  # fmt: skip
+    config = {
+        "--config NAME|FILE[:ARG]": "recipe, by name (such as lora), or a Python file with "
+        "get_config(); ARG is passed to it"
+    }
+    add_flags(sub, config, config=REQUIRED)

@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from medsiglip_jax.cli.output import add_json, show, table
-from medsiglip_jax.cli.parser import Parser, add_config, command
+from medsiglip_jax.cli.parser import REPEATED, REQUIRED, Parser, add_config, add_flags, command
 from medsiglip_jax.plan.topologies import shown
 
 
@@ -25,35 +25,26 @@ def add(commands) -> None:
     )  # fmt: skip
 
 
+_FLAGS = {
+    "--topology T": "v5e:4x4, or v5e-16 as Cloud TPU names it, or v5e:4x4*2 for two slices; "
+    "repeatable with --sweep",
+    "--embed": "embed images instead of training",
+    "--quick": "tell only the least memory needed, in seconds",
+    "--max-batch": "find the largest batch that fits",
+    "--sweep": "compare topologies and recomputation policies",
+    "--remat R": "with --sweep: compare this policy; repeatable, by default all for training",
+    "--no-advice": "do not search for changes that make it fit",
+    "--examples N": "report the chip-hours for N examples",
+    "--utilisation U": "share of the chip's peak that the chip-hours assume, default 0.4; measure "
+    "your own",
+}
+
+
 def _add_flags(sub: Parser) -> None:
     add_config(sub)
-    sub.add_argument(
-        "--topology", required=True, action="append", metavar="T",
-        help="v5e:4x4, or v5e-16 as Cloud TPU names it, or v5e:4x4*2 for two slices; repeatable "
-        "with --sweep",
-    )  # fmt: skip
-    sub.add_argument("--embed", action="store_true", help="embed images instead of training")
-    sub.add_argument(
-        "--quick", action="store_true", help="tell only the least memory needed, in seconds"
-    )
-    sub.add_argument("--max-batch", action="store_true", help="find the largest batch that fits")
-    sub.add_argument(
-        "--sweep", action="store_true", help="compare topologies and recomputation policies"
-    )
-    sub.add_argument(
-        "--remat", action="append", metavar="R", choices=("none", "dots", "block"),
-        help="with --sweep: compare this policy; repeatable, by default all for training",
-    )  # fmt: skip
-    sub.add_argument(
-        "--no-advice", action="store_true", help="do not search for changes that make it fit"
-    )
-    sub.add_argument(
-        "--examples", type=int, metavar="N", help="report the chip-hours for N examples"
-    )
-    sub.add_argument(
-        "--utilisation", type=float, default=0.4, metavar="U",
-        help="share of the chip's peak that the chip-hours assume, default 0.4; measure your own",
-    )  # fmt: skip
+    remat = {"choices": ("none", "dots", "block"), **REPEATED}
+    topology = REPEATED | REQUIRED
+    add_flags(sub, _FLAGS, topology=topology, remat=remat, examples=int, utilisation=0.4)
     add_json(sub)
 
 

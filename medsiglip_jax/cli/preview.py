@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from medsiglip_jax.cli.output import add_json, progress_bar, show
-from medsiglip_jax.cli.parser import Parser, command
+from medsiglip_jax.cli.parser import REQUIRED, Parser, add_flags, command
 from medsiglip_jax.cli.reading import add_parts, add_preprocess, rules_and_parts
 
 
@@ -22,32 +22,19 @@ def add(commands) -> None:
     )  # fmt: skip
 
 
+_FLAGS = {
+    "inputs INPUT...": "images, folders, globs, tables and shards, as for embed",
+    "--output FILE": "page to write, .html or .png; replaced if it exists",
+    "--size N": "height and width of the model's inputs, default %(default)s",
+    "--limit N": "show the first N images, default %(default)s",
+    "--seed S": "show N random images instead, drawn with this seed",
+    "--image-column NAME": "of tables, default %(default)s",
+    "--root DIR": "folder of relative image paths; default the table's folder",
+}
+
+
 def _add_flags(sub: Parser) -> None:
-    sub.add_argument(
-        "inputs", nargs="+", metavar="INPUT",
-        help="images, folders, globs, tables and shards, as for embed",
-    )  # fmt: skip
-    sub.add_argument(
-        "--output", required=True, metavar="FILE",
-        help="page to write, .html or .png; replaced if it exists",
-    )  # fmt: skip
-    sub.add_argument(
-        "--size", type=int, default=448, metavar="N",
-        help="height and width of the model's inputs, default %(default)s",
-    )  # fmt: skip
-    sub.add_argument(
-        "--limit", type=int, default=100, metavar="N",
-        help="show the first N images, default %(default)s",
-    )  # fmt: skip
-    sub.add_argument(
-        "--seed", type=int, metavar="S", help="show N random images instead, drawn with this seed"
-    )
-    sub.add_argument(
-        "--image-column", default="image", metavar="NAME", help="of tables, default %(default)s"
-    )
-    sub.add_argument(
-        "--root", metavar="DIR", help="folder of relative image paths; default the table's folder"
-    )
+    add_flags(sub, _FLAGS, output=REQUIRED, size=448, limit=100, seed=int, image_column="image")
     add_preprocess(sub)
     add_parts(sub)
     add_json(sub)

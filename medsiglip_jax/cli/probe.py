@@ -6,7 +6,7 @@ from typing import Any
 
 from medsiglip_jax.cli.loading import add_batch_size, add_model, load
 from medsiglip_jax.cli.output import add_json, progress_bar, show
-from medsiglip_jax.cli.parser import Parser, command, refuse_unused
+from medsiglip_jax.cli.parser import REPEATED, REQUIRED, Parser, add_flags, command, refuse_unused
 from medsiglip_jax.cli.reading import QUERIES, add_queries, queries
 
 
@@ -47,60 +47,52 @@ def _add_actions(sub: Parser) -> None:
     )  # fmt: skip
 
 
-def _add_fit_flags(sub: Parser) -> None:
-    _add_data(sub)
-    sub.add_argument("--output", required=True, metavar="P", help="file for the probe, .npz")
-    sub.add_argument(
-        "--scale", default="standard", metavar="S",
-        help="how vectors are scaled: standard (default), unit or raw",
-    )  # fmt: skip
-    sub.add_argument(
-        "--rule", default="youden", metavar="R",
-        help="how thresholds are chosen: youden (default), sensitivity or specificity",
-    )  # fmt: skip
-    sub.add_argument(
-        "--at-least", type=float, metavar="X",
-        help="the minimum sensitivity or specificity on validation rows",
-    )  # fmt: skip
-    add_json(sub)
+_DATA = {
+    "--data D": "table of labels: CSV, TSV, Parquet or JSONL",
+    "--embeddings DIR": "folder that embed wrote",
+    "--label COL": "column of class names, or of a finding: 0, 1, true, false, yes, no, and -1 "
+    "(uncertain), which is ignored like an empty cell; repeat for several findings",
+    "--group COL": "column of patients, each of whom stays within one split; if D has no such "
+    "column, also patient, study or series of embed --groups",
+    "--split COL": "column of train, validation and test",
+    "--id-column COL": "column of the ids of the embeddings",
+    "--validation X": "fraction of the rows to draw for validation if no split names them; default "
+    "%(default)s",
+    "--seed N": "of that draw, default %(default)s",
+}
+_FIT = {
+    "--output P": "file for the probe, .npz",
+    "--scale S": "how vectors are scaled: standard (default), unit or raw",
+    "--rule R": "how thresholds are chosen: youden (default), sensitivity or specificity",
+    "--at-least X": "the minimum sensitivity or specificity on validation rows",
+}
+_PREDICT = {
+    "inputs INPUT": "images, as for embed",
+    "--probe P": "file that probe fit wrote",
+    "--embeddings DIR": "folder that embed wrote, instead of images",
+    "--output FILE": "file for the scores of --embeddings, .csv or .parquet",
+}
+_CURVE = {
+    "--method M": "logistic (default), knn or prototypes",
+    "--sizes N...": "numbers of training rows to try",
+    "--seeds N": "draws of each size, default %(default)s",
+}
 
 
 def _add_data(sub: Parser) -> None:
-    sub.add_argument(
-        "--data", required=True, metavar="D", help="table of labels: CSV, TSV, Parquet or JSONL"
+    add_flags(
+        sub, _DATA, data=REQUIRED, embeddings=REQUIRED, label=REPEATED, validation=0.2, seed=0
     )
-    sub.add_argument("--embeddings", required=True, metavar="DIR", help="folder that embed wrote")
-    sub.add_argument(
-        "--label", action="append", metavar="COL",
-        help="column of class names, or of a finding: 0, 1, true, false, yes, no, and -1 "
-        "(uncertain), which is ignored like an empty cell; repeat for several findings",
-    )  # fmt: skip
-    sub.add_argument(
-        "--group", metavar="COL",
-        help="column of patients, each of whom stays within one split; if D has no such column, "
-        "also patient, study or series of embed --groups",
-    )  # fmt: skip
-    sub.add_argument("--split", metavar="COL", help="column of train, validation and test")
-    sub.add_argument("--id-column", metavar="COL", help="column of the ids of the embeddings")
-    sub.add_argument(
-        "--validation", type=float, default=0.2, metavar="X",
-        help="fraction of the rows to draw for validation if no split names them; default "
-        "%(default)s",
-    )  # fmt: skip
-    sub.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="of that draw, default %(default)s"
-    )
+
+
+def _add_fit_flags(sub: Parser) -> None:
+    _add_data(sub)
+    add_flags(sub, _FIT, output=REQUIRED, scale="standard", rule="youden", at_least=float)
+    add_json(sub)
 
 
 def _add_predict_flags(sub: Parser) -> None:
-    sub.add_argument("inputs", nargs="*", metavar="INPUT", help="images, as for embed")
-    sub.add_argument("--probe", required=True, metavar="P", help="file that probe fit wrote")
-    sub.add_argument(
-        "--embeddings", metavar="DIR", help="folder that embed wrote, instead of images"
-    )
-    sub.add_argument(
-        "--output", metavar="FILE", help="file for the scores of --embeddings, .csv or .parquet"
-    )
+    add_flags(sub, _PREDICT, inputs={"nargs": "*"}, probe=REQUIRED)
     add_queries(sub)
     add_model(sub, required=False)
     add_batch_size(sub)
@@ -109,15 +101,7 @@ def _add_predict_flags(sub: Parser) -> None:
 
 def _add_curve_flags(sub: Parser) -> None:
     _add_data(sub)
-    sub.add_argument(
-        "--method", default="logistic", metavar="M", help="logistic (default), knn or prototypes"
-    )
-    sub.add_argument(
-        "--sizes", type=int, nargs="+", metavar="N", help="numbers of training rows to try"
-    )
-    sub.add_argument(
-        "--seeds", type=int, default=5, metavar="N", help="draws of each size, default %(default)s"
-    )
+    add_flags(sub, _CURVE, method="logistic", sizes=int, seeds=5)
     add_json(sub)
 
 

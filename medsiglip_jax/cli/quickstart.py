@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from medsiglip_jax.cli.output import add_json, show
-from medsiglip_jax.cli.parser import Parser, command
+from medsiglip_jax.cli.parser import Parser, add_flags, command
 
 
 def add(commands) -> None:
@@ -16,14 +16,14 @@ def add(commands) -> None:
     )  # fmt: skip
 
 
+_FLAGS = {
+    "--workdir D": "folder for results; default ./%(default)s",
+    "--seed N": "default %(default)s",
+}
+
+
 def _add_flags(sub: Parser) -> None:
-    sub.add_argument(
-        "--workdir",
-        default="quickstart",
-        metavar="D",
-        help="folder for results; default ./%(default)s",
-    )
-    sub.add_argument("--seed", type=int, default=0, metavar="N", help="default %(default)s")
+    add_flags(sub, _FLAGS, workdir="quickstart", seed=0)
     add_json(sub)
 
 

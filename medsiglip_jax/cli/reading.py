@@ -2,11 +2,12 @@
 
 import argparse
 
-from medsiglip_jax.cli.parser import Parser, refuse_unused
+from medsiglip_jax.cli.parser import Parser, add_flags, refuse_unused
 
 # Names of the flags of `add_dicom` and of `add_queries`.
 DICOM = ("dicom_rules", "ct_window", "window", "volume", "frame")
 QUERIES = ("frame", "volume", "series")
+_FILES = "DICOM files and NIfTI volumes"
 
 
 def preset_help() -> str:
@@ -20,39 +21,27 @@ def preset_help() -> str:
 
 
 def add_preprocess(sub: Parser) -> None:
-    sub.add_argument(
-        "--preprocess", default="big_vision", metavar="P",
-        help=f"default %(default)s; {preset_help()}",
-    )  # fmt: skip
+    flags = {"--preprocess P": f"default %(default)s; {preset_help()}"}
+    add_flags(sub, flags, preprocess="big_vision")
 
 
 def add_dicom(sub: Parser, frames: str = "or middle (default)") -> None:
     """Flags of `dicom_rules`; with `add_parts`, those of `rules_and_parts`."""
-    group = sub.add_argument_group("DICOM files and NIfTI volumes")
-    group.add_argument(
-        "--dicom-rules", default="dicom", metavar="R",
-        help="dicom (default) applies the standard's windows, and three windows to CT as in "
-        "training; official gives the pixels of the official container, for the modalities that "
-        "it serves",
-    )  # fmt: skip
-    group.add_argument(
-        "--ct-window", metavar="W/L",
-        help="show CT in one window of this width and level in HU, such as 350/40 or 1500/-600",
-    )  # fmt: skip
-    group.add_argument(
-        "--window", type=int, default=0, metavar="N",
-        help="which window to apply where a file has several, from 0; default the first",
-    )  # fmt: skip
-    group.add_argument(
-        "--volume", metavar="V",
-        help="what the values of NIfTI volumes are, since the files do not say: ct for Hounsfield "
-        "units; percentile for MR and others, scaled from the volume's 0.5th to its 99.5th "
-        "percentile",
-    )  # fmt: skip
-    group.add_argument(
-        "--frame", default="middle", metavar="N",
-        help=f"which frame or slice of a file to take, from 0; {frames}. Ignored for files of one",
-    )  # fmt: skip
+    flags = {
+        "--dicom-rules R": "dicom (default) applies the standard's windows, and three windows to "
+        "CT as in training; official gives the pixels of the official container, for the "
+        "modalities that it serves",
+        "--ct-window W/L": "show CT in one window of this width and level in HU, such as 350/40 or "
+        "1500/-600",
+        "--window N": "which window to apply where a file has several, from 0; default the first",
+        "--volume V": "what the values of NIfTI volumes are, since the files do not say: ct for "
+        "Hounsfield units; percentile for MR and others, scaled from the volume's 0.5th to its "
+        "99.5th percentile",
+        "--frame N": f"which frame or slice of a file to take, from 0; {frames}. Ignored for files "
+        "of one",
+    }
+    group = sub.add_argument_group(_FILES)
+    add_flags(group, flags, dicom_rules="dicom", window=0, frame="middle")
 
 
 def dicom_rules(args: argparse.Namespace):
@@ -65,24 +54,16 @@ def dicom_rules(args: argparse.Namespace):
 def add_parts(sub: Parser) -> None:
     """Flags of files that hold more than one image, with those of `add_dicom`."""
     add_dicom(sub, "middle (default) takes one per file; all takes every one, every=K every K-th")
+    flags = {
+        "--series": "group DICOM files by series and sort their slices by position; --frame then "
+        "selects slices of each series, by default the middle one",
+        "--mpp M": "cut slides into tiles at M micrometres per pixel, such as 0.5, 1 or 2",
+        "--slide-mpp M": "micrometres per pixel of the finest level, for slides that do not record "
+        "it",
+        "--tissue X": "minimum tissue fraction of a tile, default %(default)s; 0 keeps all tiles",
+    }
     group = sub.add_argument_group("series and slides")
-    group.add_argument(
-        "--series", action="store_true",
-        help="group DICOM files by series and sort their slices by position; --frame then selects "
-        "slices of each series, by default the middle one",
-    )  # fmt: skip
-    group.add_argument(
-        "--mpp", type=float, metavar="M",
-        help="cut slides into tiles at M micrometres per pixel, such as 0.5, 1 or 2",
-    )  # fmt: skip
-    group.add_argument(
-        "--slide-mpp", type=float, metavar="M",
-        help="micrometres per pixel of the finest level, for slides that do not record it",
-    )  # fmt: skip
-    group.add_argument(
-        "--tissue", type=float, default=0.25, metavar="X",
-        help="minimum tissue fraction of a tile, default %(default)s; 0 keeps all tiles",
-    )  # fmt: skip
+    add_flags(group, flags, mpp=float, slide_mpp=float, tissue=0.25)
 
 
 def rules_and_parts(args: argparse.Namespace):
@@ -100,20 +81,14 @@ def rules_and_parts(args: argparse.Namespace):
 
 def add_queries(sub: Parser) -> None:
     """Flags of images that are read like those that they are compared with; see `queries`."""
-    group = sub.add_argument_group("DICOM files and NIfTI volumes")
-    group.add_argument(
-        "--frame", metavar="N",
-        help="which frame or slice of a file to take, from 0; middle, all or every=K; by default "
-        "as recorded with the embeddings, or the middle one",
-    )  # fmt: skip
-    group.add_argument(
-        "--volume", metavar="V",
-        help="what the values of NIfTI volumes are, ct or percentile, if that is not recorded",
-    )  # fmt: skip
-    group.add_argument(
-        "--series", action="store_true",
-        help="group DICOM files by series, as embed --series does",
-    )  # fmt: skip
+    flags = {
+        "--frame N": "which frame or slice of a file to take, from 0; middle, all or every=K; by "
+        "default as recorded with the embeddings, or the middle one",
+        "--volume V": "what the values of NIfTI volumes are, ct or percentile, if that is not "
+        "recorded",
+        "--series": "group DICOM files by series, as embed --series does",
+    }
+    add_flags(sub.add_argument_group(_FILES), flags)
 
 
 def queries(args: argparse.Namespace, recorded):

@@ -6,7 +6,7 @@ from typing import Any
 
 from medsiglip_jax.cli.loading import add_batch_size, add_model, load
 from medsiglip_jax.cli.output import add_json, progress_bar, show
-from medsiglip_jax.cli.parser import Parser, command, refuse_unused
+from medsiglip_jax.cli.parser import REPEATED, REQUIRED, Parser, add_flags, command, refuse_unused
 from medsiglip_jax.cli.reading import QUERIES, add_queries, queries
 
 # Flags without effect on each kind of search.
@@ -32,38 +32,37 @@ def add(commands) -> None:
     )  # fmt: skip
 
 
+_FLAGS = {
+    "--embeddings DIR": "folder that embed wrote",
+    "--text Q": "repeat for each text",
+    "--image F": "repeat for each image file",
+    "--top-k K": "number of hits, default 10",
+    "--kind": "which embeddings to search, default %(default)s",
+    "--sheet FILE": "draw the hits on a page, .html or .png",
+    "--output FILE": "also write the hits or pairs, to a .csv or .parquet file",
+}
+_WHICH_PAIRS = {
+    "--self": "list pairs of near duplicates among the embeddings",
+    "--against DIR": "list pairs with the embeddings in DIR: test and train",
+}
+_PAIRS = {
+    "--threshold S": "minimum cosine of a pair, default 0.98",
+    "--limit N": "list the N nearest pairs, default 100000",
+}
+_APPROXIMATE = {
+    "--build-index": "write DIR/index.usearch and report its recall",
+    "--approximate": "search through the index",
+}
+
+
 def _add_flags(sub: Parser) -> None:
-    sub.add_argument("--embeddings", required=True, metavar="DIR", help="folder that embed wrote")
-    sub.add_argument("--text", action="append", metavar="Q", help="repeat for each text")
-    sub.add_argument("--image", action="append", metavar="F", help="repeat for each image file")
-    sub.add_argument("--top-k", type=int, metavar="K", help="number of hits, default 10")
-    sub.add_argument(
-        "--kind", default="image", choices=("image", "text", "any"),
-        help="which embeddings to search, default %(default)s",
-    )  # fmt: skip
-    sub.add_argument("--sheet", metavar="FILE", help="draw the hits on a page, .html or .png")
-    sub.add_argument(
-        "--output", metavar="FILE", help="also write the hits or pairs, to a .csv or .parquet file"
-    )
+    kind = {"default": "image", "choices": ("image", "text", "any")}
+    add_flags(sub, _FLAGS, embeddings=REQUIRED, text=REPEATED, image=REPEATED, top_k=int, kind=kind)
     pairs = sub.add_argument_group("near duplicates (no model needed)")
-    which = pairs.add_mutually_exclusive_group()
-    which.add_argument(
-        "--self", action="store_true", help="list pairs of near duplicates among the embeddings"
-    )
-    which.add_argument(
-        "--against", metavar="DIR", help="list pairs with the embeddings in DIR: test and train"
-    )
-    pairs.add_argument(
-        "--threshold", type=float, metavar="S", help="minimum cosine of a pair, default 0.98"
-    )
-    pairs.add_argument(
-        "--limit", type=int, metavar="N", help="list the N nearest pairs, default 100000"
-    )
-    index = sub.add_argument_group("approximate search (pip install 'medsiglip-jax[index]')")
-    index.add_argument(
-        "--build-index", action="store_true", help="write DIR/index.usearch and report its recall"
-    )
-    index.add_argument("--approximate", action="store_true", help="search through the index")
+    add_flags(pairs.add_mutually_exclusive_group(), _WHICH_PAIRS)
+    add_flags(pairs, _PAIRS, threshold=float, limit=int)
+    title = "approximate search (pip install 'medsiglip-jax[index]')"
+    add_flags(sub.add_argument_group(title), _APPROXIMATE)
     add_queries(sub)
     add_model(sub, required=False)
     add_batch_size(sub)
