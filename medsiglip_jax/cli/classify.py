@@ -10,18 +10,7 @@ from medsiglip_jax.cli.reading import DICOM, add_parts, add_preprocess, rules_an
 
 
 def add(commands) -> None:
-    command(
-        commands, classify, "score images against texts, zero-shot",
-        'medsiglip-jax classify --model google/medsiglip-448 --text "a chest X-ray with '
-        'pneumonia"\n    --text "a normal chest X-ray" scan1.png scan2.jpg',
-        "\n\nlogit    exp(t) * cos(image, text) + b, what the model was trained on"
-        "\nsigmoid  the model's probability that this text belongs to this image, for each text on"
-        "\n         its own; often tiny for every text, because almost all pairs in training were"
-        "\n         mismatched: compare it between texts, or calibrate it on your own data"
-        "\nsoftmax  the same logits as shares of the given texts, which sum to 100%: the answer"
-        "\n         to 'which of these fits best', even when none fits",
-        add_flags=_add_flags,
-    )  # fmt: skip
+    command(commands, classify, _add_flags)
 
 
 _FLAGS = {
@@ -42,6 +31,19 @@ def _add_flags(sub: Parser) -> None:
 
 
 def classify(args: argparse.Namespace) -> int:
+    """Score images against texts, zero-shot.
+
+    logit    exp(t) * cos(image, text) + b, what the model was trained on
+    sigmoid  the model's probability that this text belongs to this image, for each text on
+             its own; often tiny for every text, because almost all pairs in training were
+             mismatched: compare it between texts, or calibrate it on your own data
+    softmax  the same logits as shares of the given texts, which sum to 100%: the answer
+             to 'which of these fits best', even when none fits
+
+    example:
+      medsiglip-jax classify --model google/medsiglip-448 --text "a chest X-ray with pneumonia"
+        --text "a normal chest X-ray" scan1.png scan2.jpg
+    """
     from medsiglip_jax.data import expansion
     from medsiglip_jax.inference.classify import classify as run
 

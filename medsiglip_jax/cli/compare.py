@@ -9,14 +9,7 @@ from medsiglip_jax.cli.parser import Parser, add_flags, command
 
 
 def add(commands) -> None:
-    command(
-        commands, compare, "whether one of two evaluations is better, class by class",
-        "medsiglip-jax compare zero_shot fine_tuned --output comparison.md\n"
-        "  medsiglip-jax compare big_vision serving --json",
-        "Both must be of the same images and labels. Differences are paired, by patient where "
-        "patients are known.",
-        add_flags=_add_flags,
-    )  # fmt: skip
+    command(commands, compare, _add_flags)
 
 
 _FLAGS = {
@@ -36,6 +29,14 @@ def _add_flags(sub: Parser) -> None:
 
 
 def compare(args: argparse.Namespace) -> int:
+    """Whether one of two evaluations is better, class by class. Both must be of the
+    same images and labels. Differences are paired, by patient where patients are
+    known.
+
+    example:
+      medsiglip-jax compare zero_shot fine_tuned --output comparison.md
+      medsiglip-jax compare big_vision serving --json
+    """
     from medsiglip_jax.evaluate import scores
     from medsiglip_jax.evaluate.results.comparison import compare as run
 

@@ -6,11 +6,7 @@ from medsiglip_jax.cli.parser import REQUIRED, Parser, add_flags, command
 
 
 def add(commands) -> None:
-    command(
-        commands, convert, "rewrite a checkpoint in another layout, dtype or resolution",
-        "medsiglip-jax convert google/medsiglip-448 medsiglip-bf16 --format orbax --dtype bfloat16",
-        add_flags=_add_flags,
-    )  # fmt: skip
+    command(commands, convert, _add_flags)
 
 
 def _add_flags(sub: Parser) -> None:
@@ -30,6 +26,11 @@ def _add_flags(sub: Parser) -> None:
 
 
 def convert(args: argparse.Namespace) -> int:
+    """Rewrite a checkpoint in another layout, dtype or resolution.
+
+    example:
+      medsiglip-jax convert google/medsiglip-448 medsiglip-bf16 --format orbax --dtype bfloat16
+    """
     from medsiglip_jax.files import places
     from medsiglip_jax.model import api
     from medsiglip_jax.model.weights import layouts

@@ -25,20 +25,7 @@ _SECONDS_BETWEEN_LINES = 60.0  # if stderr is not a terminal
 
 
 def add(commands) -> None:
-    command(
-        commands, embed, "embed images and texts to Parquet, any number, resumable",
-        "medsiglip-jax embed --model google/medsiglip-448 --output embeddings scans/ notes.txt\n"
-        "  medsiglip-jax embed --model M --output gs://BUCKET/out --stored float16 rows.parquet\n"
-        "  medsiglip-jax embed --model M --output out 'shards/*.tar'\n"
-        "  medsiglip-jax embed --model M --output out --series --frame every=5 --volume ct ct/\n"
-        "  medsiglip-jax embed --model M --output out --mpp 0.5 slides/",
-        "Writes the columns id, source, kind (image or text) and embedding; for tiles also x, y, "
-        "level, size and mpp; with --groups or --series also patient, study and series. Part of a "
-        "file is named FILE#frame=N or FILE#tile=X,Y,LEVEL,SIZE. The same command again resumes a "
-        "killed run and ends with the same files. On several hosts start it on each with "
-        "--distributed.",
-        add_flags=_add_flags,
-    )  # fmt: skip
+    command(commands, embed, _add_flags)
 
 
 _COLUMNS = {
@@ -83,6 +70,20 @@ def _add_flags(sub: Parser) -> None:
 
 
 def embed(args: argparse.Namespace) -> int:
+    """Embed images and texts to Parquet, any number, resumable. Writes the columns id,
+    source, kind (image or text) and embedding; for tiles also x, y, level, size and
+    mpp; with --groups or --series also patient, study and series. Part of a file is
+    named FILE#frame=N or FILE#tile=X,Y,LEVEL,SIZE. The same command again resumes a
+    killed run and ends with the same files. On several hosts start it on each with
+    --distributed.
+
+    example:
+      medsiglip-jax embed --model google/medsiglip-448 --output embeddings scans/ notes.txt
+      medsiglip-jax embed --model M --output gs://BUCKET/out --stored float16 rows.parquet
+      medsiglip-jax embed --model M --output out 'shards/*.tar'
+      medsiglip-jax embed --model M --output out --series --frame every=5 --volume ct ct/
+      medsiglip-jax embed --model M --output out --mpp 0.5 slides/
+    """
     main_process = join_other_processes(args)  # before anything asks for a device
     if args.distributed or args.coordinator:  # jax.distributed would swallow it
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

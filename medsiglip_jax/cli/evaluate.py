@@ -11,21 +11,7 @@ from medsiglip_jax.cli.reading import add_dicom, dicom_rules, preset_help
 
 
 def add(commands) -> None:
-    command(
-        commands, evaluate, "AUCs of a model on a data set, beside the published ones",
-        "medsiglip-jax evaluate --task digits --output first   # brings its own data and model\n"
-        "  medsiglip-jax evaluate --list\n"
-        "  medsiglip-jax evaluate --task chexpert-test --model google/medsiglip-448 \\\n"
-        "    --data CheXpert --output results\n"
-        "  medsiglip-jax evaluate --task idrid --model google/medsiglip-448 --data IDRiD \\\n"
-        "    --output idrid --learn   # also fits a linear probe to its training images\n"
-        "  medsiglip-jax evaluate --from results",
-        "Zero-shot: the prompts of a class are embedded and averaged, and images are scored by "
-        "their cosine with it. With --learn, a linear probe and thresholds are also fitted to "
-        "training and validation images. Writes scores.parquet, report.html, report.md and "
-        "results.json. The same command again resumes a killed run.",
-        add_flags=_add_flags,
-    )  # fmt: skip
+    command(commands, evaluate, _add_flags)
 
 
 _WHAT = {
@@ -87,6 +73,21 @@ def _add_flags(sub: Parser) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> int:
+    r"""AUCs of a model on a data set, beside the published ones. Zero-shot: the prompts
+    of a class are embedded and averaged, and images are scored by their cosine with
+    it. With --learn, a linear probe and thresholds are also fitted to training and
+    validation images. Writes scores.parquet, report.html, report.md and
+    results.json. The same command again resumes a killed run.
+
+    example:
+      medsiglip-jax evaluate --task digits --output first   # brings its own data and model
+      medsiglip-jax evaluate --list
+      medsiglip-jax evaluate --task chexpert-test --model google/medsiglip-448 \
+        --data CheXpert --output results
+      medsiglip-jax evaluate --task idrid --model google/medsiglip-448 --data IDRiD \
+        --output idrid --learn   # also fits a linear probe to its training images
+      medsiglip-jax evaluate --from results
+    """
     if args.list:
         return _list(args)
     output = args.again or args.output

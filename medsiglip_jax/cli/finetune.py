@@ -37,16 +37,7 @@ class _CopyConfig(argparse.Action):
 
 
 def add(commands) -> None:
-    command(
-        commands,
-        finetune,
-        "fine-tune on your own image-text pairs or labels",
-        "medsiglip-jax finetune --config lora --workdir run --config.data.path=train.csv\n"
-        "  medsiglip-jax finetune --copy-config lora my.py",
-        "The same command again resumes a stopped run. --config.KEY=VALUE changes a key of the "
-        "config. With several hosts, start it on each of them with --distributed.",
-        add_flags=_add_flags,
-    )
+    command(commands, finetune, _add_flags)
 
 
 _FLAGS = {
@@ -66,6 +57,14 @@ def _add_flags(sub: Parser) -> None:
 
 
 def finetune(args: argparse.Namespace) -> int:
+    """Fine-tune on your own image-text pairs or labels. The same command again resumes
+    a stopped run. --config.KEY=VALUE changes a key of the config. With several
+    hosts, start it on each of them with --distributed.
+
+    example:
+      medsiglip-jax finetune --config lora --workdir run --config.data.path=train.csv
+      medsiglip-jax finetune --copy-config lora my.py
+    """
     from medsiglip_jax.train import configs
     from medsiglip_jax.train.finetune import run
 

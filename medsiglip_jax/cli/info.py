@@ -8,10 +8,7 @@ from medsiglip_jax.cli.parser import Parser, add_flags, command
 
 
 def add(commands) -> None:
-    command(
-        commands, info, "show what a checkpoint holds, without loading it",
-        "medsiglip-jax info google/medsiglip-448 --json", add_flags=_add_flags,
-    )  # fmt: skip
+    command(commands, info, _add_flags)
 
 
 def _add_flags(sub: Parser) -> None:
@@ -20,6 +17,11 @@ def _add_flags(sub: Parser) -> None:
 
 
 def info(args: argparse.Namespace) -> int:
+    """Show what a checkpoint holds, without loading it.
+
+    example:
+      medsiglip-jax info google/medsiglip-448 --json
+    """
     from medsiglip_jax.model.api import describe
 
     show(describe(args.source), args.json, _text)

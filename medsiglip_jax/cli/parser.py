@@ -1,7 +1,7 @@
 """The form of every command: a name, what it does, an example, and mistakes on one line."""
 
 import argparse
-import textwrap
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -32,31 +32,26 @@ class Parser(argparse.ArgumentParser):
 
 
 def command(
-    commands,
-    function: Callable[[argparse.Namespace], int],
-    help: str,
-    example: str,
-    description: str = "",
-    *,
-    add_flags: Callable[[Parser], None],
+    commands, function: Callable[[argparse.Namespace], int], add_flags: Callable[[Parser], None]
 ) -> None:
     """Adds a command.
 
     Args:
         commands: what `add_subparsers` returned.
         function: takes the flags and returns the exit code; named as the command, or, in a group
-            of commands, GROUP_NAME.
-        help: what the command does, on one line without a full stop.
-        example: command lines that work.
-        description: more to say above the flags.
+            of commands, GROUP_NAME. Its docstring is the text of --help, with "example:" and
+            command lines that work at its end. The first sentence, on one line, is that of the
+            list of commands.
         add_flags: adds the command's flags to its parser.
     """
-    first, *more = f"{help[0].upper()}{help[1:]}. {description}".split("\n\n")
+    text = inspect.getdoc(function) or ""
+    description, _, example = text.partition("\n\nexample:\n")
+    summary = description.partition(".")[0]
     sub = commands.add_parser(
         function.__name__.rpartition("_")[2],
-        help=help,
-        description="\n\n".join([textwrap.fill(first, 80), *more]),
-        epilog=f"example:\n  {example}",
+        help=summary if summary[:2].isupper() else summary[:1].lower() + summary[1:],
+        description=description,
+        epilog=f"example:\n{example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_flags=add_flags,
     )

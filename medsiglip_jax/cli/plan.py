@@ -11,18 +11,7 @@ from medsiglip_jax.plan.topologies import shown
 
 
 def add(commands) -> None:
-    command(
-        commands, plan, "tell whether a run fits a TPU slice and what it would cost; needs no TPU",
-        "medsiglip-jax plan --config tpu_slice --topology v5e:4x4\n"
-        "  medsiglip-jax plan --config lora --topology v5e:2x2 --max-batch\n"
-        "  medsiglip-jax plan --config contrastive --topology v5e-16 --topology v6e-16 "
-        "--sweep --quick",
-        "Compiles the real train step for the slice, and reports its memory and communication. "
-        "Generations: v4, v5e, v5p, v6e, 7x. A whole compilation takes minutes and 2 GB; --quick "
-        "tells in seconds the least memory that is needed. The exit code is 0 also when the run "
-        "does not fit, for that is an answer. --config.KEY=VALUE changes a key of the config.",
-        add_flags=_add_flags,
-    )  # fmt: skip
+    command(commands, plan, _add_flags)
 
 
 _FLAGS = {
@@ -49,6 +38,18 @@ def _add_flags(sub: Parser) -> None:
 
 
 def plan(args: argparse.Namespace) -> int:
+    """Tell whether a run fits a TPU slice and what it would cost; needs no TPU.
+    Compiles the real train step for the slice, and reports its memory and
+    communication. Generations: v4, v5e, v5p, v6e, 7x. A whole compilation takes
+    minutes and 2 GB; --quick tells in seconds the least memory that is needed. The
+    exit code is 0 also when the run does not fit, for that is an answer.
+    --config.KEY=VALUE changes a key of the config.
+
+    example:
+      medsiglip-jax plan --config tpu_slice --topology v5e:4x4
+      medsiglip-jax plan --config lora --topology v5e:2x2 --max-batch
+      medsiglip-jax plan --config contrastive --topology v5e-16 --topology v6e-16 --sweep --quick
+    """
     from medsiglip_jax.plan import bound, topologies, verdict, worker
     from medsiglip_jax.train import configs
 

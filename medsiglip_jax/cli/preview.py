@@ -10,16 +10,7 @@ from medsiglip_jax.cli.reading import add_parts, add_preprocess, rules_and_parts
 
 
 def add(commands) -> None:
-    command(
-        commands, preview, "draw the exact inputs of the model, each with how it was made",
-        "medsiglip-jax preview scans/ --output sheet.html\n"
-        "  medsiglip-jax preview cine.dcm --frame every=10 --output sheet.html\n"
-        "  medsiglip-jax preview ct/ --ct-window 350/40 --seed 0 --limit 20 --output sheet.png",
-        "Needs no model. The pictures in an HTML page are PNGs of exactly the pixels that the "
-        "model gets; below each are its original size and the preset, and for DICOM the modality, "
-        "the rules, the window and the frame.",
-        add_flags=_add_flags,
-    )  # fmt: skip
+    command(commands, preview, _add_flags)
 
 
 _FLAGS = {
@@ -41,6 +32,16 @@ def _add_flags(sub: Parser) -> None:
 
 
 def preview(args: argparse.Namespace) -> int:
+    """Draw the exact inputs of the model, each with how it was made. Needs no model.
+    The pictures in an HTML page are PNGs of exactly the pixels that the model gets;
+    below each are its original size and the preset, and for DICOM the modality, the
+    rules, the window and the frame.
+
+    example:
+      medsiglip-jax preview scans/ --output sheet.html
+      medsiglip-jax preview cine.dcm --frame every=10 --output sheet.html
+      medsiglip-jax preview ct/ --ct-window 350/40 --seed 0 --limit 20 --output sheet.png
+    """
     from medsiglip_jax.data import inputs
     from medsiglip_jax.inference.preview import PreviewOptions
     from medsiglip_jax.inference.preview import preview as run

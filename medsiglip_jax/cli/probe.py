@@ -20,31 +20,9 @@ def add(commands) -> None:
 
 def _add_actions(sub: Parser) -> None:
     actions = sub.add_subparsers(title="actions", metavar="ACTION", required=True)
-    command(
-        actions, probe_fit, "learn labels from embeddings",
-        "medsiglip-jax probe fit --data labels.csv --embeddings embeddings --label pneumonia\n"
-        "    --group patient --output pneumonia.npz",
-        "Fits a logistic regression; its strength of regularisation and its thresholds are chosen "
-        "on validation rows. The table has the id of each embedding, one column of class names or "
-        "several of 0 and 1, and if known the split and the patient.",
-        add_flags=_add_fit_flags,
-    )  # fmt: skip
-    command(
-        actions, probe_predict, "score images, or embeddings, with a probe",
-        "medsiglip-jax probe predict --probe pneumonia.npz --model google/medsiglip-448 scan.png\n"
-        "  medsiglip-jax probe predict --probe pneumonia.npz --embeddings new --output new.csv",
-        "Images are prepared as those that the probe learned from; embeddings must have been made "
-        "that way.",
-        add_flags=_add_predict_flags,
-    )  # fmt: skip
-    command(
-        actions, probe_curve, "AUC on test rows against the number of training rows",
-        "medsiglip-jax probe curve --data labels.csv --embeddings embeddings --label grade\n"
-        "    --split split --group patient",
-        "Data-efficient classification: trains on 64, 512, 4,096, 32,768 and all rows, with "
-        "several seeds. Needs a test split.",
-        add_flags=_add_curve_flags,
-    )  # fmt: skip
+    command(actions, probe_fit, _add_fit_flags)
+    command(actions, probe_predict, _add_predict_flags)
+    command(actions, probe_curve, _add_curve_flags)
 
 
 _DATA = {
@@ -106,6 +84,15 @@ def _add_curve_flags(sub: Parser) -> None:
 
 
 def probe_fit(args: argparse.Namespace) -> int:
+    """Learn labels from embeddings. Fits a logistic regression; its strength of
+    regularisation and its thresholds are chosen on validation rows. The table has
+    the id of each embedding, one column of class names or several of 0 and 1, and
+    if known the split and the patient.
+
+    example:
+      medsiglip-jax probe fit --data labels.csv --embeddings embeddings --label pneumonia
+        --group patient --output pneumonia.npz
+    """
     from medsiglip_jax.embeddings.probe.fitting import fit
 
     result = fit(
@@ -142,6 +129,13 @@ def _number(x: float | None) -> str:
 
 
 def probe_predict(args: argparse.Namespace) -> int:
+    """Score images, or embeddings, with a probe. Images are prepared as those that the
+    probe learned from; embeddings must have been made that way.
+
+    example:
+      medsiglip-jax probe predict --probe pneumonia.npz --model google/medsiglip-448 scan.png
+      medsiglip-jax probe predict --probe pneumonia.npz --embeddings new --output new.csv
+    """
     from medsiglip_jax.embeddings.probe.linear import open_probe
     from medsiglip_jax.embeddings.probe.prediction import predict, predict_inputs
     from medsiglip_jax.embeddings.store import Embeddings
@@ -182,6 +176,14 @@ def _predict_text(results: list[dict[str, Any]]) -> str:
 
 
 def probe_curve(args: argparse.Namespace) -> int:
+    """AUC on test rows against the number of training rows. Data-efficient
+    classification: trains on 64, 512, 4,096, 32,768 and all rows, with several
+    seeds. Needs a test split.
+
+    example:
+      medsiglip-jax probe curve --data labels.csv --embeddings embeddings --label grade
+        --split split --group patient
+    """
     from medsiglip_jax.embeddings.probe import features, learning
     from medsiglip_jax.embeddings.probe.logistic import Labelled
     from medsiglip_jax.embeddings.store import Embeddings

@@ -8,12 +8,7 @@ from medsiglip_jax.cli.parser import Parser, add_flags, command
 
 
 def add(commands) -> None:
-    command(
-        commands, quickstart, "train, save, load and evaluate a small model on real digits",
-        "medsiglip-jax quickstart --workdir quickstart",
-        "Runs the whole loop on the CPU in about a minute, without a download.",
-        add_flags=_add_flags,
-    )  # fmt: skip
+    command(commands, quickstart, _add_flags)
 
 
 _FLAGS = {
@@ -28,6 +23,12 @@ def _add_flags(sub: Parser) -> None:
 
 
 def quickstart(args: argparse.Namespace) -> int:
+    """Train, save, load and evaluate a small model on real digits. Runs the whole loop
+    on the CPU in about a minute, without a download.
+
+    example:
+      medsiglip-jax quickstart --workdir quickstart
+    """
     from medsiglip_jax.train.quickstart import run
 
     show(run(args.workdir, seed=args.seed), args.json, _text)

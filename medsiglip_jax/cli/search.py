@@ -21,15 +21,7 @@ _UNUSED = {
 
 
 def add(commands) -> None:
-    command(
-        commands, search, "find images by text or image, and near duplicates, in embeddings",
-        'medsiglip-jax search --embeddings embeddings --model google/medsiglip-448\n    --text '
-        '"a chest X-ray with pneumonia" --image case.png --top-k 5 --sheet hits.html\n  '
-        "medsiglip-jax search --embeddings test --against train --threshold 0.98",
-        "Searches exactly, in one pass over the files and little memory. The score is the cosine. "
-        "Query images are prepared as the embedded ones were.",
-        add_flags=_add_flags,
-    )  # fmt: skip
+    command(commands, search, _add_flags)
 
 
 _FLAGS = {
@@ -70,6 +62,15 @@ def _add_flags(sub: Parser) -> None:
 
 
 def search(args: argparse.Namespace) -> int:
+    """Find images by text or image, and near duplicates, in embeddings. Searches
+    exactly, in one pass over the files and little memory. The score is the cosine.
+    Query images are prepared as the embedded ones were.
+
+    example:
+      medsiglip-jax search --embeddings embeddings --model google/medsiglip-448
+        --text "a chest X-ray with pneumonia" --image case.png --top-k 5 --sheet hits.html
+      medsiglip-jax search --embeddings test --against train --threshold 0.98
+    """
     if args.self or args.against:
         run, where = _pairs, "in a search for near duplicates"
     elif args.build_index:
