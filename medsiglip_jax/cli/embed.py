@@ -8,15 +8,7 @@ import sys
 import time
 from typing import Any
 
-from medsiglip_jax.cli.loading import (
-    add_batch_size,
-    add_model,
-    add_processes,
-    batch_size,
-    join_other_processes,
-    load,
-    local_mesh,
-)
+from medsiglip_jax.cli import loading
 from medsiglip_jax.cli.output import add_json, progress_bar, show
 from medsiglip_jax.cli.parser import REQUIRED, Parser, add_flags, command
 from medsiglip_jax.cli.reading import add_parts, add_preprocess, rules_and_parts
@@ -61,11 +53,11 @@ def _add_flags(sub: Parser) -> None:
     columns = sub.add_argument_group("columns of tables")
     add_flags(columns, _COLUMNS, image_column="image", text_column="text", id_column="id")
     add_flags(sub.add_argument_group("patients"), _PATIENTS)
-    add_model(sub)
-    add_batch_size(sub, by_device=True)
+    loading.add_model(sub)
+    loading.add_batch_size(sub, by_device=True)
     add_preprocess(sub)
     add_parts(sub)
-    add_processes(sub)
+    loading.add_processes(sub)
     add_json(sub)
 
 
@@ -84,21 +76,21 @@ def embed(args: argparse.Namespace) -> int:
       medsiglip-jax embed --model M --output out --series --frame every=5 --volume ct ct/
       medsiglip-jax embed --model M --output out --mpp 0.5 slides/
     """
-    main_process = join_other_processes(args)  # before anything asks for a device
+    main_process = loading.join_other_processes(args)  # before anything asks for a device
     if args.distributed or args.coordinator:  # jax.distributed would swallow it
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     import jax
+    from tqdm import tqdm
 
     from medsiglip_jax.data import inputs
-    from medsiglip_jax.inference.embed import EmbedOptions
-    from medsiglip_jax.inference.embed import embed as run
+    from medsiglip_jax.inference import embed as embedding
     from medsiglip_jax.inference.manifest import ERRORS
     from medsiglip_jax.model import processes
 
     rules, parts = rules_and_parts(args)
-    options = EmbedOptions(
+    options = embedding.EmbedOptions(
         preprocess=args.preprocess, normalize=not args.raw, stored=args.stored,
-        shard_size=args.shard_size, batch_size=batch_size(args), max_errors=args.max_errors,
+        shard_size=args.shard_size, batch_size=loading.batch_size(args), max_errors=args.max_errors,
         dicom=rules, identifiers=_identifiers(args),
     )  # fmt: skip
     columns = {"image": args.image_column, "text": args.text_column, "id": args.id_column}
@@ -107,10 +99,12 @@ def embed(args: argparse.Namespace) -> int:
             args.inputs, root=args.root, parts=parts, on_file=bar.update, **columns
         )
         rows = processes.run_on(listed)
-    model = processes.run_on(lambda: load(args, local_mesh()))
+    model = processes.run_on(lambda: loading.load(args, loading.local_mesh()))
     assert rows is not None and model is not None
-    with _EmbedProgress(len(rows), jax.process_count()) as progress:
-        result = run(model, rows, args.output, options, progress.update).to_dict()
+    count = -(-len(rows) // jax.process_count())  # a process is told of its own rows only
+    with tqdm(total=count, unit="input", disable=None) as bar:
+        progress = _EmbedProgress(bar)
+        result = embedding.embed(model, rows, args.output, options, progress.update).to_dict()
     if main_process:
         show(result, args.json, lambda r: progress.summary(args.output, r))
         _warn(result, os.path.join(args.output, ERRORS), rows.skipped)
@@ -145,19 +139,10 @@ def _warn(result: dict[str, Any], where: str, skipped: dict[str, int]) -> None:
 class _EmbedProgress:
     """A bar on stderr with inputs/s, time left, and how busy the device is."""
 
-    def __init__(self, rows: int, processes: int):
-        from tqdm import tqdm
-
-        # A process is told of its own rows only, about 1 in `processes`.
-        self._bar = tqdm(total=-(-rows // processes), unit="input", disable=None)
+    def __init__(self, bar):
+        self._bar = bar
         self._start, self._rows, self._busy, self._errors = time.perf_counter(), 0, 0.0, 0
         self._total, self._before, self._printed_at = self._bar.total, 0, self._start
-
-    def __enter__(self) -> "_EmbedProgress":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._bar.close()
 
     def update(self, progress) -> None:
         if progress.busy is None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from medsiglip_jax.cli.loading import add_batch_size, add_model, batch_size, load, local_mesh
 from medsiglip_jax.cli.output import add_json, progress_bar, show, table
-from medsiglip_jax.cli.parser import Parser, add_flags, command
+from medsiglip_jax.cli.parser import Parser, add_flags, command, given
 from medsiglip_jax.cli.reading import add_dicom, dicom_rules, preset_help
 
 
@@ -69,7 +69,6 @@ def _add_flags(sub: Parser) -> None:
     add_model(sub, required=False)
     add_batch_size(sub, by_device=True)
     add_json(sub)
-    sub.set_defaults(parser=sub)
 
 
 def evaluate(args: argparse.Namespace) -> int:
@@ -107,9 +106,7 @@ _WITH_FROM = frozenset(("again", "resamples", "prevalence", "json"))
 def _recompute(args: argparse.Namespace) -> dict[str, Any]:
     from medsiglip_jax.evaluate.recompute import recompute
 
-    defaults = vars(args.parser.parse_args([f"--from={args.again}"]))
-    changed = [name for name in defaults if getattr(args, name) != defaults[name]]
-    if wrong := [f"--{name.replace('_', '-')}" for name in changed if name not in _WITH_FROM]:
+    if wrong := given(args, (name for name in vars(args) if name not in _WITH_FROM)):
         raise ValueError(
             f"--from takes --resamples, --prevalence and --json; got {', '.join(wrong)}, which "
             "needs the whole evaluation again"
@@ -149,20 +146,14 @@ def _options(args: argparse.Namespace):
         draws["seeds"] = args.seeds
     if draws and args.learn != "probe":
         raise ValueError("--sizes and --seeds are of learning curves: they need --learn")
+    as_given = "preprocess score reading temperature allow_missing seed grid prevalence".split()
     return EvaluateOptions(
-        preprocess=args.preprocess,
-        score=args.score,
-        reading=args.reading,
-        temperature=args.temperature,
+        **{name: getattr(args, name) for name in as_given},
         policy=Policy(args.uncertain, args.blank),
-        allow_missing=args.allow_missing,
         resamples=EvaluateOptions.resamples if args.resamples is None else args.resamples,
-        seed=args.seed,
         batch_size=batch_size(args),
-        grid=args.grid,
         learn=args.learn or "",
         draws=Draws(**draws),
-        prevalence=args.prevalence,
         dicom=dicom_rules(args),
     )
 

@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import sys
+from contextlib import closing
 from typing import Any
 
 from medsiglip_jax.cli.loading import add_processes, join_other_processes
@@ -73,7 +74,7 @@ def finetune(args: argparse.Namespace) -> int:
     for name, value in (("TF_CPP_MIN_LOG_LEVEL", "3"), ("TF_ENABLE_ONEDNN_OPTS", "0")):
         os.environ.setdefault(name, value)  # else TensorFlow reports how it was built
     main_process = join_other_processes(args)
-    with _Training(quiet=not main_process) as shown:
+    with closing(_Training(quiet=not main_process)) as shown:
         result = run(recipe, args.workdir, shown.start, shown.step, shown.warn)
     if main_process:
         show(result, args.json, _text)
@@ -87,10 +88,7 @@ class _Training:
         self._quiet, self._bar, self._batch = quiet, None, 0
         self._before: int | None = None
 
-    def __enter__(self) -> "_Training":
-        return self
-
-    def __exit__(self, *_) -> None:
+    def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
 

@@ -26,16 +26,10 @@ def add_model(sub: argparse.ArgumentParser, required: bool = True) -> None:
 
 def load(args: argparse.Namespace, mesh=None):
     """The model that the flags of `add_model` ask for."""
-    from medsiglip_jax.model.api import load as run
+    from medsiglip_jax.model import api
 
-    return run(
-        args.model,
-        mesh=mesh,
-        dtype=args.dtype,
-        tokenizer=args.tokenizer,
-        matmul_precision=args.matmul_precision,
-        attention=args.attention,
-    )
+    settings = ("dtype", "tokenizer", "matmul_precision", "attention")
+    return api.load(args.model, mesh=mesh, **{name: getattr(args, name) for name in settings})
 
 
 def local_mesh():

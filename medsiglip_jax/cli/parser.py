@@ -2,7 +2,7 @@
 
 import argparse
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 # Values of `add_flags`.
@@ -93,10 +93,14 @@ def refuse_unused(args: argparse.Namespace, where: str, names: Sequence[str]) ->
         where: they have none, such as "with --build-index".
         names: of the flags without effect, as in `args`.
     """
-    given = [name for name in names if getattr(args, name) != args.default_of(name)]
-    if given:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise ValueError(f"{where} these flags have no effect: {flags}")
+    if flags := given(args, names):
+        raise ValueError(f"{where} these flags have no effect: {', '.join(flags)}")
+
+
+def given(args: argparse.Namespace, names: Iterable[str]) -> list[str]:
+    """The flags among `names` that are not at their defaults, as they are written."""
+    changed = [name for name in names if getattr(args, name) != args.default_of(name)]
+    return [f"--{name.replace('_', '-')}" for name in changed]
 
 
 def add_config(sub: Parser) -> None:

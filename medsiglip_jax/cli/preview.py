@@ -43,20 +43,19 @@ def preview(args: argparse.Namespace) -> int:
       medsiglip-jax preview ct/ --ct-window 350/40 --seed 0 --limit 20 --output sheet.png
     """
     from medsiglip_jax.data import inputs
-    from medsiglip_jax.inference.preview import PreviewOptions
-    from medsiglip_jax.inference.preview import preview as run
+    from medsiglip_jax.inference import preview as previews
     from medsiglip_jax.pages import contact_sheet
 
     contact_sheet.check(args.output)
     dicom, parts = rules_and_parts(args)
-    options = PreviewOptions(args.size, args.preprocess, dicom, args.limit, args.seed)
+    options = previews.PreviewOptions(args.size, args.preprocess, dicom, args.limit, args.seed)
     with progress_bar("file", delay=2.0) as bar:
         rows = inputs.rows(
             args.inputs, root=args.root, image=args.image_column, text=None, parts=parts,
             on_file=bar.update,
         )  # fmt: skip
     with progress_bar("image") as bar:
-        result = run(rows, args.output, options, bar.update)
+        result = previews.preview(rows, args.output, options, bar.update)
     show(result, args.json, _text)
     if result["left_out"]:
         print(f"{result['left_out']:,} more images are not shown (--limit)", file=sys.stderr)
