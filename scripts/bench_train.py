@@ -89,11 +89,12 @@ def _our_step(architecture, batch: int, args):
     from medsiglip_jax.model.weights import random
     from medsiglip_jax.train import optim, step
     from medsiglip_jax.train.objectives.contrastive import Contrastive
+    from medsiglip_jax.train.objectives.objective import Labels
 
     compute = api.compute_for(args.dtype, attention=args.attention)
     compute = dataclasses.replace(compute, remat=args.remat)
     optimizer = optim.adamw(1e-5, optim.schedule("constant", 1_000_000))
-    update = step.make_train_step(Contrastive().loss(architecture, compute), optimizer)
+    update = step.make_train_step(Contrastive().loss(architecture, compute, Labels()), optimizer)
     params = jax.device_put(random.init_params(architecture, seed=0))
     state, rows = [step.init_state(params, optimizer)], _batch(architecture, batch)
 
@@ -163,6 +164,7 @@ def step(args) -> dict:
     from medsiglip_jax.train import freeze, lora, optim
     from medsiglip_jax.train import step as train_step
     from medsiglip_jax.train.objectives.contrastive import Contrastive
+    from medsiglip_jax.train.objectives.objective import Labels
 
     architecture = config.named(args.size)
     params = jax.device_put(random.init_params(architecture, seed=0))
@@ -176,7 +178,9 @@ def step(args) -> dict:
     compute = dataclasses.replace(
         api.compute_for("float32", attention=args.attention), remat=args.remat
     )
-    update = train_step.make_train_step(Contrastive().loss(architecture, compute), optimizer)
+    update = train_step.make_train_step(
+        Contrastive().loss(architecture, compute, Labels()), optimizer
+    )
     state = train_step.init_state(trainable, optimizer, frozen)
     del params, trainable, frozen
     rows, seconds = _batch(architecture, args.batch), []

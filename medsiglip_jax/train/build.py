@@ -168,7 +168,7 @@ def prepare(recipe: Recipe) -> PreparedRun:
     state = init_state(trainable, optimizer, frozen)
     # Otherwise the stacks that the split has cut would stay in memory beside their pieces.
     model.params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), model.params)
-    loss = objective.loss(model.config, compute, labels, recipe.loss_chunk, mesh)
+    loss = objective.loss(model.config, compute, labels, recipe.loss_chunk)
     return PreparedRun(
         recipe, model, part, compute, labels, loss, optimizer, state, training, held_out, mesh
     )

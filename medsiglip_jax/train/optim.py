@@ -53,6 +53,7 @@ _DECAYS = {
     "linear": lambda progress: 1 - progress,
     "constant": jnp.ones_like,
 }
+_TIMESCALE = 10_000  # of rsqrt, in steps
 SCHEDULES = (*_DECAYS, "rsqrt")
 OPTIMIZERS = ("adamw", "adafactor")
 
@@ -63,8 +64,6 @@ def schedule(
     warmup_steps: int = 0,
     *,
     cooldown_steps: int = 0,
-    timescale: int = 10_000,
-    shift: int = 0,
 ) -> Schedule:
     """Returns step -> the float32 multiplier of the peak rate (big_vision utils.py:1070-1143).
 
@@ -72,12 +71,10 @@ def schedule(
 
     Args:
         kind: "cosine" and "linear" fall to 0 at `total_steps`; "rsqrt" is
-            1 / sqrt(1 + (steps since the warm-up + shift) / timescale); "constant" is 1.
+            1 / sqrt(1 + steps since the warm-up / 10,000); "constant" is 1.
         total_steps: updates in all.
         warmup_steps: the multiplier rises linearly over them, and the decay starts after them.
         cooldown_steps: over these last steps it falls linearly to 0, on top of the decay.
-        timescale: of rsqrt, in steps.
-        shift: of rsqrt: steps for which an earlier run has already decayed.
 
     Raises:
         ValueError: an unknown kind, or warm-up and cool-down that do not fit into the run.
@@ -99,7 +96,7 @@ def schedule(
         step = jnp.asarray(step, jnp.float32)
         since = jnp.maximum(step - warmup_steps, 0)
         if kind == "rsqrt":
-            value = 1 / jnp.sqrt(1 + (since + shift) / timescale)
+            value = 1 / jnp.sqrt(1 + since / _TIMESCALE)
         else:
             value = _DECAYS[kind](jnp.minimum(since / (total_steps - warmup_steps), 1))
         if warmup_steps:
@@ -121,11 +118,8 @@ def adamw(
     weight_decay: float = 0.0,
     b1: float = 0.9,
     b2: float = 0.95,
-    eps: float = 1e-8,
     clip_norm: float | None = 1.0,
-    decay: Params | None = None,
     rates: Params | None = None,
-    mu_dtype: Any = None,
 ) -> Optimizer:
     """AdamW as big_vision chains it (optax.py:142-149): clip, Adam, rates, decay, schedule.
 
@@ -141,16 +135,13 @@ def adamw(
         b1: decay of the first moment.
         b2: decay of the second; 0.95 is SigLIP's (arXiv 2303.15343), for large batches stay
             stable with it where 0.999 diverges.
-        eps: added to the root of the second moment.
         clip_norm: the gradient is scaled down to this global norm; None leaves it alone.
-        decay: bools in the structure of the parameters, what decays; None: by `DECAY_RULES`.
         rates: multipliers of the rate in the structure of the parameters, each a number or, for
             a stack of layers, a vector along axis 0; None: all 1. A rate of 0 does not freeze,
             for the decay goes on.
-        mu_dtype: dtype in which the first moment is kept; None: that of its parameter.
     """
-    direction = _scale_by_adam(b1, b2, eps, mu_dtype)
-    return _chain(direction, learning_rate, schedule, weight_decay, clip_norm, decay, rates)
+    direction = _scale_by_adam(b1, b2)
+    return _chain(direction, learning_rate, schedule, weight_decay, clip_norm, rates)
 
 
 def adafactor(
@@ -161,7 +152,6 @@ def adafactor(
     beta2_cap: float = 0.999,
     momentum: float = 0.9,
     clip_norm: float | None = 1.0,
-    decay: Params | None = None,
     rates: Params | None = None,
 ) -> Optimizer:
     """Adafactor as in big_vision (optax.py:187-214), chained as `adamw`: half a float per weight.
@@ -172,7 +162,7 @@ def adafactor(
     stack is never factored, so that each layer is treated as big_vision's unstacked one.
 
     Args:
-        learning_rate, schedule, weight_decay, clip_norm, decay, rates: as of `adamw`.
+        learning_rate, schedule, weight_decay, clip_norm, rates: as of `adamw`.
         beta2_cap: upper bound on the decay of the second moments; 0.95 is SigLIP's.
         momentum: decay of the average of the updates, which is kept in bfloat16 and not debiased:
             the first update is a tenth of what it becomes. 0: none.
@@ -185,7 +175,7 @@ def adafactor(
         if momentum
         else optax.identity(),
     )
-    return _chain(direction, learning_rate, schedule, weight_decay, clip_norm, decay, rates)
+    return _chain(direction, learning_rate, schedule, weight_decay, clip_norm, rates)
 
 
 def _chain(
@@ -194,7 +184,6 @@ def _chain(
     schedule: Schedule,
     weight_decay: float,
     clip_norm: float | None,
-    decay: Params | None,
     rates: Params | None,
 ) -> Optimizer:
     chain: Any = optax.chain(
@@ -202,33 +191,31 @@ def _chain(
         direction,
         optax.scale(learning_rate),
         optax.identity() if rates is None else _scale_by_rates(rates),
-        optax.add_decayed_weights(weight_decay, mask=decay_mask if decay is None else decay),
+        optax.add_decayed_weights(weight_decay, mask=decay_mask),
         optax.scale_by_schedule(schedule),
         optax.scale(-1.0),
     )
     return Optimizer(chain.init, chain.update, lambda step: learning_rate * schedule(step))
 
 
-def _scale_by_adam(b1: float, b2: float, eps: float, mu_dtype: Any) -> Any:
+def _scale_by_adam(b1: float, b2: float, eps: float = 1e-8) -> Any:
     """Adam's direction (arXiv 1412.6980, algorithm 1).
 
     optax.scale_by_adam takes 1 - b2**t from a rounded b2, which at b2 = 0.999 moves the first
-    updates by 1e-5 of their size, and multiplies a bfloat16 moment by a bfloat16 b1.
+    updates by 1e-5 of their size.
     """
 
     def init(params):
-        first = optax.tree.zeros_like(params, dtype=mu_dtype)
-        return optax.ScaleByAdamState(
-            jnp.zeros((), jnp.int32), first, optax.tree.zeros_like(params)
-        )
+        mu, nu = optax.tree.zeros_like(params), optax.tree.zeros_like(params)
+        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), mu, nu)
 
     def update(updates, state, params=None):
         count = optax.safe_increment(state.count)
-        mu = jax.tree.map(lambda g, m: b1 * m.astype(g.dtype) + (1 - b1) * g, updates, state.mu)
+        mu = jax.tree.map(lambda g, m: b1 * m + (1 - b1) * g, updates, state.mu)
         nu = jax.tree.map(lambda g, v: b2 * v + (1 - b2) * g * g, updates, state.nu)
         mass1, mass2 = _weights_so_far(b1, count), _weights_so_far(b2, count)
         updates = jax.tree.map(lambda m, v: m / mass1 / (jnp.sqrt(v / mass2) + eps), mu, nu)
-        return updates, optax.ScaleByAdamState(count, optax.tree.cast(mu, mu_dtype), nu)
+        return updates, optax.ScaleByAdamState(count, mu, nu)
 
     return optax.GradientTransformation(init, update)
 

@@ -229,10 +229,12 @@ def _optimizer_and_step(settings: QuickstartSettings, config: ModelConfig):
     """Cached, so that a second run in the same process, with another seed, compiles nothing."""
     from medsiglip_jax.train import optim, step
     from medsiglip_jax.train.objectives.contrastive import Contrastive
+    from medsiglip_jax.train.objectives.objective import Labels
 
     schedule = optim.schedule("cosine", settings.total_steps, settings.warmup_steps)
     optimizer = optim.adamw(settings.learning_rate, schedule, weight_decay=settings.weight_decay)
-    return optimizer, step.make_train_step(Contrastive().loss(config, Compute()), optimizer)
+    loss = Contrastive().loss(config, Compute(), Labels())
+    return optimizer, step.make_train_step(loss, optimizer)
 
 
 def batches(

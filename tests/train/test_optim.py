@@ -94,18 +94,12 @@ def test_adamw_is_torch_s(b2, clip_norm):
         assert_close(last[path], p.detach().numpy(), terms=STEPS)
 
 
-# A first moment may round to the other bfloat16; b1 as a bfloat16, 0.8984, is off by 4e-3.
-@pytest.mark.parametrize(
-    "b2, mu_dtype, bound",
-    [(0.95, "float32", F32), (0.999, "float32", F32), (0.95, "bfloat16", 3e-3)],
-)
-def test_adamw_is_the_paper_s(b2, mu_dtype, bound):
+@pytest.mark.parametrize("b2", [0.95, 0.999])
+def test_adamw_is_the_paper_s(b2):
     """In numpy: clip, moments, rate, decay, and the schedule on all of it."""
     params, gradients = normals(SHAPES, 99), make_gradients(SHAPES)
     schedule = optim.schedule("cosine", STEPS, 3)
-    optimizer = optim.adamw(
-        RATE, schedule, weight_decay=0.003, b2=b2, clip_norm=2.0, mu_dtype=mu_dtype
-    )
+    optimizer = optim.adamw(RATE, schedule, weight_decay=0.003, b2=b2, clip_norm=2.0)
     got, _ = run(optimizer, params, gradients)
     p = {path: x.astype(np.float64) for path, x in params.items()}
     m, v = ({path: np.zeros_like(x) for path, x in p.items()} for _ in range(2))
@@ -114,13 +108,13 @@ def test_adamw_is_the_paper_s(b2, mu_dtype, bound):
         norm = np.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in gradient.values()))
         for path in p:
             g = gradient[path].astype(np.float64) * min(1, 2.0 / norm)
-            m[path] = 0.9 * m[path].astype(mu_dtype).astype(np.float64) + 0.1 * g
+            m[path] = 0.9 * m[path] + 0.1 * g
             v[path] = b2 * v[path] + (1 - b2) * g**2
         adam = {k: m[k] / (1 - 0.9**t) / (np.sqrt(v[k] / (1 - b2**t)) + 1e-8) for k in p}
         decay = {k: 0.003 * p[k] if k == "a/kernel" else 0 for k in p}
         want.append({k: -float(schedule(t - 1)) * (RATE * adam[k] + decay[k]) for k in p})
         p = {k: p[k] + want[-1][k] for k in p}
-    assert_updates(got, want, bound)
+    assert_updates(got, want, F32)
 
 
 # ---------------------------------------------------------------------------------- Adafactor
@@ -277,19 +271,6 @@ def test_what_is_absent_has_no_state_and_changes_nothing(make):
 
 
 @pytest.mark.parametrize("make", BOTH)
-def test_a_mask_of_one_s_own(make):
-    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
-    decay = {"kernel": False, "bias": True}
-    optimizer = make(RATE, constant, weight_decay=0.125, decay=decay)
-    after, _ = optimizer.apply(params, jax.tree.map(jnp.zeros_like, params), optimizer.init(params))
-    assert (after["kernel"] == 1).all() and (after["bias"] == 0.875).all()
-
-
-@pytest.mark.parametrize(
-    "make",
-    [*BOTH, lambda *args: optim.adamw(*args, mu_dtype=jnp.bfloat16)],
-    ids=["adamw", "adafactor", "adamw, half moment"],
-)
 def test_the_state_keeps_its_types(make):
     """The state is donated, and the step traced once."""
     optimizer, traces = make(RATE, optim.schedule("cosine", 9, 2, cooldown_steps=3)), []
@@ -366,10 +347,11 @@ def test_schedules_in_closed_form(kind, total, warmup):
         assert float(multiplier(total)) == float(multiplier(total + 9)) == 0
 
 
-def test_cooldown_and_the_shift_of_rsqrt():
-    multiplier = optim.schedule("rsqrt", 100, 10, cooldown_steps=20, timescale=5, shift=15)
-    want = {5: 0.5 / 2, 10: 1 / 2, 30: 8**-0.5, 80: 18**-0.5, 90: 0.5 * 20**-0.5, 100: 0, 101: 0}
-    got = [float(multiplier(step)) for step in want]
+def test_cooldown_multiplies_the_decay():
+    """Of rsqrt, whose timescale is 10,000 steps."""
+    multiplier = optim.schedule("rsqrt", 100_000, 10_000, cooldown_steps=20_000)
+    want = {5: 0.5, 10: 1, 30: 3**-0.5, 80: 8**-0.5, 90: 0.5 / 3, 100: 0, 101: 0}
+    got = [float(multiplier(1000 * step)) for step in want]
     assert_close(got, list(want.values()), terms=8, largest=1)
 
 

@@ -24,7 +24,7 @@ CONFIG = two_towers(
 RATE, ROWS = 0.01, 8
 # Forth, and back about twice as many.
 TERMS = 3 * model_terms(CONFIG)
-PAIRS = Contrastive().loss(CONFIG, Compute())
+PAIRS = Contrastive().loss(CONFIG, Compute(), Labels())
 # Plain gradient descent: an update is then as well conditioned as its gradient, where Adam divides
 # by the noise of gradients that are zero in exact arithmetic (the key biases).
 DESCENT = optim.Optimizer(
@@ -153,7 +153,7 @@ def test_masked_rows_do_not_matter(descent):
 def test_remat_gives_the_same_update(descent):
     _, expected, expected_metrics = descent
     state, batch = make_state(DESCENT), make_batch(masked=2)
-    step = make_train_step(Contrastive().loss(CONFIG, Compute(remat="block")), DESCENT)
+    step = make_train_step(Contrastive().loss(CONFIG, Compute(remat="block"), Labels()), DESCENT)
     step = compile_quickly(step, state, batch)
     assert_same(run(step, state, batch), expected, expected_metrics)
 
@@ -166,7 +166,8 @@ def test_eight_devices_give_the_same_update(descent):
     params = jax.device_put(params, sharding.param_shardings(params, mesh))
     state = init_state(params, DESCENT)
     batch = jax.device_put(make_batch(masked=2), sharding.batch_sharding(mesh))
-    objective = Contrastive().loss(CONFIG, Compute(), loss_chunk=1, mesh=mesh)
+    compute = Compute(rows=sharding.batch_sharding(mesh))
+    objective = Contrastive().loss(CONFIG, compute, Labels(), loss_chunk=1)
     step = make_train_step(objective, DESCENT)
     step = compile_quickly(step, state, batch)
     assert_same(run(step, state, batch), expected, expected_metrics)
@@ -213,7 +214,8 @@ def test_accumulation_keeps_the_negatives_of_the_whole_batch(descent, devices):
         batch = jax.tree.map(lambda x: np.concatenate([x, x]), batch)
         batch["mask"][ROWS:] = False
         batch = jax.device_put(batch, sharding.batch_sharding(mesh))
-        objective, pieces = Contrastive().loss(CONFIG, Compute(), mesh=mesh), 2
+        compute = Compute(rows=sharding.batch_sharding(mesh))
+        objective, pieces = Contrastive().loss(CONFIG, compute, Labels()), 2
     state = init_state(params, DESCENT)
     step = compile_quickly(make_train_step(objective, DESCENT, pieces), state, batch)
     assert_same(run(step, state, batch), expected, expected_metrics)

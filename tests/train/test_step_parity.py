@@ -13,6 +13,7 @@ import medsiglip_jax
 from medsiglip_jax.model.towers import Compute
 from medsiglip_jax.model.weights import huggingface
 from medsiglip_jax.train.objectives.contrastive import Contrastive
+from medsiglip_jax.train.objectives.objective import Labels
 
 pytestmark = pytest.mark.float
 
@@ -33,7 +34,7 @@ def reference_step(model, pixels, tokens):
 
 @partial(jax.jit, static_argnames=("config", "compute", "loss_chunk"))
 def step(params, batch, config, compute, loss_chunk):
-    loss = Contrastive().loss(config, compute, loss_chunk=loss_chunk)
+    loss = Contrastive().loss(config, compute, Labels(), loss_chunk)
     return jax.value_and_grad(loss)(params, batch)
 
 

@@ -8,7 +8,6 @@ from typing import Annotated, Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from medsiglip_jax import losses
 from medsiglip_jax.files.settings import Check, one_of
@@ -48,12 +47,7 @@ class Classification(Objective):
     lora_train: ClassVar[tuple[str, ...] | None] = ("head/.*",)
 
     def loss(
-        self,
-        config: ModelConfig,
-        compute: Compute,
-        labels: Labels = Labels(),
-        loss_chunk: int | None = None,
-        mesh: Mesh | None = None,
+        self, config: ModelConfig, compute: Compute, labels: Labels, loss_chunk: int | None = None
     ) -> Loss:
         """Softmax cross-entropy of one class per image, sigmoid of several findings.
 

@@ -41,15 +41,10 @@ class Contrastive(Objective):
     chunked: ClassVar[bool] = True
 
     def loss(
-        self,
-        config: ModelConfig,
-        compute: Compute,
-        labels: Labels = Labels(),
-        loss_chunk: int | None = None,
-        mesh: Mesh | None = None,
+        self, config: ModelConfig, compute: Compute, labels: Labels, loss_chunk: int | None = None
     ) -> Loss:
-        """With a mesh the loss rings over it, so that no device ever holds the texts of all."""
-        pairs = _sigmoid_loss(loss_chunk, mesh)
+        """Over several devices the loss is a ring, so that none ever holds the texts of all."""
+        pairs = _sigmoid_loss(loss_chunk, compute.rows and compute.rows.mesh)
 
         def encode(params: Params, batch: Batch) -> Batch:
             zimg, _ = towers.encode_image(params, batch["image"], config, compute)

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import ShapeDtypeStruct
-from jax.sharding import Mesh
 
 from medsiglip_jax.data.examples import Examples
 from medsiglip_jax.files.settings import at_least, one_of
@@ -82,22 +81,15 @@ class Objective:
     lora_train: ClassVar[tuple[str, ...] | None] = None
 
     def loss(
-        self,
-        config: ModelConfig,
-        compute: Compute,
-        labels: Labels = Labels(),
-        loss_chunk: int | None = None,
-        mesh: Mesh | None = None,
+        self, config: ModelConfig, compute: Compute, labels: Labels, loss_chunk: int | None = None
     ) -> Loss:
         """The loss to minimise.
 
         Args:
             config: of the model.
-            compute: how to do the arithmetic.
+            compute: how to do the arithmetic, and over which devices the batches are split.
             labels: what the labels are, for an objective that has some.
             loss_chunk: side of the tiles of a loss over pairs.
-            mesh: devices over whose "data" axis the batches are split; None: one device, or let
-                the compiler split the loss.
         """
         raise NotImplementedError
 
