@@ -184,10 +184,9 @@ def _placed(shapes: Any, place: Any) -> Any:
 
 def _placed_params(recipe: Recipe, config: ModelConfig, mesh: Mesh | None, whole: Any) -> Any:
     shapes = towers.param_shapes(config)
-    if mesh is None:
-        return _placed(shapes, whole)
-    fsdp = bool(recipe.mesh and recipe.mesh.fsdp)
-    return place_shapes(shapes, sharding.param_shardings(shapes, mesh, fsdp))
+    if mesh and recipe.mesh and recipe.mesh.fsdp:
+        return place_shapes(shapes, sharding.param_shardings(shapes, mesh, fsdp=True))
+    return _placed(shapes, whole)
 
 
 def _labels(recipe: Recipe) -> Labels:

@@ -162,7 +162,8 @@ def prepare(recipe: Recipe) -> PreparedRun:
             model.processor.texts((source.texts or ())[:10_000])
     labels = _labels(training)
     added = additions(recipe, model.params, model.config, labels)
-    params = freeze.join(model.params, _place(added, mesh))
+    added = jax.device_put(added, mesh and sharding.replicated(mesh))
+    params = freeze.join(model.params, added)
     part, optimizer = what_trains(recipe, params)
     trainable, frozen = part.split(params)
     state = init_state(trainable, optimizer, frozen)
@@ -270,10 +271,6 @@ def _model(recipe: Recipe, mesh: Mesh | None) -> api.Model:
     return api.Model(params, model.config, tokenizer=processor.tokenizer_path(recipe.tokenizer))
 
 
-def _place(params: Params, mesh: Mesh | None) -> Params:
-    return params if mesh is None else jax.device_put(params, sharding.replicated(mesh))
-
-
 def _frozen(recipe: Recipe, params: Params) -> tuple[str, ...]:
     """Regexes of what the recipe freezes, and of what its objective does not use."""
     objective = recipe.objective
@@ -285,9 +282,7 @@ def _frozen(recipe: Recipe, params: Params) -> tuple[str, ...]:
 
 def _optimizer(recipe: Recipe, params: Params, part: freeze.Partition) -> optim.Optimizer:
     o = recipe.optimizer
-    schedule = optim.schedule(
-        o.schedule, recipe.total_steps, o.warmup_steps, cooldown_steps=o.cooldown_steps
-    )
+    schedule = optim.schedule(o.schedule, recipe.total_steps, o.warmup_steps, o.cooldown_steps)
     common: dict[str, Any] = dict(
         weight_decay=o.weight_decay, clip_norm=o.clip_norm, rates=_rates(recipe, params, part)
     )

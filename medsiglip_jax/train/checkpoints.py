@@ -46,19 +46,17 @@ class Checkpoints:
         ocp = orbax()
         from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
+        metric = (lambda metrics: metrics[best]) if best else None
         kept: list[Any] = [policies.LatestN(keep)]
-        if best:
-            kept.append(
-                policies.BestN(
-                    get_metric_fn=lambda metrics: metrics[best],
-                    reverse=mode == "min",
-                    n=1,
-                    keep_checkpoints_without_metrics=False,
-                )
+        if metric:
+            lowest = mode == "min"
+            best_one = policies.BestN(
+                get_metric_fn=metric, reverse=lowest, n=1, keep_checkpoints_without_metrics=False
             )
+            kept.append(best_one)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(kept),
-            best_fn=(lambda metrics: metrics[best]) if best else None,
+            best_fn=metric,
             best_mode=mode,
             cleanup_tmp_directories=True,
             enable_async_checkpointing=jax.default_backend() != "cpu",

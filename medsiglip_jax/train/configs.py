@@ -13,12 +13,12 @@ from typing import Any
 from medsiglip_jax.train.recipe import GROUPS, Recipe, from_dict
 
 _IN_A_WHEEL = Path(__file__).parent / "recipes"
-_IN_A_CHECKOUT = Path(__file__).parents[2] / "configs"
+_FOLDER = _IN_A_WHEEL if _IN_A_WHEEL.is_dir() else Path(__file__).parents[2] / "configs"
 
 
 def names() -> list[str]:
     """The recipes of the package."""
-    return sorted(path.stem for path in _folder().glob("*.py"))
+    return sorted(path.stem for path in _FOLDER.glob("*.py"))
 
 
 def copy(name: str, destination: str) -> None:
@@ -70,17 +70,13 @@ def _run(path: str) -> Any:
         raise ValueError(f"{file}: {type(error).__name__}: {error}") from error
 
 
-def _folder() -> Path:
-    return _IN_A_WHEEL if _IN_A_WHEEL.is_dir() else _IN_A_CHECKOUT
-
-
 def _find(name: str, only_names: bool = False) -> Path:
     if not only_names and Path(name).is_file():
         return Path(name)
     if name not in names():
         kinds = "no recipe" if only_names else "neither a config file nor a recipe"
         raise FileNotFoundError(f"{name}: {kinds}; the recipes are {', '.join(names())}")
-    return _folder() / f"{name}.py"
+    return _FOLDER / f"{name}.py"
 
 
 def _apply(config: dict[str, Any], override: str) -> None:

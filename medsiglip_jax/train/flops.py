@@ -46,7 +46,7 @@ class Flops:
 def of_embedding(config: ModelConfig, params: Any, images: int) -> Flops:
     """Operations to embed so many images with `params`, arrays or shapes."""
     flat = tree.flatten({"img": params["img"]})
-    return Flops(images * sum(_forward(config, flat, stage) for stage in range(len(_STAGES))), 0.0)
+    return Flops(images * (_products(config, flat) + _attention(config, flat)), 0.0)
 
 
 def of_step(
@@ -86,18 +86,25 @@ def of_step(
     forward = backward = recomputed = 0.0
     for tower in ("img", "txt"):  # what an objective adds stands on the image tower
         paths = {p: x for p, x in used_paths.items() if p.startswith("txt/") == (tower == "txt")}
+        # The share of its forward pass that the attention's own backward pass repeats.
         share = RECOMPUTES.get(used(attention, _length(config, tower), dtype), 0.0)
         flows = False
         for stage in range(len(_STAGES)):
-            stage_forward = _forward(config, paths, stage)
+            here = {p: x for p, x in paths.items() if _stage(p) == stage}
+            attention_forward = _attention(config, here)
+            stage_forward = _products(config, here) + attention_forward
             forward += stage_forward
-            weights = {p: x for p, x in paths.items() if p in trains and _stage(p) == stage}
-            backward += _products(config, weights, stage)
+            weights = {p: x for p, x in here.items() if p in trains}
+            backward += _products(config, weights)
             # The carry of a scan has a gradient as soon as one block has.
             flows = flows or bool(weights and stage in _BLOCKS)
             if flows:
-                backward += stage_forward + _attention(config, paths, stage)
-                recomputed += _recomputed(config, paths, stage, remat, share)
+                backward += stage_forward + attention_forward
+            if flows and stage in _BLOCKS:
+                recomputed += (share + (remat != "none")) * attention_forward
+                if remat == "block":  # "dots" keeps the products with kernels
+                    kernels = {p: x for p, x in here.items() if not _LAST.fullmatch(p)}
+                    recomputed += _products(config, kernels)
             flows = flows or bool(weights)
     recomputed += forward if encoded_twice else 0.0
     return Flops(batch_size * (forward + backward) + loss, batch_size * recomputed)
@@ -107,43 +114,25 @@ def _stage(path: str) -> int:
     return next(i for i, regex in enumerate(_STAGES) if re.fullmatch(regex, path))
 
 
-def _forward(config: ModelConfig, paths: dict[str, Any], stage: int) -> float:
-    return _products(config, paths, stage) + _attention(config, paths, stage)
-
-
-def _products(config: ModelConfig, paths: dict[str, Any], stage: int) -> float:
+def _products(config: ModelConfig, paths: dict[str, Any]) -> float:
     """Operations of one example with the kernels among `paths`."""
     products = (
         2.0 * x.size * (1 if _ONE_TOKEN.fullmatch(path) else _tokens(config, path))
         for path, x in paths.items()
-        if _PRODUCT.fullmatch(path) and _stage(path) == stage
+        if _PRODUCT.fullmatch(path)
     )
     return sum(products, start=0.0)
 
 
-def _attention(config: ModelConfig, paths: dict[str, Any], stage: int) -> float:
+def _attention(config: ModelConfig, paths: dict[str, Any]) -> float:
     """Operations of one example for the attention logits and the weighted sums of values."""
     total = 0.0
     for path, x in paths.items():
-        if path.endswith("/query/kernel") and _stage(path) == stage:
-            depth, *_, heads, size = x.shape if stage in _BLOCKS else (1, *x.shape)
-            n = _tokens(config, path)
-            total += 4.0 * depth * (n if stage in _BLOCKS else 1) * n * heads * size
+        if path.endswith("/query/kernel"):
+            in_block, n = _stage(path) in _BLOCKS, _tokens(config, path)
+            depth, *_, heads, size = x.shape if in_block else (1, *x.shape)
+            total += 4.0 * depth * (n if in_block else 1) * n * heads * size
     return total
-
-
-def _recomputed(
-    config: ModelConfig, paths: dict[str, Any], stage: int, remat: str, share: float
-) -> float:
-    """Operations recomputed because of `remat`, and by the attention's own backward pass, which
-    repeats the given share of its forward pass."""
-    if stage not in _BLOCKS:
-        return 0.0
-    attention = (share + (remat != "none")) * _attention(config, paths, stage)
-    if remat != "block":  # "dots" keeps the products with kernels
-        return attention
-    kernels = {p: x for p, x in paths.items() if not _LAST.fullmatch(p)}
-    return attention + _products(config, kernels, stage)
 
 
 def _tokens(config: ModelConfig, path: str) -> int:

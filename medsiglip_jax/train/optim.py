@@ -59,11 +59,7 @@ OPTIMIZERS = ("adamw", "adafactor")
 
 
 def schedule(
-    kind: str,
-    total_steps: int,
-    warmup_steps: int = 0,
-    *,
-    cooldown_steps: int = 0,
+    kind: str, total_steps: int, warmup_steps: int = 0, cooldown_steps: int = 0
 ) -> Schedule:
     """Returns step -> the float32 multiplier of the peak rate (big_vision utils.py:1070-1143).
 

@@ -203,12 +203,9 @@ def fit(
         batches, training, api.Model(params, config, tokenizer=tokenizer), seed, settings
     )
     options = loop.LoopOptions(settings.total_steps, log_every=20)
+    hidden = not progress
     with tqdm(
-        total=settings.total_steps,
-        desc="compiling",
-        unit="step",
-        mininterval=1,
-        disable=not progress,
+        total=options.total_steps, desc="compiling", unit="step", mininterval=1, disable=hidden
     ) as bar:
 
         def on_step(done: int, values: dict[str, float] | None) -> None:
@@ -309,9 +306,8 @@ def draw(held_out: Digits, scores: Float32[np.ndarray, "n 10"], rows: int = 4) -
             right = bool(predicted[i] == digit)
             _put(page, corner, held_out.scans[i], predicted[i], best[i], right)
     if len(wrong):
-        which = (
-            "All" if len(wrong) == len(mistakes) else f"The most confident {len(mistakes)} of the"
-        )
+        count = len(mistakes)
+        which = "All" if count == len(wrong) else f"The most confident {count} of the"
         pen.text((MARGIN, below - 8), f"{which} mistakes", RED, ImageFont.load_default(16))
     for column, i in enumerate(mistakes):
         x, y = MARGIN + column * PITCH, below + 24
@@ -331,12 +327,9 @@ def _write_title(pen: ImageDraw.ImageDraw, truth, scores, n_wrong: int) -> None:
         "number its sigmoid, the model's own probability that image and prompt belong together."
     )
     title = "Handwritten digits the model has never seen, named by text"
-    for y, line, colour, size in (
-        (-6, title, INK, 24),
-        (28, facts, INK, 16),
-        (54, legend, GREY, 14),
-    ):
-        pen.text((MARGIN, MARGIN + y), line, colour, ImageFont.load_default(size))
+    pen.text((MARGIN, MARGIN - 6), title, INK, ImageFont.load_default(24))
+    pen.text((MARGIN, MARGIN + 28), facts, INK, ImageFont.load_default(16))
+    pen.text((MARGIN, MARGIN + 54), legend, GREY, ImageFont.load_default(14))
 
 
 def _put(page: Image.Image, corner: tuple[int, int], scan, predicted, logit, right: bool) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar
 
 import jax
@@ -52,8 +51,9 @@ class Contrastive(Objective):
             return {"zimg": towers.normalize(zimg), "ztxt": towers.normalize(ztxt)}
 
         def reduce(params: Params, encoded: Batch, batch: Batch) -> jax.Array:
-            positives, mask = batch.get("positives"), batch["mask"]
-            zimg, ztxt = encoded["zimg"], encoded["ztxt"]
+            zimg, ztxt, mask = encoded["zimg"], encoded["ztxt"], batch["mask"]
+            own_text = jnp.full(len(mask), -1, jnp.int32)  # a negative id matches only itself
+            positives = batch.get("positives", own_text)
             return pairs(zimg, ztxt, params["t"], params["b"], positives, mask)
 
         return Loss(encode, reduce)
@@ -98,27 +98,18 @@ class Contrastive(Objective):
 
 def _sigmoid_loss(chunk_size: int | None, mesh: Mesh | None) -> Callable:
     """`loss(zimg, ztxt, t, b, positives, mask)` of global arrays, split over `mesh` if given."""
-    if mesh is None:
-        return lambda zimg, ztxt, t, b, positives, mask: losses.sigmoid_loss(
-            zimg, ztxt, t, b, positives=positives, mask=mask, chunk_size=chunk_size
-        )
-    rows, whole = PartitionSpec("data"), PartitionSpec()
-
-    @partial(
-        jax.shard_map, mesh=mesh, in_specs=(rows, rows, whole, whole, rows, rows), out_specs=whole
-    )
-    def ring(zimg, ztxt, t, b, positives, mask):
-        return losses.sigmoid_loss(
-            zimg, ztxt, t, b, positives=positives, mask=mask, chunk_size=chunk_size,
-            axis_name="data",
-        )  # fmt: skip
 
     def loss(zimg, ztxt, t, b, positives, mask):
-        if positives is None:  # a negative id matches only itself
-            positives = jnp.full(len(zimg), -1, jnp.int32)
-        return ring(zimg, ztxt, t, b, positives, mask)
+        return losses.sigmoid_loss(
+            zimg, ztxt, t, b, positives=positives, mask=mask, chunk_size=chunk_size,
+            axis_name="data" if mesh else None,
+        )  # fmt: skip
 
-    return loss
+    if mesh is None:
+        return loss
+    rows, whole = PartitionSpec("data"), PartitionSpec()
+    specs = (rows, rows, whole, whole, rows, rows)
+    return jax.shard_map(loss, mesh=mesh, in_specs=specs, out_specs=whole)
 
 
 def _mean_loss(zimg, ztxt, ids, t, b, batch_size: int) -> float:
