@@ -158,12 +158,7 @@ def _step(recipe: Recipe, devices: list[Any]) -> tuple[Any, dict]:
     loss = objective.loss(config, compute, labels, recipe.loss_chunk)
     step: Any = build.train_step(recipe, loss, optimizer, state, mesh)
     batch = _placed(objective.batch(config, recipe.batch_size, labels), rows)
-    count = flops.of_step(
-        config, trained, frozen, recipe.batch_size, attention=compute.attention,
-        dtype=recipe.dtype, remat=recipe.remat, unused=objective.unused(params),
-        loss=objective.loss_flops(config, recipe.batch_size),
-        encoded_twice=objective.accumulate > 1 and objective.negatives == "batch",
-    )  # fmt: skip
+    count = flops.of_step(recipe, config, trained, frozen, compute.attention)
     facts = _facts(state, count)
     split = mesh.shape["data"] if mesh else 1
     facts["largest"] |= _activations(recipe, config, trained, split, compute.attention)

@@ -68,14 +68,9 @@ class Question:
         return self.recipe.batch_size // (self._split() * self.recipe.objective.accumulate)
 
     def ask(self, quick: bool) -> dict[str, Any]:
-        return worker.ask(
-            {
-                "recipe": self.recipe.to_dict(),
-                "topology": str(self.topology),
-                "embed": self.embed,
-                "limit_mib": _PROBE_MIB if quick else None,
-            }
-        )
+        limit = _PROBE_MIB if quick else None
+        question = {"topology": str(self.topology), "embed": self.embed, "limit_mib": limit}
+        return worker.ask({"recipe": self.recipe.to_dict(), **question})
 
 
 def plan(question: Question) -> Plan:

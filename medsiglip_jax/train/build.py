@@ -64,16 +64,10 @@ class PreparedRun:
 
     def batches(self, on_error: Callable[[str, str], None], start: int) -> Iterator[Any]:
         """The training batches from step `start` on, on their devices."""
-        weights = tuple(data.weight for data in self.recipe.data)
-        source = loader.batches(
-            self._input(self.training, None if None in weights else weights),
-            self.recipe.batch_size,
-            start,
-            self.recipe.total_steps,
-            on_error=on_error,
-            codec=self._codec,
-            **_this_process(),
-        )
+        recipe, loading = self.recipe, self._loading(on_error)
+        weights = tuple(data.weight for data in recipe.data)
+        rows = self._input(self.training, None if None in weights else weights)
+        source = loader.batches(rows, recipe.batch_size, start, recipe.total_steps, **loading)
         for batch in source:
             if not batch["mask"].any() and jax.process_count() == 1:
                 raise ValueError(
@@ -85,13 +79,15 @@ class PreparedRun:
     def evaluate(self, on_error: Callable[[str, str], None], state: State) -> dict[str, float]:
         """The objective's metrics on the held-out examples."""
         params, recipe = freeze.join(state["params"], state["frozen"]), self.recipe
-        batches = loader.epoch_batches(
-            self._input(self.held_out), recipe.batch_size, on_error=on_error, codec=self._codec,
-            **_this_process(),
-        )  # fmt: skip
+        loading = self._loading(on_error)
+        batches = loader.epoch_batches(self._input(self.held_out), recipe.batch_size, **loading)
         encoded = validation.collect(self._encode, params, batches, self.mesh)
         zclass = None if self._prompts is None else self._encode_prompts(params)
         return recipe.objective.metrics(encoded, params, self.loss, recipe.batch_size, zclass)
+
+    def _loading(self, on_error: Callable[[str, str], None]) -> dict[str, Any]:
+        process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+        return {"on_error": on_error, "codec": self._codec, **process}
 
     @functools.cached_property
     def _codec(self) -> Codec:
@@ -109,16 +105,9 @@ class PreparedRun:
         tokenize = None
         if "txt" in recipe.objective.towers:  # else a tokenizer may be missing
             tokenize = functools.partial(self.model.processor.tokenizer, warn=False)
-        return Input(
-            sources,
-            Order(tuple(map(len, sources)), weights, recipe.seed),
-            vision.image_size,
-            recipe.preprocess,
-            recipe.augment,
-            recipe.seed,
-            tokenize,
-            recipe.dicom,
-        )
+        order = Order(tuple(map(len, sources)), weights, recipe.seed)
+        pixels = vision.image_size, recipe.preprocess, recipe.augment
+        return Input(sources, order, *pixels, recipe.seed, tokenize, recipe.dicom)
 
     @functools.cached_property
     def _encode(self):
@@ -143,10 +132,6 @@ class PreparedRun:
         places = self.mesh and sharding.replicated(self.mesh)
         compiled = jax.jit(encode, out_shardings=places)
         return lambda params: np.asarray(compiled(params))
-
-
-def _this_process() -> dict[str, int]:
-    return {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
 
 def prepare(recipe: Recipe) -> PreparedRun:

@@ -72,16 +72,10 @@ def run(
             unreadable.check()
             write_event(line)
 
-        state = loop.fit(
-            workdir,
-            prepared.state,
-            prepared.train_step(),
-            functools.partial(prepared.batches, unreadable),
-            _options(recipe),
-            functools.partial(prepared.evaluate, unreadable) if prepared.held_out else None,
-            on_step,
-            on_log,
-        )
+        step, options = prepared.train_step(), _options(recipe)
+        batches = functools.partial(prepared.batches, unreadable)
+        evaluate = functools.partial(prepared.evaluate, unreadable) if prepared.held_out else None
+        state = loop.fit(workdir, prepared.state, step, batches, options, evaluate, on_step, on_log)
         return _finish(workdir, prepared, state, unreadable)
 
 

@@ -5,13 +5,13 @@ body of a loop once, however often it runs: of a scanned tower it misses all blo
 """
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from medsiglip_jax.model import tree
 from medsiglip_jax.model.attention import RECOMPUTES, used
 from medsiglip_jax.model.config import ModelConfig
+from medsiglip_jax.train.recipe import Recipe
 
 # The stages of a forward pass, from the bottom up. A gradient passes them in the other direction,
 # down to the first one that trains.
@@ -50,44 +50,26 @@ def of_embedding(config: ModelConfig, params: Any, images: int) -> Flops:
 
 
 def of_step(
-    config: ModelConfig,
-    trained: Any,
-    frozen: Any,
-    batch_size: int,
-    *,
-    attention: str,
-    dtype: str = "float32",
-    remat: str = "none",
-    unused: Sequence[str] = (),
-    loss: float = 0.0,
-    encoded_twice: bool = False,
+    recipe: Recipe, config: ModelConfig, trained: Any, frozen: Any, attention: str
 ) -> Flops:
     """Operations of one train step.
 
     Args:
-        config: of the model.
+        recipe: the run.
+        config: of its model.
         trained: the parameters that train, or their shapes.
         frozen: the other parameters.
-        batch_size: examples of the step.
         attention: back end of the attention.
-        dtype: of the arithmetic.
-        remat: what is recomputed to save memory, see `towers.REMAT`.
-        unused: regexes of parameters that the loss does not depend on.
-        loss: operations of the step after the towers and heads.
-        encoded_twice: whether the forward pass runs again for the gradients, as it does when the
-            pieces of a batch share their negatives.
     """
-    used_paths = {
-        path: x
-        for path, x in (tree.flatten(trained) | tree.flatten(frozen)).items()
-        if not any(re.fullmatch(regex, path) for regex in unused)
-    }
+    objective, flat = recipe.objective, tree.flatten(trained) | tree.flatten(frozen)
+    unused = objective.unused(tree.unflatten(flat))
+    used_paths = {p: x for p, x in flat.items() if not any(re.fullmatch(r, p) for r in unused)}
     trains = tree.flatten(trained).keys()
     forward = backward = recomputed = 0.0
     for tower in ("img", "txt"):  # what an objective adds stands on the image tower
         paths = {p: x for p, x in used_paths.items() if p.startswith("txt/") == (tower == "txt")}
         # The share of its forward pass that the attention's own backward pass repeats.
-        share = RECOMPUTES.get(used(attention, _length(config, tower), dtype), 0.0)
+        share = RECOMPUTES.get(used(attention, _length(config, tower), recipe.dtype), 0.0)
         flows = False
         for stage in range(len(_STAGES)):
             here = {p: x for p, x in paths.items() if _stage(p) == stage}
@@ -101,13 +83,15 @@ def of_step(
             if flows:
                 backward += stage_forward + attention_forward
             if flows and stage in _BLOCKS:
-                recomputed += (share + (remat != "none")) * attention_forward
-                if remat == "block":  # "dots" keeps the products with kernels
+                recomputed += (share + (recipe.remat != "none")) * attention_forward
+                if recipe.remat == "block":  # "dots" keeps the products with kernels
                     kernels = {p: x for p, x in here.items() if not _LAST.fullmatch(p)}
                     recomputed += _products(config, kernels)
             flows = flows or bool(weights)
-    recomputed += forward if encoded_twice else 0.0
-    return Flops(batch_size * (forward + backward) + loss, batch_size * recomputed)
+    if objective.accumulate > 1 and objective.negatives == "batch":
+        recomputed += forward  # for the gradients of the pieces, which share their negatives
+    loss, rows = objective.loss_flops(config, recipe.batch_size), recipe.batch_size
+    return Flops(rows * (forward + backward) + loss, rows * recomputed)
 
 
 def _stage(path: str) -> int:

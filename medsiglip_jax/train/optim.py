@@ -165,12 +165,9 @@ def adafactor(
     """
     # optax.ema multiplies the bfloat16 average by a bfloat16 0.9, which is 0.8984, and so does
     # big_vision: a constant gradient's update settles at 0.985 of its size.
-    direction = optax.chain(
-        _scale_by_factored_rms(beta2_cap),
-        optax.ema(momentum, debias=False, accumulator_dtype=jnp.bfloat16)
-        if momentum
-        else optax.identity(),
-    )
+    average = optax.ema(momentum, debias=False, accumulator_dtype=jnp.bfloat16)
+    rms = _scale_by_factored_rms(beta2_cap)
+    direction = optax.chain(rms, average if momentum else optax.identity())
     return _chain(direction, learning_rate, schedule, weight_decay, clip_norm, rates)
 
 

@@ -55,13 +55,11 @@ def class_scores(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         scores: [n, classes], larger for likelier.
         labels: int [n], -1 unknown, or float [n, classes] of 0, 1 and NaN (unknown).
     """
+    values = {}
     if labels.ndim == 1:
         scores, labels = scores[labels >= 0], labels[labels >= 0]
-        columns = [(scores[:, c], labels == c) for c in range(scores.shape[1])]
-        result = {"val_accuracy": metrics.accuracy(scores, labels)} if len(labels) else {}
-    else:
-        known = [~np.isnan(labels[:, c]) for c in range(labels.shape[1])]
-        columns = [(scores[k, c], labels[k, c] == 1) for c, k in enumerate(known)]
-        result = {}
-    aucs = [metrics.auc(s, y) for s, y in columns if 0 < y.sum() < len(y)]
-    return result | ({"val_auc": float(np.mean(aucs))} if aucs else {})
+        if not len(labels):
+            return {}
+        values["val_accuracy"] = metrics.accuracy(scores, labels)
+    values["val_auc"] = metrics.macro_auc(scores, labels)
+    return {name: value for name, value in values.items() if not np.isnan(value)}
