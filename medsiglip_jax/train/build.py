@@ -268,12 +268,8 @@ def _frozen(recipe: Recipe, params: Params) -> tuple[str, ...]:
 def _optimizer(recipe: Recipe, params: Params, part: freeze.Partition) -> optim.Optimizer:
     o = recipe.optimizer
     schedule = optim.schedule(o.schedule, recipe.total_steps, o.warmup_steps, o.cooldown_steps)
-    common: dict[str, Any] = dict(
-        weight_decay=o.weight_decay, clip_norm=o.clip_norm, rates=_rates(recipe, params, part)
-    )
-    if o.name == "adafactor":
-        return optim.adafactor(recipe.learning_rate, schedule, beta2_cap=o.b2, **common)
-    return optim.adamw(recipe.learning_rate, schedule, b1=o.b1, b2=o.b2, **common)
+    rates = _rates(recipe, params, part)
+    return optim.make_optimizer(recipe.learning_rate, schedule, o, rates)
 
 
 _BELOW_BLOCKS = r"(img|txt)/(embedding/.*|Embed_0/.*|pos_embedding)"

@@ -4,13 +4,14 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from medsiglip_jax.files.settings import Check, more_than, one_of
 from medsiglip_jax.model import tree
 from medsiglip_jax.train import freeze
 
@@ -56,6 +57,7 @@ _DECAYS = {
 _TIMESCALE = 10_000  # of rsqrt, in steps
 SCHEDULES = (*_DECAYS, "rsqrt")
 OPTIMIZERS = ("adamw", "adafactor")
+_FRACTION = Check(lambda x: 0 <= x < 1, "at least 0 and less than 1")
 
 
 def schedule(
@@ -107,17 +109,43 @@ def schedule(
 # ------------------------------------------------------------------------------ optimisers
 
 
-def adamw(
-    learning_rate: float,
-    schedule: Schedule,
-    *,
-    weight_decay: float = 0.0,
-    b1: float = 0.9,
-    b2: float = 0.95,
-    clip_norm: float | None = 1.0,
-    rates: Params | None = None,
+# For large batches SigLIP's b2 of 0.95 (arXiv 2303.15343) is stable where 0.999 diverges.
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How the weights are updated; see `make_optimizer`.
+
+    Attributes:
+        name: "adamw" or "adafactor".
+        schedule: of the learning rate: "cosine", "rsqrt", "linear" or "constant".
+        warmup_steps: the learning rate rises linearly over the first steps.
+        cooldown_steps: the learning rate falls linearly to 0 over the last steps.
+        weight_decay: the fraction by which a step at the peak of the schedule shrinks a kernel. It
+            is not multiplied by the learning rate; torch's value is ours divided by the rate.
+        b1: decay of AdamW's first moment.
+        b2: decay of AdamW's second moment; for adafactor the upper bound of that decay.
+        clip_norm: the gradient is scaled down to this global norm.
+        rates: pairs of a regex over parameter paths and a factor on the learning rate; the first
+            match wins.
+        layer_decay: factor on the learning rate from each block to the one below it; the
+            embeddings are below the first block.
+    """
+
+    name: Annotated[str, one_of(OPTIMIZERS)] = "adamw"
+    schedule: Annotated[str, one_of(SCHEDULES)] = "cosine"
+    warmup_steps: int = 0
+    cooldown_steps: int = 0
+    weight_decay: float = 0.0
+    b1: Annotated[float, _FRACTION] = 0.9
+    b2: Annotated[float, _FRACTION] = 0.95
+    clip_norm: Annotated[float, more_than(0)] = 1.0
+    rates: tuple[tuple[str, float], ...] = ()
+    layer_decay: float = 1.0
+
+
+def make_optimizer(
+    learning_rate: float, schedule: Schedule, config: OptimizerConfig, rates: Params | None = None
 ) -> Optimizer:
-    """AdamW as big_vision chains it (optax.py:142-149): clip, Adam, rates, decay, schedule.
+    """An optimiser as big_vision chains it (optax.py:142-149): clip, Adam, rates, decay, schedule.
 
     The decay is decoupled as in the AdamW paper (arXiv 1711.05101, algorithm 2): a step shrinks a
     kernel by `weight_decay * schedule(step)`, whatever `learning_rate` and `rates` are.
@@ -127,68 +155,38 @@ def adamw(
     Args:
         learning_rate: rate where the schedule is 1.
         schedule: step, from 0 -> multiplier of the whole update.
-        weight_decay: fraction of a kernel taken off in a step where the schedule is 1.
-        b1: decay of the first moment.
-        b2: decay of the second; 0.95 is SigLIP's (arXiv 2303.15343), for large batches stay
-            stable with it where 0.999 diverges.
-        clip_norm: the gradient is scaled down to this global norm; None leaves it alone.
+        config: of the recipe; `schedule` and `rates` are what its fields of these names stand for.
         rates: multipliers of the rate in the structure of the parameters, each a number or, for
             a stack of layers, a vector along axis 0; None: all 1. A rate of 0 does not freeze,
             for the decay goes on.
     """
-    direction = _scale_by_adam(b1, b2)
-    return _chain(direction, learning_rate, schedule, weight_decay, clip_norm, rates)
+    b1, b2 = config.b1, config.b2
+    chain: Any = optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        _adafactor(b2) if config.name == "adafactor" else _scale_by_adam(b1, b2),
+        optax.scale(learning_rate),
+        optax.identity() if rates is None else _scale_by_rates(rates),
+        optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
+        optax.scale_by_schedule(schedule),
+        optax.scale(-1.0),
+    )
+    return Optimizer(chain.init, chain.update, lambda step: learning_rate * schedule(step))
 
 
-def adafactor(
-    learning_rate: float,
-    schedule: Schedule,
-    *,
-    weight_decay: float = 0.0,
-    beta2_cap: float = 0.999,
-    momentum: float = 0.9,
-    clip_norm: float | None = 1.0,
-    rates: Params | None = None,
-) -> Optimizer:
-    """Adafactor as in big_vision (optax.py:187-214), chained as `adamw`: half a float per weight.
+def _adafactor(beta2_cap: float) -> Any:
+    """Adafactor's direction as in big_vision (optax.py:187-214): half a float per weight.
 
     Second moments are factored (arXiv 1804.04235) over the two largest axes of a parameter where
     both have at least 32 entries, and decay by min(beta2_cap, 1 - t**-0.8) in the t-th update.
     Neither updates are clipped nor rates scaled by the parameter's size. The layer axis of a
     stack is never factored, so that each layer is treated as big_vision's unstacked one.
 
-    Args:
-        learning_rate, schedule, weight_decay, clip_norm, rates: as of `adamw`.
-        beta2_cap: upper bound on the decay of the second moments; 0.95 is SigLIP's.
-        momentum: decay of the average of the updates, which is kept in bfloat16 and not debiased:
-            the first update is a tenth of what it becomes. 0: none.
+    The average of the updates is kept in bfloat16 and not debiased: the first update is a tenth of
+    what it becomes. optax.ema multiplies it by a bfloat16 0.9, which is 0.8984, and so does
+    big_vision: a constant gradient's update settles at 0.985 of its size.
     """
-    # optax.ema multiplies the bfloat16 average by a bfloat16 0.9, which is 0.8984, and so does
-    # big_vision: a constant gradient's update settles at 0.985 of its size.
-    average = optax.ema(momentum, debias=False, accumulator_dtype=jnp.bfloat16)
-    rms = _scale_by_factored_rms(beta2_cap)
-    direction = optax.chain(rms, average if momentum else optax.identity())
-    return _chain(direction, learning_rate, schedule, weight_decay, clip_norm, rates)
-
-
-def _chain(
-    direction: Any,
-    learning_rate: float,
-    schedule: Schedule,
-    weight_decay: float,
-    clip_norm: float | None,
-    rates: Params | None,
-) -> Optimizer:
-    chain: Any = optax.chain(
-        optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm),
-        direction,
-        optax.scale(learning_rate),
-        optax.identity() if rates is None else _scale_by_rates(rates),
-        optax.add_decayed_weights(weight_decay, mask=decay_mask),
-        optax.scale_by_schedule(schedule),
-        optax.scale(-1.0),
-    )
-    return Optimizer(chain.init, chain.update, lambda step: learning_rate * schedule(step))
+    average = optax.ema(0.9, debias=False, accumulator_dtype=jnp.bfloat16)
+    return optax.chain(_scale_by_factored_rms(beta2_cap), average)
 
 
 def _scale_by_adam(b1: float, b2: float, eps: float = 1e-8) -> Any:

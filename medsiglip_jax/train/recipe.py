@@ -20,9 +20,8 @@ from medsiglip_jax.train.lora import LoRA
 from medsiglip_jax.train.objectives.contrastive import Contrastive
 from medsiglip_jax.train.objectives.objective import Objective
 from medsiglip_jax.train.objectives.table import OBJECTIVES
-from medsiglip_jax.train.optim import OPTIMIZERS, SCHEDULES
+from medsiglip_jax.train.optim import OptimizerConfig
 
-_FRACTION = Check(lambda x: 0 <= x < 1, "at least 0 and less than 1")
 _SPLIT = Check(
     lambda x: isinstance(x, str) or 0 < x < 1, "a split's name, or a share between 0 and 1"
 )
@@ -63,38 +62,6 @@ class Data:
     classes: tuple[str, ...] | None = None
     positives: str | None = None
     weight: float | None = None
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """How the weights are updated; see `medsiglip_jax.train.optim`.
-
-    Attributes:
-        name: "adamw" or "adafactor".
-        schedule: of the learning rate: "cosine", "rsqrt", "linear" or "constant".
-        warmup_steps: the learning rate rises linearly over the first steps.
-        cooldown_steps: the learning rate falls linearly to 0 over the last steps.
-        weight_decay: the fraction by which a step at the peak of the schedule shrinks a kernel. It
-            is not multiplied by the learning rate; torch's value is ours divided by the rate.
-        b1: decay of AdamW's first moment.
-        b2: decay of AdamW's second moment; for adafactor the upper bound of that decay.
-        clip_norm: the gradient is scaled down to this global norm.
-        rates: pairs of a regex over parameter paths and a factor on the learning rate; the first
-            match wins.
-        layer_decay: factor on the learning rate from each block to the one below it; the
-            embeddings are below the first block.
-    """
-
-    name: Annotated[str, one_of(OPTIMIZERS)] = "adamw"
-    schedule: Annotated[str, one_of(SCHEDULES)] = "cosine"
-    warmup_steps: int = 0
-    cooldown_steps: int = 0
-    weight_decay: float = 0.0
-    b1: Annotated[float, _FRACTION] = 0.9
-    b2: Annotated[float, _FRACTION] = 0.95
-    clip_norm: Annotated[float, more_than(0)] = 1.0
-    rates: tuple[tuple[str, float], ...] = ()
-    layer_decay: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,10 @@ DESCENT = optim.Optimizer(
 )  # fmt: skip
 
 
+def adamw_of(rate, schedule, **changes):
+    return optim.make_optimizer(rate, schedule, optim.OptimizerConfig(**changes))
+
+
 def make_batch(seed=0, masked=0):
     rng = np.random.default_rng(seed)
     return {
@@ -78,7 +82,7 @@ def compile_quickly(step, state, batch):
 
 @pytest.fixture(scope="module")
 def adamw():
-    optimizer = optim.adamw(RATE, optim.schedule("cosine", 50), weight_decay=1e-3)
+    optimizer = adamw_of(RATE, optim.schedule("cosine", 50), weight_decay=1e-3)
     step = make_train_step(PAIRS, optimizer)
     return optimizer, compile_quickly(step, make_state(optimizer), make_pairs())
 
@@ -178,7 +182,7 @@ def test_the_whole_state_lies_on_the_mesh():
     mesh = sharding.make_mesh()
     params = {"layer": {"kernel": jnp.ones((8, 8)), "bias": jnp.ones(8)}}
     params = jax.device_put(params, sharding.param_shardings(params, mesh))
-    state = init_state(params, optim.adamw(RATE, optim.schedule("cosine", 10)))
+    state = init_state(params, adamw_of(RATE, optim.schedule("cosine", 10)))
     assert (
         len(jax.tree.leaves(state)) == 2 + 4 + 2 + 3
     )  # parameters, moments, optax's and our counts
@@ -271,7 +275,7 @@ def split(patterns, params):
 def test_frozen_parts_stay_and_have_no_optimiser_state():
     params = medsiglip_jax.init(CONFIG).params
     trainable, frozen = split(("img/.*", "txt/head/.*"), params)
-    optimizer = optim.adamw(RATE, optim.schedule("constant", 10))
+    optimizer = adamw_of(RATE, optim.schedule("constant", 10))
     state = init_state(trainable, optimizer, frozen)
     moments = [x for x in jax.tree.leaves(state["opt_state"]) if x.size > 1]
     assert sum(x.size for x in moments) <= 2 * tree.size(trainable)
@@ -303,7 +307,7 @@ def test_adapters_learn():
     config = lora.LoRA(rank=2)
     adapted = freeze.join(params, lora.init(config, params))
     trainable, frozen = split(config.frozen(adapted), adapted)
-    optimizer = optim.adamw(0.03, optim.schedule("constant", 50))
+    optimizer = adamw_of(0.03, optim.schedule("constant", 50))
     state, metrics = run(
         make_train_step(PAIRS, optimizer),
         init_state(trainable, optimizer, frozen),
