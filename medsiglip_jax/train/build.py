@@ -211,7 +211,10 @@ def additions(recipe: Recipe, params: Params, config: ModelConfig, labels: Label
 def what_trains(recipe: Recipe, params: Params) -> tuple[freeze.Partition, optim.Optimizer]:
     """Which of the parameters, given or abstract, train, and the optimiser of those."""
     part = freeze.partition(_frozen(recipe, params), params)
-    return part, _optimizer(recipe, params, part)
+    o = recipe.optimizer
+    schedule = optim.schedule(o.schedule, recipe.total_steps, o.warmup_steps, o.cooldown_steps)
+    rates = _rates(recipe, params, part)
+    return part, optim.make_optimizer(recipe.learning_rate, schedule, o, rates)
 
 
 def _examples(recipe: Recipe) -> tuple[tuple[Examples, ...], tuple[Examples, ...]]:
@@ -263,13 +266,6 @@ def _frozen(recipe: Recipe, params: Params) -> tuple[str, ...]:
         return (*recipe.freeze, *objective.unused(params))
     train = recipe.lora.train if objective.lora_train is None else objective.lora_train
     return dataclasses.replace(recipe.lora, train=train).frozen(params)
-
-
-def _optimizer(recipe: Recipe, params: Params, part: freeze.Partition) -> optim.Optimizer:
-    o = recipe.optimizer
-    schedule = optim.schedule(o.schedule, recipe.total_steps, o.warmup_steps, o.cooldown_steps)
-    rates = _rates(recipe, params, part)
-    return optim.make_optimizer(recipe.learning_rate, schedule, o, rates)
 
 
 _BELOW_BLOCKS = r"(img|txt)/(embedding/.*|Embed_0/.*|pos_embedding)"

@@ -64,13 +64,18 @@ def run(
         processes.run_on(lambda: _claim(workdir, prepared, warn), 0)
         on_start(prepared)
         unreadable = Unreadable(workdir, recipe.max_unreadable)
-        write_event = _event_file(workdir, recipe, stack)
+        write_event = None
+        if recipe.tensorboard and jax.process_index() == 0:
+            from medsiglip_jax.train.events import EventFile
+
+            write_event = stack.enter_context(closing(EventFile(workdir / "tensorboard")))
 
         def on_log(line: dict[str, Any]) -> None:
             if check is not None:
                 check()
             unreadable.check()
-            write_event(line)
+            if write_event is not None:
+                write_event(line)
 
         step, options = prepared.train_step(), _options(recipe)
         batches = functools.partial(prepared.batches, unreadable)
@@ -83,16 +88,6 @@ def _options(recipe: Recipe) -> loop.LoopOptions:
     shared = {f.name for f in dataclasses.fields(loop.LoopOptions)} & set(vars(recipe))
     mode = "min" if recipe.best and recipe.best.endswith("loss") else "max"
     return loop.LoopOptions(**{name: getattr(recipe, name) for name in shared}, mode=mode)
-
-
-def _event_file(
-    workdir: Place, recipe: Recipe, stack: ExitStack
-) -> Callable[[dict[str, Any]], None]:
-    if not recipe.tensorboard or jax.process_index():
-        return lambda line: None
-    from medsiglip_jax.train.events import EventFile
-
-    return stack.enter_context(closing(EventFile(workdir / "tensorboard")))
 
 
 class Unreadable:

@@ -301,18 +301,21 @@ def draw(held_out: Digits, scores: Float32[np.ndarray, "n 10"], rows: int = 4) -
     page = Image.new("RGB", (2 * MARGIN + 9 * PITCH + CELL, height), "white")
     pen = ImageDraw.Draw(page)
     _write_title(pen, truth, scores, len(wrong))
+
+    def put(i, x: int, y: int) -> None:
+        right = bool(predicted[i] == truth[i])
+        _put(page, (x, y), held_out.scans[i], predicted[i], best[i], right)
+
     for digit in range(10):
         for row, i in enumerate(np.flatnonzero(truth == digit)[:rows]):
-            corner = MARGIN + digit * PITCH, top + row * row_height
-            right = bool(predicted[i] == digit)
-            _put(page, corner, held_out.scans[i], predicted[i], best[i], right)
+            put(i, MARGIN + digit * PITCH, top + row * row_height)
     if len(wrong):
         count = len(mistakes)
         which = "All" if count == len(wrong) else f"The most confident {count} of the"
         pen.text((MARGIN, below - 8), f"{which} mistakes", RED, ImageFont.load_default(16))
     for column, i in enumerate(mistakes):
         x, y = MARGIN + column * PITCH, below + 24
-        _put(page, (x, y), held_out.scans[i], predicted[i], best[i], right=False)
+        put(i, x, y)
         label = f"true: {WORDS[truth[i]]}"
         pen.text((x + CELL / 2, y + CELL + 23), label, GREY, ImageFont.load_default(14), "ma")
     return page

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding, Sharding
 
 from medsiglip_jax.model import sharding, tree
 from medsiglip_jax.train import freeze, optim
@@ -28,8 +28,9 @@ def init_state(params: Params, optimizer: Optimizer, frozen: Params | None = Non
     # No weakly typed leaf (jnp.full without a dtype): the step returns none, and would be compiled
     # again for the second call.
     params = jax.tree.map(lambda x: jnp.asarray(x, x.dtype), params)
-    mesh, init = _mesh_of(params), partial(_opt_state_and_counts, optimizer)
-    places = None if mesh is None else _shardings(jax.eval_shape(init, params), params, mesh)
+    init, places = partial(_opt_state_and_counts, optimizer), None
+    if isinstance(_whole(params), NamedSharding):
+        places = _shardings(jax.eval_shape(init, params), params)
     state = jax.jit(init, out_shardings=places)(params)
     return {"params": params, "frozen": frozen or {}, **state}
 
@@ -37,13 +38,8 @@ def init_state(params: Params, optimizer: Optimizer, frozen: Params | None = Non
 def state_shapes(params: Params, optimizer: Optimizer, frozen: Params) -> State:
     """What `init_state` returns, for parameters given as `jax.ShapeDtypeStruct` with shardings."""
     shapes = jax.eval_shape(partial(_opt_state_and_counts, optimizer), params)
-    mesh = _mesh_of(params)
-    if mesh is None:
-        device = jax.tree.leaves(params)[0].sharding
-        places = jax.tree.map(lambda _: device, shapes)
-    else:
-        places = _shardings(shapes, params, mesh)
-    return {"params": params, "frozen": frozen, **place_shapes(shapes, places)}
+    state = place_shapes(shapes, _shardings(shapes, params))
+    return {"params": params, "frozen": frozen, **state}
 
 
 def place_shapes(shapes: Any, places: Any) -> Any:
@@ -58,14 +54,15 @@ def _opt_state_and_counts(optimizer: Optimizer, params: Params) -> State:
     return {"opt_state": optimizer.init(params), **counts}
 
 
-def _mesh_of(params: Params) -> Mesh | None:
+def _whole(params: Params) -> Sharding:
+    """Of what every device of the parameters holds whole."""
     first = jax.tree.leaves(params)[0].sharding
-    return first.mesh if isinstance(first, NamedSharding) else None  # pyright: ignore
+    return sharding.replicated(first.mesh) if isinstance(first, NamedSharding) else first
 
 
-def _shardings(state: State, params: Params, mesh: Mesh) -> State:
+def _shardings(state: State, params: Params) -> State:
     """A moment is split as its parameter, anything else is whole on every device."""
-    flat, whole = tree.flatten(params), sharding.replicated(mesh)
+    flat, whole = tree.flatten(params), _whole(params)
 
     def sharding_of(keys, leaf):
         names = [key.key for key in keys if isinstance(key, jax.tree_util.DictKey)]
