@@ -3,8 +3,8 @@
 import argparse
 from typing import Any
 
-from medsiglip_jax.cli.loading import add_batch_size, add_model, load, local_mesh
-from medsiglip_jax.cli.output import add_json, progress_bar, show
+from medsiglip_jax.cli.loading import add_model, load, local_mesh
+from medsiglip_jax.cli.output import progress_bar, show
 from medsiglip_jax.cli.parser import REPEATED, REQUIRED, Parser, add_flags, command, refuse_unused
 from medsiglip_jax.cli.reading import DICOM, add_parts, add_preprocess, rules_and_parts
 
@@ -24,10 +24,8 @@ _FLAGS = {
 def _add_flags(sub: Parser) -> None:
     add_flags(sub, _FLAGS, text=REPEATED | REQUIRED)
     add_model(sub)
-    add_batch_size(sub)
     add_preprocess(sub)
     add_parts(sub)
-    add_json(sub)
 
 
 def classify(args: argparse.Namespace) -> int:

@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import Any
 
-from medsiglip_jax.cli.output import add_json, show, table
+from medsiglip_jax.cli.output import show, table
 from medsiglip_jax.cli.parser import Parser, add_flags, command
 
 
@@ -25,7 +25,6 @@ _FLAGS = {
 
 def _add_flags(sub: Parser) -> None:
     add_flags(sub, _FLAGS, resamples=2000, seed=0)
-    add_json(sub)
 
 
 def compare(args: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ from medsiglip_jax.cli.parser import REQUIRED, Parser, add_flags, command
 
 
 def add(commands) -> None:
-    command(commands, convert, _add_flags)
+    command(commands, convert, _add_flags, json=False)
 
 
 def _add_flags(sub: Parser) -> None:

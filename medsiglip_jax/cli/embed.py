@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from medsiglip_jax.cli import loading
-from medsiglip_jax.cli.output import add_json, progress_bar, show
+from medsiglip_jax.cli.output import progress_bar, show
 from medsiglip_jax.cli.parser import REQUIRED, Parser, add_flags, command
 from medsiglip_jax.cli.reading import add_parts, add_preprocess, rules_and_parts
 
@@ -53,12 +53,10 @@ def _add_flags(sub: Parser) -> None:
     columns = sub.add_argument_group("columns of tables")
     add_flags(columns, _COLUMNS, image_column="image", text_column="text", id_column="id")
     add_flags(sub.add_argument_group("patients"), _PATIENTS)
-    loading.add_model(sub)
-    loading.add_batch_size(sub, by_device=True)
+    loading.add_model(sub, batch_by_device=True)
     add_preprocess(sub)
     add_parts(sub)
     loading.add_processes(sub)
-    add_json(sub)
 
 
 def embed(args: argparse.Namespace) -> int:

@@ -4,8 +4,8 @@ import argparse
 import sys
 from typing import Any
 
-from medsiglip_jax.cli.loading import add_batch_size, add_model, batch_size, load, local_mesh
-from medsiglip_jax.cli.output import add_json, progress_bar, show, table
+from medsiglip_jax.cli.loading import add_model, batch_size, load, local_mesh
+from medsiglip_jax.cli.output import progress_bar, show, table
 from medsiglip_jax.cli.parser import Parser, add_flags, command, given
 from medsiglip_jax.cli.reading import add_dicom, dicom_rules, preset_help
 
@@ -66,9 +66,7 @@ def _add_flags(sub: Parser) -> None:
     group = sub.add_argument_group("labels and statistics")
     add_flags(group, _STATISTICS, uncertain="ignore", blank="ignore", resamples=int, seed=0)
     add_dicom(sub)
-    add_model(sub, required=False)
-    add_batch_size(sub, by_device=True)
-    add_json(sub)
+    add_model(sub, required=False, batch_by_device=True)
 
 
 def evaluate(args: argparse.Namespace) -> int:

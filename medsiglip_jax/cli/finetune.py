@@ -8,7 +8,7 @@ from contextlib import closing
 from typing import Any
 
 from medsiglip_jax.cli.loading import add_processes, join_other_processes
-from medsiglip_jax.cli.output import add_json, show
+from medsiglip_jax.cli.output import show
 from medsiglip_jax.cli.parser import REQUIRED, Parser, add_config, add_flags, command
 
 
@@ -54,7 +54,6 @@ def _add_flags(sub: Parser) -> None:
     copy = {"nargs": 2, "action": _CopyConfig, "metavar": ("NAME", "FILE")}
     add_flags(sub, _FLAGS, keys=keys, copy_config=copy, workdir=REQUIRED)
     add_processes(sub)
-    add_json(sub)
 
 
 def finetune(args: argparse.Namespace) -> int:

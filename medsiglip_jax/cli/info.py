@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from medsiglip_jax.cli.output import add_json, show
+from medsiglip_jax.cli.output import show
 from medsiglip_jax.cli.parser import Parser, add_flags, command
 
 
@@ -13,7 +13,6 @@ def add(commands) -> None:
 
 def _add_flags(sub: Parser) -> None:
     add_flags(sub, {"source SRC": "folder, .npz or Hugging Face repo id"})
-    add_json(sub)
 
 
 def info(args: argparse.Namespace) -> int:

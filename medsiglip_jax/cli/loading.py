@@ -7,8 +7,10 @@ import sys
 from medsiglip_jax.cli.parser import add_flags
 
 
-def add_model(sub: argparse.ArgumentParser, required: bool = True) -> None:
-    """Flags of `load`."""
+def add_model(
+    sub: argparse.ArgumentParser, required: bool = True, batch_by_device: bool = False
+) -> None:
+    """Flags of `load`, and --batch-size: by default 8, or what `batch_size` makes of None."""
     from medsiglip_jax.model.attention import ATTENTION
     from medsiglip_jax.model.weights.checkpoint import DTYPES
 
@@ -20,8 +22,11 @@ def add_model(sub: argparse.ArgumentParser, required: bool = True) -> None:
         "--matmul-precision NAME": "jax's name of a precision; the default computes float32 in "
         "full on every device",
         "--attention NAME": f"one of {', '.join(ATTENTION)}; by default the fastest of the device",
+        "--batch-size N": "inputs per batch; default 8"
+        + batch_by_device * ", on accelerators 64 per device",
     }
-    add_flags(sub, flags, model={"required": required}, dtype="float32")
+    batch_size = int if batch_by_device else 8
+    add_flags(sub, flags, model={"required": required}, dtype="float32", batch_size=batch_size)
 
 
 def load(args: argparse.Namespace, mesh=None):
@@ -39,12 +44,6 @@ def local_mesh():
     from medsiglip_jax.model import sharding
 
     return sharding.make_mesh(local=True) if jax.local_device_count() > 1 else None
-
-
-def add_batch_size(sub: argparse.ArgumentParser, by_device: bool = False) -> None:
-    """The flag --batch-size: 8 by default, or with `by_device` what `batch_size` makes of None."""
-    help = "inputs per batch; default 8" + by_device * ", on accelerators 64 per device"
-    add_flags(sub, {"--batch-size N": help}, batch_size=int if by_device else 8)
 
 
 def batch_size(args: argparse.Namespace) -> int:

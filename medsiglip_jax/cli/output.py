@@ -1,15 +1,8 @@
 """What the commands print: results on stdout, progress on stderr."""
 
-import argparse
 import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
-
-from medsiglip_jax.cli.parser import add_flags
-
-
-def add_json(sub: argparse.ArgumentParser) -> None:
-    add_flags(sub, {"--json": "print the result as one JSON document on stdout"})
 
 
 def show(result: Any, as_json: bool, to_text: Callable[[Any], str]) -> None:

@@ -32,7 +32,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def command(
-    commands, function: Callable[[argparse.Namespace], int], add_flags: Callable[[Parser], None]
+    commands,
+    function: Callable[[argparse.Namespace], int],
+    add_own_flags: Callable[[Parser], None],
+    json: bool = True,
 ) -> None:
     """Adds a command.
 
@@ -42,8 +45,15 @@ def command(
             of commands, GROUP_NAME. Its docstring is the text of --help, with "example:" and
             command lines that work at its end. The first sentence, on one line, is that of the
             list of commands.
-        add_flags: adds the command's flags to its parser.
+        add_own_flags: adds the command's flags to its parser.
+        json: whether there is also --json.
     """
+
+    def add_all_flags(sub: Parser) -> None:
+        add_own_flags(sub)
+        if json:
+            add_flags(sub, {"--json": "print the result as one JSON document on stdout"})
+
     text = inspect.getdoc(function) or ""
     description, _, example = text.partition("\n\nexample:\n")
     summary = description.partition(".")[0]
@@ -53,7 +63,7 @@ def command(
         description=description,
         epilog=f"example:\n{example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        add_flags=add_flags,
+        add_flags=add_all_flags,
     )
     sub.set_defaults(run=function, default_of=sub.get_default)
 

@@ -5,7 +5,7 @@ import dataclasses
 import sys
 from typing import Any
 
-from medsiglip_jax.cli.output import add_json, show, table
+from medsiglip_jax.cli.output import show, table
 from medsiglip_jax.cli.parser import REPEATED, REQUIRED, Parser, add_config, add_flags, command
 from medsiglip_jax.plan.topologies import shown
 
@@ -34,7 +34,6 @@ def _add_flags(sub: Parser) -> None:
     remat = {"choices": ("none", "dots", "block"), **REPEATED}
     topology = REPEATED | REQUIRED
     add_flags(sub, _FLAGS, topology=topology, remat=remat, examples=int, utilisation=0.4)
-    add_json(sub)
 
 
 def plan(args: argparse.Namespace) -> int:

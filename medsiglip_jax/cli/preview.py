@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import Any
 
-from medsiglip_jax.cli.output import add_json, progress_bar, show
+from medsiglip_jax.cli.output import progress_bar, show
 from medsiglip_jax.cli.parser import REQUIRED, Parser, add_flags, command
 from medsiglip_jax.cli.reading import add_parts, add_preprocess, rules_and_parts
 
@@ -28,7 +28,6 @@ def _add_flags(sub: Parser) -> None:
     add_flags(sub, _FLAGS, output=REQUIRED, size=448, limit=100, seed=int, image_column="image")
     add_preprocess(sub)
     add_parts(sub)
-    add_json(sub)
 
 
 def preview(args: argparse.Namespace) -> int:

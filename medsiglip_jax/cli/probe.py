@@ -4,8 +4,8 @@ import argparse
 import sys
 from typing import Any
 
-from medsiglip_jax.cli.loading import add_batch_size, add_model, load
-from medsiglip_jax.cli.output import add_json, progress_bar, show
+from medsiglip_jax.cli.loading import add_model, load
+from medsiglip_jax.cli.output import progress_bar, show
 from medsiglip_jax.cli.parser import REPEATED, REQUIRED, Parser, add_flags, command, refuse_unused
 from medsiglip_jax.cli.reading import QUERIES, add_queries, queries
 
@@ -66,21 +66,17 @@ def _add_data(sub: Parser) -> None:
 def _add_fit_flags(sub: Parser) -> None:
     _add_data(sub)
     add_flags(sub, _FIT, output=REQUIRED, scale="standard", rule="youden", at_least=float)
-    add_json(sub)
 
 
 def _add_predict_flags(sub: Parser) -> None:
     add_flags(sub, _PREDICT, inputs={"nargs": "*"}, probe=REQUIRED)
     add_queries(sub)
     add_model(sub, required=False)
-    add_batch_size(sub)
-    add_json(sub)
 
 
 def _add_curve_flags(sub: Parser) -> None:
     _add_data(sub)
     add_flags(sub, _CURVE, method="logistic", sizes=int, seeds=5)
-    add_json(sub)
 
 
 def probe_fit(args: argparse.Namespace) -> int:

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from medsiglip_jax.cli.output import add_json, show
+from medsiglip_jax.cli.output import show
 from medsiglip_jax.cli.parser import Parser, add_flags, command
 
 
@@ -19,7 +19,6 @@ _FLAGS = {
 
 def _add_flags(sub: Parser) -> None:
     add_flags(sub, _FLAGS, workdir="quickstart", seed=0)
-    add_json(sub)
 
 
 def quickstart(args: argparse.Namespace) -> int:

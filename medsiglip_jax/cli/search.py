@@ -4,8 +4,8 @@ import argparse
 import sys
 from typing import Any
 
-from medsiglip_jax.cli.loading import add_batch_size, add_model, load
-from medsiglip_jax.cli.output import add_json, progress_bar, show
+from medsiglip_jax.cli.loading import add_model, load
+from medsiglip_jax.cli.output import progress_bar, show
 from medsiglip_jax.cli.parser import REPEATED, REQUIRED, Parser, add_flags, command, refuse_unused
 from medsiglip_jax.cli.reading import QUERIES, add_queries, queries
 
@@ -57,8 +57,6 @@ def _add_flags(sub: Parser) -> None:
     add_flags(sub.add_argument_group(title), _APPROXIMATE)
     add_queries(sub)
     add_model(sub, required=False)
-    add_batch_size(sub)
-    add_json(sub)
 
 
 def search(args: argparse.Namespace) -> int:
