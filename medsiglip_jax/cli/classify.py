@@ -51,8 +51,7 @@ def classify(args: argparse.Namespace) -> int:
     with progress_bar("file", delay=2.0) as files:
         images = expansion.names(args.images, parts, files.update)
     model = load(args)
-    with progress_bar("image") as bar:
-        bar.total = len(images)
+    with progress_bar("image", len(images)) as bar:
         results = run(model, images, args.text, args.preprocess, args.batch_size, bar.update, rules)
     show(results, args.json, _text)
     return 3 if any("error" in result for result in results) else 0
@@ -85,8 +84,7 @@ def _heatmap(args: argparse.Namespace) -> int:
     heatmap.check(args.heatmap)
     rows = heatmap.tiles(args.images[0], parts)
     model = load(args, local_mesh())
-    with progress_bar("tile") as bar:
-        bar.total = len(rows)
+    with progress_bar("tile", len(rows)) as bar:
         result = heatmap.heatmap(
             model, args.images[0], rows, args.text, args.heatmap, args.preprocess,
             args.batch_size, bar.update,

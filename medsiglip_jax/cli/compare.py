@@ -1,10 +1,9 @@
 """The command `compare`."""
 
 import argparse
-import sys
 from typing import Any
 
-from medsiglip_jax.cli.output import show, table
+from medsiglip_jax.cli.output import note, show, table
 from medsiglip_jax.cli.parser import Parser, add_flags, command
 
 
@@ -48,11 +47,8 @@ def compare(args: argparse.Namespace) -> int:
     show(comparison, args.json, _text)
     lost = comparison["left_out"]
     if any(lost.values()):
-        print(
-            f"went on without {lost['first']:,} images that only A has and {lost['second']:,} "
-            "that only B has",
-            file=sys.stderr,
-        )
+        only_b = f"{lost['second']:,} that only B has"
+        note(f"went on without {lost['first']:,} images that only A has and {only_b}")
     return 3 if any(lost.values()) else 0
 
 

@@ -4,12 +4,11 @@ import argparse
 import datetime
 import os
 import signal
-import sys
 import time
 from typing import Any
 
 from medsiglip_jax.cli import loading
-from medsiglip_jax.cli.output import progress_bar, show
+from medsiglip_jax.cli.output import note, progress_bar, show
 from medsiglip_jax.cli.parser import REQUIRED, Parser, add_flags, command
 from medsiglip_jax.cli.reading import add_parts, add_preprocess, rules_and_parts
 
@@ -118,7 +117,7 @@ def _identifiers(args: argparse.Namespace) -> str | None:
 def _warn(result: dict[str, Any], where: str, skipped: dict[str, int]) -> None:
     if skipped:
         counts = ", ".join(f"{suffix} {count:,}" for suffix, count in sorted(skipped.items()))
-        print(f"skipped other files in the folders: {counts}", file=sys.stderr)
+        note(f"skipped other files in the folders: {counts}")
     frame = result["dicom"]["frame"]
     for key, line in {
         "errors": f"unreadable inputs are listed in {where}",
@@ -131,7 +130,7 @@ def _warn(result: dict[str, Any], where: str, skipped: dict[str, int]) -> None:
         "cut": "texts are longer than the model reads and were truncated",
     }.items():
         if result[key]:
-            print(f"{result[key]} {line}", file=sys.stderr)
+            note(f"{result[key]} {line}")
 
 
 class _EmbedProgress:
@@ -165,11 +164,10 @@ class _EmbedProgress:
         rate = self._rows / (self._printed_at - self._start)
         done = self._before + self._rows
         left = datetime.timedelta(seconds=round((self._total - done) / rate))
-        print(
+        note(
             f"{done:,} of {self._total:,} inputs, {rate:.1f}/s, {left} left, device busy "
-            f"{self._busy:.0%}, {self._errors} unreadable",
-            file=sys.stderr, flush=True,
-        )  # fmt: skip
+            f"{self._busy:.0%}, {self._errors} unreadable"
+        )
 
     def summary(self, output: str, result: dict[str, Any]) -> str:
         text = f"{output}: {result['embedded']:,} of {result['rows']:,} embedded"

@@ -1,11 +1,10 @@
 """The command `evaluate`."""
 
 import argparse
-import sys
 from typing import Any
 
 from medsiglip_jax.cli.loading import add_model, batch_size, load, local_mesh
-from medsiglip_jax.cli.output import progress_bar, show, table
+from medsiglip_jax.cli.output import note, progress_bar, show, table
 from medsiglip_jax.cli.parser import Parser, add_flags, command, given
 from medsiglip_jax.cli.reading import add_dicom, dicom_rules, preset_help
 
@@ -93,7 +92,7 @@ def evaluate(args: argparse.Namespace) -> int:
     lost = {k: n for k, n in results["counts"].items() if k.startswith(("missing", "unreadable"))}
     if any(lost.values()):
         shown = ", ".join(f"{count:,} {name}" for name, count in lost.items() if count)
-        print(f"went on without {shown} images", file=sys.stderr)
+        note(f"went on without {shown} images")
     return 3 if any(lost.values()) else 0
 
 
@@ -125,7 +124,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"--task needs {', '.join(lacking)}")
     task, options = tasks.read(args.task), _options(args)
     task = task.with_prompts(args.prompts) if args.prompts else task
-    with progress_bar("image") as images, progress_bar("fit", 0.5) as fits:
+    with progress_bar("image") as images, progress_bar("fit", delay=0.5) as fits:
         return run.evaluate(
             task, lambda: load(args, local_mesh()), args.data, args.output, options,
             args.embeddings, lambda progress: images.update(progress.rows), images.reset,

@@ -1,6 +1,7 @@
-"""What the commands print: results on stdout, progress on stderr."""
+"""What the commands print: results on stdout, notes and progress on stderr."""
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -19,8 +20,12 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     ]
 
 
-def progress_bar(unit: str, delay: float = 0):
+def note(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def progress_bar(unit: str, total: float | None = None, delay: float = 0):
     """A bar on stderr if that is a terminal, shown once the work has taken `delay` seconds."""
     from tqdm import tqdm
 
-    return tqdm(unit=unit, unit_scale=True, disable=None, delay=delay)
+    return tqdm(total=total, unit=unit, unit_scale=True, disable=None, delay=delay)

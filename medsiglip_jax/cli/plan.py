@@ -2,10 +2,9 @@
 
 import argparse
 import dataclasses
-import sys
 from typing import Any
 
-from medsiglip_jax.cli.output import show, table
+from medsiglip_jax.cli.output import note, show, table
 from medsiglip_jax.cli.parser import REPEATED, REQUIRED, Parser, add_config, add_flags, command
 from medsiglip_jax.plan.topologies import shown
 
@@ -66,10 +65,10 @@ def plan(args: argparse.Namespace) -> int:
     question = questions[0]
     if args.sweep:
         remats = args.remat or ([recipe.remat] if args.embed else ["none", "dots", "block"])
-        plans = verdict.sweep(question, args.topology, remats, _progress)
+        plans = verdict.sweep(question, args.topology, remats, note)
         show(plans, args.json, _sweep_text)
         return 0
-    _progress(f"compiling for {question.topology}" + ("" if args.quick else "; this takes minutes"))
+    note(f"compiling for {question.topology}" + ("" if args.quick else "; this takes minutes"))
     result = verdict.plan(question)
     if args.examples is not None:
         result["chip_hours"] = bound.chip_hours(
@@ -78,15 +77,11 @@ def plan(args: argparse.Namespace) -> int:
         )  # fmt: skip
         result["examples"], result["utilisation"] = args.examples, args.utilisation
     if args.max_batch:
-        result["max_batch_per_chip"] = verdict.max_batch(question, _progress)
+        result["max_batch_per_chip"] = verdict.max_batch(question, note)
     if not result["fits"] and not args.no_advice:
-        result["advice"] = verdict.advice(question, _progress)
+        result["advice"] = verdict.advice(question, note)
     show(result, args.json, _text)
     return 0
-
-
-def _progress(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _text(p: dict[str, Any]) -> str:

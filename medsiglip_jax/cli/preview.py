@@ -1,10 +1,9 @@
 """preview: the exact inputs of the model, on a page."""
 
 import argparse
-import sys
 from typing import Any
 
-from medsiglip_jax.cli.output import progress_bar, show
+from medsiglip_jax.cli.output import note, progress_bar, show
 from medsiglip_jax.cli.parser import REQUIRED, Parser, add_flags, command
 from medsiglip_jax.cli.reading import add_parts, add_preprocess, rules_and_parts
 
@@ -57,7 +56,7 @@ def preview(args: argparse.Namespace) -> int:
         result = previews.preview(rows, args.output, options, bar.update)
     show(result, args.json, _text)
     if result["left_out"]:
-        print(f"{result['left_out']:,} more images are not shown (--limit)", file=sys.stderr)
+        note(f"{result['left_out']:,} more images are not shown (--limit)")
     return 3 if any("error" in image for image in result["images"]) else 0
 
 

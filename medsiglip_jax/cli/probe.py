@@ -1,21 +1,17 @@
 """probe fit, probe predict, probe curve: a linear classifier on embeddings."""
 
 import argparse
-import sys
 from typing import Any
 
 from medsiglip_jax.cli.loading import add_model, load
-from medsiglip_jax.cli.output import progress_bar, show
+from medsiglip_jax.cli.output import note, progress_bar, show
 from medsiglip_jax.cli.parser import REPEATED, REQUIRED, Parser, add_flags, command, refuse_unused
 from medsiglip_jax.cli.reading import QUERIES, add_queries, queries
 
 
 def add(commands) -> None:
-    commands.add_parser(
-        "probe",
-        help="a linear classifier on embeddings: fit, predict, curve",
-        add_flags=_add_actions,
-    )
+    help = "a linear classifier on embeddings: fit, predict, curve"
+    commands.add_parser("probe", help=help, add_flags=_add_actions)
 
 
 def _add_actions(sub: Parser) -> None:
@@ -98,7 +94,7 @@ def probe_fit(args: argparse.Namespace) -> int:
     )  # fmt: skip
     show(result, args.json, _fit_text)
     if result["missing"]:
-        print(f"{result['missing']} labels have no embedding and were skipped", file=sys.stderr)
+        note(f"{result['missing']} labels have no embedding and were skipped")
     return 0
 
 

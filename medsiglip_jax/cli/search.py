@@ -1,11 +1,10 @@
 """search: hits, near duplicates, and the approximate index."""
 
 import argparse
-import sys
 from typing import Any
 
 from medsiglip_jax.cli.loading import add_model, load
-from medsiglip_jax.cli.output import progress_bar, show
+from medsiglip_jax.cli.output import note, progress_bar, show
 from medsiglip_jax.cli.parser import REPEATED, REQUIRED, Parser, add_flags, command, refuse_unused
 from medsiglip_jax.cli.reading import QUERIES, add_queries, queries
 
@@ -132,14 +131,14 @@ def _pairs(args: argparse.Namespace) -> int:
     limit = 100_000 if args.limit is None else args.limit
     first = Embeddings(args.embeddings, args.kind)
     second = Embeddings(args.against, args.kind) if args.against else None
-    with progress_bar("pair") as bar:
-        bar.total = len(first) * (len(second) if second else (len(first) + 1) / 2)
+    pairs = len(first) * (len(second) if second else (len(first) + 1) / 2)
+    with progress_bar("pair", pairs) as bar:
         result = duplicates(first, threshold, second, limit, bar.update)
     if args.output:
         write_pairs(args.output, result["pairs"])
     show(result, args.json, _pairs_text)
     if result["cut"]:
-        print(f"there are more pairs; these are the {limit} nearest (--limit)", file=sys.stderr)
+        note(f"there are more pairs; these are the {limit} nearest (--limit)")
     return 0
 
 
