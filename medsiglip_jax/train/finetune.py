@@ -214,12 +214,12 @@ def _finish(
         state = _best(workdir, prepared.recipe, state)
     step = int(state["step"])
     export(prepared, state, workdir / EXPORT)
-    if jax.process_index() == 0:
-        report.write(workdir / REPORT, _config_of(workdir) or {}, lines, step)
     shown: dict[str, Any] = {}
     for line in lines:
         if line["step"] <= step:
             shown |= {k: v for k, v in line.items() if k not in loop.TIMES}
+    if jax.process_index() == 0:
+        report.write(workdir / REPORT, _config_of(workdir) or {}, lines, step, shown)
     return {
         "steps": prepared.recipe.total_steps,
         "exported_step": step,

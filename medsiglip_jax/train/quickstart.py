@@ -134,8 +134,7 @@ def run(
 
 def _check_installed() -> None:
     packages = ("optax", "orbax", "sklearn")
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
-    if missing:
+    if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
         raise ModuleNotFoundError(
             f"the quickstart needs {', '.join(missing)}; pip install 'medsiglip-jax[quickstart]'"
         )

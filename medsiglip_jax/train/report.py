@@ -8,6 +8,8 @@ from medsiglip_jax.files import storage
 from medsiglip_jax.files.places import Place
 from medsiglip_jax.pages import charts, html
 
+Values = Mapping[str, Any]
+
 # (title, keys of one figure); a figure without a logged key is left out.
 _PLOTS = (
     ("Loss", ("loss", "val_loss")),
@@ -29,7 +31,7 @@ _CAUTION = (
 
 
 def write(
-    path: Place, run: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], exported: int
+    path: Place, run: Values, lines: Sequence[Values], exported: int, metrics: Values
 ) -> None:
     """Writes the report.
 
@@ -38,10 +40,11 @@ def write(
         run: the content of `config.json`.
         lines: the content of `metrics.jsonl`.
         exported: the step whose weights were exported.
+        metrics: the latest values at that step.
     """
     plots = [_plot(title, keys, lines) for title, keys in _PLOTS]
     body = [
-        html.table(_facts(run, lines, exported).items(), headed=True),
+        html.table(_facts(run, lines, exported, metrics).items(), headed=True),
         *plots,
         f"<h2>Config</h2><pre>{html.escape(json.dumps(run['recipe'], indent=2))}</pre>\n",
     ]
@@ -49,12 +52,7 @@ def write(
         file.writelines(html.page("Fine-tuning report", _STYLE, body, _CAUTION))
 
 
-def _facts(
-    run: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], exported: int
-) -> dict[str, str]:
-    last: dict[str, Any] = {}
-    for line in lines:
-        last |= line if line["step"] <= exported else {}
+def _facts(run: Values, lines: Sequence[Values], exported: int, metrics: Values) -> dict[str, str]:
     facts = {
         "objective": run["recipe"]["objective"]["name"],
         "started from": run["recipe"]["init"] or "random weights",
@@ -64,13 +62,13 @@ def _facts(
         "versions": ", ".join(f"{k} {v}" for k, v in run["versions"].items()),
         "steps": f"{lines[-1]['step'] if lines else 0:,}",
         "exported": f"step {exported:,}; the scores are from that step",
-        "updates skipped": f"{last.get('skipped', 0):.0f}",
+        "updates skipped": f"{metrics.get('skipped', 0):.0f}",
     }
-    scores = {k: f"{v:.4f}" for k, v in last.items() if k.startswith("val_") and _number(v)}
+    scores = {k: f"{v:.4f}" for k, v in metrics.items() if k.startswith("val_") and _number(v)}
     return facts | scores
 
 
-def _plot(title: str, keys: Sequence[str], lines: Sequence[Mapping[str, Any]]) -> str:
+def _plot(title: str, keys: Sequence[str], lines: Sequence[Values]) -> str:
     """A figure of metrics over steps, or nothing if none was logged twice."""
     curves = {key: [(x["step"], x[key]) for x in lines if _number(x.get(key))] for key in keys}
     # A single curve is named by the title.
