@@ -1,7 +1,7 @@
 """Plans: whether a run fits, its largest batch, what would make it fit, and a table of many."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from medsiglip_jax.plan import bound, topologies, worker
@@ -67,19 +67,15 @@ class Question:
         """The inverse of `with_batch`."""
         return self.recipe.batch_size // (self._split() * self.recipe.objective.accumulate)
 
-    def ask(self, quick: bool) -> dict[str, Any]:
-        limit = _PROBE_MIB if quick else None
+    def ask(self) -> dict[str, Any]:
+        limit = _PROBE_MIB if self.quick else None
         question = {"topology": str(self.topology), "embed": self.embed, "limit_mib": limit}
         return worker.ask({"recipe": self.recipe.to_dict(), **question})
 
 
 def plan(question: Question) -> Plan:
     """Whether the run fits, what it needs, and the bound on its speed."""
-    return _plan(question, question.ask(question.quick))
-
-
-def _plan(question: Question, answer: Mapping[str, Any]) -> Plan:
-    topology, chip = question.topology, question.topology.chip
+    answer, topology, chip = question.ask(), question.topology, question.topology.chip
     memory = answer.get("memory")
     peak = memory["peak"] if memory else answer["needed"]
     allowed = int(chip.usable * (1 - HEADROOM))

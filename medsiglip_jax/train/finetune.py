@@ -18,7 +18,6 @@ from medsiglip_jax.files.places import Given, Place
 from medsiglip_jax.model import api, processes, tree
 from medsiglip_jax.train import freeze, loop, lora, report
 from medsiglip_jax.train.build import PreparedRun, prepare
-from medsiglip_jax.train.checkpoints import Checkpoints
 from medsiglip_jax.train.recipe import Recipe
 from medsiglip_jax.train.step import State
 
@@ -233,9 +232,7 @@ def _finish(
 
 
 def _best(workdir: Place, recipe: Recipe, state: State) -> State:
-    options = _options(recipe)
-    folder = workdir / loop.CHECKPOINTS
-    with Checkpoints(folder, options.keep, options.best, options.mode) as checkpoints:
+    with _options(recipe).checkpoints(workdir) as checkpoints:
         checkpoint = checkpoints.restore(loop.shapes_of(state), checkpoints.best_step())
     return state if checkpoint is None else {**checkpoint[1], "frozen": state["frozen"]}
 

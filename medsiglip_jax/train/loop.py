@@ -48,6 +48,9 @@ class LoopOptions:
     mode: str = "max"
     max_skipped: int = 10
 
+    def checkpoints(self, workdir: Place) -> Checkpoints:
+        return Checkpoints(workdir / CHECKPOINTS, self.keep, self.best, self.mode)
+
     def due(self, every: int, done: int) -> bool:
         return done == self.total_steps or bool(every and done % every == 0)
 
@@ -93,8 +96,7 @@ def fit(
         Stopped: the process got SIGTERM or SIGINT; everything is saved.
         ValueError: `batches` ended early, or the checkpoint is of another model.
     """
-    places = Checkpoints(workdir / CHECKPOINTS, options.keep, options.best, options.mode)
-    with places as checkpoints, _signals() as caught:
+    with options.checkpoints(workdir) as checkpoints, _signals() as caught:
         start, state = _restore(checkpoints, state)
         if start > options.total_steps:
             raise ValueError(

@@ -296,7 +296,7 @@ def made_up(monkeypatch):
     """A compiler whose programs need a GiB for each row on a device, half with remat "block", and
     a millisecond of a v5e's peak for each row, a half more with remat "block"."""
 
-    def ask(question, quick):
+    def ask(question):
         rows, block = question.recipe.batch_size, question.recipe.remat == "block"
         held = rows / question.topology.devices / question.recipe.objective.accumulate
         return {
