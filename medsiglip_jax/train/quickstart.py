@@ -302,8 +302,13 @@ def draw(held_out: Digits, scores: Float32[np.ndarray, "n 10"], rows: int = 4) -
     _write_title(pen, truth, scores, len(wrong))
 
     def put(i, x: int, y: int) -> None:
-        right = bool(predicted[i] == truth[i])
-        _put(page, (x, y), held_out.scans[i], predicted[i], best[i], right)
+        """Image i, black on white, in a frame over its label."""
+        scan = Image.fromarray(255 - held_out.scans[i])
+        page.paste(scan.resize((CELL, CELL), Image.Resampling.BICUBIC), (x, y))
+        frame, width, colour = (LIGHT, 1, INK) if predicted[i] == truth[i] else (RED, 3, RED)
+        pen.rectangle((x, y, x + CELL - 1, y + CELL - 1), outline=frame, width=width)
+        label = f"{WORDS[predicted[i]]}  {1 / (1 + np.exp(-best[i])):.2f}"
+        pen.text((x + CELL / 2, y + CELL + 5), label, colour, ImageFont.load_default(14), "ma")
 
     for digit in range(10):
         for row, i in enumerate(np.flatnonzero(truth == digit)[:rows]):
@@ -333,15 +338,3 @@ def _write_title(pen: ImageDraw.ImageDraw, truth, scores, n_wrong: int) -> None:
     pen.text((MARGIN, MARGIN - 6), title, INK, ImageFont.load_default(24))
     pen.text((MARGIN, MARGIN + 28), facts, INK, ImageFont.load_default(16))
     pen.text((MARGIN, MARGIN + 54), legend, GREY, ImageFont.load_default(14))
-
-
-def _put(page: Image.Image, corner: tuple[int, int], scan, predicted, logit, right: bool) -> None:
-    """One image, black on white, in a frame over its label."""
-    x, y = corner
-    pen = ImageDraw.Draw(page)
-    page.paste(Image.fromarray(255 - scan).resize((CELL, CELL), Image.Resampling.BICUBIC), corner)
-    frame, width = (LIGHT, 1) if right else (RED, 3)
-    pen.rectangle((x, y, x + CELL - 1, y + CELL - 1), outline=frame, width=width)
-    label = f"{WORDS[predicted]}  {1 / (1 + np.exp(-logit)):.2f}"
-    colour = INK if right else RED
-    pen.text((x + CELL / 2, y + CELL + 5), label, colour, ImageFont.load_default(14), "ma")
