@@ -93,9 +93,8 @@ def _our_step(architecture, batch: int, args):
 
     compute = api.compute_for(args.dtype, attention=args.attention)
     compute = dataclasses.replace(compute, remat=args.remat)
-    optimizer = optim.make_optimizer(
-        1e-5, optim.schedule("constant", 1_000_000), optim.OptimizerConfig()
-    )
+    schedule = optim.schedule("constant", 1_000_000)
+    optimizer = optim.make_optimizer(1e-5, schedule, optim.OptimizerConfig())
     update = step.make_train_step(Contrastive().loss(architecture, compute, Labels()), optimizer)
     params = jax.device_put(random.init_params(architecture, seed=0))
     state, rows = [step.init_state(params, optimizer)], _batch(architecture, batch)
@@ -176,9 +175,8 @@ def step(args) -> dict:
         params = freeze.join(params, lora.init(adapters, params))
         patterns = adapters.frozen(params)
     trainable, frozen = freeze.partition(patterns, params).split(params)
-    optimizer = optim.make_optimizer(
-        1e-5, optim.schedule("constant", 1000), optim.OptimizerConfig()
-    )
+    schedule = optim.schedule("constant", 1000)
+    optimizer = optim.make_optimizer(1e-5, schedule, optim.OptimizerConfig())
     compute = dataclasses.replace(
         api.compute_for("float32", attention=args.attention), remat=args.remat
     )

@@ -25,8 +25,8 @@ def add_model(
         "--batch-size N": "inputs per batch; default 8"
         + batch_by_device * ", on accelerators 64 per device",
     }
-    batch_size = int if batch_by_device else 8
-    add_flags(sub, flags, model={"required": required}, dtype="float32", batch_size=batch_size)
+    size = int if batch_by_device else 8
+    add_flags(sub, flags, model={"required": required}, dtype="float32", batch_size=size)
 
 
 def load(args: argparse.Namespace, mesh=None):

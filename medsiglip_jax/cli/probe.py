@@ -139,9 +139,8 @@ def probe_predict(args: argparse.Namespace) -> int:
             raise ValueError("--embeddings needs --output FILE and no INPUT")
         refuse_unused(args, "with --embeddings", QUERIES)
         count = predict(probe, Embeddings(args.embeddings), args.output)
-        show(
-            {"output": args.output, "rows": count}, args.json, lambda r: f"{args.output}: {count:,}"
-        )
+        result = {"output": args.output, "rows": count}
+        show(result, args.json, lambda r: f"{args.output}: {count:,}")
         return 0
     if not args.inputs or not args.model or args.output:
         raise ValueError("expected --model with INPUT, or --embeddings with --output")

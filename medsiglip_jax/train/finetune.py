@@ -133,8 +133,7 @@ class Unreadable:
 def _opened(workdir: Place) -> Iterator[Check]:
     """Locks the workdir; refuses a folder of anything else before any work is done."""
     with lock(workdir / ".lock") as check:
-        before = _config_of(workdir)
-        if before is None and any(p for p in workdir.iterdir() if not p.name.startswith(".")):
+        if not _config_of(workdir) and any(not p.name.startswith(".") for p in workdir.iterdir()):
             raise FileExistsError(
                 f"{workdir}: not empty, and not a fine-tuning run; choose another folder"
             )
