@@ -56,7 +56,7 @@ def command(
 
     text = inspect.getdoc(function) or ""
     description, _, example = text.partition("\n\nexample:\n")
-    summary = description.partition(".")[0]
+    summary = description.partition(".")[0]  # in the list without its capital, but for "AUC"
     sub = commands.add_parser(
         function.__name__.rpartition("_")[2],
         help=summary if summary[:2].isupper() else summary[:1].lower() + summary[1:],
