@@ -24,7 +24,7 @@ def note(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def progress_bar(unit: str, total: float | None = None, delay: float = 0):
+def progress_bar(unit: str, total: int | float | None = None, delay: float = 0):
     """A bar on stderr if that is a terminal, shown once the work has taken `delay` seconds."""
     from tqdm import tqdm
 

@@ -228,8 +228,8 @@ def _optimizer_and_step(settings: QuickstartSettings, config: ModelConfig):
     from medsiglip_jax.train.objectives.objective import Labels
 
     schedule = optim.schedule("cosine", settings.total_steps, settings.warmup_steps)
-    config = optim.OptimizerConfig(weight_decay=settings.weight_decay)
-    optimizer = optim.make_optimizer(settings.learning_rate, schedule, config)
+    decay = optim.OptimizerConfig(weight_decay=settings.weight_decay)
+    optimizer = optim.make_optimizer(settings.learning_rate, schedule, decay)
     loss = Contrastive().loss(config, Compute(), Labels())
     return optimizer, step.make_train_step(loss, optimizer)
 

@@ -57,7 +57,8 @@ def _opt_state_and_counts(optimizer: Optimizer, params: Params) -> State:
 def _whole(params: Params) -> Sharding:
     """Of what every device of the parameters holds whole."""
     first = jax.tree.leaves(params)[0].sharding
-    return sharding.replicated(first.mesh) if isinstance(first, NamedSharding) else first
+    on_mesh = isinstance(first, NamedSharding)
+    return sharding.replicated(first.mesh) if on_mesh else first  # pyright: ignore
 
 
 def _shardings(state: State, params: Params) -> State:

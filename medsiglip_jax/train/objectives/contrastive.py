@@ -43,7 +43,8 @@ class Contrastive(Objective):
         self, config: ModelConfig, compute: Compute, labels: Labels, loss_chunk: int | None = None
     ) -> Loss:
         """Over several devices the loss is a ring, so that none ever holds the texts of all."""
-        pairs = _sigmoid_loss(loss_chunk, compute.rows and compute.rows.mesh)
+        mesh = compute.rows and compute.rows.mesh
+        pairs = _sigmoid_loss(loss_chunk, mesh)  # pyright: ignore
 
         def encode(params: Params, batch: Batch) -> Batch:
             zimg, _ = towers.encode_image(params, batch["image"], config, compute)
