@@ -12,16 +12,31 @@ jax.config.update("jax_num_cpu_devices", 8)
 os.environ["EPATH_USE_TF"] = "false"  # TensorFlow's client of gs:// knows no emulators
 
 
+def configure_jax(**settings) -> None:
+    """Sets options of jax here and in the processes that tests start."""
+    for name, value in settings.items():
+        jax.config.update(f"jax_{name}", value)
+        os.environ[f"JAX_{name.upper()}"] = str(value)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
     """What one test compiled, another, or a process that it starts, need not compile again."""
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.1,
-    }
-    for name, value in settings.items():
-        jax.config.update(name, value)
-        os.environ[name.upper()] = str(value)
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # both workers' own
+    configure_jax(
+        compilation_cache_dir=str(folder / "compiled"),
+        compilation_cache_max_size=2**32,  # any bound: with one, writers and readers take a lock
+        persistent_cache_min_compile_time_secs=0.1,
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Compiles without XLA's optimisations, in half the time, where no figure depends on them."""
+    optimised = any(map(item.get_closest_marker, ("float", "slow")))
+    configure_jax(disable_most_optimizations=not optimised)
 
 
 @pytest.fixture(scope="session")

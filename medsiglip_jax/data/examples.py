@@ -47,7 +47,9 @@ class Examples:
             if column is None or (name == "images" and not len(column)):
                 continue
             if len(column) != len(self):
-                raise ValueError(f"{name} has {len(column)} entries for {len(self)} {unit}")
+                raise ValueError(
+                    f"{name} has {len(column)} entries for {len(self)} {unit}, expected as many"
+                )
 
     def __len__(self) -> int:
         return len(self.names)

@@ -43,7 +43,8 @@ class Order:
         if weights is None:
             return
         if len(weights) != len(self.sizes):
-            raise ValueError(f"{len(weights)} weights for {len(self.sizes)} sources; want one each")
+            count = len(self.sizes)
+            raise ValueError(f"{len(weights)} weights for {count} sources; expected one each")
         if not all(np.isfinite(w) and w > 0 for w in weights):
             raise ValueError(f"weights is {weights}, expected numbers > 0; or leave a source out")
 

@@ -71,7 +71,8 @@ def _new(dim: int) -> Any:
     try:
         usearch = importlib.import_module("usearch.index")
     except ModuleNotFoundError:
-        raise ModuleNotFoundError("no usearch: pip install 'medsiglip-jax[index]'") from None
+        what = "the index needs usearch: pip install 'medsiglip-jax[index]'"
+        raise ModuleNotFoundError(what) from None
     return usearch.Index(ndim=dim, metric="cos", **PARAMETERS)
 
 

@@ -50,7 +50,11 @@ def data(tmp_path_factory):
 
 
 def config(folder, **changes):
-    """Keys of `data` and of the recipe; nested ones by "__"."""
+    """Keys of `data` and of the recipe; nested ones by "__".
+
+    A test that changes none of total_steps, learning_rate, batch_size and mesh trains with the
+    program that others have compiled.
+    """
     values = {
         "model": MODEL, "tokenizer": str(folder / "spiece.model"), "loader": "pil",
         "data": {"path": str(folder / "rows.csv"), "positives": "text"}, "batch_size": 8,
@@ -211,7 +215,7 @@ def test_a_share_is_held_out_of_the_training_split_alone(data, tmp_path):
         {"path": str(data / name), "positives": "text"} for name in ("rows.csv", "other.csv")
     ]
     runs = []
-    asked = config(data, data=sources, validation=0.3, total_steps=2, tokenizer=str(data))
+    asked = config(data, data=sources, validation=0.3, tokenizer=str(data))
     finetune.run(asked, tmp_path, runs.append)
     assert (tmp_path / "export" / "spiece.model").is_file(), "of a tokenizer given as a folder"
     (prepared,) = runs
@@ -244,7 +248,7 @@ class Crash(Exception):
 
 
 def test_resumed_is_uninterrupted_to_the_bit(data, tmp_path):
-    asked = config(data, total_steps=7, checkpoint_every=2, augment__crop=(0.5, 1.0))
+    asked = config(data, checkpoint_every=2, augment__crop=(0.5, 1.0))
     finetune.run(asked, tmp_path / "whole")
 
     def crash(done, values):
@@ -255,7 +259,7 @@ def test_resumed_is_uninterrupted_to_the_bit(data, tmp_path):
         finetune.run(asked, tmp_path / "cut", on_step=crash)
     assert not (tmp_path / "cut" / "export").exists()
     finetune.run(asked, tmp_path / "cut")
-    assert_same_run(tmp_path / "cut", tmp_path / "whole", 7)
+    assert_same_run(tmp_path / "cut", tmp_path / "whole", 6)
 
 
 def assert_same_run(one, two, step):
@@ -318,16 +322,24 @@ def test_kill_9_at_any_time_changes_nothing(data, tmp_path, torture):
 @pytest.fixture(scope="module")
 def one_device(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("one")
-    finetune.run(config(data, total_steps=5), folder)
+    finetune.run(config(data), folder)
     return folder
 
 
+SHARDED = {"data": 8, "fsdp": True}
+
+
+@pytest.fixture
+def shard_everything(monkeypatch):
+    """Or parameters as small as these stay whole."""
+    monkeypatch.setattr(sharding, "FSDP_MIN_BYTES", 0)
+
+
 @pytest.mark.parametrize("changes", [
-    pytest.param({"mesh": {"data": 8}}, marks=pytest.mark.slow),
-    {"mesh": {"data": 8, "fsdp": True}, "loss_chunk": 2},
+    pytest.param({"mesh": {"data": 8}, "loss_chunk": 2}, marks=pytest.mark.slow),
+    {"mesh": SHARDED},
 ])  # fmt: skip
-def test_eight_devices_give_the_same_curve(data, one_device, tmp_path, changes, monkeypatch):
-    monkeypatch.setattr(sharding, "FSDP_MIN_BYTES", 0)  # or these small parameters stay whole
+def test_eight_devices_give_the_same_curve(data, one_device, tmp_path, changes, shard_everything):
     split = []
 
     def on_start(prepared):
@@ -336,19 +348,21 @@ def test_eight_devices_give_the_same_curve(data, one_device, tmp_path, changes, 
         ]
         split.append(kernel["kernel"].sharding.spec)
 
-    finetune.run(config(data, total_steps=5, **changes), tmp_path, on_start)
+    finetune.run(config(data, **changes), tmp_path, on_start)
     assert ("data" in split[0]) == ("fsdp" in changes["mesh"])
     np.testing.assert_allclose(losses(tmp_path), losses(one_device), atol=1e-5)
 
 
-def test_a_checkpoint_of_eight_devices_restores_on_one(data, one_device, tmp_path):
+def test_a_checkpoint_of_eight_devices_restores_on_one(
+    data, one_device, tmp_path, shard_everything
+):
     def crash(done, values):
         if done == 4:
             raise Crash
 
-    changes = dict(total_steps=5, checkpoint_every=2)
+    changes = dict(checkpoint_every=2)
     with pytest.raises(Crash):
-        finetune.run(config(data, mesh={"data": 8}, **changes), tmp_path, on_step=crash)
+        finetune.run(config(data, mesh=SHARDED, **changes), tmp_path, on_step=crash)
     changed = []
     finetune.run(config(data, **changes), tmp_path, warn=changed.append)
     assert len(changed) == 1 and "mesh" in changed[0]
@@ -410,16 +424,13 @@ def test_unreadable_images_are_masked_listed_and_limited(data, tmp_path):
     rows = (data / "rows.csv").read_text().replace("\n0.png", "\nnot/there.png")
     bad = data / "bad.csv"
     bad.write_text(rows)
-    asked = config(data, data__path=str(bad), total_steps=9)
+    asked = config(data, data__path=str(bad))
     result = finetune.run(asked, tmp_path / "a")
     assert result["unreadable"] == 1 and np.isfinite(losses(tmp_path / "a")).all()
     listed = (tmp_path / "a" / "unreadable.jsonl").read_text().splitlines()
     assert len(listed) == 1 and "not/there.png" in json.loads(listed[0])["image"]
     with pytest.raises(ValueError, match="more than max_unreadable=0; the last: .*not/there.png"):
-        finetune.run(
-            config(data, data__path=str(bad), total_steps=9, max_unreadable=0),
-            tmp_path / "b",
-        )
+        finetune.run(config(data, data__path=str(bad), max_unreadable=0), tmp_path / "b")
 
 
 @pytest.mark.parametrize("changes, say", [
@@ -468,10 +479,11 @@ def test_before_the_first_checkpoint_everything_may_change(data, tmp_path):
     with pytest.raises(Crash):
         finetune.run(config(data), tmp_path, on_step=crash)
     warned = []
-    finetune.run(config(data, batch_size=4, total_steps=2), tmp_path, warn=warned.append)
-    assert sorted(line.split(": ")[1] for line in warned) == ["batch_size", "total_steps"]
-    with pytest.raises(ValueError, match="total_steps is 1, but .* is at step 2 already"):
-        finetune.run(config(data, batch_size=4, total_steps=1), tmp_path)
+    changes = dict(seed=1, bias=-2.0)
+    finetune.run(config(data, **changes), tmp_path, warn=warned.append)
+    assert sorted(line.split(": ")[1] for line in warned) == ["bias", "seed"]
+    with pytest.raises(ValueError, match="total_steps is 5, but .* is at step 6 already"):
+        finetune.run(config(data, **changes, total_steps=5), tmp_path)
 
 
 def test_images_that_are_all_elsewhere(data, tmp_path):
