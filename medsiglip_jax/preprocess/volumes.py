@@ -15,7 +15,6 @@ import math
 import os
 import threading
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,25 +128,23 @@ class Volume:
             raise UnreadableImage(f"volume of {self.frames} slices; number {number} is asked for")
         stored = np.ascontiguousarray(self._values[::-1, ::-1, number].T)
         check_size(stored.shape[1], stored.shape[0])
-        ramps, words = self._ramps(rules)
+        fractions, words = self._fractions(rules)
 
         def shade(x: np.ndarray) -> UInt8[np.ndarray, "k 3"]:
-            shares = [grey.ramp(self._measured(x), low, width) for low, width in ramps]
-            levels = np.rint(255 * np.stack(shares, -1)).astype(np.uint8)
+            levels = np.rint(255 * fractions(self._measured(x))).astype(np.uint8)
             return np.broadcast_to(levels, (len(x), 3))
 
         first = f", first of {self._layout.volumes} volumes" if self._layout.volumes > 1 else ""
         seen = f"NIfTI volume{first}: {words}"
         return samples.shaded(stored, shade), Facts(frames=self.frames, frame=number, seen=seen)
 
-    def _ramps(self, rules: Rules) -> tuple[Sequence[tuple[float, float]], str]:
-        """(black, width up to white) for one grey channel or for three, and the same in words."""
+    def _fractions(self, rules: Rules) -> tuple[grey.Fractions, str]:
+        """For one grey channel or for three; and the same in words."""
         if rules.volume == "ct":
-            windows = [rules.ct_window] if rules.ct_window else grey.CT_WINDOWS
-            words = " ".join(f"{width:g}/{level:g}" for width, level in windows)
-            return [(level - width / 2, float(width)) for width, level in windows], words
+            return grey.in_windows([rules.ct_window] if rules.ct_window else grey.CT_WINDOWS)
         low, high = self._percentiles()
-        return [(low, high - low)], f"{low:g} to {high:g}, the 0.5th to the 99.5th percentile"
+        words = f"{low:g} to {high:g}, the 0.5th to the 99.5th percentile"
+        return lambda x: grey.ramp(x, low, high - low)[:, None], words
 
     def _measured(self, stored: np.ndarray) -> np.ndarray:
         with np.errstate(all="ignore"):  # stored floats may be NaN or infinite

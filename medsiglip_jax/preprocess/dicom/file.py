@@ -59,11 +59,9 @@ _PLANE_KEYWORDS = (
     *("Rows", "Columns", "BitsAllocated"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
 )
-_PLANE_TAGS: list[Any] = [tag_for_keyword(name) for name in _PLANE_KEYWORDS]
 _ITEM = 8  # bytes of the header of an item, which holds a compressed frame
 # More than the file meta information ever takes.
 _META_BYTES = 1 << 16
-_TAGS: list[Any] = [tag_for_keyword(name) for name in _KEYWORDS]
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 
@@ -80,7 +78,7 @@ class File:
         syntax, start = sniff.transfer_syntax(data)
         if syntax == sniff.DEFLATED:
             data = _inflate(data, start)
-        dataset = _parse(io.BytesIO(data), _TAGS)
+        dataset = _parse(io.BytesIO(data), _KEYWORDS)
         self._tags = _Tags(dataset)
         self.syntax = syntax if syntax and syntax != sniff.DEFLATED else _guess(dataset)
         self.nbytes = len(data)
@@ -113,7 +111,10 @@ class File:
         """
         tags, allocated = self._tags, self._tags.whole("BitsAllocated")
         stored = allocated if self.floats else tags.whole("BitsStored", allocated)
-        values, window = self._macros(frame)
+        per_frame = tags.items("PerFrameFunctionalGroupsSequence")[frame : frame + 1]
+        groups = [*per_frame, *tags.items("SharedFunctionalGroupsSequence")[:1]]
+        values = tags.nested(groups, "PixelValueTransformationSequence")
+        window = tags.nested(groups, "FrameVOILUTSequence")
         lut = tags.items("ModalityLUTSequence")
         return Header(
             syntax=self.syntax,
@@ -140,30 +141,14 @@ class File:
             burned_in=tags.text("BurnedInAnnotation").upper() == "YES",
         )
 
-    def _macros(self, frame: int) -> tuple["_Tags", "_Tags"]:
-        """Where the rescale and the windows of a frame are: nested, in multi-frame files."""
-        tags = self._tags
-        frames = tags.items("PerFrameFunctionalGroupsSequence")
-        groups = [*frames[frame : frame + 1], *tags.items("SharedFunctionalGroupsSequence")[:1]]
-        macros = []
-        for name in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
-            items = [item for group in groups for item in group.items(name)]
-            macros.append(items[0] if items else tags)
-        return macros[0], macros[1]
-
     def encoded(self, header: Header) -> bytes:
         """The compressed frame."""
-        tables = [self._tags.raw(f"ExtendedOffsetTable{name}") for name in ("", "Lengths")]
-        offsets = (tables[0], tables[1]) if all(tables) else None
-        try:
+        tables: Any = [self._tags.raw(f"ExtendedOffsetTable{name}") for name in ("", "Lengths")]
+        with damaged("the compressed frames are cut off, or not where it says"):
             return get_frame(
                 self._tags.raw("PixelData"), header.frame, number_of_frames=header.frames,
-                extended_offsets=offsets,
+                extended_offsets=tables if all(tables) else None,
             )  # fmt: skip
-        except Exception:
-            raise UnreadableImage(
-                "damaged DICOM: the compressed frames are cut off, or not where it says"
-            ) from None
 
     def native(self, header: Header) -> np.ndarray:
         """An uncompressed frame: [H, W] or [H, W, S], all bits of each sample."""
@@ -171,25 +156,18 @@ class File:
         bits = header.frame_bytes * 8 if header.allocated > 1 else header.rows * header.columns
         if have < -(-bits * (header.frame + 1) // 8):
             raise UnreadableImage("DICOM with fewer pixels than it says: cut off")
-        try:
+        with damaged("its pixels are not as it says"):
             decoder = get_decoder(UID(self.syntax))
             options: Any = {"view_only": True, "correct_unused_bits": False}
             if header.photometric == "YBR_PARTIAL_422":  # pydicom knows the same layout as FULL
                 options["photometric_interpretation"] = "YBR_FULL_422"
-            pixels, _ = decoder.as_array(
-                self._tags.dataset, raw=True, index=header.frame, **options
-            )
-        except Exception:
-            raise UnreadableImage("damaged DICOM: its pixels are not as it says") from None
-        return pixels
+            return decoder.as_array(self._tags.dataset, raw=True, index=header.frame, **options)[0]
 
     def palette(self, header: Header) -> np.ndarray:
         """The colour of every possible stored value: uint8 or uint16 [2**stored, 3]."""
         values = np.arange(1 << header.stored, dtype=np.uint16 if header.stored > 8 else np.uint8)
-        try:
+        with damaged("its palette cannot be read"):
             return apply_color_lut(values[None], self._tags.dataset)[0, :, :3]
-        except Exception:
-            raise UnreadableImage("damaged DICOM: its palette cannot be read") from None
 
 
 def planes(stream: Any) -> list[Plane]:
@@ -201,19 +179,19 @@ def planes(stream: Any) -> list[Plane]:
     Raises:
         UnreadableImage: it is not a DICOM file, or damaged.
     """
-    with own_words("header"):
+    with damaged("its header cannot be made sense of"):
         return _planes(*_header_of(stream))
 
 
 def count_frames(stream: Any) -> int:
     """How many frames a file has, from its header; arguments and errors as of `planes`."""
-    with own_words("header"):
+    with damaged("its header cannot be made sense of"):
         return _header_of(stream)[1]
 
 
 @contextlib.contextmanager
-def own_words(what: str) -> Iterator[None]:
-    """Turns any other error into an `UnreadableImage` that says which part of the file is damaged.
+def damaged(how: str) -> Iterator[None]:
+    """Turns any other error into an `UnreadableImage` that says how the file is damaged.
 
     Hostile input raises errors of every type, and their messages may quote values.
     """
@@ -222,7 +200,7 @@ def own_words(what: str) -> Iterator[None]:
     except UnreadableImage:
         raise
     except Exception:
-        raise UnreadableImage(f"damaged DICOM: its {what} cannot be made sense of") from None
+        raise UnreadableImage(f"damaged DICOM: {how}") from None
 
 
 def _planes(tags: "_Tags", count: int) -> list[Plane]:
@@ -230,14 +208,13 @@ def _planes(tags: "_Tags", count: int) -> list[Plane]:
     shared = tags.items("SharedFunctionalGroupsSequence")[:1]
     series, uid = tags.text("SeriesInstanceUID"), tags.text("SOPInstanceUID")
     number = next(iter(tags.vector("InstanceNumber", 1)), None)
-    return [
-        Plane(
-            series, uid, number,
-            _in_macro([*of_each[n : n + 1], *shared], tags, "PlanePosition", 3),
-            _in_macro([*of_each[n : n + 1], *shared], tags, "PlaneOrientation", 6),
-        )
-        for n in range(count)
-    ]  # fmt: skip
+    planes = []
+    for n in range(count):
+        groups = [*of_each[n : n + 1], *shared]
+        at = tags.nested(groups, "PlanePositionSequence").vector("ImagePositionPatient", 3)
+        along = tags.nested(groups, "PlaneOrientationSequence").vector("ImageOrientationPatient", 6)
+        planes.append(Plane(series, uid, number, at, along))
+    return planes
 
 
 def _header_of(stream: Any) -> tuple["_Tags", int]:
@@ -249,7 +226,7 @@ def _header_of(stream: Any) -> tuple["_Tags", int]:
     if syntax == sniff.DEFLATED:
         stream = io.BytesIO(_inflate(start + stream.read(), at))
     stream.seek(0)
-    tags = _Tags(_parse(stream, _PLANE_TAGS, stop_before_pixels=True))
+    tags = _Tags(_parse(stream, _PLANE_KEYWORDS, stop_before_pixels=True))
     pixels = stream.tell()
     return tags, _count(tags, syntax, stream.seek(0, io.SEEK_END) - pixels)
 
@@ -273,21 +250,14 @@ def _count(tags: "_Tags", syntax: str, room: int) -> int:
     return count
 
 
-def _in_macro(groups: Sequence["_Tags"], tags: "_Tags", macro: str, size: int) -> tuple[float, ...]:
-    """Position or orientation of a frame, () if missing; nested in multi-frame files."""
-    name = macro.replace("Plane", "Image") + "Patient"
-    items = [item for group in groups for item in group.items(f"{macro}Sequence")]
-    return (items[0] if items else tags).vector(name, size)
-
-
-def _parse(stream: Any, tags: list[Any], **options: bool) -> pydicom.Dataset:
+def _parse(stream: Any, names: Sequence[str], **options: bool) -> pydicom.Dataset:
     bounded: Any = _Bounded(stream)
     try:
-        return pydicom.dcmread(bounded, force=True, specific_tags=tags, **options)
+        return pydicom.dcmread(bounded, force=True, specific_tags=list(map(_tag, names)), **options)
     except Exception:  # pydicom raises nearly every type there is, with values in the message
         too_many = "DICOM with more elements than the limit (damaged, or a bomb?)"
-        damaged = "damaged DICOM: its elements cannot be read"
-        raise UnreadableImage(damaged if bounded.left >= 0 else too_many) from None
+        unreadable = "damaged DICOM: its elements cannot be read"
+        raise UnreadableImage(unreadable if bounded.left >= 0 else too_many) from None
 
 
 class _Bounded:
@@ -351,11 +321,10 @@ class _Tags:
 
     def vector(self, name: str, size: int) -> tuple[float, ...]:
         """Exactly `size` numbers; () if they are missing or malformed."""
-        try:
-            values = self.numbers(name)
-        except UnreadableImage:
-            return ()
-        return tuple(values) if len(values) == size else ()
+        with contextlib.suppress(UnreadableImage):
+            if len(values := self.numbers(name)) == size:
+                return tuple(values)
+        return ()
 
     def number(self, name: str) -> float | None:
         return next(iter(self.numbers(name)), None)
@@ -366,45 +335,40 @@ class _Tags:
 
     def label(self, name: str) -> str:
         """A text; "" if it is malformed."""
-        try:
+        with contextlib.suppress(UnreadableImage):
             return self.text(name)
-        except UnreadableImage:
-            return ""
+        return ""
 
     def items(self, name: str) -> "list[_Tags]":
-        self._check_size(name)
+        raw = self.dataset.get_item(_tag(name)) if self.has(name) else None
+        encoded = getattr(raw, "value", None)
+        if isinstance(encoded, bytes):  # not parsed yet
+            count = encoded.count(b"\xfe\xff\x00\xe0") + encoded.count(b"\xff\xfe\xe0\x00")
+            if len(encoded) > MAX_SEQUENCE or count > MAX_ITEMS:
+                raise UnreadableImage(f"DICOM with {name} of more items than the limit")
         value = self.raw(name)
         return [_Tags(item) for item in value] if isinstance(value, pydicom.Sequence) else []
 
-    def _check_size(self, name: str) -> None:
-        raw = self.dataset.get_item(_tag(name)) if self.has(name) else None
-        value = getattr(raw, "value", None)
-        if not isinstance(value, bytes):  # already parsed
-            return
-        count = value.count(b"\xfe\xff\x00\xe0") + value.count(b"\xff\xfe\xe0\x00")
-        if len(value) > MAX_SEQUENCE or count > MAX_ITEMS:
-            raise UnreadableImage(f"DICOM with {name} of more items than the limit")
+    def nested(self, groups: "Sequence[_Tags]", macro: str) -> "_Tags":
+        """Where the elements of a macro are: in a group, in multi-frame files, else in this."""
+        return [*(item for group in groups for item in group.items(macro)), self][0]
 
     def lut(self) -> Lut:
         """The table in an item of a LUT sequence (PS3.3 C.11.1.1, C.11.2.1.1)."""
         descriptor, data = self.numbers("LUTDescriptor"), self.raw("LUTData")
-        if len(descriptor) != 3 or data is None:
-            raise UnreadableImage("damaged DICOM: a lookup table is malformed")
-        count, first, bits = (int(x) for x in descriptor)
-        count = count or 1 << 16
-        if isinstance(data, bytes):
-            width = 1 if len(data) < 2 * count else 2
-            order = "<" if self.dataset.original_encoding[1] in (True, None) else ">"
-            values = np.frombuffer(data[: len(data) // width * width], f"{order}u{width}")
-        else:
-            try:
+        with damaged("a lookup table is malformed"):
+            count, first, bits = map(int, descriptor)
+            count = count or 1 << 16
+            if isinstance(data, bytes):
+                width = 1 if len(data) < 2 * count else 2
+                order = "<" if self.dataset.original_encoding[1] in (True, None) else ">"
+                values = np.frombuffer(data[: len(data) // width * width], f"{order}u{width}")
+            else:
                 values = np.atleast_1d(np.array(data, np.int64))
-            except (TypeError, ValueError, OverflowError):
-                values = np.zeros(0)
-        values = values[:count].astype(np.uint16)
-        if not 1 <= bits <= 16 or len(values) < count:
-            raise UnreadableImage("damaged DICOM: a lookup table is malformed")
-        return Lut(first, values, bits)
+            values = values[:count].astype(np.uint16)
+            if not 1 <= bits <= 16 or len(values) < count:
+                raise ValueError
+            return Lut(first, values, bits)
 
 
 def _padding(tags: _Tags) -> tuple[int, int] | None:
@@ -436,27 +400,21 @@ def _guess(dataset: pydicom.Dataset) -> str:
 
 def _inflate(data: bytes, start: int) -> bytes:
     """The data set of a deflated file, without its file meta information."""
-    try:
-        stream = zlib.decompressobj(-zlib.MAX_WBITS)
+    stream = zlib.decompressobj(-zlib.MAX_WBITS)
+    with damaged("its deflated elements cannot be read"):
         inflated = stream.decompress(memoryview(data)[start:], MAX_INFLATED)
-    except zlib.error:
-        raise UnreadableImage("damaged DICOM: its deflated elements cannot be read") from None
     if stream.unconsumed_tail:
-        raise UnreadableImage(
-            f"DICOM that inflates to more than the limit of {MAX_INFLATED} bytes"
-            " (a decompression bomb?)"
-        )
+        limit = f"more than the limit of {MAX_INFLATED} bytes (a decompression bomb?)"
+        raise UnreadableImage(f"DICOM that inflates to {limit}")
     return inflated
 
 
-class _Mute(logging.Filter):
-    """Lets nothing pass."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return False
+_OF_PYDICOM = r"pydicom\."
 
 
-_MUTE, _OF_PYDICOM = _Mute(), r"pydicom\."
+def _mute(record: logging.LogRecord) -> bool:
+    """A filter that lets nothing pass."""
+    return False
 
 
 def _keep_quiet() -> None:
@@ -464,10 +422,6 @@ def _keep_quiet() -> None:
 
     `warnings.catch_warnings` around each file would not do: it is not thread-safe.
     """
-    if not any(
-        getattr(module, "pattern", None) == _OF_PYDICOM for *_, module, _ in warnings.filters
-    ):
+    if not any(getattr(rule[3], "pattern", None) == _OF_PYDICOM for rule in warnings.filters):
         warnings.filterwarnings("ignore", module=_OF_PYDICOM)
-    logger = logging.getLogger("pydicom")
-    if _MUTE not in logger.filters:
-        logger.addFilter(_MUTE)
+    logging.getLogger("pydicom").addFilter(_mute)  # once: it may be there already

@@ -6,12 +6,12 @@ stream may claim more. Bits and colours are those of `pydicom.pixel_array` with 
 """
 
 import struct
-from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import imagecodecs
 import numpy as np
 
+from medsiglip_jax.preprocess.dicom.file import damaged
 from medsiglip_jax.preprocess.dicom.header import Header
 from medsiglip_jax.preprocess.facts import UnreadableImage
 
@@ -20,8 +20,7 @@ _SOFS = frozenset((*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), 0
 _SIZ = b"\xff\x4f\xff\x51"  # start of a JPEG 2000 code stream
 
 
-@dataclass(frozen=True)
-class Stream:
+class Stream(NamedTuple):
     """The header of a JPEG, JPEG-LS or JPEG 2000 stream.
 
     Attributes:
@@ -47,7 +46,7 @@ def decode(encoded: bytes, header: Header) -> tuple[np.ndarray, int | None]:
     Raises:
         UnreadableImage: the transfer syntax is not supported, or the frame is damaged.
     """
-    codec = _codecs().get(header.syntax.removeprefix(_PREFIX))
+    codec = _CODECS.get(header.syntax.removeprefix(_PREFIX))
     if codec is None or not header.syntax.startswith(_PREFIX):
         raise UnreadableImage("DICOM in a transfer syntax that is not decoded here")
     pixels, bits = codec(encoded, header)
@@ -59,60 +58,48 @@ def decode(encoded: bytes, header: Header) -> tuple[np.ndarray, int | None]:
     return pixels, bits
 
 
-def _codecs() -> dict[str, Callable[[bytes, Header], tuple[np.ndarray, int | None]]]:
-    """Last part of the UID of a transfer syntax -> codec (PS3.6 A)."""
-    jpeg, jpeg_ls, jpeg_2000 = "50 51 57 70".split(), "80 81".split(), "90 91 92 93".split()
-    htj2k = "201 202 203".split()
-    return {
-        "5": _rle,
-        **{f"4.{n}": _jpeg for n in jpeg},
-        **{f"4.{n}": _jpeg_ls for n in jpeg_ls},
-        **{f"4.{n}": _jpeg_2000 for n in (*jpeg_2000, *htj2k)},
-    }
-
-
 def _rle(encoded: bytes, header: Header) -> tuple[np.ndarray, None]:
     """Byte planes, the highest of each sample first (PS3.5 G)."""
     size, samples = header.allocated // 8, header.samples
     if header.allocated not in (8, 16, 32):
         raise UnreadableImage(f"DICOM with RLE of {header.allocated} bits per sample")
-    try:
+    with damaged("a compressed frame cannot be decoded"):
         planes = imagecodecs.dicomrle_decode(encoded, np.dtype(f"<u{size}"), out=header.frame_bytes)
-    except Exception:
-        raise UnreadableImage("damaged DICOM: a compressed frame cannot be decoded") from None
-    if len(planes) != header.frame_bytes or _planes(encoded) != samples * size:
+    count = int.from_bytes(encoded[:4], "little")
+    if len(planes) != header.frame_bytes or count != samples * size:
         raise UnreadableImage("damaged DICOM: a compressed frame is cut off")
     pixels = np.frombuffer(planes, f"<u{size}").reshape(samples, header.rows, header.columns)
     return (np.moveaxis(pixels, 0, -1) if samples > 1 else pixels[0]), None
-
-
-def _planes(encoded: bytes) -> int:
-    return int.from_bytes(encoded[:4], "little")
 
 
 def _jpeg(encoded: bytes, header: Header) -> tuple[np.ndarray, int]:
     stream = _checked(_read_jpeg(encoded), encoded, header)
     # Without a marker libjpeg assumes that three components are YCbCr; the file knows better.
     space = "RGB" if header.photometric == "RGB" and not stream.adobe else None
-    decode = imagecodecs.jpeg8_decode
-    return _run(lambda: decode(encoded, colorspace=space, outcolorspace=space)), stream.bits
+    with damaged("a compressed frame cannot be decoded"):
+        pixels = imagecodecs.jpeg8_decode(encoded, colorspace=space, outcolorspace=space)
+    return pixels, stream.bits
 
 
 def _jpeg_ls(encoded: bytes, header: Header) -> tuple[np.ndarray, int]:
     stream = _checked(_read_jpeg(encoded), encoded, header)
-    return _run(lambda: imagecodecs.jpegls_decode(encoded)), stream.bits
+    with damaged("a compressed frame cannot be decoded"):
+        return imagecodecs.jpegls_decode(encoded), stream.bits
 
 
 def _jpeg_2000(encoded: bytes, header: Header) -> tuple[np.ndarray, int]:
     stream = _checked(_read_jpeg_2000(encoded), encoded, header)
-    return _run(lambda: imagecodecs.jpeg2k_decode(encoded, numthreads=1)), stream.bits
+    with damaged("a compressed frame cannot be decoded"):
+        return imagecodecs.jpeg2k_decode(encoded, numthreads=1), stream.bits
 
 
-def _run(decode: Callable[[], np.ndarray]) -> np.ndarray:
-    try:
-        return decode()
-    except Exception:
-        raise UnreadableImage("damaged DICOM: a compressed frame cannot be decoded") from None
+# By the last part of the UID of a transfer syntax (PS3.6 A).
+_CODECS = {
+    "5": _rle,
+    **dict.fromkeys("4.50 4.51 4.57 4.70".split(), _jpeg),
+    **dict.fromkeys("4.80 4.81".split(), _jpeg_ls),
+    **dict.fromkeys("4.90 4.91 4.92 4.93 4.201 4.202 4.203".split(), _jpeg_2000),
+}
 
 
 def _checked(stream: Stream | None, encoded: bytes, header: Header) -> Stream:
@@ -125,14 +112,10 @@ def _checked(stream: Stream | None, encoded: bytes, header: Header) -> Stream:
             f"DICOM whose compressed frame has {has[0]} rows, {has[1]} columns and {has[2]}"
             f" samples, where it says {says[0]}, {says[1]} and {says[2]}"
         )
-    if b"\xff\xd9" not in encoded[-_tail(encoded) :]:  # decoders fill the rest with grey
+    padding = len(encoded) - len(encoded.rstrip(b"\0"))
+    if b"\xff\xd9" not in encoded[-padding - 4 :]:  # decoders fill the rest with grey
         raise UnreadableImage("damaged DICOM: a compressed frame is cut off")
     return stream
-
-
-def _tail(encoded: bytes) -> int:
-    """How many last bytes must hold the end marker, since padding may follow it."""
-    return len(encoded) - len(encoded.rstrip(b"\0")) + 4
 
 
 def _read_jpeg(encoded: bytes) -> Stream | None:

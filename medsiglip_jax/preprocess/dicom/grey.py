@@ -5,7 +5,7 @@ MONOCHROME1 (PS3.3 C.11.1, C.11.2; C.7.6.3.1.2). Training mapped three windows o
 and blue (MedGemma report, 2507.05201); their width and level are in Hounsfield units.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float64, UInt8
@@ -21,6 +21,8 @@ CT_WINDOWS = ((2250.0, -100.0), (350.0, 40.0), (80.0, 40.0))
 PERCENTILES = (0.005, 0.995)
 
 Values = Float64[np.ndarray, " k"]
+# Measured values -> fractions of white, 0..1, [k] or for each channel [k, channels].
+Fractions = Callable[[np.ndarray], np.ndarray]
 
 
 def render(
@@ -39,29 +41,59 @@ def render(
     Raises:
         UnreadableImage: the file has fewer windows than `rules.window` asks for.
     """
-    limits = _limits(pixels, header) if _needs_limits(header, rules) else (0.0, 0.0)
+    fractions, words = _fractions(pixels, header, rules)
+    inverted = header.photometric == "MONOCHROME1"
 
     def shade(stored: Values) -> UInt8[np.ndarray, "k 3"]:
-        x = measured(stored, header)
-        if (windows := ct_windows(header, rules)) is not None:
-            shares = np.stack([ramp(x, level - width / 2, width) for width, level in windows], -1)
-        else:
-            shares = _of_interest(x, header, rules, limits)[:, None]
-        levels = np.rint(255 * shares).astype(np.uint8)
-        levels = 255 - levels if header.photometric == "MONOCHROME1" else levels
+        levels = np.rint(255 * fractions(measured(stored, header))).astype(np.uint8)
+        levels = 255 - levels if inverted else levels
         levels[_is_padding(stored, header)] = 0
-        return np.broadcast_to(levels, (len(levels), 3))
+        return np.broadcast_to(levels.reshape(len(levels), -1), (len(levels), 3))
 
-    return samples.shaded(pixels, shade), _words(header, rules, limits)
+    return samples.shaded(pixels, shade), words + (", inverted" if inverted else "")
 
 
-def ct_windows(header: Header, rules: Rules) -> Sequence[tuple[float, float]] | None:
+def _fractions(pixels: np.ndarray, header: Header, rules: Rules) -> tuple[Fractions, str]:
+    """By the windows of CT, else by VOI LUT, window, bits in use, or percentiles of the frame.
+
+    The words are widths and levels, as in `--ct-window`; none of the file's own texts.
+    """
+    window = None if header.voi_luts or not header.windows else _chosen(header.windows, rules)
+    if (windows := _ct_windows(header, rules)) is not None:
+        fractions, words = in_windows(windows)
+        return fractions, f"W/L {words}"
+    if header.voi_luts:
+        lut = _chosen(header.voi_luts, rules)
+        words = f"VOI LUT of {len(lut.values)} entries"
+        return lambda x: np.clip(looked_up(x, lut) / (2**lut.bits - 1), 0, 1), words
+    if window is not None:
+        function = {"SIGMOID": " sigmoid", "LINEAR_EXACT": " exact"}.get(header.function, "")
+        words = f"W/L {window[1]:g}/{window[0]:g}{function}"
+        return lambda x: windowed(x, *window, header.function), words
+    if _is_plain(header):
+        return lambda x: ramp(x, 0.0, 2.0**header.stored - 1), "as stored"
+    low, high = _limits(pixels, header)
+    first, last = (100 * share for share in PERCENTILES)
+    words = f"{low:g} to {high:g}, percentiles {first:g} and {last:g}"
+    return lambda x: ramp(x, low, high - low), words
+
+
+def in_windows(windows: Sequence[tuple[float, float]]) -> tuple[Fractions, str]:
+    """A channel for each window, (width, level); and the same in words."""
+    words = " ".join(f"{width:g}/{level:g}" for width, level in windows)
+
+    def fractions(x: Values) -> np.ndarray:
+        return np.stack([ramp(x, level - width / 2, width) for width, level in windows], -1)
+
+    return fractions, words
+
+
+def _ct_windows(header: Header, rules: Rules) -> Sequence[tuple[float, float]] | None:
     """(width, level) for CT; None for other modalities, and for CT whose values are not in HU."""
     if header.modality != "CT":
         return None
     if rules.ct_window is not None:
-        width, level = map(float, rules.ct_window)
-        return [(width, level)]
+        return [rules.ct_window]
     return None if header.slope is None or header.intercept is None else CT_WINDOWS
 
 
@@ -69,9 +101,14 @@ def measured(stored: Values, header: Header) -> Values:
     """Stored values -> what the modality measures, by rescale or lookup table (PS3.3 C.11.1)."""
     if header.modality_lut is not None:
         return looked_up(stored, header.modality_lut).astype(np.float64)
+    return rescaled(stored, header)
+
+
+def rescaled(stored: np.ndarray, header: Header) -> np.ndarray:
+    """In float64, by slope and intercept; unchanged where one is missing."""
     if header.slope is None or header.intercept is None:
         return stored
-    return stored * header.slope + header.intercept
+    return stored.astype(np.float64, copy=False) * header.slope + header.intercept
 
 
 def looked_up(x: Values, lut: Lut) -> np.ndarray:
@@ -100,43 +137,6 @@ def ramp(x: Values, low: float, width: float) -> Values:
     return np.nan_to_num(np.clip((x - low) / width, 0, 1))
 
 
-def _of_interest(
-    x: Values, header: Header, rules: Rules, limits: tuple[float, float]
-) -> Float64[np.ndarray, " k"]:
-    """The fraction of white by VOI LUT, else by window, else by the bits, else by `limits`."""
-    if header.voi_luts:
-        lut = _chosen(header.voi_luts, rules)
-        return np.clip(looked_up(x, lut) / (2**lut.bits - 1), 0, 1)
-    if (window := _window(header, rules)) is not None:
-        return windowed(x, *window, header.function)
-    if _is_plain(header):
-        return ramp(x, 0.0, 2.0**header.stored - 1)
-    low, high = limits
-    return ramp(x, low, high - low)
-
-
-def _words(header: Header, rules: Rules, limits: tuple[float, float]) -> str:
-    """Widths and levels, as in `--ct-window`; none of the file's own texts."""
-    if (windows := ct_windows(header, rules)) is not None:
-        text = "W/L " + " ".join(f"{width:g}/{level:g}" for width, level in windows)
-    elif header.voi_luts:
-        text = f"VOI LUT of {len(_chosen(header.voi_luts, rules).values)} entries"
-    elif (window := _window(header, rules)) is not None:
-        text = f"W/L {window[1]:g}/{window[0]:g}"
-        text += {"SIGMOID": " sigmoid", "LINEAR_EXACT": " exact"}.get(header.function, "")
-    elif _is_plain(header):
-        text = "as stored"
-    else:
-        text = "{:g} to {:g}, percentiles {:g} and {:g}".format(
-            *limits, *(100 * share for share in PERCENTILES)
-        )
-    return text + (", inverted" if header.photometric == "MONOCHROME1" else "")
-
-
-def _window(header: Header, rules: Rules) -> tuple[float, float] | None:
-    return _chosen(header.windows, rules) if header.windows else None
-
-
 def _chosen(windows: Sequence, rules: Rules):
     number = rules.window if len(windows) > 1 else 0
     if number >= len(windows):
@@ -149,11 +149,6 @@ def _is_plain(header: Header) -> bool:
     rescaled = (header.slope or 1.0, header.intercept or 0.0) != (1.0, 0.0)
     plain = not rescaled and header.modality_lut is None
     return plain and header.stored <= 8 and not header.signed
-
-
-def _needs_limits(header: Header, rules: Rules) -> bool:
-    windowed = header.voi_luts or _window(header, rules) is not None
-    return not (ct_windows(header, rules) or windowed or _is_plain(header))
 
 
 def _is_padding(stored: Values, header: Header) -> np.ndarray:

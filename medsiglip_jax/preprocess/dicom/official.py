@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from medsiglip_jax.preprocess.dicom import samples, sniff
-from medsiglip_jax.preprocess.dicom.grey import looked_up
+from medsiglip_jax.preprocess.dicom.grey import looked_up, rescaled
 from medsiglip_jax.preprocess.dicom.header import Header
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.facts import UnreadableImage
@@ -51,8 +51,10 @@ def check(header: Header) -> None:
         raise UnreadableImage("official rules: colours that do not fit the samples per pixel")
 
 
-def render(pixels: np.ndarray, header: Header, rules: Rules) -> UInt8[np.ndarray, "h w 3"]:
-    """What the container hands to PIL.
+def render(
+    pixels: np.ndarray, header: Header, rules: Rules
+) -> tuple[UInt8[np.ndarray, "h w 3"], str]:
+    """What the container hands to PIL, and a description, in which windows are width/level.
 
     Args:
         pixels: [H, W] or [H, W, 3] as `pixel_array`, or the codec, returns them.
@@ -62,39 +64,22 @@ def render(pixels: np.ndarray, header: Header, rules: Rules) -> UInt8[np.ndarray
     Raises:
         UnreadableImage: values that the container cannot take.
     """
-    if _is_used_as_stored(header):
-        return _to_8_bits(pixels)
-    norm = _ct if header.modality == "CT" else _radiograph
+    if header.samples == 3 or header.modality in ("GM", "SM", "XC"):
+        return _to_8_bits(pixels), "as stored"
     if pixels.dtype.kind not in "iu" or pixels.dtype.itemsize > 2:
         raise UnreadableImage(f"official rules: {pixels.dtype} samples")
     spanned, counts = samples.histogram(pixels)
     values = spanned[counts > 0].astype(pixels.dtype)
-    levels = norm(values, header, rules)
+    levels, words = (_ct if header.modality == "CT" else _radiograph)(values, header, rules)
     if header.photometric == "MONOCHROME1":
-        levels = np.iinfo(levels.dtype).max - levels
+        levels, words = np.iinfo(levels.dtype).max - levels, f"{words}, inverted"
     table = _to_8_bits(levels)
     last = len(values) - 1
 
     def shade(stored: np.ndarray) -> np.ndarray:
         return table[np.searchsorted(values, stored).clip(0, last)]
 
-    return samples.shaded(pixels, shade)
-
-
-def words(header: Header, rules: Rules) -> str:
-    """A description of what `render` does; windows are width/level."""
-    if _is_used_as_stored(header):
-        return "as stored"
-    if header.modality == "CT":
-        text = "W/L {:g}/{:g}".format(*_ct_window(header, rules))
-    else:
-        window = _file_window(header)
-        text = "W/L {:g}/{:g}, stretched".format(*window) if window else "stretched"
-    return text + (", inverted" if header.photometric == "MONOCHROME1" else "")
-
-
-def _is_used_as_stored(header: Header) -> bool:
-    return header.samples == 3 or header.modality in ("GM", "SM", "XC")
+    return samples.shaded(pixels, shade), words
 
 
 def windowed(x: np.ndarray, width: float, level: float) -> np.ndarray:
@@ -118,33 +103,23 @@ def unsigned(x: np.ndarray) -> np.ndarray:
     return (x.astype(np.int64) - int(x.min())).astype(f"u{x.dtype.itemsize}")
 
 
-def _ct(stored: np.ndarray, header: Header, rules: Rules) -> np.ndarray:
+def _ct(stored: np.ndarray, header: Header, rules: Rules) -> tuple[np.ndarray, str]:
     if (header.slope is None) != (header.intercept is None):
         raise UnreadableImage("official rules: CT with only one of slope and intercept")
-    return windowed(_rescaled(stored, header), *_ct_window(header, rules))
+    width, level = map(float, rules.ct_window or _file_window(header) or _DEFAULT_CT)
+    return windowed(rescaled(stored, header), width, level), f"W/L {width:g}/{level:g}"
 
 
-def _ct_window(header: Header, rules: Rules) -> tuple[float, float]:
-    width, level = rules.ct_window or _file_window(header) or _DEFAULT_CT
-    return float(width), float(level)
-
-
-def _radiograph(stored: np.ndarray, header: Header, rules: Rules) -> np.ndarray:
-    lut, window = header.modality_lut, _file_window(header)
-    x = _rescaled(stored, header) if lut is None else looked_up(stored.astype(np.float64), lut)
+def _radiograph(stored: np.ndarray, header: Header, rules: Rules) -> tuple[np.ndarray, str]:
+    lut, window, words = header.modality_lut, _file_window(header), "stretched"
+    x = rescaled(stored, header) if lut is None else looked_up(stored.astype(np.float64), lut)
     if lut is not None and lut.bits <= 8:
         x = x.astype(np.uint8)
     if window is not None:
-        x = windowed(x, *window)
+        x, words = windowed(x, *window), "W/L {:g}/{:g}, stretched".format(*window)
     if x.dtype == np.float64:
         x = x.astype(np.int64).astype(stored.dtype)  # wraps
-    return x if x.dtype == np.uint8 else stretched(unsigned(x))
-
-
-def _rescaled(stored: np.ndarray, header: Header) -> np.ndarray:
-    if header.slope is None or header.intercept is None:
-        return stored
-    return stored.astype(np.float64) * header.slope + header.intercept
+    return (x if x.dtype == np.uint8 else stretched(unsigned(x))), words
 
 
 def _file_window(header: Header) -> tuple[float, float] | None:

@@ -7,7 +7,7 @@ from jaxtyping import UInt8
 
 from medsiglip_jax.preprocess import facts
 from medsiglip_jax.preprocess.dicom import colour, frames, grey, official, samples, sniff
-from medsiglip_jax.preprocess.dicom.file import File, count_frames, own_words, planes  # noqa: F401
+from medsiglip_jax.preprocess.dicom.file import File, count_frames, damaged, planes  # noqa: F401
 from medsiglip_jax.preprocess.dicom.header import Header
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.facts import Facts, UnreadableImage, check_size
@@ -25,7 +25,7 @@ class Image:
     """
 
     def __init__(self, data: bytes):
-        with own_words("pixels"):
+        with damaged("its pixels cannot be made sense of"):
             self._file = File(data)
             self.frames, self.nbytes = self._file.frames, self._file.nbytes
 
@@ -41,7 +41,7 @@ class Image:
         """
         if number >= self.frames:
             raise UnreadableImage(f"DICOM with {self.frames} frames; number {number} is asked for")
-        with own_words("pixels"):
+        with damaged("its pixels cannot be made sense of"):
             return _decode(self._file, number, rules)
 
 
@@ -53,8 +53,7 @@ def _decode(file: File, frame: int, rules: Rules) -> tuple[np.ndarray, Facts]:
     _check(header)
     if rules.name == "official":
         official.check(header)
-        pixels = official.render(_raw(file, header), header, rules)
-        words = official.words(header, rules)
+        pixels, words = official.render(_raw(file, header), header, rules)
     else:
         pixels, words = _render(file, header, rules)
     seen = f"modality {header.modality_named}, rules {rules.name}: {words}"
