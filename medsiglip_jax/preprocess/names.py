@@ -12,9 +12,6 @@ import os
 import re
 from typing import NamedTuple
 
-_FRAME, _TILE, _RANGE = r"frame=(\d+)", r"tile=(-?\d+),(-?\d+),(\d+),(\d+)", r"(\d+):(\d+)"
-_PART = re.compile(rf"(.*)#(?:{_FRAME}|{_TILE}|{_RANGE})", re.DOTALL)
-
 MIDDLE = "middle"
 
 
@@ -50,22 +47,22 @@ class Range(NamedTuple):
 
 
 Part = Frame | Tile | Range
+_FORMS = {
+    Frame: re.compile(r"(.*)#frame=(\d+)", re.DOTALL),
+    Tile: re.compile(r"(.*)#tile=(-?\d+),(-?\d+),(\d+),(\d+)", re.DOTALL),
+    Range: re.compile(r"(.*)#(\d+):(\d+)", re.DOTALL),
+}
 
 
 def parse(source: str) -> tuple[str, Part | None]:
     """The file that a source names, and which part of it; None is the whole file."""
     if "#" not in source or os.path.exists(source):
         return source, None
-    match = _PART.fullmatch(source)
-    if match is None:
-        return source, None
-    file, *numbers = match.groups()
-    frame, tile, span = numbers[:1], numbers[1:5], numbers[5:]
-    if frame[0] is not None:
-        return file, Frame(int(frame[0]))
-    if tile[0] is not None:
-        return file, Tile(*map(int, tile))
-    return file, Range(*map(int, span))
+    for kind, form in _FORMS.items():
+        if match := form.fullmatch(source):
+            file, *numbers = match.groups()
+            return file, kind(*map(int, numbers))
+    return source, None
 
 
 def part_of(file: str, part: Part) -> str:

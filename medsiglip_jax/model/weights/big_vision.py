@@ -9,6 +9,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from numpy.lib import format as npy
 
 from medsiglip_jax.model import tree
 from medsiglip_jax.model.config import NAMED, ModelConfig, TextConfig, VisionConfig
@@ -57,12 +58,8 @@ def _headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         with zipfile.ZipFile(path) as archive:
             for member in archive.namelist():
                 with archive.open(member) as file:
-                    version = np.lib.format.read_magic(file)
-                    read = (
-                        np.lib.format.read_array_header_1_0
-                        if version == (1, 0)
-                        else np.lib.format.read_array_header_2_0
-                    )
+                    old = npy.read_magic(file) == (1, 0)
+                    read = npy.read_array_header_1_0 if old else npy.read_array_header_2_0
                     shape, _, dtype = read(file)
                 if dtype.hasobject:
                     problems.append(f"{member} holds pickled objects, which are not read")
@@ -159,21 +156,13 @@ def _image_size(grid: int, patch: int) -> int:
 def write_npz(path: Path, params: dict[str, Any]) -> None:
     """Writes the unrolled layout of the released SigLIP checkpoints, under "params/"."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-        for name, leaf in tree.items(params):
-            array = np.asarray(leaf)
-            if tree.STACK not in name:
-                _write_array(archive, name, array)
-                continue
-            for i, layer in enumerate(array):
-                unrolled = name.replace(tree.STACK, f"{tree.STACK[:-1]}_{i}/")
-                _write_array(archive, unrolled, layer)
-
-
-def _write_array(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> None:
-    if array.dtype == np.dtype(ml_dtypes.bfloat16):
-        array = array.view("V2")
-    with archive.open(f"params/{name}.npy", "w", force_zip64=True) as file:
-        np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
+        for path, leaf in tree.items(params):
+            names, array = tree.layer_paths(path, leaf), np.asarray(leaf)
+            if array.dtype == np.dtype(ml_dtypes.bfloat16):
+                array = array.view("V2")
+            for name, layer in zip(names, array if tree.STACK in path else [array], strict=True):
+                with archive.open(f"params/{name}.npy", "w", force_zip64=True) as file:
+                    npy.write_array(file, np.ascontiguousarray(layer), allow_pickle=False)
 
 
 _FILE = "params.npz"

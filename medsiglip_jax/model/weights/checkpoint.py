@@ -117,14 +117,16 @@ class Layout:
     write_file: Callable[[Path, dict[str, Any]], None] | None = None
 
 
-PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
-
-
-def pickle_problem(name: str) -> str:
-    return (
-        f"{name} is a pickle, which can run code when it is opened, so it is not read; "
-        "convert it to safetensors first (transformers: save_pretrained)"
-    )
+def why_unreadable(path: Path, otherwise: str) -> str:
+    """Says that a file, or one in a folder, is a pickle; `otherwise` if there is none."""
+    pickles = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
+    for file in path.iterdir() if path.is_dir() else [path]:
+        if file.suffix in pickles:
+            return (
+                f"{file.name} is a pickle, which can run code when it is opened, so it is not read;"
+                " convert it to safetensors first (transformers: save_pretrained)"
+            )
+    return otherwise
 
 
 def copy(target: np.ndarray, source: np.ndarray) -> None:

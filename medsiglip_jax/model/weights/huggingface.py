@@ -18,13 +18,12 @@ from medsiglip_jax.model import towers, tree
 from medsiglip_jax.model.config import ModelConfig
 from medsiglip_jax.model.weights import huggingface_config
 from medsiglip_jax.model.weights.checkpoint import (
-    PICKLES,
     Checkpoint,
     CheckpointError,
     Layout,
     Leaf,
-    pickle_problem,
     tokenizer_in,
+    why_unreadable,
 )
 from medsiglip_jax.model.weights.names import Entry, entries, tensor_shape
 
@@ -76,53 +75,40 @@ def _leaves(config: ModelConfig, tensors: dict[str, tuple]) -> tuple[dict[str, L
     Returns:
         The parameters, each with the problems of its tensors; and the tensors that are not needed.
     """
-    shapes = tree.flatten(towers.param_shapes(config))
-    readers: dict[str, list] = {path: [] for path in shapes}
-    problems: dict[str, list[str]] = {path: [] for path in shapes}
-    dtypes: dict[str, np.dtype] = {}
-    unused = set(tensors)
-    for entry in entries(config):
-        unused.discard(entry.name)
-        shape = shapes[entry.path].shape
-        shape = shape if entry.layer is None else shape[1:]
-        tensor = tensors.get(entry.name)
-        problem, dtypes[entry.path] = _check_tensor(tensor, entry, tensor_shape(entry, shape))
-        if problem:
-            problems[entry.path].append(problem)
-        elif tensor is not None:
-            name, handle = tensor
-            readers[entry.path].append(partial(_read_tensor, handle, name, entry, shape))
-    leaves = {
-        path: Leaf(
-            shape=shapes[path].shape,
-            dtype=dtypes[path],
-            parts=tuple(readers[path]),
-            problems=tuple(problems[path]),
-        )
-        for path in shapes
-    }
+    leaves, unused, groups = {}, set(tensors), _grouped(config, "path")
+    for path, parameter in tree.items(towers.param_shapes(config)):
+        readers, problems, dtype = [], [], np.dtype("V1")
+        for entry in groups[path]:
+            unused.discard(entry.name)
+            if entry.name not in tensors:
+                problems.append(f"missing tensor {entry.name}")
+                continue
+            name, handle = tensors[entry.name]
+            header, shape = handle.get_slice(name), entry.part(parameter.shape)
+            dtype = _DTYPES.get(header.get_dtype(), np.dtype("V1"))
+            got, want = tuple(header.get_shape()), tensor_shape(entry, shape)
+            if got != want:
+                problems.append(f"{name} has shape {got}, the configuration wants {want}")
+            readers.append(partial(_read_tensor, handle, name, entry, shape))
+        leaves[path] = Leaf(parameter.shape, dtype, tuple(readers), tuple(problems))
     return leaves, sorted(unused)
 
 
-def _check_tensor(tensor, entry: Entry, want: tuple[int, ...]) -> tuple[str | None, np.dtype]:
-    """The problem with a tensor's header, if there is one, and its dtype."""
-    if tensor is None:
-        return f"missing tensor {entry.name}", np.dtype("V1")
-    name, handle = tensor
-    header = handle.get_slice(name)
-    got = tuple(header.get_shape())
-    wrong = f"{name} has shape {got}, the configuration wants {want}" if got != want else None
-    return wrong, _dtype(header.get_dtype())
+def _grouped(config: ModelConfig, key: str) -> dict[str, list[Entry]]:
+    """The entries by their "path", or by their "name"."""
+    groups: dict[str, list[Entry]] = {}
+    for entry in entries(config):
+        groups.setdefault(getattr(entry, key), []).append(entry)
+    return groups
 
 
 def _read_tensor(handle, name: str, entry: Entry, shape: tuple[int, ...]) -> np.ndarray:
     return entry.to_jax(handle.get_tensor(name), shape)
 
 
-def _dtype(name: str) -> np.dtype:
-    if name == "BF16":
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype({"F64": "f8", "F32": "f4", "F16": "f2"}.get(name, "V1"))
+# The names of `FLOATS` in safetensors.
+_DTYPES = {"F64": np.dtype("f8"), "F32": np.dtype("f4"), "F16": np.dtype("f2")}
+_DTYPES["BF16"] = np.dtype(ml_dtypes.bfloat16)
 
 
 def _weight_files(path: Path) -> list[Path]:
@@ -132,11 +118,8 @@ def _weight_files(path: Path) -> list[Path]:
     single = path / "model.safetensors"
     if single.is_file():
         return [single]
-    pickles = [p.name for p in path.iterdir() if p.suffix in PICKLES]
-    raise CheckpointError(
-        path, [pickle_problem(pickles[0]) if pickles else
-               "no weights here; expected model.safetensors or model.safetensors.index.json"]
-    )  # fmt: skip
+    problem = "no weights here; expected model.safetensors or model.safetensors.index.json"
+    raise CheckpointError(path, [why_unreadable(path, problem)])
 
 
 def _indexed_files(index: Path) -> list[Path]:
@@ -208,8 +191,6 @@ def _select(names: dict[str, Any], gemma: bool) -> tuple[dict[str, tuple], list[
 
 # ------------------------------------------------------------------------------------ writing
 
-_CODES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-
 
 def write_folder(folder: Path, params: dict[str, Any], config: ModelConfig) -> None:
     """Writes what `transformers.SiglipModel.from_pretrained` and its processor load.
@@ -234,17 +215,15 @@ def write_folder(folder: Path, params: dict[str, Any], config: ModelConfig) -> N
 
 def _write_safetensors(path: Path, params: dict[str, Any], config: ModelConfig) -> None:
     """Streams tensor by tensor: the library's own writer would hold a second copy of everything."""
-    flat = tree.flatten(params)
-    groups: dict[str, list[Entry]] = {}
-    for entry in entries(config):
-        groups.setdefault(entry.name, []).append(entry)
+    flat, groups = tree.flatten(params), _grouped(config, "name")
+    codes = {dtype: code for code, dtype in _DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, group in groups.items():
         leaf, first = flat[group[0].path], group[0]
-        shape = tensor_shape(first, leaf.shape if first.layer is None else leaf.shape[1:])
+        shape = tensor_shape(first, first.part(leaf.shape))
         end = offset + int(np.prod(shape)) * leaf.dtype.itemsize
-        header[name] = dict(dtype=_CODES[str(leaf.dtype)], shape=shape, data_offsets=[offset, end])
+        header[name] = dict(dtype=codes[leaf.dtype], shape=shape, data_offsets=[offset, end])
         offset = end
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
@@ -252,12 +231,9 @@ def _write_safetensors(path: Path, params: dict[str, Any], config: ModelConfig) 
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         for group in groups.values():
             for entry in group:
-                file.write(np.ascontiguousarray(_tensor(flat, entry)).view(np.uint8).data)
-
-
-def _tensor(flat: dict[str, Any], entry: Entry) -> np.ndarray:
-    leaf = np.asarray(flat[entry.path])
-    return entry.to_huggingface(leaf if entry.layer is None else leaf[entry.layer])
+                leaf = np.asarray(flat[entry.path])
+                tensor = entry.to_huggingface(leaf if entry.layer is None else leaf[entry.layer])
+                file.write(np.ascontiguousarray(tensor).view(np.uint8).data)
 
 
 LAYOUT = Layout(

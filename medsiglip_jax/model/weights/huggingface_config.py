@@ -16,18 +16,12 @@ _TOWER = {
 _VISION = _TOWER | {"image_size": "image_size", "patch_size": "patch_size"}
 _TEXT = _TOWER | {"vocab_size": "vocab_size", "max_position_embeddings": "context_length"}
 
+# What the towers have built in, whatever config.json says.
+_FIXED = dict(hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6)
 # Defaults of transformers' SiglipVisionConfig / SiglipTextConfig: config.json omits them.
-_VISION_DEFAULTS = dict(
-    hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
-    num_channels=3, image_size=224, patch_size=16,
-    hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6, vision_use_head=True,
-)  # fmt: skip
-_TEXT_DEFAULTS = dict(
-    vocab_size=32000, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
-    num_attention_heads=12, max_position_embeddings=64,
-    hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6,
-)  # fmt: skip
-
+_SIZES = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+_VISION_DEFAULTS = dict(image_size=224, patch_size=16, num_channels=3, vision_use_head=True)
+_TEXT_DEFAULTS = dict(vocab_size=32000, max_position_embeddings=64)
 
 # Model types that hold the SigLIP vision tower of a Gemma model.
 GEMMA = ("gemma3", "paligemma")
@@ -54,13 +48,10 @@ def parse(raw: dict[str, Any]) -> ModelConfig:
 def _complete(raw: Any, defaults: dict[str, Any], tower: str) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise ValueError(f"{tower}_config is a {type(raw).__name__}; expected an object")
-    full = {**defaults, **{k: v for k, v in raw.items() if v is not None}}
-    if full["hidden_act"] != "gelu_pytorch_tanh":
-        raise ValueError(
-            f"{tower} hidden_act is {full['hidden_act']!r}; expected 'gelu_pytorch_tanh'"
-        )
-    if full["layer_norm_eps"] != 1e-6:
-        raise ValueError(f"{tower} layer_norm_eps is {full['layer_norm_eps']}; expected 1e-06")
+    full = _FIXED | _SIZES | defaults | {k: v for k, v in raw.items() if v is not None}
+    for key, value in _FIXED.items():
+        if full[key] != value:
+            raise ValueError(f"{tower} {key} is {full[key]!r}; expected {value!r}")
     return full
 
 
@@ -108,8 +99,7 @@ def model(config: ModelConfig, dtype: str) -> dict[str, Any]:
 def _written(tower: VisionConfig | TextConfig, fields: dict[str, str]) -> dict[str, Any]:
     return dict(
         {key: getattr(tower, ours) for key, ours in fields.items()},
-        hidden_act="gelu_pytorch_tanh",
-        layer_norm_eps=1e-6,
+        **_FIXED,
         attention_dropout=0.0,
     )
 

@@ -21,12 +21,11 @@ from medsiglip_jax.model import towers, tree
 from medsiglip_jax.model.weights import big_vision, hub, huggingface, orbax
 from medsiglip_jax.model.weights.checkpoint import (
     FLOATS,
-    PICKLES,
     Checkpoint,
     CheckpointError,
     copy,
     dtype_of,
-    pickle_problem,
+    why_unreadable,
 )
 
 # A path is opened by the first of them that recognises it.
@@ -58,30 +57,21 @@ def _open(path: Path, source: object) -> Checkpoint:
         if layout.recognise(path):
             return layout.open(path)
     if path.is_dir():
-        raise CheckpointError(path, [_folder_problem(path)])
+        problem = (
+            "no config.json here; expected a Hugging Face checkpoint folder (config.json + "
+            "*.safetensors), one big_vision .npz, or a folder this project wrote"
+        )
+        raise CheckpointError(path, [why_unreadable(path, problem)])
+    if path.suffix == ".safetensors" and path.exists():
+        problem = "give the folder, not the file: config.json beside it holds the architecture"
+        raise CheckpointError(source, [problem])
     if path.exists():
-        raise CheckpointError(source, [_file_problem(path)])
+        problem = "not a checkpoint; expected a folder, a big_vision .npz or a Hugging Face repo id"
+        raise CheckpointError(source, [why_unreadable(path, problem)])
     raise FileNotFoundError(
         f"{source}: no such file or folder; expected a checkpoint folder (config.json + "
         "*.safetensors), a big_vision .npz, or a Hugging Face repo id like google/medsiglip-448"
     )
-
-
-def _folder_problem(path: Path) -> str:
-    if pickles := [p.name for p in path.iterdir() if p.suffix in PICKLES]:
-        return pickle_problem(pickles[0])
-    return (
-        "no config.json here; expected a Hugging Face checkpoint folder (config.json + "
-        "*.safetensors), one big_vision .npz, or a folder this project wrote"
-    )
-
-
-def _file_problem(path: Path) -> str:
-    if path.suffix in PICKLES:
-        return pickle_problem(path.name)
-    if path.suffix == ".safetensors":
-        return "give the folder, not the file: config.json beside it holds the architecture"
-    return "not a checkpoint; expected a folder, a big_vision .npz or a Hugging Face repo id"
 
 
 def check(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -140,24 +130,19 @@ def load_params(
         CheckpointError: anything missing, unexpected, misshapen or unreadable, before or while
             reading; nothing is returned then.
     """
-    target = dtype_of(dtype)
-    shapes = check(checkpoint)
-    flat_shardings = tree.flatten(shardings) if shardings is not None else {}
+    target, shapes = dtype_of(dtype), check(checkpoint)
+    flat_shardings = tree.flatten(shardings or {})
+
+    def placed(path: str, leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, target, sharding=flat_shardings.get(path))
+
     if checkpoint.restore:
-        return checkpoint.restore(
-            tree.map_with_path(
-                lambda path, x: jax.ShapeDtypeStruct(
-                    x.shape, target, sharding=flat_shardings.get(path)
-                ),
-                shapes,
-            )
-        )
+        return checkpoint.restore(tree.map_with_path(placed, shapes))
     params = {}
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         for path, leaf in checkpoint.leaves.items():
             host = _read(checkpoint, path, leaf, target, pool)
-            sharding = flat_shardings.get(path)
-            if sharding is None:
+            if (sharding := flat_shardings.get(path)) is None:
                 params[path] = jax.device_put(host)
             else:
                 params[path] = jax.make_array_from_callback(host.shape, sharding, host.__getitem__)

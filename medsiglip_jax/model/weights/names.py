@@ -23,6 +23,10 @@ class Entry:
     perm: tuple[int, ...] | None = None
     third: int | None = None
 
+    def part(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of one layer of a parameter of this shape, or of all of one without layers."""
+        return shape if self.layer is None else shape[1:]
+
     def unpermuted(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The target shape in the tensor's own axis order."""
         if self.perm is None:

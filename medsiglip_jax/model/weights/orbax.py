@@ -33,37 +33,18 @@ def orbax() -> Any:
     return ocp
 
 
-def save_tree(folder: Path, tree: dict[str, Any]) -> None:
-    """Writes a tree of arrays to a new folder, and returns when it is complete."""
-    with orbax().StandardCheckpointer() as checkpointer:
-        checkpointer.save(folder.absolute(), tree)
-
-
-def tree_metadata(folder: Path) -> dict[str, Any]:
-    """The shapes and dtypes of a saved tree, without reading its arrays."""
-    with orbax().StandardCheckpointer() as checkpointer:
-        return checkpointer.metadata(folder.absolute()).item_metadata.tree
-
-
-def restore_tree(folder: Path, shapes: dict[str, Any]) -> dict[str, Any]:
-    """Reads a tree into the shapes, dtypes and shardings of `jax.ShapeDtypeStruct` leaves."""
-    with orbax().StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(folder.absolute(), shapes)
-
-
 def open_folder(folder: Path) -> Checkpoint:
     """Opens a folder that has the marker; arrays are read by `restore`."""
     try:
         content = json.loads((folder / MARKER).read_text(encoding="utf-8"))
         config = ModelConfig.from_dict(content["config"])
-        stored = tree.flatten(tree_metadata(folder / _PARAMS))
+        with orbax().StandardCheckpointer() as checkpointer:
+            metadata = checkpointer.metadata((folder / _PARAMS).absolute()).item_metadata.tree
     except ModuleNotFoundError:
         raise
     except Exception as error:  # orbax and tensorstore raise many kinds for a damaged folder
         raise CheckpointError(folder, [f"cannot be opened: {error}"]) from error
-    leaves = {
-        path: Leaf(tuple(meta.shape), np.dtype(meta.dtype), ()) for path, meta in stored.items()
-    }
+    leaves = {p: Leaf(tuple(x.shape), np.dtype(x.dtype), ()) for p, x in tree.items(metadata)}
     return Checkpoint(
         source=str(folder),
         format="orbax",
@@ -78,14 +59,16 @@ def open_folder(folder: Path) -> Checkpoint:
 
 def _restore(folder: Path, shapes: dict[str, Any]) -> dict[str, Any]:
     try:
-        return restore_tree(folder / _PARAMS, shapes)
+        with orbax().StandardCheckpointer() as checkpointer:
+            return checkpointer.restore((folder / _PARAMS).absolute(), shapes)
     except Exception as error:  # as above
         raise CheckpointError(folder, [f"cannot be read: {error}"]) from error
 
 
 def write_folder(folder: Path, params: dict[str, Any], config: ModelConfig) -> None:
     """Writes the tree, then the marker."""
-    save_tree(folder / _PARAMS, params)
+    with orbax().StandardCheckpointer() as checkpointer:  # which returns when it is complete
+        checkpointer.save((folder / _PARAMS).absolute(), params)
     json_files.write(folder / MARKER, {"format": "orbax", "config": config.to_dict()})
 
 

@@ -40,10 +40,5 @@ def resample(grid: Float[np.ndarray, "1 n d"], side: int) -> Float[np.ndarray, "
 
 def _interpolation(old: int, new: int) -> np.ndarray:
     """[new, old] linear weights whose first and last samples are the grid's corners."""
-    at = np.linspace(0.0, old - 1, new) if new > 1 else np.zeros(1)
-    low = np.minimum(np.floor(at).astype(int), max(old - 2, 0))
-    weights = np.zeros((new, old))
-    weights[np.arange(new), low] = 1 - (at - low)
-    if old > 1:
-        weights[np.arange(new), low + 1] = at - low
-    return weights
+    at = np.linspace(0.0, old - 1, new)
+    return np.stack([np.interp(at, np.arange(old), unit) for unit in np.eye(old)], axis=1)

@@ -23,23 +23,13 @@ def init_params(config: ModelConfig, seed: int) -> dict[str, Any]:
 
     Every parameter has its own random stream: a tower is the same with or without the other.
     """
-    flat = tree.flatten(towers.param_shapes(config))
-    initializers = tree.match([r for r in _RULES if _used(r[0], flat)], list(flat))
-    return tree.unflatten(
-        {
-            path: initializers[path](_generator(seed, path), leaf.shape).astype(np.float32)
-            for path, leaf in flat.items()
-        }
-    )
 
+    def draw(path: str, leaf: Any) -> np.ndarray:
+        initializer = next(value for regex, value in _RULES if re.fullmatch(regex, path))
+        rng = np.random.default_rng([seed, *path.encode()])
+        return initializer(rng, leaf.shape).astype(np.float32)
 
-def _used(regex: str, flat: dict[str, Any]) -> bool:
-    """Whether a rule matches; those of a tower that the architecture lacks do not."""
-    return any(re.fullmatch(regex, path) for path in flat)
-
-
-def _generator(seed: int, path: str) -> np.random.Generator:
-    return np.random.default_rng([seed, *path.encode()])
+    return tree.map_with_path(draw, towers.param_shapes(config))
 
 
 def _constant(value: float) -> Initializer:
