@@ -107,9 +107,8 @@ def _lease(path: Place) -> Iterator[Check]:
     finally:
         done.set()
         thread.join()
-        with contextlib.suppress(
-            Exception
-        ):  # the lease expires anyway; this must not hide an error
+        # The lease expires anyway, and this must not hide an error.
+        with contextlib.suppress(Exception):
             if _holder(path) == owner:
                 path.unlink()
 
@@ -159,9 +158,8 @@ def _renew(path: Place, owner: str, done: threading.Event, lost: threading.Event
 
 
 def _heartbeat(owner: str, count: int) -> str:
-    return json.dumps(
-        {"owner": owner, "beat": count, "host": socket.gethostname(), "pid": os.getpid()}
-    )
+    host = socket.gethostname()
+    return json.dumps({"owner": owner, "beat": count, "host": host, "pid": os.getpid()})
 
 
 def _holder(path: Place) -> str:

@@ -48,25 +48,24 @@ class Variants:
     """The dataclasses that a table may become, written `Annotated[Base, Variants(KINDS)]`.
 
     Attributes:
-        kinds: value of the table's `key` -> dataclass; the first is the default.
-        key: that chooses the dataclass; it is a field of every one.
+        kinds: value of the table's key `name` -> dataclass, which has a field of that name; the
+            first is the default.
     """
 
     kinds: Mapping[str, Any]
-    key: str = "name"
 
-    def choose(self, value: Any, where: str, problems: list[str]) -> tuple[Any, Any]:
-        """Returns (dataclass, table); a string stands for a table that has only `key`."""
-        default = next(iter(self.kinds))
+    def choose(self, value: Any, where: str, problems: list[str]) -> Any:
+        """The dataclass for a table, or for a string, which stands for a table of only a name."""
         if dataclasses.is_dataclass(value):
-            return type(value), value
-        table = {self.key: value} if isinstance(value, str) else value
-        name = table.get(self.key, default) if isinstance(table, Mapping) else default
+            return type(value)
+        default = next(iter(self.kinds))
+        name = value.get("name", default) if isinstance(value, Mapping) else default
+        name = value if isinstance(value, str) else name
         if name not in self.kinds:
             expected = one_of(self.kinds).expected
-            problems.append(f"{where}.{self.key} is {name!r}; expected {expected}")
-            return Any, value
-        return self.kinds[name], table
+            problems.append(f"{where}.name is {name!r}; expected {expected}")
+            return Any
+        return self.kinds[name]
 
 
 def build(kind: type[T], values: Mapping[str, Any], title: str = "config", **given: Any) -> T:
@@ -182,7 +181,7 @@ def _annotated(value: Any, hint: Any, extras: tuple, where: str, problems: list[
     before = len(problems)
     for extra in extras:
         if isinstance(extra, Variants):
-            hint, value = extra.choose(value, where, problems)
+            hint = extra.choose(value, where, problems)
     made = _value(value, hint, where, problems)
     if made is not None and len(problems) == before:
         problems += [

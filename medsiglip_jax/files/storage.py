@@ -126,9 +126,8 @@ _CANNOT_SYNC_FOLDERS = frozenset(
 def _sync(path: Path) -> None:
     folder = path.is_dir()
     try:
-        descriptor = os.open(
-            path, os.O_RDONLY if folder else os.O_RDWR
-        )  # Windows syncs only writable ones
+        # Windows syncs only writable ones.
+        descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
         try:
             os.fsync(descriptor)
         finally:

@@ -103,25 +103,21 @@ class Model:
         if "t" not in self.params:
             raise ValueError("this model has no temperature: it holds only one tower")
         zimg, ztxt = jnp.asarray(image_embeddings), jnp.asarray(text_embeddings)
+        width = self.config.embed_dim
         for name, z in (("image_embeddings", zimg), ("text_embeddings", ztxt)):
-            if z.ndim != 2 or z.shape[1] != self.config.embed_dim:
-                raise ValueError(
-                    f"{name} has shape {z.shape}; expected [n, {self.config.embed_dim}]"
-                )
+            if z.ndim != 2 or z.shape[1] != width:
+                raise ValueError(f"{name} has shape {z.shape}; expected [n, {width}]")
         t, b = (jnp.asarray(self.params[k], jnp.float32) for k in "tb")
         return towers.similarity(towers.normalize(zimg), towers.normalize(ztxt), t, b)
 
     def _check_images(self, images: Any) -> Any:
-        vision = self.config.vision
-        if vision is None:
+        side = self.config.image_size
+        if side is None:
             raise ValueError("this model has no image tower")
         images = images if isinstance(images, jax.Array) else np.asarray(images)
-        want = (vision.image_size, vision.image_size, 3)
-        if images.ndim != 4 or images.shape[1:] != want:
-            raise ValueError(
-                f"images has shape {images.shape}; expected [n, {want[0]}, {want[1]}, 3] "
-                "(processor.images makes it)"
-            )
+        if images.ndim != 4 or images.shape[1:] != (side, side, 3):
+            expected = f"[n, {side}, {side}, 3] (processor.images makes it)"
+            raise ValueError(f"images has shape {images.shape}; expected {expected}")
         if images.dtype == np.uint8:
             return images
         if not jnp.issubdtype(images.dtype, jnp.floating):
@@ -141,18 +137,15 @@ class Model:
             return self.processor.tokenizer  # raises the error that says why
         tokens = tokens if isinstance(tokens, jax.Array) else np.asarray(tokens)
         if tokens.ndim != 2 or tokens.shape[1] != text.context_length:
-            raise ValueError(
-                f"tokens has shape {tokens.shape}; expected [n, {text.context_length}] "
-                "(processor.texts pads to it)"
-            )
+            expected = f"[n, {text.context_length}] (processor.texts pads to it)"
+            raise ValueError(f"tokens has shape {tokens.shape}; expected {expected}")
         if not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise ValueError(f"tokens is {tokens.dtype}; expected int32")
         if tokens.size and not isinstance(tokens, Tracer):
             low, high = int(tokens.min()), int(tokens.max())
             if low < 0 or high >= text.vocab_size:
-                raise ValueError(
-                    f"tokens holds ids {low}…{high}; the vocabulary is 0…{text.vocab_size - 1}"
-                )
+                expected = f"the vocabulary is 0…{text.vocab_size - 1}"
+                raise ValueError(f"tokens holds ids {low}…{high}; {expected}")
         return tokens.astype(np.int32)
 
     def _run(self, encode: Callable, rows: Any, batch_size: int, tower: Any, *shape: int) -> Array:
@@ -225,31 +218,21 @@ def load(
             problem, and nothing is loaded.
     """
     compute = compute_for(dtype, matmul_precision, attention, mesh)
-    checkpoint = layouts.open_checkpoint(source, token)
-    tokenizer = tokenizer_path(tokenizer) or checkpoint.tokenizer
-    shardings = None
-    if mesh is not None:
-        shapes = towers.param_shapes(checkpoint.config, dtype)
-        shardings = sharding.param_shardings(shapes, mesh, fsdp)
+    opened = layouts.open_checkpoint(source, token)
+    tokenizer = tokenizer_path(tokenizer) or opened.tokenizer
+    shapes = towers.param_shapes(opened.config, dtype)
+    shardings = sharding.param_shardings(shapes, mesh, fsdp) if mesh else None
+    params = layouts.load_params(opened, dtype, shardings)
     return Model(
-        layouts.load_params(checkpoint, dtype, shardings),
-        checkpoint.config,
-        tokenizer=tokenizer,
-        compute=compute,
-        mesh=mesh,
-        checkpoint=checkpoint,
+        params, opened.config, tokenizer=tokenizer, compute=compute, mesh=mesh, checkpoint=opened
     )
 
 
 def init(name: str | ModelConfig, seed: int = 0, dtype: str = "float32") -> Model:
     """A model with random weights of a named size ("so400m-448") or a given architecture."""
-    config = named(name) if isinstance(name, str) else name
-    compute = compute_for(dtype)
-    params = jax.tree.map(
-        lambda x: jax.device_put(x.astype(dtype_of(dtype))),
-        random.init_params(config, seed),
-    )
-    return Model(params, config, compute=compute)
+    config, compute = named(name) if isinstance(name, str) else name, compute_for(dtype)
+    drawn = jax.tree.map(lambda x: x.astype(dtype_of(dtype)), random.init_params(config, seed))
+    return Model(jax.device_put(drawn), config, compute=compute)
 
 
 def save(

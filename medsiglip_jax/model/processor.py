@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from medsiglip_jax.model.config import ModelConfig, TextConfig
+from medsiglip_jax.model.config import ModelConfig
 from medsiglip_jax.model.weights.checkpoint import TOKENIZER
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.load import load_images
@@ -59,7 +59,20 @@ class Processor:
                 "this model has no text tower (a MedGemma or Gemma 3 checkpoint holds only the "
                 "image tower); texts need a SigLIP checkpoint such as google/medsiglip-448"
             )
-        return _open_tokenizer(self._tokenizer_source, self.config.text)
+        source = self._tokenizer_source
+        if source is None:
+            raise FileNotFoundError(
+                f"{TOKENIZER} is missing: the checkpoint has none. It is in the folder of "
+                "google/medsiglip-448 on Hugging Face; put it beside the weights, or pass "
+                "tokenizer=PATH (--tokenizer PATH)"
+            )
+        tokenizer = Tokenizer(source, self.config.text.context_length)
+        if tokenizer.vocab_size > self.config.text.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {tokenizer.vocab_size} pieces, the text tower takes "
+                f"{self.config.text.vocab_size}: it belongs to another model"
+            )
+        return tokenizer
 
     @property
     def tokenizer_bytes(self) -> bytes | None:
@@ -68,22 +81,6 @@ class Processor:
         if source is None or isinstance(source, bytes):
             return source
         return Path(source).read_bytes()
-
-
-def _open_tokenizer(source: str | os.PathLike | bytes | None, config: TextConfig) -> Tokenizer:
-    if source is None:
-        raise FileNotFoundError(
-            f"{TOKENIZER} is missing: the checkpoint has none. It is in the folder of "
-            "google/medsiglip-448 on Hugging Face; put it beside the weights, or pass "
-            "tokenizer=PATH (--tokenizer PATH)"
-        )
-    tokenizer = Tokenizer(source, context_length=config.context_length)
-    if tokenizer.vocab_size > config.vocab_size:
-        raise ValueError(
-            f"the tokenizer has {tokenizer.vocab_size} pieces, the text tower takes "
-            f"{config.vocab_size}: it belongs to another model"
-        )
-    return tokenizer
 
 
 def tokenizer_path(tokenizer: str | os.PathLike | None) -> Path | None:

@@ -2,7 +2,8 @@
 
 The only file that imports flax. Parameter names and shapes are big_vision's
 (models/vit.py, models/proj/image_text/{text_transformer,two_towers}.py at commit 0127fb6), with
-the blocks of a tower stacked on axis 0 under "encoderblock" and run under `scan`.
+the blocks of a tower stacked on axis 0 under "encoderblock" and run under `scan`. Initialisers only
+give shapes here: `weights.random` draws the values.
 """
 
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from medsiglip_jax.model.attention import ATTENTION, attend
 from medsiglip_jax.model.config import ModelConfig, TextConfig, VisionConfig
 
 Params = dict[str, Any]
+_ZEROS = nn.initializers.zeros
 
 
 @dataclass(frozen=True)
@@ -89,9 +91,7 @@ class MultiHeadDotProductAttention(nn.Module):
         self, x_q: Float[Array, "b q d"], x_kv: Float[Array, "b k d"]
     ) -> Float[Array, "b q d"]:
         width = x_q.shape[-1]
-        dense = partial(
-            nn.DenseGeneral, dtype=self.compute.dtype, kernel_init=nn.initializers.xavier_uniform()
-        )
+        dense = partial(nn.DenseGeneral, dtype=self.compute.dtype)
         heads = (self.num_heads, width // self.num_heads)
         q = _adapt(self, "query", x_q, dense(heads, name="query")(x_q))
         k = _adapt(self, "key", x_kv, dense(heads, name="key")(x_kv))
@@ -115,8 +115,7 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        scale, bias = (self.param(name, _ZEROS, (x.shape[-1],)) for name in ("scale", "bias"))
         return _layer_norm(x, scale, bias).astype(self.compute.dtype)
 
 
@@ -133,15 +132,9 @@ class MlpBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        dense = partial(
-            nn.Dense,
-            dtype=self.compute.dtype,
-            kernel_init=nn.initializers.xavier_uniform(),
-            bias_init=nn.initializers.normal(1e-6),
-        )
+        dense = partial(nn.Dense, dtype=self.compute.dtype)
         width = x.shape[-1]
-        x = _adapt(self, "Dense_0", x, dense(self.mlp_dim, name="Dense_0")(x))
-        x = _gelu(x)
+        x = _gelu(_adapt(self, "Dense_0", x, dense(self.mlp_dim, name="Dense_0")(x)))
         return _adapt(self, "Dense_1", x, dense(width, name="Dense_1")(x))
 
 
@@ -199,8 +192,7 @@ class MAPHead(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b d"]:
         n, _, width = x.shape
-        probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, width))
-        probe = jnp.tile(probe.astype(x.dtype), (n, 1, 1))
+        probe = jnp.tile(self.param("probe", _ZEROS, (1, 1, width)).astype(x.dtype), (n, 1, 1))
         x = MultiHeadDotProductAttention(self.num_heads, self.compute)(probe, x)
         y = LayerNorm(self.compute)(x)
         return (x + MlpBlock(self.mlp_dim, self.compute)(y))[:, 0]
@@ -216,8 +208,8 @@ class PatchEmbedding(nn.Module):
     @nn.compact
     def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b n d"]:
         p, dtype = self.patch_size, self.compute.dtype
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (p, p, 3, self.width))
-        bias = self.param("bias", nn.initializers.zeros, (self.width,))
+        kernel = self.param("kernel", _ZEROS, (p, p, 3, self.width))
+        bias = self.param("bias", _ZEROS, (self.width,))
         b, h, w = images.shape[0], images.shape[1] // p, images.shape[2] // p
         x = images[:, : h * p, : w * p].astype(dtype).reshape(b, h, p, w, p, 3)
         x = x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * w, p * p * 3)
@@ -225,9 +217,7 @@ class PatchEmbedding(nn.Module):
 
 
 def _add_positions(module: nn.Module, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-    _, length, width = x.shape
-    init = nn.initializers.normal(stddev=width**-0.5)
-    return x + module.param("pos_embedding", init, (1, length, width)).astype(x.dtype)
+    return x + module.param("pos_embedding", _ZEROS, (1, *x.shape[1:])).astype(x.dtype)
 
 
 class ImageTower(nn.Module):

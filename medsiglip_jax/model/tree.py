@@ -86,8 +86,3 @@ def match_layers(rules: Sequence[tuple[str, Any]], tree: Tree) -> dict[str, list
 def size(tree: Tree) -> int:
     """Number of scalars in all leaves."""
     return sum(int(leaf.size) for _, leaf in items(tree))
-
-
-def nbytes(tree: Tree) -> int:
-    """Bytes of all leaves."""
-    return sum(int(leaf.size) * leaf.dtype.itemsize for _, leaf in items(tree))

@@ -212,12 +212,9 @@ def _bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.array(resized)
 
 
-# `--help` shows the first sentence of each docstring.
+# By the names of the functions; `--help` shows the first sentence of each docstring.
 PRESETS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
-    "big_vision": big_vision,
-    "big_vision_pad": big_vision_pad,
-    "huggingface": huggingface,
-    "serving": serving,
+    function.__name__: function for function in (big_vision, big_vision_pad, huggingface, serving)
 }
 
 

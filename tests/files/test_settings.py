@@ -13,14 +13,14 @@ from medsiglip_jax.files.settings import Variants, at_least, build, one_of, tabl
 
 @dataclass(frozen=True)
 class Folder:
-    adapter: str = "folder"
+    name: str = "folder"
     path: str = "."
     except_: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Csv:
-    adapter: str = "csv"
+    name: str = "csv"
     delimiter: str = ","
     limit: Annotated[int | None, at_least(1)] = None
 
@@ -41,7 +41,7 @@ class Published:
 class Task:
     name: str
     kind: Annotated[str, one_of(("pairs", "classes"))]
-    data: Annotated[Any, Variants({"folder": Folder, "csv": Csv}, "adapter")] = Folder()
+    data: Annotated[Any, Variants({"folder": Folder, "csv": Csv})] = Folder()
     classes: tuple[Label, ...] = ()
     published: Published | None = None
     share: str | float = 0.5
@@ -95,10 +95,10 @@ def test_short_forms():
     ({"kind": None}, "task x lacks kind"),
     ({"kind": "cls"}, "kind is 'cls'; expected one of pairs, classes"),
     ({"kind": 3}, "kind is 3; expected str"),
-    ({"data": {"adapter": "zip"}}, "data.adapter is 'zip'; expected one of folder, csv"),
-    ({"data": {"adapter": "csv", "path": "x"}}, "data has no key path; there are adapter, delim"),
-    ({"data": {"adapter": "csv", "limit": 0}}, "data.limit is 0; expected at least 1"),
-    ({"data": 3}, "data is 3; expected a mapping of adapter, path, except"),
+    ({"data": {"name": "zip"}}, "data.name is 'zip'; expected one of folder, csv"),
+    ({"data": {"name": "csv", "path": "x"}}, "data has no key path; there are name, delim"),
+    ({"data": {"name": "csv", "limit": 0}}, "data.limit is 0; expected at least 1"),
+    ({"data": 3}, "data is 3; expected a mapping of name, path, except"),
     ({"data": {"except": "a"}}, r"data.except is 'a'; expected tuple\[str, ...\]"),
     ({"classes": [{"name": "a"}, {"nam": "b"}]}, r"classes\[1\] has no key nam \(did you mean"),
     ({"published": {}}, "published lacks where"),

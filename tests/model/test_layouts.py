@@ -158,7 +158,7 @@ thread = threading.Thread(target=watch); thread.start()
 model = medsiglip_jax.model.api.load(sys.argv[1])
 jax.block_until_ready(model.params)
 done.set(); thread.join()
-print((peak - base) / medsiglip_jax.model.api.tree.nbytes(model.params))
+print((peak - base) / sum(x.nbytes for x in jax.tree.leaves(model.params)))
 """
 
 
