@@ -17,19 +17,8 @@ if TYPE_CHECKING:
     from medsiglip_jax.model.config import ModelConfig
     from medsiglip_jax.model.sharding import make_mesh
 
-__all__ = [
-    "Model",
-    "ModelConfig",
-    "__version__",
-    "encode_files",
-    "init",
-    "load",
-    "losses",
-    "make_mesh",
-    "metrics",
-    "preprocess",
-    "save",
-]
+__all__ = ["Model", "ModelConfig", "encode_files", "init", "load", "make_mesh", "save"]
+__all__ += ["__version__", "losses", "metrics", "preprocess"]
 
 
 def lazy(room: str, **names: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:

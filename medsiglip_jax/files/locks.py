@@ -38,46 +38,36 @@ def lock(path: Place) -> Iterator[Check]:
     Raises:
         FileExistsError: another run holds the lock.
     """
-    with contextlib.ExitStack() as stack:
-        if isinstance(path, Path):
-            try:
-                stack.enter_context(_lock_file(path))
-                yield lambda: None
-                return
-            except _CannotLock:
-                pass
-        yield stack.enter_context(_lease(path))
-
-
-class _CannotLock(Exception):
-    """The file system has no locks."""
-
-
-# ------------------------------------------------------------------------------------- on a disk
-
-
-@contextlib.contextmanager
-def _lock_file(path: Path) -> Iterator[None]:
-    check_writable(path)
-    made = not path.parent.exists()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    held = FileLock(path, timeout=0, fallback_to_soft=False)
+    made = isinstance(path, Path) and not path.parent.exists()
+    held = _locked(path) if isinstance(path, Path) else None
+    if held is None:
+        with _lease(path) as check:
+            yield check
+        return
     try:
-        held.acquire()
-    except Timeout:
-        raise _refusal(path) from None
-    except OSError as error:  # Lustre without -o flock, some of NFS and FUSE
-        if path.exists() and not path.stat().st_size:  # else it is a lease
-            path.unlink()
-        raise _CannotLock from error
-    try:
-        yield
+        yield lambda: None
     finally:
         with contextlib.suppress(PermissionError):  # Windows cannot remove open files
             path.unlink(missing_ok=True)
         held.release()
         if made and not any(path.parent.iterdir()):
             path.parent.rmdir()
+
+
+def _locked(path: Path) -> FileLock | None:
+    """Locks a file; None if its file system has no locks."""
+    check_writable(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(path, timeout=0, fallback_to_soft=False)
+    try:
+        held.acquire()
+    except Timeout:
+        raise _refusal(path) from None
+    except OSError:  # Lustre without -o flock, some of NFS and FUSE
+        if path.exists() and not path.stat().st_size:  # else it is a lease
+            path.unlink()
+        return None
+    return held
 
 
 def _refusal(path: Place) -> FileExistsError:
@@ -120,7 +110,7 @@ def _wait_until_expired(path: Place) -> None:
         warnings.warn(
             f"{path}: another run has written this; waiting up to {LEASE_TIMEOUT:.0f} s for its "
             "heartbeat before taking over",
-            stacklevel=5,
+            stacklevel=4,
         )
     while first and time.monotonic() < end:
         time.sleep(HEARTBEAT / 5)

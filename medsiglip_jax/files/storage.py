@@ -65,17 +65,12 @@ def new_folder(path: Place, overwrite: bool = False, marker: str = "") -> Iterat
         FileExistsError: `path` exists and is not empty, unless `overwrite`.
     """
     check_writable(path) if overwrite else check_new(path)
-    if isinstance(path, Path):
-        with _new_local_folder(path.absolute(), overwrite) as partial:
-            yield partial
-    else:
+    if not isinstance(path, Path):
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder)
             _replace_remote_folder(path, Path(folder), marker)
-
-
-@contextlib.contextmanager
-def _new_local_folder(path: Path, overwrite: bool) -> Iterator[Path]:
+        return
+    path = path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     with lock(path.with_name(f".{path.name}.lock")):

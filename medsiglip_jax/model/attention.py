@@ -113,12 +113,7 @@ def _splash(q, k, v, interpret=False):
 
 
 # Each takes q (already divided by sqrt(head size)), k, v of shape [batch, tokens, heads, size].
-ATTENTION: dict[str, Callable] = {
-    "xla": _xla,
-    "blocked": _blocked,
-    "splash": _splash,
-    "cudnn": _cudnn,
-}
+ATTENTION: dict[str, Callable] = dict(xla=_xla, blocked=_blocked, splash=_splash, cudnn=_cudnn)
 # Fraction of the forward pass that the backward pass recomputes: "blocked" both products, "splash"
 # the one of the logits.
 RECOMPUTES = {"blocked": 1.0, "splash": 0.5}

@@ -108,27 +108,20 @@ class ModelConfig:
     def from_dict(cls, tree: dict[str, Any]) -> "ModelConfig":
         """Inverse of `to_dict`; a missing or unknown key is a ValueError."""
         try:
-            vision, text = tree["vision"], tree["text"]
-            return cls(
-                vision=VisionConfig(**vision) if vision else None,
-                text=TextConfig(**text) if text else None,
-            )
+            vision = VisionConfig(**tree["vision"]) if tree["vision"] else None
+            text = TextConfig(**tree["text"]) if tree["text"] else None
+            return cls(vision, text)
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a model configuration: {error}") from None
 
 
 def _check_tower(config: VisionConfig | TextConfig) -> None:
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if field.name != "pool" and (type(value) is not int or value < 1):
-            raise ValueError(
-                f"{type(config).__name__}.{field.name} is {value!r}; expected a positive integer"
-            )
-    if config.width % config.num_heads:
-        raise ValueError(
-            f"{type(config).__name__}.width {config.width} is not divisible by "
-            f"num_heads {config.num_heads}"
-        )
+    tower, width, heads = type(config).__name__, config.width, config.num_heads
+    for name, value in vars(config).items():
+        if name != "pool" and (type(value) is not int or value < 1):
+            raise ValueError(f"{tower}.{name} is {value!r}; expected a positive integer")
+    if width % heads:
+        raise ValueError(f"{tower}.width {width} is not divisible by num_heads {heads}")
 
 
 def two_towers(

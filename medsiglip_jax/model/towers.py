@@ -295,10 +295,7 @@ def encode_image(
 
 
 def encode_text(
-    params: Params,
-    tokens: Int[Array, "b n"],
-    config: ModelConfig,
-    compute: Compute = Compute(),
+    params: Params, tokens: Int[Array, "b n"], config: ModelConfig, compute: Compute = Compute()
 ) -> Float[Array, "b d"]:
     """Runs the text tower; float32, not normalised."""
     assert config.text is not None

@@ -38,11 +38,7 @@ def pil_codec(preprocess: str, dicom: Rules = Rules()) -> Codec:
 
 
 def load_image(
-    path: str,
-    size: int,
-    codec: Codec,
-    augment: Augment = Augment(),
-    key: tuple[int, ...] = (),
+    path: str, size: int, codec: Codec, augment: Augment = Augment(), key: tuple[int, ...] = ()
 ) -> UInt8[np.ndarray, "s s 3"]:
     """Reads, decodes, crops, resizes, flips and colours one image.
 

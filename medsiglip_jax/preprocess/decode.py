@@ -58,27 +58,23 @@ def decode_with_facts(
         FileNotFoundError, UnreadableImage, ModuleNotFoundError: as for `decode`.
     """
     try:
-        return _decode(item, to_array, rules)
+        if isinstance(item, np.ndarray):
+            return pil.from_array(item), Facts()
+        if isinstance(item, Image.Image):
+            return pil.from_image(item, to_array)
+        if isinstance(item, (bytes, bytearray, memoryview)):
+            return _from_stream(io.BytesIO(item), to_array, rules)
+        if isinstance(item, (str, os.PathLike)):
+            check_regular(item)
+            with open(item, "rb") as stream:
+                return _from_stream(stream, to_array, rules)
+        raise UnreadableImage(pil.EXPECTED)
     except FileNotFoundError:
         raise FileNotFoundError(f"{describe(item)}: no such file") from None
     except ModuleNotFoundError:
         raise
     except Exception as error:  # PIL plugins raise nearly every type there is on hostile input
         raise UnreadableImage(_reason(error), describe(item)) from error
-
-
-def _decode(item: Any, to_array: ToArray, rules: Rules) -> tuple[np.ndarray, Facts]:
-    if isinstance(item, np.ndarray):
-        return pil.from_array(item), Facts()
-    if isinstance(item, Image.Image):
-        return pil.from_image(item, to_array)
-    if isinstance(item, (bytes, bytearray, memoryview)):
-        return _from_stream(io.BytesIO(item), to_array, rules)
-    if isinstance(item, (str, os.PathLike)):
-        check_regular(item)
-        with open(item, "rb") as stream:
-            return _from_stream(stream, to_array, rules)
-    raise UnreadableImage(pil.EXPECTED)
 
 
 def _from_stream(

@@ -65,15 +65,10 @@ def _fill(future: Future, key: tuple, path: str, opener: Callable[[str], Any]) -
                 _open.pop(key, None)
         future.set_exception(error)
     with _lock:
-        _close_the_oldest()
+        while len(_open) > MAX_OPEN or (len(_open) > 1 and _open_bytes() > MAX_BYTES):
+            _open.popitem(last=False)  # the oldest
 
 
-def _close_the_oldest() -> None:
-    while len(_open) > MAX_OPEN or (len(_open) > 1 and sum(map(_size, _open.values())) > MAX_BYTES):
-        _open.popitem(last=False)
-
-
-def _size(future: Future) -> int:
-    if not future.done() or future.exception() is not None:
-        return 0
-    return getattr(future.result(), "nbytes", 0)
+def _open_bytes() -> int:
+    ready = (f.result() for f in _open.values() if f.done() and f.exception() is None)
+    return sum(getattr(opened, "nbytes", 0) for opened in ready)

@@ -56,7 +56,8 @@ def load_images(
             pixels, facts = _decoded(items[i], dicom)
             out[i] = resize(pixels, size)
         except UnreadableImage as error:
-            raise error.of(_place(i, len(items), error.source)) from error
+            position = f"image {i + 1} of {len(items)}" if len(items) > 1 else ""
+            raise error.of(": ".join(filter(None, (position, error.source)))) from error
         return facts
 
     if workers == 1 or len(items) < 2:
@@ -89,11 +90,6 @@ def warn_about_pixels(turned: int, burned_in: int, count: int) -> None:
             " identify people, is burned into their pixels",
             stacklevel=3,
         )
-
-
-def _place(i: int, count: int, source: str) -> str:
-    position = f"image {i + 1} of {count}" if count > 1 else ""
-    return ": ".join(filter(None, (position, source)))
 
 
 def _decoded(item: Any, rules: Rules) -> tuple[np.ndarray, Facts]:

@@ -35,10 +35,8 @@ class Parts:
     def __post_init__(self):
         number = isinstance(self.frame, int) and self.frame >= 0
         if not (number or self.frame in (MIDDLE, ALL) or _EVERY.fullmatch(str(self.frame))):
-            raise ValueError(
-                f"frame is {self.frame!r}; expected a number from 0, {MIDDLE!r}, {ALL!r} or "
-                "'every=K' with K from 1"
-            )
+            expected = f"a number from 0, {MIDDLE!r}, {ALL!r} or 'every=K' with K from 1"
+            raise ValueError(f"frame is {self.frame!r}; expected {expected}")
         for name in ("mpp", "slide_mpp"):
             if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} is {value}; expected micrometres per pixel, more than 0")

@@ -28,6 +28,7 @@ FORMATS = (
     *("JPEG", "PNG", "TIFF", "GIF", "BMP", "DIB", "PPM", "WEBP", "JPEG2000", "AVIF", "ICO"),
     *("PSD", "PCX", "SGI", "SUN", "QOI", "DDS", "ICNS"),
 )
+_SCALE = "scale them to uint8 or uint16 first"
 EXPECTED = (
     "expected a path, bytes, a PIL image, or a uint8/uint16 array"
     " [H,W], [H,W,1], [H,W,2] (grey + alpha), [H,W,3] or [H,W,4] (channels last)"
@@ -96,9 +97,7 @@ def _rgb(image: Image.Image, to_array: ToArray) -> tuple[np.ndarray, Facts]:
 
 def _rgb_pixels(image: Image.Image, to_array: ToArray) -> np.ndarray:
     if image.mode == "F":
-        raise UnreadableImage(
-            "float pixels (mode F) have no agreed range; scale them to uint8 or uint16 first"
-        )
+        raise UnreadableImage(f"float pixels (mode F) have no agreed range; {_SCALE}")
     if image.mode == "I" or image.mode.startswith("I;16"):
         return from_array(_as_uint16(np.asarray(image)))
     if "transparency" in image.info:  # PIL would warn, or fail, while carrying it over to RGB
@@ -112,10 +111,8 @@ def _rgb_pixels(image: Image.Image, to_array: ToArray) -> np.ndarray:
 def _as_uint16(values: np.ndarray) -> np.ndarray:
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535:
-        raise UnreadableImage(
-            f"32-bit pixels with values {low}..{high}, outside 0..65535;"
-            " window or scale them to uint8 or uint16 first"
-        )
+        outside = f"32-bit pixels with values {low}..{high}, outside 0..65535"
+        raise UnreadableImage(f"{outside}; window or {_SCALE}")
     return values.astype(np.uint16)
 
 

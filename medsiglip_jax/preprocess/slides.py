@@ -81,16 +81,13 @@ class _Slide:
         try:
             return openslide.OpenSlide(self._path)
         except openslide.OpenSlideUnsupportedFormatError:
-            raise self._no_slide() from None
+            if "://" in self._path:
+                raise UnreadableImage("OpenSlide reads local files only") from None
+            if not os.path.exists(self._path):
+                raise NoSuchFile("no such file") from None
+            raise UnreadableImage("not a slide that OpenSlide can read") from None
         except openslide.OpenSlideError as error:
             raise self._damaged(error) from None
-
-    def _no_slide(self) -> UnreadableImage:
-        if "://" in self._path:
-            return UnreadableImage("OpenSlide reads local files only")
-        if not os.path.exists(self._path):
-            return NoSuchFile("no such file")
-        return UnreadableImage("not a slide that OpenSlide can read")
 
     def _damaged(self, error: Exception) -> UnreadableImage:
         """With OpenSlide's message; but for DICOM, where the message may identify a patient."""
@@ -203,17 +200,12 @@ def tiles(path: str, parts: Parts) -> Tiles:
         )
     width, height = slide.sizes[level]
     left, top = (np.rint(np.arange(0, n, size) * downsample) for n in (width, height))
-    row, column = np.nonzero(_kept(slide, left, top, size * downsample, parts.tissue))
+    row, column = np.nonzero(_kept(path, left, top, size * downsample, parts.tissue))
     order = np.lexsort((column, row, column // _STRIP))
-    x, y = left[column[order]], top[row[order]]
-    same = np.ones(len(order), np.int32)
-    columns = {
-        **{name: values.astype(np.int32) for name, values in (("x", x), ("y", y))},
-        "level": level * same,
-        "size": size * same,
-        "mpp": np.full(len(order), own * downsample * size / TILE, np.float32),
-    }
-    return Tiles(columns, slide.shared)
+    x, y = left[column[order]].astype(np.int32), top[row[order]].astype(np.int32)
+    levels, sizes = np.full_like(x, level), np.full_like(x, size)
+    mpp = np.full(len(x), own * downsample * size / TILE, np.float32)
+    return Tiles(dict(x=x, y=y, level=levels, size=sizes, mpp=mpp), slide.shared)
 
 
 def _level(slide: _Slide, path: str, parts: Parts) -> tuple[int, float]:
@@ -227,12 +219,10 @@ def _level(slide: _Slide, path: str, parts: Parts) -> tuple[int, float]:
     raise ValueError(f"{path}: --slide-mpp {own:g} is coarser than --mpp {target:g}")
 
 
-def _kept(
-    slide: _Slide, left: np.ndarray, top: np.ndarray, side: float, least: float
-) -> np.ndarray:
+def _kept(path: str, left: np.ndarray, top: np.ndarray, side: float, least: float) -> np.ndarray:
     if least == 0:
         return np.ones((len(top), len(left)), bool)
-    pixels, scale = _thumbnail(slide)
+    pixels, scale = thumbnail(path)
     fractions = tissue.fractions(tissue.mask(pixels), left / scale, top / scale, side / scale)
     return fractions >= least - 1e-6  # a sum of 1 may be rounded down
 
@@ -242,10 +232,7 @@ def thumbnail(path: str) -> tuple[UInt8[np.ndarray, "h w 3"], float]:
 
     It is read in blocks, even if that means the whole of a slide that has a single level.
     """
-    return _thumbnail(handles.opened(path, _Slide))
-
-
-def _thumbnail(slide: _Slide) -> tuple[np.ndarray, float]:
+    slide = handles.opened(path, _Slide)
     large = (i for i, sides in enumerate(slide.sizes) if max(sides) >= _THUMBNAIL // 2)
     level = max(large, default=0)
     (width, height), downsample = slide.sizes[level], slide.downsamples[level]

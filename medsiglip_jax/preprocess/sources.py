@@ -16,7 +16,7 @@ from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.dicom.series import Plane
 from medsiglip_jax.preprocess.facts import Facts, UnreadableImage, describe
 from medsiglip_jax.preprocess.formats import Format
-from medsiglip_jax.preprocess.names import Frame, Part, Range, Tile, parse
+from medsiglip_jax.preprocess.names import Frame, Range, Tile, parse
 from medsiglip_jax.preprocess.parts import Parts, Tiles
 from medsiglip_jax.preprocess.pil import ToArray, spread
 
@@ -51,23 +51,20 @@ def read(
             return spread(formats.SLIDES.load().read(file, *part), to_array), Facts()
         named = None if isinstance(part, Range) else formats.by_name(file)
         if isinstance(part, Frame) or (named is not None and named.part is Frame):
-            _check(named, source, rules)
-            return _frame(file, part, to_array, rules)
-        if named is not None:
-            raise _whole_slide(file)
+            check_rules(source, rules)
+            opened = handles.opened(file, _open)
+            number = part.number if isinstance(part, Frame) else rules.chosen(opened.frames)
+            pixels, facts = opened.render(number, rules)
+            return spread(pixels, to_array), facts
+        if named is not None:  # a slide, which may have gigabytes
+            formats.SLIDES.load().check(file)
+            raise UnreadableImage(
+                "a whole slide; expected tiles of it: --mpp, or FILE#tile=X,Y,LEVEL,SIZE"
+            )
         data = content.read_bytes(file, part)
         return decode(data) if decode else decode_with_facts(data, to_array, rules)
     except UnreadableImage as error:
         raise error.of(describe(source)) from error
-
-
-def _frame(
-    file: str, part: Part | None, to_array: ToArray, rules: Rules
-) -> tuple[np.ndarray, Facts]:
-    opened = handles.opened(file, _open)
-    number = part.number if isinstance(part, Frame) else rules.chosen(opened.frames)
-    pixels, facts = opened.render(number, rules)
-    return spread(pixels, to_array), facts
 
 
 def _open(file: str) -> Any:
@@ -82,24 +79,12 @@ def _open(file: str) -> Any:
     return format.load().open_bytes(data)
 
 
-def _whole_slide(file: str) -> UnreadableImage:
-    """Why it is no image, without reading gigabytes of it."""
-    formats.SLIDES.load().check(file)
-    return UnreadableImage(
-        "a whole slide; expected tiles of it: --mpp, or FILE#tile=X,Y,LEVEL,SIZE"
-    )
-
-
 def check_rules(source: str, rules: Rules) -> None:
     """Raises ValueError if the rules do not say enough to read a file of this name."""
-    _check(formats.by_name(parse(source)[0]), source, rules)
-
-
-def _check(format: Format | None, source: str, rules: Rules) -> None:
-    if format is None or format.check is None:
-        return
+    format = formats.by_name(parse(source)[0])
     try:
-        format.check(rules)
+        if format is not None and format.check is not None:
+            format.check(rules)
     except ValueError as error:
         raise ValueError(f"{describe(source)}: {error}") from None
 
@@ -158,9 +143,7 @@ def _from_header(file: str, span: Range | None, ask: Callable[[Format, Any], Any
 
 def is_cut(file: str, parts: Parts) -> bool:
     """Whether a file is a slide, and is to be cut into tiles."""
-    if parts.mpp is None or not os.path.isfile(file):
-        return False
-    return formats.SLIDES.load().is_slide(file)
+    return parts.mpp is not None and os.path.isfile(file) and formats.SLIDES.load().is_slide(file)
 
 
 def tiles(file: str, parts: Parts) -> Tiles:

@@ -213,10 +213,8 @@ def _mapped(path: str, layout: _Layout) -> np.ndarray:
 
 def _read(stream: Any, layout: _Layout) -> np.ndarray:
     if layout.nbytes > MAX_INFLATED:
-        raise UnreadableImage(
-            f"NIfTI that inflates to {layout.nbytes} bytes, more than the limit of {MAX_INFLATED} "
-            "(a decompression bomb?)"
-        )
+        limit = f"the limit of {MAX_INFLATED} (a decompression bomb?)"
+        raise UnreadableImage(f"NIfTI that inflates to {layout.nbytes} bytes, more than {limit}")
     _exactly(stream, layout.offset - stream.tell())
     values = np.frombuffer(_exactly(stream, layout.nbytes), layout.dtype)
     return values.reshape(layout.shape, order="F")

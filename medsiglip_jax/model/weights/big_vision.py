@@ -13,13 +13,7 @@ from numpy.lib import format as npy
 
 from medsiglip_jax.model import tree
 from medsiglip_jax.model.config import NAMED, ModelConfig, TextConfig, VisionConfig
-from medsiglip_jax.model.weights.checkpoint import (
-    Checkpoint,
-    CheckpointError,
-    Layout,
-    Leaf,
-    tokenizer_in,
-)
+from medsiglip_jax.model.weights.checkpoint import Checkpoint, CheckpointError, Layout, Leaf
 
 _LAYER = re.compile(r"(.*/encoderblock)_(\d+)(/.*)")
 
@@ -37,16 +31,7 @@ def open_npz(path: Path) -> Checkpoint:
         raise CheckpointError(
             path, [f"not a two-tower SigLIP: cannot infer the architecture ({error})", *problems]
         ) from None
-    return Checkpoint(
-        source=str(path),
-        format="big_vision",
-        config=config,
-        leaves=leaves,
-        problems=[],
-        files=(path,),
-        tokenizer=tokenizer_in(path.parent),
-        notes=notes,
-    )
+    return Checkpoint(str(path), config, leaves, files=(path,), notes=notes)
 
 
 def _headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
@@ -173,7 +158,7 @@ def _npz_in(path: Path) -> list[Path]:
 
 
 LAYOUT = Layout(
-    name="big_vision",
+    "big_vision",
     marker=_FILE,
     recognise=lambda path: len(_npz_in(path)) == 1,
     open=lambda path: open_npz(_npz_in(path)[0]),

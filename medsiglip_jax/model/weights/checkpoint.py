@@ -1,6 +1,6 @@
 """The types that every checkpoint layout shares: parameters on disk, and their problems."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,21 +10,11 @@ import numpy as np
 
 from medsiglip_jax.model.config import ModelConfig
 
-# float8 and integer checkpoints are quantised: casting them would be wrong, not lossy.
-FLOATS = {np.dtype(d) for d in ("float64", "float32", "float16", ml_dtypes.bfloat16)}
 # The names that users give to element types.
-DTYPES = {
-    "float32": np.dtype("float32"),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-    "float16": np.dtype("float16"),
-}
+DTYPES = {str(d): d for d in map(np.dtype, ("float32", ml_dtypes.bfloat16, "float16"))}
+# float8 and integer checkpoints are quantised: casting them would be wrong, not lossy.
+FLOATS = {np.dtype("float64"), *DTYPES.values()}
 TOKENIZER = "spiece.model"
-
-
-def tokenizer_in(folder: Path) -> Path | None:
-    """The SentencePiece model of a checkpoint folder, if it has one."""
-    path = folder / TOKENIZER
-    return path if path.is_file() else None
 
 
 def dtype_of(name: str) -> np.dtype:
@@ -67,26 +57,26 @@ class Checkpoint:
 
     Attributes:
         source: where it is, for messages.
-        format: the name of its layout.
         config: the architecture.
         leaves: path -> `Leaf`, big_vision names with stacked blocks.
-        problems: those that belong to no single leaf.
         files: the weight files, for hashing.
-        tokenizer: the SentencePiece model beside the weights, or None.
+        problems: those that belong to no single leaf.
         notes: what a user should know (parts left out, a missing pooling head).
         restore: a function that reads all parameters at once into a tree of
             `jax.ShapeDtypeStruct` (orbax); the leaves then have no parts.
+        format: the name of its layout, which `layouts` enters.
+        tokenizer: the SentencePiece model beside the weights, or None; likewise.
     """
 
     source: str
-    format: str
     config: ModelConfig
     leaves: Mapping[str, Leaf]
-    problems: list[str]
     files: tuple[Path, ...]
-    tokenizer: Path | None = None
-    notes: tuple[str, ...] = ()
+    problems: Sequence[str] = ()
+    notes: Sequence[str] = ()
     restore: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    format: str = ""
+    tokenizer: Path | None = None
 
     @property
     def dtype(self) -> str:
@@ -101,20 +91,24 @@ class Layout:
     Attributes:
         name: what `save(format=)` and `convert --format` call it.
         marker: the file that makes a folder a checkpoint of this layout; it is written last.
-        recognise: whether a path holds a checkpoint of this layout, from file names alone.
         open: opens a path that was recognised.
         write: writes parameters and architecture into a folder that may hold a SentencePiece model.
+        recognise: whether a path holds a checkpoint of this layout, from file names alone; default:
+            it is a folder that has the marker.
         suffix: of a path that `save` writes as one file instead of a folder.
         write_file: writes the parameters to such a file.
     """
 
     name: str
     marker: str
-    recognise: Callable[[Path], bool]
     open: Callable[[Path], Checkpoint]
     write: Callable[[Path, dict[str, Any], ModelConfig], None]
+    recognise: Callable[[Path], bool] | None = None
     suffix: str = ""
     write_file: Callable[[Path, dict[str, Any]], None] | None = None
+
+    def matches(self, path: Path) -> bool:
+        return self.recognise(path) if self.recognise else (path / self.marker).is_file()
 
 
 def why_unreadable(path: Path, otherwise: str) -> str:

@@ -18,11 +18,11 @@ from medsiglip_jax.model import towers, tree
 from medsiglip_jax.model.config import ModelConfig
 from medsiglip_jax.model.weights import huggingface_config
 from medsiglip_jax.model.weights.checkpoint import (
+    TOKENIZER,
     Checkpoint,
     CheckpointError,
     Layout,
     Leaf,
-    tokenizer_in,
     why_unreadable,
 )
 from medsiglip_jax.model.weights.names import Entry, entries, tensor_shape
@@ -35,38 +35,23 @@ _CONFIG = "config.json"
 def open_folder(path: Path) -> Checkpoint:
     """Opens a folder that has a config.json; nothing but headers is read."""
     raw = _read_json(path / _CONFIG)
-    config = _architecture(path, raw)
-    files = _weight_files(path)
-    handles = _open_files(path, files)
-    names = {name: handle for handle in handles for name in handle.keys()}  # noqa: SIM118
-    tensors, problems, left_out = _select(names, raw["model_type"] in huggingface_config.GEMMA)
+    try:
+        config = huggingface_config.parse(raw)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(path / _CONFIG, [str(error)]) from None
+    files, gemma = _weight_files(path), raw["model_type"] in huggingface_config.GEMMA
+    tensors, problems, left_out = _select(_open_files(path, files), gemma)
     leaves, unused = _leaves(config, tensors)
     problems += [f"unexpected tensor {tensors[name][0]}" for name in unused]
     notes = [_NO_POOLING] if config.vision and config.vision.pool == "mean" else []
     notes += [f"left out: {', '.join(left_out)}"] if left_out else []
-    return Checkpoint(
-        source=str(path),
-        format="huggingface",
-        config=config,
-        leaves=leaves,
-        problems=problems,
-        files=tuple(files),
-        tokenizer=tokenizer_in(path),
-        notes=tuple(notes),
-    )
+    return Checkpoint(str(path), config, leaves, tuple(files), problems, notes)
 
 
 _NO_POOLING = (
     "no pooling head in this checkpoint: encode_image returns the mean of the patch tokens, "
     "which no contrastive training has aligned with any text"
 )
-
-
-def _architecture(path: Path, raw: dict[str, Any]) -> ModelConfig:
-    try:
-        return huggingface_config.parse(raw)
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(path / _CONFIG, [str(error)]) from None
 
 
 def _leaves(config: ModelConfig, tensors: dict[str, tuple]) -> tuple[dict[str, Leaf], list[str]]:
@@ -138,19 +123,18 @@ def _indexed_files(index: Path) -> list[Path]:
     return [index.parent / name for name in names]
 
 
-def _open_files(path: Path, files: list[Path]) -> list:
-    """Opens every file (the library checks header size, offsets and file length)."""
-    handles, problems = [], []
+def _open_files(path: Path, files: list[Path]) -> dict[str, Any]:
+    """Tensor -> its open file (the library checks header size, offsets and file length)."""
+    handles, problems = {}, []
     for file in files:
         try:
-            handles.append(safe_open(file, framework="numpy"))
+            handle = safe_open(file, framework="numpy")
         except (SafetensorError, OSError, ValueError) as error:
             problems.append(f"{file.name} is not a readable safetensors file: {error}")
-    seen: set[str] = set()
-    for handle, file in zip(handles, files, strict=False):
-        twice = seen & set(handle.keys())
+            continue
+        twice = handles.keys() & handle.keys()
         problems += [f"tensor {name} is in two files, also in {file.name}" for name in twice]
-        seen |= set(handle.keys())
+        handles |= dict.fromkeys(handle.keys(), handle)
     if problems:
         raise CheckpointError(path, problems)
     return handles
@@ -201,15 +185,15 @@ def write_folder(folder: Path, params: dict[str, Any], config: ModelConfig) -> N
         config: the architecture.
     """
     dtype = str(next(leaf for _, leaf in tree.items(params)).dtype)
-    json_files.write(folder / _CONFIG, huggingface_config.model(config, dtype))
+    files = {_CONFIG: huggingface_config.model(config, dtype)}
     if config.vision:
-        preprocessor = huggingface_config.preprocessor(config.vision)
-        json_files.write(folder / "preprocessor_config.json", preprocessor)
-    if config.text and tokenizer_in(folder):
-        tokenizer = huggingface_config.tokenizer(config.text)
-        json_files.write(folder / "tokenizer_config.json", tokenizer)
+        files["preprocessor_config.json"] = huggingface_config.preprocessor(config.vision)
+    if config.text and (folder / TOKENIZER).is_file():
+        files["tokenizer_config.json"] = huggingface_config.tokenizer(config.text)
         special = {"eos_token": "</s>", "pad_token": "</s>", "unk_token": "<unk>"}
-        json_files.write(folder / "special_tokens_map.json", special)
+        files["special_tokens_map.json"] = special
+    for name, content in files.items():
+        json_files.write(folder / name, content)
     _write_safetensors(folder / "model.safetensors", params, config)
 
 
@@ -236,10 +220,4 @@ def _write_safetensors(path: Path, params: dict[str, Any], config: ModelConfig) 
                 file.write(np.ascontiguousarray(tensor).view(np.uint8).data)
 
 
-LAYOUT = Layout(
-    name="huggingface",
-    marker=_CONFIG,
-    recognise=lambda path: (path / _CONFIG).is_file(),
-    open=open_folder,
-    write=write_folder,
-)
+LAYOUT = Layout("huggingface", _CONFIG, open=open_folder, write=write_folder)

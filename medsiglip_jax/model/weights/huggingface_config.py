@@ -29,16 +29,13 @@ GEMMA = ("gemma3", "paligemma")
 
 def parse(raw: dict[str, Any]) -> ModelConfig:
     """The architecture that a config.json describes; ValueError or TypeError if it is no SigLIP."""
-    kind = raw.get("model_type")
+    kind, vision = raw.get("model_type"), raw.get("vision_config") or {}
     if kind == "siglip":
-        return ModelConfig(
-            _vision(raw.get("vision_config") or {}), _text(raw.get("text_config") or {})
-        )
+        return ModelConfig(_vision(vision), _text(raw.get("text_config") or {}))
     if kind == "siglip_vision_model":
         return ModelConfig(_vision(raw), None)
     if kind in GEMMA:
-        vision = dict(raw.get("vision_config") or {}, vision_use_head=False)
-        return ModelConfig(_vision(vision), None)
+        return ModelConfig(_vision(dict(vision, vision_use_head=False)), None)
     raise ValueError(
         f"model_type is {kind!r}; expected 'siglip' (SigLIP v1, such as MedSigLIP), "
         "'siglip_vision_model' or 'gemma3' (MedGemma's vision tower)"

@@ -21,6 +21,7 @@ from medsiglip_jax.model import towers, tree
 from medsiglip_jax.model.weights import big_vision, hub, huggingface, orbax
 from medsiglip_jax.model.weights.checkpoint import (
     FLOATS,
+    TOKENIZER,
     Checkpoint,
     CheckpointError,
     copy,
@@ -54,8 +55,10 @@ def open_checkpoint(source: str | os.PathLike, token: str | None = None) -> Chec
 
 def _open(path: Path, source: object) -> Checkpoint:
     for layout in LAYOUTS.values():
-        if layout.recognise(path):
-            return layout.open(path)
+        if layout.matches(path):
+            tokenizer = (path if path.is_dir() else path.parent) / TOKENIZER
+            found = tokenizer if tokenizer.is_file() else None
+            return replace(layout.open(path), format=layout.name, tokenizer=found)
     if path.is_dir():
         problem = (
             "no config.json here; expected a Hugging Face checkpoint folder (config.json + "
@@ -112,9 +115,7 @@ def digest(checkpoint: Checkpoint) -> str:
 
 
 def load_params(
-    checkpoint: Checkpoint,
-    dtype: str = "float32",
-    shardings: Mapping[str, Any] | None = None,
+    checkpoint: Checkpoint, dtype: str = "float32", shardings: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Reads a checkpoint into device arrays, one parameter at a time.
 

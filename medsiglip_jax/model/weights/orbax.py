@@ -9,13 +9,7 @@ import numpy as np
 from medsiglip_jax.files import json as json_files
 from medsiglip_jax.model import tree
 from medsiglip_jax.model.config import ModelConfig
-from medsiglip_jax.model.weights.checkpoint import (
-    Checkpoint,
-    CheckpointError,
-    Layout,
-    Leaf,
-    tokenizer_in,
-)
+from medsiglip_jax.model.weights.checkpoint import Checkpoint, CheckpointError, Layout, Leaf
 
 # Written last, read first.
 MARKER = "medsiglip_jax.json"
@@ -45,15 +39,9 @@ def open_folder(folder: Path) -> Checkpoint:
     except Exception as error:  # orbax and tensorstore raise many kinds for a damaged folder
         raise CheckpointError(folder, [f"cannot be opened: {error}"]) from error
     leaves = {p: Leaf(tuple(x.shape), np.dtype(x.dtype), ()) for p, x in tree.items(metadata)}
+    files = tuple(sorted(p for p in (folder / _PARAMS).rglob("*") if p.is_file()))
     return Checkpoint(
-        source=str(folder),
-        format="orbax",
-        config=config,
-        leaves=leaves,
-        problems=[],
-        files=tuple(sorted(p for p in (folder / _PARAMS).rglob("*") if p.is_file())),
-        tokenizer=tokenizer_in(folder),
-        restore=lambda shapes: _restore(folder, shapes),
+        str(folder), config, leaves, files, restore=lambda shapes: _restore(folder, shapes)
     )
 
 
@@ -72,10 +60,4 @@ def write_folder(folder: Path, params: dict[str, Any], config: ModelConfig) -> N
     json_files.write(folder / MARKER, {"format": "orbax", "config": config.to_dict()})
 
 
-LAYOUT = Layout(
-    name="orbax",
-    marker=MARKER,
-    recognise=lambda path: (path / MARKER).is_file(),
-    open=open_folder,
-    write=write_folder,
-)
+LAYOUT = Layout("orbax", MARKER, open=open_folder, write=write_folder)

@@ -180,7 +180,19 @@ def planes(stream: Any) -> list[Plane]:
         UnreadableImage: it is not a DICOM file, or damaged.
     """
     with damaged("its header cannot be made sense of"):
-        return _planes(*_header_of(stream))
+        tags, count = _header_of(stream)
+        of_each = tags.items("PerFrameFunctionalGroupsSequence")
+        shared = tags.items("SharedFunctionalGroupsSequence")[:1]
+        series, uid = tags.text("SeriesInstanceUID"), tags.text("SOPInstanceUID")
+        number = next(iter(tags.vector("InstanceNumber", 1)), None)
+        found = []
+        for n in range(count):
+            groups = [*of_each[n : n + 1], *shared]
+            at = tags.nested(groups, "PlanePositionSequence").vector("ImagePositionPatient", 3)
+            turned = tags.nested(groups, "PlaneOrientationSequence")
+            along = turned.vector("ImageOrientationPatient", 6)
+            found.append(Plane(series, uid, number, at, along))
+        return found
 
 
 def count_frames(stream: Any) -> int:
@@ -201,20 +213,6 @@ def damaged(how: str) -> Iterator[None]:
         raise
     except Exception:
         raise UnreadableImage(f"damaged DICOM: {how}") from None
-
-
-def _planes(tags: "_Tags", count: int) -> list[Plane]:
-    of_each = tags.items("PerFrameFunctionalGroupsSequence")
-    shared = tags.items("SharedFunctionalGroupsSequence")[:1]
-    series, uid = tags.text("SeriesInstanceUID"), tags.text("SOPInstanceUID")
-    number = next(iter(tags.vector("InstanceNumber", 1)), None)
-    planes = []
-    for n in range(count):
-        groups = [*of_each[n : n + 1], *shared]
-        at = tags.nested(groups, "PlanePositionSequence").vector("ImagePositionPatient", 3)
-        along = tags.nested(groups, "PlaneOrientationSequence").vector("ImageOrientationPatient", 6)
-        planes.append(Plane(series, uid, number, at, along))
-    return planes
 
 
 def _header_of(stream: Any) -> tuple["_Tags", int]:

@@ -63,11 +63,9 @@ def _decode(file: File, frame: int, rules: Rules) -> tuple[np.ndarray, Facts]:
 def _check(header: Header) -> None:
     """Refuses, before anything is decoded, what is no image or too large a one."""
     check_size(header.columns, header.rows)
-    if header.frame_bytes > 3 * facts.MAX_PIXELS:
-        raise UnreadableImage(
-            f"DICOM with frames of {header.frame_bytes} bytes, more than the limit of "
-            f"{3 * facts.MAX_PIXELS}"
-        )
+    size, limit = header.frame_bytes, 3 * facts.MAX_PIXELS
+    if size > limit:
+        raise UnreadableImage(f"DICOM with frames of {size} bytes, more than the limit of {limit}")
     if header.samples not in (1, 3):
         raise UnreadableImage(f"DICOM with {header.samples} samples per pixel, expected 1 or 3")
     if header.allocated not in _BITS:

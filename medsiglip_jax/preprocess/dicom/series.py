@@ -35,8 +35,7 @@ class Slot(NamedTuple):
     frame: int
 
 
-@dataclass
-class Stack:
+class Stack(NamedTuple):
     """Frames in order.
 
     Attributes:
