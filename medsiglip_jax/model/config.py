@@ -132,17 +132,13 @@ def two_towers(
     depth: int,
     mlp_dim: int,
     num_heads: int,
-    text_depth: int | None = None,
     vocab_size: int = 32_000,
     context_length: int = 64,
 ) -> ModelConfig:
-    """A model whose towers have the same sizes but for `text_depth` (as all released SigLIPs)."""
-    return ModelConfig(
-        VisionConfig(image_size, patch_size, width, depth, mlp_dim, num_heads),
-        TextConfig(
-            vocab_size, context_length, width, text_depth or depth, mlp_dim, num_heads, width
-        ),
-    )
+    """A model whose towers have the same sizes (as all released SigLIPs)."""
+    vision = VisionConfig(image_size, patch_size, width, depth, mlp_dim, num_heads)
+    text = TextConfig(vocab_size, context_length, width, depth, mlp_dim, num_heads, width)
+    return ModelConfig(vision, text)
 
 
 _BASE = dict(patch_size=16, width=768, depth=12, mlp_dim=3072, num_heads=12)

@@ -166,7 +166,10 @@ class Encoder(nn.Module):
         block, policy = EncoderBlock, REMAT[self.compute.remat]
         if policy is not None:
             block = nn.remat(EncoderBlock, prevent_cse=False, policy=policy)
-        frozen = self._frozen_depth()
+        # Blocks that `train/freeze.py` keeps apart come first, in a scan of their own: no gradient
+        # has to pass through it.
+        blocks = self.variables.get("params", {}).get("frozen_blocks")
+        frozen = len(jax.tree.leaves(blocks)[0]) if blocks else 0
         for name, length in (("frozen_blocks", frozen), ("encoderblock", self.depth - frozen)):
             if length:
                 stack = nn.scan(
@@ -174,12 +177,6 @@ class Encoder(nn.Module):
                 )
                 x, _ = stack(self.num_heads, self.mlp_dim, self.compute, name=name)(x)
         return LayerNorm(self.compute, name="encoder_norm")(x)
-
-    def _frozen_depth(self) -> int:
-        """Number of first blocks that `train/freeze.py` keeps apart: they have a scan of their own,
-        through which no gradient has to pass."""
-        blocks = self.variables.get("params", {}).get("frozen_blocks")
-        return len(jax.tree.leaves(blocks)[0]) if blocks else 0
 
 
 class MAPHead(nn.Module):

@@ -18,20 +18,15 @@ from medsiglip_jax.preprocess.image import check_size, preset
 
 
 def load_images(
-    items: Any,
-    size: int,
-    preprocess: str = "big_vision",
-    workers: int | None = None,
-    dicom: Rules = Rules(),
+    items: Any, size: int, preprocess: str = "big_vision", dicom: Rules = Rules()
 ) -> UInt8[np.ndarray, "n s s 3"]:
-    """Decodes and resizes images; order is kept.
+    """Decodes and resizes images, in a thread for each core, at most 8; order is kept.
 
     Args:
         items: one image (a source, see `preprocess.names`, or anything else that `decode` takes),
             a sequence of them, or a batch: uint8 or uint16 array [n, H, W, 3].
         size: height and width of the result, in pixels.
         preprocess: name of a preset: "big_vision", "big_vision_pad", "huggingface" or "serving".
-        workers: threads; default the number of cores, at most 8.
         dicom: how DICOM files become pixels.
 
     Returns:
@@ -41,14 +36,13 @@ def load_images(
         UnreadableImage: an image that cannot be used, by position and name; also a
             FileNotFoundError if it does not exist.
         OSError: the disk or the network fails.
-        ValueError: unknown preset, or a size or number of workers below 1.
+        ValueError: unknown preset, or a size below 1.
 
     Warns:
         UserWarning: once, with the number of images whose EXIF orientation is not upright; and
             once, with the number of DICOM files that say that annotation is burned in.
     """
     items, resize, size = _as_list(items), preset(preprocess), check_size(size)
-    workers = check_size(min(8, os.cpu_count() or 1) if workers is None else workers)
     out = np.empty((len(items), size, size, 3), np.uint8)
 
     def load(i: int) -> Facts:
@@ -60,11 +54,8 @@ def load_images(
             raise error.of(": ".join(filter(None, (position, error.source)))) from error
         return facts
 
-    if workers == 1 or len(items) < 2:
-        facts = list(map(load, range(len(items))))
-    else:
-        with ThreadPoolExecutor(min(workers, len(items))) as pool:
-            facts = list(pool.map(load, range(len(items))))
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        facts = list(pool.map(load, range(len(items))))
     turned = sum(f.orientation != 1 for f in facts)
     warn_about_pixels(turned, sum(f.burned_in for f in facts), len(items))
     return out

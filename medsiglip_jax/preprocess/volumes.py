@@ -93,7 +93,10 @@ def open_file(path: str) -> "Volume":
         plain = _inflated(stream)
         layout = _layout(plain)
         if plain is stream:
-            return Volume(_mapped(path, layout), layout)
+            if os.path.getsize(path) < layout.offset + layout.nbytes:
+                raise UnreadableImage("NIfTI with fewer values than it says: cut off")
+            stored = np.memmap(path, layout.dtype, "r", layout.offset, layout.shape, order="F")
+            return Volume(stored, layout)
         with _AT_ONCE:
             return Volume(_read(plain, layout), layout)
 
@@ -203,12 +206,6 @@ def _layout(stream: Any) -> _Layout:
         shape[:3], (*shape, 1)[3], dtype, offset, 1.0 if slope is None else float(slope),
         float(intercept or 0), axes.astype(int),
     )  # fmt: skip
-
-
-def _mapped(path: str, layout: _Layout) -> np.ndarray:
-    if os.path.getsize(path) < layout.offset + layout.nbytes:
-        raise UnreadableImage("NIfTI with fewer values than it says: cut off")
-    return np.memmap(path, layout.dtype, "r", layout.offset, layout.shape, order="F")
 
 
 def _read(stream: Any, layout: _Layout) -> np.ndarray:

@@ -287,8 +287,9 @@ def test_unknown_preset_names_the_four():
 
 
 @pytest.mark.parametrize("name", list(PRESETS))
-@pytest.mark.parametrize("workers", [1, 3])
-def test_load_images_keeps_order_and_takes_any_mixture(tmp_path, name, workers):
+@pytest.mark.parametrize("cores", [1, 3])
+def test_load_images_keeps_order_and_takes_any_mixture(tmp_path, monkeypatch, name, cores):
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
     images = [goldens.pattern(20 + i, 30 - i, 3) for i in range(12)]
     items = list(images)
     for i in range(0, 12, 3):
@@ -298,7 +299,7 @@ def test_load_images_keeps_order_and_takes_any_mixture(tmp_path, name, workers):
     items[2] = (tmp_path / "3.png").read_bytes()
     images[2] = images[3]
     expected = np.stack([PRESETS[name](image, 16) for image in images])
-    np.testing.assert_array_equal(load_images(items, 16, name, workers), expected)
+    np.testing.assert_array_equal(load_images(items, 16, name), expected)
 
 
 def test_load_images_shapes(tmp_path):
@@ -320,13 +321,14 @@ def test_load_images_shapes(tmp_path):
     assert load_images([], 4).dtype == np.uint8
 
 
-def test_one_lazy_pil_image_may_be_given_many_times(tmp_path):
+def test_one_lazy_pil_image_may_be_given_many_times(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
     image = goldens.pattern(900, 900, 3)  # large enough for the threads to meet in PIL's load()
     Image.fromarray(image).save(tmp_path / "a.png")
     expected = resize_bilinear(image, (32, 32))
     for _ in range(3):
         with Image.open(tmp_path / "a.png") as lazy:
-            out = load_images([lazy] * 8, 32, workers=8)
+            out = load_images([lazy] * 8, 32)
         np.testing.assert_array_equal(out, np.stack([expected] * 8))
 
 
@@ -351,7 +353,7 @@ def test_load_images_warns_once_about_orientation(tmp_path):
         Image.fromarray(goldens.pattern(16, 8, 3)).save(tmp_path / f"{i}.jpg", **kwargs)
     paths = sorted(tmp_path.iterdir())
     with pytest.warns(UserWarning, match="2 of 5 images carry an EXIF orientation") as caught:
-        load_images(paths, 8, workers=4)
+        load_images(paths, 8)
     assert len(caught) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -74,13 +73,10 @@ def fetch(uri: str) -> Path:
     copy = cache / f"{place.name}-{_version(uri, files)}"
     if not copy.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=cache))
-        try:
-            _copy(place, list(files), partial)
+        with tempfile.TemporaryDirectory(dir=cache, ignore_cleanup_errors=True) as partial:
+            _copy(place, list(files), Path(partial))
             with contextlib.suppress(OSError):  # another process was first
-                partial.rename(copy)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+                os.rename(partial, copy)
     return copy / place.name if place.is_file() else copy
 
 

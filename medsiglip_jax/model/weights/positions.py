@@ -32,13 +32,8 @@ def resize_positions(
 def resample(grid: Float[np.ndarray, "1 n d"], side: int) -> Float[np.ndarray, "1 m d"]:
     """[1, n, d] of a square grid -> [1, side * side, d]."""
     old = round(grid.shape[1] ** 0.5)
-    weights = _interpolation(old, side)
+    at = np.linspace(0.0, old - 1, side)  # the first and last samples are the grid's corners
+    weights = np.stack([np.interp(at, np.arange(old), unit) for unit in np.eye(old)], axis=1)
     square = grid.reshape(old, old, -1).astype(np.float64)
     out = np.einsum("ai,bj,ijd->abd", weights, weights, square, optimize=True)
     return out.reshape(1, side * side, -1).astype(np.float32)
-
-
-def _interpolation(old: int, new: int) -> np.ndarray:
-    """[new, old] linear weights whose first and last samples are the grid's corners."""
-    at = np.linspace(0.0, old - 1, new)
-    return np.stack([np.interp(at, np.arange(old), unit) for unit in np.eye(old)], axis=1)

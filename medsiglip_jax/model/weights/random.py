@@ -75,8 +75,7 @@ _RULES: list[tuple[str, Initializer]] = [
     (".*/(pos_embedding|Embed_0/embedding)", _normal_by_width),
     (f"{_STACK}/out/kernel", _xavier(2)),
     (f"{_STACK}/kernel", _xavier(1)),
-    (".*/MAPHead_0/.*/out/kernel", _xavier(2, stacked=False)),
+    (".*/MAPHead_0/(.*/out/kernel|probe)", _xavier(2, stacked=False)),
     (".*/MAPHead_0/.*/kernel", _xavier(1, stacked=False)),
-    (".*/probe", _xavier(2, stacked=False)),
     ("img/embedding/kernel|txt/head/kernel", _lecun),
 ]

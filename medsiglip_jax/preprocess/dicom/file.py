@@ -125,7 +125,6 @@ class File:
             rows=tags.whole("Rows"),
             columns=tags.whole("Columns"),
             frames=self.frames,
-            frames_given=tags.has("NumberOfFrames"),
             frame=frame,
             allocated=allocated,
             stored=stored,

@@ -38,7 +38,7 @@ class Header:
         photometric: interpretation, "MONOCHROME2" and so on.
         samples: per pixel.
         rows, columns: of a frame, in pixels.
-        frames: number of frames in the file; `frames_given` is False if the file does not say.
+        frames: number of frames in the file, 1 if it does not say.
         frame: which of them this is, from 0.
         allocated, stored, high: bits per sample, bits in use, and the highest of them.
         signed: whether samples are two's complement.
@@ -59,7 +59,6 @@ class Header:
     rows: int
     columns: int
     frames: int
-    frames_given: bool
     frame: int
     allocated: int
     stored: int

@@ -43,7 +43,7 @@ def check(header: Header) -> None:
         raise UnreadableImage("official rules: the transfer syntax is not served")
     if header.samples not in (1, 3):
         raise UnreadableImage(f"official rules: {header.samples} samples per pixel")
-    if header.frames_given and header.frames != 1:
+    if header.frames != 1:
         raise UnreadableImage(f"official rules: {header.frames} frames, expected 1")
     if header.syntax in _NATIVE and not (header.grey or header.photometric == "RGB"):
         raise UnreadableImage("official rules: the photometric interpretation is not served")
