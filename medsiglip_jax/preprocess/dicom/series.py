@@ -62,6 +62,14 @@ class Stacks:
     split: int = 0
 
 
+class _Frame(NamedTuple):
+    """A frame, in the order in which frames of one place are sorted."""
+
+    number: float
+    slot: Slot
+    plane: Plane
+
+
 def into_stacks(files: Sequence[Sequence[Plane]]) -> Stacks:
     """Sorts frames into stacks.
 
@@ -82,28 +90,27 @@ def into_stacks(files: Sequence[Sequence[Plane]]) -> Stacks:
             result.copies += 1
             continue
         seen.add(key)
-        slots = [Slot(file, frame) for frame in range(len(planes))]
-        series[planes[0].series or file] += slots
-    for slots in series.values():
-        parts = _by_direction(files, slots)
+        for frame, plane in enumerate(planes):
+            number = np.inf if plane.number is None else plane.number
+            series[planes[0].series or file].append(_Frame(number, Slot(file, frame), plane))
+    for frames in series.values():
+        parts = _by_direction(frames)
         result.split += len(parts) > 1
-        result.stacks += [_sorted(files, normal, part) for normal, part in parts]
+        result.stacks += [_sorted(normal, part) for normal, part in parts]
     result.stacks.sort(key=lambda stack: min(stack.slots))
     return result
 
 
-def _by_direction(
-    files: Sequence[Sequence[Plane]], slots: Iterable[Slot]
-) -> list[tuple[np.ndarray | None, list[Slot]]]:
+def _by_direction(frames: Iterable[_Frame]) -> list[tuple[np.ndarray | None, list[_Frame]]]:
     """The frames of a series by their normal, which is None where they have no position."""
-    groups: list[tuple[np.ndarray | None, list[Slot]]] = []
-    for slot in sorted(slots, key=lambda slot: (_number(files, slot), slot)):
-        normal = _normal(files[slot.file][slot.frame])
+    groups: list[tuple[np.ndarray | None, list[_Frame]]] = []
+    for frame in sorted(frames, key=lambda frame: (frame.number, frame.slot)):
+        normal = _normal(frame.plane)
         same = [of_group for other, of_group in groups if _alike(normal, other)]
         if same:
-            same[0].append(slot)
+            same[0].append(frame)
         else:
-            groups.append((normal, [slot]))
+            groups.append((normal, [frame]))
     return groups
 
 
@@ -122,21 +129,13 @@ def _normal(plane: Plane) -> np.ndarray | None:
     return normal / length if 0 < length < np.inf else None
 
 
-def _sorted(
-    files: Sequence[Sequence[Plane]], normal: np.ndarray | None, slots: Sequence[Slot]
-) -> Stack:
-    numbers = {slot: _number(files, slot) for slot in slots}
-    if normal is None:
-        order = "instance number" if max(numbers.values()) < np.inf else "name"
-        keys = numbers if order == "instance number" else dict.fromkeys(slots, 0.0)
-        return Stack(sorted(slots, key=lambda slot: (keys[slot], slot)), order)
-    # Less than a thousandth of a millimetre is rounding, not a distance.
-    along = {
-        slot: round(float(normal @ files[slot.file][slot.frame].position), 3) for slot in slots
-    }
-    return Stack(sorted(slots, key=lambda s: (along[s], numbers[s], s)), "position")
-
-
-def _number(files: Sequence[Sequence[Plane]], slot: Slot) -> float:
-    number = files[slot.file][slot.frame].number
-    return np.inf if number is None else number
+def _sorted(normal: np.ndarray | None, frames: list[_Frame]) -> Stack:
+    """Frames that are in the order of their numbers, and those of one number in that of files."""
+    if normal is not None:
+        # Less than a thousandth of a millimetre is rounding, not a distance.
+        along = sorted(frames, key=lambda frame: round(float(normal @ frame.plane.position), 3))
+        return Stack([frame.slot for frame in along], "position")
+    slots = [frame.slot for frame in frames]
+    if frames[-1].number < np.inf:
+        return Stack(slots, "instance number")
+    return Stack(sorted(slots), "name")
