@@ -21,6 +21,7 @@ from medsiglip_jax.model.attention import ATTENTION, attend
 from medsiglip_jax.model.config import ModelConfig, TextConfig, VisionConfig
 
 Params = dict[str, Any]
+Tower = VisionConfig | TextConfig
 _ZEROS = nn.initializers.zeros
 
 
@@ -141,8 +142,7 @@ class MlpBlock(nn.Module):
 class EncoderBlock(nn.Module):
     """Pre-LN block; the (carry, output) signature is the one `nn.scan` wants."""
 
-    num_heads: int
-    mlp_dim: int
+    config: Tower
     compute: Compute
 
     @nn.compact
@@ -150,15 +150,13 @@ class EncoderBlock(nn.Module):
         if self.compute.rows is not None:
             x = jax.lax.with_sharding_constraint(x, self.compute.rows)
         y = LayerNorm(self.compute)(x)
-        x = x + MultiHeadDotProductAttention(self.num_heads, self.compute)(y, y)
+        x = x + MultiHeadDotProductAttention(self.config.num_heads, self.compute)(y, y)
         y = LayerNorm(self.compute)(x)
-        return x + MlpBlock(self.mlp_dim, self.compute)(y), None
+        return x + MlpBlock(self.config.mlp_dim, self.compute)(y), None
 
 
 class Encoder(nn.Module):
-    depth: int
-    num_heads: int
-    mlp_dim: int
+    config: Tower
     compute: Compute
 
     @nn.compact
@@ -170,29 +168,27 @@ class Encoder(nn.Module):
         # has to pass through it.
         blocks = self.variables.get("params", {}).get("frozen_blocks")
         frozen = len(jax.tree.leaves(blocks)[0]) if blocks else 0
-        for name, length in (("frozen_blocks", frozen), ("encoderblock", self.depth - frozen)):
+        scan = partial(nn.scan, block, variable_axes={"params": 0}, split_rngs={"params": True})
+        lengths = {"frozen_blocks": frozen, "encoderblock": self.config.depth - frozen}
+        for name, length in lengths.items():
             if length:
-                stack = nn.scan(
-                    block, variable_axes={"params": 0}, split_rngs={"params": True}, length=length
-                )
-                x, _ = stack(self.num_heads, self.mlp_dim, self.compute, name=name)(x)
+                x, _ = scan(length=length)(self.config, self.compute, name=name)(x)
         return LayerNorm(self.compute, name="encoder_norm")(x)
 
 
 class MAPHead(nn.Module):
     """Multi-head attention pooling: a learned probe, no residual from it, no LN on its inputs."""
 
-    num_heads: int
-    mlp_dim: int
+    config: VisionConfig
     compute: Compute
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b d"]:
         n, _, width = x.shape
         probe = jnp.tile(self.param("probe", _ZEROS, (1, 1, width)).astype(x.dtype), (n, 1, 1))
-        x = MultiHeadDotProductAttention(self.num_heads, self.compute)(probe, x)
+        x = MultiHeadDotProductAttention(self.config.num_heads, self.compute)(probe, x)
         y = LayerNorm(self.compute)(x)
-        return (x + MlpBlock(self.mlp_dim, self.compute)(y))[:, 0]
+        return (x + MlpBlock(self.config.mlp_dim, self.compute)(y))[:, 0]
 
 
 class PatchEmbedding(nn.Module):
@@ -229,10 +225,10 @@ class ImageTower(nn.Module):
         c = self.config
         x = PatchEmbedding(c.patch_size, c.width, self.compute, name="embedding")(images)
         x = _add_positions(self, x)
-        x = Encoder(c.depth, c.num_heads, c.mlp_dim, self.compute, name="Transformer")(x)
+        x = Encoder(c, self.compute, name="Transformer")(x)
         if c.pool == "mean":
             return x.astype(jnp.float32).mean(axis=1), x
-        return MAPHead(c.num_heads, c.mlp_dim, self.compute, name="MAPHead_0")(x), x
+        return MAPHead(c, self.compute, name="MAPHead_0")(x), x
 
 
 class TextTower(nn.Module):
@@ -244,7 +240,7 @@ class TextTower(nn.Module):
         c = self.config
         x = nn.Embed(c.vocab_size, c.width, dtype=self.compute.dtype, name="Embed_0")(tokens)
         x = _add_positions(self, x)
-        x = Encoder(c.depth, c.num_heads, c.mlp_dim, self.compute, name="Encoder_0")(x)
+        x = Encoder(c, self.compute, name="Encoder_0")(x)
         # Last position, which sticky EOS makes an </s> (big_vision ops_text.py:77-111).
         return nn.Dense(c.embed_dim, dtype=self.compute.dtype, name="head")(x[:, -1])
 

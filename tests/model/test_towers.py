@@ -39,10 +39,9 @@ def images():
 def test_scan_equals_a_loop_over_blocks(params):
     vision = TINY.vision
     x = jax.random.normal(jax.random.key(1), (2, vision.num_tokens, vision.width))
-    sizes = (vision.num_heads, vision.mlp_dim)
     tower = params["img"]["Transformer"]
-    scanned = jax.jit(towers.Encoder(vision.depth, *sizes, Compute()).apply)({"params": tower}, x)
-    block = jax.jit(towers.EncoderBlock(*sizes, Compute()).apply)
+    scanned = jax.jit(towers.Encoder(vision, Compute()).apply)({"params": tower}, x)
+    block = jax.jit(towers.EncoderBlock(vision, Compute()).apply)
     for i in range(vision.depth):
         layer = jax.tree.map(lambda p, i=i: p[i], tower["encoderblock"])
         x, _ = block({"params": layer}, x)
@@ -58,9 +57,7 @@ def test_remat_changes_neither_value_nor_gradient(params):
 
     @partial(jax.jit, static_argnums=1)
     def value_and_gradient(tower, remat):
-        encoder = towers.Encoder(
-            vision.depth, vision.num_heads, vision.mlp_dim, Compute(remat=remat)
-        )
+        encoder = towers.Encoder(vision, Compute(remat=remat))
         return jax.value_and_grad(lambda tower: jnp.mean(encoder.apply(tower, x) ** 3))(tower)
 
     value, gradient = value_and_gradient(tower, "none")
