@@ -293,14 +293,9 @@ def _check_rows(n, positives, mask):
                 f"{name} is {dtype} {jnp.shape(x)}; expected {what} of shape ({n},),"
                 " one for each row of zimg and ztxt. Cast or reshape it."
             )
-    _check_ids_fit(positives)
-
-
-def _check_ids_fit(positives):
-    """Refuses 64-bit ids that JAX would silently truncate, which could make two of them equal."""
-    if positives is None or isinstance(positives, jax.Array):
-        return
-    if (positives != np.asarray(positives).astype(jnp.result_type(positives))).any():
+    # JAX would silently truncate 64-bit ids, which could make two of them equal.
+    by_jax = positives is None or isinstance(positives, jax.Array)
+    if not by_jax and (positives != np.asarray(positives).astype(jnp.result_type(positives))).any():
         raise ValueError(
             "positives has ids beyond int32; expected int32 ids. Number the groups instead, for"
             " example with np.unique(ids, return_inverse=True)[1]."

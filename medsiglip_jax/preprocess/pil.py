@@ -99,7 +99,12 @@ def _rgb_pixels(image: Image.Image, to_array: ToArray) -> np.ndarray:
     if image.mode == "F":
         raise UnreadableImage(f"float pixels (mode F) have no agreed range; {_SCALE}")
     if image.mode == "I" or image.mode.startswith("I;16"):
-        return from_array(_as_uint16(np.asarray(image)))
+        values = np.asarray(image)
+        low, high = int(values.min()), int(values.max())
+        if low < 0 or high > 65535:
+            outside = f"32-bit pixels with values {low}..{high}, outside 0..65535"
+            raise UnreadableImage(f"{outside}; window or {_SCALE}")
+        return from_array(values.astype(np.uint16))
     if "transparency" in image.info:  # PIL would warn, or fail, while carrying it over to RGB
         image = image.copy()
         del image.info["transparency"]
@@ -108,20 +113,11 @@ def _rgb_pixels(image: Image.Image, to_array: ToArray) -> np.ndarray:
     return to_array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def _as_uint16(values: np.ndarray) -> np.ndarray:
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high > 65535:
-        outside = f"32-bit pixels with values {low}..{high}, outside 0..65535"
-        raise UnreadableImage(f"{outside}; window or {_SCALE}")
-    return values.astype(np.uint16)
-
-
 def from_array(pixels: np.ndarray) -> np.ndarray:
     """uint8 RGB of a uint8 or uint16 array: one grey channel, grey and alpha, RGB or RGBA."""
     channels = pixels.shape[2] if pixels.ndim == 3 else 1
-    if pixels.ndim not in (2, 3) or not 1 <= channels <= 4 or pixels.dtype.kind != "u":
-        raise UnreadableImage(EXPECTED)
-    if pixels.dtype.itemsize > 2:
+    known = pixels.dtype.kind == "u" and pixels.dtype.itemsize <= 2
+    if not known or pixels.ndim not in (2, 3) or not 1 <= channels <= 4:
         raise UnreadableImage(EXPECTED)
     if pixels.size == 0:
         raise UnreadableImage("no pixels")
