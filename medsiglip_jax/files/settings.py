@@ -170,11 +170,9 @@ def _value(value: Any, hint: Any, where: str, problems: list[str]) -> Any:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    if hint is Any:
-        return True
     if isinstance(value, bool):  # an int in Python, but not in settings
-        return hint is bool
-    return isinstance(hint, type) and isinstance(value, hint)
+        return hint in (bool, Any)
+    return hint is Any or (isinstance(hint, type) and isinstance(value, hint))
 
 
 def _annotated(value: Any, hint: Any, extras: tuple, where: str, problems: list[str]) -> Any:

@@ -379,11 +379,9 @@ def _padding(tags: _Tags) -> tuple[int, int] | None:
 def _windows(tags: _Tags) -> tuple[tuple[float, float] | None, ...]:
     """Windows; None for those of a width below 1, which is not allowed (PS3.3 C.11.2.1.2)."""
     exact = tags.text("VOILUTFunction").upper() in ("LINEAR_EXACT", "SIGMOID")
+    pairs = zip(tags.numbers("WindowCenter"), tags.numbers("WindowWidth"), strict=False)
     return tuple(
-        (center, width) if width >= 1 or (exact and width > 0) else None
-        for center, width in zip(
-            tags.numbers("WindowCenter"), tags.numbers("WindowWidth"), strict=False
-        )
+        (center, width) if width >= 1 or (exact and width > 0) else None for center, width in pairs
     )
 
 
