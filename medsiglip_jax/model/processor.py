@@ -13,7 +13,7 @@ from medsiglip_jax.model.config import ModelConfig
 from medsiglip_jax.model.weights.checkpoint import TOKENIZER
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.load import load_images
-from medsiglip_jax.preprocess.text import Tokenizer
+from medsiglip_jax.preprocess.text import WHERE, Tokenizer
 
 
 class Processor:
@@ -61,11 +61,7 @@ class Processor:
             )
         source = self._tokenizer_source
         if source is None:
-            raise FileNotFoundError(
-                f"{TOKENIZER} is missing: the checkpoint has none. It is in the folder of "
-                "google/medsiglip-448 on Hugging Face; put it beside the weights, or pass "
-                "tokenizer=PATH (--tokenizer PATH)"
-            )
+            raise FileNotFoundError(f"the checkpoint has no tokenizer; {WHERE}")
         tokenizer = Tokenizer(source, self.config.text.context_length)
         if tokenizer.vocab_size > self.config.text.vocab_size:
             raise ValueError(

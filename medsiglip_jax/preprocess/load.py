@@ -91,10 +91,8 @@ def _decoded(item: Any, rules: Rules) -> tuple[np.ndarray, Facts]:
 
 def _as_list(items: Any) -> list:
     if isinstance(items, np.ndarray):
-        if items.ndim == 4 or items.dtype.kind in "OSU":  # a batch, or an array of paths
-            return list(items)
-        return [items]
-    single = isinstance(items, (str, bytes, bytearray, memoryview, os.PathLike, Image.Image))
-    if single or isinstance(items, Mapping) or not isinstance(items, Iterable):
-        return [items]
-    return list(items)
+        several = items.ndim == 4 or items.dtype.kind in "OSU"  # a batch, or an array of paths
+    else:
+        single = (str, bytes, bytearray, memoryview, os.PathLike, Image.Image, Mapping)
+        several = isinstance(items, Iterable) and not isinstance(items, single)
+    return list(items) if several else [items]

@@ -28,9 +28,9 @@ _SPECIAL = {"</s>": EOS_ID, "<unk>": UNK_ID}
 _SPLIT_SPECIAL = re.compile("(</s>|<unk>)")
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how SentencePiece writes a space
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
-_WHERE = (
+WHERE = (
     "spiece.model lies in the checkpoint folder of google/medsiglip-448 on Hugging Face;"
-    " put it beside the weights or name it with --tokenizer PATH"
+    " put it beside the weights, or name it: --tokenizer PATH (tokenizer=PATH)"
 )
 
 
@@ -73,11 +73,11 @@ class Tokenizer:
             self._prefix_length = len(self._processor.encode("<unk>"))
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
-            raise ValueError(f"{name} is not a SentencePiece model ({reason}); {_WHERE}") from error
+            raise ValueError(f"{name} is not a SentencePiece model ({reason}); {WHERE}") from error
         if pieces[1:] != [_PIECES[EOS_ID], _PIECES[UNK_ID]]:
             raise ValueError(
                 f"{name} is not a SigLIP tokenizer: its first pieces are {pieces}, expected </s> at"
-                f" 1 and <unk> at 2; {_WHERE}"
+                f" 1 and <unk> at 2; {WHERE}"
             )
 
     def __call__(self, texts: Any, warn: bool = True) -> Int32[np.ndarray, "n length"]:
@@ -145,9 +145,9 @@ def _read(source: str | os.PathLike | bytes) -> tuple[str, bytes]:
     try:
         return str(path), path.read_bytes()
     except FileNotFoundError:
-        raise FileNotFoundError(f"no tokenizer at {path}: {_WHERE}") from None
+        raise FileNotFoundError(f"no tokenizer at {path}: {WHERE}") from None
     except (OSError, ValueError) as error:
-        raise ValueError(f"tokenizer {str(path)!r} cannot be read ({error}); {_WHERE}") from error
+        raise ValueError(f"tokenizer {str(path)!r} cannot be read ({error}); {WHERE}") from error
 
 
 def _as_list(texts: Any) -> list:

@@ -59,22 +59,19 @@ def _open(path: Path, source: object) -> Checkpoint:
             tokenizer = (path if path.is_dir() else path.parent) / TOKENIZER
             found = tokenizer if tokenizer.is_file() else None
             return replace(layout.open(path), format=layout.name, tokenizer=found)
+    expected = (
+        "expected a checkpoint folder (config.json + *.safetensors), a big_vision .npz, a folder "
+        "this project wrote, or a Hugging Face repo id like google/medsiglip-448"
+    )
     if path.is_dir():
-        problem = (
-            "no config.json here; expected a Hugging Face checkpoint folder (config.json + "
-            "*.safetensors), one big_vision .npz, or a folder this project wrote"
-        )
+        problem = f"no config.json here, nor a single .npz; {expected}"
         raise CheckpointError(path, [why_unreadable(path, problem)])
     if path.suffix == ".safetensors" and path.exists():
         problem = "give the folder, not the file: config.json beside it holds the architecture"
         raise CheckpointError(source, [problem])
     if path.exists():
-        problem = "not a checkpoint; expected a folder, a big_vision .npz or a Hugging Face repo id"
-        raise CheckpointError(source, [why_unreadable(path, problem)])
-    raise FileNotFoundError(
-        f"{source}: no such file or folder; expected a checkpoint folder (config.json + "
-        "*.safetensors), a big_vision .npz, or a Hugging Face repo id like google/medsiglip-448"
-    )
+        raise CheckpointError(source, [why_unreadable(path, f"not a checkpoint; {expected}")])
+    raise FileNotFoundError(f"{source}: no such file or folder; {expected}")
 
 
 def check(checkpoint: Checkpoint) -> dict[str, Any]:
