@@ -24,9 +24,13 @@ from medsiglip_jax.preprocess.pil import ToArray
 
 
 def preset(name: str) -> tuple[ToArray, Callable[[np.ndarray, int], np.ndarray]]:
-    """How PIL's pixels become an array, and the resize; fast for the presets of this file."""
-    fast = {"big_vision": big_vision, "big_vision_pad": big_vision_pad}
-    return (rgbx_view, fast[name]) if name in fast else (np.asarray, exact.preset(name))
+    """How PIL's pixels become an array, and the resize: that of `image`, to the bit.
+
+    The bilinear presets are fast for what `rgbx_view` gives.
+    """
+    if name not in ("big_vision", "big_vision_pad"):
+        return np.asarray, exact.preset(name)
+    return rgbx_view, functools.partial(_resize, slow=exact.preset(name))
 
 
 def codec(preprocess: str, dicom: Rules = Rules()) -> Codec:
@@ -47,25 +51,13 @@ def rgbx_view(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
     return flat.reshape(image.height, image.width, 4)[..., :3]
 
 
-def big_vision(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "s s 3"]:
-    """`image.big_vision`, to the bit; fast for what `rgbx_view` gives."""
-    return _resize(image, size, image.shape[:2], exact.big_vision)
-
-
-def big_vision_pad(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "s s 3"]:
-    """`image.big_vision_pad`, to the bit; fast for what `rgbx_view` gives."""
-    side = max(image.shape[:2])
-    return _resize(image, size, (side, side), exact.big_vision_pad)
-
-
 def _resize(
-    image: np.ndarray,
-    size: int,
-    canvas: tuple[int, int],
-    slow: Callable[[np.ndarray, int], np.ndarray],
-) -> np.ndarray:
-    """Resizes the image in the centre of a black canvas; falls back to `slow`."""
+    image: UInt8[np.ndarray, "h w 3"], size: int, slow: Callable
+) -> UInt8[np.ndarray, "s s 3"]:
+    """Resizes the image, or the black square that it is in the centre of; falls back to `slow`."""
     height, width, _ = image.shape
+    side = max(height, width)
+    canvas = (side, side) if slow is exact.big_vision_pad else (height, width)
     spread = image.strides[1:] == (4, 1) and (image.strides[0] | image.ctypes.data) % 4 == 0
     if spread and (height, width) == (size, size):
         return _packed(image)

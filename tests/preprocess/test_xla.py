@@ -9,7 +9,7 @@ from PIL import Image
 from medsiglip_jax.preprocess import image, xla
 from medsiglip_jax.preprocess.decode import decode, decode_with_facts
 
-FAST = [(xla.big_vision, image.big_vision), (xla.big_vision_pad, image.big_vision_pad)]
+FAST = [(xla.preset(name)[1], image.PRESETS[name]) for name in ("big_vision", "big_vision_pad")]
 
 
 def spread(pixels):

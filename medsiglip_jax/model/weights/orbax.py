@@ -40,17 +40,15 @@ def open_folder(folder: Path) -> Checkpoint:
         raise CheckpointError(folder, [f"cannot be opened: {error}"]) from error
     leaves = {p: Leaf(tuple(x.shape), np.dtype(x.dtype), ()) for p, x in tree.items(metadata)}
     files = tuple(sorted(p for p in (folder / _PARAMS).rglob("*") if p.is_file()))
-    return Checkpoint(
-        str(folder), config, leaves, files, restore=lambda shapes: _restore(folder, shapes)
-    )
 
+    def restore(shapes: dict[str, Any]) -> dict[str, Any]:
+        try:
+            with orbax().StandardCheckpointer() as checkpointer:
+                return checkpointer.restore((folder / _PARAMS).absolute(), shapes)
+        except Exception as error:  # as above
+            raise CheckpointError(folder, [f"cannot be read: {error}"]) from error
 
-def _restore(folder: Path, shapes: dict[str, Any]) -> dict[str, Any]:
-    try:
-        with orbax().StandardCheckpointer() as checkpointer:
-            return checkpointer.restore((folder / _PARAMS).absolute(), shapes)
-    except Exception as error:  # as above
-        raise CheckpointError(folder, [f"cannot be read: {error}"]) from error
+    return Checkpoint(str(folder), config, leaves, files, restore=restore)
 
 
 def write_folder(folder: Path, params: dict[str, Any], config: ModelConfig) -> None:
