@@ -105,30 +105,22 @@ def infer_config(shapes: dict[str, tuple[int, ...]]) -> ModelConfig:
     if any(name.startswith("img/") for name in shapes):
         patch, _, _, width = shapes["img/embedding/kernel"]
         grid = math.isqrt(shapes["img/pos_embedding"][1])
-        vision = VisionConfig(
-            image_size=_image_size(grid, patch),
-            patch_size=patch,
-            width=width,
-            pool="map" if "img/MAPHead_0/probe" in shapes else "mean",
-            **_encoder(shapes, "img/Transformer"),
-        )
+        image_size = _image_size(grid, patch)
+        pool = "map" if "img/MAPHead_0/probe" in shapes else "mean"
+        vision = VisionConfig(image_size, patch, width, *_encoder(shapes, "img/Transformer"), pool)
     if any(name.startswith("txt/") for name in shapes):
         vocab_size, width = shapes["txt/Embed_0/embedding"]
-        text = TextConfig(
-            vocab_size=vocab_size,
-            context_length=shapes["txt/pos_embedding"][1],
-            width=width,
-            embed_dim=shapes["txt/head/kernel"][1],
-            **_encoder(shapes, "txt/Encoder_0"),
-        )
+        length, embed_dim = shapes["txt/pos_embedding"][1], shapes["txt/head/kernel"][1]
+        text = TextConfig(vocab_size, length, width, *_encoder(shapes, "txt/Encoder_0"), embed_dim)
     return ModelConfig(vision, text)
 
 
-def _encoder(shapes: dict[str, tuple[int, ...]], name: str) -> dict[str, int]:
+def _encoder(shapes: dict[str, tuple[int, ...]], name: str) -> tuple[int, int, int]:
+    """Depth, width of the MLP and number of heads."""
     block = f"{name}/encoderblock"
     depth, _, num_heads, _ = shapes[f"{block}/MultiHeadDotProductAttention_0/query/kernel"]
     mlp_dim = shapes[f"{block}/MlpBlock_0/Dense_0/kernel"][-1]
-    return dict(depth=depth, mlp_dim=mlp_dim, num_heads=num_heads)
+    return depth, mlp_dim, num_heads
 
 
 def _image_size(grid: int, patch: int) -> int:
@@ -141,11 +133,11 @@ def _image_size(grid: int, patch: int) -> int:
 def write_npz(path: Path, params: dict[str, Any]) -> None:
     """Writes the unrolled layout of the released SigLIP checkpoints, under "params/"."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-        for path, leaf in tree.items(params):
-            names, array = tree.layer_paths(path, leaf), np.asarray(leaf)
+        for key, leaf in tree.items(params):
+            names, array = tree.layer_paths(key, leaf), np.asarray(leaf)
             if array.dtype == np.dtype(ml_dtypes.bfloat16):
                 array = array.view("V2")
-            for name, layer in zip(names, array if tree.STACK in path else [array], strict=True):
+            for name, layer in zip(names, array if tree.STACK in key else [array], strict=True):
                 with archive.open(f"params/{name}.npy", "w", force_zip64=True) as file:
                     npy.write_array(file, np.ascontiguousarray(layer), allow_pickle=False)
 
