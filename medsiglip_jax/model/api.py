@@ -259,7 +259,7 @@ def save(
         raise ValueError(f"format is {format!r}; expected one of {', '.join(layouts.LAYOUTS)}")
     layout = layouts.LAYOUTS[format]
     path, tokenizer = places.at(folder), model.processor.tokenizer_bytes
-    if layout.write_file and path.suffix == layout.suffix:
+    if layout.write_file and path.suffix == os.path.splitext(layout.marker)[1]:
         if not overwrite:
             places.check_new(path)
         with storage.new_file(path) as partial:

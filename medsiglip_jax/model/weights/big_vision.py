@@ -155,6 +155,5 @@ LAYOUT = Layout(
     recognise=lambda path: len(_npz_in(path)) == 1,
     open=lambda path: open_npz(_npz_in(path)[0]),
     write=lambda folder, params, config: write_npz(folder / _FILE, params),
-    suffix=".npz",
     write_file=write_npz,
 )

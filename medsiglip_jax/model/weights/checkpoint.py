@@ -95,8 +95,8 @@ class Layout:
         write: writes parameters and architecture into a folder that may hold a SentencePiece model.
         recognise: whether a path holds a checkpoint of this layout, from file names alone; default:
             it is a folder that has the marker.
-        suffix: of a path that `save` writes as one file instead of a folder.
-        write_file: writes the parameters to such a file.
+        write_file: writes the parameters to one file, which `save` does for a path that ends as the
+            marker does.
     """
 
     name: str
@@ -104,7 +104,6 @@ class Layout:
     open: Callable[[Path], Checkpoint]
     write: Callable[[Path, dict[str, Any], ModelConfig], None]
     recognise: Callable[[Path], bool] | None = None
-    suffix: str = ""
     write_file: Callable[[Path, dict[str, Any]], None] | None = None
 
     def matches(self, path: Path) -> bool:
