@@ -51,7 +51,7 @@ def read(
             return spread(formats.SLIDES.load().read(file, *part), to_array), Facts()
         named = None if isinstance(part, Range) else formats.by_name(file)
         if isinstance(part, Frame) or (named is not None and named.part is Frame):
-            check_rules(source, rules)
+            _check(named, source, rules)
             opened = handles.opened(file, _open)
             number = part.number if isinstance(part, Frame) else rules.chosen(opened.frames)
             pixels, facts = opened.render(number, rules)
@@ -81,7 +81,10 @@ def _open(file: str) -> Any:
 
 def check_rules(source: str, rules: Rules) -> None:
     """Raises ValueError if the rules do not say enough to read a file of this name."""
-    format = formats.by_name(parse(source)[0])
+    _check(formats.by_name(parse(source)[0]), source, rules)
+
+
+def _check(format: Format | None, source: str, rules: Rules) -> None:
     try:
         if format is not None and format.check is not None:
             format.check(rules)

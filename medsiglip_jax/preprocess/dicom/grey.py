@@ -146,8 +146,8 @@ def _chosen(windows: Sequence, rules: Rules):
 
 def _is_plain(header: Header) -> bool:
     """Whether stored values are already grey levels: 8 bits or fewer, and no transformation."""
-    rescaled = (header.slope or 1.0, header.intercept or 0.0) != (1.0, 0.0)
-    return header.stored <= 8 and not (rescaled or header.modality_lut or header.signed)
+    scaled = (header.slope or 1.0, header.intercept or 0.0) != (1.0, 0.0)
+    return header.stored <= 8 and not (scaled or header.modality_lut or header.signed)
 
 
 def _is_padding(stored: Values, header: Header) -> np.ndarray:
