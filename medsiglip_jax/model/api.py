@@ -231,8 +231,9 @@ def load(
 def init(name: str | ModelConfig, seed: int = 0, dtype: str = "float32") -> Model:
     """A model with random weights of a named size ("so400m-448") or a given architecture."""
     config, compute = named(name) if isinstance(name, str) else name, compute_for(dtype)
-    drawn = jax.tree.map(lambda x: x.astype(dtype_of(dtype)), random.init_params(config, seed))
-    return Model(jax.device_put(drawn), config, compute=compute)
+    drawn = random.init_params(config, seed)
+    params = jax.tree.map(lambda x: jax.device_put(x.astype(dtype_of(dtype))), drawn)
+    return Model(params, config, compute=compute)
 
 
 def save(
