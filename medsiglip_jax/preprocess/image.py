@@ -48,14 +48,7 @@ def resize_bilinear(
     Raises:
         ValueError: wrong dtype, rank or size.
     """
-    if image.dtype != np.uint8 or image.ndim != 3 or 0 in image.shape:
-        raise ValueError(
-            f"image is {image.dtype} {image.shape}, expected uint8 [H, W, C] with at least one"
-            " pixel; decode() gives that for anything PIL can read"
-        )
-    if np.shape(size) != (2,):
-        raise ValueError(f"size is {size!r}, expected (height, width)")
-    height, width = map(check_size, size)
+    height, width = _check_resize(image, size)
     if (height, width) == image.shape[:2]:
         return image.copy()
     return _bilinear(lambda rows: image[rows], image.shape, height, width)
@@ -105,6 +98,17 @@ def _lerp(first: np.ndarray, second: np.ndarray, weight: np.ndarray) -> np.ndarr
     """first + (second - first) * weight in float32: the order that fixes the last bit."""
     first = first.astype(np.float32)
     return first + (second - first) * weight
+
+
+def _check_resize(image: np.ndarray, size: Any) -> tuple[int, int]:
+    if image.dtype != np.uint8 or image.ndim != 3 or 0 in image.shape:
+        raise ValueError(
+            f"image is {image.dtype} {image.shape}, expected uint8 [H, W, C] with at least one"
+            " pixel; decode() gives that for anything PIL can read"
+        )
+    if np.shape(size) != (2,):
+        raise ValueError(f"size is {size!r}, expected (height, width)")
+    return check_size(size[0]), check_size(size[1])
 
 
 def check_size(size: Any) -> int:

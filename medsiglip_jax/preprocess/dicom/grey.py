@@ -20,6 +20,8 @@ CT_WINDOWS = ((2250.0, -100.0), (350.0, 40.0), (80.0, 40.0))
 # Where a file has no window: the quantiles of its pixels that become black and white.
 PERCENTILES = (0.005, 0.995)
 
+# (width, level) of each.
+Windows = Sequence[tuple[int | float, int | float]]
 Values = Float64[np.ndarray, " k"]
 # Measured values -> fractions of white, 0..1, [k] or for each channel [k, channels].
 Fractions = Callable[[np.ndarray], np.ndarray]
@@ -78,8 +80,8 @@ def _fractions(pixels: np.ndarray, header: Header, rules: Rules) -> tuple[Fracti
     return lambda x: ramp(x, low, high - low), words
 
 
-def in_windows(windows: Sequence[tuple[float, float]]) -> tuple[Fractions, str]:
-    """A channel for each window, (width, level); and the same in words."""
+def in_windows(windows: Windows) -> tuple[Fractions, str]:
+    """A channel for each window, and the same in words."""
     words = " ".join(f"{width:g}/{level:g}" for width, level in windows)
 
     def fractions(x: Values) -> np.ndarray:
@@ -88,7 +90,7 @@ def in_windows(windows: Sequence[tuple[float, float]]) -> tuple[Fractions, str]:
     return fractions, words
 
 
-def _ct_windows(header: Header, rules: Rules) -> Sequence[tuple[float, float]] | None:
+def _ct_windows(header: Header, rules: Rules) -> Windows | None:
     """(width, level) for CT; None for other modalities, and for CT whose values are not in HU."""
     if header.modality != "CT":
         return None
@@ -127,7 +129,7 @@ def windowed(x: Values, center: float, width: float, function: str) -> Values:
     return ramp(x, low, width - 1) if width > 1 else (x > low).astype(np.float64)
 
 
-def ramp(x: Values, low: float, width: float) -> Values:
+def ramp(x: Values, low: float, width: int | float) -> Values:
     """The fraction of white, 0..1, rising linearly from `low` over `width`.
 
     It is 0 for NaN, and for all values if `width` is not positive.
