@@ -11,7 +11,7 @@ import numpy as np
 from medsiglip_jax.model.config import ModelConfig
 
 # The names that users give to element types.
-DTYPES = {str(d): d for d in map(np.dtype, ("float32", ml_dtypes.bfloat16, "float16"))}
+DTYPES = {str(np.dtype(d)): np.dtype(d) for d in ("float32", ml_dtypes.bfloat16, "float16")}
 # float8 and integer checkpoints are quantised: casting them would be wrong, not lossy.
 FLOATS = {np.dtype("float64"), *DTYPES.values()}
 TOKENIZER = "spiece.model"

@@ -15,7 +15,7 @@ _FULL = np.array(
 _PARTIAL = np.array(
     [[1.1644, 1.1644, 1.1644], [0, -0.3917, 2.0173], [1.596, -0.813, 0]], np.float32
 )
-_YBR = dict.fromkeys(("YBR_FULL", "YBR_FULL_422"), (_FULL, (0, 128, 128)))
+_YBR: dict[str, tuple] = dict.fromkeys(("YBR_FULL", "YBR_FULL_422"), (_FULL, (0, 128, 128)))
 _YBR |= dict.fromkeys(("YBR_PARTIAL_422", "YBR_PARTIAL_420"), (_PARTIAL, (16, 128, 128)))
 # JPEG 2000 decoders undo ICT and RCT themselves.
 _RGB = ("RGB", "YBR_ICT", "YBR_RCT")

@@ -70,8 +70,9 @@ def _fractions(pixels: np.ndarray, header: Header, rules: Rules) -> tuple[Fracti
         return lambda x: np.clip(looked_up(x, lut) / (2**lut.bits - 1), 0, 1), words
     if window is not None:
         function = {"SIGMOID": " sigmoid", "LINEAR_EXACT": " exact"}.get(header.function, "")
-        words = f"W/L {window[1]:g}/{window[0]:g}{function}"
-        return lambda x: windowed(x, *window, header.function), words
+        center, width = window
+        words = f"W/L {width:g}/{center:g}{function}"
+        return lambda x: windowed(x, center, width, header.function), words
     if _is_plain(header):
         return lambda x: ramp(x, 0.0, 2.0**header.stored - 1), "as stored"
     low, high = _limits(pixels, header)
