@@ -200,7 +200,7 @@ def tiles(path: str, parts: Parts) -> Tiles:
         )
     width, height = slide.sizes[level]
     left, top = (np.rint(np.arange(0, n, size) * downsample) for n in (width, height))
-    row, column = np.nonzero(_kept(path, left, top, size * downsample, parts.tissue))
+    row, column = np.nonzero(_kept(slide, left, top, size * downsample, parts.tissue))
     order = np.lexsort((column, row, column // _STRIP))
     x, y = left[column[order]].astype(np.int32), top[row[order]].astype(np.int32)
     levels, sizes = np.full_like(x, level), np.full_like(x, size)
@@ -219,10 +219,12 @@ def _level(slide: _Slide, path: str, parts: Parts) -> tuple[int, float]:
     raise ValueError(f"{path}: --slide-mpp {own:g} is coarser than --mpp {target:g}")
 
 
-def _kept(path: str, left: np.ndarray, top: np.ndarray, side: float, least: float) -> np.ndarray:
+def _kept(
+    slide: _Slide, left: np.ndarray, top: np.ndarray, side: float, least: float
+) -> np.ndarray:
     if least == 0:
         return np.ones((len(top), len(left)), bool)
-    pixels, scale = thumbnail(path)
+    pixels, scale = _thumbnail(slide)
     fractions = tissue.fractions(tissue.mask(pixels), left / scale, top / scale, side / scale)
     return fractions >= least - 1e-6  # a sum of 1 may be rounded down
 
@@ -232,7 +234,10 @@ def thumbnail(path: str) -> tuple[UInt8[np.ndarray, "h w 3"], float]:
 
     It is read in blocks, even if that means the whole of a slide that has a single level.
     """
-    slide = handles.opened(path, _Slide)
+    return _thumbnail(handles.opened(path, _Slide))
+
+
+def _thumbnail(slide: _Slide) -> tuple[np.ndarray, float]:
     large = (i for i, sides in enumerate(slide.sizes) if max(sides) >= _THUMBNAIL // 2)
     level = max(large, default=0)
     (width, height), downsample = slide.sizes[level], slide.downsamples[level]
