@@ -10,29 +10,16 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 
 from medsiglip_jax import __version__
-from medsiglip_jax.cli import (
-    classify,
-    compare,
-    convert,
-    embed,
-    evaluate,
-    finetune,
-    info,
-    plan,
-    preview,
-    probe,
-    quickstart,
-    search,
-)
-from medsiglip_jax.cli.parser import Parser
+from medsiglip_jax.cli.parser import Parser, command
 
+_NAMES = (
+    "quickstart info convert classify preview embed search probe evaluate compare finetune plan"
+)
 # In the order of --help.
-COMMANDS = (
-    quickstart, info, convert, classify, preview, embed, search, probe, evaluate, compare, finetune,
-    plan,
-)  # fmt: skip
+COMMANDS = tuple(import_module(f"medsiglip_jax.cli.{name}") for name in _NAMES.split())
 _GIVEN_WRONG = (
     ValueError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError,
     PermissionError,
@@ -49,7 +36,11 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"medsiglip-jax {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for module in COMMANDS:
-        module.add(commands)
+        name = module.__name__.rpartition(".")[2]
+        if name == "probe":  # a group of commands
+            module.add(commands)
+        else:
+            command(commands, getattr(module, name), module.define_flags, json=name != "convert")
     return top
 
 

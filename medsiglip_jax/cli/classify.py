@@ -5,13 +5,8 @@ from typing import Any
 
 from medsiglip_jax.cli.loading import add_model, load, local_mesh
 from medsiglip_jax.cli.output import progress_bar, show
-from medsiglip_jax.cli.parser import REPEATED, REQUIRED, Parser, add_flags, command, refuse_unused
+from medsiglip_jax.cli.parser import REPEATED, REQUIRED, Parser, add_flags, refuse_unused
 from medsiglip_jax.cli.reading import DICOM, add_parts, add_preprocess, rules_and_parts
-
-
-def add(commands) -> None:
-    command(commands, classify, _add_flags)
-
 
 _FLAGS = {
     "images IMAGE...": "image files, or parts of them: FILE#frame=N, SLIDE#tile=X,Y,LEVEL,SIZE",
@@ -21,7 +16,7 @@ _FLAGS = {
 }
 
 
-def _add_flags(sub: Parser) -> None:
+def define_flags(sub: Parser) -> None:
     add_flags(sub, _FLAGS, text=REPEATED | REQUIRED)
     add_model(sub)
     add_preprocess(sub)

@@ -4,12 +4,7 @@ import argparse
 from typing import Any
 
 from medsiglip_jax.cli.output import note, show, table
-from medsiglip_jax.cli.parser import Parser, add_flags, command
-
-
-def add(commands) -> None:
-    command(commands, compare, _add_flags)
-
+from medsiglip_jax.cli.parser import Parser, add_flags
 
 _FLAGS = {
     "first A": "output folder of evaluate",
@@ -22,7 +17,7 @@ _FLAGS = {
 }
 
 
-def _add_flags(sub: Parser) -> None:
+def define_flags(sub: Parser) -> None:
     add_flags(sub, _FLAGS, resamples=2000, seed=0)
 
 

@@ -2,14 +2,10 @@
 
 import argparse
 
-from medsiglip_jax.cli.parser import REQUIRED, Parser, add_flags, command
+from medsiglip_jax.cli.parser import REQUIRED, Parser, add_flags
 
 
-def add(commands) -> None:
-    command(commands, convert, _add_flags, json=False)
-
-
-def _add_flags(sub: Parser) -> None:
+def define_flags(sub: Parser) -> None:
     from medsiglip_jax.model.weights.checkpoint import DTYPES
     from medsiglip_jax.model.weights.layouts import LAYOUTS
 

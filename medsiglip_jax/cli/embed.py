@@ -9,14 +9,10 @@ from typing import Any
 
 from medsiglip_jax.cli import loading
 from medsiglip_jax.cli.output import note, progress_bar, show
-from medsiglip_jax.cli.parser import REQUIRED, Parser, add_flags, command
+from medsiglip_jax.cli.parser import REQUIRED, Parser, add_flags
 from medsiglip_jax.cli.reading import add_parts, add_preprocess, rules_and_parts
 
 _SECONDS_BETWEEN_LINES = 60.0  # if stderr is not a terminal
-
-
-def add(commands) -> None:
-    command(commands, embed, _add_flags)
 
 
 _COLUMNS = {
@@ -33,7 +29,7 @@ _PATIENTS = {
 }
 
 
-def _add_flags(sub: Parser) -> None:
+def define_flags(sub: Parser) -> None:
     from medsiglip_jax.preprocess.formats import FORMATS
 
     flags = {

@@ -5,13 +5,8 @@ from typing import Any
 
 from medsiglip_jax.cli.loading import add_model, batch_size, load, local_mesh
 from medsiglip_jax.cli.output import note, progress_bar, show, table
-from medsiglip_jax.cli.parser import Parser, add_flags, command, given
+from medsiglip_jax.cli.parser import Parser, add_flags, given
 from medsiglip_jax.cli.reading import add_dicom, dicom_rules, preset_help
-
-
-def add(commands) -> None:
-    command(commands, evaluate, _add_flags)
-
 
 _WHAT = {
     "--task T": "a name (see --list), or your own .toml or .json",
@@ -43,7 +38,7 @@ _STATISTICS = {
 }
 
 
-def _add_flags(sub: Parser) -> None:
+def define_flags(sub: Parser) -> None:
     scores = {
         "--preprocess P": preset_help(),
         "--prompts FILE": ".toml or .json: class = [prompts]",

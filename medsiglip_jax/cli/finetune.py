@@ -9,7 +9,7 @@ from typing import Any
 
 from medsiglip_jax.cli.loading import add_processes, join_other_processes
 from medsiglip_jax.cli.output import show
-from medsiglip_jax.cli.parser import REQUIRED, Parser, add_config, add_flags, command
+from medsiglip_jax.cli.parser import REQUIRED, Parser, add_config, add_flags
 
 
 class _Keys(argparse.Action):
@@ -37,10 +37,6 @@ class _CopyConfig(argparse.Action):
         parser.exit()
 
 
-def add(commands) -> None:
-    command(commands, finetune, _add_flags)
-
-
 _FLAGS = {
     "--keys": "list all keys of a config, and exit",
     "--copy-config": "write a recipe to a file of your own, to be edited, and exit",
@@ -48,7 +44,7 @@ _FLAGS = {
 }
 
 
-def _add_flags(sub: Parser) -> None:
+def define_flags(sub: Parser) -> None:
     add_config(sub)
     keys = {"nargs": 0, "action": _Keys}
     copy = {"nargs": 2, "action": _CopyConfig, "metavar": ("NAME", "FILE")}

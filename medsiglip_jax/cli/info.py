@@ -4,14 +4,10 @@ import argparse
 from typing import Any
 
 from medsiglip_jax.cli.output import show
-from medsiglip_jax.cli.parser import Parser, add_flags, command
+from medsiglip_jax.cli.parser import Parser, add_flags
 
 
-def add(commands) -> None:
-    command(commands, info, _add_flags)
-
-
-def _add_flags(sub: Parser) -> None:
+def define_flags(sub: Parser) -> None:
     add_flags(sub, {"source SRC": "folder, .npz or Hugging Face repo id"})
 
 

@@ -5,13 +5,8 @@ import dataclasses
 from typing import Any
 
 from medsiglip_jax.cli.output import note, show, table
-from medsiglip_jax.cli.parser import REPEATED, REQUIRED, Parser, add_config, add_flags, command
+from medsiglip_jax.cli.parser import REPEATED, REQUIRED, Parser, add_config, add_flags
 from medsiglip_jax.plan.topologies import shown
-
-
-def add(commands) -> None:
-    command(commands, plan, _add_flags)
-
 
 _FLAGS = {
     "--topology T": "v5e:4x4, or v5e-16 as Cloud TPU names it, or v5e:4x4*2 for two slices; "
@@ -28,7 +23,7 @@ _FLAGS = {
 }
 
 
-def _add_flags(sub: Parser) -> None:
+def define_flags(sub: Parser) -> None:
     add_config(sub)
     remat = {"choices": ("none", "dots", "block"), **REPEATED}
     topology = REPEATED | REQUIRED

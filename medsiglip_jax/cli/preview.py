@@ -4,13 +4,8 @@ import argparse
 from typing import Any
 
 from medsiglip_jax.cli.output import note, progress_bar, show
-from medsiglip_jax.cli.parser import REQUIRED, Parser, add_flags, command
+from medsiglip_jax.cli.parser import REQUIRED, Parser, add_flags
 from medsiglip_jax.cli.reading import add_parts, add_preprocess, rules_and_parts
-
-
-def add(commands) -> None:
-    command(commands, preview, _add_flags)
-
 
 _FLAGS = {
     "inputs INPUT...": "images, folders, globs, tables and shards, as for embed",
@@ -23,7 +18,7 @@ _FLAGS = {
 }
 
 
-def _add_flags(sub: Parser) -> None:
+def define_flags(sub: Parser) -> None:
     add_flags(sub, _FLAGS, output=REQUIRED, size=448, limit=100, seed=int, image_column="image")
     add_preprocess(sub)
     add_parts(sub)

@@ -4,12 +4,7 @@ import argparse
 from typing import Any
 
 from medsiglip_jax.cli.output import show
-from medsiglip_jax.cli.parser import Parser, add_flags, command
-
-
-def add(commands) -> None:
-    command(commands, quickstart, _add_flags)
-
+from medsiglip_jax.cli.parser import Parser, add_flags
 
 _FLAGS = {
     "--workdir D": "folder for results; default ./%(default)s",
@@ -17,7 +12,7 @@ _FLAGS = {
 }
 
 
-def _add_flags(sub: Parser) -> None:
+def define_flags(sub: Parser) -> None:
     add_flags(sub, _FLAGS, workdir="quickstart", seed=0)
 
 

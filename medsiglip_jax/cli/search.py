@@ -5,7 +5,7 @@ from typing import Any
 
 from medsiglip_jax.cli.loading import add_model, load
 from medsiglip_jax.cli.output import note, progress_bar, show
-from medsiglip_jax.cli.parser import REPEATED, REQUIRED, Parser, add_flags, command, refuse_unused
+from medsiglip_jax.cli.parser import REPEATED, REQUIRED, Parser, add_flags, refuse_unused
 from medsiglip_jax.cli.reading import QUERIES, add_queries, queries
 
 # Flags without effect on each kind of search.
@@ -17,10 +17,6 @@ _UNUSED = {
     "in a search by image": ("threshold", "limit"),
     "in a search by text": ("threshold", "limit", *QUERIES),
 }  # fmt: skip
-
-
-def add(commands) -> None:
-    command(commands, search, _add_flags)
 
 
 _FLAGS = {
@@ -46,7 +42,7 @@ _APPROXIMATE = {
 }
 
 
-def _add_flags(sub: Parser) -> None:
+def define_flags(sub: Parser) -> None:
     kind = {"default": "image", "choices": ("image", "text", "any")}
     add_flags(sub, _FLAGS, embeddings=REQUIRED, text=REPEATED, image=REPEATED, top_k=int, kind=kind)
     pairs = sub.add_argument_group("near duplicates (no model needed)")
