@@ -69,6 +69,7 @@ def _text(results: list[dict[str, Any]]) -> str:
 
 
 def _heatmap(args: argparse.Namespace) -> int:
+    from medsiglip_jax.files import places
     from medsiglip_jax.inference import heatmap
     from medsiglip_jax.preprocess.parts import Parts
 
@@ -76,7 +77,7 @@ def _heatmap(args: argparse.Namespace) -> int:
     parts = Parts(mpp=args.mpp, slide_mpp=args.slide_mpp, tissue=args.tissue)
     if len(args.images) != 1:
         raise ValueError(f"--heatmap draws over one slide; got {len(args.images)}")
-    heatmap.check(args.heatmap)
+    places.check_suffix(args.heatmap, ".png")
     rows = heatmap.tiles(args.images[0], parts)
     model = load(args, local_mesh())
     with progress_bar("tile", len(rows)) as bar:

@@ -36,10 +36,11 @@ def preview(args: argparse.Namespace) -> int:
       medsiglip-jax preview ct/ --ct-window 350/40 --seed 0 --limit 20 --output sheet.png
     """
     from medsiglip_jax.data import inputs
+    from medsiglip_jax.files import places
     from medsiglip_jax.inference import preview as previews
     from medsiglip_jax.pages import contact_sheet
 
-    contact_sheet.check(args.output)
+    places.check_suffix(args.output, *contact_sheet.SUFFIXES)
     dicom, parts = rules_and_parts(args)
     options = previews.PreviewOptions(args.size, args.preprocess, dicom, args.limit, args.seed)
     with progress_bar("file", delay=2.0) as bar:

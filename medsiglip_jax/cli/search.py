@@ -78,6 +78,7 @@ def _hits(args: argparse.Namespace) -> int:
     from medsiglip_jax.data import expansion
     from medsiglip_jax.embeddings import output
     from medsiglip_jax.embeddings.search import search, write_hits
+    from medsiglip_jax.files import places
     from medsiglip_jax.pages import contact_sheet
 
     if not (args.text or args.image) or not args.model:
@@ -85,9 +86,9 @@ def _hits(args: argparse.Namespace) -> int:
             "expected --model with --text or --image, or one of --self, --against, --build-index"
         )
     if args.sheet:
-        contact_sheet.check(args.sheet)
+        places.check_suffix(args.sheet, *contact_sheet.SUFFIXES)
     if args.output:
-        output.check_name(args.output)
+        places.check_suffix(args.output, *output.SUFFIXES)
     with progress_bar("row") as bar:
         embeddings = _opened(args, bar)
         recorded = embeddings.manifest.dicom_rules
@@ -120,9 +121,10 @@ def _pairs(args: argparse.Namespace) -> int:
     from medsiglip_jax.embeddings import output
     from medsiglip_jax.embeddings.search import duplicates, write_pairs
     from medsiglip_jax.embeddings.store import Embeddings
+    from medsiglip_jax.files import places
 
     if args.output:
-        output.check_name(args.output)
+        places.check_suffix(args.output, *output.SUFFIXES)
     threshold = 0.98 if args.threshold is None else args.threshold
     limit = 100_000 if args.limit is None else args.limit
     first = Embeddings(args.embeddings, args.kind)

@@ -2,7 +2,6 @@
 
 import csv
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,17 +9,12 @@ import numpy as np
 from medsiglip_jax.data.tables import write_parquet
 from medsiglip_jax.files import places, storage
 
-
-def check_name(path: places.Given) -> None:
-    """Raises ValueError unless the name ends in .csv or .parquet."""
-    if Path(str(path)).suffix.lower() not in (".csv", ".parquet"):
-        raise ValueError(f"{path}: expected a name ending in .csv or .parquet")
+SUFFIXES = (".csv", ".parquet")
 
 
 def write(path: places.Given, columns: Mapping[str, Sequence[Any] | np.ndarray]) -> None:
     """Writes columns of equal length under their names, whole or not at all."""
-    check_name(path)
-    if Path(str(path)).suffix.lower() == ".parquet":
+    if places.check_suffix(path, *SUFFIXES) == ".parquet":
         return write_parquet(str(path), columns, None, None)
     lists = [x.tolist() if isinstance(x, np.ndarray) else x for x in columns.values()]
     with storage.new_file(places.at(path)) as partial:

@@ -63,6 +63,13 @@ def refuse_remote(path: Given) -> None:
         raise ValueError(f"{path}: only a local folder can be used here")
 
 
+def check_suffix(path: Given, *suffixes: str) -> str:
+    """The suffix of a name in lower case, a ValueError unless it is one of these."""
+    if (suffix := Path(str(path)).suffix.lower()) not in suffixes:
+        raise ValueError(f"{path}: expected a name ending in {' or '.join(suffixes)}")
+    return suffix
+
+
 def check_writable(path: Place) -> None:
     """Raises an error before any work is done, if a local `path` cannot be created."""
     if not isinstance(path, Path):

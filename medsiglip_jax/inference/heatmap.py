@@ -4,7 +4,6 @@ import json
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,12 +29,6 @@ _OPACITY = 0.6  # of colours over the slide, which is drawn in grey, so that eve
 _GLASS = 243  # grey of empty glass in the picture, and so the background of the legend
 _MARGIN, _LEGEND, _BAR, _LEADING, _LEAST = 24, 300, 14, 20, 480  # pixels
 _INK, _GREY = "#1f2933", "#52606d"
-
-
-def check(path: places.Given) -> None:
-    """Raises ValueError unless the name of a picture ends in .png."""
-    if Path(str(path)).suffix.lower() != ".png":
-        raise ValueError(f"{path}: expected a name ending in .png")
 
 
 def tiles(slide: str, parts: Parts) -> Rows:
@@ -83,7 +76,7 @@ def heatmap(
         ValueError: no tile can be read.
     """
     slides = formats.SLIDES.load()
-    check(output)
+    places.check_suffix(output, ".png")
     ztxt, tables, errors = encode_texts(model, texts), [], []
     for batch in encode_rows(model, rows, preprocess, batch_size=batch_size, on_batch=on_batch):
         logits = np.asarray(model.similarity(batch.vectors, ztxt))

@@ -90,7 +90,7 @@ def preview(
         ValueError: `output` has another suffix, or the inputs are only texts.
         OSError: a disk or a network fails.
     """
-    contact_sheet.check(output)
+    places.check_suffix(output, *contact_sheet.SUFFIXES)
     chosen, left_out = _choose(rows, options)
     looks: list[Look] = []
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:

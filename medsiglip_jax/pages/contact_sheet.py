@@ -5,7 +5,6 @@ import bisect
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -70,21 +69,15 @@ class Sheet:
     exact: bool = False
 
 
-def check(path: places.Given) -> None:
-    """Raises ValueError unless the name of a sheet ends in .html or .png."""
-    if Path(str(path)).suffix.lower() not in SUFFIXES:
-        raise ValueError(f"{path}: expected a name ending in {' or '.join(SUFFIXES)}")
-
-
 def draw(path: places.Given, sheet: Sheet) -> None:
     """Writes a sheet; a file that exists is replaced atomically.
 
     Raises:
         ValueError: the name ends in neither .html nor .png, or the PNG would be too large.
     """
-    check(path)
+    suffix = places.check_suffix(path, *SUFFIXES)
     with storage.new_file(places.at(path)) as partial:
-        if Path(str(path)).suffix.lower() == ".html":
+        if suffix == ".html":
             with open(partial, "w", encoding="utf-8") as file:
                 file.writelines(page(sheet.title, _style(_width(sheet)), _body(sheet), sheet.foot))
         else:

@@ -34,7 +34,7 @@ def predict(fitted: Probe, embeddings: Embeddings, scores_file: places.Given) ->
         ValueError: the embeddings were made differently, the file has another suffix, or a class
             is named like another column.
     """
-    output.check_name(scores_file)
+    places.check_suffix(scores_file, *output.SUFFIXES)
     if taken := {"id", "positive"} & set(fitted.classes):
         raise ValueError(f"a class is named {', '.join(taken)}, as another column; rename it")
     made = provenance.of_run(embeddings.manifest)
