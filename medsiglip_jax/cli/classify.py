@@ -3,10 +3,7 @@
 import argparse
 from typing import Any
 
-from medsiglip_jax.cli.loading import add_model, load, local_mesh
-from medsiglip_jax.cli.output import progress_bar, show
-from medsiglip_jax.cli.parser import REPEATED, REQUIRED, Parser, add_flags, refuse_unused
-from medsiglip_jax.cli.reading import DICOM, add_parts, add_preprocess, rules_and_parts
+from medsiglip_jax.cli import loading, output, parser, reading
 
 _FLAGS = {
     "images IMAGE...": "image files, or parts of them: FILE#frame=N, SLIDE#tile=X,Y,LEVEL,SIZE",
@@ -16,11 +13,11 @@ _FLAGS = {
 }
 
 
-def define_flags(sub: Parser) -> None:
-    add_flags(sub, _FLAGS, text=REPEATED | REQUIRED)
-    add_model(sub)
-    add_preprocess(sub)
-    add_parts(sub)
+def define_flags(sub: parser.Parser) -> None:
+    parser.add_flags(sub, _FLAGS, text=parser.REPEATED | parser.REQUIRED)
+    loading.add_model(sub)
+    reading.add_preprocess(sub)
+    reading.add_parts(sub)
 
 
 def classify(args: argparse.Namespace) -> int:
@@ -42,13 +39,13 @@ def classify(args: argparse.Namespace) -> int:
 
     if args.heatmap is not None:
         return _heatmap(args)
-    rules, parts = rules_and_parts(args)
-    with progress_bar("file", delay=2.0) as files:
+    rules, parts = reading.rules_and_parts(args)
+    with output.progress_bar("file", delay=2.0) as files:
         images = expansion.names(args.images, parts, files.update)
-    model = load(args)
-    with progress_bar("image", len(images)) as bar:
+    model = loading.load(args)
+    with output.progress_bar("image", len(images)) as bar:
         results = run(model, images, args.text, args.preprocess, args.batch_size, bar.update, rules)
-    show(results, args.json, _text)
+    output.show(results, args.json, _text)
     return 3 if any("error" in result for result in results) else 0
 
 
@@ -73,19 +70,19 @@ def _heatmap(args: argparse.Namespace) -> int:
     from medsiglip_jax.inference import heatmap
     from medsiglip_jax.preprocess.parts import Parts
 
-    refuse_unused(args, "with --heatmap", (*DICOM, "series"))
+    parser.refuse_unused(args, "with --heatmap", (*reading.DICOM, "series"))
     parts = Parts(mpp=args.mpp, slide_mpp=args.slide_mpp, tissue=args.tissue)
     if len(args.images) != 1:
         raise ValueError(f"--heatmap draws over one slide; got {len(args.images)}")
     places.check_suffix(args.heatmap, ".png")
     rows = heatmap.tiles(args.images[0], parts)
-    model = load(args, local_mesh())
-    with progress_bar("tile", len(rows)) as bar:
+    model = loading.load(args, loading.local_mesh())
+    with output.progress_bar("tile", len(rows)) as bar:
         result = heatmap.heatmap(
             model, args.images[0], rows, args.text, args.heatmap, args.preprocess,
             args.batch_size, bar.update,
         )  # fmt: skip
-    show(result, args.json, _heatmap_text)
+    output.show(result, args.json, _heatmap_text)
     return 3 if result["errors"] else 0
 
 

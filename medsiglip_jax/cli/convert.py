@@ -6,8 +6,7 @@ from medsiglip_jax.cli.parser import REQUIRED, Parser, add_flags
 
 
 def define_flags(sub: Parser) -> None:
-    from medsiglip_jax.model.weights.checkpoint import DTYPES
-    from medsiglip_jax.model.weights.layouts import LAYOUTS
+    from medsiglip_jax.model.weights import checkpoint, layouts
 
     flags = {
         "source SRC": "folder, .npz or Hugging Face repo id",
@@ -15,10 +14,10 @@ def define_flags(sub: Parser) -> None:
         "--format": "layout of DST",
         "--resolution N": "new image size in pixels; position embeddings are resampled as "
         "big_vision does: bilinear, aligned corners, no antialias (scipy.ndimage.zoom of order 1)",
-        "--dtype T": f"{', '.join(DTYPES)}; default: as stored",
+        "--dtype T": f"{', '.join(checkpoint.DTYPES)}; default: as stored",
         "--tokenizer PATH": "SentencePiece model to put into DST",
     }
-    add_flags(sub, flags, format={"choices": tuple(LAYOUTS), **REQUIRED}, resolution=int)
+    add_flags(sub, flags, format={"choices": tuple(layouts.LAYOUTS), **REQUIRED}, resolution=int)
 
 
 def convert(args: argparse.Namespace) -> int:
@@ -29,13 +28,12 @@ def convert(args: argparse.Namespace) -> int:
     """
     from medsiglip_jax.files import places
     from medsiglip_jax.model import api
-    from medsiglip_jax.model.weights import layouts
-    from medsiglip_jax.model.weights.checkpoint import DTYPES
+    from medsiglip_jax.model.weights import checkpoint, layouts
     from medsiglip_jax.model.weights.positions import resize_positions
 
     places.check_new(places.at(args.destination))
     stored = layouts.open_checkpoint(args.source).dtype
-    dtype = args.dtype or (stored if stored in DTYPES else "float32")
+    dtype = args.dtype or (stored if stored in checkpoint.DTYPES else "float32")
     model = api.load(args.source, dtype=dtype, tokenizer=args.tokenizer)
     if args.resolution is not None:
         model.params, model.config = resize_positions(model.params, model.config, args.resolution)

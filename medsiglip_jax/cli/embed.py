@@ -7,10 +7,9 @@ import signal
 import time
 from typing import Any
 
-from medsiglip_jax.cli import loading
+from medsiglip_jax.cli import loading, reading
 from medsiglip_jax.cli.output import note, progress_bar, show
 from medsiglip_jax.cli.parser import REQUIRED, Parser, add_flags
-from medsiglip_jax.cli.reading import add_parts, add_preprocess, rules_and_parts
 
 _SECONDS_BETWEEN_LINES = 60.0  # if stderr is not a terminal
 
@@ -49,8 +48,8 @@ def define_flags(sub: Parser) -> None:
     add_flags(columns, _COLUMNS, image_column="image", text_column="text", id_column="id")
     add_flags(sub.add_argument_group("patients"), _PATIENTS)
     loading.add_model(sub, batch_by_device=True)
-    add_preprocess(sub)
-    add_parts(sub)
+    reading.add_preprocess(sub)
+    reading.add_parts(sub)
     loading.add_processes(sub)
 
 
@@ -80,7 +79,7 @@ def embed(args: argparse.Namespace) -> int:
     from medsiglip_jax.inference.manifest import ERRORS
     from medsiglip_jax.model import processes
 
-    rules, parts = rules_and_parts(args)
+    rules, parts = reading.rules_and_parts(args)
     options = embedding.EmbedOptions(
         preprocess=args.preprocess, normalize=not args.raw, stored=args.stored,
         shard_size=args.shard_size, batch_size=loading.batch_size(args), max_errors=args.max_errors,

@@ -3,10 +3,9 @@
 import argparse
 from typing import Any
 
+from medsiglip_jax.cli import parser, reading
 from medsiglip_jax.cli.loading import add_model, batch_size, load, local_mesh
 from medsiglip_jax.cli.output import note, progress_bar, show, table
-from medsiglip_jax.cli.parser import Parser, add_flags, given
-from medsiglip_jax.cli.reading import add_dicom, dicom_rules, preset_help
 
 _WHAT = {
     "--task T": "a name (see --list), or your own .toml or .json",
@@ -38,9 +37,9 @@ _STATISTICS = {
 }
 
 
-def define_flags(sub: Parser) -> None:
+def define_flags(sub: parser.Parser) -> None:
     scores = {
-        "--preprocess P": preset_help(),
+        "--preprocess P": reading.preset_help(),
         "--prompts FILE": ".toml or .json: class = [prompts]",
         "--reading NAME": "one of the task's readings of prompts that were published ambiguously",
         "--score RULE": "pos_minus_neg, pair_softmax, class_softmax or cosine",
@@ -50,16 +49,16 @@ def define_flags(sub: Parser) -> None:
         "open",
     }
     again = {"dest": "again"}  # `from` is a keyword
-    add_flags(sub.add_mutually_exclusive_group(required=True), _WHAT, **{"from": again})
-    add_flags(sub, _FILES)
+    parser.add_flags(sub.add_mutually_exclusive_group(required=True), _WHAT, **{"from": again})
+    parser.add_flags(sub, _FILES)
     group = sub.add_argument_group("scores")
-    add_flags(group, scores, reading="as given", temperature="logit_scale")
+    parser.add_flags(group, scores, reading="as given", temperature="logit_scale")
     group, sizes = sub.add_argument_group("learning"), {"nargs": "*", "type": int}
     learn = {"nargs": "?", "const": "probe"}
-    add_flags(group, _LEARNING, learn=learn, sizes=sizes, seeds=int, prevalence=float)
+    parser.add_flags(group, _LEARNING, learn=learn, sizes=sizes, seeds=int, prevalence=float)
     group = sub.add_argument_group("labels and statistics")
-    add_flags(group, _STATISTICS, uncertain="ignore", blank="ignore", resamples=int, seed=0)
-    add_dicom(sub)
+    parser.add_flags(group, _STATISTICS, uncertain="ignore", blank="ignore", resamples=int, seed=0)
+    reading.add_dicom(sub)
     add_model(sub, required=False, batch_by_device=True)
 
 
@@ -98,7 +97,7 @@ _WITH_FROM = frozenset(("again", "resamples", "prevalence", "json"))
 def _recompute(args: argparse.Namespace) -> dict[str, Any]:
     from medsiglip_jax.evaluate.recompute import recompute
 
-    if wrong := given(args, (name for name in vars(args) if name not in _WITH_FROM)):
+    if wrong := parser.given(args, (name for name in vars(args) if name not in _WITH_FROM)):
         raise ValueError(
             f"--from takes --resamples, --prevalence and --json; got {', '.join(wrong)}, which "
             "needs the whole evaluation again"
@@ -146,7 +145,7 @@ def _options(args: argparse.Namespace):
         batch_size=batch_size(args),
         learn=args.learn or "",
         draws=Draws(**draws),
-        dicom=dicom_rules(args),
+        dicom=reading.dicom_rules(args),
     )
 
 

@@ -7,8 +7,7 @@ import sys
 from contextlib import closing
 from typing import Any
 
-from medsiglip_jax.cli.loading import add_processes, join_other_processes
-from medsiglip_jax.cli.output import show
+from medsiglip_jax.cli import loading, output
 from medsiglip_jax.cli.parser import REQUIRED, Parser, add_config, add_flags
 
 
@@ -49,7 +48,7 @@ def define_flags(sub: Parser) -> None:
     keys = {"nargs": 0, "action": _Keys}
     copy = {"nargs": 2, "action": _CopyConfig, "metavar": ("NAME", "FILE")}
     add_flags(sub, _FLAGS, keys=keys, copy_config=copy, workdir=REQUIRED)
-    add_processes(sub)
+    loading.add_processes(sub)
 
 
 def finetune(args: argparse.Namespace) -> int:
@@ -68,11 +67,11 @@ def finetune(args: argparse.Namespace) -> int:
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax narrates every save
     for name, value in (("TF_CPP_MIN_LOG_LEVEL", "3"), ("TF_ENABLE_ONEDNN_OPTS", "0")):
         os.environ.setdefault(name, value)  # else TensorFlow reports how it was built
-    main_process = join_other_processes(args)
+    main_process = loading.join_other_processes(args)
     with closing(_Training(quiet=not main_process)) as shown:
         result = run(recipe, args.workdir, shown.start, shown.step, shown.warn)
     if main_process:
-        show(result, args.json, _text)
+        output.show(result, args.json, _text)
     return 3 if result["unreadable"] else 0
 
 

@@ -3,12 +3,11 @@
 import argparse
 from typing import Any
 
-from medsiglip_jax.cli.output import show
-from medsiglip_jax.cli.parser import Parser, add_flags
+from medsiglip_jax.cli import output, parser
 
 
-def define_flags(sub: Parser) -> None:
-    add_flags(sub, {"source SRC": "folder, .npz or Hugging Face repo id"})
+def define_flags(sub: parser.Parser) -> None:
+    parser.add_flags(sub, {"source SRC": "folder, .npz or Hugging Face repo id"})
 
 
 def info(args: argparse.Namespace) -> int:
@@ -19,7 +18,7 @@ def info(args: argparse.Namespace) -> int:
     """
     from medsiglip_jax.model.api import describe
 
-    show(describe(args.source), args.json, _text)
+    output.show(describe(args.source), args.json, _text)
     return 0
 
 

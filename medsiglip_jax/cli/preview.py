@@ -3,9 +3,8 @@
 import argparse
 from typing import Any
 
-from medsiglip_jax.cli.output import note, progress_bar, show
+from medsiglip_jax.cli import output, reading
 from medsiglip_jax.cli.parser import REQUIRED, Parser, add_flags
-from medsiglip_jax.cli.reading import add_parts, add_preprocess, rules_and_parts
 
 _FLAGS = {
     "inputs INPUT...": "images, folders, globs, tables and shards, as for embed",
@@ -20,8 +19,8 @@ _FLAGS = {
 
 def define_flags(sub: Parser) -> None:
     add_flags(sub, _FLAGS, output=REQUIRED, size=448, limit=100, seed=int, image_column="image")
-    add_preprocess(sub)
-    add_parts(sub)
+    reading.add_preprocess(sub)
+    reading.add_parts(sub)
 
 
 def preview(args: argparse.Namespace) -> int:
@@ -41,18 +40,18 @@ def preview(args: argparse.Namespace) -> int:
     from medsiglip_jax.pages import contact_sheet
 
     places.check_suffix(args.output, *contact_sheet.SUFFIXES)
-    dicom, parts = rules_and_parts(args)
+    dicom, parts = reading.rules_and_parts(args)
     options = previews.PreviewOptions(args.size, args.preprocess, dicom, args.limit, args.seed)
-    with progress_bar("file", delay=2.0) as bar:
+    with output.progress_bar("file", delay=2.0) as bar:
         rows = inputs.rows(
             args.inputs, root=args.root, image=args.image_column, text=None, parts=parts,
             on_file=bar.update,
         )  # fmt: skip
-    with progress_bar("image") as bar:
+    with output.progress_bar("image") as bar:
         result = previews.preview(rows, args.output, options, bar.update)
-    show(result, args.json, _text)
+    output.show(result, args.json, _text)
     if result["left_out"]:
-        note(f"{result['left_out']:,} more images are not shown (--limit)")
+        output.note(f"{result['left_out']:,} more images are not shown (--limit)")
     return 3 if any("error" in image for image in result["images"]) else 0
 
 

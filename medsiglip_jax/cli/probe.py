@@ -3,10 +3,9 @@
 import argparse
 from typing import Any
 
+from medsiglip_jax.cli import output, reading
 from medsiglip_jax.cli.loading import add_model, load
-from medsiglip_jax.cli.output import note, progress_bar, show
 from medsiglip_jax.cli.parser import REPEATED, REQUIRED, Parser, add_flags, command, refuse_unused
-from medsiglip_jax.cli.reading import QUERIES, add_queries, queries
 
 
 def add(commands) -> None:
@@ -66,7 +65,7 @@ def _add_fit_flags(sub: Parser) -> None:
 
 def _add_predict_flags(sub: Parser) -> None:
     add_flags(sub, _PREDICT, inputs={"nargs": "*"}, probe=REQUIRED)
-    add_queries(sub)
+    reading.add_queries(sub)
     add_model(sub, required=False)
 
 
@@ -92,9 +91,9 @@ def probe_fit(args: argparse.Namespace) -> int:
         split=args.split, id=args.id_column, scale=args.scale, rule=args.rule,
         at_least=args.at_least, validation=args.validation, seed=args.seed,
     )  # fmt: skip
-    show(result, args.json, _fit_text)
+    output.show(result, args.json, _fit_text)
     if result["missing"]:
-        note(f"{result['missing']} labels have no embedding and were skipped")
+        output.note(f"{result['missing']} labels have no embedding and were skipped")
     return 0
 
 
@@ -128,29 +127,28 @@ def probe_predict(args: argparse.Namespace) -> int:
       medsiglip-jax probe predict --probe pneumonia.npz --model google/medsiglip-448 scan.png
       medsiglip-jax probe predict --probe pneumonia.npz --embeddings new --output new.csv
     """
-    from medsiglip_jax.embeddings.probe.linear import open_probe
-    from medsiglip_jax.embeddings.probe.prediction import predict, predict_inputs
+    from medsiglip_jax.embeddings.probe import linear, prediction
     from medsiglip_jax.embeddings.store import Embeddings
     from medsiglip_jax.preprocess.dicom.rules import from_dict
 
-    probe = open_probe(args.probe)
+    probe = linear.open_probe(args.probe)
     if args.embeddings:
         if args.inputs or not args.output:
             raise ValueError("--embeddings needs --output FILE and no INPUT")
-        refuse_unused(args, "with --embeddings", QUERIES)
-        count = predict(probe, Embeddings(args.embeddings), args.output)
+        refuse_unused(args, "with --embeddings", reading.QUERIES)
+        count = prediction.predict(probe, Embeddings(args.embeddings), args.output)
         result = {"output": args.output, "rows": count}
-        show(result, args.json, lambda r: f"{args.output}: {count:,}")
+        output.show(result, args.json, lambda r: f"{args.output}: {count:,}")
         return 0
     if not args.inputs or not args.model or args.output:
         raise ValueError("expected --model with INPUT, or --embeddings with --output")
-    dicom, parts = queries(args, from_dict(probe.provenance.dicom))
-    with progress_bar("image") as bar:
-        results = predict_inputs(
+    dicom, parts = reading.queries(args, from_dict(probe.provenance.dicom))
+    with output.progress_bar("image") as bar:
+        results = prediction.predict_inputs(
             probe, load(args), args.inputs, batch_size=args.batch_size, dicom=dicom, parts=parts,
             on_progress=bar.update,
         )  # fmt: skip
-    show(results, args.json, _predict_text)
+    output.show(results, args.json, _predict_text)
     return 3 if any("error" in result for result in results) else 0
 
 
@@ -189,12 +187,12 @@ def probe_curve(args: argparse.Namespace) -> int:
             "there are no test rows to measure on; name the column of the splits with --split"
         )
     rows = [Labelled(s.vectors, s.labels) for s in splits if s is not None]
-    with progress_bar("fit") as bar:
+    with output.progress_bar("fit") as bar:
         result = learning.learning_curve(
             *rows, sizes=args.sizes or learning.SIZES, seeds=range(args.seeds), method=args.method,
             on_row=lambda row: bar.update(),
         )  # fmt: skip
-    show(result, args.json, _curve_text)
+    output.show(result, args.json, _curve_text)
     return 0
 
 

@@ -3,8 +3,7 @@
 import argparse
 from typing import Any
 
-from medsiglip_jax.cli.output import show
-from medsiglip_jax.cli.parser import Parser, add_flags
+from medsiglip_jax.cli import output, parser
 
 _FLAGS = {
     "--workdir D": "folder for results; default ./%(default)s",
@@ -12,8 +11,8 @@ _FLAGS = {
 }
 
 
-def define_flags(sub: Parser) -> None:
-    add_flags(sub, _FLAGS, workdir="quickstart", seed=0)
+def define_flags(sub: parser.Parser) -> None:
+    parser.add_flags(sub, _FLAGS, workdir="quickstart", seed=0)
 
 
 def quickstart(args: argparse.Namespace) -> int:
@@ -25,7 +24,7 @@ def quickstart(args: argparse.Namespace) -> int:
     """
     from medsiglip_jax.train.quickstart import run
 
-    show(run(args.workdir, seed=args.seed), args.json, _text)
+    output.show(run(args.workdir, seed=args.seed), args.json, _text)
     return 0
 
 

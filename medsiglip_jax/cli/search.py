@@ -118,17 +118,16 @@ def _text(results: list[dict[str, Any]]) -> str:
 
 
 def _pairs(args: argparse.Namespace) -> int:
-    from medsiglip_jax.embeddings import output
+    from medsiglip_jax.embeddings import output, store
     from medsiglip_jax.embeddings.search import duplicates, write_pairs
-    from medsiglip_jax.embeddings.store import Embeddings
     from medsiglip_jax.files import places
 
     if args.output:
         places.check_suffix(args.output, *output.SUFFIXES)
     threshold = 0.98 if args.threshold is None else args.threshold
     limit = 100_000 if args.limit is None else args.limit
-    first = Embeddings(args.embeddings, args.kind)
-    second = Embeddings(args.against, args.kind) if args.against else None
+    first = store.Embeddings(args.embeddings, args.kind)
+    second = store.Embeddings(args.against, args.kind) if args.against else None
     pairs = len(first) * (len(second) if second else (len(first) + 1) / 2)
     with progress_bar("pair", pairs) as bar:
         result = duplicates(first, threshold, second, limit, bar.update)

@@ -18,14 +18,13 @@ import numpy as np
 import tensorflow as tf
 from PIL.JpegImagePlugin import JpegImageFile
 
-from medsiglip_jax.preprocess import facts
-from medsiglip_jax.preprocess.codec import Codec
+from medsiglip_jax.preprocess import codec, facts
 from medsiglip_jax.preprocess.decode import decode
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.image import preset
 
 
-def tf_codec(preprocess: str, dicom: Rules = Rules()) -> Codec:
+def tf_codec(preprocess: str, dicom: Rules = Rules()) -> codec.Codec:
     """TensorFlow's decoder, and its resize for the preset "big_vision".
 
     Args:
@@ -37,8 +36,8 @@ def tf_codec(preprocess: str, dicom: Rules = Rules()) -> Codec:
     """
     tf.config.set_visible_devices([], "GPU")  # or it takes the memory that JAX needs
     if preprocess == "big_vision":
-        return Codec(lambda data: _decode(data, dicom), _resize, dicom)
-    return Codec(lambda data: np.asarray(_decode(data, dicom)), preset(preprocess), dicom)
+        return codec.Codec(lambda data: _decode(data, dicom), _resize, dicom)
+    return codec.Codec(lambda data: np.asarray(_decode(data, dicom)), preset(preprocess), dicom)
 
 
 def _decode(data: bytes, dicom: Rules) -> Any:

@@ -20,8 +20,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from medsiglip_jax.data import examples
-from medsiglip_jax.data.tables import read_table, write_parquet
+from medsiglip_jax.data import examples, tables
 from medsiglip_jax.files import places
 from medsiglip_jax.files.places import Place
 
@@ -67,7 +66,7 @@ def read(
     source.check(image, [label] if isinstance(label, str) else label or (), columns)
     if isinstance(label, str) and classes is None:
         classes = source.features[label].classes or None
-    table = dataclasses.replace(read_table(str(_index(source))), path=path)
+    table = dataclasses.replace(tables.read_table(str(_index(source))), path=path)
     return examples.read(table, image=image, label=label, classes=classes, **columns)
 
 
@@ -257,7 +256,7 @@ def _index(source: Prepared) -> Path:
         columns = _columns(source)
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # another run may do the same
-            write_parquet(new := Path(folder, path.name), columns, None, None)
+            tables.write_parquet(new := Path(folder, path.name), columns, None, None)
             os.replace(new, path)
     return path
 

@@ -16,8 +16,7 @@ import tensorflow as tf
 from medsiglip_jax.data.examples import Examples, write
 from medsiglip_jax.data.tables import INDEX
 from medsiglip_jax.files import places, storage
-from medsiglip_jax.preprocess.facts import UnreadableImage
-from medsiglip_jax.preprocess.sources import read_bytes
+from medsiglip_jax.preprocess import facts, sources
 
 # A TFRecord is length (8 bytes), its CRC (4), content, CRC (4).
 _HEADER, _FOOTER = 12, 4
@@ -63,8 +62,8 @@ def _write_shard(path: Path, examples: Examples, rows: Sequence[int]) -> list[st
         for row in rows:
             source = examples.images[row]
             try:
-                data = read_bytes(source)
-            except UnreadableImage as error:
+                data = sources.read_bytes(source)
+            except facts.UnreadableImage as error:
                 raise error.of(source) from None
             record = _example(data, examples, row).SerializeToString()
             writer.write(record)

@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from medsiglip_jax.embeddings import cosines, nearest
-from medsiglip_jax.embeddings.store import ArrayVectors, Embeddings
+from medsiglip_jax.embeddings import cosines, nearest, store
 from medsiglip_jax.files import json as json_files
 from medsiglip_jax.files import places, storage
 
@@ -18,7 +17,7 @@ PARAMETERS = {"connectivity": 16, "expansion_add": 128, "expansion_search": 128,
 SAMPLE, NEIGHBOURS = 100, 10
 
 
-def build(embeddings: Embeddings) -> dict[str, Any]:
+def build(embeddings: store.Embeddings) -> dict[str, Any]:
     """Writes `index.usearch` and, last, `index.json` into a local folder of embeddings.
 
     The whole index is held in memory: 2 bytes per number, and about 150 per row. The run is read
@@ -51,7 +50,7 @@ def build(embeddings: Embeddings) -> dict[str, Any]:
     return facts
 
 
-def top_k(queries: Float[np.ndarray, "q d"], embeddings: Embeddings, k: int) -> nearest.Hits:
+def top_k(queries: Float[np.ndarray, "q d"], embeddings: store.Embeddings, k: int) -> nearest.Hits:
     """`nearest.top_k` through the index; its cosines are of vectors rounded to float16.
 
     Raises:
@@ -76,7 +75,7 @@ def _new(dim: int) -> Any:
     return usearch.Index(ndim=dim, metric="cos", **PARAMETERS)
 
 
-def _check(embeddings: Embeddings) -> None:
+def _check(embeddings: store.Embeddings) -> None:
     places.refuse_remote(embeddings.folder)
     path = embeddings.folder / FACTS
     if not path.is_file():
@@ -96,7 +95,7 @@ def _search(index: Any, queries: np.ndarray, k: int) -> nearest.Hits:
     scores, rows = np.full((len(queries), k), -np.inf), np.zeros((len(queries), k), np.int64)
     for n, query in enumerate(queries.astype(np.float32)):
         keys = np.sort(np.asarray(index.search(query, k).keys))
-        ordered, order = nearest.top_k(query[None], ArrayVectors(_stored(index, keys)), k)
+        ordered, order = nearest.top_k(query[None], store.ArrayVectors(_stored(index, keys)), k)
         scores[n, : len(keys)], rows[n, : len(keys)] = ordered[0], keys[order[0]]
     return scores, rows
 
@@ -105,7 +104,7 @@ def _stored(index: Any, keys: np.ndarray) -> np.ndarray:
     return np.stack(index.get(keys, dtype="f16"))
 
 
-def _recall(index: Any, embeddings: Embeddings) -> float:
+def _recall(index: Any, embeddings: store.Embeddings) -> float:
     """Share of the nearest neighbours of sampled rows that the index finds."""
     sample = np.random.default_rng(0).choice(len(index), min(SAMPLE, len(index)), replace=False)
     keys = np.sort(np.asarray(index.keys))[sample]

@@ -3,8 +3,7 @@
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int64
 
-from medsiglip_jax.embeddings import cosines
-from medsiglip_jax.embeddings.store import Block, Vectors
+from medsiglip_jax.embeddings import cosines, store
 
 # Rows of the first piece of a first block; its best rule out most of the others.
 _FIRST_ROWS = 8192
@@ -15,7 +14,7 @@ _NO_ROW = np.iinfo(np.int64).max
 Hits = tuple[Float64[np.ndarray, "q k"], Int64[np.ndarray, "q k"]]
 
 
-def top_k(queries: Float[np.ndarray, "q d"], vectors: Vectors, k: int) -> Hits:
+def top_k(queries: Float[np.ndarray, "q d"], vectors: store.Vectors, k: int) -> Hits:
     """Finds the k vectors of the highest cosine with each query.
 
     Args:
@@ -57,11 +56,11 @@ class _Best:
         self.cosines = np.full((len(queries), k), -np.inf)
         self.rows = np.full((len(queries), k), _NO_ROW)
 
-    def offer(self, block: Block, scores: Float32[np.ndarray, "n q"], margin: float) -> None:
+    def offer(self, block: store.Block, scores: Float32[np.ndarray, "n q"], margin: float) -> None:
         """Adds the rows of a block that may be among the best, given its cosines up to `margin`."""
         if len(block) > _FIRST_ROWS and np.isneginf(self.cosines[:, -1]).any():
             for rows in (slice(None, _FIRST_ROWS), slice(_FIRST_ROWS, None)):
-                part = Block(block.rows[rows], block.vectors[rows])
+                part = store.Block(block.rows[rows], block.vectors[rows])
                 self.offer(part, scores[rows], margin)
             return
         rows, queries = _nonzero(self._hopeful(scores, margin))
@@ -79,7 +78,7 @@ class _Best:
         bounds = (self.cosines[:, -1] - margin).astype(np.float32)
         return ~(scores < bounds)  # keeps NaN, which may be a number in float64
 
-    def _insert(self, block: Block, rows: cosines.Numbers, queries: cosines.Numbers) -> None:
+    def _insert(self, block: store.Block, rows: cosines.Numbers, queries: cosines.Numbers) -> None:
         exact = cosines.exact(block.vectors, rows, self._queries, queries)
         count, k = self.rows.shape
         merged = np.concatenate([self.cosines.reshape(-1), exact])

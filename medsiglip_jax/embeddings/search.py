@@ -9,10 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from medsiglip_jax.embeddings import index, output, provenance
+from medsiglip_jax.embeddings import index, nearest, output, provenance, store
 from medsiglip_jax.embeddings.near_duplicates import count_groups, near_duplicates
-from medsiglip_jax.embeddings.nearest import top_k
-from medsiglip_jax.embeddings.store import Embeddings
 from medsiglip_jax.files import places
 from medsiglip_jax.inference.classify import encode_texts
 from medsiglip_jax.inference.encode import encode_files
@@ -25,7 +23,7 @@ HIT_COLUMNS: tuple[str, ...] = ("query", "rank", "id", "source", "score")
 
 def search(
     model: Model,
-    embeddings: Embeddings,
+    embeddings: store.Embeddings,
     texts: Sequence[str] = (),
     images: Sequence[str] = (),
     k: int = 10,
@@ -64,7 +62,7 @@ def search(
     vectors = [np.asarray(encode_texts(model, texts))] if texts else []
     if images:
         vectors.append(encode_files(model, images, preprocess, batch_size=batch_size, dicom=dicom))
-    find = index.top_k if approximate else top_k
+    find = index.top_k if approximate else nearest.top_k
     scores, rows = find(np.concatenate(vectors), embeddings, min(k, len(embeddings)))
     if not rows.size:
         raise ValueError(f"{nothing}; choose another (--kind)")
@@ -85,9 +83,9 @@ def _hits(rows: Sequence[Mapping[str, str]], scores: Sequence[float]) -> list[di
 
 
 def duplicates(
-    embeddings: Embeddings,
+    embeddings: store.Embeddings,
     threshold: float,
-    against: Embeddings | None = None,
+    against: store.Embeddings | None = None,
     limit: int = 100_000,
     on_pairs: Callable[[int], Any] = int,
 ) -> dict[str, Any]:
@@ -119,7 +117,7 @@ def duplicates(
     return {"pairs": pairs, "groups": count_groups(near.rows + offsets), "cut": near.cut}
 
 
-def _made(embeddings: Embeddings) -> provenance.Provenance:
+def _made(embeddings: store.Embeddings) -> provenance.Provenance:
     """What cosines depend on: all but the length of the vectors."""
     return replace(provenance.of_run(embeddings.manifest), normalized=None)
 

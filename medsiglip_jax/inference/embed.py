@@ -23,19 +23,14 @@ import pyarrow.compute as pc
 from medsiglip_jax import __version__
 from medsiglip_jax.data.rows import Rows
 from medsiglip_jax.files import json as json_files
-from medsiglip_jax.files import places
-from medsiglip_jax.files.locks import Check
+from medsiglip_jax.files import locks, places
 from medsiglip_jax.files.places import Place
+from medsiglip_jax.inference import encode, pseudonyms, run_folder, shards
 from medsiglip_jax.inference import manifest as records
-from medsiglip_jax.inference import pseudonyms, run_folder, shards
-from medsiglip_jax.inference.encode import check_towers
 from medsiglip_jax.inference.engine import Embedded, Engine
-from medsiglip_jax.inference.pseudonyms import Naming
-from medsiglip_jax.model import processes
-from medsiglip_jax.model.api import Model
-from medsiglip_jax.preprocess import formats, sources
+from medsiglip_jax.model import api, processes
+from medsiglip_jax.preprocess import formats, image, sources
 from medsiglip_jax.preprocess.dicom.rules import Rules
-from medsiglip_jax.preprocess.image import preset
 
 # The packages that make pixels and vectors; those of DICOM, volumes and slides are optional.
 _MAKERS = ("jax", *formats.PACKAGES)
@@ -69,7 +64,7 @@ class EmbedOptions:
     identifiers: str | None = None
 
     def __post_init__(self):
-        preset(self.preprocess)
+        image.preset(self.preprocess)
         for name, least in (("batch_size", 1), ("shard_size", 1), ("max_errors", 0)):
             if (value := getattr(self, name)) is not None and value < least:
                 raise ValueError(f"{name} is {value}; expected at least {least}")
@@ -97,7 +92,7 @@ class EmbedProgress:
 
 
 def embed(
-    model: Model,
+    model: api.Model,
     rows: Rows,
     output: places.Given,
     options: EmbedOptions = EmbedOptions(),
@@ -124,7 +119,7 @@ def embed(
     alone = jax.process_count() == 1
     naming = processes.run_on(lambda: pseudonyms.naming(options.identifiers, alone))
     folder, run = places.at(output), _record(model, rows, options, naming)
-    check_towers(model, rows)
+    encode.check_towers(model, rows)
     _check_volumes(rows, options.dicom)
     with ExitStack() as stack:
         hold = lambda: stack.enter_context(run_folder.hold(folder, run))  # noqa: E731
@@ -151,7 +146,7 @@ def _check_volumes(rows: Rows, rules: Rules) -> None:
 
 
 def _record(
-    model: Model, rows: Rows, options: EmbedOptions, naming: Naming | None
+    model: api.Model, rows: Rows, options: EmbedOptions, naming: pseudonyms.Naming | None
 ) -> records.RunRecord:
     tokenizer = model.processor.tokenizer_bytes
     return records.RunRecord(
@@ -184,14 +179,14 @@ class _Shards:
     """The shards of one run: which are done, the work on the others, and the commit."""
 
     def __init__(self, rows: Rows, folder: Place, options: EmbedOptions, run: records.RunRecord,
-                 naming: Naming | None, check: Check):  # fmt: skip
+                 naming: pseudonyms.Naming | None, check: locks.Check):  # fmt: skip
         self.rows, self.folder, self.options, self.run = rows, folder, options, run
         self.naming, self.check = naming, check
         self.count = -(-len(rows) // options.shard_size)
         self.errors: list[Sequence[str]] = []
         self.missing = 0  # missing files one after the other, up to now
 
-    def embed(self, model: Model, on_progress: Callable[[EmbedProgress], Any]) -> None:
+    def embed(self, model: api.Model, on_progress: Callable[[EmbedProgress], Any]) -> None:
         """Embeds and writes the shards of this process that are not there yet."""
         options = self.options
         done = self._done()

@@ -18,8 +18,7 @@ from medsiglip_jax.files import places, storage
 from medsiglip_jax.inference.classify import encode_texts, probabilities
 from medsiglip_jax.inference.encode import encode_rows
 from medsiglip_jax.model.api import Model
-from medsiglip_jax.preprocess import formats
-from medsiglip_jax.preprocess.facts import UnreadableImage
+from medsiglip_jax.preprocess import facts, formats
 from medsiglip_jax.preprocess.parts import Parts
 
 # Ten colours of matplotlib's viridis (CC0): equal steps look equal, also to the colour-blind.
@@ -40,7 +39,7 @@ def tiles(slide: str, parts: Parts) -> Rows:
     slides = formats.SLIDES.load()
     try:
         slides.check(slide, parts)
-    except UnreadableImage as error:
+    except facts.UnreadableImage as error:
         raise ValueError(f"{slide}: {error}; a heatmap is drawn over one slide") from None
     parts = replace(parts, series=False, mpp=parts.mpp or slides.MPP)
     return inputs.rows([slide], parts=parts)

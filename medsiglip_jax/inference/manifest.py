@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any
 
-from medsiglip_jax.files import settings
-from medsiglip_jax.files.places import Place
+from medsiglip_jax.files import places, settings
 from medsiglip_jax.preprocess.dicom import rules
 
 RUN, MANIFEST, ERRORS = "run.json", "manifest.json", "errors.parquet"
@@ -116,7 +115,7 @@ class Manifest(RunRecord):
 COUNTS = ("turned", "burned_in", "multi_frame", "cut")
 
 
-def parse_manifest(text: str | bytes, path: Place) -> Manifest:
+def parse_manifest(text: str | bytes, path: places.Place) -> Manifest:
     """A manifest from its JSON; keys of later versions are ignored.
 
     Raises:

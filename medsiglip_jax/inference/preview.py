@@ -13,7 +13,6 @@ from PIL import Image
 from medsiglip_jax.data.rows import Row, Rows
 from medsiglip_jax.files import places
 from medsiglip_jax.pages import contact_sheet
-from medsiglip_jax.pages.contact_sheet import Sheet, SheetCell, SheetSection
 from medsiglip_jax.preprocess import sources
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.facts import Facts, UnreadableImage, describe
@@ -138,13 +137,13 @@ def _to_dict(look: Look) -> dict[str, Any]:
     return named | {"width": look.width, "height": look.height} | facts
 
 
-def _sheet(looks: Sequence[Look], options: PreviewOptions) -> Sheet:
+def _sheet(looks: Sequence[Look], options: PreviewOptions) -> contact_sheet.Sheet:
     size = options.size
     pitch = max(size, contact_sheet.SIDE) + contact_sheet.PITCH - contact_sheet.SIDE
-    return Sheet(
+    return contact_sheet.Sheet(
         title="What the model sees",
         foot=f"Inputs of {size}x{size} pixels, exactly, as PNG. Not a medical device.",
-        sections=[SheetSection([_cell(look, options) for look in looks])],
+        sections=[contact_sheet.SheetSection([_cell(look, options) for look in looks])],
         side=size,
         label=_LINES * contact_sheet.LEADING,
         per_line=max(1, _PAGE // pitch),
@@ -152,11 +151,11 @@ def _sheet(looks: Sequence[Look], options: PreviewOptions) -> Sheet:
     )
 
 
-def _cell(look: Look, options: PreviewOptions) -> SheetCell:
+def _cell(look: Look, options: PreviewOptions) -> contact_sheet.SheetCell:
     name = describe(look.row.id)
     if look.pixels is None:
-        return SheetCell(f"unreadable: {look.error}", name)
-    return SheetCell(Image.fromarray(look.pixels), name, notes=_notes(look, options))
+        return contact_sheet.SheetCell(f"unreadable: {look.error}", name)
+    return contact_sheet.SheetCell(Image.fromarray(look.pixels), name, notes=_notes(look, options))
 
 
 def _notes(look: Look, options: PreviewOptions) -> list[str]:

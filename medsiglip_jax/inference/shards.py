@@ -8,8 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from medsiglip_jax.data.rows import EXTRA
-from medsiglip_jax.files import storage
-from medsiglip_jax.files.places import Place
+from medsiglip_jax.files import places, storage
 from medsiglip_jax.inference import pseudonyms
 from medsiglip_jax.inference.engine import Embedded
 from medsiglip_jax.inference.manifest import COUNTS, ERRORS, RunRecord
@@ -22,7 +21,7 @@ _ERROR_SCHEMA = pa.schema([("source", pa.string()), ("reason", pa.string())])
 _ROW_GROUP = 8192  # rows that a reader has to hold at once
 
 
-def path_of(folder: Place, number: int) -> Place:
+def path_of(folder: places.Place, number: int) -> places.Place:
     """The file of a shard."""
     return folder / f"part-{number:05d}.parquet"
 
@@ -57,7 +56,7 @@ def _batch_table(batch: Embedded, run: RunRecord, naming: Naming | None) -> pa.T
     )
 
 
-def read_note(path: Place) -> Mapping[str, Any]:
+def read_note(path: places.Place) -> Mapping[str, Any]:
     """The note that `shard_table` put into the metadata of a shard.
 
     Raises:
@@ -71,13 +70,13 @@ def read_note(path: Place) -> Mapping[str, Any]:
         raise ValueError(f"{path}: damaged ({reason}); remove it and repeat the command") from None
 
 
-def write_errors(folder: Place, errors: Sequence[Sequence[str]]) -> None:
+def write_errors(folder: places.Place, errors: Sequence[Sequence[str]]) -> None:
     """Writes `errors.parquet`, of (source, reason)."""
     columns = [list(column) for column in zip(*errors, strict=True)] or [[], []]
     write_parquet(folder / ERRORS, pa.table(columns, schema=_ERROR_SCHEMA))
 
 
-def write_parquet(path: Place, table: pa.Table) -> None:
+def write_parquet(path: places.Place, table: pa.Table) -> None:
     """Vectors are stored as they are: compressed by default they read at a third of the speed."""
     strings: Any = [name for name in table.schema.names if name != "embedding"]
     compression: Any = dict.fromkeys(strings, "zstd")

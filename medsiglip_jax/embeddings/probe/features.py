@@ -9,13 +9,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from medsiglip_jax.data import examples
+from medsiglip_jax.data import examples, tables
 from medsiglip_jax.data.examples import Examples
 from medsiglip_jax.data.labels import is_finding
-from medsiglip_jax.data.tables import Table, read_table
-from medsiglip_jax.embeddings import provenance
+from medsiglip_jax.embeddings import provenance, store
 from medsiglip_jax.embeddings.provenance import Provenance
-from medsiglip_jax.embeddings.store import Embeddings
 from medsiglip_jax.files import places
 from medsiglip_jax.inference import pseudonyms
 from medsiglip_jax.preprocess.names import Frame, Tile, parse
@@ -66,7 +64,7 @@ class Splits(NamedTuple):
 
 def read(
     data: places.Given,
-    embeddings: Embeddings,
+    embeddings: store.Embeddings,
     *,
     label: str | Sequence[str] = (),
     group: str | None = None,
@@ -94,7 +92,7 @@ def read(
         ValueError: what is wrong with the table; or more labels have no embedding than there are
             images that embed could not read; or no embedding has the group.
     """
-    table, label = read_table(str(data)), (label,) if isinstance(label, str) else label
+    table, label = tables.read_table(str(data)), (label,) if isinstance(label, str) else label
     key = id or ("id" if "id" in table.columns else "image")
     in_run = group in pseudonyms.COLUMNS and embeddings.manifest.identifiers is not None
     of_run = group if in_run and group not in table.columns else None
@@ -107,7 +105,7 @@ def read(
     return join(rows, embeddings, of_run)
 
 
-def _label(table: Table, names: Sequence[str]) -> str | Sequence[str] | None:
+def _label(table: tables.Table, names: Sequence[str]) -> str | Sequence[str] | None:
     if not names:
         return table.label or "label"
     if len(names) == 1 and not is_finding(table.strings(names[0]).to_pylist()):
@@ -115,7 +113,7 @@ def _label(table: Table, names: Sequence[str]) -> str | Sequence[str] | None:
     return tuple(names)
 
 
-def join(rows: Examples, embeddings: Embeddings, group: str | None = None) -> Features:
+def join(rows: Examples, embeddings: store.Embeddings, group: str | None = None) -> Features:
     """The vectors of rows with ids; see `read` for rows without an embedding.
 
     Args:
@@ -142,7 +140,7 @@ def join(rows: Examples, embeddings: Embeddings, group: str | None = None) -> Fe
     return Features(vectors, kept, made, len(missing))
 
 
-def _groups(embeddings: Embeddings, rows: Sequence[int], column: str) -> list[str]:
+def _groups(embeddings: store.Embeddings, rows: Sequence[int], column: str) -> list[str]:
     """The group of each row; rows without one are grouped by file, as tiles of one slide are."""
     cells = embeddings.ids(rows, ["source", column])
     lacking = sum(not cell[column] for cell in cells)
@@ -163,7 +161,7 @@ def _file(source: str) -> str:
     return file if isinstance(part, (Frame, Tile)) else source
 
 
-def _numbers(ids: Sequence[str], embeddings: Embeddings) -> dict[str, int]:
+def _numbers(ids: Sequence[str], embeddings: store.Embeddings) -> dict[str, int]:
     """Row numbers of the images with these ids, as far as they exist."""
     wanted, rows = set(ids), enumerate(embeddings.names(range(len(embeddings))))
     return {row["id"]: n for n, row in rows if row["kind"] == "image" and row["id"] in wanted}

@@ -7,9 +7,8 @@ import numpy as np
 from jaxtyping import Float, Float64, Int64
 
 from medsiglip_jax import metrics
-from medsiglip_jax.embeddings.probe import linear
+from medsiglip_jax.embeddings.probe import linear, scaling
 from medsiglip_jax.embeddings.probe.logistic import Labelled, Labels
-from medsiglip_jax.embeddings.probe.scaling import unit
 from medsiglip_jax.files import json as json_files
 
 # Powers of 8, as in the figures of arXiv 2507.05201.
@@ -37,11 +36,11 @@ def nearest(train: Labelled, test: Float[np.ndarray, "n d"], classes: int, k: in
     With fewer than k training rows, all are neighbours. Neighbours with an unknown label do not
     vote; where none votes, the score is the share in the whole training set.
     """
-    labels, x = linear.label_columns(train.labels, classes), unit(train.vectors)
+    labels, x = linear.label_columns(train.labels, classes), scaling.unit(train.vectors)
     k, prior = min(k, len(x)), _share(labels)
     scores = np.empty((len(test), classes))
     for start in range(0, len(scores), _BLOCK):
-        cosines = unit(test[start : start + _BLOCK]) @ x.T
+        cosines = scaling.unit(test[start : start + _BLOCK]) @ x.T
         shares = _share(labels[_highest(cosines, k).T])
         scores[start : start + _BLOCK] = np.where(np.isnan(shares), prior, shares)
     return scores
@@ -77,9 +76,9 @@ def prototypes(train: Labelled, test: Float[np.ndarray, "n d"], classes: int) ->
     Source: Snell et al., arXiv 1703.05175, with cosines. A class without training rows scores -1.
     """
     members = np.nan_to_num(linear.label_columns(train.labels, classes))
-    means = members.T @ unit(train.vectors)
+    means = members.T @ scaling.unit(train.vectors)
     length = np.linalg.norm(means, axis=1, keepdims=True)
-    cosines = unit(test) @ (means / np.where(length > 0, length, 1)).T
+    cosines = scaling.unit(test) @ (means / np.where(length > 0, length, 1)).T
     return np.where(length[:, 0] > 0, cosines, -1)
 
 

@@ -14,7 +14,6 @@ from scipy import special
 
 from medsiglip_jax import __version__, metrics
 from medsiglip_jax.embeddings.probe import logistic
-from medsiglip_jax.embeddings.probe.logistic import Labelled, Labels
 from medsiglip_jax.embeddings.probe.scaling import Scaling, fit_scaling
 from medsiglip_jax.embeddings.provenance import Provenance
 from medsiglip_jax.files import json as json_files
@@ -133,9 +132,9 @@ def _read(content: bytes) -> Probe:
 
 def fit(
     vectors: Float[np.ndarray, "n d"],
-    labels: Labels,
+    labels: logistic.Labels,
     validation_vectors: Float[np.ndarray, "m d"],
-    validation_labels: Labels,
+    validation_labels: logistic.Labels,
     classes: Sequence[str] = (),
     *,
     scale: str = "standard",
@@ -169,8 +168,8 @@ def fit(
     for x, y in ((vectors, labels), (validation_vectors, validation_labels)):
         _check(x, y, classes)
     scaling = fit_scaling(vectors, scale)
-    train = Labelled(scaling(vectors), labels)
-    validation = Labelled(scaling(validation_vectors), validation_labels)
+    train = logistic.Labelled(scaling(vectors), labels)
+    validation = logistic.Labelled(scaling(validation_vectors), validation_labels)
     fitted = logistic.fit(train, validation, len(classes))
     facts = {
         "scale": scale, "strengths": json_files.plain(fitted.strengths),
@@ -212,7 +211,7 @@ def _with_thresholds(probe: Probe, vectors: np.ndarray, labels: np.ndarray) -> P
     return replace(probe, thresholds=thresholds, facts=facts)
 
 
-def label_columns(labels: Labels, classes: int) -> Float64[np.ndarray, "n c"]:
+def label_columns(labels: logistic.Labels, classes: int) -> Float64[np.ndarray, "n c"]:
     """A column of 0, 1 and NaN (unknown) for each class."""
     if labels.ndim == 2:
         return labels.astype(np.float64)

@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 
 from medsiglip_jax.data.inputs import rows as input_rows
-from medsiglip_jax.embeddings import output, provenance
+from medsiglip_jax.embeddings import output, provenance, store
 from medsiglip_jax.embeddings.probe.linear import Probe
-from medsiglip_jax.embeddings.store import Embeddings
 from medsiglip_jax.files import places
 from medsiglip_jax.inference.encode import encode_rows, score_rows
 from medsiglip_jax.model.api import Model
@@ -16,7 +15,7 @@ from medsiglip_jax.preprocess.dicom.rules import Rules, from_dict
 from medsiglip_jax.preprocess.parts import Parts
 
 
-def predict(fitted: Probe, embeddings: Embeddings, scores_file: places.Given) -> int:
+def predict(fitted: Probe, embeddings: store.Embeddings, scores_file: places.Given) -> int:
     """Scores every image of an embedding run.
 
     The file has `id`, the probability of each class under its name, and `positive`: the classes
