@@ -181,7 +181,7 @@ def _of_table(table: Table, columns: _Columns, root: str = "") -> pa.Table:
         _check_ids(table, columns["id"], id, _filled(image) | _filled(text))
         prefix = np.zeros(len(id), np.int32)
     prefix = pa.DictionaryArray.from_arrays(prefix, ["", base, own])
-    source = _replaced(image, relative, _joined(base, _kept(image, relative)))
+    source = pc.if_else(pa.array(relative), _joined(base, image), image)
     images = _of_kind("image", _filled(image), id, source, None, prefix)
     texts = _of_kind("text", _filled(text), id, None, text, prefix, table.path)
     return pa.concat_tables([images, texts])
@@ -207,10 +207,10 @@ def _default_ids(table: Table, image: Any, relative: np.ndarray) -> tuple[Any, n
     named = np.flatnonzero(_filled(image))
     by_image = np.zeros(len(image), bool)
     by_image[named] = ~seen_before(_kept(image, _filled(image)))
-    lines = pa.array(np.asarray(table.lines)[~by_image]).cast(pa.large_string())
+    lines = pa.array(np.asarray(table.lines)).cast(pa.large_string())
     lines = _joined(f"{os.path.basename(table.path)}:", lines)
     prefix = np.where(by_image, relative, 2).astype(np.int32)
-    return _replaced(image, ~by_image, lines), prefix
+    return pc.if_else(pa.array(by_image), image, lines), prefix
 
 
 def _check_ids(table: Table, name: str | None, id: pa.ChunkedArray, used: np.ndarray) -> None:
@@ -244,15 +244,6 @@ def _of_kind(
 
 def _kept(column: Any, mask: np.ndarray) -> Any:
     return column if mask.all() else column.filter(pa.array(mask))
-
-
-def _replaced(strings: pa.ChunkedArray, mask: np.ndarray, others: Any) -> Any:
-    """Strings, of which those where the mask is set are replaced by the others, in order."""
-    if mask.all() or not mask.any():
-        return others if mask.all() else strings
-    if isinstance(others, pa.ChunkedArray):
-        others = others.combine_chunks()
-    return pc.replace_with_mask(strings, pa.array(mask), others)
 
 
 def _filled(strings: pa.ChunkedArray) -> np.ndarray:

@@ -66,25 +66,28 @@ def expand(inputs: Sequence[Given]) -> list[Iterable[File]]:
         FileNotFoundError: all inputs that do not exist, and globs that match nothing.
     """
     given = list(map(str, inputs))
-    listed = [_remote(path) if is_remote(path) else _local(_plain(path)) for path in given]
+    listed = [_remote(path) if is_remote(path) else _local(path) for path in given]
     missing = [path for path, files in zip(given, listed, strict=True) if files is None]
     if missing:
         raise FileNotFoundError(f"no such file or folder: {', '.join(missing)}")
     return [files for files in listed if files is not None]
 
 
-def walk(folder: str) -> Iterator[str]:
+def walk(
+    top: str, below: str = "", above: frozenset[tuple[int, int]] = frozenset()
+) -> Iterator[str]:
     """Names below a local folder: sorted, the files of a folder before its folders, none hidden.
 
     Links to folders are followed, but not to a folder that they lie in.
 
+    Args:
+        top: the folder.
+        below: the folder in it where to start, with a slash at its end.
+        above: the folders that this one lies in: device and inode.
+
     Raises:
         OSError: a folder that may not be read.
     """
-    yield from _walk(folder, "", frozenset())
-
-
-def _walk(top: str, below: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
     folder = os.path.join(top, below)
     status = os.stat(folder)
     this = status.st_dev, status.st_ino
@@ -96,7 +99,7 @@ def _walk(top: str, below: str, above: frozenset[tuple[int, int]]) -> Iterator[s
     yield from (below + name for name in names if not is_folder[name])
     for name in names:
         if is_folder[name]:
-            yield from _walk(top, f"{below}{name}/", above | {this})
+            yield from walk(top, f"{below}{name}/", above | {this})
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
@@ -106,11 +109,8 @@ def _is_folder(entry: os.DirEntry) -> bool:
         return False
 
 
-def _plain(path: str) -> str:
-    return str(at(path)) if "://" in path else path  # file:// is local
-
-
 def _local(path: str) -> Iterable[File] | None:
+    path = str(at(path)) if "://" in path else path  # file:// is local
     if os.path.isdir(path):
         root = "" if Path(path) == Path() else f"{str(Path(path)).rstrip('/')}/"
         return _in_folder(root, walk(path), _has_known_content)

@@ -39,9 +39,7 @@ class Order:
             raise ValueError(f"sizes is {self.sizes}, expected at least one source of >= 1 rows")
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}, expected a whole number >= 0")
-        weights = self.weights
-        if weights is None:
-            return
+        weights = self.sizes if self.weights is None else self.weights
         if len(weights) != len(self.sizes):
             count = len(self.sizes)
             raise ValueError(f"{len(weights)} weights for {count} sources; expected one each")

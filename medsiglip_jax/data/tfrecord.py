@@ -74,23 +74,22 @@ def _write_shard(path: Path, examples: Examples, rows: Sequence[int]) -> list[st
 
 
 def _example(data: bytes, examples: Examples, row: int) -> Any:
-    features = {"image": _bytes_feature(data)}
-    for name, column in [
-        ("text", examples.texts), ("group", examples.groups), ("split", examples.splits),
-    ]:  # fmt: skip
-        if column is not None:
-            features[name] = _bytes_feature(column[row].encode())
-    for name, column in [("label", examples.labels), ("positives", examples.positives)]:
-        if column is not None and column.dtype == np.float32:
-            features[name] = tf.train.Feature(float_list=tf.train.FloatList(value=column[row]))
-        elif column is not None:
-            value = [int(column[row])]
-            features[name] = tf.train.Feature(int64_list=tf.train.Int64List(value=value))
+    columns = {
+        "text": examples.texts, "group": examples.groups, "split": examples.splits,
+        "label": examples.labels, "positives": examples.positives,
+    }  # fmt: skip
+    cells = {name: column[row] for name, column in columns.items() if column is not None}
+    features = {name: _feature(cell) for name, cell in {"image": data, **cells}.items()}
     return tf.train.Example(features=tf.train.Features(feature=features))
 
 
-def _bytes_feature(data: bytes) -> Any:
-    return tf.train.Feature(bytes_list=tf.train.BytesList(value=[data]))
+def _feature(cell: Any) -> Any:
+    if isinstance(cell, str | bytes):
+        data = cell.encode() if isinstance(cell, str) else cell
+        return tf.train.Feature(bytes_list=tf.train.BytesList(value=[data]))
+    if cell.dtype == np.float32:
+        return tf.train.Feature(float_list=tf.train.FloatList(value=cell))
+    return tf.train.Feature(int64_list=tf.train.Int64List(value=[int(cell)]))
 
 
 def index_shards(

@@ -165,7 +165,9 @@ class Engine:
         values = np.zeros((len(batch), self._model.config.embed_dim), np.float32)
         if vectors is not None:
             values = np.asarray(vectors)[: len(batch)]
-        self._count_busy(start)
+        end = time.perf_counter()
+        self._busy += end - max(start, self._idle_since)  # time shared with the one before: once
+        self._idle_since = end
         reasons = [
             reason or (None if finite else "the model gave numbers that are not finite")
             for reason, finite in zip(loaded.reasons, map(np.all, np.isfinite(values)), strict=True)
@@ -181,12 +183,6 @@ class Engine:
             subjects=list(itertools.compress(subjects, readable)),
             cut=loaded.cut,
         )  # fmt: skip
-
-    def _count_busy(self, start: float) -> None:
-        """Adds the time since a batch was sent; the time shared with the one before counts once."""
-        end = time.perf_counter()
-        self._busy += end - max(start, self._idle_since)
-        self._idle_since = end
 
 
 def _has_other_frames(facts: Facts, source: str) -> bool:

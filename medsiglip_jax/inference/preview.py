@@ -1,13 +1,12 @@
 """Shows the exact inputs of the model on a contact sheet, each with a note of how it was made."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
 from PIL import Image
 
 from medsiglip_jax.data.rows import Row, Rows
@@ -15,7 +14,7 @@ from medsiglip_jax.files import places
 from medsiglip_jax.pages import contact_sheet
 from medsiglip_jax.preprocess import sources
 from medsiglip_jax.preprocess.dicom.rules import Rules
-from medsiglip_jax.preprocess.facts import Facts, UnreadableImage, describe
+from medsiglip_jax.preprocess.facts import UnreadableImage, describe
 from medsiglip_jax.preprocess.image import preset
 
 _PAGE, _LINES = 1900, 6  # of a PNG sheet: its width in pixels, lines of text under a picture
@@ -46,26 +45,6 @@ class PreviewOptions:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
 
 
-@dataclass(frozen=True)
-class Look:
-    """One input of the model.
-
-    Attributes:
-        row: what was asked for.
-        pixels: as the model gets them; None if the image cannot be read.
-        width, height: of the image before resizing, in pixels.
-        facts: what the decoder found out about the image.
-        error: why it cannot be read, or "".
-    """
-
-    row: Row
-    pixels: UInt8[np.ndarray, "s s 3"] | None = None
-    width: int = 0
-    height: int = 0
-    facts: Facts = Facts()
-    error: str = ""
-
-
 def preview(
     rows: Rows,
     output: places.Given,
@@ -91,19 +70,20 @@ def preview(
     """
     places.check_suffix(output, *contact_sheet.SUFFIXES)
     chosen, left_out = _choose(rows, options)
-    looks: list[Look] = []
+    cells, images = [], []
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for look in pool.map(lambda row: _look(row, options), chosen):
-            looks.append(look)
+        for cell, image in pool.map(lambda row: _look(row, options), chosen):
+            cells.append(cell)
+            images.append(image)
             on_progress(1)
-    contact_sheet.draw(output, _sheet(looks, options))
+    contact_sheet.draw(output, _sheet(cells, options.size))
     return {
         "output": str(output),
         "size": options.size,
         "preprocess": options.preprocess,
         "dicom": options.dicom.to_dict(),
         "left_out": left_out,
-        "images": [_to_dict(look) for look in looks],
+        "images": images,
     }
 
 
@@ -119,31 +99,27 @@ def _choose(rows: Rows, options: PreviewOptions) -> tuple[list[Row], int]:
     return [rows[int(i)] for i in kept], len(images) - count
 
 
-def _look(row: Row, options: PreviewOptions) -> Look:
+def _look(row: Row, options: PreviewOptions) -> tuple[contact_sheet.SheetCell, dict[str, Any]]:
+    """One input of the model, and what is said of it."""
+    name, told = describe(row.id), {"id": row.id, "source": row.source}
     try:
         image, facts = sources.read(row.source, rules=options.dicom)
-        pixels = preset(options.preprocess)(image, options.size)
+        pixels = Image.fromarray(preset(options.preprocess)(image, options.size))
     except UnreadableImage as error:
-        return Look(row, error=error.reason)
-    return Look(row, pixels, image.shape[1], image.shape[0], facts)
+        unreadable = contact_sheet.SheetCell(f"unreadable: {error.reason}", name)
+        return unreadable, told | {"error": error.reason}
+    told |= {"width": image.shape[1], "height": image.shape[0]}
+    for key in ("seen", "frame", "frames", "burned_in", "orientation"):
+        told[key] = getattr(facts, key)
+    return contact_sheet.SheetCell(pixels, name, notes=_notes(told, options)), told
 
 
-def _to_dict(look: Look) -> dict[str, Any]:
-    named: dict[str, Any] = {"id": look.row.id, "source": look.row.source}
-    if look.error:
-        return named | {"error": look.error}
-    told = ("seen", "frame", "frames", "burned_in", "orientation")
-    facts = {name: getattr(look.facts, name) for name in told}
-    return named | {"width": look.width, "height": look.height} | facts
-
-
-def _sheet(looks: Sequence[Look], options: PreviewOptions) -> contact_sheet.Sheet:
-    size = options.size
+def _sheet(cells: Sequence[contact_sheet.SheetCell], size: int) -> contact_sheet.Sheet:
     pitch = max(size, contact_sheet.SIDE) + contact_sheet.PITCH - contact_sheet.SIDE
     return contact_sheet.Sheet(
         title="What the model sees",
         foot=f"Inputs of {size}x{size} pixels, exactly, as PNG. Not a medical device.",
-        sections=[contact_sheet.SheetSection([_cell(look, options) for look in looks])],
+        sections=[contact_sheet.SheetSection(cells)],
         side=size,
         label=_LINES * contact_sheet.LEADING,
         per_line=max(1, _PAGE // pitch),
@@ -151,20 +127,13 @@ def _sheet(looks: Sequence[Look], options: PreviewOptions) -> contact_sheet.Shee
     )
 
 
-def _cell(look: Look, options: PreviewOptions) -> contact_sheet.SheetCell:
-    name = describe(look.row.id)
-    if look.pixels is None:
-        return contact_sheet.SheetCell(f"unreadable: {look.error}", name)
-    return contact_sheet.SheetCell(Image.fromarray(look.pixels), name, notes=_notes(look, options))
-
-
-def _notes(look: Look, options: PreviewOptions) -> list[str]:
-    facts, size = look.facts, options.size
+def _notes(told: Mapping[str, Any], options: PreviewOptions) -> list[str]:
+    size = options.size
     notes = (
-        (True, f"{look.width}x{look.height} to {size}x{size}, {options.preprocess}"),
-        (facts.seen != "", facts.seen),
-        (facts.frames > 1, f"frame {facts.frame} of {facts.frames}, from 0"),
-        (facts.burned_in, "annotation, which may identify people, is burned in"),
-        (facts.orientation != 1, f"EXIF orientation {facts.orientation}, not applied"),
+        (True, f"{told['width']}x{told['height']} to {size}x{size}, {options.preprocess}"),
+        (told["seen"] != "", told["seen"]),
+        (told["frames"] > 1, f"frame {told['frame']} of {told['frames']}, from 0"),
+        (told["burned_in"], "annotation, which may identify people, is burned in"),
+        (told["orientation"] != 1, f"EXIF orientation {told['orientation']}, not applied"),
     )
     return [note for applies, note in notes if applies]

@@ -6,7 +6,7 @@ are there; the others wait for it, and all of them stop when one leaves a note t
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -35,7 +35,10 @@ def hold(folder: Place, run: RunRecord) -> Iterator[Check]:
     with lock(folder / (f".lock-{index}" if index else ".lock")) as check:
         _failure(folder, index).unlink(missing_ok=True)
         if not (folder / RUN).is_file():
-            _check_empty(folder)
+            if any(not p.name.startswith(".") for p in folder.iterdir()):
+                raise FileExistsError(
+                    f"{folder}: not empty, and not an embedding run; choose a new folder"
+                )
             json_files.write(folder / RUN, run.to_dict())
         elif differ := run.differences(_read_json(folder / RUN)):
             raise FileExistsError(
@@ -79,9 +82,10 @@ def finished_manifest(folder: Place) -> Manifest:
     path = folder / MANIFEST
     manifest = parse_manifest(path.read_text(encoding="utf-8"), path)
     for part in manifest.parts:
-        if _size(folder / part.file) != part.bytes:
+        file = folder / part.file
+        if not file.is_file() or file.stat().st_size != part.bytes:
             raise ValueError(
-                f"{folder / part.file}: missing or damaged; remove it and {MANIFEST}, and the same "
+                f"{file}: missing or damaged; remove it and {MANIFEST}, and the same "
                 "command makes it again"
             )
     return manifest
@@ -89,17 +93,6 @@ def finished_manifest(folder: Place) -> Manifest:
 
 def _failure(folder: Place, index: int) -> Place:
     return folder / f".failed-{index}"
-
-
-def _check_empty(folder: Place) -> None:
-    if any(not p.name.startswith(".") for p in folder.iterdir()):
-        raise FileExistsError(f"{folder}: not empty, and not an embedding run; choose a new folder")
-
-
-def _size(path: Place) -> int | None:
-    with suppress(FileNotFoundError):
-        return path.stat().st_size
-    return None
 
 
 def _read_json(path: Place) -> dict[str, Any]:
