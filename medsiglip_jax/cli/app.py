@@ -15,11 +15,9 @@ from importlib import import_module
 from medsiglip_jax import __version__
 from medsiglip_jax.cli.parser import Parser, command
 
-_NAMES = (
-    "quickstart info convert classify preview embed search probe evaluate compare finetune plan"
-)
 # In the order of --help.
-COMMANDS = tuple(import_module(f"medsiglip_jax.cli.{name}") for name in _NAMES.split())
+_ALL = "quickstart info convert classify preview embed search probe evaluate compare finetune plan"
+COMMANDS = tuple(import_module(f"medsiglip_jax.cli.{name}") for name in _ALL.split())
 _GIVEN_WRONG = (
     ValueError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError,
     PermissionError,

@@ -80,10 +80,11 @@ def embed(args: argparse.Namespace) -> int:
     from medsiglip_jax.model import processes
 
     rules, parts = reading.rules_and_parts(args)
+    identifiers = "kept" if args.keep_uids else "hashed" if args.groups or args.series else None
     options = embedding.EmbedOptions(
         preprocess=args.preprocess, normalize=not args.raw, stored=args.stored,
         shard_size=args.shard_size, batch_size=loading.batch_size(args), max_errors=args.max_errors,
-        dicom=rules, identifiers=_identifiers(args),
+        dicom=rules, identifiers=identifiers,
     )  # fmt: skip
     columns = {"image": args.image_column, "text": args.text_column, "id": args.id_column}
     with progress_bar("file", delay=2.0) as bar:
@@ -101,12 +102,6 @@ def embed(args: argparse.Namespace) -> int:
         show(result, args.json, lambda r: progress.summary(args.output, r))
         _warn(result, os.path.join(args.output, ERRORS), rows.skipped)
     return 3 if result["errors"] else 0
-
-
-def _identifiers(args: argparse.Namespace) -> str | None:
-    if args.keep_uids:
-        return "kept"
-    return "hashed" if args.groups or args.series else None
 
 
 def _warn(result: dict[str, Any], where: str, skipped: dict[str, int]) -> None:

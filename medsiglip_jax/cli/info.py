@@ -23,17 +23,12 @@ def info(args: argparse.Namespace) -> int:
 
 
 def _text(content: dict[str, Any]) -> str:
-    lines = [
-        f"source      {content['source']}",
-        f"format      {content['format']}",
-        f"parameters  {content['parameters']:,}",
-        f"dtype       {content['dtype']}",
-        f"sha256      {content['sha256']}",
-        f"tokenizer   {content['tokenizer'] or 'none beside the weights; pass --tokenizer'}",
-    ]
+    named = {name: content[name] for name in ("source", "format", "parameters", "dtype", "sha256")}
+    named["parameters"] = f"{content['parameters']:,}"
+    named["tokenizer"] = content["tokenizer"] or "none beside the weights; pass --tokenizer"
     for tower, fields in content["config"].items():
-        text = ", ".join(f"{k} {v}" for k, v in fields.items()) if fields else "none"
-        lines.append(f"{tower:<11} {text}")
+        named[tower] = ", ".join(f"{k} {v}" for k, v in (fields or {}).items()) or "none"
+    lines = [f"{name:<11} {value}" for name, value in named.items()]
     lines += [
         f"contains    {top}: {size:,} parameters" for top, size in content["contains"].items()
     ]

@@ -11,7 +11,7 @@ import math
 import zlib
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow
 import pyarrow.compute as pc
@@ -25,22 +25,12 @@ _BLOCK = 65536  # rows that are Python objects at a time
 _NumberedRows = Iterator[tuple[int, dict[str, str]]]
 
 
-class Lines(NamedTuple):
-    """The rows of a text file.
-
-    Attributes:
-        columns: name -> cells, null where a row lacks one.
-        lines: the line on which each row ends.
-        refused: columns that hold lists or objects, and where the first of them is.
-    """
-
-    columns: dict[str, pyarrow.ChunkedArray]
-    lines: Sequence[int]
-    refused: dict[str, str]
-
-
-def read_lines(path: str) -> Lines:
+def read_lines(path: str) -> tuple[dict[str, pyarrow.ChunkedArray], Sequence[int], dict[str, str]]:
     """Reads .csv, .csv.gz, .tsv and .jsonl, with few rows as Python objects at a time.
+
+    Returns:
+        Name -> cells, null where a row lacks one; the line on which each row ends; and the columns
+        that hold lists or objects, and where the first of them is.
 
     Raises:
         ValueError: path, line and what is wrong with it.
@@ -58,7 +48,7 @@ def read_lines(path: str) -> Lines:
             raise ValueError(f"{path}, to line {lines[-1]}: not Unicode ({error.reason})") from None
         tables.append(pyarrow.table(columns))
     table = pyarrow.concat_tables(tables, promote_options="default")
-    return Lines(dict(zip(table.column_names, table.columns, strict=True)), lines, refused)
+    return dict(zip(table.column_names, table.columns, strict=True)), lines, refused
 
 
 def _csv_lines(path: str) -> _NumberedRows:

@@ -149,10 +149,9 @@ def _visible(folder: str, names: Iterable[str]) -> Iterator[str]:
             yield below
 
 
-def _order_of_walk(name: str) -> str:
-    folder, slash, file = name.rpartition("/")
-    below = "\0".join(f"1{part}" for part in folder.split("/")) + "\0" if slash else ""
-    return f"{below}0{file}"
+def _order_of_walk(name: str) -> list[tuple[int, str]]:
+    *folders, file = name.split("/")
+    return [*((1, folder) for folder in folders), (0, file)]
 
 
 def _fixed_part(pattern: str) -> str:

@@ -95,20 +95,17 @@ def _search(index: Any, queries: np.ndarray, k: int) -> nearest.Hits:
     scores, rows = np.full((len(queries), k), -np.inf), np.zeros((len(queries), k), np.int64)
     for n, query in enumerate(queries.astype(np.float32)):
         keys = np.sort(np.asarray(index.search(query, k).keys))
-        ordered, order = nearest.top_k(query[None], store.ArrayVectors(_stored(index, keys)), k)
+        found = store.ArrayVectors(np.stack(index.get(keys, dtype="f16")))
+        ordered, order = nearest.top_k(query[None], found, k)
         scores[n, : len(keys)], rows[n, : len(keys)] = ordered[0], keys[order[0]]
     return scores, rows
-
-
-def _stored(index: Any, keys: np.ndarray) -> np.ndarray:
-    return np.stack(index.get(keys, dtype="f16"))
 
 
 def _recall(index: Any, embeddings: store.Embeddings) -> float:
     """Share of the nearest neighbours of sampled rows that the index finds."""
     sample = np.random.default_rng(0).choice(len(index), min(SAMPLE, len(index)), replace=False)
     keys = np.sort(np.asarray(index.keys))[sample]
-    queries = _stored(index, keys)
+    queries = np.stack(index.get(keys, dtype="f16"))
     _, near = nearest.top_k(queries, embeddings, NEIGHBOURS + 1)
     _, seen = _search(index, queries, NEIGHBOURS + 1)
     exact, approximate = (

@@ -263,13 +263,11 @@ def _frame(across: _Scale, down: _Scale, x: Axis, y: Axis) -> str:
 
 def _names(values: Sequence[float], log: bool) -> list[str]:
     """Ticks as text, all with the same number of decimals."""
-    if log or len(values) < 2:
-        return [_tidy(v) for v in values]
-    step = values[1] - values[0]
-    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
-    if decimals > 4 or max(map(abs, values)) >= 1e6:
-        return [_tidy(v) for v in values]
-    return [f"{v:,.{decimals}f}" for v in values]
+    if not log and len(values) > 1 and max(map(abs, values)) < 1e6:
+        decimals = max(0, -math.floor(math.log10(values[1] - values[0]) + 1e-9))
+        if decimals <= 4:
+            return [f"{v:,.{decimals}f}" for v in values]
+    return [_tidy(v) for v in values]
 
 
 def _tidy(value: Real) -> str:

@@ -29,7 +29,7 @@ def test_lines_are_where_a_row_ends(tmp_path):
 
 def test_a_compressed_file_is_read(tmp_path):
     path = put(tmp_path, "m.csv.gz", gzip.compress(b"image\na\n"))
-    assert read_lines(path).columns["image"].to_pylist() == ["a"]
+    assert read_lines(path)[0]["image"].to_pylist() == ["a"]
     with pytest.raises(ValueError, match="m.csv.gz: not readable as gzip"):
         read_lines(put(tmp_path, "m.csv.gz", b"image\na\n"))
 

@@ -99,8 +99,7 @@ def _judge_class(
                "threshold": threshold, "sensitivity": np.nan, "specificity": np.nan}  # fmt: skip
     if not np.isnan(threshold):
         point = metrics.operating_point(scores, labels, threshold)
-        numbers["sensitivity"] = point.sensitivity.value
-        numbers["specificity"] = point.specificity.value
+        numbers |= {name: getattr(point, name).value for name in ("sensitivity", "specificity")}
     counts = {
         "positives": int((labels == 1).sum()), "negatives": int((labels == 0).sum()),
         "missing": int(np.isnan(labels).sum()),

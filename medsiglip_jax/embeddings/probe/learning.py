@@ -179,8 +179,7 @@ def _curve(
     """One result for each draw of (size, seed, rows); `axis` is the key of the size."""
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; expected one of {', '.join(METHODS)}")
-    labels = [rows.labels for rows in (train, validation, test)]
-    classes = labels[0].shape[1] if labels[0].ndim == 2 else int(max(y.max() for y in labels)) + 1
+    classes = linear.count_classes(train.labels, validation.labels, test.labels)
     known = {(row["method"], row[axis], row["seed"]): dict(row) for row in done if axis in row}
     for size, seed, rows in draws:
         result = known.get((method, size, seed))

@@ -164,7 +164,7 @@ def fit(
             scale or rule is unknown.
     """
     metrics.check_rule(rule, at_least)
-    classes = tuple(classes) or tuple(map(str, range(_count(labels, validation_labels))))
+    classes = tuple(classes) or tuple(map(str, range(count_classes(labels, validation_labels))))
     for x, y in ((vectors, labels), (validation_vectors, validation_labels)):
         _check(x, y, classes)
     scaling = fit_scaling(vectors, scale)
@@ -183,10 +183,11 @@ def fit(
     return _with_thresholds(probe, validation_vectors, validation_labels)
 
 
-def _count(labels: np.ndarray, validation_labels: np.ndarray) -> int:
-    if labels.ndim == 2:
-        return labels.shape[1]
-    return int(max(labels.max(initial=-1), validation_labels.max(initial=-1))) + 1
+def count_classes(*labels: logistic.Labels) -> int:
+    """The number of findings, or one more than the highest number of a class."""
+    if labels[0].ndim == 2:
+        return labels[0].shape[1]
+    return int(max(part.max(initial=-1) for part in labels)) + 1
 
 
 def _check(vectors: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> None:
