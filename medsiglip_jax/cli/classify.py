@@ -1,6 +1,7 @@
 """classify: images against texts, zero-shot, and heatmaps of slides."""
 
 import argparse
+from collections.abc import Iterator
 from typing import Any
 
 from medsiglip_jax.cli import loading, output, parser, reading
@@ -45,24 +46,15 @@ def classify(args: argparse.Namespace) -> int:
     model = loading.load(args)
     with output.progress_bar("image", len(images)) as bar:
         results = run(model, images, args.text, args.preprocess, args.batch_size, bar.update, rules)
-    output.show(results, args.json, _text)
+    output.show(results, args.json, lambda r: output.scored(r, _logits))
     return 3 if any("error" in result for result in results) else 0
 
 
-def _text(results: list[dict[str, Any]]) -> str:
-    lines = []
-    for result in results:
-        lines.append(result["image"])
-        if "error" in result:
-            lines.append(f"  unreadable: {result['error']}")
-            continue
-        lines.append(f"  {'softmax':>8}  {'sigmoid':>10}  {'logit':>9}  text")
-        for score in sorted(result["scores"], key=lambda s: -s["logit"]):
-            lines.append(
-                f"  {score['softmax']:8.1%}  {score['sigmoid']:10.3g}  {score['logit']:9.3f}  "
-                f"{score['text']}"
-            )
-    return "\n".join(lines)
+def _logits(scores: list[dict[str, Any]]) -> Iterator[str]:
+    yield f"  {'softmax':>8}  {'sigmoid':>10}  {'logit':>9}  text"
+    for score in sorted(scores, key=lambda s: -s["logit"]):
+        numbers = f"{score['softmax']:8.1%}  {score['sigmoid']:10.3g}  {score['logit']:9.3f}"
+        yield f"  {numbers}  {score['text']}"
 
 
 def _heatmap(args: argparse.Namespace) -> int:

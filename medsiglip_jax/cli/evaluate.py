@@ -130,11 +130,9 @@ def _options(args: argparse.Namespace):
     from medsiglip_jax.data.labels import Policy
     from medsiglip_jax.evaluate.options import Draws, EvaluateOptions
 
-    draws = {}
-    if args.sizes is not None:
-        draws["sizes"] = tuple(args.sizes)
-    if args.seeds is not None:
-        draws["seeds"] = args.seeds
+    sizes = None if args.sizes is None else tuple(args.sizes)
+    asked = {"sizes": sizes, "seeds": args.seeds}
+    draws = {name: value for name, value in asked.items() if value is not None}
     if draws and args.learn != "probe":
         raise ValueError("--sizes and --seeds are of learning curves: they need --learn")
     as_given = "preprocess score reading temperature allow_missing seed grid prevalence".split()

@@ -20,6 +20,15 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     ]
 
 
+def scored(results: Iterable[dict[str, Any]], to_lines: Callable[[Any], Iterable[str]]) -> str:
+    """Each image with the lines that are made of its scores, or why it is unreadable."""
+    lines = []
+    for result in results:
+        unreadable = [f"  unreadable: {result['error']}"] if "error" in result else []
+        lines += [result["image"], *(unreadable or to_lines(result["scores"]))]
+    return "\n".join(lines)
+
+
 def note(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 

@@ -1,6 +1,7 @@
 """probe fit, probe predict, probe curve: a linear classifier on embeddings."""
 
 import argparse
+from collections.abc import Iterator
 from typing import Any
 
 from medsiglip_jax.cli import output, reading
@@ -148,20 +149,14 @@ def probe_predict(args: argparse.Namespace) -> int:
             probe, load(args), args.inputs, batch_size=args.batch_size, dicom=dicom, parts=parts,
             on_progress=bar.update,
         )  # fmt: skip
-    output.show(results, args.json, _predict_text)
+    output.show(results, args.json, lambda r: output.scored(r, _probabilities))
     return 3 if any("error" in result for result in results) else 0
 
 
-def _predict_text(results: list[dict[str, Any]]) -> str:
-    lines = []
-    for result in results:
-        lines.append(result["image"])
-        if "error" in result:
-            lines.append(f"  unreadable: {result['error']}")
-        for score in result.get("scores", ()):
-            mark = "positive" if score["positive"] else ""
-            lines.append(f"  {score['probability']:7.2%}  {mark:8}  {score['class']}")
-    return "\n".join(lines)
+def _probabilities(scores: list[dict[str, Any]]) -> Iterator[str]:
+    for score in scores:
+        mark = "positive" if score["positive"] else ""
+        yield f"  {score['probability']:7.2%}  {mark:8}  {score['class']}"
 
 
 def probe_curve(args: argparse.Namespace) -> int:

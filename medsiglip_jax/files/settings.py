@@ -92,6 +92,14 @@ def build(kind: type[T], values: Mapping[str, Any], title: str = "config", **giv
     return made
 
 
+def verify(made: Any) -> None:
+    """Raises a ValueError for the first field of a dataclass that one of its checks refuses."""
+    for name, hint in typing.get_type_hints(type(made), include_extras=True).items():
+        for check in getattr(hint, "__metadata__", ()):
+            if (value := getattr(made, name)) is not None and not check.holds(value):
+                raise ValueError(f"{name} is {value!r}; expected {check.expected}")
+
+
 def tables(hint: Any) -> list[Any]:
     """The dataclasses that a value of this hint may hold, all variants included."""
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import pyarrow.compute as pc
@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 from medsiglip_jax import __version__
 from medsiglip_jax.data.rows import Rows
 from medsiglip_jax.files import json as json_files
-from medsiglip_jax.files import locks, places
+from medsiglip_jax.files import locks, places, settings
 from medsiglip_jax.files.places import Place
 from medsiglip_jax.inference import encode, pseudonyms, run_folder, shards
 from medsiglip_jax.inference import manifest as records
@@ -56,23 +56,16 @@ class EmbedOptions:
 
     preprocess: str = "big_vision"
     normalize: bool = True
-    stored: str = "float32"
-    shard_size: int = 8192
-    batch_size: int = 8
-    max_errors: int | None = None
+    stored: Annotated[str, settings.one_of(shards.STORED)] = "float32"
+    shard_size: Annotated[int, settings.at_least(1)] = 8192
+    batch_size: Annotated[int, settings.at_least(1)] = 8
+    max_errors: Annotated[int | None, settings.at_least(0)] = None
     dicom: Rules = Rules()
-    identifiers: str | None = None
+    identifiers: Annotated[str | None, settings.one_of((*pseudonyms.KINDS, None))] = None
 
     def __post_init__(self):
         image.preset(self.preprocess)
-        for name, least in (("batch_size", 1), ("shard_size", 1), ("max_errors", 0)):
-            if (value := getattr(self, name)) is not None and value < least:
-                raise ValueError(f"{name} is {value}; expected at least {least}")
-        known = {"stored": shards.STORED, "identifiers": (*pseudonyms.KINDS, None)}
-        for name, choices in known.items():
-            if (value := getattr(self, name)) not in choices:
-                expected = ", ".join(map(str, choices))
-                raise ValueError(f"{name} is {value!r}; expected one of {expected}")
+        settings.verify(self)
 
 
 @dataclass(frozen=True)
@@ -222,15 +215,13 @@ class _Shards:
         shards.write_errors(self.folder, self.errors)
         self._check_errors()
         sums: dict[str, Any] = {name: sum(note[name] for note in notes) for name in records.COUNTS}
+        parts = tuple(
+            records.PartFile(path.name, note["rows"], path.stat().st_size)
+            for path, note in zip(paths, notes, strict=True)
+        )
+        embedded = sum(part.rows for part in parts)
         manifest = records.Manifest(
-            **vars(self.run),
-            **sums,
-            embedded=sum(note["rows"] for note in notes),
-            errors=len(self.errors),
-            parts=tuple(
-                records.PartFile(path.name, note["rows"], path.stat().st_size)
-                for path, note in zip(paths, notes, strict=True)
-            ),
+            **vars(self.run), **sums, embedded=embedded, errors=len(self.errors), parts=parts
         )
         self.check()
         json_files.write(self.folder / records.MANIFEST, manifest.to_dict())

@@ -79,11 +79,8 @@ class RunRecord:
         """Keys that differ from the `run.json` of an earlier run; equal weights may have moved."""
         sha256 = self.model.sha256
         same_weights = sha256 and before.get("model", {}).get("sha256") == sha256
-        return [
-            key
-            for key, value in self.to_dict().items()
-            if before.get(key) != value and not (key == "model" and same_weights)
-        ]
+        differ = [key for key, value in self.to_dict().items() if before.get(key) != value]
+        return [key for key in differ if key != "model" or not same_weights]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,13 +4,13 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from PIL import Image
 
 from medsiglip_jax.data.rows import Row, Rows
-from medsiglip_jax.files import places
+from medsiglip_jax.files import places, settings
 from medsiglip_jax.pages import contact_sheet
 from medsiglip_jax.preprocess import sources
 from medsiglip_jax.preprocess.dicom.rules import Rules
@@ -32,17 +32,15 @@ class PreviewOptions:
         seed: draw them at random with this seed, instead of the first.
     """
 
-    size: int = 448
+    size: Annotated[int, settings.at_least(1)] = 448
     preprocess: str = "big_vision"
     dicom: Rules = Rules()
-    limit: int = 100
+    limit: Annotated[int, settings.at_least(1)] = 100
     seed: int | None = None
 
     def __post_init__(self):
         preset(self.preprocess)
-        for name in ("size", "limit"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+        settings.verify(self)
 
 
 def preview(

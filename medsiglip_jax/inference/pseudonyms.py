@@ -81,21 +81,17 @@ def key(alone: bool = True) -> bytes:
 def _from_file(path: Path) -> bytes:
     """The key in a file that only its owner may read; the file is made if it does not exist."""
     try:
-        secret = _made_once(path)
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile("w", dir=path.parent) as file:  # for this user only
+                file.write(secrets.token_hex(32))
+                file.flush()
+                os.fsync(file.fileno())
+                with contextlib.suppress(FileExistsError):  # another process made it first
+                    os.link(file.name, path)
+        secret = path.read_bytes().strip()
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}; set {VARIABLE} instead") from None
     if len(secret) < _LEAST:
         raise ValueError(f"{path}: not a key; restore it, or remove it and all hashes change")
     return secret
-
-
-def _made_once(path: Path) -> bytes:
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent) as file:  # for this user only
-            file.write(secrets.token_hex(32))
-            file.flush()
-            os.fsync(file.fileno())
-            with contextlib.suppress(FileExistsError):  # another process made it first
-                os.link(file.name, path)
-    return path.read_bytes().strip()
