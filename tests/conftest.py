@@ -12,9 +12,9 @@ jax.config.update("jax_num_cpu_devices", 8)
 os.environ["EPATH_USE_TF"] = "false"  # TensorFlow's client of gs:// knows no emulators
 
 
-# Nearly all time of the tests goes into compiling small programs. A train step takes 11.5 CPU-seconds
-# with XLA's defaults, 6 without its optimisations, and 2 if it is also emitted operation by
-# operation.
+# Nearly all time of the tests goes into compiling small programs. A train step takes a core 11.5 s
+# with XLA's defaults, 6 s without its optimisations, 2 s if it is also emitted one operation at a
+# time.
 COMPILE_QUICKLY = (
     "--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true",
     "--xla_cpu_use_fusion_emitters=false",

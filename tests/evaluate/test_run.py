@@ -478,6 +478,7 @@ def test_arrays_are_scored_as_files_are(model, tmp_path):
     assert not list((tmp_path / "a").rglob("*.png"))
 
 
+@pytest.mark.slow
 def test_digits_brings_its_data_and_model(checkpoint, tmp_path, capsys, monkeypatch):
     from medsiglip_jax.train import quickstart
 

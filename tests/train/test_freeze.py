@@ -13,7 +13,7 @@ from medsiglip_jax.model.towers import Compute
 from medsiglip_jax.train import freeze, lora
 
 CONFIG = two_towers(
-    image_size=8, patch_size=4, width=8, depth=3, mlp_dim=16, num_heads=2, text_depth=2,
+    image_size=8, patch_size=4, width=8, depth=3, mlp_dim=16, num_heads=2,
     vocab_size=12, context_length=4,
 )  # fmt: skip
 TERMS = model_terms(CONFIG)

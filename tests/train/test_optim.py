@@ -17,7 +17,7 @@ from medsiglip_jax.train import freeze, optim
 pytestmark = pytest.mark.float
 
 CONFIG = two_towers(
-    image_size=8, patch_size=4, width=8, depth=2, mlp_dim=16, num_heads=2, text_depth=1,
+    image_size=8, patch_size=4, width=8, depth=2, mlp_dim=16, num_heads=2,
     vocab_size=12, context_length=4,
 )  # fmt: skip
 RATE, STEPS = 0.01, 20
