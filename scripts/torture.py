@@ -19,7 +19,8 @@ def main() -> int:
     )
     parser.add_argument("-k", default="", metavar="EXPRESSION", help="choose tests, as in pytest")
     args = parser.parse_args()
-    command = [sys.executable, "-m", "pytest", "-n", "0", "-m", "torture", "-v", "--durations=0"]
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-m", "torture", "--optimised", "-v"]
+    command += ["--durations=0"]
     command += ["-k", args.k] if args.k else []
     return subprocess.run(
         command, env={**os.environ, "MEDSIGLIP_TORTURE": str(args.times)}
