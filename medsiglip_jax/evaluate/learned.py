@@ -22,17 +22,11 @@ import numpy as np
 
 from medsiglip_jax import __version__
 from medsiglip_jax.embeddings import provenance
-from medsiglip_jax.embeddings.probe import learning
+from medsiglip_jax.embeddings.probe import learning, linear, logistic
 from medsiglip_jax.embeddings.probe import linear as probe
-from medsiglip_jax.embeddings.probe.linear import Probe
-from medsiglip_jax.embeddings.probe.logistic import STRENGTHS, Labelled
-from medsiglip_jax.evaluate import scores
+from medsiglip_jax.evaluate import image_embeddings, options, scores
 from medsiglip_jax.evaluate.data.dataset import Dataset
-from medsiglip_jax.evaluate.image_embeddings import ImageEmbeddings
-from medsiglip_jax.evaluate.options import Draws
-from medsiglip_jax.evaluate.scores import Scores
-from medsiglip_jax.files import storage
-from medsiglip_jax.files.places import Place
+from medsiglip_jax.files import places, storage
 
 VALIDATION, PROBE, KNN = "validation.parquet", "probe.parquet", "knn.parquet"
 PROBE_VALIDATION, PROBE_FILE, CURVES = "probe-validation.parquet", "probe.npz", "learning.json"
@@ -53,13 +47,13 @@ class LabelledSplits:
         exclusive: whether an image shows exactly one class.
     """
 
-    images: Mapping[str, ImageEmbeddings]
+    images: Mapping[str, image_embeddings.ImageEmbeddings]
     classes: Sequence[str]
     exclusive: bool
 
     def digest(self, *names: str) -> str:
         """Identity of images, labels and embeddings of these splits (or all), and the method."""
-        method = [list(self.classes), self.exclusive, SCALE, STRENGTHS, __version__]
+        method = [list(self.classes), self.exclusive, SCALE, logistic.STRENGTHS, __version__]
         sha256 = hashlib.sha256(json.dumps(method).encode())
         for name in sorted(names or self.images):
             images = self.images[name]
@@ -67,14 +61,14 @@ class LabelledSplits:
             sha256.update(np.ascontiguousarray(images.vectors).data)
         return sha256.hexdigest()
 
-    def labelled(self, *names: str) -> Iterator[Labelled]:
+    def labelled(self, *names: str) -> Iterator[logistic.Labelled]:
         """Labels as probes take them; an exclusive image of no or several classes is unknown."""
         for images in (self.images[name] for name in names):
             labels = images.dataset.labels
             if self.exclusive:
                 single = labels.sum(axis=1) == 1  # NaN is not
                 labels = np.where(single, np.nan_to_num(labels).argmax(axis=1), -1)
-            yield Labelled(images.vectors, labels)
+            yield logistic.Labelled(images.vectors, labels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,18 +89,18 @@ class Learned:
 
     origin: str
     prevalence: float | None
-    zero_shot: Scores
-    validation: Scores
-    probe: Scores | None = None
-    probe_validation: Scores | None = None
-    knn: Scores | None = None
+    zero_shot: scores.Scores
+    validation: scores.Scores
+    probe: scores.Scores | None = None
+    probe_validation: scores.Scores | None = None
+    knn: scores.Scores | None = None
     curves: Mapping[str, Curve] = field(default_factory=dict)
 
 
 def learn(
-    folder: Place,
+    folder: places.Place,
     splits: LabelledSplits,
-    draws: Draws,
+    draws: options.Draws,
     meta: Mapping[str, Any],
     on_fit: Callable[[], Any],
 ) -> None:
@@ -148,13 +142,13 @@ def learn(
 
 def scores_of(
     dataset: Dataset, classes: Sequence[str], values: np.ndarray, meta: Mapping[str, Any]
-) -> Scores:
+) -> scores.Scores:
     """Scores of the images of a data set."""
     values = values.astype(np.float64)
-    return Scores(dataset.ids, classes, values, dataset.labels, dataset.groups, meta)
+    return scores.Scores(dataset.ids, classes, values, dataset.labels, dataset.groups, meta)
 
 
-def _probe(path: Place, splits: LabelledSplits) -> Probe:
+def _probe(path: places.Place, splits: LabelledSplits) -> linear.Probe:
     """The probe in the file, if it was fitted to the same, or a new one."""
     fitted_to = splits.digest("train", "validation")
     with contextlib.suppress(FileNotFoundError, ValueError):  # of another version: fit again
@@ -173,9 +167,9 @@ def _probe(path: Place, splits: LabelledSplits) -> Probe:
 
 
 def _curves(
-    path: Place,
-    splits: Sequence[Labelled],
-    draws: Draws,
+    path: places.Place,
+    splits: Sequence[logistic.Labelled],
+    draws: options.Draws,
     whole: dict[str, Any],
     identity: Mapping[str, str],
     on_fit: Callable[[], Any],
@@ -210,7 +204,7 @@ def _curves(
 _KINDS, _OTHERS = {"learning_curve": "n", "few_shot": "shots"}, "others"
 
 
-def _save(path: Place, identity: Mapping[str, str], rows: Curve, others: Curve = ()) -> None:
+def _save(path: places.Place, identity: Mapping[str, str], rows: Curve, others: Curve = ()) -> None:
     """Writes rows, and others of the same data that were not asked for this time."""
     kinds = {kind: [row for row in rows if name in row] for kind, name in _KINDS.items()}
     content = {**identity, **kinds, _OTHERS: list(others)}
@@ -218,7 +212,7 @@ def _save(path: Place, identity: Mapping[str, str], rows: Curve, others: Curve =
         partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def _saved(path: Place, data: str) -> list[dict[str, Any]]:
+def _saved(path: places.Place, data: str) -> list[dict[str, Any]]:
     """The rows of these data that the file has."""
     with contextlib.suppress(FileNotFoundError, ValueError):
         content = _content(path)
@@ -227,7 +221,7 @@ def _saved(path: Place, data: str) -> list[dict[str, Any]]:
     return []
 
 
-def _content(path: Place) -> dict[str, Any]:
+def _content(path: places.Place) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; evaluate again")
     try:
@@ -239,7 +233,7 @@ def _content(path: Place) -> dict[str, Any]:
 # ----------------------------------------------------------------------------------------- read
 
 
-def read(folder: Place, zero_shot: Scores, facts: Mapping[str, Any]) -> Learned:
+def read(folder: places.Place, zero_shot: scores.Scores, facts: Mapping[str, Any]) -> Learned:
     """Reads back what belongs to a run.
 
     Args:

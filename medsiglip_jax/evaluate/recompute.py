@@ -6,19 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from medsiglip_jax.evaluate import learned, retrieval, scores
-from medsiglip_jax.evaluate.options import EvaluateOptions
+from medsiglip_jax.evaluate import learned, options, retrieval, scores
 from medsiglip_jax.evaluate.report import document
 from medsiglip_jax.evaluate.results.summary import summarize
 from medsiglip_jax.evaluate.scores import GRID, PART, Scores
 from medsiglip_jax.files import places, storage
-from medsiglip_jax.files.places import Given, Place
 
 RESULTS = "results.json"
 
 
 def recompute(
-    output: Given, resamples: int | None = None, prevalence: float | None = None
+    output: places.Given, resamples: int | None = None, prevalence: float | None = None
 ) -> dict[str, Any]:
     """Recomputes results and report from the files in a folder; needs no model.
 
@@ -60,7 +58,7 @@ def recompute(
     return content
 
 
-def _read(folder: Place) -> tuple[Scores, dict[str, list[str]]]:
+def _read(folder: places.Place) -> tuple[Scores, dict[str, list[str]]]:
     """Scores of all images, without classes for pairs, and what else is known of the images."""
     if scores.of_pairs(folder):
         columns, meta = scores.read_columns(folder / scores.IMAGES)
@@ -82,7 +80,7 @@ def _with_statistics(run: Scores, resamples: int | None, prevalence: float | Non
     facts = run.meta.get("learned")
     changes = {"prevalence": prevalence, "learn": "thresholds" if facts else ""}
     changes |= {} if resamples is None else {"resamples": resamples}
-    EvaluateOptions(**changes)  # checks them
+    options.EvaluateOptions(**changes)  # checks them
     meta = dict(run.meta)
     if resamples is not None:
         meta["statistics"] = {**meta["statistics"], "resamples": resamples}

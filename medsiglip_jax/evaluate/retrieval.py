@@ -9,11 +9,9 @@ import pyarrow as pa
 from jaxtyping import Int64
 
 from medsiglip_jax import metrics
-from medsiglip_jax.evaluate import scores
+from medsiglip_jax.evaluate import image_embeddings, scores, tasks
 from medsiglip_jax.evaluate.data import reading
-from medsiglip_jax.evaluate.image_embeddings import ImageEmbeddings
 from medsiglip_jax.evaluate.results import aucs
-from medsiglip_jax.evaluate.tasks import Task
 from medsiglip_jax.files.places import Place
 from medsiglip_jax.model.api import Model
 from medsiglip_jax.preprocess.text import canonicalize
@@ -27,7 +25,7 @@ _SCHEMA = scores.schema(
 )
 
 
-def compute(model: Model, task: Task, embedded: ImageEmbeddings) -> pa.Table:
+def compute(model: Model, task: tasks.Task, embedded: image_embeddings.ImageEmbeddings) -> pa.Table:
     """Ranks the texts of a data set for each image, and its images for each text.
 
     An image matches its text, and a text all images that have it. Texts are the same if they differ

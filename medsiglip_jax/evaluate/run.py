@@ -28,7 +28,7 @@ from medsiglip_jax import __version__
 from medsiglip_jax.data.rows import Rows, from_tuples
 from medsiglip_jax.embeddings import provenance
 from medsiglip_jax.embeddings.probe import logistic
-from medsiglip_jax.evaluate import image_embeddings, learned, retrieval, scores, zero_shot
+from medsiglip_jax.evaluate import image_embeddings, learned, retrieval, scores, tasks, zero_shot
 from medsiglip_jax.evaluate.data import splits as data_splits
 from medsiglip_jax.evaluate.data.dataset import Dataset
 from medsiglip_jax.evaluate.data.splits import Splits
@@ -36,10 +36,7 @@ from medsiglip_jax.evaluate.image_embeddings import ImageEmbeddings
 from medsiglip_jax.evaluate.learned import LabelledSplits
 from medsiglip_jax.evaluate.options import AS_GIVEN, DEFAULT, LEARN, EvaluateOptions, GridCell
 from medsiglip_jax.evaluate.recompute import RESULTS, recompute
-from medsiglip_jax.evaluate.scores import GRID, PART, Scores
-from medsiglip_jax.evaluate.tasks import Task
 from medsiglip_jax.files import places
-from medsiglip_jax.files.places import Given, Place
 from medsiglip_jax.inference.embed import EmbedOptions, EmbedProgress, embed
 from medsiglip_jax.inference.manifest import ERRORS
 from medsiglip_jax.model.api import Model
@@ -50,12 +47,12 @@ _SHARD = 512  # images per file: a killed run loses at most this many
 
 
 def evaluate(
-    task: Task,
+    task: tasks.Task,
     model: Model | Callable[[], Model],
-    data: Given,
-    output: Given,
+    data: places.Given,
+    output: places.Given,
     options: EvaluateOptions = EvaluateOptions(),
-    embeddings: Given | None = None,
+    embeddings: places.Given | None = None,
     on_progress: Callable[[EmbedProgress], Any] = lambda progress: None,
     on_total: Callable[[int], Any] = int,
     on_fit: Callable[[], Any] = int,
@@ -105,8 +102,8 @@ def evaluate(
 class EvaluationRun:
     """From images and prompts to files of scores: what the steps of one evaluation share."""
 
-    def __init__(self, task: Task, splits: Splits, model: Model, folder: Place,
-                 options: EvaluateOptions, embeddings: Given | None,
+    def __init__(self, task: tasks.Task, splits: Splits, model: Model, folder: places.Place,
+                 options: EvaluateOptions, embeddings: places.Given | None,
                  on_progress: Callable[[EmbedProgress], Any],
                  on_fit: Callable[[], Any]):  # fmt: skip
         self.task, self.splits, self.model, self.folder = task, splits, model, folder
@@ -116,7 +113,7 @@ class EvaluationRun:
         self.readings = {n: task if n == AS_GIVEN else task.with_reading(n) for n in names}
         # Before the images, because it takes no time and may fail.
         self.prompts = {name: self._prompts(task) for name, task in self.readings.items()}
-        self.embedded: list[Place] = []  # folders that this run has finished
+        self.embedded: list[places.Place] = []  # folders that this run has finished
         # Files of labels may hold images, too, and be large; every cell of a grid names them.
         self.labels = functools.cache(_labels)
 
@@ -146,7 +143,7 @@ class EvaluationRun:
         (self.folder / RESULTS).unlink(missing_ok=True)  # it does not belong to what follows
         for cell, of_cell in cells.items():
             of_cell = replace(of_cell, meta={**of_cell.meta, "run": run})
-            scores.write(self.folder / GRID / cell.file, of_cell)
+            scores.write(self.folder / scores.GRID / cell.file, of_cell)
         if ranks is not None:
             retrieval.write(self.folder / retrieval.FILE, ranks, run)
         if splits:
@@ -165,7 +162,7 @@ class EvaluationRun:
         identity = [*(meta[key] for key in keys), images, digest, draws]
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
-    def _grid(self) -> dict[GridCell, Scores]:
+    def _grid(self) -> dict[GridCell, scores.Scores]:
         grid = {}
         for preprocess, cells in itertools.groupby(self._cells(), lambda cell: cell.preprocess):
             embedded = self._embeddings(preprocess, self.splits.whole)
@@ -177,7 +174,7 @@ class EvaluationRun:
         temperatures = zero_shot.TEMPERATURES if softmax else (self.options.temperature,)
         return itertools.starmap(GridCell, itertools.product(PRESETS, self.readings, temperatures))
 
-    def _prompts(self, task: Task) -> tuple[np.ndarray, np.ndarray | None] | None:
+    def _prompts(self, task: tasks.Task) -> tuple[np.ndarray, np.ndarray | None] | None:
         """Class embeddings of the present and, if the rule needs them, of the absent prompts."""
         if not task.classes:
             return None
@@ -204,7 +201,7 @@ class EvaluationRun:
             )
         return embedded
 
-    def _embed(self, preprocess: str, dataset: Dataset) -> Place:
+    def _embed(self, preprocess: str, dataset: Dataset) -> places.Place:
         """The folder of the embeddings of the whole pool, computed unless they were given."""
         if self.embeddings is not None:
             return places.at(self.embeddings)
@@ -232,14 +229,14 @@ class EvaluationRun:
         if self.splits.drawn:
             splits = {"test": self.splits.test, **self.splits.others}
             split_of = {id: name for name, split in splits.items() for id in split.ids}
-            columns[PART] = [split_of.get(id, "") for id in images.ids]
+            columns[scores.PART] = [split_of.get(id, "") for id in images.ids]
         if not self.task.classes and images.groups is not None:
             columns["group"] = images.groups
         scores.write_columns(self.folder / scores.IMAGES, columns, meta)
 
     # ------------------------------------------------------------------------------------ scores
 
-    def _scores(self, cell: GridCell, embedded: ImageEmbeddings) -> Scores:
+    def _scores(self, cell: GridCell, embedded: ImageEmbeddings) -> scores.Scores:
         classes, prompts = [c.name for c in self.task.classes], self.prompts[cell.reading]
         assert prompts is not None
         factor = self._factor(cell)

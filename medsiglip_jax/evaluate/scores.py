@@ -13,8 +13,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool, Float, Int64
 
 from medsiglip_jax import metrics
-from medsiglip_jax.files import storage
-from medsiglip_jax.files.places import Place
+from medsiglip_jax.files import places, storage
 
 FILE, IMAGES, GRID = "scores.parquet", "images.parquet", "grid"
 PART = "part"  # column of images.parquet, where splits were drawn from the test images
@@ -91,7 +90,7 @@ def common(first: Scores, second: Scores, column: int) -> tuple[Any, Any, Any, A
     return a[rows], b[rows], labels[rows], None if units is None else units[rows]
 
 
-def write(path: Place, scores: Scores) -> None:
+def write(path: places.Place, scores: Scores) -> None:
     """Writes one row per image and class: `id, class, score, label, group`."""
     n, count = scores.scores.shape
     labels, unknown = np.nan_to_num(scores.labels).astype(np.int8), np.isnan(scores.labels)
@@ -108,7 +107,7 @@ def write(path: Place, scores: Scores) -> None:
     save(path, pa.table(columns, schema=_SCHEMA), meta)
 
 
-def read(path: Place) -> Scores:
+def read(path: places.Place) -> Scores:
     """Reads what `write` wrote.
 
     Raises:
@@ -127,14 +126,14 @@ def read(path: Place) -> Scores:
     return Scores(ids, classes, values, labels.reshape(shape), groups, meta)
 
 
-def save(path: Place, table: pa.Table, metadata: Mapping[bytes, Any]) -> None:
+def save(path: places.Place, table: pa.Table, metadata: Mapping[bytes, Any]) -> None:
     """Writes a table with metadata; what is there is replaced in one step."""
     with storage.new_file(path) as partial:
         pq.write_table(table.replace_schema_metadata(metadata), partial, compression="zstd")
 
 
 @contextlib.contextmanager
-def opened(path: Place, what: str) -> Iterator[pa.Table]:
+def opened(path: places.Place, what: str) -> Iterator[pa.Table]:
     """Opens a table that evaluate wrote; errors on reading its columns are those of the file, too.
 
     Args:
@@ -156,14 +155,14 @@ def opened(path: Place, what: str) -> Iterator[pa.Table]:
 
 
 def write_columns(
-    path: Place, columns: Mapping[str, Sequence[str]], meta: Mapping[str, Any] | None = None
+    path: places.Place, columns: Mapping[str, Sequence[str]], meta: Mapping[str, Any] | None = None
 ) -> None:
     """Writes what is known of the images beside their labels, and the run they belong to."""
     table = pa.table({k: pa.array(v, pa.string()) for k, v in columns.items()})
     save(path, table, {_META: json.dumps(meta)})
 
 
-def read_columns(path: Place) -> tuple[dict[str, list[str]], dict[str, Any]]:
+def read_columns(path: places.Place) -> tuple[dict[str, list[str]], dict[str, Any]]:
     """Reads columns and `meta` of what `write_columns` wrote.
 
     Raises:
@@ -173,13 +172,13 @@ def read_columns(path: Place) -> tuple[dict[str, list[str]], dict[str, Any]]:
         return table.to_pydict(), json.loads((table.schema.metadata or {}).get(_META, b"{}")) or {}
 
 
-def of_pairs(folder: Place) -> bool:
+def of_pairs(folder: places.Place) -> bool:
     """Whether an evaluation is of pairs: these have no scores, and images.parquet has `meta`."""
     path = folder / IMAGES
     return path.is_file() and "task" in read_columns(path)[1]
 
 
-def check_runs(folder: Place, run: str | None, others: Mapping[str, str | None]) -> None:
+def check_runs(folder: places.Place, run: str | None, others: Mapping[str, str | None]) -> None:
     """Refuses files that a killed run left beside those of another.
 
     Args:

@@ -18,15 +18,14 @@ from typing import Annotated, Any
 from medsiglip_jax.evaluate import zero_shot
 from medsiglip_jax.evaluate.data import layout
 from medsiglip_jax.files import settings
-from medsiglip_jax.files.settings import Check, one_of
 
 PARTS = ("train", "validation")
 _RETRIEVAL = ("text", "prompts")
 _PROMPTS = ("present", "absent")
 
 
-def _empty_or(choices: Sequence[str]) -> Check:
-    return Check(("", *choices).__contains__, f"one of {', '.join(choices)}")
+def _empty_or(choices: Sequence[str]) -> settings.Check:
+    return settings.Check(("", *choices).__contains__, f"one of {', '.join(choices)}")
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,7 @@ class Task:
     name: str
     title: str
     data: Mapping[str, Any]
-    kind: Annotated[str, one_of(("multi_label", "multi_class", "pairs"))]
+    kind: Annotated[str, settings.one_of(("multi_label", "multi_class", "pairs"))]
     score: Annotated[str, _empty_or(tuple(zero_shot.RULES))] = ""
     parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     retrieval: Annotated[str, _empty_or(_RETRIEVAL)] = ""

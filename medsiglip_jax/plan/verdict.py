@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from medsiglip_jax.plan import bound, topologies, worker
-from medsiglip_jax.plan.topologies import Topology
 from medsiglip_jax.train.recipe import MeshConfig, Recipe
 
 Plan = dict[str, Any]
@@ -30,7 +29,7 @@ class Question:
     """
 
     recipe: Recipe
-    topology: Topology
+    topology: topologies.Topology
     embed: bool = False
     quick: bool = False
 

@@ -15,17 +15,13 @@ from jax.sharding import Mesh
 
 from medsiglip_jax.data import examples, loader, tfds
 from medsiglip_jax.data.examples import Examples
-from medsiglip_jax.data.loader import Input
 from medsiglip_jax.data.order import Order
 from medsiglip_jax.model import api, processor, sharding, towers, tree
 from medsiglip_jax.model.config import ModelConfig
-from medsiglip_jax.model.towers import Compute
-from medsiglip_jax.preprocess import xla
-from medsiglip_jax.preprocess.codec import Codec
-from medsiglip_jax.train import freeze, lora, optim, validation
+from medsiglip_jax.preprocess import codec, xla
+from medsiglip_jax.train import freeze, lora, optim, step, validation
 from medsiglip_jax.train.objectives.objective import Labels, Loss, Params
 from medsiglip_jax.train.recipe import MeshConfig, Recipe
-from medsiglip_jax.train.step import State, init_state, make_train_step
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -49,11 +45,11 @@ class PreparedRun:
     recipe: Recipe
     model: api.Model
     part: freeze.Partition
-    compute: Compute
+    compute: towers.Compute
     labels: Labels
     loss: Loss
     optimizer: optim.Optimizer
-    state: State
+    state: step.State
     training: tuple[Examples, ...]
     held_out: tuple[Examples, ...]
     mesh: Mesh | None
@@ -76,7 +72,7 @@ class PreparedRun:
                 )
             yield sharding.put_batch(batch, self.mesh)
 
-    def evaluate(self, on_error: Callable[[str, str], None], state: State) -> dict[str, float]:
+    def evaluate(self, on_error: Callable[[str, str], None], state: step.State) -> dict[str, float]:
         """The objective's metrics on the held-out examples."""
         params, recipe = freeze.join(state["params"], state["frozen"]), self.recipe
         loading = self._loading(on_error)
@@ -90,7 +86,7 @@ class PreparedRun:
         return {"on_error": on_error, "codec": self._codec, **process}
 
     @functools.cached_property
-    def _codec(self) -> Codec:
+    def _codec(self) -> codec.Codec:
         """Who decodes: TensorFlow, a quarter faster, if it is installed, or else PIL and XLA."""
         installed = importlib.util.find_spec("tensorflow") is not None
         if self.recipe.loader == "pil" or (self.recipe.loader == "auto" and not installed):
@@ -99,7 +95,7 @@ class PreparedRun:
 
         return tf_codec(self.recipe.preprocess, self.recipe.dicom)
 
-    def _input(self, sources: tuple[Examples, ...], weights=None) -> Input:
+    def _input(self, sources: tuple[Examples, ...], weights=None) -> loader.Input:
         recipe, vision = self.recipe, self.model.config.vision
         assert vision is not None
         tokenize = None
@@ -107,7 +103,7 @@ class PreparedRun:
             tokenize = functools.partial(self.model.processor.tokenizer, warn=False)
         order = Order(tuple(map(len, sources)), weights, recipe.seed)
         pixels = vision.image_size, recipe.preprocess, recipe.augment
-        return Input(sources, order, *pixels, recipe.seed, tokenize, recipe.dicom)
+        return loader.Input(sources, order, *pixels, recipe.seed, tokenize, recipe.dicom)
 
     @functools.cached_property
     def _encode(self):
@@ -151,7 +147,7 @@ def prepare(recipe: Recipe) -> PreparedRun:
     params = freeze.join(model.params, added)
     part, optimizer = what_trains(recipe, params)
     trainable, frozen = part.split(params)
-    state = init_state(trainable, optimizer, frozen)
+    state = step.init_state(trainable, optimizer, frozen)
     # Otherwise the stacks that the split has cut would stay in memory beside their pieces.
     model.params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), model.params)
     loss = objective.loss(model.config, compute, labels, recipe.loss_chunk)
@@ -170,10 +166,10 @@ def _labels(training: Sequence[Examples]) -> Labels:
 
 
 def train_step(
-    recipe: Recipe, loss: Loss, optimizer: optim.Optimizer, state: State, mesh: Mesh | None
+    recipe: Recipe, loss: Loss, optimizer: optim.Optimizer, state: step.State, mesh: Mesh | None
 ) -> Callable:
     """The compiled step of a run; `state` may be abstract."""
-    return make_train_step(
+    return step.make_train_step(
         loss, optimizer, recipe.objective.accumulate, recipe.objective.negatives,
         places=jax.tree.map(lambda x: x.sharding, state) if mesh else None,
     )  # fmt: skip
@@ -193,7 +189,7 @@ def mesh_of(recipe: Recipe, devices: Sequence[Any] | None = None) -> Mesh | None
     return mesh
 
 
-def compute_of(recipe: Recipe, mesh: Mesh | None, platform: str | None = None) -> Compute:
+def compute_of(recipe: Recipe, mesh: Mesh | None, platform: str | None = None) -> towers.Compute:
     """How the towers of a recipe are computed, on a mesh or on one device of a platform."""
     compute = api.compute_for(
         recipe.dtype, attention=recipe.attention, mesh=mesh, platform=platform

@@ -15,8 +15,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from medsiglip_jax.files import storage
-from medsiglip_jax.files.places import Place
+from medsiglip_jax.files import places, storage
 
 
 class EventFile:
@@ -29,7 +28,7 @@ class EventFile:
     `storage.UPLOAD_SECONDS`, and by `close`.
     """
 
-    def __init__(self, folder: Place):
+    def __init__(self, folder: places.Place):
         name = f"events.out.tfevents.{int(time.time())}.{os.getpid()}"
         self._place, self._uploaded = folder / name, time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)

@@ -12,12 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from medsiglip_jax.files import places, storage
-from medsiglip_jax.files.locks import Check, lock
-from medsiglip_jax.files.places import Given, Place
+from medsiglip_jax.files import locks, places, storage
 from medsiglip_jax.model import api, processes, tree
-from medsiglip_jax.train import freeze, loop, lora, report
-from medsiglip_jax.train.build import PreparedRun, prepare
+from medsiglip_jax.train import build, freeze, loop, lora, report
 from medsiglip_jax.train.recipe import Recipe
 from medsiglip_jax.train.step import State
 
@@ -31,8 +28,8 @@ _FREE = frozenset(
 
 def run(
     recipe: Recipe,
-    workdir: Given,
-    on_start: Callable[[PreparedRun], None] = lambda prepared: None,
+    workdir: places.Given,
+    on_start: Callable[[build.PreparedRun], None] = lambda prepared: None,
     on_step: Callable[[int, dict[str, float] | None], None] = lambda done, values: None,
     warn: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
@@ -59,7 +56,7 @@ def run(
     workdir = places.at(workdir)
     with ExitStack() as stack:
         check = processes.run_on(lambda: stack.enter_context(_opened(workdir)), 0)
-        prepared = prepare(recipe)
+        prepared = build.prepare(recipe)
         processes.run_on(lambda: _claim(workdir, prepared, warn), 0)
         on_start(prepared)
         unreadable = Unreadable(workdir, recipe.max_unreadable)
@@ -96,7 +93,7 @@ class Unreadable:
     ends at once.
     """
 
-    def __init__(self, workdir: Place, limit: int):
+    def __init__(self, workdir: places.Place, limit: int):
         index = jax.process_index()
         self.path = workdir / (f"unreadable-{index}.jsonl" if index else UNREADABLE)
         self.limit, self._last = limit, ""
@@ -130,9 +127,9 @@ class Unreadable:
 
 
 @contextmanager
-def _opened(workdir: Place) -> Iterator[Check]:
+def _opened(workdir: places.Place) -> Iterator[locks.Check]:
     """Locks the workdir; refuses a folder of anything else before any work is done."""
-    with lock(workdir / ".lock") as check:
+    with locks.lock(workdir / ".lock") as check:
         if not _config_of(workdir) and any(not p.name.startswith(".") for p in workdir.iterdir()):
             raise FileExistsError(
                 f"{workdir}: not empty, and not a fine-tuning run; choose another folder"
@@ -140,7 +137,7 @@ def _opened(workdir: Place) -> Iterator[Check]:
         yield check
 
 
-def _config_of(workdir: Place) -> dict[str, Any] | None:
+def _config_of(workdir: places.Place) -> dict[str, Any] | None:
     """The config.json of a fine-tuning run, or None."""
     try:
         content = json.loads((workdir / CONFIG).read_text(encoding="utf-8"))
@@ -149,7 +146,7 @@ def _config_of(workdir: Place) -> dict[str, Any] | None:
     return content if isinstance(content, dict) and "init_sha256" in content else None
 
 
-def _claim(workdir: Place, prepared: PreparedRun, warn: Callable[[str], None]) -> None:
+def _claim(workdir: places.Place, prepared: build.PreparedRun, warn: Callable[[str], None]) -> None:
     """Writes config.json, after comparing this run with one that is there already."""
     run, before = _identity(prepared), _config_of(workdir)
     saved = (workdir / loop.CHECKPOINTS).is_dir() and any(
@@ -161,7 +158,7 @@ def _claim(workdir: Place, prepared: PreparedRun, warn: Callable[[str], None]) -
         partial.write_text(json.dumps(run, indent=2, default=str) + "\n", encoding="utf-8")
 
 
-def _compare(workdir: Place, before: dict, run: dict, saved: bool, warn) -> None:
+def _compare(workdir: places.Place, before: dict, run: dict, saved: bool, warn) -> None:
     old, new = before["recipe"], json.loads(json.dumps(run["recipe"], default=str))
     # Runs from before objectives had settings of their own list those of all.
     old["objective"] = {name: old["objective"].get(name) for name in new["objective"]}
@@ -180,7 +177,7 @@ def _compare(workdir: Place, before: dict, run: dict, saved: bool, warn) -> None
         warn(f"{'resuming' if saved else 'starting again'} with a changed config: {lines[key]}")
 
 
-def _identity(prepared: PreparedRun) -> dict[str, Any]:
+def _identity(prepared: build.PreparedRun) -> dict[str, Any]:
     digest = hashlib.sha256()
     for rows in prepared.training:
         columns = [list(rows.images), list(rows.texts or ()), np.asarray(rows.labels).tolist()]
@@ -205,7 +202,7 @@ def _identity(prepared: PreparedRun) -> dict[str, Any]:
 
 
 def _finish(
-    workdir: Place, prepared: PreparedRun, state: State, unreadable: Unreadable
+    workdir: places.Place, prepared: build.PreparedRun, state: State, unreadable: Unreadable
 ) -> dict[str, Any]:
     lines = storage.read_lines(workdir / loop.METRICS)
     if prepared.recipe.best:
@@ -230,13 +227,13 @@ def _finish(
     }
 
 
-def _best(workdir: Place, recipe: Recipe, state: State) -> State:
+def _best(workdir: places.Place, recipe: Recipe, state: State) -> State:
     with _options(recipe).checkpoints(workdir) as checkpoints:
         checkpoint = checkpoints.restore(loop.shapes_of(state), checkpoints.best_step())
     return state if checkpoint is None else {**checkpoint[1], "frozen": state["frozen"]}
 
 
-def export(prepared: PreparedRun, state: State, folder: Place) -> None:
+def export(prepared: build.PreparedRun, state: State, folder: places.Place) -> None:
     """Writes the model in Hugging Face layout, adapters merged, and the files of its objective."""
     whole = prepared.part.whole(freeze.join(state["params"], state["frozen"]))
     params = lora.merge(whole)

@@ -12,7 +12,6 @@ from typing import Any
 import jax.numpy as jnp
 
 from medsiglip_jax.model import tree
-from medsiglip_jax.model.tree import STACK
 
 Params = dict[str, Any]
 FROZEN_STACK = "/frozen_blocks/"
@@ -42,16 +41,16 @@ class Partition:
         """A joined tree with its stacks in one piece again."""
         flat = tree.flatten(params)
         for path in [path for path in flat if FROZEN_STACK in path]:
-            trainable = path.replace(FROZEN_STACK, STACK)
+            trainable = path.replace(FROZEN_STACK, tree.STACK)
             flat[trainable] = jnp.concatenate([flat.pop(path), flat[trainable]])
         return tree.unflatten(flat)
 
     def _cut(self, params: Params) -> dict[str, Any]:
         depths, cut = dict(self.depths), {}
         for path, leaf in tree.items(params):
-            depth = depths.get(path.split(STACK)[0]) if STACK in path else None
+            depth = depths.get(path.split(tree.STACK)[0]) if tree.STACK in path else None
             if depth:
-                cut[path.replace(STACK, FROZEN_STACK)] = leaf[:depth]
+                cut[path.replace(tree.STACK, FROZEN_STACK)] = leaf[:depth]
                 leaf = leaf[depth:]
             cut[path] = leaf
         return cut
@@ -82,9 +81,9 @@ def partition(patterns: Sequence[str], params: Params) -> Partition:
     depths = _depths(flags)
     frozen = set()
     for path, values in flags.items():
-        depth = depths.get(path.split(STACK)[0], 0) if STACK in path else 0
+        depth = depths.get(path.split(tree.STACK)[0], 0) if tree.STACK in path else 0
         if depth and values[0]:
-            frozen.add(path.replace(STACK, FROZEN_STACK))
+            frozen.add(path.replace(tree.STACK, FROZEN_STACK))
         if values[-1]:
             frozen.add(path)
     return Partition(frozenset(frozen), tuple(sorted(depths.items())))
@@ -96,7 +95,7 @@ def _depths(flags: dict[str, list[bool]]) -> dict[str, int]:
         depth = sum(values)
         if depth in (0, len(values)):
             continue
-        tower = path.split(STACK)[0]
+        tower = path.split(tree.STACK)[0]
         if not all(values[:depth]) or depths.setdefault(tower, depth) != depth:
             raise ValueError(
                 f"freeze matches blocks of {path} that are not the first ones, or not as many as "

@@ -11,8 +11,7 @@ from typing import Any
 
 import jax
 
-from medsiglip_jax.files.places import Place
-from medsiglip_jax.files.storage import Lines
+from medsiglip_jax.files import places, storage
 from medsiglip_jax.model import processes
 from medsiglip_jax.train.checkpoints import Checkpoints
 from medsiglip_jax.train.step import Batch, Metrics, State
@@ -48,7 +47,7 @@ class LoopOptions:
     mode: str = "max"
     max_skipped: int = 10
 
-    def checkpoints(self, workdir: Place) -> Checkpoints:
+    def checkpoints(self, workdir: places.Place) -> Checkpoints:
         return Checkpoints(workdir / CHECKPOINTS, self.keep, self.best, self.mode)
 
     def due(self, every: int, done: int) -> bool:
@@ -65,7 +64,7 @@ class Stopped(Exception):
 
 
 def fit(
-    workdir: Place,
+    workdir: places.Place,
     state: State,
     step: Callable[[State, Batch], tuple[State, Metrics]],
     batches: Callable[[int], Iterator[Batch]],
@@ -193,10 +192,10 @@ class MetricsLog:
     are repeated.
     """
 
-    def __init__(self, path: Place, start: int):
+    def __init__(self, path: places.Place, start: int):
         self._clock, self._step = time.perf_counter(), start
         main = jax.process_index() == 0
-        self._lines = Lines(path, lambda line: line["step"] <= start) if main else None
+        self._lines = storage.Lines(path, lambda line: line["step"] <= start) if main else None
 
     def write(self, step: int, values: Mapping[str, float], rows: int) -> dict[str, Any]:
         """Appends a line, with the images per second since the last one; a batch has `rows`."""

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from medsiglip_jax.model import tree
-from medsiglip_jax.model.tree import STACK
 
 Params = dict[str, Any]
 
@@ -97,7 +96,7 @@ def merge(params: Params) -> Params:
 
 def _sizes(path: str, shape: Sequence[int]) -> tuple[tuple[int, ...], int, int]:
     """(leading axes of the stack, inputs, outputs) of a kernel."""
-    stack = tuple(shape[:1]) if STACK in path else ()
+    stack = tuple(shape[:1]) if tree.STACK in path else ()
     layer = shape[len(stack) :]
     axes = _INPUT_AXES[path.split("/")[-2]]
     return stack, int(np.prod(layer[:axes])), int(np.prod(layer[axes:]))

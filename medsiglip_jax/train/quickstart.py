@@ -24,11 +24,9 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from medsiglip_jax import metrics
-from medsiglip_jax.files import places, storage
-from medsiglip_jax.files.locks import lock
-from medsiglip_jax.model import api
+from medsiglip_jax.files import locks, places, storage
+from medsiglip_jax.model import api, towers
 from medsiglip_jax.model.config import ModelConfig, TextConfig, VisionConfig
-from medsiglip_jax.model.towers import Compute
 from medsiglip_jax.preprocess import text
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -110,7 +108,7 @@ def run(
     places.refuse_remote(workdir)
     start, workdir = time.perf_counter(), Path(workdir)
     _check_installed()
-    with lock(workdir / ".quickstart.lock"), jax.default_device(jax.devices("cpu")[0]):
+    with locks.lock(workdir / ".quickstart.lock"), jax.default_device(jax.devices("cpu")[0]):
         _claim(workdir)
         training, held_out = load_digits(seed, settings.held_out)
         shutil.rmtree(workdir / "training", ignore_errors=True)
@@ -230,7 +228,7 @@ def _optimizer_and_step(settings: QuickstartSettings, config: ModelConfig):
     schedule = optim.schedule("cosine", settings.total_steps, settings.warmup_steps)
     decay = optim.OptimizerConfig(weight_decay=settings.weight_decay)
     optimizer = optim.make_optimizer(settings.learning_rate, schedule, decay)
-    loss = Contrastive().loss(config, Compute(), Labels())
+    loss = Contrastive().loss(config, towers.Compute(), Labels())
     return optimizer, step.make_train_step(loss, optimizer)
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from medsiglip_jax.files import settings
-from medsiglip_jax.files.settings import Check, Variants, at_least, more_than, one_of
 from medsiglip_jax.model.attention import ATTENTION
 from medsiglip_jax.model.config import ModelConfig, named
 from medsiglip_jax.model.towers import REMAT
@@ -22,11 +21,11 @@ from medsiglip_jax.train.objectives.objective import Objective
 from medsiglip_jax.train.objectives.table import OBJECTIVES
 from medsiglip_jax.train.optim import OptimizerConfig
 
-_SPLIT = Check(
+_SPLIT = settings.Check(
     lambda x: isinstance(x, str) or 0 < x < 1, "a split's name, or a share between 0 and 1"
 )
-_Count = Annotated[int, at_least(1)]
-_Interval = Annotated[int, at_least(0)]
+_Count = Annotated[int, settings.at_least(1)]
+_Interval = Annotated[int, settings.at_least(0)]
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class MeshConfig:
         fsdp: whether large parameters and their optimiser state are split over the devices, too.
     """
 
-    data: Annotated[int | None, at_least(1)] = None
+    data: Annotated[int | None, settings.at_least(1)] = None
     fsdp: bool = False
 
 
@@ -124,23 +123,23 @@ class Recipe:
     model: str | Mapping[str, Any] | None = None
     tokenizer: str | None = None
     batch_size: _Count = 32
-    seed: Annotated[int, at_least(0)] = 0
-    objective: Annotated[Objective, Variants(OBJECTIVES)] = Contrastive()
+    seed: Annotated[int, settings.at_least(0)] = 0
+    objective: Annotated[Objective, settings.Variants(OBJECTIVES)] = Contrastive()
     freeze: tuple[str, ...] = ()
     lora: LoRA | None = None
     optimizer: OptimizerConfig = OptimizerConfig()
-    learning_rate: Annotated[float, more_than(0)] = 1e-4
+    learning_rate: Annotated[float, settings.more_than(0)] = 1e-4
     mesh: MeshConfig | None = None
-    remat: Annotated[str, one_of(REMAT)] = "none"
-    loss_chunk: Annotated[int | None, at_least(1)] = None
-    dtype: Annotated[str, one_of(("float32", "bfloat16"))] = "float32"
-    attention: Annotated[str | None, one_of(ATTENTION)] = None
-    preprocess: Annotated[str, one_of(PRESETS)] = "big_vision"
+    remat: Annotated[str, settings.one_of(REMAT)] = "none"
+    loss_chunk: Annotated[int | None, settings.at_least(1)] = None
+    dtype: Annotated[str, settings.one_of(("float32", "bfloat16"))] = "float32"
+    attention: Annotated[str | None, settings.one_of(ATTENTION)] = None
+    preprocess: Annotated[str, settings.one_of(PRESETS)] = "big_vision"
     dicom: Rules = Rules()
     augment: Augment = field(default_factory=Augment)
     validation: Annotated[str | float | None, _SPLIT] = None
-    loader: Annotated[str, one_of(("auto", "tf", "pil"))] = "auto"
-    temperature: Annotated[float, more_than(0)] = 10.0
+    loader: Annotated[str, settings.one_of(("auto", "tf", "pil"))] = "auto"
+    temperature: Annotated[float, settings.more_than(0)] = 10.0
     bias: float = -10.0
     log_every: _Count = 10
     tensorboard: bool = False
@@ -148,7 +147,7 @@ class Recipe:
     checkpoint_every: _Interval = 1000
     keep: _Count = 2
     best: str | None = None
-    max_unreadable: Annotated[int, at_least(0)] = 100
+    max_unreadable: Annotated[int, settings.at_least(0)] = 100
     max_skipped: _Count = 10
 
     def __post_init__(self):

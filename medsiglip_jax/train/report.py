@@ -4,8 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from medsiglip_jax.files import storage
-from medsiglip_jax.files.places import Place
+from medsiglip_jax.files import places, storage
 from medsiglip_jax.pages import charts, html
 
 Values = Mapping[str, Any]
@@ -31,7 +30,7 @@ _CAUTION = (
 
 
 def write(
-    path: Place, run: Values, lines: Sequence[Values], exported: int, metrics: Values
+    path: places.Place, run: Values, lines: Sequence[Values], exported: int, metrics: Values
 ) -> None:
     """Writes the report.
 

@@ -11,13 +11,12 @@ from jax.sharding import NamedSharding, Sharding
 from medsiglip_jax.model import sharding, tree
 from medsiglip_jax.train import freeze, optim
 from medsiglip_jax.train.objectives.objective import NEGATIVES, Batch, Loss, Params
-from medsiglip_jax.train.optim import Optimizer
 
 State = dict[str, Any]
 Metrics = dict[str, Any]
 
 
-def init_state(params: Params, optimizer: Optimizer, frozen: Params | None = None) -> State:
+def init_state(params: Params, optimizer: optim.Optimizer, frozen: Params | None = None) -> State:
     """The state before the first step.
 
     {"params" (what trains), "frozen", "opt_state", "step" (batches seen), "skipped" (updates that
@@ -35,7 +34,7 @@ def init_state(params: Params, optimizer: Optimizer, frozen: Params | None = Non
     return {"params": params, "frozen": frozen or {}, **state}
 
 
-def state_shapes(params: Params, optimizer: Optimizer, frozen: Params) -> State:
+def state_shapes(params: Params, optimizer: optim.Optimizer, frozen: Params) -> State:
     """What `init_state` returns, for parameters given as `jax.ShapeDtypeStruct` with shardings."""
     shapes = jax.eval_shape(partial(_opt_state_and_counts, optimizer), params)
     state = place_shapes(shapes, _shardings(shapes, params))
@@ -49,7 +48,7 @@ def place_shapes(shapes: Any, places: Any) -> Any:
     )
 
 
-def _opt_state_and_counts(optimizer: Optimizer, params: Params) -> State:
+def _opt_state_and_counts(optimizer: optim.Optimizer, params: Params) -> State:
     counts = {name: jnp.zeros((), jnp.int32) for name in ("step", "skipped", "skipped_in_row")}
     return {"opt_state": optimizer.init(params), **counts}
 
@@ -77,7 +76,7 @@ def _shardings(state: State, params: Params) -> State:
 
 def make_train_step(
     loss: Loss,
-    optimizer: Optimizer,
+    optimizer: optim.Optimizer,
     accumulate: int = 1,
     negatives: str = "batch",
     places: State | None = None,

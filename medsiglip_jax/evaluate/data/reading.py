@@ -9,9 +9,8 @@ from medsiglip_jax.evaluate.data import arrays, csv_tables, folders
 from medsiglip_jax.evaluate.data.dataset import Dataset, where_to_get
 from medsiglip_jax.evaluate.tasks import Task
 from medsiglip_jax.files import places
-from medsiglip_jax.preprocess import sources
+from medsiglip_jax.preprocess import facts, sources
 from medsiglip_jax.preprocess.dicom.rules import Rules
-from medsiglip_jax.preprocess.facts import UnreadableImage
 
 # One for each layout of `layout.LAYOUTS`.
 ADAPTERS = {"csv": csv_tables.read, "folders": folders.read, "npz": arrays.read, "h5": arrays.read}
@@ -84,6 +83,6 @@ def _check_readable(dataset: Dataset, root: places.Place) -> None:
         try:
             sources.read(source, rules=Rules(volume="percentile"))  # which any values allow
             return
-        except UnreadableImage as error:
+        except facts.UnreadableImage as error:
             reasons.append(str(error))
     raise ValueError(f"{root}: the first images cannot be read: {reasons[0]}")

@@ -6,13 +6,10 @@ from typing import Any
 import numpy as np
 
 from medsiglip_jax import metrics
-from medsiglip_jax.evaluate.report import tables
-from medsiglip_jax.evaluate.report.learning import draws
+from medsiglip_jax.evaluate.report import learning, tables
 from medsiglip_jax.evaluate.report.sections import sections
-from medsiglip_jax.evaluate.report.tables import ReportSection, number, starred
 from medsiglip_jax.evaluate.scores import Scores, known
 from medsiglip_jax.pages import charts, html
-from medsiglip_jax.pages.charts import Axis, Estimate, Series
 
 _STYLE = """body{max-width:1080px}figure{display:inline-block;margin:8px 12px 12px 0;
 vertical-align:top;max-width:100%}div{overflow-x:auto}td+td:not(:last-child){white-space:nowrap}
@@ -57,7 +54,7 @@ def page(results: Mapping[str, Any], scores: Scores) -> str:
     return "".join(html.page(results["title"], _STYLE, parts, tables.CAUTION))
 
 
-def _section(section: ReportSection) -> str:
+def _section(section: tables.ReportSection) -> str:
     table = f"<div>{html.table(section.rows, section.header)}</div>" if section.rows else ""
     return f"<h2>{html.escape(section.title)}</h2>{html.paragraph(section.text)}{table}\n"
 
@@ -88,14 +85,14 @@ def _forests(results: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _forest(title: str, results: Mapping[str, Any], classes: Sequence[Mapping[str, Any]]) -> str:
-    rows = [_estimate(starred(c), c, faint=c["few"]) for c in classes]
+    rows = [_estimate(tables.starred(c), c, faint=c["few"]) for c in classes]
     means = {"mean": results["macro_auc"], **results["means"]}
     rows += [_estimate(name, mean, summary=True) for name, mean in means.items() if mean]
-    return charts.forest(title, rows, Axis("AUC", (0.5, 1.0)), "published")
+    return charts.forest(title, rows, charts.Axis("AUC", (0.5, 1.0)), "published")
 
 
-def _estimate(name: str, row: Mapping[str, Any], **style: bool) -> Estimate:
-    return Estimate(name, row["auc"], row["low"], row["high"], row["published"], **style)
+def _estimate(name: str, row: Mapping[str, Any], **style: bool) -> charts.Estimate:
+    return charts.Estimate(name, row["auc"], row["low"], row["high"], row["published"], **style)
 
 
 # ----------------------------------------------------------------------------------------- curves
@@ -107,9 +104,9 @@ def _roc_curves(results: Mapping[str, Any], scores: Scores) -> Iterator[str]:
             rows = known(scores, j)
             curve = metrics.roc_curve(rows.scores, rows.positive)
             x, y = curve.false_positive_rate.tolist(), curve.true_positive_rate.tolist()
-            title = f"{number(row['auc'])} {row['class']}"  # a long name may be cut
-            series = [Series("", list(zip(x, y, strict=True)))]
-            axes = Axis("1 − specificity", _SHARE), Axis("sensitivity", _SHARE)
+            title = f"{tables.number(row['auc'])} {row['class']}"  # a long name may be cut
+            series = [charts.Series("", list(zip(x, y, strict=True)))]
+            axes = charts.Axis("1 − specificity", _SHARE), charts.Axis("sensitivity", _SHARE)
             yield charts.lines(title, series, *axes, square=True, diagonal=True)
 
 
@@ -120,25 +117,25 @@ def _learning(results: Mapping[str, Any]) -> Iterator[str]:
         return
     zero_shot, published = probe["zero_shot_macro"]["auc"], probe["macro_auc"].get("published")
     levels = {"zero-shot": zero_shot, "published probe": published}
-    levels = {f"{k} {number(v)}": v for k, v in levels.items() if v is not None}
+    levels = {f"{k} {tables.number(v)}": v for k, v in levels.items() if v is not None}
     for title, key, n, label in (
         ("Learning curve: macro AUC", "learning_curve", "n", "training images"),
         ("Few-shot: macro AUC", "few_shot", "shots", "training images of each class"),
     ):
         series = _by_method(probe.get(key) or (), n)
-        yield charts.lines(title, series, Axis(label, log=True), levels=levels)
+        yield charts.lines(title, series, charts.Axis(label, log=True), levels=levels)
 
 
-def _by_method(rows: Sequence[Mapping[str, Any]], n: str) -> list[Series]:
+def _by_method(rows: Sequence[Mapping[str, Any]], n: str) -> list[charts.Series]:
     """A line for each method: means over seeds, whiskers from the lowest to the highest."""
     methods: dict[str, list[tuple[int, list[float]]]] = {}
-    for (method, size), aucs in draws(rows, n).items():
+    for (method, size), aucs in learning.draws(rows, n).items():
         methods.setdefault(method, []).extend([(size, aucs)] if aucs else [])
     series = []
     for method, sizes in methods.items():
         means = [(x, float(np.mean(aucs))) for x, aucs in sorted(sizes)]
         ends = [(x, min(aucs), max(aucs)) for x, aucs in sorted(sizes) if len(aucs) > 1]
-        series.append(Series(method, means, ends, dots=True))
+        series.append(charts.Series(method, means, ends, dots=True))
     return series
 
 
@@ -155,7 +152,7 @@ def _reliability(row: Mapping[str, Any]) -> str:
         if (side := row[name]) is not None:
             curve = side["curve"]
             points = list(zip(curve["predicted"], curve["observed"], strict=True))
-            label = f"{name}, ECE {number(side['ece'])}"
-            series.append(Series(label, points, weights=curve["rows"]))
-    axes = Axis("predicted", _SHARE), Axis("observed", _SHARE)
+            label = f"{name}, ECE {tables.number(side['ece'])}"
+            series.append(charts.Series(label, points, weights=curve["rows"]))
+    axes = charts.Axis("predicted", _SHARE), charts.Axis("observed", _SHARE)
     return charts.lines(row["of"], series, *axes, square=True, diagonal=True)

@@ -16,14 +16,13 @@ from medsiglip_jax.evaluate.results import aucs
 from medsiglip_jax.evaluate.scores import Scores
 from medsiglip_jax.files import places
 from medsiglip_jax.files.json import plain
-from medsiglip_jax.files.places import Given
 
 _NAMED = 3  # images or classes in a message
 
 
 def compare(
-    first: Given,
-    second: Given,
+    first: places.Given,
+    second: places.Given,
     *,
     file: str = scores.FILE,
     allow_missing: bool = False,

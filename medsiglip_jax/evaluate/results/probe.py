@@ -10,12 +10,11 @@ from jaxtyping import Float
 from medsiglip_jax import metrics
 from medsiglip_jax.evaluate.learned import Learned
 from medsiglip_jax.evaluate.results import aucs
-from medsiglip_jax.evaluate.results.aucs import Statistics
 from medsiglip_jax.evaluate.scores import Scores, common, known
 from medsiglip_jax.evaluate.tasks import Task
 
 
-def compare(learned: Learned, task: Task, statistics: Statistics) -> dict[str, Any] | None:
+def compare(learned: Learned, task: Task, statistics: aucs.Statistics) -> dict[str, Any] | None:
     """Compares the probe with the prompts on the same test images; None without a probe.
 
     Classes that the probe could not learn are left out of both means that are compared. Every

@@ -12,7 +12,6 @@ from medsiglip_jax import metrics
 from medsiglip_jax.evaluate import tasks
 from medsiglip_jax.evaluate.learned import Learned
 from medsiglip_jax.evaluate.results import aucs, held_out, probe
-from medsiglip_jax.evaluate.results.aucs import Statistics
 from medsiglip_jax.evaluate.scores import Scores, known
 from medsiglip_jax.evaluate.tasks import Task
 from medsiglip_jax.files.json import plain
@@ -44,7 +43,7 @@ def summarize(
         JSON without NaN: None stands where a number is undefined.
     """
     task = tasks.from_dict(scores.meta["task"])
-    statistics = Statistics(**scores.meta["statistics"])
+    statistics = aucs.Statistics(**scores.meta["statistics"])
     of_classes = aucs.of_classes(scores)
     of_probe = learned and probe.compare(learned, task, statistics)
     probed = learned.probe if learned and learned.zero_shot is scores else None
@@ -104,7 +103,7 @@ def _held_out(learned: Learned, task: Task) -> dict[str, Any]:
 
 
 def _mean(
-    scores: Scores, task: Task, statistics: Statistics, classes: Sequence[str]
+    scores: Scores, task: Task, statistics: aucs.Statistics, classes: Sequence[str]
 ) -> dict[str, Any]:
     """The mean over some classes, beside the mean of what was published of them."""
     columns = np.flatnonzero(np.isin(scores.classes, classes))
@@ -148,7 +147,7 @@ def _one_class_each(scores: Scores, task: Task) -> dict[str, Any] | None:
 
 
 def _subgroups(
-    scores: Scores, attributes: Mapping[str, Sequence[str]], statistics: Statistics
+    scores: Scores, attributes: Mapping[str, Sequence[str]], statistics: aucs.Statistics
 ) -> list[dict[str, Any]]:
     rows, samples = [], max(1, statistics.resamples // 4)  # there are many
     columns = [*zip(scores.classes, scores.scores.T, scores.labels.T, strict=True)]
