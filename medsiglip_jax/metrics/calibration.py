@@ -218,20 +218,15 @@ def fit_platt(scores: ArrayLike, labels: ArrayLike) -> Platt:
 
 
 def _logistic(x: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Slope and intercept with the lowest cross-entropy, by Newton's method, to all digits."""
-    columns, w = np.stack([x, np.ones_like(x)], axis=1), np.zeros(2)
+    """Slope and intercept with the lowest cross-entropy: where its gradient is 0, to all digits."""
+    columns = np.stack([x, np.ones_like(x)], axis=1)
 
-    def loss(w):
-        z = columns @ w
-        return np.mean(np.logaddexp(0, z) - targets * z)
+    def gradient(w: np.ndarray) -> np.ndarray:
+        return columns.T @ (special.expit(columns @ w) - targets)
 
-    for _ in range(100):
+    def hessian(w: np.ndarray) -> np.ndarray:
         p = special.expit(columns @ w)
-        hessian = columns.T @ (columns * (p * (1 - p))[:, None])
-        step = np.linalg.lstsq(hessian, columns.T @ (p - targets))[0]  # singular if x is constant
-        while loss(w - step) > loss(w) and np.abs(step).max() > 1e-12:
-            step /= 2
-        w = w - step
-        if np.abs(step).max() < 1e-12:
-            break
-    return w
+        return columns.T @ (columns * (p * (1 - p))[:, None])
+
+    # Convex. It may report that it makes no more progress: the last digit is reached.
+    return optimize.root(gradient, np.zeros(2), jac=hessian, tol=1e-12).x

@@ -44,16 +44,12 @@ def shown(size: int | None) -> str:
     return f"{size / GIB:.2f} GiB" if abs(size) >= 0.1 * GIB else f"{size / 2**20:.1f} MiB"
 
 
-def _gib(value: float | int) -> int:
-    return int(value * GIB)
-
-
 CHIPS = {
-    "v4": Chip("v4", 3, _gib(32), _gib(30.75), 275e12, 1.228e12, 300e9, config="megacore"),
-    "v5e": Chip("v5e", 2, _gib(16), _gib(15.75), 197e12, 0.82e12, 200e9),
-    "v5p": Chip("v5", 3, _gib(96), _gib(95.73), 459e12, 2.765e12, 600e9, config="megacore"),
-    "v6e": Chip("v6e", 2, _gib(32), _gib(31.24), 918e12, 1.64e12, 400e9),
-    "7x": Chip("tpu7x", 3, _gib(192), _gib(2 * 94.74), 2307e12, 7.4e12, 600e9, devices=2),
+    "v4": Chip("v4", 3, 32 * GIB, int(30.75 * GIB), 275e12, 1.228e12, 300e9, config="megacore"),
+    "v5e": Chip("v5e", 2, 16 * GIB, int(15.75 * GIB), 197e12, 0.82e12, 200e9),
+    "v5p": Chip("v5", 3, 96 * GIB, int(95.73 * GIB), 459e12, 2.765e12, 600e9, config="megacore"),
+    "v6e": Chip("v6e", 2, 32 * GIB, int(31.24 * GIB), 918e12, 1.64e12, 400e9),
+    "7x": Chip("tpu7x", 3, 192 * GIB, int(2 * 94.74 * GIB), 2307e12, 7.4e12, 600e9, devices=2),
 }
 _OTHER_NAMES = {"v5": "v5p", "v5litepod": "v5e", "tpu7x": "7x", "v7x": "7x", "ironwood": "7x",
                 "trillium": "v6e"}  # fmt: skip

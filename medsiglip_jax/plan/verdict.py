@@ -108,9 +108,7 @@ def plan(question: Question) -> Plan:
         "bound": bounds,
         "limit": max(bounds, key=lambda name: bounds[name]),
         "compile_seconds": answer["seconds"],
-        "compiler_bytes": answer["compiler_bytes"],
-        "trained": answer["trained"],
-        "parameters": answer["parameters"],
+        **{key: answer[key] for key in ("compiler_bytes", "trained", "parameters")},
     }
 
 

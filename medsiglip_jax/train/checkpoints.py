@@ -49,11 +49,8 @@ class Checkpoints:
         metric = (lambda metrics: metrics[best]) if best else None
         kept: list[Any] = [policies.LatestN(keep)]
         if metric:
-            lowest = mode == "min"
-            best_one = policies.BestN(
-                get_metric_fn=metric, reverse=lowest, n=1, keep_checkpoints_without_metrics=False
-            )
-            kept.append(best_one)
+            best_of = {"get_metric_fn": metric, "reverse": mode == "min"}
+            kept.append(policies.BestN(**best_of, n=1, keep_checkpoints_without_metrics=False))
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(kept),
             best_fn=metric,
