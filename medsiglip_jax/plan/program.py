@@ -256,13 +256,9 @@ def _facts(state: State, count: flops.Flops) -> dict:
 
 
 def _memory(stats: Any) -> dict[str, int]:
-    parts = {
-        "arguments": stats.argument_size_in_bytes,
-        "outputs": stats.output_size_in_bytes,
-        "aliased": stats.alias_size_in_bytes,
-        "temporaries": stats.temp_size_in_bytes,
-        "code": stats.generated_code_size_in_bytes,
-    }
+    kinds = {"arguments": "argument", "outputs": "output", "aliased": "alias",
+             "temporaries": "temp", "code": "generated_code"}  # fmt: skip
+    parts = {name: getattr(stats, f"{kind}_size_in_bytes") for name, kind in kinds.items()}
     # Outputs that are written in place of donated arguments take no memory of their own.
     peak = sum(parts.values()) - 2 * parts["aliased"]
     return {**parts, "peak": peak}

@@ -69,7 +69,7 @@ def of_step(
     for tower in ("img", "txt"):  # what an objective adds stands on the image tower
         paths = {p: x for p, x in used_paths.items() if p.startswith("txt/") == (tower == "txt")}
         # The share of its forward pass that the attention's own backward pass repeats.
-        share = RECOMPUTES.get(used(attention, _length(config, tower), recipe.dtype), 0.0)
+        share = RECOMPUTES.get(used(attention, _tokens(config, tower), recipe.dtype), 0.0)
         flows = False
         for stage in range(len(_STAGES)):
             here = {p: x for p, x in paths.items() if _stage(p) == stage}
@@ -120,10 +120,7 @@ def _attention(config: ModelConfig, paths: dict[str, Any]) -> float:
 
 
 def _tokens(config: ModelConfig, path: str) -> int:
-    return _length(config, "txt" if path.startswith("txt/") else "img")
-
-
-def _length(config: ModelConfig, tower: str) -> int:
-    if tower == "txt":
+    """Of the tower that a path lies in, or of one that is named."""
+    if path.split("/")[0] == "txt":
         return config.text.context_length if config.text else 0
     return config.vision.num_tokens if config.vision else 0

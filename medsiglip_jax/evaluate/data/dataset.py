@@ -102,10 +102,7 @@ class Dataset:
         digests = {}
         for path in self.files:
             with path.open("rb") as file:  # may hold images, too, and be large
-                digest = hashlib.sha256()
-                while block := file.read(1 << 20):
-                    digest.update(block)
-            digests[path.name] = digest.hexdigest()
+                digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
         return digests
 
 

@@ -33,13 +33,10 @@ def _summary(results: Mapping[str, Any]) -> ReportSection:
         text.append(f"Published: {published['where']}{same}. {published['note']}".strip())
         if published["images"] not in (None, results["images"]) and published["same_images"]:
             text.append(f"The published figures are of {published['images']:,} images.")
-    if results["trained_on"]:
-        text.append(f"Was MedSigLIP trained on these images? {_sentence(results['trained_on'])}")
+    if answer := results["trained_on"]:
+        answer = f"{answer[0].upper()}{answer[1:]}."
+        text.append(f"Was MedSigLIP trained on these images? {answer}")
     return ReportSection("Result", " ".join([*text, *results["notes"]]))
-
-
-def _sentence(text: str) -> str:
-    return f"{text[0].upper()}{text[1:]}."
 
 
 def classes(results: Mapping[str, Any]) -> ReportSection | None:
