@@ -23,7 +23,6 @@ import numpy as np
 from medsiglip_jax import __version__
 from medsiglip_jax.embeddings import provenance
 from medsiglip_jax.embeddings.probe import learning, linear, logistic
-from medsiglip_jax.embeddings.probe import linear as probe
 from medsiglip_jax.evaluate import image_embeddings, options, scores
 from medsiglip_jax.evaluate.data.dataset import Dataset
 from medsiglip_jax.files import places, storage
@@ -135,9 +134,25 @@ def learn(
     scores.write(folder / KNN, knn)
     on_fit()
     judged = learning.judge(fitted.predict(test.vectors), train.labels, test.labels)
-    whole = {"method": "logistic", "n": len(train.vectors), "seed": 0, **judged}
-    identity = {"run": meta["run"], "data": splits.digest()}
-    _curves(folder / CURVES, (train, validation, test), draws, whole, identity, on_fit)
+    # The probe itself is the curves' last point. The rows that the file has are not computed again.
+    path, identity = folder / CURVES, {"run": meta["run"], "data": splits.digest()}
+    rows = [{"method": "logistic", "n": len(train.vectors), "seed": 0, **judged}]
+    rows += _saved(path, identity["data"])
+    saved = time.monotonic()
+
+    def keep(row: dict[str, Any]) -> None:
+        nonlocal saved
+        rows.extend([] if row in rows else [row])
+        if time.monotonic() > saved + _SAVE_SECONDS:
+            _save(path, identity, rows)
+            saved = time.monotonic()
+        on_fit()
+
+    parts, seeds = (train, validation, test), range(draws.seeds)
+    asked = learning.learning_curve(*parts, sizes=draws.sizes, seeds=seeds, done=rows, on_row=keep)
+    # Prototypes need no validation images, so that few shots are really few.
+    asked += learning.few_shot(*parts, seeds=seeds, method="prototypes", done=rows, on_row=keep)
+    _save(path, identity, asked, others=[row for row in rows if row not in asked])
 
 
 def scores_of(
@@ -152,53 +167,18 @@ def _probe(path: places.Place, splits: LabelledSplits) -> linear.Probe:
     """The probe in the file, if it was fitted to the same, or a new one."""
     fitted_to = splits.digest("train", "validation")
     with contextlib.suppress(FileNotFoundError, ValueError):  # of another version: fit again
-        saved = probe.open_probe(path)
+        saved = linear.open_probe(path)
         if saved.facts.get("fitted_to") == fitted_to:
             return saved
     train, validation = splits.labelled("train", "validation")
     of_embeddings = provenance.of_run(splits.images["test"].manifest)
-    fitted = probe.fit(*train, *validation, splits.classes, scale=SCALE, provenance=of_embeddings)
+    fitted = linear.fit(*train, *validation, splits.classes, scale=SCALE, provenance=of_embeddings)
     fitted = replace(fitted, facts={**fitted.facts, "fitted_to": fitted_to})
     fitted.save(path)
     return fitted
 
 
 # ---------------------------------------------------------------------------------------- curves
-
-
-def _curves(
-    path: places.Place,
-    splits: Sequence[logistic.Labelled],
-    draws: options.Draws,
-    whole: dict[str, Any],
-    identity: Mapping[str, str],
-    on_fit: Callable[[], Any],
-) -> None:
-    """Computes the rows that the file does not have yet, and saves them as they come.
-
-    Args:
-        path: of the file.
-        splits: to learn from, to choose on and to judge by.
-        draws: of the rows.
-        whole: the row of the probe itself, which learned from all training images.
-        identity: the `run` that the file belongs to, and the digest of the `data`.
-        on_fit: called after each row.
-    """
-    rows, saved = [whole, *_saved(path, identity["data"])], time.monotonic()
-
-    def keep(row: dict[str, Any]) -> None:
-        nonlocal saved
-        rows.extend([] if row in rows else [row])
-        if time.monotonic() > saved + _SAVE_SECONDS:
-            _save(path, identity, rows)
-            saved = time.monotonic()
-        on_fit()
-
-    seeds = range(draws.seeds)
-    asked = learning.learning_curve(*splits, sizes=draws.sizes, seeds=seeds, done=rows, on_row=keep)
-    # Prototypes need no validation images, so that few shots are really few.
-    asked += learning.few_shot(*splits, seeds=seeds, method="prototypes", done=rows, on_row=keep)
-    _save(path, identity, asked, others=[row for row in rows if row not in asked])
 
 
 _KINDS, _OTHERS = {"learning_curve": "n", "few_shot": "shots"}, "others"

@@ -3,14 +3,13 @@
 A task is a file, NAME.toml. Those in `library/` come with the package.
 """
 
-import dataclasses
 import functools
 import hashlib
 import json
 import os
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
@@ -141,7 +140,7 @@ class Task:
 
     def to_dict(self) -> dict[str, Any]:
         """Its content for JSON, which `from_dict` reads back."""
-        return dataclasses.asdict(self)
+        return asdict(self)
 
     @functools.cached_property
     def layout(self) -> Any:

@@ -1,11 +1,10 @@
 """From a recipe to a run that is ready to start: data read, weights in place, nothing compiled."""
 
-import dataclasses
 import functools
 import importlib.util
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import jax
@@ -194,7 +193,7 @@ def compute_of(recipe: Recipe, mesh: Mesh | None, platform: str | None = None) -
     compute = api.compute_for(
         recipe.dtype, attention=recipe.attention, mesh=mesh, platform=platform
     )
-    return dataclasses.replace(compute, remat=recipe.remat)
+    return replace(compute, remat=recipe.remat)
 
 
 def additions(recipe: Recipe, params: Params, config: ModelConfig, labels: Labels) -> Params:
@@ -217,7 +216,7 @@ def _examples(recipe: Recipe) -> tuple[tuple[Examples, ...], tuple[Examples, ...
     """(training, held out) examples of every source; rows of other splits are not used."""
     training, held_out = [], []
     for data in recipe.data:
-        arguments = {f.name: getattr(data, f.name) for f in dataclasses.fields(data)}
+        arguments = {f.name: getattr(data, f.name) for f in fields(data)}
         del arguments["weight"]
         reader = tfds if data.path.startswith(tfds.PREFIX) else examples
         source = reader.read(**arguments)
@@ -261,7 +260,7 @@ def _frozen(recipe: Recipe, params: Params) -> tuple[str, ...]:
     if not recipe.lora:
         return (*recipe.freeze, *objective.unused(params))
     train = recipe.lora.train if objective.lora_train is None else objective.lora_train
-    return dataclasses.replace(recipe.lora, train=train).frozen(params)
+    return replace(recipe.lora, train=train).frozen(params)
 
 
 _BELOW_BLOCKS = r"(img|txt)/(embedding/.*|Embed_0/.*|pos_embedding)"

@@ -5,14 +5,13 @@ sigmoid loss, which caption belongs to which image. What is written is an ordina
 Hugging Face layout; loaded back, it classifies the digits held out, zero-shot, by prompts.
 """
 
-import dataclasses
 import functools
 import importlib.util
 import os
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +190,7 @@ def fit(
 
     tokenizer = train_tokenizer(settings.text.vocab_size)
     pieces = text.Tokenizer(tokenizer).vocab_size
-    config = ModelConfig(settings.vision, dataclasses.replace(settings.text, vocab_size=pieces))
+    config = ModelConfig(settings.vision, replace(settings.text, vocab_size=pieces))
     params = api.init(config, seed).params
     params["b"] = jnp.full((1,), settings.bias, jnp.float32)
 

@@ -1,12 +1,10 @@
 """What a fine-tuning run is: a config turned, once, into frozen dataclasses."""
 
-import dataclasses
 import inspect
 import re
-import typing
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Annotated, Any
+from dataclasses import asdict, dataclass, field, fields
+from typing import Annotated, Any, get_type_hints
 
 from medsiglip_jax.files import settings
 from medsiglip_jax.model.attention import ATTENTION
@@ -163,7 +161,7 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain dicts and values, for `from_dict`."""
-        return dataclasses.asdict(self)
+        return asdict(self)
 
 
 def _contradictions(r: Recipe) -> Iterator[str]:
@@ -196,7 +194,7 @@ def from_dict(config: Mapping[str, Any]) -> Recipe:
 # Key of a recipe -> the dataclasses that it may hold.
 GROUPS = {
     name: kinds
-    for name, hint in typing.get_type_hints(Recipe, include_extras=True).items()
+    for name, hint in get_type_hints(Recipe, include_extras=True).items()
     if (kinds := settings.tables(hint))
 }
 
@@ -211,11 +209,11 @@ def describe() -> str:
 
 def _described(prefix: str, kinds: Sequence[Any]) -> dict[str, str]:
     """Key, with its default, -> meaning; what only one of several kinds has names that kind."""
-    shared = set.intersection(*({f.name for f in dataclasses.fields(kind)} for kind in kinds))
+    shared = set.intersection(*({f.name for f in fields(kind)} for kind in kinds))
     lines: dict[str, str] = {}
     for kind in kinds:
         meanings = _meanings(kind)
-        for f in dataclasses.fields(kind):
+        for f in fields(kind):
             if f.name in shared and kind is not kinds[0]:
                 continue
             plain = isinstance(f.default, (str, int, float, tuple))
