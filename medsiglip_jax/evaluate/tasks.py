@@ -276,8 +276,7 @@ def parse(name: str, content: Mapping[str, Any]) -> Task:
 
 def from_dict(content: Mapping[str, Any]) -> Task:
     """Reads what `Task.to_dict` wrote, and JSON kept."""
-    return settings.build(Task, {k: v for k, v in content.items() if k != "name"},
-                          name=content["name"])  # fmt: skip
+    return settings.build(Task, content)
 
 
 def _library() -> Any:

@@ -16,7 +16,7 @@ OfWeights = Callable[[Real[np.ndarray, "*b n"]], Float64[np.ndarray, "*b"]]
 def auc(scores: ArrayLike, labels: ArrayLike) -> float:
     """Returns the area under the ROC curve: P(positive scores higher) + P(tie) / 2.
 
-    Computed as the Mann-Whitney U statistic with mid-ranks for ties, in O(n log n).
+    Computed as the Mann-Whitney U statistic, in which ties count half, in O(n log n).
 
     Args:
       scores: [n] real numbers, higher meaning more positive. Infinities are ordinary extremes.
@@ -28,13 +28,7 @@ def auc(scores: ArrayLike, labels: ArrayLike) -> float:
     Raises:
       ValueError: the shapes differ or are not [n], a score is NaN, or a label is neither 0 nor 1.
     """
-    scores, positive = binary(scores, labels)
-    n_positive = int(positive.sum())
-    n_negative = len(positive) - n_positive
-    if n_positive == 0 or n_negative == 0:
-        return float("nan")
-    u = mid_ranks(scores)[positive].sum() - n_positive * (n_positive + 1) / 2
-    return float(u / (n_positive * n_negative))
+    return float(auc_of_weights(scores, labels)(np.ones(np.shape(scores))))
 
 
 def mid_ranks(scores: np.ndarray) -> np.ndarray:

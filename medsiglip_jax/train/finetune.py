@@ -3,10 +3,10 @@
 import dataclasses
 import functools
 import hashlib
-import importlib.metadata
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from importlib.metadata import version
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from medsiglip_jax.train.recipe import Recipe
 from medsiglip_jax.train.step import State
 
 CONFIG, EXPORT, REPORT, UNREADABLE = "config.json", "export", "report.html", "unreadable.jsonl"
+_VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")  # recorded with a run
 # Keys that may change between a run and its resumption; others make another run of it.
 _FREE = frozenset(
     "total_steps log_every eval_every checkpoint_every keep best max_unreadable max_skipped loader "
@@ -194,10 +195,7 @@ def _identity(prepared: build.PreparedRun) -> dict[str, Any]:
         "parameters": tree.size(prepared.model.params),
         "devices": [d.device_kind for d in jax.devices()],
         "processes": jax.process_count(),
-        "versions": {
-            name: importlib.metadata.version(name)
-            for name in ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
-        },
+        "versions": {name: version(name) for name in _VERSIONS},
     }
 
 

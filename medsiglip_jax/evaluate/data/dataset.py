@@ -55,9 +55,7 @@ class Dataset:
         def taken(column: Sequence[str] | None) -> list[str] | None:
             return None if column is None else [column[i] for i in numbers]
 
-        columns = {
-            name: taken(getattr(self, name)) for name in ("ids", "sources", "groups", "texts")
-        }
+        columns = {n: taken(getattr(self, n)) for n in ("ids", "sources", "groups", "texts")}
         attributes = {name: taken(column) for name, column in self.attributes.items()}
         return replace(self, labels=self.labels[rows], attributes=attributes, **columns)
 

@@ -1,5 +1,6 @@
 """Operating points and calibration: chosen on validation images, judged on test images."""
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,13 +12,7 @@ from medsiglip_jax.evaluate.results import aucs
 from medsiglip_jax.evaluate.scores import Scores, known
 
 # How thresholds are chosen; see `metrics.choose_threshold`.
-RULES = (
-    ("youden", None),
-    ("sensitivity", 0.9),
-    ("sensitivity", 0.95),
-    ("specificity", 0.9),
-    ("specificity", 0.95),
-)
+RULES = (("youden", None), *itertools.product(("sensitivity", "specificity"), (0.9, 0.95)))
 # Score rules whose numbers are probabilities already. Those of an image add up to 1, but for
 # "pair_softmax", which has a softmax for each class.
 PROBABILITIES = frozenset(("pair_softmax", "class_softmax", "probe"))
