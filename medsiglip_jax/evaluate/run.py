@@ -93,10 +93,9 @@ def evaluate(
     if embeddings is None:
         presets = len(PRESETS) - 1 if options.grid else 0  # beside the run's own
         on_total(splits.images() + presets * len(splits.whole.pool))
-    EvaluationRun(
-        task, splits, model, places.at(output), options, embeddings, on_progress, on_fit
-    ).write()
-    return recompute(output)
+    folder = places.at(output)
+    EvaluationRun(task, splits, model, folder, options, embeddings, on_progress, on_fit).write()
+    return recompute(folder)
 
 
 class EvaluationRun:

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 from medsiglip_jax.metrics.auc_variance import delong
 from medsiglip_jax.metrics.checks import Known, class_scores, known, real_scores
 from medsiglip_jax.metrics.intervals import Interval
-from medsiglip_jax.metrics.ranking import OfWeights, auc, auc_of_weights
+from medsiglip_jax.metrics.ranking import OfWeights, auc, auc_of_weights, ratio
 
 
 @dataclass(frozen=True)
@@ -143,8 +143,7 @@ def _label_columns(scores: np.ndarray, labels: ArrayLike) -> np.ndarray:
 def _mean(values: np.ndarray) -> np.ndarray:
     """The mean over the first axis of the values that are not NaN; NaN if there are none."""
     there = ~np.isnan(values)
-    total, count = np.where(there, values, 0).sum(0), there.sum(0)
-    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+    return ratio(np.where(there, values, 0).sum(0), there.sum(0))
 
 
 def accuracy(scores: ArrayLike, labels: ArrayLike) -> float:

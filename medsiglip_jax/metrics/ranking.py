@@ -71,7 +71,7 @@ def auc_of_weights(scores: ArrayLike, labels: ArrayLike) -> OfWeights:
         passed = np.zeros((*theirs.shape[:-1], len(negatives) + 1), theirs.dtype)
         np.cumsum(theirs, axis=-1, out=passed[..., 1:])
         wins = passed.take(below, axis=-1) + passed.take(reached, axis=-1)
-        return _ratio(np.einsum("...p,...p", ours, wins) / 2, ours.sum(-1) * passed[..., -1])
+        return ratio(np.einsum("...p,...p", ours, wins) / 2, ours.sum(-1) * passed[..., -1])
 
     return of_weights
 
@@ -87,7 +87,7 @@ def average_precision_of_weights(scores: ArrayLike, labels: ArrayLike) -> OfWeig
         called = true_positives + np.cumsum(negatives, axis=-1)
         precision = true_positives / np.maximum(called, 1)  # 0 / 0 is 0
         total = positives.sum(-1)
-        return _ratio((precision * positives).sum(-1), np.where(negatives.any(-1), total, 0))
+        return ratio((precision * positives).sum(-1), np.where(negatives.any(-1), total, 0))
 
     return of_weights
 
@@ -110,7 +110,7 @@ def _tallies(scores: np.ndarray, positive: np.ndarray):
     return tallies
 
 
-def _ratio(x, y):
+def ratio(x, y):
     """x / y; NaN where y is 0."""
     return np.divide(x, y, out=np.full(np.shape(y), np.nan), where=np.asarray(y) > 0)
 
@@ -144,5 +144,5 @@ def roc_curve(scores: ArrayLike, labels: ArrayLike) -> Roc:
     called = _tallies(-scores, positive)(np.ones(len(scores)))
     false, true = (np.append(0, np.cumsum(x)) for x in called[::-1])
     thresholds = np.append(np.inf, np.unique(scores)[::-1])
-    return Roc(_ratio(false, np.full_like(false, false[-1])),
-               _ratio(true, np.full_like(true, true[-1])), thresholds)  # fmt: skip
+    return Roc(ratio(false, np.full_like(false, false[-1])),
+               ratio(true, np.full_like(true, true[-1])), thresholds)  # fmt: skip

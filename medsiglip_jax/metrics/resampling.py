@@ -213,8 +213,7 @@ def _acceleration(of_weights, units, members, blocks: int) -> Float64[np.ndarray
     pulls = [_pulls(of_weights, units, chosen, size, most) for chosen in members]
     pulls = np.concatenate(pulls, axis=-1)
     spread = (pulls**2).sum(axis=-1) ** 1.5
-    none = np.full(spread.shape, np.nan)
-    return np.divide((pulls**3).sum(axis=-1), 6 * spread, out=none, where=spread > 0)
+    return ranking.ratio((pulls**3).sum(axis=-1), 6 * spread)
 
 
 def _pulls(of_weights, units, chosen: np.ndarray, size: int, most: int) -> np.ndarray:

@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike
 
 from medsiglip_jax.metrics.checks import known
 from medsiglip_jax.metrics.intervals import Interval, wilson
-from medsiglip_jax.metrics.ranking import roc_curve
+from medsiglip_jax.metrics.ranking import ratio, roc_curve
 
 RULES = ("youden", "sensitivity", "specificity")
 
@@ -131,5 +131,4 @@ def predictive_values(
         )
     tp, fn = prevalence * sensitivity, prevalence * (1 - sensitivity)
     tn, fp = (1 - prevalence) * specificity, (1 - prevalence) * (1 - specificity)
-    nan = float("nan")
-    return tp / (tp + fp) if tp + fp else nan, tn / (tn + fn) if tn + fn else nan
+    return float(ratio(tp, tp + fp)), float(ratio(tn, tn + fn))

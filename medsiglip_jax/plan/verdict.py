@@ -1,5 +1,6 @@
 """Plans: whether a run fits, its largest batch, what would make it fit, and a table of many."""
 
+import collections
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -69,7 +70,7 @@ class Question:
     def ask(self) -> dict[str, Any]:
         limit = _PROBE_MIB if self.quick else None
         question = {"topology": str(self.topology), "embed": self.embed, "limit_mib": limit}
-        return worker.ask({"recipe": self.recipe.to_dict(), **question})
+        return worker.ask({"recipe": dataclasses.asdict(self.recipe), **question})
 
 
 def plan(question: Question) -> Plan:
@@ -81,6 +82,7 @@ def plan(question: Question) -> Plan:
     bounds = bound.seconds(answer, topology)
     flops = answer["flops"]["model"] + answer["flops"]["recomputed"]
     peak = None if peak is None else peak * chip.devices
+    largest = collections.Counter(answer["largest"]).most_common(5)
     return {
         "topology": str(topology),
         "chips": topology.chips,
@@ -95,10 +97,7 @@ def plan(question: Question) -> Plan:
         "headroom_bytes": None if peak is None else allowed - peak,
         "memory": memory and {part: size * chip.devices for part, size in memory.items()},
         "state_bytes": answer["state_bytes"] * chip.devices,
-        "largest": {
-            name: size * chip.devices
-            for name, size in sorted(answer["largest"].items(), key=lambda pair: -pair[1])[:5]
-        },
+        "largest": {name: size * chip.devices for name, size in largest},
         "max_batch_per_chip": None,
         "collectives": answer.get("collectives"),
         "flops": flops,

@@ -53,10 +53,6 @@ class PreparedRun:
     held_out: tuple[Examples, ...]
     mesh: Mesh | None
 
-    def train_step(self) -> Callable:
-        """The compiled step."""
-        return train_step(self.recipe, self.loss, self.optimizer, self.state, self.mesh)
-
     def batches(self, on_error: Callable[[str, str], None], start: int) -> Iterator[Any]:
         """The training batches from step `start` on, on their devices."""
         recipe, loading = self.recipe, self._loading(on_error)

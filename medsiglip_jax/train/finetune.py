@@ -74,7 +74,8 @@ def run(
             if write_event is not None:
                 write_event(line)
 
-        step, options = prepared.train_step(), _options(recipe)
+        parts = prepared.loss, prepared.optimizer, prepared.state, prepared.mesh
+        step, options = build.train_step(recipe, *parts), _options(recipe)
         batches = functools.partial(prepared.batches, unreadable)
         evaluate = functools.partial(prepared.evaluate, unreadable) if prepared.held_out else None
         state = loop.fit(workdir, prepared.state, step, batches, options, evaluate, on_step, on_log)
@@ -184,7 +185,7 @@ def _identity(prepared: build.PreparedRun) -> dict[str, Any]:
         columns = [list(rows.images), list(rows.texts or ()), np.asarray(rows.labels).tolist()]
         digest.update(json.dumps(columns).encode())
     return {
-        "recipe": prepared.recipe.to_dict(),
+        "recipe": dataclasses.asdict(prepared.recipe),
         "model": prepared.model.config.to_dict(),
         "init_sha256": prepared.model.sha256,
         "data_sha256": digest.hexdigest(),
@@ -242,8 +243,7 @@ def export(prepared: build.PreparedRun, state: State, folder: places.Place) -> N
     if jax.process_index():
         return
     added = {name: params.pop(name) for name in params.keys() - prepared.model.params.keys()}
-    model = api.Model(
-        params, prepared.model.config, tokenizer=prepared.model.processor.tokenizer_bytes
-    )
+    tokenizer = prepared.model.processor.tokenizer_bytes
+    model = api.Model(params, prepared.model.config, tokenizer=tokenizer)
     extra = prepared.recipe.objective.export(added, prepared.labels)
     api.save(model, folder, overwrite=True, extra=extra)

@@ -14,7 +14,7 @@ import jax
 from medsiglip_jax.files import places, storage
 from medsiglip_jax.model import processes
 from medsiglip_jax.train.checkpoints import Checkpoints
-from medsiglip_jax.train.step import Batch, Metrics, State
+from medsiglip_jax.train.step import Batch, Metrics, State, place_shapes
 
 METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
 # The keys of a line of metrics that differ between two runs that are otherwise equal to the bit.
@@ -120,7 +120,12 @@ def fit(
                 log.flush()
                 checkpoints.save(done, _saved(state), results)
             if diverged:
-                raise _divergence(done, options)
+                raise FloatingPointError(
+                    f"training has diverged: loss or gradient was not finite for at least "
+                    f"{options.max_skipped} steps in a row, up to step {done}; what is saved is "
+                    "from before them. Lower the learning rate, lengthen the warm-up, or look for "
+                    "bad values in the data"
+                )
             on_step(done, values)
             if stop and done < options.total_steps:
                 raise Stopped(stop, done)
@@ -134,9 +139,8 @@ def _saved(state: State) -> State:
 
 def shapes_of(state: State) -> State:
     """The shapes that `Checkpoints.restore` takes."""
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _saved(state)
-    )
+    saved = _saved(state)
+    return place_shapes(saved, jax.tree.map(lambda x: x.sharding, saved))
 
 
 def _restore(checkpoints: Checkpoints, state: State) -> tuple[int, State]:
@@ -175,14 +179,6 @@ def _check_best(options: LoopOptions, results: Mapping[str, float] | None) -> No
             f"best is {options.best!r}, which is none of the validation metrics of this run: "
             f"{', '.join(results)}"
         )
-
-
-def _divergence(done: int, options: LoopOptions) -> FloatingPointError:
-    return FloatingPointError(
-        f"training has diverged: loss or gradient was not finite for at least "
-        f"{options.max_skipped} steps in a row, up to step {done}; what is saved is from before "
-        "them. Lower the learning rate, lengthen the warm-up, or look for bad values in the data"
-    )
 
 
 class MetricsLog:

@@ -199,10 +199,8 @@ def fit(
         batches, training, api.Model(params, config, tokenizer=tokenizer), seed, settings
     )
     options = loop.LoopOptions(settings.total_steps, log_every=20)
-    hidden = not progress
-    with tqdm(
-        total=options.total_steps, desc="compiling", unit="step", mininterval=1, disable=hidden
-    ) as bar:
+    style: dict[str, Any] = {"unit": "step", "mininterval": 1, "disable": not progress}
+    with tqdm(total=options.total_steps, desc="compiling", **style) as bar:
 
         def on_step(done: int, values: dict[str, float] | None) -> None:
             if done == 1:

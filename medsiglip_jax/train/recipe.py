@@ -3,7 +3,7 @@
 import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, get_type_hints
 
 from medsiglip_jax.files import settings
@@ -159,10 +159,6 @@ class Recipe:
             return named(self.model)
         return ModelConfig.from_dict(dict(self.model or {}))
 
-    def to_dict(self) -> dict[str, Any]:
-        """The recipe as plain dicts and values, for `from_dict`."""
-        return asdict(self)
-
 
 def _contradictions(r: Recipe) -> Iterator[str]:
     """Keys that are right on their own and wrong together."""
@@ -183,7 +179,7 @@ def _contradictions(r: Recipe) -> Iterator[str]:
 
 
 def from_dict(config: Mapping[str, Any]) -> Recipe:
-    """A recipe of plain dicts, lists and values.
+    """A recipe of plain dicts, lists and values, such as `dataclasses.asdict` of one.
 
     Raises:
         ValueError: all that is wrong with them.

@@ -1,6 +1,7 @@
 """Fine-tuning from recipe to exported model: every objective, interrupted, on several devices."""
 
 import csv
+import dataclasses
 import json
 import os
 import shutil
@@ -283,7 +284,9 @@ def saved_state(folder, step):
 
 def command(data, workdir, **changes):
     """The same run as a process; its config as JSON, since a ConfigDict file only wraps it."""
-    asked = json.dumps({"workdir": str(workdir), "recipe": config(data, **changes).to_dict()})
+    asked = json.dumps(
+        {"workdir": str(workdir), "recipe": dataclasses.asdict(config(data, **changes))}
+    )
     code = (
         "import json, sys\n"
         "from medsiglip_jax.train import finetune; from medsiglip_jax.train import recipe\n"

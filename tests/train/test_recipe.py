@@ -1,5 +1,7 @@
 """Recipes: strict keys, types and values, all problems at once."""
 
+import dataclasses
+
 import pytest
 
 from medsiglip_jax.train import configs, recipe
@@ -13,7 +15,7 @@ def test_the_defaults():
     found = from_dict(SMALL)
     assert found.data == (recipe.Data("a.csv"),) and found.objective == Contrastive()
     assert found.mesh is None and found.optimizer.name == "adamw"
-    assert from_dict(found.to_dict()) == found
+    assert from_dict(dataclasses.asdict(found)) == found
     assert from_dict(SMALL | {"objective": "classification"}).objective.name == "classification"
 
 
