@@ -273,19 +273,17 @@ class EvaluationRun:
             "versions": {**embedded.manifest.versions, "medsiglip_jax": __version__, **versions},
         }
 
-    def _learn(
-        self, main: GridCell, splits: LabelledSplits, meta: dict[str, Any]
-    ) -> dict[str, Any]:
+    def _learn(self, main: GridCell, parts: LabelledSplits, meta: dict[str, Any]) -> dict[str, Any]:
         """Writes what is learned; returns what `learned.read` needs to read it back."""
         origin, probe = self.splits.origin, self.options.learn == "probe"
-        validation = self._scores(main, splits.images["validation"])
+        validation = self._scores(main, parts.images["validation"])
         validation = replace(validation, meta={**validation.meta, "run": meta["run"]})
         scores.write(self.folder / learned.VALIDATION, validation)
         if probe:
-            images = {name: len(split.images) for name, split in splits.images.items()}
+            images = {name: len(split.images) for name, split in parts.images.items()}
             of_run = {key: meta[key] for key in ("run", "provenance")}
             of_run |= {"how": origin, "images": images}
-            learned.learn(self.folder, splits, self.options.draws, of_run, self.on_fit)
+            learned.learn(self.folder, parts, self.options.draws, of_run, self.on_fit)
         facts = {"probe": probe, "prevalence": self.options.prevalence}
         return {"how": origin, "drawn": self.splits.drawn, **facts}
 

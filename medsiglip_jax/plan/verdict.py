@@ -211,9 +211,8 @@ def sweep(
         for remat in remats:
             elsewhere = dataclasses.replace(question, topology=topologies.parse(name))
             result = plan(elsewhere.with_recipe(remat=remat))
-            result["chip_seconds_per_example"] = (
-                result["bound_seconds"] * result["chips"] / result["batch_size"]
-            )
+            chip_seconds = result["bound_seconds"] * result["chips"]
+            result["chip_seconds_per_example"] = chip_seconds / result["batch_size"]
             fits = "fits" if result["fits"] else "does not fit"
             progress(f"{name} remat {remat}: {fits}, {topologies.shown(result['peak_bytes'])}")
             plans.append(result)

@@ -164,10 +164,9 @@ def train_step(
     recipe: Recipe, loss: Loss, optimizer: optim.Optimizer, state: step.State, mesh: Mesh | None
 ) -> Callable:
     """The compiled step of a run; `state` may be abstract."""
-    return step.make_train_step(
-        loss, optimizer, recipe.objective.accumulate, recipe.objective.negatives,
-        places=jax.tree.map(lambda x: x.sharding, state) if mesh else None,
-    )  # fmt: skip
+    objective = recipe.objective
+    places = jax.tree.map(lambda x: x.sharding, state) if mesh else None
+    return step.make_train_step(loss, optimizer, objective.accumulate, objective.negatives, places)
 
 
 def mesh_of(recipe: Recipe, devices: Sequence[Any] | None = None) -> Mesh | None:

@@ -27,7 +27,7 @@ def _directory(folder: Given) -> Any:
 _REMOTE = ("gs://", "s3://")
 
 
-class Checkpoints:
+class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
     """The checkpoints of a run: one folder per step, which appears whole or not at all.
 
     Writing goes on in the background, except on a CPU, where it would compete with the training
@@ -61,9 +61,6 @@ class Checkpoints:
         self.folder, self._ocp, self._best = folder, ocp, best
         self._damaged: set[int] = set()
         self._manager = ocp.CheckpointManager(_directory(folder), options=options)
-
-    def __enter__(self) -> "Checkpoints":
-        return self
 
     def __exit__(self, *_) -> None:
         with self._disk_full():  # what is still being written in the background

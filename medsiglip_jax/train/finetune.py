@@ -151,9 +151,8 @@ def _config_of(workdir: places.Place) -> dict[str, Any] | None:
 def _claim(workdir: places.Place, prepared: build.PreparedRun, warn: Callable[[str], None]) -> None:
     """Writes config.json, after comparing this run with one that is there already."""
     run, before = _identity(prepared), _config_of(workdir)
-    saved = (workdir / loop.CHECKPOINTS).is_dir() and any(
-        p.name.isdigit() for p in (workdir / loop.CHECKPOINTS).iterdir()
-    )
+    folder = workdir / loop.CHECKPOINTS
+    saved = folder.is_dir() and any(p.name.isdigit() for p in folder.iterdir())
     if before is not None:
         _compare(workdir, before, run, saved, warn)
     with storage.new_file(workdir / CONFIG) as partial:

@@ -32,10 +32,8 @@ class Partition:
     def split(self, params: Params) -> tuple[Params, Params]:
         """Returns (trainable, frozen); `join` makes of them a tree that the model takes."""
         cut = self._cut(params)
-        return (
-            tree.unflatten({path: x for path, x in cut.items() if path not in self.frozen}),
-            tree.unflatten({path: x for path, x in cut.items() if path in self.frozen}),
-        )
+        frozen = {path: cut.pop(path) for path in list(cut) if path in self.frozen}
+        return tree.unflatten(cut), tree.unflatten(frozen)
 
     def whole(self, params: Params) -> Params:
         """A joined tree with its stacks in one piece again."""

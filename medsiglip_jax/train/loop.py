@@ -105,7 +105,11 @@ def fit(
         log, stream = MetricsLog(workdir / METRICS, start), batches(start)
         on_step(start, None)
         for done in range(start + 1, options.total_steps + 1):
-            batch = _next(stream, done, options.total_steps)
+            if (batch := next(stream, None)) is None:
+                raise ValueError(
+                    f"the batches ended after step {done - 1} of {options.total_steps}; expected "
+                    "one per step"
+                )
             rows = len(batch["mask"])
             state, metrics = step(state, batch)
             values = _read(metrics, state) if options.due(options.log_every, done) else None
@@ -153,15 +157,6 @@ def _restore(checkpoints: Checkpoints, state: State) -> tuple[int, State]:
     assert checkpoint is not None
     done, restored = checkpoint
     return done, {**restored, "frozen": state["frozen"]}
-
-
-def _next(stream: Iterator[Batch], done: int, total: int) -> Batch:
-    try:
-        return next(stream)
-    except StopIteration:
-        raise ValueError(
-            f"the batches ended after step {done - 1} of {total}; expected one per step"
-        ) from None
 
 
 def _read(metrics: Metrics, state: State) -> dict[str, float]:

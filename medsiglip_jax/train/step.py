@@ -161,7 +161,8 @@ def _cached_gradients(loss: Loss, params: Params, frozen: Params, batch: Batch, 
         return loss.reduce(freeze.join(params, frozen), encoded, batch)
 
     cut = _cut(batch, pieces)
-    encoded = _uncut(jax.lax.map(lambda piece: encode(params, piece), cut))
+    encoded = jax.lax.map(lambda piece: encode(params, piece), cut)
+    encoded = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), encoded)  # uncut
     value, (grads, cotangents) = jax.value_and_grad(reduce, argnums=(0, 1))(params, encoded)
 
     def add(grads, piece_and_cotangent):
@@ -195,7 +196,3 @@ def _cut(batch: Batch, pieces: int) -> Batch:
         return x.reshape(len(x) // pieces, pieces, *x.shape[1:]).swapaxes(0, 1)
 
     return jax.tree.map(cut, batch)
-
-
-def _uncut(batch: Batch) -> Batch:
-    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), batch)

@@ -100,11 +100,10 @@ class Contrastive(Objective):
 def _sigmoid_loss(chunk_size: int | None, mesh: Mesh | None) -> Callable:
     """`loss(zimg, ztxt, t, b, positives, mask)` of global arrays, split over `mesh` if given."""
 
+    options: dict[str, Any] = {"chunk_size": chunk_size, "axis_name": "data" if mesh else None}
+
     def loss(zimg, ztxt, t, b, positives, mask):
-        return losses.sigmoid_loss(
-            zimg, ztxt, t, b, positives=positives, mask=mask, chunk_size=chunk_size,
-            axis_name="data" if mesh else None,
-        )  # fmt: skip
+        return losses.sigmoid_loss(zimg, ztxt, t, b, positives=positives, mask=mask, **options)
 
     if mesh is None:
         return loss
