@@ -204,7 +204,9 @@ def _finish(
 ) -> dict[str, Any]:
     lines = storage.read_lines(workdir / loop.METRICS)
     if prepared.recipe.best:
-        state = _best(workdir, prepared.recipe, state)
+        with _options(prepared.recipe).checkpoints(workdir) as checkpoints:
+            checkpoint = checkpoints.restore(loop.shapes_of(state), checkpoints.best_step())
+        state = state if checkpoint is None else {**checkpoint[1], "frozen": state["frozen"]}
     step = int(state["step"])
     export(prepared, state, workdir / EXPORT)
     shown: dict[str, Any] = {}
@@ -223,12 +225,6 @@ def _finish(
         "parameters": tree.size(prepared.model.params),
         "unreadable": unreadable.count(),
     }
-
-
-def _best(workdir: places.Place, recipe: Recipe, state: State) -> State:
-    with _options(recipe).checkpoints(workdir) as checkpoints:
-        checkpoint = checkpoints.restore(loop.shapes_of(state), checkpoints.best_step())
-    return state if checkpoint is None else {**checkpoint[1], "frozen": state["frozen"]}
 
 
 def export(prepared: build.PreparedRun, state: State, folder: places.Place) -> None:

@@ -100,7 +100,8 @@ class Dataset:
         digests = {}
         for path in self.files:
             with path.open("rb") as file:  # may hold images, too, and be large
-                digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+                digest = hashlib.file_digest(file, "sha256")  # pyright: ignore[reportArgumentType]
+            digests[path.name] = digest.hexdigest()
         return digests
 
 

@@ -117,9 +117,8 @@ def _mean_loss(zimg, ztxt, ids, t, b, batch_size: int) -> float:
     order = np.random.default_rng(0).permutation(n)  # inputs are often sorted by class
     for start in range(0, n, batch_size):
         rows = order[start : start + batch_size]
-        value = losses.sigmoid_loss(
-            zimg[rows], ztxt[rows], t, b, positives=ids[rows], chunk_size=_BLOCK
-        )
+        images, texts = zimg[rows], ztxt[rows]
+        value = losses.sigmoid_loss(images, texts, t, b, positives=ids[rows], chunk_size=_BLOCK)
         total += float(value) * len(rows)
     return total / n
 
