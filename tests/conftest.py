@@ -39,13 +39,8 @@ def pytest_configure(config):
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
     """What one test compiled, another, or a process that it starts, need not compile again."""
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent  # both workers' own
     settings = {
-        "jax_compilation_cache_dir": str(folder / "compiled"),
-        # Any bound: with one, writers and readers take a lock.
-        "jax_compilation_cache_max_size": 2**32,
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
         "jax_persistent_cache_min_compile_time_secs": 0.1,
     }
     for name, value in settings.items():

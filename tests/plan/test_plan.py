@@ -201,6 +201,7 @@ def test_out_of_memory_is_read():
     assert program._out_of_memory("RESOURCE_EXHAUSTED: something else")["needed"] is None
 
 
+@pytest.mark.slow
 def test_parameters_split_over_devices_leave_the_batch_split(monkeypatch):
     """Left to itself, the compiler splits the width of the activations instead, and has every
     device work on the whole batch: 30 instead of 4 GiB at full size on 16 chips."""

@@ -111,11 +111,21 @@ def test_from_scratch_to_a_checkpoint_that_transformers_reads(data, tmp_path):
     np.testing.assert_allclose(out.logits_per_image.numpy(), logits, rtol=1e-4, atol=1e-4)
 
 
+ORDINARY = dict(checkpoint_every=2, augment__crop=(0.5, 1.0))
+
+
 @pytest.fixture(scope="module")
-def start(data, tmp_path_factory):
+def ordinary(data, tmp_path_factory):
+    """The folder of an uninterrupted run on one device."""
+    folder = tmp_path_factory.mktemp("ordinary")
+    finetune.run(config(data, **ORDINARY), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def start(ordinary):
     """An exported model to go on from."""
-    folder = tmp_path_factory.mktemp("start")
-    return finetune.run(config(data), folder)["export"]
+    return str(ordinary / "export")
 
 
 def params_of(folder):
@@ -248,19 +258,18 @@ class Crash(Exception):
     pass
 
 
-def test_resumed_is_uninterrupted_to_the_bit(data, tmp_path):
-    asked = config(data, checkpoint_every=2, augment__crop=(0.5, 1.0))
-    finetune.run(asked, tmp_path / "whole")
+def test_resumed_is_uninterrupted_to_the_bit(data, ordinary, tmp_path):
+    asked = config(data, **ORDINARY)
 
     def crash(done, values):
         if done == 5:
             raise Crash
 
     with pytest.raises(Crash):
-        finetune.run(asked, tmp_path / "cut", on_step=crash)
-    assert not (tmp_path / "cut" / "export").exists()
-    finetune.run(asked, tmp_path / "cut")
-    assert_same_run(tmp_path / "cut", tmp_path / "whole", 6)
+        finetune.run(asked, tmp_path, on_step=crash)
+    assert not (tmp_path / "export").exists()
+    finetune.run(asked, tmp_path)
+    assert_same_run(tmp_path, ordinary, 6)
 
 
 def assert_same_run(one, two, step):
@@ -322,13 +331,6 @@ def test_kill_9_at_any_time_changes_nothing(data, tmp_path, torture):
 # --------------------------------------------------------------------------------- several devices
 
 
-@pytest.fixture(scope="module")
-def one_device(data, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("one")
-    finetune.run(config(data), folder)
-    return folder
-
-
 SHARDED = {"data": 8, "fsdp": True}
 
 
@@ -342,7 +344,7 @@ def shard_everything(monkeypatch):
     pytest.param({"mesh": {"data": 8}, "loss_chunk": 2}, marks=pytest.mark.slow),
     {"mesh": SHARDED},
 ])  # fmt: skip
-def test_eight_devices_give_the_same_curve(data, one_device, tmp_path, changes, shard_everything):
+def test_eight_devices_give_the_same_curve(data, ordinary, tmp_path, changes, shard_everything):
     split = []
 
     def on_start(prepared):
@@ -351,25 +353,22 @@ def test_eight_devices_give_the_same_curve(data, one_device, tmp_path, changes, 
         ]
         split.append(kernel["kernel"].sharding.spec)
 
-    finetune.run(config(data, **changes), tmp_path, on_start)
+    finetune.run(config(data, **ORDINARY, **changes), tmp_path, on_start)
     assert ("data" in split[0]) == ("fsdp" in changes["mesh"])
-    np.testing.assert_allclose(losses(tmp_path), losses(one_device), atol=1e-5)
+    np.testing.assert_allclose(losses(tmp_path), losses(ordinary), atol=1e-5)
 
 
-def test_a_checkpoint_of_eight_devices_restores_on_one(
-    data, one_device, tmp_path, shard_everything
-):
+def test_a_checkpoint_of_eight_devices_restores_on_one(data, ordinary, tmp_path, shard_everything):
     def crash(done, values):
         if done == 4:
             raise Crash
 
-    changes = dict(checkpoint_every=2)
     with pytest.raises(Crash):
-        finetune.run(config(data, mesh=SHARDED, **changes), tmp_path, on_step=crash)
+        finetune.run(config(data, mesh=SHARDED, **ORDINARY), tmp_path, on_step=crash)
     changed = []
-    finetune.run(config(data, **changes), tmp_path, warn=changed.append)
+    finetune.run(config(data, **ORDINARY), tmp_path, warn=changed.append)
     assert len(changed) == 1 and "mesh" in changed[0]
-    np.testing.assert_allclose(losses(tmp_path), losses(one_device), atol=1e-5)
+    np.testing.assert_allclose(losses(tmp_path), losses(ordinary), atol=1e-5)
 
 
 def both(run):
@@ -465,10 +464,9 @@ def test_recipes_that_cannot_run(data, tmp_path, changes, say):
     assert [p.name for p in tmp_path.iterdir()] == []
 
 
-def test_folders_that_are_taken(data, start, tmp_path):
-    folder = os.path.dirname(start)
+def test_folders_that_are_taken(data, ordinary, tmp_path):
     with pytest.raises(FileExistsError, match="another config .seed: 0 -> 7"):
-        finetune.run(config(data, seed=7), folder)
+        finetune.run(config(data, seed=7, **ORDINARY), ordinary)
     (tmp_path / "config.json").write_text('{"model_type": "siglip"}')
     with pytest.raises(FileExistsError, match="not a fine-tuning run"):
         finetune.run(config(data), tmp_path)
