@@ -1,4 +1,5 @@
-"""Eight CPU devices for every test, so that sharding is tested where there is no accelerator."""
+"""For every test: eight CPU devices, so that sharding is tested where there is no accelerator, and
+programs that compile quickly; and the fixtures that several rooms share."""
 
 import os
 from collections.abc import Iterator
