@@ -46,6 +46,7 @@ def test_labels_of_one_column_or_of_several(table):
         (dict(id=["p00/0.png"], label=["a"]), {"label": "grade"}, "no column 'grade'; there are"),
         (dict(id=["p00/0.png"]), {}, "no column 'label'"),
         (dict(id=["p00/0.png"], label=["a"]), {"group": "group"}, "no column 'group'"),
+        (dict(id=["p00/0.png"], label=["a"]), {"group": ""}, "no column ''"),
         (dict(id=["p00/0.png"], a=["2"], b=["1"]), {"label": ["a", "b"]}, "expected 0, 1"),
     ],
 )

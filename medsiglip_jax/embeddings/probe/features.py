@@ -96,8 +96,9 @@ def read(
     key = id or ("id" if "id" in table.columns else "image")
     in_run = group in pseudonyms.COLUMNS and embeddings.manifest.identifiers is not None
     of_run = group if in_run and group not in table.columns else None
-    for name in filter(None, (None if of_run else group, split)):
-        table.has(name)
+    for name in (None if of_run else group, split):
+        if name is not None:  # "" is a mistake: an unset variable of a shell
+            table.has(name)
     rows = examples.read(
         table, image=None, id=key, text=None, label=_label(table, label),
         group=None if of_run else group or "group", split=split or "split",

@@ -69,7 +69,7 @@ def _fit_exclusive(train: Labelled, validation: Labelled, classes: int) -> Fitte
     x, y = _known(train)
     present = np.unique(y)
     if len(present) < 2:
-        raise ValueError(f"{len(y)} training rows with a label, of {len(present)} class; need 2")
+        raise ValueError(f"{len(y)} training rows with a label, of {len(present)} class; 2 needed")
     xv, yv = _known(validation)
 
     def expanded(w, b):

@@ -46,7 +46,7 @@ def fit_scaling(vectors: Float[np.ndarray, "n d"], scale: str) -> Scaling:
     """
     if scale not in SCALES or not len(vectors):
         raise ValueError(
-            f"scale {scale!r} of {len(vectors)} vectors; want {', '.join(SCALES)} of one or more"
+            f"scale {scale!r} of {len(vectors)} vectors; expected {', '.join(SCALES)} of 1 or more"
         )
     x = unit(vectors) if scale == "unit" else finite(vectors)
     mean, deviation = np.zeros(x.shape[1]), np.full(x.shape[1], np.sqrt((x * x).mean()))

@@ -148,6 +148,8 @@ class CsvData:
     bands: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def __post_init__(self):
+        if self.tables and self.tables[0].optional:
+            raise ValueError("the first table is optional; the others are joined to it")
         if not all(table.on for table in self.tables[1:]):
             raise ValueError("tables after the first lack on, the columns to join on")
         if taken := [name for name in RESERVED if name in self.attributes]:
