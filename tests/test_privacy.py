@@ -374,6 +374,7 @@ def get_config(arg=None):
 """
 
 
+@pytest.mark.slow
 def test_finetune(given, run, checkpoint):
     names = [f"labelled/{n}.dcm" for n in range(8)]
     names += [f"in/{path.name}" for path in sorted((given / "in").iterdir())]

@@ -144,6 +144,7 @@ def test_duckdb_reads_the_parts_by_their_name(run):
     assert len(found) == 9 and len(found[0][1]) == 16
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_run(tmp_path):
     """Peak memory of a process that then searches six times as many rows."""
     code = (

@@ -518,6 +518,7 @@ def test_files_of_another_run_are_refused(done, evaluate, tmp_path):
         recompute(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_probe_of_another_kind_is_not_reused(data, evaluate, tmp_path):
     """Same images, classes and labels: findings first, then one class an image."""
     text = EXCLUSIVE.replace("class_softmax", "cosine")
@@ -533,6 +534,7 @@ def test_a_probe_of_another_kind_is_not_reused(data, evaluate, tmp_path):
     assert got["probe"]["learning_curve"] == fresh["probe"]["learning_curve"]
 
 
+@pytest.mark.slow
 def test_other_draws_and_policies_find_all_embedded(data, model, tmp_path):
     """Validation images are drawn from those of training, and some images have no label at all."""
     own = tmp_path / "data"

@@ -224,6 +224,7 @@ def two_processes(checkpoint, inputs, out, *flags):
     return [subprocess.Popen([*command, "--process-id", str(i)], **pipes) for i in range(2)]
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_shards(checkpoint, many, reference, tmp_path):
     """Real ones, over jax.distributed; each writes every other shard, process 0 the manifest."""
     started = two_processes(checkpoint, many, tmp_path / "out")

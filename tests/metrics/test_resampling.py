@@ -134,8 +134,7 @@ def scipys(statistic, data, distribution, level=0.95, **how):
     return list(found.confidence_interval)
 
 
-@pytest.mark.parametrize("level", [0.9, 0.99])
-@pytest.mark.parametrize("levels", [None, 1])
+@pytest.mark.parametrize("level, levels", [(0.9, None), (0.99, 1)])
 def test_limits_are_those_of_scipy(level, levels):
     scores, labels, _ = case(levels=levels)
     scores = scores**3  # skewed, and of rounded scores, many resamples tie with the data

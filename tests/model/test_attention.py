@@ -104,7 +104,8 @@ def test_blocked_never_holds_the_logits_of_every_head():
     assert memory.temp_size_in_bytes < every_head / 2
 
 
-@pytest.mark.parametrize("tokens", [128, 2048])  # one block; several of queries and of keys
+# One block; several of queries and of keys.
+@pytest.mark.parametrize("tokens", [128, pytest.param(2048, marks=pytest.mark.slow)])
 def test_splash_equals_plain_attention_in_value_and_gradient(tokens):
     """In Pallas's interpreter, in float32: the arithmetic, if not a TPU's rounding."""
     inputs, ct = qkv(shape := (256 // tokens or 1, tokens, 2, 72))

@@ -162,6 +162,7 @@ print((peak - base) / sum(x.nbytes for x in jax.tree.leaves(model.params)))
 """
 
 
+@pytest.mark.slow
 def test_loading_takes_little_more_memory_than_the_result(tmp_path):
     """The issue's bound at full size is 1.3; here 330 MB, where fixed costs weigh more.
     scripts/bench.py load measures the full size."""

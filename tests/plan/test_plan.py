@@ -84,7 +84,8 @@ def _lowered(changes):
 
 @pytest.mark.parametrize("changes", [
     {"remat": "none"}, {"remat": "dots"}, {"remat": "block"}, {"freeze": ("img/.*",)},
-    {"lora": {"rank": 64}}, {"lora": {"rank": 64}, "remat": "block"},
+    {"lora": {"rank": 64}},
+    pytest.param({"lora": {"rank": 64}, "remat": "block"}, marks=pytest.mark.slow),
     {"freeze": ("(img|txt)/(embedding|Embed_0|pos_emb).*",)},
     LABELS, LABELS | {"objective": {"name": "classification", "pool": "mean"}, "remat": "block"},
 ], ids=str)  # fmt: skip
@@ -95,7 +96,9 @@ def test_flops_are_the_compilers_of_a_model_without_loops(changes):
     assert count["model"] + count["recomputed"] == pytest.approx(compilers, rel=0.01)
 
 
-@pytest.mark.parametrize("remat", ["none", "dots", "block"])
+@pytest.mark.parametrize("remat", [
+    "block", *(pytest.param(remat, marks=pytest.mark.slow) for remat in ("none", "dots")),
+])  # fmt: skip
 def test_flops_of_a_back_end_that_computes_its_logits_again(remat, monkeypatch):
     """Its heads are a loop, of which the compiler's count misses all: here they are a batch."""
     monkeypatch.setattr(jax.lax, "map", lambda f, xs, batch_size: jax.vmap(f)(xs))
@@ -138,6 +141,7 @@ def test_the_bound_is_the_chips_limit(generation):
     assert 10**9 * topology.chip.devices / seconds["hbm"] <= topology.chip.hbm_bandwidth * 1.0001
 
 
+@pytest.mark.slow
 def test_twice_the_batch_is_twice_the_compute():
     topology = parse("v5e:2x2")
     small, large = (bound.seconds(answer(n, **LABELS), topology) for n in (4, 8))

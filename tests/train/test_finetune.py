@@ -154,7 +154,9 @@ def test_what_is_frozen_does_not_move(data, start, tmp_path, changes, moves):
     assert sum(not np.array_equal(x, before[p]) for p, x in after.items()) > 5
 
 
-@pytest.mark.parametrize("label", ["label", ("bright", "grey")])
+@pytest.mark.parametrize(
+    "label", ["label", pytest.param(("bright", "grey"), marks=pytest.mark.slow)]
+)
 def test_classification(data, start, tmp_path, label):
     """From a checkpoint, and several findings from random weights without a tokenizer."""
     init = {"init": start, "model": None} if isinstance(label, str) else {"init": None}
@@ -241,6 +243,7 @@ def test_a_share_is_held_out_of_the_training_split_alone(data, tmp_path):
     assert not groups[0] & groups[1]
 
 
+@pytest.mark.slow
 def test_a_row_met_twice_is_no_negative_of_itself(data, tmp_path):
     """One row, eight times in every batch: all pairs are positive."""
     header, first, *_ = (data / "rows.csv").read_text().splitlines()

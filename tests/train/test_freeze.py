@@ -147,6 +147,7 @@ def test_only_adapters_train(params):
     assert all("_lora" not in p or p.endswith("scale") for p in tree.flatten(frozen))
 
 
+@pytest.mark.slow
 def test_bfloat16_adapters_compute_in_bfloat16(params):
     half = Compute(dtype="bfloat16", precision="default")
     adapted = freeze.join(params, random_adapters(lora.LoRA(), params))

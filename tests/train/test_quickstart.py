@@ -51,6 +51,7 @@ def test_the_folder_is_an_ordinary_model(first):
     assert model.processor.images(sample).shape == (1, 16, 16, 3)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits(first, tmp_path, capfd):
     again = quickstart.run(tmp_path, seed=7, settings=SHORT)
     out, err = capfd.readouterr()

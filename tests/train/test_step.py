@@ -200,7 +200,7 @@ def assert_same(result, expected, expected_metrics):
 # ------------------------------------------------------------------- pieces, and what is bad
 
 
-@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("devices", [1, pytest.param(8, marks=pytest.mark.slow)])
 def test_accumulation_keeps_the_negatives_of_the_whole_batch(descent, devices):
     """GradCache in 4 pieces == the batch in one, with masked rows; over 8 devices in 2."""
     _, expected, expected_metrics = descent
