@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 from typing import Any
 
 from medsiglip_jax.cli.output import note, show, table
@@ -9,10 +10,13 @@ from medsiglip_jax.cli.parser import REPEATED, REQUIRED, Parser, add_config, add
 from medsiglip_jax.plan.topologies import shown
 
 _FLAGS = {
-    "--topology T": "v5e:4x4, or v5e-16 as Cloud TPU names it, or v5e:4x4*2 for two slices; "
-    "repeatable with --sweep",
+    "--topology T": "TPUs: v5e:4x4, or v5e-16 as Cloud TPU names it, or v5e:4x4*2 for two slices; "
+    "NVIDIA cards: h100, or h100-8 for a host with 8, or h100-8*4 for four hosts; repeatable with "
+    "--sweep",
+    "--card FILE": "take cards from a file in the form of plan/cards.toml, too",
     "--embed": "embed images instead of training",
-    "--quick": "tell only the least memory needed, in seconds",
+    "--dtype T": "with --embed: to compute with, instead of the config's dtype; also float16",
+    "--quick": "TPUs: tell only the least memory needed, in seconds",
     "--max-batch": "find the largest batch that fits",
     "--sweep": "compare topologies and recomputation policies",
     "--remat R": "with --sweep: compare this policy; repeatable, by default all for training",
@@ -31,19 +35,21 @@ def define_flags(sub: Parser) -> None:
 
 
 def plan(args: argparse.Namespace) -> int:
-    """Tell whether a run fits a TPU slice and what it would cost; needs no TPU.
-    Compiles the real train step for the slice, and reports its memory and
-    communication. Generations: v4, v5e, v5p, v6e, 7x. A whole compilation takes
-    minutes and 2 GB; --quick tells in seconds the least memory that is needed. The
-    exit code is 0 also when the run does not fit, for that is an answer.
-    --config.KEY=VALUE changes a key of the config.
+    """Tell whether a run fits TPUs or GPUs and what it would cost; needs neither.
+    Compiles the real train step for them, and reports its memory and communication.
+    TPU generations: v4, v5e, v5p, v6e, 7x; a whole compilation takes minutes and
+    2 GB, and --quick tells in seconds the least memory that is needed. NVIDIA cards:
+    h100, h200, b200, a100-80, a100-40, a6000, l4, l40s, a10g, rtx4090, t4; half a
+    minute and 2 GB. The exit code is 0 also when the run does not fit, for that is an
+    answer. --config.KEY=VALUE changes a key of the config.
 
     example:
       medsiglip-jax plan --config tpu_slice --topology v5e:4x4
+      medsiglip-jax plan --config contrastive --topology h100 --config.batch_size=32
       medsiglip-jax plan --config lora --topology v5e:2x2 --max-batch
       medsiglip-jax plan --config contrastive --topology v5e-16 --topology v6e-16 --sweep --quick
     """
-    from medsiglip_jax.plan import bound, topologies, verdict, worker
+    from medsiglip_jax.plan import bound, gpus, topologies, verdict
     from medsiglip_jax.train import configs
 
     if len(args.topology) > 1 and not args.sweep:
@@ -51,24 +57,30 @@ def plan(args: argparse.Namespace) -> int:
     if args.sweep and args.max_batch:
         raise ValueError("--max-batch takes one topology and no --sweep")
     bound.check(1 if args.examples is None else args.examples, args.utilisation)
-    worker.check_libtpu()
     recipe = configs.read(args.config, args.overrides)
     if args.embed:  # there is no backward pass
         recipe = dataclasses.replace(recipe, remat="none")
-    places = [topologies.parse(name) for name in args.topology]
-    questions = [verdict.Question(recipe, place, args.embed, args.quick) for place in places]
+    cards = gpus.read(args.card) if args.card else None
+    places = [topologies.parse(name, cards) for name in args.topology]
+    for place in places:
+        place.check_installed()
+    ask = functools.partial(verdict.Question, embed=args.embed, quick=args.quick, dtype=args.dtype)
+    questions = [ask(recipe, place) for place in places]
     question = questions[0]
     if args.sweep:
         remats = args.remat or ([recipe.remat] if args.embed else ["none", "dots", "block"])
-        plans = verdict.sweep(question, args.topology, remats, note)
+        plans = verdict.sweep(question, places, remats, note)
         show(plans, args.json, _sweep_text)
         return 0
-    note(f"compiling for {question.topology}" + ("" if args.quick else "; this takes minutes"))
+    if args.quick and question.topology.unit == "card":
+        note("--quick makes no difference for cards: half a minute compiles the whole program")
+    takes = "half a minute" if question.topology.unit == "card" else "minutes"
+    note(f"compiling for {question.topology}" + ("" if args.quick else f"; this takes {takes}"))
     result = verdict.plan(question)
     if args.examples is not None:
         result["chip_hours"] = bound.chip_hours(
-            result["model_flops"], question.topology, recipe.batch_size, args.examples,
-            args.utilisation,
+            result["model_flops"], question.topology, question.arithmetic, recipe.batch_size,
+            args.examples, args.utilisation,
         )  # fmt: skip
         result["examples"], result["utilisation"] = args.examples, args.utilisation
     if args.max_batch:
@@ -79,24 +91,30 @@ def plan(args: argparse.Namespace) -> int:
     return 0
 
 
+_RESOURCES = {
+    "mxu": "MXU", "hbm": "HBM", "ici": "ICI", "tensor_cores": "tensor cores", "fp32": "FP32 units",
+    "memory": "memory", "nvlink": "NVLink", "pcie": "PCIe", "network": "network",
+}  # fmt: skip
+
+
 def _text(p: dict[str, Any]) -> str:
-    parts = p["memory"] or {}
+    parts, unit = p["memory"] or {}, p["unit"]
     rows = [(f"  {name}", shown(size)) for name, size in parts.items() if name != "peak"]
     rows = [("state", shown(p["state_bytes"])), *rows]
     rows.append(("peak" if p["compiled"] else "at the least", shown(p["peak_bytes"])))
     rows.append((f"of {shown(p['hbm_bytes'])}", f"{shown(p['allowed_bytes'])} after 5 % headroom"))
     lines = [
-        f"{p['topology']}: {p['chips']} chips, batch {p['batch_size']}, "
-        f"{p['batch_size'] / p['chips']:g} a chip, remat {p['remat']}: " + _verdict(p),
+        f"{p['topology']}: {p['chips']} {unit}{'s' * (p['chips'] > 1)}, batch {p['batch_size']}, "
+        f"{p['batch_size'] / p['chips']:g} a {unit}, remat {p['remat']}: " + _verdict(p),
         "",
-        *table(("memory of a chip", ""), rows),
+        *table((f"memory of a {unit}", ""), rows),
         "",
     ]
     if not p["fits"] and p["peak_bytes"]:
         lines += [f"too much by     {shown(p['peak_bytes'] - p['allowed_bytes'])}", ""]
     if not p["fits"]:
         rows = [(f"  {name}", shown(size)) for name, size in p["largest"].items()]
-        lines += [*table(("largest of a chip", ""), rows), ""]
+        lines += [*table((f"largest of a {unit}", ""), rows), ""]
     if p["collectives"]:
         rows = [
             (kind, str(c["operations"]), str(c["runs"]), f"{c['bytes'] / 1e9:.3f} GB")
@@ -106,20 +124,26 @@ def _text(p: dict[str, Any]) -> str:
         lines += [*table(header, rows), ""]
     elif p["compiled"] and p["collectives"] is None:
         lines += ["collectives     unknown: libtpu cannot parse this program; no ICI bound", ""]
-    bounds = ", ".join(f"{name.upper()} {s:.4g} s" for name, s in p["bound"].items())
+    bounds = ", ".join(f"{_RESOURCES[name]} {s:.4g} s" for name, s in p["bound"].items())
     lines += [
+        f"attention       {p['attention']}",
         f"FLOPs a step    {p['flops'] / 1e12:,.1f} T, {p['model_flops'] / 1e12:,.1f} T without "
         "recomputation; counted from the architecture",
         f"bound           {p['bound_seconds']:.4g} s a step, "
         f"{p['batch_size'] / p['bound_seconds']:,.0f} examples/s ({bounds}); a lower bound on "
         "the time, no prediction",
     ]
+    if p["reachable_seconds"] is not None:
+        lines.append(
+            f"                {p['reachable_seconds']:.4g} s if matrix products are as fast as a "
+            "large one was measured to be on such a card"
+        )
     if p["max_batch_per_chip"] is not None:
         limit = "" if p["compiled"] else "at most "  # by the least that it needs
-        lines.append(f"largest batch   {limit}{p['max_batch_per_chip']:g} a chip")
+        lines.append(f"largest batch   {limit}{p['max_batch_per_chip']:g} a {unit}")
     if "chip_hours" in p:
         lines.append(
-            f"chip-hours      {p['chip_hours']:,.1f} for {p['examples']:,} examples at "
+            f"{f'{unit}-hours':<16}{p['chip_hours']:,.1f} for {p['examples']:,} examples at "
             f"{p['utilisation']:.0%} of the peak"
         )
     for tried in p.get("advice", []):

@@ -208,7 +208,7 @@ def load(
         matmul_precision: a jax precision name; default "highest" for float32, so that float32
             means float32 on every device ("tensorfloat32" or "default" are faster on GPU).
         attention: back end by name, see `medsiglip_jax.model.attention.ATTENTION`; default
-            "blocked" on a CPU, "splash" on TPUs, else "xla".
+            "blocked" on a CPU, "splash" on TPUs, "cudnn" on NVIDIA GPUs since 2020, else "xla".
         fsdp: split large parameters over the mesh instead of replicating them.
         token: Hugging Face token; default the stored login.
 
@@ -297,19 +297,23 @@ def compute_for(
     matmul_precision: str | None = None,
     attention: str | None = None,
     mesh: jax.sharding.Mesh | None = None,
-    platform: str | None = None,
+    device: Any = None,
 ) -> Compute:
-    """The defaults of `load` for `dtype` on `mesh`, or on one device of `platform` ("cpu", "tpu",
-    "gpu"; default: the one that this process uses)."""
+    """The defaults of `load` for `dtype` on `mesh`, or on one device (default: the one that this
+    process uses; it may be one to compile for).
+
+    Raises:
+        ValueError: the precision is unknown, or the attention cannot be used there.
+    """
     dtype_of(dtype)
     precision = matmul_precision or ("highest" if dtype == "float32" else "default")
     try:
         jax.default_matmul_precision(precision)
     except ValueError as error:
         raise ValueError(f"matmul_precision is {matmul_precision!r}: {error}") from None
-    if mesh:
-        platform = mesh.devices.flat[0].platform
-    devices = mesh.size if mesh else 1
-    attention = attention or attentions.default(platform or jax.default_backend(), devices)
+    device = mesh.devices.flat[0] if mesh else device or jax.local_devices()[0]
+    if attention:
+        attentions.check(attention, device, dtype)
+    attention = attention or attentions.default(device, mesh.size if mesh else 1)
     rows = sharding.batch_sharding(mesh) if mesh else None
     return Compute(dtype=dtype, precision=precision, attention=attention, rows=rows)

@@ -97,8 +97,7 @@ class MultiHeadDotProductAttention(nn.Module):
         q = _adapt(self, "query", x_q, dense(heads, name="query")(x_q))
         k = _adapt(self, "key", x_kv, dense(heads, name="key")(x_kv))
         v = _adapt(self, "value", x_kv, dense(heads, name="value")(x_kv))
-        name = self.compute.attention if x_q.shape == x_kv.shape else "xla"
-        x = attend(name, q * heads[1] ** -0.5, k, v, self.compute.rows)
+        x = attend(self.compute.attention, q * heads[1] ** -0.5, k, v, self.compute.rows)
         return _adapt(self, "out", x, dense(width, axis=(-2, -1), name="out")(x))
 
 

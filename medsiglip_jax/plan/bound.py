@@ -6,46 +6,55 @@ from typing import Any
 from medsiglip_jax.plan.topologies import Topology
 
 
-def seconds(answer: Mapping[str, Any], topology: Topology) -> dict[str, float]:
+def seconds(answer: Mapping[str, Any], topology: Topology, dtype: str) -> dict[str, float]:
     """The bounds on one step by resource; the largest is the bound on the step.
 
-    "mxu": its matrix products at the bfloat16 peak; float32 is slower. "hbm": its arguments read
-    once and its results written once, as if activations never left the chip. "ici": what a device
-    receives, over all its links at once; between slices the network is slower. "ici" is left out
-    for a program that was not compiled, for which it is not known.
+    "mxu" of a TPU, "tensor_cores" or "fp32" of a GPU: its matrix products at the peak. "hbm" or
+    "memory": its arguments read once and its results written once, as if activations never left the
+    chip. "ici", "nvlink" or "pcie" and "network": what a device receives; these are left out for a
+    program that was not compiled, for which they are not known.
 
     Args:
         answer: what `worker.ask` returned.
         topology: the devices of the step.
+        dtype: of the matrix products.
     """
-    chip = topology.chip
     memory = answer.get("memory")
     moved = memory["arguments"] + memory["outputs"] if memory else answer["state_bytes"]
     flops = answer["flops"]["model"] + answer["flops"]["recomputed"]
-    bounds = {
-        "mxu": flops / topology.chips / chip.flops,
-        "hbm": moved * chip.devices / chip.hbm_bandwidth,
-    }
+    bounds = topology.compute_bound(flops, dtype) | topology.memory_bound(moved)
     if (collectives := answer.get("collectives")) is not None:
-        received = sum(c["bytes"] for c in collectives.values())
-        bounds["ici"] = received * chip.devices / chip.ici_bandwidth
+        bounds |= topology.links_bound(sum(c["bytes"] for c in collectives.values()))
     return bounds
 
 
+def reachable(bounds: Mapping[str, float], topology: Topology) -> float | None:
+    """The bound on a step if matrix products are as fast as a large one was measured to be; None
+    for devices on which nobody has."""
+    share = topology.measured
+    if share is None:
+        return None
+    compute = topology.compute_bound(1.0, "bfloat16").keys()
+    return max(s / share if name in compute else s for name, s in bounds.items())
+
+
 def chip_hours(
-    model_flops: float, topology: Topology, batch: int, examples: int, utilisation: float
-) -> float:
+    model_flops: float, topology: Topology, dtype: str, batch: int, examples: int,
+    utilisation: float,
+) -> float:  # fmt: skip
     """Chip-hours to train on so many examples at a given utilisation of the chips.
 
     Args:
         model_flops: operations of a step, without recomputation.
         topology: names the chip.
+        dtype: of the matrix products.
         batch: examples of a step.
         examples: number of examples in all.
         utilisation: share of the peak, more than 0 and at most 1, recomputation not counted: model
             FLOPs utilisation (MFU), as it is published.
     """
-    return model_flops / batch * examples / (topology.chip.flops * utilisation) / 3600
+    at_peak = topology.chips * sum(topology.compute_bound(model_flops, dtype).values())
+    return at_peak / batch * examples / utilisation / 3600
 
 
 def check(examples: int, utilisation: float) -> None:

@@ -1,8 +1,9 @@
 """What devices send each other in a step, read from the compiled program.
 
 The body of a loop is in the text once, and counts as often as the loop runs: libtpu writes no trip
-count beside a while, so it is taken from the constant in its condition. An operation that overlaps
-with computation is in several fusions that share a channel, and counts once.
+count beside a while, so it is taken from the constant in its condition. On TPUs an operation that
+overlaps with computation is in several fusions that share a channel, and counts once; on GPUs all
+operations of a `shard_map` have one channel.
 """
 
 import functools
@@ -51,7 +52,7 @@ def read(hlo: str) -> dict[str, Collective]:
             if not (operation := _OPERATION.search(line)):
                 continue
             kind, number = operation[2], re.search(r"channel_id=(\d+)", line)
-            channel = (kind, number[1] if number else line)
+            channel = (kind, number[1] if number and "fus" in name else line)
             if channel not in channels:
                 size = _received(kind, bool(operation[3]), operation[1], line)
                 operations[kind].append((runs[name], runs[name] * size))
@@ -80,7 +81,8 @@ def _runs(bodies: dict[str, list[str]], entry: str) -> dict[str, int]:
     for name, lines in bodies.items():
         for line in lines:
             condition = re.search(r" while\(.*condition=%?([\w.\-]+)", line)
-            times = _trips(bodies[condition[1]]) if condition else 1
+            known = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
+            times = int(known[1]) if known else _trips(bodies[condition[1]]) if condition else 1
             for names, name_alone in _CALLED.findall(line):
                 for called in (names or name_alone).split(","):
                     callers[called.strip().lstrip("%")].append((name, times))
@@ -106,10 +108,13 @@ def _received(kind: str, start: bool, result: str, line: str) -> float:
         if shape
     )
     n = _group(line)
-    if start and kind == "all-gather":  # operands and results are in the tuple
-        size *= n / (n + 1)
+    # A tuple of one that only starts has the operands, too, except of an all-reduce.
+    if start and kind in ("all-gather", "reduce-scatter"):  # one is n times as large as the other
+        size *= (n if kind == "all-gather" else 1) / (n + 1)
+    if start and kind in ("all-to-all", "collective-permute"):
+        size /= 2
     if kind == "collective-permute":
-        return size / 2 if start else size
+        return size
     if kind == "reduce-scatter":  # the result is one of n shares
         return size * (n - 1)
     return size * (n - 1) / n * (2 if kind == "all-reduce" else 1)

@@ -1,6 +1,6 @@
 """The train step of a recipe, or its image encoder, compiled for devices that need not exist.
 
-Runs in a process of its own (`worker`), whose environment keeps libtpu away from any TPU.
+Runs in a process of its own (`worker`), whose environment keeps compilers away from any device.
 """
 
 import dataclasses
@@ -9,6 +9,7 @@ import re
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -37,29 +38,34 @@ _PUBLISHED = {
 _CLASSES = tuple(map(str, range(10)))
 
 
-def compiled(recipe: Recipe, topology: Topology, embed: bool, limit_mib: int | None) -> dict:
+def compiled(
+    recipe: Recipe, topology: Topology, dtype: str, embed: bool, limit_mib: int | None
+) -> dict:
     """Compiles a train step, or with `embed` the image encoder on a batch.
 
     Args:
         recipe: the run; its data are not read.
         topology: the devices to compile for.
+        dtype: instead of the recipe's; for `embed` also "float16".
         embed: compile the image encoder instead of the train step.
-        limit_mib: the memory that the compiler is told there is. If it is too little, the compiler
-            stops after seconds and reports the least that it needs.
+        limit_mib: the memory that libtpu is told there is. If it is too little, it stops after
+            seconds and reports the least that it needs. Compilers for GPUs do not.
 
     Returns:
-        `compiled`, `flops`, `state_bytes`, `largest` (bytes of arrays by name), `trained` and
-        `parameters`; if it was compiled `memory` (bytes by part), `xla_flops` and `collectives`
-        (None: not known), else `needed` (bytes) and `message`. All sizes are those of one device.
+        `compiled`, `attention` (of the image tower), `flops`, `state_bytes`, `largest` (bytes of
+        arrays by name), `trained` and `parameters`; if it was compiled `memory` (bytes by part),
+        `xla_flops`, `collectives` and `kernels` (how many calls of which library the program has;
+        None: not known), else `needed` (bytes) and `message`. All sizes are those of one device.
 
     Raises:
         ValueError: the topology does not exist, or the recipe cannot run on it.
     """
-    devices = _devices(topology)
+    devices = topology.compiler_devices()
     start = time.perf_counter()
+    recipe = dataclasses.replace(recipe, dtype=dtype)
     lowered, facts = (_embedding if embed else _step)(recipe, devices)
     with tempfile.TemporaryDirectory() as folder:
-        result = _compile(lowered, limit_mib, folder)
+        result = _compile(lowered, devices[0].platform, limit_mib, folder)
     seconds = time.perf_counter() - start
     return {**result, **facts, "seconds": seconds, "compiler_bytes": _most_memory()}
 
@@ -74,9 +80,11 @@ def _most_memory() -> int | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _compile(lowered: Any, limit_mib: int | None, folder: str) -> dict:
-    options: dict[str, Any] = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
-    if limit_mib:
+def _compile(lowered: Any, platform: str, limit_mib: int | None, folder: str) -> dict:
+    options: dict[str, Any] = {}
+    if platform == "tpu":
+        options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+    if platform == "tpu" and limit_mib:
         options = {"xla_tpu_max_hbm_size_mib": limit_mib}
     try:
         program = lowered.compile(compiler_options=options)
@@ -84,49 +92,35 @@ def _compile(lowered: Any, limit_mib: int | None, folder: str) -> dict:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return {"compiled": False, **_out_of_memory(str(error))}
-    return {
-        "compiled": True,
-        "memory": _memory(program.memory_analysis()),
-        "collectives": _collectives(Path(folder)),
-        "xla_flops": _xla_flops(program),
-    }
+    text = _text(program, platform, Path(folder))
+    result = {"compiled": True, "memory": _memory(program.memory_analysis())}
+    result |= {"xla_flops": _xla_flops(program), "collectives": None, "kernels": None}
+    if text is not None:
+        by_kind = collectives.read(text)
+        result["collectives"] = {kind: dataclasses.asdict(c) for kind, c in by_kind.items()}
+        result["kernels"] = dict(Counter(re.findall(r'custom_call_target="([^"]+)"', text)))
+    return result
 
 
-def _collectives(folder: Path) -> dict[str, dict] | None:
-    """From the text that the compiler has dumped. libtpu 0.0.52 fails at `program.as_text()` where
+def _text(program: Any, platform: str, folder: Path) -> str | None:
+    """The optimised program; None: not known.
+
+    For TPUs what the compiler has dumped: libtpu 0.0.52 fails at `program.as_text()` where
     collectives overlap with computation on v4, v5p and 7x ("async-update instruction should have 1
-    operands")."""
+    operands").
+    """
+    if platform != "tpu":
+        return program.as_text()
     texts = list(folder.glob("*.after_optimizations.txt"))
-    if len(texts) != 1:
-        return None
-    by_kind = collectives.read(texts[0].read_text())
-    return {kind: dataclasses.asdict(c) for kind, c in by_kind.items()}
+    return texts[0].read_text() if len(texts) == 1 else None
 
 
 def _xla_flops(program: Any) -> float | None:
-    """None if libtpu cannot parse the program that it has compiled."""
+    """None if libtpu cannot parse the program that it has compiled, and for GPUs."""
     try:
-        return float((program.cost_analysis() or {}).get("flops", 0))
+        return (program.cost_analysis() or {}).get("flops")
     except jax.errors.JaxRuntimeError:
         return None
-
-
-def _devices(topology: Topology) -> list[Any]:
-    from jax.experimental import topologies
-
-    chip, layout = topology.chip, "x".join(map(str, topology.layout))
-    more: dict[str, Any] = {"num_slices": topology.slices} if topology.slices > 1 else {}
-    if set(topology.layout) == {1}:
-        more["chips_per_host_bounds"] = (1, 1, 1)
-    try:
-        description = topologies.get_topology_desc(
-            platform="tpu", topology_name=f"{chip.platform}:{layout}",
-            chip_config_name=chip.config, **more,
-        )  # fmt: skip
-    except jax.errors.JaxRuntimeError as error:
-        reason = str(error).split("\n")[0].partition(": ")[2] or str(error)
-        raise ValueError(f"topology {topology} does not exist; libtpu: {reason}") from None
-    return list(description.devices)
 
 
 def architecture(recipe: Recipe) -> ModelConfig:
@@ -147,7 +141,7 @@ def _step(recipe: Recipe, devices: list[Any]) -> tuple[Any, dict]:
     config, mesh, objective = architecture(recipe), build.mesh_of(recipe, devices), recipe.objective
     if "txt" in objective.towers and not (config.vision and config.text):
         raise ValueError(f"init {recipe.init!r} has one tower; {objective.name} needs both")
-    compute, labels = build.compute_of(recipe, mesh, devices[0].platform), _labels(recipe)
+    compute, labels = build.compute_of(recipe, mesh, devices[0]), _labels(recipe)
     whole, rows = _shardings(mesh, devices)
     params = _placed_params(recipe, config, mesh, whole)
     added = jax.eval_shape(lambda: build.additions(recipe, params, config, labels))
@@ -159,9 +153,9 @@ def _step(recipe: Recipe, devices: list[Any]) -> tuple[Any, dict]:
     step: Any = build.train_step(recipe, loss, optimizer, state, mesh)
     batch = _placed(objective.batch(config, recipe.batch_size, labels), rows)
     count = flops.of_step(recipe, config, trained, frozen, compute.attention)
-    facts = _facts(state, count)
+    facts = _facts(state, count, _attention(recipe, config, compute.attention))
     split = mesh.shape["data"] if mesh else 1
-    facts["largest"] |= _activations(recipe, config, trained, split, compute.attention)
+    facts["largest"] |= _activations(recipe, config, trained, split, facts["attention"])
     facts |= {"trained": tree.size(trained), "parameters": tree.size(params)}
     return step.lower(state, batch), facts
 
@@ -206,10 +200,17 @@ def _activations(
         "image blocks: hidden layers": size * tokens * v.mlp_dim * (kept if dense else 1),
         "image blocks: inputs": size * tokens * v.width * kept,
     }
-    if used(attention, v.num_tokens, recipe.dtype) not in RECOMPUTES:
+    if attention not in RECOMPUTES:
         logits = 4 * tokens * v.num_heads * v.num_tokens
         sizes["image blocks: attention logits"] = logits * (kept if recipe.remat == "none" else 1)
     return sizes | recipe.objective.loss_bytes(recipe.batch_size // devices, recipe.loss_chunk)
+
+
+def _attention(recipe: Recipe, config: ModelConfig, name: str) -> str:
+    """The back end that the image tower uses when `name` is asked for."""
+    v = config.vision
+    assert v is not None
+    return used(name, recipe.dtype, v.num_tokens, v.width // v.num_heads)
 
 
 def _split(part: freeze.Partition, params: Any) -> tuple[Any, Any]:
@@ -230,18 +231,19 @@ def _embedding(recipe: Recipe, devices: list[Any]) -> tuple[Any, dict]:
     config, mesh = architecture(recipe), build.mesh_of(recipe, devices)
     if config.vision is None:
         raise ValueError("this model has no image tower")
-    compute = build.compute_of(recipe, mesh, devices[0].platform)
+    compute = build.compute_of(recipe, mesh, devices[0])
     whole, rows = _shardings(mesh, devices)
     params = _placed(towers.param_shapes(config, recipe.dtype), whole)
     model = api.Model(params, config, compute=compute, mesh=mesh)
     size = config.vision.image_size
     images = jax.ShapeDtypeStruct((recipe.batch_size, size, size, 3), jnp.uint8, sharding=rows)
-    facts = _facts(params, flops.of_embedding(config, params, recipe.batch_size))
+    count = flops.of_embedding(config, params, recipe.batch_size)
+    facts = _facts(params, count, _attention(recipe, config, compute.attention))
     facts |= {"trained": 0, "parameters": tree.size(params)}
     return model._image.lower(params, images), facts
 
 
-def _facts(state: State, count: flops.Flops) -> dict:
+def _facts(state: State, count: flops.Flops, attention: str) -> dict:
     def bytes_per_device(x: Any) -> int:
         return int(jnp.dtype(x.dtype).itemsize) * math.prod(x.sharding.shard_shape(x.shape))
 
@@ -249,6 +251,7 @@ def _facts(state: State, count: flops.Flops) -> dict:
             for p, x in jax.tree_util.tree_leaves_with_path(state)]  # fmt: skip
     largest = sorted(held, key=lambda pair: -bytes_per_device(pair[1]))[:5]
     return {
+        "attention": attention,
         "flops": dataclasses.asdict(count),
         "state_bytes": sum(bytes_per_device(x) for _, x in held),
         "largest": {path: bytes_per_device(x) for path, x in largest},

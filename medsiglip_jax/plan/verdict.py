@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from medsiglip_jax.model.weights.checkpoint import dtype_of
 from medsiglip_jax.plan import bound, topologies, worker
 from medsiglip_jax.train.recipe import MeshConfig, Recipe
 
@@ -25,22 +26,34 @@ class Question:
         recipe: the run; its data are not read.
         topology: where it would run.
         embed: plan embedding images in batches of the recipe's size, instead of training.
-        quick: ask the compiler only for the least memory that the program needs; the collectives
-            and their bound are then unknown.
+        dtype: to embed with, instead of the recipe's; "float16" is for embedding only.
+        quick: ask libtpu only for the least memory that the program needs; the collectives and
+            their bound are then unknown. For GPUs the program is compiled all the same.
     """
 
     recipe: Recipe
     topology: topologies.Topology
     embed: bool = False
     quick: bool = False
+    dtype: str | None = None
 
     def __post_init__(self):
+        if self.dtype:
+            dtype_of(self.dtype)
+        if self.dtype and not self.embed:
+            raise ValueError("--dtype is for --embed; a train step takes --config.dtype")
+        self.topology.check_dtype(self.arithmetic)
         devices, pieces = self._split(), self.recipe.objective.accumulate
         if devices > 1 and self.recipe.batch_size % (devices * pieces):
             raise ValueError(
                 f"batch_size {self.recipe.batch_size} is not divisible by the {devices} devices of "
                 f"{self.topology}" + (f" x {pieces} pieces" if pieces > 1 else "")
             )
+
+    @property
+    def arithmetic(self) -> str:
+        """The dtype of the matrix products."""
+        return self.dtype or self.recipe.dtype
 
     def _split(self) -> int:
         """Devices over which batches are split."""
@@ -69,8 +82,14 @@ class Question:
 
     def ask(self) -> dict[str, Any]:
         limit = _PROBE_MIB if self.quick else None
-        question = {"topology": str(self.topology), "embed": self.embed, "limit_mib": limit}
-        return worker.ask({"recipe": dataclasses.asdict(self.recipe), **question})
+        request = {
+            "recipe": dataclasses.asdict(self.recipe),
+            "topology": self.topology.to_dict(),
+            "dtype": self.arithmetic,
+            "embed": self.embed,
+            "limit_mib": limit,
+        }
+        return worker.ask(request, self.topology)
 
 
 def plan(question: Question) -> Plan:
@@ -79,15 +98,17 @@ def plan(question: Question) -> Plan:
     memory = answer.get("memory")
     peak = memory["peak"] if memory else answer["needed"]
     allowed = int(chip.usable * (1 - HEADROOM))
-    bounds = bound.seconds(answer, topology)
+    bounds = bound.seconds(answer, topology, question.arithmetic)
     flops = answer["flops"]["model"] + answer["flops"]["recomputed"]
     peak = None if peak is None else peak * chip.devices
     largest = collections.Counter(answer["largest"]).most_common(5)
     return {
         "topology": str(topology),
         "chips": topology.chips,
+        "unit": topology.unit,
         "batch_size": question.recipe.batch_size,
         "remat": question.recipe.remat,
+        "attention": answer["attention"],
         "fits": peak is not None and peak <= allowed and (answer["compiled"] or question.quick),
         "compiled": answer["compiled"],
         "peak_bytes": peak,
@@ -100,11 +121,13 @@ def plan(question: Question) -> Plan:
         "largest": {name: size * chip.devices for name, size in largest},
         "max_batch_per_chip": None,
         "collectives": answer.get("collectives"),
+        "kernels": answer.get("kernels"),
         "flops": flops,
         "model_flops": answer["flops"]["model"],
         "xla_flops": answer.get("xla_flops"),
         "bound_seconds": max(bounds.values()),
         "bound": bounds,
+        "reachable_seconds": bound.reachable(bounds, topology),
         "limit": max(bounds, key=lambda name: bounds[name]),
         "compile_seconds": answer["seconds"],
         **{key: answer[key] for key in ("compiler_bytes", "trained", "parameters")},
@@ -202,18 +225,21 @@ def _halves(rows: int) -> Iterator[int]:
 
 
 def sweep(
-    question: Question, names: Sequence[str], remats: Sequence[str], progress: Progress
+    question: Question,
+    places: Sequence[topologies.Topology],
+    remats: Sequence[str],
+    progress: Progress,
 ) -> list[Plan]:
     """A plan for each topology and remat policy with the same batch. Those that fit come first, in
     the order of the bound on their chip-seconds per example."""
     plans = []
-    for name in names:
+    for place in places:
         for remat in remats:
-            elsewhere = dataclasses.replace(question, topology=topologies.parse(name))
+            elsewhere = dataclasses.replace(question, topology=place)
             result = plan(elsewhere.with_recipe(remat=remat))
             chip_seconds = result["bound_seconds"] * result["chips"]
             result["chip_seconds_per_example"] = chip_seconds / result["batch_size"]
             fits = "fits" if result["fits"] else "does not fit"
-            progress(f"{name} remat {remat}: {fits}, {topologies.shown(result['peak_bytes'])}")
+            progress(f"{place} remat {remat}: {fits}, {topologies.shown(result['peak_bytes'])}")
             plans.append(result)
     return sorted(plans, key=lambda p: (not p["fits"], p["chip_seconds_per_example"]))

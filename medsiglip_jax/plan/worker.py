@@ -1,7 +1,7 @@
 """`python -m medsiglip_jax.plan.worker`: a request on stdin, the answer on stdout, in JSON.
 
-It runs in the environment that `environment()` makes: CPU only, no question to a metadata server,
-no lock on libtpu. It ends when its parent does, however that ends.
+It runs in the environment that `environment()` makes: no device of this machine, no question to a
+metadata server, no lock on libtpu. It ends when its parent does, however that ends.
 """
 
 import json
@@ -12,36 +12,30 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from medsiglip_jax.plan.topologies import Topology
 
-def environment() -> dict[str, str]:
-    """The environment of the process that loads libtpu; that of this process stays as it is."""
+
+def environment(topology: Topology) -> dict[str, str]:
+    """The environment of the process that loads a compiler; that of this process stays as it is."""
     about_tpus = ("TPU_", "LIBTPU_", "MEGASCALE_")
     return {
         **{name: x for name, x in os.environ.items() if not name.startswith(about_tpus)},
-        "JAX_PLATFORMS": "cpu",
-        # One CPU device is enough; XLA_FLAGS may ask for more, or hold flags unknown to libtpu.
-        "XLA_FLAGS": "",
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # else libtpu looks for the machine's, and complains
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_LOG_DIR": "disabled",
-        # Nothing runs on a TPU, so several plans may load libtpu, also beside a user of a TPU.
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        **topology.environment,
         "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
     }
 
 
-def ask(request: Mapping[str, Any]) -> dict[str, Any]:
+def ask(request: Mapping[str, Any], topology: Topology) -> dict[str, Any]:
     """Compiles in a process of its own; returns what `program.compiled` does.
 
     Raises:
         ValueError: the request is for something impossible.
-        ModuleNotFoundError: libtpu is not installed.
+        ModuleNotFoundError: the compiler is not installed.
         OSError: the compiler died.
     """
-    check_libtpu()
+    topology.check_installed()
     command = [sys.executable, "-m", "medsiglip_jax.plan.worker"]
-    done = run_child(command, json.dumps(request), environment())
+    done = run_child(command, json.dumps(request), environment(topology))
     try:
         answer = json.loads(done.stdout.strip().splitlines()[-1])
     except (IndexError, ValueError):
@@ -92,17 +86,6 @@ def read_request() -> str:
     return line
 
 
-def check_libtpu() -> None:
-    """Raises ModuleNotFoundError, with what to install, where libtpu is missing."""
-    import importlib.util
-
-    if importlib.util.find_spec("libtpu") is None:
-        raise ModuleNotFoundError(
-            "plan compiles with libtpu, which is not installed; pip install "
-            "'medsiglip-jax[plan]' (Linux; no TPU needed)"
-        )
-
-
 def main() -> None:
     request = json.loads(read_request())
     from medsiglip_jax.plan import program, topologies
@@ -110,8 +93,8 @@ def main() -> None:
 
     try:
         answer = program.compiled(
-            recipe.from_dict(request["recipe"]), topologies.parse(request["topology"]),
-            request["embed"], request["limit_mib"],
+            recipe.from_dict(request["recipe"]), topologies.from_dict(request["topology"]),
+            request["dtype"], request["embed"], request["limit_mib"],
         )  # fmt: skip
     except (ValueError, FileNotFoundError) as error:
         answer = {"error": str(error)}

@@ -183,11 +183,9 @@ def mesh_of(recipe: Recipe, devices: Sequence[Any] | None = None) -> Mesh | None
     return mesh
 
 
-def compute_of(recipe: Recipe, mesh: Mesh | None, platform: str | None = None) -> towers.Compute:
-    """How the towers of a recipe are computed, on a mesh or on one device of a platform."""
-    compute = api.compute_for(
-        recipe.dtype, attention=recipe.attention, mesh=mesh, platform=platform
-    )
+def compute_of(recipe: Recipe, mesh: Mesh | None, device: Any = None) -> towers.Compute:
+    """How the towers of a recipe are computed, on a mesh or on one device."""
+    compute = api.compute_for(recipe.dtype, attention=recipe.attention, mesh=mesh, device=device)
     return replace(compute, remat=recipe.remat)
 
 

@@ -96,7 +96,8 @@ class Recipe:
         remat: what is recomputed in the backward pass to save memory: "none", "dots" or "block".
         loss_chunk: side of the tiles of the pairwise loss, which bounds its memory.
         dtype: of the arithmetic, "float32" or "bfloat16"; parameters and updates stay float32.
-        attention: back end by name; by default "blocked" on a CPU, "splash" on a TPU, else "xla".
+        attention: back end by name; by default "blocked" on a CPU, "splash" on a TPU, "cudnn" on an
+            NVIDIA GPU since 2020, else "xla".
         preprocess: name of the preprocessing preset.
         dicom: how DICOM and NIfTI files become pixels; a name alone is enough.
         augment: random changes of the training images.

@@ -1,6 +1,7 @@
 """Attention back ends: equal to the plain form in value and gradient, clear where they refuse."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 from references import assert_close
 
 from medsiglip_jax.model import attention, sharding
+from medsiglip_jax.model.api import compute_for
 from medsiglip_jax.model.attention import ATTENTION
 from medsiglip_jax.model.towers import Compute
 
@@ -122,18 +124,46 @@ def gradient(attend, inputs, ct):
     return x, back(ct)
 
 
-def test_splash_leaves_to_xla_what_it_cannot_do():
-    assert attention.used("splash", 1024, "bfloat16") == "splash"
-    assert attention.used("splash", 1024, "float32") == "xla"  # float32 means float32
-    assert attention.used("splash", 729, "bfloat16") == "xla"
-    assert attention.used("blocked", 729, "float32") == "blocked"
+def test_kernels_leave_to_xla_what_they_cannot_do():
+    assert attention.used("splash", "bfloat16", 1024, 72) == "splash"
+    assert attention.used("splash", "float32", 1024, 72) == "xla"  # float32 means float32
+    assert attention.used("splash", "bfloat16", 729, 72) == "xla"
+    assert attention.used("cudnn", "float16", 729, 72) == "cudnn"
+    assert attention.used("cudnn", "float32", 1024, 72) == "xla"
+    assert attention.used("cudnn", "bfloat16", 1024, 12) == "xla"
+    assert attention.used("cudnn", "bfloat16", 1024, 136) == "xla"
+    assert attention.used("blocked", "float32", 729, 12) == "blocked"
 
 
-def test_every_platform_has_a_back_end():
-    for platform, name in {"cpu": "blocked", "tpu": "splash", "gpu": "xla"}.items():
-        assert attention.default(platform) == name
-    assert attention.default("cpu", devices=8) == "xla"
-    assert attention.default("tpu", devices=8) == "splash"
+def device(platform, capability=None):
+    found = SimpleNamespace(platform=platform, device_kind=f"some {platform}")
+    if capability:
+        found.compute_capability = capability
+    return found
+
+
+@pytest.mark.parametrize("there, name, names_of_eight", [
+    (device("cpu"), "blocked", "xla"), (device("tpu"), "splash", "splash"),
+    (device("gpu", "9.0"), "cudnn", "cudnn"), (device("gpu", "10.0"), "cudnn", "cudnn"),
+    (device("gpu", "7.5"), "xla", "xla"), (device("gpu", "gfx942"), "xla", "xla"),  # T4; AMD
+    (device("gpu"), "xla", "xla"),
+])  # fmt: skip
+def test_every_device_has_a_back_end(there, name, names_of_eight):
+    assert attention.default(there) == name
+    assert attention.default(there, devices=8) == names_of_eight
+    attention.check(name, there, "bfloat16")
+
+
+@pytest.mark.parametrize("name, there, dtype, say", [
+    ("splash", device("gpu", "9.0"), "bfloat16", "'splash' .* needs a TPU, this is some gpu"),
+    ("cudnn", device("gpu", "7.5"), "float32", "8.0, this is some gpu of 7.5; .* dtype is float32"),
+    ("cudnn", device("cpu"), "bfloat16", "needs an NVIDIA GPU .* this is some cpu.* give 'xla'"),
+])  # fmt: skip
+def test_a_back_end_that_was_asked_for_and_cannot_be_used_is_refused(name, there, dtype, say):
+    with pytest.raises(ValueError, match=say):
+        attention.check(name, there, dtype)
+    with pytest.raises(ValueError, match=say):
+        compute_for(dtype, attention=name, device=there)
 
 
 @pytest.mark.parametrize("name", ["blocked", "splash"])
@@ -161,15 +191,12 @@ def test_an_unknown_back_end_is_an_error_that_lists_them():
         Compute(attention="flash9")
 
 
-@pytest.mark.skipif(jax.default_backend() == "gpu", reason="on a GPU cudnn may serve")
-def test_cudnn_says_everything_that_it_lacks():
-    inputs, _ = qkv((1, 4, 2, 12))
-    with pytest.raises(ValueError, match="NVIDIA GPU.*float32.*head size 12.*attention='xla'"):
-        ATTENTION["cudnn"](*inputs)
-
-
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU")
-def test_cudnn_equals_plain_attention_on_a_gpu():
-    inputs, _ = qkv((2, 256, 4, 72), "bfloat16")
-    x = jax.jit(ATTENTION["cudnn"])(*inputs)
+@pytest.mark.parametrize("tokens", [256, 81])
+def test_cudnn_equals_plain_attention_on_a_gpu(tokens):
+    inputs, ct = qkv((2, tokens, 4, 72), "bfloat16")
+    x, gradients = jax.jit(lambda *args: gradient(ATTENTION["cudnn"], *args))(inputs, ct)
     np.testing.assert_allclose(np.asarray(x, np.float32), plain(*inputs), atol=0.02)
+    _, wanted = gradient(ATTENTION["xla"], inputs, ct)
+    for got, want in zip(gradients, wanted, strict=True):
+        np.testing.assert_allclose(*(np.asarray(g, np.float32) for g in (got, want)), atol=0.05)
