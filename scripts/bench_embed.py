@@ -37,6 +37,18 @@ def embed(args) -> dict:
     return {"cores_used": measure.cores(), "batch": args.batch, "loop": args.loop, "rows": [row]}
 
 
+def radiographs_and_photos(folder: Path, count: int) -> None:
+    """Writes 0.jpg, 1.jpg and so on: in turn grey of 1,024 px and colour of 512 px."""
+    from PIL import Image
+
+    (folder / "drawn").mkdir()
+    pictures = [Image.open(path) for path in bench_train.pictures(folder / "drawn", 4)]
+    for i in range(count):
+        picture = pictures[i // 2 % len(pictures)]
+        picture = picture.resize((512, 512)) if i % 2 else picture.convert("L")
+        picture.save(folder / f"{i}.jpg", quality=90)
+
+
 def _architecture(size: str):
     from medsiglip_jax.model.config import named, two_towers
 

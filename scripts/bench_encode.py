@@ -1,5 +1,6 @@
 """The image tower: pixels on the device to pooled embeddings, beside transformers on PyTorch."""
 
+import statistics
 import time
 
 import measure
@@ -14,9 +15,9 @@ def encode(args) -> dict:
     from medsiglip_jax.model.weights import random
 
     architecture = config.named(args.size)
-    sides = ("ours",) if args.without_torch else measure.SIDES
     params = jax.device_put(random.init_params(architecture, seed=0)["img"])
     reference = None if args.without_torch else torch_tower(architecture.vision, args.dtype)
+    reference = _compiled(reference) if args.gpu and reference else reference
     size, rows = architecture.image_size, []
     for batch in args.batch:
         images = np.random.default_rng(0).uniform(-1, 1, (batch, size, size, 3)).astype("float32")
@@ -25,15 +26,18 @@ def encode(args) -> dict:
         at_once = min(batch, args.at_once or (1 if jax.default_backend() == "cpu" else batch))
         if batch % at_once:
             raise SystemExit(f"--batch {batch} is not a multiple of --at-once {at_once}")
-        ours, seconds = _our_call(params, images, architecture, args, at_once)
+        ours, seconds = _our_call(params, images, architecture, args, at_once, args.attention)
         calls = {"ours": ours}
+        for name in args.beside:
+            calls[name] = _our_call(params, images, architecture, args, at_once, name)[0]
         if reference is not None:
             calls["torch"] = _torch_call(reference, images, args.dtype)
         times = measure.interleaved(calls, args.repeats)
         row = {"batch": batch, "at_once": at_once, "compile_seconds": round(seconds, 2)}
-        for side in sides:
-            row[side] = measure.summary([t / batch * 1e3 for t in times[side]])
-        if len(sides) == 2:
+        for side, seconds_each in times.items():
+            row[side] = measure.summary([t / batch * 1e3 for t in seconds_each])
+        row["ours_images_per_second"] = round(batch / statistics.median(times["ours"]), 3)
+        if reference is not None:
             row |= measure.ratios(times)
         measure.progress(f"batch {batch}: {row}")
         rows.append(row)
@@ -47,13 +51,13 @@ def encode(args) -> dict:
     }
 
 
-def _our_call(params, images, architecture, args, at_once: int):
+def _our_call(params, images, architecture, args, at_once: int, attention: str | None):
     import jax
 
     from medsiglip_jax.model import api
     from medsiglip_jax.model import towers as model
 
-    compute = api.compute_for(args.dtype, args.precision, args.attention)
+    compute = api.compute_for(args.dtype, args.precision, attention)
     params = jax.tree.map(lambda x: x.astype(args.dtype), params)
     pieces = [jax.device_put(images[i : i + at_once]) for i in range(0, len(images), at_once)]
     start = time.perf_counter()
@@ -90,6 +94,12 @@ def torch_tower(vision, dtype: str):
     return SiglipVisionModel(config).eval().to(device, getattr(torch, dtype))
 
 
+def _compiled(tower):
+    import torch
+
+    return torch.compile(tower)
+
+
 def _torch_call(tower, images, dtype: str):
     import torch
 
@@ -112,5 +122,7 @@ def add_parsers(commands, common) -> None:
         "--at-once", type=int, help="images per call of our encoder (default: 1 on a CPU)"
     )
     sub.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    sub.add_argument("--beside", nargs="+", default=[], help="more attention back ends of ours")
+    sub.add_argument("--gpu", action="store_true", help="on a GPU; torch compiled")
     sub.add_argument("--precision", help="our matmul precision (default as the library's)")
     sub.set_defaults(run=encode)

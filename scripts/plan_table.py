@@ -1,7 +1,8 @@
-"""The table of README.md: do the recipes in configs/ fit TPU slices, with what batch, how fast.
+"""The tables of README.md: do the recipes in configs/ fit TPUs or GPUs, with what batch, how fast.
 
     python scripts/plan_table.py                     # about an hour of a core, 2 GB; needs libtpu
     python scripts/plan_table.py --topology v6e-16 --quick
+    python scripts/plan_table.py --topology h100 l40s l4 h100-8    # needs jax[cuda12]
 
 Finished rows are kept in the file --cache, so that an interrupted run resumes.
 """
@@ -30,9 +31,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="only the lower bound on memory")
     parser.add_argument("--cache", default="plan_table.jsonl", type=Path, metavar="FILE")
     args = parser.parse_args()
-    rows = [(name, flags, where) for name, flags in ROWS for where in args.topology]
+    rows = [
+        (name, flags, where) for name, flags in ROWS for where in args.topology
+        if topologies.parse(where).devices > 1 or not (flags or name == "tpu_slice")
+    ]  # fmt: skip
     found = [_kept(args.cache, args.quick, *row) for row in rows]
-    print("| recipe (batch) | slice | memory of a chip, GiB | largest batch a chip | bound, s |")
+    print("| recipe (batch) | devices | memory of each, GiB | largest batch of each | bound, s |")
     print("|---|---|---|---|---|")
     for row in found:
         print("| " + " | ".join(_cells(row)) + " |")
@@ -56,7 +60,7 @@ def _row(quick: bool, name: str, flags: tuple[str, ...], where: str) -> dict:
     asked = configs.read(name, list(flags))
     question = verdict.Question(asked, topologies.parse(where), quick=True)
     result = verdict.plan(question)
-    if result["fits"] and not quick:
+    if result["fits"] and not quick and not result["compiled"]:
         result = verdict.plan(dataclasses.replace(question, quick=False))
     say(f"{result['peak_bytes']:,} bytes, compiled {result['compiled']}")
     keys = ("fits", "compiled", "peak_bytes", "bound_seconds", "batch_size", "limit")

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from medsiglip_jax import __version__
+from medsiglip_jax.cli import devices
 from medsiglip_jax.cli.parser import Parser, command
 
 # In the order of --help.
@@ -56,6 +57,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit code."""
+    devices.prepare()
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     try:
         args = _parse(argv)

@@ -1,6 +1,7 @@
 """embed: images and texts to vectors in Parquet."""
 
 import argparse
+import dataclasses
 import datetime
 import os
 import signal
@@ -75,7 +76,9 @@ def embed(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from medsiglip_jax.data import inputs
+    from medsiglip_jax.files import places
     from medsiglip_jax.inference import embed as embedding
+    from medsiglip_jax.inference import run_folder
     from medsiglip_jax.inference.manifest import ERRORS
     from medsiglip_jax.model import processes
 
@@ -83,7 +86,8 @@ def embed(args: argparse.Namespace) -> int:
     identifiers = "kept" if args.keep_uids else "hashed" if args.groups or args.series else None
     options = embedding.EmbedOptions(
         preprocess=args.preprocess, normalize=not args.raw, stored=args.stored,
-        shard_size=args.shard_size, batch_size=loading.batch_size(args), max_errors=args.max_errors,
+        shard_size=args.shard_size, batch_size=8 if args.batch_size is None else args.batch_size,
+        max_errors=args.max_errors,
         dicom=rules, identifiers=identifiers,
     )  # fmt: skip
     columns = {"image": args.image_column, "text": args.text_column, "id": args.id_column}
@@ -92,8 +96,10 @@ def embed(args: argparse.Namespace) -> int:
             args.inputs, root=args.root, parts=parts, on_file=bar.update, **columns
         )
         rows = processes.run_on(listed)
-    model = processes.run_on(lambda: loading.load(args, loading.local_mesh()))
+    recorded = processes.run_on(lambda: run_folder.recorded_dtype(places.at(args.output)))
+    model = processes.run_on(lambda: loading.load(args, loading.local_mesh(), recorded))
     assert rows is not None and model is not None
+    options = dataclasses.replace(options, batch_size=loading.batch_size(args, model))
     count = -(-len(rows) // jax.process_count())  # a process is told of its own rows only
     with tqdm(total=count, unit="input", disable=None) as bar:
         progress = _EmbedProgress(bar)

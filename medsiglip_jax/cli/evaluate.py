@@ -118,9 +118,10 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"--task needs {', '.join(lacking)}")
     task, options = tasks.read(args.task), _options(args)
     task = task.with_prompts(args.prompts) if args.prompts else task
+    recorded = run.recorded_dtype(args.output, args.embeddings)
     with progress_bar("image") as images, progress_bar("fit", delay=0.5) as fits:
         return run.evaluate(
-            task, lambda: load(args, local_mesh()), args.data, args.output, options,
+            task, lambda: load(args, local_mesh(), recorded), args.data, args.output, options,
             args.embeddings, lambda progress: images.update(progress.rows), images.reset,
             fits.update,
         )  # fmt: skip

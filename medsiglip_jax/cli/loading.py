@@ -18,21 +18,31 @@ def add_model(
         "--model M": "checkpoint folder, big_vision .npz, or Hugging Face repo id "
         "(google/medsiglip-448)",
         "--tokenizer PATH": "SentencePiece model, if there is none beside M",
-        "--dtype T": f"to store and compute with: {', '.join(DTYPES)}; default %(default)s",
+        "--dtype T": f"to store and compute with: {', '.join(DTYPES)}, or auto: bfloat16 on "
+        "accelerators, float32 on CPUs; default %(default)s",
         "--matmul-precision NAME": "jax's name of a precision; the default computes float32 in "
         "full on every device",
         "--attention NAME": f"one of {', '.join(ATTENTION)}; by default the fastest of the device",
         "--batch-size N": "inputs per batch; default 8"
-        + batch_by_device * ", on accelerators 64 per device",
+        + batch_by_device * ", on accelerators what fits their memory, up to 128 per device",
     }
     size = int if batch_by_device else 8
     add_flags(sub, flags, model={"required": required}, dtype="float32", batch_size=size)
 
 
-def load(args: argparse.Namespace, mesh=None):
-    """The model that the flags of `add_model` ask for."""
+def load(args: argparse.Namespace, mesh=None, recorded: str | None = None):
+    """The model that the flags of `add_model` ask for.
+
+    Args:
+        args: the flags.
+        mesh: the devices.
+        recorded: the dtype of what this adds to, such as the earlier part of a run, or None;
+            --dtype auto takes it.
+    """
     from medsiglip_jax.model import api
 
+    if args.dtype == "auto":
+        args.dtype = recorded or "auto"
     settings = ("dtype", "tokenizer", "matmul_precision", "attention")
     return api.load(args.model, mesh=mesh, **{name: getattr(args, name) for name in settings})
 
@@ -46,13 +56,20 @@ def local_mesh():
     return sharding.make_mesh(local=True) if jax.local_device_count() > 1 else None
 
 
-def batch_size(args: argparse.Namespace) -> int:
-    """The batch size asked for; by default 8, on accelerators 64 per device."""
+def batch_size(args: argparse.Namespace, model=None) -> int:
+    """The batch size asked for; by default 8, on accelerators what fits the memory that `model`
+    leaves, or without it 64 per device."""
     import jax
 
     if args.batch_size is not None:
         return args.batch_size
-    return 8 if jax.default_backend() == "cpu" else 64 * jax.local_device_count()
+    if jax.default_backend() == "cpu":
+        return 8
+    if model is None:
+        return 64 * jax.local_device_count()
+    from medsiglip_jax.plan import fitting
+
+    return fitting.batch_size(model)
 
 
 def add_processes(sub: argparse.ArgumentParser) -> None:

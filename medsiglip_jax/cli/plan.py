@@ -72,10 +72,13 @@ def plan(args: argparse.Namespace) -> int:
         plans = verdict.sweep(question, places, remats, note)
         show(plans, args.json, _sweep_text)
         return 0
-    if args.quick and question.topology.unit == "card":
+    if args.quick and not question.topology.quick:
         note("--quick makes no difference for cards: half a minute compiles the whole program")
-    takes = "half a minute" if question.topology.unit == "card" else "minutes"
-    note(f"compiling for {question.topology}" + ("" if args.quick else f"; this takes {takes}"))
+    if question.topology.quick:
+        takes = "seconds" if args.quick else "minutes"
+    else:
+        takes = "half a minute"
+    note(f"compiling for {question.topology}; this takes {takes}")
     result = verdict.plan(question)
     if args.examples is not None:
         result["chip_hours"] = bound.chip_hours(

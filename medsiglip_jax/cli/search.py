@@ -95,7 +95,7 @@ def _hits(args: argparse.Namespace) -> int:
         dicom, parts = queries(args, recorded)
         images = expansion.names(args.image or [], parts)
         results = search(
-            load(args), embeddings, args.text or [], images,
+            load(args, recorded=embeddings.manifest.dtype), embeddings, args.text or [], images,
             10 if args.top_k is None else args.top_k,
             approximate=args.approximate, batch_size=args.batch_size, dicom=dicom,
         )  # fmt: skip

@@ -37,6 +37,7 @@ from medsiglip_jax.evaluate.learned import LabelledSplits
 from medsiglip_jax.evaluate.options import AS_GIVEN, DEFAULT, LEARN, EvaluateOptions, GridCell
 from medsiglip_jax.evaluate.recompute import RESULTS, recompute
 from medsiglip_jax.files import places
+from medsiglip_jax.inference import run_folder
 from medsiglip_jax.inference.embed import EmbedOptions, EmbedProgress, embed
 from medsiglip_jax.inference.manifest import ERRORS
 from medsiglip_jax.model.api import Model
@@ -96,6 +97,16 @@ def evaluate(
     folder = places.at(output)
     EvaluationRun(task, splits, model, folder, options, embeddings, on_progress, on_fit).write()
     return recompute(folder)
+
+
+def recorded_dtype(output: places.Given, embeddings: places.Given | None = None) -> str | None:
+    """The dtype of the embeddings that an evaluation is given, or has begun; None if there are
+    none."""
+    if embeddings is not None:
+        return run_folder.recorded_dtype(places.at(embeddings))
+    folder = places.at(output) / EMBEDDINGS
+    begun = sorted(folder.iterdir(), key=str) if folder.is_dir() else []
+    return next(filter(None, map(run_folder.recorded_dtype, begun)), None)
 
 
 class EvaluationRun:

@@ -48,6 +48,14 @@ def hold(folder: Place, run: RunRecord) -> Iterator[Check]:
         yield check
 
 
+def recorded_dtype(folder: Place) -> str | None:
+    """The dtype of the run that a folder holds; None if it holds none."""
+    try:
+        return _read_json(folder / RUN).get("dtype")
+    except (OSError, ValueError):
+        return None
+
+
 @contextmanager
 def report_failure(folder: Place) -> Iterator[None]:
     """Tells the other processes, which may be waiting, when this one fails."""

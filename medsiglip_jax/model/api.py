@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from medsiglip_jax.files import places, storage
 from medsiglip_jax.files.places import Given
 from medsiglip_jax.model import attention as attentions
-from medsiglip_jax.model import sharding, towers, tree
+from medsiglip_jax.model import devices, sharding, towers, tree
 from medsiglip_jax.model.config import ModelConfig, TextConfig, VisionConfig, named
 from medsiglip_jax.model.processor import Processor, tokenizer_path
 from medsiglip_jax.model.towers import Compute
@@ -202,7 +202,8 @@ def load(
     Args:
         source: a Hugging Face repo id, a checkpoint folder in HF layout, a big_vision .npz, or a
             folder this project wrote.
-        dtype: storage and compute type: "float32", "bfloat16" or "float16".
+        dtype: storage and compute type: "float32", "bfloat16", "float16", or "auto" (bfloat16 on
+            accelerators that have it, float32 elsewhere).
         mesh: from `make_mesh`; parameters are replicated over it and batches split.
         tokenizer: a SentencePiece model to use instead of the checkpoint's.
         matmul_precision: a jax precision name; default "highest" for float32, so that float32
@@ -217,6 +218,8 @@ def load(
         CheckpointError: the checkpoint is damaged or of another model; the message lists every
             problem, and nothing is loaded.
     """
+    if dtype == devices.AUTO:
+        dtype = devices.auto_dtype(mesh.devices.flat[0] if mesh else devices.default())
     compute = compute_for(dtype, matmul_precision, attention, mesh)
     opened = layouts.open_checkpoint(source, token)
     tokenizer = tokenizer_path(tokenizer) or opened.tokenizer
@@ -311,7 +314,7 @@ def compute_for(
         jax.default_matmul_precision(precision)
     except ValueError as error:
         raise ValueError(f"matmul_precision is {matmul_precision!r}: {error}") from None
-    device = mesh.devices.flat[0] if mesh else device or jax.local_devices()[0]
+    device = mesh.devices.flat[0] if mesh else device or devices.default()
     if attention:
         attentions.check(attention, device, dtype)
     attention = attention or attentions.default(device, mesh.size if mesh else 1)

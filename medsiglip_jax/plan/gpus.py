@@ -18,8 +18,8 @@ from typing import Annotated, Any, ClassVar
 
 from medsiglip_jax.files import settings
 
-# Share of a card's memory that the commands let JAX take (`cli.devices`); the rest is CUDA's own,
-# about 0.5 GiB, and that of other programs.
+# Share of a card's memory that the commands let JAX take when it starts (`cli.devices`). JAX's own
+# 0.75 would leave 20 GB of an 80 GB card unused; CUDA itself needs about 0.5 GiB.
 FRACTION = 0.92
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _Int = Annotated[int, settings.more_than(0)]
@@ -175,6 +175,7 @@ class Hosts:
     hosts: int = 1
 
     unit: ClassVar[str] = "card"
+    quick: ClassVar[bool] = False  # the compiler has no such answer as libtpu
     # What the process that compiles needs in its environment.
     environment: ClassVar[Mapping[str, str]] = {
         "JAX_PLATFORMS": "cpu,cuda",
@@ -197,6 +198,11 @@ class Hosts:
     def measured(self) -> float | None:
         """Share of the half-precision peak that a large matrix product reached."""
         return self.card.flops.measured
+
+    @property
+    def auto_dtype(self) -> str:
+        """As `model.devices.auto_dtype`."""
+        return "bfloat16" if self.card.flops.bfloat16 else "float32"
 
     @property
     def chips(self) -> int:

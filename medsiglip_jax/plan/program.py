@@ -93,7 +93,7 @@ def _compile(lowered: Any, platform: str, limit_mib: int | None, folder: str) ->
             raise
         return {"compiled": False, **_out_of_memory(str(error))}
     text = _text(program, platform, Path(folder))
-    result = {"compiled": True, "memory": _memory(program.memory_analysis())}
+    result = {"compiled": True, "memory": memory_of(program)}
     result |= {"xla_flops": _xla_flops(program), "collectives": None, "kernels": None}
     if text is not None:
         by_kind = collectives.read(text)
@@ -258,7 +258,9 @@ def _facts(state: State, count: flops.Flops, attention: str) -> dict:
     }
 
 
-def _memory(stats: Any) -> dict[str, int]:
+def memory_of(program: Any) -> dict[str, int]:
+    """Bytes of a compiled program on a device, by part, and their `peak`."""
+    stats = program.memory_analysis()
     kinds = {"arguments": "argument", "outputs": "output", "aliased": "alias",
              "temporaries": "temp", "code": "generated_code"}  # fmt: skip
     parts = {name: getattr(stats, f"{kind}_size_in_bytes") for name, kind in kinds.items()}

@@ -70,7 +70,9 @@ class Slice:
     slices: int = 1
 
     unit: ClassVar[str] = "chip"
+    quick: ClassVar[bool] = True  # the compiler can say the least memory in seconds
     measured: ClassVar[float | None] = None
+    auto_dtype: ClassVar[str] = "bfloat16"  # as `model.devices.auto_dtype`
     # What the process that loads libtpu needs in its environment.
     environment: ClassVar[Mapping[str, str]] = {
         "JAX_PLATFORMS": "cpu",

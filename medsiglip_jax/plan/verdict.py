@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from medsiglip_jax.model.devices import AUTO
 from medsiglip_jax.model.weights.checkpoint import dtype_of
 from medsiglip_jax.plan import bound, topologies, worker
 from medsiglip_jax.train.recipe import MeshConfig, Recipe
@@ -38,7 +39,7 @@ class Question:
     dtype: str | None = None
 
     def __post_init__(self):
-        if self.dtype:
+        if self.dtype and self.dtype != AUTO:
             dtype_of(self.dtype)
         if self.dtype and not self.embed:
             raise ValueError("--dtype is for --embed; a train step takes --config.dtype")
@@ -53,7 +54,8 @@ class Question:
     @property
     def arithmetic(self) -> str:
         """The dtype of the matrix products."""
-        return self.dtype or self.recipe.dtype
+        asked = self.dtype or self.recipe.dtype
+        return self.topology.auto_dtype if asked == AUTO else asked
 
     def _split(self) -> int:
         """Devices over which batches are split."""
@@ -137,24 +139,27 @@ def plan(question: Question) -> Plan:
 def max_batch(question: Question, progress: Progress) -> float:
     """Examples per chip of the largest batch that fits, 0 if none does.
 
-    A try asks only for the least memory that the program needs, which grows nearly in proportion to
-    the batch: the next try is where the line through the two nearest ones reaches the limit. What
-    fits by the least that it needs may still not fit when it is compiled. So the result is compiled
-    as a whole, and reduced until that succeeds.
+    The memory grows nearly in proportion to the batch: the next try is where the line through the
+    two nearest ones reaches the limit. For TPUs a try asks only for the least memory that the
+    program needs. What fits by that may still not fit when it is compiled. So the result is
+    compiled as a whole, and reduced until that succeeds.
     """
+
+    unit = question.topology.unit
 
     def room(units: int, quick: bool = True) -> int:
         larger = question.with_batch(units)
         result = plan(dataclasses.replace(larger, quick=quick))
         answer = "fits" if result["fits"] else "does not fit"
-        progress(f"batch {larger.recipe.batch_size} ({larger.per_chip():g} a chip) {answer}")
+        progress(f"batch {larger.recipe.batch_size} ({larger.per_chip():g} a {unit}) {answer}")
         headroom = result["headroom_bytes"]
         return headroom if result["fits"] else min(headroom or -1, -1)
 
-    low, high = 0, max(1, question.units())
-    left = question.topology.chip.usable
+    low, high, left = 0, max(1, question.units()), question.topology.chip.usable
     while (over := room(high)) >= 0:
-        low, high, left = high, 2 * high, over
+        a_unit = max(left - over, 1) / (high - low)
+        guess = int(1.05 * (high + over / a_unit)) + 1  # a little more than what may fit
+        low, high, left = high, max(high + 1, min(8 * high, guess)), over
     while high - low > 1:
         guess = min(high - 1, max(low + 1, int(low + (high - low) * left / (left - over))))
         if guess - low <= low // 16:
@@ -163,7 +168,8 @@ def max_batch(question: Question, progress: Progress) -> float:
             low, left = guess, headroom
         else:
             high, over = guess, headroom
-    while low and not question.quick and room(low, quick=False) < 0:
+    whole = question.quick or not question.topology.quick
+    while low and not whole and room(low, quick=False) < 0:
         low = low * 7 // 8
     return question.with_batch(low).per_chip() if low else 0
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from medsiglip_jax.files import locks, places, storage
-from medsiglip_jax.model import api, processes, tree
+from medsiglip_jax.model import api, devices, processes, tree
 from medsiglip_jax.train import build, freeze, loop, lora, report
 from medsiglip_jax.train.recipe import Recipe
 from medsiglip_jax.train.step import State
@@ -57,7 +57,7 @@ def run(
     workdir = places.at(workdir)
     with ExitStack() as stack:
         check = processes.run_on(lambda: stack.enter_context(_opened(workdir)), 0)
-        prepared = build.prepare(recipe)
+        prepared = build.prepare(_with_dtype(recipe, workdir))
         processes.run_on(lambda: _claim(workdir, prepared, warn), 0)
         on_start(prepared)
         unreadable = Unreadable(workdir, recipe.max_unreadable)
@@ -80,6 +80,17 @@ def run(
         evaluate = functools.partial(prepared.evaluate, unreadable) if prepared.held_out else None
         state = loop.fit(workdir, prepared.state, step, batches, options, evaluate, on_step, on_log)
         return _finish(workdir, prepared, state, unreadable)
+
+
+def _with_dtype(recipe: Recipe, workdir: places.Place) -> Recipe:
+    """The recipe with what the dtype "auto" is: that of a run that is resumed, if there is one."""
+    if recipe.dtype != devices.AUTO:
+        return recipe
+    recorded = (_config_of(workdir) or {}).get("recipe", {}).get("dtype")
+    own = recorded or devices.auto_dtype(jax.devices()[0])
+    dtypes = ("float32", "bfloat16")
+    chosen = dtypes[processes.allgather_int(dtypes.index(own))[0]]  # by process 0
+    return dataclasses.replace(recipe, dtype=chosen)
 
 
 def _options(recipe: Recipe) -> loop.LoopOptions:

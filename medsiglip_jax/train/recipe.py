@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, get_type_hints
 
 from medsiglip_jax.files import settings
+from medsiglip_jax.model import devices
 from medsiglip_jax.model.attention import ATTENTION
 from medsiglip_jax.model.config import ModelConfig, named
 from medsiglip_jax.model.towers import REMAT
@@ -95,7 +96,8 @@ class Recipe:
         mesh: the devices; None takes all and keeps the parameters whole on each.
         remat: what is recomputed in the backward pass to save memory: "none", "dots" or "block".
         loss_chunk: side of the tiles of the pairwise loss, which bounds its memory.
-        dtype: of the arithmetic, "float32" or "bfloat16"; parameters and updates stay float32.
+        dtype: of the arithmetic, "float32", "bfloat16", or "auto" (bfloat16 on accelerators that
+            have it, float32 elsewhere); parameters and updates stay float32.
         attention: back end by name; by default "blocked" on a CPU, "splash" on a TPU, "cudnn" on an
             NVIDIA GPU since 2020, else "xla".
         preprocess: name of the preprocessing preset.
@@ -131,7 +133,7 @@ class Recipe:
     mesh: MeshConfig | None = None
     remat: Annotated[str, settings.one_of(REMAT)] = "none"
     loss_chunk: Annotated[int | None, settings.at_least(1)] = None
-    dtype: Annotated[str, settings.one_of(("float32", "bfloat16"))] = "float32"
+    dtype: Annotated[str, settings.one_of(("float32", "bfloat16", devices.AUTO))] = "float32"
     attention: Annotated[str | None, settings.one_of(ATTENTION)] = None
     preprocess: Annotated[str, settings.one_of(PRESETS)] = "big_vision"
     dicom: Rules = Rules()

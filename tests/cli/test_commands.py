@@ -3,12 +3,15 @@
 import json
 import os
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 from references import assert_close, model_terms
 
 import medsiglip_jax
+from medsiglip_jax.model import api, devices
+from medsiglip_jax.plan import fitting, program, verdict
 
 
 def test_classify_json(run, checkpoint, pictures):
@@ -59,6 +62,38 @@ def test_embed(run, checkpoint, pictures, tmp_path):
     assert code == 3 and "7 of 8 embedded" in out and "errors.parquet" in err
     code, out, _ = run(*command, "--json")
     assert code == 3 and json.loads(out)["embedded"] == 7
+
+
+def accelerator(monkeypatch):
+    """From here on "auto" is what it would be on an accelerator."""
+    monkeypatch.setattr(devices, "auto_dtype", lambda device: "bfloat16")
+
+
+def test_dtype_auto_is_what_the_run_began_with(run, checkpoint, pictures, tmp_path, monkeypatch):
+    """A run that is resumed, searched or evaluated on another machine stays what it was."""
+    command = ["embed", "--model", checkpoint, "--dtype", "auto", "--json", pictures, "--output"]
+    assert json.loads(run(*command, tmp_path / "cpu")[1])["dtype"] == "float32"
+    (tmp_path / "cpu" / "manifest.json").unlink()
+    accelerator(monkeypatch)
+    assert json.loads(run(*command, tmp_path / "cpu")[1])["dtype"] == "float32"
+    assert json.loads(run(*command, tmp_path / "gpu")[1])["dtype"] == "bfloat16"
+    monkeypatch.undo()
+    assert json.loads(run(*command, tmp_path / "gpu")[1])["dtype"] == "bfloat16"
+    asked = []
+    monkeypatch.setattr(api, "load", lambda *args, dtype, **more: asked.append(dtype) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run("search", "--model", checkpoint, "--dtype", "auto", "--embeddings", tmp_path / "gpu",
+            "--text", "a")  # fmt: skip
+    assert asked == ["bfloat16"]
+
+
+def test_the_batch_size_is_what_the_memory_of_a_device_holds(checkpoint, monkeypatch):
+    model = medsiglip_jax.load(checkpoint)
+    images = jax.ShapeDtypeStruct((64, 28, 28, 3), np.uint8)
+    needed = program.memory_of(model._image.lower(model.params, images).compile())["peak"]
+    for limit, size in ((None, 64), (1 << 40, 128), (needed / (1 - verdict.HEADROOM), 64), (1, 1)):
+        monkeypatch.setattr(fitting, "_memory", lambda model, limit=limit: limit)
+        assert fitting.batch_size(model) == size
 
 
 @pytest.mark.parametrize("format", ["huggingface", "orbax", "big_vision"])

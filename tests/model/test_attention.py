@@ -150,7 +150,7 @@ def device(platform, capability=None):
 ])  # fmt: skip
 def test_every_device_has_a_back_end(there, name, names_of_eight):
     assert attention.default(there) == name
-    assert attention.default(there, devices=8) == names_of_eight
+    assert attention.default(there, count=8) == names_of_eight
     attention.check(name, there, "bfloat16")
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 import medsiglip_jax
 from medsiglip_jax.files import places, storage
-from medsiglip_jax.model import sharding, tree
+from medsiglip_jax.model import devices, sharding, tree
 from medsiglip_jax.preprocess import text
 from medsiglip_jax.train import finetune, loop, recipe
 
@@ -273,6 +273,27 @@ def test_resumed_is_uninterrupted_to_the_bit(data, ordinary, tmp_path):
     assert not (tmp_path / "export").exists()
     finetune.run(asked, tmp_path)
     assert_same_run(tmp_path, ordinary, 6)
+
+
+def test_dtype_auto_is_what_the_run_began_with(data, tmp_path, monkeypatch):
+    asked = config(data, **ORDINARY, dtype="auto")
+
+    def crash(done, values):
+        raise Crash
+
+    def recorded():
+        return json.loads((tmp_path / finetune.CONFIG).read_text())["recipe"]["dtype"]
+
+    with pytest.raises(Crash):
+        finetune.run(asked, tmp_path, on_step=crash)
+    assert recorded() == "float32"
+    monkeypatch.setattr(devices, "auto_dtype", lambda device: "bfloat16")
+    with pytest.raises(Crash):
+        finetune.run(asked, tmp_path, on_step=crash)
+    assert recorded() == "float32"
+    with pytest.raises(Crash):
+        finetune.run(asked, tmp_path / "new", on_step=crash)
+    assert json.loads((tmp_path / "new" / finetune.CONFIG).read_text())["recipe"]["dtype"] != "auto"
 
 
 def assert_same_run(one, two, step):
