@@ -97,7 +97,7 @@ def torch_tower(vision, dtype: str):
 def _compiled(tower):
     import torch
 
-    return torch.compile(tower)
+    return torch.compile(tower, dynamic=False)  # one program for each batch size, as ours
 
 
 def _torch_call(tower, images, dtype: str):

@@ -270,7 +270,8 @@ def embed(args) -> dict:
 
 
 SECTIONS = {
-    "parity": parity, "products": products, "encode": encode, "train": train, "memory": memory,
+    # "memory" runs a process of its own, for which later sections would leave little of the card.
+    "parity": parity, "products": products, "memory": memory, "encode": encode, "train": train,
     "embed": embed, "train_lora": train_lora,
 }  # fmt: skip
 

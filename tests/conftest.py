@@ -28,6 +28,18 @@ def pytest_addoption(parser):
         "float or slow",
     )  # fmt: skip
 
+    parser.addoption(
+        "--no-skips", action="store_true", help="fail where something that tests need is missing"
+    )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if report.skipped and item.config.getoption("no_skips"):
+        report.outcome = "failed"
+    return report
+
 
 def pytest_configure(config):
     """Sets XLA's flags, also for the processes that tests start, before anything is compiled."""

@@ -33,6 +33,8 @@ def convert(args: argparse.Namespace) -> int:
 
     places.check_new(places.at(args.destination))
     stored = layouts.open_checkpoint(args.source).dtype
+    if args.dtype:
+        checkpoint.dtype_of(args.dtype)
     dtype = args.dtype or (stored if stored in checkpoint.DTYPES else "float32")
     model = api.load(args.source, dtype=dtype, tokenizer=args.tokenizer)
     if args.resolution is not None:

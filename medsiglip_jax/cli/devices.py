@@ -11,8 +11,8 @@ from importlib.util import find_spec
 
 from medsiglip_jax.files import places
 
-_NVIDIA = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg")  # the last in WSL
-_TPU = ("/dev/accel*", "/dev/vfio/[0-9]*")
+_NVIDIA = ("/dev/nvidia0", "/dev/nvidiactl", "/usr/lib/wsl/lib/libcuda.so.1")
+_TPU = ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*")
 
 
 def prepare() -> None:
@@ -21,7 +21,8 @@ def prepare() -> None:
         return
     from medsiglip_jax.plan import gpus
 
-    gpu, tpu = any(map(os.path.exists, _NVIDIA)), any(map(glob, _TPU))
+    gpu = any(map(os.path.exists, _NVIDIA))
+    tpu = find_spec("libtpu") is not None and any(map(glob, _TPU))
     settings = {"XLA_PYTHON_CLIENT_MEM_FRACTION": str(gpus.FRACTION)} if gpu else {}
     if gpu or tpu:  # a second start need not compile again
         settings["JAX_COMPILATION_CACHE_DIR"] = str(places.cache() / "compiled")

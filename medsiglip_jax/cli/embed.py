@@ -48,7 +48,8 @@ def define_flags(sub: Parser) -> None:
     columns = sub.add_argument_group("columns of tables")
     add_flags(columns, _COLUMNS, image_column="image", text_column="text", id_column="id")
     add_flags(sub.add_argument_group("patients"), _PATIENTS)
-    loading.add_model(sub, batch_by_device=True)
+    most = "what fits their memory, up to 128 images per device"
+    loading.add_model(sub, batch_on_accelerators=most)
     reading.add_preprocess(sub)
     reading.add_parts(sub)
     loading.add_processes(sub)
@@ -99,7 +100,9 @@ def embed(args: argparse.Namespace) -> int:
     recorded = processes.run_on(lambda: run_folder.recorded_dtype(places.at(args.output)))
     model = processes.run_on(lambda: loading.load(args, loading.local_mesh(), recorded))
     assert rows is not None and model is not None
-    options = dataclasses.replace(options, batch_size=loading.batch_size(args, model))
+    images = "image" in rows.table["kind"].unique().to_pylist()
+    size = processes.run_on(lambda: loading.batch_size(args, model if images else None))
+    options = dataclasses.replace(options, batch_size=size)
     count = -(-len(rows) // jax.process_count())  # a process is told of its own rows only
     with tqdm(total=count, unit="input", disable=None) as bar:
         progress = _EmbedProgress(bar)

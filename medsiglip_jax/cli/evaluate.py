@@ -59,7 +59,7 @@ def define_flags(sub: parser.Parser) -> None:
     group = sub.add_argument_group("labels and statistics")
     parser.add_flags(group, _STATISTICS, uncertain="ignore", blank="ignore", resamples=int, seed=0)
     reading.add_dicom(sub)
-    add_model(sub, required=False, batch_by_device=True)
+    add_model(sub, required=False, batch_on_accelerators="64 per device")
 
 
 def evaluate(args: argparse.Namespace) -> int:

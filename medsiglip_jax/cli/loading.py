@@ -8,9 +8,10 @@ from medsiglip_jax.cli.parser import add_flags
 
 
 def add_model(
-    sub: argparse.ArgumentParser, required: bool = True, batch_by_device: bool = False
+    sub: argparse.ArgumentParser, required: bool = True, batch_on_accelerators: str = ""
 ) -> None:
-    """Flags of `load`, and --batch-size: by default 8, or what `batch_size` makes of None."""
+    """Flags of `load`, and --batch-size: by default 8, or what `batch_size` makes of None, which
+    `batch_on_accelerators` describes."""
     from medsiglip_jax.model.attention import ATTENTION
     from medsiglip_jax.model.weights.checkpoint import DTYPES
 
@@ -24,9 +25,9 @@ def add_model(
         "full on every device",
         "--attention NAME": f"one of {', '.join(ATTENTION)}; by default the fastest of the device",
         "--batch-size N": "inputs per batch; default 8"
-        + batch_by_device * ", on accelerators what fits their memory, up to 128 per device",
+        + (batch_on_accelerators and f", on accelerators {batch_on_accelerators}"),
     }
-    size = int if batch_by_device else 8
+    size = int if batch_on_accelerators else 8
     add_flags(sub, flags, model={"required": required}, dtype="float32", batch_size=size)
 
 

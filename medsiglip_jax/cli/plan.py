@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import functools
 from typing import Any
 
 from medsiglip_jax.cli.output import note, show, table
@@ -58,14 +57,15 @@ def plan(args: argparse.Namespace) -> int:
         raise ValueError("--max-batch takes one topology and no --sweep")
     bound.check(1 if args.examples is None else args.examples, args.utilisation)
     recipe = configs.read(args.config, args.overrides)
+    if args.dtype and not args.embed:
+        raise ValueError("--dtype is for --embed; a train step takes --config.dtype")
     if args.embed:  # there is no backward pass
-        recipe = dataclasses.replace(recipe, remat="none")
+        recipe = dataclasses.replace(recipe, remat="none", dtype=args.dtype or recipe.dtype)
     cards = gpus.read(args.card) if args.card else None
     places = [topologies.parse(name, cards) for name in args.topology]
     for place in places:
         place.check_installed()
-    ask = functools.partial(verdict.Question, embed=args.embed, quick=args.quick, dtype=args.dtype)
-    questions = [ask(recipe, place) for place in places]
+    questions = [verdict.Question(recipe, place, args.embed, args.quick) for place in places]
     question = questions[0]
     if args.sweep:
         remats = args.remat or ([recipe.remat] if args.embed else ["none", "dots", "block"])
@@ -82,7 +82,7 @@ def plan(args: argparse.Namespace) -> int:
     result = verdict.plan(question)
     if args.examples is not None:
         result["chip_hours"] = bound.chip_hours(
-            result["model_flops"], question.topology, question.arithmetic, recipe.batch_size,
+            result["model_flops"], question.topology, result["dtype"], recipe.batch_size,
             args.examples, args.utilisation,
         )  # fmt: skip
         result["examples"], result["utilisation"] = args.examples, args.utilisation
@@ -150,8 +150,9 @@ def _text(p: dict[str, Any]) -> str:
             f"{p['utilisation']:.0%} of the peak"
         )
     for tried in p.get("advice", []):
-        answer = "may fit:   " if tried["fits"] else "not enough:"
-        lines.append(f"{answer} {tried['change']}  ({shown(tried['peak_bytes'])} at the least)")
+        fits, least = ("fits:", "") if tried["compiled"] else ("may fit:", " at the least")
+        answer = fits if tried["fits"] else "not enough:"
+        lines.append(f"{answer:<11} {tried['change']}  ({shown(tried['peak_bytes'])}{least})")
     return "\n".join(lines)
 
 

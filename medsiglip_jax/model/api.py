@@ -218,10 +218,9 @@ def load(
         CheckpointError: the checkpoint is damaged or of another model; the message lists every
             problem, and nothing is loaded.
     """
-    if dtype == devices.AUTO:
-        dtype = devices.auto_dtype(mesh.devices.flat[0] if mesh else devices.default())
-    compute = compute_for(dtype, matmul_precision, attention, mesh)
+    dtype = _resolved(dtype, mesh)
     opened = layouts.open_checkpoint(source, token)
+    compute = compute_for(dtype, matmul_precision, attention, mesh, config=opened.config)
     tokenizer = tokenizer_path(tokenizer) or opened.tokenizer
     shapes = towers.param_shapes(opened.config, dtype)
     shardings = sharding.param_shardings(shapes, mesh, fsdp) if mesh else None
@@ -233,6 +232,7 @@ def load(
 
 def init(name: str | ModelConfig, seed: int = 0, dtype: str = "float32") -> Model:
     """A model with random weights of a named size ("so400m-448") or a given architecture."""
+    dtype = _resolved(dtype)
     config, compute = named(name) if isinstance(name, str) else name, compute_for(dtype)
     drawn = random.init_params(config, seed)
     params = jax.tree.map(lambda x: jax.device_put(x.astype(dtype_of(dtype))), drawn)
@@ -295,18 +295,26 @@ def describe(source: str | os.PathLike, token: str | None = None) -> dict[str, A
     }
 
 
+def _resolved(dtype: str, mesh: jax.sharding.Mesh | None = None) -> str:
+    """What a dtype is on a mesh, or on this process's device, if it is "auto"."""
+    device = mesh.devices.flat[0] if mesh else devices.default()
+    return devices.auto_dtype(device) if dtype == devices.AUTO else dtype
+
+
 def compute_for(
     dtype: str,
     matmul_precision: str | None = None,
     attention: str | None = None,
     mesh: jax.sharding.Mesh | None = None,
     device: Any = None,
+    config: ModelConfig | None = None,
 ) -> Compute:
     """The defaults of `load` for `dtype` on `mesh`, or on one device (default: the one that this
     process uses; it may be one to compile for).
 
     Raises:
-        ValueError: the precision is unknown, or the attention cannot be used there.
+        ValueError: the precision is unknown, or the attention cannot be used there, or not for the
+            image tower of `config`.
     """
     dtype_of(dtype)
     precision = matmul_precision or ("highest" if dtype == "float32" else "default")
@@ -316,7 +324,7 @@ def compute_for(
         raise ValueError(f"matmul_precision is {matmul_precision!r}: {error}") from None
     device = mesh.devices.flat[0] if mesh else device or devices.default()
     if attention:
-        attentions.check(attention, device, dtype)
+        attentions.check(attention, device, dtype, config and config.vision)
     attention = attention or attentions.default(device, mesh.size if mesh else 1)
     rows = sharding.batch_sharding(mesh) if mesh else None
     return Compute(dtype=dtype, precision=precision, attention=attention, rows=rows)

@@ -10,7 +10,10 @@ AUTO = "auto"
 
 def default() -> Any:
     """The device on which this process computes, unless it is told otherwise."""
-    return jax.local_devices()[0]
+    chosen = getattr(jax.config, "jax_default_device", None)
+    if isinstance(chosen, str):
+        return jax.local_devices(backend=chosen)[0]
+    return chosen or jax.local_devices()[0]
 
 
 def capability(device: Any) -> tuple[int, int] | None:

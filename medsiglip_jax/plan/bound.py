@@ -28,13 +28,13 @@ def seconds(answer: Mapping[str, Any], topology: Topology, dtype: str) -> dict[s
     return bounds
 
 
-def reachable(bounds: Mapping[str, float], topology: Topology) -> float | None:
-    """The bound on a step if matrix products are as fast as a large one was measured to be; None
-    for devices on which nobody has."""
+def reachable(bounds: Mapping[str, float], topology: Topology, dtype: str) -> float | None:
+    """The bound on a step if matrix products are as fast as a large one in half precision was
+    measured to be; None for float32, and for devices on which nobody has measured it."""
     share = topology.measured
-    if share is None:
+    if share is None or dtype == "float32":
         return None
-    compute = topology.compute_bound(1.0, "bfloat16").keys()
+    compute = topology.compute_bound(1.0, dtype).keys()
     return max(s / share if name in compute else s for name, s in bounds.items())
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from medsiglip_jax.model.api import Model
-from medsiglip_jax.plan.program import memory_of
+from medsiglip_jax.plan.program import memory_of, out_of_memory
 from medsiglip_jax.plan.verdict import HEADROOM
 
 
@@ -26,21 +26,33 @@ def batch_size(model: Model, most: int = 128, otherwise: int = 64) -> int:
         The images of all devices.
     """
     count = model.mesh.size if model.mesh else 1
-    limit = _memory(model)
-    vision = model.config.vision
-    if vision is None or limit is None:
+    free = _free_memory(model)
+    if model.config.vision is None or free is None:
         return otherwise * count
-    while most > 1:
-        shape = (most * count, vision.image_size, vision.image_size, 3)
-        images = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=model.compute.rows)
-        program = model._image.lower(model.params, images).compile()
-        if memory_of(program)["peak"] <= limit * (1 - HEADROOM):
-            break
+    while most > 1 and _needed(model, most * count) > free * (1 - HEADROOM):
         most //= 2
     return most * count
 
 
-def _memory(model: Model) -> int | None:
-    """Bytes of a device that JAX may use, if it says so."""
+def _needed(model: Model, rows: int) -> float:
+    """Bytes of a device beside the weights."""
+    side = model.config.image_size
+    images = jax.ShapeDtypeStruct((rows, side, side, 3), jnp.uint8, sharding=model.compute.rows)
+    try:
+        program = model._image.lower(model.params, images).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if out_of_memory(error):  # as compilers for TPUs say
+            return float("inf")
+        raise
+    memory = memory_of(program)
+    return (
+        memory["peak"] - memory["arguments"] + images.size / (model.mesh.size if model.mesh else 1)
+    )
+
+
+def _free_memory(model: Model) -> int | None:
+    """Bytes of a device that JAX may use and that nothing is in yet, if it says so."""
     device: Any = next(iter(jax.tree.leaves(model.params)[0].devices()))
-    return (device.memory_stats() or {}).get("bytes_limit")
+    stats = device.memory_stats() or {}
+    limit = stats.get("bytes_limit")
+    return None if limit is None else limit - stats.get("bytes_in_use", 0)

@@ -178,7 +178,7 @@ class Hosts:
     quick: ClassVar[bool] = False  # the compiler has no such answer as libtpu
     # What the process that compiles needs in its environment.
     environment: ClassVar[Mapping[str, str]] = {
-        "JAX_PLATFORMS": "cpu,cuda",
+        "JAX_PLATFORMS": "cpu",
         "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",  # or the plugin refuses to load without a driver
         "CUDA_VISIBLE_DEVICES": "-1",
         # Both would try kernels on a card; matrix products are cuBLAS's then, as most are anyway.

@@ -67,6 +67,12 @@ def compiled(
     with tempfile.TemporaryDirectory() as folder:
         result = _compile(lowered, devices[0].platform, limit_mib, folder)
     seconds = time.perf_counter() - start
+    others = facts.pop("other_weights", 0)
+    if result["compiled"]:
+        result["memory"]["other weights"] = others
+        result["memory"]["peak"] += others
+    elif result["needed"] is not None:
+        result["needed"] += others
     return {**result, **facts, "seconds": seconds, "compiler_bytes": _most_memory()}
 
 
@@ -89,7 +95,7 @@ def _compile(lowered: Any, platform: str, limit_mib: int | None, folder: str) ->
     try:
         program = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not out_of_memory(error):
             raise
         return {"compiled": False, **_out_of_memory(str(error))}
     text = _text(program, platform, Path(folder))
@@ -141,7 +147,7 @@ def _step(recipe: Recipe, devices: list[Any]) -> tuple[Any, dict]:
     config, mesh, objective = architecture(recipe), build.mesh_of(recipe, devices), recipe.objective
     if "txt" in objective.towers and not (config.vision and config.text):
         raise ValueError(f"init {recipe.init!r} has one tower; {objective.name} needs both")
-    compute, labels = build.compute_of(recipe, mesh, devices[0]), _labels(recipe)
+    compute, labels = build.compute_of(recipe, config, mesh, devices[0]), _labels(recipe)
     whole, rows = _shardings(mesh, devices)
     params = _placed_params(recipe, config, mesh, whole)
     added = jax.eval_shape(lambda: build.additions(recipe, params, config, labels))
@@ -231,7 +237,7 @@ def _embedding(recipe: Recipe, devices: list[Any]) -> tuple[Any, dict]:
     config, mesh = architecture(recipe), build.mesh_of(recipe, devices)
     if config.vision is None:
         raise ValueError("this model has no image tower")
-    compute = build.compute_of(recipe, mesh, devices[0])
+    compute = build.compute_of(recipe, config, mesh, devices[0])
     whole, rows = _shardings(mesh, devices)
     params = _placed(towers.param_shapes(config, recipe.dtype), whole)
     model = api.Model(params, config, compute=compute, mesh=mesh)
@@ -240,6 +246,9 @@ def _embedding(recipe: Recipe, devices: list[Any]) -> tuple[Any, dict]:
     count = flops.of_embedding(config, params, recipe.batch_size)
     facts = _facts(params, count, _attention(recipe, config, compute.attention))
     facts |= {"trained": 0, "parameters": tree.size(params)}
+    # The program takes only what it reads; the other weights are on the device all the same.
+    others = {name: x for name, x in params.items() if name != "img"}
+    facts["other_weights"] = _facts(others, count, "")["state_bytes"]
     return model._image.lower(params, images), facts
 
 
@@ -267,6 +276,11 @@ def memory_of(program: Any) -> dict[str, int]:
     # Outputs that are written in place of donated arguments take no memory of their own.
     peak = sum(parts.values()) - 2 * parts["aliased"]
     return {**parts, "peak": peak}
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that a program does not fit the memory of a device."""
+    return "RESOURCE_EXHAUSTED" in str(error)
 
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}

@@ -24,10 +24,9 @@ class Question:
     """A run whose plan is asked for.
 
     Attributes:
-        recipe: the run; its data are not read.
+        recipe: the run; its data are not read. To embed, its dtype may also be "float16".
         topology: where it would run.
         embed: plan embedding images in batches of the recipe's size, instead of training.
-        dtype: to embed with, instead of the recipe's; "float16" is for embedding only.
         quick: ask libtpu only for the least memory that the program needs; the collectives and
             their bound are then unknown. For GPUs the program is compiled all the same.
     """
@@ -36,13 +35,9 @@ class Question:
     topology: topologies.Topology
     embed: bool = False
     quick: bool = False
-    dtype: str | None = None
 
     def __post_init__(self):
-        if self.dtype and self.dtype != AUTO:
-            dtype_of(self.dtype)
-        if self.dtype and not self.embed:
-            raise ValueError("--dtype is for --embed; a train step takes --config.dtype")
+        dtype_of(self.arithmetic)
         self.topology.check_dtype(self.arithmetic)
         devices, pieces = self._split(), self.recipe.objective.accumulate
         if devices > 1 and self.recipe.batch_size % (devices * pieces):
@@ -54,8 +49,8 @@ class Question:
     @property
     def arithmetic(self) -> str:
         """The dtype of the matrix products."""
-        asked = self.dtype or self.recipe.dtype
-        return self.topology.auto_dtype if asked == AUTO else asked
+        dtype = self.recipe.dtype
+        return self.topology.auto_dtype if dtype == AUTO else dtype
 
     def _split(self) -> int:
         """Devices over which batches are split."""
@@ -85,7 +80,7 @@ class Question:
     def ask(self) -> dict[str, Any]:
         limit = _PROBE_MIB if self.quick else None
         request = {
-            "recipe": dataclasses.asdict(self.recipe),
+            "recipe": dataclasses.asdict(self.recipe) | {"dtype": AUTO},
             "topology": self.topology.to_dict(),
             "dtype": self.arithmetic,
             "embed": self.embed,
@@ -109,6 +104,7 @@ def plan(question: Question) -> Plan:
         "chips": topology.chips,
         "unit": topology.unit,
         "batch_size": question.recipe.batch_size,
+        "dtype": question.arithmetic,
         "remat": question.recipe.remat,
         "attention": answer["attention"],
         "fits": peak is not None and peak <= allowed and (answer["compiled"] or question.quick),
@@ -129,7 +125,7 @@ def plan(question: Question) -> Plan:
         "xla_flops": answer.get("xla_flops"),
         "bound_seconds": max(bounds.values()),
         "bound": bounds,
-        "reachable_seconds": bound.reachable(bounds, topology),
+        "reachable_seconds": bound.reachable(bounds, topology, question.arithmetic),
         "limit": max(bounds, key=lambda name: bounds[name]),
         "compile_seconds": answer["seconds"],
         **{key: answer[key] for key in ("compiler_bytes", "trained", "parameters")},
@@ -147,20 +143,24 @@ def max_batch(question: Question, progress: Progress) -> float:
 
     unit = question.topology.unit
 
+    left = 0  # for a batch of none: what the state leaves
+
     def room(units: int, quick: bool = True) -> int:
+        nonlocal left
         larger = question.with_batch(units)
         result = plan(dataclasses.replace(larger, quick=quick))
+        left = left or result["allowed_bytes"] - result["state_bytes"]
         answer = "fits" if result["fits"] else "does not fit"
         progress(f"batch {larger.recipe.batch_size} ({larger.per_chip():g} a {unit}) {answer}")
         headroom = result["headroom_bytes"]
         return headroom if result["fits"] else min(headroom or -1, -1)
 
-    low, high, left = 0, max(1, question.units()), question.topology.chip.usable
+    low, high = 0, max(1, question.units())
     while (over := room(high)) >= 0:
         a_unit = max(left - over, 1) / (high - low)
         guess = int(1.05 * (high + over / a_unit)) + 1  # a little more than what may fit
         low, high, left = high, max(high + 1, min(8 * high, guess)), over
-    while high - low > 1:
+    while high - low > 1 and left > 0:
         guess = min(high - 1, max(low + 1, int(low + (high - low) * left / (left - over))))
         if guess - low <= low // 16:
             break
@@ -182,7 +182,7 @@ def advice(question: Question, progress: Progress) -> list[dict[str, Any]]:
         changed = question.with_recipe(**changes)
         result = plan(dataclasses.replace(changed, quick=True))
         progress(f"{name}: {'fits' if result['fits'] else 'does not fit'}")
-        keys = ("fits", "peak_bytes", "compiled")  # never compiled: by the least that it needs
+        keys = ("fits", "peak_bytes", "compiled")
         tried.append({"change": name, **{key: result[key] for key in keys}})
         if result["fits"]:
             break
@@ -193,8 +193,9 @@ def _remedies(question: Question) -> Iterator[tuple[str, dict[str, Any]]]:
     """(flags to give, keys of the recipe), each on top of those before it."""
     recipe = question.recipe
     rows = question.units() * recipe.objective.accumulate  # of a batch on a device
+    to_half = question.arithmetic == "float32" and question.topology.auto_dtype == "bfloat16"
     if question.embed:
-        steps: list[tuple[str, Any, bool]] = [("dtype", "bfloat16", recipe.dtype == "float32")]
+        steps: list[tuple[str, Any, bool]] = [("dtype", "bfloat16", to_half)]
         steps += [("batch_size", recipe.batch_size * n // rows, True) for n in _halves(rows)]
     else:
         mesh = recipe.mesh or MeshConfig()
@@ -202,7 +203,7 @@ def _remedies(question: Question) -> Iterator[tuple[str, dict[str, Any]]]:
         steps = [
             ("mesh.fsdp", True, fsdp),
             ("loss_chunk", 1024, recipe.objective.chunked and recipe.loss_chunk is None),
-            ("dtype", "bfloat16", recipe.dtype == "float32"),
+            ("dtype", "bfloat16", to_half),
             ("remat", "dots", recipe.remat == "none"),
             ("remat", "block", recipe.remat != "block"),
         ]
@@ -220,7 +221,9 @@ def _remedies(question: Question) -> Iterator[tuple[str, dict[str, Any]]]:
             changes[group] = dataclasses.replace(kind, **{inner: value})
         else:
             changes[inner] = value
-        yield " ".join(f"--config.{k}={v}" for k, v in flags.items()), dict(changes)
+        named = {"dtype": "--dtype"} if question.embed else {}
+        said = (f"{named.get(key, f'--config.{key}')}={value}" for key, value in flags.items())
+        yield " ".join(said), dict(changes)
 
 
 def _halves(rows: int) -> Iterator[int]:

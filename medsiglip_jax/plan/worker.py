@@ -17,9 +17,10 @@ from medsiglip_jax.plan.topologies import Topology
 
 def environment(topology: Topology) -> dict[str, str]:
     """The environment of the process that loads a compiler; that of this process stays as it is."""
-    about_tpus = ("TPU_", "LIBTPU_", "MEGASCALE_")
+    # About TPUs; and a cache of programs for devices that are here.
+    dropped = ("TPU_", "LIBTPU_", "MEGASCALE_", "JAX_COMPILATION_CACHE_DIR")
     return {
-        **{name: x for name, x in os.environ.items() if not name.startswith(about_tpus)},
+        **{name: x for name, x in os.environ.items() if not name.startswith(dropped)},
         **topology.environment,
         "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
     }

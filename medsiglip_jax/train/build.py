@@ -131,8 +131,8 @@ def prepare(recipe: Recipe) -> PreparedRun:
     training, held_out = _examples(recipe)
     for data, source in zip(recipe.data, training, strict=True):
         objective.check_columns(source, data.path)
-    compute = compute_of(recipe, mesh)
     model = _model(recipe, mesh)
+    compute = compute_of(recipe, model.config, mesh)
     if "txt" in objective.towers:
         for source in training:  # warns now, once, of texts that are cut or a missing tokenizer
             model.processor.texts((source.texts or ())[:10_000])
@@ -183,9 +183,13 @@ def mesh_of(recipe: Recipe, devices: Sequence[Any] | None = None) -> Mesh | None
     return mesh
 
 
-def compute_of(recipe: Recipe, mesh: Mesh | None, device: Any = None) -> towers.Compute:
+def compute_of(
+    recipe: Recipe, config: ModelConfig, mesh: Mesh | None, device: Any = None
+) -> towers.Compute:
     """How the towers of a recipe are computed, on a mesh or on one device."""
-    compute = api.compute_for(recipe.dtype, attention=recipe.attention, mesh=mesh, device=device)
+    compute = api.compute_for(
+        recipe.dtype, attention=recipe.attention, mesh=mesh, device=device, config=config
+    )
     return replace(compute, remat=recipe.remat)
 
 

@@ -90,10 +90,29 @@ def test_dtype_auto_is_what_the_run_began_with(run, checkpoint, pictures, tmp_pa
 def test_the_batch_size_is_what_the_memory_of_a_device_holds(checkpoint, monkeypatch):
     model = medsiglip_jax.load(checkpoint)
     images = jax.ShapeDtypeStruct((64, 28, 28, 3), np.uint8)
-    needed = program.memory_of(model._image.lower(model.params, images).compile())["peak"]
-    for limit, size in ((None, 64), (1 << 40, 128), (needed / (1 - verdict.HEADROOM), 64), (1, 1)):
-        monkeypatch.setattr(fitting, "_memory", lambda model, limit=limit: limit)
+    memory = program.memory_of(model._image.lower(model.params, images).compile())
+    needed = memory["peak"] - memory["arguments"] + images.size
+    for free, size in ((None, 64), (1 << 40, 128), (needed / (1 - verdict.HEADROOM), 64), (1, 1)):
+        monkeypatch.setattr(fitting, "_free_memory", lambda model, free=free: free)
         assert fitting.batch_size(model) == size
+
+
+def test_a_batch_that_the_compiler_refuses_is_halved(checkpoint, monkeypatch):
+    """As libtpu does, whose compiler knows the memory of the device."""
+    model, asked = medsiglip_jax.load(checkpoint), []
+    compiled = model._image
+    monkeypatch.setattr(fitting, "_free_memory", lambda model: 1 << 40)
+
+    class Refused:
+        def lower(self, params, images):
+            asked.append(images.shape[0])
+            return self if images.shape[0] > 32 else compiled.lower(params, images)
+
+        def compile(self):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Used 20G of 15.75G hbm")
+
+    monkeypatch.setattr(model, "_image", Refused())
+    assert fitting.batch_size(model) == 32 and asked == [128, 64, 32]
 
 
 @pytest.mark.parametrize("format", ["huggingface", "orbax", "big_vision"])

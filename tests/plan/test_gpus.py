@@ -51,9 +51,15 @@ def test_wrong_names(name, say):
 
 def test_the_promised_cards_are_there():
     assert set("h100 h200 a100-80 b200 a6000 l4 l40s a10g rtx4090 t4".split()) <= set(CARDS)
+    assert {key for key, card in CARDS.items() if card.flops.bfloat16 is None} == {"t4"}
+    assert {key for key, card in CARDS.items() if card.compute_capability < "8.0"} == {"b200", "t4"}
     for card in CARDS.values():
-        assert card.usable < card.memory
-        assert ("bfloat16" in vars(card.flops)) and card.flops.float32 < card.flops.float16
+        assert card.flops.float32 < card.flops.float16
+        assert card.flops.bfloat16 in (None, card.flops.float16)
+    # Of openxla's own descriptions, and of the data sheets.
+    h100, a100 = CARDS["h100"], CARDS["a100-80"]
+    assert (h100.memory, h100.multiprocessors, h100.flops.bfloat16) == (84929347584, 132, 989e12)
+    assert (a100.memory, a100.multiprocessors, a100.flops.bfloat16) == (85100068864, 108, 312e12)
 
 
 CARD = """
@@ -127,9 +133,10 @@ def test_bounds_are_the_data_sheets():
 def test_what_was_measured_bounds_matrix_products_only():
     topology = parse("h100")
     bounds = bound.seconds(ANSWER, topology, "bfloat16")
-    assert bound.reachable(bounds, topology) == pytest.approx(1e16 / 791.2e12)
-    assert bound.reachable({"tensor_cores": 1.0, "memory": 3.0}, topology) == 3.0
-    assert bound.reachable(bounds, parse("l4")) is None
+    assert bound.reachable(bounds, topology, "float16") == pytest.approx(1e16 / 791.2e12)
+    assert bound.reachable({"tensor_cores": 1.0, "memory": 3.0}, topology, "bfloat16") == 3.0
+    assert bound.reachable(bounds, parse("l4"), "bfloat16") is None
+    assert bound.reachable({"fp32": 1.0}, topology, "float32") is None
 
 
 # ---------------------------------------------------------------------- requests and mistakes
@@ -154,6 +161,22 @@ def test_mistakes_are_one_line(flags, say, installed, capsys):
     assert len(out.err.strip().splitlines()) == 1
 
 
+def test_advice_for_a_card_without_bfloat16_is_not_bfloat16():
+    asked = recipe.from_dict(TINY | {"dtype": "float32"})
+    for embed in (False, True):
+        changes = [c for _, c in verdict._remedies(verdict.Question(asked, parse("t4"), embed))]
+        assert changes and not any("dtype" in change for change in changes)
+    (flags, changes), *_ = verdict._remedies(verdict.Question(asked, parse("l4"), embed=True))
+    assert (flags, changes) == ("--dtype=bfloat16", {"dtype": "bfloat16"})
+
+
+def test_auto_is_what_the_card_has():
+    asked = recipe.from_dict(TINY | {"dtype": "auto"})
+    assert verdict.Question(asked, parse("t4")).arithmetic == "float32"
+    assert verdict.Question(asked, parse("l4")).arithmetic == "bfloat16"
+    assert verdict.Question(asked, parse("v5e:2x2")).arithmetic == "bfloat16"
+
+
 def test_without_the_compiler_it_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setattr(gpus, "find_spec", lambda name: None)
     assert cli.main(["plan", "--config", "contrastive", "--topology", "h100"]) == 1
@@ -162,8 +185,10 @@ def test_without_the_compiler_it_says_what_to_install(monkeypatch, capsys):
 
 def test_the_compiler_sees_no_card_and_no_flags_of_this_process(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_max_isa=AVX2")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "mine")
     inner = worker.environment(parse("h100"))
     assert inner["CUDA_VISIBLE_DEVICES"] == "-1" and "isa" not in inner["XLA_FLAGS"]
+    assert "JAX_COMPILATION_CACHE_DIR" not in inner
 
 
 # ---------------------------------------------------------------------------- with the compiler
@@ -262,6 +287,6 @@ def test_splash_on_a_card_is_one_line(tmp_path, capsys):
 
 @needs_compiler
 def test_a_card_without_bfloat16_embeds_in_float16():
-    asked = replace(recipe.from_dict(TINY), remat="none")
-    found = verdict.plan(verdict.Question(asked, parse("t4"), True, dtype="float16"))
+    asked = replace(recipe.from_dict(TINY), remat="none", dtype="float16")
+    found = verdict.plan(verdict.Question(asked, parse("t4"), embed=True))
     assert found["fits"] and found["attention"] == "xla" and "tensor_cores" in found["bound"]
