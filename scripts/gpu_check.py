@@ -2,6 +2,7 @@
 
     python scripts/gpu_check.py --check                  # what is missing on this machine
     python scripts/gpu_check.py --wheels wheels          # fetches it beforehand, where there is pip
+    python scripts/gpu_check.py --wheels wheels --only ml_collections upath     # what --check named
     python scripts/gpu_check.py --minutes 5 --output gpu_check.json
     JAX_PLATFORMS=cpu python scripts/gpu_check.py --size tiny-56 --output x.json   # does it work
 
@@ -44,7 +45,7 @@ def main(argv=None) -> int:
     if args.check:
         return check()
     if args.wheels:
-        return wheels(args.wheels, args.python)
+        return wheels(args.wheels, args.python, args.only)
     if args.step:
         return measured_step(args)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch has the card, too
@@ -79,9 +80,13 @@ def check() -> int:
     return 1 if missing else 0
 
 
-def wheels(folder: str, python: str) -> int:
-    """Downloads what the package needs, in the versions installed here, for Linux and x86-64."""
-    names = [name for name in _requirements("medsiglip-jax", {"train"}) if not _THERE.match(name)]
+def wheels(folder: str, python: str, only: list[str]) -> int:
+    """Downloads what the package needs, or some of it and what that needs, in the versions that are
+    installed here, for Linux and x86-64."""
+    owners = importlib.metadata.packages_distributions()
+    roots = [(owners.get(name, [name])[0], set()) for name in only]
+    names = _requirements(*roots or [("medsiglip-jax", {"train"})])
+    names = sorted(name for name in names if not _THERE.match(name))
     wanted = [f"{name}=={importlib.metadata.version(name)}" for name in names]
     systems = [f"--platform=manylinux_2_{n}_x86_64" for n in (28, 27, 24, 17, 12, 5)]
     command = [
@@ -97,11 +102,11 @@ def wheels(folder: str, python: str) -> int:
     return 0
 
 
-def _requirements(root: str, extras: set[str]) -> list[str]:
-    """Names of the packages that a package needs, TensorFlow and its own left out."""
+def _requirements(*roots: tuple[str, set[str]]) -> set[str]:
+    """These packages, with extras, and all that they need, but for TensorFlow and our own."""
     from packaging.requirements import Requirement
 
-    found, left = set(), [(root, extras)]
+    found, left = {name for name, _ in roots} - {"medsiglip-jax"}, list(roots)
     while left:
         package, asked = left.pop()
         for line in importlib.metadata.requires(package) or ():
@@ -112,7 +117,7 @@ def _requirements(root: str, extras: set[str]) -> list[str]:
             if wanted and need.name not in found and "tensorflow" not in need.name:
                 found.add(need.name)
                 left.append((need.name, need.extras))
-    return sorted(found)
+    return found
 
 
 # ------------------------------------------------------------------------------------- sections
@@ -294,6 +299,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--check", action="store_true", help="say what is missing, and exit")
     parser.add_argument("--wheels", metavar="DIR", help="download wheels for such a machine")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="what --check named")
     parser.add_argument("--python", default="3.12", help="its Python (default 3.12)")
     parser.add_argument("--minutes", type=float, default=5, help="no section begins later (5)")
     parser.add_argument("--output", metavar="FILE", help="JSON, written after every section")

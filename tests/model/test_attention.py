@@ -12,6 +12,7 @@ from references import assert_close
 from medsiglip_jax.model import attention, sharding
 from medsiglip_jax.model.api import compute_for
 from medsiglip_jax.model.attention import ATTENTION
+from medsiglip_jax.model.config import named
 from medsiglip_jax.model.towers import Compute
 
 pytestmark = pytest.mark.float
@@ -164,6 +165,19 @@ def test_a_back_end_that_was_asked_for_and_cannot_be_used_is_refused(name, there
         attention.check(name, there, dtype)
     with pytest.raises(ValueError, match=say):
         compute_for(dtype, attention=name, device=there)
+
+
+@pytest.mark.parametrize("name, there, say", [
+    ("cudnn", device("gpu", "9.0"), "heads of 8, 16, .* or 128, these are 16 tokens, heads of 12"),
+    ("splash", device("tpu"), "a multiple of 128 tokens, these are 16 tokens"),
+])  # fmt: skip
+def test_a_back_end_that_does_not_suit_the_model_is_refused(name, there, say):
+    """By default it is left to "xla"; who asks for it by name is told."""
+    tiny = named("tiny-56")
+    with pytest.raises(ValueError, match=say):
+        compute_for("bfloat16", attention=name, device=there, config=tiny)
+    assert compute_for("bfloat16", device=there, config=tiny).attention == name
+    compute_for("bfloat16", attention=name, device=there, config=named("so400m-448"))
 
 
 @pytest.mark.parametrize("name", ["blocked", "splash"])
