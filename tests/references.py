@@ -13,9 +13,9 @@ import numpy as np
 
 from medsiglip_jax.model import config
 
-# The architecture of the fixture `checkpoint`.
+# The architecture of the fixture `checkpoint`, whose tokenizer learns 22 pieces.
 SMALL = config.two_towers(
-    image_size=28, patch_size=14, width=16, depth=1, mlp_dim=16, num_heads=2, vocab_size=64
+    image_size=28, patch_size=14, width=16, depth=1, mlp_dim=16, num_heads=2, vocab_size=22
 )
 TINY = dict(
     vision=dict(image_size=42, patch_size=14),

@@ -15,6 +15,8 @@ from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.load import load_images
 from medsiglip_jax.preprocess.text import WHERE, Tokenizer
 
+_PIECES_OF_MEDSIGLIP = 32_000
+
 
 class Processor:
     """Turns files, bytes and strings into the arrays that the towers take."""
@@ -61,12 +63,13 @@ class Processor:
             )
         source = self._tokenizer_source
         if source is None:
-            raise FileNotFoundError(f"the checkpoint has no tokenizer; {WHERE}")
+            raise FileNotFoundError(_no_tokenizer(self.config.text.vocab_size))
         tokenizer = Tokenizer(source, self.config.text.context_length)
-        if tokenizer.vocab_size > self.config.text.vocab_size:
+        if tokenizer.vocab_size != (rows := self.config.text.vocab_size):
             raise ValueError(
-                f"the tokenizer has {tokenizer.vocab_size} pieces, the text tower takes "
-                f"{self.config.text.vocab_size}: it belongs to another model"
+                f"the tokenizer has {tokenizer.vocab_size:,} pieces and the text tower {rows:,} "
+                "embeddings: they belong to different models; give the tokenizer that this model "
+                "was trained with (tokenizer=, --tokenizer)"
             )
         return tokenizer
 
@@ -77,6 +80,17 @@ class Processor:
         if source is None or isinstance(source, bytes):
             return source
         return Path(source).read_bytes()
+
+
+def _no_tokenizer(rows: int) -> str:
+    """What to do about it; MedSigLIP's is of no use to a model with another vocabulary."""
+    if rows == _PIECES_OF_MEDSIGLIP:
+        return f"the checkpoint has no tokenizer; {WHERE}"
+    return (
+        f"the checkpoint has no tokenizer, and MedSigLIP's has another vocabulary "
+        f"({_PIECES_OF_MEDSIGLIP:,} pieces, this model {rows:,}); name the model's own: "
+        "--tokenizer PATH (tokenizer=PATH)"
+    )
 
 
 def tokenizer_path(tokenizer: str | os.PathLike | None) -> Path | None:

@@ -8,8 +8,10 @@ from checkpoint_files import GOLDEN
 from references import assert_close, model_terms
 
 import medsiglip_jax
-from medsiglip_jax.model import api, sharding
+from medsiglip_jax.model import api, config, sharding
+from medsiglip_jax.model.processor import Processor
 from medsiglip_jax.model.weights import layouts
+from medsiglip_jax.preprocess import text
 from medsiglip_jax.preprocess.image import PRESETS
 
 TERMS = model_terms(medsiglip_jax.load(GOLDEN).config)
@@ -119,16 +121,29 @@ def test_wrong_embeddings_and_batch_size(model):
         model.encode_image(np.zeros((1, 42, 42, 3), np.uint8), batch_size=0)
 
 
-def test_a_missing_tokenizer_is_an_error_only_when_text_is_asked_for(model):
-    with pytest.raises(FileNotFoundError, match="spiece.model.*medsiglip-448.*--tokenizer"):
-        model.processor.texts(["a"])
+SIZES = dict(image_size=28, patch_size=14, width=16, depth=1, mlp_dim=16, num_heads=2)
 
 
-def test_a_tokenizer_of_another_model_is_refused(real_data):
-    """Its ids would run past the 64 rows of this model's embedding table."""
-    model = medsiglip_jax.load(GOLDEN, tokenizer=real_data / "tokenizer")
-    with pytest.raises(ValueError, match="32000 pieces.*takes 64"):
-        model.processor.texts(["a"])
+@pytest.mark.parametrize("rows, say", [
+    (32_000, "spiece.model.*medsiglip-448.*--tokenizer"),
+    (256_000, "MedSigLIP's has another vocabulary .32,000 pieces, this model 256,000"),
+])  # fmt: skip
+def test_a_missing_tokenizer_is_an_error_only_when_text_is_asked_for(rows, say):
+    """The advice to take MedSigLIP's is for models with its vocabulary."""
+    processor = Processor(config.two_towers(**SIZES, vocab_size=rows), None)
+    processor.images(np.zeros((30, 30, 3), np.uint8))
+    with pytest.raises(FileNotFoundError, match=say):
+        processor.texts(["a"])
+
+
+@pytest.mark.parametrize("rows", [18, 20, 256_000])
+def test_a_tokenizer_of_another_model_is_refused(rows):
+    """With fewer rows its ids would run past them; with more it is another model's all the same."""
+    tokenizer = text.train([f"a {word} scan" for word in ("dark", "grey", "bright")] * 3, 40)
+    processor = Processor(config.two_towers(**SIZES, vocab_size=rows), tokenizer)
+    with pytest.raises(ValueError, match=f"19 pieces and the text tower {rows:,} embeddings"):
+        processor.texts(["a"])
+    Processor(config.two_towers(**SIZES, vocab_size=19), tokenizer).texts(["a"])
 
 
 def test_tokenizer_path_must_exist():

@@ -24,7 +24,7 @@ from medsiglip_jax.train import finetune, loop, recipe
 
 MODEL = dict(
     vision=dict(image_size=8, patch_size=4, width=16, depth=2, mlp_dim=16, num_heads=2, pool="map"),
-    text=dict(vocab_size=40, context_length=24, width=16, depth=1, mlp_dim=16, num_heads=2,
+    text=dict(vocab_size=19, context_length=24, width=16, depth=1, mlp_dim=16, num_heads=2,
               embed_dim=16),
 )  # fmt: skip
 CLASSES = ("dark", "grey", "bright")

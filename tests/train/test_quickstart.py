@@ -12,6 +12,7 @@ from PIL import Image
 
 import medsiglip_jax
 from medsiglip_jax.files import locks
+from medsiglip_jax.preprocess.text import Tokenizer
 from medsiglip_jax.train import quickstart
 
 SHORT = quickstart.QuickstartSettings(total_steps=3, warmup_steps=1, batch_size=16)
@@ -133,8 +134,10 @@ def test_split_depends_on_the_seed_alone(digits):
 @pytest.fixture(scope="module")
 def model():
     """Only its processor is used."""
-    config = medsiglip_jax.ModelConfig(SHORT.vision, SHORT.text)
-    return medsiglip_jax.Model({}, config, tokenizer=quickstart.train_tokenizer(96))
+    tokenizer = quickstart.train_tokenizer(SHORT.text.vocab_size)
+    text = dataclasses.replace(SHORT.text, vocab_size=Tokenizer(tokenizer).vocab_size)
+    config = medsiglip_jax.ModelConfig(SHORT.vision, text)
+    return medsiglip_jax.Model({}, config, tokenizer=tokenizer)
 
 
 def test_batches_are_functions_of_seed_and_step(digits, model):

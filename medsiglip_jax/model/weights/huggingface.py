@@ -39,11 +39,19 @@ def open_folder(path: Path) -> Checkpoint:
         config = huggingface_config.parse(raw)
     except (ValueError, TypeError) as error:
         raise CheckpointError(path / _CONFIG, [str(error)]) from None
-    files, gemma = _weight_files(path), raw["model_type"] in huggingface_config.GEMMA
-    tensors, problems, left_out = _select(_open_files(path, files), gemma)
+    files, notes = _weight_files(path, raw.get("transformers_weights"))
+    names = _open_files(path, files)
+    _check_prefix(path, names, config)
+    if raw["model_type"] in huggingface_config.GEMMA:
+        tensors, problems, left_out = _select_of_gemma(names)
+    else:
+        tensors, problems, left_out = _select(names, raw["model_type"]), [], []
     leaves, unused = _leaves(config, tensors)
+    if raw.get("architectures") == [huggingface_config.CLASSIFIER]:
+        left_out = sorted({name.split(".")[0] for name in unused if name.startswith("classifier.")})
+        unused = [name for name in unused if not name.startswith("classifier.")]
     problems += [f"unexpected tensor {tensors[name][0]}" for name in unused]
-    notes = [_NO_POOLING] if config.vision and config.vision.pool == "mean" else []
+    notes += [_NO_POOLING] if config.vision and config.vision.pool == "mean" else []
     notes += [f"left out: {', '.join(left_out)}"] if left_out else []
     return Checkpoint(str(path), config, leaves, tuple(files), problems, notes)
 
@@ -96,15 +104,27 @@ _DTYPES = {"F64": np.dtype("f8"), "F32": np.dtype("f4"), "F16": np.dtype("f2")}
 _DTYPES["BF16"] = np.dtype(ml_dtypes.bfloat16)
 
 
-def _weight_files(path: Path) -> list[Path]:
-    index = path / "model.safetensors.index.json"
-    if index.is_file():
-        return _indexed_files(index)
-    single = path / "model.safetensors"
-    if single.is_file():
-        return [single]
-    problem = "no weights here; expected model.safetensors or model.safetensors.index.json"
-    raise CheckpointError(path, [why_unreadable(path, problem)])
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def _weight_files(path: Path, named: Any) -> tuple[list[Path], list[str]]:
+    """The files that transformers would read, and notes about those it would ignore.
+
+    A single file comes before an index (transformers modeling_utils.py,
+    `_get_resolved_checkpoint_files`); config.json may name another file as `transformers_weights`.
+    """
+    if named is not None and not re.fullmatch(r"[\w.\-]+\.safetensors(\.index\.json)?", str(named)):
+        problem = f"transformers_weights is {named!r}; expected a plain .safetensors file name"
+        raise CheckpointError(path / _CONFIG, [problem])
+    there = [name for name in (named, _SINGLE, _INDEX) if name and (path / name).is_file()]
+    if not there or (named and there[0] != named):
+        problem = f"no weights here; expected {named or f'{_SINGLE} or {_INDEX}'}"
+        raise CheckpointError(path, [why_unreadable(path, problem)])
+    chosen = path / there[0]
+    files = _indexed_files(chosen) if chosen.suffix == ".json" else [chosen]
+    ignored = [name for name in there[1:] if path / name not in [chosen, *files]]
+    notes = [f"ignored, as by transformers, which reads {there[0]}: {', '.join(ignored)}"]
+    return files, notes if ignored else []
 
 
 def _indexed_files(index: Path) -> list[Path]:
@@ -152,14 +172,41 @@ _GEMMA_PREFIXES = ("vision_tower.", "model.vision_tower.")
 _GEMMA_OTHERS = ("language_model.", "multi_modal_projector.", "model.", "lm_head.")
 
 
-def _select(names: dict[str, Any], gemma: bool) -> tuple[dict[str, tuple], list[str], list[str]]:
-    """Finds the SigLIP tensors; in a Gemma checkpoint those of the vision tower.
+# A tower that was saved by itself has names with the first part (transformers 4) or without it.
+_ALONE = {"siglip_vision_model": "vision_model.", "siglip_text_model": "text_model."}
+# A buffer that older versions of transformers saved: 0, 1, 2, …
+_POSITION_IDS = "embeddings.position_ids"
+
+
+def _check_prefix(path: Path, names: dict[str, Any], config: ModelConfig) -> None:
+    """Raises an error of one line if all names begin with what a wrapper has added to them."""
+    wanted = next(entries(config)).name
+    found = next((name for name in names if name.endswith(f".{wanted}")), "")
+    prefix = found.removesuffix(wanted)
+    if found and prefix not in _GEMMA_PREFIXES and all(name.startswith(prefix) for name in names):
+        raise CheckpointError(path, [
+            f"all {len(names)} tensor names begin with {prefix!r}, which DataParallel ('module.'), "
+            "torch.compile ('_orig_mod.') or another wrapper adds; save the model inside of it "
+            "(model.module, model._orig_mod), or remove it from the names"
+        ])  # fmt: skip
+
+
+def _select(names: dict[str, Any], kind: str) -> dict[str, tuple]:
+    """SigLIP name -> (name in the file, handle)."""
+    alone = _ALONE.get(kind, "")
+    tensors: dict[str, tuple] = {}
+    for name, handle in names.items():
+        if not name.endswith(_POSITION_IDS):
+            tensors[name if name.startswith(alone) else alone + name] = (name, handle)
+    return tensors
+
+
+def _select_of_gemma(names: dict[str, Any]) -> tuple[dict[str, tuple], list[str], list[str]]:
+    """Finds the tensors of the SigLIP vision tower in a Gemma checkpoint.
 
     Returns:
         SigLIP name -> (name in the file, handle); problems; the parts that were left out.
     """
-    if not gemma:
-        return {name: (name, handle) for name, handle in names.items()}, [], []
     tensors: dict[str, tuple] = {}
     left_out, problems = set(), []
     for name, handle in names.items():

@@ -23,6 +23,8 @@ _SIZES = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num
 _VISION_DEFAULTS = dict(image_size=224, patch_size=16, num_channels=3, vision_use_head=True)
 _TEXT_DEFAULTS = dict(vocab_size=32000, max_position_embeddings=64)
 
+# The architecture that has an image tower and a linear head, and a config of both towers.
+CLASSIFIER = "SiglipForImageClassification"
 # Model types that hold the SigLIP vision tower of a Gemma model.
 GEMMA = ("gemma3", "paligemma")
 
@@ -30,15 +32,19 @@ GEMMA = ("gemma3", "paligemma")
 def parse(raw: dict[str, Any]) -> ModelConfig:
     """The architecture that a config.json describes; ValueError or TypeError if it is no SigLIP."""
     kind, vision = raw.get("model_type"), raw.get("vision_config") or {}
+    if kind == "siglip" and CLASSIFIER in (raw.get("architectures") or ()):
+        return ModelConfig(_vision(vision), None)
     if kind == "siglip":
         return ModelConfig(_vision(vision), _text(raw.get("text_config") or {}))
     if kind == "siglip_vision_model":
         return ModelConfig(_vision(raw), None)
+    if kind == "siglip_text_model":
+        return ModelConfig(None, _text(raw))
     if kind in GEMMA:
         return ModelConfig(_vision(dict(vision, vision_use_head=False)), None)
     raise ValueError(
         f"model_type is {kind!r}; expected 'siglip' (SigLIP v1, such as MedSigLIP), "
-        "'siglip_vision_model' or 'gemma3' (MedGemma's vision tower)"
+        "'siglip_vision_model', 'siglip_text_model' or 'gemma3' (MedGemma's vision tower)"
     )
 
 

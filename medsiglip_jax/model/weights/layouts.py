@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 
 from medsiglip_jax.files import places
@@ -135,7 +137,10 @@ def load_params(
         return jax.ShapeDtypeStruct(leaf.shape, target, sharding=flat_shardings.get(path))
 
     if checkpoint.restore:
-        return checkpoint.restore(tree.map_with_path(placed, shapes))
+        params = checkpoint.restore(tree.map_with_path(placed, shapes))
+        for path, leaf in tree.items(params):
+            _check_finite(checkpoint, path, int((~jnp.isfinite(leaf)).sum()))
+        return params
     params = {}
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         for path, leaf in checkpoint.leaves.items():
@@ -151,14 +156,33 @@ def _read(checkpoint, path, leaf, dtype, pool) -> np.ndarray:
     out = _aligned_empty(leaf.shape, dtype)
     targets = list(out) if len(leaf.parts) > 1 else [out]
 
-    def fill(target, read) -> None:
-        copy(target, read().reshape(target.shape))  # a stack of one layer may come without axis 0
+    def fill(target, read) -> int:
+        with np.errstate(over="ignore"):  # what does not fit is infinite, and counted
+            copy(target, read().reshape(target.shape))  # a stack of one may come without axis 0
+        return _not_finite(target)
 
     try:
-        list(pool.map(fill, targets, leaf.parts))
+        wrong = sum(pool.map(fill, targets, leaf.parts))
     except Exception as error:  # truncated zip members, bad CRCs, disk errors: all name the leaf
         raise CheckpointError(checkpoint.source, [f"{path} cannot be read: {error}"]) from error
+    _check_finite(checkpoint, path, wrong)
     return out
+
+
+def _not_finite(values: np.ndarray) -> int:
+    """How many of the values are NaN or infinite."""
+    if values.dtype == np.dtype(ml_dtypes.bfloat16):  # by its exponent: numpy has no fast way
+        return int(np.count_nonzero((values.view(np.uint16) & 0x7F80) == 0x7F80))
+    return values.size - int(np.count_nonzero(np.isfinite(values)))
+
+
+def _check_finite(checkpoint: Checkpoint, path: str, wrong: int) -> None:
+    if wrong:
+        problem = (
+            f"{path} has {wrong:,} values that are NaN or infinite: the training that made it has "
+            "diverged, the file is damaged, or the dtype asked for cannot hold them"
+        )
+        raise CheckpointError(checkpoint.source, [problem])
 
 
 def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
