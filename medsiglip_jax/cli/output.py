@@ -7,7 +7,13 @@ from typing import Any
 
 
 def show(result: Any, as_json: bool, to_text: Callable[[Any], str]) -> None:
-    print(json.dumps(result, ensure_ascii=False, indent=2) if as_json else to_text(result))
+    """Prints a result as text, or as JSON, where a number that is not finite is null."""
+    if as_json:
+        from medsiglip_jax.files import json as json_files
+
+        print(json.dumps(json_files.plain(result), ensure_ascii=False, indent=2, allow_nan=False))
+    else:
+        print(to_text(result))
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

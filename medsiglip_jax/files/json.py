@@ -35,5 +35,6 @@ def read(path: Place) -> dict[str, Any]:
 
 def write(path: Place, content: Any) -> None:
     """Writes a JSON file, complete or not at all; one that exists is replaced."""
+    text = json.dumps(plain(content), indent=2, allow_nan=False)
     with storage.new_file(path) as partial:
-        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        partial.write_text(text + "\n", encoding="utf-8")

@@ -53,11 +53,17 @@ def encode_texts(model: Model, texts: Sequence[str]) -> jax.Array:
     """Unit vectors of texts, float32 [texts, D].
 
     Raises:
-        ValueError: `texts` is empty, or one of them is blank.
+        ValueError: `texts` is empty, one of them is blank, or the model gives no finite numbers for
+            one, as float16 may where activations are large.
     """
     if not texts or not all(text.strip() for text in texts):
         raise ValueError("texts: expected at least one, none of them empty")
-    return model.encode_text(model.processor.texts(list(texts)))
+    ztxt = model.encode_text(model.processor.texts(list(texts)))
+    finite = np.isfinite(np.asarray(ztxt)).all(axis=1)
+    if not finite.all():
+        text = texts[int(np.argmin(finite))]
+        raise ValueError(f"text {text!r}: the model gave numbers that are not finite; try float32")
+    return ztxt
 
 
 def probabilities(

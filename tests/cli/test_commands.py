@@ -10,6 +10,7 @@ from PIL import Image
 from references import assert_close, model_terms
 
 import medsiglip_jax
+from medsiglip_jax.cli import output
 from medsiglip_jax.model import api, devices
 from medsiglip_jax.plan import fitting, program, verdict
 
@@ -62,6 +63,28 @@ def test_embed(run, checkpoint, pictures, tmp_path):
     assert code == 3 and "7 of 8 embedded" in out and "errors.parquet" in err
     code, out, _ = run(*command, "--json")
     assert code == 3 and json.loads(out)["embedded"] == 7
+
+
+def test_json_is_strict(capsys):
+    """Python would write NaN, which no other program reads."""
+    found = {"auc": float("nan"), "scores": [np.float32(np.inf), 1.5, np.array([np.nan, 2.0])]}
+    output.show(found, True, str)
+    printed = capsys.readouterr().out
+    assert json.loads(printed, parse_constant=pytest.fail) == {
+        "auc": None, "scores": [None, 1.5, [None, 2.0]],
+    }  # fmt: skip
+
+
+def test_texts_without_finite_numbers_are_named(run, checkpoint, pictures, monkeypatch):
+    real = api.Model.encode_text
+
+    def encode_text(self, tokens, *args, **more):
+        return real(self, tokens, *args, **more).at[1, 3].set(np.nan)
+
+    monkeypatch.setattr(api.Model, "encode_text", encode_text)
+    flags = ["--text", "a scan", "--text", "a drawing", "--json", pictures / "0.png"]
+    code, out, err = run("classify", "--model", checkpoint, *flags)
+    assert code == 2 and not out and "text 'a drawing'" in err and "not finite" in err
 
 
 def accelerator(monkeypatch):
