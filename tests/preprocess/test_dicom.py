@@ -158,7 +158,7 @@ def test_pixels_are_those_of_pydicom(path):
     opened = file.File(path.read_bytes())
     head = opened.header(opened.frames // 2)
     if head.grey:
-        np.testing.assert_array_equal(pixels.stored_values(opened, head), array)
+        np.testing.assert_array_equal(pixels._stored_values(opened, head)[0], array)
     expected = (expected_grey if head.grey else expected_colour)(found, array)
     np.testing.assert_array_equal(decode(path), expected)
 
@@ -645,6 +645,64 @@ def test_truncated_streams_are_not_filled_with_grey():
     for length in range(140, len(whole), 97):
         with pytest.raises(UnreadableImage):
             decode(whole[:length])
+
+
+STREAMS = [
+    (JPEG, lambda x: imagecodecs.jpeg8_encode(x)),
+    (JPEG_LS, lambda x: imagecodecs.jpegls_encode(x)),
+    (JPEG_LOSSLESS, lambda x: imagecodecs.jpeg8_encode(x, lossless=True)),
+    (J2K, lambda x: imagecodecs.jpeg2k_encode(x, codecformat="j2k")),
+    (J2K, lambda x: imagecodecs.jpeg2k_encode(x, codecformat="jp2")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("syntax, encode", STREAMS)
+@pytest.mark.parametrize("rubbish", [
+    b"\xd3\x0c\x99\xfa\x51\x00", b"\x01", bytes(300) + b"\x07\x00", b"\xff\xd8" + b"ab" * 4000,
+], ids=["few", "odd", "after padding", "many"])  # fmt: skip
+def test_bytes_after_the_end_of_a_stream_are_ignored(syntax, encode, rubbish):
+    """Some writers leave them; pydicom, dcmtk and gdcm read such files."""
+    stored = RNG.integers(0, 256, (64, 64)).astype(np.uint8)
+    stream = bytes(encode(stored))
+    whole = decode(made(stored, syntax, [stream]))
+    np.testing.assert_array_equal(decode(made(stored, syntax, [stream + rubbish])), whole)
+    assert "cut off" in reason(made(stored, syntax, [stream[:-40] + rubbish]))
+
+
+def test_the_end_of_a_thumbnail_is_not_that_of_the_image():
+    stored = RNG.integers(0, 256, (64, 64)).astype(np.uint8)
+    small, stream = (bytes(imagecodecs.jpeg8_encode(x)) for x in (stored[:8, :8], stored))
+    segment = b"\xff\xe1" + (len(small) + 2).to_bytes(2, "big") + small
+    stream = stream[:2] + segment + stream[2:]
+    assert decode(made(stored, JPEG, [stream])).shape == (64, 64, 3)
+    assert "cut off" in reason(made(stored, JPEG, [stream[: len(stream) // 2]]))
+
+
+@pytest.mark.parametrize("marker", [True, False], ids=["Adobe's marker", "none"])
+@pytest.mark.parametrize("syntax", [JPEG_LOSSLESS, "1.2.840.10008.1.2.4.57"])
+def test_lossless_jpeg_of_ycbcr(syntax, marker):
+    """libjpeg converts no colours of a lossless stream: what it gives is what the file says."""
+    ybr = RNG.integers(0, 256, (40, 50, 3)).astype(np.uint8)
+    stream = bytes(imagecodecs.jpeg8_encode(ybr, lossless=True, colorspace="RGB"))
+    if not marker:
+        at = stream.find(b"\xff\xeeAdobe"[:2])
+        stream = stream[:at] + stream[at + 16 :] if at > 0 else stream
+    for photometric in ("YBR_FULL", "RGB"):
+        tags = {"PhotometricInterpretation": photometric}
+        want = decode(made(ybr, **tags))
+        np.testing.assert_array_equal(decode(made(ybr, syntax, [stream], **tags)), want)
+
+
+@pytest.mark.parametrize("first", [
+    "0200 0300", "0200 1000", "0800 1600", "0800 2000", "0800 6000", "1000 1000", "1000 2000",
+])  # fmt: skip
+def test_files_without_a_preamble_begin_with_any_of_the_usual_elements(first):
+    stored = RNG.integers(0, 256, (16, 20)).astype(np.uint8)
+    tags = dict(StudyDate="20200101", PatientName="A^B", PatientID="1", SOPInstanceUID="1.2")
+    whole = made(stored, **tags)
+    cut = whole[whole.index(bytes.fromhex(first)) :]
+    assert sniff.is_dicom(cut[: sniff.START])
+    np.testing.assert_array_equal(decode(cut), decode(whole))
 
 
 def test_deflated_files_and_bombs(monkeypatch):

@@ -26,22 +26,37 @@ class Stream(NamedTuple):
     Attributes:
         rows, columns, samples: of the image.
         bits: per sample.
+        at: where this header is; the end of the image comes after it.
         adobe: whether it has Adobe's marker, which says how colours are encoded.
+        lossless: whether it is JPEG's own lossless process, in which nothing converts colours.
     """
 
     rows: int
     columns: int
     samples: int
     bits: int
+    at: int
     adobe: bool = False
+    lossless: bool = False
 
 
-def decode(encoded: bytes, header: Header) -> tuple[np.ndarray, int | None]:
+class Decoded(NamedTuple):
+    """A decoded frame.
+
+    Attributes:
+        pixels: [H, W] or [H, W, S] of the codec's dtype.
+        bits: how many of the low bits are in use; None where they are laid out as without
+            compression.
+        is_rgb: whether the codec has converted YCbCr to RGB.
+    """
+
+    pixels: np.ndarray
+    bits: int | None
+    is_rgb: bool = False
+
+
+def decode(encoded: bytes, header: Header) -> Decoded:
     """Decodes a frame.
-
-    Returns:
-        [H, W] or [H, W, S] of the codec's dtype, and how many of the low bits are in use; None
-        where bits are laid out as without compression.
 
     Raises:
         UnreadableImage: the transfer syntax is not supported, or the frame is damaged.
@@ -49,16 +64,16 @@ def decode(encoded: bytes, header: Header) -> tuple[np.ndarray, int | None]:
     codec = _CODECS.get(header.syntax.removeprefix(_PREFIX))
     if codec is None or not header.syntax.startswith(_PREFIX):
         raise UnreadableImage("DICOM in a transfer syntax that is not decoded here")
-    pixels, bits = codec(encoded, header)
+    decoded = codec(encoded, header)
     shape = (header.rows, header.columns, *([header.samples] if header.samples > 1 else []))
-    if pixels.shape != shape:
+    if decoded.pixels.shape != shape:
         raise UnreadableImage(
-            f"DICOM whose compressed frame has shape {pixels.shape}, where it says {shape}"
+            f"DICOM whose compressed frame has shape {decoded.pixels.shape}, where it says {shape}"
         )
-    return pixels, bits
+    return decoded
 
 
-def _rle(encoded: bytes, header: Header) -> tuple[np.ndarray, None]:
+def _rle(encoded: bytes, header: Header) -> Decoded:
     """Byte planes, the highest of each sample first (PS3.5 G)."""
     size, samples = header.allocated // 8, header.samples
     if header.allocated not in (8, 16, 32):
@@ -69,28 +84,30 @@ def _rle(encoded: bytes, header: Header) -> tuple[np.ndarray, None]:
     if len(planes) != header.frame_bytes or count != samples * size:
         raise UnreadableImage("damaged DICOM: a compressed frame is cut off")
     pixels = np.frombuffer(planes, f"<u{size}").reshape(samples, header.rows, header.columns)
-    return (np.moveaxis(pixels, 0, -1) if samples > 1 else pixels[0]), None
+    return Decoded(np.moveaxis(pixels, 0, -1) if samples > 1 else pixels[0], None)
 
 
-def _jpeg(encoded: bytes, header: Header) -> tuple[np.ndarray, int]:
-    stream = _checked(_read_jpeg(encoded), encoded, header)
-    # Without a marker libjpeg assumes that three components are YCbCr; the file knows better.
-    space = "RGB" if header.photometric == "RGB" and not stream.adobe else None
+def _jpeg(encoded: bytes, header: Header) -> Decoded:
+    stream, encoded = _checked(_read_jpeg(encoded), encoded, header)
+    # Without a marker libjpeg assumes that three components are YCbCr; the file knows better. It
+    # cannot convert a lossless stream, whatever the marker says.
+    as_it_is = stream.lossless or (header.photometric == "RGB" and not stream.adobe)
+    space = "RGB" if as_it_is and header.samples == 3 else None
     with damaged("a compressed frame cannot be decoded"):
         pixels = imagecodecs.jpeg8_decode(encoded, colorspace=space, outcolorspace=space)
-    return pixels, stream.bits
+    return Decoded(pixels, stream.bits, is_rgb=not stream.lossless)
 
 
-def _jpeg_ls(encoded: bytes, header: Header) -> tuple[np.ndarray, int]:
-    stream = _checked(_read_jpeg(encoded), encoded, header)
+def _jpeg_ls(encoded: bytes, header: Header) -> Decoded:
+    stream, encoded = _checked(_read_jpeg(encoded), encoded, header)
     with damaged("a compressed frame cannot be decoded"):
-        return imagecodecs.jpegls_decode(encoded), stream.bits
+        return Decoded(imagecodecs.jpegls_decode(encoded), stream.bits)
 
 
-def _jpeg_2000(encoded: bytes, header: Header) -> tuple[np.ndarray, int]:
-    stream = _checked(_read_jpeg_2000(encoded), encoded, header)
+def _jpeg_2000(encoded: bytes, header: Header) -> Decoded:
+    stream, encoded = _checked(_read_jpeg_2000(encoded), encoded, header)
     with damaged("a compressed frame cannot be decoded"):
-        return imagecodecs.jpeg2k_decode(encoded, numthreads=1), stream.bits
+        return Decoded(imagecodecs.jpeg2k_decode(encoded, numthreads=1), stream.bits)
 
 
 # By the last part of the UID of a transfer syntax (PS3.6 A).
@@ -102,8 +119,12 @@ _CODECS = {
 }
 
 
-def _checked(stream: Stream | None, encoded: bytes, header: Header) -> Stream:
-    """Refuses a stream that is cut off, or contradicts the file."""
+def _checked(stream: Stream | None, encoded: bytes, header: Header) -> tuple[Stream, bytes]:
+    """The header, and the stream to its end marker: some writers leave rubbish after it.
+
+    Refuses a stream that is cut off, or contradicts the file. Compressed data hold no marker
+    (ISO 10918-1 B.1.1.5, ISO 15444-1 B.10.1), so the last one found is the end.
+    """
     if stream is None:
         raise UnreadableImage("damaged DICOM: a compressed frame is not what it should be")
     has, says = ((x.rows, x.columns, x.samples) for x in (stream, header))
@@ -112,10 +133,10 @@ def _checked(stream: Stream | None, encoded: bytes, header: Header) -> Stream:
             f"DICOM whose compressed frame has {has[0]} rows, {has[1]} columns and {has[2]}"
             f" samples, where it says {says[0]}, {says[1]} and {says[2]}"
         )
-    padding = len(encoded) - len(encoded.rstrip(b"\0"))
-    if b"\xff\xd9" not in encoded[-padding - 4 :]:  # decoders fill the rest with grey
+    end = encoded.rfind(b"\xff\xd9", stream.at)
+    if end < 0:  # decoders fill the rest with grey
         raise UnreadableImage("damaged DICOM: a compressed frame is cut off")
-    return stream
+    return stream, encoded[: end + 2]
 
 
 def _read_jpeg(encoded: bytes) -> Stream | None:
@@ -128,7 +149,7 @@ def _read_jpeg(encoded: bytes) -> Stream | None:
             continue
         if marker in _SOFS and at + 10 <= len(encoded):
             bits, rows, columns, samples = struct.unpack_from(">BHHB", encoded, at + 4)
-            return Stream(rows, columns, samples, bits, adobe)
+            return Stream(rows, columns, samples, bits, at, adobe, marker == 0xC3)
         if marker == 0xEE and length >= 14 and encoded[at + 4 : at + 9] == b"Adobe":
             adobe = True
         at += 2 + length
@@ -142,4 +163,4 @@ def _read_jpeg_2000(encoded: bytes) -> Stream | None:
         return None
     right, bottom, left, top = struct.unpack_from(">4I", encoded, at + 4)
     samples, bits = struct.unpack_from(">HB", encoded, at + 36)
-    return Stream(bottom - top, right - left, samples, (bits & 0x7F) + 1)
+    return Stream(bottom - top, right - left, samples, (bits & 0x7F) + 1, at)

@@ -12,7 +12,6 @@ from medsiglip_jax.preprocess.dicom.header import Header
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.facts import Facts, UnreadableImage, check_size
 
-_JPEG = tuple(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57, 70))
 _BITS = (1, 8, 16, 32, 64)
 
 
@@ -80,14 +79,14 @@ def _raw(file: File, header: Header) -> np.ndarray:
     """Samples as the container has them: from the codec, or from `pixel_array`."""
     if sniff.is_compressed(header.syntax):
         guessed = dataclasses.replace(header, photometric="")  # colours are as the stream says
-        return frames.decode(file.encoded(header), guessed)[0]
+        return frames.decode(file.encoded(header), guessed).pixels
     return samples.in_use(file.native(header), header, header.stored, header.stored - 1)
 
 
 def _render(file: File, header: Header, rules: Rules) -> tuple[np.ndarray, str]:
-    pixels = stored_values(file, header)
+    pixels, is_rgb = _stored_values(file, header)
     if header.samples == 3 and not header.grey:
-        return colour.render(pixels, header, is_rgb=header.syntax in _JPEG), "colours"
+        return colour.render(pixels, header, is_rgb), "colours"
     if header.samples == 1 and header.grey:
         return grey.render(pixels, header, rules)
     if header.samples == 1 and header.photometric == "PALETTE COLOR" and header.stored <= 16:
@@ -95,12 +94,13 @@ def _render(file: File, header: Header, rules: Rules) -> tuple[np.ndarray, str]:
     raise UnreadableImage("DICOM whose colours do not fit its samples per pixel")
 
 
-def stored_values(file: File, header: Header) -> np.ndarray:
-    """The samples of a frame, [H, W] or [H, W, S], with their sign and without bits not in use."""
+def _stored_values(file: File, header: Header) -> tuple[np.ndarray, bool]:
+    """The samples of a frame, [H, W] or [H, W, S], with their sign and without bits not in use; and
+    whether a codec has converted them to RGB."""
     if not sniff.is_compressed(header.syntax):
-        return samples.in_use(file.native(header), header, header.stored, header.high)
-    pixels, precision = frames.decode(file.encoded(header), header)
+        return samples.in_use(file.native(header), header, header.stored, header.high), False
+    pixels, precision, is_rgb = frames.decode(file.encoded(header), header)
     if precision is None:
-        return samples.in_use(pixels, header, header.stored, header.high)
+        return samples.in_use(pixels, header, header.stored, header.high), is_rgb
     bits = min(precision, header.stored)
-    return samples.in_use(pixels, header, bits, bits - 1)
+    return samples.in_use(pixels, header, bits, bits - 1), is_rgb

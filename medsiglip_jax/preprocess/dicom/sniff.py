@@ -7,10 +7,15 @@ IMPLICIT, EXPLICIT, BIG_ENDIAN = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.
 DEFLATED = "1.2.840.10008.1.2.1.99"
 START = 132  # bytes that `is_dicom` looks at
 
-# What a data set without a preamble may start with: file meta information, or character set, image
-# type, dates, SOP class and instance (PS3.3 C.12.1).
-_FIRST = {2: {0, 1, 2}, 8: {0, 1, 5, 8, 0x12, 0x13, 0x14, 0x16, 0x18}}
-_VRS = frozenset((b"UL", b"OB", b"UI", b"CS", b"DA", b"TM"))
+# What a data set without a preamble may start with: file meta information, whose group length or
+# version some writers leave out; character set, image type, dates and times, SOP class and
+# instance, accession number, modality (PS3.3 C.12.1, C.7.2.1); or the patient's name.
+_FIRST = {
+    2: {0, 1, 2, 3, 0x10},
+    8: {0, 1, 5, 8, 0x12, 0x13, 0x14, 0x16, 0x18, *range(0x20, 0x24), 0x30, 0x50, 0x60},
+    0x10: {0x10, 0x20},
+}
+_VRS = frozenset((b"UL", b"OB", b"UI", b"CS", b"DA", b"TM", b"SH", b"PN", b"LO"))
 _LONG_VRS = frozenset((b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"SQ", b"UC", b"UR", b"UT", b"UN"))
 _TRANSFER_SYNTAX = (2, 0x10)
 
