@@ -15,7 +15,13 @@ from PIL import Image, UnidentifiedImageError
 from medsiglip_jax.preprocess import formats, pil
 from medsiglip_jax.preprocess.bytes import check_regular
 from medsiglip_jax.preprocess.dicom.rules import Rules
-from medsiglip_jax.preprocess.facts import Facts, UnreadableImage, describe
+from medsiglip_jax.preprocess.facts import (
+    NIFTI_PAIR,
+    Facts,
+    UnreadableImage,
+    describe,
+    is_nifti_header,
+)
 from medsiglip_jax.preprocess.pil import ToArray
 
 
@@ -80,9 +86,12 @@ def decode_with_facts(
 def _from_stream(
     stream: io.BytesIO | io.BufferedReader, to_array: ToArray, rules: Rules
 ) -> tuple[np.ndarray, Facts]:
-    format = formats.by_content(stream.read(formats.START))
+    start = stream.read(348)
+    format = formats.by_content(start[: formats.START])
     stream.seek(0)
     if format is formats.PICTURES:
+        if is_nifti_header(start):
+            raise UnreadableImage(NIFTI_PAIR)
         return pil.from_stream(stream, to_array)
     opened = format.load().open_bytes(stream.read())
     pixels, facts = opened.render(rules.chosen(opened.frames), rules)

@@ -95,3 +95,15 @@ def describe(item: Any) -> str:
     if isinstance(item, np.ndarray):
         return f"{item.dtype} array {item.shape}"
     return f"object of type {type(item).__name__}"
+
+
+# Of a header without its voxels (NIfTI-1 8.1, "ni1" and "ni2"), and of the voxels by themselves.
+NIFTI_PAIR = (
+    "NIfTI in two files, .hdr and .img; make one of them: "
+    "nibabel.save(nibabel.load('FILE.img'), 'FILE.nii.gz')"
+)
+
+
+def is_nifti_header(start: bytes) -> bool:
+    """Whether a file that starts so is the .hdr of a NIfTI pair."""
+    return start[344:348] == b"ni1\0" or start[4:8] == b"ni2\0"

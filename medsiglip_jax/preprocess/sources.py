@@ -14,7 +14,7 @@ from medsiglip_jax.preprocess import formats, handles
 from medsiglip_jax.preprocess.decode import decode_with_facts
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.dicom.series import Plane
-from medsiglip_jax.preprocess.facts import Facts, UnreadableImage, describe
+from medsiglip_jax.preprocess.facts import NIFTI_PAIR, Facts, UnreadableImage, describe
 from medsiglip_jax.preprocess.formats import Format
 from medsiglip_jax.preprocess.names import Frame, Range, Tile, parse
 from medsiglip_jax.preprocess.parts import Parts, Tiles
@@ -61,6 +61,9 @@ def read(
             raise UnreadableImage(
                 "a whole slide; expected tiles of it: --mpp, or FILE#tile=X,Y,LEVEL,SIZE"
             )
+        stem, suffix = os.path.splitext(file)
+        if suffix.lower() == ".img" and part is None and os.path.exists(f"{stem}.hdr"):
+            raise UnreadableImage(NIFTI_PAIR)
         data = content.read_bytes(file, part)
         return decode(data) if decode else decode_with_facts(data, to_array, rules)
     except UnreadableImage as error:

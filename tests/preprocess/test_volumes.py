@@ -212,6 +212,17 @@ def test_reasons(tmp_path):
     assert reason(tmp_path / "none.nii.gz") == "no such file"
 
 
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Pair, nibabel.Nifti2Pair])
+def test_a_volume_in_two_files_says_so(kind, tmp_path):
+    values = RNG.integers(0, 99, (8, 9, 4)).astype(np.int16)
+    nibabel.save(kind(values, np.eye(4)), tmp_path / "v.img")
+    for name in ("v.hdr", "v.img"):
+        why = reason(tmp_path / name)
+        assert "NIfTI in two files" in why and "nibabel.save" in why
+    (tmp_path / "v.hdr").unlink()  # voxels that nothing describes
+    assert reason(tmp_path / "v.img") == "not an image file PIL can read"
+
+
 def test_a_bomb_is_refused_before_it_fills_memory(tmp_path):
     header = write(tmp_path / "v.nii", np.zeros((2, 2, 2), np.int16)).read_bytes()[:352]
     shape = np.array([3, 2000, 2000, 2000, 1, 1, 1, 1], "<i2").tobytes()
