@@ -647,6 +647,41 @@ def test_truncated_streams_are_not_filled_with_grey():
             decode(whole[:length])
 
 
+@pytest.mark.parametrize("used", [8, 10, 12])
+def test_a_voi_lut_said_to_be_of_more_bits_than_it_has(used):
+    """By the standard such a file is nearly black; viewers go by the greatest entry."""
+    stored = RNG.integers(0, 1 << used, (40, 50)).astype(np.uint16)
+    entries = range(1 << used)
+    right = decode(made(stored, VOILUTSequence=[lut(0, entries, used)]))
+    assert right.min() == 0 and right.max() >= 254
+    wrong = made(stored, VOILUTSequence=[lut(0, entries, 16)])
+    np.testing.assert_array_equal(decode(wrong), right)
+    assert f"of {used} bits and said to be of 16" in decode_with_facts(wrong)[1].seen
+    dark = lut(0, [x * 4 for x in range(1 << 12)], 16)  # a table that uses 14 of its 16 bits
+    assert "said to be" not in decode_with_facts(made(stored, VOILUTSequence=[dark]))[1].seen
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int16"])
+def test_padding_given_as_unsigned_beside_signed_pixels(dtype):
+    bits = np.dtype(dtype).itemsize * 8
+    stored = RNG.integers(-50, 100, (40, 50)).astype(dtype)
+    stored[:10], stored[10:12] = -120, -118
+    for limit in (None, -118):
+
+        def padded(value, limit=limit):
+            found = {"PixelPaddingValue": value}
+            return found | ({} if limit is None else {"PixelPaddingRangeLimit": limit})
+
+        right = made(stored, **padded(-120))
+        start = right.index(b"\x28\x00\x20\x01SS")
+        unsigned = (2**bits - 120).to_bytes(2, "little")
+        wrong = right[: start + 4] + b"US" + right[start + 6 : start + 8] + unsigned
+        wrong += right[start + 10 :]
+        np.testing.assert_array_equal(decode(wrong), decode(right))
+        assert decode_with_facts(wrong)[1].seen == decode_with_facts(right)[1].seen
+    assert not np.array_equal(decode(right), decode(made(stored)))
+
+
 STREAMS = [
     (JPEG, lambda x: imagecodecs.jpeg8_encode(x)),
     (JPEG_LS, lambda x: imagecodecs.jpegls_encode(x)),

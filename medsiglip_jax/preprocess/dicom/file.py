@@ -114,6 +114,7 @@ class File:
         values = tags.nested(groups, "PixelValueTransformationSequence")
         window = tags.nested(groups, "FrameVOILUTSequence")
         lut = tags.items("ModalityLUTSequence")
+        signed = not self.floats and tags.whole("PixelRepresentation", 0) == 1
         return Header(
             syntax=self.syntax,
             sop_class=tags.text("SOPClassUID"),
@@ -127,8 +128,8 @@ class File:
             allocated=allocated,
             stored=stored,
             high=stored - 1 if self.floats else tags.whole("HighBit", stored - 1),
-            signed=not self.floats and tags.whole("PixelRepresentation", 0) == 1,
-            padding=None if self.floats else _padding(tags),
+            signed=signed,
+            padding=None if self.floats else _padding(tags, signed, allocated),
             slope=values.number("RescaleSlope"),
             intercept=values.number("RescaleIntercept"),
             modality_lut=lut[0].lut() if lut else None,
@@ -366,12 +367,19 @@ class _Tags:
             return Lut(first, values, bits)
 
 
-def _padding(tags: _Tags) -> tuple[int, int] | None:
+def _padding(tags: _Tags, signed: bool, allocated: int) -> tuple[int, int] | None:
+    """The first and last value of padding, as stored values.
+
+    Some writers (GE) give the bits of a signed value as an unsigned number: 63536 is -2000 in 16
+    bits; others the other way round.
+    """
     if tags.raw("PixelPaddingValue") is None:
         return None
     value = tags.whole("PixelPaddingValue")
-    limit = tags.whole("PixelPaddingRangeLimit", value)
-    return min(value, limit), max(value, limit)
+    both, half = (value, tags.whole("PixelPaddingRangeLimit", value)), 1 << max(allocated - 1, 0)
+    low = -half if signed else 0
+    both = [(x - low) % (2 * half) + low if -half <= x < 2 * half else x for x in both]
+    return min(both), max(both)
 
 
 def _windows(tags: _Tags) -> tuple[tuple[float, float] | None, ...]:
