@@ -42,8 +42,13 @@ class Collective:
     bytes: int
 
 
-def read(hlo: str) -> dict[str, Collective]:
-    """The collectives of an optimised program, by kind; `hlo` is what `compiled.as_text()` is."""
+def read(hlo: str, platform: str) -> dict[str, Collective]:
+    """The collectives of an optimised program, by kind.
+
+    Args:
+        hlo: what `compiled.as_text()` is.
+        platform: that it was compiled for, "tpu" or another.
+    """
     bodies, entry = _computations(hlo)
     runs = _runs(bodies, entry)
     operations, channels = defaultdict(list), set()
@@ -52,7 +57,7 @@ def read(hlo: str) -> dict[str, Collective]:
             if not (operation := _OPERATION.search(line)):
                 continue
             kind, number = operation[2], re.search(r"channel_id=(\d+)", line)
-            channel = (kind, number[1] if number and "fus" in name else line)
+            channel = (kind, number[1] if number and platform == "tpu" else line)
             if channel not in channels:
                 size = _received(kind, bool(operation[3]), operation[1], line)
                 operations[kind].append((runs[name], runs[name] * size))

@@ -102,7 +102,7 @@ def _compile(lowered: Any, platform: str, limit_mib: int | None, folder: str) ->
     result = {"compiled": True, "memory": memory_of(program)}
     result |= {"xla_flops": _xla_flops(program), "collectives": None, "kernels": None}
     if text is not None:
-        by_kind = collectives.read(text)
+        by_kind = collectives.read(text, platform)
         result["collectives"] = {kind: dataclasses.asdict(c) for kind, c in by_kind.items()}
         result["kernels"] = dict(Counter(re.findall(r'custom_call_target="([^"]+)"', text)))
     return result

@@ -197,7 +197,7 @@ ENTRY %main (a: f32[8]) -> f32[8] {
 
 def test_collectives():
     """A loop's as often as it runs, a channel's once, all by what a ring receives."""
-    found = collectives.read(HLO)
+    found = collectives.read(HLO, "tpu")
     assert found["all-gather"] == collectives.Collective(3, 55, 2 * 27 * 128 * 3 // 4 + 8)
     assert found["collective-permute"] == collectives.Collective(1, 27, 27 * 20)
     assert found["all-reduce"] == collectives.Collective(1, 1, 32)
@@ -230,7 +230,7 @@ backend_config={"known_trip_count":{"n":"27"},"known_init_step":{"init":"0","ste
 
 
 def test_collectives_of_gpus():
-    found = collectives.read(HLO_OF_GPUS)
+    found = collectives.read(HLO_OF_GPUS, "gpu")
     assert found["all-gather"] == collectives.Collective(1, 27, 27 * 2 * (32 + 12) * 3 // 4)
     assert found["all-reduce"] == collectives.Collective(2, 2, 2 * 24 * 2 * 3 // 4)
     assert found["reduce-scatter"] == collectives.Collective(1, 1, 8 * 3)
@@ -312,10 +312,7 @@ def test_a_child_that_answers():
 
 
 def test_without_libtpu_it_says_what_to_install(monkeypatch, capsys):
-    real = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *a: None if name == "libtpu" else real(name, *a)
-    )
+    monkeypatch.setattr(tpus, "find_spec", lambda name: None)
     assert cli.main(["plan", "--config", "contrastive", "--topology", "v5e:2x2"]) == 1
     assert "pip install 'medsiglip-jax[plan]'" in capsys.readouterr().err
 
