@@ -22,6 +22,7 @@ from medsiglip_jax.model.config import ModelConfig, TextConfig, VisionConfig
 
 Params = dict[str, Any]
 Tower = VisionConfig | TextConfig
+Images = UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"]
 _ZEROS = nn.initializers.zeros
 
 
@@ -198,14 +199,21 @@ class PatchEmbedding(nn.Module):
     compute: Compute
 
     @nn.compact
-    def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b n d"]:
-        p, dtype = self.patch_size, self.compute.dtype
+    def __call__(self, images: Images) -> Float[Array, "b n d"]:
+        p = self.patch_size
         kernel = self.param("kernel", _ZEROS, (p, p, 3, self.width))
         bias = self.param("bias", _ZEROS, (self.width,))
-        b, h, w = images.shape[0], images.shape[1] // p, images.shape[2] // p
-        x = images[:, : h * p, : w * p].astype(dtype).reshape(b, h, p, w, p, 3)
-        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * w, p * p * 3)
-        return x @ kernel.astype(dtype).reshape(-1, self.width) + bias.astype(dtype)
+        return _embed_patches(images, kernel, bias, self.compute.dtype)
+
+
+@partial(jax.checkpoint, static_argnums=3)
+def _embed_patches(images: Array, kernel: Array, bias: Array, dtype: str) -> Array:
+    """Backward recomputes the patches from the images, which stay uint8 until then."""
+    p, width = kernel.shape[0], kernel.shape[-1]
+    b, h, w = images.shape[0], images.shape[1] // p, images.shape[2] // p
+    x = to_unit_range(images)[:, : h * p, : w * p].astype(dtype).reshape(b, h, p, w, p, 3)
+    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * w, p * p * 3)
+    return x @ kernel.astype(dtype).reshape(-1, width) + bias.astype(dtype)
 
 
 def _add_positions(module: nn.Module, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
@@ -217,9 +225,7 @@ class ImageTower(nn.Module):
     compute: Compute
 
     @nn.compact
-    def __call__(
-        self, images: Float[Array, "b h w 3"]
-    ) -> tuple[Float[Array, "b d"], Float[Array, "b n d"]]:
+    def __call__(self, images: Images) -> tuple[Float[Array, "b d"], Float[Array, "b n d"]]:
         """Returns the pooled embedding (not normalised) and the tokens after encoder_norm."""
         c = self.config
         x = PatchEmbedding(c.patch_size, c.width, self.compute, name="embedding")(images)
@@ -263,7 +269,7 @@ def normalize(z: Float[Array, "... d"]) -> Float[Array, "... d"]:
 
 def encode_image(
     params: Params,
-    images: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"],
+    images: Images,
     config: ModelConfig,
     compute: Compute = Compute(),
 ) -> tuple[Float[Array, "b d"], Float[Array, "b n d"]]:
@@ -282,7 +288,7 @@ def encode_image(
     assert config.vision is not None
     with jax.default_matmul_precision(compute.precision):
         tower = ImageTower(config.vision, compute)
-        z, tokens = cast(Any, tower.apply({"params": params["img"]}, to_unit_range(images)))
+        z, tokens = cast(Any, tower.apply({"params": params["img"]}, images))
     return z.astype(jnp.float32), tokens.astype(jnp.float32)
 
 
