@@ -41,7 +41,7 @@ def _platforms(gpu: bool, tpu: bool) -> str:
     missing = (cuda and not gpu) or (libtpu and not tpu)
     if found - cuda or not missing:  # other plugins know their own devices
         return ""
-    return ",".join(["cuda"] * bool(cuda and gpu) + ["tpu"] * (libtpu and tpu) + ["cpu"])
+    return ",".join(["cuda"] * bool(cuda and gpu) + ["tpu"] * tpu + ["cpu"])
 
 
 def _plugins() -> set[str]:

@@ -219,8 +219,10 @@ def load(
             problem, and nothing is loaded.
     """
     dtype = _resolved(dtype, mesh)
+    compute = compute_for(dtype, matmul_precision, attention, mesh)  # before anything is fetched
     opened = layouts.open_checkpoint(source, token)
-    compute = compute_for(dtype, matmul_precision, attention, mesh, config=opened.config)
+    if attention:  # now with what the architecture asks of it
+        compute_for(dtype, matmul_precision, attention, mesh, config=opened.config)
     tokenizer = tokenizer_path(tokenizer) or opened.tokenizer
     shapes = towers.param_shapes(opened.config, dtype)
     shardings = sharding.param_shardings(shapes, mesh, fsdp) if mesh else None

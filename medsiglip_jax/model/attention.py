@@ -31,7 +31,7 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array, Float
 
 from medsiglip_jax.model import devices
-from medsiglip_jax.model.config import VisionConfig
+from medsiglip_jax.model.config import TextConfig, VisionConfig
 
 
 def _xla(q, k, v):
@@ -149,11 +149,10 @@ def check(name: str, device: Any, dtype: str, image_tower: VisionConfig | None =
     problems = [_lacks(name, device)]
     if name in ("splash", "cudnn") and jnp.dtype(dtype).itemsize != 2:
         problems.append(f"it computes in half precision, and dtype is {dtype}")
-    elif image_tower:
-        tokens, size = image_tower.num_tokens, image_tower.width // image_tower.num_heads
-        if used(name, dtype, tokens, size) != name:
-            wants = {"splash": "a multiple of 128 tokens", "cudnn": "heads of 8, 16, … or 128"}
-            problems.append(f"it needs {wants[name]}, these are {tokens} tokens, heads of {size}")
+    elif image_tower and used_in(image_tower, name, dtype) != name:
+        wants = {"splash": "a multiple of 128 tokens", "cudnn": "heads of 8, 16, … or 128"}
+        tokens, size = image_tower.num_tokens, image_tower.head_size
+        problems.append(f"it needs {wants[name]}, these are {tokens} tokens, heads of {size}")
     if problems := [problem for problem in problems if problem]:
         raise ValueError(
             f"attention back end {name!r} cannot be used: {'; '.join(problems)}. Leave attention "
@@ -184,6 +183,11 @@ def used(name: str, dtype: str, tokens: int, head_size: int) -> str:
     half = jnp.dtype(dtype).itemsize == 2
     fits = {"splash": tokens % 128 == 0, "cudnn": head_size % 8 == 0 and head_size <= 128}
     return name if name not in fits or (half and fits[name]) else "xla"
+
+
+def used_in(tower: VisionConfig | TextConfig, name: str, dtype: str) -> str:
+    """`used` of the blocks of a tower."""
+    return used(name, dtype, tower.num_tokens, tower.head_size)
 
 
 def attend(

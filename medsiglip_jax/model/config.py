@@ -47,6 +47,10 @@ class VisionConfig:
     def num_tokens(self) -> int:
         return self.grid**2
 
+    @property
+    def head_size(self) -> int:
+        return self.width // self.num_heads
+
 
 @dataclass(frozen=True)
 class TextConfig:
@@ -68,6 +72,14 @@ class TextConfig:
 
     def __post_init__(self):
         _check_tower(self)
+
+    @property
+    def num_tokens(self) -> int:
+        return self.context_length
+
+    @property
+    def head_size(self) -> int:
+        return self.width // self.num_heads
 
 
 @dataclass(frozen=True)

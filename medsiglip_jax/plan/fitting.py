@@ -29,15 +29,17 @@ def batch_size(model: Model, most: int = 128, otherwise: int = 64) -> int:
     free = _free_memory(model)
     if model.config.vision is None or free is None:
         return otherwise * count
-    while most > 1 and _needed(model, most * count) > free * (1 - HEADROOM):
+    while most > 1 and _needed(model, most, count) > free * (1 - HEADROOM):
         most //= 2
     return most * count
 
 
-def _needed(model: Model, rows: int) -> float:
-    """Bytes of a device beside the weights."""
+def _needed(model: Model, rows: int, count: int) -> float:
+    """Bytes of a device beside the weights, for so many rows on each of so many devices."""
     side = model.config.image_size
-    images = jax.ShapeDtypeStruct((rows, side, side, 3), jnp.uint8, sharding=model.compute.rows)
+    images = jax.ShapeDtypeStruct(
+        (rows * count, side, side, 3), jnp.uint8, sharding=model.compute.rows
+    )
     try:
         program = model._image.lower(model.params, images).compile()
     except jax.errors.JaxRuntimeError as error:
@@ -45,9 +47,7 @@ def _needed(model: Model, rows: int) -> float:
             return float("inf")
         raise
     memory = memory_of(program)
-    return (
-        memory["peak"] - memory["arguments"] + images.size / (model.mesh.size if model.mesh else 1)
-    )
+    return memory["peak"] - memory["arguments"] + images.size / count
 
 
 def _free_memory(model: Model) -> int | None:

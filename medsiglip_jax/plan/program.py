@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from medsiglip_jax.model import api, sharding, towers, tree
-from medsiglip_jax.model.attention import RECOMPUTES, used
+from medsiglip_jax.model.attention import RECOMPUTES, used_in
 from medsiglip_jax.model.config import ModelConfig, named
 from medsiglip_jax.model.weights import layouts
 from medsiglip_jax.plan import collectives
@@ -159,7 +159,8 @@ def _step(recipe: Recipe, devices: list[Any]) -> tuple[Any, dict]:
     step: Any = build.train_step(recipe, loss, optimizer, state, mesh)
     batch = _placed(objective.batch(config, recipe.batch_size, labels), rows)
     count = flops.of_step(recipe, config, trained, frozen, compute.attention)
-    facts = _facts(state, count, _attention(recipe, config, compute.attention))
+    assert config.vision is not None
+    facts = _facts(state, count, used_in(config.vision, compute.attention, recipe.dtype))
     split = mesh.shape["data"] if mesh else 1
     facts["largest"] |= _activations(recipe, config, trained, split, facts["attention"])
     facts |= {"trained": tree.size(trained), "parameters": tree.size(params)}
@@ -212,13 +213,6 @@ def _activations(
     return sizes | recipe.objective.loss_bytes(recipe.batch_size // devices, recipe.loss_chunk)
 
 
-def _attention(recipe: Recipe, config: ModelConfig, name: str) -> str:
-    """The back end that the image tower uses when `name` is asked for."""
-    v = config.vision
-    assert v is not None
-    return used(name, recipe.dtype, v.num_tokens, v.width // v.num_heads)
-
-
 def _split(part: freeze.Partition, params: Any) -> tuple[Any, Any]:
     """`part.split` of abstract arrays; the pieces of a stack keep its sharding."""
     places = tree.flatten(jax.tree.map(lambda x: x.sharding, params))
@@ -244,7 +238,7 @@ def _embedding(recipe: Recipe, devices: list[Any]) -> tuple[Any, dict]:
     size = config.vision.image_size
     images = jax.ShapeDtypeStruct((recipe.batch_size, size, size, 3), jnp.uint8, sharding=rows)
     count = flops.of_embedding(config, params, recipe.batch_size)
-    facts = _facts(params, count, _attention(recipe, config, compute.attention))
+    facts = _facts(params, count, used_in(config.vision, compute.attention, recipe.dtype))
     facts |= {"trained": 0, "parameters": tree.size(params)}
     # The program takes only what it reads; the other weights are on the device all the same.
     others = {name: x for name, x in params.items() if name != "img"}

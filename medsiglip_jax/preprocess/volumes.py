@@ -25,7 +25,13 @@ from jaxtyping import UInt8
 from medsiglip_jax.preprocess.bytes import open_binary, read_bytes
 from medsiglip_jax.preprocess.dicom import grey, samples
 from medsiglip_jax.preprocess.dicom.rules import Rules
-from medsiglip_jax.preprocess.facts import NIFTI_PAIR, Facts, UnreadableImage, check_size
+from medsiglip_jax.preprocess.facts import (
+    NIFTI_PAIR,
+    Facts,
+    UnreadableImage,
+    check_size,
+    is_nifti_header,
+)
 
 # Bytes that a compressed volume may inflate to: 4,000 slices of 512x512 pixels at 16 bits.
 MAX_INFLATED = 1 << 31
@@ -186,8 +192,7 @@ def _layout(stream: Any) -> _Layout:
     size = next((n for n in sizes if n in _HEADERS), 348)
     raw += bytes(_exactly(stream, size - 348))
     if raw[344:347] != b"n+1" and raw[4:7] != b"n+2":
-        pair = raw[344:347] == b"ni1" or raw[4:7] == b"ni2"
-        raise UnreadableImage(NIFTI_PAIR if pair else "not NIfTI")
+        raise UnreadableImage(NIFTI_PAIR if is_nifti_header(raw) else "not NIfTI")
     try:
         header = _HEADERS[size](raw, check=False)  # its checks print
         shape, dtype = tuple(map(int, header.get_data_shape())), header.get_data_dtype()

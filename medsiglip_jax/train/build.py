@@ -131,6 +131,7 @@ def prepare(recipe: Recipe) -> PreparedRun:
     training, held_out = _examples(recipe)
     for data, source in zip(recipe.data, training, strict=True):
         objective.check_columns(source, data.path)
+    compute_of(recipe, None, mesh)  # what cannot be used there is said before weights are loaded
     model = _model(recipe, mesh)
     compute = compute_of(recipe, model.config, mesh)
     if "txt" in objective.towers:
@@ -184,7 +185,7 @@ def mesh_of(recipe: Recipe, devices: Sequence[Any] | None = None) -> Mesh | None
 
 
 def compute_of(
-    recipe: Recipe, config: ModelConfig, mesh: Mesh | None, device: Any = None
+    recipe: Recipe, config: ModelConfig | None, mesh: Mesh | None, device: Any = None
 ) -> towers.Compute:
     """How the towers of a recipe are computed, on a mesh or on one device."""
     compute = api.compute_for(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from medsiglip_jax.model import tree
-from medsiglip_jax.model.attention import RECOMPUTES, used
+from medsiglip_jax.model.attention import RECOMPUTES, used_in
 from medsiglip_jax.model.config import ModelConfig
 from medsiglip_jax.train.recipe import Recipe
 
@@ -69,7 +69,8 @@ def of_step(
     for tower in ("img", "txt"):  # what an objective adds stands on the image tower
         paths = {p: x for p, x in used_paths.items() if p.startswith("txt/") == (tower == "txt")}
         # The share of its forward pass that the attention's own backward pass repeats.
-        share = RECOMPUTES.get(_attention_of(config, tower, recipe.dtype, attention), 0.0)
+        sizes = config.text if tower == "txt" else config.vision
+        share = RECOMPUTES.get(used_in(sizes, attention, recipe.dtype), 0.0) if sizes else 0.0
         flows = False
         for stage in range(len(_STAGES)):
             here = {p: x for p, x in paths.items() if _stage(p) == stage}
@@ -92,14 +93,6 @@ def of_step(
         recomputed += forward  # for the gradients of the pieces, which share their negatives
     loss, rows = objective.loss_flops(config, recipe.batch_size), recipe.batch_size
     return Flops(rows * (forward + backward) + loss, rows * recomputed)
-
-
-def _attention_of(config: ModelConfig, tower: str, dtype: str, name: str) -> str:
-    """The back end that a tower uses when `name` is asked for; "" if there is no such tower."""
-    sizes = config.text if tower == "txt" else config.vision
-    if sizes is None:
-        return ""
-    return used(name, dtype, _tokens(config, tower), sizes.width // sizes.num_heads)
 
 
 def _stage(path: str) -> int:

@@ -47,7 +47,7 @@ def open_folder(path: Path) -> Checkpoint:
     else:
         tensors, problems, left_out = _select(names, raw["model_type"]), [], []
     leaves, unused = _leaves(config, tensors)
-    if raw.get("architectures") == [huggingface_config.CLASSIFIER]:
+    if huggingface_config.is_classifier(raw):
         left_out = sorted({name.split(".")[0] for name in unused if name.startswith("classifier.")})
         unused = [name for name in unused if not name.startswith("classifier.")]
     problems += [f"unexpected tensor {tensors[name][0]}" for name in unused]
@@ -123,8 +123,8 @@ def _weight_files(path: Path, named: Any) -> tuple[list[Path], list[str]]:
     chosen = path / there[0]
     files = _indexed_files(chosen) if chosen.suffix == ".json" else [chosen]
     ignored = [name for name in there[1:] if path / name not in [chosen, *files]]
-    notes = [f"ignored, as by transformers, which reads {there[0]}: {', '.join(ignored)}"]
-    return files, notes if ignored else []
+    note = f"ignored, as by transformers, which reads {there[0]}: {', '.join(ignored)}"
+    return files, [note] if ignored else []
 
 
 def _indexed_files(index: Path) -> list[Path]:

@@ -23,16 +23,20 @@ _SIZES = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num
 _VISION_DEFAULTS = dict(image_size=224, patch_size=16, num_channels=3, vision_use_head=True)
 _TEXT_DEFAULTS = dict(vocab_size=32000, max_position_embeddings=64)
 
-# The architecture that has an image tower and a linear head, and a config of both towers.
-CLASSIFIER = "SiglipForImageClassification"
 # Model types that hold the SigLIP vision tower of a Gemma model.
 GEMMA = ("gemma3", "paligemma")
+
+
+def is_classifier(raw: dict[str, Any]) -> bool:
+    """Whether a checkpoint has an image tower and a linear head; its config is of both towers."""
+    kinds = raw.get("architectures") or ()
+    return raw.get("model_type") == "siglip" and "SiglipForImageClassification" in kinds
 
 
 def parse(raw: dict[str, Any]) -> ModelConfig:
     """The architecture that a config.json describes; ValueError or TypeError if it is no SigLIP."""
     kind, vision = raw.get("model_type"), raw.get("vision_config") or {}
-    if kind == "siglip" and CLASSIFIER in (raw.get("architectures") or ()):
+    if is_classifier(raw):
         return ModelConfig(_vision(vision), None)
     if kind == "siglip":
         return ModelConfig(_vision(vision), _text(raw.get("text_config") or {}))
