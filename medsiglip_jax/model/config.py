@@ -1,8 +1,50 @@
 """Architectures as frozen dataclasses, and the named ones that need no file."""
 
 import dataclasses
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+
+@dataclass(frozen=True)
+class PixelConfig:
+    """What the image tower takes, where it is not SigLIP's [-1, 1] of bicubic pixels.
+
+    Attributes:
+        mean: of red, green and blue, subtracted from values in 0..1.
+        std: of each, by which the difference is divided.
+        resample: how transformers resizes, "bicubic" or "bilinear"; the preset "huggingface" does
+            the same, the others resize as their names say.
+    """
+
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    resample: str = "bicubic"
+
+    def __post_init__(self):
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if len(values) != 3 or not all(math.isfinite(value) for value in values):
+                raise ValueError(f"pixels.{name} is {values!r}; expected three finite numbers")
+        if not all(self.std):
+            raise ValueError(f"pixels.std is {self.std!r}; expected numbers other than 0")
+        if self.resample not in ("bicubic", "bilinear"):
+            raise ValueError(f"pixels.resample is {self.resample!r}; expected bicubic or bilinear")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {"mean": list(self.mean), "std": list(self.std), "resample": self.resample}
+
+    @classmethod
+    def from_dict(cls, tree: Mapping[str, Any]) -> "PixelConfig":
+        """Inverse of `to_dict`."""
+        return cls(**{**tree, **{k: tuple(tree[k]) for k in ("mean", "std") if k in tree}})
+
+    @property
+    def plain(self) -> bool:
+        """Whether values lie in [-1, 1], as for every released SigLIP."""
+        return set(self.mean) == set(self.std) == {0.5}
 
 
 @dataclass(frozen=True)
@@ -19,6 +61,7 @@ class VisionConfig:
         num_heads: attention heads; must divide `width`.
         pool: "map" for the attention-pooling head, "mean" for checkpoints that have none
             (MedGemma, Gemma 3), whose embedding is the mean of the patch tokens.
+        pixels: normalisation and resampling, if they are not SigLIP's.
     """
 
     image_size: int
@@ -28,6 +71,7 @@ class VisionConfig:
     mlp_dim: int
     num_heads: int
     pool: str = "map"
+    pixels: PixelConfig = PixelConfig()
 
     def __post_init__(self):
         _check_tower(self)
@@ -120,7 +164,9 @@ class ModelConfig:
     def from_dict(cls, tree: dict[str, Any]) -> "ModelConfig":
         """Inverse of `to_dict`; a missing or unknown key is a ValueError."""
         try:
-            vision = VisionConfig(**tree["vision"]) if tree["vision"] else None
+            vision = dict(tree["vision"] or {})
+            pixels = PixelConfig.from_dict(vision.pop("pixels", {}))
+            vision = VisionConfig(**vision, pixels=pixels) if vision else None
             text = TextConfig(**tree["text"]) if tree["text"] else None
             return cls(vision, text)
         except (KeyError, TypeError) as error:
@@ -130,7 +176,7 @@ class ModelConfig:
 def _check_tower(config: VisionConfig | TextConfig) -> None:
     tower, width, heads = type(config).__name__, config.width, config.num_heads
     for name, value in vars(config).items():
-        if name != "pool" and (type(value) is not int or value < 1):
+        if name not in ("pool", "pixels") and (type(value) is not int or value < 1):
             raise ValueError(f"{tower}.{name} is {value!r}; expected a positive integer")
     if width % heads:
         raise ValueError(f"{tower}.width {width} is not divisible by num_heads {heads}")

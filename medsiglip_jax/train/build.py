@@ -84,11 +84,14 @@ class PreparedRun:
     def _codec(self) -> codec.Codec:
         """Who decodes: TensorFlow, a quarter faster, if it is installed, or else PIL and XLA."""
         installed = importlib.util.find_spec("tensorflow") is not None
+        vision = self.model.config.vision
+        assert vision is not None
+        pixels = self.recipe.preprocess, self.recipe.dicom, vision.pixels.resample
         if self.recipe.loader == "pil" or (self.recipe.loader == "auto" and not installed):
-            return xla.codec(self.recipe.preprocess, self.recipe.dicom)
+            return xla.codec(*pixels)
         from medsiglip_jax.data.tf import tf_codec
 
-        return tf_codec(self.recipe.preprocess, self.recipe.dicom)
+        return tf_codec(*pixels)
 
     def _input(self, sources: tuple[Examples, ...], weights=None) -> loader.Input:
         recipe, vision = self.recipe, self.model.config.vision

@@ -249,7 +249,8 @@ def export(prepared: build.PreparedRun, state: State, folder: places.Place) -> N
     if jax.process_index():
         return
     added = {name: params.pop(name) for name in params.keys() - prepared.model.params.keys()}
-    tokenizer = prepared.model.processor.tokenizer_bytes
-    model = api.Model(params, prepared.model.config, tokenizer=tokenizer)
+    base = prepared.model
+    tokenizer, companions = base.processor.tokenizer_source, base.companions
+    model = api.Model(params, base.config, tokenizer=tokenizer, companions=companions)
     extra = prepared.recipe.objective.export(added, prepared.labels)
     api.save(model, folder, overwrite=True, extra=extra)

@@ -1,8 +1,8 @@
-"""The JSON files of Hugging Face SigLIP v1 folders: architecture, preprocessor, tokenizer."""
+"""The JSON files of Hugging Face SigLIP folders: architecture, image processor, tokenizer."""
 
 from typing import Any
 
-from medsiglip_jax.model.config import ModelConfig, TextConfig, VisionConfig
+from medsiglip_jax.model.config import ModelConfig, PixelConfig, TextConfig, VisionConfig
 
 # ------------------------------------------------------------------------------------ reading
 
@@ -46,6 +46,12 @@ def parse(raw: dict[str, Any]) -> ModelConfig:
         return ModelConfig(None, _text(raw))
     if kind in GEMMA:
         return ModelConfig(_vision(dict(vision, vision_use_head=False)), None)
+    if str(kind).startswith("siglip2"):
+        raise ValueError(
+            f"model_type is {kind!r}: a SigLIP 2 NaFlex model, whose images keep their aspect "
+            "ratio, is not supported; those of a fixed resolution are, such as "
+            "google/siglip2-so400m-patch14-384"
+        )
     raise ValueError(
         f"model_type is {kind!r}; expected 'siglip' (SigLIP v1, such as MedSigLIP), "
         "'siglip_vision_model', 'siglip_text_model' or 'gemma3' (MedGemma's vision tower)"
@@ -74,6 +80,59 @@ def _text(raw: Any) -> TextConfig:
     full = _complete(raw, _TEXT_DEFAULTS, "text")
     fields = {ours: full[key] for key, ours in _TEXT.items()}
     return TextConfig(**fields, embed_dim=full.get("projection_size", full["hidden_size"]))
+
+
+# Of transformers' SiglipImageProcessor: preprocessor_config.json may omit them.
+_PIXELS = dict(
+    do_resize=True,
+    size={"height": 224, "width": 224},
+    resample=3,
+    do_rescale=True,
+    rescale_factor=1 / 255,
+    do_normalize=True,
+    image_mean=[0.5, 0.5, 0.5],
+    image_std=[0.5, 0.5, 0.5],
+)
+_RESAMPLE = {2: "bilinear", 3: "bicubic"}  # PIL.Image.Resampling
+# Steps that no SigLIP has and the presets do not do.
+_NO_STEPS = ("do_center_crop", "do_pad", "do_pan_and_scan", "do_thumbnail", "do_align_long_axis")
+
+
+def pixels(raw: dict[str, Any], image_size: int) -> PixelConfig:
+    """What an image processor of transformers makes of pixels.
+
+    Args:
+        raw: `preprocessor_config.json`, or the same in `processor_config.json`.
+        image_size: of the tower, in pixels.
+
+    Raises:
+        ValueError: it does something that is not done here; the message lists everything.
+    """
+    full: dict[str, Any] = _PIXELS | {k: v for k, v in raw.items() if v is not None}
+    kind = str(full.get("image_processor_type", "SiglipImageProcessor"))
+    problems = [f"{step} is true, which is not supported" for step in _NO_STEPS if full.get(step)]
+    if not kind.startswith(("SiglipImageProcessor", "Gemma3ImageProcessor")):
+        problems.append(f"image_processor_type is {kind!r}; expected 'SiglipImageProcessor'")
+    if not full["do_resize"]:
+        problems.append("do_resize is false, and images are always resized here")
+    side = full["size"]
+    side = (side.get("height"), side.get("width")) if isinstance(side, dict) else (side, side)
+    if side != (image_size, image_size):
+        problems.append(
+            f"size is {full['size']}, and the image tower takes {image_size} x {image_size} pixels"
+        )
+    if full["resample"] not in _RESAMPLE:
+        problems.append(f"resample is {full['resample']}; expected 2 (bilinear) or 3 (bicubic)")
+    if problems:
+        raise ValueError("; ".join(problems))
+    scale = 255.0 * (full["rescale_factor"] if full["do_rescale"] else 1.0)
+    mean, std = (full["image_mean"], full["image_std"]) if full["do_normalize"] else (0.0, 1.0)
+    mean, std = (x if isinstance(x, list | tuple) else [x] * 3 for x in (mean, std))
+    divided = [tuple(x / scale for x in values) for values in (mean, std)]  # of values in 0..1
+    divided = [
+        tuple(round(x, 12) for x in values) for values in divided
+    ]  # 255 * (1 / 255) is not 1
+    return PixelConfig(*divided, resample=_RESAMPLE[full["resample"]])
 
 
 # ------------------------------------------------------------------------------------ writing
@@ -112,18 +171,20 @@ def _written(tower: VisionConfig | TextConfig, fields: dict[str, str]) -> dict[s
 
 
 def preprocessor(vision: VisionConfig) -> dict[str, Any]:
-    """preprocessor_config.json, as published: squash, PIL bicubic (resample 3), to [-1, 1]."""
+    """preprocessor_config.json, as published: squash, PIL bicubic (resample 3), to [-1, 1]; or
+    with the normalisation and resampling of the model."""
+    codes = {name: code for code, name in _RESAMPLE.items()}
     return dict(
         image_processor_type="SiglipImageProcessor",
         processor_class="SiglipProcessor",
         do_resize=True,
         size={"height": vision.image_size, "width": vision.image_size},
-        resample=3,
+        resample=codes[vision.pixels.resample],
         do_rescale=True,
         rescale_factor=1 / 255,
         do_normalize=True,
-        image_mean=[0.5, 0.5, 0.5],
-        image_std=[0.5, 0.5, 0.5],
+        image_mean=list(vision.pixels.mean),
+        image_std=list(vision.pixels.std),
     )
 
 

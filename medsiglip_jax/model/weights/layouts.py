@@ -20,16 +20,16 @@ import numpy as np
 
 from medsiglip_jax.files import places
 from medsiglip_jax.model import towers, tree
-from medsiglip_jax.model.weights import big_vision, hub, huggingface, orbax
+from medsiglip_jax.model.weights import big_vision, hub, huggingface, orbax, processors
 from medsiglip_jax.model.weights.checkpoint import (
     FLOATS,
-    TOKENIZER,
     Checkpoint,
     CheckpointError,
     copy,
     dtype_of,
     why_unreadable,
 )
+from medsiglip_jax.preprocess import tokenizer_files
 
 # A path is opened by the first of them that recognises it.
 LAYOUTS = {layout.name: layout for layout in (orbax.LAYOUT, huggingface.LAYOUT, big_vision.LAYOUT)}
@@ -58,9 +58,7 @@ def open_checkpoint(source: str | os.PathLike, token: str | None = None) -> Chec
 def _open(path: Path, source: object) -> Checkpoint:
     for layout in LAYOUTS.values():
         if layout.matches(path):
-            tokenizer = (path if path.is_dir() else path.parent) / TOKENIZER
-            found = tokenizer if tokenizer.is_file() else None
-            return replace(layout.open(path), format=layout.name, tokenizer=found)
+            return _with_companions(layout.open(path), layout.name, path)
     expected = (
         "expected a checkpoint folder (config.json + *.safetensors), a big_vision .npz, a folder "
         "this project wrote, or a Hugging Face repo id like google/medsiglip-448"
@@ -74,6 +72,17 @@ def _open(path: Path, source: object) -> Checkpoint:
     if path.exists():
         raise CheckpointError(source, [why_unreadable(path, f"not a checkpoint; {expected}")])
     raise FileNotFoundError(f"{source}: no such file or folder; {expected}")
+
+
+def _with_companions(checkpoint: Checkpoint, format: str, path: Path) -> Checkpoint:
+    folder = path if path.is_dir() else path.parent
+    return replace(
+        checkpoint,
+        format=format,
+        config=processors.with_pixels(checkpoint.config, folder),
+        tokenizer=tokenizer_files.main_file(folder),
+        companions=processors.companions(path) if path.is_dir() else (),
+    )
 
 
 def check(checkpoint: Checkpoint) -> dict[str, Any]:
