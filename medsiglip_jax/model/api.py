@@ -1,5 +1,6 @@
 """load, save, init, and the model object that they give and take."""
 
+import dataclasses
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -47,9 +48,11 @@ class Model:
         mesh: jax.sharding.Mesh | None = None,
         checkpoint: Checkpoint | None = None,
         companions: Sequence[Path] = (),
+        identity: str = "",
     ):
         self.config, self.params, self.compute, self.mesh = config, params, compute, mesh
         self.checkpoint, self.companions = checkpoint, tuple(companions)
+        self._identity = identity
         self.processor = Processor(config, tokenizer)
         self._image = jax.jit(lambda p, x: towers.encode_image(p, x, config, compute)[0])
         self._tokens = jax.jit(lambda p, x: towers.encode_image(p, x, config, compute)[1])
@@ -63,7 +66,33 @@ class Model:
     @functools.cached_property
     def sha256(self) -> str | None:
         """Hash of the weight files (`layouts.digest`); None for weights that no file holds."""
-        return layouts.digest(self.checkpoint) if self.checkpoint else None
+        return layouts.digest(self.checkpoint) + self._identity if self.checkpoint else None
+
+    @functools.cached_property
+    def features(self) -> "Model":
+        """The image tower as the classifier reads it: `encode_image(images, normalize=False)`
+        gives the features whose `class_logits` are the scores."""
+        if self.config.classifier is None or self.config.vision is None:
+            raise ValueError(
+                "this model has no classifier; finetune --config classification trains one"
+            )
+        pool = self.config.classifier.pool
+        img, vision = self.params["img"], dataclasses.replace(self.config.vision, pool=pool)
+        if pool == "map" and self.config.vision.pool != "map":
+            raise ValueError("the classifier reads the attention-pooling head, and there is none")
+        if pool == "mean":
+            img = {name: part for name, part in img.items() if name != "MAPHead_0"}
+        same = pool == self.config.vision.pool
+        return Model(
+            {"img": img}, ModelConfig(vision, None), compute=self.compute, mesh=self.mesh,
+            checkpoint=self.checkpoint, identity="" if same else f" {pool}",
+        )  # fmt: skip
+
+    def classify(self, images: Any, batch_size: int = 32) -> Float[Array, "n c"]:
+        """The classifier's logits of images, float32 [n, labels], for `config.classifier.labels`;
+        their sigmoids, or for one class per image their softmax, are probabilities."""
+        z = self.features.encode_image(images, normalize=False, batch_size=batch_size)
+        return towers.class_logits(self.params["classifier"], z)
 
     def encode_image(
         self, images: Any, normalize: bool = True, batch_size: int = 32

@@ -75,7 +75,7 @@ class VisionConfig:
 
     def __post_init__(self):
         _check_tower(self)
-        if self.pool not in ("map", "mean"):
+        if self.pool not in POOLS:
             raise ValueError(f"vision.pool is {self.pool!r}; expected 'map' or 'mean'")
         if self.image_size < self.patch_size:
             raise ValueError(
@@ -126,14 +126,59 @@ class TextConfig:
         return self.width // self.num_heads
 
 
+POOLS = ("map", "mean")
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """A linear classifier on the features of the image tower.
+
+    Attributes:
+        labels: names of the classes, or of the findings.
+        pool: what it reads: "map", the output of the attention-pooling head, or "mean", the mean of
+            the patch tokens, as transformers' SiglipForImageClassification.
+        multi_label: several findings per image (sigmoid) instead of one class (softmax).
+        thresholds: the probability from which each label counts as positive, None where it was
+            not chosen; empty if none was.
+        preprocess: the pixel preset that it was trained with.
+    """
+
+    labels: tuple[str, ...]
+    pool: str = "mean"
+    multi_label: bool = False
+    thresholds: tuple[float | None, ...] = ()
+    preprocess: str = "huggingface"
+
+    def __post_init__(self):
+        labels, thresholds = self.labels, self.thresholds
+        if not labels or len(set(labels)) < len(labels):
+            raise ValueError(f"classifier.labels is {labels!r}; expected names, each once")
+        if self.pool not in POOLS:
+            raise ValueError(f"classifier.pool is {self.pool!r}; expected 'map' or 'mean'")
+        if thresholds and len(thresholds) != len(labels):
+            raise ValueError(
+                f"classifier.thresholds has {len(thresholds)} numbers for {len(labels)} labels"
+            )
+
+    @classmethod
+    def from_dict(cls, tree: Mapping[str, Any]) -> "ClassifierConfig":
+        """Inverse of `dataclasses.asdict`, as JSON holds it."""
+        lists = {k: tuple(tree[k]) for k in ("labels", "thresholds") if k in tree}
+        return cls(**{**tree, **lists})
+
+
 @dataclass(frozen=True)
 class ModelConfig:
-    """Both towers; one of them is None if the checkpoint lacks it."""
+    """Both towers; one of them is None if the checkpoint lacks it. A classifier reads the image
+    tower."""
 
     vision: VisionConfig | None
     text: TextConfig | None
+    classifier: ClassifierConfig | None = None
 
     def __post_init__(self):
+        if self.classifier and not self.vision:
+            raise ValueError("a classifier reads the image tower, and this model has none")
         if self.vision is None and self.text is None:
             raise ValueError("a model needs a vision tower, a text tower or both; got neither")
         if self.vision and self.text and self.vision.width != self.text.embed_dim:
@@ -168,7 +213,8 @@ class ModelConfig:
             pixels = PixelConfig.from_dict(vision.pop("pixels", {}))
             vision = VisionConfig(**vision, pixels=pixels) if vision else None
             text = TextConfig(**tree["text"]) if tree["text"] else None
-            return cls(vision, text)
+            classifier = tree.get("classifier")
+            return cls(vision, text, classifier and ClassifierConfig.from_dict(classifier))
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a model configuration: {error}") from None
 

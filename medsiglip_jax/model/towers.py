@@ -14,6 +14,7 @@ from typing import Any, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Int, UInt8
 
@@ -325,6 +326,15 @@ def similarity(
         return jnp.exp(t.reshape(())) * (zimg @ ztxt.T) + b.reshape(())
 
 
+def class_logits(
+    classifier: Params, features: Float[Array, "b d"] | Float[np.ndarray, "b d"]
+) -> Float[Array, "b c"]:
+    """features @ kernel + bias, float32."""
+    with jax.default_matmul_precision("highest"):
+        kernel, bias = (classifier[name].astype(jnp.float32) for name in ("kernel", "bias"))
+        return jnp.asarray(features) @ kernel + bias
+
+
 def param_shapes(config: ModelConfig, dtype: str = "float32") -> Params:
     """The tree of `jax.ShapeDtypeStruct` that a checkpoint of this architecture must fill."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), _float32_shapes(config))
@@ -340,6 +350,9 @@ def _float32_shapes(config: ModelConfig) -> Params:
             params["txt"] = TextTower(config.text, Compute()).init(key, tokens)["params"]
         if config.vision and config.text:
             params["t"] = params["b"] = jnp.zeros((1,))
+        if config.classifier:
+            shape = (config.embed_dim, len(config.classifier.labels))
+            params["classifier"] = {"kernel": jnp.zeros(shape), "bias": jnp.zeros(shape[1:])}
         return params
 
     images = jnp.zeros((1, config.image_size or 1, config.image_size or 1, 3))

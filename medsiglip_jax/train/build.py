@@ -2,7 +2,9 @@
 
 import functools
 import importlib.util
+import itertools
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -38,6 +40,7 @@ class PreparedRun:
         state: before the first step.
         training: the examples to train on, by source.
         held_out: the examples to validate on, by source; empty without validation.
+        test: the examples to score at the end, by source; empty without a split "test" or classes.
         mesh: the devices, or None for a single one.
     """
 
@@ -51,6 +54,7 @@ class PreparedRun:
     state: step.State
     training: tuple[Examples, ...]
     held_out: tuple[Examples, ...]
+    test: tuple[Examples, ...]
     mesh: Mesh | None
 
     def batches(self, on_error: Callable[[str, str], None], start: int) -> Iterator[Any]:
@@ -70,11 +74,34 @@ class PreparedRun:
     def evaluate(self, on_error: Callable[[str, str], None], state: step.State) -> dict[str, float]:
         """The objective's metrics on the held-out examples."""
         params, recipe = freeze.join(state["params"], state["frozen"]), self.recipe
-        loading = self._loading(on_error)
-        batches = loader.epoch_batches(self._input(self.held_out), recipe.batch_size, **loading)
-        encoded = validation.collect(self._encode, params, batches, self.mesh)
+        encoded = self._encoded(self.held_out, params, on_error)
         zclass = None if self._prompts is None else self._encode_prompts(params)
         return recipe.objective.metrics(encoded, params, self.loss, recipe.batch_size, zclass)
+
+    def judge(
+        self, on_error: Callable[[str, str], None], state: step.State
+    ) -> tuple[np.ndarray, dict[str, Any] | None]:
+        """What the classes score on the test rows at thresholds that validation rows choose.
+
+        Returns:
+            The thresholds [classes], empty without classes or validation rows; and the scores of
+            `metrics.judge_classes`, or None without test rows.
+        """
+        if not self.held_out or not self.recipe.objective.judged:
+            return np.zeros(0), None
+        params = freeze.join(state["params"], state["frozen"])
+        rows = [self._encoded(sources, params, on_error) for sources in (self.held_out, self.test)
+                if sources]  # fmt: skip
+        scores = [self.recipe.objective.probabilities(x, params, self.labels) for x in rows]
+        groups = [group for source in self.test for group in source.groups or ()]
+        return validation.judge(rows, scores, self.labels.classes, groups)
+
+    def _encoded(
+        self, sources: tuple[Examples, ...], params: Params, on_error: Callable[[str, str], None]
+    ) -> dict[str, np.ndarray]:
+        loading = self._loading(on_error)
+        batches = loader.epoch_batches(self._input(sources), self.recipe.batch_size, **loading)
+        return validation.collect(self._encode, params, batches, self.mesh)
 
     def _loading(self, on_error: Callable[[str, str], None]) -> dict[str, Any]:
         process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
@@ -131,7 +158,7 @@ class PreparedRun:
 def prepare(recipe: Recipe) -> PreparedRun:
     """Reads the data, loads or draws the weights, and places the state on the devices."""
     mesh, objective = mesh_of(recipe), recipe.objective
-    training, held_out = _examples(recipe)
+    training, held_out, test = _examples(recipe)
     for data, source in zip(recipe.data, training, strict=True):
         objective.check_columns(source, data.path)
     compute_of(recipe, None, mesh)  # what cannot be used there is said before weights are loaded
@@ -151,8 +178,9 @@ def prepare(recipe: Recipe) -> PreparedRun:
     model.params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), model.params)
     loss = objective.loss(model.config, compute, labels, recipe.loss_chunk)
     return PreparedRun(
-        recipe, model, part, compute, labels, loss, optimizer, state, training, held_out, mesh
-    )
+        recipe, model, part, compute, labels, loss, optimizer, state, training, held_out, test,
+        mesh,
+    )  # fmt: skip
 
 
 def _labels(training: Sequence[Examples]) -> Labels:
@@ -213,9 +241,9 @@ def what_trains(recipe: Recipe, params: Params) -> tuple[freeze.Partition, optim
     return part, optim.make_optimizer(recipe.learning_rate, schedule, o, rates)
 
 
-def _examples(recipe: Recipe) -> tuple[tuple[Examples, ...], tuple[Examples, ...]]:
-    """(training, held out) examples of every source; rows of other splits are not used."""
-    training, held_out = [], []
+def _examples(recipe: Recipe) -> tuple[tuple[Examples, ...], ...]:
+    """(training, held out, test) examples of every source; rows of other splits are not used."""
+    training, held_out, test = [], [], []
     for data in recipe.data:
         arguments = {f.name: getattr(data, f.name) for f in fields(data)}
         del arguments["weight"]
@@ -229,22 +257,31 @@ def _examples(recipe: Recipe) -> tuple[tuple[Examples, ...], tuple[Examples, ...
                 )
             held_out.append(source.of_split(recipe.validation))
         if source.splits is not None:
+            unseen = recipe.objective.judged and recipe.validation not in (None, _TEST)
+            if unseen and _TEST in source.splits:
+                test.append(source.of_split(_TEST))
             source = source.of_split("train")
         if isinstance(recipe.validation, float):
             source, other = examples.split_by_group(source, recipe.validation, recipe.seed)
             held_out.append(other)
         training.append(source)
     for source in training:
-        for other in held_out:
+        for other in (*held_out, *test):
             examples.check_disjoint(source, other)
+    for source, other in itertools.product(held_out, test):
+        examples.check_disjoint(source, other)
     convert = recipe.objective.examples
-    return tuple(map(convert, training)), tuple(map(convert, held_out))
+    return tuple(tuple(map(convert, part)) for part in (training, held_out, test))
+
+
+_TEST = "test"
 
 
 def _model(recipe: Recipe, mesh: Mesh | None) -> api.Model:
     fsdp = bool(recipe.mesh and recipe.mesh.fsdp)
     if recipe.init is not None:
-        return api.load(recipe.init, mesh=mesh, tokenizer=recipe.tokenizer, fsdp=fsdp)
+        model = api.load(recipe.init, mesh=mesh, tokenizer=recipe.tokenizer, fsdp=fsdp)
+        return _without_classifier(model)
     model = api.init(recipe.model_config, recipe.seed)
     params = dict(model.params)
     if "t" in params:
@@ -253,6 +290,20 @@ def _model(recipe: Recipe, mesh: Mesh | None) -> api.Model:
     if mesh is not None:
         params = jax.device_put(params, sharding.param_shardings(params, mesh, fsdp))
     return api.Model(params, model.config, tokenizer=processor.tokenizer_path(recipe.tokenizer))
+
+
+def _without_classifier(model: api.Model) -> api.Model:
+    """A classifier's labels are those of other data; a new one begins at zero."""
+    if model.config.classifier:
+        labels = len(model.config.classifier.labels)
+        warnings.warn(
+            f"{model.source} is a classifier; training goes on from its image tower, and the layer "
+            f"for its {labels} labels is left out",
+            stacklevel=2,
+        )
+        del model.params["classifier"]
+        model.config = replace(model.config, classifier=None)
+    return model
 
 
 def _frozen(recipe: Recipe, params: Params) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from importlib.metadata import version
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from medsiglip_jax.files import json as json_files
 from medsiglip_jax.files import locks, places, storage
 from medsiglip_jax.model import api, devices, processes, tree
 from medsiglip_jax.train import build, freeze, loop, lora, report
@@ -39,15 +40,16 @@ def run(
     Args:
         recipe: the run.
         workdir: local, gs:// or s3://; gets `config.json`, `metrics.jsonl`, `checkpoints/`,
-            `export/` (Hugging Face layout), `report.html` and, if need be, `unreadable.jsonl` and
-            `tensorboard/`.
+            `export/` (Hugging Face layout; orbax's for a classifier with pool="map"),
+            `report.html` and, if need be, `unreadable.jsonl` and `tensorboard/`.
         on_start: called once with the prepared run, before the first step.
         on_step: see `loop.fit`.
         warn: called with each line that the user should see.
 
     Returns:
         `steps`, `exported_step` (the last, or the best), the `metrics` at it, `export`, `report`,
-        `trained` and `parameters` (numbers of scalars), `unreadable` (images, each counted once).
+        `test` (of classes, if there is such a split: see `metrics.judge_classes`), `trained`
+        and `parameters` (numbers of scalars), `unreadable` (images, each counted once).
 
     Raises:
         ValueError: something is wrong with the recipe, its data or its checkpoint.
@@ -219,17 +221,19 @@ def _finish(
             checkpoint = checkpoints.restore(loop.shapes_of(state), checkpoints.best_step())
         state = state if checkpoint is None else {**checkpoint[1], "frozen": state["frozen"]}
     step = int(state["step"])
-    export(prepared, state, workdir / EXPORT)
+    thresholds, test = prepared.judge(unreadable, state)
+    export(prepared, state, workdir / EXPORT, thresholds.tolist())
     shown: dict[str, Any] = {}
     for line in lines:
         if line["step"] <= step:
             shown |= {k: v for k, v in line.items() if k not in loop.TIMES}
     if jax.process_index() == 0:
-        report.write(workdir / REPORT, _config_of(workdir) or {}, lines, step, shown)
+        report.write(workdir / REPORT, _config_of(workdir) or {}, lines, step, shown, test)
     return {
         "steps": prepared.recipe.total_steps,
         "exported_step": step,
         "metrics": shown,
+        **({} if test is None else {"test": json_files.plain(test)}),
         "export": str(workdir / EXPORT),
         "report": str(workdir / REPORT),
         "trained": tree.size(state["params"]),
@@ -238,8 +242,11 @@ def _finish(
     }
 
 
-def export(prepared: build.PreparedRun, state: State, folder: places.Place) -> None:
-    """Writes the model in Hugging Face layout, adapters merged, and the files of its objective."""
+def export(
+    prepared: build.PreparedRun, state: State, folder: places.Place, thresholds: Sequence[float]
+) -> None:
+    """Writes the model in Hugging Face layout, adapters merged; with orbax where that layout has no
+    place for its classifier."""
     whole = prepared.part.whole(freeze.join(state["params"], state["frozen"]))
     params = lora.merge(whole)
     if jax.process_count() > 1:
@@ -248,9 +255,11 @@ def export(prepared: build.PreparedRun, state: State, folder: places.Place) -> N
         params = multihost_utils.process_allgather(params, tiled=True)
     if jax.process_index():
         return
-    added = {name: params.pop(name) for name in params.keys() - prepared.model.params.keys()}
-    base = prepared.model
+    base, recipe = prepared.model, prepared.recipe
+    config, params = recipe.objective.exported(
+        base.config, params, prepared.labels, thresholds, recipe.preprocess
+    )
     tokenizer, companions = base.processor.tokenizer_source, base.companions
-    model = api.Model(params, base.config, tokenizer=tokenizer, companions=companions)
-    extra = prepared.recipe.objective.export(added, prepared.labels)
-    api.save(model, folder, overwrite=True, extra=extra)
+    model = api.Model(params, config, tokenizer=tokenizer, companions=companions)
+    layout = "orbax" if config.classifier and config.classifier.pool == "map" else "huggingface"
+    api.save(model, folder, layout, overwrite=True)

@@ -47,9 +47,6 @@ def open_folder(path: Path) -> Checkpoint:
     else:
         tensors, problems, left_out = _select(names, raw["model_type"]), [], []
     leaves, unused = _leaves(config, tensors)
-    if huggingface_config.is_classifier(raw):
-        left_out = sorted({name.split(".")[0] for name in unused if name.startswith("classifier.")})
-        unused = [name for name in unused if not name.startswith("classifier.")]
     problems += [f"unexpected tensor {tensors[name][0]}" for name in unused]
     notes += [_NO_POOLING] if config.vision and config.vision.pool == "mean" else []
     notes += [f"left out: {', '.join(left_out)}"] if left_out else []

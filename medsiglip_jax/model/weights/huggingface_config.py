@@ -2,7 +2,13 @@
 
 from typing import Any
 
-from medsiglip_jax.model.config import ModelConfig, PixelConfig, TextConfig, VisionConfig
+from medsiglip_jax.model.config import (
+    ClassifierConfig,
+    ModelConfig,
+    PixelConfig,
+    TextConfig,
+    VisionConfig,
+)
 
 # ------------------------------------------------------------------------------------ reading
 
@@ -37,7 +43,7 @@ def parse(raw: dict[str, Any]) -> ModelConfig:
     """The architecture that a config.json describes; ValueError or TypeError if it is no SigLIP."""
     kind, vision = raw.get("model_type"), raw.get("vision_config") or {}
     if is_classifier(raw):
-        return ModelConfig(_vision(vision), None)
+        return ModelConfig(_vision(vision), None, _classifier(raw))
     if kind == "siglip":
         return ModelConfig(_vision(vision), _text(raw.get("text_config") or {}))
     if kind == "siglip_vision_model":
@@ -56,6 +62,27 @@ def parse(raw: dict[str, Any]) -> ModelConfig:
         f"model_type is {kind!r}; expected 'siglip' (SigLIP v1, such as MedSigLIP), "
         "'siglip_vision_model', 'siglip_text_model' or 'gemma3' (MedGemma's vision tower)"
     )
+
+
+_OURS = "medsiglip_jax"  # key of config.json for what transformers has no key for
+_FINDINGS = "multi_label_classification"
+
+
+def _classifier(raw: dict[str, Any]) -> ClassifierConfig | None:
+    """The classifier of a SiglipForImageClassification; None if its head has no outputs.
+
+    transformers leaves out the names of two labels that are "LABEL_0" and "LABEL_1".
+    """
+    names = raw.get("id2label", {0: "LABEL_0", 1: "LABEL_1"})
+    try:
+        labels = tuple(str(label) for _, label in sorted((int(i), x) for i, x in names.items()))
+    except (AttributeError, TypeError, ValueError):
+        raise ValueError(f"id2label is {names!r}; expected numbers with their labels") from None
+    if not labels:
+        return None
+    ours = dict(raw.get(_OURS) or {})
+    ours["thresholds"] = tuple(ours.get("thresholds") or ())
+    return ClassifierConfig(labels, "mean", raw.get("problem_type") == _FINDINGS, **ours)
 
 
 def _complete(raw: Any, defaults: dict[str, Any], tower: str) -> dict[str, Any]:
@@ -139,7 +166,7 @@ def pixels(raw: dict[str, Any], image_size: int) -> PixelConfig:
 
 
 def model(config: ModelConfig, dtype: str) -> dict[str, Any]:
-    """config.json; ValueError for a model without an image tower."""
+    """config.json; ValueError for a model that the layout cannot hold."""
     vision = config.vision and dict(
         _written(config.vision, _VISION),
         model_type="siglip_vision_model",
@@ -154,12 +181,37 @@ def model(config: ModelConfig, dtype: str) -> dict[str, Any]:
         bos_token_id=None,
         eos_token_id=1,
     )
+    if config.classifier:
+        return _written_classifier(config, config.classifier, vision, dtype)
     if vision and text:
         both = {"vision_config": vision, "text_config": text}
         return dict(architectures=["SiglipModel"], model_type="siglip", dtype=dtype, **both)
     if vision:
         return dict(vision, architectures=["SiglipVisionModel"], dtype=dtype)
     raise ValueError("the Hugging Face layout needs an image tower; this model has only text")
+
+
+def _written_classifier(
+    config: ModelConfig, classifier: ClassifierConfig, vision: Any, dtype: str
+) -> dict[str, Any]:
+    if classifier.pool != "mean":
+        raise ValueError(
+            f"a classifier with pool={classifier.pool!r} cannot be a Hugging Face folder: "
+            "SiglipForImageClassification reads the mean of the patch tokens; write --format orbax"
+        )
+    if config.text:
+        raise ValueError("a Hugging Face folder holds a classifier without a text tower")
+    names = dict(enumerate(classifier.labels))
+    return dict(
+        architectures=["SiglipForImageClassification"],
+        model_type="siglip",
+        dtype=dtype,
+        id2label={str(i): label for i, label in names.items()},
+        label2id={label: i for i, label in names.items()},
+        problem_type=_FINDINGS if classifier.multi_label else "single_label_classification",
+        vision_config=vision,
+        **{_OURS: {"thresholds": list(classifier.thresholds), "preprocess": classifier.preprocess}},
+    )
 
 
 def _written(tower: VisionConfig | TextConfig, fields: dict[str, str]) -> dict[str, Any]:
