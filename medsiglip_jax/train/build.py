@@ -159,6 +159,7 @@ def prepare(recipe: Recipe) -> PreparedRun:
     """Reads the data, loads or draws the weights, and places the state on the devices."""
     mesh, objective = mesh_of(recipe), recipe.objective
     training, held_out, test = _examples(recipe)
+    recipe = _with_steps(recipe, sum(map(len, training)))
     for data, source in zip(recipe.data, training, strict=True):
         objective.check_columns(source, data.path)
     compute_of(recipe, None, mesh)  # what cannot be used there is said before weights are loaded
@@ -225,6 +226,33 @@ def compute_of(
     return replace(compute, remat=recipe.remat)
 
 
+_ANY_STEPS = 1_000_000  # in a plan, which reads no data that epochs could be counted in
+
+
+def _with_steps(recipe: Recipe, examples: int) -> Recipe:
+    """The recipe with the number of steps that its epochs are; warns of what is changed by that, or
+    because the run is short."""
+    total, o = recipe.total_steps, recipe.optimizer
+    if recipe.epochs is not None:
+        total = max(1, round(recipe.epochs * examples / recipe.batch_size))
+        given = recipe.total_steps not in (None, total)
+        instead = f", instead of total_steps={recipe.total_steps:,}" if given else ""
+        warnings.warn(
+            f"epochs={recipe.epochs:g} over {examples:,} examples are {total:,} steps{instead}",
+            stacklevel=2,
+        )
+    assert total is not None
+    ramps = optim.fitting_ramps(total, o.warmup_steps, o.cooldown_steps)
+    if ramps != (o.warmup_steps, o.cooldown_steps):
+        warnings.warn(
+            f"a warm-up of {o.warmup_steps} and a cool-down of {o.cooldown_steps} steps do not fit "
+            f"into a run of {total}: they are {ramps[0]} and {ramps[1]} here",
+            stacklevel=2,
+        )
+    optimizer = replace(o, warmup_steps=ramps[0], cooldown_steps=ramps[1])
+    return replace(recipe, total_steps=total, optimizer=optimizer)
+
+
 def additions(recipe: Recipe, params: Params, config: ModelConfig, labels: Labels) -> Params:
     """What training adds to a model's parameters, given or abstract: a head, adapters."""
     added = recipe.objective.added(config, labels)
@@ -236,7 +264,9 @@ def what_trains(recipe: Recipe, params: Params) -> tuple[freeze.Partition, optim
     """Which of the parameters, given or abstract, train, and the optimiser of those."""
     part = freeze.partition(_frozen(recipe, params), params)
     o = recipe.optimizer
-    schedule = optim.schedule(o.schedule, recipe.total_steps, o.warmup_steps, o.cooldown_steps)
+    total = recipe.total_steps or _ANY_STEPS
+    ramps = optim.fitting_ramps(total, o.warmup_steps, o.cooldown_steps)
+    schedule = optim.schedule(o.schedule, total, *ramps)
     rates = _rates(recipe, params, part)
     return part, optim.make_optimizer(recipe.learning_rate, schedule, o, rates)
 

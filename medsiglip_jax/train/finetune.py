@@ -23,8 +23,8 @@ CONFIG, EXPORT, REPORT, UNREADABLE = "config.json", "export", "report.html", "un
 _VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")  # recorded with a run
 # Keys that may change between a run and its resumption; others make another run of it.
 _FREE = frozenset(
-    "total_steps log_every eval_every checkpoint_every keep best max_unreadable max_skipped loader "
-    "mesh attention remat loss_chunk tensorboard learning_rate optimizer".split()
+    "total_steps epochs log_every eval_every checkpoint_every keep best max_unreadable max_skipped "
+    "loader mesh attention remat loss_chunk tensorboard learning_rate optimizer".split()
 )
 
 
@@ -60,6 +60,7 @@ def run(
     with ExitStack() as stack:
         check = processes.run_on(lambda: stack.enter_context(_opened(workdir)), 0)
         prepared = build.prepare(_with_dtype(recipe, workdir))
+        recipe = prepared.recipe  # with the number of steps
         processes.run_on(lambda: _claim(workdir, prepared, warn), 0)
         on_start(prepared)
         unreadable = Unreadable(workdir, recipe.max_unreadable)
