@@ -17,7 +17,7 @@ def define_flags(sub: Parser) -> None:
         "--dtype T": f"{', '.join(checkpoint.DTYPES)}; default: as stored",
         "--tokenizer PATH": "SentencePiece model to put into DST",
     }
-    add_flags(sub, flags, format={"choices": tuple(layouts.LAYOUTS), **REQUIRED}, resolution=int)
+    add_flags(sub, flags, format={"choices": tuple(layouts.WRITABLE), **REQUIRED}, resolution=int)
 
 
 def convert(args: argparse.Namespace) -> int:

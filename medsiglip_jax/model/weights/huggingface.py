@@ -34,13 +34,13 @@ _CONFIG = "config.json"
 
 def open_folder(path: Path) -> Checkpoint:
     """Opens a folder that has a config.json; nothing but headers is read."""
-    raw = _read_json(path / _CONFIG)
+    raw = read_json(path / _CONFIG)
     try:
         config = huggingface_config.parse(raw)
     except (ValueError, TypeError) as error:
         raise CheckpointError(path / _CONFIG, [str(error)]) from None
     files, notes = _weight_files(path, raw.get("transformers_weights"))
-    names = _open_files(path, files)
+    names = open_files(path, files)
     _check_prefix(path, names, config)
     if raw["model_type"] in huggingface_config.GEMMA:
         tensors, problems, left_out = _select_of_gemma(names)
@@ -68,7 +68,7 @@ def _leaves(config: ModelConfig, tensors: dict[str, tuple]) -> tuple[dict[str, L
     Returns:
         The parameters, each with the problems of its tensors; and the tensors that are not needed.
     """
-    leaves, unused, groups = {}, set(tensors), _grouped(config, "path")
+    leaves, unused, groups = {}, set(tensors), grouped(config, "path")
     for path, parameter in tree.items(towers.param_shapes(config)):
         readers, problems, dtype = [], [], np.dtype("V1")
         for entry in groups[path]:
@@ -87,7 +87,7 @@ def _leaves(config: ModelConfig, tensors: dict[str, tuple]) -> tuple[dict[str, L
     return leaves, sorted(unused)
 
 
-def _grouped(config: ModelConfig, key: str) -> dict[str, list[Entry]]:
+def grouped(config: ModelConfig, key: str) -> dict[str, list[Entry]]:
     """The entries by their "path", or by their "name"."""
     groups: dict[str, list[Entry]] = {}
     for entry in entries(config):
@@ -128,7 +128,7 @@ def _weight_files(path: Path, named: Any) -> tuple[list[Path], list[str]]:
 
 
 def _indexed_files(index: Path) -> list[Path]:
-    weight_map = _read_json(index).get("weight_map")
+    weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(f, str) for f in weight_map.values()):
         raise CheckpointError(index, ["no weight_map of tensor names to file names"])
     names = sorted(set(weight_map.values()))
@@ -143,7 +143,7 @@ def _indexed_files(index: Path) -> list[Path]:
     return [index.parent / name for name in names]
 
 
-def _open_files(path: Path, files: list[Path]) -> dict[str, Any]:
+def open_files(path: Path, files: list[Path]) -> dict[str, Any]:
     """Tensor -> its open file (the library checks header size, offsets and file length)."""
     handles, problems = {}, []
     for file in files:
@@ -160,7 +160,7 @@ def _open_files(path: Path, files: list[Path]) -> dict[str, Any]:
     return handles
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     try:
         return json_files.read(path)
     except (ValueError, OSError) as error:
@@ -168,8 +168,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 # Where the SigLIP vision tower sits in a Gemma 3 / MedGemma checkpoint, by transformers version.
-_GEMMA_PREFIXES = ("vision_tower.", "model.vision_tower.")
-_GEMMA_OTHERS = ("language_model.", "multi_modal_projector.", "model.", "lm_head.")
+GEMMA_PREFIXES = ("vision_tower.", "model.vision_tower.")
+GEMMA_OTHERS = ("language_model.", "multi_modal_projector.", "model.", "lm_head.")
 
 
 # A tower that was saved by itself has names with the first part (transformers 4) or without it.
@@ -183,7 +183,7 @@ def _check_prefix(path: Path, names: dict[str, Any], config: ModelConfig) -> Non
     wanted = next(entries(config)).name
     found = next((name for name in names if name.endswith(f".{wanted}")), "")
     prefix = found.removesuffix(wanted)
-    if found and prefix not in _GEMMA_PREFIXES and all(name.startswith(prefix) for name in names):
+    if found and prefix not in GEMMA_PREFIXES and all(name.startswith(prefix) for name in names):
         raise CheckpointError(path, [
             f"all {len(names)} tensor names begin with {prefix!r}, which DataParallel ('module.'), "
             "torch.compile ('_orig_mod.') or another wrapper adds; save the model inside of it "
@@ -208,12 +208,13 @@ def _select_of_gemma(names: dict[str, Any]) -> tuple[dict[str, tuple], list[str]
         SigLIP name -> (name in the file, handle); problems; the parts that were left out.
     """
     tensors: dict[str, tuple] = {}
-    left_out, problems = set(), []
+    left_out, problems, tower = set(), [], _ALONE["siglip_vision_model"]
     for name, handle in names.items():
-        prefix = next((p for p in _GEMMA_PREFIXES if name.startswith(p)), None)
-        if prefix:
-            tensors[name.removeprefix(prefix)] = (name, handle)
-        elif name.startswith(_GEMMA_OTHERS):
+        prefix = next((p for p in GEMMA_PREFIXES if name.startswith(p)), None)
+        if prefix:  # transformers 5 writes it without the tower's own first part
+            plain = name.removeprefix(prefix).removeprefix(tower)
+            tensors[tower + plain] = (name, handle)
+        elif name.startswith(GEMMA_OTHERS):
             left_out.add(name.removeprefix("model.").split(".")[0])
         else:
             problems.append(f"unexpected tensor {name}")
@@ -246,7 +247,7 @@ def write_folder(folder: Path, params: dict[str, Any], config: ModelConfig) -> N
 
 def _write_safetensors(path: Path, params: dict[str, Any], config: ModelConfig) -> None:
     """Streams tensor by tensor: the library's own writer would hold a second copy of everything."""
-    flat, groups = tree.flatten(params), _grouped(config, "name")
+    flat, groups = tree.flatten(params), grouped(config, "name")
     codes = {dtype: code for code, dtype in _DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0

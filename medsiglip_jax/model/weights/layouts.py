@@ -20,7 +20,7 @@ import numpy as np
 
 from medsiglip_jax.files import places
 from medsiglip_jax.model import towers, tree
-from medsiglip_jax.model.weights import big_vision, hub, huggingface, orbax
+from medsiglip_jax.model.weights import big_vision, hub, huggingface, orbax, peft
 from medsiglip_jax.model.weights.checkpoint import (
     FLOATS,
     TOKENIZER,
@@ -32,35 +32,52 @@ from medsiglip_jax.model.weights.checkpoint import (
 )
 
 # A path is opened by the first of them that recognises it.
-LAYOUTS = {layout.name: layout for layout in (orbax.LAYOUT, huggingface.LAYOUT, big_vision.LAYOUT)}
+LAYOUTS = {
+    layout.name: layout
+    for layout in (orbax.LAYOUT, peft.LAYOUT, huggingface.LAYOUT, big_vision.LAYOUT)
+}
+WRITABLE = {name: layout for name, layout in LAYOUTS.items() if layout.write}
 
 
 def open_checkpoint(source: str | os.PathLike, token: str | None = None) -> Checkpoint:
     """Finds out which layout `source` has, and opens it without reading the weights.
 
     Args:
-        source: a Hugging Face repo id, a checkpoint folder in HF layout, a big_vision .npz, or a
-            folder this project wrote; a local path or a URI (gs://…).
+        source: a Hugging Face repo id, a checkpoint folder in HF layout, a folder of a PEFT
+            adapter, a big_vision .npz, or a folder this project wrote; a local path or a URI
+            (gs://…).
         token: Hugging Face access token; by default the user's stored login.
 
     Raises:
         FileNotFoundError: nothing is there.
         CheckpointError: something is there, but not a checkpoint that can be read here.
     """
+    return _open_source(source, token, ())
+
+
+def _open_source(source: str | os.PathLike, token: str | None, adapters: tuple) -> Checkpoint:
+    """Opens the base of `adapters`, which are not opened as such again, or any checkpoint."""
     if places.is_remote(source):
-        return replace(_open(hub.fetch(str(source)), source), source=str(source))
+        opened = _open(hub.fetch(str(source)), source, token, adapters)
+        return replace(opened, source=str(source))
     path = Path(source)
     if not path.exists() and path.suffix != ".npz" and hub.is_repo_id(str(source)):
-        return replace(_open(hub.download(str(source), token), source), source=str(source))
-    return _open(path, source)
+        opened = _open(hub.download(str(source), token), source, token, adapters)
+        return replace(opened, source=str(source))
+    return _open(path, source, token, adapters)
 
 
-def _open(path: Path, source: object) -> Checkpoint:
+def _open(path: Path, source: object, token: str | None, adapters: tuple) -> Checkpoint:
     for layout in LAYOUTS.values():
-        if layout.matches(path):
-            tokenizer = (path if path.is_dir() else path.parent) / TOKENIZER
-            found = tokenizer if tokenizer.is_file() else None
+        if not layout.matches(path) or (layout.base and path.resolve() in adapters):
+            continue
+        tokenizer = (path if path.is_dir() else path.parent) / TOKENIZER
+        found = tokenizer if tokenizer.is_file() else None
+        if layout.base is None:
             return replace(layout.open(path), format=layout.name, tokenizer=found)
+        base = _open_base(layout.base(path), source, token, (*adapters, path.resolve()))
+        opened = layout.open(path, base)
+        return replace(opened, format=layout.name, tokenizer=found or base.tokenizer)
     expected = (
         "expected a checkpoint folder (config.json + *.safetensors), a big_vision .npz, a folder "
         "this project wrote, or a Hugging Face repo id like google/medsiglip-448"
@@ -74,6 +91,16 @@ def _open(path: Path, source: object) -> Checkpoint:
     if path.exists():
         raise CheckpointError(source, [why_unreadable(path, f"not a checkpoint; {expected}")])
     raise FileNotFoundError(f"{source}: no such file or folder; {expected}")
+
+
+def _open_base(base: str, adapter: object, token: str | None, adapters: tuple) -> Checkpoint:
+    try:
+        return _open_source(base, token, adapters)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{adapter}: the base of this adapter is not there. Put it at {base}, or change "
+            f"base_model_name_or_path in {peft.CONFIG} to where it is ({error})"
+        ) from None
 
 
 def check(checkpoint: Checkpoint) -> dict[str, Any]:
