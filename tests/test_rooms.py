@@ -45,6 +45,7 @@ HEAVY = {
     "usearch": {"embeddings.index"},
     "torch": set(),
     "transformers": set(),
+    "peft": set(),
 }
 
 Graph = Mapping[str, set[str]]

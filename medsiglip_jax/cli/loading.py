@@ -16,8 +16,8 @@ def add_model(
     from medsiglip_jax.model.weights.checkpoint import DTYPES
 
     flags = {
-        "--model M": "checkpoint folder, big_vision .npz, or Hugging Face repo id "
-        "(google/medsiglip-448)",
+        "--model M": "checkpoint folder, folder of a PEFT (LoRA) adapter, big_vision .npz, or "
+        "Hugging Face repo id (google/medsiglip-448)",
         "--tokenizer PATH": "SentencePiece model, if there is none beside M",
         "--dtype T": f"to store and compute with: {', '.join(DTYPES)}, or auto: bfloat16 on "
         "accelerators, float32 on CPUs; default %(default)s",

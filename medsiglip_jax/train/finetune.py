@@ -19,6 +19,7 @@ from medsiglip_jax.train.recipe import Recipe
 from medsiglip_jax.train.step import State
 
 CONFIG, EXPORT, REPORT, UNREADABLE = "config.json", "export", "report.html", "unreadable.jsonl"
+ADAPTER = "adapter"
 _VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")  # recorded with a run
 # Keys that may change between a run and its resumption; others make another run of it.
 _FREE = frozenset(
@@ -39,15 +40,15 @@ def run(
     Args:
         recipe: the run.
         workdir: local, gs:// or s3://; gets `config.json`, `metrics.jsonl`, `checkpoints/`,
-            `export/` (Hugging Face layout), `report.html` and, if need be, `unreadable.jsonl` and
-            `tensorboard/`.
+            `export/` (Hugging Face layout), `report.html` and, if need be, `adapter/` (PEFT),
+            `unreadable.jsonl` and `tensorboard/`.
         on_start: called once with the prepared run, before the first step.
         on_step: see `loop.fit`.
         warn: called with each line that the user should see.
 
     Returns:
-        `steps`, `exported_step` (the last, or the best), the `metrics` at it, `export`, `report`,
-        `trained` and `parameters` (numbers of scalars), `unreadable` (images, each counted once).
+        `steps`, `exported_step` (the last, or the best), the `metrics` at it, `export`, `adapter`
+        (None unless there is one), `report`, `trained` and `parameters` (numbers of scalars), `unreadable` (images, each counted once).
 
     Raises:
         ValueError: something is wrong with the recipe, its data or its checkpoint.
@@ -220,6 +221,7 @@ def _finish(
         state = state if checkpoint is None else {**checkpoint[1], "frozen": state["frozen"]}
     step = int(state["step"])
     export(prepared, state, workdir / EXPORT)
+    adapter = _export_adapter(prepared, state, workdir / ADAPTER)
     shown: dict[str, Any] = {}
     for line in lines:
         if line["step"] <= step:
@@ -231,6 +233,7 @@ def _finish(
         "exported_step": step,
         "metrics": shown,
         "export": str(workdir / EXPORT),
+        "adapter": adapter and str(adapter),
         "report": str(workdir / REPORT),
         "trained": tree.size(state["params"]),
         "parameters": tree.size(prepared.model.params),
@@ -241,11 +244,7 @@ def _finish(
 def export(prepared: build.PreparedRun, state: State, folder: places.Place) -> None:
     """Writes the model in Hugging Face layout, adapters merged, and the files of its objective."""
     whole = prepared.part.whole(freeze.join(state["params"], state["frozen"]))
-    params = lora.merge(whole)
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        params = multihost_utils.process_allgather(params, tiled=True)
+    params = processes.gathered(lora.merge(whole))
     if jax.process_index():
         return
     added = {name: params.pop(name) for name in params.keys() - prepared.model.params.keys()}
@@ -253,3 +252,16 @@ def export(prepared: build.PreparedRun, state: State, folder: places.Place) -> N
     model = api.Model(params, prepared.model.config, tokenizer=tokenizer)
     extra = prepared.recipe.objective.export(added, prepared.labels)
     api.save(model, folder, overwrite=True, extra=extra)
+
+
+def _export_adapter(
+    prepared: build.PreparedRun, state: State, folder: places.Place
+) -> places.Place | None:
+    """Writes the adapters of a run that has a base for them."""
+    recipe, config = prepared.recipe, prepared.model.config
+    if not recipe.lora or recipe.init is None:
+        return None
+    whole = prepared.part.whole(freeze.join(state["params"], state["frozen"]))
+    trained = set(tree.flatten(state["params"]))
+    lora.export(recipe.lora, whole, trained, config, recipe.init, folder)
+    return folder

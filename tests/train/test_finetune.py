@@ -151,6 +151,10 @@ def test_what_is_frozen_does_not_move(data, start, tmp_path, changes, moves):
     if "encoderblock_0" in str(changes):
         assert np.array_equal(before[first][0], after[first][0])
         assert not np.array_equal(before[first][1], after[first][1])
+    if "lora" in changes:
+        adapted = params_of(tmp_path / "adapter")
+        assert all(np.array_equal(x, adapted[path]) for path, x in after.items())
+    assert (tmp_path / "adapter").exists() == ("lora" in changes)
     assert sum(not np.array_equal(x, before[p]) for p, x in after.items()) > 5
 
 

@@ -5,6 +5,7 @@ Also the vision tower of MedGemma / Gemma 3 folders, which has no pooling head.
 
 import json
 import re
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from medsiglip_jax.files import json as json_files
 from medsiglip_jax.model import towers, tree
@@ -243,6 +245,21 @@ def write_folder(folder: Path, params: dict[str, Any], config: ModelConfig) -> N
     for name, content in files.items():
         json_files.write(folder / name, content)
     _write_safetensors(folder / "model.safetensors", params, config)
+
+
+def tensor(group: list[Entry], flat: Mapping[str, Any]) -> np.ndarray:
+    """The tensor that holds the parameters of these entries, path -> array."""
+    leaves = [np.asarray(flat[entry.path]) for entry in group]
+    shape = tensor_shape(group[0], group[0].part(leaves[0].shape))
+    layers = [x if e.layer is None else x[e.layer] for e, x in zip(group, leaves, strict=True)]
+    parts = [e.to_huggingface(x).ravel() for e, x in zip(group, layers, strict=True)]
+    return np.concatenate(parts).reshape(shape)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes a safetensors file as torch's users read it."""
+    contiguous = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
+    save_file(contiguous, path, metadata={"format": "pt"})
 
 
 def _write_safetensors(path: Path, params: dict[str, Any], config: ModelConfig) -> None:

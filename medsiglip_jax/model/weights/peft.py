@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from medsiglip_jax.files import json as json_files
 from medsiglip_jax.model import towers, tree
 from medsiglip_jax.model.config import ModelConfig
 from medsiglip_jax.model.weights import huggingface
@@ -24,7 +25,7 @@ from medsiglip_jax.model.weights.checkpoint import (
     Leaf,
     why_unreadable,
 )
-from medsiglip_jax.model.weights.names import Entry, tensor_shape
+from medsiglip_jax.model.weights.names import MHA, Entry, tensor_shape
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."  # what peft puts before the names of the model that it wraps
@@ -301,3 +302,66 @@ def _read(entry: Entry, shape: Shape, base: Read, change: Mapping[str, Read]) ->
 
 
 LAYOUT = Layout("peft", CONFIG, open=open_folder, base=base_of)
+
+
+# ------------------------------------------------------------------------------------ writing
+
+
+def adapts(path: str) -> bool:
+    """Whether peft can adapt a kernel by itself: those of the pooling head's attention lie in one
+    tensor, or are used behind the back of the layer that peft would wrap."""
+    return f"MAPHead_0/{MHA}/" not in path
+
+
+def together(paths: Collection[str], config: ModelConfig) -> set[str]:
+    """The parameters that lie in the tensors of these."""
+    groups = huggingface.grouped(config, "name").values()
+    return {e.path for group in groups if any(e.path in paths for e in group) for e in group}
+
+
+def write_folder(
+    folder: Path,
+    factors: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    whole: Mapping[str, np.ndarray],
+    config: ModelConfig,
+    settings: Mapping[str, Any],
+) -> None:
+    """Writes what `peft.PeftModel.from_pretrained` loads.
+
+    Args:
+        folder: an empty folder.
+        factors: path of a kernel that `adapts` -> (a, b), float32 [layers, in, r] and
+            [layers, r, out], without the first axis where there is no stack.
+        whole: path -> other parameters that are not as in the base, `together`. peft replaces
+            tensors by their names, even the temperature, which is in none of the modules.
+        config: the architecture.
+        settings: keys of adapter_config.json: the base, `r` and `lora_alpha`.
+    """
+    tensors, modules = {}, []
+    # transformers 5 leaves the first part of the names out in a tower by itself.
+    tower = "" if config.vision and config.text else "vision_model."
+    for path, group in huggingface.grouped(config, "path").items():
+        for entry in group if path in factors else ():
+            a, b = (x if entry.layer is None else x[entry.layer] for x in factors[path])
+            module = entry.name.removesuffix(".weight").removeprefix(tower)
+            modules.append(module)
+            tensors[f"{_PREFIX}{module}.lora_A.weight"] = a.T
+            tensors[f"{_PREFIX}{module}.lora_B.weight"] = b.T
+    for name, group in huggingface.grouped(config, "name").items():
+        if group[0].path in whole:
+            module, _, last = name.removeprefix(tower).rpartition(".")
+            wrapped = "base_layer." if module in modules else ""
+            where = f"{module}.{wrapped}{last}".lstrip(".")
+            tensors[_PREFIX + where] = huggingface.tensor(group, whole)
+    kind = "SiglipVisionModel" if tower else "SiglipModel"
+    fixed = dict(
+        peft_type="LORA",
+        auto_mapping=dict(
+            base_model_class=kind, parent_library="transformers.models.siglip.modeling_siglip"
+        ),
+        target_modules=modules,
+        bias="none",
+        inference_mode=True,
+    )
+    huggingface.write_tensors(folder / WEIGHTS, tensors)
+    json_files.write(folder / CONFIG, fixed | dict(settings))
