@@ -8,7 +8,7 @@ from contextlib import closing
 from typing import Any
 
 from medsiglip_jax.cli import loading, output
-from medsiglip_jax.cli.parser import REQUIRED, Parser, add_config, add_flags
+from medsiglip_jax.cli.parser import REQUIRED, Parser, add_config, add_flags, refuse_unused
 
 
 class _Keys(argparse.Action):
@@ -39,12 +39,15 @@ class _CopyConfig(argparse.Action):
 _FLAGS = {
     "--keys": "list all keys of a config, and exit",
     "--copy-config": "write a recipe to a file of your own, to be edited, and exit",
-    "--workdir D": "gets checkpoints/, metrics.jsonl, config.json, export/ and report.html",
+    "--workdir D": "gets checkpoints/, metrics.jsonl, config.json, export/, report.html, and with "
+    "lora adapter/, for PEFT",
+    "--export-only": "train no further: write export/ and report.html from the last checkpoint of "
+    "the run in D, which needs no --config",
 }
 
 
 def define_flags(sub: Parser) -> None:
-    add_config(sub)
+    add_config(sub, required=False)
     keys = {"nargs": 0, "action": _Keys}
     copy = {"nargs": 2, "action": _CopyConfig, "metavar": ("NAME", "FILE")}
     add_flags(sub, _FLAGS, keys=keys, copy_config=copy, workdir=REQUIRED)
@@ -53,26 +56,43 @@ def define_flags(sub: Parser) -> None:
 
 def finetune(args: argparse.Namespace) -> int:
     """Fine-tune on your own image-text pairs or labels. The same command again resumes
-    a stopped run. --config.KEY=VALUE changes a key of the config. With several
-    hosts, start it on each of them with --distributed.
+    a stopped run; --export-only makes a model of what it has learnt so far.
+    --config.KEY=VALUE changes a key of the config. With several hosts, start it on
+    each of them with --distributed.
 
     example:
       medsiglip-jax finetune --config lora --workdir run --config.data.path=train.csv
       medsiglip-jax finetune --copy-config lora my.py
+      medsiglip-jax finetune --workdir run --export-only
     """
     from medsiglip_jax.train import configs
-    from medsiglip_jax.train.finetune import run
+    from medsiglip_jax.train.finetune import export_last, run
 
-    recipe = configs.read(args.config, args.overrides)
+    recipe = None if _only_export(args) else configs.read(args.config, args.overrides)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax narrates every save
     for name, value in (("TF_CPP_MIN_LOG_LEVEL", "3"), ("TF_ENABLE_ONEDNN_OPTS", "0")):
         os.environ.setdefault(name, value)  # else TensorFlow reports how it was built
+    if recipe is None:
+        output.show(export_last(args.workdir), args.json, _text)
+        return 0
     main_process = loading.join_other_processes(args)
     with closing(_Training(quiet=not main_process)) as shown:
         result = run(recipe, args.workdir, shown.start, shown.step, shown.warn)
     if main_process:
         output.show(result, args.json, _text)
     return 3 if result["unreadable"] else 0
+
+
+def _only_export(args: argparse.Namespace) -> bool:
+    """Whether nothing is to be trained; an error if a flag is missing or has no effect."""
+    if args.export_only:
+        where, flags = "with --export-only", ("config", "distributed", "coordinator")
+        refuse_unused(args, where, (*flags, "processes", "process_id"))
+        if args.overrides:
+            raise ValueError(f"{where} these flags have no effect: {', '.join(args.overrides)}")
+    elif args.config is None:
+        raise ValueError("--config is missing (or --export-only, to export a run that has stopped)")
+    return args.export_only
 
 
 class _Training:
@@ -91,6 +111,8 @@ class _Training:
 
         from medsiglip_jax.model import tree
 
+        if not self._quiet:
+            loading.note_export(prepared.model)
         trained, total = tree.size(prepared.state["params"]), tree.size(prepared.model.params)
         rows, held_out = (sum(map(len, part)) for part in (prepared.training, prepared.held_out))
         self.warn(

@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 
+from medsiglip_jax.cli import output
 from medsiglip_jax.cli.parser import add_flags
 
 
@@ -45,7 +46,18 @@ def load(args: argparse.Namespace, mesh=None, recorded: str | None = None):
     if args.dtype == "auto":
         args.dtype = recorded or "auto"
     settings = ("dtype", "tokenizer", "matmul_precision", "attention")
-    return api.load(args.model, mesh=mesh, **{name: getattr(args, name) for name in settings})
+    model = api.load(args.model, mesh=mesh, **{name: getattr(args, name) for name in settings})
+    note_export(model)
+    return model
+
+
+def note_export(model) -> None:
+    """Says so on stderr if a fine-tuning run was given, and its export was meant."""
+    from medsiglip_jax.model.weights import outputs
+
+    for note in model.checkpoint.notes if model.checkpoint else ():
+        if note.startswith(outputs.EXPORT_OF):
+            output.note(f"the model is {model.source}, {note}")
 
 
 def local_mesh():

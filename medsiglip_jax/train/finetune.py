@@ -15,6 +15,7 @@ import numpy as np
 from medsiglip_jax.files import locks, places, storage
 from medsiglip_jax.model import api, devices, processes, tree
 from medsiglip_jax.train import build, freeze, loop, lora, report
+from medsiglip_jax.train import recipe as recipes
 from medsiglip_jax.train.recipe import Recipe
 from medsiglip_jax.train.step import State
 
@@ -48,7 +49,8 @@ def run(
 
     Returns:
         `steps`, `exported_step` (the last, or the best), the `metrics` at it, `export`, `adapter`
-        (None unless there is one), `report`, `trained` and `parameters` (numbers of scalars), `unreadable` (images, each counted once).
+        (None unless there is one), `report`, `trained` and `parameters` (numbers of scalars),
+        `unreadable` (images, each counted once).
 
     Raises:
         ValueError: something is wrong with the recipe, its data or its checkpoint.
@@ -81,6 +83,44 @@ def run(
         evaluate = functools.partial(prepared.evaluate, unreadable) if prepared.held_out else None
         state = loop.fit(workdir, prepared.state, step, batches, options, evaluate, on_step, on_log)
         return _finish(workdir, prepared, state, unreadable)
+
+
+def export_last(workdir: places.Given) -> dict[str, Any]:
+    """Exports a run that has stopped early from its last checkpoint, or its best, on one device.
+
+    Args:
+        workdir: of the run; gets `export/`, `report.html` and perhaps `adapter/`, as by `run`, and
+            can still be resumed.
+
+    Returns:
+        As `run`.
+
+    Raises:
+        FileNotFoundError: there is no run, or it has no checkpoint yet.
+        FileExistsError: the run is still going on.
+        ValueError: what it started from, or its classes, are no longer there or no longer the same.
+    """
+    workdir = places.at(workdir)
+    before = _config_of(workdir)
+    if before is None:
+        raise FileNotFoundError(f"{workdir}: no fine-tuning run here (no config.json of one)")
+    recorded = recipes.from_dict(before["recipe"])
+    recipe = dataclasses.replace(recorded, mesh=recipes.MeshConfig(data=1), attention=None)
+    with _opened(workdir):
+        prepared = build.prepare(recipe)
+        now = {"init": prepared.model.sha256, "classes": list(prepared.training[0].classes)}
+        then = {"init": before["init_sha256"], "classes": before["classes"]}
+        if changed := [name for name in now if now[name] != then[name]]:
+            raise ValueError(
+                f"{workdir}: {' and '.join(changed)} of this run have changed since it started; "
+                "put back what it started with"
+            )
+        with _options(recipe).checkpoints(workdir) as checkpoints:
+            checkpoint = checkpoints.restore(loop.shapes_of(prepared.state))
+        if checkpoint is None:
+            raise FileNotFoundError(f"{workdir}: this run has no checkpoint yet to export")
+        state = {**checkpoint[1], "frozen": prepared.state["frozen"]}
+        return _finish(workdir, prepared, state, Unreadable(workdir, recipe.max_unreadable))
 
 
 def _with_dtype(recipe: Recipe, workdir: places.Place) -> Recipe:
@@ -214,7 +254,7 @@ def _identity(prepared: build.PreparedRun) -> dict[str, Any]:
 def _finish(
     workdir: places.Place, prepared: build.PreparedRun, state: State, unreadable: Unreadable
 ) -> dict[str, Any]:
-    lines = storage.read_lines(workdir / loop.METRICS)
+    done, lines = int(state["step"]), storage.read_lines(workdir / loop.METRICS)
     if prepared.recipe.best:
         with _options(prepared.recipe).checkpoints(workdir) as checkpoints:
             checkpoint = checkpoints.restore(loop.shapes_of(state), checkpoints.best_step())
@@ -229,7 +269,7 @@ def _finish(
     if jax.process_index() == 0:
         report.write(workdir / REPORT, _config_of(workdir) or {}, lines, step, shown)
     return {
-        "steps": prepared.recipe.total_steps,
+        "steps": done,
         "exported_step": step,
         "metrics": shown,
         "export": str(workdir / EXPORT),

@@ -60,7 +60,10 @@ class Stopped(Exception):
     def __init__(self, number: int, step: int):
         self.exit_code = 128 + number  # as a shell reports a process that a signal ended
         name = signal.Signals(number).name
-        super().__init__(f"{name}: stopped and saved after step {step}; the same command goes on")
+        super().__init__(
+            f"{name}: stopped and saved after step {step}; the same command goes on, and "
+            "--workdir D --export-only exports what there is"
+        )
 
 
 def fit(

@@ -20,7 +20,7 @@ import numpy as np
 
 from medsiglip_jax.files import places
 from medsiglip_jax.model import towers, tree
-from medsiglip_jax.model.weights import big_vision, hub, huggingface, orbax, peft
+from medsiglip_jax.model.weights import big_vision, hub, huggingface, orbax, outputs, peft
 from medsiglip_jax.model.weights.checkpoint import (
     FLOATS,
     TOKENIZER,
@@ -57,12 +57,18 @@ def open_checkpoint(source: str | os.PathLike, token: str | None = None) -> Chec
 
 def _open_source(source: str | os.PathLike, token: str | None, adapters: tuple) -> Checkpoint:
     """Opens the base of `adapters`, which are not opened as such again, or any checkpoint."""
-    if places.is_remote(source):
-        opened = _open(hub.fetch(str(source)), source, token, adapters)
-        return replace(opened, source=str(source))
-    path = Path(source)
-    if not path.exists() and path.suffix != ".npz" and hub.is_repo_id(str(source)):
+    place, path = places.at(source), Path(source)
+    remote = places.is_remote(source)
+    if not remote and not path.exists() and path.suffix != ".npz" and hub.is_repo_id(str(source)):
         opened = _open(hub.download(str(source), token), source, token, adapters)
+        return replace(opened, source=str(source))
+    if problem := outputs.explained(place):
+        raise CheckpointError(source, [problem])
+    if export := outputs.exported(place):
+        opened = _open_source(str(export[0]), token, adapters)
+        return replace(opened, notes=(export[1], *opened.notes))
+    if remote:
+        opened = _open(hub.fetch(str(source)), source, token, adapters)
         return replace(opened, source=str(source))
     return _open(path, source, token, adapters)
 
@@ -83,7 +89,7 @@ def _open(path: Path, source: object, token: str | None, adapters: tuple) -> Che
         "this project wrote, or a Hugging Face repo id like google/medsiglip-448"
     )
     if path.is_dir():
-        problem = f"no config.json here, nor a single .npz; {expected}"
+        problem = f"no config.json here, nor a single .npz; {_below(path) or expected}"
         raise CheckpointError(path, [why_unreadable(path, problem)])
     if path.suffix == ".safetensors" and path.exists():
         problem = "give the folder, not the file: config.json beside it holds the architecture"
@@ -101,6 +107,13 @@ def _open_base(base: str, adapter: object, token: str | None, adapters: tuple) -
             f"{adapter}: the base of this adapter is not there. Put it at {base}, or change "
             f"base_model_name_or_path in {peft.CONFIG} to where it is ({error})"
         ) from None
+
+
+def _below(folder: Path) -> str | None:
+    """Names the checkpoints that a folder holds, such as the model of a quickstart."""
+    folders = [path for path in sorted(folder.iterdir()) if path.is_dir()]
+    found = [p for p in folders if any(layout.matches(p) for layout in LAYOUTS.values())]
+    return f"give {' or '.join(map(str, found))}" if found else None
 
 
 def check(checkpoint: Checkpoint) -> dict[str, Any]:
