@@ -275,8 +275,47 @@ def test_resumed_is_uninterrupted_to_the_bit(data, ordinary, tmp_path):
     with pytest.raises(Crash):
         finetune.run(asked, tmp_path, on_step=crash)
     assert not (tmp_path / "export").exists()
+    with pytest.raises(ValueError, match="has exported no model yet; .*--export-only"):
+        medsiglip_jax.load(tmp_path)
+    result = finetune.export_last(tmp_path)
+    assert result["steps"] == result["exported_step"] == 4
+    notes = medsiglip_jax.load(tmp_path).checkpoint.notes
+    assert notes[0].startswith(
+        f"the export of the fine-tuning run {tmp_path}, which stopped at ste"
+    )
     finetune.run(asked, tmp_path)
     assert_same_run(tmp_path, ordinary, 6)
+
+
+def test_the_best_of_a_stopped_run_is_exported_on_any_machine(data, tmp_path):
+    """With what only the run itself knows; and with nothing that has changed since."""
+    asked = config(data, best="val_loss", validation="validation", eval_every=2)
+
+    def crash(done, values):
+        if done == 5:
+            raise Crash
+
+    with pytest.raises(FileNotFoundError, match="no fine-tuning run here"):
+        finetune.export_last(tmp_path)
+    with pytest.raises(Crash):
+        finetune.run(asked, tmp_path, on_step=crash)
+    run = json.loads((tmp_path / "config.json").read_text())
+
+    def recorded(**changes):
+        changed = run | {"recipe": run["recipe"] | {"mesh": {"data": 64, "fsdp": False}}}
+        (tmp_path / "config.json").write_text(json.dumps(changed | changes))
+
+    recorded()
+    result = finetune.export_last(tmp_path)
+    scores = {x["step"]: x.get("val_loss") for x in storage.read_lines(tmp_path / loop.METRICS)}
+    assert scores[result["exported_step"]] == min(scores[2], scores[4])
+    recorded(classes=["grey"])
+    with pytest.raises(ValueError, match="classes of this run have changed"):
+        finetune.export_last(tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints")
+    recorded()
+    with pytest.raises(FileNotFoundError, match="no checkpoint yet"):
+        finetune.export_last(tmp_path)
 
 
 def test_dtype_auto_is_what_the_run_began_with(data, tmp_path, monkeypatch):
