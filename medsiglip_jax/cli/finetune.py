@@ -151,7 +151,10 @@ class _Training:
 def _text(result: dict[str, Any]) -> str:
     metrics = result["metrics"]
     shown = {k: v for k, v in metrics.items() if k == "loss" or k.startswith("val_")}
-    scores = "\n".join(f"{name:18} {float(value):.4f}" for name, value in shown.items())
+    scores = "\n".join(
+        f"{name:18} {'undefined' if value is None else format(float(value), '.4f')}"
+        for name, value in shown.items()
+    )
     return f"""\
 {scores}
 at step            {result["exported_step"]}

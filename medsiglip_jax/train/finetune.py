@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from importlib.metadata import version
 from typing import Any
@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from medsiglip_jax.files import locks, places, storage
+from medsiglip_jax.files.json_text import dumps, to_hash
 from medsiglip_jax.model import api, devices, processes, tree
 from medsiglip_jax.train import build, freeze, loop, lora, report
 from medsiglip_jax.train import recipe as recipes
@@ -64,6 +65,7 @@ def run(
         processes.run_on(lambda: _claim(workdir, prepared, warn), 0)
         on_start(prepared)
         unreadable = Unreadable(workdir, recipe.max_unreadable)
+        not_finite = NotFinite(workdir, recipe.max_skipped)
         write_event = None
         if recipe.tensorboard and jax.process_index() == 0:
             from medsiglip_jax.train.events import EventFile
@@ -74,6 +76,8 @@ def run(
             if check is not None:
                 check()
             unreadable.check()
+            for problem in not_finite(line):
+                warn(problem)
             if write_event is not None:
                 write_event(line)
 
@@ -177,6 +181,32 @@ class Unreadable:
             )
 
 
+class NotFinite:
+    """Tells from lines of metrics which updates were skipped, and, once, what is undefined."""
+
+    def __init__(self, workdir: places.Place, limit: int):
+        lines = storage.read_lines(workdir / loop.METRICS)
+        self._skipped = max((line.get("skipped", 0) for line in lines), default=0)
+        self._limit, self._undefined = limit, set()
+
+    def __call__(self, line: Mapping[str, Any]) -> Iterator[str]:
+        if (skipped := line.get("skipped", 0)) > self._skipped or line.get("skipped_in_row"):
+            yield (
+                f"step {line['step']}: loss or gradient was not finite, so that updates were "
+                f"skipped ({skipped - self._skipped:.0f} since the last such line; loss now "
+                f"{line['loss']}); {self._limit} in a row end the run"
+            )
+            self._skipped = skipped
+        new = {name for name, value in line.items() if value is None} - self._undefined
+        if new:
+            self._undefined |= new
+            yield (
+                f"step {line['step']}: undefined, and null in {loop.METRICS}: "
+                f"{', '.join(sorted(new))}; among the images held out no class has both images "
+                "that show it and others"
+            )
+
+
 # ------------------------------------------------------------------------------------ the folder
 
 
@@ -208,11 +238,11 @@ def _claim(workdir: places.Place, prepared: build.PreparedRun, warn: Callable[[s
     if before is not None:
         _compare(workdir, before, run, saved, warn)
     with storage.new_file(workdir / CONFIG) as partial:
-        partial.write_text(json.dumps(run, indent=2, default=str) + "\n", encoding="utf-8")
+        partial.write_text(dumps(run, indent=2, default=str) + "\n", encoding="utf-8")
 
 
 def _compare(workdir: places.Place, before: dict, run: dict, saved: bool, warn) -> None:
-    old, new = before["recipe"], json.loads(json.dumps(run["recipe"], default=str))
+    old, new = before["recipe"], json.loads(dumps(run["recipe"], default=str))
     # Runs from before objectives had settings of their own list those of all.
     old["objective"] = {name: old["objective"].get(name) for name in new["objective"]}
     lines = {key: f"{key}: {old.get(key)!r} -> {new[key]!r}" for key in new}
@@ -234,7 +264,7 @@ def _identity(prepared: build.PreparedRun) -> dict[str, Any]:
     digest = hashlib.sha256()
     for rows in prepared.training:
         columns = [list(rows.images), list(rows.texts or ()), np.asarray(rows.labels).tolist()]
-        digest.update(json.dumps(columns).encode())
+        digest.update(to_hash(columns))
     return {
         "recipe": dataclasses.asdict(prepared.recipe),
         "model": prepared.model.config.to_dict(),

@@ -1,10 +1,10 @@
 """The report of a fine-tuning run: one HTML file with its curves, readable without a network."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from medsiglip_jax.files import places, storage
+from medsiglip_jax.files.json_text import dumps
 from medsiglip_jax.pages import charts, html
 
 Values = Mapping[str, Any]
@@ -45,7 +45,7 @@ def write(
     body = [
         html.table(_facts(run, lines, exported, metrics).items(), headed=True),
         *plots,
-        f"<h2>Config</h2><pre>{html.escape(json.dumps(run['recipe'], indent=2))}</pre>\n",
+        f"<h2>Config</h2><pre>{html.escape(dumps(run['recipe'], indent=2))}</pre>\n",
     ]
     with storage.new_file(path) as partial, open(partial, "w", encoding="utf-8") as file:
         file.writelines(html.page("Fine-tuning report", _STYLE, body, _CAUTION))

@@ -89,6 +89,34 @@ def test_texts_without_finite_numbers_are_named(run, checkpoint, pictures, monke
     assert code == 2 and not out and "text 'a drawing'" in err and "not finite" in err
 
 
+def test_images_without_finite_numbers_are_unreadable(
+    run, checkpoint, pictures, tmp_path, monkeypatch
+):
+    real = api.Model.encode_image
+
+    def encode_image(self, images, *args, **more):
+        return real(self, images, *args, **more).at[0].set(np.inf)
+
+    monkeypatch.setattr(api.Model, "encode_image", encode_image)
+    names = [pictures / "0.png", pictures / "1.png"]
+    flags = ["--model", checkpoint, *names]
+    code, out, err = run("embed", *flags, "--output", tmp_path / "out", "--json")
+    result = json.loads(out, parse_constant=pytest.fail)
+    assert code == 3 and (result["embedded"], result["errors"]) == (1, 1)
+    code, out, _ = run("classify", *flags, "--text", "a scan", "--json")
+    first, second = json.loads(out, parse_constant=pytest.fail)
+    assert code == 3 and "not finite" in first["error"] and "scores" in second
+
+
+def test_a_temperature_that_is_too_large_is_said(run, checkpoint, pictures, tmp_path):
+    model = medsiglip_jax.load(checkpoint)
+    model.params["t"] = model.params["t"] * 0 + 100  # exp: 3e43, infinite in float32
+    medsiglip_jax.save(model, tmp_path / "diverged")
+    flags = ["--text", "a scan", "--text", "a drawing", "--json", pictures / "0.png"]
+    code, out, err = run("classify", "--model", tmp_path / "diverged", *flags)
+    assert code == 2 and not out and "temperature" in err and err.count("\n") == 1
+
+
 def accelerator(monkeypatch):
     """From here on "auto" is what it would be on an accelerator."""
     monkeypatch.setattr(devices, "auto_dtype", lambda device: "bfloat16")

@@ -214,6 +214,24 @@ def test_the_best_is_what_is_exported(data, tmp_path):
     assert f"step {best['step']};" in (tmp_path / "report.html").read_text()
 
 
+def test_what_is_not_finite_is_said_with_its_step(tmp_path):
+    """Which updates were skipped between two lines, also after a run that was resumed."""
+    lines = [
+        {"step": 10, "loss": 2.0, "skipped": 0.0, "skipped_in_row": 0.0},
+        {"step": 20, "loss": "nan", "skipped": 3.0, "skipped_in_row": 1.0},
+        {"step": 30, "loss": 2.0, "skipped": 3.0, "skipped_in_row": 0.0, "val_auc": None},
+        {"step": 40, "loss": 1.5, "skipped": 4.0, "skipped_in_row": 0.0, "val_auc": None},
+    ]
+    tell = finetune.NotFinite(tmp_path, 5)
+    said = [list(tell(line)) for line in lines]
+    assert [len(one) for one in said] == [0, 1, 1, 1]
+    assert said[1][0].startswith("step 20: ") and "(3 since" in said[1][0] and "nan" in said[1][0]
+    assert said[2][0].startswith("step 30: undefined") and "val_auc" in said[2][0]
+    assert "(1 since the last such line; loss now 1.5); 5 in a row" in said[3][0]
+    (tmp_path / loop.METRICS).write_text(json.dumps(lines[1]) + "\n")
+    assert not list(finetune.NotFinite(tmp_path, 5)(lines[2] | {"val_auc": 0.5}))
+
+
 def test_a_best_that_is_no_metric(data, tmp_path):
     asked = config(data, eval_every=2, validation="validation", best="val_acc")
     with pytest.raises(ValueError, match="best is 'val_acc', .*: val_loss, val_positive"):

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 import tempfile
@@ -12,6 +11,7 @@ from tqdm import tqdm
 from upath import UPath
 
 from medsiglip_jax.files import places
+from medsiglip_jax.files.json_text import to_hash
 
 _FILES = ["*.json", "*.safetensors", "*.model"]
 
@@ -84,7 +84,7 @@ def _version(uri: str, files: dict[str, dict]) -> str:
     """A hash of the listing; each file system has its own name for an object's version or time."""
     names = ("size", "generation", "etag", "ETag", "mtime", "created", "LastModified")
     facts = [[path, *(str(files[path].get(name)) for name in names)] for path in sorted(files)]
-    return hashlib.sha256(json.dumps([uri, facts]).encode()).hexdigest()[:16]
+    return hashlib.sha256(to_hash([uri, facts])).hexdigest()[:16]
 
 
 def _copy(place: UPath, files: list[str], folder: Path) -> None:

@@ -3,7 +3,6 @@
 Also the vision tower of MedGemma / Gemma 3 folders, which has no pooling head.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from functools import partial
@@ -274,7 +273,7 @@ def _write_safetensors(path: Path, params: dict[str, Any], config: ModelConfig) 
         end = offset + int(np.prod(shape)) * leaf.dtype.itemsize
         header[name] = dict(dtype=codes[leaf.dtype], shape=shape, data_offsets=[offset, end])
         offset = end
-    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded = json_files.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
     with open(path, "wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
