@@ -49,6 +49,7 @@ HEAVY = {
     "usearch": {"embeddings.index"},
     "torch": set(),
     "transformers": set(),
+    "peft": set(),
 }
 
 Graph = Mapping[str, set[str]]

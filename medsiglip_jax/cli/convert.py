@@ -2,6 +2,7 @@
 
 import argparse
 
+from medsiglip_jax.cli import loading
 from medsiglip_jax.cli.parser import REQUIRED, Parser, add_flags
 
 
@@ -17,7 +18,7 @@ def define_flags(sub: Parser) -> None:
         "--dtype T": f"{', '.join(checkpoint.DTYPES)}; default: as stored",
         "--tokenizer PATH": "spiece.model, tokenizer.json or a folder with one, to put into DST",
     }
-    add_flags(sub, flags, format={"choices": tuple(layouts.LAYOUTS), **REQUIRED}, resolution=int)
+    add_flags(sub, flags, format={"choices": tuple(layouts.WRITABLE), **REQUIRED}, resolution=int)
 
 
 def convert(args: argparse.Namespace) -> int:
@@ -37,6 +38,7 @@ def convert(args: argparse.Namespace) -> int:
         checkpoint.dtype_of(args.dtype)
     dtype = args.dtype or (stored if stored in checkpoint.DTYPES else "float32")
     model = api.load(args.source, dtype=dtype, tokenizer=args.tokenizer)
+    loading.note_export(model)
     if args.resolution is not None:
         model.params, model.config = resize_positions(model.params, model.config, args.resolution)
     api.save(model, args.destination, format=args.format)

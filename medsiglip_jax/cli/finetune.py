@@ -8,7 +8,7 @@ from contextlib import closing
 from typing import Any
 
 from medsiglip_jax.cli import loading, output
-from medsiglip_jax.cli.parser import REQUIRED, Parser, add_config, add_flags
+from medsiglip_jax.cli.parser import REQUIRED, Parser, add_config, add_flags, refuse_unused
 
 
 class _Keys(argparse.Action):
@@ -39,12 +39,17 @@ class _CopyConfig(argparse.Action):
 _FLAGS = {
     "--keys": "list all keys of a config, and exit",
     "--copy-config": "write a recipe to a file of your own, to be edited, and exit",
-    "--workdir D": "gets checkpoints/, metrics.jsonl, config.json, export/ and report.html",
+    "--workdir D": "gets checkpoints/, metrics.jsonl, config.json, export/, report.html, and with "
+    "lora adapter/, for PEFT",
+    "--export-only": "train no further: write export/ and report.html from the last checkpoint of "
+    "the run in D, which needs no --config",
+    "--push-to-hub NAME": "upload the export with its model card to the Hugging Face hub as NAME "
+    "(user/model), for nobody else to see until you publish it there",
 }
 
 
 def define_flags(sub: Parser) -> None:
-    add_config(sub)
+    add_config(sub, required=False)
     keys = {"nargs": 0, "action": _Keys}
     copy = {"nargs": 2, "action": _CopyConfig, "metavar": ("NAME", "FILE")}
     add_flags(sub, _FLAGS, keys=keys, copy_config=copy, workdir=REQUIRED)
@@ -53,26 +58,66 @@ def define_flags(sub: Parser) -> None:
 
 def finetune(args: argparse.Namespace) -> int:
     """Fine-tune on your own image-text pairs or labels. The same command again resumes
-    a stopped run. --config.KEY=VALUE changes a key of the config. With several
-    hosts, start it on each of them with --distributed.
+    a stopped run; --export-only makes a model of what it has learnt so far.
+    --config.KEY=VALUE changes a key of the config. With several hosts, start it on
+    each of them with --distributed.
 
     example:
       medsiglip-jax finetune --config lora --workdir run --config.data.path=train.csv
       medsiglip-jax finetune --copy-config lora my.py
+      medsiglip-jax finetune --workdir run --export-only --push-to-hub me/my-model
     """
     from medsiglip_jax.train import configs
-    from medsiglip_jax.train.finetune import run
+    from medsiglip_jax.train.finetune import export_last, run
 
-    recipe = configs.read(args.config, args.overrides)
+    recipe = None if _only_export(args) else configs.read(args.config, args.overrides)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax narrates every save
     for name, value in (("TF_CPP_MIN_LOG_LEVEL", "3"), ("TF_ENABLE_ONEDNN_OPTS", "0")):
         os.environ.setdefault(name, value)  # else TensorFlow reports how it was built
+    if args.push_to_hub:
+        _check_push(args)
+    if recipe is None:
+        output.show(_pushed(args, export_last(args.workdir)), args.json, _text)
+        return 0
     main_process = loading.join_other_processes(args)
     with closing(_Training(quiet=not main_process)) as shown:
         result = run(recipe, args.workdir, shown.start, shown.step, shown.warn)
     if main_process:
-        output.show(result, args.json, _text)
+        output.show(_pushed(args, result), args.json, _text)
     return 3 if result["unreadable"] else 0
+
+
+def _check_push(args: argparse.Namespace) -> None:
+    """Fails now, and not after hours of training."""
+    from medsiglip_jax.files import places
+    from medsiglip_jax.model.weights import hub
+
+    if not hub.is_repo_id(args.push_to_hub):
+        raise ValueError(f"--push-to-hub is {args.push_to_hub!r}; expected user/model")
+    places.refuse_remote(args.workdir)
+    hub.check_login()
+
+
+def _pushed(args: argparse.Namespace, result: dict[str, Any]) -> dict[str, Any]:
+    from pathlib import Path
+
+    from medsiglip_jax.model.weights import hub
+
+    if not args.push_to_hub:
+        return result
+    return result | {"hub": hub.push(Path(result["export"]), args.push_to_hub)}
+
+
+def _only_export(args: argparse.Namespace) -> bool:
+    """Whether nothing is to be trained; an error if a flag is missing or has no effect."""
+    if args.export_only:
+        where, flags = "with --export-only", ("config", "distributed", "coordinator")
+        refuse_unused(args, where, (*flags, "processes", "process_id"))
+        if args.overrides:
+            raise ValueError(f"{where} these flags have no effect: {', '.join(args.overrides)}")
+    elif args.config is None:
+        raise ValueError("--config is missing (or --export-only, to export a run that has stopped)")
+    return args.export_only
 
 
 class _Training:
@@ -91,6 +136,8 @@ class _Training:
 
         from medsiglip_jax.model import tree
 
+        if not self._quiet:
+            loading.note_export(prepared.model)
         trained, total = tree.size(prepared.state["params"]), tree.size(prepared.model.params)
         rows, held_out = (sum(map(len, part)) for part in (prepared.training, prepared.held_out))
         self.warn(
@@ -129,12 +176,15 @@ class _Training:
 def _text(result: dict[str, Any]) -> str:
     metrics = result["metrics"]
     shown = {k: v for k, v in metrics.items() if k == "loss" or k.startswith("val_")}
-    scores = "\n".join(f"{name:18} {float(value):.4f}" for name, value in shown.items())
+    scores = "\n".join(
+        f"{name:18} {'undefined' if value is None else format(float(value), '.4f')}"
+        for name, value in shown.items()
+    )
     return f"""\
 {scores}{_test_text(result.get("test"))}
 at step            {result["exported_step"]}
 model              {result["export"]}
-report             {result["report"]}"""
+report             {result["report"]}{_hub_text(result)}"""
 
 
 def _test_text(test: dict[str, Any] | None) -> str:
@@ -142,3 +192,7 @@ def _test_text(test: dict[str, Any] | None) -> str:
         return ""
     auc = test["macro_auc"]
     return f"\n{'test macro AUC':18} {'not defined' if auc is None else f'{auc:.4f}'}"
+
+
+def _hub_text(result: dict[str, Any]) -> str:
+    return f"\nuploaded to        {result['hub']}" if "hub" in result else ""

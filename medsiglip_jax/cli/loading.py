@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 
+from medsiglip_jax.cli import output
 from medsiglip_jax.cli.parser import add_flags
 
 
@@ -16,8 +17,8 @@ def add_model(
     from medsiglip_jax.model.weights.checkpoint import DTYPES
 
     flags = {
-        "--model M": "checkpoint folder, big_vision .npz, or Hugging Face repo id "
-        "(google/medsiglip-448)",
+        "--model M": "checkpoint folder, folder of a PEFT (LoRA) adapter, big_vision .npz, or "
+        "Hugging Face repo id (google/medsiglip-448)",
         "--tokenizer PATH": "spiece.model, tokenizer.json or a folder with one, if there is none "
         "beside M",
         "--dtype T": f"to store and compute with: {', '.join(DTYPES)}, or auto: bfloat16 on "
@@ -46,7 +47,18 @@ def load(args: argparse.Namespace, mesh=None, recorded: str | None = None):
     if args.dtype == "auto":
         args.dtype = recorded or "auto"
     settings = ("dtype", "tokenizer", "matmul_precision", "attention")
-    return api.load(args.model, mesh=mesh, **{name: getattr(args, name) for name in settings})
+    model = api.load(args.model, mesh=mesh, **{name: getattr(args, name) for name in settings})
+    note_export(model)
+    return model
+
+
+def note_export(model) -> None:
+    """Says so on stderr if a fine-tuning run was given, and its export was meant."""
+    from medsiglip_jax.model.weights import outputs
+
+    for note in model.checkpoint.notes if model.checkpoint else ():
+        if note.startswith(outputs.EXPORT_OF):
+            output.note(f"the model is {model.source}, {note}")
 
 
 def local_mesh():

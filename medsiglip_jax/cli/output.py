@@ -1,6 +1,5 @@
 """What the commands print: results on stdout, notes and progress on stderr."""
 
-import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -9,9 +8,9 @@ from typing import Any
 def show(result: Any, as_json: bool, to_text: Callable[[Any], str]) -> None:
     """Prints a result as text, or as JSON, where a number that is not finite is null."""
     if as_json:
-        from medsiglip_jax.files import json as json_files
+        from medsiglip_jax.files.json_text import dumps
 
-        print(json.dumps(json_files.plain(result), ensure_ascii=False, indent=2, allow_nan=False))
+        print(dumps(result, ensure_ascii=False, indent=2))
     else:
         print(to_text(result))
 

@@ -113,11 +113,11 @@ def given(args: argparse.Namespace, names: Iterable[str]) -> list[str]:
     return [f"--{name.replace('_', '-')}" for name in changed]
 
 
-def add_config(sub: Parser) -> None:
+def add_config(sub: Parser, required: bool = True) -> None:
     """The flag of `train.configs.read`; `cli.app` puts --config.KEY=VALUE into `overrides`."""
     sub.set_defaults(overrides=[])
     config = {
         "--config NAME|FILE[:ARG]": "recipe, by name (such as lora), or a Python file with "
         "get_config(); ARG is passed to it"
     }
-    add_flags(sub, config, config=REQUIRED)
+    add_flags(sub, config, config={"required": required})

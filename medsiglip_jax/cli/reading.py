@@ -23,7 +23,7 @@ def preset_help() -> str:
 def add_preprocess(sub: Parser, default: str | None = "big_vision", said: str = "") -> None:
     """The flag --preprocess; `said` describes its default where that is None."""
     flags = {"--preprocess P": f"default {said or '%(default)s'}; {preset_help()}"}
-    add_flags(sub, flags, preprocess=default)
+    add_flags(sub, flags, preprocess=str if default is None else default)
 
 
 def add_dicom(sub: Parser, frames: str = "or middle (default)") -> None:

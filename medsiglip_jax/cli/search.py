@@ -99,6 +99,7 @@ def _hits(args: argparse.Namespace) -> int:
             10 if args.top_k is None else args.top_k,
             approximate=args.approximate, batch_size=args.batch_size, dicom=dicom,
         )  # fmt: skip
+    _note_left_out(embeddings)
     if args.sheet:
         contact_sheet.write(args.sheet, results, images, recorded, dicom)
     if args.output:
@@ -134,6 +135,8 @@ def _pairs(args: argparse.Namespace) -> int:
     if args.output:
         write_pairs(args.output, result["pairs"])
     show(result, args.json, _pairs_text)
+    for run in (first, second) if second else (first,):
+        _note_left_out(run)
     if result["cut"]:
         note(f"there are more pairs; these are the {limit} nearest (--limit)")
     return 0
@@ -153,12 +156,23 @@ def _build_index(args: argparse.Namespace) -> int:
     from medsiglip_jax.embeddings.index import build
 
     with progress_bar("row") as bar:
-        facts = build(_opened(args, bar, passes=2))
+        facts = build(embeddings := _opened(args, bar, passes=2))
+    _note_left_out(embeddings)
     show(facts, args.json, lambda f: (
         f"{args.embeddings}: {f['rows']} rows indexed, recall@10 {f['recall_at_10']:.3f} "
         f"against exact search ({f['sampled']} sampled rows)"
     ))  # fmt: skip
     return 0
+
+
+def _note_left_out(embeddings) -> None:
+    """Says so if some rows have no cosine with anything."""
+    if rows := sorted(embeddings.without_direction):
+        first = embeddings.ids(rows[:1])[0]["id"]
+        note(
+            f"{embeddings.folder}: left out {len(rows)} embeddings that are zero or not finite, "
+            f"the first of {first}"
+        )
 
 
 def _opened(args: argparse.Namespace, bar, passes: int = 1):

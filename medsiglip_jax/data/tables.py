@@ -14,6 +14,7 @@ from pyarrow import parquet
 from medsiglip_jax.data.columns import ParquetColumns, is_textual, read_lines, strings
 from medsiglip_jax.data.listing import IMAGE_SUFFIXES, TABLE_SUFFIXES, walk
 from medsiglip_jax.files import places, storage
+from medsiglip_jax.files.json_text import dumps
 
 # Top folders of these names are splits, not classes.
 SPLITS = frozenset("train val valid validation dev test".split())
@@ -165,7 +166,7 @@ def write_parquet(
         label: the column or columns that hold the labels.
         classes: the names of the classes, in order.
     """
-    metadata = {METADATA: json.dumps({"label": label, "classes": classes})}
+    metadata = {METADATA: dumps({"label": label, "classes": classes})}
     table = pyarrow.table(dict(columns)).replace_schema_metadata(metadata)
     with storage.new_file(places.at(path)) as partial:
         parquet.write_table(table, partial)

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from medsiglip_jax.data import examples, tables
 from medsiglip_jax.files import places
+from medsiglip_jax.files.json_text import to_hash
 from medsiglip_jax.files.places import Place
 
 PREFIX = "tfds:"
@@ -250,7 +251,7 @@ def _class_names(name: str, label: Mapping[str, Any], folder: Place) -> tuple[st
 def _index(source: Prepared) -> Path:
     """The index of a data set, which is made if the cache does not have it."""
     known = [_INDEX_FORMAT, str(source.folder), source.info, dataclasses.asdict(source)["features"]]
-    key = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
+    key = hashlib.sha256(to_hash(known, sort_keys=True)).hexdigest()[:16]
     path = places.cache() / "tfds" / f"{source.info['name']}-{key}.parquet"
     if not path.exists():
         columns = _columns(source)

@@ -25,6 +25,7 @@ from medsiglip_jax.embeddings import provenance
 from medsiglip_jax.embeddings.probe import learning, linear, logistic
 from medsiglip_jax.evaluate import image_embeddings, options, scores
 from medsiglip_jax.evaluate.data.dataset import Dataset
+from medsiglip_jax.files import json as json_files
 from medsiglip_jax.files import places, storage
 
 VALIDATION, PROBE, KNN = "validation.parquet", "probe.parquet", "knn.parquet"
@@ -53,7 +54,7 @@ class LabelledSplits:
     def digest(self, *names: str) -> str:
         """Identity of images, labels and embeddings of these splits (or all), and the method."""
         method = [list(self.classes), self.exclusive, SCALE, logistic.STRENGTHS, __version__]
-        sha256 = hashlib.sha256(json.dumps(method).encode())
+        sha256 = hashlib.sha256(json_files.to_hash(method))
         for name in sorted(names or self.images):
             images = self.images[name]
             sha256.update(f"{name} {images.dataset.labels_sha256()}".encode())
@@ -189,7 +190,7 @@ def _save(path: places.Place, identity: Mapping[str, str], rows: Curve, others: 
     kinds = {kind: [row for row in rows if name in row] for kind, name in _KINDS.items()}
     content = {**identity, **kinds, _OTHERS: list(others)}
     with storage.new_file(path) as partial:
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        partial.write_text(json_files.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def _saved(path: places.Place, data: str) -> list[dict[str, Any]]:

@@ -1,6 +1,5 @@
 """Results and report from the files of an evaluation, without the model."""
 
-import json
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +10,7 @@ from medsiglip_jax.evaluate.report import document
 from medsiglip_jax.evaluate.results.summary import summarize
 from medsiglip_jax.evaluate.scores import GRID, PART, Scores
 from medsiglip_jax.files import places, storage
+from medsiglip_jax.files.json_text import dumps
 
 RESULTS = "results.json"
 
@@ -50,7 +50,7 @@ def recompute(
     texts = {
         "report.md": document.markdown(content),
         "report.html": document.page(content, run),
-        RESULTS: json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+        RESULTS: dumps(content, indent=2, ensure_ascii=False) + "\n",
     }
     for name, text in texts.items():
         with storage.new_file(folder / name) as partial:

@@ -12,6 +12,7 @@ from medsiglip_jax import metrics
 from medsiglip_jax.evaluate import image_embeddings, scores, tasks
 from medsiglip_jax.evaluate.data import reading
 from medsiglip_jax.evaluate.results import aucs
+from medsiglip_jax.files.json_text import dumps
 from medsiglip_jax.files.places import Place
 from medsiglip_jax.model.api import Model
 from medsiglip_jax.preprocess.text import canonicalize
@@ -65,7 +66,7 @@ def compute(model: Model, task: tasks.Task, embedded: image_embeddings.ImageEmbe
         "group": _groups(dataset.groups, numbers, len(texts)),
     }
     meta = {**counts, "truncated": int(cut.sum())}
-    return pa.table(columns, _SCHEMA.with_metadata({_META: json.dumps(meta)}))
+    return pa.table(columns, _SCHEMA.with_metadata({_META: dumps(meta)}))
 
 
 def _distinct(texts: Sequence[str]) -> tuple[list[str], Int64[np.ndarray, " n"]]:

@@ -17,7 +17,6 @@ import functools
 import hashlib
 import importlib.metadata
 import itertools
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Any
@@ -37,6 +36,7 @@ from medsiglip_jax.evaluate.learned import LabelledSplits
 from medsiglip_jax.evaluate.options import AS_GIVEN, DEFAULT, LEARN, EvaluateOptions, GridCell
 from medsiglip_jax.evaluate.recompute import RESULTS, recompute
 from medsiglip_jax.files import places
+from medsiglip_jax.files.json_text import to_hash
 from medsiglip_jax.inference import classifier, run_folder
 from medsiglip_jax.inference.embed import EmbedOptions, EmbedProgress, embed
 from medsiglip_jax.inference.manifest import ERRORS
@@ -205,7 +205,7 @@ class EvaluationRun:
         draws = asdict(self.options.draws) if self.options.learn == "probe" else {}
         keys = ("task", "provenance", "counts", "cells", "retrieval")
         identity = [*(meta[key] for key in keys), images, digest, draws]
-        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(to_hash(identity, sort_keys=True)).hexdigest()
 
     def _grid(self) -> dict[GridCell, scores.Scores]:
         grid = {}

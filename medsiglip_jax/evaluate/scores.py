@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int64
 
 from medsiglip_jax import metrics
 from medsiglip_jax.files import places, storage
+from medsiglip_jax.files.json_text import dumps
 
 FILE, IMAGES, GRID = "scores.parquet", "images.parquet", "grid"
 PART = "part"  # column of images.parquet, where splits were drawn from the test images
@@ -103,7 +104,7 @@ def write(path: places.Place, scores: Scores) -> None:
         pa.array(labels.reshape(-1), mask=unknown.reshape(-1)),
         groups.take(pa.array(each)),
     ]
-    meta = {_META: json.dumps({"classes": list(scores.classes), **scores.meta})}
+    meta = {_META: dumps({"classes": list(scores.classes), **scores.meta})}
     save(path, pa.table(columns, schema=_SCHEMA), meta)
 
 
@@ -159,7 +160,7 @@ def write_columns(
 ) -> None:
     """Writes what is known of the images beside their labels, and the run they belong to."""
     table = pa.table({k: pa.array(v, pa.string()) for k, v in columns.items()})
-    save(path, table, {_META: json.dumps(meta)})
+    save(path, table, {_META: dumps(meta)})
 
 
 def read_columns(path: places.Place) -> tuple[dict[str, list[str]], dict[str, Any]]:

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 from medsiglip_jax.evaluate import zero_shot
 from medsiglip_jax.evaluate.data import layout
 from medsiglip_jax.files import settings
+from medsiglip_jax.files.json_text import to_hash
 
 PARTS = ("train", "validation")
 _RETRIEVAL = ("text", "prompts")
@@ -204,7 +205,7 @@ class Task:
     def prompts_sha256(self) -> str:
         """Identity of the prompts and their order."""
         prompts = [(c.name, c.present, c.absent) for c in self.classes]
-        return hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
+        return hashlib.sha256(to_hash(prompts)).hexdigest()
 
     def check_prompts(self) -> None:
         """Raises ValueError with all classes that lack the prompts that the score rule needs."""

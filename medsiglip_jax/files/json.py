@@ -1,25 +1,13 @@
-"""JSON as this project writes it: indented, UTF-8, and null for what is no finite number."""
+"""JSON files: indented, UTF-8, and null for what is no finite number."""
 
 import json
-import math
-from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from medsiglip_jax.files import storage
+from medsiglip_jax.files.json_text import dumps, plain, to_hash
 from medsiglip_jax.files.places import Place
 
-
-def plain(value: Any) -> Any:
-    """Replaces what JSON lacks: tuples, NumPy's arrays and numbers, and NaN and infinity (null)."""
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray | np.generic):
-        value = value.tolist()
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+__all__ = ["dumps", "plain", "read", "to_hash", "write"]
 
 
 def read(path: Place) -> dict[str, Any]:
@@ -35,6 +23,6 @@ def read(path: Place) -> dict[str, Any]:
 
 def write(path: Place, content: Any) -> None:
     """Writes a JSON file, complete or not at all; one that exists is replaced."""
-    text = json.dumps(plain(content), indent=2, allow_nan=False)
+    text = dumps(content, indent=2)
     with storage.new_file(path) as partial:
         partial.write_text(text + "\n", encoding="utf-8")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from medsiglip_jax.files.json_text import dumps
 from medsiglip_jax.files.places import Place, check_writable
 
 # Seconds between two heartbeats of a lease, and without one until another run may take over.
@@ -149,7 +150,7 @@ def _renew(path: Place, owner: str, done: threading.Event, lost: threading.Event
 
 def _heartbeat(owner: str, count: int) -> str:
     host = socket.gethostname()
-    return json.dumps({"owner": owner, "beat": count, "host": host, "pid": os.getpid()})
+    return dumps({"owner": owner, "beat": count, "host": host, "pid": os.getpid()})
 
 
 def _holder(path: Place) -> str:

@@ -6,6 +6,7 @@ unknown keys (with the most similar known one), missing keys, wrong types, wrong
 
 import dataclasses
 import difflib
+import math
 import re
 import types
 import typing
@@ -172,7 +173,9 @@ def _value(value: Any, hint: Any, where: str, problems: list[str]) -> Any:
         return {k: _value(x, arguments[1], f"{where}.{k}", problems) for k, x in value.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if not _fits(value, hint):
+    if isinstance(value, float) and not math.isfinite(value):
+        problems.append(f"{where} is {value!r}; expected a finite number")
+    elif not _fits(value, hint):
         problems.append(f"{where} is {value!r}; expected {_spelled(hint)}")
     return value
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from upath import UPath
 
+from medsiglip_jax.files.json_text import dumps
 from medsiglip_jax.files.locks import lock
 from medsiglip_jax.files.places import Place, check_new, check_writable
 
@@ -150,7 +151,7 @@ class Lines:
     def append(self, line: dict[str, Any]) -> None:
         if isinstance(self.path, Path):
             with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(dumps(line) + "\n")
             return
         self._lines.append(line)
         self._waiting += 1
@@ -163,7 +164,7 @@ class Lines:
             self._write()
 
     def _text(self) -> str:
-        return "".join(json.dumps(line) + "\n" for line in self._lines)
+        return "".join(dumps(line) + "\n" for line in self._lines)
 
     def _write(self) -> None:
         with new_file(self.path) as partial:

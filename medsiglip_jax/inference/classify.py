@@ -37,6 +37,9 @@ def classify(
         For each image `{"image": path, "scores": [{"text", "logit", "sigmoid", "softmax"}, …]}`
         with scores in the order of `texts`, or `{"image": path, "error": reason}` if it is
         unreadable.
+
+    Raises:
+        ValueError: as `encode_texts` and `probabilities`.
     """
     ztxt = encode_texts(model, texts)
     rows = image_rows(images)
@@ -72,7 +75,15 @@ def probabilities(
     """Sigmoid of each logit, and softmax over the texts.
 
     In float64 from the float32 logits on, so that small sigmoids keep their digits.
+
+    Raises:
+        ValueError: the logits are not finite, although those of finite embeddings should be.
     """
     x = np.asarray(logits, np.float64)
+    if not np.isfinite(x).all():
+        raise ValueError(
+            "the logits exp(t) * cosine + b are not finite, because the model's temperature t or "
+            "bias b is too large: its training may have diverged"
+        )
     softmax = np.exp(x - x.max(axis=-1, keepdims=True))
     return np.exp(-np.logaddexp(0.0, -x)), softmax / softmax.sum(axis=-1, keepdims=True)

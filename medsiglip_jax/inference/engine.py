@@ -76,16 +76,22 @@ class Engine:
 
     Threads read and decode images ahead of the device. A batch is padded to `batch_size`, so that
     one compiled program serves all of them; rows that cannot be read are zeros in it, and are left
-    out of the result.
+    out of the result, as are those whose embeddings are not finite in the type to be `stored`.
     """
 
     def __init__(
-        self, model: Model, preset: str, normalize: bool, batch_size: int, dicom: Rules = Rules()
+        self,
+        model: Model,
+        preset: str,
+        normalize: bool,
+        batch_size: int,
+        dicom: Rules = Rules(),
+        stored: str = "float32",
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; expected at least 1")
         self._model, self._normalize, self._size = model, normalize, batch_size
-        vision, self._dicom = model.config.vision, dicom
+        vision, self._dicom, self._stored = model.config.vision, dicom, stored
         resample = vision.pixels.resample if vision else "bicubic"
         self._to_array, self._resize = xla.preset(preset, resample)
         self._image_size = vision.image_size if vision else 0
@@ -169,10 +175,8 @@ class Engine:
         end = time.perf_counter()
         self._busy += end - max(start, self._idle_since)  # time shared with the one before: once
         self._idle_since = end
-        reasons = [
-            reason or (None if finite else "the model gave numbers that are not finite")
-            for reason, finite in zip(loaded.reasons, map(np.all, np.isfinite(values)), strict=True)
-        ]
+        wrong = map(self._not_finite, values)
+        reasons = [given or found for given, found in zip(loaded.reasons, wrong, strict=True)]
         readable = [reason is None for reason in reasons]
         names = batch.table.column("source").to_pylist()
         subjects = [facts.subject for facts in loaded.facts] or [None] * len(batch)
@@ -184,6 +188,14 @@ class Engine:
             subjects=list(itertools.compress(subjects, readable)),
             cut=loaded.cut,
         )  # fmt: skip
+
+    def _not_finite(self, vector: np.ndarray) -> str | None:
+        """Why an embedding cannot be stored, or None."""
+        if not np.isfinite(vector).all():
+            return "the model gave numbers that are not finite"
+        with np.errstate(over="ignore"):
+            fits = np.isfinite(vector.astype(self._stored)).all()
+        return None if fits else f"its embedding has numbers that {self._stored} cannot hold"
 
 
 def _has_other_frames(facts: Facts, source: str) -> bool:

@@ -1,6 +1,5 @@
 """How well each tile of a slide fits a text, drawn over the slide."""
 
-import json
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from medsiglip_jax.data import inputs
 from medsiglip_jax.data.rows import EXTRA, Rows
 from medsiglip_jax.files import places, storage
+from medsiglip_jax.files.json_text import dumps
 from medsiglip_jax.inference.classify import encode_texts, probabilities
 from medsiglip_jax.inference.encode import encode_rows
 from medsiglip_jax.model.api import Model
@@ -100,7 +100,7 @@ def heatmap(
     with storage.new_file(path) as partial:
         picture.save(partial, format="PNG")
     with storage.new_file(beside) as partial:
-        pq.write_table(table.replace_schema_metadata({"medsiglip_jax": json.dumps(made)}), partial)
+        pq.write_table(table.replace_schema_metadata({"medsiglip_jax": dumps(made)}), partial)
     return {
         **made,
         "picture": str(path),

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from medsiglip_jax.data.rows import EXTRA
 from medsiglip_jax.files import places, storage
+from medsiglip_jax.files.json_text import dumps
 from medsiglip_jax.inference import pseudonyms
 from medsiglip_jax.inference.engine import Embedded
 from medsiglip_jax.inference.manifest import COUNTS, ERRORS, RunRecord
@@ -34,7 +35,7 @@ def shard_table(batches: Sequence[Embedded], run: RunRecord, naming: Naming | No
         **{name: sum(getattr(batch, name) for batch in batches) for name in COUNTS},
         "rows": table.num_rows,
     }
-    metadata = json.dumps({**run.to_dict(), **note}).encode()
+    metadata = dumps({**run.to_dict(), **note}).encode()
     return table.replace_schema_metadata({_METADATA: metadata})
 
 

@@ -242,8 +242,9 @@ def load(
     """Loads a model.
 
     Args:
-        source: a Hugging Face repo id, a checkpoint folder in HF layout, a big_vision .npz, or a
-            folder this project wrote.
+        source: a Hugging Face repo id, a checkpoint folder in HF layout, a folder of a PEFT (LoRA)
+            adapter, which is merged with its base, a big_vision .npz, or a folder this project
+            wrote.
         dtype: storage and compute type: "float32", "bfloat16", "float16", or "auto" (bfloat16 on
             accelerators that have it, float32 elsewhere).
         mesh: from `make_mesh`; parameters are replicated over it and batches split.
@@ -309,9 +310,9 @@ def save(
     Raises:
         FileExistsError: `folder` exists and is not empty.
     """
-    if format not in layouts.LAYOUTS:
-        raise ValueError(f"format is {format!r}; expected one of {', '.join(layouts.LAYOUTS)}")
-    layout = layouts.LAYOUTS[format]
+    if format not in layouts.WRITABLE:
+        raise ValueError(f"format is {format!r}; expected one of {', '.join(layouts.WRITABLE)}")
+    layout = layouts.WRITABLE[format]
     path = places.at(folder)
     if layout.write_file and path.suffix == os.path.splitext(layout.marker)[1]:
         processors.check_plain(model.config)
@@ -326,6 +327,7 @@ def save(
         for name, content in files.items():
             (partial / name).write_bytes(content)
         processors.complete(partial, model.config)
+        assert layout.write
         layout.write(partial, model.params, model.config)
 
 

@@ -1,7 +1,7 @@
 """Work that the processes of one run do together (`jax.distributed`)."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -20,6 +20,15 @@ def allgather_int(value: int) -> np.ndarray:
     from jax.experimental import multihost_utils
 
     return multihost_utils.process_allgather(np.int32(value))
+
+
+def gathered(params: Any) -> Any:
+    """A tree of arrays that every process then has in full; all have to call this."""
+    if jax.process_count() == 1:
+        return params
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(params, tiled=True)
 
 
 def run_on(work: Callable[[], T], index: int | None = None) -> T | None:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from medsiglip_jax.files.json_text import dumps
 from medsiglip_jax.plan.topologies import Topology
 
 
@@ -36,7 +37,7 @@ def ask(request: Mapping[str, Any], topology: Topology) -> dict[str, Any]:
     """
     topology.check_installed()
     command = [sys.executable, "-m", "medsiglip_jax.plan.worker"]
-    done = run_child(command, json.dumps(request), environment(topology))
+    done = run_child(command, dumps(request), environment(topology))
     try:
         answer = json.loads(done.stdout.strip().splitlines()[-1])
     except (IndexError, ValueError):
@@ -99,7 +100,7 @@ def main() -> None:
         )  # fmt: skip
     except (ValueError, FileNotFoundError) as error:
         answer = {"error": str(error)}
-    print(json.dumps(answer))
+    print(dumps(answer))
 
 
 if __name__ == "__main__":

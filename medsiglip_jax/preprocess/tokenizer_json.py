@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from medsiglip_jax.files.json_text import dumps, to_hash
 from medsiglip_jax.preprocess.text import TextEncoder
 
 GEMMA, SIGLIP2 = "GemmaTokenizer", "Siglip2Tokenizer"
@@ -70,7 +71,7 @@ class JsonTokenizer(TextEncoder):
             direction=side, pad_id=pad_id, pad_token=pad, length=context_length
         )
         decides = [kind, pad, side, names, file.get("added_tokens")]
-        self.sha256 = hashlib.sha256(data + json.dumps(decides).encode()).hexdigest()
+        self.sha256 = hashlib.sha256(data + to_hash(decides)).hexdigest()
 
     def _row(self, text: str) -> tuple[list[int], bool]:
         encoding = self._tokenizer.encode(text)
@@ -109,7 +110,7 @@ def _open(file: dict[str, Any]) -> Any:
             "tokenizers reads; it comes with `pip install 'medsiglip-jax[siglip2]'`"
         ) from None
     try:
-        return tokenizers.Tokenizer.from_str(json.dumps(file))
+        return tokenizers.Tokenizer.from_str(dumps(file))
     except Exception as error:  # the library raises plain exceptions
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"tokenizer.json cannot be read ({reason})") from error

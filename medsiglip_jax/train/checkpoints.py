@@ -1,6 +1,7 @@
 """The checkpoints of a run, which orbax writes and reads."""
 
 import contextlib
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -85,8 +86,9 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
             if step not in self._damaged:
                 return
             self._manager.delete(step)
-        ranked = metrics if metrics and self._best in metrics else None
-        values = {k: float(v) for k, v in ranked.items()} if ranked else None
+        # One that is undefined is no best one; and orbax would write it as NaN, which is no JSON.
+        best = metrics.get(self._best) if metrics and self._best else None
+        values = {self._best: float(best)} if best is not None and math.isfinite(best) else None
         args = self._ocp.args.StandardSave(state)
         with self._disk_full():
             self._manager.save(step, args=args, metrics=values, force=True)

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from importlib.metadata import version
 from typing import Any
@@ -14,12 +14,17 @@ import numpy as np
 
 from medsiglip_jax.files import json as json_files
 from medsiglip_jax.files import locks, places, storage
+from medsiglip_jax.files.json_text import dumps, to_hash
 from medsiglip_jax.model import api, devices, processes, tree
+from medsiglip_jax.model.weights import processors
+from medsiglip_jax.pages import card
 from medsiglip_jax.train import build, freeze, loop, lora, report
+from medsiglip_jax.train import recipe as recipes
 from medsiglip_jax.train.recipe import Recipe
 from medsiglip_jax.train.step import State
 
 CONFIG, EXPORT, REPORT, UNREADABLE = "config.json", "export", "report.html", "unreadable.jsonl"
+ADAPTER = "adapter"
 _VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")  # recorded with a run
 # Keys that may change between a run and its resumption; others make another run of it.
 _FREE = frozenset(
@@ -41,15 +46,17 @@ def run(
         recipe: the run.
         workdir: local, gs:// or s3://; gets `config.json`, `metrics.jsonl`, `checkpoints/`,
             `export/` (Hugging Face layout; orbax's for a classifier with pool="map"),
-            `report.html` and, if need be, `unreadable.jsonl` and `tensorboard/`.
+            `report.html` and, if need be, `adapter/` (PEFT), `unreadable.jsonl` and
+            `tensorboard/`.
         on_start: called once with the prepared run, before the first step.
         on_step: see `loop.fit`.
         warn: called with each line that the user should see.
 
     Returns:
-        `steps`, `exported_step` (the last, or the best), the `metrics` at it, `export`, `report`,
-        `test` (of classes, if there is such a split: see `metrics.judge_classes`), `trained`
-        and `parameters` (numbers of scalars), `unreadable` (images, each counted once).
+        `steps`, `exported_step` (the last, or the best), the `metrics` at it, `export`, `adapter`
+        (None unless there is one), `report`, `test` (of classes, if there is such a split: see
+        `metrics.judge_classes`), `trained` and `parameters` (numbers of scalars), `unreadable`
+        (images, each counted once).
 
     Raises:
         ValueError: something is wrong with the recipe, its data or its checkpoint.
@@ -64,6 +71,7 @@ def run(
         processes.run_on(lambda: _claim(workdir, prepared, warn), 0)
         on_start(prepared)
         unreadable = Unreadable(workdir, recipe.max_unreadable)
+        not_finite = NotFinite(workdir, recipe.max_skipped)
         write_event = None
         if recipe.tensorboard and jax.process_index() == 0:
             from medsiglip_jax.train.events import EventFile
@@ -74,6 +82,8 @@ def run(
             if check is not None:
                 check()
             unreadable.check()
+            for problem in not_finite(line):
+                warn(problem)
             if write_event is not None:
                 write_event(line)
 
@@ -83,6 +93,44 @@ def run(
         evaluate = functools.partial(prepared.evaluate, unreadable) if prepared.held_out else None
         state = loop.fit(workdir, prepared.state, step, batches, options, evaluate, on_step, on_log)
         return _finish(workdir, prepared, state, unreadable)
+
+
+def export_last(workdir: places.Given) -> dict[str, Any]:
+    """Exports a run that has stopped early from its last checkpoint, or its best, on one device.
+
+    Args:
+        workdir: of the run; gets `export/`, `report.html` and perhaps `adapter/`, as by `run`, and
+            can still be resumed.
+
+    Returns:
+        As `run`.
+
+    Raises:
+        FileNotFoundError: there is no run, or it has no checkpoint yet.
+        FileExistsError: the run is still going on.
+        ValueError: what it started from, or its classes, are no longer there or no longer the same.
+    """
+    workdir = places.at(workdir)
+    before = _config_of(workdir)
+    if before is None:
+        raise FileNotFoundError(f"{workdir}: no fine-tuning run here (no config.json of one)")
+    recorded = recipes.from_dict(before["recipe"])
+    recipe = dataclasses.replace(recorded, mesh=recipes.MeshConfig(data=1), attention=None)
+    with _opened(workdir):
+        prepared = build.prepare(recipe)
+        now = {"init": prepared.model.sha256, "classes": list(prepared.training[0].classes)}
+        then = {"init": before["init_sha256"], "classes": before["classes"]}
+        if changed := [name for name in now if now[name] != then[name]]:
+            raise ValueError(
+                f"{workdir}: {' and '.join(changed)} of this run have changed since it started; "
+                "put back what it started with"
+            )
+        with _options(recipe).checkpoints(workdir) as checkpoints:
+            checkpoint = checkpoints.restore(loop.shapes_of(prepared.state))
+        if checkpoint is None:
+            raise FileNotFoundError(f"{workdir}: this run has no checkpoint yet to export")
+        state = {**checkpoint[1], "frozen": prepared.state["frozen"]}
+        return _finish(workdir, prepared, state, Unreadable(workdir, recipe.max_unreadable))
 
 
 def _with_dtype(recipe: Recipe, workdir: places.Place) -> Recipe:
@@ -139,6 +187,32 @@ class Unreadable:
             )
 
 
+class NotFinite:
+    """Tells from lines of metrics which updates were skipped, and, once, what is undefined."""
+
+    def __init__(self, workdir: places.Place, limit: int):
+        lines = storage.read_lines(workdir / loop.METRICS)
+        self._skipped = max((line.get("skipped", 0) for line in lines), default=0)
+        self._limit, self._undefined = limit, set()
+
+    def __call__(self, line: Mapping[str, Any]) -> Iterator[str]:
+        if (skipped := line.get("skipped", 0)) > self._skipped or line.get("skipped_in_row"):
+            yield (
+                f"step {line['step']}: loss or gradient was not finite, so that updates were "
+                f"skipped ({skipped - self._skipped:.0f} since the last such line; loss now "
+                f"{line['loss']}); {self._limit} in a row end the run"
+            )
+            self._skipped = skipped
+        new = {name for name, value in line.items() if value is None} - self._undefined
+        if new:
+            self._undefined |= new
+            yield (
+                f"step {line['step']}: undefined, and null in {loop.METRICS}: "
+                f"{', '.join(sorted(new))}; among the images held out no class has both images "
+                "that show it and others"
+            )
+
+
 # ------------------------------------------------------------------------------------ the folder
 
 
@@ -170,11 +244,11 @@ def _claim(workdir: places.Place, prepared: build.PreparedRun, warn: Callable[[s
     if before is not None:
         _compare(workdir, before, run, saved, warn)
     with storage.new_file(workdir / CONFIG) as partial:
-        partial.write_text(json.dumps(run, indent=2, default=str) + "\n", encoding="utf-8")
+        partial.write_text(dumps(run, indent=2, default=str) + "\n", encoding="utf-8")
 
 
 def _compare(workdir: places.Place, before: dict, run: dict, saved: bool, warn) -> None:
-    old, new = before["recipe"], json.loads(json.dumps(run["recipe"], default=str))
+    old, new = before["recipe"], json.loads(dumps(run["recipe"], default=str))
     # Runs from before objectives had settings of their own list those of all.
     old["objective"] = {name: old["objective"].get(name) for name in new["objective"]}
     lines = {key: f"{key}: {old.get(key)!r} -> {new[key]!r}" for key in new}
@@ -196,7 +270,7 @@ def _identity(prepared: build.PreparedRun) -> dict[str, Any]:
     digest = hashlib.sha256()
     for rows in prepared.training:
         columns = [list(rows.images), list(rows.texts or ()), np.asarray(rows.labels).tolist()]
-        digest.update(json.dumps(columns).encode())
+        digest.update(to_hash(columns))
     return {
         "recipe": dataclasses.asdict(prepared.recipe),
         "model": prepared.model.config.to_dict(),
@@ -204,6 +278,7 @@ def _identity(prepared: build.PreparedRun) -> dict[str, Any]:
         "data_sha256": digest.hexdigest(),
         "examples": [len(rows) for rows in prepared.training],
         "held_out": sum(map(len, prepared.held_out)),
+        "test": sum(map(len, prepared.test)),
         "classes": list(prepared.training[0].classes),
         "trained": tree.size(prepared.state["params"]),
         "parameters": tree.size(prepared.model.params),
@@ -216,26 +291,29 @@ def _identity(prepared: build.PreparedRun) -> dict[str, Any]:
 def _finish(
     workdir: places.Place, prepared: build.PreparedRun, state: State, unreadable: Unreadable
 ) -> dict[str, Any]:
-    lines = storage.read_lines(workdir / loop.METRICS)
+    done, lines = int(state["step"]), storage.read_lines(workdir / loop.METRICS)
     if prepared.recipe.best:
         with _options(prepared.recipe).checkpoints(workdir) as checkpoints:
             checkpoint = checkpoints.restore(loop.shapes_of(state), checkpoints.best_step())
         state = state if checkpoint is None else {**checkpoint[1], "frozen": state["frozen"]}
     step = int(state["step"])
     thresholds, test = prepared.judge(unreadable, state)
-    export(prepared, state, workdir / EXPORT, thresholds.tolist())
     shown: dict[str, Any] = {}
     for line in lines:
         if line["step"] <= step:
             shown |= {k: v for k, v in line.items() if k not in loop.TIMES}
+    facts = _config_of(workdir) or {}, step, shown, test
+    export(prepared, state, workdir / EXPORT, thresholds.tolist(), facts)
+    adapter = _export_adapter(prepared, state, workdir / ADAPTER)
     if jax.process_index() == 0:
-        report.write(workdir / REPORT, _config_of(workdir) or {}, lines, step, shown, test)
+        report.write(workdir / REPORT, facts[0], lines, *facts[1:])
     return {
-        "steps": prepared.recipe.total_steps,
+        "steps": done,
         "exported_step": step,
         "metrics": shown,
         **({} if test is None else {"test": json_files.plain(test)}),
         "export": str(workdir / EXPORT),
+        "adapter": adapter and str(adapter),
         "report": str(workdir / REPORT),
         "trained": tree.size(state["params"]),
         "parameters": tree.size(prepared.model.params),
@@ -244,16 +322,16 @@ def _finish(
 
 
 def export(
-    prepared: build.PreparedRun, state: State, folder: places.Place, thresholds: Sequence[float]
+    prepared: build.PreparedRun,
+    state: State,
+    folder: places.Place,
+    thresholds: Sequence[float],
+    facts: tuple[dict, int, dict, dict | None],
 ) -> None:
     """Writes the model in Hugging Face layout, adapters merged; with orbax where that layout has no
-    place for its classifier."""
+    place for its classifier. `facts` are those of its card."""
     whole = prepared.part.whole(freeze.join(state["params"], state["frozen"]))
-    params = lora.merge(whole)
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        params = multihost_utils.process_allgather(params, tiled=True)
+    params = processes.gathered(lora.merge(whole))
     if jax.process_index():
         return
     base, recipe = prepared.model, prepared.recipe
@@ -263,4 +341,26 @@ def export(
     tokenizer, companions = base.processor.tokenizer_source, base.companions
     model = api.Model(params, config, tokenizer=tokenizer, companions=companions)
     layout = "orbax" if config.classifier and config.classifier.pool == "map" else "huggingface"
-    api.save(model, folder, layout, overwrite=True)
+    labels = config.classifier.labels if config.classifier else ()
+    terms = processors.terms(companions)
+    cards = {"README.md": card.of_run(*facts, terms, folder.parent.name, labels).encode()}
+    for file in companions:
+        if file.name == "README.md":
+            cards["README.base.md"] = file.read_bytes()  # the terms may lie there
+    api.save(model, folder, layout, overwrite=True, extra=cards)
+
+
+def _export_adapter(
+    prepared: build.PreparedRun, state: State, folder: places.Place
+) -> places.Place | None:
+    """Writes the adapters of a run that has a base for them."""
+    recipe = prepared.recipe
+    if not recipe.lora or recipe.init is None:
+        return None
+    whole = prepared.part.whole(freeze.join(state["params"], state["frozen"]))
+    config, whole = recipe.objective.exported(
+        prepared.model.config, whole, prepared.labels, (), recipe.preprocess
+    )
+    trained = set(tree.flatten(state["params"]))
+    lora.export(recipe.lora, whole, trained, config, recipe.init, folder)
+    return folder

@@ -60,7 +60,10 @@ class Stopped(Exception):
     def __init__(self, number: int, step: int):
         self.exit_code = 128 + number  # as a shell reports a process that a signal ended
         name = signal.Signals(number).name
-        super().__init__(f"{name}: stopped and saved after step {step}; the same command goes on")
+        super().__init__(
+            f"{name}: stopped and saved after step {step}; the same command goes on, and "
+            "--workdir D --export-only exports what there is"
+        )
 
 
 def fit(
@@ -193,7 +196,7 @@ class MetricsLog:
         now, before = time.perf_counter(), self._clock
         rate = (step - self._step) * rows / (now - before)
         self._clock, self._step = now, step
-        line = {"step": step} | {k: v if math.isfinite(v) else str(v) for k, v in values.items()}
+        line = {"step": step} | {name: _written(name, value) for name, value in values.items()}
         line |= {"seconds": round(now - before, 3), "images_per_second": round(rate, 2)}
         if self._lines:
             self._lines.append(line)
@@ -203,6 +206,14 @@ class MetricsLog:
         """Writes the lines to disk, before a checkpoint says that their steps are done."""
         if self._lines:
             self._lines.flush()
+
+
+def _written(name: str, value: float) -> float | str | None:
+    """A metric as JSON has it: "nan" or "inf" of a training that diverges, null for a validation
+    metric that is undefined."""
+    if math.isfinite(value):
+        return value
+    return None if name.startswith("val_") else str(value)
 
 
 @contextmanager

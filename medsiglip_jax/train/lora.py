@@ -6,7 +6,7 @@ scale * x @ a @ b. `b` starts at zero, so that training starts at the model give
 
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medsiglip_jax.model import tree
+from medsiglip_jax.files import storage
+from medsiglip_jax.files.places import Place
+from medsiglip_jax.model import processes, tree
+from medsiglip_jax.model.config import ModelConfig
+from medsiglip_jax.model.weights import peft
 
 Params = dict[str, Any]
 
@@ -92,6 +96,48 @@ def merge(params: Params) -> Params:
             change = scale[..., None, None] * (a @ b)
         flat[f"{name}/kernel"] = (kernel + change.reshape(kernel.shape)).astype(kernel.dtype)
     return tree.unflatten(flat)
+
+
+def export(
+    config: LoRA,
+    params: Params,
+    trained: Collection[str],
+    architecture: ModelConfig,
+    base: str,
+    folder: Place,
+) -> None:
+    """Writes the adapters for PEFT, and whatever else of the model was trained.
+
+    Args:
+        config: of the adapters.
+        params: the model with its adapters.
+        trained: the paths of what is not as in the base.
+        architecture: of the model.
+        base: what the adapters are for, as the run named it.
+        folder: a new folder; one that exists is replaced.
+    """
+    factors, rest = _split(params, peft.adapts)
+    changed = [p for p in rest if {p, f"{p.removesuffix('/kernel')}_lora/a"} & {*trained}]
+    others = {path: rest[path] for path in peft.together(changed, architecture)}
+    factors, others = jax.tree.map(np.asarray, processes.gathered((factors, others)))
+    if jax.process_index():
+        return
+    settings = dict(base_model_name_or_path=base, r=config.rank, lora_alpha=config.alpha)
+    with storage.new_folder(folder, overwrite=True, marker=peft.CONFIG) as partial:
+        peft.write_folder(partial, factors, others, architecture, settings)
+
+
+def _split(
+    params: Params, apart: Callable[[str], bool]
+) -> tuple[dict[str, tuple[jax.Array, jax.Array]], dict[str, jax.Array]]:
+    """The adapters of kernels whose paths are to be `apart`, path -> (a, b), without these kernels;
+    and all other parameters, path -> array, with their adapters merged."""
+    flat, factors = tree.flatten(params), {}
+    for name in [path.removesuffix("_lora/a") for path in flat if path.endswith("_lora/a")]:
+        if apart(f"{name}/kernel"):
+            factors[f"{name}/kernel"] = flat.pop(f"{name}_lora/a"), flat.pop(f"{name}_lora/b")
+            del flat[f"{name}_lora/scale"], flat[f"{name}/kernel"]
+    return factors, tree.flatten(merge(tree.unflatten(flat)))
 
 
 def _sizes(path: str, shape: Sequence[int]) -> tuple[tuple[int, ...], int, int]:

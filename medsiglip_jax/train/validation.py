@@ -52,7 +52,8 @@ def collect(
 def class_scores(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """`val_accuracy` of one class per image, and the macro one-vs-rest `val_auc`.
 
-    Over known labels; a class that all images or none show is left out of the mean.
+    Over known labels; a class that all images or none show is left out of the mean. NaN where
+    nothing is known.
 
     Args:
         scores: [n, classes], larger for likelier.
@@ -61,11 +62,9 @@ def class_scores(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     values = {}
     if labels.ndim == 1:
         scores, labels = scores[labels >= 0], labels[labels >= 0]
-        if not len(labels):
-            return {}
         values["val_accuracy"] = metrics.accuracy(scores, labels)
-    values["val_auc"] = metrics.macro_auc(scores, labels)
-    return {name: value for name, value in values.items() if not np.isnan(value)}
+    values["val_auc"] = metrics.macro_auc(scores, labels) if len(labels) else np.nan
+    return values
 
 
 def judge(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ from references import assert_close, model_terms
 
 import medsiglip_jax
 from medsiglip_jax.cli import output
+from medsiglip_jax.evaluate.recompute import RESULTS
 from medsiglip_jax.model import api, devices
 from medsiglip_jax.plan import fitting, program, verdict
 
@@ -85,6 +87,34 @@ def test_texts_without_finite_numbers_are_named(run, checkpoint, pictures, monke
     flags = ["--text", "a scan", "--text", "a drawing", "--json", pictures / "0.png"]
     code, out, err = run("classify", "--model", checkpoint, *flags)
     assert code == 2 and not out and "text 'a drawing'" in err and "not finite" in err
+
+
+def test_images_without_finite_numbers_are_unreadable(
+    run, checkpoint, pictures, tmp_path, monkeypatch
+):
+    real = api.Model.encode_image
+
+    def encode_image(self, images, *args, **more):
+        return real(self, images, *args, **more).at[0].set(np.inf)
+
+    monkeypatch.setattr(api.Model, "encode_image", encode_image)
+    names = [pictures / "0.png", pictures / "1.png"]
+    flags = ["--model", checkpoint, *names]
+    code, out, err = run("embed", *flags, "--output", tmp_path / "out", "--json")
+    result = json.loads(out, parse_constant=pytest.fail)
+    assert code == 3 and (result["embedded"], result["errors"]) == (1, 1)
+    code, out, _ = run("classify", *flags, "--text", "a scan", "--json")
+    first, second = json.loads(out, parse_constant=pytest.fail)
+    assert code == 3 and "not finite" in first["error"] and "scores" in second
+
+
+def test_a_temperature_that_is_too_large_is_said(run, checkpoint, pictures, tmp_path):
+    model = medsiglip_jax.load(checkpoint)
+    model.params["t"] = model.params["t"] * 0 + 100  # exp: 3e43, infinite in float32
+    medsiglip_jax.save(model, tmp_path / "diverged")
+    flags = ["--text", "a scan", "--text", "a drawing", "--json", pictures / "0.png"]
+    code, out, err = run("classify", "--model", tmp_path / "diverged", *flags)
+    assert code == 2 and not out and "temperature" in err and err.count("\n") == 1
 
 
 def accelerator(monkeypatch):
@@ -192,10 +222,26 @@ def test_finetune(run, tmp_path, pictures, checkpoint):
 
     code, out, err = run(*flags, "--config.log_every=1")
     assert code in (0, 3) and "report.html" in out
+    exported = tmp_path / "run" / "export"
+    question = ("classify", "--text", "a photo", pictures / "0.png", "--json", "--model")
+    code, answer, err = run(*question, tmp_path / "run")
+    assert code == 0 and f"the model is {exported}, the export of the fine-tuning run" in err
+    assert answer == run(*question, exported)[1]
+    for folder in ("checkpoints", "checkpoints/2", "checkpoints/2/default"):
+        code, _, err = run(*question, tmp_path / "run" / folder)
+        assert code == 2 and f"with its optimiser; give its export, {exported}\n" in err
+    shutil.rmtree(exported)
+    code, _, err = run(*question, tmp_path / "run")
+    assert code == 2 and err.count("\n") == 1
+    assert f"`medsiglip-jax finetune --workdir {tmp_path / 'run'} --export-only`" in err
+    code, out, _ = run("finetune", "--workdir", tmp_path / "run", "--export-only", "--json")
+    assert code == 0 and json.loads(out)["exported_step"] == 2
+    assert answer == run(*question, tmp_path / "run")[1]
     for more, say in (
         (["--config.seed=3"], "another config (seed: 0 -> 3)"),
         (["--config.sede=3"], "config has no key sede"),
         (["--config.data.path=/no/rows.csv"], "/no/rows.csv"),
+        (["--export-only"], "with --export-only these flags have no effect: --config"),
     ):
         code, out, err = run(*flags, *more)
         assert code == 2 and say in err and err.count("\n") == 1 and not out
@@ -237,5 +283,17 @@ def test_probe(run, checkpoint, tmp_path):
     assert float(first[1]) == pytest.approx(scored[str(tmp_path / "in/0.png")]["probability"])
     code, text, _ = run("probe", "curve", *data, "--sizes", 16, "--seeds", 2, "--json")
     assert code == 0 and [row["n"] for row in json.loads(text)][:2] == [16, 16]
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / RESULTS).write_text("{}")
+    (tmp_path / "above").mkdir()
+    shutil.copytree(checkpoint, tmp_path / "above" / "model")
+    for place, say in (
+        (out, f"embeddings, which `embed` wrote; give a model, such as {checkpoint}"),
+        (tmp_path / "p.npz", "a probe, which `probe fit` wrote; give it as --probe"),
+        (tmp_path / "report", "what `evaluate` wrote"),
+        (tmp_path / "above", f"give {tmp_path / 'above' / 'model'}"),
+    ):
+        code, _, err = run("embed", "--model", place, "--output", tmp_path / "x", tmp_path / "in")
+        assert code == 2 and say in err and err.count("\n") == 1
     code, _, err = run("probe", "fit", *data[:-2], "--label", "light", "--output", "p.npz")
     assert code == 2 and "no column 'light'" in err and err.count("\n") == 1

@@ -54,6 +54,20 @@ def test_fit_and_predict_files(table, tmp_path):
         assert row["positive"] == other["positive"] == ";".join(called)
 
 
+def test_embeddings_that_are_not_finite_are_named(fitted, tmp_path):
+    vectors, labels = draw(40)
+    vectors[17, 2] = np.nan
+    ids = [f"{i}.png" for i in range(40)]
+    run = write_labelled_run(tmp_path / "run", ids, vectors)
+    data = write_table(tmp_path / "labels.csv", image=ids, label=[f"c{k}" for k in labels])
+    say = r"1 embeddings are not finite, the first is of '17\.png'"
+    with pytest.raises(ValueError, match=say):
+        fitting.fit(data, run.folder, tmp_path / "p.npz")
+    with pytest.raises(ValueError, match=say):
+        prediction.predict(fitted, run, tmp_path / "scores.csv")
+    assert not (tmp_path / "p.npz").exists() and not (tmp_path / "scores.csv").exists()
+
+
 def test_the_same_seed_writes_the_same_bytes(table, tmp_path):
     data, run, *_ = table
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):

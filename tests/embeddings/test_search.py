@@ -166,6 +166,22 @@ def test_a_line_break_in_an_id_leaves_the_table_whole(call, model, checkpoint, t
     assert out.count("\n") == 2 and r"  'a\nb'  c" in out
 
 
+def test_rows_without_a_direction_are_left_out_and_counted(call, model, checkpoint, tmp_path):
+    x = np.random.default_rng(0).standard_normal((5, 16)).astype(np.float32)
+    x[1, 3], x[2], x[3, 0] = np.nan, 0, -np.inf
+    facts = {"model": {"source": model.source, "sha256": model.sha256}}
+    run = write_run(tmp_path / "run", [x[:2], x[2:]], facts=facts)
+    said = f"{run}: left out 3 embeddings that are zero or not finite, the first of row1\n"
+    flags = ["--embeddings", run, "--json"]
+    code, out, err = call(*flags, "--model", checkpoint, "--text", "a scan")
+    (result,) = json.loads(out, parse_constant=pytest.fail)
+    assert code == 0 and {hit["id"] for hit in result["hits"]} == {"row0", "row4"} and said in err
+    code, out, err = call(*flags, "--self", "--threshold", "0.01")
+    assert code == 0 and said in err and json.loads(out, parse_constant=pytest.fail)
+    near = write_run(tmp_path / "small", [1e-30 * x[:1], 1e30 * x[4:]], facts=facts)
+    assert "left out" not in call("--embeddings", near, "--self", "--threshold", "0.01")[2]
+
+
 def test_command_for_an_index(call, checkpoint, run, tmp_path):
     pytest.importorskip("usearch")
     run = shutil.copytree(run, tmp_path / "run")

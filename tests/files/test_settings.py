@@ -108,6 +108,7 @@ def test_short_forms():
     ({"weights": [1, "x"]}, r"weights\[1\] is 'x'; expected float"),
     ({"quick": 1}, "quick is 1; expected bool"),
     ({"weights": [1, True]}, r"weights\[1\] is True; expected float"),
+    ({"weights": [1, float("inf")]}, r"weights\[1\] is inf; expected a finite number"),
     ({"kind": "pairs", "classes": ["a"]}, "kind is 'pairs', which has no classes"),
     ({"name": "y"}, "task x has no key name"),
 ])  # fmt: skip

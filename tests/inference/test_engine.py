@@ -74,6 +74,17 @@ def test_vectors_that_are_not_finite_are_errors(checkpoint, pictures):
     assert batch.vectors.shape == (0, 16) and "not finite" in batch.reasons[0]
 
 
+def test_vectors_that_the_stored_type_cannot_hold_are_errors(checkpoint, pictures):
+    """65504 is the largest float16; raw vectors may be longer."""
+    model = medsiglip_jax.load(checkpoint)
+    model.params["img"]["MAPHead_0"]["MlpBlock_0"]["Dense_1"]["bias"] += 1e5
+    rows = inputs.rows([pictures / "0.png"])
+    for stored, readable in (("float32", 1), ("float16", 0)):
+        (batch,) = Engine(model, "big_vision", False, 1, stored=stored).run(rows.batches(1))
+        assert len(batch.vectors) == readable
+    assert "float16 cannot hold" in batch.reasons[0]
+
+
 def test_a_broken_loader_is_not_a_hang(model, rows, monkeypatch):
     """A bug in a thread is raised in the caller after the batches before it; no thread is left."""
 

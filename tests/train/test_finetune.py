@@ -151,6 +151,10 @@ def test_what_is_frozen_does_not_move(data, start, tmp_path, changes, moves):
     if "encoderblock_0" in str(changes):
         assert np.array_equal(before[first][0], after[first][0])
         assert not np.array_equal(before[first][1], after[first][1])
+    if "lora" in changes:
+        adapted = params_of(tmp_path / "adapter")
+        assert all(np.array_equal(x, adapted[path]) for path, x in after.items())
+    assert (tmp_path / "adapter").exists() == ("lora" in changes)
     assert sum(not np.array_equal(x, before[p]) for p, x in after.items()) > 5
 
 
@@ -219,6 +223,24 @@ def test_the_best_is_what_is_exported(data, tmp_path):
     assert f"step {best['step']};" in (tmp_path / "report.html").read_text()
 
 
+def test_what_is_not_finite_is_said_with_its_step(tmp_path):
+    """Which updates were skipped between two lines, also after a run that was resumed."""
+    lines = [
+        {"step": 10, "loss": 2.0, "skipped": 0.0, "skipped_in_row": 0.0},
+        {"step": 20, "loss": "nan", "skipped": 3.0, "skipped_in_row": 1.0},
+        {"step": 30, "loss": 2.0, "skipped": 3.0, "skipped_in_row": 0.0, "val_auc": None},
+        {"step": 40, "loss": 1.5, "skipped": 4.0, "skipped_in_row": 0.0, "val_auc": None},
+    ]
+    tell = finetune.NotFinite(tmp_path, 5)
+    said = [list(tell(line)) for line in lines]
+    assert [len(one) for one in said] == [0, 1, 1, 1]
+    assert said[1][0].startswith("step 20: ") and "(3 since" in said[1][0] and "nan" in said[1][0]
+    assert said[2][0].startswith("step 30: undefined") and "val_auc" in said[2][0]
+    assert "(1 since the last such line; loss now 1.5); 5 in a row" in said[3][0]
+    (tmp_path / loop.METRICS).write_text(json.dumps(lines[1]) + "\n")
+    assert not list(finetune.NotFinite(tmp_path, 5)(lines[2] | {"val_auc": 0.5}))
+
+
 def test_a_best_that_is_no_metric(data, tmp_path):
     asked = config(data, eval_every=2, validation="validation", best="val_acc")
     with pytest.raises(ValueError, match="best is 'val_acc', .*: val_loss, val_positive"):
@@ -280,8 +302,47 @@ def test_resumed_is_uninterrupted_to_the_bit(data, ordinary, tmp_path):
     with pytest.raises(Crash):
         finetune.run(asked, tmp_path, on_step=crash)
     assert not (tmp_path / "export").exists()
+    with pytest.raises(ValueError, match="has exported no model yet; .*--export-only"):
+        medsiglip_jax.load(tmp_path)
+    result = finetune.export_last(tmp_path)
+    assert result["steps"] == result["exported_step"] == 4
+    notes = medsiglip_jax.load(tmp_path).checkpoint.notes
+    assert notes[0].startswith(
+        f"the export of the fine-tuning run {tmp_path}, which stopped at ste"
+    )
     finetune.run(asked, tmp_path)
     assert_same_run(tmp_path, ordinary, 6)
+
+
+def test_the_best_of_a_stopped_run_is_exported_on_any_machine(data, tmp_path):
+    """With what only the run itself knows; and with nothing that has changed since."""
+    asked = config(data, best="val_loss", validation="validation", eval_every=2)
+
+    def crash(done, values):
+        if done == 5:
+            raise Crash
+
+    with pytest.raises(FileNotFoundError, match="no fine-tuning run here"):
+        finetune.export_last(tmp_path)
+    with pytest.raises(Crash):
+        finetune.run(asked, tmp_path, on_step=crash)
+    run = json.loads((tmp_path / "config.json").read_text())
+
+    def recorded(**changes):
+        changed = run | {"recipe": run["recipe"] | {"mesh": {"data": 64, "fsdp": False}}}
+        (tmp_path / "config.json").write_text(json.dumps(changed | changes))
+
+    recorded()
+    result = finetune.export_last(tmp_path)
+    scores = {x["step"]: x.get("val_loss") for x in storage.read_lines(tmp_path / loop.METRICS)}
+    assert scores[result["exported_step"]] == min(scores[2], scores[4])
+    recorded(classes=["grey"])
+    with pytest.raises(ValueError, match="classes of this run have changed"):
+        finetune.export_last(tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints")
+    recorded()
+    with pytest.raises(FileNotFoundError, match="no checkpoint yet"):
+        finetune.export_last(tmp_path)
 
 
 def test_dtype_auto_is_what_the_run_began_with(data, tmp_path, monkeypatch):

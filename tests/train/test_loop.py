@@ -145,6 +145,18 @@ def test_the_best_is_kept_beside_the_latest(tmp_path):
         assert checkpoints.steps() == [2, 5] and checkpoints.best_step() == 2
 
 
+def test_an_undefined_metric_is_null_and_never_the_best(tmp_path):
+    scores = {1: np.nan, 2: 0.9, 3: np.nan, 4: np.nan}
+    options = LoopOptions(4, eval_every=1, checkpoint_every=1, keep=1, best="val_auc")
+    fit(tmp_path, new_state(), step, batches, options,
+        lambda state: {"val_auc": scores[int(state["step"])]})  # fmt: skip
+    assert [x["val_auc"] for x in lines(tmp_path)] == [None, 0.9, None, None]
+    with Checkpoints(tmp_path / loop.CHECKPOINTS, 1, "val_auc") as checkpoints:
+        assert checkpoints.steps() == [2, 4] and checkpoints.best_step() == 2
+    for file in (tmp_path / loop.CHECKPOINTS).rglob("metrics/metrics"):
+        json.loads(file.read_text(), parse_constant=pytest.fail)
+
+
 def test_an_unreadable_checkpoint_costs_only_itself(tmp_path):
     options = LoopOptions(6, checkpoint_every=3, keep=3)
     fit(tmp_path, new_state(), step, batches, options)

@@ -88,7 +88,7 @@ class Probe:
         arrays = {name: getattr(self, name) for name in _OWN}
         arrays |= {name: getattr(self.scaling, name) for name in _OF_SCALING}
         with storage.new_file(places.at(path)) as partial, open(partial, "wb") as file:
-            np.savez(file, metadata=np.array(json.dumps(metadata)), **arrays)
+            np.savez(file, metadata=np.array(json_files.dumps(metadata)), **arrays)
 
 
 def check_name(path: places.Given) -> None:

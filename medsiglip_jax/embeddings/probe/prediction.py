@@ -32,8 +32,8 @@ def predict(fitted: Probe, embeddings: store.Embeddings, scores_file: places.Giv
         The number of images scored.
 
     Raises:
-        ValueError: the embeddings were made differently, the file has another suffix, or a class
-            is named like another column.
+        ValueError: the embeddings were made differently or are not finite, the file has another
+            suffix, or a class is named like another column.
     """
     places.check_suffix(scores_file, *output.SUFFIXES)
     if taken := {"id", "positive"} & set(fitted.classes):
@@ -42,6 +42,7 @@ def predict(fitted: Probe, embeddings: store.Embeddings, scores_file: places.Giv
     fitted.provenance.check(made, embeddings.folder)
     rows, blocks = [np.zeros(0, np.int64)], [np.zeros((0, len(fitted.classes)))]
     for block in embeddings.blocks():
+        embeddings.check_finite(block.rows, block.vectors)
         rows.append(block.rows)
         blocks.append(fitted.predict(block.vectors, made))
     ids = [row["id"] for row in embeddings.names(np.concatenate(rows).tolist())]

@@ -92,20 +92,23 @@ class Layout:
     Attributes:
         name: what `save(format=)` and `convert --format` call it.
         marker: the file that makes a folder a checkpoint of this layout; it is written last.
-        open: opens a path that was recognised.
-        write: writes parameters and architecture into a folder that may hold processor files.
+        open: opens a path that was recognised; with a `base` it takes that, opened, too.
+        write: writes parameters and architecture into a folder that may hold processor files; None
+            for a layout that is only read.
         recognise: whether a path holds a checkpoint of this layout, from file names alone; default:
             it is a folder that has the marker.
         write_file: writes the parameters to one file, which `save` does for a path that ends as the
             marker does.
+        base: of a layout that holds changes to another checkpoint: the source of that.
     """
 
     name: str
     marker: str
-    open: Callable[[Path], Checkpoint]
-    write: Callable[[Path, dict[str, Any], ModelConfig], None]
+    open: Callable[..., Checkpoint]
+    write: Callable[[Path, dict[str, Any], ModelConfig], None] | None = None
     recognise: Callable[[Path], bool] | None = None
     write_file: Callable[[Path, dict[str, Any]], None] | None = None
+    base: Callable[[Path], str] | None = None
 
     def matches(self, path: Path) -> bool:
         return self.recognise(path) if self.recognise else (path / self.marker).is_file()

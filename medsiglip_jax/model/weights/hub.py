@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 import tempfile
@@ -12,6 +11,7 @@ from tqdm import tqdm
 from upath import UPath
 
 from medsiglip_jax.files import places
+from medsiglip_jax.files.json_text import to_hash
 
 _FILES = ["*.json", "*.safetensors", "*.model", "*.md", "*.txt", "*.jinja", "LICENSE*"]
 
@@ -56,6 +56,45 @@ def _offline(repo_id: str) -> str:
     )
 
 
+def check_login(token: str | None = None) -> None:
+    """Raises PermissionError unless somebody is logged in who may upload."""
+    from huggingface_hub import HfApi, errors
+
+    try:
+        HfApi(token=token).whoami()
+    except errors.LocalTokenNotFoundError:
+        raise PermissionError(
+            "nobody is logged in to the Hugging Face hub: `hf auth login`, or set HF_TOKEN"
+        ) from None
+    except (OSError, errors.HfHubHTTPError) as error:
+        raise ConnectionError(
+            f"the Hugging Face hub does not answer to this login: {error}"
+        ) from None
+
+
+def push(folder: Path, repo_id: str, token: str | None = None) -> str:
+    """Uploads a folder as a model that only its owner sees, unless it exists and is public.
+
+    Returns:
+        Where it is.
+
+    Raises:
+        ConnectionError: the hub cannot be reached or refuses.
+    """
+    from huggingface_hub import HfApi, errors
+
+    api = HfApi(token=token)
+    try:
+        repo = api.create_repo(repo_id, private=True, exist_ok=True)
+        api.upload_folder(repo_id=repo.repo_id, folder_path=folder)
+    except (OSError, ValueError, errors.HfHubHTTPError) as error:
+        raise ConnectionError(
+            f"{folder} is complete, but uploading it as {repo_id} failed ({error}); to try again: "
+            f"hf upload {repo_id} {folder}"
+        ) from None
+    return str(repo)
+
+
 def fetch(uri: str) -> Path:
     """Copies a checkpoint from a bucket (gs://…) to the local cache, unless it is there already.
 
@@ -84,7 +123,7 @@ def _version(uri: str, files: dict[str, dict]) -> str:
     """A hash of the listing; each file system has its own name for an object's version or time."""
     names = ("size", "generation", "etag", "ETag", "mtime", "created", "LastModified")
     facts = [[path, *(str(files[path].get(name)) for name in names)] for path in sorted(files)]
-    return hashlib.sha256(json.dumps([uri, facts]).encode()).hexdigest()[:16]
+    return hashlib.sha256(to_hash([uri, facts])).hexdigest()[:16]
 
 
 def _copy(place: UPath, files: list[str], folder: Path) -> None:

@@ -3,8 +3,8 @@
 Also the vision tower of MedGemma / Gemma 3 folders, which has no pooling head.
 """
 
-import json
 import re
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from medsiglip_jax.files import json as json_files
 from medsiglip_jax.model import towers, tree
@@ -34,13 +35,13 @@ _CONFIG = "config.json"
 
 def open_folder(path: Path) -> Checkpoint:
     """Opens a folder that has a config.json; nothing but headers is read."""
-    raw = _read_json(path / _CONFIG)
+    raw = read_json(path / _CONFIG)
     try:
         config = huggingface_config.parse(raw)
     except (ValueError, TypeError) as error:
         raise CheckpointError(path / _CONFIG, [str(error)]) from None
     files, notes = _weight_files(path, raw.get("transformers_weights"))
-    names = _open_files(path, files)
+    names = open_files(path, files)
     _check_prefix(path, names, config)
     if raw["model_type"] in huggingface_config.GEMMA:
         tensors, problems, left_out = _select_of_gemma(names)
@@ -65,7 +66,7 @@ def _leaves(config: ModelConfig, tensors: dict[str, tuple]) -> tuple[dict[str, L
     Returns:
         The parameters, each with the problems of its tensors; and the tensors that are not needed.
     """
-    leaves, unused, groups = {}, set(tensors), _grouped(config, "path")
+    leaves, unused, groups = {}, set(tensors), grouped(config, "path")
     for path, parameter in tree.items(towers.param_shapes(config)):
         readers, problems, dtype = [], [], np.dtype("V1")
         for entry in groups[path]:
@@ -84,7 +85,7 @@ def _leaves(config: ModelConfig, tensors: dict[str, tuple]) -> tuple[dict[str, L
     return leaves, sorted(unused)
 
 
-def _grouped(config: ModelConfig, key: str) -> dict[str, list[Entry]]:
+def grouped(config: ModelConfig, key: str) -> dict[str, list[Entry]]:
     """The entries by their "path", or by their "name"."""
     groups: dict[str, list[Entry]] = {}
     for entry in entries(config):
@@ -125,7 +126,7 @@ def _weight_files(path: Path, named: Any) -> tuple[list[Path], list[str]]:
 
 
 def _indexed_files(index: Path) -> list[Path]:
-    weight_map = _read_json(index).get("weight_map")
+    weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(f, str) for f in weight_map.values()):
         raise CheckpointError(index, ["no weight_map of tensor names to file names"])
     names = sorted(set(weight_map.values()))
@@ -140,7 +141,7 @@ def _indexed_files(index: Path) -> list[Path]:
     return [index.parent / name for name in names]
 
 
-def _open_files(path: Path, files: list[Path]) -> dict[str, Any]:
+def open_files(path: Path, files: list[Path]) -> dict[str, Any]:
     """Tensor -> its open file (the library checks header size, offsets and file length)."""
     handles, problems = {}, []
     for file in files:
@@ -157,7 +158,7 @@ def _open_files(path: Path, files: list[Path]) -> dict[str, Any]:
     return handles
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     try:
         return json_files.read(path)
     except (ValueError, OSError) as error:
@@ -165,8 +166,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 # Where the SigLIP vision tower sits in a Gemma 3 / MedGemma checkpoint, by transformers version.
-_GEMMA_PREFIXES = ("vision_tower.", "model.vision_tower.")
-_GEMMA_OTHERS = ("language_model.", "multi_modal_projector.", "model.", "lm_head.")
+GEMMA_PREFIXES = ("vision_tower.", "model.vision_tower.")
+GEMMA_OTHERS = ("language_model.", "multi_modal_projector.", "model.", "lm_head.")
 
 
 # A tower that was saved by itself has names with the first part (transformers 4) or without it.
@@ -180,7 +181,7 @@ def _check_prefix(path: Path, names: dict[str, Any], config: ModelConfig) -> Non
     wanted = next(entries(config)).name
     found = next((name for name in names if name.endswith(f".{wanted}")), "")
     prefix = found.removesuffix(wanted)
-    if found and prefix not in _GEMMA_PREFIXES and all(name.startswith(prefix) for name in names):
+    if found and prefix not in GEMMA_PREFIXES and all(name.startswith(prefix) for name in names):
         raise CheckpointError(path, [
             f"all {len(names)} tensor names begin with {prefix!r}, which DataParallel ('module.'), "
             "torch.compile ('_orig_mod.') or another wrapper adds; save the model inside of it "
@@ -205,12 +206,13 @@ def _select_of_gemma(names: dict[str, Any]) -> tuple[dict[str, tuple], list[str]
         SigLIP name -> (name in the file, handle); problems; the parts that were left out.
     """
     tensors: dict[str, tuple] = {}
-    left_out, problems = set(), []
+    left_out, problems, tower = set(), [], _ALONE["siglip_vision_model"]
     for name, handle in names.items():
-        prefix = next((p for p in _GEMMA_PREFIXES if name.startswith(p)), None)
-        if prefix:
-            tensors[name.removeprefix(prefix)] = (name, handle)
-        elif name.startswith(_GEMMA_OTHERS):
+        prefix = next((p for p in GEMMA_PREFIXES if name.startswith(p)), None)
+        if prefix:  # transformers 5 writes it without the tower's own first part
+            plain = name.removeprefix(prefix).removeprefix(tower)
+            tensors[tower + plain] = (name, handle)
+        elif name.startswith(GEMMA_OTHERS):
             left_out.add(name.removeprefix("model.").split(".")[0])
         else:
             problems.append(f"unexpected tensor {name}")
@@ -242,9 +244,24 @@ def write_folder(folder: Path, params: dict[str, Any], config: ModelConfig) -> N
     _write_safetensors(folder / "model.safetensors", params, config)
 
 
+def tensor(group: list[Entry], flat: Mapping[str, Any]) -> np.ndarray:
+    """The tensor that holds the parameters of these entries, path -> array."""
+    leaves = [np.asarray(flat[entry.path]) for entry in group]
+    shape = tensor_shape(group[0], group[0].part(leaves[0].shape))
+    layers = [x if e.layer is None else x[e.layer] for e, x in zip(group, leaves, strict=True)]
+    parts = [e.to_huggingface(x).ravel() for e, x in zip(group, layers, strict=True)]
+    return np.concatenate(parts).reshape(shape)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes a safetensors file as torch's users read it."""
+    contiguous = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
+    save_file(contiguous, path, metadata={"format": "pt"})
+
+
 def _write_safetensors(path: Path, params: dict[str, Any], config: ModelConfig) -> None:
     """Streams tensor by tensor: the library's own writer would hold a second copy of everything."""
-    flat, groups = tree.flatten(params), _grouped(config, "name")
+    flat, groups = tree.flatten(params), grouped(config, "name")
     codes = {dtype: code for code, dtype in _DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -254,7 +271,7 @@ def _write_safetensors(path: Path, params: dict[str, Any], config: ModelConfig) 
         end = offset + int(np.prod(shape)) * leaf.dtype.itemsize
         header[name] = dict(dtype=codes[leaf.dtype], shape=shape, data_offsets=[offset, end])
         offset = end
-    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded = json_files.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
     with open(path, "wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)

@@ -64,7 +64,7 @@ _BLOCK = {
 }
 _QKV = (("weight", "kernel", _HEADS_IN), ("bias", "bias", None))
 _OUT = (("weight", "kernel", _HEADS_OUT), ("bias", "bias", None))
-_MHA = "MultiHeadDotProductAttention_0"
+MHA = "MultiHeadDotProductAttention_0"
 
 
 def _pairs(name: str, path: str, rules, layer: int | None = None) -> Iterator[Entry]:
@@ -78,18 +78,18 @@ def _encoder(name: str, norm: str, path: str, depth: int) -> Iterator[Entry]:
         for hf, (ours, rules) in _BLOCK.items():
             yield from _pairs(f"{layer}.{hf}", f"{block}/{ours}", rules, i)
         for hf, ours in (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value")):
-            yield from _pairs(f"{layer}.self_attn.{hf}", f"{block}/{_MHA}/{ours}", _QKV, i)
-        yield from _pairs(f"{layer}.self_attn.out_proj", f"{block}/{_MHA}/out", _OUT, i)
+            yield from _pairs(f"{layer}.self_attn.{hf}", f"{block}/{MHA}/{ours}", _QKV, i)
+        yield from _pairs(f"{layer}.self_attn.out_proj", f"{block}/{MHA}/out", _OUT, i)
     yield from _pairs(f"{name}.{norm}", f"{path}/encoder_norm", _NORM)
 
 
 def _map_head(name: str, path: str) -> Iterator[Entry]:
     yield Entry(f"{path}/probe", None, f"{name}.probe")
     for third, part in enumerate(("query", "key", "value")):
-        mha, attention = f"{path}/{_MHA}/{part}", f"{name}.attention"
+        mha, attention = f"{path}/{MHA}/{part}", f"{name}.attention"
         yield Entry(f"{mha}/kernel", None, f"{attention}.in_proj_weight", _HEADS_IN, third)
         yield Entry(f"{mha}/bias", None, f"{attention}.in_proj_bias", None, third)
-    yield from _pairs(f"{name}.attention.out_proj", f"{path}/{_MHA}/out", _OUT)
+    yield from _pairs(f"{name}.attention.out_proj", f"{path}/{MHA}/out", _OUT)
     yield from _pairs(f"{name}.layernorm", f"{path}/LayerNorm_0", _NORM)
     yield from _pairs(f"{name}.mlp.fc1", f"{path}/MlpBlock_0/Dense_0", _DENSE)
     yield from _pairs(f"{name}.mlp.fc2", f"{path}/MlpBlock_0/Dense_1", _DENSE)
