@@ -25,6 +25,7 @@ from dicom_files import (
     item,
     lut,
     made,
+    reason,
 )
 from PIL import Image
 from pydicom.encaps import generate_frames
@@ -50,13 +51,6 @@ FILES = sorted(p for p in WHEEL.rglob("*") if p.is_file() and p.suffix not in ("
 NAMES = [str(p.relative_to(WHEEL)) for p in FILES]
 OFFICIAL = Rules("official")
 RNG = np.random.default_rng(0)
-
-
-def reason(data, rules=Rules()):
-    with pytest.raises(UnreadableImage) as caught:
-        decode(data, rules)
-    assert "\n" not in str(caught.value)
-    return str(caught.value).split(": ", 1)[1]
 
 
 # ---------------------------------------------------------------------------------- pydicom's files
@@ -759,9 +753,8 @@ def test_more_elements_than_the_limit_are_refused(monkeypatch):
     items = b"\x28\x00\x10\x30SQ\0\0\xff\xff\xff\xff" + b"\xfe\xff\x00\xe0\0\0\0\0" * 900
     start = plain.index(b"\xe0\x7f\x10\x00")
     flood = plain[:start] + items + b"\xfe\xff\xdd\xe0\0\0\0\0" + plain[start:]
-    for data in (plain, tables):
+    for data in (plain, tables, flood):  # empty items are left out
         assert decode(data).shape == (4, 4, 3)
-    assert "lookup table" in reason(flood)  # its items are parsed, and empty
     monkeypatch.setattr(file, "MAX_READS", 900)
     monkeypatch.setattr(file, "MAX_ITEMS", 59)
     assert decode(plain).shape == (4, 4, 3)

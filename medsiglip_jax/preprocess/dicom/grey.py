@@ -5,12 +5,14 @@ MONOCHROME1 (PS3.3 C.11.1, C.11.2; C.7.6.3.1.2). Training mapped three windows o
 and blue (MedGemma report, 2507.05201); their width and level are in Hounsfield units.
 """
 
+import functools
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float64, UInt8
 
-from medsiglip_jax.preprocess.dicom import samples
+from medsiglip_jax.preprocess.dicom import hounsfield, samples
 from medsiglip_jax.preprocess.dicom.header import Header, Lut
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.facts import UnreadableImage
@@ -38,49 +40,84 @@ def render(
         rules: which windows.
 
     Returns:
-        The pixels, and a description of the windows used.
+        The pixels, and a description of the windows used, with what to know about them.
 
     Raises:
         UnreadableImage: the file has fewer windows than `rules.window` asks for.
     """
-    fractions, words = _fractions(pixels, header, rules)
+    shown = _shown(pixels, header)
+    fractions, words = _fractions(shown, header, rules)
     inverted = header.photometric == "MONOCHROME1"
 
     def shade(stored: Values) -> UInt8[np.ndarray, "k 3"]:
         levels = np.rint(255 * fractions(measured(stored, header))).astype(np.uint8)
         levels = 255 - levels if inverted else levels
-        levels[_is_padding(stored, header)] = 0
+        levels[samples.is_padding(stored, header)] = 0
         return np.broadcast_to(levels.reshape(len(levels), -1), (len(levels), 3))
 
-    return samples.shaded(pixels, shade), words + (", inverted" if inverted else "")
+    words += ", inverted" if inverted else ""
+    if _is_flat(fractions, shown.values):
+        words += "; no value is inside the window, so all have one grey"
+    return samples.shaded(pixels, shade), words
 
 
-def _fractions(pixels: np.ndarray, header: Header, rules: Rules) -> tuple[Fractions, str]:
+class _Shown(NamedTuple):
+    """The measured values of the pixels that are grey: neither padding nor coloured."""
+
+    values: Values
+    counts: np.ndarray
+
+
+def _shown(pixels: np.ndarray, header: Header) -> _Shown:
+    stored, counts = samples.histogram(pixels)
+    kept = (counts > 0) & ~samples.is_padding(stored, header) & np.isfinite(stored)
+    if header.colours_from is not None:
+        kept &= stored < header.colours_from
+    return _Shown(measured(stored[kept], header), counts[kept])
+
+
+def _is_flat(fractions: Fractions, values: Values) -> bool:
+    """Whether different values all become one level."""
+    if len(values) > 1 << 16:  # pixels of more than 16 bits, each by itself
+        values = np.array([values.min(), values.max()])
+    if not len(values) or values.min() == values.max():
+        return False
+    return not np.ptp(np.rint(255 * fractions(values)), axis=0).any()
+
+
+def _fractions(shown: _Shown, header: Header, rules: Rules) -> tuple[Fractions, str]:
     """By the windows of CT, else by VOI LUT, window, bits in use, or percentiles of the frame.
 
     The words are widths and levels, as in `--ct-window`; none of the file's own texts.
     """
     window = None if header.voi_luts or not header.windows else _chosen(header.windows, rules)
-    if (windows := _ct_windows(header, rules)) is not None:
+    windows, note = _ct_windows(shown, header, rules)
+    if windows is not None:
         fractions, words = in_windows(windows)
-        return fractions, f"W/L {words}"
+        return fractions, f"W/L {words}{note}"
     if header.voi_luts:
-        lut = _chosen(header.voi_luts, rules)
-        words, bits = f"VOI LUT of {len(lut.values)} entries", _bits_in_use(lut)
-        if bits != lut.bits:
-            words += f", which are of {bits} bits and said to be of {lut.bits}"
-        return lambda x: np.clip(looked_up(x, lut) / (2**bits - 1), 0, 1), words
-    if window is not None:
+        fractions, words = _by_lut(_chosen(header.voi_luts, rules))
+    elif window is not None:
         function = {"SIGMOID": " sigmoid", "LINEAR_EXACT": " exact"}.get(header.function, "")
-        center, width = window
-        words = f"W/L {width:g}/{center:g}{function}"
-        return lambda x: windowed(x, center, width, header.function), words
-    if _is_plain(header):
-        return lambda x: ramp(x, 0.0, 2.0**header.stored - 1), "as stored"
-    low, high = _limits(pixels, header)
-    first, last = (100 * share for share in PERCENTILES)
-    words = f"{low:g} to {high:g}, percentiles {first:g} and {last:g}"
-    return lambda x: ramp(x, low, high - low), words
+        words = f"W/L {window[1]:g}/{window[0]:g}{function}"
+        fractions = functools.partial(windowed, window=window, function=header.function)
+    elif header.is_plain:
+        fractions, words = lambda x: ramp(x, 0.0, 2.0**header.stored - 1), "as stored"
+    else:
+        low, high = _limits(shown)
+        first, last = (100 * share for share in PERCENTILES)
+        fractions = functools.partial(ramp, low=low, width=high - low)
+        words = f"{low:g} to {high:g}, percentiles {first:g} and {last:g}"
+    if None in header.windows and window is None and not header.voi_luts:
+        note += "; the width of its window is below 1, so it is not used"
+    return fractions, words + note
+
+
+def _by_lut(lut: Lut) -> tuple[Fractions, str]:
+    words, bits = f"VOI LUT of {len(lut.values)} entries", _bits_in_use(lut)
+    if bits != lut.bits:
+        words += f", which are of {bits} bits and said to be of {lut.bits}"
+    return lambda x: np.clip(looked_up(x, lut) / (2**bits - 1), 0, 1), words
 
 
 def in_windows(windows: Windows) -> tuple[Fractions, str]:
@@ -93,13 +130,15 @@ def in_windows(windows: Windows) -> tuple[Fractions, str]:
     return fractions, words
 
 
-def _ct_windows(header: Header, rules: Rules) -> Windows | None:
-    """(width, level) for CT; None for other modalities, and for CT whose values are not in HU."""
+def _ct_windows(shown: _Shown, header: Header, rules: Rules) -> tuple[Windows | None, str]:
+    """(width, level) for CT, and a note; None for other modalities, and for values not in HU."""
     if header.modality != "CT":
-        return None
-    if rules.ct_window is not None:
-        return [rules.ct_window]
-    return None if header.slope is None or header.intercept is None else CT_WINDOWS
+        return None, ""
+    in_hu, note = hounsfield.judged(header, shown.values, shown.counts)
+    if not in_hu and rules.ct_window is not None:
+        note += ", so the window asked for is not used"
+    note = f"; {note}" if note else ""
+    return ([rules.ct_window] if rules.ct_window else CT_WINDOWS) if in_hu else None, note
 
 
 def measured(stored: Values, header: Header) -> Values:
@@ -132,8 +171,9 @@ def looked_up(x: Values, lut: Lut) -> np.ndarray:
     return lut.values[np.clip(np.nan_to_num(x) - lut.first, 0, last).astype(np.int64)]
 
 
-def windowed(x: Values, center: float, width: float, function: str) -> Values:
-    """The fraction of white, 0..1, in a window (PS3.3 C.11.2.1.2 and C.11.2.1.3)."""
+def windowed(x: Values, window: tuple[float, float], function: str) -> Values:
+    """The fraction of white, 0..1, by (center, width) (PS3.3 C.11.2.1.2 and C.11.2.1.3)."""
+    center, width = window
     if function == "SIGMOID":
         return 1 / (1 + np.exp(np.clip(-4 * (x - center) / width, -700, 700)))
     if function == "LINEAR_EXACT":
@@ -159,25 +199,11 @@ def _chosen(windows: Sequence, rules: Rules):
     return windows[number]
 
 
-def _is_plain(header: Header) -> bool:
-    """Whether stored values are already grey levels: 8 bits or fewer, and no transformation."""
-    scaled = (header.slope or 1.0, header.intercept or 0.0) != (1.0, 0.0)
-    return header.stored <= 8 and not (scaled or header.modality_lut or header.signed)
-
-
-def _is_padding(stored: Values, header: Header) -> np.ndarray:
-    if header.padding is None:
-        return np.zeros(stored.shape, bool)
-    return (stored >= header.padding[0]) & (stored <= header.padding[1])
-
-
-def _limits(pixels: np.ndarray, header: Header) -> tuple[float, float]:
-    """`PERCENTILES` of the measured values, without padding."""
-    stored, counts = samples.histogram(pixels)
-    kept = (counts > 0) & ~_is_padding(stored, header) & np.isfinite(stored)
-    if not kept.any():
+def _limits(shown: _Shown) -> tuple[float, float]:
+    """`PERCENTILES` of the pixels."""
+    x, counts = shown
+    if not len(x):
         return 0.0, 0.0
-    x, counts = measured(stored[kept], header), counts[kept]
     order = np.argsort(x)
     reached = np.cumsum(counts[order]) / counts.sum()
     low, high = (float(x[order][np.searchsorted(reached, share)]) for share in PERCENTILES)

@@ -28,6 +28,19 @@ class Lut:
 
 
 @dataclass(frozen=True, eq=False)
+class Palette:
+    """A lookup table of colours.
+
+    Attributes:
+        first: the stored value that maps to `colours[0]`.
+        colours: uint8 or uint16 [n, 3].
+    """
+
+    first: int
+    colours: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class Header:
     """One frame of a file.
 
@@ -35,8 +48,10 @@ class Header:
         syntax: UID of the transfer syntax.
         sop_class: UID.
         modality: "CT" and so on, "" if the file has none.
+        image_type: the words of Image Type, of the frame where it has its own.
         photometric: interpretation, "MONOCHROME2" and so on.
         samples: per pixel.
+        planar: whether the samples of a frame follow each other plane by plane.
         rows, columns: of a frame, in pixels.
         frames: number of frames in the file, 1 if it does not say.
         frame: which of them this is, from 0.
@@ -45,17 +60,23 @@ class Header:
         padding: first and last stored value that mark pixels outside of the image.
         slope, intercept: of the rescale to measured values; None if the file has none.
         modality_lut: replaces the rescale.
+        units: of measured values: Rescale Type, or Modality LUT Type; "" if the file has none.
+        colours_from: the first stored value that a supplemental palette colours; None without one.
+        overlays: whether the bits that are not in use hold overlays.
         windows: (center, width) of each window; None for an invalid one.
         function: shape of the windows: "LINEAR", "LINEAR_EXACT" or "SIGMOID".
         voi_luts: replace the windows.
         burned_in: whether the file says that its pixels hold annotation that may identify.
+        notes: what was left out while the header was read, in words of this project.
     """
 
     syntax: str
     sop_class: str
     modality: str
+    image_type: tuple[str, ...]
     photometric: str
     samples: int
+    planar: bool
     rows: int
     columns: int
     frames: int
@@ -68,10 +89,14 @@ class Header:
     slope: float | None
     intercept: float | None
     modality_lut: Lut | None
+    units: str
+    colours_from: int | None
+    overlays: bool
     windows: tuple[tuple[float, float] | None, ...]
     function: str
     voi_luts: tuple[Lut, ...]
     burned_in: bool
+    notes: tuple[str, ...] = ()
 
     @property
     def modality_named(self) -> str:
@@ -83,6 +108,12 @@ class Header:
     @property
     def grey(self) -> bool:
         return self.photometric in ("MONOCHROME1", "MONOCHROME2")
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether stored values are already grey levels: at most 8 bits, and no transformation."""
+        scaled = (self.slope or 1.0, self.intercept or 0.0) != (1.0, 0.0)
+        return self.stored <= 8 and not (scaled or self.modality_lut or self.signed)
 
     @property
     def frame_bytes(self) -> int:
