@@ -29,6 +29,7 @@ from pydicom.pixels import apply_windowing
 from medsiglip_jax.preprocess.decode import decode, decode_with_facts
 from medsiglip_jax.preprocess.dicom import frames, official
 from medsiglip_jax.preprocess.dicom.rules import Rules
+from medsiglip_jax.preprocess.load import load_images
 
 RNG = np.random.default_rng(0)
 OFFICIAL = Rules("official")
@@ -125,6 +126,12 @@ def test_a_perfusion_map_in_unspecified_units_is_not_taken_for_hounsfield_units(
     original = ["ORIGINAL", "PRIMARY", "AXIAL"]
     told = seen(ct(signed, RescaleIntercept="0", RescaleType="US", ImageType=original))
     assert "Rescale Type US" in told
+
+
+def test_unusual_files_are_counted_where_nobody_looks_at_each():
+    unusual = [ct(RescaleType="MGML"), ct(), made(ACTIVE, PixelPresentation="COLOR")]
+    with pytest.warns(UserWarning, match="2 of 3 images are DICOM files with something unusual"):
+        load_images(unusual, 28)
 
 
 # --------------------------------------------------------------------------- windows and tables
@@ -404,6 +411,21 @@ def test_signed_values_in_more_bits_than_are_stored(syntax, encode):
     data = made(stored, syntax, [bytes(encode(stored.view(np.uint16)))], **tags)
     np.testing.assert_array_equal(decode(data), decode(made(stored.clip(-2048, 2047), **tags)))
     assert "clipped" in seen(data)
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.int16])
+def test_bits_above_bits_stored_are_told(kind):
+    """Without compression they are no part of a value (PS3.5 8.1.1), as in pydicom and dcmtk."""
+    half = 2048 if kind is np.int16 else 0
+    stored = (RNG.integers(0, 4096, (20, 30)) - half).astype(kind)
+    tags = {"BitsStored": 12, "WindowCenter": "1000", "WindowWidth": "2000"}
+    for usual in (stored, stored & 0xFFF):
+        assert "bits above" not in seen(made(usual, **tags))
+    stored[3, 3] = 5000
+    data = made(stored, **tags)
+    stored[3, 3] = 5000 - 4096
+    np.testing.assert_array_equal(decode(data), decode(made(stored, **tags)))
+    assert seen(data).endswith("bits above Bits Stored are set, and not used")
 
 
 @pytest.mark.parametrize("syntax, encode", [*ENCODERS, (EXPLICIT, None)])

@@ -109,7 +109,7 @@ def _rle(encoded: bytes, header: Header) -> Decoded:
     count = int.from_bytes(encoded[:4], "little")
     if len(planes) != header.frame_bytes or count != samples * size:
         raise UnreadableImage("damaged DICOM: a compressed frame is cut off")
-    return Decoded(_laid_out(planes, header, planar=True), None)
+    return Decoded(_laid_out(bytes(planes), header, planar=True), None)
 
 
 def _deflated(encoded: bytes, header: Header) -> Decoded:

@@ -13,6 +13,7 @@ from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.facts import Facts, UnreadableImage, check_size
 
 _BITS = (1, 8, 16, 32, 64)
+_ABOVE = "bits above Bits Stored are set, and not used"
 _BEYOND = "values beyond Bits Stored, which are clipped to it"
 
 
@@ -106,16 +107,19 @@ def _stored_values(file: File, header: Header) -> tuple[np.ndarray, bool, list[s
     """The samples of a frame, [H, W] or [H, W, S], with their sign and without bits not in use;
     whether a codec has converted them to RGB; and notes."""
     if not sniff.is_compressed(header.syntax):
-        return _laid_out(file.native(header), header), False, []
+        pixels, notes = _laid_out(file.native(header), header)
+        return pixels, False, notes
     pixels, precision, is_rgb, note = frames.decode(file.encoded(header), header)
     notes = [note] if note else []
     if precision is None:
-        return _laid_out(pixels, header), is_rgb, notes
+        pixels, notes = _laid_out(pixels, header)
+        return pixels, is_rgb, notes
     if precision <= header.stored:
         return samples.in_use(pixels, header, precision, precision - 1), is_rgb, notes
     pixels, beyond = samples.clipped(pixels, header, precision)
     return pixels, is_rgb, [*notes, *([_BEYOND] if beyond else [])]
 
 
-def _laid_out(pixels: np.ndarray, header: Header) -> np.ndarray:
-    return samples.in_use(pixels, header, header.stored, header.high)
+def _laid_out(pixels: np.ndarray, header: Header) -> tuple[np.ndarray, list[str]]:
+    notes = [_ABOVE] if samples.exceeds(pixels, header) else []
+    return samples.in_use(pixels, header, header.stored, header.high), notes

@@ -54,6 +54,23 @@ def clipped(pixels: np.ndarray, header: Header, bits: int) -> tuple[np.ndarray, 
     return within, not np.array_equal(within, wide)
 
 
+def exceeds(pixels: np.ndarray, header: Header) -> bool:
+    """Whether integers laid out as without compression have values beyond Bits Stored.
+
+    Bits above it that are set are no part of a value (PS3.5 8.1.1), unless they repeat its sign.
+    """
+    size = pixels.dtype.itemsize * 8
+    if pixels.dtype.kind == "f" or header.overlays or not header.high + 1 == header.stored < size:
+        return False
+    above = pixels.view(f"{pixels.dtype.byteorder}u{size // 8}") >> header.stored
+    if not header.signed or not above.any():
+        return bool(above.any())
+    wide = in_use(pixels, header, size, size - 1)
+    return bool(
+        (above.astype(bool) & (wide != in_use(pixels, header, header.stored, header.high))).any()
+    )
+
+
 def is_padding(stored: np.ndarray, header: Header) -> np.ndarray:
     """Which stored values mark pixels outside of the image."""
     if header.padding is None:
