@@ -11,7 +11,7 @@ import logging
 import math
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,7 +67,7 @@ _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _COLOURS = ("Red", "Green", "Blue")
 _DESCRIPTOR = "RedPaletteColorLookupTableDescriptor"
 # Overlay Bit Position of the 16 groups of overlays; more than 0 where they are in Pixel Data.
-_OVERLAY_BITS = tuple(Tag(0x6000 + 2 * n, 0x0102) for n in range(16))
+_OVERLAY_BITS = frozenset(Tag(0x6000 + 2 * n, 0x0102) for n in range(16))
 # Where a multi-frame file says what kind of image a frame is.
 _FRAME_TYPES = ("CTImageFrameTypeSequence", "MRImageFrameTypeSequence", "PETFrameTypeSequence")
 
@@ -320,7 +320,7 @@ def _count(tags: "_Tags", syntax: str, room: int) -> int:
 
 
 def _parse(
-    stream: Any, names: Sequence[str], others: Sequence[Any] = (), **options: bool
+    stream: Any, names: Sequence[str], others: Iterable[Any] = (), **options: bool
 ) -> pydicom.Dataset:
     bounded: Any = _Bounded(stream)
     tags: Any = [*map(_tag, names), *others]
@@ -379,7 +379,7 @@ class _Tags:
     @property
     def has_overlays(self) -> bool:
         """Whether overlays are in the bits of pixels."""
-        found = (self.dataset.get_item(tag) for tag in _OVERLAY_BITS)
+        found = map(self.dataset.get_item, self.dataset.keys() & _OVERLAY_BITS)
         return any(any(x.value or b"") for x in found if isinstance(x, RawDataElement))
 
     def raw(self, name: str) -> Any:

@@ -6,6 +6,7 @@ stream may claim more. Bits and colours are those of `pydicom.pixel_array` with 
 """
 
 import io
+import re
 import struct
 import zlib
 from typing import NamedTuple
@@ -26,7 +27,9 @@ _SOFS = frozenset((*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), 0
 _NOT_DECODED: dict[int, str] = dict.fromkeys((0xC5, 0xC6, 0xC7), "hierarchical JPEG")
 _NOT_DECODED |= {0xCB: "lossless JPEG with arithmetic coding"}
 _SIZ = b"\xff\x4f\xff\x51"  # start of a JPEG 2000 code stream
-_JXL, _JXL_BOX = b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"  # of JPEG XL, bare and in boxes
+# Starts of JPEG XL: a code stream, a file of boxes, and the (first) box with the code stream.
+_JXL, _JXL_BOXES = b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"
+_JXL_BOX = re.compile(rb"jxl(c|p[\0\x80]\0\0\0)\xff\x0a")
 
 
 class Stream(NamedTuple):
@@ -301,12 +304,10 @@ def _is_transformed(encoded: bytes, at: int) -> bool:
 
 def _read_jpeg_xl(encoded: bytes) -> tuple[int, int] | None:
     """(rows, columns) of a JPEG XL stream, also inside boxes (ISO 18181-1 D.2)."""
-    if encoded.startswith(_JXL_BOX):
-        at = encoded.find(_JXL, len(_JXL_BOX), 4096)
-    else:
-        at = 0 if encoded.startswith(_JXL) else -1
-    if at < 0:
+    boxed = _JXL_BOX.search(encoded) if encoded.startswith(_JXL_BOXES) else None
+    if not (boxed or encoded.startswith(_JXL)):
         return None
+    at = boxed.end() - len(_JXL) if boxed else 0
     left = int.from_bytes(encoded[at + 2 : at + 16].ljust(14, b"\0"), "little")
 
     def take(count: int) -> int:

@@ -7,7 +7,6 @@ and blue (MedGemma report, 2507.05201); their width and level are in Hounsfield 
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float64, UInt8
@@ -45,7 +44,7 @@ def render(
     Raises:
         UnreadableImage: the file has fewer windows than `rules.window` asks for.
     """
-    shown = _shown(pixels, header)
+    shown = _Shown(pixels, header)
     fractions, words = _fractions(shown, header, rules)
     inverted = header.photometric == "MONOCHROME1"
 
@@ -56,33 +55,50 @@ def render(
         return np.broadcast_to(levels.reshape(len(levels), -1), (len(levels), 3))
 
     words += ", inverted" if inverted else ""
-    if _is_flat(fractions, shown.values):
+    if shown.is_flat(fractions):
         words += "; no value is inside the window, so all have one grey"
     return samples.shaded(pixels, shade), words
 
 
-class _Shown(NamedTuple):
-    """The measured values of the pixels that are grey: neither padding nor coloured."""
+class _Shown:
+    """The pixels that are grey: neither padding nor coloured."""
 
-    values: Values
-    counts: np.ndarray
+    def __init__(self, pixels: np.ndarray, header: Header):
+        self._pixels, self._header = pixels, header
+
+    @functools.cached_property
+    def histogram(self) -> tuple[Values, np.ndarray]:
+        """The measured values that occur, and how often; of more than 16 bits, each by itself."""
+        stored, counts = samples.histogram(self._pixels)
+        kept = (counts > 0) & ~samples.is_padding(stored, self._header) & np.isfinite(stored)
+        if self._header.colours_from is not None:
+            kept &= stored < self._header.colours_from
+        return measured(stored[kept], self._header), counts[kept]
+
+    def is_flat(self, fractions: Fractions) -> bool:
+        """Whether different values all become one level."""
+        if self._header.padding is None and self._header.colours_from is None:
+            ends = np.array([self._pixels.min(), self._pixels.max()], np.float64)
+            if not _is_one_level(fractions(measured(ends, self._header))):
+                return False  # which takes a tenth of the time of the histogram
+        values = self.histogram[0]
+        if len(values) == 0 or values.min() == values.max():
+            return False
+        return _is_one_level(fractions(values))
+
+    def limits(self) -> tuple[float, float]:
+        """`PERCENTILES`."""
+        x, counts = self.histogram
+        if not len(x):
+            return 0.0, 0.0
+        order = np.argsort(x)
+        reached = np.cumsum(counts[order]) / counts.sum()
+        low, high = (float(x[order][np.searchsorted(reached, share)]) for share in PERCENTILES)
+        return low, high
 
 
-def _shown(pixels: np.ndarray, header: Header) -> _Shown:
-    stored, counts = samples.histogram(pixels)
-    kept = (counts > 0) & ~samples.is_padding(stored, header) & np.isfinite(stored)
-    if header.colours_from is not None:
-        kept &= stored < header.colours_from
-    return _Shown(measured(stored[kept], header), counts[kept])
-
-
-def _is_flat(fractions: Fractions, values: Values) -> bool:
-    """Whether different values all become one level."""
-    if len(values) > 1 << 16:  # pixels of more than 16 bits, each by itself
-        values = np.array([values.min(), values.max()])
-    if not len(values) or values.min() == values.max():
-        return False
-    return not np.ptp(np.rint(255 * fractions(values)), axis=0).any()
+def _is_one_level(shares: np.ndarray) -> bool:
+    return not np.ptp(np.rint(255 * shares), axis=0).any()
 
 
 def _fractions(shown: _Shown, header: Header, rules: Rules) -> tuple[Fractions, str]:
@@ -104,7 +120,7 @@ def _fractions(shown: _Shown, header: Header, rules: Rules) -> tuple[Fractions, 
     elif header.is_plain:
         fractions, words = lambda x: ramp(x, 0.0, 2.0**header.stored - 1), "as stored"
     else:
-        low, high = _limits(shown)
+        low, high = shown.limits()
         first, last = (100 * share for share in PERCENTILES)
         fractions = functools.partial(ramp, low=low, width=high - low)
         words = f"{low:g} to {high:g}, percentiles {first:g} and {last:g}"
@@ -134,7 +150,7 @@ def _ct_windows(shown: _Shown, header: Header, rules: Rules) -> tuple[Windows | 
     """(width, level) for CT, and a note; None for other modalities, and for values not in HU."""
     if header.modality != "CT":
         return None, ""
-    in_hu, note = hounsfield.judged(header, shown.values, shown.counts)
+    in_hu, note = hounsfield.judged(header, lambda: shown.histogram)
     if not in_hu and rules.ct_window is not None:
         note += ", so the window asked for is not used"
     note = f"; {note}" if note else ""
@@ -197,14 +213,3 @@ def _chosen(windows: Sequence, rules: Rules):
     if number >= len(windows):
         raise UnreadableImage(f"DICOM with {len(windows)} windows; number {number} is asked for")
     return windows[number]
-
-
-def _limits(shown: _Shown) -> tuple[float, float]:
-    """`PERCENTILES` of the pixels."""
-    x, counts = shown
-    if not len(x):
-        return 0.0, 0.0
-    order = np.argsort(x)
-    reached = np.cumsum(counts[order]) / counts.sum()
-    low, high = (float(x[order][np.searchsorted(reached, share)]) for share in PERCENTILES)
-    return low, high

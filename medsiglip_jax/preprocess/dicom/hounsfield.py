@@ -1,9 +1,13 @@
 """Whether the values of a CT file are in Hounsfield units, as the windows of CT expect."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from medsiglip_jax.preprocess.dicom.header import Header
 
+# The values that occur, and how often.
+Histogram = tuple[np.ndarray, np.ndarray]
 # Hounsfield units of air, and of tissue, which most slices hold some of.
 _AIR, _TISSUE = (-1100.0, -850.0), (-150.0, 150.0)
 _SHARE = 0.01  # of the pixels: enough to say that there is some
@@ -21,7 +25,7 @@ _OTHER = (
 _TYPES = frozenset("OD HU US MGML Z_EFF ED EDW HU_MOD PCT".split())
 
 
-def judged(header: Header, values: np.ndarray, counts: np.ndarray) -> tuple[bool, str]:
+def judged(header: Header, measured: Callable[[], Histogram]) -> tuple[bool, str]:
     """Whether values are in Hounsfield units, and what to tell about it; "" if nothing.
 
     They are if the file says so. Where it says nothing, a CT Image is in Hounsfield units by the
@@ -30,14 +34,13 @@ def judged(header: Header, values: np.ndarray, counts: np.ndarray) -> tuple[bool
 
     Args:
         header: of a file of modality CT.
-        values: measured values that occur.
-        counts: how often.
+        measured: computes the histogram of its measured values.
     """
     if why := _cannot_be(header):
         return False, f"not in Hounsfield units ({why})"
     if header.units == "HU" or header.units.startswith("HOUNSFIELD"):
         return True, ""
-    if header.units in ("US", "UNSPECIFIED") and _is_plausible(header, values, counts):
+    if header.units in ("US", "UNSPECIFIED") and _is_plausible(header, measured):
         return True, _PLAUSIBLE
     if header.units:
         named = header.units if header.units in _TYPES else "of another name"
@@ -70,7 +73,7 @@ def _holds_air(header: Header) -> bool:
     return lowest * header.slope + header.intercept <= _AIR[0] + 200
 
 
-def _is_plausible(header: Header, values: np.ndarray, counts: np.ndarray) -> bool:
+def _is_plausible(header: Header, measured: Callable[[], Histogram]) -> bool:
     """Whether "unspecified" units are those of Hounsfield."""
     first = header.image_type[:1]
     original = header.sop_class in _CT_IMAGES and first in ((), ("ORIGINAL",))
@@ -78,5 +81,6 @@ def _is_plausible(header: Header, values: np.ndarray, counts: np.ndarray) -> boo
         return False
     if first and not header.signed:
         return True  # an original that is shifted by what makes air 0
+    values, counts = measured()
     near = ((values >= low) & (values <= high) for low, high in (_AIR, _TISSUE))
     return all(counts[x].sum() >= _SHARE * counts.sum() > 0 for x in near)

@@ -62,13 +62,16 @@ def exceeds(pixels: np.ndarray, header: Header) -> bool:
     size = pixels.dtype.itemsize * 8
     if pixels.dtype.kind == "f" or header.overlays or not header.high + 1 == header.stored < size:
         return False
-    above = pixels.view(f"{pixels.dtype.byteorder}u{size // 8}") >> header.stored
-    if not header.signed or not above.any():
-        return bool(above.any())
-    wide = in_use(pixels, header, size, size - 1)
-    return bool(
-        (above.astype(bool) & (wide != in_use(pixels, header, header.stored, header.high))).any()
+    unsigned = pixels.view(f"{pixels.dtype.byteorder}u{size // 8}")
+    if int(unsigned.max()) >> header.stored == 0:
+        return False
+    if not header.signed:
+        return True
+    wide, narrow = (
+        in_use(pixels, header, size, size - 1),
+        in_use(pixels, header, header.stored, header.high),
     )
+    return bool(((wide != narrow) & (unsigned >> header.stored != 0)).any())
 
 
 def is_padding(stored: np.ndarray, header: Header) -> np.ndarray:
