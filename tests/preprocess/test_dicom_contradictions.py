@@ -58,7 +58,7 @@ def ct(stored=SHIFTED, **tags):
     {},
     {"RescaleType": "HU"},
     {"RescaleType": "HU", "SOPClassUID": SECONDARY},
-    {"ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"]},
+    {"ImageType": ["ORIGINAL", "PRIMARY", "AXIAL", "CT_PERFUSION"]},
     {"ImageType": ["DERIVED", "PRIMARY", "AXIAL"]},  # compressed with loss
     {"ImageType": ["DERIVED", "SECONDARY", "MPR"], "SOPClassUID": ENHANCED},
     {"RescaleType": "US"},  # the values decide
@@ -82,6 +82,8 @@ def test_windows_of_ct_are_for_hounsfield_units(tags):
     ("no CT Image, and no Rescale Type", {"SOPClassUID": SECONDARY}),
     ("Image Type names", {"ImageType": ["DERIVED", "SECONDARY", "OTHER", "VRT"]}),
     ("Image Type names", {"ImageType": ["DERIVED", "SECONDARY", "AXIAL", "CT_PERFUSION"]}),
+    ("Image Type names", {"ImageType": ["ORIGINAL", "PRIMARY", "TOMOSYNTHESIS"]}),
+    ("Image Type names", {"ImageType": ["DERIVED", "SECONDARY", "3D"]}),
     ("none of its values could be air",
      {"ImageType": ["DERIVED", "SECONDARY"], "RescaleIntercept": "0"}),
     ("its modality LUT has no type", {"ModalityLUTSequence": [lut(0, range(4096), 12)]}),

@@ -2,7 +2,8 @@
 
 The chain is stored value -> rescale or modality LUT -> window or VOI LUT -> 0..255, inverted for
 MONOCHROME1 (PS3.3 C.11.1, C.11.2; C.7.6.3.1.2). Training mapped three windows of CT to red, green
-and blue (MedGemma report, 2507.05201); their width and level are in Hounsfield units.
+and blue (MedGemma report, 2507.05201); their width and level are in Hounsfield units, so they are
+used for values in these units only. A window is applied even where it misses every value.
 """
 
 import functools

@@ -13,11 +13,10 @@ _AIR, _TISSUE = (-1100.0, -850.0), (-150.0, 150.0)
 _SHARE = 0.01  # of the pixels: enough to say that there is some
 # CT Image, Enhanced CT Image, Legacy Converted Enhanced CT Image (PS3.4 B.5).
 _CT_IMAGES = frozenset(f"1.2.840.10008.5.1.4.1.1.2{x}" for x in ("", ".1", ".2"))
-_PLAUSIBLE = "said to be in unspecified units, and taken for Hounsfield units by its values"
 # Parts of Image Type that name no attenuation: renderings, screenshots, tomosynthesis, maps of
 # perfusion, materials, statistics (PS3.3 C.8.15.2, C.8.2.1.1.1; what vendors write).
 _OTHER = (
-    *("RENDER", "VRT", "VOLREN", "SSD", "SHADED", "SURFACE", "SCREEN", "CAPTURE", "TOMO"),
+    *("3D", "RENDER", "VRT", "VOLREN", "SSD", "SHADED", "SURFACE", "SCREEN", "CAPTURE", "TOMO"),
     *("PERF", "CBF", "CBV", "MTT", "TTP", "TMAX", "IODINE", "MAT_", "Z_EFF", "ATOMIC", "DENSITY"),
     *("STD_DEV", "DIVISION", "T_TEST", "Z_SCORE", "QUANTITY", "FUSION", "DOSE"),
 )
@@ -41,14 +40,14 @@ def judged(header: Header, measured: Callable[[], Histogram]) -> tuple[bool, str
     if header.units == "HU" or header.units.startswith("HOUNSFIELD"):
         return True, ""
     if header.units in ("US", "UNSPECIFIED") and _is_plausible(header, measured):
-        return True, _PLAUSIBLE
+        return True, "said to be in unspecified units, and taken for Hounsfield units by its values"
     if header.units:
         named = header.units if header.units in _TYPES else "of another name"
         return False, f"not in Hounsfield units (Rescale Type {named})"
     if header.sop_class not in _CT_IMAGES:
         return False, "not in Hounsfield units (no CT Image, and no Rescale Type)"
     original = header.image_type[:1] == ("ORIGINAL",)
-    others = _OTHER if original else (*_OTHER, "3D")
+    others = ("TOMO",) if original else _OTHER  # dynamic originals name their perfusion, too
     if any(part in word for word in header.image_type[1:] for part in others):
         return False, "not in Hounsfield units (Image Type names a rendering, a screen or a map)"
     if original or _holds_air(header):
