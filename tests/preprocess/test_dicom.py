@@ -362,13 +362,13 @@ def test_colours_of_every_kind():
 def test_palette_of_8_and_16_bits():
     colours = RNG.integers(0, 256, (16, 3)).astype(np.uint16)
     stored = RNG.integers(0, 16, (5, 6)).astype(np.uint8)
-    for scale in (1, 257):
+    for scale, syntax, order in ((1, EXPLICIT, "<"), (257, EXPLICIT, "<"), (257, BIG, ">")):
         tags = {}
         for n, name in enumerate(("Red", "Green", "Blue")):
             tags[f"{name}PaletteColorLookupTableDescriptor"] = [16, 0, 16]
-            table = (colours[:, n] * scale).astype("<u2")
+            table = (colours[:, n] * scale).astype(f"{order}u2")
             tags[f"{name}PaletteColorLookupTableData"] = table.tobytes()
-        data = made(stored, PhotometricInterpretation="PALETTE COLOR", **tags)
+        data = made(stored, syntax, PhotometricInterpretation="PALETTE COLOR", **tags)
         np.testing.assert_array_equal(decode(data), colours[stored])
 
 

@@ -207,12 +207,13 @@ def test_a_voi_lut_of_12_bits_said_to_be_of_16_is_as_bright_as_its_entries():
 RED_TO_BLUE = np.stack([np.arange(256), np.zeros(256, int), 255 - np.arange(256)], -1)
 
 
-def palette(colours=RED_TO_BLUE, first=1000, bits=8):
+def palette(colours=RED_TO_BLUE, first=1000, bits=8, syntax=EXPLICIT):
     tags = {}
     for n, name in enumerate(("Red", "Green", "Blue")):
         tags[f"{name}PaletteColorLookupTableDescriptor"] = [len(colours), first, bits]
-        table = colours[:, n].astype("u1" if bits == 8 else "<u2")
-        tags[f"{name}PaletteColorLookupTableData"] = table.tobytes()
+        words = colours[:, n].astype("u1" if bits == 8 else "<u2").view("<u2")
+        words = words.astype(">u2" if syntax == BIG else "<u2")
+        tags[f"{name}PaletteColorLookupTableData"] = words.tobytes()
     return tags
 
 
@@ -221,11 +222,11 @@ GREY = {"Modality": "MR", "WindowCenter": "500", "WindowWidth": "1000"}
 
 
 @pytest.mark.parametrize("bits, scale", [(8, 1), (16, 257)])
-@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT])
+@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT, BIG])
 def test_values_from_the_first_of_a_supplemental_palette_on_are_coloured(bits, scale, syntax):
     """PS3.3 C.8.16.2.1.1.1: those below are grey; those above it get its last colour."""
     tags = {"PixelPresentation": "COLOR", **GREY}
-    data = made(ACTIVE, syntax, **tags, **palette(RED_TO_BLUE * scale, 1000, bits))
+    data = made(ACTIVE, syntax, **tags, **palette(RED_TO_BLUE * scale, 1000, bits, syntax))
     image, grey = decode(data), decode(made(ACTIVE, **GREY))
     coloured = ACTIVE >= 1000
     np.testing.assert_array_equal(image[~coloured], grey[~coloured])

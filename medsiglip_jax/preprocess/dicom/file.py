@@ -472,13 +472,15 @@ class _Tags:
         return count or 1 << 16, first - (1 << 16) * (signed and first >= 1 << 15), bits
 
     def entries(self, data: Any, count: int) -> np.ndarray:
-        """The first `count` entries of a table: uint8, or uint16; they may be fewer."""
+        """The first `count` entries of a table: uint8, or uint16; they may be fewer.
+
+        Entries of 8 bits are packed in words, the first in the low byte (PS3.3 C.7.6.3.1.6).
+        """
         if not isinstance(data, bytes):
             return np.atleast_1d(np.array(data, np.int64))[:count].astype(np.uint16)
-        width = 1 if len(data) < 2 * count else 2
         order = "<" if self.dataset.original_encoding[1] in (True, None) else ">"
-        data = data[: len(data) // width * width]
-        return np.frombuffer(data, f"{order}u{width}")[:count].astype(f"u{width}")
+        words = np.frombuffer(data + bytes(len(data) % 2), f"{order}u2").astype("<u2")
+        return (words if len(words) >= count else words.view(np.uint8))[:count]
 
     def lut(self, signed: bool) -> Lut:
         """The table in an item of a LUT sequence (PS3.3 C.11.1.1, C.11.2.1.1)."""

@@ -77,8 +77,10 @@ class _Shown:
         return measured(stored[kept], self._header), counts[kept]
 
     def is_flat(self, fractions: Fractions) -> bool:
-        """Whether different values all become one level."""
-        if self._header.padding is None and self._header.colours_from is None:
+        """Whether different values all become one level, and none is shown by its colour."""
+        if self._header.colours_from is not None:
+            return False
+        if self._header.padding is None:
             ends = np.array([self._pixels.min(), self._pixels.max()], np.float64)
             if not _is_one_level(fractions(measured(ends, self._header))):
                 return False  # which takes a tenth of the time of the histogram
