@@ -650,7 +650,7 @@ def test_a_voi_lut_said_to_be_of_more_bits_than_it_has(used):
     assert right.min() == 0 and right.max() >= 254
     wrong = made(stored, VOILUTSequence=[lut(0, entries, 16)])
     np.testing.assert_array_equal(decode(wrong), right)
-    assert f"of {used} bits and said to be of 16" in decode_with_facts(wrong)[1].seen
+    assert f"entries of {used} bits, said to be of 16" in decode_with_facts(wrong)[1].seen
     dark = lut(0, [x * 4 for x in range(1 << 12)], 16)  # a table that uses 14 of its 16 bits
     assert "said to be" not in decode_with_facts(made(stored, VOILUTSequence=[dark]))[1].seen
 

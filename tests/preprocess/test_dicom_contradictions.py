@@ -199,7 +199,23 @@ def test_a_voi_lut_of_12_bits_said_to_be_of_16_is_as_bright_as_its_entries():
     stored = np.minimum(np.add.outer(np.arange(64), np.arange(64)) * 32, 4095).astype(np.uint16)
     data = made(stored, Modality="CR", BitsStored=12, VOILUTSequence=[lut(0, range(4096), 16)])
     np.testing.assert_array_equal(decode(data)[..., 0], np.rint(stored * (255 / 4095)))
-    assert "entries, which are of 12 bits and said to be of 16" in seen(data)
+    assert "entries of 12 bits, said to be of 16" in seen(data)
+
+
+@pytest.mark.parametrize("bits, top", [(8, 255), (10, 1023), (12, 4095)])
+def test_a_palette_whose_entries_are_of_fewer_bits_than_it_says(bits, top):
+    colours = np.rint(RED_TO_BLUE * (top / 255)).astype(int)
+    stored = RNG.integers(0, 256, (20, 30)).astype(np.uint8)
+    tags = palette(colours, 0, 16)
+    data = made(stored, PhotometricInterpretation="PALETTE COLOR", **tags)
+    np.testing.assert_array_equal(decode(data), RED_TO_BLUE[stored])
+    assert seen(data).endswith(f"a palette of colours; entries of {bits} bits, said to be of 16")
+
+
+def test_a_dark_table_of_8_bits_stays_dark():
+    stored = RNG.integers(0, 16, (20, 30)).astype(np.uint8)
+    data = made(stored, VOILUTSequence=[lut(0, range(16))])
+    np.testing.assert_array_equal(decode(data)[..., 0], stored)
 
 
 # --------------------------------------------------------------------------- supplemental palettes

@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from medsiglip_jax.preprocess.dicom import samples
-from medsiglip_jax.preprocess.dicom.header import Header, Palette
+from medsiglip_jax.preprocess.dicom.header import Header, Lut
 from medsiglip_jax.preprocess.facts import UnreadableImage
 
 _ROWS = 64  # rows that are converted to float32 at a time
@@ -44,13 +44,13 @@ def render(pixels: np.ndarray, header: Header, is_rgb: bool) -> UInt8[np.ndarray
     return _from_ybr(pixels, *_YBR[header.photometric])
 
 
-def from_palette(pixels: np.ndarray, palette: Palette) -> UInt8[np.ndarray, "h w 3"]:
+def from_palette(pixels: np.ndarray, palette: Lut) -> UInt8[np.ndarray, "h w 3"]:
     """RGB of indices into a palette; those outside of it get its first or last entry."""
     return samples.shaded(pixels, lambda stored: _looked_up(stored, palette))
 
 
 def supplemented(
-    image: UInt8[np.ndarray, "h w 3"], pixels: np.ndarray, header: Header, palette: Palette
+    image: UInt8[np.ndarray, "h w 3"], pixels: np.ndarray, header: Header, palette: Lut
 ) -> UInt8[np.ndarray, "h w 3"]:
     """A grey image, in which the values from a palette's first on are coloured (PS3.3 C.8.16.2).
 
@@ -65,12 +65,9 @@ def supplemented(
     return image
 
 
-def _looked_up(stored: np.ndarray, palette: Palette) -> UInt8[np.ndarray, "k 3"]:
-    colours = palette.colours
-    if colours.dtype == np.uint16 and colours.max(initial=0) > 255:
-        colours = _to_8_bits(colours, 16)
-    index = np.clip(stored.astype(np.int64) - palette.first, 0, len(colours) - 1)
-    return colours.astype(np.uint8)[index]  # some files have 8-bit colours in 16-bit entries
+def _looked_up(stored: np.ndarray, palette: Lut) -> UInt8[np.ndarray, "k 3"]:
+    colours = _to_8_bits(palette.values, palette.bits_in_use)
+    return colours[np.clip(stored.astype(np.int64) - palette.first, 0, len(colours) - 1)]
 
 
 def _to_8_bits(pixels: np.ndarray, bits: int) -> np.ndarray:

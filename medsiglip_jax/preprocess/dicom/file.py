@@ -25,7 +25,7 @@ from pydicom.tag import Tag
 from pydicom.uid import UID
 
 from medsiglip_jax.preprocess.dicom import sniff
-from medsiglip_jax.preprocess.dicom.header import Header, Lut, Palette
+from medsiglip_jax.preprocess.dicom.header import Header, Lut
 from medsiglip_jax.preprocess.dicom.series import Plane
 from medsiglip_jax.preprocess.facts import Subject, UnreadableImage
 
@@ -214,17 +214,18 @@ class File:
             notes.append("a palette that the file does not apply, so it is not used")
         return None
 
-    def palette(self, header: Header) -> Palette:
+    def palette(self, header: Header) -> Lut:
         """The colours of stored values."""
         with damaged("its palette cannot be read"):
             count, first, bits = self._tags.table_size(_DESCRIPTOR, header.signed)
             columns = [self._tags.raw(f"{c}PaletteColorLookupTableData") for c in _COLOURS]
             if any(column is None for column in columns):
-                return Palette(first, self._segmented(count, first, bits))
-            colours = np.stack([self._tags.entries(x, count) for x in columns], -1)
-            if len(colours) < count:
+                colours = self._segmented(count, first, bits)
+            else:
+                colours = np.stack([self._tags.entries(x, count) for x in columns], -1)
+            if len(colours) < count or not 1 <= bits <= 16:
                 raise ValueError
-            return Palette(first, colours)
+            return Lut(first, colours.astype(np.uint16), 8 * colours.itemsize)
 
     def _segmented(self, count: int, first: int, bits: int) -> np.ndarray:
         """Expanded by pydicom, which takes numbers of entries of 8 bits modulo 256."""

@@ -133,10 +133,9 @@ def _fractions(shown: _Shown, header: Header, rules: Rules) -> tuple[Fractions, 
 
 
 def _by_lut(lut: Lut) -> tuple[Fractions, str]:
-    words, bits = f"VOI LUT of {len(lut.values)} entries", _bits_in_use(lut)
-    if bits != lut.bits:
-        words += f", which are of {bits} bits and said to be of {lut.bits}"
-    return lambda x: np.clip(looked_up(x, lut) / (2**bits - 1), 0, 1), words
+    top, note = 2**lut.bits_in_use - 1, f"; {lut.note}" if lut.note else ""
+    words = f"VOI LUT of {len(lut.values)} entries{note}"
+    return lambda x: np.clip(looked_up(x, lut) / top, 0, 1), words
 
 
 def in_windows(windows: Windows) -> tuple[Fractions, str]:
@@ -172,16 +171,6 @@ def rescaled(stored: np.ndarray, header: Header) -> np.ndarray:
     if header.slope is None or header.intercept is None:
         return stored
     return stored.astype(np.float64, copy=False) * header.slope + header.intercept
-
-
-def _bits_in_use(lut: Lut) -> int:
-    """The bits of the entries: fewer than the file says where the highest four are never used.
-
-    Some writers (Agfa CR) say 16 of entries of 12 bits, which would make the image nearly black;
-    Horos and Cornerstone go by the greatest entry, too.
-    """
-    used = int(lut.values.max(initial=0)).bit_length()
-    return used if 0 < used <= lut.bits - 4 else lut.bits
 
 
 def looked_up(x: Values, lut: Lut) -> np.ndarray:

@@ -14,30 +14,34 @@ _MODALITIES = frozenset(
 
 @dataclass(frozen=True, eq=False)
 class Lut:
-    """A modality or VOI lookup table.
+    """A lookup table: of the modality, of the VOI, or a palette.
 
     Attributes:
         first: the stored value that maps to `values[0]`.
-        values: uint16 [n].
-        bits: of each entry.
+        values: uint16 [n], or [n, 3] of a palette.
+        bits: of each entry, according to the file.
     """
 
     first: int
     values: np.ndarray
     bits: int
 
+    @property
+    def bits_in_use(self) -> int:
+        """The bits of the entries: fewer than the file says where the highest four are never used.
 
-@dataclass(frozen=True, eq=False)
-class Palette:
-    """A lookup table of colours.
+        Some writers (Agfa CR) say 16 of entries of 12 bits, or of 8, which would make the image
+        nearly black; Horos and Cornerstone go by the greatest entry, too.
+        """
+        used = max(8, int(self.values.max(initial=0)).bit_length())
+        return used if used <= self.bits - 4 else self.bits
 
-    Attributes:
-        first: the stored value that maps to `colours[0]`.
-        colours: uint8 or uint16 [n, 3].
-    """
-
-    first: int
-    colours: np.ndarray
+    @property
+    def note(self) -> str:
+        """What to tell of entries that do not have the bits that the file says; "" if they do."""
+        if self.bits_in_use == self.bits:
+            return ""
+        return f"entries of {self.bits_in_use} bits, said to be of {self.bits}"
 
 
 @dataclass(frozen=True, eq=False)

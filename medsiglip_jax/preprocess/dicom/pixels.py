@@ -94,10 +94,14 @@ def _render(file: File, header: Header, rules: Rules) -> tuple[np.ndarray, str]:
     elif header.samples == 1 and header.grey:
         image, words = grey.render(pixels, header, rules)
         if header.colours_from is not None:
-            image = colour.supplemented(image, pixels, header, file.palette(header))
+            palette = file.palette(header)
+            image = colour.supplemented(image, pixels, header, palette)
             words += f"; a palette colours the values from {header.colours_from}"
+            notes += [palette.note] if palette.note else []
     elif header.samples == 1 and header.photometric == "PALETTE COLOR" and header.stored <= 16:
-        image, words = colour.from_palette(pixels, file.palette(header)), "a palette of colours"
+        palette = file.palette(header)
+        image, words = colour.from_palette(pixels, palette), "a palette of colours"
+        notes += [palette.note] if palette.note else []
     else:
         raise UnreadableImage("DICOM whose colours do not fit its samples per pixel")
     return image, "; ".join([words, *header.notes, *notes])
