@@ -27,7 +27,7 @@ from PIL import Image
 from pydicom.pixels import apply_windowing
 
 from medsiglip_jax.preprocess.decode import decode, decode_with_facts
-from medsiglip_jax.preprocess.dicom import frames, official
+from medsiglip_jax.preprocess.dicom import official, streams
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.load import load_images
 
@@ -514,7 +514,7 @@ def test_jpeg_xl_of_colours_and_of_a_jpeg():
 ])  # fmt: skip
 def test_the_size_in_a_jpeg_xl_stream_is_read_before_it_is_decoded(shape, monkeypatch):
     encoded = bytes(imagecodecs.jpegxl_encode(np.zeros(shape, np.uint8), lossless=True))
-    assert frames._read_jpeg_xl(encoded) == shape
+    assert streams.read_jpeg_xl(encoded) == shape
     monkeypatch.setattr(imagecodecs, "jpegxl_decode", None)  # never called
     small = np.zeros((7, 7), np.uint8)
     assert f"has {shape[0]} rows" in reason(made(small, JPEG_XL, [encoded]))

@@ -64,6 +64,7 @@ _ITEM = 8  # bytes of the header of an item, which holds a compressed frame
 # More than the file meta information ever takes.
 _META_BYTES = 1 << 16
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+_NO_PALETTE = "its palette cannot be read"
 _COLOURS = ("Red", "Green", "Blue")
 _DESCRIPTOR = "RedPaletteColorLookupTableDescriptor"
 # Overlay Bit Position of the 16 groups of overlays; more than 0 where they are in Pixel Data.
@@ -128,15 +129,16 @@ class File:
         notes: list[str] = []
         lut = tags.tables("ModalityLUTSequence", notes)
         tables = window.tables("VOILUTSequence", notes)
-        units = lut[0].text("ModalityLUTType") if lut else values.text("RescaleType")
+        units = lut[0].label("ModalityLUTType") if lut else values.label("RescaleType")
+        samples = tags.whole("SamplesPerPixel", 1)
         return Header(
             syntax=self.syntax,
             sop_class=tags.text("SOPClassUID"),
             modality=tags.text("Modality"),
             image_type=kind.words("FrameType") or tags.words("ImageType"),
             photometric=tags.text("PhotometricInterpretation"),
-            samples=tags.whole("SamplesPerPixel", 1),
-            planar=tags.whole("PlanarConfiguration", 0) == 1,
+            samples=samples,
+            planar=samples > 1 and tags.whole("PlanarConfiguration", 0) == 1,
             rows=tags.whole("Rows"),
             columns=tags.whole("Columns"),
             frames=self.frames,
@@ -202,10 +204,11 @@ class File:
         tags = self._tags
         if not tags.text("PhotometricInterpretation").startswith("MONOCHROME"):
             return None
-        shown = kind.text("PixelPresentation") or tags.text("PixelPresentation")
+        shown = kind.label("PixelPresentation") or tags.label("PixelPresentation")
         wanted, there = shown in ("COLOR", "MIXED"), tags.has(_DESCRIPTOR)
         if wanted and there:
-            return tags.table_size(_DESCRIPTOR, signed)[1]
+            with damaged(_NO_PALETTE):
+                return tags.table_size(_DESCRIPTOR, signed)[1]
         if wanted:
             notes.append("to be shown in colour, but without a palette")
         elif shown.startswith("COLOR"):
@@ -216,7 +219,7 @@ class File:
 
     def palette(self, header: Header) -> Lut:
         """The colours of stored values."""
-        with damaged("its palette cannot be read"):
+        with damaged(_NO_PALETTE):
             count, first, bits = self._tags.table_size(_DESCRIPTOR, header.signed)
             columns = [self._tags.raw(f"{c}PaletteColorLookupTableData") for c in _COLOURS]
             if any(column is None for column in columns):
@@ -455,8 +458,9 @@ class _Tags:
         """The values of an element of several words, in capitals; () if it is malformed."""
         with contextlib.suppress(UnreadableImage):
             value = self.raw(name)
-            values = [value] if isinstance(value, str) else value or ()
-            return tuple(str(x).strip().upper() for x in values)
+            values = [value] if isinstance(value, str) else value
+            if isinstance(values, Sequence):
+                return tuple(str(x).strip().upper() for x in values)
         return ()
 
     def nested(self, groups: "Sequence[_Tags]", *macros: str) -> "_Tags":
