@@ -339,7 +339,7 @@ def _parse(
 @contextlib.contextmanager
 def _explained(data: bytes, syntax: str) -> Iterator[None]:
     """Says what pydicom 3.0 cannot read: it takes the items of such an element for big endian,
-    and they are little endian (PS3.5 6.2.2, note 2)."""
+    and they are little endian (PS3.5 6.2.2)."""
     try:
         yield
     except UnreadableImage:

@@ -14,7 +14,7 @@ _SHARE = 0.01  # of the pixels: enough to say that there is some
 # CT Image, Enhanced CT Image, Legacy Converted Enhanced CT Image (PS3.4 B.5).
 _CT_IMAGES = frozenset(f"1.2.840.10008.5.1.4.1.1.2{x}" for x in ("", ".1", ".2"))
 # Parts of Image Type that name no attenuation: renderings, screenshots, tomosynthesis, maps of
-# perfusion, materials, statistics (PS3.3 C.8.15.2, C.8.2.1.1.1; what vendors write).
+# perfusion, materials, statistics (PS3.3 C.8.16.1, and what vendors write).
 _OTHER = (
     *("3D", "RENDER", "VRT", "VOLREN", "SSD", "SHADED", "SURFACE", "SCREEN", "CAPTURE", "TOMO"),
     *("PERF", "CBF", "CBV", "MTT", "TTP", "TMAX", "IODINE", "MAT_", "Z_EFF", "ATOMIC", "DENSITY"),
