@@ -212,6 +212,15 @@ def test_a_palette_whose_entries_are_of_fewer_bits_than_it_says(bits, top):
     assert seen(data).endswith(f"a palette of colours; entries of {bits} bits, said to be of 16")
 
 
+@pytest.mark.parametrize("sequence", ["VOILUTSequence", "ModalityLUTSequence"])
+def test_the_first_value_of_a_table_given_as_unsigned_beside_signed_pixels(sequence):
+    stored = RNG.integers(-200, 100, (20, 30)).astype(np.int16)
+    right = made(stored, **{sequence: [lut(-150, range(256))]})
+    wrong = right.replace(b"\x28\x00\x02\x30SS", b"\x28\x00\x02\x30US")
+    assert wrong != right and decode(right).any()
+    np.testing.assert_array_equal(decode(wrong), decode(right))
+
+
 def test_a_dark_table_of_8_bits_stays_dark():
     stored = RNG.integers(0, 16, (20, 30)).astype(np.uint8)
     data = made(stored, VOILUTSequence=[lut(0, range(16))])
