@@ -22,6 +22,7 @@ from dicom_files import (
     lut,
     made,
     reason,
+    with_value,
 )
 from PIL import Image
 from pydicom.pixels import apply_windowing
@@ -34,6 +35,7 @@ from medsiglip_jax.preprocess.load import load_images
 RNG = np.random.default_rng(0)
 OFFICIAL = Rules("official")
 JPEG_XL, JPEG_XL_JPEG, JPEG_XL_ANY = (f"1.2.840.10008.1.2.4.{n}" for n in (110, 111, 112))
+SYNTAX = b"\x02\x00\x10\x00"  # the tag of Transfer Syntax UID
 DEFLATED_FRAMES = "1.2.840.10008.1.2.8.1"
 
 
@@ -175,6 +177,19 @@ def test_a_window_without_width_is_not_used_and_told():
     data = made(stored, WindowCenter="500", WindowWidth="0")
     np.testing.assert_array_equal(decode(data), decode(made(stored)))
     assert "percentiles 0.5 and 99.5; the width of its window is below 1" in seen(data)
+
+
+def test_empty_items_of_functional_groups_hide_nothing():
+    groups = {"Modality": "MR", "NumberOfFrames": "1", **WINDOW}
+    of_all = [item(FrameVOILUTSequence=[item(WindowCenter="900", WindowWidth="300")])]
+    of_each = [item(FrameVOILUTSequence=[item()], PixelValueTransformationSequence=[item()])]
+    for shared, window in ((of_all, ("900", "300")), ([], ("50", "101"))):
+        data = made(
+            SHIFTED[None], PerFrameFunctionalGroupsSequence=of_each,
+            SharedFunctionalGroupsSequence=shared, **groups,
+        )  # fmt: skip
+        want = made(SHIFTED, Modality="MR", WindowCenter=window[0], WindowWidth=window[1])
+        np.testing.assert_array_equal(decode(data), decode(want))
 
 
 @pytest.mark.parametrize("empty", [{}, {"LUTExplanation": "none"}, {"LUTDescriptor": [4, 0, 8]}])
@@ -569,8 +584,15 @@ def test_compressed_segmentations_of_one_bit(syntax):
     ("1.2.840.113619.5.2", "of a vendor, or unknown"),
 ])  # fmt: skip
 def test_a_transfer_syntax_that_is_not_decoded_is_named(syntax, why):
-    told = reason(made(np.zeros((4, 4), np.uint8), syntax, [bytes(40)]))
-    assert re.search(why, told), told
+    stored = np.zeros((4, 4), np.uint8)
+    native = with_value(made(stored), SYNTAX, b"UI", syntax)
+    for data in (made(stored, syntax, [bytes(40)]), native):  # frames in items, or not
+        assert re.search(why, reason(data)), reason(data)
+
+
+def test_pixels_on_a_server_are_not_called_cut_off():
+    data = with_value(made(np.zeros((4, 4), np.uint8)), SYNTAX, b"UI", "1.2.840.10008.1.2.4.94")
+    assert "on a server (JPIP)" in reason(data[: data.index(b"\xe0\x7f\x10\x00")])
 
 
 def undefined(data, tag, syntax):

@@ -92,6 +92,10 @@ class File:
         self.syntax = syntax if syntax and syntax != sniff.DEFLATED else _guess(dataset)
         self.nbytes = len(data)
         if not any(self._tags.has(name) for name in _PIXELS):
+            if "JPIP" in name_of(self.syntax):
+                raise UnreadableImage(
+                    "DICOM whose pixels are on a server (JPIP), and not in the file"
+                )
             raise UnreadableImage("DICOM without pixels, or cut off before them")
 
     @property
@@ -466,7 +470,7 @@ class _Tags:
     def nested(self, groups: "Sequence[_Tags]", *macros: str) -> "_Tags":
         """Where the elements of a macro are: in a group, in multi-frame files, else in this."""
         items = (item for name in macros for group in groups for item in group.items(name))
-        return next(items, self)
+        return next((item for item in items if len(item.dataset)), self)
 
     def table_size(self, name: str, signed: bool) -> tuple[int, int, int]:
         """Number of entries, first value mapped, and bits, from the descriptor of a table.

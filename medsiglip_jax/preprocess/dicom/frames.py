@@ -43,16 +43,26 @@ class Decoded(NamedTuple):
     note: str = ""
 
 
+def check(syntax: str) -> None:
+    """Raises UnreadableImage, with the reason, if frames of a transfer syntax are not decoded."""
+    if syntax.startswith(_PREFIX) and syntax.removeprefix(_PREFIX) in _CODECS:
+        return
+    if not (name := name_of(syntax)):
+        raise UnreadableImage(
+            "DICOM in a transfer syntax that is not decoded here (of a vendor, or unknown)"
+        )
+    video = any(word in name for word in ("MPEG", "HEVC"))
+    do = ": it is a video, whose frames ffmpeg can extract" if video else ""
+    raise UnreadableImage(f"DICOM in the transfer syntax {name}, which is not decoded here{do}")
+
+
 def decode(encoded: bytes, header: Header) -> Decoded:
-    """Decodes a frame.
+    """Decodes a frame of a transfer syntax that `check` accepts.
 
     Raises:
-        UnreadableImage: the transfer syntax is not supported, or the frame is damaged.
+        UnreadableImage: the frame is damaged, or contradicts the file.
     """
-    codec = _CODECS.get(header.syntax.removeprefix(_PREFIX))
-    if codec is None or not header.syntax.startswith(_PREFIX):
-        raise UnreadableImage(_why_not(header.syntax))
-    decoded = codec(encoded, header)
+    decoded = _CODECS[header.syntax.removeprefix(_PREFIX)](encoded, header)
     shape = (header.rows, header.columns, *([header.samples] if header.samples > 1 else []))
     if decoded.pixels.shape != shape:
         raise UnreadableImage(
@@ -66,14 +76,6 @@ def decode_by_pil(encoded: bytes, header: Header) -> np.ndarray:
     _, encoded = _checked(streams.read_jpeg_2000(encoded), encoded, header)
     with damaged(_CANNOT), Image.open(io.BytesIO(encoded), formats=["JPEG2000"]) as image:
         return np.asarray(image)
-
-
-def _why_not(syntax: str) -> str:
-    if not (name := name_of(syntax)):
-        return "DICOM in a transfer syntax that is not decoded here (of a vendor, or unknown)"
-    video = any(word in name for word in ("MPEG", "HEVC"))
-    do = ": it is a video, whose frames ffmpeg can extract" if video else ""
-    return f"DICOM in the transfer syntax {name}, which is not decoded here{do}"
 
 
 def _rle(encoded: bytes, header: Header) -> Decoded:

@@ -73,6 +73,8 @@ def _check(header: Header) -> None:
         raise UnreadableImage(f"DICOM with {header.allocated} bits per sample allocated")
     if not 1 <= header.stored <= header.high + 1 <= header.allocated:
         raise UnreadableImage("damaged DICOM: its numbers of bits contradict each other")
+    if sniff.is_compressed(header.syntax):
+        frames.check(header.syntax)
     if not header.photometric:
         raise UnreadableImage("DICOM without PhotometricInterpretation")
 
