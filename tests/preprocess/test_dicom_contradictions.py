@@ -506,7 +506,7 @@ def test_progressive_jpeg(last):
 
 @pytest.mark.parametrize("syntax", [JPEG_XL, JPEG_XL_JPEG, JPEG_XL_ANY])
 @pytest.mark.parametrize("top, bits", [(255, 8), (4095, 12), (65535, 16)])
-def test_jpeg_xl_is_exact(syntax, top, bits):
+def test_jpeg_xl_is_exact(syntax, top, bits, monkeypatch):
     stored = RNG.integers(0, top + 1, (30, 50)).astype(np.uint8 if bits == 8 else np.uint16)
     encoded = bytes(imagecodecs.jpegxl_encode(stored, lossless=True, bitspersample=bits))
     tags = {"BitsStored": bits, "Modality": "CR"}
@@ -514,6 +514,8 @@ def test_jpeg_xl_is_exact(syntax, top, bits):
     for rules in (Rules(), OFFICIAL):
         np.testing.assert_array_equal(decode(data, rules), decode(made(stored, **tags), rules))
     assert "cannot be decoded" in reason(made(stored, syntax, [encoded[:-9]], **tags))
+    monkeypatch.setattr(imagecodecs.JPEGXL, "available", False)
+    assert "the imagecodecs installed here lacks" in reason(data)
 
 
 def test_jpeg_xl_of_colours_and_of_a_jpeg():

@@ -161,6 +161,8 @@ def _jpeg_xl(encoded: bytes, header: Header) -> Decoded:
 
     A recompressed JPEG (.111) is restored, as the container does, to have the pixels that it had.
     """
+    if not imagecodecs.JPEGXL.available:
+        raise UnreadableImage("DICOM in JPEG XL, which the imagecodecs installed here lacks")
     size = streams.read_jpeg_xl(encoded)
     if size is None:
         raise UnreadableImage("damaged DICOM: a compressed frame is not what it should be")
