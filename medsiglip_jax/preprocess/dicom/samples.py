@@ -67,10 +67,8 @@ def exceeds(pixels: np.ndarray, header: Header) -> bool:
         return False
     if not header.signed:
         return True
-    wide, narrow = (
-        in_use(pixels, header, size, size - 1),
-        in_use(pixels, header, header.stored, header.high),
-    )
+    wide = in_use(pixels, header, size, size - 1)
+    narrow = in_use(pixels, header, header.stored, header.high)
     return bool(((wide != narrow) & (unsigned >> header.stored != 0)).any())
 
 
