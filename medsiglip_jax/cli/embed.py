@@ -114,6 +114,8 @@ def embed(args: argparse.Namespace) -> int:
 
 
 def _warn(result: dict[str, Any], where: str, skipped: dict[str, int]) -> None:
+    from medsiglip_jax.preprocess.load import DARK
+
     if skipped:
         counts = ", ".join(f"{suffix} {count:,}" for suffix, count in sorted(skipped.items()))
         note(f"skipped other files in the folders: {counts}")
@@ -126,6 +128,7 @@ def _warn(result: dict[str, Any], where: str, skipped: dict[str, int]) -> None:
         "identify people",
         "multi_frame": "files have several frames or slices; one of each is embedded (--frame "
         f"{frame}; all and every=K embed more)",
+        "dark": DARK,
         "cut": "texts are longer than the model reads and were truncated",
     }.items():
         if result[key]:

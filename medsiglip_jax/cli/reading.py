@@ -5,7 +5,7 @@ import argparse
 from medsiglip_jax.cli.parser import Parser, add_flags, refuse_unused
 
 # Names of the flags of `add_dicom` and of `add_queries`.
-DICOM = ("dicom_rules", "ct_window", "window", "volume", "frame")
+DICOM = ("dicom_rules", "ct_window", "window", "volume", "frame", "grey16")
 QUERIES = ("frame", "volume", "series")
 _FILES = "DICOM files and NIfTI volumes"
 
@@ -42,13 +42,21 @@ def add_dicom(sub: Parser, frames: str = "or middle (default)") -> None:
     }
     group = sub.add_argument_group(_FILES)
     add_flags(group, flags, dicom_rules="dicom", window=0, frame="middle")
+    flags = {
+        "--grey16 G": "which values of 16-bit grey in PNG and TIFF are black and white: stretch, "
+        "the image's 0.5th and 99.5th percentile; full, 0 and 65535; by default what the file says "
+        "(PNG sBIT, TIFF tags), else full with a warning if the image comes out dark",
+    }
+    add_flags(sub.add_argument_group("16-bit grey"), flags)
 
 
 def dicom_rules(args: argparse.Namespace):
     """The `Rules` that the flags of `add_dicom` ask for."""
     from medsiglip_jax.preprocess.dicom.rules import parse
 
-    return parse(args.dicom_rules, args.ct_window, args.window, args.frame, args.volume)
+    return parse(
+        args.dicom_rules, args.ct_window, args.window, args.frame, args.volume, args.grey16
+    )
 
 
 def add_parts(sub: Parser) -> None:
@@ -75,7 +83,7 @@ def rules_and_parts(args: argparse.Namespace):
         refuse_unused(args, "without --mpp", ("slide_mpp", "tissue"))
     parts = Parts(parse_frame(args.frame), args.series, args.mpp, args.slide_mpp, args.tissue)
     frame = str(parts.single_frame)
-    rules = parse(args.dicom_rules, args.ct_window, args.window, frame, args.volume)
+    rules = parse(args.dicom_rules, args.ct_window, args.window, frame, args.volume, args.grey16)
     return rules, parts
 
 

@@ -90,7 +90,7 @@ class Manifest(RunRecord):
     Attributes:
         embedded: rows with an embedding.
         errors: unreadable inputs.
-        turned, burned_in, multi_frame, cut: as in `engine.Embedded`.
+        turned, burned_in, multi_frame, dark, cut: as in `engine.Embedded`.
         parts: the Parquet files, in order.
     """
 
@@ -99,6 +99,7 @@ class Manifest(RunRecord):
     turned: int = 0
     burned_in: int = 0
     multi_frame: int = 0
+    dark: int = 0
     cut: int = 0
     parts: tuple[PartFile, ...]
 
@@ -109,7 +110,7 @@ class Manifest(RunRecord):
 
 
 # What is counted while a run goes on, beside rows and errors.
-COUNTS = ("turned", "burned_in", "multi_frame", "cut")
+COUNTS = ("turned", "burned_in", "multi_frame", "dark", "cut")
 
 
 def parse_manifest(text: str | bytes, path: places.Place) -> Manifest:

@@ -31,7 +31,7 @@ def decode(item: Any, rules: Rules = Rules()) -> UInt8[np.ndarray, "h w 3"]:
     Args:
         item: path (str or PathLike) | bytes | PIL.Image.Image | uint8 or uint16 array [H,W],
             [H,W,1], [H,W,2] (grey + alpha), [H,W,3] or [H,W,4].
-        rules: how DICOM becomes pixels.
+        rules: how DICOM and 16-bit grey become pixels.
 
     Returns:
         uint8 [H, W, 3], 0..255; may be read-only or share memory with `item`.
@@ -55,7 +55,7 @@ def decode_with_facts(
     Args:
         item: as for `decode`.
         to_array: PIL image of mode RGB -> uint8 [H, W, 3].
-        rules: how DICOM becomes pixels.
+        rules: how DICOM and 16-bit grey become pixels.
 
     Returns:
         The pixels as stored (uint8 [H, W, 3]), and facts.
@@ -65,9 +65,9 @@ def decode_with_facts(
     """
     try:
         if isinstance(item, np.ndarray):
-            return pil.from_array(item), Facts()
+            return pil.from_array(item, rules.grey16)
         if isinstance(item, Image.Image):
-            return pil.from_image(item, to_array)
+            return pil.from_image(item, to_array, rules.grey16)
         if isinstance(item, (bytes, bytearray, memoryview)):
             return _from_stream(io.BytesIO(item), to_array, rules)
         if isinstance(item, (str, os.PathLike)):
@@ -92,7 +92,7 @@ def _from_stream(
     if format is formats.PICTURES:
         if is_nifti_header(start):
             raise UnreadableImage(NIFTI_PAIR)
-        return pil.from_stream(stream, to_array)
+        return pil.from_stream(stream, to_array, rules.grey16)
     opened = format.load().open_bytes(stream.read())
     pixels, facts = opened.render(rules.chosen(opened.frames), rules)
     return pil.spread(pixels, to_array), facts

@@ -73,6 +73,7 @@ class Facts:
         seen: how stored values became levels, in words, such as "modality CT, rules dicom: W/L
             2250/-100 350/40 80/40"; "" of ordinary images.
         subject: whose image it is; None of files that are not DICOM.
+        dark: 16 bits, of which the values use 14 or fewer, and nothing says that this is the range.
     """
 
     orientation: int = 1
@@ -81,6 +82,7 @@ class Facts:
     frame: int = 0
     seen: str = ""
     subject: Subject | None = None
+    dark: bool = False
 
 
 def describe(item: Any) -> str:

@@ -16,6 +16,13 @@ from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.facts import Facts, UnreadableImage
 from medsiglip_jax.preprocess.image import check_size, preset
 
+# What is said after the number of images that `Facts.dark` is true of.
+DARK = (
+    "images of 16 bits come out dark: their values use 14 bits or fewer, and the files do not say "
+    "so. --grey16 stretch (Rules(grey16='stretch')) brightens grey images, --grey16 full takes "
+    "them as they are without this warning; scale colours to 8 bits"
+)
+
 
 def load_images(
     items: Any, size: int, preprocess: str = "big_vision", dicom: Rules = Rules()
@@ -39,8 +46,9 @@ def load_images(
         ValueError: unknown preset, or a size below 1.
 
     Warns:
-        UserWarning: once, with the number of images whose EXIF orientation is not upright; and
-            once, with the number of DICOM files that say that annotation is burned in.
+        UserWarning: once each, with the number of images whose EXIF orientation is not upright, of
+            DICOM files that say that annotation is burned in, and of images of 16 bits that come
+            out dark.
     """
     items, resize, size = _as_list(items), preset(preprocess), check_size(size)
     out = np.empty((len(items), size, size, 3), np.uint8)
@@ -56,17 +64,18 @@ def load_images(
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         facts = list(pool.map(load, range(len(items))))
-    turned = sum(f.orientation != 1 for f in facts)
-    warn_about_pixels(turned, sum(f.burned_in for f in facts), len(items))
+    turned, burned_in = sum(f.orientation != 1 for f in facts), sum(f.burned_in for f in facts)
+    warn_about_pixels(turned, burned_in, sum(f.dark for f in facts), len(items))
     return out
 
 
-def warn_about_pixels(turned: int, burned_in: int, count: int) -> None:
-    """Warns of EXIF orientations that were not applied and of annotation burned into pixels.
+def warn_about_pixels(turned: int, burned_in: int, dark: int, count: int) -> None:
+    """Warns of EXIF orientations that were not applied, of burned-in annotation, of dark images.
 
     Args:
         turned: number of images whose EXIF orientation is not upright.
         burned_in: number of DICOM files that declare burned-in annotation.
+        dark: number of images of 16 bits that come out dark (`Facts.dark`).
         count: number of all images.
     """
     if turned:
@@ -81,6 +90,8 @@ def warn_about_pixels(turned: int, burned_in: int, count: int) -> None:
             " identify people, is burned into their pixels",
             stacklevel=3,
         )
+    if dark:
+        warnings.warn(f"{dark} of {count} {DARK}", stacklevel=3)
 
 
 def _decoded(item: Any, rules: Rules) -> tuple[np.ndarray, Facts]:
