@@ -12,7 +12,7 @@ import math
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pydicom
@@ -22,7 +22,7 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut
 from pydicom.uid import UID
 
-from medsiglip_jax.preprocess.dicom import sniff
+from medsiglip_jax.preprocess.dicom import kinds, sniff
 from medsiglip_jax.preprocess.dicom.header import Header, Lut
 from medsiglip_jax.preprocess.dicom.series import Plane
 from medsiglip_jax.preprocess.facts import Subject, UnreadableImage
@@ -51,11 +51,15 @@ _KEYWORDS = (
     *("SegmentedBluePaletteColorLookupTableData", "AlphaPaletteColorLookupTableData"),
     *("ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
     *("PixelData", "FloatPixelData", "DoubleFloatPixelData"),
+    *("ImageType", "SpecimenLabelInImage"),
 )
 _PLANE_KEYWORDS = (
     *("SOPInstanceUID", "SeriesInstanceUID", "InstanceNumber", "NumberOfFrames"),
     *("ImagePositionPatient", "ImageOrientationPatient", "Rows", "Columns", "BitsAllocated"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+    *("TotalPixelMatrixColumns", "TotalPixelMatrixRows", "DimensionOrganizationType"),
+    *("PixelSpacing", "SamplesPerPixel", "BitsStored"),
+    *kinds.TAGS,
 )
 _ITEM = 8  # bytes of the header of an item, which holds a compressed frame
 # More than the file meta information ever takes.
@@ -95,6 +99,10 @@ class File:
         """Whose image it is; malformed elements count as missing."""
         names = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID")
         return Subject(*(self._tags.label(name) for name in names))
+
+    def refusal(self, slide_labels: bool) -> str | None:
+        """Why it is not to be read as an image; see `kinds.refusal`."""
+        return kinds.refusal(self._tags, slide_labels)
 
     @property
     def floats(self) -> bool:
@@ -171,6 +179,8 @@ class File:
 def planes(stream: Any) -> list[Plane]:
     """Where each frame of a file lies, from its header; pixels are not read.
 
+    There are none of files that hold no image, and of labels of slides.
+
     Args:
         stream: binary, and can seek.
 
@@ -179,6 +189,8 @@ def planes(stream: Any) -> list[Plane]:
     """
     with damaged("its header cannot be made sense of"):
         tags, count = _header_of(stream)
+        if kinds.refusal(tags):
+            return []
         of_each = tags.items("PerFrameFunctionalGroupsSequence")
         shared = tags.items("SharedFunctionalGroupsSequence")[:1]
         series, uid = tags.text("SeriesInstanceUID"), tags.text("SOPInstanceUID")
@@ -189,14 +201,88 @@ def planes(stream: Any) -> list[Plane]:
             at = tags.nested(groups, "PlanePositionSequence").vector("ImagePositionPatient", 3)
             turned = tags.nested(groups, "PlaneOrientationSequence")
             along = turned.vector("ImageOrientationPatient", 6)
-            found.append(Plane(series, uid, number, at, along))
+            kind = kinds.of_frame(tags, groups)
+            found.append(Plane(series, uid, number, at, along, kind))
         return found
 
 
 def count_frames(stream: Any) -> int:
-    """How many frames a file has, from its header; arguments and errors as of `planes`."""
+    """How many frames a file has, from its header; 1 if it holds no image, and is refused once.
+
+    Arguments and errors are those of `planes`.
+    """
     with damaged("its header cannot be made sense of"):
-        return _header_of(stream)[1]
+        tags, count = _header_of(stream)
+        return 1 if kinds.refusal(tags) else count
+
+
+def is_label(stream: Any) -> bool:
+    """Whether a file shows the label of a slide; arguments and errors as of `planes`."""
+    _keep_quiet()
+    stream.seek(0)
+    with damaged("its header cannot be made sense of"):
+        tags = _Tags(_parse(stream, kinds.TAGS, stop_before_pixels=True))
+        return kinds.refusal(tags) is not None and kinds.refusal(tags, slide_labels=True) is None
+
+
+class Tiling(NamedTuple):
+    """How the frames of a file make up a level of a slide (PS3.3 C.8.12.6).
+
+    Attributes:
+        series: UID; "" if the file does not say.
+        is_volume: whether it is a level of the slide, and no thumbnail of it.
+        size: (width, height) of the level.
+        tile: (width, height) of a frame.
+        frames: number of them.
+        places: (column, row) of the first pixel of each frame, from 1; () where they lie side by
+            side, row by row.
+        mpp: um/px, the mean of both directions; None if the file does not say.
+    """
+
+    series: str
+    is_volume: bool
+    size: tuple[int, int]
+    tile: tuple[int, int]
+    frames: int
+    places: tuple[tuple[float, ...], ...]
+    mpp: float | None
+
+
+def tiling(stream: Any) -> Tiling:
+    """How the frames of a file make up a level of a slide; arguments and errors as of `planes`.
+
+    Raises:
+        UnreadableImage: also for files that are no slides, and for grey of more than 8 bits, whose
+            frames would be scaled each by itself.
+    """
+    with damaged("its header cannot be made sense of"):
+        tags, count = _header_of(stream)
+        if reason := kinds.refusal(tags):
+            raise UnreadableImage(reason)
+        if tags.whole("SamplesPerPixel", 1) == 1 and tags.whole("BitsStored", 8) > 8:
+            raise UnreadableImage("DICOM slide in grey of more than 8 bits, which is not read")
+        shared = tags.items("SharedFunctionalGroupsSequence")[:1]
+        spacing = tags.nested(shared, "PixelMeasuresSequence").vector("PixelSpacing", 2)
+        places = ()
+        if tags.label("DimensionOrganizationType") != "TILED_FULL":
+            groups = tags.items("PerFrameFunctionalGroupsSequence")
+            places = tuple(place for group in groups[:count] if (place := _place_of(group)))
+        return Tiling(
+            tags.label("SeriesInstanceUID"),
+            "THUMBNAIL" not in tags.words("ImageType"),
+            (tags.whole("TotalPixelMatrixColumns"), tags.whole("TotalPixelMatrixRows")),
+            (tags.whole("Columns"), tags.whole("Rows")),
+            count,
+            places if len(places) == count else (),
+            1e3 * sum(spacing) / 2 if spacing and min(spacing) > 0 else None,
+        )
+
+
+def _place_of(group: "_Tags") -> tuple[float, ...]:
+    at = group.nested([group], "PlanePositionSlideSequence")
+    names = (f"{name}PositionInTotalImagePixelMatrix" for name in ("Column", "Row"))
+    place = [value for name in names if (value := at.first(name)) is not None]
+    return tuple(place) if len(place) == 2 else ()
 
 
 @contextlib.contextmanager
@@ -246,7 +332,7 @@ def _count(tags: "_Tags", syntax: str, room: int) -> int:
     return count
 
 
-def _parse(stream: Any, names: Sequence[str], **options: bool) -> pydicom.Dataset:
+def _parse(stream: Any, names: Sequence[str | int], **options: bool) -> pydicom.Dataset:
     bounded: Any = _Bounded(stream)
     try:
         return pydicom.dcmread(bounded, force=True, specific_tags=list(map(_tag, names)), **options)
@@ -271,9 +357,9 @@ class _Bounded:
 
 
 @functools.cache
-def _tag(name: str) -> Any:
-    """Cached: pydicom's own lookup would take a tenth of the time of a CT slice."""
-    return tag_for_keyword(name)
+def _tag(name: str | int) -> Any:
+    """The tag of a keyword. Cached: pydicom's lookup would take a tenth of a CT slice's time."""
+    return name if isinstance(name, int) else tag_for_keyword(name)
 
 
 class _Tags:
@@ -282,10 +368,10 @@ class _Tags:
     def __init__(self, dataset: pydicom.Dataset):
         self.dataset = dataset
 
-    def has(self, name: str) -> bool:
+    def has(self, name: str | int) -> bool:
         return _tag(name) in self.dataset
 
-    def raw(self, name: str) -> Any:
+    def raw(self, name: str | int) -> Any:
         try:
             element = self.dataset.get(_tag(name))
             value = None if element is None else element.value
@@ -303,7 +389,7 @@ class _Tags:
         except (TypeError, ValueError, OverflowError):
             raise UnreadableImage(f"damaged DICOM: {name} is malformed") from None
 
-    def numbers(self, name: str) -> list[float]:
+    def numbers(self, name: str | int) -> list[float]:
         value = self.raw(name)
         if value is None:
             return []
@@ -334,6 +420,20 @@ class _Tags:
         with contextlib.suppress(UnreadableImage):
             return self.text(name)
         return ""
+
+    def words(self, name: str) -> tuple[str, ...]:
+        """Code strings, in upper case; () if they are malformed."""
+        with contextlib.suppress(UnreadableImage):
+            value = self.raw(name)
+            values = [value] if isinstance(value, str) else value or ()
+            return tuple(str(word).strip().upper() for word in values)
+        return ()
+
+    def first(self, name: str | int) -> float | None:
+        """The first number; None if it is missing or malformed."""
+        with contextlib.suppress(UnreadableImage):
+            return next(iter(self.numbers(name)), None)
+        return None
 
     def items(self, name: str) -> "list[_Tags]":
         raw = self.dataset.get_item(_tag(name)) if self.has(name) else None

@@ -30,6 +30,8 @@ class Rules:
         grey16: which values of 16-bit grey in PNG, TIFF and arrays are black and white: "stretch",
             the 0.5th and the 99.5th percentile of the image; "full", 0 and 65535. None takes what
             the file says, and where it says nothing 0 and 65535.
+        slide_labels: read the LABEL and OVERVIEW images of slides in DICOM, too. They mostly show
+            the patient's name, and are refused otherwise.
     """
 
     name: str = "dicom"
@@ -38,6 +40,7 @@ class Rules:
     frame: int | str = MIDDLE
     volume: str | None = None
     grey16: str | None = None
+    slide_labels: bool = False
 
     def __post_init__(self):
         if self.name not in NAMES:
@@ -107,13 +110,14 @@ def parse(
     frame: str,
     volume: str | None = None,
     grey16: str | None = None,
+    slide_labels: bool = False,
 ) -> Rules:
     """The rules that command line flags ask for.
 
     Args:
         name: one of `NAMES`.
         ct_window: "W/L", such as "350/40".
-        window, volume, grey16: see `Rules`.
+        window, volume, grey16, slide_labels: see `Rules`.
         frame: a number from 0, or "middle".
 
     Raises:
@@ -128,7 +132,7 @@ def parse(
                 f"CT window {ct_window!r}; expected WIDTH/LEVEL in HU, such as 350/40"
             ) from None
         ct = (width, level)
-    return Rules(name, ct, window, parse_frame(frame), volume, grey16)
+    return Rules(name, ct, window, parse_frame(frame), volume, grey16, slide_labels)
 
 
 def parse_frame(text: str) -> int | str:
