@@ -52,7 +52,8 @@ class RunRecord:
         dim: numbers per vector.
         shard_size: input rows per Parquet file.
         rows, rows_sha256: number and digest of the inputs.
-        versions: of the packages that make pixels and vectors; None where one is not installed.
+        versions: of the packages that make pixels and vectors, and of libopenslide; None where one
+            is not installed.
     """
 
     model: Weights

@@ -8,8 +8,8 @@
   `grey16`. (16-bit *colour* files are reduced by PIL itself, to the high byte, as libpng does for
   TensorFlow.)
 * EXIF orientation is not applied: pixels are used as stored, as in tf.data, big_vision and the
-  container. `Facts` reports the tag so that a caller can warn. PIL itself turns TIFF and AVIF files
-  upright while reading them.
+  container. `Facts` reports the tag so that a caller can warn. PIL itself turns TIFF files upright
+  while reading them, and `Facts` then has no orientation to report.
 * The first frame of a GIF, APNG or multi-page TIFF is taken.
 """
 

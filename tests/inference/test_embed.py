@@ -16,6 +16,7 @@ from dataclasses import replace
 from importlib import metadata
 
 import numpy as np
+import openslide
 import pyarrow.parquet as pq
 import pytest
 import references
@@ -135,6 +136,7 @@ def test_other_decoders_are_another_run(model, pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(metadata, "version", version)
     found = embed(model, rows, out).versions
     assert (found["openslide-python"], found["nibabel"]) == (None, "9.9")
+    assert found["libopenslide"] == openslide.__library_version__
     assert found["pydicom"] == real("pydicom") and found["imagecodecs"] == real("imagecodecs")
     monkeypatch.undo()
     with pytest.raises(FileExistsError, match=r"another run \(versions differ\)"):

@@ -313,6 +313,15 @@ def test_exif_orientation_is_reported_not_applied():
     assert decode_with_facts(encoded(RGB, "JPEG", exif=exif))[1].orientation == 1
 
 
+def test_tiff_comes_upright():
+    """PIL applies the orientation of this format as it reads it."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees, clockwise
+    pixels, facts = decode_with_facts(encoded(RGB, "TIFF", exif=exif))
+    np.testing.assert_array_equal(pixels, np.rot90(RGB, -1))
+    assert facts.orientation == 1
+
+
 def test_jpeg_is_bit_equal_to_tensorflow_integer_accurate():
     tf = pytest.importorskip("tensorflow")
     smooth = np.asarray(Image.fromarray(RGB).resize((61, 47), Image.Resampling.BICUBIC))
