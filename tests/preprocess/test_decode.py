@@ -340,7 +340,9 @@ def test_real_files(real_data):
     assert (grey == grey[..., :1]).all()
     slide = decode(images / "multiframe_camelyon_challenge_image.png")
     assert slide.shape == (700, 1152, 3)
-    assert decode(images / "test.dcm").shape[2] == 3
+    with pytest.raises(UnreadableImage, match="shows the label of a slide"):
+        decode(images / "test.dcm")
+    assert decode(images / "test.dcm", Rules(slide_labels=True)).shape[2] == 3
 
 
 # ----------------------------------------------------------------------------------------- refusals
