@@ -114,7 +114,7 @@ def embed(args: argparse.Namespace) -> int:
 
 
 def _warn(result: dict[str, Any], where: str, skipped: dict[str, int]) -> None:
-    from medsiglip_jax.preprocess.load import DARK
+    from medsiglip_jax.preprocess.facts import DARK
 
     if skipped:
         counts = ", ".join(f"{suffix} {count:,}" for suffix, count in sorted(skipped.items()))

@@ -38,7 +38,7 @@ def preview(args: argparse.Namespace) -> int:
     from medsiglip_jax.files import places
     from medsiglip_jax.inference import preview as previews
     from medsiglip_jax.pages import contact_sheet
-    from medsiglip_jax.preprocess.load import DARK
+    from medsiglip_jax.preprocess.facts import DARK
 
     places.check_suffix(args.output, *contact_sheet.SUFFIXES)
     dicom, parts = reading.rules_and_parts(args)

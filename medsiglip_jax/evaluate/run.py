@@ -42,6 +42,7 @@ from medsiglip_jax.inference.embed import EmbedOptions, EmbedProgress, embed
 from medsiglip_jax.inference.manifest import ERRORS
 from medsiglip_jax.model.api import Model
 from medsiglip_jax.preprocess.image import PRESETS
+from medsiglip_jax.preprocess.load import warn_about_pixels
 
 EMBEDDINGS = "embeddings"
 _SHARD = 512  # images per file: a killed run loses at most this many
@@ -220,7 +221,9 @@ class EvaluationRun:
             size, dicom = self.options.batch_size, self.options.dicom
             pool = ((id, source, "image", None) for id, source in dataset.pool.items())
             options = EmbedOptions(preprocess, shard_size=_SHARD, batch_size=size, dicom=dicom)
-            embed(self.model, Rows(from_tuples(pool)), folder, options, self.on_progress)
+            rows = Rows(from_tuples(pool))
+            found = embed(self.model, rows, folder, options, self.on_progress)
+            warn_about_pixels(0, 0, found.dark, len(rows))
             self.embedded.append(folder)
         return folder
 

@@ -11,6 +11,14 @@ from PIL import Image
 MAX_PIXELS = 2 * 89_478_485
 
 
+# What is said, after their number, of images that `Facts.dark` is true of.
+DARK = (
+    "images of 16 bits come out dark: their values use 14 bits or fewer, and the files do not say "
+    "so. --grey16 stretch (Rules(grey16='stretch')) brightens grey images, --grey16 full takes "
+    "them as they are without this warning; scale colours to 8 bits"
+)
+
+
 class UnreadableImage(ValueError):
     """This one image cannot be used; the message is one line, with the source and the reason.
 

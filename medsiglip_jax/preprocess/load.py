@@ -13,15 +13,8 @@ from PIL import Image
 from medsiglip_jax.preprocess import sources
 from medsiglip_jax.preprocess.decode import decode_with_facts
 from medsiglip_jax.preprocess.dicom.rules import Rules
-from medsiglip_jax.preprocess.facts import Facts, UnreadableImage
+from medsiglip_jax.preprocess.facts import DARK, Facts, UnreadableImage
 from medsiglip_jax.preprocess.image import check_size, preset
-
-# What is said after the number of images that `Facts.dark` is true of.
-DARK = (
-    "images of 16 bits come out dark: their values use 14 bits or fewer, and the files do not say "
-    "so. --grey16 stretch (Rules(grey16='stretch')) brightens grey images, --grey16 full takes "
-    "them as they are without this warning; scale colours to 8 bits"
-)
 
 
 def load_images(

@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from medsiglip_jax.preprocess import grey16
+from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.facts import Facts, UnreadableImage, check_size
 
 # Raster formats with a signature. Left out on purpose: EPS and WMF (run an interpreter), stubs
@@ -45,19 +46,17 @@ _load_lock = threading.Lock()
 
 
 def from_stream(
-    stream: io.BytesIO | io.BufferedReader, to_array: ToArray, range16: str | None
+    stream: io.BytesIO | io.BufferedReader, to_array: ToArray, rules: Rules
 ) -> tuple[np.ndarray, Facts]:
-    """Decodes an image file; PIL's errors pass through. `range16` is `Rules.grey16`."""
+    """Decodes an image file; PIL's errors pass through."""
     with _open(stream) as image:
-        return _rgb(image, to_array, range16)
+        return _rgb(image, to_array, rules)
 
 
-def from_image(
-    image: Image.Image, to_array: ToArray, range16: str | None
-) -> tuple[np.ndarray, Facts]:
+def from_image(image: Image.Image, to_array: ToArray, rules: Rules) -> tuple[np.ndarray, Facts]:
     """Decodes an image that a caller has opened."""
     with _load_lock:
-        return _rgb(image, to_array, range16)
+        return _rgb(image, to_array, rules)
 
 
 def spread(rgb: np.ndarray, to_array: ToArray) -> np.ndarray:
@@ -93,7 +92,7 @@ def _open(stream: io.BytesIO | io.BufferedReader) -> Image.Image:
     raise UnidentifiedImageError
 
 
-def _rgb(image: Image.Image, to_array: ToArray, range16: str | None) -> tuple[np.ndarray, Facts]:
+def _rgb(image: Image.Image, to_array: ToArray, rules: Rules) -> tuple[np.ndarray, Facts]:
     check_size(*image.size)
     stated, formats = grey16.stated_by(image), {str(tile[3]) for tile in _tiles(image)}
     is_grey_with_alpha = (image.mode, formats) == ("RGBA", {"LA;16B"})
@@ -109,9 +108,9 @@ def _rgb(image: Image.Image, to_array: ToArray, range16: str | None) -> tuple[np
     else:
         pixels = _rgb_pixels(image, to_array)
         reduced = any(";16" in name for name in formats)  # to the high byte
-        dark = reduced and range16 != "full" and grey16.is_dark(int(pixels.max()) << 8)
+        dark = reduced and rules.grey16 != "full" and grey16.is_dark(int(pixels.max()) << 8)
         return pixels, Facts(orientation, dark=dark)
-    pixels, seen, dark = grey16.render(image_16, range16, stated, grey16.is_inverted(image))
+    pixels, seen, dark = grey16.render(image_16, rules.grey16, stated, grey16.is_inverted(image))
     return spread(pixels, to_array), Facts(orientation, seen=seen, dark=dark)
 
 
@@ -131,7 +130,7 @@ def _rgb_pixels(image: Image.Image, to_array: ToArray) -> np.ndarray:
     return to_array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def from_array(pixels: np.ndarray, range16: str | None) -> tuple[np.ndarray, Facts]:
+def from_array(pixels: np.ndarray, rules: Rules) -> tuple[np.ndarray, Facts]:
     """uint8 RGB of a uint8 or uint16 array: one grey channel, grey and alpha, RGB or RGBA."""
     channels = pixels.shape[2] if pixels.ndim == 3 else 1
     known = pixels.dtype.kind == "u" and pixels.dtype.itemsize <= 2
@@ -144,11 +143,11 @@ def from_array(pixels: np.ndarray, range16: str | None) -> tuple[np.ndarray, Fac
     if pixels.dtype.itemsize == 1:
         return pixels if channels >= 3 else np.repeat(pixels, 3, axis=2), Facts()
     if channels < 3:
-        pixels, seen, dark = grey16.render(pixels[..., 0], range16)
+        pixels, seen, dark = grey16.render(pixels[..., 0], rules.grey16)
         return pixels, Facts(seen=seen, dark=dark)
     # Exact round(x / 257): 257 is odd, so there are no ties; 65535 = 255 * 257.
     levels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    return levels, Facts(dark=range16 != "full" and grey16.is_dark(int(pixels.max())))
+    return levels, Facts(dark=rules.grey16 != "full" and grey16.is_dark(int(pixels.max())))
 
 
 def _orientation(image: Image.Image) -> int:

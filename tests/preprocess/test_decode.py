@@ -12,7 +12,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from medsiglip_jax.preprocess import facts
+from medsiglip_jax.preprocess import facts, xla
+from medsiglip_jax.preprocess.codec import pil_codec
 from medsiglip_jax.preprocess.decode import decode, decode_with_facts
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.facts import UnreadableImage
@@ -265,6 +266,9 @@ def test_dark_colours_of_16_bits_are_counted():
         assert not decode_with_facts(encoded(RGB >> 3))[1].dark  # 8 bits say what they are
     with pytest.warns(UserWarning, match=r"^2 of 3 images of 16 bits come out dark.*--grey16"):
         load_images([RAMP, colours, RGB], 8)
+    for codec in (pil_codec("big_vision"), xla.codec("big_vision")):  # which training reads by
+        with pytest.warns(UserWarning, match="^some images of 16 bits come out dark"):
+            codec.decode(png16(RAMP))
 
 
 def test_white_is_zero_in_tiff_of_16_bits_as_in_those_of_8():

@@ -12,7 +12,7 @@ import math
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -188,7 +188,7 @@ def planes(stream: Any) -> list[Plane]:
         UnreadableImage: it is not a DICOM file, or damaged.
     """
     with damaged("its header cannot be made sense of"):
-        tags, count = _header_of(stream)
+        tags, count = header_of(stream)
         if kinds.refusal(tags):
             return []
         of_each = tags.items("PerFrameFunctionalGroupsSequence")
@@ -212,7 +212,7 @@ def count_frames(stream: Any) -> int:
     Arguments and errors are those of `planes`.
     """
     with damaged("its header cannot be made sense of"):
-        tags, count = _header_of(stream)
+        tags, count = header_of(stream)
         return 1 if kinds.refusal(tags) else count
 
 
@@ -223,66 +223,6 @@ def is_label(stream: Any) -> bool:
     with damaged("its header cannot be made sense of"):
         tags = _Tags(_parse(stream, kinds.TAGS, stop_before_pixels=True))
         return kinds.refusal(tags) is not None and kinds.refusal(tags, slide_labels=True) is None
-
-
-class Tiling(NamedTuple):
-    """How the frames of a file make up a level of a slide (PS3.3 C.8.12.6).
-
-    Attributes:
-        series: UID; "" if the file does not say.
-        is_volume: whether it is a level of the slide, and no thumbnail of it.
-        size: (width, height) of the level.
-        tile: (width, height) of a frame.
-        frames: number of them.
-        places: (column, row) of the first pixel of each frame, from 1; () where they lie side by
-            side, row by row.
-        mpp: um/px, the mean of both directions; None if the file does not say.
-    """
-
-    series: str
-    is_volume: bool
-    size: tuple[int, int]
-    tile: tuple[int, int]
-    frames: int
-    places: tuple[tuple[float, ...], ...]
-    mpp: float | None
-
-
-def tiling(stream: Any) -> Tiling:
-    """How the frames of a file make up a level of a slide; arguments and errors as of `planes`.
-
-    Raises:
-        UnreadableImage: also for files that are no slides, and for grey of more than 8 bits, whose
-            frames would be scaled each by itself.
-    """
-    with damaged("its header cannot be made sense of"):
-        tags, count = _header_of(stream)
-        if reason := kinds.refusal(tags):
-            raise UnreadableImage(reason)
-        if tags.whole("SamplesPerPixel", 1) == 1 and tags.whole("BitsStored", 8) > 8:
-            raise UnreadableImage("DICOM slide in grey of more than 8 bits, which is not read")
-        shared = tags.items("SharedFunctionalGroupsSequence")[:1]
-        spacing = tags.nested(shared, "PixelMeasuresSequence").vector("PixelSpacing", 2)
-        places = ()
-        if tags.label("DimensionOrganizationType") != "TILED_FULL":
-            groups = tags.items("PerFrameFunctionalGroupsSequence")
-            places = tuple(place for group in groups[:count] if (place := _place_of(group)))
-        return Tiling(
-            tags.label("SeriesInstanceUID"),
-            "THUMBNAIL" not in tags.words("ImageType"),
-            (tags.whole("TotalPixelMatrixColumns"), tags.whole("TotalPixelMatrixRows")),
-            (tags.whole("Columns"), tags.whole("Rows")),
-            count,
-            places if len(places) == count else (),
-            1e3 * sum(spacing) / 2 if spacing and min(spacing) > 0 else None,
-        )
-
-
-def _place_of(group: "_Tags") -> tuple[float, ...]:
-    at = group.nested([group], "PlanePositionSlideSequence")
-    names = (f"{name}PositionInTotalImagePixelMatrix" for name in ("Column", "Row"))
-    place = [value for name in names if (value := at.first(name)) is not None]
-    return tuple(place) if len(place) == 2 else ()
 
 
 @contextlib.contextmanager
@@ -299,7 +239,7 @@ def damaged(how: str) -> Iterator[None]:
         raise UnreadableImage(f"damaged DICOM: {how}") from None
 
 
-def _header_of(stream: Any) -> tuple["_Tags", int]:
+def header_of(stream: Any) -> tuple["_Tags", int]:
     """The header, and the number of frames."""
     _keep_quiet()
     stream.seek(0)

@@ -6,19 +6,43 @@ A file is in memory as a whole while it is read.
 
 import functools
 import os
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
 from medsiglip_jax.preprocess import handles
 from medsiglip_jax.preprocess.bytes import open_binary, read_bytes
-from medsiglip_jax.preprocess.dicom import pixels, sniff
-from medsiglip_jax.preprocess.dicom.file import Tiling, tiling
+from medsiglip_jax.preprocess.dicom import kinds, pixels, sniff
+from medsiglip_jax.preprocess.dicom.file import damaged, header_of
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.facts import UnreadableImage
 
 _RULES = Rules()
 _FRAMES = 64  # decoded ones that are kept: neighbouring tiles share them
+
+
+class Tiling(NamedTuple):
+    """How the frames of a file make up a level of a slide (PS3.3 C.8.12.6).
+
+    Attributes:
+        series: UID; "" if the file does not say.
+        is_volume: whether it is a level of the slide, and no thumbnail of it.
+        size: (width, height) of the level.
+        tile: (width, height) of a frame.
+        frames: number of them.
+        places: (column, row) of the first pixel of each frame, from 1; () where they lie side by
+            side, row by row.
+        mpp: um/px, the mean of both directions; None if the file does not say.
+    """
+
+    series: str
+    is_volume: bool
+    size: tuple[int, int]
+    tile: tuple[int, int]
+    frames: int
+    places: tuple[tuple[float, ...], ...]
+    mpp: float | None
 
 
 class FramesSlide:
@@ -46,7 +70,7 @@ class FramesSlide:
         out = np.full((height, width, 3), 255, np.uint8)
         low, high = places - corner, np.minimum(places + tiling.tile, tiling.size) - corner
         inside = (low < (width, height)).all(axis=1) & (high > 0).all(axis=1)
-        for number in np.flatnonzero(inside).tolist():
+        for number in np.flatnonzero(inside).tolist()[::-1]:  # of several at one place the first
             (left, top), (right, bottom) = low[number], np.minimum(high[number], (width, height))
             target = out[max(top, 0) : bottom, max(left, 0) : right]
             target[:] = self._frame(level, number)[max(-top, 0) :, max(-left, 0) :][
@@ -60,6 +84,11 @@ class FramesSlide:
 
 
 def _open(path: str) -> pixels.Image:
+    if (size := os.path.getsize(path)) > handles.MAX_BYTES:
+        raise UnreadableImage(
+            f"DICOM slide that OpenSlide cannot read, of {size} bytes; without it the limit is "
+            f"{handles.MAX_BYTES}"
+        )
     return pixels.open_bytes(read_bytes(path))
 
 
@@ -107,11 +136,56 @@ def _places(level: Tiling) -> Int[np.ndarray, "frames 2"]:
         UnreadableImage: there are fewer frames than a full slide has.
     """
     if level.places:
-        return np.array(level.places, np.int64) - 1  # PS3.3 counts from 1
+        with damaged("its tiles are not where it says"):
+            return np.array(level.places, np.int64) - 1  # PS3.3 counts from 1
     (width, height), (across, down) = level.size, level.tile
-    places = [(x, y) for y in range(0, height, down) for x in range(0, width, across)]
-    if len(places) > level.frames:
+    tiles = -(-width // across) * -(-height // down)
+    if tiles > level.frames:
         raise UnreadableImage(
-            f"damaged DICOM: a slide of {len(places)} tiles, with {level.frames} frames"
+            f"damaged DICOM: a slide of {tiles} tiles, with {level.frames} frames"
         )
-    return np.array(places)
+    return np.array([(x, y) for y in range(0, height, down) for x in range(0, width, across)])
+
+
+def tiling(stream: Any) -> Tiling:
+    """How the frames of a file make up a level of a slide; from its header.
+
+    Args:
+        stream: binary, and can seek.
+
+    Raises:
+        UnreadableImage: it is not a slide in DICOM, or damaged; or it is grey of more than 8 bits,
+            whose frames would be scaled each by itself.
+    """
+    with damaged("its header cannot be made sense of"):
+        tags, count = header_of(stream)
+        if reason := kinds.refusal(tags):
+            raise UnreadableImage(reason)
+        if tags.whole("SamplesPerPixel", 1) == 1 and tags.whole("BitsStored", 8) > 8:
+            raise UnreadableImage("DICOM slide in grey of more than 8 bits, which is not read")
+        shared = tags.items("SharedFunctionalGroupsSequence")[:1]
+        spacing = tags.nested(shared, "PixelMeasuresSequence").vector("PixelSpacing", 2)
+        size = tags.whole("TotalPixelMatrixColumns"), tags.whole("TotalPixelMatrixRows")
+        tile = tags.whole("Columns"), tags.whole("Rows")
+        if min(*size, *tile) < 1:
+            raise UnreadableImage("damaged DICOM: a slide without pixels")
+        places = ()
+        if tags.label("DimensionOrganizationType") != "TILED_FULL":
+            groups = tags.items("PerFrameFunctionalGroupsSequence")
+            places = tuple(place for group in groups[:count] if (place := _place_of(group)))
+        return Tiling(
+            tags.label("SeriesInstanceUID"),
+            "THUMBNAIL" not in tags.words("ImageType"),
+            size,
+            tile,
+            count,
+            places if len(places) == count else (),
+            1e3 * sum(spacing) / 2 if spacing and min(spacing) > 0 else None,
+        )
+
+
+def _place_of(group: Any) -> tuple[float, ...]:
+    at = group.nested([group], "PlanePositionSlideSequence")
+    names = (f"{name}PositionInTotalImagePixelMatrix" for name in ("Column", "Row"))
+    place = [value for name in names if (value := at.first(name)) is not None]
+    return tuple(place) if len(place) == 2 else ()
