@@ -174,7 +174,7 @@ def _series(images: Sequence[str], parts: Parts, on_file: OnFile) -> Iterator[_P
 
     looks = list(_in_threads(look, len(images), on_file))
     planes = [[] if isinstance(look, _Piece) else look for look in looks]
-    stacks = series.into_stacks(planes)
+    stacks = series.into_stacks(planes, by_time="time" in parts.choices)
     chosen = [stack for stack in stacks.stacks if stack.kind.has(parts.choices)]
     others = sum(isinstance(look, _Piece) and not look.columns for look in looks)
     _warn_of_series(stacks, chosen, others if parts.choices else 0, parts)
@@ -260,10 +260,11 @@ def _several(stacks: Iterable[series.Stack]) -> tuple[int, str]:
     if not several:
         return 0, ""
     fullest = max(several, key=len)
-    places = max(len(stack.slots) for stack in fullest)
+    places = fullest[0].extent
+    count = len(fullest) if places > 1 else sum(len(stack.slots) for stack in fullest)
     options = ", ".join(series.options([stack.kind for stack in fullest]))
     return len(several), (
-        f"up to {len(fullest)} at each of {places} places, and each kind is sorted by itself "
+        f"up to {count} at each of {places} places, and each kind is sorted by itself "
         f"(--frame takes one kind: {options})"
     )
 

@@ -226,6 +226,21 @@ def test_a_time_that_one_place_lacks_does_not_shift_the_others(tmp_path):
     assert [slices[level]["TemporalPositionIdentifier"] for level in found] == [2, 2, 2]
 
 
+def test_times_of_a_single_place_are_one_stack_in_their_order(tmp_path):
+    """A cine: the middle is that of the times, and phase images are not among the others."""
+    kinds = [{"TriggerTime": f"{40 * (6 - k)}"} for k in range(7)]
+    folder = write(tmp_path / "a", at_places(1, kinds))
+    assert levels(names(folder)) == [6, 5, 4, 3, 2, 1, 0]
+    assert levels(names(folder, Parts(series=True))) == [3]
+    assert levels(names(folder, Parts("time=1", series=True))) == [5]
+    folder = write(
+        tmp_path / "b", at_places(1, [k | {"ImageType": t} for k in kinds for t in (M, P)])
+    )
+    with pytest.warns(UserWarning, match="up to 14 at each of 1 .*takes one kind: type=M, type=P"):
+        assert levels(names(folder, Parts(series=True))) == [6, 7]
+    assert levels(names(folder, Parts("type=P,every=3", series=True))) == [13, 7, 1]
+
+
 def test_types_that_differ_from_place_to_place_split_nothing(tmp_path):
     slices = [tags_of(n, [0, 0, n], ImageType=(M, P)[n % 2]) for n in range(4)]
     assert levels(names(write(tmp_path / "in", slices))) == [0, 1, 2, 3]

@@ -365,8 +365,10 @@ class _Tags:
         """Code strings, in upper case; () if they are malformed."""
         with contextlib.suppress(UnreadableImage):
             value = self.raw(name)
-            values = [value] if isinstance(value, str) else value or ()
-            return tuple(str(word).strip().upper() for word in values)
+            values = (
+                value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+            )
+            return tuple(word.strip().upper() for word in values if isinstance(word, str))
         return ()
 
     def first(self, name: str | int) -> float | None:

@@ -79,12 +79,14 @@ class Stack(NamedTuple):
         order: what they are sorted by: "position", "instance number" or "name".
         kind: what all of them are.
         places: equal for the stacks whose images lie at the same places.
+        extent: the number of these places.
     """
 
     slots: list[Slot]
     order: str
     kind: Kind = Kind()
     places: int = 0
+    extent: int = 0
 
 
 @dataclass
@@ -110,16 +112,18 @@ class _Frame(NamedTuple):
     plane: Plane
 
 
-def into_stacks(files: Sequence[Sequence[Plane]]) -> Stacks:
+def into_stacks(files: Sequence[Sequence[Plane]], by_time: bool = False) -> Stacks:
     """Sorts frames into stacks.
 
     A stack is sorted by position along its normal, the cross product of the directions of rows and
     columns. It has one image at each place: where a series has more, they are told apart by type,
-    b-value and echo time, and then by time. Frames without a position are a stack of their own,
-    sorted by instance number if they have one, else by file.
+    b-value and echo time, and then by time. Times of a single place are one stack, in their order.
+    Frames without a position are a stack of their own, sorted by instance number if they have one,
+    else by file.
 
     Args:
         files: the frames of each file; a file without frames is not DICOM and is left out.
+        by_time: keep the times of a single place apart, too.
     """
     result, series = Stacks(), defaultdict(list)
     seen: set[tuple[str, str]] = set()
@@ -139,8 +143,10 @@ def into_stacks(files: Sequence[Sequence[Plane]]) -> Stacks:
         result.split += len(parts) > 1
         for normal, part in parts:
             places = len(result.stacks)
-            for kind, same in _by_kind(part) if normal is not None else [(Kind(), part)]:
-                result.stacks.append(Stack(*_sorted(normal, same), kind, places))
+            kinds = [(Kind(), part)] if normal is None else _by_kind(part, by_time)
+            extent = len(set(map(_place, part)))
+            for kind, same in kinds:
+                result.stacks.append(Stack(*_sorted(normal, same), kind, places, extent))
     result.stacks.sort(key=lambda stack: min(stack.slots))
     return result
 
@@ -189,8 +195,11 @@ def _normal(plane: Plane) -> np.ndarray | None:
     return normal / length if 0 < length < np.inf else None
 
 
-def _by_kind(frames: list[_Frame]) -> list[tuple[Kind, list[_Frame]]]:
-    """The frames of one orientation, so that each place is in each group once at most."""
+def _by_kind(frames: list[_Frame], by_time: bool) -> list[tuple[Kind, list[_Frame]]]:
+    """The frames of one orientation, so that each place is in each group once at most.
+
+    Where there is a single place, and not `by_time`, its times are one group.
+    """
     traits = [name for name in ("types", "b", "echo") if _differs_at_a_place(frames, name)]
     groups = defaultdict(list)
     for frame in frames:
@@ -200,7 +209,10 @@ def _by_kind(frames: list[_Frame]) -> list[tuple[Kind, list[_Frame]]]:
         numbers, times = _times(group), defaultdict(list)
         for frame, number in zip(group, numbers, strict=True):
             times[number].append(frame)
-        found += [(_common(times[n])._replace(time=n), times[n]) for n in sorted(times)]
+        if len(set(map(_place, group))) == 1 and not by_time:
+            found.append((_common(group), [times[n][0] for n in sorted(times)]))
+        else:
+            found += [(_common(times[n])._replace(time=n), times[n]) for n in sorted(times)]
     return found
 
 
