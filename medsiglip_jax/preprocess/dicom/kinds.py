@@ -31,6 +31,7 @@ _TIMES = (
     *("TriggerTime", "NominalCardiacTriggerDelayTime", "FrameReferenceTime", "AcquisitionNumber"),
     *("AcquisitionTime", "ContentTime"),
 )
+_TIMED = ("FrameContentSequence", "CardiacSynchronizationSequence")  # functional groups of these
 # The letters that Image Type has for the parts of a complex image.
 _COMPLEX = {"MAGNITUDE": "M", "PHASE": "P", "REAL": "R", "IMAGINARY": "I"}
 # What `refusal` and `of_frame` look at, beside functional groups.
@@ -85,10 +86,9 @@ def of_frame(tags: Tags, groups: Any) -> Kind:
     diffusion = tags.nested(groups, "MRDiffusionSequence")
     b = next((b for name in _B_VALUES if (b := diffusion.first(name)) is not None), None)
     echo = tags.nested(groups, "MREchoSequence").first("EffectiveEchoTime")
-    content = tags.nested(groups, "FrameContentSequence")
-    cardiac = tags.nested(groups, "CardiacSynchronizationSequence")
-    times = [next(_known(group.first(name) for group in (content, cardiac, tags)), None)
-             for name in _TIMES]  # fmt: skip
+    timed = (tags.nested(groups, name) for name in _TIMED)
+    timed = list(dict.fromkeys([*timed, tags]))  # the file itself once
+    times = [next(_known(item.first(name) for item in timed), None) for name in _TIMES]
     return Kind(
         types=_types(names),
         b=None if b is None else b % 1e9,
