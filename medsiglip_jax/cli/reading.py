@@ -106,7 +106,8 @@ def add_queries(sub: Parser) -> None:
         "default as recorded with the embeddings, or the middle one",
         "--volume V": "what the values of NIfTI volumes are, ct or percentile, if that is not "
         "recorded",
-        "--series": "group DICOM files by series, as embed --series does",
+        "--series": "group DICOM files by series, as embed --series does; --frame then also takes "
+        "time=N, type=NAME, b=X and echo=MS",
     }
     add_flags(sub.add_argument_group(_FILES), flags)
 

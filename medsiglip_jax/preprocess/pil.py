@@ -17,6 +17,7 @@ import io
 import struct
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -94,24 +95,32 @@ def _open(stream: io.BytesIO | io.BufferedReader) -> Image.Image:
 
 def _rgb(image: Image.Image, to_array: ToArray, rules: Rules) -> tuple[np.ndarray, Facts]:
     check_size(*image.size)
-    stated, formats = grey16.stated_by(image), {str(tile[3]) for tile in _tiles(image)}
-    is_grey_with_alpha = (image.mode, formats) == ("RGBA", {"LA;16B"})
-    if is_grey_with_alpha:  # PIL would keep the high bytes; as RGBA, both are there
-        image.tile = [tile._replace(args="RGBA") for tile in _tiles(image)]  # pyright: ignore
-    image.load()
-    orientation = _orientation(image)
-    if is_grey_with_alpha:
-        values = np.asarray(image)[..., :2].astype(np.uint16)
-        image_16 = values[..., 0] << 8 | values[..., 1]
-    elif image.mode == "I" or image.mode.startswith("I;16"):
-        image_16 = np.asarray(image)
+    stated, layouts = grey16.stated_by(image), {str(tile[3]) for tile in _tiles(image)}
+    if (image.mode, layouts) == ("RGBA", {"LA;16B"}):
+        image_16 = _grey_with_alpha(image)
     else:
+        image.load()
+        image_16 = np.asarray(image) if image.mode == "I" or image.mode[:4] == "I;16" else None
+    orientation = _orientation(image)
+    if image_16 is None:
         pixels = _rgb_pixels(image, to_array)
-        reduced = any(";16" in name for name in formats)  # to the high byte
+        reduced = any(";16" in name for name in layouts)  # to the high byte
         dark = reduced and rules.grey16 != "full" and grey16.is_dark(int(pixels.max()) << 8)
         return pixels, Facts(orientation, dark=dark)
     pixels, seen, dark = grey16.render(image_16, rules.grey16, stated, grey16.is_inverted(image))
     return spread(pixels, to_array), Facts(orientation, seen=seen, dark=dark)
+
+
+def _grey_with_alpha(image: Image.Image) -> np.ndarray:
+    """The grey of a PNG of 16 bits: PIL keeps its high bytes, but as RGBA it reads both of each."""
+    stream: Any = getattr(image, "fp")  # noqa: B009
+    position = stream.tell()
+    stream.seek(0)
+    with _open(io.BytesIO(stream.read())) as copy:  # a caller may go on to use the image
+        stream.seek(position)
+        copy.tile = [tile._replace(args="RGBA") for tile in _tiles(copy)]  # pyright: ignore
+        high, low = (np.asarray(copy)[..., n].astype(np.uint16) for n in range(2))
+        return high << 8 | low
 
 
 def _tiles(image: Image.Image) -> list:

@@ -218,6 +218,8 @@ def test_16_bit_grey_is_scaled_by_what_the_file_says(name, tmp_path):
     (tmp_path / "a").write_bytes(data)
     with Image.open(tmp_path / "a") as image:  # a caller may have opened it
         np.testing.assert_array_equal(decode(image), pixels)
+        with Image.open(tmp_path / "a") as again:  # and go on to use it
+            assert image.tobytes() == again.tobytes()
     full, facts = decode_with_facts(data, rules=Rules(grey16="full"))
     assert full.max() <= 16 and not facts.dark
 
