@@ -43,7 +43,7 @@ HEAVY = {
     "pydicom": {"preprocess.dicom.file"},
     "imagecodecs": {"preprocess.dicom.frames"},
     "nibabel": {"preprocess.volumes"},
-    "openslide": {"preprocess.slides"},
+    "openslide": {"preprocess.slides", "preprocess.formats"},
     "skimage": {"preprocess.tissue"},
     "sklearn": {"embeddings.probe.logistic", "train.quickstart"},
     "usearch": {"embeddings.index"},

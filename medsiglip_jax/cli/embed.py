@@ -114,6 +114,8 @@ def embed(args: argparse.Namespace) -> int:
 
 
 def _warn(result: dict[str, Any], where: str, skipped: dict[str, int]) -> None:
+    from medsiglip_jax.preprocess.facts import DARK
+
     if skipped:
         counts = ", ".join(f"{suffix} {count:,}" for suffix, count in sorted(skipped.items()))
         note(f"skipped other files in the folders: {counts}")
@@ -128,6 +130,7 @@ def _warn(result: dict[str, Any], where: str, skipped: dict[str, int]) -> None:
         f"{frame}; all and every=K embed more)",
         "unusual": "DICOM files have something unusual about their units, windows, colours or "
         "bits; medsiglip-jax preview says of each what was done",
+        "dark": DARK,
         "cut": "texts are longer than the model reads and were truncated",
     }.items():
         if result[key]:

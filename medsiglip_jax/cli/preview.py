@@ -38,6 +38,7 @@ def preview(args: argparse.Namespace) -> int:
     from medsiglip_jax.files import places
     from medsiglip_jax.inference import preview as previews
     from medsiglip_jax.pages import contact_sheet
+    from medsiglip_jax.preprocess.facts import DARK
 
     places.check_suffix(args.output, *contact_sheet.SUFFIXES)
     dicom, parts = reading.rules_and_parts(args)
@@ -52,6 +53,8 @@ def preview(args: argparse.Namespace) -> int:
     output.show(result, args.json, _text)
     if result["left_out"]:
         output.note(f"{result['left_out']:,} more images are not shown (--limit)")
+    if dark := sum(image.get("dark", False) for image in result["images"]):
+        output.note(f"{dark:,} {DARK}")
     return 3 if any("error" in image for image in result["images"]) else 0
 
 

@@ -5,7 +5,7 @@ import argparse
 from medsiglip_jax.cli.parser import Parser, add_flags, refuse_unused
 
 # Names of the flags of `add_dicom` and of `add_queries`.
-DICOM = ("dicom_rules", "ct_window", "window", "volume", "frame")
+DICOM = ("dicom_rules", "ct_window", "window", "volume", "frame", "grey16", "slide_labels")
 QUERIES = ("frame", "volume", "series")
 _FILES = "DICOM files and NIfTI volumes"
 
@@ -40,27 +40,49 @@ def add_dicom(sub: Parser, frames: str = "or middle (default)") -> None:
         "99.5th percentile",
         "--frame N": f"which frame or slice of a file to take, from 0; {frames}. Ignored for files "
         "of one",
+        "--slide-labels": "read the LABEL and OVERVIEW images of slides in DICOM, which mostly "
+        "show the patient's name; by default they are listed as unreadable",
     }
     group = sub.add_argument_group(_FILES)
     add_flags(group, flags, dicom_rules="dicom", window=0, frame="middle")
+    flags = {
+        "--grey16 G": "which values of 16-bit grey in PNG and TIFF are black and white: stretch, "
+        "the image's 0.5th and 99.5th percentile; full, 0 and 65535; by default what the file says "
+        "(PNG sBIT, TIFF tags), else full with a warning if the image comes out dark",
+    }
+    add_flags(sub.add_argument_group("16-bit grey"), flags)
 
 
 def dicom_rules(args: argparse.Namespace):
     """The `Rules` that the flags of `add_dicom` ask for."""
+    return _rules(args, args.frame)
+
+
+def _rules(args: argparse.Namespace, frame: str):
     from medsiglip_jax.preprocess.dicom.rules import parse
 
-    return parse(args.dicom_rules, args.ct_window, args.window, args.frame, args.volume)
+    return parse(
+        args.dicom_rules, args.ct_window, args.window, frame, args.volume, args.grey16,
+        args.slide_labels,
+    )  # fmt: skip
 
 
 def add_parts(sub: Parser) -> None:
     """Flags of files that hold more than one image, with those of `add_dicom`."""
-    add_dicom(sub, "middle (default) takes one per file; all takes every one, every=K every K-th")
+    add_dicom(
+        sub,
+        "middle (default) takes one per file; all takes every one, every=K every K-th; see also "
+        "--series",
+    )
     flags = {
         "--series": "group DICOM files by series and sort their slices by position; --frame then "
-        "selects slices of each series, by default the middle one",
+        "selects slices of each series, by default the middle one. Of several images at one place "
+        "it takes some with time=N (from 0), type=NAME (of Image Type, such as M or P), b=X or "
+        "echo=MS: time=0, or type=M,every=2",
         "--mpp M": "cut slides into tiles at M micrometres per pixel, such as 0.5, 1 or 2",
-        "--slide-mpp M": "micrometres per pixel of the finest level, for slides that do not record "
-        "it",
+        "--slide-mpp M": "micrometres per pixel of the finest level, of slides that do not record "
+        "it or record a wrong one, such as 352.8 (72 dpi); used for all slides, with a warning "
+        "where they record another",
         "--tissue X": "minimum tissue fraction of a tile, default %(default)s; 0 keeps all tiles",
     }
     group = sub.add_argument_group("series and slides")
@@ -69,15 +91,13 @@ def add_parts(sub: Parser) -> None:
 
 def rules_and_parts(args: argparse.Namespace):
     """The `Rules` and the `Parts` that the flags of `add_parts` ask for."""
-    from medsiglip_jax.preprocess.dicom.rules import parse, parse_frame
+    from medsiglip_jax.preprocess.dicom.rules import parse_frame
     from medsiglip_jax.preprocess.parts import Parts
 
     if args.mpp is None:
         refuse_unused(args, "without --mpp", ("slide_mpp", "tissue"))
     parts = Parts(parse_frame(args.frame), args.series, args.mpp, args.slide_mpp, args.tissue)
-    frame = str(parts.single_frame)
-    rules = parse(args.dicom_rules, args.ct_window, args.window, frame, args.volume)
-    return rules, parts
+    return _rules(args, str(parts.single_frame)), parts
 
 
 def add_queries(sub: Parser) -> None:
@@ -87,7 +107,8 @@ def add_queries(sub: Parser) -> None:
         "default as recorded with the embeddings, or the middle one",
         "--volume V": "what the values of NIfTI volumes are, ct or percentile, if that is not "
         "recorded",
-        "--series": "group DICOM files by series, as embed --series does",
+        "--series": "group DICOM files by series, as embed --series does; --frame then also takes "
+        "time=N, type=NAME, b=X and echo=MS",
     }
     add_flags(sub.add_argument_group(_FILES), flags)
 

@@ -5,8 +5,8 @@
 import contextlib
 import os
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ OnFile = Callable[[int], Any]
 # Headers are small, and a network disk takes a while to answer for each.
 _WORKERS = 16
 _BLOCK = 4096  # files whose headers may be read ahead
+_SAME_MPP = 0.01  # resolutions that differ by less, as 0.2502 and 0.25 um/px, are the same
 # The tile of a slide that cannot be cut. Reading it raises the reason.
 _NO_TILE = Tile(0, 0, 0, 0)
 _ZERO = np.zeros(1, np.int32)
@@ -39,12 +40,14 @@ class _Piece(NamedTuple):
         row: number of the image among those given.
         columns: what the parts have in `EXTRA`.
         shared: equal for all files of one slide, where a slide has several.
+        overruled: um/px that a slide records where `Parts.slide_mpp` says something else.
     """
 
     row: int
     parts: Sequence[Part] | None = None
     columns: Mapping[str, np.ndarray] = {}
     shared: str | None = None
+    overruled: float | None = None
 
     @property
     def rows(self) -> int:
@@ -143,11 +146,13 @@ def _pieces(images: Sequence[str], parts: Parts, on_file: OnFile) -> list[_Piece
         of_all = _in_threads(lambda row: _piece(row, images[row], parts), len(images), on_file)
     pieces = list(_without_repeated_slides(of_all))
     if images and not any(piece.rows for piece in pieces):
-        raise ValueError(
-            f"{images[0]}{' and all others' if len(images) > 1 else ''}: no tile holds enough "
-            f"tissue (--tissue {parts.tissue:g}; 0 keeps all tiles), and no series has the slice "
-            "asked for"
-        )
+        reasons = [f"no series has the images asked for (--frame {parts.frame})"] * parts.series
+        if parts.mpp is not None:
+            reasons.append(
+                f"no tile holds enough tissue (--tissue {parts.tissue:g}; 0 keeps all tiles)"
+            )
+        others = " and all others" if len(images) > 1 else ""
+        raise ValueError(f"{images[0]}{others}: {', and '.join(reasons)}")
     if parts.mpp is not None:
         _warn_of_slides(images, pieces, parts)
     return pieces
@@ -169,10 +174,12 @@ def _series(images: Sequence[str], parts: Parts, on_file: OnFile) -> Iterator[_P
 
     looks = list(_in_threads(look, len(images), on_file))
     planes = [[] if isinstance(look, _Piece) else look for look in looks]
-    stacks = series.into_stacks(planes)
-    _warn_of_series(stacks, parts)
+    stacks = series.into_stacks(planes, by_time="time" in parts.choices)
+    chosen = [stack for stack in stacks.stacks if stack.kind.has(parts.choices)]
+    others = sum(isinstance(look, _Piece) and not look.columns for look in looks)
+    _warn_of_series(stacks, chosen, others if parts.choices else 0, parts)
     places: list[tuple[int, _Piece | series.Stack]] = [
-        *((min(stack.slots).file, stack) for stack in stacks.stacks),
+        *((min(stack.slots).file, stack) for stack in chosen),
         *((look.row, look) for look in looks if isinstance(look, _Piece)),
     ]
     for _, place in sorted(places, key=lambda place: place[0]):
@@ -219,28 +226,58 @@ def _tiles(row: int, file: str, parts: Parts) -> _Piece:
     except UnreadableImage:  # as an image it may be the slide's label, which names the patient
         return _Piece(row, [_NO_TILE], _COLUMNS_OF_NO_TILE)
     places = zip(*(columns[name].tolist() for name in Tile._fields), strict=True)
-    return _Piece(row, [Tile(*place) for place in places], columns, shared)
+    tiles, overruled = [Tile(*place) for place in places], None
+    if parts.slide_mpp is not None and (stated := sources.stated_mpp(file)) is not None:
+        overruled = stated if abs(stated / parts.slide_mpp - 1) > _SAME_MPP else None
+    return _Piece(row, tiles, columns, shared, overruled)
 
 
-def _warn_of_series(stacks: series.Stacks, parts: Parts) -> None:
-    sorted_by = Counter(stack.order for stack in stacks.stacks if len(stack.slots) > 1)
-    lacking = sum(not parts.chosen(len(stack.slots)) for stack in stacks.stacks)
+def _warn_of_series(
+    stacks: series.Stacks, chosen: Sequence[series.Stack], others: int, parts: Parts
+) -> None:
+    sorted_by = Counter(stack.order for stack in chosen if len(stack.slots) > 1)
+    lacking = sum(not parts.chosen(len(stack.slots)) for stack in chosen)
+    lacking += len({stack.places for stack in stacks.stacks} - {stack.places for stack in chosen})
+    several, choices = _several(chosen)
     unplaced = "series do not say where their slices are: sorted by"
     _warn(
         "DICOM series",
         (stacks.copies, "files are copies of others and left out"),
         (stacks.split, "series have several orientations, each sorted by itself"),
+        (several, f"series have several images at one place, {choices}"),
         *((sorted_by[order], f"{unplaced} {order}") for order in ("instance number", "name")),
-        (lacking, f"series have no slice {parts.frame} and are left out"),
+        (lacking, f"series have no images for --frame {parts.frame} and are left out"),
+        (others, "files are in no series, so that --frame does not choose among their images"),
+    )
+
+
+def _several(stacks: Iterable[series.Stack]) -> tuple[int, str]:
+    """How many series have several images at one place; of the fullest how many, and choices."""
+    groups = defaultdict(list)
+    for stack in stacks:
+        groups[stack.places].append(stack)
+    several = [group for group in groups.values() if len(group) > 1]
+    if not several:
+        return 0, ""
+    fullest = max(several, key=len)
+    places = fullest[0].extent
+    count = len(fullest) if places > 1 else sum(len(stack.slots) for stack in fullest)
+    options = ", ".join(series.options([stack.kind for stack in fullest]))
+    return len(several), (
+        f"up to {count} at each of {places} places, and each kind is sorted by itself "
+        f"(--frame takes one kind: {options})"
     )
 
 
 def _warn_of_slides(images: Sequence[str], pieces: Sequence[_Piece], parts: Parts) -> None:
     empty = sum(bool(piece.columns) and not piece.rows for piece in pieces)
+    overruled = [piece.overruled for piece in pieces if piece.overruled is not None]
+    another = f"record another resolution, such as {overruled[0]:.4g} um/px" if overruled else ""
     remote = sum("://" in s and s.lower().endswith(formats.MAY_BE_SLIDES) for s in images)
     _warn(
         "slides",
         (empty, f"have no tile with enough tissue (--tissue {parts.tissue:g}) and are left out"),
+        (len(overruled), f"{another}; that of --slide-mpp, {parts.slide_mpp} um/px, is used"),
         (remote, "remote files are not cut into tiles: OpenSlide reads local files only"),
     )
 

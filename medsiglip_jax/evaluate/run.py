@@ -43,6 +43,7 @@ from medsiglip_jax.inference.manifest import ERRORS
 from medsiglip_jax.model.api import Model
 from medsiglip_jax.model.config import ClassifierConfig
 from medsiglip_jax.preprocess.image import PRESETS
+from medsiglip_jax.preprocess.load import warn_about_pixels
 
 EMBEDDINGS = "embeddings"
 _SHARD = 512  # images per file: a killed run loses at most this many
@@ -258,7 +259,9 @@ class EvaluationRun:
             options = EmbedOptions(
                 preprocess, self.classifier is None, shard_size=_SHARD, batch_size=size, dicom=dicom
             )
-            embed(self.encoder, Rows(from_tuples(pool)), folder, options, self.on_progress)
+            rows = Rows(from_tuples(pool))
+            found = embed(self.encoder, rows, folder, options, self.on_progress)
+            warn_about_pixels(0, 0, found.unusual, found.dark, len(rows))
             self.embedded.append(folder)
         return folder
 

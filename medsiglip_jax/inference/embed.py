@@ -158,7 +158,11 @@ def _record(
         shard_size=options.shard_size,
         rows=len(rows),
         rows_sha256=rows.sha256(),
-        versions={"medsiglip_jax": __version__, **{name: _version(name) for name in _MAKERS}},
+        versions={
+            "medsiglip_jax": __version__,
+            **{name: _version(name) for name in _MAKERS},
+            "libopenslide": formats.libopenslide(),
+        },
     )
 
 

@@ -51,8 +51,8 @@ def encode_files(
         OSError: a disk or a network fails; that is never taken for an unreadable image.
 
     Warns:
-        UserWarning: some images carry an EXIF orientation, which is not applied, or declare
-            annotation burned into their pixels.
+        UserWarning: some images carry an EXIF orientation, which is not applied, declare
+            annotation burned into their pixels, or come out dark (`Facts.dark`).
     """
     if unreadable not in ("raise", "nan"):
         raise ValueError(f'unreadable is {unreadable!r}; expected "raise" or "nan"')
@@ -101,14 +101,14 @@ def encode_rows(
     check_towers(model, rows)
     batches = -(-len(rows) // max(1, batch_size)) or 1
     size = min(batch_size, max(1, -(-len(rows) // batches)))
-    engine, turned, burned_in, unusual = Engine(model, preprocess, normalize, size, dicom), 0, 0, 0
+    engine = Engine(model, preprocess, normalize, size, dicom)
+    found = dict.fromkeys(("turned", "burned_in", "unusual", "dark"), 0)
     with closing(engine.run(rows.batches(size))) as results:
         for batch in results:
-            turned, burned_in = turned + batch.turned, burned_in + batch.burned_in
-            unusual += batch.unusual
+            found = {name: count + getattr(batch, name) for name, count in found.items()}
             yield batch
             on_batch(len(batch.rows))
-    warn_about_pixels(turned, burned_in, unusual, len(rows))
+    warn_about_pixels(**found, count=len(rows))
 
 
 def score_rows(

@@ -37,6 +37,7 @@ class Embedded:
         burned_in: number of DICOM files that declare annotation burned into their pixels.
         multi_frame: number of files with several frames or slices, of which one was taken.
         unusual: number of DICOM files with something unusual, `Facts.unusual`.
+        dark: number of images of 16 bits that come out dark (`Facts.dark`).
         subjects: patient, study and series of each readable row, where the file names them.
         cut: number of texts that were longer than the model's context and were cut.
     """
@@ -48,6 +49,7 @@ class Embedded:
     burned_in: int
     multi_frame: int
     unusual: int
+    dark: int
     subjects: list[Subject | None]
     cut: int
 
@@ -188,6 +190,7 @@ class Engine:
             burned_in=sum(facts.burned_in for facts in loaded.facts),
             multi_frame=sum(map(_has_other_frames, loaded.facts, names)),
             unusual=sum(facts.unusual for facts in loaded.facts),
+            dark=sum(facts.dark for facts in loaded.facts),
             subjects=list(itertools.compress(subjects, readable)),
             cut=loaded.cut,
         )  # fmt: skip

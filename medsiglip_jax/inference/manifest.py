@@ -53,7 +53,8 @@ class RunRecord:
         dim: numbers per vector.
         shard_size: input rows per Parquet file.
         rows, rows_sha256: number and digest of the inputs.
-        versions: of the packages that make pixels and vectors; None where one is not installed.
+        versions: of the packages that make pixels and vectors, and of libopenslide; None where one
+            is not installed.
     """
 
     model: Weights
@@ -92,7 +93,7 @@ class Manifest(RunRecord):
     Attributes:
         embedded: rows with an embedding.
         errors: unreadable inputs.
-        turned, burned_in, multi_frame, unusual, cut: as in `engine.Embedded`.
+        turned, burned_in, multi_frame, unusual, dark, cut: as in `engine.Embedded`.
         parts: the Parquet files, in order.
     """
 
@@ -102,6 +103,7 @@ class Manifest(RunRecord):
     burned_in: int = 0
     multi_frame: int = 0
     unusual: int = 0
+    dark: int = 0
     cut: int = 0
     parts: tuple[PartFile, ...]
 
@@ -112,7 +114,7 @@ class Manifest(RunRecord):
 
 
 # What is counted while a run goes on, beside rows and errors.
-COUNTS = ("turned", "burned_in", "multi_frame", "unusual", "cut")
+COUNTS = ("turned", "burned_in", "multi_frame", "unusual", "dark", "cut")
 
 
 def parse_manifest(text: str | bytes, path: places.Place) -> Manifest:

@@ -107,7 +107,7 @@ def _look(row: Row, options: PreviewOptions) -> tuple[contact_sheet.SheetCell, d
         unreadable = contact_sheet.SheetCell(f"unreadable: {error.reason}", name)
         return unreadable, told | {"error": error.reason}
     told |= {"width": image.shape[1], "height": image.shape[0]}
-    for key in ("seen", "frame", "frames", "burned_in", "orientation"):
+    for key in ("seen", "frame", "frames", "burned_in", "orientation", "dark"):
         told[key] = getattr(facts, key)
     return contact_sheet.SheetCell(pixels, name, notes=_notes(told, options)), told
 
@@ -133,5 +133,6 @@ def _notes(told: Mapping[str, Any], options: PreviewOptions) -> list[str]:
         (told["frames"] > 1, f"frame {told['frame']} of {told['frames']}, from 0"),
         (told["burned_in"], "annotation, which may identify people, is burned in"),
         (told["orientation"] != 1, f"EXIF orientation {told['orientation']}, not applied"),
+        (told["dark"], "dark: of 16 bits 14 or fewer are used; see --grey16"),
     )
     return [note for applies, note in notes if applies]

@@ -6,6 +6,7 @@ the `Rules` given; everything else is PIL's.
 
 import io
 import os
+import warnings
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from medsiglip_jax.preprocess import formats, pil
 from medsiglip_jax.preprocess.bytes import check_regular
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.facts import (
+    DARK,
     NIFTI_PAIR,
     Facts,
     UnreadableImage,
@@ -25,13 +27,16 @@ from medsiglip_jax.preprocess.facts import (
 from medsiglip_jax.preprocess.pil import ToArray
 
 
-def decode(item: Any, rules: Rules = Rules()) -> UInt8[np.ndarray, "h w 3"]:
+def decode(
+    item: Any, rules: Rules = Rules(), to_array: ToArray = np.asarray
+) -> UInt8[np.ndarray, "h w 3"]:
     """Decodes one image to RGB.
 
     Args:
         item: path (str or PathLike) | bytes | PIL.Image.Image | uint8 or uint16 array [H,W],
             [H,W,1], [H,W,2] (grey + alpha), [H,W,3] or [H,W,4].
-        rules: how DICOM becomes pixels.
+        rules: how DICOM and 16-bit grey become pixels.
+        to_array: PIL image of mode RGB -> uint8 [H, W, 3].
 
     Returns:
         uint8 [H, W, 3], 0..255; may be read-only or share memory with `item`.
@@ -43,8 +48,14 @@ def decode(item: Any, rules: Rules = Rules()) -> UInt8[np.ndarray, "h w 3"]:
             float or 32-bit pixels without an agreed range, or an unsupported type of `item`.
         ModuleNotFoundError: the package that reads this format is not installed, so no other file
             of the format can be read, either.
+
+    Warns:
+        UserWarning: the image comes out dark (`Facts.dark`).
     """
-    return decode_with_facts(item, rules=rules)[0]
+    pixels, facts = decode_with_facts(item, to_array, rules)
+    if facts.dark:
+        warnings.warn(f"some {DARK}", stacklevel=2)
+    return pixels
 
 
 def decode_with_facts(
@@ -55,7 +66,7 @@ def decode_with_facts(
     Args:
         item: as for `decode`.
         to_array: PIL image of mode RGB -> uint8 [H, W, 3].
-        rules: how DICOM becomes pixels.
+        rules: how DICOM and 16-bit grey become pixels.
 
     Returns:
         The pixels as stored (uint8 [H, W, 3]), and facts.
@@ -65,9 +76,9 @@ def decode_with_facts(
     """
     try:
         if isinstance(item, np.ndarray):
-            return pil.from_array(item), Facts()
+            return pil.from_array(item, rules)
         if isinstance(item, Image.Image):
-            return pil.from_image(item, to_array)
+            return pil.from_image(item, to_array, rules)
         if isinstance(item, (bytes, bytearray, memoryview)):
             return _from_stream(io.BytesIO(item), to_array, rules)
         if isinstance(item, (str, os.PathLike)):
@@ -92,7 +103,7 @@ def _from_stream(
     if format is formats.PICTURES:
         if is_nifti_header(start):
             raise UnreadableImage(NIFTI_PAIR)
-        return pil.from_stream(stream, to_array)
+        return pil.from_stream(stream, to_array, rules)
     opened = format.load().open_bytes(stream.read())
     pixels, facts = opened.render(rules.chosen(opened.frames), rules)
     return pil.spread(pixels, to_array), facts

@@ -11,6 +11,14 @@ from PIL import Image
 MAX_PIXELS = 2 * 89_478_485
 
 
+# What is said, after their number, of images that `Facts.dark` is true of.
+DARK = (
+    "images of 16 bits come out dark: their values use 14 bits or fewer, and the files do not say "
+    "so. --grey16 stretch (Rules(grey16='stretch')) brightens grey images, --grey16 full takes "
+    "them as they are without this warning; scale colours to 8 bits"
+)
+
+
 class UnreadableImage(ValueError):
     """This one image cannot be used; the message is one line, with the source and the reason.
 
@@ -74,6 +82,7 @@ class Facts:
             2250/-100 350/40 80/40", and after semicolons what is unusual about it; "" of ordinary
             images.
         subject: whose image it is; None of files that are not DICOM.
+        dark: 16 bits, of which the values use 14 or fewer, and nothing says that this is the range.
     """
 
     orientation: int = 1
@@ -82,6 +91,7 @@ class Facts:
     frame: int = 0
     seen: str = ""
     subject: Subject | None = None
+    dark: bool = False
 
     @property
     def unusual(self) -> bool:

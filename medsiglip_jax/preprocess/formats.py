@@ -115,6 +115,15 @@ FORMATS = (DICOM, NIFTI, SLIDES, PICTURES)
 PACKAGES = tuple(p for format in (PICTURES, DICOM, NIFTI, SLIDES) for p in format.packages)
 
 
+def libopenslide() -> str | None:
+    """The version of the library below openslide-python; None where there is none."""
+    try:
+        from openslide import __library_version__
+    except (ImportError, OSError):
+        return None
+    return __library_version__
+
+
 def by_content(start: bytes) -> Format:
     """The format of a file that starts so, among those that are recognised by content."""
     return next(f for f in FORMATS if f.sniff is not None and f.sniff(start))

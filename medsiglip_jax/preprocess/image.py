@@ -6,7 +6,8 @@ The official sources disagree, so the name of the preset is recorded beside ever
   card's recipe for its evaluations (big_vision pp/ops_image.py:57-87 at 0127fb6); the default.
 * `big_vision_pad`: zero-pad to a square as `serving` does, then as `big_vision`. No source names
   it; the published figures leave open whether images were padded, so evaluations compare all four.
-* `huggingface`: squash, PIL bicubic: transformers' `SiglipImageProcessorPil`, bit for bit.
+* `huggingface`: squash, PIL bicubic: transformers' `SiglipImageProcessorPil`, bit for bit where
+  there is no transparency, which transformers 5 puts on white and `pil` drops.
 * `serving`: zero-pad to a square, PIL bicubic: the official container (python/serving/predictor.py
   at 56b1447), which says that training did the same.
 

@@ -13,7 +13,7 @@ from PIL import Image
 from medsiglip_jax.preprocess import sources
 from medsiglip_jax.preprocess.decode import decode_with_facts
 from medsiglip_jax.preprocess.dicom.rules import Rules
-from medsiglip_jax.preprocess.facts import Facts, UnreadableImage
+from medsiglip_jax.preprocess.facts import DARK, Facts, UnreadableImage
 from medsiglip_jax.preprocess.image import check_size, preset
 
 
@@ -44,9 +44,9 @@ def load_images(
         ValueError: unknown preset, or a size below 1.
 
     Warns:
-        UserWarning: once, with the number of images whose EXIF orientation is not upright; once,
-            with the number of DICOM files that say that annotation is burned in; and once, with
-            the number of those with something unusual about their values (`Facts.seen`).
+        UserWarning: once each, with the number of images whose EXIF orientation is not upright, of
+            DICOM files that say that annotation is burned in, of those with something unusual about
+            their values (`Facts.seen`), and of images of 16 bits that come out dark.
     """
     items, resize, size = _as_list(items), preset(preprocess, resample), check_size(size)
     out = np.empty((len(items), size, size, 3), np.uint8)
@@ -63,18 +63,20 @@ def load_images(
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         facts = list(pool.map(load, range(len(items))))
     turned, burned_in = sum(f.orientation != 1 for f in facts), sum(f.burned_in for f in facts)
-    warn_about_pixels(turned, burned_in, sum(f.unusual for f in facts), len(items))
+    unusual, dark = sum(f.unusual for f in facts), sum(f.dark for f in facts)
+    warn_about_pixels(turned, burned_in, unusual, dark, len(items))
     return out
 
 
-def warn_about_pixels(turned: int, burned_in: int, unusual: int, count: int) -> None:
-    """Warns of EXIF orientations that were not applied, of annotation burned into pixels, and of
-    DICOM files that are unusual.
+def warn_about_pixels(turned: int, burned_in: int, unusual: int, dark: int, count: int) -> None:
+    """Warns of EXIF orientations that were not applied, of annotation burned into pixels, of DICOM
+    files that are unusual, and of dark images.
 
     Args:
         turned: number of images whose EXIF orientation is not upright.
         burned_in: number of DICOM files that declare burned-in annotation.
         unusual: number of DICOM files with something unusual, `Facts.unusual`.
+        dark: number of images of 16 bits that come out dark (`Facts.dark`).
         count: number of all images.
     """
     if turned:
@@ -95,6 +97,8 @@ def warn_about_pixels(turned: int, burned_in: int, unusual: int, count: int) -> 
             " windows, colours or bits; `medsiglip-jax preview` says of each what was done",
             stacklevel=3,
         )
+    if dark:
+        warnings.warn(f"{dark} of {count} {DARK}", stacklevel=3)
 
 
 def _decoded(item: Any, rules: Rules) -> tuple[np.ndarray, Facts]:

@@ -4,11 +4,12 @@
 * Alpha is dropped, never composited: `tf.io.decode_image(channels=3)` of big_vision
   (pp/ops_image.py:31), the official container (`x[..., :3]`) and the processor of transformers 4 do
   so. transformers 5 composites on white instead.
-* 16-bit grey is scaled linearly, round(x / 257), never clipped or windowed. (16-bit *colour* files
-  are reduced by PIL itself, to the high byte, as libpng does for TensorFlow.)
+* 16-bit grey is scaled linearly, by the range that the file states, or else round(x / 257); see
+  `grey16`. (16-bit *colour* files are reduced by PIL itself, to the high byte, as libpng does for
+  TensorFlow.)
 * EXIF orientation is not applied: pixels are used as stored, as in tf.data, big_vision and the
-  container. `Facts` reports the tag so that a caller can warn. PIL itself turns TIFF and AVIF files
-  upright while reading them.
+  container. `Facts` reports the tag so that a caller can warn. PIL itself turns TIFF files upright
+  while reading them, and `Facts` then has no orientation to report.
 * The first frame of a GIF, APNG or multi-page TIFF is taken.
 """
 
@@ -16,10 +17,13 @@ import io
 import struct
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from medsiglip_jax.preprocess import grey16
+from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.facts import Facts, UnreadableImage, check_size
 
 # Raster formats with a signature. Left out on purpose: EPS and WMF (run an interpreter), stubs
@@ -43,17 +47,17 @@ _load_lock = threading.Lock()
 
 
 def from_stream(
-    stream: io.BytesIO | io.BufferedReader, to_array: ToArray
+    stream: io.BytesIO | io.BufferedReader, to_array: ToArray, rules: Rules
 ) -> tuple[np.ndarray, Facts]:
     """Decodes an image file; PIL's errors pass through."""
     with _open(stream) as image:
-        return _rgb(image, to_array)
+        return _rgb(image, to_array, rules)
 
 
-def from_image(image: Image.Image, to_array: ToArray) -> tuple[np.ndarray, Facts]:
+def from_image(image: Image.Image, to_array: ToArray, rules: Rules) -> tuple[np.ndarray, Facts]:
     """Decodes an image that a caller has opened."""
     with _load_lock:
-        return _rgb(image, to_array)
+        return _rgb(image, to_array, rules)
 
 
 def spread(rgb: np.ndarray, to_array: ToArray) -> np.ndarray:
@@ -89,22 +93,44 @@ def _open(stream: io.BytesIO | io.BufferedReader) -> Image.Image:
     raise UnidentifiedImageError
 
 
-def _rgb(image: Image.Image, to_array: ToArray) -> tuple[np.ndarray, Facts]:
+def _rgb(image: Image.Image, to_array: ToArray, rules: Rules) -> tuple[np.ndarray, Facts]:
     check_size(*image.size)
-    image.load()
-    return _rgb_pixels(image, to_array), Facts(_orientation(image))
+    stated, layouts = grey16.stated_by(image), {str(tile[3]) for tile in _tiles(image)}
+    if (image.mode, layouts) == ("RGBA", {"LA;16B"}):
+        image_16 = _grey_with_alpha(image)
+    else:
+        image.load()
+        image_16 = np.asarray(image) if image.mode == "I" or image.mode[:4] == "I;16" else None
+    orientation = _orientation(image)
+    if image_16 is None:
+        pixels = _rgb_pixels(image, to_array)
+        reduced = any(";16" in name for name in layouts)  # to the high byte
+        dark = reduced and rules.grey16 != "full" and grey16.is_dark(int(pixels.max()) << 8)
+        return pixels, Facts(orientation, dark=dark)
+    pixels, seen, dark = grey16.render(image_16, rules.grey16, stated, grey16.is_inverted(image))
+    return spread(pixels, to_array), Facts(orientation, seen=seen, dark=dark)
+
+
+def _grey_with_alpha(image: Image.Image) -> np.ndarray:
+    """The grey of a PNG of 16 bits: PIL keeps its high bytes, but as RGBA it reads both of each."""
+    stream: Any = getattr(image, "fp")  # noqa: B009
+    position = stream.tell()
+    stream.seek(0)
+    with _open(io.BytesIO(stream.read())) as copy:  # a caller may go on to use the image
+        stream.seek(position)
+        copy.tile = [tile._replace(args="RGBA") for tile in _tiles(copy)]  # pyright: ignore
+        high, low = (np.asarray(copy)[..., n].astype(np.uint16) for n in range(2))
+        return high << 8 | low
+
+
+def _tiles(image: Image.Image) -> list:
+    """What PIL has still to decode; the last element of each names the layout of the samples."""
+    return getattr(image, "tile", [])
 
 
 def _rgb_pixels(image: Image.Image, to_array: ToArray) -> np.ndarray:
     if image.mode == "F":
         raise UnreadableImage(f"float pixels (mode F) have no agreed range; {_SCALE}")
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        values = np.asarray(image)
-        low, high = int(values.min()), int(values.max())
-        if low < 0 or high > 65535:
-            outside = f"32-bit pixels with values {low}..{high}, outside 0..65535"
-            raise UnreadableImage(f"{outside}; window or {_SCALE}")
-        return from_array(values.astype(np.uint16))
     if "transparency" in image.info:  # PIL would warn, or fail, while carrying it over to RGB
         image = image.copy()
         del image.info["transparency"]
@@ -113,7 +139,7 @@ def _rgb_pixels(image: Image.Image, to_array: ToArray) -> np.ndarray:
     return to_array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def from_array(pixels: np.ndarray) -> np.ndarray:
+def from_array(pixels: np.ndarray, rules: Rules) -> tuple[np.ndarray, Facts]:
     """uint8 RGB of a uint8 or uint16 array: one grey channel, grey and alpha, RGB or RGBA."""
     channels = pixels.shape[2] if pixels.ndim == 3 else 1
     known = pixels.dtype.kind == "u" and pixels.dtype.itemsize <= 2
@@ -123,10 +149,14 @@ def from_array(pixels: np.ndarray) -> np.ndarray:
         raise UnreadableImage("no pixels")
     pixels = pixels.reshape(*pixels.shape[:2], channels)
     pixels = pixels[..., : 1 if channels < 3 else 3]
-    if pixels.dtype.itemsize == 2:
-        # Exact round(x / 257): 257 is odd, so there are no ties; 65535 = 255 * 257.
-        pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    return pixels if channels >= 3 else np.repeat(pixels, 3, axis=2)
+    if pixels.dtype.itemsize == 1:
+        return pixels if channels >= 3 else np.repeat(pixels, 3, axis=2), Facts()
+    if channels < 3:
+        pixels, seen, dark = grey16.render(pixels[..., 0], rules.grey16)
+        return pixels, Facts(seen=seen, dark=dark)
+    # Exact round(x / 257): 257 is odd, so there are no ties; 65535 = 255 * 257.
+    levels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    return levels, Facts(dark=rules.grey16 != "full" and grey16.is_dark(int(pixels.max())))
 
 
 def _orientation(image: Image.Image) -> int:

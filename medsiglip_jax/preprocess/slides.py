@@ -1,7 +1,8 @@
 """Whole slides, read by OpenSlide: their regions, and the grid of tiles over their tissue.
 
 Pixels are those of OpenSlide's `read_region`, over white where the slide has none; colour profiles
-are not applied. Labels, which name patients, are never read.
+are not applied. Slides in DICOM that OpenSlide cannot read are put together from their frames.
+Labels, which name patients, are never read.
 """
 
 import contextlib
@@ -9,6 +10,7 @@ import math
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import openslide
@@ -34,7 +36,8 @@ _DAMAGED = 255, 0, 255
 _THUMBNAIL, _BLOCK = 2048, 512  # pixels: largest side; side of the blocks that are read
 
 
-class _Slide:
+@runtime_checkable
+class _Slide(Protocol):
     """An open slide.
 
     Attributes:
@@ -42,10 +45,24 @@ class _Slide:
         downsamples: pixels of level 0 that a pixel of each level spans.
         mpp: um/px of level 0, the mean of both directions; None if the file does not say.
         shared: equal for the files that make up a slide in DICOM, one per level; else None.
-        nbytes: memory that it may hold, which is OpenSlide's cache.
+        nbytes: memory that it may hold.
     """
 
-    nbytes = 32 << 20
+    sizes: tuple[tuple[int, int], ...]
+    downsamples: tuple[float, ...]
+    mpp: float | None
+    shared: str | None
+    nbytes: int
+
+    def region(self, x: int, y: int, level: int, width: int, height: int) -> np.ndarray:
+        """uint8 [height, width, 3]; x and y are pixels of level 0."""
+        ...
+
+
+class _OfOpenSlide:
+    """A slide that OpenSlide reads; see `_Slide`."""
+
+    nbytes = 32 << 20  # OpenSlide's cache
 
     def __init__(self, path: str):
         self._path = path
@@ -60,7 +77,7 @@ class _Slide:
         self._turn = threading.Lock() if vendor == "dicom" else contextlib.nullcontext()
 
     def region(self, x: int, y: int, level: int, width: int, height: int) -> np.ndarray:
-        """uint8 [height, width, 3]; x and y are pixels of level 0.
+        """As of `_Slide`.
 
         After an error OpenSlide refuses all further reads through that handle, also to other
         threads, whose tiles may be intact. So the handle is replaced, and this region is read
@@ -91,10 +108,31 @@ class _Slide:
 
     def _damaged(self, error: Exception) -> UnreadableImage:
         """With OpenSlide's message; but for DICOM, where the message may identify a patient."""
-        with open(self._path, "rb") as file:
-            dicom = sniff.is_dicom(file.read(sniff.START))
+        dicom = _is_dicom(self._path)
         message = "" if dicom else f": {' '.join(str(error).split())[:200]}"
         return UnreadableImage(f"damaged slide{message}")
+
+
+def _open(path: str) -> _Slide:
+    """By OpenSlide, or for DICOM that it does not open from the frames."""
+    try:
+        return _OfOpenSlide(path)
+    except UnreadableImage:
+        if not os.path.isfile(path) or not _is_dicom(path):
+            raise
+    try:
+        from medsiglip_jax.preprocess.dicom.slide import FramesSlide
+    except ModuleNotFoundError as error:
+        raise UnreadableImage(
+            f"a DICOM slide that OpenSlide cannot read; reading its frames needs {error.name}: "
+            "pip install 'medsiglip-jax[dicom]'"
+        ) from None
+    return FramesSlide(path)
+
+
+def _is_dicom(path: str) -> bool:
+    with open(path, "rb") as file:
+        return sniff.is_dicom(file.read(sniff.START))
 
 
 def _mpp(handle: openslide.OpenSlide) -> float | None:
@@ -123,14 +161,19 @@ def is_slide(path: str) -> bool:
 
 def check(path: str, parts: Parts | None = None) -> None:
     """Raises UnreadableImage if a slide cannot be opened, or not be cut as `parts` says."""
-    slide = handles.opened(path, _Slide)
+    slide = handles.opened(path, _open)
     if parts is not None:
         _level(slide, path, parts)
 
 
+def stated_mpp(path: str) -> float | None:
+    """um/px of the finest level, as the file says; None if it does not."""
+    return handles.opened(path, _open).mpp
+
+
 def downsamples(path: str) -> tuple[float, ...]:
     """How many pixels of level 0 a pixel of each level spans, across and down."""
-    return handles.opened(path, _Slide).downsamples
+    return handles.opened(path, _open).downsamples
 
 
 def read(path: str, x: int, y: int, level: int, size: int) -> UInt8[np.ndarray, "s s 3"]:
@@ -149,7 +192,7 @@ def read(path: str, x: int, y: int, level: int, size: int) -> UInt8[np.ndarray, 
         UnreadableImage: not a slide, no such level, wholly outside, or damaged at this place; the
             reason, without the path.
     """
-    slide = handles.opened(path, _Slide)
+    slide = handles.opened(path, _open)
     if size == 0:
         raise _not_cut(slide)
     if not 0 <= level < len(slide.sizes):
@@ -166,7 +209,10 @@ def _not_cut(slide: _Slide) -> UnreadableImage:
     if slide.mpp is None:
         return UnreadableImage("does not say its resolution; give it, in um/px (--slide-mpp)")
     least = f"{slide.mpp:.4g}"
-    return UnreadableImage(f"its finest level has {least} um/px; expected --mpp {least} or more")
+    return UnreadableImage(
+        f"its finest level has {least} um/px; expected --mpp {least} or more, or, if the file is "
+        "wrong, its resolution in um/px (--slide-mpp)"
+    )
 
 
 # ------------------------------------------------------------------------------------------ tiles
@@ -181,15 +227,15 @@ def tiles(path: str, parts: Parts) -> Tiles:
 
     Args:
         path: a local file.
-        parts: `mpp`, um/px of the tiles, default `MPP`; `slide_mpp`, um/px of level 0 where the
-            file does not say; `tissue`, the minimum tissue fraction of a tile, 0 for all tiles.
+        parts: `mpp`, um/px of the tiles, default `MPP`; `slide_mpp`, um/px of level 0, whatever the
+            file says; `tissue`, the minimum tissue fraction of a tile, 0 for all tiles.
 
     Raises:
         UnreadableImage: not a slide, damaged, or its resolution is unknown, or coarser than asked
             for; the reason, without the path.
         ValueError: `parts` makes no sense for this slide.
     """
-    slide = handles.opened(path, _Slide)
+    slide = handles.opened(path, _open)
     level, own = _level(slide, path, parts)
     target, downsample = parts.mpp or MPP, slide.downsamples[level]
     size = max(1, round(TILE * target / (own * downsample)))
@@ -210,11 +256,11 @@ def tiles(path: str, parts: Parts) -> Tiles:
 
 def _level(slide: _Slide, path: str, parts: Parts) -> tuple[int, float]:
     """The coarsest level that is fine enough, and um/px of level 0; raises as `tiles` does."""
-    target, own = parts.mpp or MPP, slide.mpp or parts.slide_mpp
+    target, own = parts.mpp or MPP, parts.slide_mpp or slide.mpp
     enough = [d for d in slide.downsamples if own and own * d <= target * _SLACK]
     if own and enough:
         return len(enough) - 1, own
-    if own == slide.mpp:
+    if parts.slide_mpp is None:
         raise _not_cut(slide)
     raise ValueError(f"{path}: --slide-mpp {own:g} is coarser than --mpp {target:g}")
 
@@ -234,7 +280,7 @@ def thumbnail(path: str) -> tuple[UInt8[np.ndarray, "h w 3"], float]:
 
     It is read in blocks, even if that means the whole of a slide that has a single level.
     """
-    return _thumbnail(handles.opened(path, _Slide))
+    return _thumbnail(handles.opened(path, _open))
 
 
 def _thumbnail(slide: _Slide) -> tuple[np.ndarray, float]:

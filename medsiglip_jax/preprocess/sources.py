@@ -148,10 +148,22 @@ def _from_header(file: str, span: Range | None, ask: Callable[[Format, Any], Any
 
 
 def is_cut(file: str, parts: Parts) -> bool:
-    """Whether a file is a slide, and is to be cut into tiles."""
-    return parts.mpp is not None and os.path.isfile(file) and formats.SLIDES.load().is_slide(file)
+    """Whether a file is a slide, and is to be cut into tiles; the label of one is not."""
+    if parts.mpp is None or not os.path.isfile(file) or not formats.SLIDES.load().is_slide(file):
+        return False
+    with open(file, "rb") as stream:
+        is_dicom = formats.by_content(stream.read(formats.START)) is formats.DICOM
+        try:
+            return not (is_dicom and formats.DICOM.load().is_label(stream))
+        except UnreadableImage:  # its tile says why
+            return True
 
 
 def tiles(file: str, parts: Parts) -> Tiles:
     """The tiles of a slide; see `slides.tiles`."""
     return formats.SLIDES.load().tiles(file, parts)
+
+
+def stated_mpp(file: str) -> float | None:
+    """um/px of the finest level of a slide, as the file says; see `slides.stated_mpp`."""
+    return formats.SLIDES.load().stated_mpp(file)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from medsiglip_jax.preprocess import image as exact
 from medsiglip_jax.preprocess.codec import Codec
-from medsiglip_jax.preprocess.decode import decode_with_facts
+from medsiglip_jax.preprocess.decode import decode
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.pil import ToArray
 
@@ -38,7 +38,7 @@ def preset(
 def codec(preprocess: str, dicom: Rules = Rules(), resample: str = "bicubic") -> Codec:
     """`preset` as a codec; `dicom` says how DICOM becomes pixels."""
     to_array, resize = preset(preprocess, resample)
-    return Codec(lambda data: decode_with_facts(data, to_array, dicom)[0], resize, dicom)
+    return Codec(lambda data: decode(data, dicom, to_array), resize, dicom)
 
 
 def rgbx_view(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:

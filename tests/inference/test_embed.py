@@ -16,6 +16,7 @@ from dataclasses import replace
 from importlib import metadata
 
 import numpy as np
+import openslide
 import pyarrow.parquet as pq
 import pytest
 import references
@@ -29,6 +30,7 @@ from medsiglip_jax.inference.manifest import ERRORS, MANIFEST
 from medsiglip_jax.model import sharding
 from medsiglip_jax.preprocess import bytes as content
 from medsiglip_jax.preprocess import sources
+from medsiglip_jax.preprocess.dicom.rules import Rules
 
 TERMS = references.model_terms(references.SMALL)
 
@@ -95,6 +97,22 @@ def test_a_finished_run_is_returned_and_another_is_refused(model, pictures, tmp_
     assert os.listdir(tmp_path / "mine") == ["thesis.doc"]
 
 
+def test_how_16_bit_grey_was_scaled_is_recorded(model, tmp_path):
+    for n, most in enumerate((4095, 65535)):
+        levels = np.linspace(0, most, 64).astype(np.uint16).reshape(8, 8)
+        Image.fromarray(levels).save(tmp_path / f"{n}.png")
+    rows, out = manifest.rows([tmp_path]), tmp_path / "out"
+    found = embed(model, rows, out)
+    assert (found.dark, found.dicom_rules.grey16) == (1, None)
+    stretched = EmbedOptions(dicom=Rules(grey16="stretch"))
+    with pytest.raises(FileExistsError, match="another run \\(dicom differ\\)"):
+        embed(model, rows, out, stretched)
+    found = embed(model, rows, tmp_path / "again", stretched)
+    assert (found.dark, found.dicom_rules.grey16) == (0, "stretch")
+    with pytest.warns(UserWarning, match="1 of 2 images of 16 bits come out dark"):
+        medsiglip_jax.encode_files(model, [row.source for row in rows])
+
+
 def test_the_same_weights_from_elsewhere_go_on(model, checkpoint, pictures, tmp_path):
     rows, out = manifest.rows([pictures]), tmp_path / "out"
     first = embed(model, rows, out)
@@ -118,6 +136,7 @@ def test_other_decoders_are_another_run(model, pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(metadata, "version", version)
     found = embed(model, rows, out).versions
     assert (found["openslide-python"], found["nibabel"]) == (None, "9.9")
+    assert found["libopenslide"] == openslide.__library_version__
     assert found["pydicom"] == real("pydicom") and found["imagecodecs"] == real("imagecodecs")
     monkeypatch.undo()
     with pytest.raises(FileExistsError, match=r"another run \(versions differ\)"):

@@ -106,6 +106,24 @@ def test_what_is_printed_under_each(folder, call, tmp_path):
     assert out == f"{folder}/e.dcm: {why}\n{tmp_path}/sheet.html: 5 images, 1 unreadable\n"
 
 
+def test_grey_of_12_bits_in_16_is_said_to_be_dark_until_it_is_stretched(call, tmp_path):
+    path = tmp_path / "grey.png"
+    Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64)).save(path)
+    argv = [path, "--size", 64, "--output", tmp_path / "sheet.html", "--json"]
+    for choice, most, said in [
+        ([], 16, "1 images of 16 bits come out dark"),
+        (["--grey16", "stretch"], 255, ""),
+        (["--grey16", "full"], 16, ""),
+    ]:
+        code, out, err = call(*argv, *choice)
+        (image,) = json.loads(out)["images"]
+        assert code == 0 and said in err and bool(err) == image["dark"] == bool(said)
+        (pixels,) = shown((tmp_path / "sheet.html").read_text())
+        assert np.asarray(pixels).max() == most
+    code, _, err = call(*argv, "--grey16", "auto")
+    assert code == 2 and "grey16 is 'auto'; expected one of stretch, full" in err
+
+
 def test_json_is_what_is_printed(folder, call, tmp_path):
     code, out, _ = call(folder, "--size", 32, "--output", tmp_path / "sheet.png", "--json")
     found = json.loads(out)
@@ -115,7 +133,7 @@ def test_json_is_what_is_printed(folder, call, tmp_path):
     assert found["images"][3] == {
         "id": "d.dcm", "source": str(folder / "d.dcm"), "width": 70, "height": 40, "frame": 4,
         "seen": "modality US, rules dicom: colours", "frames": 9, "burned_in": False,
-        "orientation": 1,
+        "orientation": 1, "dark": False,
     }  # fmt: skip
     assert found["images"][4]["error"].startswith("DICOM with fewer pixels")
 

@@ -9,11 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
-from medsiglip_jax.preprocess import facts
+from medsiglip_jax.preprocess import facts, xla
+from medsiglip_jax.preprocess.codec import pil_codec
 from medsiglip_jax.preprocess.decode import decode, decode_with_facts
+from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.facts import UnreadableImage
+from medsiglip_jax.preprocess.load import load_images
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (6, 5, 3), dtype=np.uint8)
@@ -61,7 +65,15 @@ RGBA = np.dstack([RGB, np.arange(30, dtype=np.uint8).reshape(6, 5)])
 ONE_BIT = Image.fromarray(GREY > 127)
 BLACK_OR_WHITE = np.dstack([np.where(GREY > 127, 255, 0).astype(np.uint8)] * 3)
 RGB16 = RNG.integers(0, 65536, (6, 5, 3), dtype=np.uint16)
-FILTERED = b"".join(b"\0" + row.astype(">u2").tobytes() for row in RGB16)  # no PNG row filter
+
+
+def filtered(rows):
+    """Rows of a 16-bit PNG, without a row filter."""
+    return b"".join(b"\0" + row.astype(">u2").tobytes() for row in rows)
+
+
+FILTERED = filtered(RGB16)
+LA16 = filtered(np.dstack([WIDE, WIDE[::-1]]))
 
 MODES = {
     "RGB": (Image.fromarray(RGB), RGB),
@@ -79,6 +91,7 @@ MODES = {
     "L-png": (encoded(GREY), GREY3),
     "L-png-transparent": (encoded(GREY, transparency=7), GREY3),
     "LA": (Image.fromarray(np.dstack([GREY, RGBA[..., 3]]), "LA"), GREY3),
+    "LA16-png": (png(5, 6, 16, 4, LA16), WIDE3),
     "LA-png": (encoded(Image.fromarray(np.dstack([GREY, RGBA[..., 3]]), "LA")), GREY3),
     "P": (palette_image(), RGB),
     "P-png": (encoded(palette_image()), RGB),
@@ -150,6 +163,122 @@ def test_16_bit_is_linear_over_its_whole_range():
     np.testing.assert_array_equal(decode(levels)[0, :, 0], np.arange(256))
 
 
+RAMP = np.linspace(0, 4095, 600).astype(np.uint16).reshape(20, 30)  # 12 bits in 16
+
+
+def tiff(values, **tags):
+    """A TIFF with tags of shorts that PIL does not write."""
+    stream = io.BytesIO()
+    extra = [(code, 3, 1, value, True) for code, value in tags.pop("codes", {}).items()]
+    tifffile.imwrite(stream, values, metadata=None, extratags=extra, **tags)
+    return stream.getvalue()
+
+
+def tiff_of_12_bits(values):
+    """Pixels packed to 12 bits each, two in three bytes (TIFF 6.0, section 8)."""
+    pairs = values.reshape(-1, 2).astype(int)
+    packed = bytes(b for a, c in pairs for b in (a >> 4, (a & 15) << 4 | c >> 8, c & 255))
+    height, width = values.shape
+    fields = {256: width, 257: height, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: height}
+    fields[279] = len(packed)
+    entries = b"".join(struct.pack("<HHII", code, 4, 1, n) for code, n in fields.items())
+    directory = struct.pack("<H", len(fields)) + entries + bytes(4)
+    return b"II*\0" + struct.pack("<I", 8 + len(packed)) + packed + directory
+
+
+def png16(values, *chunks, colour=0):
+    return png(values.shape[1], values.shape[0], 16, colour, filtered(values), *chunks)
+
+
+def shares(values, low, high):
+    return np.rint(255 * np.clip((values.astype(float) - low) / (high - low), 0, 1))
+
+
+STATED = {
+    "png": (png16(RAMP, (b"sBIT", b"\x0c")), 0, 4095, "sBIT"),
+    "png-14-bits": (png16(RAMP, (b"gAMA", bytes(4)), (b"sBIT", b"\x0e")), 0, 16383, "sBIT"),
+    "png-alpha": (
+        png16(np.dstack([RAMP, RAMP[::-1]]), (b"sBIT", b"\x0c\x10"), colour=4), 0, 4095, "sBIT",
+    ),
+    "tiff-12-bits": (tiff_of_12_bits(RAMP), 0, 4095, "BitsPerSample"),
+    "tiff-max": (tiff(RAMP, codes={281: 4095}), 0, 4095, "MaxSampleValue"),
+    "tiff-smax": (tiff(RAMP, codes={340: 0, 341: 5000}), 0, 5000, "SMaxSampleValue"),
+    "tiff-smin": (tiff(RAMP + 100, codes={340: 100, 341: 4195}), 0, 4095, "SMaxSampleValue"),
+    "tiff-big-endian": (tiff(RAMP, byteorder=">", codes={341: 4095}), 0, 4095, "SMaxSampleValue"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(STATED))
+def test_16_bit_grey_is_scaled_by_what_the_file_says(name, tmp_path):
+    data, low, high, where = STATED[name]
+    pixels, facts = decode_with_facts(data)
+    for channel in range(3):
+        np.testing.assert_array_equal(pixels[..., channel], shares(RAMP, low, high))
+    assert where in facts.seen and not facts.dark
+    (tmp_path / "a").write_bytes(data)
+    with Image.open(tmp_path / "a") as image:  # a caller may have opened it
+        np.testing.assert_array_equal(decode(image), pixels)
+        with Image.open(tmp_path / "a") as again:  # and go on to use it
+            assert image.tobytes() == again.tobytes()
+    full, facts = decode_with_facts(data, rules=Rules(grey16="full"))
+    assert full.max() <= 16 and not facts.dark
+
+
+def test_what_a_file_says_counts_only_where_no_value_contradicts_it():
+    """As in a PNG whose 12 bits were scaled up to 16, which is what the standard asks for."""
+    scaled = (RAMP << 4) | (RAMP >> 8)
+    for data, values in [
+        (png16(scaled, (b"sBIT", b"\x0c")), scaled),
+        (tiff(RAMP, codes={341: 4000}), RAMP),
+        (tiff(RAMP, codes={340: 1, 341: 4095}), RAMP),
+        (tiff(WIDE, codes={281: 4000}), WIDE),
+        (tiff(WIDE, codes={281: 50_000}), WIDE),  # a statistic, and no range
+    ]:
+        pixels, facts = decode_with_facts(data)
+        np.testing.assert_array_equal(pixels[..., 1], np.floor(values / 257 + 0.5))
+        assert facts.dark == (values is RAMP)
+
+
+def test_16_bit_grey_that_does_not_say_its_range_is_dark_and_counted():
+    least, most = np.quantile(RAMP, (0.005, 0.995), method="inverted_cdf")
+    stretched = shares(RAMP, least, most)
+    for item in [RAMP, RAMP[..., None], np.dstack([RAMP, RAMP]), Image.fromarray(RAMP),
+                 png16(RAMP), tiff(RAMP), tiff(RAMP.astype(np.int32))]:  # fmt: skip
+        pixels, facts = decode_with_facts(item)
+        assert pixels.max() == 16 and facts.dark and "up to 4095" in facts.seen
+        pixels, facts = decode_with_facts(item, rules=Rules(grey16="stretch"))
+        np.testing.assert_array_equal(pixels[..., 0], stretched)
+        assert not facts.dark and "percentiles 0.5 and 99.5" in facts.seen
+        assert not decode_with_facts(item, rules=Rules(grey16="full"))[1].dark
+    for item in [np.zeros((3, 3), np.uint16), WIDE, RAMP << 3]:
+        assert not decode_with_facts(item)[1].dark
+    flat = decode(np.full((3, 3), 700, np.uint16), Rules(grey16="stretch"))
+    assert (flat == 0).all()  # there is nothing to stretch
+    with pytest.raises(ValueError, match="grey16 is 'auto'; expected one of stretch, full"):
+        Rules(grey16="auto")
+
+
+def test_dark_colours_of_16_bits_are_counted():
+    """PIL keeps their high bytes, so there is nothing to stretch."""
+    colours = np.dstack([RAMP, RAMP[::-1], RAMP])
+    for item in [colours, png16(colours, colour=2), tiff(colours, photometric="rgb")]:
+        for choice in (None, "stretch", "full"):
+            facts = decode_with_facts(item, rules=Rules(grey16=choice))[1]
+            assert facts.dark == (choice != "full")
+        assert not decode_with_facts(encoded(RGB >> 3))[1].dark  # 8 bits say what they are
+    with pytest.warns(UserWarning, match=r"^2 of 3 images of 16 bits come out dark.*--grey16"):
+        load_images([RAMP, colours, RGB], 8)
+    for codec in (pil_codec("big_vision"), xla.codec("big_vision")):  # which training reads by
+        with pytest.warns(UserWarning, match="^some images of 16 bits come out dark"):
+            codec.decode(png16(RAMP))
+
+
+def test_white_is_zero_in_tiff_of_16_bits_as_in_those_of_8():
+    for values in (GREY, WIDE):
+        plain, inverted = tiff(values), tiff(values, photometric="miniswhite")
+        np.testing.assert_array_equal(decode(inverted), 255 - decode(plain))
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -190,6 +319,15 @@ def test_exif_orientation_is_reported_not_applied():
     assert decode_with_facts(encoded(RGB, "JPEG", exif=exif))[1].orientation == 1
 
 
+def test_tiff_comes_upright():
+    """PIL applies the orientation of this format as it reads it."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees, clockwise
+    pixels, facts = decode_with_facts(encoded(RGB, "TIFF", exif=exif))
+    np.testing.assert_array_equal(pixels, np.rot90(RGB, -1))
+    assert facts.orientation == 1
+
+
 def test_jpeg_is_bit_equal_to_tensorflow_integer_accurate():
     tf = pytest.importorskip("tensorflow")
     smooth = np.asarray(Image.fromarray(RGB).resize((61, 47), Image.Resampling.BICUBIC))
@@ -208,7 +346,9 @@ def test_real_files(real_data):
     assert (grey == grey[..., :1]).all()
     slide = decode(images / "multiframe_camelyon_challenge_image.png")
     assert slide.shape == (700, 1152, 3)
-    assert decode(images / "test.dcm").shape[2] == 3
+    with pytest.raises(UnreadableImage, match="shows the label of a slide"):
+        decode(images / "test.dcm")
+    assert decode(images / "test.dcm", Rules(slide_labels=True)).shape[2] == 3
 
 
 # ----------------------------------------------------------------------------------------- refusals

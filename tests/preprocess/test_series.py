@@ -9,6 +9,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pyarrow.parquet as pq
+import pydicom
 import pytest
 from dicom_files import IMPLICIT, item, made, with_value
 from PIL import Image
@@ -19,7 +20,7 @@ from medsiglip_jax.inference import pseudonyms
 from medsiglip_jax.preprocess import bytes as content
 from medsiglip_jax.preprocess import sources
 from medsiglip_jax.preprocess.decode import decode_with_facts
-from medsiglip_jax.preprocess.facts import Subject
+from medsiglip_jax.preprocess.facts import Subject, UnreadableImage
 from medsiglip_jax.preprocess.parts import Parts
 
 RNG = np.random.default_rng(0)
@@ -126,10 +127,8 @@ def test_series_are_kept_apart_and_localisers_split(tmp_path):
         assert sorted(levels(names(folder, Parts(series=True)))) == [1, 4, 7, 10]
 
 
-def test_copies_are_left_out_and_times_at_one_place_are_not(tmp_path):
-    slices = [tags_of(n, [0, 0, 3 * (n // 2)]) for n in range(6)]  # two at each place
-    folder = write(tmp_path / "in", slices)
-    assert levels(names(folder)) == list(range(6))
+def test_copies_are_left_out(tmp_path):
+    folder = write(tmp_path / "in", [tags_of(n, [0, 0, 3 * n]) for n in range(6)])
     first = sorted(folder.iterdir())[0]
     (folder / "zz.dcm").write_bytes(first.read_bytes())
     with pytest.warns(UserWarning, match="1 files are copies of others and left out"):
@@ -137,12 +136,199 @@ def test_copies_are_left_out_and_times_at_one_place_are_not(tmp_path):
     assert levels(found) == list(range(6)) and f"{folder}/zz.dcm" not in found
 
 
+# ------------------------------------------------------------------- several images at one place
+
+
+def at_places(places, kinds):
+    """Slices place by place, and at each place one of each kind; kinds are tags."""
+    return [
+        tags_of(k + len(kinds) * z, [0, 0, 5 * z], **tags)
+        for z in range(places) for k, tags in enumerate(kinds)
+    ]  # fmt: skip
+
+
+M, P = (["ORIGINAL", "PRIMARY", name, "NONE"] for name in ("M", "P"))
+SW = (["ORIGINAL", "PRIMARY", name, name] for name in ("SW_M", "SW_P"))
+KINDS = {
+    "fmri": ([{"TemporalPositionIdentifier": k + 1} for k in range(4)], "time=0 to time=3"),
+    "phases": ([{"TriggerTime": f"{90 * k}"} for k in range(3)], "time=0 to time=2"),
+    "acquisitions": ([{"AcquisitionNumber": f"{k}"} for k in (2, 4)], "time=0 to time=1"),
+    "unsaid": ([{}] * 2, "time=0 to time=1"),
+    "complex": ([{"ImageType": M}, {"ImageType": P}], "type=M, type=P"),
+    "philips": ([{"ImageType": value} for value in SW], "type=M, type=P"),
+    "component": (
+        [{"ComplexImageComponent": c} for c in ("MAGNITUDE", "PHASE")], "type=M, type=P",
+    ),
+    "own-types": ([{"ImageType": [*M[:2], x]} for x in ("WATER", "FAT")], "type=NAME"),
+    "b-values": ([{"DiffusionBValue": b} for b in (0.0, 50.0, 1000.0)], "b=0, b=50, b=1000"),
+    "echoes": ([{"EchoTime": t} for t in ("4.92", "7.38")], "echo=4.92, echo=7.38"),
+    "directions": (
+        [{"DiffusionBValue": 0.0}, {"DiffusionBValue": 800.0}, {"DiffusionBValue": 800.0}],
+        "b=0, b=800, time=0 to time=1",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(KINDS))
+def test_several_images_at_one_place_are_said_and_kept_apart(tmp_path, name):
+    kinds, choices = KINDS[name]
+    many = len(kinds)
+    folder = write(tmp_path / "in", at_places(5, kinds))
+    said = f"up to {many} at each of 5 places.*takes one kind: {choices}"
+    with pytest.warns(UserWarning, match=f"1 series have several images at one place, {said}") as w:
+        found = levels(names(folder))
+    assert "WATER" not in str(w[0].message)  # a file may hold anything there, even a name
+    stacks = [found[5 * k : 5 * (k + 1)] for k in range(many)]
+    assert sorted(stacks) == [[many * z + k for z in range(5)] for k in range(many)]
+    with pytest.warns(UserWarning, match="several"):  # each place once, and the middle of each
+        assert sorted(levels(names(folder, Parts("every=2", series=True)))) == sorted(
+            many * z + k for z in (0, 2, 4) for k in range(many)
+        )
+    with pytest.warns(UserWarning, match="several"):
+        middle = levels(names(folder, Parts(series=True)))
+    assert sorted(middle) == [2 * many + k for k in range(many)]
+
+
+@pytest.mark.parametrize(("name", "frame", "expected"), [
+    ("fmri", "time=2", [2, 6, 10, 14, 18]), ("fmri", "time=0,every=2", [0, 8, 16]),
+    ("fmri", "time=3,middle", [11]), ("fmri", "4,time=1", [17]), ("phases", "time=1,0", [1]),
+    ("unsaid", "time=1", [1, 3, 5, 7, 9]), ("complex", "type=M", [0, 2, 4, 6, 8]),
+    ("component", "type=p", [1, 3, 5, 7, 9]), ("philips", "type=P,every=4", [1, 9]),
+    ("philips", "type=SW_M,middle", [4]), ("own-types", "type=FAT,0", [1]),
+    ("b-values", "b=50", [1, 4, 7, 10, 13]), ("echoes", "echo=7.4", [1, 3, 5, 7, 9]),
+    ("directions", "b=800,time=1", [2, 5, 8, 11, 14]), ("directions", "b=0,middle", [6]),
+])  # fmt: skip
+def test_the_flag_of_frames_takes_one_kind(tmp_path, name, frame, expected):
+    folder = write(tmp_path / "in", at_places(5, KINDS[name][0]))
+    assert levels(names(folder, Parts(frame, series=True))) == expected
+
+
+def test_a_kind_that_a_series_lacks_is_said(tmp_path):
+    write(tmp_path / "in", at_places(3, KINDS["complex"][0]))
+    plain = [tags_of(n, [0, 0, n], SeriesInstanceUID="1.1", SOPInstanceUID=f"1.1.{n}",
+                     ImageType=M) for n in range(2)]  # fmt: skip
+    write(tmp_path / "in" / "sub", plain)
+    said = "1 series have no images for --frame type=P and are left out"
+    with pytest.warns(UserWarning, match=said):
+        assert levels(names(tmp_path / "in", Parts("type=P", series=True))) == [1, 3, 5]
+    assert len(names(tmp_path / "in", Parts("type=M", series=True))) == 5
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="no series has .*b=5"):
+        names(tmp_path / "in", Parts("b=5", series=True))
+    Image.new("RGB", (4, 4)).save(tmp_path / "in" / "x.png")
+    with pytest.warns(UserWarning, match="1 files are in no series, so that --frame does not ch"):
+        assert len(names(tmp_path / "in", Parts("type=M", series=True))) == 6
+
+
+def test_a_time_that_one_place_lacks_does_not_shift_the_others(tmp_path):
+    slices = at_places(4, KINDS["fmri"][0])
+    del slices[5]  # the second time of the second place
+    folder = write(tmp_path / "in", slices)
+    found = levels(names(folder, Parts("time=1", series=True)))
+    assert [slices[level]["TemporalPositionIdentifier"] for level in found] == [2, 2, 2]
+
+
+def test_times_of_a_single_place_are_one_stack_in_their_order(tmp_path):
+    """A cine: the middle is that of the times, and phase images are not among the others."""
+    kinds = [{"TriggerTime": f"{40 * (6 - k)}"} for k in range(7)]
+    folder = write(tmp_path / "a", at_places(1, kinds))
+    assert levels(names(folder)) == [6, 5, 4, 3, 2, 1, 0]
+    assert levels(names(folder, Parts(series=True))) == [3]
+    assert levels(names(folder, Parts("time=1", series=True))) == [5]
+    folder = write(
+        tmp_path / "b", at_places(1, [k | {"ImageType": t} for k in kinds for t in (M, P)])
+    )
+    with pytest.warns(UserWarning, match="up to 14 at each of 1 .*takes one kind: type=M, type=P"):
+        assert levels(names(folder, Parts(series=True))) == [6, 7]
+    assert levels(names(folder, Parts("type=P,every=3", series=True))) == [13, 7, 1]
+
+
+def test_types_that_differ_from_place_to_place_split_nothing(tmp_path):
+    slices = [tags_of(n, [0, 0, n], ImageType=(M, P)[n % 2]) for n in range(4)]
+    assert levels(names(write(tmp_path / "in", slices))) == [0, 1, 2, 3]
+
+
+def test_frames_of_enhanced_files_are_kept_apart(tmp_path):
+    frames = [
+        item(
+            PlanePositionSequence=[item(ImagePositionPatient=texts([0, 0, 5 * z]))],
+            FrameContentSequence=[item(TemporalPositionIndex=t + 1)],
+            MRDiffusionSequence=[item(DiffusionBValue=float(700 * t))],
+            MRImageFrameTypeSequence=[item(FrameType=M, ComplexImageComponent="MAGNITUDE")],
+        )
+        for z in range(3) for t in range(2)
+    ]  # fmt: skip
+    shared = item(PlaneOrientationSequence=[item(ImageOrientationPatient=texts(AXIAL))])
+    (tmp_path / "a.dcm").write_bytes(made(
+        np.arange(6, dtype=np.uint8).repeat(16).reshape(6, 4, 4), NumberOfFrames="6",
+        SharedFunctionalGroupsSequence=[shared], PerFrameFunctionalGroupsSequence=frames, **PATIENT,
+    ))  # fmt: skip
+    assert levels(names(tmp_path, Parts("b=700", series=True))) == [1, 3, 5]
+    assert levels(names(tmp_path, Parts("type=M,b=0,every=2", series=True))) == [0, 4]
+
+
+@pytest.mark.parametrize(("tag", "creator", "vr", "values"), [
+    (0x0019100C, "SIEMENS MR HEADER", "IS", ["0", "900"]),
+    (0x20011003, "Philips Imaging DD 001", "FL", [0.0, 900.0]),
+    (0x00431039, "GEMS_PARM_01", "IS", [["0", "8"], ["1000000900", "8"]]),
+])  # fmt: skip
+@pytest.mark.parametrize("syntax", [IMPLICIT, None])
+def test_b_values_in_the_elements_of_manufacturers(tmp_path, tag, creator, vr, values, syntax):
+    folder = write(tmp_path / "in", at_places(3, [{}] * 2), syntax)
+    for path in folder.iterdir():
+        file = pydicom.dcmread(path)
+        block = file.private_block(tag >> 16, creator, create=True)
+        block.add_new(tag & 0xFF, vr, values[int(file.InstanceNumber) % 2])
+        file.save_as(path)
+    assert levels(names(folder, Parts("b=900", series=True))) == [1, 3, 5]
+
+
+def test_kinds_are_those_of_a_series():
+    for frame in ("time=0", "type=M,every=2"):
+        with pytest.raises(ValueError, match=f"frame is '{frame}'.* expected --series"):
+            Parts(frame)
+    for frame in (
+        "time=x",
+        "time=-1",
+        "b=",
+        "type=",
+        "time=0,time=1",
+        "every=2,all",
+        "time=0,last",
+    ):
+        with pytest.raises(ValueError, match=r"frame is .*time=N, type=NAME, b=X or echo=MS"):
+            Parts(frame, series=True)
+
+
+# ----------------------------------------------------------------------- series, files and frames
+
+
+def test_files_that_hold_no_images_are_in_no_series_and_say_why(tmp_path):
+    """Segmentations, doses and maps, of however many frames; in their own class or another."""
+    folder = write(tmp_path / "in", [tags_of(n, [0, 0, n]) for n in range(3)])
+    masks = np.zeros((4, 6, 5), np.uint8)
+    for name, tags in {
+        "a": {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.66.4", "Modality": "SEG"},
+        "b": {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.66.7"},
+        "c": {"Modality": "SEG"},
+        "d": {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.481.2", "Modality": "RTDOSE"},
+        "e": {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.30"},
+    }.items():
+        own = tags_of(ord(name), [0, 0, 1], NumberOfFrames="4", **tags)
+        (folder / f"{name}.dcm").write_bytes(made(masks, **own))
+    for parts in (ALL, Parts("all")):
+        found = names(folder, parts)
+        assert sorted(levels(found[:3])) == [0, 1, 2] and len(found) == 8
+        for source in found[3:]:
+            with pytest.raises(UnreadableImage, match="DICOM that holds a .*, which is not an im"):
+                sources.read(source)
+
+
 def test_a_series_without_that_slice_is_said(tmp_path):
     folder = write(tmp_path / "in", [tags_of(n, [0, 0, n]) for n in range(3)])
     write(tmp_path / "in" / "sub", [
         tags_of(n, [0, 0, n], SeriesInstanceUID="1.1", SOPInstanceUID=f"1.1.{n}") for n in range(5)
     ])  # fmt: skip
-    with pytest.warns(UserWarning, match="1 series have no slice 4 and are left out"):
+    with pytest.warns(UserWarning, match="1 series have no images for --frame 4 and are left out"):
         assert levels(names(folder, Parts(4, series=True))) == [4]
 
 

@@ -1,5 +1,6 @@
 """Tiles of whole slides against OpenSlide itself, and against what was painted."""
 
+import contextlib
 import json
 import math
 import os
@@ -10,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import fsspec
+import imagecodecs
 import numpy as np
 import openslide
 import pyarrow as pa
@@ -17,7 +19,7 @@ import pyarrow.parquet as pq
 import pydicom
 import pytest
 import tifffile
-from dicom_files import made
+from dicom_files import DEFLATED, EXPLICIT, HTJ2K, IMPLICIT, JPEG_LS, item, made
 from PIL import Image
 from pydicom.encaps import encapsulate, generate_frames
 from references import SMALL, assert_close, model_terms
@@ -30,6 +32,7 @@ from medsiglip_jax.data import expansion, inputs
 from medsiglip_jax.inference import heatmap, shards
 from medsiglip_jax.preprocess import codec as files
 from medsiglip_jax.preprocess import slides, sources, tissue, xla
+from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.facts import UnreadableImage
 from medsiglip_jax.preprocess.image import big_vision
 from medsiglip_jax.preprocess.load import load_images
@@ -342,13 +345,26 @@ def test_resolutions_that_cannot_be_had_are_said_in_one_line(slide, tmp_path):
     found = tiles(plain, Parts(mpp=0.5, slide_mpp=0.25, tissue=0.0))
     assert found["size"].tolist() == [896]
     path, _ = slide
-    for stated in (None, 0.25):  # the file knows better
-        with pytest.raises(UnreadableImage, match="has 0.5 um/px; expected --mpp 0.5 or more"):
-            tiles(path, Parts(mpp=0.25, slide_mpp=stated))
-    np.testing.assert_array_equal(tiles(path, replace(ALL, slide_mpp=0.1))["size"], 448)
+    with pytest.raises(UnreadableImage, match="has 0.5 um/px; expected --mpp 0.5 or .*--slide-mpp"):
+        tiles(path, Parts(mpp=0.25))
     with pytest.raises(ValueError, match="--mpp 10000 asks for .* at most") as caught:
         tiles(path, Parts(mpp=1e4))
     assert not isinstance(caught.value, UnreadableImage)  # the flag is wrong, and not the file
+
+
+@pytest.mark.parametrize("wrong", [352.8, 264.6, 0.25, None])  # 72 dpi, 96 dpi
+def test_a_resolution_that_is_wrong_can_be_corrected(tmp_path, wrong):
+    pixels = np.full((1000, 900, 3), 200, np.uint8)
+    path = write_slide(tmp_path / "a.svs", [pixels], mpp=wrong)
+    right = write_slide(tmp_path / "b.svs", [pixels], mpp=1.0)
+    parts = Parts(mpp=2.0, slide_mpp=1.0, tissue=0.0)
+    expected = tiles(right, replace(parts, slide_mpp=None))
+    said = f"1 record another resolution, such as {wrong} um/px; that of --slide-mpp, 1.0 um/px"
+    with pytest.warns(UserWarning, match=said) if wrong else contextlib.nullcontext():
+        rows = inputs.rows([path, right], parts=parts)
+    assert len(rows) == 2 * len(expected["x"])
+    for name, values in tiles(path, parts).items():
+        np.testing.assert_array_equal(values, expected[name])
 
 
 # ------------------------------------------------------------------------------------------ tissue
@@ -610,14 +626,152 @@ def test_slides_that_cannot_be_cut_are_errors_and_others_go_on(slide, tmp_path, 
 
 
 def test_a_slide_that_cannot_be_opened_is_never_an_ordinary_image(real_data, tmp_path):
-    """As the label of one, which OpenSlide does not open."""
-    label = pydicom.dcmread(real_data / "images" / "multiframe_camelyon_challenge_image.dcm")
-    label.ImageType = ["ORIGINAL", "PRIMARY", "LABEL", "NONE"]
-    label.save_as(tmp_path / "a.dcm")
+    slide = pydicom.dcmread(real_data / "images" / "multiframe_camelyon_challenge_image.dcm")
+    slide.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.106"  # JPEG XL, of which there is none
+    del slide.TotalPixelMatrixColumns
+    slide.save_as(tmp_path / "a.dcm")
     (row,) = inputs.rows([tmp_path], parts=Parts(mpp=29.0, tissue=0.0))
     assert row.id == "a.dcm#tile=0,0,0,0"
-    with pytest.raises(UnreadableImage, match="damaged slide"):
+    with pytest.raises(UnreadableImage, match="DICOM without TotalPixelMatrixColumns"):
         sources.read(row.source)
+
+
+def slide_image(kind, array=None, **tags):
+    """A DICOM image of a slide of one kind, such as its label."""
+    array = np.full((64, 96, 3), 200, np.uint8) if array is None else array
+    return made(
+        array, Modality="SM", SOPClassUID="1.2.840.10008.5.1.4.1.1.77.1.6",
+        ImageType=["ORIGINAL", "PRIMARY", kind, "NONE"], **tags,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("parts", [Parts(), Parts("all"), Parts(mpp=29.0), Parts(series=True)])
+def test_labels_and_overviews_of_slides_are_listed_and_not_read(tmp_path, parts):
+    """They bear the patient's name; THUMBNAIL shows tissue only, unless the file says otherwise."""
+    kinds = {"a": "LABEL", "b": "OVERVIEW", "c": "THUMBNAIL", "d": "THUMBNAIL"}
+    for name, kind in kinds.items():
+        labelled = {"SpecimenLabelInImage": "YES" if name == "d" else "NO"}
+        (tmp_path / f"{name}.dcm").write_bytes(
+            slide_image(
+                kind, SOPInstanceUID=f"1.2.{ord(name)}", SeriesInstanceUID="1.2", **labelled
+            )
+        )
+    rows = {row.id[0]: row for row in inputs.rows([tmp_path], parts=parts)}
+    assert rows.keys() == kinds.keys()
+    for name, said in {"a": "label", "b": "overview", "d": "specimen label"}.items():
+        with pytest.raises(UnreadableImage, match=f"{name}.dcm.*shows the {said} of a slide.*name"):
+            sources.read(rows[name].source)
+        pixels, _ = sources.read(f"{tmp_path}/{name}.dcm", rules=Rules(slide_labels=True))
+        assert pixels.shape == (64, 96, 3)
+        with pytest.raises(UnreadableImage, match="of a slide|not a slide"):
+            sources.read(f"{tmp_path}/{name}.dcm#tile=0,0,0,64")
+    if parts.mpp is None:
+        assert (sources.read(rows["c"].source)[0] == 200).all()
+
+
+def test_the_command_reads_labels_when_asked(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "x.dcm").write_bytes(slide_image("LABEL"))
+    argv = ["preview", tmp_path / "in", "--output", tmp_path / "sheet.html"]
+    assert run(*argv) == 3
+    assert "x.dcm: DICOM that shows the label of a slide" in capsys.readouterr().out
+    assert run(*argv, "--slide-labels") == 0
+
+
+# What OpenSlide 4.0 says of each: "Unsupported transfer syntax", or another message of its own.
+RECODED = {
+    "jpeg-ls": (JPEG_LS, imagecodecs.jpegls_encode),
+    "htj2k": (HTJ2K, lambda x: imagecodecs.jpeg2k_encode(x, level=0, codecformat="j2k")),
+    "implicit": (IMPLICIT, None),
+    "deflated": (DEFLATED, None),
+}
+
+
+def dicom_slide(path, array, tile, syntax=EXPLICIT, encode=None, mpp=0.5, **tags):
+    """A level of a slide in DICOM, in tiles side by side; beyond its edges they are black."""
+    height, width = array.shape[:2]
+    frames = []
+    for top in range(0, height, tile):
+        for left in range(0, width, tile):
+            frame = np.zeros((tile, tile, *array.shape[2:]), array.dtype)
+            piece = array[top : top + tile, left : left + tile]
+            frame[: piece.shape[0], : piece.shape[1]] = piece
+            frames.append(frame)
+    measures = item(PixelMeasuresSequence=[item(PixelSpacing=[mpp / 1e3, mpp / 1e3])])
+    told = {
+        "Modality": "SM", "SOPClassUID": "1.2.840.10008.5.1.4.1.1.77.1.6",
+        "ImageType": ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"], "NumberOfFrames": len(frames),
+        "DimensionOrganizationType": "TILED_FULL", "TotalPixelMatrixColumns": width,
+        "TotalPixelMatrixRows": height, "SharedFunctionalGroupsSequence": [measures],
+        "SeriesInstanceUID": "1.2.3", "SOPInstanceUID": f"1.2.3.{width}",
+    }  # fmt: skip
+    encoded = [encode(frame) for frame in frames] if encode else None
+    path.write_bytes(made(np.stack(frames), syntax, encoded, **(told | tags)))
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", list(RECODED))
+def test_slides_that_openslide_cannot_read_are_read_from_their_frames(tmp_path, kind):
+    """With the pixels and tiles that OpenSlide has of the same slide without compression."""
+    array = np.random.default_rng(0).integers(0, 99, (300, 500, 3), dtype=np.uint8)
+    small = np.asarray(Image.fromarray(array).resize((250, 150)))
+    syntax, encode = RECODED[kind]
+    found = {}
+    for name, how in {"plain": (), "coded": (syntax, encode)}.items():
+        (tmp_path / name).mkdir()
+        dicom_slide(tmp_path / name / "b.dcm", small, 128, *how, mpp=1.0)
+        found[name] = dicom_slide(tmp_path / name / "a.dcm", array, 128, *how, mpp=0.5)
+    with openslide.OpenSlide(found["plain"]) as opened:
+        sizes = opened.level_dimensions
+    with pytest.raises(openslide.OpenSlideError):
+        openslide.OpenSlide(found["coded"])
+    assert sizes == ((500, 300), (250, 150)) and slides.downsamples(found["coded"]) == (1.0, 2.0)
+    for where in [(0, 0, 0, 300), (100, 37, 0, 200), (-20, -30, 0, 200), (400, 200, 0, 200),
+                  (0, 0, 1, 150), (122, 60, 1, 128)]:  # fmt: skip
+        expected = reference(found["plain"], *where)
+        np.testing.assert_array_equal(slides.read(found["coded"], *where), expected)
+    for mpp in (0.5, 1.0):
+        parts = Parts(mpp=mpp, tissue=0.0)
+        rows = {name: inputs.rows([tmp_path / name], parts=parts) for name in found}
+        assert [r.id.partition("#")[2] for r in rows["coded"]] == [
+            r.id.partition("#")[2] for r in rows["plain"]
+        ]
+        assert len({row.source.partition("#")[0] for row in rows["coded"]}) == 1  # not each level
+
+
+def test_a_sparse_slide_in_grey_is_read_from_its_frames(tmp_path):
+    array = np.random.default_rng(0).integers(0, 256, (300, 500), dtype=np.uint8)
+    corners = [(left, top) for top in range(0, 300, 128) for left in range(0, 500, 128)]
+    names = [f"{name}PositionInTotalImagePixelMatrix" for name in ("Column", "Row")]
+    places = [
+        item(PlanePositionSlideSequence=[item(**dict(zip(names, (x + 1, y + 1), strict=True)))])
+        for x, y in reversed(corners)
+    ]
+    path = dicom_slide(tmp_path / "a.dcm", array, 128)
+    full = slides.read(path, 0, 0, 0, 500)
+    np.testing.assert_array_equal(full[:300], np.dstack([array] * 3))
+    assert (full[300:] == 255).all()
+    stored = pydicom.dcmread(path)
+    stored.DimensionOrganizationType = "TILED_SPARSE"
+    stored.PerFrameFunctionalGroupsSequence = places
+    tiles = np.frombuffer(stored.PixelData, np.uint8).reshape(-1, 128 * 128)
+    stored.PixelData = tiles[::-1].tobytes()
+    stored.save_as(tmp_path / "sparse.dcm")
+    np.testing.assert_array_equal(slides.read(f"{tmp_path}/sparse.dcm", 0, 0, 0, 500), full)
+
+
+def test_slides_of_frames_that_cannot_be_read_say_why(tmp_path):
+    array = np.zeros((300, 500), np.uint8)
+    for name, said, tags in [
+        ("a", "a slide of 12 tiles, with 11 frames", {"NumberOfFrames": 11}),
+        ("b", "without TotalPixelMatrixRows", {"TotalPixelMatrixRows": None}),
+        ("c", "grey of more than 8 bits", {"BitsStored": 12}),
+    ]:
+        own = {"SeriesInstanceUID": f"1.{ord(name)}", **tags}
+        stored = array.astype(np.uint16) if "BitsStored" in tags else array
+        path = dicom_slide(tmp_path / f"{name}.dcm", stored, 128, **own)
+        with pytest.raises(UnreadableImage, match=said):
+            slides.read(path, 0, 0, 0, 128)
 
 
 def test_slides_among_series_are_cut(real_data, slide, tmp_path):

@@ -78,7 +78,8 @@ def test_views_of_every_mode(mode):
     rng = np.random.default_rng(0)
     for side in (50, 2049):
         grey = Image.fromarray(rng.integers(0, 256, (side, side + 1), np.uint8))
-        picture = grey.convert("I").convert("I;16") if mode == "I;16" else grey.convert(mode)
+        wide = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+        picture = wide if mode == "I;16" else grey.convert(mode)
         file = io.BytesIO()
         picture.save(file, "TIFF" if mode == "CMYK" else "PNG", compress_level=1)
         view, _ = decode_with_facts(file.getvalue(), xla.rgbx_view)

@@ -24,7 +24,7 @@ from pydicom.pixels.processing import apply_color_lut
 from pydicom.tag import Tag
 from pydicom.uid import UID
 
-from medsiglip_jax.preprocess.dicom import sniff
+from medsiglip_jax.preprocess.dicom import kinds, sniff
 from medsiglip_jax.preprocess.dicom.header import Header, Lut
 from medsiglip_jax.preprocess.dicom.series import Plane
 from medsiglip_jax.preprocess.facts import Subject, UnreadableImage
@@ -54,11 +54,15 @@ _KEYWORDS = (
     *("SegmentedBluePaletteColorLookupTableData", "AlphaPaletteColorLookupTableData"),
     *("ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
     *("PixelData", "FloatPixelData", "DoubleFloatPixelData"),
+    *("ImageType", "SpecimenLabelInImage"),
 )
 _PLANE_KEYWORDS = (
     *("SOPInstanceUID", "SeriesInstanceUID", "InstanceNumber", "NumberOfFrames"),
     *("ImagePositionPatient", "ImageOrientationPatient", "Rows", "Columns", "BitsAllocated"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+    *("TotalPixelMatrixColumns", "TotalPixelMatrixRows", "DimensionOrganizationType"),
+    *("PixelSpacing", "SamplesPerPixel", "BitsStored"),
+    *kinds.TAGS,
 )
 _ITEM = 8  # bytes of the header of an item, which holds a compressed frame
 # More than the file meta information ever takes.
@@ -110,6 +114,10 @@ class File:
         """Whose image it is; malformed elements count as missing."""
         names = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID")
         return Subject(*(self._tags.label(name) for name in names))
+
+    def refusal(self, slide_labels: bool) -> str | None:
+        """Why it is not to be read as an image; see `kinds.refusal`."""
+        return kinds.refusal(self._tags, slide_labels)
 
     @property
     def floats(self) -> bool:
@@ -246,6 +254,8 @@ class File:
 def planes(stream: Any) -> list[Plane]:
     """Where each frame of a file lies, from its header; pixels are not read.
 
+    There are none of files that hold no image, and of labels of slides.
+
     Args:
         stream: binary, and can seek.
 
@@ -253,7 +263,9 @@ def planes(stream: Any) -> list[Plane]:
         UnreadableImage: it is not a DICOM file, or damaged.
     """
     with damaged("its header cannot be made sense of"):
-        tags, count = _header_of(stream)
+        tags, count = header_of(stream)
+        if kinds.refusal(tags):
+            return []
         of_each = tags.items("PerFrameFunctionalGroupsSequence")
         shared = tags.items("SharedFunctionalGroupsSequence")[:1]
         series, uid = tags.text("SeriesInstanceUID"), tags.text("SOPInstanceUID")
@@ -264,7 +276,8 @@ def planes(stream: Any) -> list[Plane]:
             at = tags.nested(groups, "PlanePositionSequence").vector("ImagePositionPatient", 3)
             turned = tags.nested(groups, "PlaneOrientationSequence")
             along = turned.vector("ImageOrientationPatient", 6)
-            found.append(Plane(series, uid, number, at, along))
+            kind = kinds.of_frame(tags, groups)
+            found.append(Plane(series, uid, number, at, along, kind))
         return found
 
 
@@ -275,9 +288,22 @@ def name_of(syntax: str) -> str:
 
 
 def count_frames(stream: Any) -> int:
-    """How many frames a file has, from its header; arguments and errors as of `planes`."""
+    """How many frames a file has, from its header; 1 if it holds no image, and is refused once.
+
+    Arguments and errors are those of `planes`.
+    """
     with damaged("its header cannot be made sense of"):
-        return _header_of(stream)[1]
+        tags, count = header_of(stream)
+        return 1 if kinds.refusal(tags) else count
+
+
+def is_label(stream: Any) -> bool:
+    """Whether a file shows the label of a slide; arguments and errors as of `planes`."""
+    _keep_quiet()
+    stream.seek(0)
+    with damaged("its header cannot be made sense of"):
+        tags = _Tags(_parse(stream, kinds.TAGS, stop_before_pixels=True))
+        return kinds.refusal(tags) is not None and kinds.refusal(tags, slide_labels=True) is None
 
 
 @contextlib.contextmanager
@@ -294,7 +320,7 @@ def damaged(how: str) -> Iterator[None]:
         raise UnreadableImage(f"damaged DICOM: {how}") from None
 
 
-def _header_of(stream: Any) -> tuple["_Tags", int]:
+def header_of(stream: Any) -> tuple["_Tags", int]:
     """The header, and the number of frames."""
     _keep_quiet()
     stream.seek(0)
@@ -328,7 +354,7 @@ def _count(tags: "_Tags", syntax: str, room: int) -> int:
 
 
 def _parse(
-    stream: Any, names: Sequence[str], others: Iterable[Any] = (), **options: bool
+    stream: Any, names: Sequence[str | int], others: Iterable[Any] = (), **options: bool
 ) -> pydicom.Dataset:
     bounded: Any = _Bounded(stream)
     tags: Any = [*map(_tag, names), *others]
@@ -370,9 +396,9 @@ class _Bounded:
 
 
 @functools.cache
-def _tag(name: str) -> Any:
-    """Cached: pydicom's own lookup would take a tenth of the time of a CT slice."""
-    return tag_for_keyword(name)
+def _tag(name: str | int) -> Any:
+    """The tag of a keyword. Cached: pydicom's lookup would take a tenth of a CT slice's time."""
+    return name if isinstance(name, int) else tag_for_keyword(name)
 
 
 class _Tags:
@@ -381,7 +407,7 @@ class _Tags:
     def __init__(self, dataset: pydicom.Dataset):
         self.dataset = dataset
 
-    def has(self, name: str) -> bool:
+    def has(self, name: str | int) -> bool:
         return _tag(name) in self.dataset
 
     @property
@@ -390,7 +416,7 @@ class _Tags:
         found = map(self.dataset.get_item, self.dataset.keys() & _OVERLAY_BITS)
         return any(any(x.value or b"") for x in found if isinstance(x, RawDataElement))
 
-    def raw(self, name: str) -> Any:
+    def raw(self, name: str | int) -> Any:
         try:
             element = self.dataset.get(_tag(name))
             value = None if element is None else element.value
@@ -408,7 +434,7 @@ class _Tags:
         except (TypeError, ValueError, OverflowError):
             raise UnreadableImage(f"damaged DICOM: {name} is malformed") from None
 
-    def numbers(self, name: str) -> list[float]:
+    def numbers(self, name: str | int) -> list[float]:
         value = self.raw(name)
         if value is None:
             return []
@@ -440,6 +466,22 @@ class _Tags:
             return self.text(name)
         return ""
 
+    def words(self, name: str) -> tuple[str, ...]:
+        """Code strings, in upper case; () if they are malformed."""
+        with contextlib.suppress(UnreadableImage):
+            value = self.raw(name)
+            values = (
+                value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+            )
+            return tuple(word.strip().upper() for word in values if isinstance(word, str))
+        return ()
+
+    def first(self, name: str | int) -> float | None:
+        """The first number; None if it is missing or malformed."""
+        with contextlib.suppress(UnreadableImage):
+            return next(iter(self.numbers(name)), None)
+        return None
+
     def items(self, name: str) -> "list[_Tags]":
         raw = self.dataset.get_item(_tag(name)) if self.has(name) else None
         encoded = getattr(raw, "value", None)
@@ -457,15 +499,6 @@ class _Tags:
         if len(filled) < len(items):
             notes.append(f"an item of {name} that holds no table is left out")
         return filled
-
-    def words(self, name: str) -> tuple[str, ...]:
-        """The values of an element of several words, in capitals; () if it is malformed."""
-        with contextlib.suppress(UnreadableImage):
-            value = self.raw(name)
-            values = [value] if isinstance(value, str) else value
-            if isinstance(values, Sequence):
-                return tuple(str(x).strip().upper() for x in values)
-        return ()
 
     def nested(self, groups: "Sequence[_Tags]", *macros: str) -> "_Tags":
         """Where the elements of a macro are: in a group, in multi-frame files, else in this."""

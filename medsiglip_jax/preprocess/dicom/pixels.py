@@ -7,7 +7,13 @@ from jaxtyping import UInt8
 
 from medsiglip_jax.preprocess import facts
 from medsiglip_jax.preprocess.dicom import colour, frames, grey, official, samples, sniff
-from medsiglip_jax.preprocess.dicom.file import File, count_frames, damaged, planes  # noqa: F401
+from medsiglip_jax.preprocess.dicom.file import (  # noqa: F401
+    File,
+    count_frames,
+    damaged,
+    is_label,
+    planes,
+)
 from medsiglip_jax.preprocess.dicom.header import Header
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.facts import Facts, UnreadableImage, check_size
@@ -50,6 +56,8 @@ open_bytes = Image
 
 
 def _decode(file: File, frame: int, rules: Rules) -> tuple[np.ndarray, Facts]:
+    if reason := file.refusal(rules.slide_labels):
+        raise UnreadableImage(reason)
     header = file.header(frame)
     _check(header)
     if rules.name == "official":

@@ -1,4 +1,4 @@
-"""The rules by which DICOM becomes pixels: a small object that commands take and record."""
+"""The rules by which files become pixels: a small object that commands take and record."""
 
 import math
 from collections.abc import Mapping
@@ -9,11 +9,12 @@ from medsiglip_jax.preprocess.names import MIDDLE, frame_number
 
 NAMES = ("dicom", "official")
 VOLUMES = ("ct", "percentile")
+GREY16 = ("stretch", "full")
 
 
 @dataclass(frozen=True)
 class Rules:
-    """How DICOM files and NIfTI volumes are read; other files ignore it.
+    """How DICOM files, NIfTI volumes and 16-bit grey are read; other files ignore it.
 
     Attributes:
         name: "dicom" follows the standard, and renders CT as in training, with three windows as
@@ -27,6 +28,11 @@ class Rules:
         volume: what NIfTI volumes hold, since the files do not say: "ct" for Hounsfield units,
             rendered as CT; "percentile" for anything else, rendered from the 0.5th to the 99.5th
             percentile of the volume. None refuses such files.
+        grey16: which values of 16-bit grey in PNG, TIFF and arrays are black and white: "stretch",
+            the 0.5th and the 99.5th percentile of the image; "full", 0 and 65535. None takes what
+            the file says, and where it says nothing 0 and 65535.
+        slide_labels: read the LABEL and OVERVIEW images of slides in DICOM, too. They mostly show
+            the patient's name, and are refused otherwise.
     """
 
     name: str = "dicom"
@@ -34,6 +40,8 @@ class Rules:
     window: int = 0
     frame: int | str = MIDDLE
     volume: str | None = None
+    grey16: str | None = None
+    slide_labels: bool = False
 
     def __post_init__(self):
         if self.name not in NAMES:
@@ -47,6 +55,8 @@ class Rules:
             raise ValueError(f"frame is {self.frame!r}; expected a number from 0, or {MIDDLE!r}")
         if self.volume is not None and self.volume not in VOLUMES:
             raise ValueError(f"volume is {self.volume!r}; expected one of {', '.join(VOLUMES)}")
+        if self.grey16 is not None and self.grey16 not in GREY16:
+            raise ValueError(f"grey16 is {self.grey16!r}; expected one of {', '.join(GREY16)}")
 
     def chosen(self, count: int) -> int:
         """The frame that is taken of a file with `count` frames; it may lack that frame."""
@@ -91,18 +101,24 @@ def treatment(recorded: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if recorded is None:
         return None
     rules = from_dict(recorded).to_dict()
-    return {name: rules[name] for name in ("name", "ct_window", "window")}
+    return {name: rules[name] for name in ("name", "ct_window", "window", "grey16")}
 
 
 def parse(
-    name: str, ct_window: str | None, window: int, frame: str, volume: str | None = None
+    name: str,
+    ct_window: str | None,
+    window: int,
+    frame: str,
+    volume: str | None = None,
+    grey16: str | None = None,
+    slide_labels: bool = False,
 ) -> Rules:
     """The rules that command line flags ask for.
 
     Args:
         name: one of `NAMES`.
         ct_window: "W/L", such as "350/40".
-        window, volume: see `Rules`.
+        window, volume, grey16, slide_labels: see `Rules`.
         frame: a number from 0, or "middle".
 
     Raises:
@@ -117,7 +133,7 @@ def parse(
                 f"CT window {ct_window!r}; expected WIDTH/LEVEL in HU, such as 350/40"
             ) from None
         ct = (width, level)
-    return Rules(name, ct, window, parse_frame(frame), volume)
+    return Rules(name, ct, window, parse_frame(frame), volume, grey16, slide_labels)
 
 
 def parse_frame(text: str) -> int | str:
