@@ -10,6 +10,7 @@ import references
 from checkpoint_files import GOLDEN, assert_same
 from references import assert_close, model_terms
 from safetensors.numpy import load_file, save_file
+from test_huggingface import write_medgemma
 
 import medsiglip_jax
 from medsiglip_jax import cli
@@ -149,6 +150,27 @@ def test_a_tower_by_itself_on_a_base_of_two(tmp_path, tower):
         medsiglip_jax.load(tmp_path / "unknown")
 
 
+@pytest.mark.parametrize("tower", ["", "vision_model."], ids=["transformers 5", "4"])
+def test_the_image_tower_of_medgemma(tmp_path, tower):
+    """Adapters of its language model are left out, as that is."""
+    (folder := tmp_path / "gemma").mkdir()
+    write_medgemma(folder, "vision_tower.")
+    module = f"model.vision_tower.{tower}encoder.layers.0.mlp.fc1"
+    words = "model.language_model.layers.0.self_attn.q_proj"
+    x = {
+        f"{module}.lora_A.weight": random(2, 32), f"{module}.lora_B.weight": random(48, 2),
+        f"{words}.lora_A.weight": random(4, 8), f"{words}.lora_B.weight": random(8, 4),
+    }  # fmt: skip
+    pattern = {"rank_pattern": {"vision_tower.*fc1": 2}, "revision": "main"}
+    write(tmp_path / "adapter", x, base=folder, **pattern)
+    got = medsiglip_jax.load(tmp_path / "adapter").params["img"]["Transformer"]["encoderblock"]
+    want = np.array(load_file(folder / "model.safetensors")[
+        "vision_tower.vision_model.encoder.layers.0.mlp.fc1.weight"])  # fmt: skip
+    want += 3 * (x[f"{module}.lora_B.weight"] @ x[f"{module}.lora_A.weight"])
+    np.testing.assert_array_equal(got["MlpBlock_0"]["Dense_0"]["kernel"][0], want.T)
+    assert "left out of the adapter: language_model" in api.describe(tmp_path / "adapter")["notes"]
+
+
 def test_a_base_in_half_precision_is_added_to_in_float32(tmp_path):
     medsiglip_jax.save(medsiglip_jax.load(GOLDEN, dtype="bfloat16"), tmp_path / "half")
     x = write(tmp_path / "adapter", base=tmp_path / "half")
@@ -210,6 +232,7 @@ def test_the_hash_is_of_base_and_adapter(tmp_path):
     ({"fan_in_fan_out": True}, "fan_in_fan_out is True"),
     ({"lora_bias": True}, "lora_bias is True"),
     ({"layer_replication": [[0, 1]]}, "layer_replication is"),
+    ({"revision": "v2"}, "revision is 'v2'"),
     ({"trainable_token_indices": [3]}, "trainable_token_indices is"),
     ({"of_a_later_version": 1}, "of_a_later_version is 1"),
     ({"init_lora_weights": "pissa_niter_4"}, "'pissa_niter_4', which changes the base"),

@@ -68,6 +68,8 @@ def _settings(file: Path) -> dict[str, Any]:
     """adapter_config.json; an error of one line if it asks for what is not merged here."""
     settings = huggingface.read_json(file)
     unknown = {key: value for key, value in settings.items() if value and key not in _KNOWN}
+    if unknown.get("revision") == "main":  # of the base: the one that is fetched
+        del unknown["revision"]
     wrong = [f"{key} is {value!r}" for key, value in unknown.items()]
     if (kind := settings.get("peft_type")) != "LORA":
         wrong = [f"peft_type is {kind!r}, not 'LORA'"]
