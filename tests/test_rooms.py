@@ -20,7 +20,10 @@ ROOMS = (
     "losses metrics files preprocess model data pages train inference embeddings evaluate plan cli"
 ).split()
 # Inside preprocess: what defines or calculates, then readers (all other files), then dispatch.
-DEFINE = "facts names parts image text augment dicom.header dicom.rules dicom.series dicom.sniff"
+DEFINE = (
+    "facts names parts image text tokenizer_json tokenizer_files augment "
+    "dicom.header dicom.rules dicom.series dicom.sniff"
+)
 DISPATCH = "formats decode sources load codec xla"
 # Rooms that people copy out of here: they import nothing of ours.
 ALONE = {"losses", "metrics"}
@@ -32,6 +35,7 @@ HEAVY = {
     "ml_collections": {"train.configs"},
     "tensorflow": {"data.tf", "data.tfrecord", "train.events"},
     "sentencepiece": {"preprocess.text"},
+    "tokenizers": {"preprocess.tokenizer_json"},
     "safetensors": {"model.weights.huggingface"},
     "huggingface_hub": {"model.weights.hub"},
     "pyarrow": {"data", "inference", "embeddings", "evaluate", "preprocess.xla"},

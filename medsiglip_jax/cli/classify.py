@@ -9,20 +9,22 @@ from medsiglip_jax.cli import loading, output, parser, reading
 _FLAGS = {
     "images IMAGE...": "image files, or parts of them: FILE#frame=N, SLIDE#tile=X,Y,LEVEL,SIZE",
     "--text T": "repeat for each text",
+    "--labels": "score with the labels of a model that finetune --config classification trained, "
+    "instead of texts",
     "--heatmap OUT.png": "score the tiles of one slide (at --mpp, default 0.5) against the first "
     "text, draw the scores over the slide, and write them to OUT.parquet",
 }
 
 
 def define_flags(sub: parser.Parser) -> None:
-    parser.add_flags(sub, _FLAGS, text=parser.REPEATED | parser.REQUIRED)
+    parser.add_flags(sub, _FLAGS, text=parser.REPEATED)
     loading.add_model(sub)
-    reading.add_preprocess(sub)
+    reading.add_preprocess(sub, None, "big_vision, or with --labels that of the training")
     reading.add_parts(sub)
 
 
 def classify(args: argparse.Namespace) -> int:
-    """Score images against texts, zero-shot.
+    """Score images against texts, zero-shot, or with the labels of a fine-tuned classifier.
 
     logit    exp(t) * cos(image, text) + b, what the model was trained on
     sigmoid  the model's probability that this text belongs to this image, for each text on
@@ -31,13 +33,20 @@ def classify(args: argparse.Namespace) -> int:
     softmax  the same logits as shares of the given texts, which sum to 100%: the answer
              to 'which of these fits best', even when none fits
 
+    With --labels: the logit and the probability of each label, and whether it reaches
+    the threshold that was chosen on the validation rows of the training.
+
     example:
       medsiglip-jax classify --model google/medsiglip-448 --text "a chest X-ray with pneumonia"
         --text "a normal chest X-ray" scan1.png scan2.jpg
+      medsiglip-jax classify --model run/export --labels scan1.png
     """
     from medsiglip_jax.data import expansion
+    from medsiglip_jax.inference import classifier
     from medsiglip_jax.inference.classify import classify as run
 
+    if bool(args.text) == args.labels:
+        raise ValueError("expected either --text, once for each text, or --labels")
     if args.heatmap is not None:
         return _heatmap(args)
     rules, parts = reading.rules_and_parts(args)
@@ -45,8 +54,13 @@ def classify(args: argparse.Namespace) -> int:
         images = expansion.names(args.images, parts, files.update)
     model = loading.load(args)
     with output.progress_bar("image", len(images)) as bar:
-        results = run(model, images, args.text, args.preprocess, args.batch_size, bar.update, rules)
-    output.show(results, args.json, lambda r: output.scored(r, _logits))
+        options = args.preprocess, args.batch_size, bar.update, rules
+        if args.labels:
+            results = classifier.classify_labels(model, images, *options)
+        else:
+            results = run(model, images, args.text, args.preprocess or "big_vision", *options[1:])
+    lines = _labels if args.labels else _logits
+    output.show(results, args.json, lambda r: output.scored(r, lines))
     return 3 if any("error" in result for result in results) else 0
 
 
@@ -57,12 +71,19 @@ def _logits(scores: list[dict[str, Any]]) -> Iterator[str]:
         yield f"  {numbers}  {score['text']}"
 
 
+def _labels(scores: list[dict[str, Any]]) -> Iterator[str]:
+    yield f"  {'probability':>11}  {'logit':>9}  {'':8}  label"
+    for score in sorted(scores, key=lambda s: -s["logit"]):
+        mark = "positive" if score["positive"] else ""
+        yield f"  {score['probability']:11.2%}  {score['logit']:9.3f}  {mark:8}  {score['label']}"
+
+
 def _heatmap(args: argparse.Namespace) -> int:
     from medsiglip_jax.files import places
     from medsiglip_jax.inference import heatmap
     from medsiglip_jax.preprocess.parts import Parts
 
-    parser.refuse_unused(args, "with --heatmap", (*reading.DICOM, "series"))
+    parser.refuse_unused(args, "with --heatmap", (*reading.DICOM, "series", "labels"))
     parts = Parts(mpp=args.mpp, slide_mpp=args.slide_mpp, tissue=args.tissue)
     if len(args.images) != 1:
         raise ValueError(f"--heatmap draws over one slide; got {len(args.images)}")
@@ -71,7 +92,7 @@ def _heatmap(args: argparse.Namespace) -> int:
     model = loading.load(args, loading.local_mesh())
     with output.progress_bar("tile", len(rows)) as bar:
         result = heatmap.heatmap(
-            model, args.images[0], rows, args.text, args.heatmap, args.preprocess,
+            model, args.images[0], rows, args.text, args.heatmap, args.preprocess or "big_vision",
             args.batch_size, bar.update,
         )  # fmt: skip
     output.show(result, args.json, _heatmap_text)

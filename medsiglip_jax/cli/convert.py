@@ -16,7 +16,7 @@ def define_flags(sub: Parser) -> None:
         "--resolution N": "new image size in pixels; position embeddings are resampled as "
         "big_vision does: bilinear, aligned corners, no antialias (scipy.ndimage.zoom of order 1)",
         "--dtype T": f"{', '.join(checkpoint.DTYPES)}; default: as stored",
-        "--tokenizer PATH": "SentencePiece model to put into DST",
+        "--tokenizer PATH": "spiece.model, tokenizer.json or a folder with one, to put into DST",
     }
     add_flags(sub, flags, format={"choices": tuple(layouts.WRITABLE), **REQUIRED}, resolution=int)
 

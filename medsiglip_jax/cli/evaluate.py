@@ -110,9 +110,9 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     from medsiglip_jax.evaluate.data import digits
 
     if args.task == digits.NAME:
-        args.learn = args.learn or "probe"
         if args.output and not (args.data or args.model):
             args.data, args.model = map(str, digits.prepare(args.output))
+            args.learn = args.learn or "probe"
     needed = ("model", "data", "output")
     if lacking := [f"--{name}" for name in needed if getattr(args, name) is None]:
         raise ValueError(f"--task needs {', '.join(lacking)}")

@@ -156,7 +156,14 @@ def _text(result: dict[str, Any]) -> str:
         for name, value in shown.items()
     )
     return f"""\
-{scores}
+{scores}{_test_text(result.get("test"))}
 at step            {result["exported_step"]}
 model              {result["export"]}
 report             {result["report"]}"""
+
+
+def _test_text(test: dict[str, Any] | None) -> str:
+    if test is None:
+        return ""
+    auc = test["macro_auc"]
+    return f"\n{'test macro AUC':18} {'not defined' if auc is None else f'{auc:.4f}'}"

@@ -19,7 +19,8 @@ def add_model(
     flags = {
         "--model M": "checkpoint folder, folder of a PEFT (LoRA) adapter, big_vision .npz, or "
         "Hugging Face repo id (google/medsiglip-448)",
-        "--tokenizer PATH": "SentencePiece model, if there is none beside M",
+        "--tokenizer PATH": "spiece.model, tokenizer.json or a folder with one, if there is none "
+        "beside M",
         "--dtype T": f"to store and compute with: {', '.join(DTYPES)}, or auto: bfloat16 on "
         "accelerators, float32 on CPUs; default %(default)s",
         "--matmul-precision NAME": "jax's name of a precision; the default computes float32 in "

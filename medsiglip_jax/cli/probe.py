@@ -42,7 +42,7 @@ _FIT = {
 }
 _PREDICT = {
     "inputs INPUT": "images, as for embed",
-    "--probe P": "file that probe fit wrote",
+    "--probe P": "file that probe fit wrote; not needed for a --model that has a classifier",
     "--embeddings DIR": "folder that embed wrote, instead of images",
     "--output FILE": "file for the scores of --embeddings, .csv or .parquet",
 }
@@ -65,7 +65,7 @@ def _add_fit_flags(sub: Parser) -> None:
 
 
 def _add_predict_flags(sub: Parser) -> None:
-    add_flags(sub, _PREDICT, inputs={"nargs": "*"}, probe=REQUIRED)
+    add_flags(sub, _PREDICT, inputs={"nargs": "*"})
     reading.add_queries(sub)
     add_model(sub, required=False)
 
@@ -122,16 +122,20 @@ def _number(x: float | None) -> str:
 
 def probe_predict(args: argparse.Namespace) -> int:
     """Score images, or embeddings, with a probe. Images are prepared as those that the
-    probe learned from; embeddings must have been made that way.
+    probe learned from; embeddings must have been made that way. Without --probe, with
+    the classifier of a model that finetune --config classification trained.
 
     example:
       medsiglip-jax probe predict --probe pneumonia.npz --model google/medsiglip-448 scan.png
       medsiglip-jax probe predict --probe pneumonia.npz --embeddings new --output new.csv
+      medsiglip-jax probe predict --model run/export scan.png
     """
     from medsiglip_jax.embeddings.probe import linear, prediction
     from medsiglip_jax.embeddings.store import Embeddings
     from medsiglip_jax.preprocess.dicom.rules import from_dict
 
+    if not args.probe:
+        return _predict_by_classifier(args)
     probe = linear.open_probe(args.probe)
     if args.embeddings:
         if args.inputs or not args.output:
@@ -147,6 +151,24 @@ def probe_predict(args: argparse.Namespace) -> int:
     with output.progress_bar("image") as bar:
         results = prediction.predict_inputs(
             probe, load(args), args.inputs, batch_size=args.batch_size, dicom=dicom, parts=parts,
+            on_progress=bar.update,
+        )  # fmt: skip
+    output.show(results, args.json, lambda r: output.scored(r, _probabilities))
+    return 3 if any("error" in result for result in results) else 0
+
+
+def _predict_by_classifier(args: argparse.Namespace) -> int:
+    from medsiglip_jax.embeddings.probe import prediction
+    from medsiglip_jax.preprocess.dicom.rules import Rules
+
+    if not (args.model and args.inputs) or args.embeddings or args.output:
+        raise ValueError(
+            "expected --probe P, or without it --model M, which has a classifier, and INPUT"
+        )
+    dicom, parts = reading.queries(args, Rules())
+    with output.progress_bar("image") as bar:
+        results = prediction.predict_by_classifier(
+            load(args), args.inputs, batch_size=args.batch_size, dicom=dicom, parts=parts,
             on_progress=bar.update,
         )  # fmt: skip
     output.show(results, args.json, lambda r: output.scored(r, _probabilities))

@@ -20,9 +20,10 @@ def preset_help() -> str:
     )
 
 
-def add_preprocess(sub: Parser) -> None:
-    flags = {"--preprocess P": f"default %(default)s; {preset_help()}"}
-    add_flags(sub, flags, preprocess="big_vision")
+def add_preprocess(sub: Parser, default: str | None = "big_vision", said: str = "") -> None:
+    """The flag --preprocess; `said` describes its default where that is None."""
+    flags = {"--preprocess P": f"default {said or '%(default)s'}; {preset_help()}"}
+    add_flags(sub, flags, preprocess=default)
 
 
 def add_dicom(sub: Parser, frames: str = "or middle (default)") -> None:

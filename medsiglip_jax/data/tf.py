@@ -24,12 +24,13 @@ from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.image import preset
 
 
-def tf_codec(preprocess: str, dicom: Rules = Rules()) -> codec.Codec:
+def tf_codec(preprocess: str, dicom: Rules = Rules(), resample: str = "bicubic") -> codec.Codec:
     """TensorFlow's decoder, and its resize for the preset "big_vision".
 
     Args:
         preprocess: name of a preset of `preprocess.image`.
         dicom: how DICOM files become pixels.
+        resample: how the model's own processor resizes, see `preprocess.image.preset`.
 
     Raises:
         ValueError: no preset of that name.
@@ -37,7 +38,8 @@ def tf_codec(preprocess: str, dicom: Rules = Rules()) -> codec.Codec:
     tf.config.set_visible_devices([], "GPU")  # or it takes the memory that JAX needs
     if preprocess == "big_vision":
         return codec.Codec(lambda data: _decode(data, dicom), _resize, dicom)
-    return codec.Codec(lambda data: np.asarray(_decode(data, dicom)), preset(preprocess), dicom)
+    resize = preset(preprocess, resample)
+    return codec.Codec(lambda data: np.asarray(_decode(data, dicom)), resize, dicom)
 
 
 def _decode(data: bytes, dicom: Rules) -> Any:

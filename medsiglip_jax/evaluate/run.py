@@ -37,10 +37,11 @@ from medsiglip_jax.evaluate.options import AS_GIVEN, DEFAULT, LEARN, EvaluateOpt
 from medsiglip_jax.evaluate.recompute import RESULTS, recompute
 from medsiglip_jax.files import places
 from medsiglip_jax.files.json_text import to_hash
-from medsiglip_jax.inference import run_folder
+from medsiglip_jax.inference import classifier, run_folder
 from medsiglip_jax.inference.embed import EmbedOptions, EmbedProgress, embed
 from medsiglip_jax.inference.manifest import ERRORS
 from medsiglip_jax.model.api import Model
+from medsiglip_jax.model.config import ClassifierConfig
 from medsiglip_jax.preprocess.image import PRESETS
 
 EMBEDDINGS = "embeddings"
@@ -89,14 +90,44 @@ def evaluate(
     task, splits = data_splits.read(
         task, data, options.policy, options.allow_missing, options.seed, LEARN[options.learn]
     )
-    task.check_prompts()
     model = model if isinstance(model, Model) else model()
+    if model.config.classifier:
+        task = _by_classifier(task, model.config.classifier, options)
+    task.check_prompts()
     if embeddings is None:
         presets = len(PRESETS) - 1 if options.grid else 0  # beside the run's own
         on_total(splits.images() + presets * len(splits.whole.pool))
     folder = places.at(output)
     EvaluationRun(task, splits, model, folder, options, embeddings, on_progress, on_fit).write()
     return recompute(folder)
+
+
+def _by_classifier(task: tasks.Task, own: ClassifierConfig, options: EvaluateOptions) -> tasks.Task:
+    """The task scored by a model's own labels, which must be its classes."""
+    asked = {
+        "--score": options.score not in (None, zero_shot.CLASSIFIER),
+        "--grid": options.grid,
+        "--reading": options.reading != AS_GIVEN,
+        "--learn probe": options.learn == "probe",
+    }
+    if unfit := ", ".join(name for name, given in asked.items() if given):
+        raise ValueError(
+            f"the model is a classifier, whose labels are scored without prompts: {unfit} cannot "
+            "apply (--learn thresholds can)"
+        )
+    labels = {_name(label) for label in own.labels}
+    lacking = [c.name for c in task.classes if _name(c.name) not in labels]
+    if lacking or not task.classes:
+        raise ValueError(
+            f"the model is a classifier of {', '.join(own.labels)}, and task {task.name} "
+            f"asks for {', '.join(lacking) or 'pairs of images and texts'}"
+        )
+    return replace(task, score=zero_shot.CLASSIFIER)
+
+
+def _name(label: str) -> str:
+    """As data sets differ in capitals and underscores."""
+    return label.casefold().replace("_", " ").strip()
 
 
 def recorded_dtype(output: places.Given, embeddings: places.Given | None = None) -> str | None:
@@ -117,6 +148,9 @@ class EvaluationRun:
                  on_progress: Callable[[EmbedProgress], Any],
                  on_fit: Callable[[], Any]):  # fmt: skip
         self.task, self.splits, self.model, self.folder = task, splits, model, folder
+        self.classifier = model.config.classifier
+        # Of embeddings: a classifier may read other features than `encode_image` gives.
+        self.encoder = model.features if self.classifier else model
         self.options, self.embeddings = options, embeddings
         self.on_progress, self.on_fit = on_progress, on_fit
         names = [AS_GIVEN, *task.readings] if options.grid else [options.reading]
@@ -134,7 +168,8 @@ class EvaluationRun:
         """
         options = self.options
         cells = self._grid() if options.grid else {}
-        embedded = self._embeddings(options.preprocess or DEFAULT, self.splits.whole)
+        preprocess = self.classifier.preprocess if self.classifier else DEFAULT
+        embedded = self._embeddings(options.preprocess or preprocess, self.splits.whole)
         main = GridCell(embedded.manifest.preprocess, options.reading, options.temperature)
         zero_shot = self._scores(main, embedded) if self.task.classes else None
         ranks = None
@@ -186,7 +221,7 @@ class EvaluationRun:
 
     def _prompts(self, task: tasks.Task) -> tuple[np.ndarray, np.ndarray | None] | None:
         """Class embeddings of the present and, if the rule needs them, of the absent prompts."""
-        if not task.classes:
+        if not task.classes or self.classifier:
             return None
         present = zero_shot.class_embeddings(self.model, [c.present for c in task.classes])
         if not zero_shot.rule(task.score).pairs:
@@ -201,7 +236,8 @@ class EvaluationRun:
         embedded = image_embeddings.read(folder, dataset)
         if self.embeddings is not None:
             options = self.options
-            wanted = provenance.of_model(self.model, options.preprocess, dicom=options.dicom)
+            raw = False if self.classifier else None
+            wanted = provenance.of_model(self.encoder, options.preprocess, raw, options.dicom)
             wanted.check(provenance.of_run(embedded.manifest), folder)
         if embedded.lost and not self.options.allow_missing:
             raise ValueError(
@@ -219,8 +255,10 @@ class EvaluationRun:
         if folder not in self.embedded:
             size, dicom = self.options.batch_size, self.options.dicom
             pool = ((id, source, "image", None) for id, source in dataset.pool.items())
-            options = EmbedOptions(preprocess, shard_size=_SHARD, batch_size=size, dicom=dicom)
-            embed(self.model, Rows(from_tuples(pool)), folder, options, self.on_progress)
+            options = EmbedOptions(
+                preprocess, self.classifier is None, shard_size=_SHARD, batch_size=size, dicom=dicom
+            )
+            embed(self.encoder, Rows(from_tuples(pool)), folder, options, self.on_progress)
             self.embedded.append(folder)
         return folder
 
@@ -248,9 +286,14 @@ class EvaluationRun:
 
     def _scores(self, cell: GridCell, embedded: ImageEmbeddings) -> scores.Scores:
         classes, prompts = [c.name for c in self.task.classes], self.prompts[cell.reading]
-        assert prompts is not None
-        factor = self._factor(cell)
-        values = zero_shot.score(self.task.score, embedded.vectors, *prompts, factor)
+        if self.classifier:
+            columns = list(map(_name, self.classifier.labels))
+            _, shares, _ = classifier.scores(self.model, embedded.vectors)
+            values = shares[:, [columns.index(_name(name)) for name in classes]]
+        else:
+            assert prompts is not None
+            factor = self._factor(cell)
+            values = zero_shot.score(self.task.score, embedded.vectors, *prompts, factor)
         return learned.scores_of(embedded.dataset, classes, values, self._meta(cell, embedded))
 
     def _factor(self, cell: GridCell) -> float:

@@ -209,7 +209,7 @@ class Task:
 
     def check_prompts(self) -> None:
         """Raises ValueError with all classes that lack the prompts that the score rule needs."""
-        if not self.classes:  # pairs
+        if not self.classes or self.score == zero_shot.CLASSIFIER:  # pairs, or no prompts
             return
         needed = _PROMPTS if zero_shot.RULES[self.score].pairs else _PROMPTS[:1]
         lacking = [c.name for c in self.classes if not all(getattr(c, p) for p in needed)]

@@ -23,12 +23,20 @@ class Rule:
     score: Callable[[np.ndarray, np.ndarray, float], np.ndarray]
 
 
+CLASSIFIER = "classifier"  # the model's own, which no prompts have a part in
+
+
+def _no_prompts(present: np.ndarray, absent: np.ndarray, factor: float) -> np.ndarray:
+    raise ValueError(f"score {CLASSIFIER!r} is of models that have a classifier; this one has none")
+
+
 RULES = {
     "pos_minus_neg": Rule(True, lambda p, a, f: p - a),
     # Over {absent, present}: the same ranks as by the difference.
     "pair_softmax": Rule(True, lambda p, a, f: np.exp(-np.logaddexp(0.0, f * (a - p)))),
     "class_softmax": Rule(False, lambda p, a, f: special.softmax(f * p, axis=1)),
     "cosine": Rule(False, lambda p, a, f: p),
+    CLASSIFIER: Rule(False, _no_prompts),
 }
 TEMPERATURES = ("logit_scale", "none")
 

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import Annotated, Any
 
 import jax
@@ -29,6 +28,7 @@ from medsiglip_jax.inference import encode, pseudonyms, run_folder, shards
 from medsiglip_jax.inference import manifest as records
 from medsiglip_jax.inference.engine import Embedded, Engine
 from medsiglip_jax.model import api, processes
+from medsiglip_jax.model.config import PixelConfig
 from medsiglip_jax.preprocess import formats, image, sources
 from medsiglip_jax.preprocess.dicom.rules import Rules
 
@@ -141,11 +141,12 @@ def _check_volumes(rows: Rows, rules: Rules) -> None:
 def _record(
     model: api.Model, rows: Rows, options: EmbedOptions, naming: pseudonyms.Naming | None
 ) -> records.RunRecord:
-    tokenizer = model.processor.tokenizer_bytes
+    pixels = model.config.vision.pixels if model.config.vision else PixelConfig()
     return records.RunRecord(
         model=records.Weights(model.source, model.sha256),
-        tokenizer_sha256=sha256(tokenizer).hexdigest() if tokenizer else None,
+        tokenizer_sha256=model.processor.tokenizer_sha256,
         preprocess=options.preprocess,
+        pixels=None if pixels == PixelConfig() else pixels.to_dict(),
         dicom=options.dicom.to_dict(),
         expansion=rows.parts.to_dict(),
         identifiers=naming.name if naming else None,

@@ -91,9 +91,10 @@ class Engine:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; expected at least 1")
         self._model, self._normalize, self._size = model, normalize, batch_size
-        self._to_array, self._resize = xla.preset(preset)
-        self._dicom, self._stored = dicom, stored
-        self._image_size = model.config.vision.image_size if model.config.vision else 0
+        vision, self._dicom, self._stored = model.config.vision, dicom, stored
+        resample = vision.pixels.resample if vision else "bicubic"
+        self._to_array, self._resize = xla.preset(preset, resample)
+        self._image_size = vision.image_size if vision else 0
         self._workers = os.cpu_count() or 1
         self._start = self._idle_since = time.perf_counter()
         self._busy = 0.0

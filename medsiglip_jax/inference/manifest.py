@@ -41,8 +41,9 @@ class RunRecord:
 
     Attributes:
         model: the weights.
-        tokenizer_sha256: of the SentencePiece model, or None.
+        tokenizer_sha256: of the SentencePiece model and of what else decides about ids, or None.
         preprocess: pixel preset.
+        pixels: the model's normalisation and resampling, where they are not SigLIP's.
         dicom: `Rules.to_dict` of the rules by which DICOM files became pixels.
         expansion: `Parts.to_dict`, what was made of files that hold more than one image.
         identifiers: how patients, studies and series are named, or None without such columns.
@@ -58,6 +59,7 @@ class RunRecord:
     model: Weights
     tokenizer_sha256: str | None = None
     preprocess: str
+    pixels: Mapping[str, Any] | None = None
     dicom: Mapping[str, Any] | None = None
     expansion: Mapping[str, Any] = field(default_factory=dict)
     identifiers: str | None = None

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         OperatingPoint,
         check_rule,
         choose_threshold,
+        judge_classes,
         operating_point,
         predictive_values,
     )
@@ -55,7 +56,7 @@ __all__ = [
     "Platt", "Ranks", "Reliability", "Retrieval", "Roc", "Subgroup", "Temperature", "accuracy",
     "auc", "average_precision", "bootstrap", "bootstrap_pair", "brier", "check_rule",
     "choose_threshold", "class_aucs", "delong", "delong_test", "expected_calibration_error",
-    "fit_platt", "fit_temperature", "holm", "known", "macro_auc", "median_rank",
+    "fit_platt", "fit_temperature", "holm", "judge_classes", "known", "macro_auc", "median_rank",
     "operating_point", "predictive_values", "proportion", "quadratic_kappa", "ranks", "recall",
     "recall_at_k", "reliability", "roc_curve", "subgroup_aucs", "top_label", "wilson",
 ]  # fmt: skip
@@ -73,5 +74,6 @@ __getattr__, __dir__ = lazy(
     resampling="Pair bootstrap bootstrap_pair",
     retrieval="Ranks Retrieval median_rank ranks recall recall_at_k",
     subgroups="Subgroup subgroup_aucs",
-    thresholds="OperatingPoint check_rule choose_threshold operating_point predictive_values",
+    thresholds="OperatingPoint check_rule choose_threshold judge_classes operating_point "
+    "predictive_values",
 )

@@ -1,11 +1,14 @@
 """Operating points: a threshold chosen on validation data and evaluated on test data."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from medsiglip_jax.metrics.checks import known
+from medsiglip_jax.metrics.classes import class_aucs
 from medsiglip_jax.metrics.intervals import Interval, wilson
 from medsiglip_jax.metrics.ranking import ratio, roc_curve
 
@@ -111,6 +114,48 @@ def operating_point(
         wilson(tp, tp + fn, level), wilson(tn, tn + fp, level),
         wilson(tp, tp + fp, level), wilson(tn, tn + fn, level),
     )  # fmt: skip
+
+
+def judge_classes(
+    scores: ArrayLike,
+    labels: ArrayLike,
+    classes: Sequence[str],
+    thresholds: ArrayLike,
+    groups: ArrayLike | None = None,
+) -> dict[str, Any]:
+    """Returns how good a classifier is on rows that it was neither trained nor chosen on.
+
+    Args:
+      scores: [n, c] probabilities; NaN in the column of a class that was not learned.
+      labels: [n, c] of 0 and 1, NaN or -1 unknown.
+      classes: names of the columns.
+      thresholds: [c] from `choose_threshold` on other rows; NaN where there is none.
+      groups: [n] patient of each row, for the intervals; see `delong`.
+
+    Returns:
+      `macro_auc`, `undefined` (names of classes without an AUC), and for each of `classes`: `auc`,
+      `low`, `high`, `threshold`, `sensitivity`, `specificity`, `positives`, `negatives`, `missing`.
+      Undefined numbers are NaN.
+    """
+    scores, labels = np.asarray(scores, np.float64), np.asarray(labels, np.float64)
+    learned = ~np.isnan(scores).any(axis=0)
+    aucs = class_aucs(
+        np.where(learned, scores, 0), np.where(learned, labels, np.nan), classes, groups=groups
+    )
+    judged = {}
+    for k, auc in enumerate(aucs.classes):
+        threshold, known_labels = np.asarray(thresholds, np.float64)[k], labels[:, k]
+        rates = dict.fromkeys(("sensitivity", "specificity"), float("nan"))
+        if not np.isnan(threshold):
+            point = operating_point(scores[:, k], known_labels, threshold)
+            rates = {name: getattr(point, name).value for name in rates}
+        judged[auc.name] = dict(
+            auc=auc.auc.value, low=auc.auc.low, high=auc.auc.high, threshold=float(threshold),
+            **rates, positives=int((known_labels == 1).sum()),
+            negatives=int((known_labels == 0).sum()),
+            missing=int((np.isnan(known_labels) | (known_labels == -1)).sum()),
+        )  # fmt: skip
+    return {"macro_auc": aucs.macro, "undefined": list(aucs.undefined), "classes": judged}
 
 
 def predictive_values(

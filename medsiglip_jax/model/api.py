@@ -1,8 +1,10 @@
 """load, save, init, and the model object that they give and take."""
 
+import dataclasses
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,8 +20,9 @@ from medsiglip_jax.model import devices, sharding, towers, tree
 from medsiglip_jax.model.config import ModelConfig, TextConfig, VisionConfig, named
 from medsiglip_jax.model.processor import Processor, tokenizer_path
 from medsiglip_jax.model.towers import Compute
-from medsiglip_jax.model.weights import layouts, random
-from medsiglip_jax.model.weights.checkpoint import TOKENIZER, Checkpoint, dtype_of
+from medsiglip_jax.model.weights import layouts, processors, random
+from medsiglip_jax.model.weights.checkpoint import Checkpoint, dtype_of
+from medsiglip_jax.preprocess import tokenizer_files
 
 
 class Model:
@@ -32,6 +35,7 @@ class Model:
         compute: dtype, matmul precision and attention back end in use.
         mesh: the devices the parameters lie on, or None for the default device.
         checkpoint: what was loaded, or None for other weights.
+        companions: files that `save` puts beside the weights: processors, model card, licence.
     """
 
     def __init__(
@@ -43,9 +47,12 @@ class Model:
         compute: Compute = Compute(),
         mesh: jax.sharding.Mesh | None = None,
         checkpoint: Checkpoint | None = None,
+        companions: Sequence[Path] = (),
+        identity: str = "",
     ):
         self.config, self.params, self.compute, self.mesh = config, params, compute, mesh
-        self.checkpoint = checkpoint
+        self.checkpoint, self.companions = checkpoint, tuple(companions)
+        self._identity = identity
         self.processor = Processor(config, tokenizer)
         self._image = jax.jit(lambda p, x: towers.encode_image(p, x, config, compute)[0])
         self._tokens = jax.jit(lambda p, x: towers.encode_image(p, x, config, compute)[1])
@@ -59,7 +66,33 @@ class Model:
     @functools.cached_property
     def sha256(self) -> str | None:
         """Hash of the weight files (`layouts.digest`); None for weights that no file holds."""
-        return layouts.digest(self.checkpoint) if self.checkpoint else None
+        return layouts.digest(self.checkpoint) + self._identity if self.checkpoint else None
+
+    @functools.cached_property
+    def features(self) -> "Model":
+        """The image tower as the classifier reads it: `encode_image(images, normalize=False)`
+        gives the features whose `class_logits` are the scores."""
+        if self.config.classifier is None or self.config.vision is None:
+            raise ValueError(
+                "this model has no classifier; finetune --config classification trains one"
+            )
+        pool = self.config.classifier.pool
+        img, vision = self.params["img"], dataclasses.replace(self.config.vision, pool=pool)
+        if pool == "map" and self.config.vision.pool != "map":
+            raise ValueError("the classifier reads the attention-pooling head, and there is none")
+        if pool == "mean":
+            img = {name: part for name, part in img.items() if name != "MAPHead_0"}
+        same = pool == self.config.vision.pool
+        return Model(
+            {"img": img}, ModelConfig(vision, None), compute=self.compute, mesh=self.mesh,
+            checkpoint=self.checkpoint, identity="" if same else f" {pool}",
+        )  # fmt: skip
+
+    def classify(self, images: Any, batch_size: int = 32) -> Float[Array, "n c"]:
+        """The classifier's logits of images, float32 [n, labels], for `config.classifier.labels`;
+        their sigmoids, or for one class per image their softmax, are probabilities."""
+        z = self.features.encode_image(images, normalize=False, batch_size=batch_size)
+        return towers.class_logits(self.params["classifier"], z)
 
     def encode_image(
         self, images: Any, normalize: bool = True, batch_size: int = 32
@@ -124,12 +157,21 @@ class Model:
             raise ValueError(f"images is {images.dtype}; expected uint8, or float32 in [-1, 1]")
         if images.size and not isinstance(images, Tracer):
             low, high = float(images.min()), float(images.max())
-            if not (low >= -1.001 and high <= 1.001):  # NaN fails too
+            darkest, brightest = self._range()
+            if not (low >= darkest - 1e-3 and high <= brightest + 1e-3):  # NaN fails too
                 raise ValueError(
-                    f"images spans [{low:.3g}, {high:.3g}]; expected floats in [-1, 1], or uint8 "
-                    "(no mean/std normalisation: SigLIP takes x / 127.5 - 1)"
+                    f"images spans [{low:.3g}, {high:.3g}]; expected floats in [{darkest:.4g}, "
+                    f"{brightest:.4g}], or uint8 (SigLIP takes x / 127.5 - 1, not ImageNet's "
+                    "mean and deviation)"
                 )
         return images.astype(np.float32)
+
+    def _range(self) -> tuple[float, float]:
+        """What black and white are to the image tower."""
+        assert self.config.vision is not None
+        pixels = self.config.vision.pixels
+        ends = [(x - m) / s for x in (0, 1) for m, s in zip(pixels.mean, pixels.std, strict=True)]
+        return min(ends), max(ends)
 
     def _check_tokens(self, tokens: Any) -> Any:
         text = self.config.text
@@ -206,7 +248,8 @@ def load(
         dtype: storage and compute type: "float32", "bfloat16", "float16", or "auto" (bfloat16 on
             accelerators that have it, float32 elsewhere).
         mesh: from `make_mesh`; parameters are replicated over it and batches split.
-        tokenizer: a SentencePiece model to use instead of the checkpoint's.
+        tokenizer: a spiece.model, a tokenizer.json or a folder that has one, to use instead of the
+            checkpoint's.
         matmul_precision: a jax precision name; default "highest" for float32, so that float32
             means float32 on every device ("tensorfloat32" or "default" are faster on GPU).
         attention: back end by name, see `medsiglip_jax.model.attention.ATTENTION`; default
@@ -224,13 +267,17 @@ def load(
     opened = layouts.open_checkpoint(source, token)
     if attention:  # now with what the architecture asks of it
         compute_for(dtype, matmul_precision, attention, mesh, config=opened.config)
+    companions = opened.companions
+    if tokenizer:
+        companions = [path for path in companions if path.name not in tokenizer_files.NAMES]
     tokenizer = tokenizer_path(tokenizer) or opened.tokenizer
     shapes = towers.param_shapes(opened.config, dtype)
     shardings = sharding.param_shardings(shapes, mesh, fsdp) if mesh else None
     params = layouts.load_params(opened, dtype, shardings)
     return Model(
-        params, opened.config, tokenizer=tokenizer, compute=compute, mesh=mesh, checkpoint=opened
-    )
+        params, opened.config, tokenizer=tokenizer, compute=compute, mesh=mesh, checkpoint=opened,
+        companions=companions,
+    )  # fmt: skip
 
 
 def init(name: str | ModelConfig, seed: int = 0, dtype: str = "float32") -> Model:
@@ -249,7 +296,8 @@ def save(
     overwrite: bool = False,
     extra: Mapping[str, bytes] | None = None,
 ) -> None:
-    """Writes a model with its dtype and tokenizer; the folder appears whole or not at all.
+    """Writes a model with its dtype, tokenizer and the files that lay beside the weights; the
+    folder appears whole or not at all.
 
     Args:
         model: what to write.
@@ -265,19 +313,20 @@ def save(
     if format not in layouts.WRITABLE:
         raise ValueError(f"format is {format!r}; expected one of {', '.join(layouts.WRITABLE)}")
     layout = layouts.WRITABLE[format]
-    path, tokenizer = places.at(folder), model.processor.tokenizer_bytes
+    path = places.at(folder)
     if layout.write_file and path.suffix == os.path.splitext(layout.marker)[1]:
+        processors.check_plain(model.config)
         if not overwrite:
             places.check_new(path)
         with storage.new_file(path) as partial:
             layout.write_file(partial, model.params)
         return
-    files = dict(extra or {})
-    if tokenizer is not None and model.config.text:
-        files[TOKENIZER] = tokenizer
+    files = {file.name: file.read_bytes() for file in model.companions}
+    files |= (model.processor.tokenizer_files() if model.config.text else {}) | dict(extra or {})
     with storage.new_folder(path, overwrite, layout.marker) as partial:
         for name, content in files.items():
             (partial / name).write_bytes(content)
+        processors.complete(partial, model.config)
         assert layout.write
         layout.write(partial, model.params, model.config)
 

@@ -1,8 +1,50 @@
 """Architectures as frozen dataclasses, and the named ones that need no file."""
 
 import dataclasses
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+
+@dataclass(frozen=True)
+class PixelConfig:
+    """What the image tower takes, where it is not SigLIP's [-1, 1] of bicubic pixels.
+
+    Attributes:
+        mean: of red, green and blue, subtracted from values in 0..1.
+        std: of each, by which the difference is divided.
+        resample: how transformers resizes, "bicubic" or "bilinear"; the preset "huggingface" does
+            the same, the others resize as their names say.
+    """
+
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    resample: str = "bicubic"
+
+    def __post_init__(self):
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if len(values) != 3 or not all(math.isfinite(value) for value in values):
+                raise ValueError(f"pixels.{name} is {values!r}; expected three finite numbers")
+        if not all(self.std):
+            raise ValueError(f"pixels.std is {self.std!r}; expected numbers other than 0")
+        if self.resample not in ("bicubic", "bilinear"):
+            raise ValueError(f"pixels.resample is {self.resample!r}; expected bicubic or bilinear")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {"mean": list(self.mean), "std": list(self.std), "resample": self.resample}
+
+    @classmethod
+    def from_dict(cls, tree: Mapping[str, Any]) -> "PixelConfig":
+        """Inverse of `to_dict`."""
+        return cls(**{**tree, **{k: tuple(tree[k]) for k in ("mean", "std") if k in tree}})
+
+    @property
+    def plain(self) -> bool:
+        """Whether values lie in [-1, 1], as for every released SigLIP."""
+        return set(self.mean) == set(self.std) == {0.5}
 
 
 @dataclass(frozen=True)
@@ -19,6 +61,7 @@ class VisionConfig:
         num_heads: attention heads; must divide `width`.
         pool: "map" for the attention-pooling head, "mean" for checkpoints that have none
             (MedGemma, Gemma 3), whose embedding is the mean of the patch tokens.
+        pixels: normalisation and resampling, if they are not SigLIP's.
     """
 
     image_size: int
@@ -28,10 +71,11 @@ class VisionConfig:
     mlp_dim: int
     num_heads: int
     pool: str = "map"
+    pixels: PixelConfig = PixelConfig()
 
     def __post_init__(self):
         _check_tower(self)
-        if self.pool not in ("map", "mean"):
+        if self.pool not in POOLS:
             raise ValueError(f"vision.pool is {self.pool!r}; expected 'map' or 'mean'")
         if self.image_size < self.patch_size:
             raise ValueError(
@@ -82,14 +126,59 @@ class TextConfig:
         return self.width // self.num_heads
 
 
+POOLS = ("map", "mean")
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """A linear classifier on the features of the image tower.
+
+    Attributes:
+        labels: names of the classes, or of the findings.
+        pool: what it reads: "map", the output of the attention-pooling head, or "mean", the mean of
+            the patch tokens, as transformers' SiglipForImageClassification.
+        multi_label: several findings per image (sigmoid) instead of one class (softmax).
+        thresholds: the probability from which each label counts as positive, None where it was
+            not chosen; empty if none was.
+        preprocess: the pixel preset that it was trained with.
+    """
+
+    labels: tuple[str, ...]
+    pool: str = "mean"
+    multi_label: bool = False
+    thresholds: tuple[float | None, ...] = ()
+    preprocess: str = "huggingface"
+
+    def __post_init__(self):
+        labels, thresholds = self.labels, self.thresholds
+        if not labels or len(set(labels)) < len(labels):
+            raise ValueError(f"classifier.labels is {labels!r}; expected names, each once")
+        if self.pool not in POOLS:
+            raise ValueError(f"classifier.pool is {self.pool!r}; expected 'map' or 'mean'")
+        if thresholds and len(thresholds) != len(labels):
+            raise ValueError(
+                f"classifier.thresholds has {len(thresholds)} numbers for {len(labels)} labels"
+            )
+
+    @classmethod
+    def from_dict(cls, tree: Mapping[str, Any]) -> "ClassifierConfig":
+        """Inverse of `dataclasses.asdict`, as JSON holds it."""
+        lists = {k: tuple(tree[k]) for k in ("labels", "thresholds") if k in tree}
+        return cls(**{**tree, **lists})
+
+
 @dataclass(frozen=True)
 class ModelConfig:
-    """Both towers; one of them is None if the checkpoint lacks it."""
+    """Both towers; one of them is None if the checkpoint lacks it. A classifier reads the image
+    tower."""
 
     vision: VisionConfig | None
     text: TextConfig | None
+    classifier: ClassifierConfig | None = None
 
     def __post_init__(self):
+        if self.classifier and not self.vision:
+            raise ValueError("a classifier reads the image tower, and this model has none")
         if self.vision is None and self.text is None:
             raise ValueError("a model needs a vision tower, a text tower or both; got neither")
         if self.vision and self.text and self.vision.width != self.text.embed_dim:
@@ -120,9 +209,12 @@ class ModelConfig:
     def from_dict(cls, tree: dict[str, Any]) -> "ModelConfig":
         """Inverse of `to_dict`; a missing or unknown key is a ValueError."""
         try:
-            vision = VisionConfig(**tree["vision"]) if tree["vision"] else None
+            vision = dict(tree["vision"] or {})
+            pixels = PixelConfig.from_dict(vision.pop("pixels", {}))
+            vision = VisionConfig(**vision, pixels=pixels) if vision else None
             text = TextConfig(**tree["text"]) if tree["text"] else None
-            return cls(vision, text)
+            classifier = tree.get("classifier")
+            return cls(vision, text, classifier and ClassifierConfig.from_dict(classifier))
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a model configuration: {error}") from None
 
@@ -130,7 +222,7 @@ class ModelConfig:
 def _check_tower(config: VisionConfig | TextConfig) -> None:
     tower, width, heads = type(config).__name__, config.width, config.num_heads
     for name, value in vars(config).items():
-        if name != "pool" and (type(value) is not int or value < 1):
+        if name not in ("pool", "pixels") and (type(value) is not int or value < 1):
             raise ValueError(f"{tower}.{name} is {value!r}; expected a positive integer")
     if width % heads:
         raise ValueError(f"{tower}.width {width} is not divisible by num_heads {heads}")

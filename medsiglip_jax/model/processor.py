@@ -10,20 +10,25 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 
 from medsiglip_jax.model.config import ModelConfig
-from medsiglip_jax.model.weights.checkpoint import TOKENIZER
+from medsiglip_jax.preprocess import tokenizer_files
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.load import load_images
-from medsiglip_jax.preprocess.text import WHERE, Tokenizer
+from medsiglip_jax.preprocess.text import WHERE, TextEncoder
 
 _PIECES_OF_MEDSIGLIP = 32_000
 
 
 class Processor:
-    """Turns files, bytes and strings into the arrays that the towers take."""
+    """Turns files, bytes and strings into the arrays that the towers take.
+
+    Attributes:
+        config: the architecture.
+        tokenizer_source: a `spiece.model` or `tokenizer.json`, which those beside it belong to; the
+            content of a `spiece.model`; or None.
+    """
 
     def __init__(self, config: ModelConfig, tokenizer: str | os.PathLike | bytes | None):
-        self.config = config
-        self._tokenizer_source = tokenizer
+        self.config, self.tokenizer_source = config, tokenizer
 
     def images(
         self, items: Any, preprocess: str = "big_vision", dicom: Rules = Rules()
@@ -33,17 +38,18 @@ class Processor:
         Args:
             items: one or a sequence of paths, bytes, PIL images or uint8 arrays [H, W(, C)].
                 DICOM is recognised by its content.
-            preprocess: "big_vision" (squash, TF2 bilinear), "huggingface" (squash, PIL bicubic),
-                "serving" (zero-pad to a square, PIL bicubic) or "big_vision_pad" (zero-pad, TF2
-                bilinear).
+            preprocess: "big_vision" (squash, TF2 bilinear), "huggingface" (squash, PIL bicubic, or
+                what the model's processor files say), "serving" (zero-pad to a square, PIL
+                bicubic) or "big_vision_pad" (zero-pad, TF2 bilinear).
             dicom: how DICOM files become pixels, see `preprocess.dicom.rules`.
 
         Returns:
             uint8 [n, image_size, image_size, 3].
         """
-        if self.config.vision is None:
+        vision = self.config.vision
+        if vision is None:
             raise ValueError("this model has no image tower")
-        return load_images(items, self.config.vision.image_size, preprocess, dicom=dicom)
+        return load_images(items, vision.image_size, preprocess, dicom, vision.pixels.resample)
 
     def texts(self, strings: str | Sequence[str]) -> Int32[np.ndarray, "n l"]:
         """Tokenizes strings, to exactly `context_length` ids each (64 for MedSigLIP).
@@ -54,18 +60,19 @@ class Processor:
         return self.tokenizer(strings)
 
     @functools.cached_property
-    def tokenizer(self) -> Tokenizer:
+    def tokenizer(self) -> TextEncoder:
         """The tokenizer, opened when it is first asked for."""
         if self.config.text is None:
             raise ValueError(
                 "this model has no text tower (a MedGemma or Gemma 3 checkpoint holds only the "
                 "image tower); texts need a SigLIP checkpoint such as google/medsiglip-448"
             )
-        source = self._tokenizer_source
+        source, rows = self.tokenizer_source, self.config.text.vocab_size
         if source is None:
-            raise FileNotFoundError(_no_tokenizer(self.config.text.vocab_size))
-        tokenizer = Tokenizer(source, self.config.text.context_length)
-        if tokenizer.vocab_size != (rows := self.config.text.vocab_size):
+            raise FileNotFoundError(_no_tokenizer(rows))
+        files = tokenizer_files.read_files(source)
+        tokenizer = tokenizer_files.open_tokenizer(files, self.config.text.context_length)
+        if not _belong_together(tokenizer, rows):
             raise ValueError(
                 f"the tokenizer has {tokenizer.vocab_size:,} pieces and the text tower {rows:,} "
                 "embeddings: they belong to different models; give the tokenizer that this model "
@@ -74,12 +81,26 @@ class Processor:
         return tokenizer
 
     @property
-    def tokenizer_bytes(self) -> bytes | None:
-        """The serialised SentencePiece model, or None."""
-        source = self._tokenizer_source
-        if source is None or isinstance(source, bytes):
-            return source
-        return Path(source).read_bytes()
+    def tokenizer_sha256(self) -> str | None:
+        """Identifies what decides about the ids of a text; None if texts cannot be tokenized."""
+        try:
+            return self.tokenizer.sha256
+        except (ValueError, FileNotFoundError, ModuleNotFoundError):
+            return None
+
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """The files that `tokenizer_source` names, by their names in a checkpoint's folder."""
+        source = self.tokenizer_source
+        return {} if source is None else tokenizer_files.read_files(source)
+
+
+def _belong_together(tokenizer: TextEncoder, rows: int) -> bool:
+    """Whether a text tower with `rows` embeddings was made for this tokenizer.
+
+    `resize_token_embeddings(pad_to_multiple_of=)` leaves rows behind the tokens that were added.
+    """
+    spare = rows - tokenizer.vocab_size
+    return spare == 0 or (tokenizer.added > 0 and rows % 8 == 0 and 0 < spare < 128)
 
 
 def _no_tokenizer(rows: int) -> str:
@@ -94,11 +115,14 @@ def _no_tokenizer(rows: int) -> str:
 
 
 def tokenizer_path(tokenizer: str | os.PathLike | None) -> Path | None:
-    """The SentencePiece model that `tokenizer` names: a file, or a folder that has one."""
+    """The vocabulary that `tokenizer` names: a file, or a folder that has one."""
     if tokenizer is None:
         return None
     path = Path(tokenizer)
-    path = path / TOKENIZER if path.is_dir() else path
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected a SentencePiece model")
-    return path
+    found = tokenizer_files.main_file(path) if path.is_dir() else path
+    if found is None or not found.is_file():
+        raise FileNotFoundError(
+            f"{path}: no tokenizer there; expected a spiece.model (a SentencePiece model) or a "
+            "tokenizer.json"
+        )
+    return found

@@ -14,11 +14,12 @@ from typing import Any, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Int, UInt8
 
 from medsiglip_jax.model.attention import ATTENTION, attend
-from medsiglip_jax.model.config import ModelConfig, TextConfig, VisionConfig
+from medsiglip_jax.model.config import ModelConfig, PixelConfig, TextConfig, VisionConfig
 
 Params = dict[str, Any]
 Tower = VisionConfig | TextConfig
@@ -196,6 +197,7 @@ class PatchEmbedding(nn.Module):
 
     patch_size: int
     width: int
+    pixels: PixelConfig
     compute: Compute
 
     @nn.compact
@@ -203,15 +205,18 @@ class PatchEmbedding(nn.Module):
         p = self.patch_size
         kernel = self.param("kernel", _ZEROS, (p, p, 3, self.width))
         bias = self.param("bias", _ZEROS, (self.width,))
-        return _embed_patches(images, kernel, bias, self.compute.dtype)
+        return _embed_patches(images, kernel, bias, self.pixels, self.compute.dtype)
 
 
-@partial(jax.checkpoint, static_argnums=3)
-def _embed_patches(images: Array, kernel: Array, bias: Array, dtype: str) -> Array:
+@partial(jax.checkpoint, static_argnums=(3, 4))
+def _embed_patches(
+    images: Array, kernel: Array, bias: Array, pixels: PixelConfig, dtype: str
+) -> Array:
     """Backward recomputes the patches from the images, which stay uint8 until then."""
     p, width = kernel.shape[0], kernel.shape[-1]
     b, h, w = images.shape[0], images.shape[1] // p, images.shape[2] // p
-    x = to_unit_range(images)[:, : h * p, : w * p].astype(dtype).reshape(b, h, p, w, p, 3)
+    x = normalize_pixels(images, pixels)[:, : h * p, : w * p].astype(dtype)
+    x = x.reshape(b, h, p, w, p, 3)
     x = x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * w, p * p * 3)
     return x @ kernel.astype(dtype).reshape(-1, width) + bias.astype(dtype)
 
@@ -228,7 +233,8 @@ class ImageTower(nn.Module):
     def __call__(self, images: Images) -> tuple[Float[Array, "b d"], Float[Array, "b n d"]]:
         """Returns the pooled embedding (not normalised) and the tokens after encoder_norm."""
         c = self.config
-        x = PatchEmbedding(c.patch_size, c.width, self.compute, name="embedding")(images)
+        patches = PatchEmbedding(c.patch_size, c.width, c.pixels, self.compute, name="embedding")
+        x = patches(images)
         x = _add_positions(self, x)
         x = Encoder(c, self.compute, name="Transformer")(x)
         if c.pool == "mean":
@@ -253,12 +259,17 @@ class TextTower(nn.Module):
 # ------------------------------------------------------------------------- pure functions
 
 
-def to_unit_range(images: UInt8[Array, "..."] | Float[Array, "..."]) -> Float[Array, "..."]:
-    """uint8 [0, 255] -> float32 [-1, 1] as value_range(-1, 1) does (pp/ops_general.py:32-64);
-    floats pass through."""
+def normalize_pixels(
+    images: UInt8[Array, "... 3"] | Float[Array, "... 3"], pixels: PixelConfig = PixelConfig()
+) -> Float[Array, "... 3"]:
+    """uint8 [0, 255] -> float32 [-1, 1] as value_range(-1, 1) does (pp/ops_general.py:32-64), or
+    with the mean and deviation of `pixels`; floats pass through."""
     if images.dtype != jnp.uint8:
         return images
-    return images.astype(jnp.float32) / 255.0 * 2.0 - 1.0
+    x = images.astype(jnp.float32) / 255.0
+    if pixels.plain:
+        return x * 2.0 - 1.0
+    return (x - jnp.asarray(pixels.mean)) / jnp.asarray(pixels.std)
 
 
 def normalize(z: Float[Array, "... d"]) -> Float[Array, "... d"]:
@@ -277,7 +288,8 @@ def encode_image(
 
     Args:
         params: the model's tree; only "img" is used.
-        images: uint8, or floats in [-1, 1]; NHWC, `config.image_size` square.
+        images: uint8, or floats as `config.vision.pixels` has them ([-1, 1]); NHWC,
+            `config.image_size` square.
         config: the architecture.
         compute: dtype, precision and back ends.
 
@@ -314,6 +326,15 @@ def similarity(
         return jnp.exp(t.reshape(())) * (zimg @ ztxt.T) + b.reshape(())
 
 
+def class_logits(
+    classifier: Params, features: Float[Array, "b d"] | Float[np.ndarray, "b d"]
+) -> Float[Array, "b c"]:
+    """features @ kernel + bias, float32."""
+    with jax.default_matmul_precision("highest"):
+        kernel, bias = (classifier[name].astype(jnp.float32) for name in ("kernel", "bias"))
+        return jnp.asarray(features) @ kernel + bias
+
+
 def param_shapes(config: ModelConfig, dtype: str = "float32") -> Params:
     """The tree of `jax.ShapeDtypeStruct` that a checkpoint of this architecture must fill."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), _float32_shapes(config))
@@ -329,6 +350,9 @@ def _float32_shapes(config: ModelConfig) -> Params:
             params["txt"] = TextTower(config.text, Compute()).init(key, tokens)["params"]
         if config.vision and config.text:
             params["t"] = params["b"] = jnp.zeros((1,))
+        if config.classifier:
+            shape = (config.embed_dim, len(config.classifier.labels))
+            params["classifier"] = {"kernel": jnp.zeros(shape), "bias": jnp.zeros(shape[1:])}
         return params
 
     images = jnp.zeros((1, config.image_size or 1, config.image_size or 1, 3))

@@ -14,6 +14,7 @@ Numpy and PIL only: neither jax nor tensorflow is imported. The range [-1, 1] co
 accelerator; `value_range` is the same arithmetic in numpy.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -143,9 +144,14 @@ def big_vision_pad(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.nda
     return _bilinear(rows_of, (side, side, 3), size, size)
 
 
-def huggingface(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "s s 3"]:
-    """Squash to a square, PIL bicubic, as `SiglipImageProcessorPil`."""
-    return _bicubic(image, check_size(size), size)
+def huggingface(
+    image: UInt8[np.ndarray, "h w 3"], size: int, resample: str = "bicubic"
+) -> UInt8[np.ndarray, "s s 3"]:
+    """Squash to a square, PIL bicubic, as `SiglipImageProcessorPil`.
+
+    Bilinear where the model's own processor files say so, as SigLIP 2's do.
+    """
+    return _resized(image, check_size(size), size, Image.Resampling[resample.upper()])
 
 
 def serving(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "s s 3"]:
@@ -208,8 +214,11 @@ def before(length: int, side: int) -> int:
 
 
 def _bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
-    return np.array(resized)
+    return _resized(image, height, width, Image.Resampling.BICUBIC)
+
+
+def _resized(image: np.ndarray, height: int, width: int, how: Image.Resampling) -> np.ndarray:
+    return np.array(Image.fromarray(image).resize((width, height), how))
 
 
 # By the names of the functions; `--help` shows the first sentence of each docstring.
@@ -218,14 +227,20 @@ PRESETS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
 }
 
 
-def preset(name: str) -> Callable[[np.ndarray, int], np.ndarray]:
+def preset(name: str, resample: str = "bicubic") -> Callable[[np.ndarray, int], np.ndarray]:
     """The preset function of that name: (uint8 [H, W, 3], size) -> uint8 [size, size, 3].
+
+    Args:
+        name: of a preset.
+        resample: how the model's own processor resizes, which "huggingface" does too.
 
     Raises:
         ValueError: no such preset.
     """
     if name not in PRESETS:
         raise ValueError(f"unknown preprocess {name!r}, expected one of: {', '.join(PRESETS)}")
+    if name == "huggingface" and resample != "bicubic":
+        return functools.partial(huggingface, resample=resample)
     return PRESETS[name]
 
 

@@ -18,7 +18,11 @@ from medsiglip_jax.preprocess.image import check_size, preset
 
 
 def load_images(
-    items: Any, size: int, preprocess: str = "big_vision", dicom: Rules = Rules()
+    items: Any,
+    size: int,
+    preprocess: str = "big_vision",
+    dicom: Rules = Rules(),
+    resample: str = "bicubic",
 ) -> UInt8[np.ndarray, "n s s 3"]:
     """Decodes and resizes images, in a thread for each core, at most 8; order is kept.
 
@@ -28,6 +32,7 @@ def load_images(
         size: height and width of the result, in pixels.
         preprocess: name of a preset: "big_vision", "big_vision_pad", "huggingface" or "serving".
         dicom: how DICOM files become pixels.
+        resample: how the model's own processor resizes, which "huggingface" does too.
 
     Returns:
         uint8 [n, size, size, 3]; [0, size, size, 3] for an empty sequence.
@@ -42,7 +47,7 @@ def load_images(
         UserWarning: once, with the number of images whose EXIF orientation is not upright; and
             once, with the number of DICOM files that say that annotation is burned in.
     """
-    items, resize, size = _as_list(items), preset(preprocess), check_size(size)
+    items, resize, size = _as_list(items), preset(preprocess, resample), check_size(size)
     out = np.empty((len(items), size, size, 3), np.uint8)
 
     def load(i: int) -> Facts:

@@ -9,12 +9,15 @@ strips it from zero-shot prompts only, evaluators/proj/image_text/prompt_enginee
 The vocabulary is `spiece.model` of google/medsiglip-448, the 32,000 pieces of big_vision's `c4_en`.
 """
 
+import hashlib
 import io
 import os
 import re
 import string
 import warnings
-from collections.abc import Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +27,6 @@ from jaxtyping import Bool, Int32
 
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2  # `<pad>` is never used: SigLIP-1 pads with `</s>`
 _PIECES = {PAD_ID: "<pad>", EOS_ID: "</s>", UNK_ID: "<unk>"}
-_SPECIAL = {"</s>": EOS_ID, "<unk>": UNK_ID}
-_SPLIT_SPECIAL = re.compile("(</s>|<unk>)")
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how SentencePiece writes a space
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 WHERE = (
@@ -34,51 +35,30 @@ WHERE = (
 )
 
 
-def canonicalize(text: str) -> str:
+def canonicalize(text: str, lower_case: bool = True) -> str:
     """Lower-case (Unicode), no ASCII punctuation, single spaces, stripped.
 
     The rule of transformers' `SiglipTokenizer`, taken from big_vision
     (evaluators/proj/image_text/prompt_engineering.py:94-112, which first turns "_" into " ").
     """
-    return " ".join(text.lower().translate(_PUNCTUATION).split())
+    text = text.lower() if lower_case else text
+    return " ".join(text.translate(_PUNCTUATION).split())
 
 
-class Tokenizer:
-    """Strings -> int32 [n, context_length] for the text tower.
+class TextEncoder(ABC):
+    """Strings -> int32 [n, context_length] for a text tower.
 
     Attributes:
-        model_bytes: the serialized SentencePiece model as given: the content of `spiece.model`.
-        vocab_size: number of pieces (32,000 for MedSigLIP).
-        context_length: tokens per text, `</s>` included.
+        vocab_size: number of tokens, those that were added to the vocabulary included.
+        added: how many tokens were added to the vocabulary.
+        context_length: tokens per text, the end token included.
+        sha256: identifies what decides about the ids.
     """
 
-    def __init__(self, source: str | os.PathLike | bytes, context_length: int = 64):
-        """Reads a SentencePiece model.
-
-        Args:
-            source: path of a `spiece.model`, of a folder that holds one, or the file's content.
-            context_length: tokens per text.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it is not a SentencePiece model with `</s>` at 1 and `<unk>` at 2.
-        """
-        name, self.model_bytes = _read(source)
-        self.context_length = context_length
-        self._processor = sentencepiece.SentencePieceProcessor()
-        try:
-            self._processor.LoadFromSerializedProto(self.model_bytes)
-            self.vocab_size = self._processor.get_piece_size()
-            pieces = [self._processor.id_to_piece(i) for i in range(min(3, self.vocab_size))]
-            self._prefix_length = len(self._processor.encode("<unk>"))
-        except Exception as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ValueError(f"{name} is not a SentencePiece model ({reason}); {WHERE}") from error
-        if pieces[1:] != [_PIECES[EOS_ID], _PIECES[UNK_ID]]:
-            raise ValueError(
-                f"{name} is not a SigLIP tokenizer: its first pieces are {pieces}, expected </s> at"
-                f" 1 and <unk> at 2; {WHERE}"
-            )
+    vocab_size: int
+    added: int = 0
+    context_length: int
+    sha256: str
 
     def __call__(self, texts: Any, warn: bool = True) -> Int32[np.ndarray, "n length"]:
         """Tokenizes texts.
@@ -88,8 +68,8 @@ class Tokenizer:
             warn: whether to say so when texts are cut.
 
         Returns:
-            int32 [n, context_length], ids 0..vocab_size - 1, at least one `</s>` (1) at the end;
-            [0, context_length] for an empty sequence.
+            int32 [n, context_length], ids 0..vocab_size - 1, with an end token in each row (for
+            SigLIP `</s>`, 1, which fills the row); [0, context_length] for an empty sequence.
 
         Raises:
             ValueError: something is not a string, or cannot be written as UTF-8.
@@ -111,29 +91,152 @@ class Tokenizer:
     ) -> tuple[Int32[np.ndarray, "n length"], Bool[np.ndarray, " n"]]:
         """The ids that a call gives, and which texts were too long for them."""
         texts = [texts] if isinstance(texts, str) else _as_list(texts)
-        out = np.full((len(texts), self.context_length), EOS_ID, np.int32)
+        out = np.empty((len(texts), self.context_length), np.int32)
         cut = np.zeros(len(texts), bool)
         for i, text in enumerate(texts):
-            ids = self._encode(_checked(text, i, len(texts)))
-            kept = ids[: self.context_length - 1]
-            out[i, : len(kept)] = kept
-            cut[i] = len(ids) > len(kept)
+            out[i], cut[i] = self._row(_checked(text, i, len(texts)))
         return out, cut
+
+    @abstractmethod
+    def _row(self, text: str) -> tuple[list[int], bool]:
+        """The `context_length` ids of a text, and whether it was too long for them."""
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """A string that is one token wherever it stands: found before the text is canonicalized.
+
+    Attributes:
+        id: its number.
+        lstrip: white space before it is dropped.
+        rstrip: white space after it is dropped.
+        single_word: it is text like any other unless it stands between spaces.
+    """
+
+    id: int
+    lstrip: bool = False
+    rstrip: bool = False
+    single_word: bool = False
+
+
+SPECIAL = {name: AddedToken(i, True, True) for i, name in _PIECES.items() if i != PAD_ID}
+
+
+class Tokenizer(TextEncoder):
+    """SigLIP's tokenizer: a SentencePiece model, and the tokens that were added to it.
+
+    Attributes:
+        model_bytes: the serialized SentencePiece model as given: the content of `spiece.model`.
+    """
+
+    def __init__(
+        self,
+        source: str | os.PathLike | bytes,
+        context_length: int = 64,
+        *,
+        lower_case: bool = True,
+        added: Mapping[str, AddedToken] | None = None,
+        pad: str = "</s>",
+        pad_left: bool = False,
+    ):
+        """Reads a SentencePiece model.
+
+        Args:
+            source: path of a `spiece.model`, of a folder that holds one, or the file's content.
+            context_length: tokens per text.
+            lower_case: whether texts are lower-cased first.
+            added: tokens that the SentencePiece model does not know, or does not keep whole.
+            pad: the token, a piece or an added one, that fills a row.
+            pad_left: fill rows from the left.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is not a SentencePiece model with `</s>` at 1 and `<unk>` at 2, or it
+                has no token `pad`.
+        """
+        name, self.model_bytes = _read(source)
+        self.context_length, self._lower_case, self._pad_left = context_length, lower_case, pad_left
+        self._processor = sentencepiece.SentencePieceProcessor()
+        try:
+            self._processor.LoadFromSerializedProto(self.model_bytes)
+            pieces = self._processor.get_piece_size()
+            first = [self._processor.id_to_piece(i) for i in range(min(3, pieces))]
+            self._prefix_length = len(self._processor.encode("<unk>"))
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"{name} is not a SentencePiece model ({reason}); {WHERE}") from error
+        if first[1:] != [_PIECES[EOS_ID], _PIECES[UNK_ID]]:
+            raise ValueError(
+                f"{name} is not a SigLIP tokenizer: its first pieces are {first}, expected </s> at"
+                f" 1 and <unk> at 2; {WHERE}"
+            )
+        self._added = SPECIAL | dict(added or {})
+        self._pad_id = self._id(pad, name)
+        self._added.setdefault(
+            pad, AddedToken(self._pad_id, True, True)
+        )  # a special token is whole
+        self.added = len({token.id for token in self._added.values() if token.id >= pieces})
+        self.vocab_size = pieces + self.added
+        longest_first = sorted(self._added, key=len, reverse=True)
+        self._split = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
+        self.sha256 = self._hash()
+
+    def _id(self, token: str, name: str) -> int:
+        if token in self._added:
+            return self._added[token].id
+        number = self._processor.piece_to_id(token)
+        if self._processor.id_to_piece(number) != token:
+            raise ValueError(f"{name} has no token {token!r}, which rows are padded with")
+        return number
+
+    def _hash(self) -> str:
+        """Of the model alone where it is used as SigLIP's."""
+        said = [self._lower_case, self._pad_id, self._pad_left, sorted(self._added.items())]
+        usual = [True, EOS_ID, False, sorted(SPECIAL.items())]
+        return hashlib.sha256(
+            self.model_bytes + (b"" if said == usual else repr(said).encode())
+        ).hexdigest()
+
+    def _row(self, text: str) -> tuple[list[int], bool]:
+        ids = self._encode(text)
+        kept = ids[: self.context_length - 1]
+        end = [] if kept and kept[-1] == EOS_ID else [EOS_ID]
+        padding = [self._pad_id] * (self.context_length - len(kept) - len(end))
+        row = [*padding, *kept, *end] if self._pad_left else [*kept, *end, *padding]
+        return row, len(ids) > len(kept)
 
     def _encode(self, text: str) -> list[int]:
         """Ids without `</s>` or padding; a literal `</s>` or `<unk>` in the text is that token.
 
-        As transformers does: special tokens are found before lower-casing, and each part between
+        As transformers does: added tokens are found before lower-casing, and each part between
         them is encoded behind "<unk>", whose pieces are then dropped, so that only the first part
         begins with the space that SentencePiece puts before a text.
         """
         ids: list[int] = []
-        for part in _SPLIT_SPECIAL.split(_SPACE + text.replace(_SPACE, " ")):
-            if part in _SPECIAL:
-                ids.append(_SPECIAL[part])
-            elif part := canonicalize(part):
+        for part in self._parts(_SPACE + text.replace(_SPACE, " ")):
+            if part in self._added:
+                ids.append(self._added[part].id)
+            elif part := canonicalize(part, self._lower_case):
                 ids += self._processor.encode("<unk>" + part)[self._prefix_length :]
         return ids
+
+    def _parts(self, text: str) -> list[str]:
+        """The text cut at added tokens (transformers tokenization_python.py, `tokenize`)."""
+        parts = [part for part in self._split.split(text) if part]
+        for i, part in enumerate(parts):
+            token = self._added.get(part)
+            if token is None:
+                continue
+            last = i == len(parts) - 1
+            if token.rstrip and not last:
+                parts[i + 1] = parts[i + 1].lstrip()
+            if token.lstrip and i:
+                parts[i - 1] = parts[i - 1].rstrip()
+            if token.single_word and i and parts[i - 1] and parts[i - 1][-1] != " ":
+                parts[i - 1], parts[i] = parts[i - 1] + part, ""
+            elif token.single_word and not last and parts[i + 1] and parts[i + 1][0] != " ":
+                parts[i], parts[i + 1] = "", part + parts[i + 1]
+        return [part for part in parts if part]
 
 
 def _read(source: str | os.PathLike | bytes) -> tuple[str, bytes]:

@@ -23,19 +23,21 @@ from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.pil import ToArray
 
 
-def preset(name: str) -> tuple[ToArray, Callable[[np.ndarray, int], np.ndarray]]:
+def preset(
+    name: str, resample: str = "bicubic"
+) -> tuple[ToArray, Callable[[np.ndarray, int], np.ndarray]]:
     """How PIL's pixels become an array, and the resize: that of `image`, to the bit.
 
     The bilinear presets are fast for what `rgbx_view` gives.
     """
     if name not in ("big_vision", "big_vision_pad"):
-        return np.asarray, exact.preset(name)
+        return np.asarray, exact.preset(name, resample)
     return rgbx_view, functools.partial(_resize, slow=exact.preset(name))
 
 
-def codec(preprocess: str, dicom: Rules = Rules()) -> Codec:
+def codec(preprocess: str, dicom: Rules = Rules(), resample: str = "bicubic") -> Codec:
     """`preset` as a codec; `dicom` says how DICOM becomes pixels."""
-    to_array, resize = preset(preprocess)
+    to_array, resize = preset(preprocess, resample)
     return Codec(lambda data: decode_with_facts(data, to_array, dicom)[0], resize, dicom)
 
 

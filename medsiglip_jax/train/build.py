@@ -2,7 +2,9 @@
 
 import functools
 import importlib.util
+import itertools
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -38,6 +40,7 @@ class PreparedRun:
         state: before the first step.
         training: the examples to train on, by source.
         held_out: the examples to validate on, by source; empty without validation.
+        test: the examples to score at the end, by source; empty without a split "test" or classes.
         mesh: the devices, or None for a single one.
     """
 
@@ -51,6 +54,7 @@ class PreparedRun:
     state: step.State
     training: tuple[Examples, ...]
     held_out: tuple[Examples, ...]
+    test: tuple[Examples, ...]
     mesh: Mesh | None
 
     def batches(self, on_error: Callable[[str, str], None], start: int) -> Iterator[Any]:
@@ -70,11 +74,34 @@ class PreparedRun:
     def evaluate(self, on_error: Callable[[str, str], None], state: step.State) -> dict[str, float]:
         """The objective's metrics on the held-out examples."""
         params, recipe = freeze.join(state["params"], state["frozen"]), self.recipe
-        loading = self._loading(on_error)
-        batches = loader.epoch_batches(self._input(self.held_out), recipe.batch_size, **loading)
-        encoded = validation.collect(self._encode, params, batches, self.mesh)
+        encoded = self._encoded(self.held_out, params, on_error)
         zclass = None if self._prompts is None else self._encode_prompts(params)
         return recipe.objective.metrics(encoded, params, self.loss, recipe.batch_size, zclass)
+
+    def judge(
+        self, on_error: Callable[[str, str], None], state: step.State
+    ) -> tuple[np.ndarray, dict[str, Any] | None]:
+        """What the classes score on the test rows at thresholds that validation rows choose.
+
+        Returns:
+            The thresholds [classes], empty without classes or validation rows; and the scores of
+            `metrics.judge_classes`, or None without test rows.
+        """
+        if not self.held_out or not self.recipe.objective.judged:
+            return np.zeros(0), None
+        params = freeze.join(state["params"], state["frozen"])
+        rows = [self._encoded(sources, params, on_error) for sources in (self.held_out, self.test)
+                if sources]  # fmt: skip
+        scores = [self.recipe.objective.probabilities(x, params, self.labels) for x in rows]
+        groups = [group for source in self.test for group in source.groups or ()]
+        return validation.judge(rows, scores, self.labels.classes, groups)
+
+    def _encoded(
+        self, sources: tuple[Examples, ...], params: Params, on_error: Callable[[str, str], None]
+    ) -> dict[str, np.ndarray]:
+        loading = self._loading(on_error)
+        batches = loader.epoch_batches(self._input(sources), self.recipe.batch_size, **loading)
+        return validation.collect(self._encode, params, batches, self.mesh)
 
     def _loading(self, on_error: Callable[[str, str], None]) -> dict[str, Any]:
         process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
@@ -84,11 +111,14 @@ class PreparedRun:
     def _codec(self) -> codec.Codec:
         """Who decodes: TensorFlow, a quarter faster, if it is installed, or else PIL and XLA."""
         installed = importlib.util.find_spec("tensorflow") is not None
+        vision = self.model.config.vision
+        assert vision is not None
+        pixels = self.recipe.preprocess, self.recipe.dicom, vision.pixels.resample
         if self.recipe.loader == "pil" or (self.recipe.loader == "auto" and not installed):
-            return xla.codec(self.recipe.preprocess, self.recipe.dicom)
+            return xla.codec(*pixels)
         from medsiglip_jax.data.tf import tf_codec
 
-        return tf_codec(self.recipe.preprocess, self.recipe.dicom)
+        return tf_codec(*pixels)
 
     def _input(self, sources: tuple[Examples, ...], weights=None) -> loader.Input:
         recipe, vision = self.recipe, self.model.config.vision
@@ -128,7 +158,8 @@ class PreparedRun:
 def prepare(recipe: Recipe) -> PreparedRun:
     """Reads the data, loads or draws the weights, and places the state on the devices."""
     mesh, objective = mesh_of(recipe), recipe.objective
-    training, held_out = _examples(recipe)
+    training, held_out, test = _examples(recipe)
+    recipe = _with_steps(recipe, sum(map(len, training)))
     for data, source in zip(recipe.data, training, strict=True):
         objective.check_columns(source, data.path)
     compute_of(recipe, None, mesh)  # what cannot be used there is said before weights are loaded
@@ -148,8 +179,9 @@ def prepare(recipe: Recipe) -> PreparedRun:
     model.params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), model.params)
     loss = objective.loss(model.config, compute, labels, recipe.loss_chunk)
     return PreparedRun(
-        recipe, model, part, compute, labels, loss, optimizer, state, training, held_out, mesh
-    )
+        recipe, model, part, compute, labels, loss, optimizer, state, training, held_out, test,
+        mesh,
+    )  # fmt: skip
 
 
 def _labels(training: Sequence[Examples]) -> Labels:
@@ -194,6 +226,33 @@ def compute_of(
     return replace(compute, remat=recipe.remat)
 
 
+_ANY_STEPS = 1_000_000  # in a plan, which reads no data that epochs could be counted in
+
+
+def _with_steps(recipe: Recipe, examples: int) -> Recipe:
+    """The recipe with the number of steps that its epochs are; warns of what is changed by that, or
+    because the run is short."""
+    total, o = recipe.total_steps, recipe.optimizer
+    if recipe.epochs is not None:
+        total = max(1, round(recipe.epochs * examples / recipe.batch_size))
+        given = recipe.total_steps not in (None, total)
+        instead = f", instead of total_steps={recipe.total_steps:,}" if given else ""
+        warnings.warn(
+            f"epochs={recipe.epochs:g} over {examples:,} examples are {total:,} steps{instead}",
+            stacklevel=2,
+        )
+    assert total is not None
+    ramps = optim.fitting_ramps(total, o.warmup_steps, o.cooldown_steps)
+    if ramps != (o.warmup_steps, o.cooldown_steps):
+        warnings.warn(
+            f"a warm-up of {o.warmup_steps} and a cool-down of {o.cooldown_steps} steps do not fit "
+            f"into a run of {total}: they are {ramps[0]} and {ramps[1]} here",
+            stacklevel=2,
+        )
+    optimizer = replace(o, warmup_steps=ramps[0], cooldown_steps=ramps[1])
+    return replace(recipe, total_steps=total, optimizer=optimizer)
+
+
 def additions(recipe: Recipe, params: Params, config: ModelConfig, labels: Labels) -> Params:
     """What training adds to a model's parameters, given or abstract: a head, adapters."""
     added = recipe.objective.added(config, labels)
@@ -205,14 +264,16 @@ def what_trains(recipe: Recipe, params: Params) -> tuple[freeze.Partition, optim
     """Which of the parameters, given or abstract, train, and the optimiser of those."""
     part = freeze.partition(_frozen(recipe, params), params)
     o = recipe.optimizer
-    schedule = optim.schedule(o.schedule, recipe.total_steps, o.warmup_steps, o.cooldown_steps)
+    total = recipe.total_steps or _ANY_STEPS
+    ramps = optim.fitting_ramps(total, o.warmup_steps, o.cooldown_steps)
+    schedule = optim.schedule(o.schedule, total, *ramps)
     rates = _rates(recipe, params, part)
     return part, optim.make_optimizer(recipe.learning_rate, schedule, o, rates)
 
 
-def _examples(recipe: Recipe) -> tuple[tuple[Examples, ...], tuple[Examples, ...]]:
-    """(training, held out) examples of every source; rows of other splits are not used."""
-    training, held_out = [], []
+def _examples(recipe: Recipe) -> tuple[tuple[Examples, ...], ...]:
+    """(training, held out, test) examples of every source; rows of other splits are not used."""
+    training, held_out, test = [], [], []
     for data in recipe.data:
         arguments = {f.name: getattr(data, f.name) for f in fields(data)}
         del arguments["weight"]
@@ -226,22 +287,31 @@ def _examples(recipe: Recipe) -> tuple[tuple[Examples, ...], tuple[Examples, ...
                 )
             held_out.append(source.of_split(recipe.validation))
         if source.splits is not None:
+            unseen = recipe.objective.judged and recipe.validation not in (None, _TEST)
+            if unseen and _TEST in source.splits:
+                test.append(source.of_split(_TEST))
             source = source.of_split("train")
         if isinstance(recipe.validation, float):
             source, other = examples.split_by_group(source, recipe.validation, recipe.seed)
             held_out.append(other)
         training.append(source)
     for source in training:
-        for other in held_out:
+        for other in (*held_out, *test):
             examples.check_disjoint(source, other)
+    for source, other in itertools.product(held_out, test):
+        examples.check_disjoint(source, other)
     convert = recipe.objective.examples
-    return tuple(map(convert, training)), tuple(map(convert, held_out))
+    return tuple(tuple(map(convert, part)) for part in (training, held_out, test))
+
+
+_TEST = "test"
 
 
 def _model(recipe: Recipe, mesh: Mesh | None) -> api.Model:
     fsdp = bool(recipe.mesh and recipe.mesh.fsdp)
     if recipe.init is not None:
-        return api.load(recipe.init, mesh=mesh, tokenizer=recipe.tokenizer, fsdp=fsdp)
+        model = api.load(recipe.init, mesh=mesh, tokenizer=recipe.tokenizer, fsdp=fsdp)
+        return _without_classifier(model)
     model = api.init(recipe.model_config, recipe.seed)
     params = dict(model.params)
     if "t" in params:
@@ -250,6 +320,20 @@ def _model(recipe: Recipe, mesh: Mesh | None) -> api.Model:
     if mesh is not None:
         params = jax.device_put(params, sharding.param_shardings(params, mesh, fsdp))
     return api.Model(params, model.config, tokenizer=processor.tokenizer_path(recipe.tokenizer))
+
+
+def _without_classifier(model: api.Model) -> api.Model:
+    """A classifier's labels are those of other data; a new one begins at zero."""
+    if model.config.classifier:
+        labels = len(model.config.classifier.labels)
+        warnings.warn(
+            f"{model.source} is a classifier; training goes on from its image tower, and the layer "
+            f"for its {labels} labels is left out",
+            stacklevel=2,
+        )
+        del model.params["classifier"]
+        model.config = replace(model.config, classifier=None)
+    return model
 
 
 def _frozen(recipe: Recipe, params: Params) -> tuple[str, ...]:

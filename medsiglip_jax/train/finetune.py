@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from importlib.metadata import version
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from medsiglip_jax.files import json as json_files
 from medsiglip_jax.files import locks, places, storage
 from medsiglip_jax.files.json_text import dumps, to_hash
 from medsiglip_jax.model import api, devices, processes, tree
@@ -25,8 +26,8 @@ ADAPTER = "adapter"
 _VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")  # recorded with a run
 # Keys that may change between a run and its resumption; others make another run of it.
 _FREE = frozenset(
-    "total_steps log_every eval_every checkpoint_every keep best max_unreadable max_skipped loader "
-    "mesh attention remat loss_chunk tensorboard learning_rate optimizer".split()
+    "total_steps epochs log_every eval_every checkpoint_every keep best max_unreadable max_skipped "
+    "loader mesh attention remat loss_chunk tensorboard learning_rate optimizer".split()
 )
 
 
@@ -42,16 +43,18 @@ def run(
     Args:
         recipe: the run.
         workdir: local, gs:// or s3://; gets `config.json`, `metrics.jsonl`, `checkpoints/`,
-            `export/` (Hugging Face layout), `report.html` and, if need be, `adapter/` (PEFT),
-            `unreadable.jsonl` and `tensorboard/`.
+            `export/` (Hugging Face layout; orbax's for a classifier with pool="map"),
+            `report.html` and, if need be, `adapter/` (PEFT), `unreadable.jsonl` and
+            `tensorboard/`.
         on_start: called once with the prepared run, before the first step.
         on_step: see `loop.fit`.
         warn: called with each line that the user should see.
 
     Returns:
         `steps`, `exported_step` (the last, or the best), the `metrics` at it, `export`, `adapter`
-        (None unless there is one), `report`, `trained` and `parameters` (numbers of scalars),
-        `unreadable` (images, each counted once).
+        (None unless there is one), `report`, `test` (of classes, if there is such a split: see
+        `metrics.judge_classes`), `trained` and `parameters` (numbers of scalars), `unreadable`
+        (images, each counted once).
 
     Raises:
         ValueError: something is wrong with the recipe, its data or its checkpoint.
@@ -62,6 +65,7 @@ def run(
     with ExitStack() as stack:
         check = processes.run_on(lambda: stack.enter_context(_opened(workdir)), 0)
         prepared = build.prepare(_with_dtype(recipe, workdir))
+        recipe = prepared.recipe  # with the number of steps
         processes.run_on(lambda: _claim(workdir, prepared, warn), 0)
         on_start(prepared)
         unreadable = Unreadable(workdir, recipe.max_unreadable)
@@ -290,18 +294,20 @@ def _finish(
             checkpoint = checkpoints.restore(loop.shapes_of(state), checkpoints.best_step())
         state = state if checkpoint is None else {**checkpoint[1], "frozen": state["frozen"]}
     step = int(state["step"])
-    export(prepared, state, workdir / EXPORT)
+    thresholds, test = prepared.judge(unreadable, state)
+    export(prepared, state, workdir / EXPORT, thresholds.tolist())
     adapter = _export_adapter(prepared, state, workdir / ADAPTER)
     shown: dict[str, Any] = {}
     for line in lines:
         if line["step"] <= step:
             shown |= {k: v for k, v in line.items() if k not in loop.TIMES}
     if jax.process_index() == 0:
-        report.write(workdir / REPORT, _config_of(workdir) or {}, lines, step, shown)
+        report.write(workdir / REPORT, _config_of(workdir) or {}, lines, step, shown, test)
     return {
         "steps": done,
         "exported_step": step,
         "metrics": shown,
+        **({} if test is None else {"test": json_files.plain(test)}),
         "export": str(workdir / EXPORT),
         "adapter": adapter and str(adapter),
         "report": str(workdir / REPORT),
@@ -311,17 +317,23 @@ def _finish(
     }
 
 
-def export(prepared: build.PreparedRun, state: State, folder: places.Place) -> None:
-    """Writes the model in Hugging Face layout, adapters merged, and the files of its objective."""
+def export(
+    prepared: build.PreparedRun, state: State, folder: places.Place, thresholds: Sequence[float]
+) -> None:
+    """Writes the model in Hugging Face layout, adapters merged; with orbax where that layout has no
+    place for its classifier."""
     whole = prepared.part.whole(freeze.join(state["params"], state["frozen"]))
     params = processes.gathered(lora.merge(whole))
     if jax.process_index():
         return
-    added = {name: params.pop(name) for name in params.keys() - prepared.model.params.keys()}
-    tokenizer = prepared.model.processor.tokenizer_bytes
-    model = api.Model(params, prepared.model.config, tokenizer=tokenizer)
-    extra = prepared.recipe.objective.export(added, prepared.labels)
-    api.save(model, folder, overwrite=True, extra=extra)
+    base, recipe = prepared.model, prepared.recipe
+    config, params = recipe.objective.exported(
+        base.config, params, prepared.labels, thresholds, recipe.preprocess
+    )
+    tokenizer, companions = base.processor.tokenizer_source, base.companions
+    model = api.Model(params, config, tokenizer=tokenizer, companions=companions)
+    layout = "orbax" if config.classifier and config.classifier.pool == "map" else "huggingface"
+    api.save(model, folder, layout, overwrite=True)
 
 
 def _export_adapter(

@@ -106,6 +106,14 @@ def schedule(
     return multiplier
 
 
+def fitting_ramps(total_steps: int, warmup_steps: int, cooldown_steps: int) -> tuple[int, int]:
+    """Warm-up and cool-down that fit into a run: as given or, if together they are longer than it,
+    at most a tenth of it each."""
+    if warmup_steps < total_steps and warmup_steps + cooldown_steps <= total_steps:
+        return warmup_steps, cooldown_steps
+    return min(warmup_steps, total_steps // 10), min(cooldown_steps, total_steps // 10)
+
+
 # ------------------------------------------------------------------------------ optimisers
 
 

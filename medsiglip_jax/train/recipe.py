@@ -82,6 +82,8 @@ class Recipe:
     Attributes:
         data: one source of examples, or several that are mixed.
         total_steps: number of updates.
+        epochs: number of passes over the training examples, instead of total_steps; parts of one
+            count.
         init: the checkpoint to start from (anything `load` takes); None starts from random weights.
         model: with init=None, a named size or the dict of a `ModelConfig`.
         tokenizer: the SentencePiece model, if `init` has none.
@@ -119,7 +121,8 @@ class Recipe:
     """
 
     data: tuple[Data, ...]
-    total_steps: _Count
+    total_steps: _Count | None = None
+    epochs: Annotated[float | None, settings.more_than(0)] = None
     init: str | None = None
     model: str | Mapping[str, Any] | None = None
     tokenizer: str | None = None
@@ -167,6 +170,8 @@ def _contradictions(r: Recipe) -> Iterator[str]:
     """Keys that are right on their own and wrong together."""
     if not r.data:
         yield "data is empty; expected at least one source"
+    if r.total_steps is None and r.epochs is None:
+        yield "lacks total_steps, or epochs"
     if (r.init is None) == (r.model is None):
         yield f"init is {r.init!r} and model {r.model!r}; expected either init or model, not both"
     if r.best is not None and r.validation is None:

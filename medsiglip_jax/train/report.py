@@ -1,5 +1,6 @@
 """The report of a fine-tuning run: one HTML file with its curves, readable without a network."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,7 +31,12 @@ _CAUTION = (
 
 
 def write(
-    path: places.Place, run: Values, lines: Sequence[Values], exported: int, metrics: Values
+    path: places.Place,
+    run: Values,
+    lines: Sequence[Values],
+    exported: int,
+    metrics: Values,
+    test: Values | None = None,
 ) -> None:
     """Writes the report.
 
@@ -40,10 +46,12 @@ def write(
         lines: the content of `metrics.jsonl`.
         exported: the step whose weights were exported.
         metrics: the latest values at that step.
+        test: scores of the test rows, as from `metrics.judge_classes`.
     """
     plots = [_plot(title, keys, lines) for title, keys in _PLOTS]
     body = [
         html.table(_facts(run, lines, exported, metrics).items(), headed=True),
+        _test_table(test) if test else "",
         *plots,
         f"<h2>Config</h2><pre>{html.escape(dumps(run['recipe'], indent=2))}</pre>\n",
     ]
@@ -65,6 +73,30 @@ def _facts(run: Values, lines: Sequence[Values], exported: int, metrics: Values)
     }
     scores = {k: f"{v:.4f}" for k, v in metrics.items() if k.startswith("val_") and _number(v)}
     return facts | scores
+
+
+_COLUMNS = ("class", "AUC", "95 % interval", "sensitivity", "specificity", "threshold",
+            "positives", "negatives")  # fmt: skip
+
+
+def _test_table(test: Values) -> str:
+    """The scores of every class on the test rows; thresholds are those of the validation rows."""
+    rows = [
+        [name, _rounded(x["auc"]), f"{_rounded(x['low'])} to {_rounded(x['high'])}",
+         *(_rounded(x[key]) for key in ("sensitivity", "specificity", "threshold")),
+         f"{x['positives']:,}", f"{x['negatives']:,}"]
+        for name, x in test["classes"].items()
+    ]  # fmt: skip
+    said = (
+        f"Macro AUC {_rounded(test['macro_auc'])}. Thresholds were chosen on validation rows "
+        "(highest sensitivity + specificity) and are judged on test rows, which had no part in "
+        "training."
+    )
+    return f"<h2>Test rows</h2>{html.paragraph(said)}{html.table(rows, _COLUMNS)}\n"
+
+
+def _rounded(x: float) -> str:
+    return "not defined" if math.isnan(x) else f"{x:.4f}"
 
 
 def _plot(title: str, keys: Sequence[str], lines: Sequence[Values]) -> str:

@@ -1,11 +1,12 @@
 """A model run over held-out examples while it trains, and scores of classes."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from scipy import special
 
 from medsiglip_jax import metrics
 from medsiglip_jax.model import sharding
@@ -28,7 +29,8 @@ def encoder(encode: Encode, mesh: Mesh | None = None) -> Encode:
 def collect(
     encode: Encode, params: Params, batches: Iterable[Batch], mesh: Mesh | None = None
 ) -> dict[str, np.ndarray]:
-    """Runs `encode` over batches and returns the rows that are not masked, on the host.
+    """Runs `encode` over batches and returns the rows that are not masked, on the host, with their
+    numbers as `row`.
 
     Raises:
         ValueError: all are masked.
@@ -43,7 +45,8 @@ def collect(
             "none of the validation images could be read; look at data.path, data.root and the "
             "list of unreadable images"
         )
-    return {name: x[encoded["mask"]] for name, x in encoded.items()}
+    rows = np.arange(len(encoded["mask"]))
+    return {name: x[encoded["mask"]] for name, x in (encoded | {"row": rows}).items()}
 
 
 def class_scores(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -62,3 +65,47 @@ def class_scores(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         values["val_accuracy"] = metrics.accuracy(scores, labels)
     values["val_auc"] = metrics.macro_auc(scores, labels) if len(labels) else np.nan
     return values
+
+
+def judge(
+    encoded: Sequence[Batch],
+    probabilities: Sequence[np.ndarray],
+    classes: Sequence[str],
+    groups: Sequence[str] = (),
+) -> tuple[np.ndarray, dict[str, Any] | None]:
+    """Thresholds that validation rows choose, and what they are worth on test rows.
+
+    Args:
+        encoded: from `collect`, with `label`: of the validation rows and, if there are any, of the
+            test rows.
+        probabilities: [n, classes] of each of them.
+        classes: their names.
+        groups: patients of the test rows, unreadable ones included.
+
+    Returns:
+        The threshold of each class by Youden's rule, NaN where validation has only one label; and
+        the scores of `metrics.judge_classes`, or None without test rows.
+    """
+    labels = [_columns(rows["label"], len(classes)) for rows in encoded]
+    thresholds = np.array([
+        metrics.choose_threshold(rows.scores, rows.positive)
+        for rows in map(metrics.known, probabilities[0].T, labels[0].T)
+    ])  # fmt: skip
+    if len(encoded) == 1:
+        return thresholds, None
+    patients = [groups[row] for row in encoded[1]["row"]] if groups else None
+    judged = metrics.judge_classes(probabilities[1], labels[1], classes, thresholds, patients)
+    return thresholds, judged
+
+
+def _columns(labels: np.ndarray, classes: int) -> np.ndarray:
+    """A column of 0, 1 and NaN (unknown) for each class."""
+    if labels.ndim == 2:
+        return labels
+    return np.where(labels[:, None] < 0, np.nan, labels[:, None] == np.arange(classes))
+
+
+def probabilities(logits: np.ndarray, multi_label: bool) -> np.ndarray:
+    """float64 [n, classes]: sigmoids of findings, or the softmax of classes."""
+    logits = np.asarray(logits, np.float64)
+    return special.expit(logits) if multi_label else special.softmax(logits, axis=1)

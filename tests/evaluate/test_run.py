@@ -340,7 +340,7 @@ def test_existing_embeddings(data, model, done, checkpoint, tmp_path, capsys):
     other = medsiglip_jax.init(model.config, seed=1)
     medsiglip_jax.save(
         medsiglip_jax.model.api.Model(
-            other.params, model.config, tokenizer=model.processor.tokenizer_bytes
+            other.params, model.config, tokenizer=model.processor.tokenizer_source
         ),
         tmp_path / "other",
     )

@@ -94,7 +94,7 @@ def test_works_under_an_outer_jit(model, expected):
     (np.zeros((1, 3, 42, 42), np.uint8), r"expected \[n, 42, 42, 3\]"),
     (np.zeros((1, 42, 42, 3), np.int32), "expected uint8"),
     (np.full((1, 42, 42, 3), 200.0), r"spans \[200, 200\]"),
-    (np.full((1, 42, 42, 3), -2.1, np.float32), "no mean/std"),
+    (np.full((1, 42, 42, 3), -2.1, np.float32), "not ImageNet"),
     (np.full((1, 42, 42, 3), np.nan, np.float32), r"expected floats in \[-1, 1\]"),
 ])  # fmt: skip
 def test_wrong_images(model, images, say):

@@ -9,6 +9,7 @@ import pytest
 from references import assert_close, tower_terms
 
 from medsiglip_jax.model import config, towers
+from medsiglip_jax.model.config import PixelConfig
 from medsiglip_jax.model.towers import Compute
 from medsiglip_jax.model.weights import random
 
@@ -80,7 +81,7 @@ def test_bfloat16_is_close_and_stays_bfloat16_inside(params, images):
     cosine = jnp.sum(towers.normalize(z) * towers.normalize(z16), -1)
     assert float(cosine.min()) > 0.999
     tower = towers.ImageTower(TINY.vision, compute)
-    apply = lambda p, x: tower.apply({"params": p}, towers.to_unit_range(x))[1]  # noqa: E731
+    apply = lambda p, x: tower.apply({"params": p}, towers.normalize_pixels(x))[1]  # noqa: E731
     tokens = jax.eval_shape(apply, half["img"], images)
     assert tokens.dtype == jnp.bfloat16
 
@@ -109,16 +110,19 @@ def test_normalize_adds_epsilon_to_the_norm():
 
 @pytest.mark.float
 def test_unit_range_matches_value_range():
-    x = np.arange(256, dtype=np.uint8)
+    x = np.arange(256, dtype=np.uint8).repeat(3).reshape(-1, 3)
     want = x.astype(np.float32) / np.float32(255) * np.float32(2) - np.float32(1)
     # A quotient, its double, and 1 less: numbers up to 2, also where a little is left.
-    assert_close(jax.jit(towers.to_unit_range)(x), want, terms=3, largest=2)
-    assert towers.to_unit_range(jnp.uint8(0)) == -1 and towers.to_unit_range(jnp.uint8(255)) == 1
+    assert_close(jax.jit(towers.normalize_pixels)(x), want, terms=3, largest=2)
+    ends = towers.normalize_pixels(jnp.array([[0, 0, 255]], jnp.uint8))
+    assert ends.tolist() == [[-1, -1, 1]]
 
 
 @pytest.mark.float
 def test_image_border_beyond_the_last_patch_is_dropped(params):
-    embedding = towers.PatchEmbedding(TINY.vision.patch_size, TINY.vision.width, Compute())
+    embedding = towers.PatchEmbedding(
+        TINY.vision.patch_size, TINY.vision.width, PixelConfig(), Compute()
+    )
     image = jax.random.uniform(jax.random.key(0), (1, 60, 60, 3))
     tokens, cropped = (
         embedding.apply({"params": params["img"]["embedding"]}, pixels)

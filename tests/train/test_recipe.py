@@ -45,7 +45,7 @@ def test_wrong_overrides(override, say):
 def test_all_problems_at_once():
     with pytest.raises(ValueError) as error:
         from_dict({"data": {"pth": "x"}, "steps": 3, "objective": {"nam": "x"}})
-    for part in ("data has no key pth", "data lacks path", "no key steps", "lacks total_steps",
+    for part in ("data has no key pth", "data lacks path", "no key steps",
                  "objective has no key nam"):  # fmt: skip
         assert part in str(error.value)
 
@@ -58,3 +58,8 @@ def test_every_key_is_described():
                 "objective.pool (default 'map')"):  # fmt: skip
         assert f"--config.{key}" in text
     assert "Attributes" not in text and "\n\n" not in text
+
+
+def test_a_run_needs_steps_or_epochs():
+    with pytest.raises(ValueError, match="lacks total_steps, or epochs"):
+        from_dict({"data": {"path": "a.csv"}, "init": "m"})

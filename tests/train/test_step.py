@@ -355,7 +355,7 @@ def test_classification_learns_and_accumulates_exactly(pool, multi_label):
     labels = np.arange(ROWS, dtype=np.int32) % 3
     batch["label"] = np.eye(3, dtype=np.float32)[labels] if multi_label else labels
     params = {"img": medsiglip_jax.init(CONFIG).params["img"], **objective.added(CONFIG, known)}
-    params["head"]["kernel"] += 0.1
+    params["classifier"]["kernel"] += 0.1
     results = []
     for pieces in (1, 4):
         state = init_state(jax.tree.map(jnp.array, params), DESCENT)

@@ -80,28 +80,9 @@ def judge(fitted: linear.Probe, rows: features.Features) -> dict[str, Any]:
     """How good a probe is on some rows; see "test" of `fit`."""
     scores = fitted.predict(rows.vectors, rows.provenance)
     labels = linear.label_columns(rows.labels, len(fitted.classes))
-    aucs = metrics.class_aucs(
-        np.where(fitted.fitted, scores, 0), np.where(fitted.fitted, labels, np.nan),
-        fitted.classes, groups=rows.examples.groups,
-    )  # fmt: skip
-    per_class = {
-        auc.name: _judge_class(auc, scores[:, k], labels[:, k], fitted.thresholds[k])
-        for k, auc in enumerate(aucs.classes)
-    }
-    macro = json_files.plain(aucs.macro)
-    return {"macro_auc": macro, "undefined": list(aucs.undefined), "classes": per_class}
-
-
-def _judge_class(
-    auc: metrics.ClassAuc, scores: np.ndarray, labels: np.ndarray, threshold: float
-) -> dict[str, Any]:
-    numbers = {"auc": auc.auc.value, "low": auc.auc.low, "high": auc.auc.high,
-               "threshold": threshold, "sensitivity": np.nan, "specificity": np.nan}  # fmt: skip
-    if not np.isnan(threshold):
-        point = metrics.operating_point(scores, labels, threshold)
-        numbers |= {name: getattr(point, name).value for name in ("sensitivity", "specificity")}
-    counts = {
-        "positives": int((labels == 1).sum()), "negatives": int((labels == 0).sum()),
-        "missing": int(np.isnan(labels).sum()),
-    }  # fmt: skip
-    return json_files.plain(numbers) | counts
+    scores = np.where(fitted.fitted, scores, np.nan)
+    return json_files.plain(
+        metrics.judge_classes(
+            scores, labels, fitted.classes, fitted.thresholds, rows.examples.groups
+        )
+    )

@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 
 from medsiglip_jax.data.inputs import rows as input_rows
+from medsiglip_jax.data.rows import Rows
 from medsiglip_jax.embeddings import output, provenance, store
 from medsiglip_jax.embeddings.probe.linear import Probe
 from medsiglip_jax.files import places
+from medsiglip_jax.inference import classifier
 from medsiglip_jax.inference.encode import encode_rows, score_rows
 from medsiglip_jax.model.api import Model
 from medsiglip_jax.preprocess.dicom.rules import Rules, from_dict
@@ -81,9 +83,7 @@ def predict_inputs(
             that are texts.
     """
     preprocess, normalized = _check_model(fitted, model)
-    rows = input_rows(inputs, text=None, parts=parts)
-    if "text" in rows.table.column("kind").unique().to_pylist():
-        raise ValueError("a probe scores images; some inputs are texts")
+    rows = _images(inputs, parts)
     dicom = dicom or from_dict(fitted.provenance.dicom)
     batches = encode_rows(model, rows, preprocess, normalized, batch_size, dicom, on_progress)
 
@@ -92,6 +92,31 @@ def predict_inputs(
         return [probabilities, fitted.positive(probabilities)]
 
     return score_rows(batches, score, ("class", "probability", "positive"), fitted.classes)
+
+
+def predict_by_classifier(
+    model: Model,
+    inputs: Sequence[str],
+    *,
+    batch_size: int = 8,
+    dicom: Rules = Rules(),
+    parts: Parts = Parts(),
+    on_progress: Callable[[int], Any] = int,
+) -> list[dict[str, Any]]:
+    """Scores images with the model's own classifier; arguments and result as `predict_inputs`."""
+    _ = model.features  # without a classifier there is nothing to read files for
+    results = classifier.classify_labels(
+        model, _images(inputs, parts), None, batch_size, on_progress, dicom,
+        ("class", "logit", "probability", "positive"),
+    )  # fmt: skip
+    return results
+
+
+def _images(inputs: Sequence[str], parts: Parts) -> Rows:
+    rows = input_rows(inputs, text=None, parts=parts)
+    if "text" in rows.table.column("kind").unique().to_pylist():
+        raise ValueError("a probe scores images; some inputs are texts")
+    return rows
 
 
 def _check_model(fitted: Probe, model: Model) -> tuple[str, bool]:

@@ -141,7 +141,8 @@ def _by_method(rows: Sequence[Mapping[str, Any]], n: str) -> list[charts.Series]
 
 def _calibration(results: Mapping[str, Any]) -> Iterator[str]:
     held_out = results.get("held_out") or {}
-    for key, name in (("zero_shot", "zero-shot scores"), ("probe", "the probe's scores")):
+    own = tables.scores_of(results)
+    for key, name in (("zero_shot", own), ("probe", "the probe's scores")):
         rows = (held_out.get(key) or {}).get("calibration", ())
         yield _gallery(f"Reliability of {name}", [*map(_reliability, rows)], _ABOUT_CALIBRATION)
 

@@ -8,7 +8,6 @@ from medsiglip_jax.evaluate.report import tables
 from medsiglip_jax.evaluate.report.tables import ReportSection, estimated, interval, number, signed
 
 _MANY = 16  # classes; with more the report shows one rule of five
-_WHOSE = {"zero_shot": "zero-shot scores", "probe": "the probe"}
 
 
 def sections(results: Mapping[str, Any]) -> Iterator[ReportSection]:
@@ -17,9 +16,9 @@ def sections(results: Mapping[str, Any]) -> Iterator[ReportSection]:
         yield _probe(probe)
         yield _curves(probe)
     if held_out := results["held_out"]:
-        for key, name in _WHOSE.items():
+        for key, name in {"zero_shot": tables.scores_of(results), "probe": "the probe"}.items():
             if judged := held_out[key]:
-                yield _operating_points(key, held_out)
+                yield _operating_points(key, name, held_out)
                 if judged["calibration"]:
                     yield _calibration(name, judged)
 
@@ -119,7 +118,7 @@ def _curve(rows: Sequence[Mapping[str, Any]], key: str, unit: str) -> Iterator[t
 # ------------------------------------------------------------------------------------ thresholds
 
 
-def _operating_points(key: str, held_out: Mapping[str, Any]) -> ReportSection:
+def _operating_points(key: str, name: str, held_out: Mapping[str, Any]) -> ReportSection:
     judged = held_out[key]
     points = judged["operating_points"]
     many = len({point["class"] for point in points}) > _MANY
@@ -146,7 +145,7 @@ def _operating_points(key: str, held_out: Mapping[str, Any]) -> ReportSection:
     header = ("class", "rule", "threshold", "sensitivity", "specificity", "PPV", "NPV",
               *((f"PPV{at}", f"NPV{at}") if stated else ()))  # fmt: skip
     rows = [_point(point) for point in points if point["rule"] == "youden" or not many]
-    return ReportSection(f"Operating points of {_WHOSE[key]}", " ".join(text), header, rows)
+    return ReportSection(f"Operating points of {name}", " ".join(text), header, rows)
 
 
 def _point(point: Mapping[str, Any]) -> tables.Cells:

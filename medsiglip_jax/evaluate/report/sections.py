@@ -21,8 +21,8 @@ def _summary(results: Mapping[str, Any]) -> ReportSection:
     text = [f"{results['images']:,} images{whose}."]
     if macro is not None:
         text.append(
-            f"Macro AUC {estimated(macro)} over {results['classes_in_mean']} classes, zero-shot: "
-            "by prompts alone."
+            f"Macro AUC {estimated(macro)} over {results['classes_in_mean']} classes, "
+            f"{tables.how_scored(results)}."
         )
     if results["probe"]:
         text.append(f"Linear probe: {learning.probe_line(results['probe'])}.")

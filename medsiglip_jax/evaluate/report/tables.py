@@ -33,6 +33,18 @@ def _escaped(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
+def scores_of(results: Mapping[str, Any]) -> str:
+    """Whose scores the test images have."""
+    own = results["provenance"].get("score") == "classifier"
+    return "the classifier's scores" if own else "zero-shot scores"
+
+
+def how_scored(results: Mapping[str, Any]) -> str:
+    """How the test images were scored."""
+    own = results["provenance"].get("score") == "classifier"
+    return "by the model's own classifier" if own else "zero-shot: by prompts alone"
+
+
 def number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 

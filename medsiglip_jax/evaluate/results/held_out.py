@@ -15,7 +15,7 @@ from medsiglip_jax.evaluate.scores import Scores, known
 RULES = (("youden", None), *itertools.product(("sensitivity", "specificity"), (0.9, 0.95)))
 # Score rules whose numbers are probabilities already. Those of an image add up to 1, but for
 # "pair_softmax", which has a softmax for each class.
-PROBABILITIES = frozenset(("pair_softmax", "class_softmax", "probe"))
+PROBABILITIES = frozenset(("pair_softmax", "class_softmax", "classifier", "probe"))
 DISTRIBUTIONS = PROBABILITIES - {"pair_softmax"}
 TOP_LABEL = "top label"
 # A softmax in float64 reaches 0 and 1, whose logarithms no curve can be fitted to.

@@ -132,6 +132,8 @@ def _image_size(grid: int, patch: int) -> int:
 
 def write_npz(path: Path, params: dict[str, Any]) -> None:
     """Writes the unrolled layout of the released SigLIP checkpoints, under "params/"."""
+    if "classifier" in params:
+        raise ValueError("an .npz cannot hold the labels of a classifier; write --format orbax")
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         for key, leaf in tree.items(params):
             names, array = tree.layer_paths(key, leaf), np.asarray(leaf)

@@ -14,7 +14,6 @@ from medsiglip_jax.model.config import ModelConfig
 DTYPES = {str(np.dtype(d)): np.dtype(d) for d in ("float32", ml_dtypes.bfloat16, "float16")}
 # float8 and integer checkpoints are quantised: casting them would be wrong, not lossy.
 FLOATS = {np.dtype("float64"), *DTYPES.values()}
-TOKENIZER = "spiece.model"
 
 
 def dtype_of(name: str) -> np.dtype:
@@ -65,7 +64,8 @@ class Checkpoint:
         restore: a function that reads all parameters at once into a tree of
             `jax.ShapeDtypeStruct` (orbax); the leaves then have no parts.
         format: the name of its layout, which `layouts` enters.
-        tokenizer: the SentencePiece model beside the weights, or None; likewise.
+        tokenizer: the file beside the weights that holds the vocabulary, or None; likewise.
+        companions: the other files of its folder: processors, model card, licence; likewise.
     """
 
     source: str
@@ -77,6 +77,7 @@ class Checkpoint:
     restore: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     format: str = ""
     tokenizer: Path | None = None
+    companions: Sequence[Path] = ()
 
     @property
     def dtype(self) -> str:
@@ -92,8 +93,8 @@ class Layout:
         name: what `save(format=)` and `convert --format` call it.
         marker: the file that makes a folder a checkpoint of this layout; it is written last.
         open: opens a path that was recognised; with a `base` it takes that, opened, too.
-        write: writes parameters and architecture into a folder that may hold a SentencePiece model;
-            None for a layout that is only read.
+        write: writes parameters and architecture into a folder that may hold processor files; None
+            for a layout that is only read.
         recognise: whether a path holds a checkpoint of this layout, from file names alone; default:
             it is a folder that has the marker.
         write_file: writes the parameters to one file, which `save` does for a path that ends as the

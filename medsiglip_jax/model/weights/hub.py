@@ -13,7 +13,7 @@ from upath import UPath
 from medsiglip_jax.files import places
 from medsiglip_jax.files.json_text import to_hash
 
-_FILES = ["*.json", "*.safetensors", "*.model"]
+_FILES = ["*.json", "*.safetensors", "*.model", "*.md", "*.txt", "*.jinja", "LICENSE*"]
 
 
 def is_repo_id(source: str) -> bool:

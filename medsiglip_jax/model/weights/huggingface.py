@@ -17,9 +17,8 @@ from safetensors.numpy import save_file
 from medsiglip_jax.files import json as json_files
 from medsiglip_jax.model import towers, tree
 from medsiglip_jax.model.config import ModelConfig
-from medsiglip_jax.model.weights import huggingface_config
+from medsiglip_jax.model.weights import huggingface_config, processors
 from medsiglip_jax.model.weights.checkpoint import (
-    TOKENIZER,
     Checkpoint,
     CheckpointError,
     Layout,
@@ -27,6 +26,7 @@ from medsiglip_jax.model.weights.checkpoint import (
     why_unreadable,
 )
 from medsiglip_jax.model.weights.names import Entry, entries, tensor_shape
+from medsiglip_jax.preprocess import tokenizer_files
 
 _CONFIG = "config.json"
 
@@ -48,9 +48,6 @@ def open_folder(path: Path) -> Checkpoint:
     else:
         tensors, problems, left_out = _select(names, raw["model_type"]), [], []
     leaves, unused = _leaves(config, tensors)
-    if huggingface_config.is_classifier(raw):
-        left_out = sorted({name.split(".")[0] for name in unused if name.startswith("classifier.")})
-        unused = [name for name in unused if not name.startswith("classifier.")]
     problems += [f"unexpected tensor {tensors[name][0]}" for name in unused]
     notes += [_NO_POOLING] if config.vision and config.vision.pool == "mean" else []
     notes += [f"left out: {', '.join(left_out)}"] if left_out else []
@@ -229,18 +226,19 @@ def write_folder(folder: Path, params: dict[str, Any], config: ModelConfig) -> N
     """Writes what `transformers.SiglipModel.from_pretrained` and its processor load.
 
     Args:
-        folder: a folder that is empty but for the SentencePiece model, if there is one.
+        folder: a folder that holds the processor files, if there are any, and nothing else.
         params: the model's tree; each leaf's dtype is kept.
         config: the architecture.
     """
     dtype = str(next(leaf for _, leaf in tree.items(params)).dtype)
     files = {_CONFIG: huggingface_config.model(config, dtype)}
-    if config.vision:
-        files["preprocessor_config.json"] = huggingface_config.preprocessor(config.vision)
-    if config.text and (folder / TOKENIZER).is_file():
-        files["tokenizer_config.json"] = huggingface_config.tokenizer(config.text)
+    if config.vision and not processors.image_processors(folder):
+        files[processors.PREPROCESSOR] = huggingface_config.preprocessor(config.vision)
+    alone = {name for name in tokenizer_files.NAMES if (folder / name).is_file()}
+    if config.text and alone == {tokenizer_files.SENTENCEPIECE}:
+        files[tokenizer_files.CONFIG] = huggingface_config.tokenizer(config.text)
         special = {"eos_token": "</s>", "pad_token": "</s>", "unk_token": "<unk>"}
-        files["special_tokens_map.json"] = special
+        files[tokenizer_files.SPECIAL_MAP] = special
     for name, content in files.items():
         json_files.write(folder / name, content)
     _write_safetensors(folder / "model.safetensors", params, config)

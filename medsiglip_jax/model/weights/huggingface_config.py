@@ -1,8 +1,14 @@
-"""The JSON files of Hugging Face SigLIP v1 folders: architecture, preprocessor, tokenizer."""
+"""The JSON files of Hugging Face SigLIP folders: architecture, image processor, tokenizer."""
 
 from typing import Any
 
-from medsiglip_jax.model.config import ModelConfig, TextConfig, VisionConfig
+from medsiglip_jax.model.config import (
+    ClassifierConfig,
+    ModelConfig,
+    PixelConfig,
+    TextConfig,
+    VisionConfig,
+)
 
 # ------------------------------------------------------------------------------------ reading
 
@@ -37,7 +43,7 @@ def parse(raw: dict[str, Any]) -> ModelConfig:
     """The architecture that a config.json describes; ValueError or TypeError if it is no SigLIP."""
     kind, vision = raw.get("model_type"), raw.get("vision_config") or {}
     if is_classifier(raw):
-        return ModelConfig(_vision(vision), None)
+        return ModelConfig(_vision(vision), None, _classifier(raw))
     if kind == "siglip":
         return ModelConfig(_vision(vision), _text(raw.get("text_config") or {}))
     if kind == "siglip_vision_model":
@@ -46,10 +52,37 @@ def parse(raw: dict[str, Any]) -> ModelConfig:
         return ModelConfig(None, _text(raw))
     if kind in GEMMA:
         return ModelConfig(_vision(dict(vision, vision_use_head=False)), None)
+    if str(kind).startswith("siglip2"):
+        raise ValueError(
+            f"model_type is {kind!r}: a SigLIP 2 NaFlex model, whose images keep their aspect "
+            "ratio, is not supported; those of a fixed resolution are, such as "
+            "google/siglip2-so400m-patch14-384"
+        )
     raise ValueError(
         f"model_type is {kind!r}; expected 'siglip' (SigLIP v1, such as MedSigLIP), "
         "'siglip_vision_model', 'siglip_text_model' or 'gemma3' (MedGemma's vision tower)"
     )
+
+
+_OURS = "medsiglip_jax"  # key of config.json for what transformers has no key for
+_FINDINGS = "multi_label_classification"
+
+
+def _classifier(raw: dict[str, Any]) -> ClassifierConfig | None:
+    """The classifier of a SiglipForImageClassification; None if its head has no outputs.
+
+    transformers leaves out the names of two labels that are "LABEL_0" and "LABEL_1".
+    """
+    names = raw.get("id2label", {0: "LABEL_0", 1: "LABEL_1"})
+    try:
+        labels = tuple(str(label) for _, label in sorted((int(i), x) for i, x in names.items()))
+    except (AttributeError, TypeError, ValueError):
+        raise ValueError(f"id2label is {names!r}; expected numbers with their labels") from None
+    if not labels:
+        return None
+    ours = dict(raw.get(_OURS) or {})
+    ours["thresholds"] = tuple(ours.get("thresholds") or ())
+    return ClassifierConfig(labels, "mean", raw.get("problem_type") == _FINDINGS, **ours)
 
 
 def _complete(raw: Any, defaults: dict[str, Any], tower: str) -> dict[str, Any]:
@@ -76,11 +109,64 @@ def _text(raw: Any) -> TextConfig:
     return TextConfig(**fields, embed_dim=full.get("projection_size", full["hidden_size"]))
 
 
+# Of transformers' SiglipImageProcessor: preprocessor_config.json may omit them.
+_PIXELS = dict(
+    do_resize=True,
+    size={"height": 224, "width": 224},
+    resample=3,
+    do_rescale=True,
+    rescale_factor=1 / 255,
+    do_normalize=True,
+    image_mean=[0.5, 0.5, 0.5],
+    image_std=[0.5, 0.5, 0.5],
+)
+_RESAMPLE = {2: "bilinear", 3: "bicubic"}  # PIL.Image.Resampling
+# Steps that no SigLIP has and the presets do not do.
+_NO_STEPS = ("do_center_crop", "do_pad", "do_pan_and_scan", "do_thumbnail", "do_align_long_axis")
+
+
+def pixels(raw: dict[str, Any], image_size: int) -> PixelConfig:
+    """What an image processor of transformers makes of pixels.
+
+    Args:
+        raw: `preprocessor_config.json`, or the same in `processor_config.json`.
+        image_size: of the tower, in pixels.
+
+    Raises:
+        ValueError: it does something that is not done here; the message lists everything.
+    """
+    full: dict[str, Any] = _PIXELS | {k: v for k, v in raw.items() if v is not None}
+    kind = str(full.get("image_processor_type", "SiglipImageProcessor"))
+    problems = [f"{step} is true, which is not supported" for step in _NO_STEPS if full.get(step)]
+    if not kind.startswith(("SiglipImageProcessor", "Gemma3ImageProcessor")):
+        problems.append(f"image_processor_type is {kind!r}; expected 'SiglipImageProcessor'")
+    if not full["do_resize"]:
+        problems.append("do_resize is false, and images are always resized here")
+    side = full["size"]
+    side = (side.get("height"), side.get("width")) if isinstance(side, dict) else (side, side)
+    if side != (image_size, image_size):
+        problems.append(
+            f"size is {full['size']}, and the image tower takes {image_size} x {image_size} pixels"
+        )
+    if full["resample"] not in _RESAMPLE:
+        problems.append(f"resample is {full['resample']}; expected 2 (bilinear) or 3 (bicubic)")
+    if problems:
+        raise ValueError("; ".join(problems))
+    scale = 255.0 * (full["rescale_factor"] if full["do_rescale"] else 1.0)
+    mean, std = (full["image_mean"], full["image_std"]) if full["do_normalize"] else (0.0, 1.0)
+    mean, std = (x if isinstance(x, list | tuple) else [x] * 3 for x in (mean, std))
+    divided = [tuple(x / scale for x in values) for values in (mean, std)]  # of values in 0..1
+    divided = [
+        tuple(round(x, 12) for x in values) for values in divided
+    ]  # 255 * (1 / 255) is not 1
+    return PixelConfig(*divided, resample=_RESAMPLE[full["resample"]])
+
+
 # ------------------------------------------------------------------------------------ writing
 
 
 def model(config: ModelConfig, dtype: str) -> dict[str, Any]:
-    """config.json; ValueError for a model without an image tower."""
+    """config.json; ValueError for a model that the layout cannot hold."""
     vision = config.vision and dict(
         _written(config.vision, _VISION),
         model_type="siglip_vision_model",
@@ -95,12 +181,37 @@ def model(config: ModelConfig, dtype: str) -> dict[str, Any]:
         bos_token_id=None,
         eos_token_id=1,
     )
+    if config.classifier:
+        return _written_classifier(config, config.classifier, vision, dtype)
     if vision and text:
         both = {"vision_config": vision, "text_config": text}
         return dict(architectures=["SiglipModel"], model_type="siglip", dtype=dtype, **both)
     if vision:
         return dict(vision, architectures=["SiglipVisionModel"], dtype=dtype)
     raise ValueError("the Hugging Face layout needs an image tower; this model has only text")
+
+
+def _written_classifier(
+    config: ModelConfig, classifier: ClassifierConfig, vision: Any, dtype: str
+) -> dict[str, Any]:
+    if classifier.pool != "mean":
+        raise ValueError(
+            f"a classifier with pool={classifier.pool!r} cannot be a Hugging Face folder: "
+            "SiglipForImageClassification reads the mean of the patch tokens; write --format orbax"
+        )
+    if config.text:
+        raise ValueError("a Hugging Face folder holds a classifier without a text tower")
+    names = dict(enumerate(classifier.labels))
+    return dict(
+        architectures=["SiglipForImageClassification"],
+        model_type="siglip",
+        dtype=dtype,
+        id2label={str(i): label for i, label in names.items()},
+        label2id={label: i for i, label in names.items()},
+        problem_type=_FINDINGS if classifier.multi_label else "single_label_classification",
+        vision_config=vision,
+        **{_OURS: {"thresholds": list(classifier.thresholds), "preprocess": classifier.preprocess}},
+    )
 
 
 def _written(tower: VisionConfig | TextConfig, fields: dict[str, str]) -> dict[str, Any]:
@@ -112,18 +223,20 @@ def _written(tower: VisionConfig | TextConfig, fields: dict[str, str]) -> dict[s
 
 
 def preprocessor(vision: VisionConfig) -> dict[str, Any]:
-    """preprocessor_config.json, as published: squash, PIL bicubic (resample 3), to [-1, 1]."""
+    """preprocessor_config.json, as published: squash, PIL bicubic (resample 3), to [-1, 1]; or
+    with the normalisation and resampling of the model."""
+    codes = {name: code for code, name in _RESAMPLE.items()}
     return dict(
         image_processor_type="SiglipImageProcessor",
         processor_class="SiglipProcessor",
         do_resize=True,
         size={"height": vision.image_size, "width": vision.image_size},
-        resample=3,
+        resample=codes[vision.pixels.resample],
         do_rescale=True,
         rescale_factor=1 / 255,
         do_normalize=True,
-        image_mean=[0.5, 0.5, 0.5],
-        image_std=[0.5, 0.5, 0.5],
+        image_mean=list(vision.pixels.mean),
+        image_std=list(vision.pixels.std),
     )
 
 

@@ -20,16 +20,24 @@ import numpy as np
 
 from medsiglip_jax.files import places
 from medsiglip_jax.model import towers, tree
-from medsiglip_jax.model.weights import big_vision, hub, huggingface, orbax, outputs, peft
+from medsiglip_jax.model.weights import (
+    big_vision,
+    hub,
+    huggingface,
+    orbax,
+    outputs,
+    peft,
+    processors,
+)
 from medsiglip_jax.model.weights.checkpoint import (
     FLOATS,
-    TOKENIZER,
     Checkpoint,
     CheckpointError,
     copy,
     dtype_of,
     why_unreadable,
 )
+from medsiglip_jax.preprocess import tokenizer_files
 
 # A path is opened by the first of them that recognises it.
 LAYOUTS = {
@@ -77,13 +85,11 @@ def _open(path: Path, source: object, token: str | None, adapters: tuple) -> Che
     for layout in LAYOUTS.values():
         if not layout.matches(path) or (layout.base and path.resolve() in adapters):
             continue
-        tokenizer = (path if path.is_dir() else path.parent) / TOKENIZER
-        found = tokenizer if tokenizer.is_file() else None
-        if layout.base is None:
-            return replace(layout.open(path), format=layout.name, tokenizer=found)
-        base = _open_base(layout.base(path), source, token, (*adapters, path.resolve()))
-        opened = layout.open(path, base)
-        return replace(opened, format=layout.name, tokenizer=found or base.tokenizer)
+        base = None
+        if layout.base:
+            base = _open_base(layout.base(path), source, token, (*adapters, path.resolve()))
+        opened = layout.open(path, base) if base else layout.open(path)
+        return _with_companions(opened, layout.name, path, base)
     expected = (
         "expected a checkpoint folder (config.json + *.safetensors), a big_vision .npz, a folder "
         "this project wrote, or a Hugging Face repo id like google/medsiglip-448"
@@ -114,6 +120,21 @@ def _below(folder: Path) -> str | None:
     folders = [path for path in sorted(folder.iterdir()) if path.is_dir()]
     found = [p for p in folders if any(layout.matches(p) for layout in LAYOUTS.values())]
     return f"give {' or '.join(map(str, found))}" if found else None
+
+
+def _with_companions(
+    checkpoint: Checkpoint, format: str, path: Path, base: Checkpoint | None
+) -> Checkpoint:
+    """With the files of its folder, which come before those of its base."""
+    folder = path if path.is_dir() else path.parent
+    companions = processors.companions(path) if path.is_dir() else ()
+    return replace(
+        checkpoint,
+        format=format,
+        config=processors.with_pixels(checkpoint.config, folder),
+        tokenizer=tokenizer_files.main_file(folder) or checkpoint.tokenizer,
+        companions=processors.over(base.companions, folder) if base else companions,
+    )
 
 
 def check(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -112,6 +112,8 @@ def entries(config: ModelConfig) -> Iterator[Entry]:
         yield Entry("txt/pos_embedding", None, f"{name}.embeddings.position_embedding.weight")
         yield from _encoder(name, "final_layer_norm", "txt/Encoder_0", config.text.depth)
         yield from _pairs(f"{name}.head", "txt/head", _DENSE)
+    if config.classifier:
+        yield from _pairs("classifier", "classifier", _DENSE)
     if config.vision and config.text:
         yield Entry("t", None, "logit_scale")
         yield Entry("b", None, "logit_bias")

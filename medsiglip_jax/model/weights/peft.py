@@ -162,7 +162,8 @@ def _split(names: Collection[str], config: ModelConfig) -> tuple[dict[str, str],
     ours, left_out = {}, set()
     for name in names:
         prefix = next((p for p in huggingface.GEMMA_PREFIXES if gemma and name.startswith(p)), "")
-        others = ("classifier.", *(huggingface.GEMMA_OTHERS if gemma else ()))
+        others = huggingface.GEMMA_OTHERS if gemma else ()
+        others = others if config.classifier else ("classifier.", *others)
         if not prefix and name.startswith(others):
             left_out.add(name.removeprefix("model.").split(".")[0])
         else:
@@ -341,7 +342,7 @@ def write_folder(
     """
     tensors, modules = {}, []
     # transformers 5 leaves the first part of the names out in a tower by itself.
-    tower = "" if config.vision and config.text else "vision_model."
+    tower = "" if config.text or config.classifier else "vision_model."
     for path, group in huggingface.grouped(config, "path").items():
         for entry in group if path in factors else ():
             a, b = (x if entry.layer is None else x[entry.layer] for x in factors[path])
@@ -355,11 +356,12 @@ def write_folder(
             wrapped = "base_layer." if module in modules else ""
             where = f"{module}.{wrapped}{last}".lstrip(".")
             tensors[_PREFIX + where] = huggingface.tensor(group, whole)
-    kind = "SiglipVisionModel" if tower else "SiglipModel"
+    kind = "ForImageClassification" if config.classifier else "VisionModel" if tower else "Model"
     fixed = dict(
         peft_type="LORA",
         auto_mapping=dict(
-            base_model_class=kind, parent_library="transformers.models.siglip.modeling_siglip"
+            base_model_class=f"Siglip{kind}",
+            parent_library="transformers.models.siglip.modeling_siglip",
         ),
         target_modules=modules,
         bias="none",

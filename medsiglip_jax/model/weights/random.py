@@ -69,6 +69,7 @@ _STACK = ".*/encoderblock/.*"
 _RULES: list[tuple[str, Initializer]] = [
     ("t", _constant(math.log(10))),
     ("b", _constant(-10.0)),
+    ("classifier/.*", _constant(0.0)),
     (".*/scale", _constant(1.0)),
     (".*/MlpBlock_0/.*/bias", _normal(1e-6)),
     (".*/bias", _constant(0.0)),

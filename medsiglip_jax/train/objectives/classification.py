@@ -1,7 +1,6 @@
 """Classes, or several findings at once, from the pooled features of the image tower."""
 
-import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -12,12 +11,11 @@ import numpy as np
 from medsiglip_jax import losses
 from medsiglip_jax.files.settings import Check, one_of
 from medsiglip_jax.model import towers
-from medsiglip_jax.model.config import ModelConfig
+from medsiglip_jax.model.config import POOLS, ClassifierConfig, ModelConfig
 from medsiglip_jax.model.towers import Compute
 from medsiglip_jax.train import validation
 from medsiglip_jax.train.objectives.objective import Batch, Labels, Loss, Objective, Params
 
-POOLS = ("map", "mean")
 _WEIGHTS = Check(
     lambda weight: not isinstance(weight, str) or weight == "balanced",
     "'balanced', or one number per class",
@@ -26,7 +24,7 @@ _WEIGHTS = Check(
 
 @dataclass(frozen=True)
 class Classification(Objective):
-    """A linear head, params["head"], on the pooled features of the image tower.
+    """A linear layer, params["classifier"], on the pooled features of the image tower.
 
     A batch is {`image`, `mask`} and `label`: int32 [b], negative for unknown, or for several
     findings float32 [b, classes] with NaN for unknown. The loss is the mean over what is known in
@@ -44,7 +42,8 @@ class Classification(Objective):
     pos_weight: Annotated[str | tuple[float, ...] | None, _WEIGHTS] = None
 
     columns: ClassVar[Mapping[str, str]] = {"labels": "name their column (data.label)"}
-    lora_train: ClassVar[tuple[str, ...] | None] = ("head/.*",)
+    judged: ClassVar[bool] = True
+    lora_train: ClassVar[tuple[str, ...] | None] = ("classifier/.*",)
 
     def loss(
         self, config: ModelConfig, compute: Compute, labels: Labels, loss_chunk: int | None = None
@@ -61,7 +60,7 @@ class Classification(Objective):
             return {"features": z if self.pool == "map" else tokens.mean(axis=1)}
 
         def reduce(params: Params, encoded: Batch, batch: Batch) -> jax.Array:
-            logits = class_logits(params, encoded)
+            logits = towers.class_logits(params["classifier"], encoded["features"])
             label, mask = batch["label"], batch["mask"]
             if labels.multi_label:
                 return losses.binary_cross_entropy(logits, label, mask, pos_weight)
@@ -93,10 +92,16 @@ class Classification(Objective):
         return np.asarray(weight, np.float32)
 
     def added(self, config: ModelConfig, labels: Labels) -> Params:
-        """A head of zeros: every class starts equally likely, and no seed matters."""
+        """A classifier of zeros: every class starts equally likely, and no seed matters."""
         assert config.vision is not None
+        if self.pool == "map" and config.vision.pool != "map":
+            raise ValueError(
+                "objective.pool is 'map', and this model has no attention-pooling head; expected "
+                "'mean'"
+            )
         kernel = jnp.zeros((config.vision.width, len(labels.classes)), jnp.float32)
-        return {"head": {"kernel": kernel, "bias": jnp.zeros(kernel.shape[1:], jnp.float32)}}
+        bias = jnp.zeros(kernel.shape[1:], jnp.float32)
+        return {"classifier": {"kernel": kernel, "bias": bias}}
 
     def unused(self, params: Params) -> tuple[str, ...]:
         idle = self.pool == "mean" and "MAPHead_0" in params["img"]
@@ -106,22 +111,33 @@ class Classification(Objective):
         self, encoded: Batch, params: Params, loss: Loss, batch_size: int, zclass: Any = None
     ) -> dict[str, float]:
         """`val_loss`, `val_auc` and, for one class per image, `val_accuracy`."""
-        logits = np.asarray(class_logits(params, encoded))
+        logits = self._logits(encoded, params)
         return {
             **super().metrics(encoded, params, loss, batch_size),
             **validation.class_scores(logits, encoded["label"]),
         }
 
-    def export(self, added: Params, labels: Labels) -> dict[str, bytes]:
-        """`classifier.npz` holds `kernel` [D, classes], `bias`, `classes` and `pool`."""
-        file = io.BytesIO()
-        kernel, bias = (np.asarray(added["head"][name]) for name in ("kernel", "bias"))
-        classes = np.array(labels.classes, np.str_)
-        np.savez(file, kernel=kernel, bias=bias, classes=classes, pool=self.pool)
-        return {"classifier.npz": file.getvalue()}
+    def probabilities(self, encoded: Batch, params: Params, labels: Labels) -> np.ndarray:
+        """Sigmoids of several findings, the softmax of one class per image."""
+        return validation.probabilities(self._logits(encoded, params), labels.multi_label)
 
+    def _logits(self, encoded: Batch, params: Params) -> np.ndarray:
+        return np.asarray(towers.class_logits(params["classifier"], encoded["features"]))
 
-def class_logits(params: Params, encoded: Batch) -> jax.Array:
-    """The head's logits, float32 [b, classes]."""
-    with jax.default_matmul_precision("highest"):
-        return encoded["features"] @ params["head"]["kernel"] + params["head"]["bias"]
+    def exported(
+        self,
+        config: ModelConfig,
+        params: Params,
+        labels: Labels,
+        thresholds: Sequence[float],
+        preprocess: str,
+    ) -> tuple[ModelConfig, Params]:
+        """The image tower and its classifier: what was trained."""
+        chosen = tuple(None if np.isnan(t) else float(t) for t in thresholds)
+        classifier = ClassifierConfig(
+            labels.classes, self.pool, labels.multi_label, chosen, preprocess
+        )
+        return (
+            ModelConfig(config.vision, None, classifier),
+            {name: params[name] for name in ("img", "classifier")},
+        )

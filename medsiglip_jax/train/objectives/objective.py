@@ -1,6 +1,6 @@
 """What an objective is: all that training and planning ask about what a model is trained for."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -77,6 +77,8 @@ class Objective:
     columns: ClassVar[Mapping[str, str]] = {}
     # Whether a recipe's `loss_chunk` bounds the memory of the loss.
     chunked: ClassVar[bool] = False
+    # Whether its classes are scored on test rows, by `probabilities`.
+    judged: ClassVar[bool] = False
     # What trains beside LoRA's adapters, in place of a recipe's `lora.train`.
     lora_train: ClassVar[tuple[str, ...] | None] = None
 
@@ -144,6 +146,10 @@ class Objective:
         """
         return {"val_loss": float(loss.reduce(params, encoded, encoded))}
 
+    def probabilities(self, encoded: Batch, params: Params, labels: Labels) -> np.ndarray:
+        """Those of the classes, float64 [n, classes], of rows that `loss.encode` has encoded."""
+        raise NotImplementedError
+
     def loss_flops(self, config: ModelConfig, batch_size: int) -> float:
         """Floating-point operations of a step after the towers and the added parameters."""
         return 0.0
@@ -152,6 +158,22 @@ class Objective:
         """The largest arrays of the loss on a device with so many rows, by name."""
         return {}
 
-    def export(self, added: Params, labels: Labels) -> dict[str, bytes]:
-        """Files beside the exported model that hold the trained `added`, by name."""
-        return {}
+    def exported(
+        self,
+        config: ModelConfig,
+        params: Params,
+        labels: Labels,
+        thresholds: Sequence[float],
+        preprocess: str,
+    ) -> tuple[ModelConfig, Params]:
+        """The architecture and the parameters that an export holds.
+
+        Args:
+            config: of the model.
+            params: trained, adapters merged, with what `added` has added.
+            labels: what was learned.
+            thresholds: the probability from which each class is positive; NaN if it was not chosen,
+                empty without held-out rows.
+            preprocess: the pixel preset of the run.
+        """
+        return config, params

@@ -1,0 +1,109 @@
+"""The files beside the weights: what they say about pixels, and which of them `save` keeps."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from medsiglip_jax.files import json as json_files
+from medsiglip_jax.model.config import ModelConfig, PixelConfig
+from medsiglip_jax.model.weights import huggingface_config
+from medsiglip_jax.model.weights.checkpoint import CheckpointError
+from medsiglip_jax.preprocess import tokenizer_files
+
+PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
+_KEPT = {".json", ".txt", ".md", ".model", ".jinja", ".yaml", ".yml", ""}
+# Of the layouts themselves, which write them anew; `classifier_config.json` is no such file.
+_OWN = ("config.json", "medsiglip_jax.json", "adapter_config.json", ".index.json")
+
+
+def companions(folder: Path) -> tuple[Path, ...]:
+    """The files of a checkpoint's folder that are neither weights nor architecture."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return tuple(
+        path
+        for path in files
+        if path.suffix in _KEPT and path.name[0] != "."
+        and path.name not in _OWN and not path.name.endswith(_OWN[-1])
+    )  # fmt: skip
+
+
+def over(base: Sequence[Path], folder: Path) -> tuple[Path, ...]:
+    """The files beside a base, but for a tokenizer and an image processor that `folder`, of its
+    adapter, has itself."""
+    own = {path.name: path for path in companions(folder)}
+    vocabulary = tokenizer_files.NAMES if tokenizer_files.main_file(folder) else ()
+    kept = list(base)
+    for names in (vocabulary, (PROCESSOR, PREPROCESSOR)):
+        if mine := [own[name] for name in names if name in own]:
+            kept = [path for path in kept if path.name not in names] + mine
+    return tuple(kept)
+
+
+def image_processors(folder: Path) -> dict[str, dict[str, Any]]:
+    """The descriptions of an image processor in a folder, by file, in transformers' order.
+
+    `processor_config.json` comes first if it has one (transformers image_processing_base.py,
+    `get_image_processor_dict`).
+
+    Raises:
+        CheckpointError: a file is not a JSON object.
+    """
+    found = {}
+    for name in (PROCESSOR, PREPROCESSOR):
+        if not (folder / name).is_file():
+            continue
+        try:
+            content = json.loads((folder / name).read_bytes())
+            content = content.get("image_processor") if name == PROCESSOR else content
+            if content is not None:
+                found[name] = dict(content)
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise CheckpointError(folder / name, [f"is not a JSON object ({error})"]) from None
+    return found
+
+
+def with_pixels(config: ModelConfig, folder: Path) -> ModelConfig:
+    """The architecture with the normalisation and resampling that the files in a folder ask for.
+
+    Raises:
+        CheckpointError: they ask for something that is not done here.
+    """
+    found = image_processors(folder)
+    if config.vision is None or not found:
+        return config
+    name, raw = next(iter(found.items()))
+    try:
+        pixels = huggingface_config.pixels(raw, config.vision.image_size)
+    except (ValueError, TypeError, ZeroDivisionError) as error:
+        raise CheckpointError(folder / name, [str(error)]) from None
+    return dataclasses.replace(config, vision=dataclasses.replace(config.vision, pixels=pixels))
+
+
+def complete(folder: Path, config: ModelConfig) -> None:
+    """Makes the image processors in a folder those of a model, which may have another resolution.
+
+    Writes one if there is none and the model's pixels are not SigLIP's.
+    """
+    if config.vision is None:
+        return
+    found, side = image_processors(folder), config.vision.image_size
+    if not found and config.vision.pixels != PixelConfig():
+        json_files.write(folder / PREPROCESSOR, huggingface_config.preprocessor(config.vision))
+    for name in found:
+        content = json.loads((folder / name).read_bytes())
+        part = content["image_processor"] if name == PROCESSOR else content
+        size = {"height": side, "width": side}
+        if part.get("size") not in (size, side):
+            part["size"] = size
+            json_files.write(folder / name, content)
+
+
+def check_plain(config: ModelConfig) -> None:
+    """Raises an error for a model whose pixels a file of weights alone cannot describe."""
+    if config.vision and config.vision.pixels != PixelConfig():
+        raise ValueError(
+            "an .npz file cannot say that this model's pixels are normalised or resampled in its "
+            "own way; write a folder instead (a path without .npz)"
+        )
