@@ -341,7 +341,7 @@ def _export_adapter(
 ) -> places.Place | None:
     """Writes the adapters of a run that has a base for them."""
     recipe, config = prepared.recipe, prepared.model.config
-    if not recipe.lora or recipe.init is None:
+    if not recipe.lora or recipe.init is None or config.classifier:  # whose classes it would keep
         return None
     whole = prepared.part.whole(freeze.join(state["params"], state["frozen"]))
     trained = set(tree.flatten(state["params"]))

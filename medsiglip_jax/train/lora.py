@@ -118,7 +118,6 @@ def export(
     """
     factors, rest = _split(params, peft.adapts)
     changed = [p for p in rest if {p, f"{p.removesuffix('/kernel')}_lora/a"} & {*trained}]
-    changed = [p for p in changed if not p.startswith("classifier/")]  # new, of other classes
     others = {path: rest[path] for path in peft.together(changed, architecture)}
     factors, others = jax.tree.map(np.asarray, processes.gathered((factors, others)))
     if jax.process_index():

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from test_huggingface import write_medgemma
 import medsiglip_jax
 from medsiglip_jax import cli
 from medsiglip_jax.model import api
+from medsiglip_jax.model.config import ClassifierConfig, ModelConfig
+from medsiglip_jax.preprocess import text
 
 PIXELS, TOKENS = references.inputs(references.TINY, images=2, texts=3, seed=5)
 LAYER = "vision_model.encoder.layers.{}.self_attn.q_proj"
@@ -25,7 +28,7 @@ def random(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape, scale=0.1).astype(np.float32)
 
 
-def write(folder, tensors=None, base=GOLDEN, prefix="base_model.model.", **settings):
+def write(folder, tensors=None, base: Any = GOLDEN, prefix="base_model.model.", **settings):
     """An adapter of rank 4 of two layers, or of the `tensors` given."""
     folder.mkdir()
     if tensors is None:
@@ -194,6 +197,27 @@ def test_bases_of_other_layouts_and_their_tokenizer(tmp_path, checkpoint, format
     want = np.asarray(base.params["txt"]["head"]["kernel"]) + np.float32(1.5) * product.T
     np.testing.assert_array_equal(model.params["txt"]["head"]["kernel"], want)
     assert model.processor.texts(["a scan"]).shape == (1, 64)
+    medsiglip_jax.save(model, tmp_path / "merged")  # and no adapter a second time
+    assert_same(medsiglip_jax.load(tmp_path / "merged").params, model.params)
+    other = text.train(["another corpus of words"] * 4, 22)
+    (tmp_path / "adapter" / "spiece.model").write_bytes(other)
+    medsiglip_jax.save(medsiglip_jax.load(tmp_path / "adapter"), tmp_path / "own")
+    assert (tmp_path / "own" / "spiece.model").read_bytes() == other
+
+
+def test_a_classifier_whose_head_was_saved_whole(tmp_path):
+    base = medsiglip_jax.load(GOLDEN)
+    config = ModelConfig(base.config.vision, None, ClassifierConfig(("a", "b", "c"), "mean"))
+    head = {"kernel": random(32, 3), "bias": random(3)}
+    medsiglip_jax.save(
+        api.Model({"img": base.params["img"], "classifier": head}, config), tmp_path / "base"
+    )
+    x = {"classifier.weight": random(3, 32, seed=7), "classifier.bias": random(3, seed=8)}
+    write(tmp_path / "adapter", x, base=tmp_path / "base", modules_to_save=["classifier"])
+    model = medsiglip_jax.load(tmp_path / "adapter")
+    np.testing.assert_array_equal(model.params["classifier"]["kernel"], x["classifier.weight"].T)
+    np.testing.assert_array_equal(model.params["classifier"]["bias"], x["classifier.bias"])
+    assert model.config == medsiglip_jax.load(tmp_path / "base").config
 
 
 def test_relative_to_the_working_directory_and_in_one_folder(tmp_path, monkeypatch):

@@ -342,7 +342,7 @@ def write_folder(
     """
     tensors, modules = {}, []
     # transformers 5 leaves the first part of the names out in a tower by itself.
-    tower = "" if config.text or config.classifier else "vision_model."
+    tower = "" if config.text else "vision_model."
     for path, group in huggingface.grouped(config, "path").items():
         for entry in group if path in factors else ():
             a, b = (x if entry.layer is None else x[entry.layer] for x in factors[path])
@@ -356,11 +356,11 @@ def write_folder(
             wrapped = "base_layer." if module in modules else ""
             where = f"{module}.{wrapped}{last}".lstrip(".")
             tensors[_PREFIX + where] = huggingface.tensor(group, whole)
-    kind = "ForImageClassification" if config.classifier else "VisionModel" if tower else "Model"
+    kind = "SiglipVisionModel" if tower else "SiglipModel"
     fixed = dict(
         peft_type="LORA",
         auto_mapping=dict(
-            base_model_class=f"Siglip{kind}",
+            base_model_class=kind,
             parent_library="transformers.models.siglip.modeling_siglip",
         ),
         target_modules=modules,
