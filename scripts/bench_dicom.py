@@ -68,7 +68,7 @@ def _files() -> dict[str, bytes]:
     slice_ = np.clip(rng.normal(1000, 600, (512, 512)), 0, 4095).astype(np.int16)
     colour = rng.integers(0, 256, (768, 1024, 3), dtype=np.uint8)
     window = {"WindowCenter": "2000", "WindowWidth": "3000", "Modality": "DX", "BitsStored": 12}
-    ct = {"RescaleSlope": "1", "RescaleIntercept": "-1024", "Modality": "CT"}
+    ct = {"RescaleSlope": "1", "RescaleIntercept": "-1024", "Modality": "CT", "RescaleType": "HU"}
     head = Path(pydicom.__file__).parent / "data" / "test_files" / "693_J2KI.dcm"
     packed = bytes(imagecodecs.jpeg2k_encode(slice_.view(np.uint16), codecformat="j2k", level=0))
     return {

@@ -3,24 +3,37 @@
 import io
 
 import numpy as np
+import pytest
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
+from pydicom.uid import UID
+
+from medsiglip_jax.preprocess.decode import decode
+from medsiglip_jax.preprocess.dicom.rules import Rules
+from medsiglip_jax.preprocess.facts import UnreadableImage
 
 IMPLICIT, EXPLICIT, BIG, DEFLATED = (f"1.2.840.10008.1.2{x}" for x in ("", ".1", ".2", ".1.99"))
 RLE, JPEG, JPEG_LOSSLESS, JPEG_LS, J2K, HTJ2K = (
     f"1.2.840.10008.1.2.{x}" for x in ("5", "4.50", "4.70", "4.80", "4.90", "4.201")
 )
 
+SECONDARY, CT_IMAGE = (f"1.2.840.10008.5.1.4.1.1.{n}" for n in ("7", "2"))
+
 CINE = np.random.default_rng(0).integers(0, 256, (7, 30, 40, 3)).astype(np.uint8)
 
 
 def made(array, syntax=EXPLICIT, encoded=None, private=(), **tags):
-    """A file of an array [H, W], [H, W, 3] or of `tags["NumberOfFrames"]` of those."""
+    """A file of an array [H, W], [H, W, 3] or of `tags["NumberOfFrames"]` of those.
+
+    It is a CT Image where the modality is CT, else a Secondary Capture.
+    """
     array = np.asarray(array)
+    sop_class = tags.get("SOPClassUID", CT_IMAGE if tags.get("Modality") == "CT" else SECONDARY)
     colour = array.shape[-1] == 3 and array.ndim > 2
     meta = FileMetaDataset()
-    meta.TransferSyntaxUID = syntax
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = "1.2.840.10008.5.1.4.1.1.7", "1"
+    known = UID(syntax).is_transfer_syntax  # pydicom writes no others
+    meta.TransferSyntaxUID = syntax if known else RLE
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = sop_class, "1"
     found = FileDataset(
         None, {}, file_meta=meta, preamble=bytes(128), is_implicit_VR=syntax == IMPLICIT,
         is_little_endian=syntax != BIG,
@@ -28,7 +41,7 @@ def made(array, syntax=EXPLICIT, encoded=None, private=(), **tags):
     shape = array.shape[:-1] if colour else array.shape
     bits = array.dtype.itemsize * 8
     values = {
-        "SOPClassUID": "1.2.840.10008.5.1.4.1.1.7", "Modality": "OT",
+        "SOPClassUID": sop_class, "Modality": "OT",
         "SamplesPerPixel": 3 if colour else 1, "Rows": shape[-2], "Columns": shape[-1],
         "PhotometricInterpretation": "RGB" if colour else "MONOCHROME2",
         "BitsAllocated": bits, "BitsStored": bits, "PixelRepresentation": array.dtype.kind == "i",
@@ -46,7 +59,16 @@ def made(array, syntax=EXPLICIT, encoded=None, private=(), **tags):
     found["PixelData"].VR = "OW" if bits > 8 else "OB"
     stream = io.BytesIO()
     found.save_as(stream, enforce_file_format=True)
-    return stream.getvalue()
+    data = stream.getvalue()
+    return data if known else with_value(data, b"\x02\x00\x10\x00", b"UI", syntax)
+
+
+def reason(data, rules=Rules()):
+    """Why a file cannot be read, which is one line."""
+    with pytest.raises(UnreadableImage) as caught:
+        decode(data, rules)
+    assert "\n" not in str(caught.value)
+    return str(caught.value).split(": ", 1)[1]
 
 
 def item(**tags):

@@ -126,6 +126,8 @@ def _warn(result: dict[str, Any], where: str, skipped: dict[str, int]) -> None:
         "identify people",
         "multi_frame": "files have several frames or slices; one of each is embedded (--frame "
         f"{frame}; all and every=K embed more)",
+        "unusual": "DICOM files have something unusual about their units, windows, colours or "
+        "bits; medsiglip-jax preview says of each what was done",
         "cut": "texts are longer than the model reads and were truncated",
     }.items():
         if result[key]:

@@ -43,6 +43,8 @@ _FLAGS = {
     "lora adapter/, for PEFT",
     "--export-only": "train no further: write export/ and report.html from the last checkpoint of "
     "the run in D, which needs no --config",
+    "--push-to-hub NAME": "upload the export with its model card to the Hugging Face hub as NAME "
+    "(user/model), for nobody else to see until you publish it there",
 }
 
 
@@ -63,7 +65,7 @@ def finetune(args: argparse.Namespace) -> int:
     example:
       medsiglip-jax finetune --config lora --workdir run --config.data.path=train.csv
       medsiglip-jax finetune --copy-config lora my.py
-      medsiglip-jax finetune --workdir run --export-only
+      medsiglip-jax finetune --workdir run --export-only --push-to-hub me/my-model
     """
     from medsiglip_jax.train import configs
     from medsiglip_jax.train.finetune import export_last, run
@@ -72,15 +74,38 @@ def finetune(args: argparse.Namespace) -> int:
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax narrates every save
     for name, value in (("TF_CPP_MIN_LOG_LEVEL", "3"), ("TF_ENABLE_ONEDNN_OPTS", "0")):
         os.environ.setdefault(name, value)  # else TensorFlow reports how it was built
+    if args.push_to_hub:
+        _check_push(args)
     if recipe is None:
-        output.show(export_last(args.workdir), args.json, _text)
+        output.show(_pushed(args, export_last(args.workdir)), args.json, _text)
         return 0
     main_process = loading.join_other_processes(args)
     with closing(_Training(quiet=not main_process)) as shown:
         result = run(recipe, args.workdir, shown.start, shown.step, shown.warn)
     if main_process:
-        output.show(result, args.json, _text)
+        output.show(_pushed(args, result), args.json, _text)
     return 3 if result["unreadable"] else 0
+
+
+def _check_push(args: argparse.Namespace) -> None:
+    """Fails now, and not after hours of training."""
+    from medsiglip_jax.files import places
+    from medsiglip_jax.model.weights import hub
+
+    if not hub.is_repo_id(args.push_to_hub):
+        raise ValueError(f"--push-to-hub is {args.push_to_hub!r}; expected user/model")
+    places.refuse_remote(args.workdir)
+    hub.check_login()
+
+
+def _pushed(args: argparse.Namespace, result: dict[str, Any]) -> dict[str, Any]:
+    from pathlib import Path
+
+    from medsiglip_jax.model.weights import hub
+
+    if not args.push_to_hub:
+        return result
+    return result | {"hub": hub.push(Path(result["export"]), args.push_to_hub)}
 
 
 def _only_export(args: argparse.Namespace) -> bool:
@@ -159,7 +184,7 @@ def _text(result: dict[str, Any]) -> str:
 {scores}{_test_text(result.get("test"))}
 at step            {result["exported_step"]}
 model              {result["export"]}
-report             {result["report"]}"""
+report             {result["report"]}{_hub_text(result)}"""
 
 
 def _test_text(test: dict[str, Any] | None) -> str:
@@ -167,3 +192,7 @@ def _test_text(test: dict[str, Any] | None) -> str:
         return ""
     auc = test["macro_auc"]
     return f"\n{'test macro AUC':18} {'not defined' if auc is None else f'{auc:.4f}'}"
+
+
+def _hub_text(result: dict[str, Any]) -> str:
+    return f"\nuploaded to        {result['hub']}" if "hub" in result else ""

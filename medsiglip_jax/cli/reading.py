@@ -23,7 +23,7 @@ def preset_help() -> str:
 def add_preprocess(sub: Parser, default: str | None = "big_vision", said: str = "") -> None:
     """The flag --preprocess; `said` describes its default where that is None."""
     flags = {"--preprocess P": f"default {said or '%(default)s'}; {preset_help()}"}
-    add_flags(sub, flags, preprocess=default)
+    add_flags(sub, flags, preprocess=str if default is None else default)
 
 
 def add_dicom(sub: Parser, frames: str = "or middle (default)") -> None:
@@ -33,7 +33,7 @@ def add_dicom(sub: Parser, frames: str = "or middle (default)") -> None:
         "CT as in training; official gives the pixels of the official container, for the "
         "modalities that it serves",
         "--ct-window W/L": "show CT in one window of this width and level in HU, such as 350/40 or "
-        "1500/-600",
+        "1500/-600; ignored for values in other units",
         "--window N": "which window to apply where a file has several, from 0; default the first",
         "--volume V": "what the values of NIfTI volumes are, since the files do not say: ct for "
         "Hounsfield units; percentile for MR and others, scaled from the volume's 0.5th to its "

@@ -101,13 +101,14 @@ def encode_rows(
     check_towers(model, rows)
     batches = -(-len(rows) // max(1, batch_size)) or 1
     size = min(batch_size, max(1, -(-len(rows) // batches)))
-    engine, turned, burned_in = Engine(model, preprocess, normalize, size, dicom), 0, 0
+    engine, turned, burned_in, unusual = Engine(model, preprocess, normalize, size, dicom), 0, 0, 0
     with closing(engine.run(rows.batches(size))) as results:
         for batch in results:
             turned, burned_in = turned + batch.turned, burned_in + batch.burned_in
+            unusual += batch.unusual
             yield batch
             on_batch(len(batch.rows))
-    warn_about_pixels(turned, burned_in, len(rows))
+    warn_about_pixels(turned, burned_in, unusual, len(rows))
 
 
 def score_rows(

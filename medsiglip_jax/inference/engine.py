@@ -36,6 +36,7 @@ class Embedded:
         turned: number of images whose EXIF orientation was not applied.
         burned_in: number of DICOM files that declare annotation burned into their pixels.
         multi_frame: number of files with several frames or slices, of which one was taken.
+        unusual: number of DICOM files with something unusual, `Facts.unusual`.
         subjects: patient, study and series of each readable row, where the file names them.
         cut: number of texts that were longer than the model's context and were cut.
     """
@@ -46,6 +47,7 @@ class Embedded:
     turned: int
     burned_in: int
     multi_frame: int
+    unusual: int
     subjects: list[Subject | None]
     cut: int
 
@@ -185,6 +187,7 @@ class Engine:
             turned=sum(facts.orientation != 1 for facts in loaded.facts),
             burned_in=sum(facts.burned_in for facts in loaded.facts),
             multi_frame=sum(map(_has_other_frames, loaded.facts, names)),
+            unusual=sum(facts.unusual for facts in loaded.facts),
             subjects=list(itertools.compress(subjects, readable)),
             cut=loaded.cut,
         )  # fmt: skip

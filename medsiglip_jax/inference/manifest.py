@@ -92,7 +92,7 @@ class Manifest(RunRecord):
     Attributes:
         embedded: rows with an embedding.
         errors: unreadable inputs.
-        turned, burned_in, multi_frame, cut: as in `engine.Embedded`.
+        turned, burned_in, multi_frame, unusual, cut: as in `engine.Embedded`.
         parts: the Parquet files, in order.
     """
 
@@ -101,6 +101,7 @@ class Manifest(RunRecord):
     turned: int = 0
     burned_in: int = 0
     multi_frame: int = 0
+    unusual: int = 0
     cut: int = 0
     parts: tuple[PartFile, ...]
 
@@ -111,7 +112,7 @@ class Manifest(RunRecord):
 
 
 # What is counted while a run goes on, beside rows and errors.
-COUNTS = ("turned", "burned_in", "multi_frame", "cut")
+COUNTS = ("turned", "burned_in", "multi_frame", "unusual", "cut")
 
 
 def parse_manifest(text: str | bytes, path: places.Place) -> Manifest:

@@ -71,7 +71,8 @@ class Facts:
         frames: number of frames in the file, of which one was taken.
         frame: the one that was taken, from 0.
         seen: how stored values became levels, in words, such as "modality CT, rules dicom: W/L
-            2250/-100 350/40 80/40"; "" of ordinary images.
+            2250/-100 350/40 80/40", and after semicolons what is unusual about it; "" of ordinary
+            images.
         subject: whose image it is; None of files that are not DICOM.
     """
 
@@ -81,6 +82,11 @@ class Facts:
     frame: int = 0
     seen: str = ""
     subject: Subject | None = None
+
+    @property
+    def unusual(self) -> bool:
+        """Whether `seen` says something unusual."""
+        return "; " in self.seen
 
 
 def describe(item: Any) -> str:

@@ -44,8 +44,9 @@ def load_images(
         ValueError: unknown preset, or a size below 1.
 
     Warns:
-        UserWarning: once, with the number of images whose EXIF orientation is not upright; and
-            once, with the number of DICOM files that say that annotation is burned in.
+        UserWarning: once, with the number of images whose EXIF orientation is not upright; once,
+            with the number of DICOM files that say that annotation is burned in; and once, with
+            the number of those with something unusual about their values (`Facts.seen`).
     """
     items, resize, size = _as_list(items), preset(preprocess, resample), check_size(size)
     out = np.empty((len(items), size, size, 3), np.uint8)
@@ -61,17 +62,19 @@ def load_images(
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         facts = list(pool.map(load, range(len(items))))
-    turned = sum(f.orientation != 1 for f in facts)
-    warn_about_pixels(turned, sum(f.burned_in for f in facts), len(items))
+    turned, burned_in = sum(f.orientation != 1 for f in facts), sum(f.burned_in for f in facts)
+    warn_about_pixels(turned, burned_in, sum(f.unusual for f in facts), len(items))
     return out
 
 
-def warn_about_pixels(turned: int, burned_in: int, count: int) -> None:
-    """Warns of EXIF orientations that were not applied and of annotation burned into pixels.
+def warn_about_pixels(turned: int, burned_in: int, unusual: int, count: int) -> None:
+    """Warns of EXIF orientations that were not applied, of annotation burned into pixels, and of
+    DICOM files that are unusual.
 
     Args:
         turned: number of images whose EXIF orientation is not upright.
         burned_in: number of DICOM files that declare burned-in annotation.
+        unusual: number of DICOM files with something unusual, `Facts.unusual`.
         count: number of all images.
     """
     if turned:
@@ -84,6 +87,12 @@ def warn_about_pixels(turned: int, burned_in: int, count: int) -> None:
         warnings.warn(
             f"{burned_in} of {count} images are DICOM files that say that annotation, which may"
             " identify people, is burned into their pixels",
+            stacklevel=3,
+        )
+    if unusual:
+        warnings.warn(
+            f"{unusual} of {count} images are DICOM files with something unusual about their units,"
+            " windows, colours or bits; `medsiglip-jax preview` says of each what was done",
             stacklevel=3,
         )
 

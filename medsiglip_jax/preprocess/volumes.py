@@ -6,7 +6,8 @@ Where a file has no orientation, nibabel assumes that the first axis runs from r
 
 The files do not say what their values are, so `Rules.volume` has to: "ct" means Hounsfield units,
 rendered in the windows of CT; "percentile" renders from the 0.5th to the 99.5th percentile of the
-volume, not of the slice, so that slices can be compared and air is not stretched to noise.
+volume, not of the slice, so that slices can be compared and air is not stretched to noise. Volumes
+of colours (RGB24, RGBA32) are shown as they are, whatever it says.
 """
 
 import gzip
@@ -40,6 +41,7 @@ _AT_ONCE = threading.Semaphore(2)
 _MAX_OFFSET = 1 << 26  # bytes before the first voxel: the header and its extensions
 _MAX_SIDE = 1 << 16  # voxels, along one axis
 _HEADERS = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}  # by their size
+_COLOURS = (tuple("RGB"), tuple("RGBA"))  # fields of nibabel's dtypes; alpha is dropped
 _GZIP = b"\x1f\x8b"
 _SAMPLED = 64  # evenly spaced slices that percentiles are computed from
 _VALUES = 1 << 24  # and how many of their values at most
@@ -126,7 +128,7 @@ class Volume:
         """Renders an axial slice, from 0 at the feet.
 
         Returns:
-            The pixels, 4 bytes apart, and facts.
+            The pixels, 4 bytes apart unless they are stored as colours, and facts.
 
         Raises:
             UnreadableImage: there are fewer slices, or the rules do not serve volumes.
@@ -137,13 +139,17 @@ class Volume:
             raise UnreadableImage(f"volume of {self.frames} slices; number {number} is asked for")
         stored = np.ascontiguousarray(self._values[::-1, ::-1, number].T)
         check_size(stored.shape[1], stored.shape[0])
+        first = f", first of {self._layout.volumes} volumes" if self._layout.volumes > 1 else ""
+        if stored.dtype.names:
+            pixels = np.stack([stored[name] for name in "RGB"], -1)
+            seen = f"NIfTI volume{first}: colours, as stored"
+            return pixels, Facts(frames=self.frames, frame=number, seen=seen)
         fractions, words = self._fractions(rules)
 
         def shade(x: np.ndarray) -> UInt8[np.ndarray, "k 3"]:
             levels = np.rint(255 * fractions(self._measured(x))).astype(np.uint8)
             return np.broadcast_to(levels, (len(x), 3))
 
-        first = f", first of {self._layout.volumes} volumes" if self._layout.volumes > 1 else ""
         seen = f"NIfTI volume{first}: {words}"
         return samples.shaded(stored, shade), Facts(frames=self.frames, frame=number, seen=seen)
 
@@ -202,8 +208,9 @@ def _layout(stream: Any) -> _Layout:
     except Exception:  # nibabel's messages may quote the header
         raise UnreadableImage("damaged NIfTI: its header cannot be read") from None
     shape = (*shape, 1, 1, 1)[: max(3, len(shape))]
-    if dtype.kind not in "iuf" or dtype.itemsize > 8 or math.prod(shape[4:]) > 1:
-        raise UnreadableImage("NIfTI with colours, vectors or complex numbers")
+    numbers = dtype.kind in "iuf" and dtype.itemsize <= 8
+    if not (numbers or dtype.names in _COLOURS) or math.prod(shape[4:]) > 1:
+        raise UnreadableImage("NIfTI with vectors, complex numbers or floats of 128 bits")
     sizes_make_sense = 1 <= min(shape) and max(shape) <= _MAX_SIDE and size <= offset <= _MAX_OFFSET
     if not sizes_make_sense or not np.isfinite(axes).all():
         raise UnreadableImage("damaged NIfTI: its header makes no sense")

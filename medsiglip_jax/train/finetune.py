@@ -16,6 +16,8 @@ from medsiglip_jax.files import json as json_files
 from medsiglip_jax.files import locks, places, storage
 from medsiglip_jax.files.json_text import dumps, to_hash
 from medsiglip_jax.model import api, devices, processes, tree
+from medsiglip_jax.model.weights import processors
+from medsiglip_jax.pages import card
 from medsiglip_jax.train import build, freeze, loop, lora, report
 from medsiglip_jax.train import recipe as recipes
 from medsiglip_jax.train.recipe import Recipe
@@ -276,6 +278,7 @@ def _identity(prepared: build.PreparedRun) -> dict[str, Any]:
         "data_sha256": digest.hexdigest(),
         "examples": [len(rows) for rows in prepared.training],
         "held_out": sum(map(len, prepared.held_out)),
+        "test": sum(map(len, prepared.test)),
         "classes": list(prepared.training[0].classes),
         "trained": tree.size(prepared.state["params"]),
         "parameters": tree.size(prepared.model.params),
@@ -295,14 +298,15 @@ def _finish(
         state = state if checkpoint is None else {**checkpoint[1], "frozen": state["frozen"]}
     step = int(state["step"])
     thresholds, test = prepared.judge(unreadable, state)
-    export(prepared, state, workdir / EXPORT, thresholds.tolist())
-    adapter = _export_adapter(prepared, state, workdir / ADAPTER)
     shown: dict[str, Any] = {}
     for line in lines:
         if line["step"] <= step:
             shown |= {k: v for k, v in line.items() if k not in loop.TIMES}
+    facts = _config_of(workdir) or {}, step, shown, test
+    export(prepared, state, workdir / EXPORT, thresholds.tolist(), facts)
+    adapter = _export_adapter(prepared, state, workdir / ADAPTER)
     if jax.process_index() == 0:
-        report.write(workdir / REPORT, _config_of(workdir) or {}, lines, step, shown, test)
+        report.write(workdir / REPORT, facts[0], lines, *facts[1:])
     return {
         "steps": done,
         "exported_step": step,
@@ -318,10 +322,14 @@ def _finish(
 
 
 def export(
-    prepared: build.PreparedRun, state: State, folder: places.Place, thresholds: Sequence[float]
+    prepared: build.PreparedRun,
+    state: State,
+    folder: places.Place,
+    thresholds: Sequence[float],
+    facts: tuple[dict, int, dict, dict | None],
 ) -> None:
     """Writes the model in Hugging Face layout, adapters merged; with orbax where that layout has no
-    place for its classifier."""
+    place for its classifier. `facts` are those of its card."""
     whole = prepared.part.whole(freeze.join(state["params"], state["frozen"]))
     params = processes.gathered(lora.merge(whole))
     if jax.process_index():
@@ -333,17 +341,26 @@ def export(
     tokenizer, companions = base.processor.tokenizer_source, base.companions
     model = api.Model(params, config, tokenizer=tokenizer, companions=companions)
     layout = "orbax" if config.classifier and config.classifier.pool == "map" else "huggingface"
-    api.save(model, folder, layout, overwrite=True)
+    labels = config.classifier.labels if config.classifier else ()
+    terms = processors.terms(companions)
+    cards = {"README.md": card.of_run(*facts, terms, folder.parent.name, labels).encode()}
+    for file in companions:
+        if file.name == "README.md":
+            cards["README.base.md"] = file.read_bytes()  # the terms may lie there
+    api.save(model, folder, layout, overwrite=True, extra=cards)
 
 
 def _export_adapter(
     prepared: build.PreparedRun, state: State, folder: places.Place
 ) -> places.Place | None:
     """Writes the adapters of a run that has a base for them."""
-    recipe, config = prepared.recipe, prepared.model.config
-    if not recipe.lora or recipe.init is None or config.classifier:  # whose classes it would keep
+    recipe = prepared.recipe
+    if not recipe.lora or recipe.init is None:
         return None
     whole = prepared.part.whole(freeze.join(state["params"], state["frozen"]))
+    config, whole = recipe.objective.exported(
+        prepared.model.config, whole, prepared.labels, (), recipe.preprocess
+    )
     trained = set(tree.flatten(state["params"]))
     lora.export(recipe.lora, whole, trained, config, recipe.init, folder)
     return folder

@@ -1,12 +1,11 @@
 """The report of a fine-tuning run: one HTML file with its curves, readable without a network."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from medsiglip_jax.files import places, storage
 from medsiglip_jax.files.json_text import dumps
-from medsiglip_jax.pages import charts, html
+from medsiglip_jax.pages import card, charts, html
 
 Values = Mapping[str, Any]
 
@@ -75,28 +74,15 @@ def _facts(run: Values, lines: Sequence[Values], exported: int, metrics: Values)
     return facts | scores
 
 
-_COLUMNS = ("class", "AUC", "95 % interval", "sensitivity", "specificity", "threshold",
-            "positives", "negatives")  # fmt: skip
-
-
 def _test_table(test: Values) -> str:
     """The scores of every class on the test rows; thresholds are those of the validation rows."""
-    rows = [
-        [name, _rounded(x["auc"]), f"{_rounded(x['low'])} to {_rounded(x['high'])}",
-         *(_rounded(x[key]) for key in ("sensitivity", "specificity", "threshold")),
-         f"{x['positives']:,}", f"{x['negatives']:,}"]
-        for name, x in test["classes"].items()
-    ]  # fmt: skip
     said = (
-        f"Macro AUC {_rounded(test['macro_auc'])}. Thresholds were chosen on validation rows "
+        f"Macro AUC {card.number(test['macro_auc'])}. Thresholds were chosen on validation rows "
         "(highest sensitivity + specificity) and are judged on test rows, which had no part in "
         "training."
     )
-    return f"<h2>Test rows</h2>{html.paragraph(said)}{html.table(rows, _COLUMNS)}\n"
-
-
-def _rounded(x: float) -> str:
-    return "not defined" if math.isnan(x) else f"{x:.4f}"
+    table = html.table(card.test_rows(test), card.TEST_COLUMNS)
+    return f"<h2>Test rows</h2>{html.paragraph(said)}{table}\n"
 
 
 def _plot(title: str, keys: Sequence[str], lines: Sequence[Values]) -> str:

@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 import references
+from dicom_files import made
 from PIL import Image
 
 import medsiglip_jax
@@ -61,9 +62,11 @@ def test_what_a_decoder_tells_is_counted(model, tmp_path):
     turned[0x0112] = 6
     Image.new("RGB", (9, 7), "red").save(tmp_path / "a.jpg", exif=turned)
     Image.new("RGB", (9, 7), "red").save(tmp_path / "b.jpg")
-    (batch,) = Engine(model, "serving", True, 2).run(inputs.rows([tmp_path]).batches(2))
-    assert (batch.turned, batch.burned_in, batch.multi_frame) == (1, 0, 0)
-    assert batch.subjects == [None, None] and batch.readable.all()
+    coloured = made(np.zeros((9, 7), np.uint16), PixelPresentation="COLOR")  # has no palette
+    (tmp_path / "c.dcm").write_bytes(coloured)
+    (batch,) = Engine(model, "serving", True, 3).run(inputs.rows([tmp_path]).batches(3))
+    assert (batch.turned, batch.burned_in, batch.multi_frame, batch.unusual) == (1, 0, 0, 1)
+    assert batch.subjects[:2] == [None, None] and batch.readable.all()
 
 
 def test_vectors_that_are_not_finite_are_errors(checkpoint, pictures):

@@ -126,7 +126,7 @@ CURVE = [lut(0, range(256))]
 
 @pytest.mark.parametrize(("tags", "rules", "words"), [
     (HU, {}, "modality CT, rules dicom: W/L 2250/-100 350/40 80/40"),
-    (HU, {"ct_window": (350, 40)}, "modality CT, rules dicom: W/L 350/40"),
+    (HU, {"ct_window": (350, -1000)}, "modality CT, rules dicom: W/L 350/-1000"),
     ({"Modality": "MR", **WINDOW}, {}, "modality MR, rules dicom: W/L 400/40"),
     ({"Modality": "MR", **WINDOW}, {"window": 1}, "modality MR, rules dicom: W/L 2000/1000.5"),
     ({"Modality": "MR", "VOILUTFunction": "SIGMOID", **WINDOW}, {},

@@ -25,6 +25,7 @@ from dicom_files import (
     item,
     lut,
     made,
+    reason,
 )
 from PIL import Image
 from pydicom.encaps import generate_frames
@@ -50,13 +51,6 @@ FILES = sorted(p for p in WHEEL.rglob("*") if p.is_file() and p.suffix not in ("
 NAMES = [str(p.relative_to(WHEEL)) for p in FILES]
 OFFICIAL = Rules("official")
 RNG = np.random.default_rng(0)
-
-
-def reason(data, rules=Rules()):
-    with pytest.raises(UnreadableImage) as caught:
-        decode(data, rules)
-    assert "\n" not in str(caught.value)
-    return str(caught.value).split(": ", 1)[1]
 
 
 # ---------------------------------------------------------------------------------- pydicom's files
@@ -368,13 +362,13 @@ def test_colours_of_every_kind():
 def test_palette_of_8_and_16_bits():
     colours = RNG.integers(0, 256, (16, 3)).astype(np.uint16)
     stored = RNG.integers(0, 16, (5, 6)).astype(np.uint8)
-    for scale in (1, 257):
+    for scale, syntax, order in ((1, EXPLICIT, "<"), (257, EXPLICIT, "<"), (257, BIG, ">")):
         tags = {}
         for n, name in enumerate(("Red", "Green", "Blue")):
             tags[f"{name}PaletteColorLookupTableDescriptor"] = [16, 0, 16]
-            table = (colours[:, n] * scale).astype("<u2")
+            table = (colours[:, n] * scale).astype(f"{order}u2")
             tags[f"{name}PaletteColorLookupTableData"] = table.tobytes()
-        data = made(stored, PhotometricInterpretation="PALETTE COLOR", **tags)
+        data = made(stored, syntax, PhotometricInterpretation="PALETTE COLOR", **tags)
         np.testing.assert_array_equal(decode(data), colours[stored])
 
 
@@ -656,7 +650,7 @@ def test_a_voi_lut_said_to_be_of_more_bits_than_it_has(used):
     assert right.min() == 0 and right.max() >= 254
     wrong = made(stored, VOILUTSequence=[lut(0, entries, 16)])
     np.testing.assert_array_equal(decode(wrong), right)
-    assert f"of {used} bits and said to be of 16" in decode_with_facts(wrong)[1].seen
+    assert f"entries of {used} bits, said to be of 16" in decode_with_facts(wrong)[1].seen
     dark = lut(0, [x * 4 for x in range(1 << 12)], 16)  # a table that uses 14 of its 16 bits
     assert "said to be" not in decode_with_facts(made(stored, VOILUTSequence=[dark]))[1].seen
 
@@ -759,9 +753,8 @@ def test_more_elements_than_the_limit_are_refused(monkeypatch):
     items = b"\x28\x00\x10\x30SQ\0\0\xff\xff\xff\xff" + b"\xfe\xff\x00\xe0\0\0\0\0" * 900
     start = plain.index(b"\xe0\x7f\x10\x00")
     flood = plain[:start] + items + b"\xfe\xff\xdd\xe0\0\0\0\0" + plain[start:]
-    for data in (plain, tables):
+    for data in (plain, tables, flood):  # empty items are left out
         assert decode(data).shape == (4, 4, 3)
-    assert "lookup table" in reason(flood)  # its items are parsed, and empty
     monkeypatch.setattr(file, "MAX_READS", 900)
     monkeypatch.setattr(file, "MAX_ITEMS", 59)
     assert decode(plain).shape == (4, 4, 3)

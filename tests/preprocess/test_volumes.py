@@ -184,6 +184,21 @@ def test_of_four_dimensions_the_first_volume(tmp_path):
     assert pixels(flat, 0).shape == (5, 4, 3)
 
 
+@pytest.mark.parametrize("letters", ["RGB", "RGBA"])
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_colours_are_as_nibabel_has_them(letters, suffix, tmp_path):
+    colours = RNG.integers(0, 256, (5, 6, 4, len(letters)), np.uint8)
+    values = colours.view(np.dtype([(x, "u1") for x in letters]))[..., 0]
+    path = write(tmp_path / f"v{suffix}", values, np.diag([-1.0, 1, 1, 1]))
+    stored = np.asarray(nibabel.load(path).dataobj)
+    for rules in (CT, PERCENTILE):  # neither is asked for: they are no measured values
+        seen, facts = sources.read(f"{path}#frame=1", rules=rules)
+        # The first axis runs to the left: columns of the picture are as stored.
+        want = np.stack([stored[x][:, ::-1, 1].T for x in "RGB"], -1)
+        np.testing.assert_array_equal(seen, want)
+        assert facts.seen == "NIfTI volume: colours, as stored" and facts.frames == 4
+
+
 # --------------------------------------------------------------------------------- files that lie
 
 
@@ -200,7 +215,8 @@ def test_reasons(tmp_path):
         (gzip.compress(content)[:-5000], "cut off"), (gzip.compress(content[:-1]), "fewer values"),
         (gzip.compress(content)[:200] + bytes(5000), "inflated"),
         (content[:40] + b"\3\0\xff\xff" + content[44:], "makes no sense|cannot be read"),
-        (content[:70] + b"\x80\0" + content[72:], "colours"),
+        (content[:70] + b"\x80\0" + content[72:], "fewer values than it says"),  # RGB24
+        (content[:70] + b"\x20\0" + content[72:], "complex numbers"),
         (content[:70] + b"\x77\x77" + content[72:], "cannot be read"),
         (content[:108] + b"\0\0\x80\x7f" + content[112:], "cannot be read|no sense"),
     ]:  # fmt: skip

@@ -343,3 +343,113 @@ def test_a_config_is_what_it_was(tmp_path):
         assert ModelConfig.from_dict(tree) == model.config
     with pytest.raises(ValueError, match="each once"):
         dataclasses.replace(small().config.classifier, labels=("a", "a"))
+
+
+# --------------------------------------------------------------------------------- card and hub
+
+
+def test_the_card_says_what_was_recorded(run, data):
+    folder, result = run
+    card = (folder / "export" / "README.md").read_text()
+    test = result["test"]
+    for said in (
+        "fine-tuned with medsiglip-jax from random weights", "`all.csv`",
+        "240 examples to train, 80 to validate, 100 to test", "3 labels: loop, Even, five or more",
+        f"macro AUC {test['macro_auc']:.4f}", "Not a medical device", "--labels",
+        f"| {test['classes']['loop']['auc']:.4f} |", "no other model's terms",
+        "| total_steps | 80 |", 'pipeline_tag: "image-classification"',
+    ):  # fmt: skip
+        assert said.lower() in card.lower(), said
+    assert str(data) not in card, "a path says where somebody works"
+
+
+def test_the_base_models_terms_and_card_are_kept(data, run, tmp_path, monkeypatch):
+    base = tmp_path / "base"
+    medsiglip_jax.save(medsiglip_jax.load(run[1]["export"]).features, base)
+    metadata = '---\nlicense: other\nlicense_name: "some-terms"\nlicense_link: https://e.org\n---\n'
+    (base / "README.md").write_text(f"{metadata}# Base")
+    finetune.run(asked(data, model=None, init=str(base), total_steps=1), tmp_path / "run")
+    export = tmp_path / "run" / "export"
+    card = (export / "README.md").read_text()
+    assert "apply to this one too: some-terms (https://e.org)" in card
+    assert 'license_name: "some-terms"' in card and "from `base`" in card
+    assert (export / "README.base.md").read_text().endswith("# Base")
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """The hub's client, which notes what it is asked to do."""
+    huggingface_hub, calls = pytest.importorskip("huggingface_hub"), []
+
+    class Client:
+        def __init__(self, token=None):
+            pass
+
+        def whoami(self):
+            calls.append("whoami")
+
+        def create_repo(self, name, private, exist_ok):
+            calls.append(("create", name, private))
+            if name == "me/refused":
+                raise OSError("no space left in the account")
+            return huggingface_hub.RepoUrl(f"https://huggingface.co/{name}")
+
+        def upload_folder(self, repo_id, folder_path):
+            calls.append(("upload", repo_id, sorted(p.name for p in folder_path.iterdir())))
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Client)
+    return calls
+
+
+def test_an_export_is_uploaded_with_its_card(run, hub, capsys):
+    push = ["finetune", "--workdir", str(run[0]), "--export-only", "--push-to-hub", "me/digits"]
+    assert cli.main([*push, "--json"]) == 0
+    assert "me/digits" in json.loads(capsys.readouterr().out)["hub"]
+    assert hub[:2] == ["whoami", ("create", "me/digits", True)]
+    assert {"README.md", "config.json", "model.safetensors"} <= set(hub[2][2])
+
+
+@pytest.mark.parametrize("name, code, say", [
+    ("digits", 2, "expected user/model"), ("me/refused", 1, "is complete, but uploading it"),
+])  # fmt: skip
+def test_an_upload_that_fails_loses_nothing(run, hub, capsys, name, code, say):
+    push = ["finetune", "--workdir", str(run[0]), "--export-only", "--push-to-hub", name]
+    assert cli.main(push) == code
+    assert say in capsys.readouterr().err
+    assert (run[0] / "export" / "model.safetensors").is_file()
+
+
+def test_nobody_logged_in_is_said_before_training(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+
+    def whoami(self):
+        raise huggingface_hub.errors.LocalTokenNotFoundError("no token")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "whoami", whoami)
+    command = ["finetune", "--config", "classification", "--workdir", str(tmp_path / "run"),
+               "--push-to-hub", "me/digits"]  # fmt: skip
+    assert cli.main(command) == 2
+    assert "hf auth login" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+@pytest.mark.float
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+def test_peft_loads_the_adapter_of_a_classifier(data, run, tmp_path):
+    peft, torch = pytest.importorskip("peft"), pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    base = tmp_path / "base"
+    medsiglip_jax.save(medsiglip_jax.load(run[1]["export"]).features, base)
+    changes = {"model": None, "init": str(base), "total_steps": 5, "lora": {"rank": 2}}
+    result = finetune.run(asked(data, **changes), tmp_path / "run")
+    head = transformers.SiglipForImageClassification.from_pretrained(result["export"])
+    torch.nn.init.zeros_(head.classifier.weight)
+    for name, x in transformers.SiglipVisionModel.from_pretrained(base).named_parameters():
+        dict(head.vision_model.named_parameters())[name.removeprefix("vision_model.")].data = x.data
+    adapted = peft.PeftModel.from_pretrained(head, result["adapter"]).eval()
+    model = medsiglip_jax.load(result["export"])
+    pixels = torch.tensor(IMAGES).permute(0, 3, 1, 2).float() / 127.5 - 1
+    with torch.no_grad():
+        theirs = adapted(pixel_values=pixels).logits.numpy()
+    assert_close(model.classify(IMAGES), theirs, tower_terms(model.config.vision), 10)

@@ -56,6 +56,45 @@ def _offline(repo_id: str) -> str:
     )
 
 
+def check_login(token: str | None = None) -> None:
+    """Raises PermissionError unless somebody is logged in who may upload."""
+    from huggingface_hub import HfApi, errors
+
+    try:
+        HfApi(token=token).whoami()
+    except errors.LocalTokenNotFoundError:
+        raise PermissionError(
+            "nobody is logged in to the Hugging Face hub: `hf auth login`, or set HF_TOKEN"
+        ) from None
+    except (OSError, errors.HfHubHTTPError) as error:
+        raise ConnectionError(
+            f"the Hugging Face hub does not answer to this login: {error}"
+        ) from None
+
+
+def push(folder: Path, repo_id: str, token: str | None = None) -> str:
+    """Uploads a folder as a model that only its owner sees, unless it exists and is public.
+
+    Returns:
+        Where it is.
+
+    Raises:
+        ConnectionError: the hub cannot be reached or refuses.
+    """
+    from huggingface_hub import HfApi, errors
+
+    api = HfApi(token=token)
+    try:
+        repo = api.create_repo(repo_id, private=True, exist_ok=True)
+        api.upload_folder(repo_id=repo.repo_id, folder_path=folder)
+    except (OSError, ValueError, errors.HfHubHTTPError) as error:
+        raise ConnectionError(
+            f"{folder} is complete, but uploading it as {repo_id} failed ({error}); to try again: "
+            f"hf upload {repo_id} {folder}"
+        ) from None
+    return str(repo)
+
+
 def fetch(uri: str) -> Path:
     """Copies a checkpoint from a bucket (gs://…) to the local cache, unless it is there already.
 

@@ -85,11 +85,10 @@ def _open(path: Path, source: object, token: str | None, adapters: tuple) -> Che
     for layout in LAYOUTS.values():
         if not layout.matches(path) or (layout.base and path.resolve() in adapters):
             continue
-        base = None
-        if layout.base:
-            base = _open_base(layout.base(path), source, token, (*adapters, path.resolve()))
-        opened = layout.open(path, base) if base else layout.open(path)
-        return _with_companions(opened, layout.name, path, base)
+        if layout.base is None:
+            return _with_companions(layout.open(path), layout.name, path)
+        base = _open_base(layout.base(path), source, token, (*adapters, path.resolve()))
+        return _of_adapter(layout.open(path, base), layout.name, path, base)
     expected = (
         "expected a checkpoint folder (config.json + *.safetensors), a big_vision .npz, a folder "
         "this project wrote, or a Hugging Face repo id like google/medsiglip-448"
@@ -103,6 +102,29 @@ def _open(path: Path, source: object, token: str | None, adapters: tuple) -> Che
     if path.exists():
         raise CheckpointError(source, [why_unreadable(path, f"not a checkpoint; {expected}")])
     raise FileNotFoundError(f"{source}: no such file or folder; {expected}")
+
+
+def _with_companions(checkpoint: Checkpoint, format: str, path: Path) -> Checkpoint:
+    folder = path if path.is_dir() else path.parent
+    return replace(
+        checkpoint,
+        format=format,
+        config=processors.with_pixels(checkpoint.config, folder),
+        tokenizer=tokenizer_files.main_file(folder),
+        companions=processors.companions(path) if path.is_dir() else (),
+    )
+
+
+def _of_adapter(checkpoint: Checkpoint, format: str, path: Path, base: Checkpoint) -> Checkpoint:
+    """With the processor files of the adapter where it has some, and else those of its base."""
+    opened = _with_companions(checkpoint, format, path)
+    own = {file.name for file in opened.companions}
+    own |= set(tokenizer_files.NAMES) if opened.tokenizer else set()
+    others = [file for file in base.companions if file.name not in own]
+    return replace(
+        opened, tokenizer=opened.tokenizer or base.tokenizer,
+        companions=(*opened.companions, *others),
+    )  # fmt: skip
 
 
 def _open_base(base: str, adapter: object, token: str | None, adapters: tuple) -> Checkpoint:
@@ -120,21 +142,6 @@ def _below(folder: Path) -> str | None:
     folders = [path for path in sorted(folder.iterdir()) if path.is_dir()]
     found = [p for p in folders if any(layout.matches(p) for layout in LAYOUTS.values())]
     return f"give {' or '.join(map(str, found))}" if found else None
-
-
-def _with_companions(
-    checkpoint: Checkpoint, format: str, path: Path, base: Checkpoint | None
-) -> Checkpoint:
-    """With the files of its folder, which come before those of its base."""
-    folder = path if path.is_dir() else path.parent
-    companions = processors.companions(path) if path.is_dir() else ()
-    return replace(
-        checkpoint,
-        format=format,
-        config=processors.with_pixels(checkpoint.config, folder),
-        tokenizer=tokenizer_files.main_file(folder) or checkpoint.tokenizer,
-        companions=processors.over(base.companions, folder) if base else companions,
-    )
 
 
 def check(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -342,7 +342,8 @@ def write_folder(
     """
     tensors, modules = {}, []
     # transformers 5 leaves the first part of the names out in a tower by itself.
-    tower = "" if config.text else "vision_model."
+    alone = not (config.classifier or (config.vision and config.text))
+    tower = "vision_model." if alone else ""
     for path, group in huggingface.grouped(config, "path").items():
         for entry in group if path in factors else ():
             a, b = (x if entry.layer is None else x[entry.layer] for x in factors[path])
@@ -356,7 +357,8 @@ def write_folder(
             wrapped = "base_layer." if module in modules else ""
             where = f"{module}.{wrapped}{last}".lstrip(".")
             tensors[_PREFIX + where] = huggingface.tensor(group, whole)
-    kind = "SiglipVisionModel" if tower else "SiglipModel"
+    kind = "SiglipVisionModel" if alone else "SiglipModel"
+    kind = "SiglipForImageClassification" if config.classifier else kind
     fixed = dict(
         peft_type="LORA",
         auto_mapping=dict(
@@ -366,6 +368,7 @@ def write_folder(
         target_modules=modules,
         bias="none",
         inference_mode=True,
+        **({"modules_to_save": ["classifier"]} if config.classifier else {}),
     )
     huggingface.write_tensors(folder / WEIGHTS, tensors)
     json_files.write(folder / CONFIG, fixed | dict(settings))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from medsiglip_jax.preprocess import tokenizer_files
 PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
 _KEPT = {".json", ".txt", ".md", ".model", ".jinja", ".yaml", ".yml", ""}
 # Of the layouts themselves, which write them anew; `classifier_config.json` is no such file.
-_OWN = ("config.json", "medsiglip_jax.json", "adapter_config.json", ".index.json")
+_OWN = ("config.json", "adapter_config.json", "medsiglip_jax.json", ".index.json")
 
 
 def companions(folder: Path) -> tuple[Path, ...]:
@@ -98,6 +99,16 @@ def complete(folder: Path, config: ModelConfig) -> None:
         if part.get("size") not in (size, side):
             part["size"] = size
             json_files.write(folder / name, content)
+
+
+def terms(companions: Sequence[Path]) -> dict[str, str]:
+    """`license`, `license_name` and `license_link` of the model card among the files, if it has
+    them in its metadata."""
+    card = next((file for file in companions if file.name == "README.md"), None)
+    text = card.read_text(encoding="utf-8", errors="replace") if card else ""
+    metadata = text[3:].partition("\n---")[0] if text.startswith("---") else ""
+    found = re.findall(r"^(license(?:_name|_link)?): *(.+?) *$", metadata, re.M)
+    return {name: value.strip("\"'") for name, value in found}
 
 
 def check_plain(config: ModelConfig) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from medsiglip_jax.preprocess.dicom import samples
-from medsiglip_jax.preprocess.dicom.header import Header
+from medsiglip_jax.preprocess.dicom.header import Header, Lut
 from medsiglip_jax.preprocess.facts import UnreadableImage
 
 _ROWS = 64  # rows that are converted to float32 at a time
@@ -44,14 +44,30 @@ def render(pixels: np.ndarray, header: Header, is_rgb: bool) -> UInt8[np.ndarray
     return _from_ybr(pixels, *_YBR[header.photometric])
 
 
-def from_palette(
-    pixels: np.ndarray, header: Header, palette: np.ndarray
+def from_palette(pixels: np.ndarray, palette: Lut) -> UInt8[np.ndarray, "h w 3"]:
+    """RGB of indices into a palette; those outside of it get its first or last entry."""
+    return samples.shaded(pixels, lambda stored: _looked_up(stored, palette))
+
+
+def supplemented(
+    image: UInt8[np.ndarray, "h w 3"], pixels: np.ndarray, header: Header, palette: Lut
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """RGB of indices into a palette, uint8 or uint16 [2**stored, 3]."""
-    if palette.dtype == np.uint16 and palette.max(initial=0) > 255:
-        palette = _to_8_bits(palette, 16)
-    colours = palette.astype(np.uint8)  # some files have 8-bit colours in 16-bit entries
-    return samples.shaded(pixels, lambda stored: colours[stored.astype(np.int64)])
+    """A grey image, in which the values from a palette's first on are coloured (PS3.3 C.8.16.2).
+
+    Args:
+        image: grey, as `grey.render` returns it; it is changed.
+        pixels: stored values [H, W].
+        header: of the frame, with the padding, which stays black.
+        palette: its colours.
+    """
+    coloured = (pixels >= palette.first) & ~samples.is_padding(pixels, header)
+    image[coloured] = _looked_up(pixels[coloured], palette)
+    return image
+
+
+def _looked_up(stored: np.ndarray, palette: Lut) -> UInt8[np.ndarray, "k 3"]:
+    colours = _to_8_bits(palette.values, palette.bits_in_use)
+    return colours[np.clip(stored.astype(np.int64) - palette.first, 0, len(colours) - 1)]
 
 
 def _to_8_bits(pixels: np.ndarray, bits: int) -> np.ndarray:

@@ -11,15 +11,17 @@ import logging
 import math
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pydicom
 from pydicom.datadict import tag_for_keyword
+from pydicom.dataelem import RawDataElement
 from pydicom.encaps import get_frame
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut
+from pydicom.tag import Tag
 from pydicom.uid import UID
 
 from medsiglip_jax.preprocess.dicom import sniff
@@ -37,12 +39,13 @@ MAX_READS, MAX_SEQUENCE, MAX_ITEMS = 500_000, 1 << 25, 250_000
 MAX_FRAMES = 1 << 20
 
 _KEYWORDS = (
-    *("SOPClassUID", "Modality", "BurnedInAnnotation", "PixelPresentation"),
+    *("SOPClassUID", "Modality", "ImageType", "BurnedInAnnotation", "PixelPresentation"),
     *("PatientID", "StudyInstanceUID", "SeriesInstanceUID"),
     *("SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames"),
     *("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
-    *("PixelPaddingValue", "PixelPaddingRangeLimit", "RescaleSlope", "RescaleIntercept"),
-    *("ModalityLUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence"),
+    *("PixelPaddingValue", "PixelPaddingRangeLimit"),
+    *("RescaleSlope", "RescaleIntercept", "RescaleType", "ModalityLUTSequence"),
+    *("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
     *("RedPaletteColorLookupTableDescriptor", "RedPaletteColorLookupTableData"),
     *("GreenPaletteColorLookupTableDescriptor", "GreenPaletteColorLookupTableData"),
@@ -61,6 +64,13 @@ _ITEM = 8  # bytes of the header of an item, which holds a compressed frame
 # More than the file meta information ever takes.
 _META_BYTES = 1 << 16
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+_NO_PALETTE = "its palette cannot be read"
+_COLOURS = ("Red", "Green", "Blue")
+_DESCRIPTOR = "RedPaletteColorLookupTableDescriptor"
+# Overlay Bit Position of the 16 groups of overlays; more than 0 where they are in Pixel Data.
+_OVERLAY_BITS = frozenset(Tag(0x6000 + 2 * n, 0x0102) for n in range(16))
+# Where a multi-frame file says what kind of image a frame is.
+_FRAME_TYPES = ("CTImageFrameTypeSequence", "MRImageFrameTypeSequence", "PETFrameTypeSequence")
 
 
 class File:
@@ -76,11 +86,16 @@ class File:
         syntax, start = sniff.transfer_syntax(data)
         if syntax == sniff.DEFLATED:
             data = _inflate(data, start)
-        dataset = _parse(io.BytesIO(data), _KEYWORDS)
+        with _explained(data, syntax):
+            dataset = _parse(io.BytesIO(data), _KEYWORDS, _OVERLAY_BITS)
         self._tags = _Tags(dataset)
         self.syntax = syntax if syntax and syntax != sniff.DEFLATED else _guess(dataset)
         self.nbytes = len(data)
         if not any(self._tags.has(name) for name in _PIXELS):
+            if "JPIP" in name_of(self.syntax):
+                raise UnreadableImage(
+                    "DICOM whose pixels are on a server (JPIP), and not in the file"
+                )
             raise UnreadableImage("DICOM without pixels, or cut off before them")
 
     @property
@@ -113,14 +128,21 @@ class File:
         groups = [*per_frame, *tags.items("SharedFunctionalGroupsSequence")[:1]]
         values = tags.nested(groups, "PixelValueTransformationSequence")
         window = tags.nested(groups, "FrameVOILUTSequence")
-        lut = tags.items("ModalityLUTSequence")
+        kind = tags.nested(groups, *_FRAME_TYPES)
         signed = not self.floats and tags.whole("PixelRepresentation", 0) == 1
+        notes: list[str] = []
+        lut = tags.tables("ModalityLUTSequence", notes)
+        tables = window.tables("VOILUTSequence", notes)
+        units = lut[0].label("ModalityLUTType") if lut else values.label("RescaleType")
+        samples = tags.whole("SamplesPerPixel", 1)
         return Header(
             syntax=self.syntax,
             sop_class=tags.text("SOPClassUID"),
             modality=tags.text("Modality"),
+            image_type=kind.words("FrameType") or tags.words("ImageType"),
             photometric=tags.text("PhotometricInterpretation"),
-            samples=tags.whole("SamplesPerPixel", 1),
+            samples=samples,
+            planar=samples > 1 and tags.whole("PlanarConfiguration", 0) == 1,
             rows=tags.whole("Rows"),
             columns=tags.whole("Columns"),
             frames=self.frames,
@@ -132,11 +154,15 @@ class File:
             padding=None if self.floats else _padding(tags, signed, allocated),
             slope=values.number("RescaleSlope"),
             intercept=values.number("RescaleIntercept"),
-            modality_lut=lut[0].lut() if lut else None,
+            modality_lut=lut[0].lut(signed) if lut else None,
+            units=units.upper(),
+            colours_from=self._colours_from(kind, signed, notes),
+            overlays=tags.has_overlays,
             windows=_windows(window),
             function=window.text("VOILUTFunction").upper() or "LINEAR",
-            voi_luts=tuple(item.lut() for item in window.items("VOILUTSequence")),
+            voi_luts=tuple(item.lut(signed) for item in tables),
             burned_in=tags.text("BurnedInAnnotation").upper() == "YES",
+            notes=tuple(notes),
         )
 
     def encoded(self, header: Header) -> bytes:
@@ -150,7 +176,23 @@ class File:
 
     def native(self, header: Header) -> np.ndarray:
         """An uncompressed frame: [H, W] or [H, W, S], all bits of each sample."""
-        have = len(self._tags.raw(next(name for name in _PIXELS if self._tags.has(name))) or b"")
+        name = next(name for name in _PIXELS if self._tags.has(name))
+        have = len(self._tags.raw(name) or b"")
+        if self._tags.dataset[
+            _tag(name)
+        ].is_undefined_length:  # its items would be taken for pixels
+            raise UnreadableImage(
+                "DICOM whose transfer syntax says no compression, and whose pixels are laid out as"
+                " only compressed ones are (of undefined length): one of the two is wrong"
+            )
+        if (
+            header.photometric == "YBR_FULL_422"
+            and have >= header.frame_bytes * header.frames * 3 // 2
+        ):
+            raise UnreadableImage(
+                "DICOM that says YBR_FULL_422, and holds three samples of every pixel: they may be"
+                " YBR_FULL or RGB"
+            )
         bits = header.frame_bytes * 8 if header.allocated > 1 else header.rows * header.columns
         if have < -(-bits * (header.frame + 1) // 8):
             raise UnreadableImage("DICOM with fewer pixels than it says: cut off")
@@ -161,11 +203,44 @@ class File:
                 options["photometric_interpretation"] = "YBR_FULL_422"
             return decoder.as_array(self._tags.dataset, raw=True, index=header.frame, **options)[0]
 
-    def palette(self, header: Header) -> np.ndarray:
-        """The colour of every possible stored value: uint8 or uint16 [2**stored, 3]."""
-        values = np.arange(1 << header.stored, dtype=np.uint16 if header.stored > 8 else np.uint8)
-        with damaged("its palette cannot be read"):
-            return apply_color_lut(values[None], self._tags.dataset)[0, :, :3]
+    def _colours_from(self, kind: "_Tags", signed: bool, notes: list[str]) -> int | None:
+        """The first stored value that a supplemental palette colours (PS3.3 C.8.16.2.1.1)."""
+        tags = self._tags
+        if not tags.text("PhotometricInterpretation").startswith("MONOCHROME"):
+            return None
+        shown = kind.label("PixelPresentation") or tags.label("PixelPresentation")
+        wanted, there = shown in ("COLOR", "MIXED"), tags.has(_DESCRIPTOR)
+        if wanted and there:
+            with damaged(_NO_PALETTE):
+                return tags.table_size(_DESCRIPTOR, signed)[1]
+        if wanted:
+            notes.append("to be shown in colour, but without a palette")
+        elif shown.startswith("COLOR"):
+            notes.append("to be shown in colours that are not supported, so it is grey")
+        elif there:
+            notes.append("a palette that the file does not apply, so it is not used")
+        return None
+
+    def palette(self, header: Header) -> Lut:
+        """The colours of stored values."""
+        with damaged(_NO_PALETTE):
+            count, first, bits = self._tags.table_size(_DESCRIPTOR, header.signed)
+            columns = [self._tags.raw(f"{c}PaletteColorLookupTableData") for c in _COLOURS]
+            if any(column is None for column in columns):
+                colours = self._segmented(count, first, bits)
+            else:
+                colours = np.stack([self._tags.entries(x, count) for x in columns], -1)
+            if len(colours) < count or not 1 <= bits <= 16:
+                raise ValueError
+            return Lut(first, colours.astype(np.uint16), 8 * colours.itemsize)
+
+    def _segmented(self, count: int, first: int, bits: int) -> np.ndarray:
+        """Expanded by pydicom, which takes numbers of entries of 8 bits modulo 256."""
+        if bits <= 8 and count > 256:
+            raise UnreadableImage("DICOM with a segmented palette of more than 256 8-bit entries")
+        dataset = self._tags.dataset.copy()
+        dataset.pop(_tag("PixelPresentation"), None)  # else pydicom refuses: it has no grey part
+        return apply_color_lut(np.arange(first, first + count)[None], dataset)[0, :, :3]
 
 
 def planes(stream: Any) -> list[Plane]:
@@ -191,6 +266,12 @@ def planes(stream: Any) -> list[Plane]:
             along = turned.vector("ImageOrientationPatient", 6)
             found.append(Plane(series, uid, number, at, along))
         return found
+
+
+def name_of(syntax: str) -> str:
+    """The name of a transfer syntax of the standard; "" of any other UID, which is not shown."""
+    uid = UID(syntax)
+    return "" if uid.is_private or uid.name == syntax else uid.name
 
 
 def count_frames(stream: Any) -> int:
@@ -246,14 +327,32 @@ def _count(tags: "_Tags", syntax: str, room: int) -> int:
     return count
 
 
-def _parse(stream: Any, names: Sequence[str], **options: bool) -> pydicom.Dataset:
+def _parse(
+    stream: Any, names: Sequence[str], others: Iterable[Any] = (), **options: bool
+) -> pydicom.Dataset:
     bounded: Any = _Bounded(stream)
+    tags: Any = [*map(_tag, names), *others]
     try:
-        return pydicom.dcmread(bounded, force=True, specific_tags=list(map(_tag, names)), **options)
+        return pydicom.dcmread(bounded, force=True, specific_tags=tags, **options)
     except Exception:  # pydicom raises nearly every type there is, with values in the message
         too_many = "DICOM with more elements than the limit (damaged, or a bomb?)"
         unreadable = "damaged DICOM: its elements cannot be read"
         raise UnreadableImage(unreadable if bounded.left >= 0 else too_many) from None
+
+
+@contextlib.contextmanager
+def _explained(data: bytes, syntax: str) -> Iterator[None]:
+    """Says what pydicom 3.0 cannot read: it takes the items of such an element for big endian,
+    and they are little endian (PS3.5 6.2.2)."""
+    try:
+        yield
+    except UnreadableImage:
+        if syntax == sniff.BIG_ENDIAN and b"UN\0\0\xff\xff\xff\xff" in data:
+            raise UnreadableImage(
+                "DICOM in big endian with an element of unknown type and undefined length, which"
+                " pydicom does not read; dcmconv +te of dcmtk makes a file that it does"
+            ) from None
+        raise
 
 
 class _Bounded:
@@ -284,6 +383,12 @@ class _Tags:
 
     def has(self, name: str) -> bool:
         return _tag(name) in self.dataset
+
+    @property
+    def has_overlays(self) -> bool:
+        """Whether overlays are in the bits of pixels."""
+        found = map(self.dataset.get_item, self.dataset.keys() & _OVERLAY_BITS)
+        return any(any(x.value or b"") for x in found if isinstance(x, RawDataElement))
 
     def raw(self, name: str) -> Any:
         try:
@@ -345,23 +450,52 @@ class _Tags:
         value = self.raw(name)
         return [_Tags(item) for item in value] if isinstance(value, pydicom.Sequence) else []
 
-    def nested(self, groups: "Sequence[_Tags]", macro: str) -> "_Tags":
-        """Where the elements of a macro are: in a group, in multi-frame files, else in this."""
-        return [*(item for group in groups for item in group.items(macro)), self][0]
+    def tables(self, name: str, notes: list[str]) -> "list[_Tags]":
+        """The items of a LUT sequence that hold a table; some files have empty ones."""
+        items = self.items(name)
+        filled = [x for x in items if x.raw("LUTDescriptor") and x.raw("LUTData") is not None]
+        if len(filled) < len(items):
+            notes.append(f"an item of {name} that holds no table is left out")
+        return filled
 
-    def lut(self) -> Lut:
+    def words(self, name: str) -> tuple[str, ...]:
+        """The values of an element of several words, in capitals; () if it is malformed."""
+        with contextlib.suppress(UnreadableImage):
+            value = self.raw(name)
+            values = [value] if isinstance(value, str) else value
+            if isinstance(values, Sequence):
+                return tuple(str(x).strip().upper() for x in values)
+        return ()
+
+    def nested(self, groups: "Sequence[_Tags]", *macros: str) -> "_Tags":
+        """Where the elements of a macro are: in a group, in multi-frame files, else in this."""
+        items = (item for name in macros for group in groups for item in group.items(name))
+        return next((item for item in items if len(item.dataset)), self)
+
+    def table_size(self, name: str, signed: bool) -> tuple[int, int, int]:
+        """Number of entries, first value mapped, and bits, from the descriptor of a table.
+
+        Some writers give the bits of a negative first value as an unsigned number.
+        """
+        count, first, bits = map(int, self.numbers(name))
+        return count or 1 << 16, first - (1 << 16) * (signed and first >= 1 << 15), bits
+
+    def entries(self, data: Any, count: int) -> np.ndarray:
+        """The first `count` entries of a table: uint8, or uint16; they may be fewer.
+
+        Entries of 8 bits are packed in words, the first in the low byte (PS3.3 C.7.6.3.1.6).
+        """
+        if not isinstance(data, bytes):
+            return np.atleast_1d(np.array(data, np.int64))[:count].astype(np.uint16)
+        order = "<" if self.dataset.original_encoding[1] in (True, None) else ">"
+        words = np.frombuffer(data + bytes(len(data) % 2), f"{order}u2").astype("<u2")
+        return (words if len(words) >= count else words.view(np.uint8))[:count]
+
+    def lut(self, signed: bool) -> Lut:
         """The table in an item of a LUT sequence (PS3.3 C.11.1.1, C.11.2.1.1)."""
-        descriptor, data = self.numbers("LUTDescriptor"), self.raw("LUTData")
         with damaged("a lookup table is malformed"):
-            count, first, bits = map(int, descriptor)
-            count = count or 1 << 16
-            if isinstance(data, bytes):
-                width = 1 if len(data) < 2 * count else 2
-                order = "<" if self.dataset.original_encoding[1] in (True, None) else ">"
-                values = np.frombuffer(data[: len(data) // width * width], f"{order}u{width}")
-            else:
-                values = np.atleast_1d(np.array(data, np.int64))
-            values = values[:count].astype(np.uint16)
+            count, first, bits = self.table_size("LUTDescriptor", signed)
+            values = self.entries(self.raw("LUTData"), count).astype(np.uint16)
             if not 1 <= bits <= 16 or len(values) < count:
                 raise ValueError
             return Lut(first, values, bits)

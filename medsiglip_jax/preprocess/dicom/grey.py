@@ -2,15 +2,17 @@
 
 The chain is stored value -> rescale or modality LUT -> window or VOI LUT -> 0..255, inverted for
 MONOCHROME1 (PS3.3 C.11.1, C.11.2; C.7.6.3.1.2). Training mapped three windows of CT to red, green
-and blue (MedGemma report, 2507.05201); their width and level are in Hounsfield units.
+and blue (MedGemma report, 2507.05201); their width and level are in Hounsfield units, so they are
+used for values in these units only. A window is applied even where it misses every value.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float64, UInt8
 
-from medsiglip_jax.preprocess.dicom import samples
+from medsiglip_jax.preprocess.dicom import hounsfield, samples
 from medsiglip_jax.preprocess.dicom.header import Header, Lut
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.facts import UnreadableImage
@@ -38,49 +40,102 @@ def render(
         rules: which windows.
 
     Returns:
-        The pixels, and a description of the windows used.
+        The pixels, and a description of the windows used, with what to know about them.
 
     Raises:
         UnreadableImage: the file has fewer windows than `rules.window` asks for.
     """
-    fractions, words = _fractions(pixels, header, rules)
+    shown = _Shown(pixels, header)
+    fractions, words = _fractions(shown, header, rules)
     inverted = header.photometric == "MONOCHROME1"
 
     def shade(stored: Values) -> UInt8[np.ndarray, "k 3"]:
         levels = np.rint(255 * fractions(measured(stored, header))).astype(np.uint8)
         levels = 255 - levels if inverted else levels
-        levels[_is_padding(stored, header)] = 0
+        levels[samples.is_padding(stored, header)] = 0
         return np.broadcast_to(levels.reshape(len(levels), -1), (len(levels), 3))
 
-    return samples.shaded(pixels, shade), words + (", inverted" if inverted else "")
+    words += ", inverted" if inverted else ""
+    if shown.is_flat(fractions):
+        words += "; no value is inside the window, so all have one grey"
+    return samples.shaded(pixels, shade), words
 
 
-def _fractions(pixels: np.ndarray, header: Header, rules: Rules) -> tuple[Fractions, str]:
+class _Shown:
+    """The pixels that are grey: neither padding nor coloured."""
+
+    def __init__(self, pixels: np.ndarray, header: Header):
+        self._pixels, self._header = pixels, header
+
+    @functools.cached_property
+    def histogram(self) -> tuple[Values, np.ndarray]:
+        """The measured values that occur, and how often; of more than 16 bits, each by itself."""
+        stored, counts = samples.histogram(self._pixels)
+        kept = (counts > 0) & ~samples.is_padding(stored, self._header) & np.isfinite(stored)
+        if self._header.colours_from is not None:
+            kept &= stored < self._header.colours_from
+        return measured(stored[kept], self._header), counts[kept]
+
+    def is_flat(self, fractions: Fractions) -> bool:
+        """Whether different values all become one level, and none is shown by its colour."""
+        if self._header.colours_from is not None:
+            return False
+        if self._header.padding is None:
+            ends = np.array([self._pixels.min(), self._pixels.max()], np.float64)
+            if not _is_one_level(fractions(measured(ends, self._header))):
+                return False  # which takes a tenth of the time of the histogram
+        values = self.histogram[0]
+        if len(values) == 0 or values.min() == values.max():
+            return False
+        return _is_one_level(fractions(values))
+
+    def limits(self) -> tuple[float, float]:
+        """`PERCENTILES`."""
+        x, counts = self.histogram
+        if not len(x):
+            return 0.0, 0.0
+        order = np.argsort(x)
+        reached = np.cumsum(counts[order]) / counts.sum()
+        low, high = (float(x[order][np.searchsorted(reached, share)]) for share in PERCENTILES)
+        return low, high
+
+
+def _is_one_level(shares: np.ndarray) -> bool:
+    return not np.ptp(np.rint(255 * shares), axis=0).any()
+
+
+def _fractions(shown: _Shown, header: Header, rules: Rules) -> tuple[Fractions, str]:
     """By the windows of CT, else by VOI LUT, window, bits in use, or percentiles of the frame.
 
     The words are widths and levels, as in `--ct-window`; none of the file's own texts.
     """
     window = None if header.voi_luts or not header.windows else _chosen(header.windows, rules)
-    if (windows := _ct_windows(header, rules)) is not None:
+    windows, note = _ct_windows(shown, header, rules)
+    if windows is not None:
         fractions, words = in_windows(windows)
-        return fractions, f"W/L {words}"
+        return fractions, f"W/L {words}{note}"
     if header.voi_luts:
-        lut = _chosen(header.voi_luts, rules)
-        words, bits = f"VOI LUT of {len(lut.values)} entries", _bits_in_use(lut)
-        if bits != lut.bits:
-            words += f", which are of {bits} bits and said to be of {lut.bits}"
-        return lambda x: np.clip(looked_up(x, lut) / (2**bits - 1), 0, 1), words
-    if window is not None:
+        fractions, words = _by_lut(_chosen(header.voi_luts, rules))
+    elif window is not None:
         function = {"SIGMOID": " sigmoid", "LINEAR_EXACT": " exact"}.get(header.function, "")
-        center, width = window
-        words = f"W/L {width:g}/{center:g}{function}"
-        return lambda x: windowed(x, center, width, header.function), words
-    if _is_plain(header):
-        return lambda x: ramp(x, 0.0, 2.0**header.stored - 1), "as stored"
-    low, high = _limits(pixels, header)
-    first, last = (100 * share for share in PERCENTILES)
-    words = f"{low:g} to {high:g}, percentiles {first:g} and {last:g}"
-    return lambda x: ramp(x, low, high - low), words
+        words = f"W/L {window[1]:g}/{window[0]:g}{function}"
+        fractions = functools.partial(windowed, window=window, function=header.function)
+    elif header.is_plain:
+        fractions, words = lambda x: ramp(x, 0.0, 2.0**header.stored - 1), "as stored"
+    else:
+        low, high = shown.limits()
+        first, last = (100 * share for share in PERCENTILES)
+        fractions = functools.partial(ramp, low=low, width=high - low)
+        words = f"{low:g} to {high:g}, percentiles {first:g} and {last:g}"
+    if None in header.windows and window is None and not header.voi_luts:
+        note += "; the width of its window is below 1, so it is not used"
+    return fractions, words + note
+
+
+def _by_lut(lut: Lut) -> tuple[Fractions, str]:
+    top, note = 2**lut.bits_in_use - 1, f"; {lut.note}" if lut.note else ""
+    words = f"VOI LUT of {len(lut.values)} entries{note}"
+    return lambda x: np.clip(looked_up(x, lut) / top, 0, 1), words
 
 
 def in_windows(windows: Windows) -> tuple[Fractions, str]:
@@ -93,13 +148,15 @@ def in_windows(windows: Windows) -> tuple[Fractions, str]:
     return fractions, words
 
 
-def _ct_windows(header: Header, rules: Rules) -> Windows | None:
-    """(width, level) for CT; None for other modalities, and for CT whose values are not in HU."""
+def _ct_windows(shown: _Shown, header: Header, rules: Rules) -> tuple[Windows | None, str]:
+    """(width, level) for CT, and a note; None for other modalities, and for values not in HU."""
     if header.modality != "CT":
-        return None
-    if rules.ct_window is not None:
-        return [rules.ct_window]
-    return None if header.slope is None or header.intercept is None else CT_WINDOWS
+        return None, ""
+    in_hu, note = hounsfield.judged(header, lambda: shown.histogram)
+    if not in_hu and rules.ct_window is not None:
+        note += ", so the window asked for is not used"
+    note = f"; {note}" if note else ""
+    return ([rules.ct_window] if rules.ct_window else CT_WINDOWS) if in_hu else None, note
 
 
 def measured(stored: Values, header: Header) -> Values:
@@ -116,24 +173,15 @@ def rescaled(stored: np.ndarray, header: Header) -> np.ndarray:
     return stored.astype(np.float64, copy=False) * header.slope + header.intercept
 
 
-def _bits_in_use(lut: Lut) -> int:
-    """The bits of the entries: fewer than the file says where the highest four are never used.
-
-    Some writers (Agfa CR) say 16 of entries of 12 bits, which would make the image nearly black;
-    Horos and Cornerstone go by the greatest entry, too.
-    """
-    used = int(lut.values.max(initial=0)).bit_length()
-    return used if 0 < used <= lut.bits - 4 else lut.bits
-
-
 def looked_up(x: Values, lut: Lut) -> np.ndarray:
     """Entries of a table; values below or above it get the first or the last entry."""
     last = len(lut.values) - 1
     return lut.values[np.clip(np.nan_to_num(x) - lut.first, 0, last).astype(np.int64)]
 
 
-def windowed(x: Values, center: float, width: float, function: str) -> Values:
-    """The fraction of white, 0..1, in a window (PS3.3 C.11.2.1.2 and C.11.2.1.3)."""
+def windowed(x: Values, window: tuple[float, float], function: str) -> Values:
+    """The fraction of white, 0..1, by (center, width) (PS3.3 C.11.2.1.2 and C.11.2.1.3)."""
+    center, width = window
     if function == "SIGMOID":
         return 1 / (1 + np.exp(np.clip(-4 * (x - center) / width, -700, 700)))
     if function == "LINEAR_EXACT":
@@ -157,28 +205,3 @@ def _chosen(windows: Sequence, rules: Rules):
     if number >= len(windows):
         raise UnreadableImage(f"DICOM with {len(windows)} windows; number {number} is asked for")
     return windows[number]
-
-
-def _is_plain(header: Header) -> bool:
-    """Whether stored values are already grey levels: 8 bits or fewer, and no transformation."""
-    scaled = (header.slope or 1.0, header.intercept or 0.0) != (1.0, 0.0)
-    return header.stored <= 8 and not (scaled or header.modality_lut or header.signed)
-
-
-def _is_padding(stored: Values, header: Header) -> np.ndarray:
-    if header.padding is None:
-        return np.zeros(stored.shape, bool)
-    return (stored >= header.padding[0]) & (stored <= header.padding[1])
-
-
-def _limits(pixels: np.ndarray, header: Header) -> tuple[float, float]:
-    """`PERCENTILES` of the measured values, without padding."""
-    stored, counts = samples.histogram(pixels)
-    kept = (counts > 0) & ~_is_padding(stored, header) & np.isfinite(stored)
-    if not kept.any():
-        return 0.0, 0.0
-    x, counts = measured(stored[kept], header), counts[kept]
-    order = np.argsort(x)
-    reached = np.cumsum(counts[order]) / counts.sum()
-    low, high = (float(x[order][np.searchsorted(reached, share)]) for share in PERCENTILES)
-    return low, high

@@ -10,6 +10,9 @@ generic_dicom_handler.py and python/data_processing/image_utils.py. The quirks:
   compressed files. Several windows in a file are an error.
 * GM, SM, XC and colours are used as stored: 12-bit samples are dark, MONOCHROME1 is negative.
 * 16 bits become 8 by truncation, where it hands an image to PIL.
+* JPEG 2000 is decoded by PIL (ez_wsi_dicomweb 6.1.2, dicom_frame_decoder.py), which shifts grey of
+  9 to 15 bits up to 16 and adds half the range to signed samples (Pillow, Jpeg2KDecode.c): the
+  values of a CT of 12 bits are 16 times too large for its window.
 """
 
 import numpy as np
@@ -27,6 +30,8 @@ _NATIVE = (sniff.IMPLICIT, sniff.EXPLICIT)  # and deflated
 _ENCAPSULATED = tuple(
     f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57, 70, 80, 81, 90, 91, 110, 111, 112)
 )
+# JPEG 2000.
+BY_PIL = ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91")
 _SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 
 

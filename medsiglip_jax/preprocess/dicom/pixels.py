@@ -13,6 +13,8 @@ from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.facts import Facts, UnreadableImage, check_size
 
 _BITS = (1, 8, 16, 32, 64)
+_ABOVE = "bits above Bits Stored are set, and not used"
+_BEYOND = "values beyond Bits Stored, which are clipped to it"
 
 
 class Image:
@@ -71,12 +73,16 @@ def _check(header: Header) -> None:
         raise UnreadableImage(f"DICOM with {header.allocated} bits per sample allocated")
     if not 1 <= header.stored <= header.high + 1 <= header.allocated:
         raise UnreadableImage("damaged DICOM: its numbers of bits contradict each other")
+    if sniff.is_compressed(header.syntax):
+        frames.check(header.syntax)
     if not header.photometric:
         raise UnreadableImage("DICOM without PhotometricInterpretation")
 
 
 def _raw(file: File, header: Header) -> np.ndarray:
     """Samples as the container has them: from the codec, or from `pixel_array`."""
+    if header.syntax in official.BY_PIL:
+        return frames.decode_by_pil(file.encoded(header), header)
     if sniff.is_compressed(header.syntax):
         guessed = dataclasses.replace(header, photometric="")  # colours are as the stream says
         return frames.decode(file.encoded(header), guessed).pixels
@@ -84,23 +90,42 @@ def _raw(file: File, header: Header) -> np.ndarray:
 
 
 def _render(file: File, header: Header, rules: Rules) -> tuple[np.ndarray, str]:
-    pixels, is_rgb = _stored_values(file, header)
+    pixels, is_rgb, notes = _stored_values(file, header)
     if header.samples == 3 and not header.grey:
-        return colour.render(pixels, header, is_rgb), "colours"
-    if header.samples == 1 and header.grey:
-        return grey.render(pixels, header, rules)
-    if header.samples == 1 and header.photometric == "PALETTE COLOR" and header.stored <= 16:
-        return colour.from_palette(pixels, header, file.palette(header)), "a palette of colours"
-    raise UnreadableImage("DICOM whose colours do not fit its samples per pixel")
+        image, words = colour.render(pixels, header, is_rgb), "colours"
+    elif header.samples == 1 and header.grey:
+        image, words = grey.render(pixels, header, rules)
+        if header.colours_from is not None:
+            palette = file.palette(header)
+            image = colour.supplemented(image, pixels, header, palette)
+            words += f"; a palette colours the values from {header.colours_from}"
+            notes += [palette.note] if palette.note else []
+    elif header.samples == 1 and header.photometric == "PALETTE COLOR" and header.stored <= 16:
+        palette = file.palette(header)
+        image, words = colour.from_palette(pixels, palette), "a palette of colours"
+        notes += [palette.note] if palette.note else []
+    else:
+        raise UnreadableImage("DICOM whose colours do not fit its samples per pixel")
+    return image, "; ".join([words, *header.notes, *notes])
 
 
-def _stored_values(file: File, header: Header) -> tuple[np.ndarray, bool]:
-    """The samples of a frame, [H, W] or [H, W, S], with their sign and without bits not in use; and
-    whether a codec has converted them to RGB."""
+def _stored_values(file: File, header: Header) -> tuple[np.ndarray, bool, list[str]]:
+    """The samples of a frame, [H, W] or [H, W, S], with their sign and without bits not in use;
+    whether a codec has converted them to RGB; and notes."""
     if not sniff.is_compressed(header.syntax):
-        return samples.in_use(file.native(header), header, header.stored, header.high), False
-    pixels, precision, is_rgb = frames.decode(file.encoded(header), header)
+        pixels, notes = _laid_out(file.native(header), header)
+        return pixels, False, notes
+    pixels, precision, is_rgb, note = frames.decode(file.encoded(header), header)
+    notes = [note] if note else []
     if precision is None:
-        return samples.in_use(pixels, header, header.stored, header.high), is_rgb
-    bits = min(precision, header.stored)
-    return samples.in_use(pixels, header, bits, bits - 1), is_rgb
+        pixels, notes = _laid_out(pixels, header)
+        return pixels, is_rgb, notes
+    if precision <= header.stored:
+        return samples.in_use(pixels, header, precision, precision - 1), is_rgb, notes
+    pixels, beyond = samples.clipped(pixels, header, precision)
+    return pixels, is_rgb, [*notes, *([_BEYOND] if beyond else [])]
+
+
+def _laid_out(pixels: np.ndarray, header: Header) -> tuple[np.ndarray, list[str]]:
+    notes = [_ABOVE] if samples.exceeds(pixels, header) else []
+    return samples.in_use(pixels, header, header.stored, header.high), notes

@@ -17,9 +17,10 @@ class Rules:
 
     Attributes:
         name: "dicom" follows the standard, and renders CT as in training, with three windows as
-            red, green and blue; "official" gives the pixels of the official container, for the
-            modalities that it serves.
-        ct_window: (width, level) in Hounsfield units: render CT in this one window, grey.
+            red, green and blue, where its values are Hounsfield units (`hounsfield`); "official"
+            gives the pixels of the official container, for the modalities that it serves.
+        ct_window: (width, level) in Hounsfield units: render CT in this one window, grey. With
+            "dicom" it is ignored where values are not in these units, which `Facts.seen` says.
         window: which of the file's windows or VOI LUTs, from 0; ignored where there is only one.
         frame: which frame or slice, from 0, or "middle"; ignored for single-frame files, and where
             the source itself names a frame (`preprocess.names`).

@@ -30,6 +30,55 @@ def in_use(pixels: np.ndarray, header: Header, bits: int, high: int) -> np.ndarr
     return (words << (size - 1 - high)) >> (size - bits)  # arithmetic shift: it repeats the sign
 
 
+def clipped(pixels: np.ndarray, header: Header, bits: int) -> tuple[np.ndarray, bool]:
+    """Integers with their sign, of which a codec gives more bits than the file has in use.
+
+    What is beyond the range of Bits Stored, which lossy compression may overshoot, becomes the end
+    of that range: without its high bits it would be dark where it is bright.
+
+    Args:
+        pixels: integers.
+        header: how many bits are in use, and whether they are signed.
+        bits: of each value, as the codec says; more than are in use.
+
+    Returns:
+        The values, and whether any was beyond the range.
+    """
+    stored = header.stored
+    fits = pixels.dtype.kind == "u" and int(pixels.max()) >> stored == 0
+    if fits or header.overlays:
+        return in_use(pixels, header, stored, stored - 1), False
+    wide = in_use(pixels, header, bits, bits - 1)
+    low = -(1 << (stored - 1)) if wide.dtype.kind == "i" else 0
+    within = np.clip(wide, low, low + (1 << stored) - 1)
+    return within, not np.array_equal(within, wide)
+
+
+def exceeds(pixels: np.ndarray, header: Header) -> bool:
+    """Whether integers laid out as without compression have values beyond Bits Stored.
+
+    Bits above it that are set are no part of a value (PS3.5 8.1.1), unless they repeat its sign.
+    """
+    size = pixels.dtype.itemsize * 8
+    if pixels.dtype.kind == "f" or header.overlays or not header.high + 1 == header.stored < size:
+        return False
+    unsigned = pixels.view(f"{pixels.dtype.byteorder}u{size // 8}")
+    if int(unsigned.max()) >> header.stored == 0:
+        return False
+    if not header.signed:
+        return True
+    wide = in_use(pixels, header, size, size - 1)
+    narrow = in_use(pixels, header, header.stored, header.high)
+    return bool(((wide != narrow) & (unsigned >> header.stored != 0)).any())
+
+
+def is_padding(stored: np.ndarray, header: Header) -> np.ndarray:
+    """Which stored values mark pixels outside of the image."""
+    if header.padding is None:
+        return np.zeros(stored.shape, bool)
+    return (stored >= header.padding[0]) & (stored <= header.padding[1])
+
+
 def levels(pixels: np.ndarray) -> Float64[np.ndarray, " k"] | None:
     """All values between minimum and maximum, for integers of at most 16 bits; None for others."""
     if pixels.dtype.kind == "f" or pixels.dtype.itemsize > 2:

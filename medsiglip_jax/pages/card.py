@@ -1,0 +1,179 @@
+"""Model cards in Markdown, written from what runs have recorded and nothing else."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+Facts = Mapping[str, Any]
+
+_LIMITS = (
+    "Not a medical device. It must not be used for diagnosis, and nothing here shows that it is "
+    "safe or effective for patients.",
+    "The scores are of the rows that this card names. Another hospital, scanner, population or "
+    "mix of diseases may give other ones; measure them before use, by subgroup.",
+    "Labels may have been learned from what goes along with them (a device, a marker, the "
+    "scanner) instead of from the finding.",
+)
+_SETTINGS = (
+    "objective total_steps batch_size learning_rate optimizer freeze lora augment preprocess dtype "
+    "seed validation best"
+).split()
+
+
+def of_run(
+    run: Facts,
+    exported: int,
+    metrics: Facts,
+    test: Facts | None,
+    base: Facts,
+    title: str,
+    labels: Sequence[str] = (),
+) -> str:
+    """The card of a fine-tuned model.
+
+    Args:
+        run: the content of a run's `config.json`.
+        exported: the step whose weights were exported.
+        metrics: the latest values at that step; those that begin with "val_" are shown.
+        test: of the test rows, from `metrics.judge_classes`, or None.
+        base: metadata of the base model's own card (`license`, `license_name`, `license_link`).
+        title: the name of the model.
+        labels: of its classifier, if it is one.
+
+    Returns:
+        Markdown that begins with the metadata that the Hugging Face hub reads.
+    """
+    sections = [
+        f"# {title}",
+        _origin(run, exported),
+        "## Data\n\n" + _bullets(_data(run)),
+        "## Training\n\n" + _table(("setting", "value"), _settings(run["recipe"])),
+        _scores(metrics, test),
+        "## Use\n\n" + _use(run, labels),
+        "## Limits\n\n" + _bullets(_LIMITS),
+        "## Terms\n\n" + _terms(run, base),
+    ]
+    return _metadata(run, base, labels) + "\n\n".join(filter(None, sections)) + "\n"
+
+
+def _metadata(run: Facts, base: Facts, labels: Sequence[str]) -> str:
+    """YAML of plain values, each as JSON writes it, which YAML reads too."""
+    init = str(run["recipe"]["init"] or "")
+    values: dict[str, Any] = {"library_name": "transformers"}
+    if init.count("/") == 1 and not init.startswith((".", "/", "~")):
+        values["base_model"] = init
+    values |= {key: base[key] for key in ("license", "license_name", "license_link") if key in base}
+    if labels:
+        values["pipeline_tag"] = "image-classification"
+    lines = [f"{key}: {_quoted(value)}" for key, value in values.items()]
+    return "\n".join(["---", *lines, "tags: [medical, medsiglip, medsiglip-jax]", "---", "", ""])
+
+
+def _quoted(value: Any) -> str:
+    return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"').replace("\n", " ") + '"'
+
+
+def _origin(run: Facts, exported: int) -> str:
+    recipe = run["recipe"]
+    weights = f" (sha256 of its weights {run['init_sha256']})" if run.get("init_sha256") else ""
+    start = f"`{_base(recipe['init'])}`{weights}" if recipe["init"] else "random weights"
+    return (
+        f"Fine-tuned with medsiglip-jax from {start} with the objective "
+        f"{recipe['objective']['name']}: {run['trained']:,} of {run['parameters']:,} parameters "
+        f"were trained. The weights are those of step {exported:,}."
+    )
+
+
+def _base(init: str) -> str:
+    """A repo id as it is; of a path only the last part, which says nothing about a machine."""
+    return init if init.count("/") == 1 and init[0] not in "./~" else PurePath(init).name
+
+
+def _data(run: Facts) -> Iterable[str]:
+    for source in run["recipe"]["data"]:
+        label = source.get("label")
+        columns = ", ".join(label) if isinstance(label, list | tuple) else label
+        what = f", labels from {columns}" if columns else ""
+        yield f"`{PurePath(source['path']).name}`{what}"
+    test = f", {run['test']:,} to test" if run.get("test") else ""
+    yield f"{sum(run['examples']):,} examples to train, {run['held_out']:,} to validate{test}"
+    if run["classes"]:
+        yield f"{len(run['classes'])} labels: {', '.join(run['classes'])}"
+
+
+def _settings(recipe: Facts) -> Iterable[Sequence[str]]:
+    for key in _SETTINGS:
+        value = recipe.get(key)
+        if isinstance(value, Mapping):
+            value = ", ".join(f"{k}={v}" for k, v in value.items() if v not in (None, (), [], {}))
+        if value not in (None, (), [], ""):
+            yield key, str(value)
+
+
+def _scores(metrics: Facts, test: Facts | None) -> str:
+    validation = [(k.removeprefix("val_"), number(v)) for k, v in metrics.items()
+                  if k.startswith("val_")]  # fmt: skip
+    parts = []
+    if test:
+        macro = f"On test rows: macro AUC {number(test['macro_auc'])}."
+        parts += [macro, _table(TEST_COLUMNS, test_rows(test))]
+    if validation:
+        chosen = ", which also chose the step and the thresholds" if test else ""
+        parts += [f"On validation rows{chosen}:", _table(("metric", "value"), validation)]
+    return "## Scores\n\n" + "\n\n".join(parts) if parts else ""
+
+
+TEST_COLUMNS = ("class", "AUC", "95 % interval", "sensitivity", "specificity", "threshold",
+                "positives", "negatives")  # fmt: skip
+
+
+def test_rows(test: Facts) -> list[Sequence[str]]:
+    """The scores of `metrics.judge_classes`, a row for each class."""
+    return [
+        (name, number(x["auc"]), f"{number(x['low'])} to {number(x['high'])}",
+         *(number(x[key]) for key in ("sensitivity", "specificity", "threshold")),
+         f"{x['positives']:,}", f"{x['negatives']:,}")
+        for name, x in test["classes"].items()
+    ]  # fmt: skip
+
+
+def number(x: Any) -> str:
+    """Four decimals; "not defined" for None and NaN."""
+    if x is None or (isinstance(x, float) and math.isnan(x)):
+        return "not defined"
+    return f"{float(x):.4f}"
+
+
+def _use(run: Facts, labels: Sequence[str]) -> str:
+    preset, what = run["recipe"]["preprocess"], "--labels" if labels else '--text "a caption"'
+    return (
+        f"Images were prepared with the preset `{preset}`; other preparation gives other scores.\n"
+        f"\n```\nmedsiglip-jax classify --model FOLDER {what} --preprocess {preset} IMAGE\n```"
+    )
+
+
+def _terms(run: Facts, base: Facts) -> str:
+    if not run["recipe"]["init"]:
+        return "The weights began at random; no other model's terms apply to them."
+    name = base.get("license_name") or base.get("license")
+    link = f" ({base['license_link']})" if base.get("license_link") else ""
+    if name:
+        return f"The terms of the base model apply to this one too: {name}{link}."
+    return (
+        "The terms of the base model apply to this one too. Its folder does not name them; for "
+        "MedSigLIP they are those of Health AI Developer Foundations "
+        "(https://developers.google.com/health-ai-developer-foundations/terms)."
+    )
+
+
+def _bullets(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    cells = [header, ["---"] * len(header), *rows]
+    return "\n".join(
+        f"| {' | '.join(c.replace('|', chr(92) + '|').replace(chr(10), ' ') for c in row)} |"
+        for row in cells
+    )
