@@ -11,7 +11,6 @@ from medsiglip_jax.files import json as json_files
 from medsiglip_jax.model.config import ModelConfig, PixelConfig
 from medsiglip_jax.model.weights import huggingface_config
 from medsiglip_jax.model.weights.checkpoint import CheckpointError
-from medsiglip_jax.preprocess import tokenizer_files
 
 PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
 _KEPT = {".json", ".txt", ".md", ".model", ".jinja", ".yaml", ".yml", ""}
@@ -28,18 +27,6 @@ def companions(folder: Path) -> tuple[Path, ...]:
         if path.suffix in _KEPT and path.name[0] != "."
         and path.name not in _OWN and not path.name.endswith(_OWN[-1])
     )  # fmt: skip
-
-
-def over(base: Sequence[Path], folder: Path) -> tuple[Path, ...]:
-    """The files beside a base, but for a tokenizer and an image processor that `folder`, of its
-    adapter, has itself."""
-    own = {path.name: path for path in companions(folder)}
-    vocabulary = tokenizer_files.NAMES if tokenizer_files.main_file(folder) else ()
-    kept = list(base)
-    for names in (vocabulary, (PROCESSOR, PREPROCESSOR)):
-        if mine := [own[name] for name in names if name in own]:
-            kept = [path for path in kept if path.name not in names] + mine
-    return tuple(kept)
 
 
 def image_processors(folder: Path) -> dict[str, dict[str, Any]]:
