@@ -353,14 +353,17 @@ def export(
 def _export_adapter(
     prepared: build.PreparedRun, state: State, folder: places.Place
 ) -> places.Place | None:
-    """Writes the adapters of a run that has a base for them."""
-    recipe = prepared.recipe
-    if not recipe.lora or recipe.init is None:
+    """Writes the adapters of a run that has a base for them, which must not be a classifier: its
+    classes would come back with it."""
+    recipe, base = prepared.recipe, prepared.model.checkpoint
+    if not recipe.lora or recipe.init is None or (base and base.config.classifier):
         return None
     whole = prepared.part.whole(freeze.join(state["params"], state["frozen"]))
     config, whole = recipe.objective.exported(
         prepared.model.config, whole, prepared.labels, (), recipe.preprocess
     )
+    if config.classifier and config.classifier.pool == "map":  # transformers' takes the mean
+        config = dataclasses.replace(config, classifier=None)
     trained = set(tree.flatten(state["params"]))
     lora.export(recipe.lora, whole, trained, config, recipe.init, folder)
     return folder

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,10 +11,13 @@ import references
 from checkpoint_files import GOLDEN, assert_same
 from references import assert_close, model_terms
 from safetensors.numpy import load_file, save_file
+from test_huggingface import write_medgemma
 
 import medsiglip_jax
 from medsiglip_jax import cli
 from medsiglip_jax.model import api
+from medsiglip_jax.model.config import ClassifierConfig, ModelConfig
+from medsiglip_jax.preprocess import text
 
 PIXELS, TOKENS = references.inputs(references.TINY, images=2, texts=3, seed=5)
 LAYER = "vision_model.encoder.layers.{}.self_attn.q_proj"
@@ -24,7 +28,7 @@ def random(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape, scale=0.1).astype(np.float32)
 
 
-def write(folder, tensors=None, base=GOLDEN, prefix="base_model.model.", **settings):
+def write(folder, tensors=None, base: Any = GOLDEN, prefix="base_model.model.", **settings):
     """An adapter of rank 4 of two layers, or of the `tensors` given."""
     folder.mkdir()
     if tensors is None:
@@ -149,6 +153,27 @@ def test_a_tower_by_itself_on_a_base_of_two(tmp_path, tower):
         medsiglip_jax.load(tmp_path / "unknown")
 
 
+@pytest.mark.parametrize("tower", ["", "vision_model."], ids=["transformers 5", "4"])
+def test_the_image_tower_of_medgemma(tmp_path, tower):
+    """Adapters of its language model are left out, as that is."""
+    (folder := tmp_path / "gemma").mkdir()
+    write_medgemma(folder, "vision_tower.")
+    module = f"model.vision_tower.{tower}encoder.layers.0.mlp.fc1"
+    words = "model.language_model.layers.0.self_attn.q_proj"
+    x = {
+        f"{module}.lora_A.weight": random(2, 32), f"{module}.lora_B.weight": random(48, 2),
+        f"{words}.lora_A.weight": random(4, 8), f"{words}.lora_B.weight": random(8, 4),
+    }  # fmt: skip
+    pattern = {"rank_pattern": {"vision_tower.*fc1": 2}, "revision": "main"}
+    write(tmp_path / "adapter", x, base=folder, **pattern)
+    got = medsiglip_jax.load(tmp_path / "adapter").params["img"]["Transformer"]["encoderblock"]
+    want = np.array(load_file(folder / "model.safetensors")[
+        "vision_tower.vision_model.encoder.layers.0.mlp.fc1.weight"])  # fmt: skip
+    want += 3 * (x[f"{module}.lora_B.weight"] @ x[f"{module}.lora_A.weight"])
+    np.testing.assert_array_equal(got["MlpBlock_0"]["Dense_0"]["kernel"][0], want.T)
+    assert "left out of the adapter: language_model" in api.describe(tmp_path / "adapter")["notes"]
+
+
 def test_a_base_in_half_precision_is_added_to_in_float32(tmp_path):
     medsiglip_jax.save(medsiglip_jax.load(GOLDEN, dtype="bfloat16"), tmp_path / "half")
     x = write(tmp_path / "adapter", base=tmp_path / "half")
@@ -172,6 +197,27 @@ def test_bases_of_other_layouts_and_their_tokenizer(tmp_path, checkpoint, format
     want = np.asarray(base.params["txt"]["head"]["kernel"]) + np.float32(1.5) * product.T
     np.testing.assert_array_equal(model.params["txt"]["head"]["kernel"], want)
     assert model.processor.texts(["a scan"]).shape == (1, 64)
+    medsiglip_jax.save(model, tmp_path / "merged")  # and no adapter a second time
+    assert_same(medsiglip_jax.load(tmp_path / "merged").params, model.params)
+    other = text.train(["another corpus of words"] * 4, 22)
+    (tmp_path / "adapter" / "spiece.model").write_bytes(other)
+    medsiglip_jax.save(medsiglip_jax.load(tmp_path / "adapter"), tmp_path / "own")
+    assert (tmp_path / "own" / "spiece.model").read_bytes() == other
+
+
+def test_a_classifier_whose_head_was_saved_whole(tmp_path):
+    base = medsiglip_jax.load(GOLDEN)
+    config = ModelConfig(base.config.vision, None, ClassifierConfig(("a", "b", "c"), "mean"))
+    head = {"kernel": random(32, 3), "bias": random(3)}
+    medsiglip_jax.save(
+        api.Model({"img": base.params["img"], "classifier": head}, config), tmp_path / "base"
+    )
+    x = {"classifier.weight": random(3, 32, seed=7), "classifier.bias": random(3, seed=8)}
+    write(tmp_path / "adapter", x, base=tmp_path / "base", modules_to_save=["classifier"])
+    model = medsiglip_jax.load(tmp_path / "adapter")
+    np.testing.assert_array_equal(model.params["classifier"]["kernel"], x["classifier.weight"].T)
+    np.testing.assert_array_equal(model.params["classifier"]["bias"], x["classifier.bias"])
+    assert model.config == medsiglip_jax.load(tmp_path / "base").config
 
 
 def test_relative_to_the_working_directory_and_in_one_folder(tmp_path, monkeypatch):
@@ -210,6 +256,7 @@ def test_the_hash_is_of_base_and_adapter(tmp_path):
     ({"fan_in_fan_out": True}, "fan_in_fan_out is True"),
     ({"lora_bias": True}, "lora_bias is True"),
     ({"layer_replication": [[0, 1]]}, "layer_replication is"),
+    ({"revision": "v2"}, "revision is 'v2'"),
     ({"trainable_token_indices": [3]}, "trainable_token_indices is"),
     ({"of_a_later_version": 1}, "of_a_later_version is 1"),
     ({"init_lora_weights": "pissa_niter_4"}, "'pissa_niter_4', which changes the base"),

@@ -13,6 +13,7 @@ from medsiglip_jax.files.places import Place
 from medsiglip_jax.model.weights.checkpoint import CheckpointError
 
 EXPORT_OF = "the export of the fine-tuning run"  # how a note begins
+_MARKERS = ("config.json", "medsiglip_jax.json")
 _EXPORT, _CHECKPOINTS = "export", "checkpoints"
 
 
@@ -26,7 +27,7 @@ def exported(place: Place) -> tuple[Place, str] | None:
     if run is None:
         return None
     done, total = _last_step(place), run.get("recipe", {}).get("total_steps")
-    if not (place / _EXPORT / "config.json").is_file():
+    if not any((place / _EXPORT / marker).is_file() for marker in _MARKERS):
         problem = f"a fine-tuning run that has exported no model yet; {_how_to_export(place)}"
         raise CheckpointError(place, [problem])
     note = f"{EXPORT_OF} {place}"

@@ -68,6 +68,8 @@ def _settings(file: Path) -> dict[str, Any]:
     """adapter_config.json; an error of one line if it asks for what is not merged here."""
     settings = huggingface.read_json(file)
     unknown = {key: value for key, value in settings.items() if value and key not in _KNOWN}
+    if unknown.get("revision") == "main":  # of the base: the one that is fetched
+        del unknown["revision"]
     wrong = [f"{key} is {value!r}" for key, value in unknown.items()]
     if (kind := settings.get("peft_type")) != "LORA":
         wrong = [f"peft_type is {kind!r}, not 'LORA'"]
@@ -160,7 +162,8 @@ def _split(names: Collection[str], config: ModelConfig) -> tuple[dict[str, str],
     ours, left_out = {}, set()
     for name in names:
         prefix = next((p for p in huggingface.GEMMA_PREFIXES if gemma and name.startswith(p)), "")
-        others = ("classifier.", *(huggingface.GEMMA_OTHERS if gemma else ()))
+        others = huggingface.GEMMA_OTHERS if gemma else ()
+        others = others if config.classifier else ("classifier.", *others)
         if not prefix and name.startswith(others):
             left_out.add(name.removeprefix("model.").split(".")[0])
         else:
@@ -359,7 +362,8 @@ def write_folder(
     fixed = dict(
         peft_type="LORA",
         auto_mapping=dict(
-            base_model_class=kind, parent_library="transformers.models.siglip.modeling_siglip"
+            base_model_class=kind,
+            parent_library="transformers.models.siglip.modeling_siglip",
         ),
         target_modules=modules,
         bias="none",
