@@ -1,6 +1,7 @@
 """classify: images against texts, zero-shot, and heatmaps of slides."""
 
 import argparse
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -41,12 +42,14 @@ def classify(args: argparse.Namespace) -> int:
     if args.heatmap is not None:
         return _heatmap(args)
     rules, parts = reading.rules_and_parts(args)
+    skipped: Counter[str] = Counter()
     with output.progress_bar("file", delay=2.0) as files:
-        images = expansion.names(args.images, parts, files.update)
+        images = expansion.names(args.images, parts, files.update, args.all_files, skipped)
     model = loading.load(args)
     with output.progress_bar("image", len(images)) as bar:
         results = run(model, images, args.text, args.preprocess, args.batch_size, bar.update, rules)
     output.show(results, args.json, lambda r: output.scored(r, _logits))
+    reading.note_skipped(skipped, args)
     return 3 if any("error" in result for result in results) else 0
 
 
@@ -62,7 +65,7 @@ def _heatmap(args: argparse.Namespace) -> int:
     from medsiglip_jax.inference import heatmap
     from medsiglip_jax.preprocess.parts import Parts
 
-    parser.refuse_unused(args, "with --heatmap", (*reading.DICOM, "series"))
+    parser.refuse_unused(args, "with --heatmap", (*reading.DICOM, "series", "all_files"))
     parts = Parts(mpp=args.mpp, slide_mpp=args.slide_mpp, tissue=args.tissue)
     if len(args.images) != 1:
         raise ValueError(f"--heatmap draws over one slide; got {len(args.images)}")

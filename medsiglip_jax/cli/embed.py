@@ -94,8 +94,9 @@ def embed(args: argparse.Namespace) -> int:
     columns = {"image": args.image_column, "text": args.text_column, "id": args.id_column}
     with progress_bar("file", delay=2.0) as bar:
         listed = lambda: inputs.rows(  # noqa: E731
-            args.inputs, root=args.root, parts=parts, on_file=bar.update, **columns
-        )
+            args.inputs, root=args.root, parts=parts, all_files=args.all_files,
+            on_file=bar.update, **columns,
+        )  # fmt: skip
         rows = processes.run_on(listed)
     recorded = processes.run_on(lambda: run_folder.recorded_dtype(places.at(args.output)))
     model = processes.run_on(lambda: loading.load(args, loading.local_mesh(), recorded))
@@ -109,14 +110,12 @@ def embed(args: argparse.Namespace) -> int:
         result = embedding.embed(model, rows, args.output, options, progress.update).to_dict()
     if main_process:
         show(result, args.json, lambda r: progress.summary(args.output, r))
-        _warn(result, os.path.join(args.output, ERRORS), rows.skipped)
+        reading.note_skipped(result["skipped"], args)
+        _warn(result, os.path.join(args.output, ERRORS))
     return 3 if result["errors"] else 0
 
 
-def _warn(result: dict[str, Any], where: str, skipped: dict[str, int]) -> None:
-    if skipped:
-        counts = ", ".join(f"{suffix} {count:,}" for suffix, count in sorted(skipped.items()))
-        note(f"skipped other files in the folders: {counts}")
+def _warn(result: dict[str, Any], where: str) -> None:
     frame = result["dicom"]["frame"]
     for key, line in {
         "errors": f"unreadable inputs are listed in {where}",

@@ -45,11 +45,12 @@ def preview(args: argparse.Namespace) -> int:
     with output.progress_bar("file", delay=2.0) as bar:
         rows = inputs.rows(
             args.inputs, root=args.root, image=args.image_column, text=None, parts=parts,
-            on_file=bar.update,
+            all_files=args.all_files, on_file=bar.update,
         )  # fmt: skip
     with output.progress_bar("image") as bar:
         result = previews.preview(rows, args.output, options, bar.update)
     output.show(result, args.json, _text)
+    reading.note_skipped(rows.skipped, args)
     if result["left_out"]:
         output.note(f"{result['left_out']:,} more images are not shown (--limit)")
     return 3 if any("error" in image for image in result["images"]) else 0

@@ -147,7 +147,7 @@ def probe_predict(args: argparse.Namespace) -> int:
     with output.progress_bar("image") as bar:
         results = prediction.predict_inputs(
             probe, load(args), args.inputs, batch_size=args.batch_size, dicom=dicom, parts=parts,
-            on_progress=bar.update,
+            all_files=args.all_files, on_progress=bar.update,
         )  # fmt: skip
     output.show(results, args.json, lambda r: output.scored(r, _probabilities))
     return 3 if any("error" in result for result in results) else 0

@@ -1,13 +1,19 @@
 """How a command reads image files: the preset, DICOM, volumes, series and slides."""
 
 import argparse
+from collections.abc import Mapping
 
+from medsiglip_jax.cli.output import note
 from medsiglip_jax.cli.parser import Parser, add_flags, refuse_unused
 
 # Names of the flags of `add_dicom` and of `add_queries`.
 DICOM = ("dicom_rules", "ct_window", "window", "volume", "frame")
-QUERIES = ("frame", "volume", "series")
+QUERIES = ("frame", "volume", "series", "all_files")
 _FILES = "DICOM files and NIfTI volumes"
+_ALL_FILES = {
+    "--all-files": "in folders and shards also look for images among files of other suffixes, such "
+    "as .CT, .MR, .acr or .jpe, by their content"
+}
 
 
 def preset_help() -> str:
@@ -64,6 +70,15 @@ def add_parts(sub: Parser) -> None:
     }
     group = sub.add_argument_group("series and slides")
     add_flags(group, flags, mpp=float, slide_mpp=float, tissue=0.25)
+    add_flags(sub, _ALL_FILES)
+
+
+def note_skipped(skipped: Mapping[str, int], args: argparse.Namespace) -> None:
+    """Says on stderr what is not among the inputs."""
+    from medsiglip_jax.data.rows import describe_skipped
+
+    for line in describe_skipped(skipped, args.all_files):
+        note(line)
 
 
 def rules_and_parts(args: argparse.Namespace):
@@ -89,6 +104,7 @@ def add_queries(sub: Parser) -> None:
         "--series": "group DICOM files by series, as embed --series does",
     }
     add_flags(sub.add_argument_group(_FILES), flags)
+    add_flags(sub, _ALL_FILES)
 
 
 def queries(args: argparse.Namespace, recorded):

@@ -108,9 +108,10 @@ def read(
             split folders (`tables.SPLITS`) that hold them; a folder or glob of .tfrecord shards;
             or what `read_table` made of one.
         root: what relative image paths are relative to; default the folder of the table.
-        image: column of image paths; None if only ids are wanted.
-        text: column of captions. This column, `split` and `group` may be absent under their default
-            names; None ignores them.
+        image: column of image paths, or in Parquet of pictures; None if only ids are wanted. Under
+            its default name it is also known by other names (`roles`).
+        text: column of captions, also known by other names where there are no labels. This column,
+            `split` and `group` may be absent under their default names; None ignores them.
         label: column of class names (an empty cell is -1), or several columns, or one in a tuple,
             of findings: 0, 1 and so on (`data.labels`), of which -1 (uncertain) is ignored like an
             empty cell, with a warning. Class folders need no `label`.
@@ -129,10 +130,13 @@ def read(
     """
     table = path if isinstance(path, Table) else read_table(os.fspath(path))
     optional = ("text", "split", "group")
-    images, ids = table.column(image), table.column(id)
+    label, classes = label or table.label, tuple(classes or table.classes or ())
+    base = os.fspath(root or table.root)
+    images, ids = _images(table, image, base), table.column(id)
+    if text == "text" and label is None and captions is None:  # then texts are what is learned from
+        text = table.find("text", text)
     texts = table.column(text, optional)
     groups, splits = table.column(group, optional), table.column(split, optional)
-    label, classes = label or table.label, tuple(classes or table.classes or ())
     if label is None:
         labels = None
     elif isinstance(label, str):
@@ -143,9 +147,22 @@ def read(
         texts = _captions(table, label if isinstance(label, str) else None, captions, classes)
     pairs = _positive_ids(table, positives, texts, labels)
     table.raise_problems()
-    base = os.fspath(root or table.root)
-    images = [_join(base, value) for value in images or ()]
     return Examples(images, texts, labels, classes, groups, splits, pairs, ids)
+
+
+def _images(table: Table, name: str | None, root: str) -> list[str]:
+    """The sources of the images; a row without one is a problem."""
+    if name is None:
+        return []
+    before, found = len(table.problems), table.find("image", name)
+    if found is None:
+        if len(table.problems) == before:
+            table.has(name)
+        return []
+    images = table.images(found)
+    missing = [] if table.problems[before:] else np.flatnonzero(~images.given).tolist()
+    table.report(found, [""] * len(table.lines), missing, "no value")
+    return images.sources(f"{root.rstrip('/')}/").to_pylist()
 
 
 def _class_indices(
@@ -224,10 +241,6 @@ def _positive_ids(
         return None
     index = {value: i for i, value in enumerate(sorted(set(values) - {""}))} | {"": -1}
     return np.array([index[value] for value in values], np.int32)
-
-
-def _join(root: str, path: str) -> str:
-    return path if "://" in path or os.path.isabs(path) else f"{root.rstrip('/')}/{path}"
 
 
 def write(examples: Examples, path: str | os.PathLike) -> None:

@@ -221,8 +221,9 @@ class _Shards:
         )
         embedded = sum(part.rows for part in parts)
         manifest = records.Manifest(
-            **vars(self.run), **sums, embedded=embedded, errors=len(self.errors), parts=parts
-        )
+            **vars(self.run), **sums, embedded=embedded, errors=len(self.errors),
+            skipped=self.rows.skipped, parts=parts,
+        )  # fmt: skip
         self.check()
         json_files.write(self.folder / records.MANIFEST, manifest.to_dict())
         return manifest

@@ -126,8 +126,8 @@ class Engine:
             return pool.submit(self._tokens, batch).result
         size = self._image_size
         pixels = np.zeros((self._size, size, size, 3), np.uint8)
-        names = batch.table.column("source").to_pylist()
-        images = [pool.submit(self._image, name, pixels[i]) for i, name in enumerate(names)]
+        names, known = batch.table.column("source").to_pylist(), batch.reasons
+        images = [pool.submit(self._image, *row) for row in zip(names, pixels, known, strict=False)]
 
         def wait() -> _Loaded:
             reasons, facts = zip(*(image.result() for image in images), strict=True)
@@ -136,13 +136,17 @@ class Engine:
         return wait
 
     def _tokens(self, batch: Rows) -> _Loaded:
-        texts = batch.table.column("text").to_pylist()
+        texts = [text or "" for text in batch.table.column("text").to_pylist()]
         tokens, cut = self._model.processor.tokenizer.ids_and_cut(texts)
         inputs = np.pad(tokens, ((0, self._size - len(tokens)), (0, 0)))
-        return _Loaded(inputs, [None] * len(batch), [], int(cut.sum()))
+        return _Loaded(inputs, batch.reasons, [], int(cut.sum()))
 
-    def _image(self, source: str, out: np.ndarray) -> tuple[str | None, Facts]:
-        """Fills `out`, or returns the reason why the image cannot be read."""
+    def _image(
+        self, source: str, out: np.ndarray, known: str | None = None
+    ) -> tuple[str | None, Facts]:
+        """Fills `out`, or returns the reason why the image cannot be read, maybe known already."""
+        if known is not None:
+            return known, Facts()
         try:
             pixels, facts = sources.read(source, self._to_array, self._dicom)
             out[...] = self._resize(pixels, len(out))

@@ -82,6 +82,7 @@ class _Stream:
         self._file, self._stream = file, stream
         self._failure: Exception | None = None
         self.tell = stream.tell
+        self.closed = False  # which Arrow asks
 
     def __enter__(self) -> "_Stream":
         return self

@@ -1,6 +1,7 @@
 """What is known of an image beside its pixels, and the error of one that cannot be used."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +95,11 @@ def describe(item: Any) -> str:
         return f"PIL image (mode {item.mode}, {item.width}x{item.height})"
     if isinstance(item, np.ndarray):
         return f"{item.dtype} array {item.shape}"
+    if hasattr(item, "shape") and hasattr(item, "dtype"):
+        return f"{str(item.dtype).rpartition('.')[2]} tensor {tuple(item.shape)}"
+    if isinstance(item, Mapping):
+        names = [describe(item[key]) for key in ("path", "bytes") if item.get(key)]
+        return names[0] if names else f"mapping with the keys {', '.join(map(str, item))}"
     return f"object of type {type(item).__name__}"
 
 

@@ -120,6 +120,12 @@ def by_content(start: bytes) -> Format:
     return next(f for f in FORMATS if f.sniff is not None and f.sniff(start))
 
 
+def is_image(start: bytes) -> bool:
+    """Whether a file that starts so is an image of a format that is recognised by content."""
+    format = by_content(start)
+    return format is not PICTURES or format.load().is_known(start)
+
+
 def by_name(name: str) -> Format | None:
     """The format of a file that is recognised by its suffix alone, whatever it holds."""
     format = by_suffix(name)

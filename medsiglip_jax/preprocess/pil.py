@@ -28,9 +28,11 @@ FORMATS = (
     *("JPEG", "PNG", "TIFF", "GIF", "BMP", "DIB", "PPM", "WEBP", "JPEG2000", "AVIF", "ICO"),
     *("PSD", "PCX", "SGI", "SUN", "QOI", "DDS", "ICNS"),
 )
+# Their signatures are two to four bytes that are common in other files.
+_SHORT_SIGNATURES = frozenset(("DIB", "ICO", "PCX", "SGI"))
 _SCALE = "scale them to uint8 or uint16 first"
 EXPECTED = (
-    "expected a path, bytes, a PIL image, or a uint8/uint16 array"
+    "expected a path, bytes, an open file, a PIL image, or a uint8/uint16 array"
     " [H,W], [H,W,1], [H,W,2] (grey + alpha), [H,W,3] or [H,W,4] (channels last)"
 )
 
@@ -61,6 +63,14 @@ def spread(rgb: np.ndarray, to_array: ToArray) -> np.ndarray:
     if to_array is not np.asarray and rgb.flags.c_contiguous:
         return to_array(Image.fromarray(rgb))
     return rgb
+
+
+def is_known(start: bytes) -> bool:
+    """Whether a file that starts so is of one of `FORMATS` whose signature no other file has."""
+    Image.init()
+    names = [name for name in FORMATS if name in Image.OPEN and name not in _SHORT_SIGNATURES]
+    accepts = (Image.OPEN[name][1] for name in names)
+    return len(start) >= 16 and any(accept and accept(start[:16]) is True for accept in accepts)
 
 
 def _open(stream: io.BytesIO | io.BufferedReader) -> Image.Image:

@@ -7,6 +7,7 @@ import warnings
 import zlib
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,6 +15,7 @@ from PIL import Image
 from medsiglip_jax.preprocess import facts
 from medsiglip_jax.preprocess.decode import decode, decode_with_facts
 from medsiglip_jax.preprocess.facts import UnreadableImage
+from medsiglip_jax.preprocess.load import load_images
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (6, 5, 3), dtype=np.uint8)
@@ -253,7 +255,7 @@ def test_no_noise_where_pil_only_warns(monkeypatch):
         (Image.new("RGB", (0, 3)), "PIL image .mode RGB, 0x3.: no pixels"),
         (np.zeros((0, 3, 3), np.uint8), r"uint8 array \(0, 3, 3\): no pixels"),
         (np.zeros((3, 3, 5), np.uint8), r"uint8 array \(3, 3, 5\): expected.*channels last"),
-        (np.zeros((1, 3, 3, 3), np.uint8), "expected a path, bytes, a PIL image"),
+        (np.zeros((1, 3, 3, 3), np.uint8), "expected a path, bytes, an open file"),
         (np.zeros((3, 3), np.float32), "float32 array .*expected.*uint8/uint16"),
         (np.zeros((3, 3), np.int16), "int16 array"),
         (np.zeros((3, 3), np.uint32), "uint32 array"),
@@ -342,3 +344,43 @@ def test_fuzzed_files_decode_or_are_unreadable(torture):
             refused += 1
             assert len(str(error)) < 400 and "\n" not in str(error)
     assert 0.3 < refused / (1000 * torture) < 0.95
+
+
+class Tensor:
+    """As far as torch's are used; importing torch takes seconds."""
+
+    def __init__(self, pixels):
+        self.numpy, self.shape, self.dtype = (lambda: pixels), pixels.shape, f"torch.{pixels.dtype}"
+        self.cpu = self.detach = lambda: self
+
+    def __array__(self, *_, **__):
+        raise TypeError("is on a device, or has a gradient")
+
+
+def test_images_in_other_containers():
+    """Open files, {"bytes", "path"} of Hugging Face, and tensors, by themselves or mixed."""
+    data = encoded(RGB)
+    written = io.BytesIO()
+    written.write(data)  # and stands at its end
+    tensors = [jnp.asarray(RGB)]
+    tensors += [Tensor(RGB), Tensor(RGB.transpose(2, 0, 1))]
+    items = [{"bytes": data, "path": "gone.png"}, {"bytes": data}, written, *tensors]
+    for item in items:
+        np.testing.assert_array_equal(decode(item), RGB)
+        assert load_images(item, 4).shape == (1, 4, 4, 3)
+    assert load_images([data, *items, Image.fromarray(RGB)], 4).shape[0] == 2 + len(items)
+    assert load_images(jnp.stack([RGB, RGB]), 4).shape[0] == 2
+    for item, name in (
+        ({"bytes": None, "path": None}, "mapping with the keys bytes, path"),
+        ({"bytes": b"junk", "path": "a.png"}, "a.png"),
+        (Tensor(np.zeros((3, 8, 8), np.float32)), "float32 tensor"),
+        (3, "object of type int"),
+    ):  # fmt: skip
+        with pytest.raises(UnreadableImage, match=f"^image 2 of 3: {name}"):
+            load_images([data, item, data], 4)
+
+
+def test_a_mapping_may_name_a_part_of_a_file(tmp_path):
+    (tmp_path / "shard").write_bytes(b"before" + encoded(RGB))
+    image = load_images({"bytes": None, "path": f"{tmp_path}/shard#6:{len(encoded(RGB))}"}, 6)
+    np.testing.assert_array_equal(image, load_images(RGB, 6))

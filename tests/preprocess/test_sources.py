@@ -96,6 +96,7 @@ def test_parts_choose():
             Parts(wrong)
 
 
+@pytest.mark.filterwarnings("ignore:--series has no effect")
 def test_a_number_of_frames_that_lies_is_not_believed(tmp_path, monkeypatch):
     monkeypatch.setattr(file, "Plane", None)  # a million of them take seconds
     lie, path = {"NumberOfFrames": str(1 << 20)}, tmp_path / "a.dcm"

@@ -2,9 +2,10 @@
 
 import itertools
 import warnings
+from collections import ChainMap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -84,8 +85,9 @@ def read(
             no such column, `patient`, `study` and `series` are taken from the embeddings, if those
             were made with such columns; rows without one are grouped by file, with a warning.
         split: column of split names; default "split", if it exists.
-        id: column of ids; default "id" or, where that does not exist, "image": `embed` names an
-            image of a table without ids by its path as it stands there.
+        id: column of ids; default "id" or, where that does not exist, the column of images:
+            `embed` names an image of a table without ids by its path as it stands there, and a
+            picture in a table by the path that is recorded with it, or else by file and row.
 
     Raises:
         FileNotFoundError: no such file or folder.
@@ -93,7 +95,7 @@ def read(
             images that embed could not read; or no embedding has the group.
     """
     table, label = tables.read_table(str(data)), (label,) if isinstance(label, str) else label
-    key = id or ("id" if "id" in table.columns else "image")
+    key, table = (id, table) if id else _with_ids(table)
     in_run = group in pseudonyms.COLUMNS and embeddings.manifest.identifiers is not None
     of_run = group if in_run and group not in table.columns else None
     for name in (None if of_run else group, split):
@@ -104,6 +106,17 @@ def read(
         group=None if of_run else group or "group", split=split or "split",
     )  # fmt: skip
     return join(rows, embeddings, of_run)
+
+
+def _with_ids(table: tables.Table) -> tuple[str, tables.Table]:
+    """The column of ids that `embed` would take, and the table with it."""
+    if "id" in table.columns or (image := table.find("image", "image")) is None:
+        return ("id" if "id" in table.columns else "image"), table
+    if not table.holds_pictures(image):
+        return image, table
+    ids, _ = table.default_ids(table.images(image))
+    columns: Any = table.columns  # read as they are asked for
+    return "id", replace(table, columns=ChainMap({"id": ids}, columns))
 
 
 def _label(table: tables.Table, names: Sequence[str]) -> str | Sequence[str] | None:

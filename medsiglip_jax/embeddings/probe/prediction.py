@@ -1,11 +1,13 @@
 """`probe predict`: from a probe to the scores of an embedding run, or of images."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from medsiglip_jax.data.inputs import rows as input_rows
+from medsiglip_jax.data.rows import describe_skipped
 from medsiglip_jax.embeddings import output, provenance, store
 from medsiglip_jax.embeddings.probe.linear import Probe
 from medsiglip_jax.files import places
@@ -58,6 +60,7 @@ def predict_inputs(
     batch_size: int = 8,
     dicom: Rules | None = None,
     parts: Parts = Parts(),
+    all_files: bool = False,
     on_progress: Callable[[int], Any] = int,
 ) -> list[dict[str, Any]]:
     """Embeds images as the probe's own were embedded, and scores them.
@@ -65,10 +68,12 @@ def predict_inputs(
     Args:
         fitted: the probe.
         model: the one that made its embeddings.
-        inputs: what `inputs.rows` takes: images, folders, tables, tar.
+        inputs: what `inputs.rows` takes: images, folders, tables, tar; what of them is skipped is
+            said in a warning.
         batch_size: images per call of the encoder.
         dicom: how DICOM files become pixels; default as the probe records it.
         parts: what is made of files that hold more than one image.
+        all_files: know images in folders and shards by their content, whatever their suffix.
         on_progress: called with the number of images just done.
 
     Returns:
@@ -80,7 +85,9 @@ def predict_inputs(
             that are texts.
     """
     preprocess, normalized = _check_model(fitted, model)
-    rows = input_rows(inputs, text=None, parts=parts)
+    rows = input_rows(inputs, text=None, parts=parts, all_files=all_files)
+    for line in describe_skipped(rows.skipped, all_files):
+        warnings.warn(line, stacklevel=2)
     if "text" in rows.table.column("kind").unique().to_pylist():
         raise ValueError("a probe scores images; some inputs are texts")
     dicom = dicom or from_dict(fitted.provenance.dicom)
