@@ -192,8 +192,9 @@ class _Shards:
         todo = [number for number in mine if number not in done]
         batches = (b for number in todo for b in self._shard(number).batches(options.batch_size))
         engine = Engine(
-            model, options.preprocess, options.normalize, options.batch_size, options.dicom
-        )
+            model, options.preprocess, options.normalize, options.batch_size, options.dicom,
+            any_refused=options.max_errors is not None,
+        )  # fmt: skip
         with closing(engine.run(batches)) as results:
             for number in todo:
                 shard: list[Embedded] = []

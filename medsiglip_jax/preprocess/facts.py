@@ -48,6 +48,10 @@ class NoSuchFile(UnreadableImage, FileNotFoundError):
     """Unreadable to a caller that embeds a million files, not found to one that names a file."""
 
 
+class Refused(UnreadableImage):
+    """The server that has it does not give it: one dead address, unless many follow each other."""
+
+
 @dataclass(frozen=True, repr=False)
 class Subject:
     """Whose image a DICOM file is, according to the file. It must not be shown.
