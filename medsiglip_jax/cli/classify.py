@@ -45,6 +45,7 @@ def classify(args: argparse.Namespace) -> int:
     skipped: Counter[str] = Counter()
     with output.progress_bar("file", delay=2.0) as files:
         images = expansion.names(args.images, parts, files.update, args.all_files, skipped)
+    expansion.warn_of_unused(rules, images)
     model = loading.load(args)
     with output.progress_bar("image", len(images)) as bar:
         results = run(model, images, args.text, args.preprocess, args.batch_size, bar.update, rules)

@@ -76,7 +76,7 @@ def embed(args: argparse.Namespace) -> int:
     import jax
     from tqdm import tqdm
 
-    from medsiglip_jax.data import inputs
+    from medsiglip_jax.data import expansion, inputs
     from medsiglip_jax.files import places
     from medsiglip_jax.inference import embed as embedding
     from medsiglip_jax.inference import run_folder
@@ -98,9 +98,11 @@ def embed(args: argparse.Namespace) -> int:
             on_file=bar.update, **columns,
         )  # fmt: skip
         rows = processes.run_on(listed)
+    assert rows is not None
+    expansion.warn_of_unused(rules, rows.images)
     recorded = processes.run_on(lambda: run_folder.recorded_dtype(places.at(args.output)))
     model = processes.run_on(lambda: loading.load(args, loading.local_mesh(), recorded))
-    assert rows is not None and model is not None
+    assert model is not None
     images = "image" in rows.table["kind"].unique().to_pylist()
     size = processes.run_on(lambda: loading.batch_size(args, model if images else None))
     options = dataclasses.replace(options, batch_size=size)
@@ -123,8 +125,9 @@ def _warn(result: dict[str, Any], where: str) -> None:
         "stored",
         "burned_in": "DICOM files say that annotations are burned into their pixels; they may "
         "identify people",
-        "multi_frame": "files have several frames or slices; one of each is embedded (--frame "
-        f"{frame}; all and every=K embed more)",
+        "multi_frame": "files have several frames, slices or pages; one of each is embedded "
+        f"(--frame {frame}{', of pictures the first' * (frame == 'middle')}; all and every=K embed "
+        "more)",
         "cut": "texts are longer than the model reads and were truncated",
     }.items():
         if result[key]:

@@ -34,7 +34,7 @@ def preview(args: argparse.Namespace) -> int:
       medsiglip-jax preview cine.dcm --frame every=10 --output sheet.html
       medsiglip-jax preview ct/ --ct-window 350/40 --seed 0 --limit 20 --output sheet.png
     """
-    from medsiglip_jax.data import inputs
+    from medsiglip_jax.data import expansion, inputs
     from medsiglip_jax.files import places
     from medsiglip_jax.inference import preview as previews
     from medsiglip_jax.pages import contact_sheet
@@ -47,6 +47,7 @@ def preview(args: argparse.Namespace) -> int:
             args.inputs, root=args.root, image=args.image_column, text=None, parts=parts,
             all_files=args.all_files, on_file=bar.update,
         )  # fmt: skip
+    expansion.warn_of_unused(dicom, rows.images)
     with output.progress_bar("image") as bar:
         result = previews.preview(rows, args.output, options, bar.update)
     output.show(result, args.json, _text)

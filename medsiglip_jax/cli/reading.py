@@ -43,8 +43,8 @@ def add_dicom(sub: Parser, frames: str = "or middle (default)") -> None:
         "--volume V": "what the values of NIfTI volumes are, since the files do not say: ct for "
         "Hounsfield units; percentile for MR and others, scaled from the volume's 0.5th to its "
         "99.5th percentile",
-        "--frame N": f"which frame or slice of a file to take, from 0; {frames}. Ignored for files "
-        "of one",
+        "--frame N": f"which frame, slice or page of a file to take, from 0; {frames}. Of pictures "
+        "such as TIFF and GIF middle is the first. Ignored for files of one",
     }
     group = sub.add_argument_group(_FILES)
     add_flags(group, flags, dicom_rules="dicom", window=0, frame="middle")
@@ -97,8 +97,8 @@ def rules_and_parts(args: argparse.Namespace):
 def add_queries(sub: Parser) -> None:
     """Flags of images that are read like those that they are compared with; see `queries`."""
     flags = {
-        "--frame N": "which frame or slice of a file to take, from 0; middle, all or every=K; by "
-        "default as recorded with the embeddings, or the middle one",
+        "--frame N": "which frame, slice or page of a file to take, from 0; middle, all or "
+        "every=K; by default as recorded with the embeddings, or the middle one",
         "--volume V": "what the values of NIfTI volumes are, ct or percentile, if that is not "
         "recorded",
         "--series": "group DICOM files by series, as embed --series does",

@@ -7,7 +7,7 @@ import itertools
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -19,8 +19,9 @@ from medsiglip_jax.data.listing import File, expand
 from medsiglip_jax.data.rows import EXTRA
 from medsiglip_jax.preprocess import formats, sources
 from medsiglip_jax.preprocess.dicom import series
+from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.facts import UnreadableImage
-from medsiglip_jax.preprocess.names import Frame, Part, Tile, Whole, parse, part_of
+from medsiglip_jax.preprocess.names import Cell, Frame, Part, Range, Tile, Whole, parse, part_of
 from medsiglip_jax.preprocess.parts import Parts
 
 OnFile = Callable[[int], Any]
@@ -242,6 +243,27 @@ def _tiles(row: int, file: str, parts: Parts) -> _Piece:
     return _Piece(row, [Tile(*place) for place in places], columns, shared)
 
 
+def warn_of_unused(rules: Rules, sources: Iterable[str]) -> None:
+    """Warns if rules of DICOM files or volumes are asked for and no input has the name of one."""
+    default = Rules()
+    flags = {"name": "--dicom-rules", "ct_window": "--ct-window", "window": "--window",
+             "volume": "--volume"}  # fmt: skip
+    asked = [flag for name, flag in flags.items() if getattr(rules, name) != getattr(default, name)]
+    if not asked or (first := next(sources := iter(sources), None)) is None:
+        return
+    if all(map(_is_picture, itertools.chain([first], sources))):
+        warnings.warn(
+            f"{', '.join(asked)}: without effect, since all inputs are named as ordinary pictures, "
+            "and none as a DICOM file or a NIfTI volume",
+            stacklevel=2,
+        )
+
+
+def _is_picture(source: str) -> bool:
+    file, part = parse(source)
+    return formats.by_suffix(file) is formats.PICTURES and not isinstance(part, (Range, Cell))
+
+
 def _warn_of_series(stacks: series.Stacks, parts: Parts, skipped: Counter[str]) -> None:
     sorted_by = Counter(stack.order for stack in stacks.stacks if len(stack.slots) > 1)
     lacking = sum(not parts.chosen(len(stack.slots)) for stack in stacks.stacks)
@@ -263,9 +285,9 @@ def _warn_of_slides(
 ) -> None:
     empty = sum(bool(piece.columns) and not piece.rows for piece in pieces)
     skipped["slides without enough tissue"] += empty
-    if not any(piece.columns for piece in pieces):
-        warnings.warn("--mpp has no effect: no input is a slide", stacklevel=2)
     remote = sum("://" in s and s.lower().endswith(formats.MAY_BE_SLIDES) for s in images)
+    if not remote and not any(piece.columns for piece in pieces):
+        warnings.warn("--mpp has no effect: no input is a slide", stacklevel=2)
     _warn(
         "slides",
         (empty, f"have no tile with enough tissue (--tissue {parts.tissue:g}) and are left out"),

@@ -60,13 +60,18 @@ class Rows(Sequence[Row]):
     ):
         more = [name for name in (REASON.name, *EXTRA.names) if name in table.column_names]
         self.table = table.select([*SCHEMA.names, *more])
-        self.skipped = {name: count for name, count in sorted((skipped or {}).items()) if count}
-        self.parts = parts
+        counts = sorted((skipped or {}).items())
+        self.skipped, self.parts = {name: count for name, count in counts if count}, parts
 
     @property
     def extra(self) -> list[str]:
         """Names of the columns of `EXTRA` that the table has."""
         return [name for name in EXTRA.names if name in self.table.column_names]
+
+    @property
+    def images(self) -> Iterator[str]:
+        """The sources of the images."""
+        return (row.source for row in self if row.kind == "image")
 
     @property
     def reasons(self) -> list[str | None]:
@@ -125,6 +130,7 @@ def describe_skipped(skipped: Mapping[str, int], all_files: bool = True) -> list
         skipped: as `Rows` has it.
         all_files: whether other files were looked into.
     """
+    skipped = {name: count for name, count in sorted(skipped.items()) if count}
     files = {name: n for name, n in skipped.items() if name.startswith((".", "no suffix"))}
     others = ", ".join(f"{n:,} {name}" for name, n in skipped.items() if name not in files)
     shown = ", ".join(f"{suffix} {count:,}" for suffix, count in files.items())

@@ -3,9 +3,11 @@
 # pyright: reportAttributeAccessIssue=false
 
 import glob
+import itertools
 import json
 import os
 import warnings
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,8 +28,8 @@ from medsiglip_jax.data.columns import (
     read_lines,
     strings,
 )
-from medsiglip_jax.data.listing import IMAGE_SUFFIXES, TABLE_SUFFIXES, walk
-from medsiglip_jax.data.rows import seen_before
+from medsiglip_jax.data.listing import TABLE_SUFFIXES, expand
+from medsiglip_jax.data.rows import describe_skipped, seen_before
 from medsiglip_jax.files import places, storage
 
 # Top folders of these names are splits, not classes.
@@ -319,7 +321,10 @@ def read_index(folder: str, names: Collection[str] = ()) -> Table:
 
 def _class_folders(path: str) -> Table:
     """[split/]class/**/image -> image, label and split."""
-    names = [name for name in walk(path) if Path(name).suffix.lower() in IMAGE_SUFFIXES]
+    listed = list(itertools.chain.from_iterable(expand([path])))
+    names = [file.name for file in listed if file.format == "image"]
+    for line in describe_skipped(Counter(f.suffix for f in listed if f.format != "image")):
+        warnings.warn(f"{path}: {line}", stacklevel=4)
     files = [name.split("/") for name in names]
     tops = {file[0] for file in files}
     splits = bool(tops) and tops <= SPLITS and all(len(file) > 2 for file in files)

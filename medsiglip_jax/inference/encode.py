@@ -1,6 +1,7 @@
 """Embeddings of files in one call, for Python: paths in, one array out."""
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from typing import Any
@@ -13,6 +14,7 @@ from medsiglip_jax.inference.engine import Embedded, Engine
 from medsiglip_jax.model.api import Model
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.load import warn_about_pixels
+from medsiglip_jax.preprocess.names import MIDDLE
 
 _NAMED = 20  # unreadable files named in an error, of maybe a million
 
@@ -101,13 +103,21 @@ def encode_rows(
     check_towers(model, rows)
     batches = -(-len(rows) // max(1, batch_size)) or 1
     size = min(batch_size, max(1, -(-len(rows) // batches)))
-    engine, turned, burned_in = Engine(model, preprocess, normalize, size, dicom), 0, 0
+    engine = Engine(model, preprocess, normalize, size, dicom)
+    turned = burned_in = several = 0
     with closing(engine.run(rows.batches(size))) as results:
         for batch in results:
             turned, burned_in = turned + batch.turned, burned_in + batch.burned_in
+            several += batch.multi_frame
             yield batch
             on_batch(len(batch.rows))
     warn_about_pixels(turned, burned_in, len(rows))
+    if several and dicom.frame == MIDDLE:
+        warnings.warn(
+            f"{several} of {len(rows)} files have several frames, slices or pages; one of each was "
+            "taken, the middle one, or of pictures the first (--frame)",
+            stacklevel=2,
+        )
 
 
 def score_rows(

@@ -37,7 +37,7 @@ class Embedded:
         vectors: embeddings of the readable rows, in order.
         turned: number of images whose EXIF orientation was not applied.
         burned_in: number of DICOM files that declare annotation burned into their pixels.
-        multi_frame: number of files with several frames or slices, of which one was taken.
+        multi_frame: number of files with several frames, slices or pages, of which one was taken.
         subjects: patient, study and series of each readable row, where the file names them.
         cut: number of texts that were longer than the model's context and were cut.
     """

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from medsiglip_jax.preprocess import formats, pil
 from medsiglip_jax.preprocess.bytes import check_regular
@@ -85,7 +85,7 @@ def decode_with_facts(
     except ModuleNotFoundError:
         raise
     except Exception as error:  # PIL plugins raise nearly every type there is on hostile input
-        raise UnreadableImage(_reason(error), describe(given)) from error
+        raise UnreadableImage(pil.reason(error), describe(given)) from error
 
 
 def plain(item: Any) -> Any:
@@ -131,20 +131,7 @@ def _from_stream(
     if format is formats.PICTURES:
         if is_nifti_header(start):
             raise UnreadableImage(NIFTI_PAIR)
-        return pil.from_stream(stream, to_array)
+        return pil.from_stream(stream, to_array, rules)
     opened = format.load().open_bytes(stream.read())
     pixels, facts = opened.render(rules.chosen(opened.frames), rules)
     return pil.spread(pixels, to_array), facts
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnreadableImage):
-        return error.reason
-    if isinstance(error, Image.DecompressionBombError):  # of a frame or tile inside the file
-        return f"more pixels than PIL allows: {error}"
-    if isinstance(error, UnidentifiedImageError):
-        return "not an image file PIL can read"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    text = " ".join(str(error).split())[:200] or "no further detail"
-    return f"corrupt or unsupported image ({type(error).__name__}: {text})"

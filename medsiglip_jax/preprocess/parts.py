@@ -18,8 +18,9 @@ class Parts:
     """Which images are taken from files that hold several; other files ignore it.
 
     Attributes:
-        frame: which frames of a DICOM file, slices of a NIfTI volume, or with `series` slices of a
-            series: a number from 0, "middle", "all", or "every=K" for every K-th, from the first.
+        frame: which frames of a DICOM file or a picture, pages of a TIFF, slices of a NIfTI volume,
+            or with `series` slices of a series: a number from 0, "middle" (of pictures and TIFF the
+            first), "all", or "every=K" for every K-th, from the first.
         series: treat DICOM files as slices of their series, in spatial order.
         mpp: micrometres per pixel at which slides are cut into tiles; None leaves them whole.
         slide_mpp: micrometres per pixel of the finest level, for slides that do not record it.

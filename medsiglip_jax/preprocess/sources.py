@@ -77,9 +77,6 @@ def _open(file: str) -> Any:
         return named.load().open_file(file)
     data = read_bytes(file)  # which may be a range of a shard
     format = formats.by_content(data[: formats.START])
-    if format.part is not Frame:
-        known = " or ".join(f.name for f in formats.FORMATS if f.part is Frame)
-        raise UnreadableImage(f"no file with frames; expected {known}")
     return format.load().open_bytes(data)
 
 

@@ -257,3 +257,16 @@ def test_it_needs_no_model_and_no_jax(folder, tmp_path):
         "assert code == 3 and not {'jax', 'tensorflow'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_what_is_skipped_is_told_as_by_embed(checkpoint, pictures, tmp_path, capsys):
+    """On stderr by both, and in the manifest."""
+    (pictures / "7.CT").write_bytes(b"x")
+    page, out = str(tmp_path / "p.html"), str(tmp_path / "e")
+    cli.main(["preview", str(pictures), "--output", page])
+    previewed = capsys.readouterr().err
+    cli.main(["embed", "--model", str(checkpoint), "--output", out, str(pictures)])
+    line = "skipped other files in folders and shards: .ct 1, .md 1; --all-files looks for images"
+    assert line in previewed and line in capsys.readouterr().err
+    manifest = json.loads((tmp_path / "e" / "manifest.json").read_text())
+    assert manifest["skipped"] == {".ct": 1, ".md": 1}
