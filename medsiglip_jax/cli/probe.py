@@ -6,7 +6,15 @@ from typing import Any
 
 from medsiglip_jax.cli import output, reading
 from medsiglip_jax.cli.loading import add_model, load
-from medsiglip_jax.cli.parser import REPEATED, REQUIRED, Parser, add_flags, command, refuse_unused
+from medsiglip_jax.cli.parser import (
+    REPEATED,
+    REQUIRED,
+    UNCERTAIN,
+    Parser,
+    add_flags,
+    command,
+    refuse_unused,
+)
 
 
 def add(commands) -> None:
@@ -25,7 +33,8 @@ _DATA = {
     "--data D": "table of labels: CSV, TSV, Parquet or JSONL",
     "--embeddings DIR": "folder that embed wrote",
     "--label COL": "column of class names, or of a finding: 0, 1, true, false, yes, no, and -1 "
-    "(uncertain), which is ignored like an empty cell; repeat for several findings",
+    "(uncertain); repeat for several findings",
+    "--uncertain P": UNCERTAIN,
     "--group COL": "column of patients, each of whom stays within one split; if D has no such "
     "column, also patient, study or series of embed --groups",
     "--split COL": "column of train, validation and test",
@@ -55,8 +64,9 @@ _CURVE = {
 
 def _add_data(sub: Parser) -> None:
     add_flags(
-        sub, _DATA, data=REQUIRED, embeddings=REQUIRED, label=REPEATED, validation=0.2, seed=0
-    )
+        sub, _DATA, data=REQUIRED, embeddings=REQUIRED, label=REPEATED, validation=0.2, seed=0,
+        uncertain="ignore",
+    )  # fmt: skip
 
 
 def _add_fit_flags(sub: Parser) -> None:
@@ -85,12 +95,14 @@ def probe_fit(args: argparse.Namespace) -> int:
       medsiglip-jax probe fit --data labels.csv --embeddings embeddings --label pneumonia
         --group patient --output pneumonia.npz
     """
+    from medsiglip_jax.data.labels import parse_uncertain
     from medsiglip_jax.embeddings.probe.fitting import fit
 
     result = fit(
         args.data, args.embeddings, args.output, label=args.label or (), group=args.group,
         split=args.split, id=args.id_column, scale=args.scale, rule=args.rule,
         at_least=args.at_least, validation=args.validation, seed=args.seed,
+        uncertain=parse_uncertain(args.uncertain),
     )  # fmt: skip
     output.show(result, args.json, _fit_text)
     if result["missing"]:
@@ -168,13 +180,14 @@ def probe_curve(args: argparse.Namespace) -> int:
       medsiglip-jax probe curve --data labels.csv --embeddings embeddings --label grade
         --split split --group patient
     """
+    from medsiglip_jax.data.labels import parse_uncertain
     from medsiglip_jax.embeddings.probe import features, learning
     from medsiglip_jax.embeddings.probe.logistic import Labelled
     from medsiglip_jax.embeddings.store import Embeddings
 
     examples = features.read(
         args.data, Embeddings(args.embeddings), label=args.label or (), group=args.group,
-        split=args.split, id=args.id_column,
+        split=args.split, id=args.id_column, uncertain=parse_uncertain(args.uncertain),
     )  # fmt: skip
     splits = features.split(examples, args.validation, args.seed)
     if splits.test is None:

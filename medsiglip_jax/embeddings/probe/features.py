@@ -3,7 +3,7 @@
 import itertools
 import warnings
 from collections import ChainMap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -71,6 +71,7 @@ def read(
     group: str | None = None,
     split: str | None = None,
     id: str | None = None,
+    uncertain: str | Mapping[str, str] = "ignore",
 ) -> Features:
     """Joins labels with the embeddings of the same ids.
 
@@ -79,8 +80,8 @@ def read(
             embedded.
         embeddings: what `embed` wrote; rows without a label are ignored.
         label: one column of class names; or columns of 0, 1 and so on (`data.labels`), a finding
-            each (also a single one, if it holds nothing else). A label of -1 (uncertain) is ignored
-            like an empty cell, with a warning. Default: what the format has, or "label".
+            each (also a single one, if it holds nothing else). Default: what the format has, or
+            "label".
         group: column of patients, cases or studies; default "group", if it exists. If the table has
             no such column, `patient`, `study` and `series` are taken from the embeddings, if those
             were made with such columns; rows without one are grouped by file, with a warning.
@@ -88,6 +89,7 @@ def read(
         id: column of ids; default "id" or, where that does not exist, the column of images:
             `embed` names an image of a table without ids by its path as it stands there, and a
             picture in a table by the path that is recorded with it, or else by file and row.
+        uncertain: what -1 is in a finding, see `examples.read`.
 
     Raises:
         FileNotFoundError: no such file or folder.
@@ -103,7 +105,7 @@ def read(
             table.has(name)
     rows = examples.read(
         table, image=None, id=key, text=None, label=_label(table, label),
-        group=None if of_run else group or "group", split=split or "split",
+        group=None if of_run else group or "group", split=split or "split", uncertain=uncertain,
     )  # fmt: skip
     return join(rows, embeddings, of_run)
 
