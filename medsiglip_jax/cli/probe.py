@@ -155,7 +155,7 @@ def probe_predict(args: argparse.Namespace) -> int:
         return 0
     if not args.inputs or not args.model or args.output:
         raise ValueError("expected --model with INPUT, or --embeddings with --output")
-    dicom, parts = reading.queries(args, from_dict(probe.provenance.dicom))
+    dicom, parts = reading.queries(args, from_dict(probe.provenance.dicom), args.inputs)
     with output.progress_bar("image") as bar:
         results = prediction.predict_inputs(
             probe, load(args), args.inputs, batch_size=args.batch_size, dicom=dicom, parts=parts,

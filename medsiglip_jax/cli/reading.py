@@ -1,7 +1,7 @@
 """How a command reads image files: the preset, DICOM, volumes, series and slides."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from medsiglip_jax.cli.output import note
 from medsiglip_jax.cli.parser import Parser, add_flags, refuse_unused
@@ -107,16 +107,19 @@ def add_queries(sub: Parser) -> None:
     add_flags(sub, _ALL_FILES)
 
 
-def queries(args: argparse.Namespace, recorded):
+def queries(args: argparse.Namespace, recorded, images: Sequence[str]):
     """The `Rules` and the `Parts` that the flags of `add_queries` ask for.
 
     Args:
         args: with the flags.
         recorded: `Rules` of what the images are compared with.
+        images: as they were given.
     """
-    from medsiglip_jax.preprocess.dicom.rules import parse_frame
+    from medsiglip_jax.data.expansion import warn_of_unused
+    from medsiglip_jax.preprocess.dicom.rules import Rules, parse_frame
     from medsiglip_jax.preprocess.parts import Parts
 
+    warn_of_unused(Rules(volume=args.volume), images)
     frame = recorded.frame if args.frame is None else parse_frame(args.frame)
     parts = Parts(frame, args.series)
     return recorded.reading(parts.single_frame, args.volume), parts

@@ -93,7 +93,7 @@ def _hits(args: argparse.Namespace) -> int:
     with progress_bar("row") as bar:
         embeddings = _opened(args, bar)
         recorded = embeddings.manifest.dicom_rules
-        dicom, parts = queries(args, recorded)
+        dicom, parts = queries(args, recorded, args.image or [])
         skipped: Counter[str] = Counter()
         images = expansion.names(args.image or [], parts, all_files=args.all_files, skipped=skipped)
         results = search(

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from medsiglip_jax.data.listing import File, expand
-from medsiglip_jax.data.rows import EXTRA
+from medsiglip_jax.data.rows import EXTRA, REASON
 from medsiglip_jax.preprocess import formats, sources
 from medsiglip_jax.preprocess.dicom import series
 from medsiglip_jax.preprocess.dicom.rules import Rules
@@ -119,6 +119,8 @@ def table(
     if not _asked(parts):
         return rows
     is_image = pc.equal(rows["kind"].cast(pa.string()), "image").to_numpy(zero_copy_only=False)
+    if REASON.name in rows.column_names:
+        is_image &= pc.is_null(rows[REASON.name]).to_numpy()
     images = np.where(is_image, rows["source"].to_numpy(), "").tolist()
     pieces = _pieces(images, parts, on_file, Counter() if skipped is None else skipped)
     numbers = np.repeat([piece.row for piece in pieces], [piece.rows for piece in pieces])

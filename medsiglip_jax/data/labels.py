@@ -45,10 +45,13 @@ class Policy:
 
     def of(self, finding: str) -> "Policy":
         """The policy of one finding."""
+        return Policy(self.choice(finding), self.blank)
+
+    def choice(self, finding: str = OTHERS) -> str:
+        """What -1 is in one finding."""
         if isinstance(self.uncertain, str):
-            return self
-        choice = self.uncertain.get(finding, self.uncertain.get(OTHERS, "ignore"))
-        return Policy(choice, self.blank)
+            return self.uncertain
+        return self.uncertain.get(finding, self.uncertain.get(OTHERS, "ignore"))
 
     def check_names(self, findings: Collection[str]) -> None:
         """Raises ValueError if it names a finding that there is not."""
@@ -72,7 +75,7 @@ def parse_uncertain(text: str) -> str | Mapping[str, str]:
 def value(cell: str, policy: Policy = Policy()) -> float | None:
     """The label in a cell of a finding: 0, 1 or NaN (unknown); None if the cell is no label."""
     if is_uncertain(cell) or not cell:
-        return _CHOICE[policy.of(OTHERS).uncertain if cell else policy.blank]
+        return _CHOICE[policy.choice() if cell else policy.blank]
     cell = cell.lower()
     return 1.0 if cell in _TRUE else 0.0 if cell in _FALSE else None
 
@@ -105,7 +108,7 @@ def warn_of_uncertain(
         columns: name of each finding -> its cells.
         policy: what -1 means.
     """
-    ignored = {n: cells for n, cells in columns.items() if policy.of(n).uncertain == "ignore"}
+    ignored = {n: cells for n, cells in columns.items() if policy.choice(n) == "ignore"}
     counts = {name: sum(map(is_uncertain, cells)) for name, cells in ignored.items()}
     if named := [f"{name} {count:,}" for name, count in counts.items() if count]:
         warnings.warn(
@@ -125,14 +128,15 @@ def lacking(labels: np.ndarray, classes: Sequence[str]) -> list[str]:
         counts = np.bincount(labels[labels >= 0], minlength=len(classes))
         empty = [name for name, count in zip(classes, counts, strict=True) if not count]
         lines = [f"no image of the class {', '.join(empty)}"] if empty else []
-        only = classes[int(counts.argmax())] if np.count_nonzero(counts) == 1 else None
-        return lines + ([f"all images are of one class, {only}"] if only is not None else [])
+        if np.count_nonzero(counts) == 1:
+            lines.append(f"all images are of one class, {classes[int(counts.argmax())]}")
+        return lines
     said = (("no known label", np.isfinite), ("no positive", _is_1), ("no negative", _is_0))
     lines, done = [], np.zeros(labels.shape[1], bool)
     for what, holds in said:
         without = ~holds(labels).any(axis=0) & ~done
         done |= without
-        if names := [classes[k] for k in np.flatnonzero(without)]:
+        if names := [classes[k] for k in np.flatnonzero(without).tolist()]:
             lines.append(f"{what} of the finding {', '.join(names)}")
     return lines
 

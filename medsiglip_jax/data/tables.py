@@ -231,6 +231,11 @@ def read_table(path: str) -> Table:
         ValueError: it cannot be read as what its name says, or has no rows.
     """
     shards = glob.glob(path) if glob.has_magic(path) and not os.path.exists(path) else []
+    if others := [name for name in shards if ".tfrecord" not in os.path.basename(name)]:
+        raise ValueError(
+            f"{path}: matches {len(shards)} files that are not all TFRecord shards, such as "
+            f"{others[0]}; give each table as a source of its own"
+        )
     if shards:
         table = read_index(_parent(path), set(map(os.path.basename, shards)))
     elif os.path.isdir(path):

@@ -39,13 +39,19 @@ class Entry(NamedTuple):
 
 
 class _Member(NamedTuple):
-    """An image or a text: its name with and without the suffix, and where it lies."""
+    """An image or a text: its name with and without the suffix, where it lies, and what is wrong
+    with it."""
 
     name: str
     stem: str
     suffix: str
     offset: int
     size: int
+    reason: str | None
+
+    @property
+    def is_text(self) -> bool:
+        return self.suffix in _TEXTS
 
     @property
     def sample(self) -> str:
@@ -63,7 +69,8 @@ def entries(path: str, skipped: Counter[str], all_files: bool = False) -> Iterat
     A member is named KEY.EXTENSION. The extension starts at the last dot, so that a key may be a
     DICOM UID; or at an earlier dot if that makes a pair of one image and one text, such as
     s.input.jpg and s.outputs.txt. A text is a .txt or, where there is none, the caption in a .json,
-    which is img2dataset's layout. Hidden members and empty .txt are left out.
+    which is img2dataset's layout. What is no image or text, as a link, or the second of its key,
+    has a reason. Hidden members and empty .txt are left out.
 
     Args:
         path: local or a URI.
@@ -71,7 +78,7 @@ def entries(path: str, skipped: Counter[str], all_files: bool = False) -> Iterat
         all_files: also look for images among members of other suffixes, by their content.
 
     Raises:
-        ValueError: it is compressed, cut off or not a tar, or an image or text is a link or sparse.
+        ValueError: it is compressed, cut off or not a tar.
     """
     first: dict[tuple[str, str], str] = {}
     with open_binary(path) as stream:
@@ -97,8 +104,8 @@ def _members(path: str, stream: Any, skipped: Counter[str], all_files: bool) -> 
             stream.seek(member.offset_data)
             known = formats.is_image(stream.read(min(formats.START, member.size)))
         if known:
-            _check(path, member)
-            yield _Member(name, stem, suffix.lower(), member.offset_data, member.size)
+            place = member.offset_data, member.size
+            yield _Member(name, stem, suffix.lower(), *place, _problem(member) or None)
         else:
             skipped[File("other", "", name).suffix] += 1
 
@@ -107,39 +114,51 @@ def _sample(
     path: str, stream: Any, members: Sequence[_Member], skipped: Counter[str]
 ) -> Iterator[tuple[_Member, Entry]]:
     """The images and texts among members of one sample."""
-    images = [member for member in members if member.suffix not in _TEXTS]
+    images = [member for member in members if not member.is_text and not member.reason]
     texts = _texts(path, stream, members, skipped)
     pair = len(images) == len(texts) == 1 and images[0].stem != next(iter(texts)).stem
     for member in members:
-        key = member.sample if pair else member.stem
-        if member in texts:
-            yield member, texts[member]._replace(key=member.name if texts[member].reason else key)
-        elif member in images:
-            yield member, Entry(key, f"{path}#{member.offset}:{member.size}", "image")
+        key, kind = member.sample if pair else member.stem, "text" if member.is_text else "image"
+        if member.reason:
+            yield member, Entry(member.name, path, kind, reason=member.reason)
+        elif not member.is_text:
+            yield member, Entry(key, f"{path}#{member.offset}:{member.size}", kind)
+        elif member in texts:
+            text, reason = texts[member]
+            yield member, Entry(member.name if reason else key, path, kind, text, reason)
 
 
 def _texts(
     path: str, stream: Any, members: Sequence[_Member], skipped: Counter[str]
-) -> dict[_Member, Entry]:
-    """The texts of one sample; a .json is read only where there is no .txt of its name."""
-    texts: dict[_Member, Entry] = {}
-    for member in sorted(members, key=lambda member: member.suffix == ".json"):
-        if member.suffix not in _TEXTS or member.stem in {other.stem for other in texts}:
+) -> dict[_Member, tuple[str | None, str | None]]:
+    """The texts of one sample, or what is wrong with them; a .json is read only where there is no
+    .txt of its name."""
+    texts: dict[_Member, tuple[str | None, str | None]] = {}
+    stems: set[str] = set()
+    readable = [member for member in members if member.is_text and not member.reason]
+    for member in sorted(readable, key=lambda member: member.suffix == ".json"):
+        if member.stem in stems and member.suffix == ".json":
             continue
-        stream.seek(member.offset)
-        try:
-            text = decode(member.name, stream.read(member.size))
-            text = caption_of(json.loads(text)) if member.suffix == ".json" else text
-        except ValueError as error:
-            json_error = isinstance(error, json.JSONDecodeError)
-            reason = f"{member.name}: not JSON ({error})" if json_error else str(error)
-            texts[member] = Entry("", path, "text", reason=reason)
-            continue
-        if text is None:
+        text, reason = _text(stream, member)
+        if text or reason:
+            texts[member] = text, reason
+            stems.add(member.stem)
+        elif member.suffix == ".json":
             skipped[member.suffix] += 1
-        elif text.strip():
-            texts[member] = Entry("", path, "text", text.strip())
     return texts
+
+
+def _text(stream: Any, member: _Member) -> tuple[str | None, str | None]:
+    """The text of a member, None or "" if it has none; or what is wrong with it."""
+    stream.seek(member.offset)
+    try:
+        text = decode(member.name, stream.read(member.size))
+        text = caption_of(json.loads(text)) if member.suffix == ".json" else text
+        return text and text.strip(), None
+    except json.JSONDecodeError as error:
+        return None, f"{member.name}: not JSON ({error})"
+    except ValueError as error:
+        return None, str(error)
 
 
 def _headers(path: str, stream: Any) -> Iterator[tarfile.TarInfo]:
@@ -163,11 +182,11 @@ def _headers(path: str, stream: Any) -> Iterator[tarfile.TarInfo]:
         raise ValueError(f"{path}: not a tar file, or cut off ({error}); copy it again") from None
 
 
-def _check(path: str, member: tarfile.TarInfo) -> None:
+def _problem(member: tarfile.TarInfo) -> str:
+    """Why the bytes of a member are not those of a file, if so."""
     kind = "a link" if member.issym() or member.islnk() else ""
     kind = kind or ("sparse" if member.issparse() else "" if member.isreg() else "not a file")
-    if kind:
-        raise ValueError(
-            f"{path}: {member.name} is {kind}; expected ordinary files (tar --dereference "
-            "--hard-dereference without --sparse)"
-        )
+    return kind and (
+        f"{member.name} is {kind}; expected ordinary files (tar --dereference --hard-dereference "
+        "without --sparse)"
+    )

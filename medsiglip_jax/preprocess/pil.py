@@ -124,7 +124,7 @@ def _no_page(image: Image.Image, count: int, number: int) -> UnreadableImage:
 def _count(image: Image.Image) -> int:
     """The number of pages or frames of an open file that is not loaded yet."""
     if image.format == "TIFF":
-        return _count_directories(image.fp)
+        return _count_directories(image.fp)  # pyright: ignore[reportAttributeAccessIssue]
     return getattr(image, "n_frames", 1) if image.format in _PAGED else 1
 
 

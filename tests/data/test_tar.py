@@ -2,6 +2,7 @@
 
 import io
 import json
+import tarfile
 from collections import Counter
 
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 from test_inputs import tar_of
 
 from medsiglip_jax.data import inputs, tar
+from medsiglip_jax.preprocess.parts import Parts
 
 
 def pairs(tmp_path, members):
@@ -78,8 +80,44 @@ def test_what_is_wrong_with_a_member_is_its_own_row(tmp_path):
         strict=True,
     ):  # fmt: skip
         assert said in reason
-    rows = inputs.rows([tmp_path / "s.tar"])
-    assert len(rows) == len(found) and [r is None for r in rows.reasons].count(False) == 3
+    for parts in (Parts(), Parts("all")):
+        rows = inputs.rows([tmp_path / "s.tar"], parts=parts)
+        assert len(rows) == len(found) and [r is None for r in rows.reasons].count(False) == 3
+
+
+def member_of(type, name="a.png", **fields):
+    member = tarfile.TarInfo(name)
+    member.type = type
+    for field, value in fields.items():
+        setattr(member, field, value)
+    return member
+
+
+@pytest.mark.parametrize(
+    "member, said",
+    [
+        (member_of(tarfile.SYMTYPE, linkname="b.png"), "a.png is a link"),
+        (member_of(tarfile.LNKTYPE, linkname="b.png"), "a.png is a link"),
+        (member_of(tarfile.FIFOTYPE), "a.png is not a file"),
+        (member_of(tarfile.REGTYPE, pax_headers={"GNU.sparse.map": "0,1", "GNU.sparse.size": "9"}),
+         "a.png is sparse"),
+    ],
+)  # fmt: skip
+def test_members_that_are_no_files_are_bad_rows(tmp_path, member, said):
+    with tarfile.open(tmp_path / "s.tar", "w") as file:
+        file.addfile(member)
+        file.addfile(tarfile.TarInfo("b.png"))
+    found = inputs.rows([tmp_path / "s.tar"])
+    assert [row.id for row in found] == ["a.png", "b"]
+    first, second = found.reasons
+    assert second is None and first is not None and first.startswith(f"{said}; expected")
+
+
+def test_names_that_begin_alike_are_samples_of_their_own(tmp_path):
+    names = [f"scan.x{i}" for i in range(3)]
+    members = {f"{name}{suffix}": b"t" for name in names for suffix in (".png", ".txt")}
+    found, _ = pairs(tmp_path, members)
+    assert [key for key, kind, _ in found if kind == "text"] == names
 
 
 def test_other_members_are_counted_or_known_by_their_content(tmp_path):
