@@ -30,7 +30,8 @@ def _add_actions(sub: Parser) -> None:
 
 
 _DATA = {
-    "--data D": "table of labels: CSV, TSV, Parquet or JSONL",
+    "--data D": "table of labels: CSV, TSV, Parquet or JSONL; or the folder of class folders that "
+    "was embedded",
     "--embeddings DIR": "folder that embed wrote",
     "--label COL": "column of class names, or of a finding: 0, 1, true, false, yes, no, and -1 "
     "(uncertain); repeat for several findings",
@@ -42,6 +43,7 @@ _DATA = {
     "--validation X": "fraction of the rows to draw for validation if no split names them; default "
     "%(default)s",
     "--seed N": "of that draw, default %(default)s",
+    **reading.ALL_FILES,
 }
 _FIT = {
     "--output P": "file for the probe, .npz",
@@ -102,7 +104,7 @@ def probe_fit(args: argparse.Namespace) -> int:
         args.data, args.embeddings, args.output, label=args.label or (), group=args.group,
         split=args.split, id=args.id_column, scale=args.scale, rule=args.rule,
         at_least=args.at_least, validation=args.validation, seed=args.seed,
-        uncertain=parse_uncertain(args.uncertain),
+        uncertain=parse_uncertain(args.uncertain), all_files=args.all_files,
     )  # fmt: skip
     output.show(result, args.json, _fit_text)
     if result["missing"]:
@@ -188,6 +190,7 @@ def probe_curve(args: argparse.Namespace) -> int:
     examples = features.read(
         args.data, Embeddings(args.embeddings), label=args.label or (), group=args.group,
         split=args.split, id=args.id_column, uncertain=parse_uncertain(args.uncertain),
+        all_files=args.all_files,
     )  # fmt: skip
     splits = features.split(examples, args.validation, args.seed)
     if splits.test is None:

@@ -10,7 +10,7 @@ from medsiglip_jax.cli.parser import Parser, add_flags, refuse_unused
 DICOM = ("dicom_rules", "ct_window", "window", "volume", "frame")
 QUERIES = ("frame", "volume", "series", "all_files")
 _FILES = "DICOM files and NIfTI volumes"
-_ALL_FILES = {
+ALL_FILES = {
     "--all-files": "in folders and shards also look for images among files of other suffixes, such "
     "as .CT, .MR, .acr or .jpe, by their content"
 }
@@ -70,7 +70,7 @@ def add_parts(sub: Parser) -> None:
     }
     group = sub.add_argument_group("series and slides")
     add_flags(group, flags, mpp=float, slide_mpp=float, tissue=0.25)
-    add_flags(sub, _ALL_FILES)
+    add_flags(sub, ALL_FILES)
 
 
 def note_skipped(skipped: Mapping[str, int], args: argparse.Namespace) -> None:
@@ -104,10 +104,10 @@ def add_queries(sub: Parser) -> None:
         "--series": "group DICOM files by series, as embed --series does",
     }
     add_flags(sub.add_argument_group(_FILES), flags)
-    add_flags(sub, _ALL_FILES)
+    add_flags(sub, ALL_FILES)
 
 
-def queries(args: argparse.Namespace, recorded, images: Sequence[str]):
+def queries(args: argparse.Namespace, recorded, images: Sequence[str] = ()):
     """The `Rules` and the `Parts` that the flags of `add_queries` ask for.
 
     Args:

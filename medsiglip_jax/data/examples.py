@@ -101,6 +101,7 @@ def read(
     positives: str | None = None,
     id: str | None = None,
     uncertain: str | Mapping[str, str] = "ignore",
+    all_files: bool = False,
 ) -> Examples:
     """Reads a table, a folder of class folders, or TFRecord shards with their index.
 
@@ -126,12 +127,13 @@ def read(
         id: column of ids.
         uncertain: what -1 is in a finding: "ignore" (like an empty cell, with a warning),
             "positive" or "negative", for all or by finding; see `labels.Policy`.
+        all_files: know images in class folders by their content, whatever their suffix.
 
     Raises:
         FileNotFoundError: no such file or folder.
         ValueError: all that is wrong with it, in one message: file, column, line, how many.
     """
-    table = path if isinstance(path, Table) else read_table(os.fspath(path))
+    table = path if isinstance(path, Table) else read_table(os.fspath(path), all_files)
     optional = ("text", "split", "group")
     label, classes = label or table.label, tuple(classes or table.classes or ())
     base = os.fspath(root or table.root)

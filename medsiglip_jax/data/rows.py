@@ -123,18 +123,21 @@ class Rows(Sequence[Row]):
         return digest.hexdigest()
 
 
-def describe_skipped(skipped: Mapping[str, int], all_files: bool = True) -> list[str]:
+def describe_skipped(
+    skipped: Mapping[str, int], all_files: bool, option: str = "--all-files"
+) -> list[str]:
     """Lines about what is not among rows.
 
     Args:
         skipped: as `Rows` has it.
         all_files: whether other files were looked into.
+        option: what would have them looked into.
     """
     skipped = {name: count for name, count in sorted(skipped.items()) if count}
     files = {name: n for name, n in skipped.items() if name.startswith((".", "no suffix"))}
     others = ", ".join(f"{n:,} {name}" for name, n in skipped.items() if name not in files)
     shown = ", ".join(f"{suffix} {count:,}" for suffix, count in files.items())
-    advice = "" if all_files else "; --all-files looks for images among them by content"
+    advice = "" if all_files else f"; {option} looks for images among them by content"
     lines = [f"skipped other files in folders and shards: {shown}{advice}"] if files else []
     return lines + ([f"left out: {others}"] if others else [])
 

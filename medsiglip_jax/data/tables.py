@@ -220,11 +220,12 @@ class Table:
             raise ValueError(f"{self.path}: {'; '.join(self.problems)}")
 
 
-def read_table(path: str) -> Table:
+def read_table(path: str, all_files: bool = False) -> Table:
     """Reads a table file, a folder of class folders, or the index of TFRecord shards.
 
     Args:
         path: local or a URI; a glob names some of the shards of a folder.
+        all_files: know images in class folders by their content, whatever their suffix.
 
     Raises:
         FileNotFoundError: it does not exist.
@@ -240,7 +241,7 @@ def read_table(path: str) -> Table:
         table = read_index(_parent(path), set(map(os.path.basename, shards)))
     elif os.path.isdir(path):
         has_shards = any(".tfrecord" in name for name in os.listdir(path))
-        table = read_index(path) if has_shards else _class_folders(path)
+        table = read_index(path) if has_shards else _class_folders(path, all_files)
     else:
         table = _table_file(path)
     if not table.lines:
@@ -324,11 +325,12 @@ def read_index(folder: str, names: Collection[str] = ()) -> Table:
     return table
 
 
-def _class_folders(path: str) -> Table:
+def _class_folders(path: str, all_files: bool) -> Table:
     """[split/]class/**/image -> image, label and split."""
-    listed = list(itertools.chain.from_iterable(expand([path])))
+    listed = list(itertools.chain.from_iterable(expand([path], all_files)))
     names = [file.name for file in listed if file.format == "image"]
-    for line in describe_skipped(Counter(f.suffix for f in listed if f.format != "image")):
+    skipped = Counter(file.suffix for file in listed if file.format != "image")
+    for line in describe_skipped(skipped, all_files, "--all-files, or data.all_files of a recipe,"):
         warnings.warn(f"{path}: {line}", stacklevel=4)
     files = [name.split("/") for name in names]
     tops = {file[0] for file in files}

@@ -49,6 +49,7 @@ class Data:
         captions: how to make texts of labels: "a photo of {label}", or {class: caption}.
         classes: names and order of the classes; by default those in the data, sorted.
         positives: "text", "label" or a column; rows with equal values are positive pairs.
+        all_files: know images in class folders by their content, whatever their suffix.
         weight: share of the mixture; by default in proportion to the number of rows.
     """
 
@@ -63,6 +64,7 @@ class Data:
     captions: str | Mapping[str, str] | None = None
     classes: tuple[str, ...] | None = None
     positives: str | None = None
+    all_files: bool = False
     weight: float | None = None
 
     def __post_init__(self):

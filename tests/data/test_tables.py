@@ -105,7 +105,7 @@ def touch(folder, *names):
 def test_class_folders(tmp_path):
     touch(tmp_path, "dog/2.png", "dog/1.png", "cat/sub/3.png", "cat/.hidden.png")
     (tmp_path / "cat" / "notes.md").write_text("no image")
-    with pytest.warns(UserWarning, match=f"^{tmp_path}: skipped other files .*: .md 1$"):
+    with pytest.warns(UserWarning, match=f"^{tmp_path}: skipped other files .*: .md 1; --all-"):
         found = examples.read(tmp_path, captions="a {label}")
     assert [p.removeprefix(f"{tmp_path}/") for p in found.images] == [
         "cat/sub/3.png", "dog/1.png", "dog/2.png",
@@ -122,6 +122,10 @@ def test_images_of_class_folders_are_those_that_embed_finds(tmp_path):
     found = examples.read(tmp_path)
     assert found.images == [row.source for row in inputs.rows([tmp_path])]
     assert found.labels.tolist() == [0, 1]
+    (tmp_path / "dog" / "y.CT").write_bytes(bytes(128) + b"DICM")
+    found = examples.read(tmp_path, all_files=True)
+    assert found.images == [row.source for row in inputs.rows([tmp_path], all_files=True)]
+    assert len(found) == 3
 
 
 def test_split_folders(tmp_path):

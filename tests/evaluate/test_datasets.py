@@ -14,7 +14,7 @@ from pyarrow import parquet
 
 from medsiglip_jax.data.labels import Policy
 from medsiglip_jax.evaluate import tasks
-from medsiglip_jax.evaluate.data import arrays, labels, reading, splits
+from medsiglip_jax.evaluate.data import arrays, folders, labels, reading, splits
 from medsiglip_jax.evaluate.data.arrays import pixmap
 from medsiglip_jax.preprocess.decode import decode
 from medsiglip_jax.preprocess.sources import read_bytes
@@ -571,6 +571,14 @@ def test_class_folders(tmp_path):
         assert list(shown(rows).values())[8] == {"colorectal adenocarcinoma epithelium"}
     with pytest.raises(FileNotFoundError, match="NCT-CRC-HE-100K: no folders of the classes ADI"):
         part("crc-val-he-7k", "train", tmp_path)
+    (tmp_path / "CRC-VAL-HE-7K/ADI/scan.CT").write_bytes(bytes(128) + b"DICM")
+    task = {**content("crc-val-he-7k"), "parts": {}}
+    for all_files, images in ((False, 9), (True, 10)):
+        task["data"] = {**content("crc-val-he-7k")["data"], "all_files": all_files}
+        layout = tasks.parse("mine", task).layout
+        found = folders.read(tasks.parse("mine", task), layout, tmp_path, Policy())
+        assert len(found) == images and found.counts == {"other files": 10 - images}
+    (tmp_path / "CRC-VAL-HE-7K/ADI/scan.CT").unlink()
     for name in reversed(CRC):
         picture(tmp_path / f"NCT-CRC-HE-100K/{name}/{name}-AAAA.tif")
     rows, found = part("crc-val-he-7k", "train", tmp_path)

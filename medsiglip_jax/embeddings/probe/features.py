@@ -72,6 +72,7 @@ def read(
     split: str | None = None,
     id: str | None = None,
     uncertain: str | Mapping[str, str] = "ignore",
+    all_files: bool = False,
 ) -> Features:
     """Joins labels with the embeddings of the same ids.
 
@@ -89,14 +90,15 @@ def read(
         id: column of ids; default "id" or, where that does not exist, the column of images:
             `embed` names an image of a table without ids by its path as it stands there, and a
             picture in a table by the path that is recorded with it, or else by file and row.
-        uncertain: what -1 is in a finding, see `examples.read`.
+        uncertain, all_files: see `examples.read`.
 
     Raises:
         FileNotFoundError: no such file or folder.
         ValueError: what is wrong with the table; or more labels have no embedding than there are
             images that embed could not read; or no embedding has the group.
     """
-    table, label = tables.read_table(str(data)), (label,) if isinstance(label, str) else label
+    table = tables.read_table(str(data), all_files)
+    label = (label,) if isinstance(label, str) else label
     key, table = (id, table) if id else _with_ids(table)
     in_run = group in pseudonyms.COLUMNS and embeddings.manifest.identifiers is not None
     of_run = group if in_run and group not in table.columns else None

@@ -29,6 +29,7 @@ def fit(
     validation: float = 0.2,
     seed: int = 0,
     uncertain: str | Mapping[str, str] = "ignore",
+    all_files: bool = False,
 ) -> dict[str, Any]:
     """Fits a probe to labels and embeddings, writes it, and reports how good it is.
 
@@ -45,7 +46,7 @@ def fit(
         at_least: the sensitivity or specificity that the rule asks for.
         validation: share of the rows held out for choices, if no split is named for them.
         seed: of that draw.
-        uncertain: what -1 is in a finding, see `examples.read`.
+        uncertain, all_files: see `examples.read`.
 
     Returns:
         `probe` (path), `rows` of each split, `missing` (labels without an embedding), and for
@@ -63,7 +64,7 @@ def fit(
     metrics.check_rule(rule, at_least)
     joined = features.read(
         data, Embeddings(embeddings), label=label, group=group, split=split, id=id,
-        uncertain=uncertain,
+        uncertain=uncertain, all_files=all_files,
     )  # fmt: skip
     splits = features.split(joined, validation, seed)
     train, chosen = splits.train, splits.validation

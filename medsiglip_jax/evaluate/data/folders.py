@@ -32,7 +32,7 @@ def read(task: Task, layout: FolderData, root: Place, policy: Policy) -> Dataset
             f"there are {', '.join(folders) or 'none'}{where_to_get(task)}"
         )
     names = [(below(root, top / name), i) for i, name in enumerate(values)]
-    listed = [(file, i) for name, i in names for file in _listed(root / name)]
+    listed = [(file, i) for name, i in names for file in _listed(root / name, layout.all_files)]
     files = [(file.path, i) for file, i in listed if file.format == "image"]
     if not files:
         raise FileNotFoundError(f"{top}: no images in {', '.join(values)}{where_to_get(task)}")
@@ -42,5 +42,5 @@ def read(task: Task, layout: FolderData, root: Place, policy: Policy) -> Dataset
     return Dataset(ids, [path for path, _ in files], labels, values, counts=counts)
 
 
-def _listed(folder: Place) -> Iterator[File]:
-    return itertools.chain.from_iterable(expand([folder]))
+def _listed(folder: Place, all_files: bool) -> Iterator[File]:
+    return itertools.chain.from_iterable(expand([folder], all_files))
