@@ -16,8 +16,8 @@ _SECONDS_BETWEEN_LINES = 60.0  # if stderr is not a terminal
 
 
 _COLUMNS = {
-    "--image-column NAME": "default %(default)s",
-    "--text-column NAME": "default %(default)s",
+    "--image-column NAME": "default %(default)s, or what others call it, such as file_name or path",
+    "--text-column NAME": "default %(default)s, or what others call it, such as caption or report",
     "--id-column NAME": "default %(default)s",
     "--root DIR": "folder of relative image paths; default the table's folder",
 }

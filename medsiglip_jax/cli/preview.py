@@ -12,7 +12,8 @@ _FLAGS = {
     "--size N": "height and width of the model's inputs, default %(default)s",
     "--limit N": "show the first N images, default %(default)s",
     "--seed S": "show N random images instead, drawn with this seed",
-    "--image-column NAME": "of tables, default %(default)s",
+    "--image-column NAME": "of tables, default %(default)s, or what others call it, such as "
+    "file_name or path",
     "--root DIR": "folder of relative image paths; default the table's folder",
 }
 

@@ -172,7 +172,9 @@ def _images(table: Table, name: str | None, root: str) -> list[str]:
             table.has(name)
         return []
     images = table.images(found)
-    missing = [] if table.problems[before:] else np.flatnonzero(~images.given).tolist()
+    if len(table.problems) > before:
+        return []
+    missing = np.flatnonzero(~images.given).tolist()
     table.report(found, [""] * len(table.lines), missing, "no value")
     return images.sources(f"{root.rstrip('/')}/").to_pylist()
 

@@ -92,9 +92,11 @@ def _fits(column: pyarrow.ChunkedArray) -> bool:
 
 
 def _looks_like_images(column: pyarrow.ChunkedArray) -> bool:
+    """Also of lists of images, or of their names, which no row can have."""
     if not is_textual(column.type):
-        return is_pictures(column.type)
-    return any(map(names_image, _first_cells(column)))
+        several = pyarrow.types.is_list(column.type) or pyarrow.types.is_large_list(column.type)
+        return is_pictures(column.type.value_type if several else column.type)
+    return any(names_image(cell.strip("[]{}'\" ")) for cell in _first_cells(column))
 
 
 def _first_cells(column: pyarrow.ChunkedArray) -> Sequence[str]:

@@ -14,7 +14,7 @@ import pytest
 from image_files import FILES, cells, contents, put
 from pyarrow import parquet
 
-from medsiglip_jax.data import inputs, tables
+from medsiglip_jax.data import examples, inputs, tables
 from medsiglip_jax.preprocess.facts import UnreadableImage
 from medsiglip_jax.preprocess.sources import read_bytes
 
@@ -227,14 +227,7 @@ def test_lists_and_objects_in_json_are_no_paths(place):
     assert [row.id for row in inputs.rows([path])] == ["a"]
     put(path, json.dumps(lines[2]))
     with pytest.raises(ValueError, match="'image' holds an object in line 1, expected strings$"):
-        tables_problems(path)
-
-
-def tables_problems(path):
-    """As training reads it: first whether cells are empty, then the cells."""
-    table = tables.read_table(path)
-    table.column("image")
-    table.raise_problems()
+        examples.read(path)
 
 
 def test_ids_of_several_inputs_are_told_apart_by_paths(tmp_path):

@@ -2,8 +2,10 @@
 
 import re
 
+import pyarrow as pa
 import pytest
 from image_files import contents, put
+from pyarrow import parquet
 
 from medsiglip_jax.data import examples, inputs, roles
 
@@ -41,6 +43,17 @@ def test_what_is_not_clear_is_a_question(tmp_path, text, message):
     with pytest.raises(ValueError, match=f"^{re.escape(path)}: {message}") as asked:
         inputs.rows([path])
     assert "\n" not in str(asked.value)
+
+
+def test_lists_of_images_are_no_text_job(tmp_path):
+    put(f"{tmp_path}/m.jsonl", '{"file_names": ["a.png", "b.png"], "text": "x"}')
+    pictures = pa.array([[{"bytes": b"1", "path": "a"}]])
+    parquet.write_table(pa.table({"images": pictures, "text": ["x"]}), tmp_path / "m.parquet")
+    for name, column in (("m.jsonl", "file_names"), ("m.parquet", "images")):
+        with pytest.raises(ValueError, match=f"but '{column}' looks like one"):
+            inputs.rows([tmp_path / name])
+        with pytest.raises(ValueError, match=f"column '{column}' holds .*expected strings"):
+            inputs.rows([tmp_path / name], image=column)
 
 
 def test_a_table_of_texts_is_one_with_a_word(tmp_path, recwarn):
