@@ -104,14 +104,28 @@ def sigmoid_loss(
 
 
 def cross_entropy(
-    logits: Float[Array, "n c"], labels: Int[ArrayLike, " n"], mask: Bool[ArrayLike, " n"]
+    logits: Float[Array, "n c"],
+    labels: Int[ArrayLike, " n"],
+    mask: Bool[ArrayLike, " n"],
+    class_weight: Float[ArrayLike, " c"] | None = None,
 ) -> Float[Array, ""]:
-    """Mean softmax cross-entropy over the rows that are not masked and have no negative label."""
+    """Mean softmax cross-entropy over the rows that are not masked and have no negative label.
+
+    Args:
+      logits: one per class.
+      labels: number of the class, negative for unknown.
+      mask: False excludes a row.
+      class_weight: of each class in the mean, as torch's CrossEntropyLoss has it.
+    """
     labels, mask = jnp.asarray(labels), jnp.asarray(mask)
     valid = mask & (labels >= 0)
-    log_p = jax.nn.log_softmax(logits)
-    picked = jnp.take_along_axis(log_p, jnp.maximum(labels, 0)[:, None], axis=1)[:, 0]
-    return -jnp.where(valid, picked, 0).sum() / jnp.maximum(valid.sum(), 1)
+    log_p, known = jax.nn.log_softmax(logits), jnp.maximum(labels, 0)
+    picked = jnp.take_along_axis(log_p, known[:, None], axis=1)[:, 0]
+    if class_weight is None:
+        return -jnp.where(valid, picked, 0).sum() / jnp.maximum(valid.sum(), 1)
+    weight = jnp.where(valid, jnp.asarray(class_weight)[known], 0)
+    total = weight.sum()
+    return -(weight * picked).sum() / jnp.where(total > 0, total, 1)
 
 
 def binary_cross_entropy(

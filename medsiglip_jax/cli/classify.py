@@ -1,6 +1,7 @@
 """classify: images against texts, zero-shot, and heatmaps of slides."""
 
 import argparse
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -50,8 +51,10 @@ def classify(args: argparse.Namespace) -> int:
     if args.heatmap is not None:
         return _heatmap(args)
     rules, parts = reading.rules_and_parts(args)
+    skipped: Counter[str] = Counter()
     with output.progress_bar("file", delay=2.0) as files:
-        images = expansion.names(args.images, parts, files.update)
+        images = expansion.names(args.images, parts, files.update, args.all_files, skipped)
+    expansion.warn_of_unused(rules, images)
     model = loading.load(args)
     with output.progress_bar("image", len(images)) as bar:
         options = args.preprocess, args.batch_size, bar.update, rules
@@ -61,6 +64,7 @@ def classify(args: argparse.Namespace) -> int:
             results = run(model, images, args.text, args.preprocess or "big_vision", *options[1:])
     lines = _labels if args.labels else _logits
     output.show(results, args.json, lambda r: output.scored(r, lines))
+    reading.note_skipped(skipped, args)
     return 3 if any("error" in result for result in results) else 0
 
 
@@ -83,7 +87,8 @@ def _heatmap(args: argparse.Namespace) -> int:
     from medsiglip_jax.inference import heatmap
     from medsiglip_jax.preprocess.parts import Parts
 
-    parser.refuse_unused(args, "with --heatmap", (*reading.DICOM, "series", "labels"))
+    unused = *reading.DICOM, "series", "labels", "all_files"
+    parser.refuse_unused(args, "with --heatmap", unused)
     parts = Parts(mpp=args.mpp, slide_mpp=args.slide_mpp, tissue=args.tissue)
     if len(args.images) != 1:
         raise ValueError(f"--heatmap draws over one slide; got {len(args.images)}")

@@ -16,8 +16,8 @@ _SECONDS_BETWEEN_LINES = 60.0  # if stderr is not a terminal
 
 
 _COLUMNS = {
-    "--image-column NAME": "default %(default)s",
-    "--text-column NAME": "default %(default)s",
+    "--image-column NAME": "default %(default)s, or what others call it, such as file_name or path",
+    "--text-column NAME": "default %(default)s, or what others call it, such as caption or report",
     "--id-column NAME": "default %(default)s",
     "--root DIR": "folder of relative image paths; default the table's folder",
 }
@@ -76,7 +76,7 @@ def embed(args: argparse.Namespace) -> int:
     import jax
     from tqdm import tqdm
 
-    from medsiglip_jax.data import inputs
+    from medsiglip_jax.data import expansion, inputs
     from medsiglip_jax.files import places
     from medsiglip_jax.inference import embed as embedding
     from medsiglip_jax.inference import run_folder
@@ -94,12 +94,15 @@ def embed(args: argparse.Namespace) -> int:
     columns = {"image": args.image_column, "text": args.text_column, "id": args.id_column}
     with progress_bar("file", delay=2.0) as bar:
         listed = lambda: inputs.rows(  # noqa: E731
-            args.inputs, root=args.root, parts=parts, on_file=bar.update, **columns
-        )
+            args.inputs, root=args.root, parts=parts, all_files=args.all_files,
+            on_file=bar.update, **columns,
+        )  # fmt: skip
         rows = processes.run_on(listed)
+    assert rows is not None
+    expansion.warn_of_unused(rules, rows.images)
     recorded = processes.run_on(lambda: run_folder.recorded_dtype(places.at(args.output)))
     model = processes.run_on(lambda: loading.load(args, loading.local_mesh(), recorded))
-    assert rows is not None and model is not None
+    assert model is not None
     images = "image" in rows.table["kind"].unique().to_pylist()
     size = processes.run_on(lambda: loading.batch_size(args, model if images else None))
     options = dataclasses.replace(options, batch_size=size)
@@ -109,16 +112,14 @@ def embed(args: argparse.Namespace) -> int:
         result = embedding.embed(model, rows, args.output, options, progress.update).to_dict()
     if main_process:
         show(result, args.json, lambda r: progress.summary(args.output, r))
-        _warn(result, os.path.join(args.output, ERRORS), rows.skipped)
+        reading.note_skipped(result["skipped"], args)
+        _warn(result, os.path.join(args.output, ERRORS))
     return 3 if result["errors"] else 0
 
 
-def _warn(result: dict[str, Any], where: str, skipped: dict[str, int]) -> None:
+def _warn(result: dict[str, Any], where: str) -> None:
     from medsiglip_jax.preprocess.facts import DARK
 
-    if skipped:
-        counts = ", ".join(f"{suffix} {count:,}" for suffix, count in sorted(skipped.items()))
-        note(f"skipped other files in the folders: {counts}")
     frame = result["dicom"]["frame"]
     for key, line in {
         "errors": f"unreadable inputs are listed in {where}",
@@ -126,8 +127,9 @@ def _warn(result: dict[str, Any], where: str, skipped: dict[str, int]) -> None:
         "stored",
         "burned_in": "DICOM files say that annotations are burned into their pixels; they may "
         "identify people",
-        "multi_frame": "files have several frames or slices; one of each is embedded (--frame "
-        f"{frame}; all and every=K embed more)",
+        "multi_frame": "files have several frames, slices or pages; one of each is embedded "
+        f"(--frame {frame}{', of pictures the first' * (frame == 'middle')}; all and every=K embed "
+        "more)",
         "unusual": "DICOM files have something unusual about their units, windows, colours or "
         "bits; medsiglip-jax preview says of each what was done",
         "dark": DARK,

@@ -30,7 +30,7 @@ _LEARNING = {
     "--prevalence X": "prevalence at which to state PPV and NPV, besides that of the test images",
 }
 _STATISTICS = {
-    "--uncertain P": "what -1 means: ignore (default), positive or negative",
+    "--uncertain P": parser.UNCERTAIN,
     "--blank P": "what an empty cell means: ignore (default) or negative",
     "--resamples N": "of the bootstrap; default 2000",
     "--seed N": "of the bootstrap, and of splits that have to be drawn",
@@ -128,7 +128,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _options(args: argparse.Namespace):
-    from medsiglip_jax.data.labels import Policy
+    from medsiglip_jax.data.labels import Policy, parse_uncertain
     from medsiglip_jax.evaluate.options import Draws, EvaluateOptions
 
     sizes = None if args.sizes is None else tuple(args.sizes)
@@ -139,7 +139,7 @@ def _options(args: argparse.Namespace):
     as_given = "preprocess score reading temperature allow_missing seed grid prevalence".split()
     return EvaluateOptions(
         **{name: getattr(args, name) for name in as_given},
-        policy=Policy(args.uncertain, args.blank),
+        policy=Policy(parse_uncertain(args.uncertain), args.blank),
         resamples=EvaluateOptions.resamples if args.resamples is None else args.resamples,
         batch_size=batch_size(args),
         learn=args.learn or "",

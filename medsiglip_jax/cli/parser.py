@@ -8,6 +8,11 @@ from typing import Any
 # Values of `add_flags`.
 REQUIRED = {"required": True}
 REPEATED = {"action": "append"}
+# The help of --uncertain.
+UNCERTAIN = (
+    "what the label -1 (uncertain) means: ignore (default), positive or negative; or by finding, "
+    "such as Edema=positive,Fracture=negative"
+)
 
 
 class Parser(argparse.ArgumentParser):

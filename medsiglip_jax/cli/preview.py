@@ -12,7 +12,8 @@ _FLAGS = {
     "--size N": "height and width of the model's inputs, default %(default)s",
     "--limit N": "show the first N images, default %(default)s",
     "--seed S": "show N random images instead, drawn with this seed",
-    "--image-column NAME": "of tables, default %(default)s",
+    "--image-column NAME": "of tables, default %(default)s, or what others call it, such as "
+    "file_name or path",
     "--root DIR": "folder of relative image paths; default the table's folder",
 }
 
@@ -34,7 +35,7 @@ def preview(args: argparse.Namespace) -> int:
       medsiglip-jax preview cine.dcm --frame every=10 --output sheet.html
       medsiglip-jax preview ct/ --ct-window 350/40 --seed 0 --limit 20 --output sheet.png
     """
-    from medsiglip_jax.data import inputs
+    from medsiglip_jax.data import expansion, inputs
     from medsiglip_jax.files import places
     from medsiglip_jax.inference import preview as previews
     from medsiglip_jax.pages import contact_sheet
@@ -46,11 +47,13 @@ def preview(args: argparse.Namespace) -> int:
     with output.progress_bar("file", delay=2.0) as bar:
         rows = inputs.rows(
             args.inputs, root=args.root, image=args.image_column, text=None, parts=parts,
-            on_file=bar.update,
+            all_files=args.all_files, on_file=bar.update,
         )  # fmt: skip
+    expansion.warn_of_unused(dicom, rows.images)
     with output.progress_bar("image") as bar:
         result = previews.preview(rows, args.output, options, bar.update)
     output.show(result, args.json, _text)
+    reading.note_skipped(rows.skipped, args)
     if result["left_out"]:
         output.note(f"{result['left_out']:,} more images are not shown (--limit)")
     if dark := sum(image.get("dark", False) for image in result["images"]):

@@ -6,7 +6,15 @@ from typing import Any
 
 from medsiglip_jax.cli import output, reading
 from medsiglip_jax.cli.loading import add_model, load
-from medsiglip_jax.cli.parser import REPEATED, REQUIRED, Parser, add_flags, command, refuse_unused
+from medsiglip_jax.cli.parser import (
+    REPEATED,
+    REQUIRED,
+    UNCERTAIN,
+    Parser,
+    add_flags,
+    command,
+    refuse_unused,
+)
 
 
 def add(commands) -> None:
@@ -22,10 +30,12 @@ def _add_actions(sub: Parser) -> None:
 
 
 _DATA = {
-    "--data D": "table of labels: CSV, TSV, Parquet or JSONL",
+    "--data D": "table of labels: CSV, TSV, Parquet or JSONL; or the folder of class folders that "
+    "was embedded",
     "--embeddings DIR": "folder that embed wrote",
     "--label COL": "column of class names, or of a finding: 0, 1, true, false, yes, no, and -1 "
-    "(uncertain), which is ignored like an empty cell; repeat for several findings",
+    "(uncertain); repeat for several findings",
+    "--uncertain P": UNCERTAIN,
     "--group COL": "column of patients, each of whom stays within one split; if D has no such "
     "column, also patient, study or series of embed --groups",
     "--split COL": "column of train, validation and test",
@@ -33,6 +43,7 @@ _DATA = {
     "--validation X": "fraction of the rows to draw for validation if no split names them; default "
     "%(default)s",
     "--seed N": "of that draw, default %(default)s",
+    **reading.ALL_FILES,
 }
 _FIT = {
     "--output P": "file for the probe, .npz",
@@ -55,8 +66,9 @@ _CURVE = {
 
 def _add_data(sub: Parser) -> None:
     add_flags(
-        sub, _DATA, data=REQUIRED, embeddings=REQUIRED, label=REPEATED, validation=0.2, seed=0
-    )
+        sub, _DATA, data=REQUIRED, embeddings=REQUIRED, label=REPEATED, validation=0.2, seed=0,
+        uncertain="ignore",
+    )  # fmt: skip
 
 
 def _add_fit_flags(sub: Parser) -> None:
@@ -85,12 +97,14 @@ def probe_fit(args: argparse.Namespace) -> int:
       medsiglip-jax probe fit --data labels.csv --embeddings embeddings --label pneumonia
         --group patient --output pneumonia.npz
     """
+    from medsiglip_jax.data.labels import parse_uncertain
     from medsiglip_jax.embeddings.probe.fitting import fit
 
     result = fit(
         args.data, args.embeddings, args.output, label=args.label or (), group=args.group,
         split=args.split, id=args.id_column, scale=args.scale, rule=args.rule,
         at_least=args.at_least, validation=args.validation, seed=args.seed,
+        uncertain=parse_uncertain(args.uncertain), all_files=args.all_files,
     )  # fmt: skip
     output.show(result, args.json, _fit_text)
     if result["missing"]:
@@ -147,11 +161,11 @@ def probe_predict(args: argparse.Namespace) -> int:
         return 0
     if not args.inputs or not args.model or args.output:
         raise ValueError("expected --model with INPUT, or --embeddings with --output")
-    dicom, parts = reading.queries(args, from_dict(probe.provenance.dicom))
+    dicom, parts = reading.queries(args, from_dict(probe.provenance.dicom), args.inputs)
     with output.progress_bar("image") as bar:
         results = prediction.predict_inputs(
             probe, load(args), args.inputs, batch_size=args.batch_size, dicom=dicom, parts=parts,
-            on_progress=bar.update,
+            all_files=args.all_files, on_progress=bar.update,
         )  # fmt: skip
     output.show(results, args.json, lambda r: output.scored(r, _probabilities))
     return 3 if any("error" in result for result in results) else 0
@@ -165,11 +179,11 @@ def _predict_by_classifier(args: argparse.Namespace) -> int:
         raise ValueError(
             "expected --probe P, or without it --model M, which has a classifier, and INPUT"
         )
-    dicom, parts = reading.queries(args, Rules())
+    dicom, parts = reading.queries(args, Rules(), args.inputs)
     with output.progress_bar("image") as bar:
         results = prediction.predict_by_classifier(
             load(args), args.inputs, batch_size=args.batch_size, dicom=dicom, parts=parts,
-            on_progress=bar.update,
+            all_files=args.all_files, on_progress=bar.update,
         )  # fmt: skip
     output.show(results, args.json, lambda r: output.scored(r, _probabilities))
     return 3 if any("error" in result for result in results) else 0
@@ -190,13 +204,15 @@ def probe_curve(args: argparse.Namespace) -> int:
       medsiglip-jax probe curve --data labels.csv --embeddings embeddings --label grade
         --split split --group patient
     """
+    from medsiglip_jax.data.labels import parse_uncertain
     from medsiglip_jax.embeddings.probe import features, learning
     from medsiglip_jax.embeddings.probe.logistic import Labelled
     from medsiglip_jax.embeddings.store import Embeddings
 
     examples = features.read(
         args.data, Embeddings(args.embeddings), label=args.label or (), group=args.group,
-        split=args.split, id=args.id_column,
+        split=args.split, id=args.id_column, uncertain=parse_uncertain(args.uncertain),
+        all_files=args.all_files,
     )  # fmt: skip
     splits = features.split(examples, args.validation, args.seed)
     if splits.test is None:

@@ -1,13 +1,19 @@
 """How a command reads image files: the preset, DICOM, volumes, series and slides."""
 
 import argparse
+from collections.abc import Mapping, Sequence
 
+from medsiglip_jax.cli.output import note
 from medsiglip_jax.cli.parser import Parser, add_flags, refuse_unused
 
 # Names of the flags of `add_dicom` and of `add_queries`.
 DICOM = ("dicom_rules", "ct_window", "window", "volume", "frame", "grey16", "slide_labels")
-QUERIES = ("frame", "volume", "series")
+QUERIES = ("frame", "volume", "series", "all_files")
 _FILES = "DICOM files and NIfTI volumes"
+ALL_FILES = {
+    "--all-files": "in folders and shards also look for images among files of other suffixes, such "
+    "as .CT, .MR, .acr or .jpe, by their content"
+}
 
 
 def preset_help() -> str:
@@ -38,8 +44,8 @@ def add_dicom(sub: Parser, frames: str = "or middle (default)") -> None:
         "--volume V": "what the values of NIfTI volumes are, since the files do not say: ct for "
         "Hounsfield units; percentile for MR and others, scaled from the volume's 0.5th to its "
         "99.5th percentile",
-        "--frame N": f"which frame or slice of a file to take, from 0; {frames}. Ignored for files "
-        "of one",
+        "--frame N": f"which frame, slice or page of a file to take, from 0; {frames}. Of pictures "
+        "such as TIFF and GIF middle is the first. Ignored for files of one",
         "--slide-labels": "read the LABEL and OVERVIEW images of slides in DICOM, which mostly "
         "show the patient's name; by default they are listed as unreadable",
     }
@@ -87,6 +93,15 @@ def add_parts(sub: Parser) -> None:
     }
     group = sub.add_argument_group("series and slides")
     add_flags(group, flags, mpp=float, slide_mpp=float, tissue=0.25)
+    add_flags(sub, ALL_FILES)
+
+
+def note_skipped(skipped: Mapping[str, int], args: argparse.Namespace) -> None:
+    """Says on stderr what is not among the inputs."""
+    from medsiglip_jax.data.rows import describe_skipped
+
+    for line in describe_skipped(skipped, args.all_files):
+        note(line)
 
 
 def rules_and_parts(args: argparse.Namespace):
@@ -103,26 +118,30 @@ def rules_and_parts(args: argparse.Namespace):
 def add_queries(sub: Parser) -> None:
     """Flags of images that are read like those that they are compared with; see `queries`."""
     flags = {
-        "--frame N": "which frame or slice of a file to take, from 0; middle, all or every=K; by "
-        "default as recorded with the embeddings, or the middle one",
+        "--frame N": "which frame, slice or page of a file to take, from 0; middle, all or "
+        "every=K; by default as recorded with the embeddings, or the middle one",
         "--volume V": "what the values of NIfTI volumes are, ct or percentile, if that is not "
         "recorded",
         "--series": "group DICOM files by series, as embed --series does; --frame then also takes "
         "time=N, type=NAME, b=X and echo=MS",
     }
     add_flags(sub.add_argument_group(_FILES), flags)
+    add_flags(sub, ALL_FILES)
 
 
-def queries(args: argparse.Namespace, recorded):
+def queries(args: argparse.Namespace, recorded, images: Sequence[str] = ()):
     """The `Rules` and the `Parts` that the flags of `add_queries` ask for.
 
     Args:
         args: with the flags.
         recorded: `Rules` of what the images are compared with.
+        images: as they were given.
     """
-    from medsiglip_jax.preprocess.dicom.rules import parse_frame
+    from medsiglip_jax.data.expansion import warn_of_unused
+    from medsiglip_jax.preprocess.dicom.rules import Rules, parse_frame
     from medsiglip_jax.preprocess.parts import Parts
 
+    warn_of_unused(Rules(volume=args.volume), images)
     frame = recorded.frame if args.frame is None else parse_frame(args.frame)
     parts = Parts(frame, args.series)
     return recorded.reading(parts.single_frame, args.volume), parts

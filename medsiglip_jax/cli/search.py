@@ -1,12 +1,13 @@
 """search: hits, near duplicates, and the approximate index."""
 
 import argparse
+from collections import Counter
 from typing import Any
 
 from medsiglip_jax.cli.loading import add_model, load
 from medsiglip_jax.cli.output import note, progress_bar, show
 from medsiglip_jax.cli.parser import REPEATED, REQUIRED, Parser, add_flags, refuse_unused
-from medsiglip_jax.cli.reading import QUERIES, add_queries, queries
+from medsiglip_jax.cli.reading import QUERIES, add_queries, note_skipped, queries
 
 # Flags without effect on each kind of search.
 _UNUSED = {
@@ -92,8 +93,9 @@ def _hits(args: argparse.Namespace) -> int:
     with progress_bar("row") as bar:
         embeddings = _opened(args, bar)
         recorded = embeddings.manifest.dicom_rules
-        dicom, parts = queries(args, recorded)
-        images = expansion.names(args.image or [], parts)
+        dicom, parts = queries(args, recorded, args.image or [])
+        skipped: Counter[str] = Counter()
+        images = expansion.names(args.image or [], parts, all_files=args.all_files, skipped=skipped)
         results = search(
             load(args, recorded=embeddings.manifest.dtype), embeddings, args.text or [], images,
             10 if args.top_k is None else args.top_k,
@@ -105,6 +107,7 @@ def _hits(args: argparse.Namespace) -> int:
     if args.output:
         write_hits(args.output, results)
     show(results, args.json, _text)
+    note_skipped(skipped, args)
     return 0
 
 

@@ -13,6 +13,7 @@ from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow
 import pyarrow.compute as pc
 from pyarrow import ArrowException, parquet
@@ -118,6 +119,25 @@ class ParquetColumns(Mapping[str, pyarrow.ChunkedArray]):
             return pyarrow.chunked_array([], field.type)
         return self._read(lambda file: file.read([field.name])).column(0)
 
+    def schema_of(self, name: str) -> pyarrow.DataType:
+        """The type of a column."""
+        return self.schema.field(self._names.index(name)).type
+
+    def pictures(self, name: str) -> tuple[pyarrow.ChunkedArray, np.ndarray]:
+        """Of a column of pictures their names outside of the file, "" where they had none, and
+        which rows hold the bytes of one. The bytes are read only if some are missing."""
+        field = self.schema.field(self._names.index(name))
+        leaf = f"{field.name}.bytes" if pyarrow.types.is_struct(field.type) else field.name
+        nested = dict((f.name, f.type) for f in field.type) if leaf != field.name else {}
+        names = pyarrow.nulls(self.rows, pyarrow.large_string()).fill_null("")
+        if "path" in nested and is_textual(nested["path"]):
+            table = self._read(lambda file: file.read([f"{field.name}.path"]))
+            names = pyarrow.concat_arrays(
+                [names[:0], *(strings(c.field("path")) for c in table.column(0).chunks)]
+            )
+        inside = self._read(lambda file: _present(file, leaf))
+        return pyarrow.chunked_array([names]), inside
+
     def __contains__(self, name: object) -> bool:
         return name in self._names  # without reading it
 
@@ -136,6 +156,27 @@ class ParquetColumns(Mapping[str, pyarrow.ChunkedArray]):
                 raise ValueError(f"{self._path}: not a Parquet file ({reason})") from None
 
 
+def _present(file: parquet.ParquetFile, leaf: str) -> np.ndarray:
+    """Which rows have a value that is not empty in a column, or a field of one."""
+    groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+    leaves = [file.metadata.schema.column(i).path for i in range(file.metadata.num_columns)]
+    place, present = leaves.index(leaf), [np.zeros(0, bool)]
+    for number, group in enumerate(groups):
+        statistics = group.column(place).statistics
+        if statistics is not None and statistics.has_null_count and not statistics.null_count:
+            present.append(np.ones(group.num_rows, bool))
+            continue
+        column = file.read_row_group(number, [leaf]).column(0)
+        for chunk in column.chunks:
+            values = chunk.field("bytes") if pyarrow.types.is_struct(chunk.type) else chunk
+            lengths = pc.fill_null(pc.binary_length(values), 0)
+            present.append(
+                (lengths.to_numpy(zero_copy_only=False) > 0)
+                & chunk.is_valid().to_numpy(zero_copy_only=False)
+            )
+    return np.concatenate(present)
+
+
 def strings(values: pyarrow.Array) -> pyarrow.Array:
     """Values of any type as stripped large_string, with "" for null and NaN."""
     types, type = pyarrow.types, values.type
@@ -150,6 +191,28 @@ def is_textual(type: pyarrow.DataType) -> bool:
     """Whether values of this type can be cells of a CSV file."""
     types = pyarrow.types
     return not (types.is_nested(type) or types.is_binary(type) or types.is_large_binary(type))
+
+
+def is_pictures(type: pyarrow.DataType) -> bool:
+    """Whether values of this type can be encoded images: bytes, or as Hugging Face's `datasets`
+    stores its feature Image, bytes with a path."""
+    types = pyarrow.types
+    if types.is_struct(type):
+        names = {field.name: field.type for field in type}
+        return "bytes" in names and is_pictures(names["bytes"])
+    return types.is_binary(type) or types.is_large_binary(type)
+
+
+def filled(strings: pyarrow.ChunkedArray) -> np.ndarray:
+    """Which of the strings are not empty."""
+    return pc.not_equal(strings, "").to_numpy()
+
+
+def joined(*strings: Any) -> Any:
+    """Columns of strings, and strings that are the same in all rows, joined row by row."""
+    type = pyarrow.large_string()
+    scalars = (pyarrow.scalar(s, type) if isinstance(s, str) else s for s in (*strings, ""))
+    return pc.binary_join_element_wise(*scalars)
 
 
 def decode(path: str, data: bytes) -> str:

@@ -100,6 +100,8 @@ def read(
     classes: Sequence[str] | None = None,
     positives: str | None = None,
     id: str | None = None,
+    uncertain: str | Mapping[str, str] = "ignore",
+    all_files: bool = False,
 ) -> Examples:
     """Reads a table, a folder of class folders, or TFRecord shards with their index.
 
@@ -108,12 +110,13 @@ def read(
             split folders (`tables.SPLITS`) that hold them; a folder or glob of .tfrecord shards;
             or what `read_table` made of one.
         root: what relative image paths are relative to; default the folder of the table.
-        image: column of image paths; None if only ids are wanted.
-        text: column of captions. This column, `split` and `group` may be absent under their default
-            names; None ignores them.
+        image: column of image paths, or in Parquet of pictures; None if only ids are wanted. Under
+            its default name it is also known by other names (`roles`).
+        text: column of captions, also known by other names where there are no labels. This column,
+            `split` and `group` may be absent under their default names; None ignores them.
         label: column of class names (an empty cell is -1), or several columns, or one in a tuple,
-            of findings: 0, 1 and so on (`data.labels`), of which -1 (uncertain) is ignored like an
-            empty cell, with a warning. Class folders need no `label`.
+            of findings: 0, 1 and so on (`data.labels`). One column of nothing else, with -1 among
+            it, is a finding, too, unless `classes` are given. Class folders need no `label`.
         split: column of split names.
         group: column of patients, cases or studies.
         captions: where there is no text column, how to make texts of the label: a template such as
@@ -122,42 +125,64 @@ def read(
         positives: which rows are positive pairs of each other: "text" (equal captions), "label", or
             a column whose equal entries are.
         id: column of ids.
+        uncertain: what -1 is in a finding: "ignore" (like an empty cell, with a warning),
+            "positive" or "negative", for all or by finding; see `labels.Policy`.
+        all_files: know images in class folders by their content, whatever their suffix.
 
     Raises:
         FileNotFoundError: no such file or folder.
         ValueError: all that is wrong with it, in one message: file, column, line, how many.
     """
-    table = path if isinstance(path, Table) else read_table(os.fspath(path))
+    table = path if isinstance(path, Table) else read_table(os.fspath(path), all_files)
     optional = ("text", "split", "group")
-    images, ids = table.column(image), table.column(id)
+    label, classes = label or table.label, tuple(classes or table.classes or ())
+    base = os.fspath(root or table.root)
+    images, ids = _images(table, image, base), table.column(id)
+    if text == "text" and label is None and captions is None:  # then texts are what is learned from
+        text = table.find("text", text)
     texts = table.column(text, optional)
     groups, splits = table.column(group, optional), table.column(split, optional)
-    label, classes = label or table.label, tuple(classes or table.classes or ())
     if label is None:
         labels = None
-    elif isinstance(label, str):
+    elif isinstance(label, str) and (classes or captions or not _is_finding(table, label)):
         labels, classes = _class_indices(table, label, classes)
     else:
-        labels, classes = _findings(table, label), tuple(label)
+        if isinstance(label, str):
+            warnings.warn(
+                f"{table.path}: column {label!r} is read as a finding, since it holds -1 "
+                "(uncertain); give classes= if its cells are names of classes",
+                stacklevel=2,
+            )
+        classes = (label,) if isinstance(label, str) else tuple(label)
+        labels = _findings(table, classes, label_cells.Policy(uncertain))
     if captions is not None and texts is None:
         texts = _captions(table, label if isinstance(label, str) else None, captions, classes)
     pairs = _positive_ids(table, positives, texts, labels)
     table.raise_problems()
-    base = os.fspath(root or table.root)
-    images = [_join(base, value) for value in images or ()]
     return Examples(images, texts, labels, classes, groups, splits, pairs, ids)
+
+
+def _images(table: Table, name: str | None, root: str) -> list[str]:
+    """The sources of the images; a row without one is a problem."""
+    if name is None:
+        return []
+    before, found = len(table.problems), table.find("image", name)
+    if found is None:
+        if len(table.problems) == before:
+            table.has(name)
+        return []
+    images = table.images(found)
+    if len(table.problems) > before:
+        return []
+    missing = np.flatnonzero(~images.given).tolist()
+    table.report(found, [""] * len(table.lines), missing, "no value")
+    return images.sources(f"{root.rstrip('/')}/").to_pylist()
 
 
 def _class_indices(
     table: Table, column: str, classes: tuple[str, ...]
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     cells = table.column(column, blank=True) or []
-    if not classes and label_cells.is_finding(cells) and any(map(label_cells.is_uncertain, cells)):
-        warnings.warn(
-            f"{table.path}: column {column!r} is read as names of classes, one of them '-1'; if it "
-            f"is a finding and -1 is uncertain, give it as label=({column!r},)",
-            stacklevel=3,
-        )
     classes = classes or label_cells.sorted_classes(cells)
     index = {name: i for i, name in enumerate(classes)} | {"": -1}
     unknown = [row for row, cell in enumerate(cells) if cell not in index]
@@ -165,15 +190,22 @@ def _class_indices(
     return np.array([index.get(cell, -1) for cell in cells], np.int32), classes
 
 
-def _findings(table: Table, names: Sequence[str]) -> np.ndarray:
+def _is_finding(table: Table, name: str) -> bool:
+    """Whether a column holds labels of a finding and nothing else, some of them uncertain."""
+    cells = set(table.strings(name).to_pylist()) if name in table.columns else set()
+    return label_cells.is_finding(cells) and any(map(label_cells.is_uncertain, cells))
+
+
+def _findings(table: Table, names: Sequence[str], policy: label_cells.Policy) -> np.ndarray:
+    policy.check_names(names)
     columns = [table.column(name, blank=True) or [] for name in names]
     table.raise_problems()  # with a column missing there is no matrix
     labels = []
     for name, cells in zip(names, columns, strict=True):
-        values, wrong = label_cells.finding(cells)
+        values, wrong = label_cells.finding(cells, policy.of(name))
         table.report(name, cells, wrong, label_cells.EXPECTED)
         labels.append(values)
-    label_cells.warn_of_uncertain(table.path, dict(zip(names, columns, strict=True)))
+    label_cells.warn_of_uncertain(table.path, dict(zip(names, columns, strict=True)), policy)
     return np.stack(labels, axis=1)
 
 
@@ -224,10 +256,6 @@ def _positive_ids(
         return None
     index = {value: i for i, value in enumerate(sorted(set(values) - {""}))} | {"": -1}
     return np.array([index[value] for value in values], np.int32)
-
-
-def _join(root: str, path: str) -> str:
-    return path if "://" in path or os.path.isabs(path) else f"{root.rstrip('/')}/{path}"
 
 
 def write(examples: Examples, path: str | os.PathLike) -> None:

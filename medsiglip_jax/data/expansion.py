@@ -3,6 +3,7 @@
 # pyright: reportAttributeAccessIssue=false
 
 import contextlib
+import itertools
 import os
 import warnings
 from collections import Counter, defaultdict
@@ -15,11 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from medsiglip_jax.data.listing import File, expand
-from medsiglip_jax.data.rows import EXTRA
+from medsiglip_jax.data.rows import EXTRA, REASON
 from medsiglip_jax.preprocess import formats, sources
 from medsiglip_jax.preprocess.dicom import series
+from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.facts import UnreadableImage
-from medsiglip_jax.preprocess.names import Frame, Part, Range, Tile, parse, part_of
+from medsiglip_jax.preprocess.names import Cell, Frame, Part, Range, Tile, Whole, parse, part_of
 from medsiglip_jax.preprocess.parts import Parts
 
 OnFile = Callable[[int], Any]
@@ -58,15 +60,22 @@ class _Piece(NamedTuple):
         return [""] if self.parts is None else [part_of("", part) for part in self.parts]
 
 
-def names(given: Sequence[str], parts: Parts, on_file: OnFile = int) -> list[str]:
+def names(
+    given: Sequence[str],
+    parts: Parts,
+    on_file: OnFile = int,
+    all_files: bool = False,
+    skipped: Counter[str] | None = None,
+) -> list[str]:
     """The sources given, or the parts of them that are asked for, as `table` has them.
 
-    A local folder stands for the images in it.
+    A local folder stands for the images in it; `all_files` and `skipped` are as for `inputs.rows`.
     """
-    images = [source for name in given for source in _images(name, parts)]
+    skipped = Counter() if skipped is None else skipped
+    images = [source for name in given for source in _images(name, parts, all_files, skipped)]
     if not _asked(parts):
         return images
-    pieces = _pieces(images, parts, on_file)
+    pieces = _pieces(images, parts, on_file, skipped)
     return [images[piece.row] + suffix for piece in pieces for suffix in piece.suffixes]
 
 
@@ -75,16 +84,23 @@ def is_image(file: File, parts: Parts) -> bool:
     return file.format == "image" or (file.format == "slide" and parts.mpp is not None)
 
 
-def _images(name: str, parts: Parts) -> list[str]:
+def _images(name: str, parts: Parts, all_files: bool, skipped: Counter[str]) -> list[str]:
     if not os.path.isdir(name):
         return [name]
-    images = [file.path for files in expand([name]) for file in files if is_image(file, parts)]
+    images = []
+    for file in itertools.chain.from_iterable(expand([name], all_files)):
+        if is_image(file, parts):
+            images.append(file.path)
+        else:
+            skipped[file.suffix] += 1
     if not images:
         raise ValueError(f"{name}: no images in this folder, nor slides with --mpp")
     return images
 
 
-def table(rows: pa.Table, parts: Parts, on_file: OnFile = int) -> pa.Table:
+def table(
+    rows: pa.Table, parts: Parts, on_file: OnFile = int, skipped: Counter[str] | None = None
+) -> pa.Table:
     """Rows whose images are the parts that are asked for.
 
     Texts, files with one image, and files that cannot be opened stay as they are; reading the
@@ -94,6 +110,7 @@ def table(rows: pa.Table, parts: Parts, on_file: OnFile = int) -> pa.Table:
         rows: with `id`, `source` and `kind`.
         parts: what is asked for.
         on_file: called with 1 for each file that was opened.
+        skipped: gets the number of images that are left out, by what they are.
 
     Returns:
         The rows in order, ids and sources ending in "#" and the part, and the columns of `EXTRA`
@@ -105,8 +122,10 @@ def table(rows: pa.Table, parts: Parts, on_file: OnFile = int) -> pa.Table:
     if not _asked(parts):
         return rows
     is_image = pc.equal(rows["kind"].cast(pa.string()), "image").to_numpy(zero_copy_only=False)
+    if REASON.name in rows.column_names:
+        is_image &= pc.is_null(rows[REASON.name]).to_numpy()
     images = np.where(is_image, rows["source"].to_numpy(), "").tolist()
-    pieces = _pieces(images, parts, on_file)
+    pieces = _pieces(images, parts, on_file, Counter() if skipped is None else skipped)
     numbers = np.repeat([piece.row for piece in pieces], [piece.rows for piece in pieces])
     expanded = rows.take(pa.array(numbers.astype(np.int64)))
     strings = pa.large_string()
@@ -134,14 +153,16 @@ def _asked(parts: Parts) -> bool:
     return parts.series or parts.step is not None or parts.mpp is not None
 
 
-def _pieces(images: Sequence[str], parts: Parts, on_file: OnFile) -> list[_Piece]:
+def _pieces(
+    images: Sequence[str], parts: Parts, on_file: OnFile, skipped: Counter[str]
+) -> list[_Piece]:
     """What becomes of each image; "" is a row that is no image, and stays.
 
     Raises:
         ValueError: there were some, and nothing is left.
     """
     if parts.series:
-        of_all = _series(images, parts, on_file)
+        of_all = _series(images, parts, on_file, skipped)
     else:
         of_all = _in_threads(lambda row: _piece(row, images[row], parts), len(images), on_file)
     pieces = list(_without_repeated_slides(of_all))
@@ -154,7 +175,7 @@ def _pieces(images: Sequence[str], parts: Parts, on_file: OnFile) -> list[_Piece
         others = " and all others" if len(images) > 1 else ""
         raise ValueError(f"{images[0]}{others}: {', and '.join(reasons)}")
     if parts.mpp is not None:
-        _warn_of_slides(images, pieces, parts)
+        _warn_of_slides(images, pieces, parts, skipped)
     return pieces
 
 
@@ -166,7 +187,9 @@ def _without_repeated_slides(pieces: Iterator[_Piece]) -> Iterator[_Piece]:
         seen |= {piece.shared} - {None}
 
 
-def _series(images: Sequence[str], parts: Parts, on_file: OnFile) -> Iterator[_Piece]:
+def _series(
+    images: Sequence[str], parts: Parts, on_file: OnFile, skipped: Counter[str]
+) -> Iterator[_Piece]:
     """The slices asked for of each stack; files that are in none as they would be without."""
 
     def look(row: int) -> list[series.Plane] | _Piece:
@@ -177,7 +200,7 @@ def _series(images: Sequence[str], parts: Parts, on_file: OnFile) -> Iterator[_P
     stacks = series.into_stacks(planes, by_time="time" in parts.choices)
     chosen = [stack for stack in stacks.stacks if stack.kind.has(parts.choices)]
     others = sum(isinstance(look, _Piece) and not look.columns for look in looks)
-    _warn_of_series(stacks, chosen, others if parts.choices else 0, parts)
+    _warn_of_series(stacks, chosen, others if parts.choices else 0, parts, skipped)
     places: list[tuple[int, _Piece | series.Stack]] = [
         *((min(stack.slots).file, stack) for stack in chosen),
         *((look.row, look) for look in looks if isinstance(look, _Piece)),
@@ -191,13 +214,13 @@ def _series(images: Sequence[str], parts: Parts, on_file: OnFile) -> Iterator[_P
             yield _Piece(file, [Frame(frame)] if len(planes[file]) > 1 else None)
 
 
-def _whole(source: str) -> tuple[str, Range | None] | None:
-    """The file and range of a source; None if that is a part of an image, or there is no source."""
+def _whole(source: str) -> tuple[str, Whole | None] | None:
+    """The file of a source and where in it; None for parts of images, and where there is none."""
     file, part = parse(source)
     return None if not file or isinstance(part, (Frame, Tile)) else (file, part)
 
 
-def _is_slide(file: str, span: Range | None, parts: Parts) -> bool:
+def _is_slide(file: str, span: Whole | None, parts: Parts) -> bool:
     return span is None and sources.is_cut(file, parts)
 
 
@@ -232,12 +255,40 @@ def _tiles(row: int, file: str, parts: Parts) -> _Piece:
     return _Piece(row, tiles, columns, shared, overruled)
 
 
+def warn_of_unused(rules: Rules, sources: Iterable[str]) -> None:
+    """Warns if rules of DICOM files or volumes are asked for and no input has the name of one."""
+    default = Rules()
+    flags = {"name": "--dicom-rules", "ct_window": "--ct-window", "window": "--window",
+             "volume": "--volume"}  # fmt: skip
+    asked = [flag for name, flag in flags.items() if getattr(rules, name) != getattr(default, name)]
+    if not asked or (first := next(sources := iter(sources), None)) is None:
+        return
+    if all(map(_is_picture, itertools.chain([first], sources))):
+        warnings.warn(
+            f"{', '.join(asked)}: without effect, since all inputs are named as ordinary pictures, "
+            "and none as a DICOM file or a NIfTI volume",
+            stacklevel=2,
+        )
+
+
+def _is_picture(source: str) -> bool:
+    file, part = parse(source)
+    return formats.by_suffix(file) is formats.PICTURES and not isinstance(part, (Range, Cell))
+
+
 def _warn_of_series(
-    stacks: series.Stacks, chosen: Sequence[series.Stack], others: int, parts: Parts
+    stacks: series.Stacks,
+    chosen: Sequence[series.Stack],
+    others: int,
+    parts: Parts,
+    skipped: Counter[str],
 ) -> None:
     sorted_by = Counter(stack.order for stack in chosen if len(stack.slots) > 1)
     lacking = sum(not parts.chosen(len(stack.slots)) for stack in chosen)
     lacking += len({stack.places for stack in stacks.stacks} - {stack.places for stack in chosen})
+    skipped.update({"copies of DICOM files": stacks.copies, "series without that slice": lacking})
+    if not stacks.stacks:
+        warnings.warn("--series has no effect: no input is a slice of a DICOM series", stacklevel=2)
     several, choices = _several(chosen)
     unplaced = "series do not say where their slices are: sorted by"
     _warn(
@@ -269,11 +320,16 @@ def _several(stacks: Iterable[series.Stack]) -> tuple[int, str]:
     )
 
 
-def _warn_of_slides(images: Sequence[str], pieces: Sequence[_Piece], parts: Parts) -> None:
+def _warn_of_slides(
+    images: Sequence[str], pieces: Sequence[_Piece], parts: Parts, skipped: Counter[str]
+) -> None:
     empty = sum(bool(piece.columns) and not piece.rows for piece in pieces)
     overruled = [piece.overruled for piece in pieces if piece.overruled is not None]
     another = f"record another resolution, such as {overruled[0]:.4g} um/px" if overruled else ""
+    skipped["slides without enough tissue"] += empty
     remote = sum("://" in s and s.lower().endswith(formats.MAY_BE_SLIDES) for s in images)
+    if not remote and not any(piece.columns for piece in pieces):
+        warnings.warn("--mpp has no effect: no input is a slide", stacklevel=2)
     _warn(
         "slides",
         (empty, f"have no tile with enough tissue (--tissue {parts.tissue:g}) and are left out"),

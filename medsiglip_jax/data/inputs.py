@@ -2,9 +2,11 @@
 # Arrow makes its compute functions when it is imported.
 # pyright: reportAttributeAccessIssue=false
 
+import codecs
 import itertools
 import os
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -13,10 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from medsiglip_jax.data import expansion, tar
-from medsiglip_jax.data.columns import decode
+from medsiglip_jax.data import expansion, roles, tar
+from medsiglip_jax.data.columns import filled, joined
 from medsiglip_jax.data.listing import TABLE_SUFFIXES, File, expand
-from medsiglip_jax.data.rows import SCHEMA, Rows, from_tuples, seen_before
+from medsiglip_jax.data.rows import REASON, SCHEMA, Rows, from_tuples, seen_before
 from medsiglip_jax.data.tables import INDEX, Table, read_index, read_table
 from medsiglip_jax.files.places import read_bytes
 from medsiglip_jax.preprocess.formats import FORMATS
@@ -25,11 +27,15 @@ from medsiglip_jax.preprocess.parts import Parts
 
 # `prefix + id` is the full id, which is used where two inputs give the same id.
 _SCHEMA = SCHEMA.append(pa.field("prefix", pa.dictionary(pa.int32(), pa.string())))
+_WITH_REASON = _SCHEMA.append(REASON)
+_Cells = tuple[str | None, ...]  # of `_WITH_REASON`
+_Line = tuple[int, str, str | None]  # number, text, and why it cannot be read
 # "image", "text" and "id" -> what a table calls these columns; None ignores one.
 _Columns = Mapping[str, str | None]
 _DEFAULT: _Columns = {"image": "image", "text": "text", "id": "id"}
 # str.splitlines also cuts at form feeds and at what Unicode calls line and paragraph separators.
-_LINE_END = re.compile(r"\r\n|\r|\n")
+_LINE_END = re.compile(rb"\r\n|\r|\n")
+_BLANK = "table rows without an image or a text"
 
 
 def rows(
@@ -40,6 +46,7 @@ def rows(
     id: str | None = "id",
     root: str | os.PathLike | None = None,
     parts: Parts = Parts(),
+    all_files: bool = False,
     on_file: Callable[[int], Any] = int,
 ) -> Rows:
     """Lists images and texts, local or remote; see `listing.expand` for folders and globs.
@@ -48,9 +55,9 @@ def rows(
     |---|---|---|
     | image, or what has no other format's suffix | an image | its path below the folder given |
     | slide, with `parts.mpp` | its tiles | the same, with #tile=… |
-    | .txt | a text per non-blank line | FILE:LINE |
+    | .txt | a text per non-blank line; images, if all lines are names of some | FILE:LINE |
     | .csv .tsv .jsonl .parquet | all images, then all texts | the column `id`, or see below |
-    | .tar (WebDataset) | images, and a text of each .txt | the member's name, no extension |
+    | .tar (WebDataset) | images, and texts of .txt and .json | see `tar.entries` |
     | .tfrecord | the images and texts of the index beside it | SHARD#OFFSET:LENGTH |
 
     An image and a text with the same id are a pair. In a table without ids, the id is the image's
@@ -61,31 +68,41 @@ def rows(
     the member in it), except those of an id column. A file name that is not UTF-8 is written with
     escapes such as \\udcff, and its image is reported as unreadable.
 
+    What is known to be unreadable, such as a text that is not UTF-8, or the second image of a key
+    of a shard, is a row with a reason.
+
     Where `parts` asks for it, images become parts of them, however they were named: their sources
     and ids end in #frame=… or #tile=… (see `expansion`).
 
     Args:
         inputs: paths and URIs. A folder may hold images, .txt, .tar and .tfrecord; `skipped` of
-            the result counts its other files by suffix.
-        image: a table's column of paths or URIs; an empty cell is no image. This column, `text`
-            and `id` may be absent under their default names; None ignores them.
+            the result counts its other files, and other members of shards, by suffix.
+        image: a table's column of paths or URIs, or in Parquet of pictures; an empty cell is no
+            image. This column, `text` and `id` may be absent under their default names, and those
+            of images and texts are then also known by other names (`roles`); None ignores them.
         text: a table's column of texts; an empty cell is no text.
         id: a table's column of ids, each once.
         root: the folder that relative paths in tables start at; default the table's own folder.
         parts: which parts of files that hold more than one image.
+        all_files: know images in folders and shards by their content, whatever their suffix.
         on_file: called with 1 for each file that was opened to list its parts.
 
     Raises:
         FileNotFoundError: all inputs that do not exist.
         ModuleNotFoundError: the package that reads a file is not installed.
-        ValueError: there is nothing to embed, an input is given twice, or a file is wrong.
+        ValueError: there is nothing to embed, an input is given twice, a file is wrong, or it is
+            not clear which column of a table is meant.
+
+    Warns:
+        UserWarning: what of a table is read, where nobody has named the columns.
     """
     columns = {"image": image, "text": text, "id": id}
     skipped: Counter[str] = Counter()
-    listed = itertools.chain.from_iterable(expand(inputs))
-    tables = _tables(_counted(listed, skipped, parts), columns, str(root or ""))
-    table = pa.concat_tables([_SCHEMA.empty_table(), *tables])
-    table = expansion.table(table, parts, on_file)
+    listed = itertools.chain.from_iterable(expand(inputs, all_files))
+    listing = _Listing(columns, str(root or ""), all_files, skipped)
+    tables = listing.tables(_counted(listed, skipped, parts))
+    table = pa.concat_tables([_SCHEMA.empty_table(), *tables], promote_options="default")
+    table = expansion.table(table, parts, on_file, skipped)
     if not len(table):
         raise ValueError(_nothing(inputs, skipped))
     return Rows(_with_unique_ids(table), skipped, parts)
@@ -121,12 +138,11 @@ def _counted(files: Iterable[File], skipped: Counter[str], parts: Parts) -> Iter
 
 
 def _with_unique_ids(table: pa.Table) -> pa.Table:
-    if not seen_before(table["kind"], table["id"]).any():
+    if not len(_repeated(table)):
         return table
     prefix = table["prefix"].cast(pa.large_string())
-    table = table.set_column(0, "id", _joined(prefix, table["id"]))
-    repeated = np.flatnonzero(seen_before(table["kind"], table["id"]))
-    if len(repeated):
+    table = table.set_column(0, "id", joined(prefix, table["id"]))
+    if len(repeated := _repeated(table)):
         row = Rows(table)[int(repeated[0])]
         raise ValueError(
             f"{row.id} is given twice, the second time as {row.source} ({len(repeated)} such rows);"
@@ -135,16 +151,93 @@ def _with_unique_ids(table: pa.Table) -> pa.Table:
     return table
 
 
-def _tables(files: Iterable[File], columns: _Columns, root: str) -> Iterator[pa.Table]:
-    for (format, folder), group in itertools.groupby(files, _group):
-        if format == "table":
-            yield from (_of_table(read_table(file.path), columns, root) for file in group)
-        elif format == "tfrecord":
-            names = {os.path.basename(file.name) for file in group}
-            yield _of_table(read_index(folder, names), _DEFAULT)
+def _repeated(table: pa.Table) -> np.ndarray:
+    """Numbers of the rows whose id an earlier row of their kind has; unreadable ones need none."""
+    good = np.ones(len(table), bool)
+    if REASON.name in table.column_names:
+        good = pc.is_null(table[REASON.name]).to_numpy()
+    rows = np.flatnonzero(good)
+    return rows[seen_before(_kept(table["kind"], good), _kept(table["id"], good))]
+
+
+class _Listing:
+    """Files -> rows, with what is asked for of tables and shards, and the count of the rest."""
+
+    def __init__(self, columns: _Columns, root: str, all_files: bool, skipped: Counter[str]):
+        self._columns, self._root = columns, root
+        self._all_files, self._skipped = all_files, skipped
+
+    def tables(self, files: Iterable[File]) -> Iterator[pa.Table]:
+        for (format, folder), group in itertools.groupby(files, _group):
+            if format == "table":
+                yield from map(self._of_table, group)
+            elif format == "tfrecord":
+                names = {os.path.basename(file.name) for file in group}
+                yield _of_table(read_index(folder, names), _DEFAULT, "", self._skipped)
+            else:
+                yield from self._of_files(group)
+
+    def _of_table(self, file: File) -> pa.Table:
+        return _of_table(read_table(file.path), self._columns, self._root, self._skipped)
+
+    def _of_files(self, files: Iterable[File]) -> Iterator[pa.Table]:
+        """Rows without a reason lack that column, as most tables do."""
+        cells = itertools.chain.from_iterable(map(self._of_file, files))
+        for bad, group in itertools.groupby(cells, lambda row: row[-1] is not None):
+            schema = _WITH_REASON if bad else _SCHEMA
+            yield from_tuples((row[: len(schema)] for row in group), schema)
+
+    def _of_file(self, file: File) -> Iterator[_Cells]:
+        if file.format == "image":
+            yield file.name, file.path, "image", None, file.root, None
+        elif file.format == "tar":
+            for entry in tar.entries(file.path, self._skipped, self._all_files):
+                yield *entry[:4], f"{file.path}/", entry.reason
         else:
-            cells = _of_shard if format == "tar" else _of_file
-            yield from_tuples(itertools.chain.from_iterable(map(cells, group)), _SCHEMA)
+            yield from self._of_text(file)
+
+    def _of_text(self, file: File) -> Iterator[_Cells]:
+        lines = list(_lines(file.path))
+        named = [roles.names_image(text) for _, text, _ in lines]
+        if lines and all(named):
+            yield from self._of_list(file, lines)
+            return
+        if any(named):
+            warnings.warn(
+                f"{file.path}: {sum(named)} of its {len(lines)} lines are names of images, and are "
+                "embedded as texts like the others",
+                stacklevel=2,
+            )
+        for number, text, reason in lines:
+            yield f"{file.name}:{number}", file.path, "text", text, file.root, reason
+
+    def _of_list(self, file: File, lines: Sequence[_Line]) -> Iterator[_Cells]:
+        """Images whose names are the lines of a file; in a folder, tables of images are not read,
+        either."""
+        if file.searched:
+            self._skipped["lists of images (.txt)"] += 1
+            return
+        warnings.warn(f"{file.path}: its lines are read as names of images", stacklevel=2)
+        root, seen = _slashed(self._root or file.root), set()
+        for number, name, _ in lines:
+            elsewhere = name.startswith("/") or "://" in name
+            id = f"{file.name}:{number}" if name in seen else name
+            yield id, name if elsewhere else root + name, "image", None, root, None
+            seen.add(name)
+
+
+def _lines(path: str) -> Iterator[_Line]:
+    """The lines of a text file that are not blank."""
+    data = read_bytes(path).removeprefix(codecs.BOM_UTF8)
+    if b"\0" in data:
+        yield 1, "", "no text, or not UTF-8 (UTF-16 has to be converted)"
+        return
+    for number, line in enumerate(_LINE_END.split(data), start=1):
+        try:
+            if text := line.decode().strip():
+                yield number, text, None
+        except UnicodeDecodeError as error:
+            yield number, "", f"line {number}: not UTF-8 text ({error.reason})"
 
 
 def _group(file: File) -> tuple[str, str]:
@@ -154,69 +247,63 @@ def _group(file: File) -> tuple[str, str]:
     return ("file" if file.format in ("image", "text") else file.format), ""
 
 
-def _of_file(file: File) -> Iterator[tuple[str | None, ...]]:
-    path = file.path
-    if file.format == "image":
-        yield file.name, path, "image", None, file.root
-        return
-    for number, line in enumerate(_LINE_END.split(decode(path, read_bytes(path))), start=1):
-        if line.strip():
-            yield f"{file.name}:{number}", path, "text", line.strip(), file.root
-
-
-def _of_shard(file: File) -> Iterator[tuple[str | None, ...]]:
-    for cells in tar.members(file.path):
-        yield *cells, f"{file.path}/"
-
-
-def _of_table(table: Table, columns: _Columns, root: str = "") -> pa.Table:
+def _of_table(table: Table, columns: _Columns, root: str, skipped: Counter[str]) -> pa.Table:
     """The images of a table, then its texts."""
-    image, text, id = _cells(table, columns)
-    elsewhere = pc.or_(pc.match_substring(image, "://"), pc.starts_with(image, "/"))
-    relative = _filled(image) & ~elsewhere.to_numpy()
-    base, own = _slashed(root or table.root), _slashed(table.root)
-    if id is None:
-        id, prefix = _default_ids(table, image, relative)
-    else:
-        _check_ids(table, columns["id"], id, _filled(image) | _filled(text))
-        prefix = np.zeros(len(id), np.int32)
-    prefix = pa.DictionaryArray.from_arrays(prefix, ["", base, own])
-    source = pc.if_else(pa.array(relative), _joined(base, image), image)
-    images = _of_kind("image", _filled(image), id, source, None, prefix)
-    texts = _of_kind("text", _filled(text), id, None, text, prefix, table.path)
-    return pa.concat_tables([images, texts])
-
-
-def _cells(table: Table, columns: _Columns) -> Iterator[pa.ChunkedArray | None]:
-    """Images and texts, "" where a cell is empty, and ids or None."""
-    cells = {
-        default: table.strings(name)
-        for default, name in columns.items()
-        if name is not None and table.has(name, (default,))
-    }
-    if not cells.keys() & {"image", "text"} and not table.problems:
-        wanted = f"{columns['image']!r} or {columns['text']!r}"
-        table.problems.append(f"no column {wanted}; there are {', '.join(table.columns)}")
+    named = _named(table, columns)
+    images = table.images(named.get("image"))
+    text = table.strings(named["text"]) if "text" in named else _blank(table)
+    id = table.strings(named["id"]) if "id" in named else None
     table.raise_problems()
-    blank = pa.chunked_array([pa.repeat(pa.scalar("", pa.large_string()), len(table.lines))])
-    yield from (cells.get("image", blank), cells.get("text", blank), cells.get("id"))
+    has_image, has_text = images.given, filled(text)
+    if blank := int((~has_image & ~has_text).sum()):
+        skipped[_BLANK] += blank
+    base, own = _slashed(root or table.root), _slashed(table.root)
+    prefixes = ["", base, own, f"{table.path}/"]
+    if id is None:
+        id, by_image = table.default_ids(images)
+        of_name = np.where(images.inside, 3, images.relative)
+        prefix = np.where(by_image, of_name, 2).astype(np.int32)
+    else:
+        _check_ids(table, columns["id"], id, has_image | has_text)
+        prefix = np.zeros(len(id), np.int32)
+    prefix = pa.DictionaryArray.from_arrays(prefix, prefixes)
+    source = images.sources(base)
+    of_images = _of_kind("image", has_image, id, source, None, prefix)
+    of_texts = _of_kind("text", has_text, id, None, text, prefix, table.path)
+    return pa.concat_tables([of_images, of_texts])
 
 
-def _default_ids(table: Table, image: Any, relative: np.ndarray) -> tuple[Any, np.ndarray]:
-    """The image's path, or FILE:LINE where it has none or an earlier row has it; their prefixes."""
-    named = np.flatnonzero(_filled(image))
-    by_image = np.zeros(len(image), bool)
-    by_image[named] = ~seen_before(_kept(image, _filled(image)))
-    lines = pa.array(np.asarray(table.lines)).cast(pa.large_string())
-    lines = _joined(f"{os.path.basename(table.path)}:", lines)
-    prefix = np.where(by_image, relative, 2).astype(np.int32)
-    return pc.if_else(pa.array(by_image), image, lines), prefix
+def _named(table: Table, columns: _Columns) -> dict[str, str]:
+    """The roles "image", "text" and "id" -> the columns that these are, as far as they exist.
+
+    Raises:
+        ValueError: there are neither images nor texts, or it is not clear which column is meant.
+    """
+    found = {
+        role: column
+        for role, name in columns.items()
+        if name is not None and (column := table.find(role, name)) is not None
+    }
+    if found.keys() & {"image", "text"} == {"text"} and columns["image"] and not table.problems:
+        table.check_texts_only(found.values())
+    if not found.keys() & {"image", "text"} and not table.problems:
+        wanted = " or ".join(repr(columns[role]) for role in ("image", "text") if columns[role])
+        there = ", ".join(table.columns)
+        table.problems.append(
+            f"no column {wanted}; there are {there}; name it (--image-column, --text-column)"
+        )
+    table.raise_problems()
+    return found
+
+
+def _blank(table: Table) -> pa.ChunkedArray:
+    return pa.chunked_array([pa.repeat(pa.scalar("", pa.large_string()), len(table.lines))])
 
 
 def _check_ids(table: Table, name: str | None, id: pa.ChunkedArray, used: np.ndarray) -> None:
-    filled = _filled(id)
-    table.report(name, id, np.flatnonzero(used & ~filled).tolist(), "no value")
-    ids, places = _kept(id, used & filled), np.flatnonzero(used & filled)
+    given = filled(id)
+    table.report(name, id, np.flatnonzero(used & ~given).tolist(), "no value")
+    ids, places = _kept(id, used & given), np.flatnonzero(used & given)
     if len(repeated := np.flatnonzero(seen_before(ids))):
         value = ids[int(repeated[0])]
         first, second = places[pc.index(ids, value).as_py()], places[repeated[0]]
@@ -244,15 +331,6 @@ def _of_kind(
 
 def _kept(column: Any, mask: np.ndarray) -> Any:
     return column if mask.all() else column.filter(pa.array(mask))
-
-
-def _filled(strings: pa.ChunkedArray) -> np.ndarray:
-    return pc.not_equal(strings, "").to_numpy()
-
-
-def _joined(*strings: Any) -> Any:
-    scalars = (pa.scalar(s, pa.large_string()) if isinstance(s, str) else s for s in (*strings, ""))
-    return pc.binary_join_element_wise(*scalars)
 
 
 def _slashed(folder: str) -> str:

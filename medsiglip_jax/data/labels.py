@@ -1,11 +1,12 @@
 """What a cell of a label column means, for training, probes and evaluation alike.
 
-A finding has a column of its own: 1, true or yes; 0, false or no; -1 (uncertain) and nothing are
-what a `Policy` says. Any other label is the name of a class, in one column for all classes.
+A finding has a column of its own: 1, true, yes, positive or present; 0, false, no, negative or
+absent; -1 (or "uncertain") and nothing are what a `Policy` says. Any other label is the name of a
+class, in one column for all classes.
 """
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,10 +15,11 @@ from jaxtyping import Float32
 # What messages say of a cell that is no label.
 EXPECTED = "expected 0, 1, true, false, yes, no, -1 (uncertain) or nothing, got"
 
-_TRUE = frozenset("1 1.0 true yes".split())
-_FALSE = frozenset("0 0.0 false no".split())
-_UNCERTAIN = frozenset("-1 -1.0".split())
+_TRUE = frozenset("1 1.0 true yes positive present".split())
+_FALSE = frozenset("0 0.0 false no negative absent".split())
+_UNCERTAIN = frozenset("-1 -1.0 uncertain".split())
 _CHOICE = {"ignore": np.nan, "positive": 1.0, "negative": 0.0}
+OTHERS = "*"  # the findings that a policy does not name
 
 
 @dataclass(frozen=True)
@@ -25,23 +27,55 @@ class Policy:
     """What labels mean that are neither 0 nor 1.
 
     Attributes:
-        uncertain: -1 is "ignore" (unknown), "positive" or "negative".
+        uncertain: -1 is "ignore" (unknown), "positive" or "negative"; or finding -> one of these,
+            as published for CheXpert, where "*" stands for the others, which are else ignored.
         blank: an empty cell is "ignore" (unknown) or "negative".
     """
 
-    uncertain: str = "ignore"
+    uncertain: str | Mapping[str, str] = "ignore"
     blank: str = "ignore"
 
     def __post_init__(self):
-        for name, allowed in (("uncertain", tuple(_CHOICE)), ("blank", ("ignore", "negative"))):
-            if (given := getattr(self, name)) not in allowed:
-                raise ValueError(f"{name} is {given!r}; expected one of {', '.join(allowed)}")
+        by_finding = self.uncertain if isinstance(self.uncertain, Mapping) else {}
+        given = [("uncertain", choice) for choice in by_finding.values() or [self.uncertain]]
+        for name, choice in [*given, ("blank", self.blank)]:
+            allowed = ("ignore", "negative") if name == "blank" else tuple(_CHOICE)
+            if choice not in allowed:
+                raise ValueError(f"{name} is {choice!r}; expected one of {', '.join(allowed)}")
+
+    def of(self, finding: str) -> "Policy":
+        """The policy of one finding."""
+        return Policy(self.choice(finding), self.blank)
+
+    def choice(self, finding: str = OTHERS) -> str:
+        """What -1 is in one finding."""
+        if isinstance(self.uncertain, str):
+            return self.uncertain
+        return self.uncertain.get(finding, self.uncertain.get(OTHERS, "ignore"))
+
+    def check_names(self, findings: Collection[str]) -> None:
+        """Raises ValueError if it names a finding that there is not."""
+        named = () if isinstance(self.uncertain, str) else self.uncertain
+        if unknown := [name for name in named if name not in (*findings, OTHERS)]:
+            raise ValueError(
+                f"uncertain names {', '.join(map(repr, unknown))}; the findings are "
+                f"{', '.join(findings)}"
+            )
+
+
+def parse_uncertain(text: str) -> str | Mapping[str, str]:
+    """What a command line says of -1: "positive", or by finding "Edema=positive,Fracture=negative",
+    where a word by itself is for the others."""
+    if "=" not in text:
+        return text
+    parts = (part.rpartition("=") for part in text.split(","))
+    return {finding.strip() or OTHERS: choice.strip() for finding, _, choice in parts}
 
 
 def value(cell: str, policy: Policy = Policy()) -> float | None:
     """The label in a cell of a finding: 0, 1 or NaN (unknown); None if the cell is no label."""
     if is_uncertain(cell) or not cell:
-        return _CHOICE[policy.uncertain if cell else policy.blank]
+        return _CHOICE[policy.choice() if cell else policy.blank]
     cell = cell.lower()
     return 1.0 if cell in _TRUE else 0.0 if cell in _FALSE else None
 
@@ -56,7 +90,7 @@ def finding(
 
 
 def is_uncertain(cell: str) -> bool:
-    return cell in _UNCERTAIN
+    return cell.lower() in _UNCERTAIN
 
 
 def is_finding(cells: Iterable[str]) -> bool:
@@ -64,19 +98,55 @@ def is_finding(cells: Iterable[str]) -> bool:
     return all(value(cell) is not None for cell in set(cells))
 
 
-def warn_of_uncertain(path: str, columns: Mapping[str, Sequence[str]]) -> None:
+def warn_of_uncertain(
+    path: str, columns: Mapping[str, Sequence[str]], policy: Policy = Policy()
+) -> None:
     """Warns once, with counts, if findings have labels -1 where they are ignored.
 
     Args:
         path: of the table, for the message.
         columns: name of each finding -> its cells.
+        policy: what -1 means.
     """
-    counts = {name: sum(map(is_uncertain, cells)) for name, cells in columns.items()}
+    ignored = {n: cells for n, cells in columns.items() if policy.choice(n) == "ignore"}
+    counts = {name: sum(map(is_uncertain, cells)) for name, cells in ignored.items()}
     if named := [f"{name} {count:,}" for name, count in counts.items() if count]:
         warnings.warn(
             f"{path}: labels of -1 (uncertain) are ignored, as if unknown: {', '.join(named)}",
             stacklevel=2,
         )
+
+
+def lacking(labels: np.ndarray, classes: Sequence[str]) -> list[str]:
+    """What cannot be learned from labels, a line each.
+
+    Args:
+        labels: int32 [n] of classes, -1 unknown; or float32 [n, C] of findings, NaN unknown.
+        classes: their names.
+    """
+    if labels.ndim == 1:
+        counts = np.bincount(labels[labels >= 0], minlength=len(classes))
+        empty = [name for name, count in zip(classes, counts, strict=True) if not count]
+        lines = [f"no image of the class {', '.join(empty)}"] if empty else []
+        if np.count_nonzero(counts) == 1:
+            lines.append(f"all images are of one class, {classes[int(counts.argmax())]}")
+        return lines
+    said = (("no known label", np.isfinite), ("no positive", _is_1), ("no negative", _is_0))
+    lines, done = [], np.zeros(labels.shape[1], bool)
+    for what, holds in said:
+        without = ~holds(labels).any(axis=0) & ~done
+        done |= without
+        if names := [classes[k] for k in np.flatnonzero(without).tolist()]:
+            lines.append(f"{what} of the finding {', '.join(names)}")
+    return lines
+
+
+def _is_1(labels: np.ndarray) -> np.ndarray:
+    return labels == 1
+
+
+def _is_0(labels: np.ndarray) -> np.ndarray:
+    return labels == 0
 
 
 def sorted_classes(names: Iterable[str]) -> tuple[str, ...]:

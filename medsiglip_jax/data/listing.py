@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from medsiglip_jax.files.places import Given, at, file_system, is_remote
+from medsiglip_jax.files.places import Given, at, file_system, is_remote, open_binary
 from medsiglip_jax.preprocess import formats
 from medsiglip_jax.preprocess.names import Part, Tile, parse
 
@@ -33,11 +33,13 @@ class File(NamedTuple):
             holds it and is not searched for such files.
         root: the folder that was given, with a slash, or the folder of the file that was given.
         name: below `root`.
+        searched: a folder was given, and this file was met in it.
     """
 
     format: str
     root: str
     name: str
+    searched: bool = False
 
     @property
     def path(self) -> str:
@@ -50,14 +52,15 @@ class File(NamedTuple):
         return match[0].lower() if match else "no suffix"
 
 
-def expand(inputs: Sequence[Given]) -> list[Iterable[File]]:
+def expand(inputs: Sequence[Given], all_files: bool = False) -> list[Iterable[File]]:
     """Lists the files that each input names: itself, those of a folder, those that a glob matches.
 
     * Folders are searched recursively, in sorted order, for images, slides, .txt, .tar and
       .tfrecord. Their other files are listed as "other", hidden files not at all. Links to folders
       are followed. Local folders are read when their files are asked for.
     * A local file without a suffix is an image if its content says so, as that of DICOM files does;
-      for remote files this would take a request each.
+      for remote files this would take a request each. With `all_files` so is any file that would
+      else be "other", whatever its suffix, local or remote.
     * Globs match files, with `**` at any depth. A file whose own name looks like a glob is that
       file.
     * A part of a file (`preprocess.names`) is listed as it stands.
@@ -66,7 +69,7 @@ def expand(inputs: Sequence[Given]) -> list[Iterable[File]]:
         FileNotFoundError: all inputs that do not exist, and globs that match nothing.
     """
     given = list(map(str, inputs))
-    listed = [_remote(path) if is_remote(path) else _local(path) for path in given]
+    listed = [(_remote if is_remote(path) else _local)(path, all_files) for path in given]
     missing = [path for path, files in zip(given, listed, strict=True) if files is None]
     if missing:
         raise FileNotFoundError(f"no such file or folder: {', '.join(missing)}")
@@ -109,11 +112,11 @@ def _is_folder(entry: os.DirEntry) -> bool:
         return False
 
 
-def _local(path: str) -> Iterable[File] | None:
+def _local(path: str, all_files: bool) -> Iterable[File] | None:
     path = str(at(path)) if "://" in path else path  # file:// is local
     if os.path.isdir(path):
         root = "" if Path(path) == Path() else f"{str(Path(path)).rstrip('/')}/"
-        return _in_folder(root, walk(path), _has_known_content)
+        return _in_folder(root, walk(path), _is_any_image if all_files else _has_known_content)
     file, part = parse(path)
     if os.path.exists(file):
         return [_named(str(Path(path)), part)]
@@ -124,14 +127,15 @@ def _local(path: str) -> Iterable[File] | None:
     return _matched(root, (name for name in names if os.path.isfile(root + name)))
 
 
-def _remote(uri: str) -> Iterable[File] | None:
+def _remote(uri: str, all_files: bool) -> Iterable[File] | None:
     system, path = file_system(uri)
     try:
         file, part = parse(path)
         if system.info(file)["type"] != "directory":
             return [_named(uri, part)]
         names = sorted(_visible(path, system.find(path)), key=_order_of_walk)
-        return _in_folder(f"{uri.rstrip('/')}/", names)
+        is_image = _is_any_image if all_files else lambda path: False
+        return _in_folder(f"{uri.rstrip('/')}/", names, is_image)
     except FileNotFoundError:
         if not glob.has_magic(uri):
             return None
@@ -160,12 +164,10 @@ def _fixed_part(pattern: str) -> str:
     return fixed[: fixed.rfind("/") + 1]
 
 
-def _in_folder(
-    root: str, names: Iterable[str], is_image: Callable[[str], bool] = lambda path: False
-) -> Iterator[File]:
+def _in_folder(root: str, names: Iterable[str], is_image: Callable[[str], bool]) -> Iterator[File]:
     for name in names:
         format = _format(name) or ("image" if is_image(root + name) else "")
-        yield File(format if format in _IN_FOLDERS else "other", root, name)
+        yield File(format if format in _IN_FOLDERS else "other", root, name, True)
 
 
 def _has_known_content(path: str) -> bool:
@@ -176,6 +178,17 @@ def _has_known_content(path: str) -> bool:
     try:
         with open(path, "rb") as file:
             return formats.by_content(file.read(formats.START)) is not formats.PICTURES
+    except OSError:
+        return False
+
+
+def _is_any_image(path: str) -> bool:
+    """Whether a file, local or remote, is an image by its first bytes, whatever its name."""
+    if os.path.basename(path) == _DICOM_INDEX or not (is_remote(path) or os.path.isfile(path)):
+        return False
+    try:
+        with open_binary(path) as file:
+            return formats.is_image(file.read(formats.START))
     except OSError:
         return False
 

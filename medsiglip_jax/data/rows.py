@@ -18,6 +18,8 @@ from medsiglip_jax.preprocess.parts import Parts
 _BLOCK = 65536  # rows that are Python objects at any time
 _STRING, _KIND = pa.large_string(), pa.dictionary(pa.int8(), pa.string())
 SCHEMA = pa.schema({"id": _STRING, "source": _STRING, "kind": _KIND, "text": _STRING})
+# A column more, where some row was found to be unreadable when the rows were listed: why it is.
+REASON = pa.field("reason", _STRING)
 # Further columns, of tiles of slides: where the tile lies (`preprocess.names.Tile`), and its
 # micrometres per pixel. They are null in other rows.
 EXTRA = pa.schema({**dict.fromkeys(Tile._fields, pa.int32()), "mpp": pa.float32()})
@@ -32,34 +34,51 @@ class Row:
         source: a file or a part of one, see `preprocess.names`.
         kind: "image" or "text".
         text: the text itself if kind is "text".
+        reason: why it cannot be read, if that is known already.
     """
 
     id: str
     source: str
     kind: str
     text: str | None = None
+    reason: str | None = None
 
 
 class Rows(Sequence[Row]):
     """A list of `Row`, held as Arrow columns; a slice of it shares them.
 
     Attributes:
-        table: columns `id`, `source`, `kind`, `text`, and those of `EXTRA` that some row has.
+        table: columns `id`, `source`, `kind`, `text`, and `REASON` and those of `EXTRA` that some
+            row has.
         parts: which parts of files that hold more than one image were asked for.
-        skipped: suffix -> number of files in the given folders that are not among the rows.
+        skipped: what is not among the rows -> how often: suffixes of files in the given folders and
+            shards, or words.
     """
 
     def __init__(
         self, table: pa.Table, skipped: Mapping[str, int] | None = None, parts: Parts = Parts()
     ):
-        extra = [name for name in EXTRA.names if name in table.column_names]
-        self.table = table.select([*SCHEMA.names, *extra])
-        self.skipped, self.parts = dict(skipped or {}), parts
+        more = [name for name in (REASON.name, *EXTRA.names) if name in table.column_names]
+        self.table = table.select([*SCHEMA.names, *more])
+        counts = sorted((skipped or {}).items())
+        self.skipped, self.parts = {name: count for name, count in counts if count}, parts
 
     @property
     def extra(self) -> list[str]:
         """Names of the columns of `EXTRA` that the table has."""
-        return self.table.column_names[len(SCHEMA) :]
+        return [name for name in EXTRA.names if name in self.table.column_names]
+
+    @property
+    def images(self) -> Iterator[str]:
+        """The sources of the images."""
+        return (row.source for row in self if row.kind == "image")
+
+    @property
+    def reasons(self) -> list[str | None]:
+        """Why each row cannot be read, as far as that is known already."""
+        if REASON.name not in self.table.column_names:
+            return [None] * len(self)
+        return self.table.column(REASON.name).to_pylist()
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -71,13 +90,17 @@ class Rows(Sequence[Row]):
     def __getitem__(self, index):
         span = range(len(self))[index]
         if isinstance(span, int):
-            return Row(*(column[span].as_py() for column in self.table.columns[: len(SCHEMA)]))
+            return Row(*(column[span].as_py() for column in self._row_columns()))
         if span.step == 1:
             return Rows(self.table.slice(span.start, len(span)), parts=self.parts)
         return Rows(self.table.take(pa.array(span, pa.int64())), parts=self.parts)
 
     def __iter__(self) -> Iterator[Row]:
-        return itertools.starmap(Row, _tuples(self.table.columns[: len(SCHEMA)]))
+        return itertools.starmap(Row, _tuples(self._row_columns()))
+
+    def _row_columns(self) -> list[pa.ChunkedArray]:
+        names = (*SCHEMA.names, REASON.name)
+        return [self.table.column(name) for name in names if name in self.table.column_names]
 
     def batches(self, size: int) -> Iterator["Rows"]:
         """Cuts the rows into batches of one kind, of `size` rows or fewer."""
@@ -90,13 +113,33 @@ class Rows(Sequence[Row]):
 
     def sha256(self) -> str:
         """A digest of all columns, whatever chunks they are stored in."""
-        digest = hashlib.sha256(" ".join([str(len(self)), *self.extra]).encode())
+        names = self.table.column_names[len(SCHEMA) :]
+        digest = hashlib.sha256(" ".join([str(len(self)), *names]).encode())
         for column in self.table.columns:
             for chunk in column.chunks:
                 digest.update(_lengths(chunk).astype("<i8").tobytes())
             for chunk in column.chunks:
                 digest.update(_content(chunk))
         return digest.hexdigest()
+
+
+def describe_skipped(
+    skipped: Mapping[str, int], all_files: bool, option: str = "--all-files"
+) -> list[str]:
+    """Lines about what is not among rows.
+
+    Args:
+        skipped: as `Rows` has it.
+        all_files: whether other files were looked into.
+        option: what would have them looked into.
+    """
+    skipped = {name: count for name, count in sorted(skipped.items()) if count}
+    files = {name: n for name, n in skipped.items() if name.startswith((".", "no suffix"))}
+    others = ", ".join(f"{n:,} {name}" for name, n in skipped.items() if name not in files)
+    shown = ", ".join(f"{suffix} {count:,}" for suffix, count in files.items())
+    advice = "" if all_files else f"; {option} looks for images among them by content"
+    lines = [f"skipped other files in folders and shards: {shown}{advice}"] if files else []
+    return lines + ([f"left out: {others}"] if others else [])
 
 
 def from_tuples(rows: Iterable[tuple[str | None, ...]], schema: pa.Schema = SCHEMA) -> pa.Table:

@@ -1,18 +1,35 @@
 """Tables of rows as columns: CSV, Parquet, JSONL, class folders, the index of TFRecord shards."""
+# Arrow makes its compute functions when it is imported.
+# pyright: reportAttributeAccessIssue=false
 
 import glob
+import itertools
 import json
 import os
+import warnings
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow
+import pyarrow.compute as pc
 from pyarrow import parquet
 
-from medsiglip_jax.data.columns import ParquetColumns, is_textual, read_lines, strings
-from medsiglip_jax.data.listing import IMAGE_SUFFIXES, TABLE_SUFFIXES, walk
+from medsiglip_jax.data import roles
+from medsiglip_jax.data.columns import (
+    ParquetColumns,
+    filled,
+    is_pictures,
+    is_textual,
+    joined,
+    read_lines,
+    strings,
+)
+from medsiglip_jax.data.listing import TABLE_SUFFIXES, expand
+from medsiglip_jax.data.rows import describe_skipped, seen_before
 from medsiglip_jax.files import places, storage
 from medsiglip_jax.files.json_text import dumps
 
@@ -24,6 +41,44 @@ INDEX, METADATA = "manifest.parquet", b"medsiglip_jax"
 
 _EXPECTED = "expected .csv, .tsv, .parquet, .jsonl, a folder of class folders, or .tfrecord shards"
 _NO_STRINGS = pyarrow.chunked_array([], pyarrow.large_string())
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images of a table.
+
+    Attributes:
+        names: large_string; the paths or, of pictures inside the table, the names that they had
+            outside; "" where there is none.
+        cells: their sources, of pictures inside the table; null where there are none.
+    """
+
+    names: pyarrow.ChunkedArray
+    cells: pyarrow.ChunkedArray
+
+    @property
+    def inside(self) -> np.ndarray:
+        """Which rows have a picture inside the table."""
+        return self.cells.is_valid().to_numpy()
+
+    @property
+    def given(self) -> np.ndarray:
+        """Which rows have an image."""
+        return self.inside | filled(self.names)
+
+    @property
+    def relative(self) -> np.ndarray:
+        """Which rows have a relative path."""
+        elsewhere = pc.or_(
+            pc.match_substring(self.names, "://"), pc.starts_with(self.names, "/")
+        ).to_numpy()
+        return filled(self.names) & ~elsewhere & ~self.inside
+
+    def sources(self, root: str) -> pyarrow.ChunkedArray:
+        """What `preprocess.sources` reads; relative paths start at `root`, which ends in a slash
+        unless it is empty."""
+        paths = pc.if_else(pyarrow.array(self.relative), joined(root, self.names), self.names)
+        return pc.coalesce(self.cells, paths)
 
 
 @dataclass
@@ -62,6 +117,70 @@ class Table:
             return _NO_STRINGS
         chunks = [strings(chunk) for chunk in column.chunks]
         return pyarrow.chunked_array(chunks, pyarrow.large_string())
+
+    def find(self, role: str, name: str) -> str | None:
+        """The column of images or texts, which is known by other names, too, unless it was named.
+
+        Args:
+            role: "image", "text", or another, which is known by its own name only.
+            name: what was asked for; the role itself is the default, and may be missing.
+        """
+        if name != role or role not in ("image", "text"):
+            return name if self.has(name, (role,)) else None
+        if role in self.refused:
+            return role
+        try:
+            found = roles.find(self.columns, role)
+        except roles.Question as question:
+            self.problems.append(str(question))
+            return None
+        if found not in (None, role):
+            warnings.warn(f"{self.path}: column {found!r} is read as {role}s", stacklevel=3)
+        return found
+
+    def check_texts_only(self, used: Collection[str]) -> None:
+        """What is there to say of a table without a column of images; a column that looks like one
+        is a problem."""
+        others = [name for name in self.columns if name not in used]
+        try:
+            roles.check_texts_only(self.columns, others)
+        except roles.Question as question:
+            self.problems.append(str(question))
+            return
+        if others:
+            warnings.warn(
+                f"{self.path}: no column of images, so only its texts are read; --image-column "
+                f"names one of {', '.join(others)}",
+                stacklevel=3,
+            )
+
+    def holds_pictures(self, name: str) -> bool:
+        """Whether the images of a column are inside the table, as only Parquet has them."""
+        columns = self.columns
+        return isinstance(columns, ParquetColumns) and is_pictures(columns.schema_of(name))
+
+    def images(self, name: str | None) -> Images:
+        """The images in a column; none if there is no column."""
+        count = len(self.lines)
+        nothing = pyarrow.nulls(count, pyarrow.large_string())
+        if name is None:
+            return Images(pyarrow.chunked_array([nothing.fill_null("")]), _chunked(nothing))
+        if not self.holds_pictures(name):
+            return Images(self.strings(name), _chunked(nothing))
+        names, inside = self.columns.pictures(name)  # pyright: ignore[reportAttributeAccessIssue]
+        numbers = pyarrow.array(np.arange(count)).cast(pyarrow.large_string())
+        cells = joined(f"{self.path}#row=", numbers, f",{name}")  # as `preprocess.names.Cell`
+        return Images(names, _chunked(pc.if_else(pyarrow.array(inside), cells, None)))
+
+    def default_ids(self, images: Images) -> tuple[pyarrow.ChunkedArray, np.ndarray]:
+        """The ids of rows of a table without any, and which are the names of the images; the others
+        have no name, or that of an earlier row, and are FILE:LINE."""
+        has_name = filled(images.names)
+        by_image = np.zeros(len(has_name), bool)
+        by_image[has_name] = ~seen_before(images.names.filter(pyarrow.array(has_name)))
+        lines = pyarrow.array(np.asarray(self.lines)).cast(pyarrow.large_string())
+        lines = joined(f"{os.path.basename(self.path)}:", lines)
+        return pc.if_else(pyarrow.array(by_image), images.names, lines), by_image
 
     def has(self, name: str, optional: Collection[str] = ()) -> bool:
         """Whether there is such a column; a missing one is a problem unless it is optional."""
@@ -102,22 +221,28 @@ class Table:
             raise ValueError(f"{self.path}: {'; '.join(self.problems)}")
 
 
-def read_table(path: str) -> Table:
+def read_table(path: str, all_files: bool = False) -> Table:
     """Reads a table file, a folder of class folders, or the index of TFRecord shards.
 
     Args:
         path: local or a URI; a glob names some of the shards of a folder.
+        all_files: know images in class folders by their content, whatever their suffix.
 
     Raises:
         FileNotFoundError: it does not exist.
         ValueError: it cannot be read as what its name says, or has no rows.
     """
     shards = glob.glob(path) if glob.has_magic(path) and not os.path.exists(path) else []
+    if others := [name for name in shards if ".tfrecord" not in os.path.basename(name)]:
+        raise ValueError(
+            f"{path}: matches {len(shards)} files that are not all TFRecord shards, such as "
+            f"{others[0]}; give each table as a source of its own"
+        )
     if shards:
         table = read_index(_parent(path), set(map(os.path.basename, shards)))
     elif os.path.isdir(path):
         has_shards = any(".tfrecord" in name for name in os.listdir(path))
-        table = read_index(path) if has_shards else _class_folders(path)
+        table = read_index(path) if has_shards else _class_folders(path, all_files)
     else:
         table = _table_file(path)
     if not table.lines:
@@ -201,9 +326,13 @@ def read_index(folder: str, names: Collection[str] = ()) -> Table:
     return table
 
 
-def _class_folders(path: str) -> Table:
+def _class_folders(path: str, all_files: bool) -> Table:
     """[split/]class/**/image -> image, label and split."""
-    names = [name for name in walk(path) if Path(name).suffix.lower() in IMAGE_SUFFIXES]
+    listed = list(itertools.chain.from_iterable(expand([path], all_files)))
+    names = [file.name for file in listed if file.format == "image"]
+    skipped = Counter(file.suffix for file in listed if file.format != "image")
+    for line in describe_skipped(skipped, all_files, "--all-files, or data.all_files of a recipe,"):
+        warnings.warn(f"{path}: {line}", stacklevel=4)
     files = [name.split("/") for name in names]
     tops = {file[0] for file in files}
     splits = bool(tops) and tops <= SPLITS and all(len(file) > 2 for file in files)
@@ -215,6 +344,10 @@ def _class_folders(path: str) -> Table:
         columns["split"] = [file[0] for file in files]
     arrays = {name: pyarrow.chunked_array([column]) for name, column in columns.items()}
     return Table(path, path, arrays, names, "file", label="label")
+
+
+def _chunked(array: pyarrow.Array) -> pyarrow.ChunkedArray:
+    return pyarrow.chunked_array([array])
 
 
 def _parent(path: str) -> str:

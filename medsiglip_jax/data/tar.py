@@ -1,45 +1,164 @@
 """WebDataset shards: where in a tar file the images are, from its headers alone."""
 
+import itertools
+import json
 import os
 import tarfile
-from collections.abc import Iterator
-from typing import Any
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 from medsiglip_jax.data.columns import decode
-from medsiglip_jax.data.listing import IMAGE_SUFFIXES
+from medsiglip_jax.data.listing import IMAGE_SUFFIXES, File
+from medsiglip_jax.data.roles import caption_of
 from medsiglip_jax.files.places import open_binary
+from medsiglip_jax.preprocess import formats
 
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _BLOCK = 512
+_TEXTS = frozenset((".txt", ".json"))
 
 
-def members(path: str) -> Iterator[tuple[str, str, str, str | None]]:
-    """Yields (key, source, kind, text) of every image and every .txt, in the order of the tar.
+class Entry(NamedTuple):
+    """An image or a text of a shard.
+
+    Attributes:
+        key: equal for an image and its text; the whole name where there is a reason.
+        source: of an image "path#offset:length", which `preprocess.sources` reads; of a text the
+            tar.
+        kind: "image" or "text".
+        text: of a text.
+        reason: why it cannot be used.
+    """
+
+    key: str
+    source: str
+    kind: str
+    text: str | None = None
+    reason: str | None = None
+
+
+class _Member(NamedTuple):
+    """An image or a text: its name with and without the suffix, where it lies, and what is wrong
+    with it."""
+
+    name: str
+    stem: str
+    suffix: str
+    offset: int
+    size: int
+    reason: str | None
+
+    @property
+    def is_text(self) -> bool:
+        return self.suffix in _TEXTS
+
+    @property
+    def sample(self) -> str:
+        """The stem without the words after its dots, as extensions may have several."""
+        folder, slash, name = self.stem.rpartition("/")
+        first, *rest = name.split(".")
+        while rest and not rest[-1].isdecimal():  # numbers are those of a DICOM UID
+            rest.pop()
+        return folder + slash + ".".join([first, *rest])
+
+
+def entries(path: str, skipped: Counter[str], all_files: bool = False) -> Iterator[Entry]:
+    """Yields every image and every text of a shard, in the order of the tar.
 
     A member is named KEY.EXTENSION. The extension starts at the last dot, so that a key may be a
-    DICOM UID. Hidden members, empty .txt and other kinds of members are skipped. The source of an
-    image is "path#offset:length", which `preprocess.sources` reads; that of a text is the tar.
+    DICOM UID; or at an earlier dot if that makes a pair of one image and one text, such as
+    s.input.jpg and s.outputs.txt. A text is a .txt or, where there is none, the caption in a .json,
+    which is img2dataset's layout. What is no image or text, as a link, or the second of its key,
+    has a reason. Hidden members and empty .txt are left out.
 
     Args:
         path: local or a URI.
+        skipped: gets the number of other members, by suffix.
+        all_files: also look for images among members of other suffixes, by their content.
 
     Raises:
-        ValueError: it is compressed, cut off or not a tar, or a member is a link, sparse, or a text
-            that is not UTF-8.
+        ValueError: it is compressed, cut off or not a tar.
     """
+    first: dict[tuple[str, str], str] = {}
     with open_binary(path) as stream:
-        for member in _headers(path, stream):
-            key, suffix = os.path.splitext(member.name.removeprefix("./"))
-            suffix = suffix.lower()
-            if member.isdir() or "/." in f"/{key}" or suffix not in IMAGE_SUFFIXES | {".txt"}:
-                continue
-            _check(path, member)
-            if suffix != ".txt":
-                yield key, f"{path}#{member.offset_data}:{member.size}", "image", None
-                continue
+        members = _members(path, stream, skipped, all_files)
+        for _, group in itertools.groupby(members, lambda member: member.sample):
+            for member, entry in _sample(path, stream, list(group), skipped):
+                kind, key = entry.kind, entry.key
+                if entry.reason is None and (before := first.get((kind, key))):
+                    reason = f"{member.name} is a second {kind} of the key {key!r}, after {before}"
+                    entry = Entry(member.name, entry.source, kind, reason=reason)
+                first.setdefault((kind, key), member.name)
+                yield entry
+
+
+def _members(path: str, stream: Any, skipped: Counter[str], all_files: bool) -> Iterator[_Member]:
+    for member in _headers(path, stream):
+        name = member.name.removeprefix("./")
+        stem, suffix = os.path.splitext(name)
+        if member.isdir() or "/." in f"/{name}":
+            continue
+        known = suffix.lower() in IMAGE_SUFFIXES | _TEXTS
+        if not known and all_files and member.isreg():
             stream.seek(member.offset_data)
-            if text := decode(f"{path}: {member.name}", stream.read(member.size)).strip():
-                yield key, path, "text", text
+            known = formats.is_image(stream.read(min(formats.START, member.size)))
+        if known:
+            place = member.offset_data, member.size
+            yield _Member(name, stem, suffix.lower(), *place, _problem(member) or None)
+        else:
+            skipped[File("other", "", name).suffix] += 1
+
+
+def _sample(
+    path: str, stream: Any, members: Sequence[_Member], skipped: Counter[str]
+) -> Iterator[tuple[_Member, Entry]]:
+    """The images and texts among members of one sample."""
+    images = [member for member in members if not member.is_text and not member.reason]
+    texts = _texts(path, stream, members, skipped)
+    pair = len(images) == len(texts) == 1 and images[0].stem != next(iter(texts)).stem
+    for member in members:
+        key, kind = member.sample if pair else member.stem, "text" if member.is_text else "image"
+        if member.reason:
+            yield member, Entry(member.name, path, kind, reason=member.reason)
+        elif not member.is_text:
+            yield member, Entry(key, f"{path}#{member.offset}:{member.size}", kind)
+        elif member in texts:
+            text, reason = texts[member]
+            yield member, Entry(member.name if reason else key, path, kind, text, reason)
+
+
+def _texts(
+    path: str, stream: Any, members: Sequence[_Member], skipped: Counter[str]
+) -> dict[_Member, tuple[str | None, str | None]]:
+    """The texts of one sample, or what is wrong with them; a .json is read only where there is no
+    .txt of its name."""
+    texts: dict[_Member, tuple[str | None, str | None]] = {}
+    stems: set[str] = set()
+    readable = [member for member in members if member.is_text and not member.reason]
+    for member in sorted(readable, key=lambda member: member.suffix == ".json"):
+        if member.stem in stems and member.suffix == ".json":
+            continue
+        text, reason = _text(stream, member)
+        if text or reason:
+            texts[member] = text, reason
+            stems.add(member.stem)
+        elif member.suffix == ".json":
+            skipped[member.suffix] += 1
+    return texts
+
+
+def _text(stream: Any, member: _Member) -> tuple[str | None, str | None]:
+    """The text of a member, None or "" if it has none; or what is wrong with it."""
+    stream.seek(member.offset)
+    try:
+        text = decode(member.name, stream.read(member.size))
+        text = caption_of(json.loads(text)) if member.suffix == ".json" else text
+        return text and text.strip(), None
+    except json.JSONDecodeError as error:
+        return None, f"{member.name}: not JSON ({error})"
+    except ValueError as error:
+        return None, str(error)
 
 
 def _headers(path: str, stream: Any) -> Iterator[tarfile.TarInfo]:
@@ -63,11 +182,11 @@ def _headers(path: str, stream: Any) -> Iterator[tarfile.TarInfo]:
         raise ValueError(f"{path}: not a tar file, or cut off ({error}); copy it again") from None
 
 
-def _check(path: str, member: tarfile.TarInfo) -> None:
+def _problem(member: tarfile.TarInfo) -> str:
+    """Why the bytes of a member are not those of a file, if so."""
     kind = "a link" if member.issym() or member.islnk() else ""
     kind = kind or ("sparse" if member.issparse() else "" if member.isreg() else "not a file")
-    if kind:
-        raise ValueError(
-            f"{path}: {member.name} is {kind}; expected ordinary files (tar --dereference "
-            "--hard-dereference without --sparse)"
-        )
+    return kind and (
+        f"{member.name} is {kind}; expected ordinary files (tar --dereference --hard-dereference "
+        "without --sparse)"
+    )

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from medsiglip_jax import __version__
+from medsiglip_jax.data import expansion
 from medsiglip_jax.data.rows import Rows, from_tuples
 from medsiglip_jax.embeddings import provenance
 from medsiglip_jax.embeddings.probe import logistic
@@ -255,6 +256,7 @@ class EvaluationRun:
         folder = self.folder / EMBEDDINGS / "-".join(filter(None, (preprocess, dataset.part)))
         if folder not in self.embedded:
             size, dicom = self.options.batch_size, self.options.dicom
+            expansion.warn_of_unused(dicom, dataset.pool.values())
             pool = ((id, source, "image", None) for id, source in dataset.pool.items())
             options = EmbedOptions(
                 preprocess, self.classifier is None, shard_size=_SHARD, batch_size=size, dicom=dicom

@@ -198,7 +198,7 @@ class _Shards:
         batches = (b for number in todo for b in self._shard(number).batches(options.batch_size))
         engine = Engine(
             model, options.preprocess, options.normalize, options.batch_size, options.dicom,
-            options.stored,
+            options.stored, options.max_errors is not None,
         )  # fmt: skip
         with closing(engine.run(batches)) as results:
             for number in todo:
@@ -227,8 +227,9 @@ class _Shards:
         )
         embedded = sum(part.rows for part in parts)
         manifest = records.Manifest(
-            **vars(self.run), **sums, embedded=embedded, errors=len(self.errors), parts=parts
-        )
+            **vars(self.run), **sums, embedded=embedded, errors=len(self.errors),
+            skipped=self.rows.skipped, parts=parts,
+        )  # fmt: skip
         self.check()
         json_files.write(self.folder / records.MANIFEST, manifest.to_dict())
         return manifest

@@ -1,6 +1,7 @@
 """Embeddings of files in one call, for Python: paths in, one array out."""
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from typing import Any
@@ -13,6 +14,7 @@ from medsiglip_jax.inference.engine import Embedded, Engine
 from medsiglip_jax.model.api import Model
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.load import warn_about_pixels
+from medsiglip_jax.preprocess.names import MIDDLE
 
 _NAMED = 20  # unreadable files named in an error, of maybe a million
 
@@ -103,12 +105,20 @@ def encode_rows(
     size = min(batch_size, max(1, -(-len(rows) // batches)))
     engine = Engine(model, preprocess, normalize, size, dicom)
     found = dict.fromkeys(("turned", "burned_in", "unusual", "dark"), 0)
+    several = 0
     with closing(engine.run(rows.batches(size))) as results:
         for batch in results:
             found = {name: count + getattr(batch, name) for name, count in found.items()}
+            several += batch.multi_frame
             yield batch
             on_batch(len(batch.rows))
     warn_about_pixels(**found, count=len(rows))
+    if several and dicom.frame == MIDDLE:
+        warnings.warn(
+            f"{several} of {len(rows)} files have several frames, slices or pages; one of each was "
+            "taken, the middle one, or of pictures the first (--frame)",
+            stacklevel=2,
+        )
 
 
 def score_rows(

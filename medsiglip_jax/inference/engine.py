@@ -19,10 +19,12 @@ from medsiglip_jax.data.read_ahead import ahead
 from medsiglip_jax.data.rows import Rows
 from medsiglip_jax.model.api import Model
 from medsiglip_jax.preprocess import sources, xla
+from medsiglip_jax.preprocess.bytes import Outage
 from medsiglip_jax.preprocess.dicom.rules import Rules
-from medsiglip_jax.preprocess.facts import Facts, Subject, UnreadableImage
+from medsiglip_jax.preprocess.facts import Facts, Refused, Subject, UnreadableImage
 
 _RUNNING = 2  # batches on the device: one computes while the next is copied to it
+REFUSED_IN_ROW = 50  # this many addresses that are dead one after the other mean an outage
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Embedded:
         vectors: embeddings of the readable rows, in order.
         turned: number of images whose EXIF orientation was not applied.
         burned_in: number of DICOM files that declare annotation burned into their pixels.
-        multi_frame: number of files with several frames or slices, of which one was taken.
+        multi_frame: number of files with several frames, slices or pages, of which one was taken.
         unusual: number of DICOM files with something unusual, `Facts.unusual`.
         dark: number of images of 16 bits that come out dark (`Facts.dark`).
         subjects: patient, study and series of each readable row, where the file names them.
@@ -73,6 +75,7 @@ class _Loaded:
     reasons: list[str | None]
     facts: list[Facts]
     cut: int = 0
+    refused: tuple[bool, ...] = ()
 
 
 class Engine:
@@ -81,6 +84,8 @@ class Engine:
     Threads read and decode images ahead of the device. A batch is padded to `batch_size`, so that
     one compiled program serves all of them; rows that cannot be read are zeros in it, and are left
     out of the result, as are those whose embeddings are not finite in the type to be `stored`.
+    Where `REFUSED_IN_ROW` of them are `Refused` in a row, that is an `Outage`, unless `any_refused`
+    says that it is not.
     """
 
     def __init__(
@@ -91,11 +96,13 @@ class Engine:
         batch_size: int,
         dicom: Rules = Rules(),
         stored: str = "float32",
+        any_refused: bool = False,
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; expected at least 1")
         self._model, self._normalize, self._size = model, normalize, batch_size
         vision, self._dicom, self._stored = model.config.vision, dicom, stored
+        self._any_refused, self._refused = any_refused, 0
         resample = vision.pixels.resample if vision else "bicubic"
         self._to_array, self._resize = xla.preset(preset, resample)
         self._image_size = vision.image_size if vision else 0
@@ -120,6 +127,7 @@ class Engine:
                     yield running.popleft().result()
                 try:
                     loaded = loading()
+                    self._check_refused(batch, loaded)
                 except Exception:  # the batches before this one are not lost
                     while running:
                         yield running.popleft().result()
@@ -137,29 +145,47 @@ class Engine:
             return pool.submit(self._tokens, batch).result
         size = self._image_size
         pixels = np.zeros((self._size, size, size, 3), np.uint8)
-        names = batch.table.column("source").to_pylist()
-        images = [pool.submit(self._image, name, pixels[i]) for i, name in enumerate(names)]
+        names, known = batch.table.column("source").to_pylist(), batch.reasons
+        images = [pool.submit(self._image, *row) for row in zip(names, pixels, known, strict=False)]
 
         def wait() -> _Loaded:
-            reasons, facts = zip(*(image.result() for image in images), strict=True)
-            return _Loaded(pixels, list(reasons), list(facts))
+            errors, facts = zip(*(image.result() for image in images), strict=True)
+            reasons = [error and error.reason for error in errors]
+            refused = tuple(isinstance(error, Refused) for error in errors)
+            return _Loaded(pixels, reasons, list(facts), refused=refused)
 
         return wait
 
     def _tokens(self, batch: Rows) -> _Loaded:
-        texts = batch.table.column("text").to_pylist()
+        texts = [text or "" for text in batch.table.column("text").to_pylist()]
         tokens, cut = self._model.processor.tokenizer.ids_and_cut(texts)
         inputs = np.pad(tokens, ((0, self._size - len(tokens)), (0, 0)))
-        return _Loaded(inputs, [None] * len(batch), [], int(cut.sum()))
+        return _Loaded(inputs, batch.reasons, [], int(cut.sum()))
 
-    def _image(self, source: str, out: np.ndarray) -> tuple[str | None, Facts]:
-        """Fills `out`, or returns the reason why the image cannot be read."""
+    def _image(
+        self, source: str, out: np.ndarray, known: str | None = None
+    ) -> tuple[UnreadableImage | None, Facts]:
+        """Fills `out`, or returns why the image cannot be read, which may be known already."""
+        if known is not None:
+            return UnreadableImage(known), Facts()
         try:
             pixels, facts = sources.read(source, self._to_array, self._dicom)
             out[...] = self._resize(pixels, len(out))
             return None, facts
         except UnreadableImage as error:
-            return error.reason, Facts()
+            return error, Facts()
+
+    def _check_refused(self, batch: Rows, loaded: _Loaded) -> None:
+        """Raises an Outage when too many images in a row are refused."""
+        for number, refused in enumerate(loaded.refused):
+            self._refused = self._refused + 1 if refused else 0
+            if self._refused >= REFUSED_IN_ROW and not self._any_refused:
+                raise Outage(
+                    f"{self._refused} inputs in a row cannot be fetched, the last "
+                    f"{batch[number].source}: {loaded.reasons[number]}; is the network or a server "
+                    "down, or the permission gone? The same command starts over or resumes; if "
+                    "the addresses really are dead, leave them out, or embed them with --max-errors"
+                )
 
     def _dispatch(self, batch: Rows, loaded: _Loaded, fetcher: ThreadPoolExecutor) -> Future:
         """Sends a batch to the device without waiting for its embeddings."""

@@ -93,12 +93,14 @@ class Manifest(RunRecord):
     Attributes:
         embedded: rows with an embedding.
         errors: unreadable inputs.
+        skipped: what is not among the inputs -> how often, as `data.rows.Rows` has it.
         turned, burned_in, multi_frame, unusual, dark, cut: as in `engine.Embedded`.
         parts: the Parquet files, in order.
     """
 
     embedded: int | None = None
     errors: int = 0
+    skipped: Mapping[str, int] = field(default_factory=dict)
     turned: int = 0
     burned_in: int = 0
     multi_frame: int = 0

@@ -101,6 +101,8 @@ def _look(row: Row, options: PreviewOptions) -> tuple[contact_sheet.SheetCell, d
     """One input of the model, and what is said of it."""
     name, told = describe(row.id), {"id": row.id, "source": row.source}
     try:
+        if row.reason is not None:
+            raise UnreadableImage(row.reason)
         image, facts = sources.read(row.source, rules=options.dicom)
         pixels = Image.fromarray(preset(options.preprocess)(image, options.size))
     except UnreadableImage as error:

@@ -36,8 +36,9 @@ class Processor:
         """Decodes and resizes images.
 
         Args:
-            items: one or a sequence of paths, bytes, PIL images or uint8 arrays [H, W(, C)].
-                DICOM is recognised by its content.
+            items: one or a sequence, in which kinds may be mixed, of paths, bytes, open files, PIL
+                images, uint8 arrays or tensors [H, W(, C)], and {"bytes", "path"} of Hugging Face's
+                `datasets`. DICOM is recognised by its content.
             preprocess: "big_vision" (squash, TF2 bilinear), "huggingface" (squash, PIL bicubic, or
                 what the model's processor files say), "serving" (zero-pad to a square, PIL
                 bicubic) or "big_vision_pad" (zero-pad, TF2 bilinear).

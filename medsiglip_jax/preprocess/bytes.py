@@ -1,18 +1,21 @@
 """The bytes of local and remote files, or of ranges of them; a network that fails is asked again.
 
-What is wrong with a file is `UnreadableImage`, what is wrong with its disk or network `Outage`.
+What is wrong with a file is `UnreadableImage`, what is wrong with its disk or network `Outage`. Of
+an answer such as "403 Forbidden" nobody can say which it is: that is `Refused`.
 """
 
 import errno
 import io
 import os
+import socket
 import stat
 import time
 from collections.abc import Callable
+from http.client import responses
 from typing import Any, TypeVar
 
 from medsiglip_jax.files import places
-from medsiglip_jax.preprocess.facts import NoSuchFile, UnreadableImage, describe
+from medsiglip_jax.preprocess.facts import NoSuchFile, Refused, UnreadableImage, describe
 from medsiglip_jax.preprocess.names import Range, part_of
 
 T = TypeVar("T")
@@ -23,10 +26,18 @@ _OF_THE_FILE = frozenset(
 )
 # Seconds between tries of a network that fails.
 _PAUSES = (0.5, 2.0, 8.0)
+# Answers that are about who asks, and not about the file.
+_UNAUTHORIZED = frozenset((401, 407))
+# Those that may differ the next time, beside 500 and more: a timeout, too early, too many requests.
+_PASSING = frozenset((408, 425, 429))
 
 
 class Outage(OSError):
     """Reading failed for a reason that does not lie in the file; it may work later."""
+
+
+class _Failing(Outage):
+    """What becomes `Refused` if it lasts."""
 
 
 def read_bytes(file: str, span: Range | None = None) -> bytes:
@@ -34,6 +45,7 @@ def read_bytes(file: str, span: Range | None = None) -> bytes:
 
     Raises:
         UnreadableImage: there is no such file, or it may not be read; the reason, without the path.
+            `Refused` if its server says so, or fails again and again.
         Outage: the disk or the network fails, which says nothing about the file.
     """
     remote = "://" in file
@@ -82,6 +94,7 @@ class _Stream:
         self._file, self._stream = file, stream
         self._failure: Exception | None = None
         self.tell = stream.tell
+        self.closed = False  # which Arrow asks
 
     def __enter__(self) -> "_Stream":
         return self
@@ -141,12 +154,39 @@ def _translated(file: str, span: Range | None, error: Exception) -> Exception:
         return NoSuchFile("no such file")
     if isinstance(error, IsADirectoryError):
         return UnreadableImage("a folder")
+    if isinstance(error, PermissionError) and "://" in file:
+        return Refused("permission denied")
+    status = _http_status(error)
+    if status is not None and status not in _UNAUTHORIZED:
+        reason = f"HTTP {status} {responses.get(status, '')}".strip()
+        return _Failing(reason) if status >= 500 or status in _PASSING else Refused(reason)
     message = getattr(error, "strerror", None)
     if "://" not in file and getattr(error, "errno", None) in _OF_THE_FILE:
         return UnreadableImage(message or str(error))
     reason = message or f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    on_web = file.startswith(("http://", "https://"))
+    if on_web and status is None and _is_of_one_host(error):
+        return _Failing(reason)
     source = file if span is None else part_of(file, span)
     return Outage(f"{describe(source)}: cannot be read: {reason}")
+
+
+def _http_status(error: Exception) -> int | None:
+    """The status of an answer that is an error: aiohttp's `status`, gcsfs' `code`."""
+    if str(error).startswith("Forbidden: "):  # gcsfs.retry.validate_response
+        return 403
+    codes = (getattr(error, name, None) for name in ("status", "code"))
+    return next((code for code in codes if isinstance(code, int) and 400 <= code < 600), None)
+
+
+def _is_of_one_host(error: Exception) -> bool:
+    """Whether a failure without an answer says something of one host alone: of lists of addresses
+    on the web each has its own. That no name can be looked up is an outage."""
+    of_names = isinstance(getattr(error, "os_error", error), socket.gaierror)
+    of_names = of_names or "DNS" in type(error).__name__
+    return not of_names and (
+        isinstance(error, OSError) or type(error).__module__.startswith("aiohttp")
+    )
 
 
 def _with_retries(make: Callable[[], T], remote: bool) -> T:
@@ -155,4 +195,7 @@ def _with_retries(make: Callable[[], T], remote: bool) -> T:
             return make()
         except Outage:
             time.sleep(pause)
-    return make()
+    try:
+        return make()
+    except _Failing as error:
+        raise Refused(f"{error}, at each of {1 + len(_PAUSES)} tries") from error

@@ -7,11 +7,12 @@ the `Rules` given; everything else is PIL's.
 import io
 import os
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from medsiglip_jax.preprocess import formats, pil
 from medsiglip_jax.preprocess.bytes import check_regular
@@ -33,8 +34,10 @@ def decode(
     """Decodes one image to RGB.
 
     Args:
-        item: path (str or PathLike) | bytes | PIL.Image.Image | uint8 or uint16 array [H,W],
-            [H,W,1], [H,W,2] (grey + alpha), [H,W,3] or [H,W,4].
+        item: path (str or PathLike) | bytes | open binary file | PIL.Image.Image | uint8 or uint16
+            array or tensor [H,W], [H,W,1], [H,W,2] (grey + alpha), [H,W,3] or [H,W,4], of torch
+            also [1,H,W], [3,H,W] or [4,H,W] | a mapping with "bytes" or "path", as Hugging Face's
+            `datasets` has images that are not decoded.
         rules: how DICOM and 16-bit grey become pixels.
         to_array: PIL image of mode RGB -> uint8 [H, W, 3].
 
@@ -74,7 +77,9 @@ def decode_with_facts(
     Raises:
         FileNotFoundError, UnreadableImage, ModuleNotFoundError: as for `decode`.
     """
+    given = item
     try:
+        item = plain(item)
         if isinstance(item, np.ndarray):
             return pil.from_array(item, rules)
         if isinstance(item, Image.Image):
@@ -87,11 +92,45 @@ def decode_with_facts(
                 return _from_stream(stream, to_array, rules)
         raise UnreadableImage(pil.EXPECTED)
     except FileNotFoundError:
-        raise FileNotFoundError(f"{describe(item)}: no such file") from None
+        raise FileNotFoundError(f"{describe(given)}: no such file") from None
     except ModuleNotFoundError:
         raise
     except Exception as error:  # PIL plugins raise nearly every type there is on hostile input
-        raise UnreadableImage(_reason(error), describe(item)) from error
+        raise UnreadableImage(pil.reason(error), describe(given)) from error
+
+
+def plain(item: Any) -> Any:
+    """What a wrapper holds: an array of a tensor, bytes of an open file, bytes or path of a
+    mapping; anything else as it is.
+
+    Raises:
+        UnreadableImage: a mapping with neither.
+    """
+    if isinstance(item, Mapping):
+        held = item.get("bytes") or item.get("path")
+        if not held:
+            raise UnreadableImage(f'{pil.EXPECTED}, or a mapping with "bytes" or "path"')
+        return held
+    if is_tensor(item):
+        return _of_torch(item) if hasattr(item, "detach") else np.asarray(item)
+    if hasattr(item, "read"):
+        if item.seekable():
+            item.seek(0)  # a BytesIO that was just written stands at its end
+        return item.read()
+    return item
+
+
+def is_tensor(item: Any) -> bool:
+    """Whether this is an array of another library than numpy."""
+    other = not isinstance(item, (np.ndarray, np.generic, Image.Image))
+    return other and hasattr(item, "__array__") and hasattr(item, "shape")
+
+
+def _of_torch(tensor: Any) -> np.ndarray:
+    """Its channels come first (torchvision.io.read_image), unless they can only come last."""
+    pixels = tensor.detach().cpu().numpy()
+    first = pixels.ndim == 3 and pixels.shape[0] in (1, 3, 4) and pixels.shape[2] > 4
+    return pixels.transpose(1, 2, 0) if first else pixels
 
 
 def _from_stream(
@@ -107,16 +146,3 @@ def _from_stream(
     opened = format.load().open_bytes(stream.read())
     pixels, facts = opened.render(rules.chosen(opened.frames), rules)
     return pil.spread(pixels, to_array), facts
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnreadableImage):
-        return error.reason
-    if isinstance(error, Image.DecompressionBombError):  # of a frame or tile inside the file
-        return f"more pixels than PIL allows: {error}"
-    if isinstance(error, UnidentifiedImageError):
-        return "not an image file PIL can read"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    text = " ".join(str(error).split())[:200] or "no further detail"
-    return f"corrupt or unsupported image ({type(error).__name__}: {text})"

@@ -1,6 +1,7 @@
 """What is known of an image beside its pixels, and the error of one that cannot be used."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +54,10 @@ def check_size(width: int, height: int) -> None:
 
 class NoSuchFile(UnreadableImage, FileNotFoundError):
     """Unreadable to a caller that embeds a million files, not found to one that names a file."""
+
+
+class Refused(UnreadableImage):
+    """The server that has it does not give it: one dead address, unless many follow each other."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -110,6 +115,11 @@ def describe(item: Any) -> str:
         return f"PIL image (mode {item.mode}, {item.width}x{item.height})"
     if isinstance(item, np.ndarray):
         return f"{item.dtype} array {item.shape}"
+    if hasattr(item, "shape") and hasattr(item, "dtype"):
+        return f"{str(item.dtype).rpartition('.')[2]} tensor {tuple(item.shape)}"
+    if isinstance(item, Mapping):
+        names = [describe(item[key]) for key in ("path", "bytes") if item.get(key)]
+        return names[0] if names else f"mapping with the keys {', '.join(map(str, item))}"
     return f"object of type {type(item).__name__}"
 
 

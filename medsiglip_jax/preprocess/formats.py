@@ -2,7 +2,8 @@
 
 A new format is a reader and a row. Its reader offers, depending on the row:
 
-* with frames: `count_frames(stream) -> int`, from the header; a stream has read, seek and tell;
+* with frames or pages: `count_frames(stream) -> int`, from the header; a stream has read, seek and
+  tell;
 * recognised by content: `open_bytes(data)`; by suffix alone: `open_file(path)`. What they return
   stays open between frames, for several threads: `frames` says how many there are, `nbytes` what it
   holds in memory, and `render(number, rules)` gives a frame as uint8 [H, W, 3], and `Facts`;
@@ -37,8 +38,8 @@ class Format:
             name; None of formats that are recognised by their suffix.
         extra: of pyproject.toml, with what the reader imports.
         packages: whose versions change pixels, and are recorded in embed's manifest.
-        part: what its files are cut into, `Frame` or `Tile`; None where each is one image. Files
-            that have tiles are cut where `Parts.mpp` is given, and are no images otherwise.
+        part: what its files are cut into, `Frame` or `Tile`. Files that have tiles are cut where
+            `Parts.mpp` is given, and are no images otherwise.
         series: its files may be slices of a series.
         check: raises ValueError if the rules do not say enough to read such files.
     """
@@ -49,7 +50,7 @@ class Format:
     sniff: Callable[[bytes], bool] | None = None
     extra: str = ""
     packages: tuple[str, ...] = ()
-    part: type[Frame] | type[Tile] | None = None
+    part: type[Frame] | type[Tile] = Frame
     series: bool = False
     check: Callable[[Rules], None] | None = None
 
@@ -79,7 +80,6 @@ DICOM = Format(
     sniff=sniff.is_dicom,
     extra="dicom",
     packages=("pydicom", "imagecodecs"),
-    part=Frame,
     series=True,
 )
 NIFTI = Format(
@@ -88,7 +88,6 @@ NIFTI = Format(
     suffixes=(".nii", ".nii.gz"),
     extra="volumes",
     packages=("nibabel",),
-    part=Frame,
     check=Rules.check_volume,
 )
 SLIDES = Format(
@@ -101,7 +100,8 @@ SLIDES = Format(
 )
 # OpenSlide takes some of these for slides, too, where `Parts.mpp` asks for tiles.
 MAY_BE_SLIDES = (".dcm", ".dicom", ".tif", ".tiff")
-# PIL tries what no other row recognises, whatever its name.
+# PIL tries what no other row recognises, whatever its name. Of its files with several frames, or
+# pages, the first is taken where none is named.
 PICTURES = Format(
     "images",
     "medsiglip_jax.preprocess.pil",
@@ -127,6 +127,12 @@ def libopenslide() -> str | None:
 def by_content(start: bytes) -> Format:
     """The format of a file that starts so, among those that are recognised by content."""
     return next(f for f in FORMATS if f.sniff is not None and f.sniff(start))
+
+
+def is_image(start: bytes) -> bool:
+    """Whether a file that starts so is an image of a format that is recognised by content."""
+    format = by_content(start)
+    return format is not PICTURES or format.load().is_known(start)
 
 
 def by_name(name: str) -> Format | None:

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from medsiglip_jax.preprocess import sources
-from medsiglip_jax.preprocess.decode import decode_with_facts
+from medsiglip_jax.preprocess.decode import decode_with_facts, is_tensor
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.facts import DARK, Facts, UnreadableImage
 from medsiglip_jax.preprocess.image import check_size, preset
@@ -28,7 +28,8 @@ def load_images(
 
     Args:
         items: one image (a source, see `preprocess.names`, or anything else that `decode` takes),
-            a sequence of them, or a batch: uint8 or uint16 array [n, H, W, 3].
+            a sequence of them, of any kinds, or a batch: uint8 or uint16 array or tensor
+            [n, H, W, 3].
         size: height and width of the result, in pixels.
         preprocess: name of a preset: "big_vision", "big_vision_pad", "huggingface" or "serving".
         dicom: how DICOM files become pixels.
@@ -102,6 +103,8 @@ def warn_about_pixels(turned: int, burned_in: int, unusual: int, dark: int, coun
 
 
 def _decoded(item: Any, rules: Rules) -> tuple[np.ndarray, Facts]:
+    if isinstance(item, Mapping) and not item.get("bytes"):
+        item = item.get("path") or item  # `decode` says what is wrong
     if isinstance(item, (str, os.PathLike)):
         return sources.read(os.fspath(item), rules=rules)
     return decode_with_facts(item, rules=rules)
@@ -110,6 +113,10 @@ def _decoded(item: Any, rules: Rules) -> tuple[np.ndarray, Facts]:
 def _as_list(items: Any) -> list:
     if isinstance(items, np.ndarray):
         several = items.ndim == 4 or items.dtype.kind in "OSU"  # a batch, or an array of paths
+    elif is_tensor(items):
+        several = len(items.shape) in (1, 4)
+    elif hasattr(items, "read"):
+        several = False
     else:
         single = (str, bytes, bytearray, memoryview, os.PathLike, Image.Image, Mapping)
         several = isinstance(items, Iterable) and not isinstance(items, single)

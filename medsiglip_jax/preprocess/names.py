@@ -1,9 +1,12 @@
 """How a source names a file, or a part of one.
 
-* FILE#frame=N: frame N of a DICOM file, from 0; axial slice N of a NIfTI volume, from the feet up.
+* FILE#frame=N: frame N of a DICOM file, GIF, APNG, WebP or AVIF, from 0; page N of a TIFF; axial
+  slice N of a NIfTI volume, from the feet up.
 * FILE#tile=X,Y,LEVEL,SIZE: of a slide, SIZE x SIZE pixels of that level whose upper left corner is
   (X, Y) in pixels of level 0. SIZE is 0 where the slide cannot be cut; reading it then says why.
-* FILE#OFFSET:LENGTH: bytes of a file, such as an image in a shard. FILE above may be these, too.
+* FILE#OFFSET:LENGTH: bytes of a file, such as an image in a shard.
+* FILE#row=N,COLUMN: the picture in row N of a Parquet table, from 0. FILE#frame=N may be a frame of
+  either of these, too.
 
 A file that exists under such a name is that file, not a part of another one.
 """
@@ -46,12 +49,25 @@ class Range(NamedTuple):
         return "{}:{}".format(*self)
 
 
-Part = Frame | Tile | Range
+class Cell(NamedTuple):
+    """A picture in a table; rows are counted from 0."""
+
+    row: int
+    column: str
+
+    def __str__(self) -> str:
+        return "row={},{}".format(*self)
+
+
+Part = Frame | Tile | Range | Cell
+# Parts that have bytes of their own: a whole encoded image each.
+Whole = Range | Cell
 _FORMS = {
     Frame: re.compile(r"(.*)#frame=(\d+)", re.DOTALL),
     Tile: re.compile(r"(.*)#tile=(-?\d+),(-?\d+),(\d+),(\d+)", re.DOTALL),
     Range: re.compile(r"(.*)#(\d+):(\d+)", re.DOTALL),
 }
+_CELL = re.compile(r"(.*?)#row=(\d+),(.+)", re.DOTALL)
 
 
 def parse(source: str) -> tuple[str, Part | None]:
@@ -62,6 +78,8 @@ def parse(source: str) -> tuple[str, Part | None]:
         if match := form.fullmatch(source):
             file, *numbers = match.groups()
             return file, kind(*map(int, numbers))
+    if match := _CELL.fullmatch(source):
+        return match[1], Cell(int(match[2]), match[3])
     return source, None
 
 

@@ -25,8 +25,9 @@ class Parts:
     """Which images are taken from files that hold several; other files ignore it.
 
     Attributes:
-        frame: which frames of a DICOM file, slices of a NIfTI volume, or with `series` slices of a
-            series: a number from 0, "middle", "all", or "every=K" for every K-th, from the first.
+        frame: which frames of a DICOM file or a picture, pages of a TIFF, slices of a NIfTI volume,
+            or with `series` slices of a series: a number from 0, "middle" (of pictures and TIFF the
+            first), "all", or "every=K" for every K-th, from the first.
             Where a series has several images at one place, also which of them, such as "time=0",
             "type=M", "b=1000" or "echo=4.9", with commas between; these take all slices unless
             one of the former is given, too: "type=M,every=2".

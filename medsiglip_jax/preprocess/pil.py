@@ -10,13 +10,15 @@
 * EXIF orientation is not applied: pixels are used as stored, as in tf.data, big_vision and the
   container. `Facts` reports the tag so that a caller can warn. PIL itself turns TIFF files upright
   while reading them, and `Facts` then has no orientation to report.
-* The first frame of a GIF, APNG or multi-page TIFF is taken.
+* Of the pages of a TIFF and the frames of a GIF, APNG, WebP or AVIF the first is taken, unless one
+  is asked for by its number. Other formats have one image, whatever else they hold.
 """
 
 import io
 import struct
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,9 +34,13 @@ FORMATS = (
     *("JPEG", "PNG", "TIFF", "GIF", "BMP", "DIB", "PPM", "WEBP", "JPEG2000", "AVIF", "ICO"),
     *("PSD", "PCX", "SGI", "SUN", "QOI", "DDS", "ICNS"),
 )
+# Formats whose further images are pages or frames; in PSD they are layers, in a JPEG thumbnails.
+_PAGED = frozenset(("TIFF", "GIF", "PNG", "WEBP", "AVIF"))
+# Their signatures are two to four bytes that are common in other files.
+_SHORT_SIGNATURES = frozenset(("DIB", "ICO", "PCX", "SGI"))
 _SCALE = "scale them to uint8 or uint16 first"
 EXPECTED = (
-    "expected a path, bytes, a PIL image, or a uint8/uint16 array"
+    "expected a path, bytes, an open file, a PIL image, or a uint8/uint16 array"
     " [H,W], [H,W,1], [H,W,2] (grey + alpha), [H,W,3] or [H,W,4] (channels last)"
 )
 
@@ -46,12 +52,104 @@ _ORIENTATION_TAG = 0x0112
 _load_lock = threading.Lock()
 
 
-def from_stream(
-    stream: io.BytesIO | io.BufferedReader, to_array: ToArray, rules: Rules
-) -> tuple[np.ndarray, Facts]:
+def from_stream(stream: Any, to_array: ToArray, rules: Rules) -> tuple[np.ndarray, Facts]:
     """Decodes an image file; PIL's errors pass through."""
     with _open(stream) as image:
-        return _rgb(image, to_array, rules)
+        number = rules.frame if isinstance(rules.frame, int) else None
+        return _frame(image, _count(image), to_array, number, rules)
+
+
+def count_frames(stream: Any) -> int:
+    """How many pages or frames a file has; 1 if it is of another format.
+
+    Raises:
+        UnreadableImage: PIL cannot open it.
+    """
+    try:
+        with _open(stream) as image:
+            return _count(image)
+    except Exception as error:
+        raise UnreadableImage(reason(error)) from error
+
+
+class Pages:
+    """An open file; several threads may render its pages, one after the other.
+
+    Attributes:
+        frames: how many it has.
+        nbytes: in memory.
+    """
+
+    def __init__(self, data: bytes):
+        self._lock, self.nbytes = threading.Lock(), len(data)
+        try:
+            self._image = _open(io.BytesIO(data))
+            self.frames = _count(self._image)
+        except Exception as error:
+            raise UnreadableImage(reason(error)) from error
+
+    def render(self, number: int, rules: Rules) -> tuple[np.ndarray, Facts]:
+        """Decodes a page or frame, from 0.
+
+        Raises:
+            UnreadableImage: it does not exist, or cannot be read.
+        """
+        if number >= self.frames:
+            raise _no_page(self._image, self.frames, number)
+        try:
+            with self._lock:
+                return _frame(self._image, self.frames, np.array, number, rules)
+        except Exception as error:
+            raise UnreadableImage(reason(error)) from error
+
+
+open_bytes = Pages
+
+
+def _frame(
+    image: Image.Image, count: int, to_array: ToArray, number: int | None, rules: Rules
+) -> tuple[np.ndarray, Facts]:
+    """One page of `count`, by default the first; files with a single one ignore the number."""
+    number = number or 0 if count > 1 else 0
+    if number >= count:
+        raise _no_page(image, count, number)
+    if image.tell() != number:
+        image.seek(number)
+    pixels, facts = _rgb(image, to_array, rules)
+    return pixels, replace(facts, frames=count, frame=number)
+
+
+def _no_page(image: Image.Image, count: int, number: int) -> UnreadableImage:
+    return UnreadableImage(f"{image.format} of {count} pages; number {number} is asked for")
+
+
+def _count(image: Image.Image) -> int:
+    """The number of pages or frames of an open file that is not loaded yet."""
+    if image.format == "TIFF":
+        return _count_directories(image.fp)  # pyright: ignore[reportAttributeAccessIssue]
+    return getattr(image, "n_frames", 1) if image.format in _PAGED else 1
+
+
+def _count_directories(stream: Any) -> int:
+    """The pages of a TIFF whose directory is whole: the first is readable without those after it,
+    of which PIL would complain (TIFF 6.0, section 2; BigTIFF)."""
+    stream.seek(0)
+    start = stream.read(16)
+    order = "<" if start[:2] == b"II" else ">"
+    is_big = struct.unpack(f"{order}H", start[2:4])[0] == 43
+    number, entry = ("Q", 20) if is_big else ("I", 12)
+    count_size, offset_size = (8, 8) if is_big else (2, 4)
+    (at,) = struct.unpack_from(order + number, start, 8 if is_big else 4)
+    seen: set[int] = set()
+    while at and at not in seen:
+        stream.seek(at)
+        entries = int.from_bytes(stream.read(count_size), "little" if order == "<" else "big")
+        stream.seek(at + count_size + entries * entry)
+        if len(after := stream.read(offset_size)) < offset_size:
+            break
+        seen.add(at)
+        (at,) = struct.unpack(order + number, after)
+    return max(1, len(seen))
 
 
 def from_image(image: Image.Image, to_array: ToArray, rules: Rules) -> tuple[np.ndarray, Facts]:
@@ -67,7 +165,15 @@ def spread(rgb: np.ndarray, to_array: ToArray) -> np.ndarray:
     return rgb
 
 
-def _open(stream: io.BytesIO | io.BufferedReader) -> Image.Image:
+def is_known(start: bytes) -> bool:
+    """Whether a file that starts so is of one of `FORMATS` whose signature no other file has."""
+    Image.init()
+    names = [name for name in FORMATS if name in Image.OPEN and name not in _SHORT_SIGNATURES]
+    accepts = (Image.OPEN[name][1] for name in names)
+    return len(start) >= 16 and any(accept and accept(start[:16]) is True for accept in accepts)
+
+
+def _open(stream: Any) -> Image.Image:
     """`PIL.Image.open` for `FORMATS`, without its decompression-bomb warning.
 
     That warning starts at half of `MAX_PIXELS`, and `warnings.catch_warnings` is not thread-safe.
@@ -91,6 +197,20 @@ def _open(stream: io.BytesIO | io.BufferedReader) -> Image.Image:
         except (SyntaxError, IndexError, TypeError, KeyError, EOFError, struct.error):
             continue  # how a plugin says "not mine"
     raise UnidentifiedImageError
+
+
+def reason(error: Exception) -> str:
+    """What to say of an error that a reader raised."""
+    if isinstance(error, UnreadableImage):
+        return error.reason
+    if isinstance(error, Image.DecompressionBombError):  # of a frame or tile inside the file
+        return f"more pixels than PIL allows: {error}"
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image file PIL can read"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = " ".join(str(error).split())[:200] or "no further detail"
+    return f"corrupt or unsupported image ({type(error).__name__}: {text})"
 
 
 def _rgb(image: Image.Image, to_array: ToArray, rules: Rules) -> tuple[np.ndarray, Facts]:

@@ -3,6 +3,7 @@
 Which reader that takes is looked up in `formats`.
 """
 
+import io
 import os
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,7 @@ from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.dicom.series import Plane
 from medsiglip_jax.preprocess.facts import NIFTI_PAIR, Facts, UnreadableImage, describe
 from medsiglip_jax.preprocess.formats import Format
-from medsiglip_jax.preprocess.names import Frame, Range, Tile, parse
+from medsiglip_jax.preprocess.names import Cell, Frame, Range, Tile, Whole, parse
 from medsiglip_jax.preprocess.parts import Parts, Tiles
 from medsiglip_jax.preprocess.pil import ToArray, spread
 
@@ -49,7 +50,7 @@ def read(
     try:
         if isinstance(part, Tile):
             return spread(formats.SLIDES.load().read(file, *part), to_array), Facts()
-        named = None if isinstance(part, Range) else formats.by_name(file)
+        named = None if isinstance(part, (Range, Cell)) else formats.by_name(file)
         if isinstance(part, Frame) or (named is not None and named.part is Frame):
             _check(named, source, rules)
             opened = handles.opened(file, _open)
@@ -64,7 +65,7 @@ def read(
         stem, suffix = os.path.splitext(file)
         if suffix.lower() == ".img" and part is None and os.path.exists(f"{stem}.hdr"):
             raise UnreadableImage(NIFTI_PAIR)
-        data = content.read_bytes(file, part)
+        data = _bytes(file, part)
         return decode(data) if decode else decode_with_facts(data, to_array, rules)
     except UnreadableImage as error:
         raise error.of(describe(source)) from error
@@ -76,9 +77,6 @@ def _open(file: str) -> Any:
         return named.load().open_file(file)
     data = read_bytes(file)  # which may be a range of a shard
     format = formats.by_content(data[: formats.START])
-    if format.part is not Frame:
-        known = " or ".join(f.name for f in formats.FORMATS if f.part is Frame)
-        raise UnreadableImage(f"no file with frames; expected {known}")
     return format.load().open_bytes(data)
 
 
@@ -100,18 +98,26 @@ def read_bytes(source: str) -> bytes:
     file, part = parse(source)
     if isinstance(part, (Frame, Tile)):
         raise UnreadableImage("part of an image, which has no bytes of its own")
-    return content.read_bytes(file, part)
+    return _bytes(file, part)
+
+
+def _bytes(file: str, whole: Whole | None) -> bytes:
+    if isinstance(whole, Cell):
+        from medsiglip_jax.preprocess import parquet  # pyarrow takes a while to import
+
+        return parquet.read_bytes(file, *whole)
+    return content.read_bytes(file, whole)
 
 
 # --------------------------------------------------------------------- which parts a file has
 
 
-def frames(file: str, span: Range | None = None) -> int:
+def frames(file: str, span: Whole | None = None) -> int:
     """How many frames a file has, from its header; 1 if its format has no frames.
 
     Args:
         file: local path or URI.
-        span: where in the file it lies.
+        span: where in the file it lies, if that holds others, too.
 
     Raises:
         UnreadableImage: the file cannot be opened, or is damaged; the reason, without the path.
@@ -124,7 +130,7 @@ def frames(file: str, span: Range | None = None) -> int:
     return _from_header(file, span, count)
 
 
-def planes(file: str, span: Range | None = None) -> list[Plane]:
+def planes(file: str, span: Whole | None = None) -> list[Plane]:
     """Where each frame of a DICOM file lies, from its header; empty for other files.
 
     Arguments and errors are those of `frames`.
@@ -136,7 +142,7 @@ def planes(file: str, span: Range | None = None) -> list[Plane]:
     return _from_header(file, span, list_planes)
 
 
-def _from_header(file: str, span: Range | None, ask: Callable[[Format, Any], Any]) -> Any:
+def _from_header(file: str, span: Whole | None, ask: Callable[[Format, Any], Any]) -> Any:
     named = formats.by_name(file) if span is None else None
 
     def look(stream: Any) -> Any:
@@ -144,6 +150,8 @@ def _from_header(file: str, span: Range | None, ask: Callable[[Format, Any], Any
         stream.seek(0)
         return ask(format, stream)
 
+    if isinstance(span, Cell):
+        return look(io.BytesIO(_bytes(file, span)))
     return content.looked_at(file, span, look)
 
 

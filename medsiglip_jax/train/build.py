@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from medsiglip_jax.data import examples, loader, tfds
 from medsiglip_jax.data.examples import Examples
+from medsiglip_jax.data.labels import lacking
 from medsiglip_jax.data.order import Order
 from medsiglip_jax.model import api, processor, sharding, towers, tree
 from medsiglip_jax.model.config import ModelConfig
@@ -169,6 +170,9 @@ def prepare(recipe: Recipe) -> PreparedRun:
         for source in training:  # warns now, once, of texts that are cut or a missing tokenizer
             model.processor.texts((source.texts or ())[:10_000])
     labels = _labels(training)
+    if "labels" in objective.columns and labels.values is not None:
+        for line in lacking(labels.values, labels.classes):
+            warnings.warn(f"training examples: {line}", stacklevel=2)
     added = additions(recipe, model.params, model.config, labels)
     added = jax.device_put(added, mesh and sharding.replicated(mesh))
     params = freeze.join(model.params, added)

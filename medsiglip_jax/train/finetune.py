@@ -20,7 +20,7 @@ from medsiglip_jax.model.weights import processors
 from medsiglip_jax.pages import card
 from medsiglip_jax.train import build, freeze, loop, lora, report
 from medsiglip_jax.train import recipe as recipes
-from medsiglip_jax.train.recipe import Recipe
+from medsiglip_jax.train.recipe import Data, Recipe
 from medsiglip_jax.train.step import State
 
 CONFIG, EXPORT, REPORT, UNREADABLE = "config.json", "export", "report.html", "unreadable.jsonl"
@@ -249,6 +249,9 @@ def _claim(workdir: places.Place, prepared: build.PreparedRun, warn: Callable[[s
 
 def _compare(workdir: places.Place, before: dict, run: dict, saved: bool, warn) -> None:
     old, new = before["recipe"], json.loads(dumps(run["recipe"], default=str))
+    # Runs of earlier versions lack keys that came later, whose defaults are what they did.
+    defaults = {f.name: f.default for f in dataclasses.fields(Data) if f.name != "path"}
+    old["data"] = [{**defaults, **data} for data in old["data"]]
     # Runs from before objectives had settings of their own list those of all.
     old["objective"] = {name: old["objective"].get(name) for name in new["objective"]}
     lines = {key: f"{key}: {old.get(key)!r} -> {new[key]!r}" for key in new}

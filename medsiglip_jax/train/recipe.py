@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, get_type_hints
 
+from medsiglip_jax.data.labels import Policy
 from medsiglip_jax.files import settings
 from medsiglip_jax.model import devices
 from medsiglip_jax.model.attention import ATTENTION
@@ -40,12 +41,15 @@ class Data:
         image: the column of image paths.
         text: the column of texts.
         label: the column of class names or numbers; or a tuple of columns of findings: 0, 1, true,
-            false, yes, no, and -1 (uncertain), which is ignored like an empty cell.
+            false, yes, no, and -1 (uncertain).
+        uncertain: what -1 is in a finding: "ignore" (like an empty cell), "positive" or "negative",
+            for all findings or by finding, such as {"Edema": "positive", "*": "ignore"}.
         split: the column that names the split of each row.
         group: the column of patients, cases or studies; a group stays on one side of a split.
         captions: how to make texts of labels: "a photo of {label}", or {class: caption}.
         classes: names and order of the classes; by default those in the data, sorted.
         positives: "text", "label" or a column; rows with equal values are positive pairs.
+        all_files: know images in class folders by their content, whatever their suffix.
         weight: share of the mixture; by default in proportion to the number of rows.
     """
 
@@ -54,12 +58,17 @@ class Data:
     image: str = "image"
     text: str = "text"
     label: str | tuple[str, ...] | None = None
+    uncertain: str | Mapping[str, str] = "ignore"
     split: str = "split"
     group: str = "group"
     captions: str | Mapping[str, str] | None = None
     classes: tuple[str, ...] | None = None
     positives: str | None = None
+    all_files: bool = False
     weight: float | None = None
+
+    def __post_init__(self):
+        Policy(self.uncertain)
 
 
 @dataclass(frozen=True)

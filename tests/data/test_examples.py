@@ -3,10 +3,14 @@
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from PIL import Image
+from pyarrow import parquet
 
-from medsiglip_jax.data import examples
+from medsiglip_jax.data import examples, loader
 from medsiglip_jax.data.examples import Examples, check_disjoint, split_by_group
+from medsiglip_jax.data.order import Once
 
 
 def csv(tmp_path, text, name="m.csv"):
@@ -63,7 +67,7 @@ def test_captions_are_made_of_labels(tmp_path):
 @pytest.mark.parametrize(
     "text, arguments, message",
     [
-        ("img,text\na,b\n", {}, "no column 'image'; there are img, text"),
+        ("scan,text\na,b\n", {}, "no column 'image'; there are scan, text"),
         ("image\na\n", dict(label="dx"), "no column 'dx'; there are image"),
         ("image\na\n", dict(text="caption"), "no column 'caption'"),
         ("image,text\n,b\nc,d\n,e\n", {}, r"'image', line 2: no value \(2 rows in all\)"),
@@ -77,7 +81,7 @@ def test_captions_are_made_of_labels(tmp_path):
         ("image\na\n", dict(captions="{label}"), "captions need label="),
         ("image\na\n", dict(positives="text"), "needs a text column"),
         ("image\na\n", dict(positives="label"), "needs label="),
-        ("img\na\n", dict(label="y", split="fold"), "'image'.*'fold'.*'y'"),
+        ("scan\na\n", dict(label="y", split="fold"), "'image'.*'fold'.*'y'"),
     ],
 )
 def test_all_problems_of_a_table_are_one_message(tmp_path, text, arguments, message):
@@ -164,3 +168,24 @@ def test_a_split_that_is_not_there_is_refused():
 def test_columns_must_be_of_one_length():
     with pytest.raises(ValueError, match="texts has 1 entries for 2 images"):
         Examples(["a", "b"], texts=["x"])
+
+
+def test_pictures_in_parquet_train_as_files_do(tmp_path):
+    """The same batches as from the files that were packed."""
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 9, 8, 3), dtype=np.uint8)
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+    names, texts = [f"{i}.png" for i in range(3)], list("abc")
+    cells = [{"bytes": (tmp_path / name).read_bytes(), "path": name} for name in names]
+    for name, column in (("files", names), ("cells", cells)):
+        table = pa.table({"image": column, "caption": texts})
+        parquet.write_table(table, tmp_path / f"{name}.parquet")
+    batches = []
+    for name in ("files", "cells"):
+        with pytest.warns(UserWarning, match="'caption' is read as texts"):
+            found = examples.read(tmp_path / f"{name}.parquet")
+        assert found.texts == texts
+        source = loader.Input((found,), Once((3,)), 8)
+        batches += list(loader.epoch_batches(source, 3))
+    np.testing.assert_array_equal(batches[0]["image"], batches[1]["image"])
+    assert batches[1]["mask"].all()

@@ -1,11 +1,15 @@
 """Files with several frames become several rows, wherever they are named."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from dicom_files import CINE, made
+from PIL import Image
+from pyarrow import parquet
 
 from medsiglip_jax.data import expansion, inputs
 from medsiglip_jax.preprocess import sources
+from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.facts import UnreadableImage
 from medsiglip_jax.preprocess.names import Range, part_of
 from medsiglip_jax.preprocess.parts import Parts
@@ -79,3 +83,39 @@ def test_rows_are_few_chunks_of_memory(cine):
         (cine / f"{n}.dcm").write_bytes((cine / "a.dcm").read_bytes()[: 9000 * (n % 2 + 1)])
     found = inputs.rows([cine], parts=Parts("all")).table
     assert len(found) > 50 and max(column.num_chunks for column in found.columns) <= 2
+
+
+def test_pages_of_pictures_become_rows(cine, tmp_path):
+    """Beside DICOM, in tables of pictures, and where a file has one page, as itself."""
+    pages = [Image.fromarray(frame) for frame in CINE[:3]]
+    pages[0].save(cine / "d.tif", save_all=True, append_images=pages[1:])
+    found = inputs.rows([cine], parts=Parts("every=2"))
+    assert [row.id for row in found if row.id[0] in "cd"] == [
+        "c.png",
+        "d.tif#frame=0",
+        "d.tif#frame=2",
+    ]
+    table = pa.table({"image": [(cine / "d.tif").read_bytes()]})
+    parquet.write_table(table, tmp_path / "t.parquet")
+    rows = inputs.rows([tmp_path / "t.parquet"], parts=Parts("all"))
+    assert [row.id for row in rows] == [f"t.parquet:1#frame={n}" for n in range(3)]
+    np.testing.assert_array_equal(sources.read(rows[2].source)[0], CINE[2])
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [(Parts(series=True), "--series has no effect"), (Parts(mpp=0.5), "--mpp has no effect")],
+)
+def test_parts_that_no_input_has_are_told(cine, parts, said):
+    with pytest.warns(UserWarning, match=said):
+        assert len(inputs.rows([cine / "c.png"], parts=parts)) == 1
+
+
+def test_rules_that_no_input_needs_are_told(cine, recwarn):
+    pictures, rules = [f"{cine}/c.png", "b.jpg#frame=1"], Rules(ct_window=(350, 40), volume="ct")
+    expansion.warn_of_unused(Rules(), pictures)
+    for other in ("x.dcm", "noname", "shard.tar#0:9", "v.nii.gz#frame=2"):
+        expansion.warn_of_unused(rules, [*pictures, other])
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="^--ct-window, --volume: without effect"):
+        expansion.warn_of_unused(rules, pictures)

@@ -14,7 +14,7 @@ import pytest
 from image_files import FILES, cells, contents, put
 from pyarrow import parquet
 
-from medsiglip_jax.data import inputs, tables
+from medsiglip_jax.data import examples, inputs, tables
 from medsiglip_jax.preprocess.facts import UnreadableImage
 from medsiglip_jax.preprocess.sources import read_bytes
 
@@ -151,13 +151,13 @@ def test_columns_and_root_are_chosen(folder, tmp_path):
     assert len(inputs.rows([path], image="path", text=None, root=folder)) == 3
     columns["text"] = columns.pop("note")
     path = write_manifest(f"{tmp_path}/lists/m.csv", columns)
-    assert [row.id for row in inputs.rows([path], id="key")] == ["x", "y", "z"]
+    assert [row.id for row in inputs.rows([path], image=None, id="key")] == ["x", "y", "z"]
 
 
 @pytest.mark.parametrize(
     "text, arguments, message",
     [
-        ("path,note\na,b\n", {}, "no column 'image' or 'text'; there are path, note"),
+        ("scan,note\na,b\n", {}, "no column 'image' or 'text'; there are scan, note; name it"),
         ("image\na\n", {"text": "note"}, "no column 'note'; there are image"),
         ("x\na\n", {"text": "note", "id": "key"}, "no column 'note'.*; no column 'key'"),
         (
@@ -176,13 +176,44 @@ def test_a_bad_manifest_is_one_line(tmp_path, text, arguments, message):
     assert str(caught.value).startswith(path) and "\n" not in str(caught.value)
 
 
-def test_pictures_in_a_manifest_are_refused_unread(tmp_path, monkeypatch):
-    table = pa.table({"image": [{"bytes": b"\x89PNG", "path": None}], "text": ["a"]})
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # of Hugging Face's datasets
+
+
+def test_pictures_in_parquet_are_images(place):
+    """Named as they were outside, or by their row where they had no name or that of another."""
+    cells = [
+        {"bytes": b"\x89PNG 0", "path": "a.png"}, {"bytes": b"\x89PNG 1", "path": None},
+        {"bytes": None, "path": "b.png"}, None, {"bytes": b"\xff\xd8 4", "path": "a.png"},
+    ]  # fmt: skip
+    table = pa.table({"image": pa.array(cells, IMAGE), "text": ["0", "1", "2", "3", ""]})
+    want = {"a.png": b"\x89PNG 0", "m.parquet:2": b"\x89PNG 1", "b.png": b"outside"}
+    want["m.parquet:5"] = b"\xff\xd8 4"
+    put(f"{place}/b.png", b"outside")
+    for name, rows in (("m.parquet", table), ("n.parquet", table[:2])):
+        parquet.write_table(rows, file := io.BytesIO(), row_group_size=2)
+        put(f"{place}/{name}", file.getvalue())
+    found = inputs.rows([f"{place}/m.parquet"])
+    assert contents(found) == want
+    assert [row.id for row in found[4:]] == ["a.png", "m.parquet:2", "b.png", "m.parquet:4"]
+    assert found[1].source == f"{place}/m.parquet#row=1,image"
+    both = inputs.rows([f"{place}/m.parquet", f"{place}/n.parquet"], text=None)
+    assert len(both) == 6 and f"{place}/n.parquet/a.png" in contents(both)
+    plain = pa.table({"image": [b"\x89PNG", None, b""]})  # without names
+    parquet.write_table(plain, file := io.BytesIO())
+    found = inputs.rows([put(f"{place}/p.parquet", file.getvalue())])
+    assert contents(found) == {"p.parquet:1": b"\x89PNG"}
+    assert found.skipped == {"table rows without an image or a text": 2}
+
+
+def test_pictures_in_parquet_are_not_read_when_they_are_listed(tmp_path, monkeypatch):
+    table = pa.table({"image": pa.array([{"bytes": b"\x89PNG", "path": "a"}], IMAGE)})
     parquet.write_table(table, tmp_path / "m.parquet")
-    assert len(inputs.rows([tmp_path / "m.parquet"], image=None)) == 1
-    monkeypatch.setattr(parquet.ParquetFile, "read", forbidden := Mock())
-    with pytest.raises(ValueError, match="'image' holds struct<bytes: binary.*expected strings"):
-        inputs.rows([tmp_path / "m.parquet"], text=None)
+    read, whole = [], parquet.ParquetFile.read
+    monkeypatch.setattr(
+        parquet.ParquetFile, "read", lambda self, names: (read.extend(names), whole(self, names))[1]
+    )
+    monkeypatch.setattr(parquet.ParquetFile, "read_row_group", forbidden := Mock())
+    assert len(inputs.rows([tmp_path / "m.parquet"])) == 1 and read == ["image.path"]
     forbidden.assert_not_called()
 
 
@@ -196,14 +227,7 @@ def test_lists_and_objects_in_json_are_no_paths(place):
     assert [row.id for row in inputs.rows([path])] == ["a"]
     put(path, json.dumps(lines[2]))
     with pytest.raises(ValueError, match="'image' holds an object in line 1, expected strings$"):
-        tables_problems(path)
-
-
-def tables_problems(path):
-    """As training reads it: first whether cells are empty, then the cells."""
-    table = tables.read_table(path)
-    table.column("image")
-    table.raise_problems()
+        examples.read(path)
 
 
 def test_ids_of_several_inputs_are_told_apart_by_paths(tmp_path):
@@ -236,13 +260,14 @@ def test_ids_of_a_column_are_never_changed(tmp_path):
 def test_a_shard_is_the_folder_that_was_put_in_it(place, format):
     long = {f"{'n' * 90}/{'m' * 90}.png": b"long" * 300}
     texts = {f"{os.path.splitext(name)[0]}.txt": name.encode() for name in FILES}
-    noise = {"sub/.h.png": b"x", "b.json": b"{}", "b.cls": b"1", "e.txt": b" \n", "README": b"x"}
+    noise = {"sub/.h.png": b"x", "c.json": b"{}", "b.cls": b"1", "e.txt": b" \n", "README": b"x"}
     members = {f"./{n}": c for n, c in {**FILES, **long, **texts, **noise}.items()}
     found = inputs.rows([put(f"{place}/s.tar", tar_of(members, format))])
     images = {os.path.splitext(name)[0]: content for name, content in {**FILES, **long}.items()}
     assert contents(found) == images and [r.id for r in found[: len(images)]] == list(images)
     want = [(os.path.splitext(name)[0], "text", name) for name in FILES]
     assert cells(found[len(images) :]) == want
+    assert found.skipped == {".cls": 1, ".json": 1, "no suffix": 1}
 
 
 def test_shards_are_found_and_their_equal_keys_told_apart(place):
@@ -255,9 +280,6 @@ def test_shards_are_found_and_their_equal_keys_told_apart(place):
     for given in ([f"{place}/*.tar"], [f"{place}/1.tar", f"{place}/2.tar"]):
         assert contents(inputs.rows(given)) == want
     assert [row.id for row in inputs.rows([f"{place}/2.tar"])] == ["k", "k"]
-    put(f"{place}/1.tar", tar_of({"k.png": b"", "k.jpg": b""}))
-    with pytest.raises(ValueError, match="1.tar/k is given twice"):
-        inputs.rows([f"{place}/1.tar"])
 
 
 SHARD = tar_of({f"{i}.png": bytes([i]) * (300 * i) for i in range(5)} | {"0.txt": b"text"})
@@ -308,20 +330,6 @@ def negative_size():
     return bytes(data)
 
 
-SPARSE = {"GNU.sparse.map": "0,1", "GNU.sparse.size": "9"}
-
-
-def member_of(type, name="a.png", **fields):
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as tar:
-        member = tarfile.TarInfo(name)
-        member.type = type
-        for field, value in fields.items():
-            setattr(member, field, value)
-        tar.addfile(member)
-    return file.getvalue()
-
-
 @pytest.mark.parametrize(
     "data, message",
     [
@@ -329,11 +337,6 @@ def member_of(type, name="a.png", **fields):
         (b"\x28\xb5\x2f\xfd\0\0\0\0", "zstd file"),
         (b"\x89PNG and so on" * 100, "not a tar"),
         (negative_size(), "negative size"),
-        (member_of(tarfile.SYMTYPE, linkname="b.png"), "a.png is a link"),
-        (member_of(tarfile.LNKTYPE, linkname="b.png"), "a.png is a link"),
-        (member_of(tarfile.FIFOTYPE), "a.png is not a file"),
-        (member_of(tarfile.REGTYPE, pax_headers=SPARSE), "a.png is sparse"),
-        (tar_of({"a.txt": b"\xff"}), "a.txt, line 1: not UTF-8"),
     ],
 )  # fmt: skip
 def test_a_shard_without_places_for_its_images_is_refused(tmp_path, data, message):
@@ -410,9 +413,31 @@ def test_texts_are_lines(place):
     assert [row.text for row in inputs.rows([path])] == [
         "one\x0cline\u2028of\x85four\x1cparts", "two",
     ]  # fmt: skip
-    put(path, b"a\n\xff\n")
-    with pytest.raises(ValueError, match=r"t.TXT, line 2: not UTF-8"):
-        inputs.rows([path])
+    put(path, b"a\n\xff\nb\n")
+    found = inputs.rows([path])
+    assert [(row.id, row.text) for row in found] == [
+        ("t.TXT:1", "a"), ("t.TXT:2", ""), ("t.TXT:3", "b"),
+    ]  # fmt: skip
+    assert found.reasons == [None, "line 2: not UTF-8 text (invalid start byte)", None]
+    (row,) = inputs.rows([put(path, "a\nb\n".encode("utf-16"))])
+    assert row.reason is not None and "UTF-16" in row.reason
+
+
+def test_lines_that_name_images_are_images(tmp_path):
+    put(f"{tmp_path}/in/a.png", b"1")
+    put(f"{tmp_path}/b.JPG", b"2")
+    path = put(f"{tmp_path}/in/list.txt", f"a.png\n\n{tmp_path}/b.JPG\na.png\n")
+    with pytest.warns(UserWarning, match="list.txt: its lines are read as names of images"):
+        found = inputs.rows([path])
+    assert contents(found) == {"a.png": b"1", f"{tmp_path}/b.JPG": b"2", "list.txt:4": b"1"}
+    with pytest.warns(UserWarning, match="read as names"):
+        found = inputs.rows([path], root=tmp_path)
+    assert found[0].source == f"{tmp_path}/a.png"
+    found = inputs.rows([tmp_path / "in"])
+    assert contents(found) == {"a.png": b"1"} and found.skipped == {"lists of images (.txt)": 1}
+    put(path, "a.png\na text\n")
+    with pytest.warns(UserWarning, match="1 of its 2 lines are names of images"):
+        assert [row.kind for row in inputs.rows([path])] == ["text", "text"]
 
 
 @pytest.mark.parametrize("given", [("image", "text", "id"), ("image", "text"), ("text",)])

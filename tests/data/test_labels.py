@@ -59,14 +59,75 @@ def test_what_is_no_label_is_refused_in_the_same_words(tmp_path):
         evaluated.of_rows(rows, ["edema"], LabelColumns(), Policy())
 
 
-def test_a_class_of_the_name_of_uncertain_is_not_made_silently(tmp_path):
+def test_a_class_is_not_called_uncertain(tmp_path):
+    """One column of a finding is the same finding for training and for probes."""
+    path = table(tmp_path, ["1", "-1.0", "0", ""])
+    with pytest.warns(UserWarning, match="'edema' is read as a finding, since it holds -1"):
+        found = examples.read(path, label="edema", uncertain="negative")
+    assert found.classes == ("edema",) and found.labels.dtype == np.float32
+    np.testing.assert_array_equal(found.labels, np.float32([[1], [0], [0], [np.nan]]))
     path = table(tmp_path, ["1", "-1", "0"])
-    with pytest.warns(UserWarning, match=r"names of classes, one of them '-1'.*label=\('edema',\)"):
-        assert examples.read(path, label="edema").classes == ("-1", "0", "1")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         examples.read(path, label="edema", classes=("0", "1", "-1"))
         examples.read(table(tmp_path, ["mild", "-1", "none"]), label="edema")
+
+
+def test_a_policy_may_differ_by_finding(tmp_path):
+    """As for CheXpert; the others are ignored, or as "*" says. For all who read labels."""
+    cells = [dict(zip(("edema", "mass", "nodule"), row, strict=True)) for row in (
+        ("-1", "-1", "-1"), ("1", "0", ""), ("Uncertain", "Positive", "absent"))]  # fmt: skip
+    text = "image,edema,mass,nodule\n" + "".join(
+        f"{i},{','.join(row.values())}\n" for i, row in enumerate(cells)
+    )
+    (tmp_path / "m.csv").write_text(text)
+    names, unknown = ("edema", "mass", "nodule"), np.nan
+    for uncertain, want in (
+        ({"edema": "positive"}, [[1, unknown, unknown], [1, 0, unknown], [1, 1, 0]]),
+        ({"mass": "negative", "*": "positive"}, [[1, 0, 1], [1, 0, unknown], [1, 1, 0]]),
+    ):
+        policy = Policy(uncertain)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            found = examples.read(tmp_path / "m.csv", label=names, uncertain=uncertain)
+        said = [str(w.message).rpartition(": ")[2] for w in told]
+        assert said == ([] if "*" in uncertain else ["mass 1, nodule 1"])
+        np.testing.assert_array_equal(found.labels, np.float32(want))
+        scored, _ = evaluated.of_rows(cells, names, LabelColumns(), policy)
+        np.testing.assert_array_equal(scored, found.labels)
+    misspelt = "^.*uncertain names 'oedema'; the findings are edema, mass, nodule$"
+    for read in (
+        lambda policy: examples.read(tmp_path / "m.csv", label=names, uncertain=policy.uncertain),
+        lambda policy: evaluated.of_rows(cells, names, LabelColumns(), policy),
+    ):
+        with pytest.raises(ValueError, match=misspelt):
+            read(Policy({"oedema": "positive"}))
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ("positive", "positive"), ("Edema=positive", {"Edema": "positive"}),
+        ("negative, Pleural Effusion=positive", {"*": "negative", "Pleural Effusion": "positive"}),
+    ],
+)  # fmt: skip
+def test_policies_of_the_command_line(text, want):
+    assert labels.parse_uncertain(text) == want and Policy(want).uncertain == want
+
+
+@pytest.mark.parametrize(
+    ("column", "want"),
+    [
+        (np.int32([0, 1, 2, -1]), []),
+        (np.int32([0, 0, -1]), ["no image of the class b, c", "all images are of one class, a"]),
+        (np.float32([[0, 1, np.nan], [0, 1, np.nan]]), [
+            "no known label of the finding c", "no positive of the finding a",
+            "no negative of the finding b"]),
+        (np.float32([[0, 1, 0], [1, 0, 1]]), []),
+    ],
+)  # fmt: skip
+def test_what_labels_cannot_teach(column, want):
+    assert labels.lacking(column, "abc") == want
 
 
 def test_classes_sort_as_numbers_if_all_are():

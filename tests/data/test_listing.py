@@ -1,11 +1,16 @@
 """Folders, links and globs, local and remote: which files they name, and in which order."""
 
+import io
+from collections import Counter
+
 import fsspec
 import numpy as np
 import pytest
 from image_files import FILES, cells, contents, put
+from PIL import Image
 
-from medsiglip_jax.data import inputs, tables
+from medsiglip_jax.data import expansion, inputs, tables
+from medsiglip_jax.preprocess.parts import Parts
 
 
 def test_a_folder_is_its_images(folder):
@@ -33,6 +38,7 @@ def test_a_folder_is_named_as_it_was_given(folder, tmp_path, monkeypatch):
         assert inputs.rows(["place//"])[0].source == "place/b.png"
 
 
+@pytest.mark.filterwarnings("ignore:.*skipped other files")  # the link to itself
 def test_links_are_followed_but_not_round_in_circles(tmp_path):
     put(f"{tmp_path}/far/x/1.png", b"1")
     put(f"{tmp_path}/near/2.png", b"2")
@@ -70,3 +76,26 @@ def test_a_file_that_looks_like_a_glob_is_that_file(tmp_path):
     put(f"{tmp_path}/scan[1].png", b"1")
     put(f"{tmp_path}/scan1.png", b"2")
     assert contents(inputs.rows([tmp_path / "scan[1].png"])) == {"scan[1].png": b"1"}
+
+
+def test_all_files_are_looked_into_on_request(tmp_path):
+    """DICOM and pictures of any name, but not what only looks like text, local and remote."""
+    Image.new("L", (8, 8)).save(picture := io.BytesIO(), "JPEG")
+    dicom = bytes(128) + b"DICM"
+    files = {
+        "1.CT": dicom, "2.acr": dicom, "sub/3.seg": dicom, "4.jpe": picture.getvalue(),
+        "5.md": b"# title\n\nsome text", "6.csv": b"image\na", "7.bin": b"", "8": dicom,
+    }  # fmt: skip
+    for top in (tmp_path / "x", "memory://all/x"):
+        for name, content in files.items():
+            put(f"{top}/{name}", content)
+        found = inputs.rows([top], all_files=True)
+        assert [row.id for row in found] == ["1.CT", "2.acr", "4.jpe", "8", "sub/3.seg"]
+        assert found.skipped == {".bin": 1, ".csv": 1, ".md": 1}
+    found = inputs.rows([tmp_path / "x"])
+    assert [row.id for row in found] == ["8"]
+    left_out = {".acr": 1, ".bin": 1, ".csv": 1, ".ct": 1, ".jpe": 1, ".md": 1, ".seg": 1}
+    assert found.skipped == left_out
+    skipped = Counter()
+    assert expansion.names([str(tmp_path / "x")], Parts(), skipped=skipped) == [f"{tmp_path}/x/8"]
+    assert skipped == left_out

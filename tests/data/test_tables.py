@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from medsiglip_jax.data import examples, tables
+from medsiglip_jax.data import examples, inputs, tables
 from medsiglip_jax.data.tables import read_table
 
 ROWS = [
@@ -105,12 +105,27 @@ def touch(folder, *names):
 def test_class_folders(tmp_path):
     touch(tmp_path, "dog/2.png", "dog/1.png", "cat/sub/3.png", "cat/.hidden.png")
     (tmp_path / "cat" / "notes.md").write_text("no image")
-    found = examples.read(tmp_path, captions="a {label}")
+    with pytest.warns(UserWarning, match=f"^{tmp_path}: skipped other files .*: .md 1; --all-"):
+        found = examples.read(tmp_path, captions="a {label}")
     assert [p.removeprefix(f"{tmp_path}/") for p in found.images] == [
         "cat/sub/3.png", "dog/1.png", "dog/2.png",
     ]  # fmt: skip
     assert found.classes == ("cat", "dog") and found.labels.tolist() == [0, 1, 1]
     assert found.texts == ["a cat", "a dog", "a dog"] and found.splits is None
+
+
+def test_images_of_class_folders_are_those_that_embed_finds(tmp_path):
+    """DICOM files without a suffix, too, which are known by their content."""
+    touch(tmp_path, "cat/3.png")
+    (tmp_path / "dog" / "x").mkdir(parents=True)
+    (tmp_path / "dog" / "x" / "1.2.840.7").write_bytes(bytes(128) + b"DICM")
+    found = examples.read(tmp_path)
+    assert found.images == [row.source for row in inputs.rows([tmp_path])]
+    assert found.labels.tolist() == [0, 1]
+    (tmp_path / "dog" / "y.CT").write_bytes(bytes(128) + b"DICM")
+    found = examples.read(tmp_path, all_files=True)
+    assert found.images == [row.source for row in inputs.rows([tmp_path], all_files=True)]
+    assert len(found) == 3
 
 
 def test_split_folders(tmp_path):

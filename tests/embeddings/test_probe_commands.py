@@ -106,7 +106,9 @@ def test_images_are_embedded_as_the_probe_demands(checkpoint, pictures, tmp_path
     assert fitted.provenance == Provenance(
         16, model.sha256, "serving", False, str(checkpoint), Rules().to_dict()
     )
-    results = prediction.predict_inputs(fitted, model, [str(pictures)], batch_size=3)
+    with pytest.warns(UserWarning, match="skipped other files .*: .md 1"):
+        results = prediction.predict_inputs(fitted, model, [str(pictures)], batch_size=3)
+    (pictures / "notes.md").unlink()
     prediction.predict(fitted, Embeddings(run), tmp_path / "s.csv")
     rows = {row["id"]: row for row in read_csv(tmp_path / "s.csv")}
     unreadable = [r for r in results if "error" in r]

@@ -1,9 +1,12 @@
 """Labels meet their embeddings, and splits keep patients together."""
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from embedding_runs import DIM, draw, read_csv, with_splits, write_labelled_run, write_table
 
+from medsiglip_jax.data import inputs
 from medsiglip_jax.embeddings.probe import features
 from medsiglip_jax.embeddings.provenance import Provenance
 
@@ -42,7 +45,7 @@ def test_labels_of_one_column_or_of_several(table):
     [
         (dict(image=["p00/0.png", "x"], label=["a", "b"]), {}, "1 of 2 labels have no embedding"),
         (dict(image=["x", "y"], label=["a", "b"]), {}, "2 of 2 .*the first 'x'.*are like 'p"),
-        (dict(file=["x"], label=["a"]), {}, "no column 'image'"),
+        (dict(scan=["x"], label=["a"]), {}, "no column 'image'"),
         (dict(id=["p00/0.png"], label=["a"]), {"label": "grade"}, "no column 'grade'; there are"),
         (dict(id=["p00/0.png"]), {}, "no column 'label'"),
         (dict(id=["p00/0.png"], label=["a"]), {"group": "group"}, "no column 'group'"),
@@ -93,3 +96,16 @@ def test_a_patient_on_both_sides_is_refused(table, tmp_path):
     path = write_table(tmp_path / "t.csv", **columns, split=splits)
     with pytest.raises(ValueError, match="groups are in both"):
         features.split(features.read(path, table[1], group="patient"))
+
+
+def test_labels_beside_pictures_in_parquet_meet_their_vectors(tmp_path):
+    """By the ids that `embed` gives such rows, of which some share a name."""
+    named = zip((b"0", b"1", b"2"), ("a", None, "a"), strict=True)
+    cells = [{"bytes": content, "path": path} for content, path in named]
+    data = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"image": cells, "label": ["x", "y", "z"]}), data)
+    ids = [row.id for row in inputs.rows([data])]
+    vectors, _ = draw(3)
+    found = features.read(data, write_labelled_run(tmp_path / "run", ids, vectors))
+    np.testing.assert_array_equal(found.vectors, vectors)
+    assert found.labels.tolist() == [0, 1, 2] and ids == ["a", "t.parquet:2", "t.parquet:3"]

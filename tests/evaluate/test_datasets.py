@@ -7,12 +7,14 @@ import json
 
 import fsspec
 import numpy as np
+import pyarrow as pa
 import pytest
 from miniatures import PAIRS, content, part, picture, read, shown, write
+from pyarrow import parquet
 
 from medsiglip_jax.data.labels import Policy
 from medsiglip_jax.evaluate import tasks
-from medsiglip_jax.evaluate.data import arrays, labels, reading, splits
+from medsiglip_jax.evaluate.data import arrays, folders, labels, reading, splits
 from medsiglip_jax.evaluate.data.arrays import pixmap
 from medsiglip_jax.preprocess.decode import decode
 from medsiglip_jax.preprocess.sources import read_bytes
@@ -569,6 +571,14 @@ def test_class_folders(tmp_path):
         assert list(shown(rows).values())[8] == {"colorectal adenocarcinoma epithelium"}
     with pytest.raises(FileNotFoundError, match="NCT-CRC-HE-100K: no folders of the classes ADI"):
         part("crc-val-he-7k", "train", tmp_path)
+    (tmp_path / "CRC-VAL-HE-7K/ADI/scan.CT").write_bytes(bytes(128) + b"DICM")
+    task = {**content("crc-val-he-7k"), "parts": {}}
+    for all_files, images in ((False, 9), (True, 10)):
+        task["data"] = {**content("crc-val-he-7k")["data"], "all_files": all_files}
+        layout = tasks.parse("mine", task).layout
+        found = folders.read(tasks.parse("mine", task), layout, tmp_path, Policy())
+        assert len(found) == images and found.counts == {"other files": 10 - images}
+    (tmp_path / "CRC-VAL-HE-7K/ADI/scan.CT").unlink()
     for name in reversed(CRC):
         picture(tmp_path / f"NCT-CRC-HE-100K/{name}/{name}-AAAA.tif")
     rows, found = part("crc-val-he-7k", "train", tmp_path)
@@ -775,3 +785,23 @@ def test_texts_of_images_with_labels(tmp_path):
     assert reading.texts(task, none) == ["", ""]
     with pytest.raises(ValueError, match="task mine has no texts for retrieval"):
         reading.texts(dataclasses.replace(task, retrieval=""), found)
+
+
+def test_pictures_in_parquet_are_images_with_labels(tmp_path):
+    """As Hugging Face's `datasets` writes them, in a table that a task names like any other."""
+    picture(tmp_path / "a.png", 7)
+    held = (tmp_path / "a.png").read_bytes()
+    cells = [{"bytes": held, "path": "x.png"}, {"bytes": None, "path": "../a.png"}]
+    columns = {"image": cells, "label": [1, 0], "boxes": [[1], [2]]}
+    (tmp_path / "data").mkdir()
+    parquet.write_table(pa.table(columns), tmp_path / "data" / "0.parquet")
+    data = {"adapter": "csv", "tables": [{"file": ["data/*.parquet"]}],
+            "images": {"path": ["{image}"]}, "labels": {"column": "label"}}  # fmt: skip
+    task = {**content("idrid"), "data": data, "parts": {}, "classes": [
+        {"name": name, "value": value, "present": [name]} for name, value in ("a0", "b1")
+    ]}  # fmt: skip
+    (tmp_path / "t.json").write_text(json.dumps(task))
+    _, found = reading.read(tasks.read(f"{tmp_path}/t.json"), tmp_path)
+    assert found.ids == ["data/0.parquet#row=0,image", "data/../a.png"]
+    assert found.labels.tolist() == [[0, 1], [1, 0]]
+    assert [read_bytes(source) for source in found.sources] == [held, held]

@@ -587,6 +587,7 @@ def test_list(capsys):
     assert {t["name"] for t in json.loads(capsys.readouterr().out)} == set(tasks.names())
 
 
+@pytest.mark.filterwarnings("ignore:--ct-window. without effect")
 def test_json_and_text(data, checkpoint, tmp_path, capsys):
     command = [
         "evaluate", "--task", str(data / "task.toml"), "--model", str(checkpoint), "--data",

@@ -1,6 +1,7 @@
 """Embedding files: every row accounted for, resumable, never half written."""
 
 import errno
+import http.server
 import io
 import json
 import os
@@ -9,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import warnings
 import zlib
@@ -29,7 +31,7 @@ from medsiglip_jax.inference.embed import EmbedOptions, embed
 from medsiglip_jax.inference.manifest import ERRORS, MANIFEST
 from medsiglip_jax.model import sharding
 from medsiglip_jax.preprocess import bytes as content
-from medsiglip_jax.preprocess import sources
+from medsiglip_jax.preprocess import facts, sources
 from medsiglip_jax.preprocess.dicom.rules import Rules
 
 TERMS = references.model_terms(references.SMALL)
@@ -346,6 +348,93 @@ def test_a_network_is_tried_again(monkeypatch):
     monkeypatch.setattr(content, "_PAUSES", (0.0,))
     with pytest.raises(content.Outage, match="net/a: cannot be read: ConnectionError: reset"):
         sources.read_bytes("memory://net/a")
+
+
+@pytest.fixture
+def web(pictures):
+    """Serves a picture at /200/…, and answers /403/… with that status; and what was asked for."""
+    picture, asked = (pictures / "0.png").read_bytes(), []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            status = int(self.path.split("/")[1])
+            asked.append(self.path)
+            body = picture if status == 200 else b""
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", asked
+        server.shutdown()
+
+
+def addresses(tmp_path, *urls):
+    (tmp_path / "urls.csv").write_text("image\n" + "\n".join(urls))
+    return manifest.rows([tmp_path / "urls.csv"])
+
+
+def test_a_dead_address_is_one_unreadable_row(model, web, tmp_path, monkeypatch):
+    """Whether the server says so at once, or fails at each try; but nobody's password is a row."""
+    pytest.importorskip("aiohttp")
+    monkeypatch.setattr(content, "_PAUSES", (0.0, 0.0))
+    (url, asked), out = web, tmp_path / "out"
+    dead = {403: 1, 404: 1, 410: 1, 451: 1, 429: 3, 500: 3, 503: 3}
+    paths = [f"/{status}/x" for status in dead]
+    with socket.socket() as free:  # a port at which nobody listens
+        free.bind(("127.0.0.1", 0))
+        closed = f"http://127.0.0.1:{free.getsockname()[1]}/x"
+    rows = addresses(tmp_path, f"{url}/200/a", *(url + path for path in paths), closed)
+    result = embed(model, rows, out, EmbedOptions())
+    assert result.embedded == 1 and result.errors == len(dead) + 1
+    reasons = {e["source"]: e["reason"] for e in pq.read_table(out / ERRORS).to_pylist()}
+    for (status, tries), path in zip(dead.items(), paths, strict=True):
+        assert asked.count(path) == tries
+        assert status == 404 or reasons[url + path].startswith(f"HTTP {status} ")
+    with pytest.raises(content.Outage, match="/401/x: cannot be read: .*401"):
+        embed(model, addresses(tmp_path, f"{url}/401/x"), tmp_path / "again")
+
+
+def test_a_name_that_cannot_be_looked_up_is_an_outage(tmp_path, monkeypatch):
+    def fail(file, span):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(content, "_read_remote", fail)
+    monkeypatch.setattr(content, "_PAUSES", ())
+    with pytest.raises(content.Outage, match="Name or service not known"):
+        sources.read_bytes("https://nowhere.example/a.png")
+
+
+@pytest.mark.parametrize("error", [PermissionError("denied"), OSError("Forbidden: a\nno access")])
+def test_what_a_bucket_refuses_is_one_unreadable_row(monkeypatch, error):
+    """As s3fs and gcsfs say it."""
+
+    def fail(file, span):
+        raise error
+
+    monkeypatch.setattr(content, "_read_remote", fail)
+    with pytest.raises(facts.Refused, match="permission denied|HTTP 403"):
+        sources.read_bytes("memory://bucket/a.png")
+
+
+def test_many_dead_addresses_in_a_row_are_an_outage(model, web, tmp_path, monkeypatch):
+    pytest.importorskip("aiohttp")
+    monkeypatch.setattr(content, "_PAUSES", ())
+    monkeypatch.setattr("medsiglip_jax.inference.engine.REFUSED_IN_ROW", 5)
+    url, _ = web
+    statuses = [403] * 4 + [200] + [503] * 3 + [200] + [403] * 5
+    rows = addresses(tmp_path, *(f"{url}/{status}/{i}" for i, status in enumerate(statuses)))
+    result = embed(model, rows[:9], tmp_path / "few", EmbedOptions(batch_size=2))
+    assert result.errors == 7
+    with pytest.raises(content.Outage, match="^5 inputs in a row .*the last .*/403/13: HTTP 403"):
+        embed(model, rows, tmp_path / "out", EmbedOptions(batch_size=2))
+    result = embed(model, rows, tmp_path / "out", EmbedOptions(batch_size=2, max_errors=12))
+    assert result.errors == 12
 
 
 def test_files_that_vanish_all_at_once_are_a_disk_that_is_gone(model, tmp_path, monkeypatch):

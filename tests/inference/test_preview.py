@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import tarfile
 
 import imagecodecs
 import numpy as np
@@ -275,3 +276,26 @@ def test_it_needs_no_model_and_no_jax(folder, tmp_path):
         "assert code == 3 and not {'jax', 'tensorflow'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_rows_that_were_listed_as_bad_are_unreadable(pictures, tmp_path):
+    """Such as the second image of a key in a shard, though its bytes are an image."""
+    with tarfile.open(tmp_path / "s.tar", "w") as file:
+        for name in ("0.png", "0.jpg"):
+            file.add(pictures / "0.png", name)
+    result = preview(inputs.rows([tmp_path / "s.tar"]), tmp_path / "p.html")
+    first, second = result["images"]
+    assert "error" not in first and "second image of the key '0'" in second["error"]
+
+
+def test_what_is_skipped_is_told_as_by_embed(checkpoint, pictures, tmp_path, capsys):
+    """On stderr by both, and in the manifest."""
+    (pictures / "7.CT").write_bytes(b"x")
+    page, out = str(tmp_path / "p.html"), str(tmp_path / "e")
+    cli.main(["preview", str(pictures), "--output", page])
+    previewed = capsys.readouterr().err
+    cli.main(["embed", "--model", str(checkpoint), "--output", out, str(pictures)])
+    line = "skipped other files in folders and shards: .ct 1, .md 1; --all-files looks for images"
+    assert line in previewed and line in capsys.readouterr().err
+    manifest = json.loads((tmp_path / "e" / "manifest.json").read_text())
+    assert manifest["skipped"] == {".ct": 1, ".md": 1}

@@ -7,17 +7,19 @@ import warnings
 import zlib
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import Image, ImageSequence, features
 
-from medsiglip_jax.preprocess import facts, xla
+from medsiglip_jax.preprocess import facts, sources, xla
 from medsiglip_jax.preprocess.codec import pil_codec
 from medsiglip_jax.preprocess.decode import decode, decode_with_facts
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.facts import UnreadableImage
 from medsiglip_jax.preprocess.load import load_images
+from medsiglip_jax.preprocess.names import parse
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (6, 5, 3), dtype=np.uint8)
@@ -293,15 +295,48 @@ def test_pixels_without_an_agreed_range_are_refused(values, message):
             decode(item)
 
 
-def test_first_frame():
-    second = Image.fromarray(255 - RGB)
-    tiff = encoded(RGB, "TIFF", save_all=True, append_images=[second])
-    np.testing.assert_array_equal(decode(tiff), RGB)
-    apng = encoded(RGB, "PNG", save_all=True, append_images=[second])
-    np.testing.assert_array_equal(decode(apng), RGB)
-    frames = [palette_image(), palette_image().transpose(Image.Transpose.ROTATE_180)]
-    gif = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    np.testing.assert_array_equal(decode(gif), RGB)
+@pytest.mark.parametrize("format", ["TIFF", "PNG", "WEBP", "GIF", "AVIF"])
+def test_pages_and_frames(format, tmp_path):
+    """The first, unless one is asked for: then what PIL shows there, in any order of asking."""
+    if format == "AVIF" and not features.check("avif"):
+        pytest.skip("this build of PIL has no AVIF")
+    shown = [Image.fromarray(p) for p in (RGB, 255 - RGB, np.roll(RGB, 1, 0))]
+    how = {} if format in ("TIFF", "GIF") else {"lossless": True}
+    data = encoded(shown[0], format, save_all=True, append_images=shown[1:], duration=9, **how)
+    (tmp_path / "pages").write_bytes(b"before" + data)
+    source = f"{tmp_path}/pages#6:{len(data)}"
+    assert sources.frames(*parse(source)) == 3
+    want = [
+        np.asarray(f.convert("RGB")) for f in ImageSequence.Iterator(Image.open(io.BytesIO(data)))
+    ]
+    if format in ("TIFF", "PNG"):
+        np.testing.assert_array_equal(want[1], 255 - RGB)
+    for number in (2, 0, 1):
+        pixels, seen = sources.read(f"{source}#frame={number}")
+        np.testing.assert_array_equal(pixels, want[number])
+        assert (seen.frames, seen.frame) == (3, number)
+        np.testing.assert_array_equal(decode(data, Rules(frame=number)), want[number])
+    pixels, seen = decode_with_facts(data)
+    np.testing.assert_array_equal(pixels, want[0])
+    assert (seen.frames, seen.frame) == (3, 0)
+    for asked in (lambda: sources.read(f"{source}#frame=3"), lambda: decode(data, Rules(frame=3))):
+        with pytest.raises(UnreadableImage, match=f"{format} of 3 pages; number 3 is asked for"):
+            asked()
+
+
+def test_a_damaged_later_page_does_not_cost_the_first():
+    whole = encoded(RGB, "TIFF", save_all=True, append_images=[Image.fromarray(255 - RGB)])
+    first = len(encoded(RGB, "TIFF"))
+    for end in range(first, len(whole), 7):
+        np.testing.assert_array_equal(decode(whole[:end]), RGB)
+
+
+def test_a_single_image_has_one_frame():
+    """A thumbnail in a JPEG (MPO) and the layers of other formats are no pages."""
+    mpo = encoded(RGB, "MPO", save_all=True, append_images=[Image.fromarray(255 - RGB)])
+    for data in (mpo, encoded(RGB, "JPEG"), encoded(RGB, "BMP")):
+        np.testing.assert_array_equal(decode(data, Rules(frame=1)), decode(data))
+        assert decode_with_facts(data)[1].frames == 1
 
 
 def test_exif_orientation_is_reported_not_applied():
@@ -393,7 +428,7 @@ def test_no_noise_where_pil_only_warns(monkeypatch):
         (Image.new("RGB", (0, 3)), "PIL image .mode RGB, 0x3.: no pixels"),
         (np.zeros((0, 3, 3), np.uint8), r"uint8 array \(0, 3, 3\): no pixels"),
         (np.zeros((3, 3, 5), np.uint8), r"uint8 array \(3, 3, 5\): expected.*channels last"),
-        (np.zeros((1, 3, 3, 3), np.uint8), "expected a path, bytes, a PIL image"),
+        (np.zeros((1, 3, 3, 3), np.uint8), "expected a path, bytes, an open file"),
         (np.zeros((3, 3), np.float32), "float32 array .*expected.*uint8/uint16"),
         (np.zeros((3, 3), np.int16), "int16 array"),
         (np.zeros((3, 3), np.uint32), "uint32 array"),
@@ -482,3 +517,43 @@ def test_fuzzed_files_decode_or_are_unreadable(torture):
             refused += 1
             assert len(str(error)) < 400 and "\n" not in str(error)
     assert 0.3 < refused / (1000 * torture) < 0.95
+
+
+class Tensor:
+    """As far as torch's are used; importing torch takes seconds."""
+
+    def __init__(self, pixels):
+        self.numpy, self.shape, self.dtype = (lambda: pixels), pixels.shape, f"torch.{pixels.dtype}"
+        self.cpu = self.detach = lambda: self
+
+    def __array__(self, *_, **__):
+        raise TypeError("is on a device, or has a gradient")
+
+
+def test_images_in_other_containers():
+    """Open files, {"bytes", "path"} of Hugging Face, and tensors, by themselves or mixed."""
+    data = encoded(RGB)
+    written = io.BytesIO()
+    written.write(data)  # and stands at its end
+    tensors = [jnp.asarray(RGB)]
+    tensors += [Tensor(RGB), Tensor(RGB.transpose(2, 0, 1))]
+    items = [{"bytes": data, "path": "gone.png"}, {"bytes": data}, written, *tensors]
+    for item in items:
+        np.testing.assert_array_equal(decode(item), RGB)
+        assert load_images(item, 4).shape == (1, 4, 4, 3)
+    assert load_images([data, *items, Image.fromarray(RGB)], 4).shape[0] == 2 + len(items)
+    assert load_images(jnp.stack([RGB, RGB]), 4).shape[0] == 2
+    for item, name in (
+        ({"bytes": None, "path": None}, "mapping with the keys bytes, path"),
+        ({"bytes": b"junk", "path": "a.png"}, "a.png"),
+        (Tensor(np.zeros((3, 8, 8), np.float32)), "float32 tensor"),
+        (3, "object of type int"),
+    ):  # fmt: skip
+        with pytest.raises(UnreadableImage, match=f"^image 2 of 3: {name}"):
+            load_images([data, item, data], 4)
+
+
+def test_a_mapping_may_name_a_part_of_a_file(tmp_path):
+    (tmp_path / "shard").write_bytes(b"before" + encoded(RGB))
+    image = load_images({"bytes": None, "path": f"{tmp_path}/shard#6:{len(encoded(RGB))}"}, 6)
+    np.testing.assert_array_equal(image, load_images(RGB, 6))

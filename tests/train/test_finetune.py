@@ -20,7 +20,7 @@ import medsiglip_jax
 from medsiglip_jax.files import places, storage
 from medsiglip_jax.model import devices, sharding, tree
 from medsiglip_jax.preprocess import text
-from medsiglip_jax.train import finetune, loop, recipe
+from medsiglip_jax.train import build, finetune, loop, recipe
 
 MODEL = dict(
     vision=dict(image_size=8, patch_size=4, width=16, depth=2, mlp_dim=16, num_heads=2, pool="map"),
@@ -177,6 +177,25 @@ def test_classification(data, start, tmp_path, label):
     exported = medsiglip_jax.load(tmp_path / "export").config
     assert exported.classifier is not None and exported.text is None
     assert len(exported.classifier.labels) == (3 if isinstance(label, str) else 2)
+
+
+def test_labels_that_teach_nothing_are_told_before_training(data, tmp_path):
+    """And -1 in a finding is what the recipe says."""
+    (tmp_path / "m.csv").write_text(
+        "image,a,b,c\n" + "".join(f"{i}.png,{i % 2},0,{-(i % 2)}\n" for i in range(4))
+    )
+    asked = config(
+        data, data__path=f"{tmp_path}/m.csv", data__label=("a", "b", "c"),
+        data__uncertain={"c": "positive"}, objective__name="classification", tokenizer=None,
+        data__positives=None,
+    )  # fmt: skip
+    with pytest.warns(UserWarning) as told:
+        prepared = build.prepare(asked)
+    assert [str(w.message) for w in told] == ["training examples: no positive of the finding b"]
+    assert prepared.labels.values is not None
+    assert prepared.labels.values[:, 2].tolist() == [0, 1, 0, 1]
+    with pytest.raises(ValueError, match="uncertain is 'perhaps'; expected one of ignore"):
+        config(data, data__uncertain="perhaps")
 
 
 @pytest.mark.slow
@@ -343,6 +362,19 @@ def test_the_best_of_a_stopped_run_is_exported_on_any_machine(data, tmp_path):
     recorded()
     with pytest.raises(FileNotFoundError, match="no checkpoint yet"):
         finetune.export_last(tmp_path)
+
+
+def test_a_run_of_an_earlier_version_is_resumed(data, ordinary, tmp_path):
+    """Its config lacks a key of the data, whose default is what it did."""
+    shutil.copytree(ordinary, folder := tmp_path / "run")
+    before = json.loads((folder / "config.json").read_text())
+    del before["recipe"]["data"][0]["uncertain"]
+    (folder / "config.json").write_text(json.dumps(before))
+    told = []
+    finetune.run(config(data, **ORDINARY), folder, warn=told.append)
+    assert not told
+    with pytest.raises(FileExistsError, match="holds a run of another config .data:"):
+        finetune.run(config(data, **ORDINARY, data__uncertain="positive"), folder)
 
 
 def test_dtype_auto_is_what_the_run_began_with(data, tmp_path, monkeypatch):

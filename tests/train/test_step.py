@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from references import model_terms, rounding
+from sklearn.utils.class_weight import compute_class_weight
 
 import medsiglip_jax
 from medsiglip_jax.model import sharding, towers, tree
@@ -328,9 +329,15 @@ def test_cross_entropy_and_its_torch_twin():
         torch.tensor(logits[valid]), torch.tensor(labels[valid])
     )
     assert float(got) == pytest.approx(float(want), rel=rounding(6 * 3))
+    weight = np.array([1.0, 3.0, 0.5], np.float32)
+    got = losses.cross_entropy(jnp.asarray(logits), labels, mask, weight)
+    want = torch.nn.functional.cross_entropy(
+        torch.tensor(logits[valid]), torch.tensor(labels[valid]), torch.tensor(weight)
+    )
+    assert float(got) == pytest.approx(float(want), rel=rounding(6 * 3))
+    assert float(losses.cross_entropy(jnp.asarray(logits), labels, mask, 0 * weight)) == 0
 
     many = rng.integers(0, 2, (6, 3)).astype(np.float32)
-    weight = np.array([1.0, 3.0, 0.5], np.float32)
     entries = torch.nn.functional.binary_cross_entropy_with_logits(
         torch.tensor(logits), torch.tensor(many), pos_weight=torch.tensor(weight), reduction="none"
     ).numpy()
@@ -340,6 +347,24 @@ def test_cross_entropy_and_its_torch_twin():
     )
     known = mask[:, None] & ~np.isnan(many)
     assert float(got) == pytest.approx(entries[known].mean(), rel=rounding(6 * 3))
+
+
+def test_balanced_classes_weigh_the_same():
+    """rows / (classes * rows of the class), as scikit-learn's class_weight="balanced"."""
+    labels = np.array([0, 0, 0, 2, -1], np.int32)
+    known = Labels(("a", "b", "c"), False, labels)
+    weight = Classification(class_weight="balanced")._class_weights(known)
+    present = compute_class_weight("balanced", classes=np.array([0, 2]), y=labels[:4])
+    np.testing.assert_allclose(weight, [present[0] * 2 / 3, 0, present[1] * 2 / 3], rtol=1e-6)
+    given = Classification(class_weight=(1.0, 2.0, 3.0))._class_weights(known)
+    assert given is not None and given.tolist() == [1, 2, 3]
+    assert Classification(class_weight="balanced")._class_weights(Labels(("a",))) is None
+    for wrong, labels, message in (
+        ((1.0,), known, "class_weight has 1 numbers for the 3 classes"),
+        ("balanced", Labels(("a",), True), "class_weight is for one class per image"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Classification(class_weight=wrong).loss(CONFIG, Compute(), labels)
 
 
 @pytest.mark.parametrize("pool, multi_label", [

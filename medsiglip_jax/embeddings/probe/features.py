@@ -2,9 +2,10 @@
 
 import itertools
 import warnings
-from collections.abc import Sequence
+from collections import ChainMap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -70,6 +71,8 @@ def read(
     group: str | None = None,
     split: str | None = None,
     id: str | None = None,
+    uncertain: str | Mapping[str, str] = "ignore",
+    all_files: bool = False,
 ) -> Features:
     """Joins labels with the embeddings of the same ids.
 
@@ -78,22 +81,25 @@ def read(
             embedded.
         embeddings: what `embed` wrote; rows without a label are ignored.
         label: one column of class names; or columns of 0, 1 and so on (`data.labels`), a finding
-            each (also a single one, if it holds nothing else). A label of -1 (uncertain) is ignored
-            like an empty cell, with a warning. Default: what the format has, or "label".
+            each (also a single one, if it holds nothing else). Default: what the format has, or
+            "label".
         group: column of patients, cases or studies; default "group", if it exists. If the table has
             no such column, `patient`, `study` and `series` are taken from the embeddings, if those
             were made with such columns; rows without one are grouped by file, with a warning.
         split: column of split names; default "split", if it exists.
-        id: column of ids; default "id" or, where that does not exist, "image": `embed` names an
-            image of a table without ids by its path as it stands there.
+        id: column of ids; default "id" or, where that does not exist, the column of images:
+            `embed` names an image of a table without ids by its path as it stands there, and a
+            picture in a table by the path that is recorded with it, or else by file and row.
+        uncertain, all_files: see `examples.read`.
 
     Raises:
         FileNotFoundError: no such file or folder.
         ValueError: what is wrong with the table; or more labels have no embedding than there are
             images that embed could not read; or no embedding has the group.
     """
-    table, label = tables.read_table(str(data)), (label,) if isinstance(label, str) else label
-    key = id or ("id" if "id" in table.columns else "image")
+    table = tables.read_table(str(data), all_files)
+    label = (label,) if isinstance(label, str) else label
+    key, table = (id, table) if id else _with_ids(table)
     in_run = group in pseudonyms.COLUMNS and embeddings.manifest.identifiers is not None
     of_run = group if in_run and group not in table.columns else None
     for name in (None if of_run else group, split):
@@ -101,9 +107,20 @@ def read(
             table.has(name)
     rows = examples.read(
         table, image=None, id=key, text=None, label=_label(table, label),
-        group=None if of_run else group or "group", split=split or "split",
+        group=None if of_run else group or "group", split=split or "split", uncertain=uncertain,
     )  # fmt: skip
     return join(rows, embeddings, of_run)
+
+
+def _with_ids(table: tables.Table) -> tuple[str, tables.Table]:
+    """The column of ids that `embed` would take, and the table with it."""
+    if "id" in table.columns or (image := table.find("image", "image")) is None:
+        return ("id" if "id" in table.columns else "image"), table
+    if not table.holds_pictures(image):
+        return image, table
+    ids, _ = table.default_ids(table.images(image))
+    columns: Any = table.columns  # read as they are asked for
+    return "id", replace(table, columns=ChainMap({"id": ids}, columns))
 
 
 def _label(table: tables.Table, names: Sequence[str]) -> str | Sequence[str] | None:

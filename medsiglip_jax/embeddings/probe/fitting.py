@@ -1,11 +1,13 @@
 """`probe fit`: from labels and embeddings to a probe, and how good it is."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from medsiglip_jax import metrics
+from medsiglip_jax.data.labels import lacking
 from medsiglip_jax.embeddings.probe import features, linear
 from medsiglip_jax.embeddings.store import Embeddings
 from medsiglip_jax.files import json as json_files
@@ -26,6 +28,8 @@ def fit(
     at_least: float | None = None,
     validation: float = 0.2,
     seed: int = 0,
+    uncertain: str | Mapping[str, str] = "ignore",
+    all_files: bool = False,
 ) -> dict[str, Any]:
     """Fits a probe to labels and embeddings, writes it, and reports how good it is.
 
@@ -42,6 +46,7 @@ def fit(
         at_least: the sensitivity or specificity that the rule asks for.
         validation: share of the rows held out for choices, if no split is named for them.
         seed: of that draw.
+        uncertain, all_files: see `examples.read`.
 
     Returns:
         `probe` (path), `rows` of each split, `missing` (labels without an embedding), and for
@@ -58,10 +63,13 @@ def fit(
     linear.check_name(probe)
     metrics.check_rule(rule, at_least)
     joined = features.read(
-        data, Embeddings(embeddings), label=label, group=group, split=split, id=id
-    )
+        data, Embeddings(embeddings), label=label, group=group, split=split, id=id,
+        uncertain=uncertain, all_files=all_files,
+    )  # fmt: skip
     splits = features.split(joined, validation, seed)
     train, chosen = splits.train, splits.validation
+    for line in lacking(train.labels, joined.examples.classes):
+        warnings.warn(f"{data}, training rows: {line}", stacklevel=2)
     fitted = linear.fit(
         train.vectors, train.labels, chosen.vectors, chosen.labels, joined.examples.classes,
         scale=scale, rule=rule, at_least=at_least, provenance=joined.provenance,

@@ -1,12 +1,13 @@
 """`probe predict`: from a probe to the scores of an embedding run, or of images."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from medsiglip_jax.data.inputs import rows as input_rows
-from medsiglip_jax.data.rows import Rows
+from medsiglip_jax.data.rows import Rows, describe_skipped
 from medsiglip_jax.embeddings import output, provenance, store
 from medsiglip_jax.embeddings.probe.linear import Probe
 from medsiglip_jax.files import places
@@ -61,6 +62,7 @@ def predict_inputs(
     batch_size: int = 8,
     dicom: Rules | None = None,
     parts: Parts = Parts(),
+    all_files: bool = False,
     on_progress: Callable[[int], Any] = int,
 ) -> list[dict[str, Any]]:
     """Embeds images as the probe's own were embedded, and scores them.
@@ -68,10 +70,12 @@ def predict_inputs(
     Args:
         fitted: the probe.
         model: the one that made its embeddings.
-        inputs: what `inputs.rows` takes: images, folders, tables, tar.
+        inputs: what `inputs.rows` takes: images, folders, tables, tar; what of them is skipped is
+            said in a warning.
         batch_size: images per call of the encoder.
         dicom: how DICOM files become pixels; default as the probe records it.
         parts: what is made of files that hold more than one image.
+        all_files: know images in folders and shards by their content, whatever their suffix.
         on_progress: called with the number of images just done.
 
     Returns:
@@ -83,7 +87,7 @@ def predict_inputs(
             that are texts.
     """
     preprocess, normalized = _check_model(fitted, model)
-    rows = _images(inputs, parts)
+    rows = _images(inputs, parts, all_files)
     dicom = dicom or from_dict(fitted.provenance.dicom)
     batches = encode_rows(model, rows, preprocess, normalized, batch_size, dicom, on_progress)
 
@@ -101,19 +105,22 @@ def predict_by_classifier(
     batch_size: int = 8,
     dicom: Rules = Rules(),
     parts: Parts = Parts(),
+    all_files: bool = False,
     on_progress: Callable[[int], Any] = int,
 ) -> list[dict[str, Any]]:
     """Scores images with the model's own classifier; arguments and result as `predict_inputs`."""
     _ = model.features  # without a classifier there is nothing to read files for
     results = classifier.classify_labels(
-        model, _images(inputs, parts), None, batch_size, on_progress, dicom,
+        model, _images(inputs, parts, all_files), None, batch_size, on_progress, dicom,
         ("class", "logit", "probability", "positive"),
     )  # fmt: skip
     return results
 
 
-def _images(inputs: Sequence[str], parts: Parts) -> Rows:
-    rows = input_rows(inputs, text=None, parts=parts)
+def _images(inputs: Sequence[str], parts: Parts, all_files: bool) -> Rows:
+    rows = input_rows(inputs, text=None, parts=parts, all_files=all_files)
+    for line in describe_skipped(rows.skipped, all_files):
+        warnings.warn(line, stacklevel=3)
     if "text" in rows.table.column("kind").unique().to_pylist():
         raise ValueError("a probe scores images; some inputs are texts")
     return rows

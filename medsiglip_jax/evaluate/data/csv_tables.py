@@ -1,4 +1,5 @@
-"""The adapter "csv": tables of labels, joined, and the images that their rows name."""
+"""The adapter "csv": tables of labels, joined, and the images that their rows name, or that lie in
+the tables, as Parquet may have them."""
 
 import re
 from collections import defaultdict
@@ -7,8 +8,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from medsiglip_jax.data.columns import read_lines
+from medsiglip_jax.data.columns import is_textual, read_lines
 from medsiglip_jax.data.labels import Policy
+from medsiglip_jax.data.tables import read_table
 from medsiglip_jax.evaluate.data import images, labels
 from medsiglip_jax.evaluate.data.dataset import Dataset, where_to_get
 from medsiglip_jax.evaluate.data.layout import CsvData, Melt, Table
@@ -35,7 +37,7 @@ def read(task: Task, layout: CsvData, root: Place, policy: Policy) -> Dataset:
         FileNotFoundError: a table or all images are missing.
         ValueError: columns are missing, a join matches nothing, or labels are no labels.
     """
-    joined = _join_all(_tables(task, layout, root))
+    joined = _join_all(_tables(task, layout, root), root)
     values = [c.value for c in task.classes]
     _check_columns(task, layout, joined, values)
     joined.rows = _kept(joined.rows, layout, root)
@@ -105,20 +107,20 @@ def _tables(task: Task, layout: CsvData, root: Place) -> list[tuple[Table, Place
     return tables
 
 
-def _join_all(tables: Sequence[tuple[Table, Place]]) -> _Joined:
+def _join_all(tables: Sequence[tuple[Table, Place]], root: Place) -> _Joined:
     (table, file), *others = tables
-    joined = _Joined(_rows(file, table), [file])
+    joined = _Joined(_rows(file, table, root), [file])
     if not joined.rows:
         raise ValueError(f"{file}: no rows")
     for table, file in others:
-        _join(joined, _rows(file, table), table, file)
+        _join(joined, _rows(file, table, root), table, file)
         joined.files.append(file)
     return joined
 
 
-def _rows(path: Place, table: Table) -> list[TableRow]:
+def _rows(path: Place, table: Table, root: Place) -> list[TableRow]:
     """The rows of a file that are not empty."""
-    columns = {name: c.to_pylist() for name, c in read_lines(str(path))[0].items() if name}
+    columns = _columns(path, root)
     cells = zip(*([(v or "").strip() for v in column] for column in columns.values()), strict=True)
     _need(path, columns, table.rename)
     names = [table.rename.get(name, name) for name in columns]
@@ -130,6 +132,20 @@ def _rows(path: Place, table: Table) -> list[TableRow]:
         for row in rows:
             row[column] = images.stem(row[column])
     return list(_melted(rows, table.melt)) if table.melt else rows
+
+
+def _columns(path: Place, root: Place) -> dict[str, list[str | None]]:
+    """The columns of a file; pictures in it are named as files below the folder are."""
+    if path.suffix.lower() != ".parquet":
+        return {name: c.to_pylist() for name, c in read_lines(str(path))[0].items() if name}
+    table, columns = read_table(str(path)), {}
+    for name in table.columns:
+        if table.holds_pictures(name):
+            sources = table.images(name).sources(f"{table.root}/").to_pylist()
+            columns[name] = [source.removeprefix(f"{root}/") for source in sources]
+        elif is_textual(table.columns[name].type):  # others hold no labels
+            columns[name] = table.strings(name).to_pylist()
+    return columns
 
 
 def _parse(path: Place, rows: Iterable[TableRow], column: str, pattern: re.Pattern) -> None:

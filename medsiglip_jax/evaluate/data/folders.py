@@ -1,9 +1,12 @@
 """The adapter "folders": a folder of images per class."""
 
+import itertools
+from collections.abc import Iterator
+
 import numpy as np
 
 from medsiglip_jax.data.labels import Policy
-from medsiglip_jax.data.listing import expand
+from medsiglip_jax.data.listing import File, expand
 from medsiglip_jax.evaluate.data.dataset import Dataset, where_to_get
 from medsiglip_jax.evaluate.data.images import below
 from medsiglip_jax.evaluate.data.layout import FolderData
@@ -29,13 +32,15 @@ def read(task: Task, layout: FolderData, root: Place, policy: Policy) -> Dataset
             f"there are {', '.join(folders) or 'none'}{where_to_get(task)}"
         )
     names = [(below(root, top / name), i) for i, name in enumerate(values)]
-    files = [(file.path, i) for name, i in names for file in _images(root / name)]
+    listed = [(file, i) for name, i in names for file in _listed(root / name, layout.all_files)]
+    files = [(file.path, i) for file, i in listed if file.format == "image"]
     if not files:
         raise FileNotFoundError(f"{top}: no images in {', '.join(values)}{where_to_get(task)}")
     labels = np.eye(len(values), dtype=np.float32)[[i for _, i in files]]
     ids = [path.removeprefix(f"{str(root).rstrip('/')}/") for path, _ in files]
-    return Dataset(ids, [path for path, _ in files], labels, values)
+    counts = {"other files": len(listed) - len(files)}
+    return Dataset(ids, [path for path, _ in files], labels, values, counts=counts)
 
 
-def _images(folder: Place) -> list:
-    return [f for files in expand([folder]) for f in files if f.format == "image"]
+def _listed(folder: Place, all_files: bool) -> Iterator[File]:
+    return itertools.chain.from_iterable(expand([folder], all_files))

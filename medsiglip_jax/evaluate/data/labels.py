@@ -55,10 +55,11 @@ def of_rows(
 
 
 def _of_columns(rows: Sequence[TableRow], names: Sequence[str], policy: Policy):
+    policy.check_names(names)
     labels, problems = np.empty((len(rows), len(names)), np.float32), []
     for j, name in enumerate(names):
         cells = [row[name] for row in rows]
-        labels[:, j], wrong = finding(cells, policy)
+        labels[:, j], wrong = finding(cells, policy.of(name))
         if wrong:
             count = f" ({len(wrong)} rows in all)" if len(wrong) > 1 else ""
             problems.append(f"column {name!r}: {EXPECTED} {cells[wrong[0]]!r}{count}")

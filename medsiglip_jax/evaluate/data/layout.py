@@ -164,9 +164,11 @@ class FolderData:
 
     Attributes:
         root: alternatives; the first that holds folders of classes is taken.
+        all_files: know images by their content, whatever their suffix.
     """
 
     root: tuple[str, ...] = (".",)
+    all_files: bool = False
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,9 @@ class Rules:
         ct_window: (width, level) in Hounsfield units: render CT in this one window, grey. With
             "dicom" it is ignored where values are not in these units, which `Facts.seen` says.
         window: which of the file's windows or VOI LUTs, from 0; ignored where there is only one.
-        frame: which frame or slice, from 0, or "middle"; ignored for single-frame files, and where
-            the source itself names a frame (`preprocess.names`).
+        frame: which frame, slice or page, from 0, or "middle", which is the first of pictures such
+            as TIFF and GIF; ignored for files of one, and where the source itself names a frame
+            (`preprocess.names`).
         volume: what NIfTI volumes hold, since the files do not say: "ct" for Hounsfield units,
             rendered as CT; "percentile" for anything else, rendered from the 0.5th to the 99.5th
             percentile of the volume. None refuses such files.

@@ -35,11 +35,14 @@ class Classification(Objective):
             classification notebook).
         pos_weight: for several findings, the weight of positives in the loss: None, "balanced"
             (negatives / positives of the training rows) or one number per finding.
+        class_weight: for one class per image, the weight of each class in the loss: None,
+            "balanced" (rows / (classes * rows of the class)) or one number per class.
     """
 
     name: str = "classification"
     pool: Annotated[str, one_of(POOLS)] = "map"
     pos_weight: Annotated[str | tuple[float, ...] | None, _WEIGHTS] = None
+    class_weight: Annotated[str | tuple[float, ...] | None, _WEIGHTS] = None
 
     columns: ClassVar[Mapping[str, str]] = {"labels": "name their column (data.label)"}
     judged: ClassVar[bool] = True
@@ -51,9 +54,9 @@ class Classification(Objective):
         """Softmax cross-entropy of one class per image, sigmoid of several findings.
 
         Raises:
-            ValueError: `pos_weight` does not go with the labels.
+            ValueError: `pos_weight` or `class_weight` does not go with the labels.
         """
-        pos_weight = self._weights(labels)
+        pos_weight, class_weight = self._weights(labels), self._class_weights(labels)
 
         def encode(params: Params, batch: Batch) -> Batch:
             z, tokens = towers.encode_image(params, batch["image"], config, compute)
@@ -64,7 +67,7 @@ class Classification(Objective):
             label, mask = batch["label"], batch["mask"]
             if labels.multi_label:
                 return losses.binary_cross_entropy(logits, label, mask, pos_weight)
-            return losses.cross_entropy(logits, label, mask)
+            return losses.cross_entropy(logits, label, mask, class_weight)
 
         return Loss(encode, reduce)
 
@@ -76,7 +79,7 @@ class Classification(Objective):
         if not labels.multi_label:
             raise ValueError(
                 "objective.pos_weight is for several findings at once (data.label a tuple of "
-                "columns); here every image has one class"
+                "columns); here every image has one class: objective.class_weight"
             )
         if isinstance(weight, str):  # balanced; a plan has no labels to count
             if labels.values is None:
@@ -84,12 +87,25 @@ class Classification(Objective):
             positives = (labels.values == 1).sum(0)
             known = (~np.isnan(labels.values)).sum(0)
             return ((known - positives) / np.maximum(positives, 1)).astype(np.float32)
-        if len(weight) != len(classes):
+        return _one_each("pos_weight", weight, classes)
+
+    def _class_weights(self, labels: Labels) -> np.ndarray | None:
+        """Weight of each class."""
+        weight, values = self.class_weight, labels.values
+        if weight is None:
+            return None
+        if labels.multi_label:
             raise ValueError(
-                f"objective.pos_weight has {len(weight)} numbers for the {len(classes)} classes "
-                f"{', '.join(classes)}; give one each, or 'balanced'"
+                "objective.class_weight is for one class per image; for several findings at once "
+                "there is objective.pos_weight"
             )
-        return np.asarray(weight, np.float32)
+        if isinstance(weight, str):  # balanced; a plan has no labels to count
+            if values is None:
+                return None
+            counts = np.bincount(values[values >= 0], minlength=len(labels.classes))
+            balanced = counts.sum() / (len(counts) * np.maximum(counts, 1))
+            return np.where(counts, balanced, 0).astype(np.float32)
+        return _one_each("class_weight", weight, labels.classes)
 
     def added(self, config: ModelConfig, labels: Labels) -> Params:
         """A classifier of zeros: every class starts equally likely, and no seed matters."""
@@ -141,3 +157,12 @@ class Classification(Objective):
             ModelConfig(config.vision, None, classifier),
             {name: params[name] for name in ("img", "classifier")},
         )
+
+
+def _one_each(name: str, weight: tuple[float, ...], classes: tuple[str, ...]) -> np.ndarray:
+    if len(weight) != len(classes):
+        raise ValueError(
+            f"objective.{name} has {len(weight)} numbers for the {len(classes)} classes "
+            f"{', '.join(classes)}; give one each, or 'balanced'"
+        )
+    return np.asarray(weight, np.float32)

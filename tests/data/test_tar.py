@@ -1,0 +1,135 @@
+"""WebDataset shards: no member is lost, and a bad one costs no other."""
+
+import io
+import json
+import tarfile
+from collections import Counter
+
+import pytest
+from image_files import cells, contents, put
+from PIL import Image
+from test_inputs import tar_of
+
+from medsiglip_jax.data import inputs, tar
+from medsiglip_jax.preprocess.parts import Parts
+
+
+def pairs(tmp_path, members):
+    """(key, kind, text or reason) of what is in a shard of these members, and what is skipped."""
+    skipped = Counter()
+    path = put(f"{tmp_path}/s.tar", tar_of(members))
+    found = [(e.key, e.kind, e.reason or e.text) for e in tar.entries(path, skipped)]
+    return found, dict(skipped)
+
+
+@pytest.mark.parametrize(
+    "members, want",
+    [
+        ({"s.input.jpg": b"", "s.outputs.txt": b"t"}, [("s", "image", None), ("s", "text", "t")]),
+        (  # a DICOM UID has dots of its own
+            {"1.2.840.7.input.dcm": b"", "1.2.840.7.outputs.txt": b"t"},
+            [("1.2.840.7", "image", None), ("1.2.840.7", "text", "t")],
+        ),
+        ({"1.2.dcm": b"", "1.3.dcm": b""}, [("1.2", "image", None), ("1.3", "image", None)]),
+        (
+            {"d/a.b.png": b"", "d/a.b.json": b'"t"'},
+            [("d/a.b", "image", None), ("d/a.b", "text", "t")],
+        ),
+        (  # which image the text belongs to, nobody says
+            {"0.left.jpg": b"", "0.right.jpg": b"", "0.txt": b"t"},
+            [("0.left", "image", None), ("0.right", "image", None), ("0", "text", "t")],
+        ),
+        ({"v.final.jpg": b""}, [("v.final", "image", None)]),
+    ],
+)
+def test_the_key_is_what_makes_a_pair(tmp_path, members, want):
+    assert pairs(tmp_path, members) == (want, {})
+
+
+def test_captions_are_those_of_img2dataset(tmp_path):
+    """.txt and .json of the same key say the same; one of them may be missing or empty."""
+    said = lambda **content: json.dumps({"url": "http://x", "width": 9, **content}).encode()  # noqa: E731
+    members = {
+        "0.jpg": b"", "0.json": said(caption="zero"),
+        "1.jpg": b"", "1.json": said(caption="one"), "1.txt": b"one, as text",
+        "2.jpg": b"", "2.json": said(caption=None),
+        "3.jpg": b"", "3.txt": b" ", "3.json": said(Caption="three"),
+    }  # fmt: skip
+    found, skipped = pairs(tmp_path, members)
+    texts = {key: text for key, kind, text in found if kind == "text"}
+    assert texts == {"0": "zero", "1": "one, as text", "3": "three"} and skipped == {".json": 1}
+    assert [key for key, kind, _ in found if kind == "image"] == list("0123")
+
+
+def test_what_is_wrong_with_a_member_is_its_own_row(tmp_path):
+    members = {
+        "0.jpg": b"", "0.png": b"", "0.txt": b"t",
+        "1.jpg": b"", "1.txt": "café".encode("latin1"),
+        "2.jpg": b"", "2.json": b"{", "3.jpg": b"",
+    }  # fmt: skip
+    found, _ = pairs(tmp_path, members)
+    good, bad = ([e for e in found if (e[0] in members) == is_bad] for is_bad in (False, True))
+    assert good == [
+        ("0", "image", None), ("0", "text", "t"), *((key, "image", None) for key in "123"),
+    ]  # fmt: skip
+    assert [(key, kind) for key, kind, _ in bad] == [
+        ("0.png", "image"), ("1.txt", "text"), ("2.json", "text"),
+    ]  # fmt: skip
+    for (_, _, reason), said in zip(
+        bad, ("second image of the key '0', after 0.jpg", "1.txt, line 1: not UTF", "not JSON"),
+        strict=True,
+    ):  # fmt: skip
+        assert said in reason
+    for parts in (Parts(), Parts("all")):
+        rows = inputs.rows([tmp_path / "s.tar"], parts=parts)
+        assert len(rows) == len(found) and [r is None for r in rows.reasons].count(False) == 3
+
+
+def member_of(type, name="a.png", **fields):
+    member = tarfile.TarInfo(name)
+    member.type = type
+    for field, value in fields.items():
+        setattr(member, field, value)
+    return member
+
+
+@pytest.mark.parametrize(
+    "member, said",
+    [
+        (member_of(tarfile.SYMTYPE, linkname="b.png"), "a.png is a link"),
+        (member_of(tarfile.LNKTYPE, linkname="b.png"), "a.png is a link"),
+        (member_of(tarfile.FIFOTYPE), "a.png is not a file"),
+        (member_of(tarfile.REGTYPE, pax_headers={"GNU.sparse.map": "0,1", "GNU.sparse.size": "9"}),
+         "a.png is sparse"),
+    ],
+)  # fmt: skip
+def test_members_that_are_no_files_are_bad_rows(tmp_path, member, said):
+    with tarfile.open(tmp_path / "s.tar", "w") as file:
+        file.addfile(member)
+        file.addfile(tarfile.TarInfo("b.png"))
+    found = inputs.rows([tmp_path / "s.tar"])
+    assert [row.id for row in found] == ["a.png", "b"]
+    first, second = found.reasons
+    assert second is None and first is not None and first.startswith(f"{said}; expected")
+
+
+def test_names_that_begin_alike_are_samples_of_their_own(tmp_path):
+    names = [f"scan.x{i}" for i in range(3)]
+    members = {f"{name}{suffix}": b"t" for name in names for suffix in (".png", ".txt")}
+    found, _ = pairs(tmp_path, members)
+    assert [key for key, kind, _ in found if kind == "text"] == names
+
+
+def test_other_members_are_counted_or_known_by_their_content(tmp_path):
+    Image.new("L", (8, 8)).save(picture := io.BytesIO(), "JPEG")
+    members = {
+        "0.png": b"x", "1.heic": b"ftypheic", "2.img": picture.getvalue(), "3.cap": b"a text",
+        "4.png.gz": b"x", "5.jpe": picture.getvalue(), "d/.hidden": b"", "6": picture.getvalue(),
+    }  # fmt: skip
+    path = put(f"{tmp_path}/s.tar", tar_of(members))
+    found = inputs.rows([path])
+    want = {".heic": 1, ".img": 1, ".cap": 1, ".gz": 1, ".jpe": 1, "no suffix": 1}
+    assert cells(found) == [("0", "image", None)] and found.skipped == want
+    found = inputs.rows([path], all_files=True)
+    assert set(contents(found)) == {"0", "2", "5", "6"}
+    assert found.skipped == {".heic": 1, ".cap": 1, ".gz": 1}
