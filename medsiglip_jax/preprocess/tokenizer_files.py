@@ -154,6 +154,8 @@ def _said(files: Mapping[str, bytes], config: dict) -> dict[str, Any]:
         said["padding_side"] = config["padding_side"]
     extra = (config | legacy).get("extra_special_tokens") or config.get("additional_special_tokens")
     extra = list(extra.values()) if isinstance(extra, dict) else extra or []
+    if not isinstance(extra, list):
+        raise ValueError(f"{CONFIG}: extra_special_tokens is {extra!r}; expected a list of tokens")
     said["extra_special_tokens"] = [_content(token) for token in extra]
     return said
 
@@ -170,27 +172,26 @@ def _listed(files: Mapping[str, bytes], config: dict) -> list[dict[str, Any]]:
 
     transformers reads the other files only if `tokenizer_config.json` does not list them.
     """
-    if "added_tokens_decoder" in config:
-        listed = [dict(token, id=i) for i, token in config["added_tokens_decoder"].items()]
-    else:
-        legacy = _object(files, ADDED).items()
-        listed = [dict(content=content, id=i) for content, i in legacy]
-        listed += _object(files, JSON).get("added_tokens", [])
     usual = dict(lstrip=False, rstrip=False, single_word=False, special=False)
-    complete = [dict(normalized=not token.get("special"), **usual) | token for token in listed]
-    for token in complete:
-        token["id"] = int(token["id"])
-        _content(token)
+    try:
+        if "added_tokens_decoder" in config:
+            listed = [dict(token, id=i) for i, token in config["added_tokens_decoder"].items()]
+        else:
+            legacy = _object(files, ADDED).items()
+            listed = [dict(content=content, id=i) for content, i in legacy]
+            listed += _object(files, JSON).get("added_tokens", [])
+        complete = [dict(normalized=not token.get("special"), **usual) | token for token in listed]
+        for token in complete:
+            token["id"] = int(token["id"])
+            _content(token)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise ValueError(f"{CONFIG}: added_tokens_decoder is not a table of tokens") from None
     return sorted(complete, key=lambda token: token["id"])
 
 
 def _added(files: Mapping[str, bytes], config: dict, said: dict) -> dict[str, AddedToken]:
     """The tokens that were added to a SentencePiece model, by their text."""
-    flags = ("id", "lstrip", "rstrip", "single_word")
-    try:
-        listed = _listed(files, config)
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise ValueError(f"{CONFIG}: added_tokens_decoder is not a table of tokens") from None
+    flags, listed = ("id", "lstrip", "rstrip", "single_word"), _listed(files, config)
     added = {token["content"]: AddedToken(*(token[flag] for flag in flags)) for token in listed}
     named = {value for name, value in said.items() if name.endswith("_token")}
     named -= {*text.SPECIAL, said.get("pad_token")}

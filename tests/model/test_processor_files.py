@@ -183,6 +183,7 @@ REFUSED = {
     "no number": said("tokenizer_config.json", extra_special_tokens=["<x>"]),
     "more tokens than embeddings": lambda f: siglip_folder(f, ["IgG4"], vocab_size=60),
     "more embeddings than tokens": lambda f: siglip_folder(f, vocab_size=96),
+    "no tokens": said("tokenizer_config.json", extra_special_tokens=True),
     "no list": said("tokenizer_config.json", added_tokens_decoder={"1": "</s>"}),
 }  # fmt: skip
 WHAT = {
@@ -202,6 +203,7 @@ WHAT = {
     "no number": "special token '<x>', which has no number",
     "more tokens than embeddings": "belong to different models",
     "more embeddings than tokens": "belong to different models",
+    "no tokens": "extra_special_tokens is True; expected a list of tokens",
     "no list": "added_tokens_decoder is not a table of tokens",
 }
 
