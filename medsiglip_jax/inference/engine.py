@@ -149,10 +149,9 @@ class Engine:
         images = [pool.submit(self._image, *row) for row in zip(names, pixels, known, strict=False)]
 
         def wait() -> _Loaded:
-            errors, facts = zip(*(image.result() for image in images), strict=True)
-            reasons = [error and error.reason for error in errors]
-            refused = tuple(isinstance(error, Refused) for error in errors)
-            return _Loaded(pixels, reasons, list(facts), refused=refused)
+            results = (image.result() for image in images)
+            reasons, refused, facts = zip(*results, strict=True)
+            return _Loaded(pixels, list(reasons), list(facts), refused=refused)
 
         return wait
 
@@ -164,16 +163,20 @@ class Engine:
 
     def _image(
         self, source: str, out: np.ndarray, known: str | None = None
-    ) -> tuple[UnreadableImage | None, Facts]:
-        """Fills `out`, or returns why the image cannot be read, which may be known already."""
+    ) -> tuple[str | None, bool, Facts]:
+        """Fills `out`, or returns why the image cannot be read, which may be known already, and
+        whether it was refused.
+
+        Not the error itself: its traceback holds all that was read, 256 MiB of a deflated bomb.
+        """
         if known is not None:
-            return UnreadableImage(known), Facts()
+            return known, False, Facts()
         try:
             pixels, facts = sources.read(source, self._to_array, self._dicom)
             out[...] = self._resize(pixels, len(out))
-            return None, facts
+            return None, False, facts
         except UnreadableImage as error:
-            return error, Facts()
+            return error.reason, isinstance(error, Refused), Facts()
 
     def _check_refused(self, batch: Rows, loaded: _Loaded) -> None:
         """Raises an Outage when too many images in a row are refused."""
