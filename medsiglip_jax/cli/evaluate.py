@@ -121,10 +121,17 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     recorded = run.recorded_dtype(args.output, args.embeddings)
     with progress_bar("image") as images, progress_bar("fit", delay=0.5) as fits:
         return run.evaluate(
-            task, lambda: load(args, local_mesh(), recorded), args.data, args.output, options,
+            task, lambda: _model(args, recorded), args.data, args.output, options,
             args.embeddings, lambda progress: images.update(progress.rows), images.reset,
             fits.update,
         )  # fmt: skip
+
+
+def _model(args: argparse.Namespace, recorded: str | None):
+    model = load(args, local_mesh(), recorded)
+    if model.config.classifier and args.prompts:
+        raise ValueError("the model is a classifier, which scores without prompts: no --prompts")
+    return model
 
 
 def _options(args: argparse.Namespace):

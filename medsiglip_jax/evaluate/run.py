@@ -17,7 +17,7 @@ import functools
 import hashlib
 import importlib.metadata
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -95,6 +95,8 @@ def evaluate(
     model = model if isinstance(model, Model) else model()
     if model.config.classifier:
         task = _by_classifier(task, model.config.classifier, options)
+    elif task.score == zero_shot.CLASSIFIER:
+        raise ValueError(f"--score {task.score} is of models with a classifier; this one has none")
     task.check_prompts()
     if embeddings is None:
         presets = len(PRESETS) - 1 if options.grid else 0  # beside the run's own
@@ -110,6 +112,7 @@ def _by_classifier(task: tasks.Task, own: ClassifierConfig, options: EvaluateOpt
         "--score": options.score not in (None, zero_shot.CLASSIFIER),
         "--grid": options.grid,
         "--reading": options.reading != AS_GIVEN,
+        "--temperature": options.temperature != zero_shot.TEMPERATURES[0],
         "--learn probe": options.learn == "probe",
     }
     if unfit := ", ".join(name for name, given in asked.items() if given):
@@ -117,8 +120,7 @@ def _by_classifier(task: tasks.Task, own: ClassifierConfig, options: EvaluateOpt
             f"the model is a classifier, whose labels are scored without prompts: {unfit} cannot "
             "apply (--learn thresholds can)"
         )
-    labels = {_name(label) for label in own.labels}
-    lacking = [c.name for c in task.classes if _name(c.name) not in labels]
+    lacking = [c.name for c in task.classes if len(_columns(c.name, own.labels)) != 1]
     if lacking or not task.classes:
         raise ValueError(
             f"the model is a classifier of {', '.join(own.labels)}, and task {task.name} "
@@ -127,9 +129,13 @@ def _by_classifier(task: tasks.Task, own: ClassifierConfig, options: EvaluateOpt
     return replace(task, score=zero_shot.CLASSIFIER)
 
 
-def _name(label: str) -> str:
-    """As data sets differ in capitals and underscores."""
-    return label.casefold().replace("_", " ").strip()
+def _columns(name: str, labels: Sequence[str]) -> list[int]:
+    """The labels that a class may be: that of its name, or those which differ from it in capitals
+    and underscores, as data sets do."""
+    if name in labels:
+        return [labels.index(name)]
+    alike = lambda text: text.casefold().replace("_", " ").strip()  # noqa: E731
+    return [i for i, label in enumerate(labels) if alike(label) == alike(name)]
 
 
 def recorded_dtype(output: places.Given, embeddings: places.Given | None = None) -> str | None:
@@ -292,9 +298,8 @@ class EvaluationRun:
     def _scores(self, cell: GridCell, embedded: ImageEmbeddings) -> scores.Scores:
         classes, prompts = [c.name for c in self.task.classes], self.prompts[cell.reading]
         if self.classifier:
-            columns = list(map(_name, self.classifier.labels))
             _, shares, _ = classifier.scores(self.model, embedded.vectors)
-            values = shares[:, [columns.index(_name(name)) for name in classes]]
+            values = shares[:, [_columns(name, self.classifier.labels)[0] for name in classes]]
         else:
             assert prompts is not None
             factor = self._factor(cell)

@@ -217,12 +217,16 @@ def test_what_a_classifier_cannot_do(data, run, capsys, flags, say):
     ("six_or_more", [], "asks for six_or_more"),
     ("five_or_more", ["--grid"], "--grid cannot apply"),
     ("five_or_more", ["--score", "cosine"], "--score cannot apply"),
+    ("five_or_more", ["--temperature", "none"], "--temperature cannot apply"),
+    ("five_or_more", ["--prompts", "PROMPTS"], "no --prompts"),
 ])  # fmt: skip
 def test_a_task_that_it_does_not_fit(data, run, tmp_path, capsys, name, flags, say):
     text = TASK.replace("five_or_more", name).replace("{image}", f"{data}/{{image}}")
     (tmp_path / "task.toml").write_text(text)
     rows = (data / "test.csv").read_text()
     (tmp_path / "test.csv").write_text(rows.replace("five_or_more", name))
+    (tmp_path / "prompts.toml").write_text(f'loop = ["a"]\neven = ["b"]\n{name} = ["c"]\n')
+    flags = [flag.replace("PROMPTS", str(tmp_path / "prompts.toml")) for flag in flags]
     command = ["evaluate", "--task", str(tmp_path / "task.toml"), "--data", str(tmp_path),
                "--model", run[1]["export"], "--output", str(tmp_path / "out"), *flags]  # fmt: skip
     assert cli.main(command) == 2
@@ -453,3 +457,19 @@ def test_peft_loads_the_adapter_of_a_classifier(data, run, tmp_path):
     with torch.no_grad():
         theirs = adapted(pixel_values=pixels).logits.numpy()
     assert_close(model.classify(IMAGES), theirs, tower_terms(model.config.vision), 10)
+
+
+def test_labels_that_differ_in_capitals_alone_are_told_apart():
+    from medsiglip_jax.evaluate.run import _columns
+
+    labels = ("Edema", "edema", "Pleural_Effusion")
+    expected = {"edema": [1], "Edema": [0], "EDEMA": [0, 1], "pleural effusion": [2], "x": []}
+    assert {name: _columns(name, labels) for name in expected} == expected
+
+
+def test_a_score_of_classifiers_needs_one(data, run, tmp_path, capsys):
+    medsiglip_jax.save(medsiglip_jax.load(run[1]["export"]).features, tmp_path / "tower")
+    command = ["evaluate", "--task", str(data / "task.toml"), "--data", str(data)]
+    command += ["--model", str(tmp_path / "tower"), "--output", str(tmp_path / "out")]
+    assert cli.main([*command, "--score", "classifier"]) == 2
+    assert "--score classifier is of models with a classifier" in capsys.readouterr().err
