@@ -32,8 +32,9 @@ class Rules:
         grey16: which values of 16-bit grey in PNG, TIFF and arrays are black and white: "stretch",
             the 0.5th and the 99.5th percentile of the image; "full", 0 and 65535. None takes what
             the file says, and where it says nothing 0 and 65535.
-        slide_labels: read the LABEL and OVERVIEW images of slides in DICOM, too. They mostly show
-            the patient's name, and are refused otherwise.
+        slide_labels: read the LABEL and OVERVIEW images of slides in DICOM, and the label and macro
+            pages of those in TIFF, too. They mostly show the patient's name, and are refused
+            otherwise.
     """
 
     name: str = "dicom"
