@@ -95,6 +95,8 @@ def evaluate(
     model = model if isinstance(model, Model) else model()
     if model.config.classifier:
         task = _by_classifier(task, model.config.classifier, options)
+        dicom = classifier.rules_of(model.config.classifier, options.dicom)
+        options = replace(options, dicom=dicom)
     task.check_prompts()
     if embeddings is None:
         presets = len(PRESETS) - 1 if options.grid else 0  # beside the run's own
