@@ -46,8 +46,9 @@ def add_dicom(sub: Parser, frames: str = "or middle (default)") -> None:
         "99.5th percentile",
         "--frame N": f"which frame, slice or page of a file to take, from 0; {frames}. Of pictures "
         "such as TIFF and GIF middle is the first. Ignored for files of one",
-        "--slide-labels": "read the LABEL and OVERVIEW images of slides in DICOM, which mostly "
-        "show the patient's name; by default they are listed as unreadable",
+        "--slide-labels": "read the LABEL and OVERVIEW images of slides in DICOM, and the label "
+        "and macro pages of those in TIFF, which mostly show the patient's name; by default they "
+        "are listed as unreadable",
     }
     group = sub.add_argument_group(_FILES)
     add_flags(group, flags, dicom_rules="dicom", window=0, frame="middle")

@@ -131,11 +131,12 @@ class ParquetColumns(Mapping[str, pyarrow.ChunkedArray]):
         nested = dict((f.name, f.type) for f in field.type) if leaf != field.name else {}
         names = pyarrow.nulls(self.rows, pyarrow.large_string()).fill_null("")
         if "path" in nested and is_textual(nested["path"]):
+            # Also of a column "image.path" beside "image", to which Arrow gives the same name.
             table = self._read(lambda file: file.read([f"{field.name}.path"]))
             names = pyarrow.concat_arrays(
-                [names[:0], *(strings(c.field("path")) for c in table.column(0).chunks)]
+                [names[:0], *(strings(c.field("path")) for c in table[field.name].chunks)]
             )
-        inside = self._read(lambda file: _present(file, leaf))
+        inside = self._read(lambda file: _present(file, field.name, leaf))
         return pyarrow.chunked_array([names]), inside
 
     def __contains__(self, name: object) -> bool:
@@ -156,8 +157,8 @@ class ParquetColumns(Mapping[str, pyarrow.ChunkedArray]):
                 raise ValueError(f"{self._path}: not a Parquet file ({reason})") from None
 
 
-def _present(file: parquet.ParquetFile, leaf: str) -> np.ndarray:
-    """Which rows have a value that is not empty in a column, or a field of one."""
+def _present(file: parquet.ParquetFile, name: str, leaf: str) -> np.ndarray:
+    """Which rows have a value that is not empty in a column, or in the leaf of its bytes."""
     groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
     leaves = [file.metadata.schema.column(i).path for i in range(file.metadata.num_columns)]
     place, present = leaves.index(leaf), [np.zeros(0, bool)]
@@ -166,10 +167,10 @@ def _present(file: parquet.ParquetFile, leaf: str) -> np.ndarray:
         if statistics is not None and statistics.has_null_count and not statistics.null_count:
             present.append(np.ones(group.num_rows, bool))
             continue
-        column = file.read_row_group(number, [leaf]).column(0)
+        column = file.read_row_group(number, [leaf])[name]
         for chunk in column.chunks:
             values = chunk.field("bytes") if pyarrow.types.is_struct(chunk.type) else chunk
-            lengths = pc.fill_null(pc.binary_length(values), 0)
+            lengths = pc.fill_null(pc.binary_length(values.cast(pyarrow.large_binary())), 0)
             present.append(
                 (lengths.to_numpy(zero_copy_only=False) > 0)
                 & chunk.is_valid().to_numpy(zero_copy_only=False)
@@ -189,8 +190,7 @@ def strings(values: pyarrow.Array) -> pyarrow.Array:
 
 def is_textual(type: pyarrow.DataType) -> bool:
     """Whether values of this type can be cells of a CSV file."""
-    types = pyarrow.types
-    return not (types.is_nested(type) or types.is_binary(type) or types.is_large_binary(type))
+    return not (pyarrow.types.is_nested(type) or _is_bytes(type))
 
 
 def is_pictures(type: pyarrow.DataType) -> bool:
@@ -200,7 +200,13 @@ def is_pictures(type: pyarrow.DataType) -> bool:
     if types.is_struct(type):
         names = {field.name: field.type for field in type}
         return "bytes" in names and is_pictures(names["bytes"])
-    return types.is_binary(type) or types.is_large_binary(type)
+    return _is_bytes(type)
+
+
+def _is_bytes(type: pyarrow.DataType) -> bool:
+    types = pyarrow.types
+    kinds = (types.is_binary, types.is_large_binary, types.is_binary_view)
+    return types.is_fixed_size_binary(type) or any(is_kind(type) for is_kind in kinds)
 
 
 def filled(strings: pyarrow.ChunkedArray) -> np.ndarray:

@@ -145,7 +145,10 @@ def read(
     if label is None:
         labels = None
     elif isinstance(label, str) and (classes or captions or not _is_finding(table, label)):
+        given = bool(classes)
         labels, classes = _class_indices(table, label, classes)
+        if not given:
+            _warn_of_numbers_below_0(table, label, classes)
     else:
         if isinstance(label, str):
             warnings.warn(
@@ -188,6 +191,16 @@ def _class_indices(
     unknown = [row for row, cell in enumerate(cells) if cell not in index]
     table.report(column, cells, unknown, f"not among the classes {', '.join(classes[:20])}:")
     return np.array([index.get(cell, -1) for cell in cells], np.int32), classes
+
+
+def _warn_of_numbers_below_0(table: Table, name: str, classes: Sequence[str]) -> None:
+    """A -1 mostly means that nobody knows, and not a class of that name."""
+    if found := [c for c in classes if label_cells.is_uncertain(c) and c.startswith("-")]:
+        warnings.warn(
+            f"{table.path}: column {name!r} is read as names of classes, of which {found[0]} is one"
+            f"; leave cells empty where the class is unknown",
+            stacklevel=3,
+        )
 
 
 def _is_finding(table: Table, name: str) -> bool:
@@ -327,6 +340,19 @@ def split_by_group(examples: Examples, fraction: float, seed: int = 0) -> tuple[
     held_out = set(ranked[:count])
     inside = np.array([name in held_out for name in names])
     return examples.select(np.flatnonzero(~inside)), examples.select(np.flatnonzero(inside))
+
+
+def warn_of_unused_splits(names: Sequence[str], used: Iterable[str], where: str) -> None:
+    """Warns of rows whose split is none of those that are used.
+
+    Args:
+        names: the split of every row.
+        used: names of splits.
+        where: what the rows are of, for the message.
+    """
+    if unused := Counter(names) - Counter({name: len(names) for name in used}):
+        counts = ", ".join(f"{name!r} {count:,}" for name, count in sorted(unused.items()))
+        warnings.warn(f"{where}: rows of these splits are not used: {counts}", stacklevel=3)
 
 
 def check_disjoint(train: Examples, held_out: Examples) -> None:

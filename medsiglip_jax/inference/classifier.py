@@ -1,6 +1,7 @@
 """Images scored by the classifier that a model was fine-tuned with."""
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,7 +36,7 @@ def classify_labels(
         preprocess: pixel preset; by default the one that the classifier was trained with.
         batch_size: images per call of the encoder.
         on_batch: called with the number of images just done, for progress.
-        dicom: how DICOM files become pixels.
+        dicom: how DICOM files become pixels; see `rules_of`.
         keys: of a label and its scores.
 
     Returns:
@@ -48,8 +49,22 @@ def classify_labels(
     features, rows = model.features, images if isinstance(images, Rows) else image_rows(images)
     assert model.config.classifier is not None
     preset = preprocess or model.config.classifier.preprocess
+    dicom = rules_of(model.config.classifier, dicom)
     batches = encode_rows(features, rows, preset, False, batch_size, dicom, on_batch)
     return score_rows(batches, lambda z: scores(model, z), keys, model.config.classifier.labels)
+
+
+def rules_of(classifier: ClassifierConfig, asked: Rules) -> Rules:
+    """How images are read for a classifier: as asked for, and else as in its training, with a
+    warning of what that is."""
+    rules = asked.as_trained(classifier.dicom)
+    changed = [f"{k} {v!r}" for k, v in rules.to_dict().items() if v != asked.to_dict()[k]]
+    if changed:
+        warnings.warn(
+            f"images are read as in the training of the classifier: {', '.join(changed)}",
+            stacklevel=3,
+        )
+    return rules
 
 
 def scores(model: Model, features: Float[np.ndarray, "n d"]) -> tuple[

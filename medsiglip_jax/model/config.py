@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from medsiglip_jax.preprocess.dicom import rules
+from medsiglip_jax.preprocess.dicom.rules import Rules
+
 
 @dataclass(frozen=True)
 class PixelConfig:
@@ -141,6 +144,7 @@ class ClassifierConfig:
         thresholds: the probability from which each label counts as positive, None where it was
             not chosen; empty if none was.
         preprocess: the pixel preset that it was trained with.
+        dicom: how DICOM files, volumes and 16-bit grey became pixels then.
     """
 
     labels: tuple[str, ...]
@@ -148,6 +152,7 @@ class ClassifierConfig:
     multi_label: bool = False
     thresholds: tuple[float | None, ...] = ()
     preprocess: str = "huggingface"
+    dicom: Rules = Rules()
 
     def __post_init__(self):
         labels, thresholds = self.labels, self.thresholds
@@ -164,7 +169,7 @@ class ClassifierConfig:
     def from_dict(cls, tree: Mapping[str, Any]) -> "ClassifierConfig":
         """Inverse of `dataclasses.asdict`, as JSON holds it."""
         lists = {k: tuple(tree[k]) for k in ("labels", "thresholds") if k in tree}
-        return cls(**{**tree, **lists})
+        return cls(**{**tree, **lists, "dicom": rules.from_dict(tree.get("dicom"))})
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """How a source names a file, or a part of one.
 
-* FILE#frame=N: frame N of a DICOM file, GIF, APNG, WebP or AVIF, from 0; page N of a TIFF; axial
-  slice N of a NIfTI volume, from the feet up.
+* FILE#frame=N: frame N of a DICOM file, GIF, APNG, WebP or AVIF, from 0; page N of a TIFF, where
+  reduced versions of other pages do not count; axial slice N of a NIfTI volume, from the feet up.
 * FILE#tile=X,Y,LEVEL,SIZE: of a slide, SIZE x SIZE pixels of that level whose upper left corner is
   (X, Y) in pixels of level 0. SIZE is 0 where the slide cannot be cut; reading it then says why.
 * FILE#OFFSET:LENGTH: bytes of a file, such as an image in a shard.

@@ -41,6 +41,7 @@ class _Table:
         self._file, self._lock = file, threading.Lock()
         self._groups: OrderedDict[tuple[int, str], pyarrow.ChunkedArray] = OrderedDict()
         self._metadata = self._look(lambda table: table.metadata)
+        self._schema = self._metadata.schema.to_arrow_schema()
 
     @property
     def nbytes(self) -> int:
@@ -69,10 +70,12 @@ class _Table:
     def _group(self, group: int, column: str) -> pyarrow.ChunkedArray:
         key = group, column
         if key not in self._groups:
-            table = self._look(lambda file: file.read_row_group(group, [column]))
-            if not table.num_columns:
+            # Of columns, names are used without blanks around them.
+            names = [n for n in self._schema.names if n.strip() == column]
+            if not names:
                 raise UnreadableImage(f"a table without the column {column!r}")
-            self._groups[key] = table.column(0)
+            table = self._look(lambda file: file.read_row_group(group, names))
+            self._groups[key] = table[names[0]]
         self._groups.move_to_end(key)
         while len(self._groups) > 1 and self.nbytes > _KEPT_BYTES:
             self._groups.popitem(last=False)

@@ -12,14 +12,18 @@
   while reading them, and `Facts` then has no orientation to report.
 * Of the pages of a TIFF and the frames of a GIF, APNG, WebP or AVIF the first is taken, unless one
   is asked for by its number. Other formats have one image, whatever else they hold.
+* What a TIFF calls a reduced version of another image (NewSubfileType, TIFF 6.0 page 36), such as
+  the levels of a pyramid, or a transparency mask, is no page. A page that says that it is the
+  label of a slide is refused, as in DICOM.
 """
 
 import io
+import re
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -48,6 +52,14 @@ EXPECTED = (
 ToArray = Callable[[Image.Image], np.ndarray]
 
 _ORIENTATION_TAG = 0x0112
+_DESCRIPTION_TAG = 0x010E
+# A line of it, as scanners of slides name what they photograph beside the tissue: "Label",
+# "macro 1280x431", "Label_Image". Both mostly show the patient's name.
+_LABEL = re.compile(r"^\s*(label|macro)([ _]image)?(\s+\d+x\d+)?\s*(\||$)", re.I | re.M)
+_SUBFILE, _WIDTH, _HEIGHT = 254, 256, 257  # tags of TIFF directories
+_REDUCED, _MASK = 1, 4  # bits of NewSubfileType
+_INTEGERS = {3: "H", 4: "I"}  # SHORT and LONG
+_MOST_TAGS = 1 << 16  # of a directory; there are no more in an ordinary TIFF
 # A lazily opened PIL image must not be loaded by two threads at once: they share one file position.
 _load_lock = threading.Lock()
 
@@ -56,7 +68,7 @@ def from_stream(stream: Any, to_array: ToArray, rules: Rules) -> tuple[np.ndarra
     """Decodes an image file; PIL's errors pass through."""
     with _open(stream) as image:
         number = rules.frame if isinstance(rules.frame, int) else None
-        return _frame(image, _count(image), to_array, number, rules)
+        return _frame(image, _pages(image), to_array, number, rules)
 
 
 def count_frames(stream: Any) -> int:
@@ -67,7 +79,7 @@ def count_frames(stream: Any) -> int:
     """
     try:
         with _open(stream) as image:
-            return _count(image)
+            return len(_pages(image))
     except Exception as error:
         raise UnreadableImage(reason(error)) from error
 
@@ -84,9 +96,10 @@ class Pages:
         self._lock, self.nbytes = threading.Lock(), len(data)
         try:
             self._image = _open(io.BytesIO(data))
-            self.frames = _count(self._image)
+            self._pages = _pages(self._image)
         except Exception as error:
             raise UnreadableImage(reason(error)) from error
+        self.frames = len(self._pages)
 
     def render(self, number: int, rules: Rules) -> tuple[np.ndarray, Facts]:
         """Decodes a page or frame, from 0.
@@ -98,7 +111,7 @@ class Pages:
             raise _no_page(self._image, self.frames, number)
         try:
             with self._lock:
-                return _frame(self._image, self.frames, np.array, number, rules)
+                return _frame(self._image, self._pages, np.array, number, rules)
         except Exception as error:
             raise UnreadableImage(reason(error)) from error
 
@@ -107,14 +120,20 @@ open_bytes = Pages
 
 
 def _frame(
-    image: Image.Image, count: int, to_array: ToArray, number: int | None, rules: Rules
+    image: Image.Image, pages: Sequence[int], to_array: ToArray, number: int | None, rules: Rules
 ) -> tuple[np.ndarray, Facts]:
-    """One page of `count`, by default the first; files with a single one ignore the number."""
+    """One of the pages, by default the first; files with a single one ignore the number."""
+    count = len(pages)
     number = number or 0 if count > 1 else 0
     if number >= count:
         raise _no_page(image, count, number)
-    if image.tell() != number:
-        image.seek(number)
+    if image.tell() != pages[number]:
+        image.seek(pages[number])
+    if not rules.slide_labels and (label := _label(image)):
+        raise UnreadableImage(
+            f"TIFF that shows the {label} of a slide, which may name the patient; --slide-labels "
+            "reads it"
+        )
     pixels, facts = _rgb(image, to_array, rules)
     return pixels, replace(facts, frames=count, frame=number)
 
@@ -123,33 +142,74 @@ def _no_page(image: Image.Image, count: int, number: int) -> UnreadableImage:
     return UnreadableImage(f"{image.format} of {count} pages; number {number} is asked for")
 
 
-def _count(image: Image.Image) -> int:
-    """The number of pages or frames of an open file that is not loaded yet."""
+def _label(image: Image.Image) -> str | None:
+    """Whether the description of a TIFF page says that it is the label or the macro of a slide."""
+    text = getattr(image, "tag_v2", {}).get(_DESCRIPTION_TAG)
+    found = _LABEL.search(text) if isinstance(text, str) else None
+    return found and found[1].lower()
+
+
+def _pages(image: Image.Image) -> Sequence[int]:
+    """What to seek for each page or frame of an open file that is not loaded yet."""
     if image.format == "TIFF":
-        return _count_directories(image.fp)  # pyright: ignore[reportAttributeAccessIssue]
-    return getattr(image, "n_frames", 1) if image.format in _PAGED else 1
+        return _pages_of_tiff(image.fp)  # pyright: ignore[reportAttributeAccessIssue]
+    return range(getattr(image, "n_frames", 1) if image.format in _PAGED else 1)
 
 
-def _count_directories(stream: Any) -> int:
-    """The pages of a TIFF whose directory is whole: the first is readable without those after it,
+class _Directory(NamedTuple):
+    """What a TIFF says of an image; 0 where it does not say."""
+
+    subfile: int
+    size: int
+
+
+def _pages_of_tiff(stream: Any) -> Sequence[int]:
+    """Numbers of the directories that are pages. Only what is smaller than another image can be a
+    reduced version of it, whatever it says."""
+    directories = list(_directories(stream))
+    largest = max((d.size for d in directories if not d.subfile & _REDUCED), default=0)
+    pages = [
+        number
+        for number, (subfile, size) in enumerate(directories)
+        if not subfile & _MASK and not (subfile & _REDUCED and size < largest)
+    ]
+    return pages or [0]
+
+
+def _directories(stream: Any) -> Iterator[_Directory]:
+    """The directories of a TIFF that are whole: the first page is readable without those after it,
     of which PIL would complain (TIFF 6.0, section 2; BigTIFF)."""
     stream.seek(0)
     start = stream.read(16)
     order = "<" if start[:2] == b"II" else ">"
     is_big = struct.unpack(f"{order}H", start[2:4])[0] == 43
-    number, entry = ("Q", 20) if is_big else ("I", 12)
-    count_size, offset_size = (8, 8) if is_big else (2, 4)
+    number, entry, count = ("Q", "HHQ8s", "Q") if is_big else ("I", "HHI4s", "H")
     (at,) = struct.unpack_from(order + number, start, 8 if is_big else 4)
     seen: set[int] = set()
     while at and at not in seen:
         stream.seek(at)
-        entries = int.from_bytes(stream.read(count_size), "little" if order == "<" else "big")
-        stream.seek(at + count_size + entries * entry)
-        if len(after := stream.read(offset_size)) < offset_size:
-            break
+        (length,) = _unpacked(stream, order + count) or (0,)
+        entries = stream.read(min(length, _MOST_TAGS) * struct.calcsize(order + entry))
+        if (after := _unpacked(stream, order + number)) is None:
+            return
         seen.add(at)
-        (at,) = struct.unpack(order + number, after)
-    return max(1, len(seen))
+        yield _directory(struct.iter_unpack(order + entry, entries), order)
+        (at,) = after
+
+
+def _unpacked(stream: Any, form: str) -> tuple[int, ...] | None:
+    """Numbers of a stream; None where it ends."""
+    data = stream.read(struct.calcsize(form))
+    return struct.unpack(form, data) if len(data) == struct.calcsize(form) else None
+
+
+def _directory(entries: Iterator[tuple[int, int, int, bytes]], order: str) -> _Directory:
+    values = {
+        tag: struct.unpack_from(order + _INTEGERS[kind], value)[0]
+        for tag, kind, _, value in entries
+        if tag in (_SUBFILE, _WIDTH, _HEIGHT) and kind in _INTEGERS
+    }
+    return _Directory(values.get(_SUBFILE, 0), values.get(_WIDTH, 0) * values.get(_HEIGHT, 0))
 
 
 def from_image(image: Image.Image, to_array: ToArray, rules: Rules) -> tuple[np.ndarray, Facts]:

@@ -18,6 +18,7 @@ from medsiglip_jax.data import examples, loader, tfds
 from medsiglip_jax.data.examples import Examples
 from medsiglip_jax.data.labels import lacking
 from medsiglip_jax.data.order import Order
+from medsiglip_jax.data.tables import SPLITS
 from medsiglip_jax.model import api, processor, sharding, towers, tree
 from medsiglip_jax.model.config import ModelConfig
 from medsiglip_jax.preprocess import codec, xla
@@ -276,7 +277,7 @@ def what_trains(recipe: Recipe, params: Params) -> tuple[freeze.Partition, optim
 
 
 def _examples(recipe: Recipe) -> tuple[tuple[Examples, ...], ...]:
-    """(training, held out, test) examples of every source; rows of other splits are not used."""
+    """(training, held out, test) examples of every source; warns of rows of other splits."""
     training, held_out, test = [], [], []
     for data in recipe.data:
         arguments = {f.name: getattr(data, f.name) for f in fields(data)}
@@ -294,6 +295,9 @@ def _examples(recipe: Recipe) -> tuple[tuple[Examples, ...], ...]:
             unseen = recipe.objective.judged and recipe.validation not in (None, _TEST)
             if unseen and _TEST in source.splits:
                 test.append(source.of_split(_TEST))
+            asked = ("train", _TEST, str(recipe.validation))
+            used = SPLITS if recipe.validation is None else asked
+            examples.warn_of_unused_splits(source.splits, used, data.path)
             source = source.of_split("train")
         if isinstance(recipe.validation, float):
             source, other = examples.split_by_group(source, recipe.validation, recipe.seed)

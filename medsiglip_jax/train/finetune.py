@@ -339,7 +339,7 @@ def export(
         return
     base, recipe = prepared.model, prepared.recipe
     config, params = recipe.objective.exported(
-        base.config, params, prepared.labels, thresholds, recipe.preprocess
+        base.config, params, prepared.labels, thresholds, recipe.preprocess, recipe.dicom
     )
     tokenizer, companions = base.processor.tokenizer_source, base.companions
     model = api.Model(params, config, tokenizer=tokenizer, companions=companions)
@@ -363,7 +363,7 @@ def _export_adapter(
         return None
     whole = prepared.part.whole(freeze.join(state["params"], state["frozen"]))
     config, whole = recipe.objective.exported(
-        prepared.model.config, whole, prepared.labels, (), recipe.preprocess
+        prepared.model.config, whole, prepared.labels, (), recipe.preprocess, recipe.dicom
     )
     if config.classifier and config.classifier.pool == "map":  # transformers' takes the mean
         config = dataclasses.replace(config, classifier=None)

@@ -34,6 +34,14 @@ def test_classes_are_in_their_order_or_as_given(tmp_path):
     assert found.labels.tolist() == [0, 2, -1] and found.labels.dtype == np.int32
 
 
+def test_a_class_that_is_called_minus_1_is_told(tmp_path):
+    """It is one beside a cell that is no label of a finding, such as 2."""
+    path = csv(tmp_path, "image,grade\na,-1\nb,2\nc,0\n")
+    with pytest.warns(UserWarning, match="'grade' is read as names of classes, of which -1 is one"):
+        assert examples.read(path, label="grade").classes == ("-1", "0", "2")
+    assert examples.read(path, label="grade", classes=("-1", "0", "2")).labels.tolist() == [0, 2, 1]
+
+
 def test_equal_entries_are_positive_pairs(tmp_path):
     path = csv(tmp_path, "image,text,study\na,x,1\nb,y,\nc,x,1\n")
     for column in ("text", "study"):

@@ -205,6 +205,24 @@ def test_pictures_in_parquet_are_images(place):
     assert found.skipped == {"table rows without an image or a text": 2}
 
 
+@pytest.mark.parametrize("kind", [pa.binary_view(), pa.binary(4)], ids=str)
+def test_bytes_of_any_type_are_pictures(tmp_path, kind):
+    """None is taken for a path; the name of the column may have blanks around it."""
+    held = pa.array([b"\x89PNG", None, b"GIF8"], kind)
+    parquet.write_table(pa.table({" image": held, "text": list("abc")}), tmp_path / "m.parquet")
+    found = inputs.rows([tmp_path / "m.parquet"])
+    assert contents(found) == {"m.parquet:1": b"\x89PNG", "m.parquet:3": b"GIF8"}
+
+
+def test_a_column_that_is_called_like_the_path_of_another_is_another(tmp_path):
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    pictures = pa.array([{"bytes": b"\x89PNG", "path": "a.png"}], kind)
+    parquet.write_table(
+        pa.table({"image.path": ["b.png"], "image": pictures}), tmp_path / "m.parquet"
+    )
+    assert contents(inputs.rows([tmp_path / "m.parquet"])) == {"a.png": b"\x89PNG"}
+
+
 def test_pictures_in_parquet_are_not_read_when_they_are_listed(tmp_path, monkeypatch):
     table = pa.table({"image": pa.array([{"bytes": b"\x89PNG", "path": "a"}], IMAGE)})
     parquet.write_table(table, tmp_path / "m.parquet")

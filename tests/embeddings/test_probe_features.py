@@ -89,6 +89,14 @@ def test_splits_that_the_table_names(table, tmp_path):
     assert not (everyone[0] & everyone[1] or everyone[0] & everyone[2] or everyone[1] & everyone[2])
 
 
+def test_rows_of_a_split_that_is_not_used_are_counted(table, tmp_path):
+    names = lambda p: ("val", "dev", "train", "train")[p % 4]  # noqa: E731
+    found = features.read(with_splits(table, tmp_path / "t.csv", names), table[1], group="patient")
+    count = found.examples.splits.count("dev")
+    with pytest.warns(UserWarning, match=f"these splits are not used: 'dev' {count}$"):
+        assert len(features.split(found).validation) == found.examples.splits.count("val")
+
+
 def test_a_patient_on_both_sides_is_refused(table, tmp_path):
     data = read_csv(table[0])
     columns = {name: [row[name] for row in data] for name in ("image", "patient", "label")}

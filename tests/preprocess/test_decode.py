@@ -324,6 +324,39 @@ def test_pages_and_frames(format, tmp_path):
             asked()
 
 
+@pytest.mark.parametrize("bigtiff", [False, True])
+def test_reduced_versions_and_masks_are_no_pages_of_a_tiff(bigtiff, tmp_path):
+    """Levels of a pyramid, thumbnails and labels with the bits of TIFF 6.0; but what says so and is
+    no smaller than any other image is a page."""
+    tifffile = pytest.importorskip("tifffile")
+    path = tmp_path / "a.tif"
+    small, other = np.ascontiguousarray(RGB[::2, ::2]), 255 - RGB
+    mask = RGB[..., 0] > 127
+    written = [(small, 1), (RGB, 0), (small, 1), (small, 9), (mask, 4), (other, 2)]
+    written += [(np.flipud(other), 1)]
+    with tifffile.TiffWriter(path, bigtiff=bigtiff, byteorder="<" if bigtiff else ">") as file:
+        for pixels, subfile in written:
+            kind = "minisblack" if pixels is mask else "rgb"
+            file.write(pixels, photometric=kind, subfiletype=subfile)
+    with tifffile.TiffFile(path) as file:
+        want = [file.pages[number].asarray() for number in (1, 5, 6)]
+    assert sources.frames(str(path)) == 3
+    for number, pixels in enumerate(want):
+        np.testing.assert_array_equal(sources.read(f"{path}#frame={number}")[0], pixels)
+        np.testing.assert_array_equal(decode(path, Rules(frame=number)), pixels)
+
+
+@pytest.mark.parametrize("said", ["Label", "Aperio v1\r\nmacro 50x40", "label_image|x = 1"])
+def test_labels_of_slides_in_tiff_are_refused(said, tmp_path):
+    path = tmp_path / "a.tif"
+    path.write_bytes(encoded(RGB, "TIFF", description=said))
+    with pytest.raises(UnreadableImage, match="(label|macro) of a slide.*--slide-labels"):
+        sources.read(str(path))
+    np.testing.assert_array_equal(decode(path, Rules(slide_labels=True)), RGB)
+    for other in ("labels", "Label: left lung", "macrophages", "a macro 2x"):
+        np.testing.assert_array_equal(decode(encoded(RGB, "TIFF", description=other)), RGB)
+
+
 def test_a_damaged_later_page_does_not_cost_the_first():
     whole = encoded(RGB, "TIFF", save_all=True, append_images=[Image.fromarray(255 - RGB)])
     first = len(encoded(RGB, "TIFF"))

@@ -7,13 +7,16 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from dicom_files import made
 from PIL import Image
 from references import assert_close, tower_terms
 
 import medsiglip_jax
 from medsiglip_jax import cli
+from medsiglip_jax.inference.classifier import classify_labels
 from medsiglip_jax.model import api, config
 from medsiglip_jax.model.config import ClassifierConfig, ModelConfig, VisionConfig
+from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.train import finetune, recipe
 
 VISION = dict(image_size=8, patch_size=2, width=32, depth=1, mlp_dim=32, num_heads=2, pool="map")
@@ -236,9 +239,9 @@ def test_a_task_that_it_does_not_fit(data, run, tmp_path, capsys, name, flags, s
 # ------------------------------------------------------------------------------- in every layout
 
 
-def small(pool="mean", multi_label=False, thresholds=()):
+def small(pool="mean", multi_label=False, thresholds=(), dicom=Rules()):
     vision = VisionConfig(**VISION)
-    own = ClassifierConfig(("a", "b", "c"), pool, multi_label, thresholds, "serving")
+    own = ClassifierConfig(("a", "b", "c"), pool, multi_label, thresholds, "serving", dicom)
     model = medsiglip_jax.init(ModelConfig(vision, None, own), seed=1)
     rng = np.random.default_rng(0)
     kernel = jnp.asarray(rng.normal(size=(32, 3)), jnp.float32)
@@ -254,12 +257,31 @@ IMAGES = np.random.default_rng(1).integers(0, 256, (5, 8, 8, 3), np.uint8)
 ])  # fmt: skip
 @pytest.mark.parametrize("thresholds", [(), (0.25, None, 0.5)])
 def test_layouts_keep_labels_and_thresholds(tmp_path, pool, format, thresholds):
-    model = small(pool, thresholds=thresholds)
+    model = small(pool, thresholds=thresholds, dicom=Rules("official", (350, 40), grey16="full"))
     medsiglip_jax.save(model, tmp_path / "m", format=format)
     again = medsiglip_jax.load(tmp_path / "m")
     assert again.config.classifier == model.config.classifier
     np.testing.assert_array_equal(again.classify(IMAGES), model.classify(IMAGES))
     assert api.describe(tmp_path / "m")["config"]["classifier"]["labels"] == ("a", "b", "c")
+
+
+def test_images_are_read_as_in_training_unless_asked_otherwise(tmp_path):
+    """16-bit grey with few of its values in use, and a CT in one window; which is said."""
+    grey = np.random.default_rng(2).integers(0, 900, (8, 8)).astype(np.uint16)
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    ct = made(grey, Modality="CT", RescaleSlope=1, RescaleIntercept=-1024)
+    (tmp_path / "b.dcm").write_bytes(ct)
+    names = [f"{tmp_path}/{name}" for name in ("a.png", "b.dcm")]
+    trained = Rules(grey16="stretch", ct_window=(350, -700), frame=3)
+    score = lambda own, asked: classify_labels(small(dicom=own), names, dicom=asked)  # noqa: E731
+    with pytest.warns(
+        UserWarning, match=r"training .*: ct_window \[350, -700\], grey16 'stretch'$"
+    ):
+        found = score(trained, Rules())
+    assert found == score(Rules(), trained) and "error" not in found[0] | found[1]
+    with pytest.warns(UserWarning, match=r"ct_window \[350, -700\]$"):
+        asked = score(trained, Rules(grey16="full"))
+    assert asked[0]["scores"] != found[0]["scores"] and asked[1] == found[1]
 
 
 @pytest.mark.float

@@ -267,7 +267,8 @@ def test_a_best_that_is_no_metric(data, tmp_path):
 
 
 def test_a_share_is_held_out_of_the_training_split_alone(data, tmp_path):
-    """Rows of other splits are neither trained nor validated on; two sources keep apart."""
+    """Rows of other splits are neither trained nor validated on, which is said; two sources keep
+    apart."""
     other = (data / "rows.csv").read_text().replace("scan", "picture").replace(",p", ",q")
     for i in range(48):
         if not (data / f"c{i}.png").exists():
@@ -279,7 +280,9 @@ def test_a_share_is_held_out_of_the_training_split_alone(data, tmp_path):
     ]
     runs = []
     asked = config(data, data=sources, validation=0.3, tokenizer=str(data))
-    finetune.run(asked, tmp_path, runs.append)
+    unused = "(rows|other).csv: rows of these splits are not used: 'validation' 12$"
+    with pytest.warns(UserWarning, match=unused):
+        finetune.run(asked, tmp_path, runs.append)
     assert (tmp_path / "export" / "spiece.model").is_file(), "of a tokenizer given as a folder"
     (prepared,) = runs
     assert [len(x) for x in prepared.training] == [27, 27] and [

@@ -205,6 +205,9 @@ def split(features: Features, validation: float = 0.2, seed: int = 0) -> Splits:
     else:
         train, chosen = examples.split_by_group(train, validation, seed)
     test = rows.of_split("test") if "test" in names else None
+    if rows.splits is not None:
+        used = ("train", "test", *held_out[:1])
+        examples.warn_of_unused_splits(rows.splits, used, "labels with embeddings")
     for left, right in itertools.combinations(filter(None, (train, chosen, test)), 2):
         examples.check_disjoint(left, right)
     return Splits(

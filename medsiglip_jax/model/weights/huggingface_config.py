@@ -9,6 +9,7 @@ from medsiglip_jax.model.config import (
     TextConfig,
     VisionConfig,
 )
+from medsiglip_jax.preprocess.dicom import rules
 
 # ------------------------------------------------------------------------------------ reading
 
@@ -82,6 +83,7 @@ def _classifier(raw: dict[str, Any]) -> ClassifierConfig | None:
         return None
     ours = dict(raw.get(_OURS) or {})
     ours["thresholds"] = tuple(ours.get("thresholds") or ())
+    ours["dicom"] = rules.from_dict(ours.get("dicom"))
     return ClassifierConfig(labels, "mean", raw.get("problem_type") == _FINDINGS, **ours)
 
 
@@ -210,8 +212,16 @@ def _written_classifier(
         label2id={label: i for i, label in names.items()},
         problem_type=_FINDINGS if classifier.multi_label else "single_label_classification",
         vision_config=vision,
-        **{_OURS: {"thresholds": list(classifier.thresholds), "preprocess": classifier.preprocess}},
+        **{_OURS: _written_ours(classifier)},
     )
+
+
+def _written_ours(classifier: ClassifierConfig) -> dict[str, Any]:
+    return {
+        "thresholds": list(classifier.thresholds),
+        "preprocess": classifier.preprocess,
+        "dicom": classifier.dicom.to_dict(),
+    }
 
 
 def _written(tower: VisionConfig | TextConfig, fields: dict[str, str]) -> dict[str, Any]:

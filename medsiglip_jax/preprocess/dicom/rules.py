@@ -10,6 +10,8 @@ from medsiglip_jax.preprocess.names import MIDDLE, frame_number
 NAMES = ("dicom", "official")
 VOLUMES = ("ct", "percentile")
 GREY16 = ("stretch", "full")
+# What must be equal for vectors to be compared.
+_TREATMENT = ("name", "ct_window", "window", "grey16")
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,9 @@ class Rules:
         grey16: which values of 16-bit grey in PNG, TIFF and arrays are black and white: "stretch",
             the 0.5th and the 99.5th percentile of the image; "full", 0 and 65535. None takes what
             the file says, and where it says nothing 0 and 65535.
-        slide_labels: read the LABEL and OVERVIEW images of slides in DICOM, too. They mostly show
-            the patient's name, and are refused otherwise.
+        slide_labels: read the LABEL and OVERVIEW images of slides in DICOM, and the label and macro
+            pages of those in TIFF, too. They mostly show the patient's name, and are refused
+            otherwise.
     """
 
     name: str = "dicom"
@@ -82,6 +85,13 @@ class Rules:
         frame, volume = self.frame if frame is None else frame, volume or self.volume
         return replace(self, frame=frame, volume=volume)
 
+    def as_trained(self, trained: "Rules") -> "Rules":
+        """These rules and, where they are the default, those that a classifier was trained with;
+        frames and slide labels stay."""
+        names = (*_TREATMENT, "volume")
+        unasked = [name for name in names if getattr(self, name) == getattr(Rules(), name)]
+        return replace(self, **{name: getattr(trained, name) for name in unasked})
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON restores it."""
         return {**asdict(self), "ct_window": self.ct_window and list(self.ct_window)}
@@ -102,7 +112,7 @@ def treatment(recorded: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if recorded is None:
         return None
     rules = from_dict(recorded).to_dict()
-    return {name: rules[name] for name in ("name", "ct_window", "window", "grey16")}
+    return {name: rules[name] for name in _TREATMENT}
 
 
 def parse(

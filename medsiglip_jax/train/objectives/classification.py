@@ -13,6 +13,7 @@ from medsiglip_jax.files.settings import Check, one_of
 from medsiglip_jax.model import towers
 from medsiglip_jax.model.config import POOLS, ClassifierConfig, ModelConfig
 from medsiglip_jax.model.towers import Compute
+from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.train import validation
 from medsiglip_jax.train.objectives.objective import Batch, Labels, Loss, Objective, Params
 
@@ -147,11 +148,12 @@ class Classification(Objective):
         labels: Labels,
         thresholds: Sequence[float],
         preprocess: str,
+        dicom: Rules,
     ) -> tuple[ModelConfig, Params]:
         """The image tower and its classifier: what was trained."""
         chosen = tuple(None if np.isnan(t) else float(t) for t in thresholds)
         classifier = ClassifierConfig(
-            labels.classes, self.pool, labels.multi_label, chosen, preprocess
+            labels.classes, self.pool, labels.multi_label, chosen, preprocess, dicom
         )
         return (
             ModelConfig(config.vision, None, classifier),

@@ -13,6 +13,7 @@ from medsiglip_jax.data.examples import Examples
 from medsiglip_jax.files.settings import at_least, one_of
 from medsiglip_jax.model.config import ModelConfig
 from medsiglip_jax.model.towers import Compute
+from medsiglip_jax.preprocess.dicom.rules import Rules
 
 Params = dict[str, Any]
 Batch = dict[str, Any]  # of examples, or what `Loss.encode` made of one
@@ -165,6 +166,7 @@ class Objective:
         labels: Labels,
         thresholds: Sequence[float],
         preprocess: str,
+        dicom: Rules,
     ) -> tuple[ModelConfig, Params]:
         """The architecture and the parameters that an export holds.
 
@@ -175,5 +177,6 @@ class Objective:
             thresholds: the probability from which each class is positive; NaN if it was not chosen,
                 empty without held-out rows.
             preprocess: the pixel preset of the run.
+            dicom: how its files became pixels.
         """
         return config, params
