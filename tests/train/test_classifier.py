@@ -380,6 +380,12 @@ def test_a_group_in_training_and_test_is_refused(data, tmp_path):
         finetune.run(asked(data, **changes), tmp_path)
 
 
+def test_a_finding_named_twice_is_said_before_training(data, tmp_path):
+    changes = {"data": {"path": str(data / "all.csv"), "label": ("loop", "Even", "loop")}}
+    with pytest.raises(ValueError, match="names a finding twice: loop, Even, loop"):
+        finetune.run(asked(data, **changes), tmp_path / "run")
+
+
 def test_a_config_is_what_it_was(tmp_path):
     for model in (small("map"), small(multi_label=True, thresholds=(0.1, 0.2, None))):
         tree = json.loads(json.dumps(model.config.to_dict()))
