@@ -79,7 +79,8 @@ def _labels(scores: list[dict[str, Any]]) -> Iterator[str]:
     yield f"  {'probability':>11}  {'logit':>9}  {'':8}  label"
     for score in sorted(scores, key=lambda s: -s["logit"]):
         mark = "positive" if score["positive"] else ""
-        yield f"  {score['probability']:11.2%}  {score['logit']:9.3f}  {mark:8}  {score['label']}"
+        numbers = f"{score['probability']:11.2%}  {score['logit']:9.3f}"
+        yield f"  {numbers}  {mark:8}  {' '.join(score['label'].split())}"
 
 
 def _heatmap(args: argparse.Namespace) -> int:

@@ -39,6 +39,8 @@ def convert(args: argparse.Namespace) -> int:
     dtype = args.dtype or (stored if stored in checkpoint.DTYPES else "float32")
     model = api.load(args.source, dtype=dtype, tokenizer=args.tokenizer)
     loading.note_export(model)
+    if args.tokenizer and model.config.text:
+        model.processor.tokenizer  # noqa: B018  one of another model is refused before it is written
     if args.resolution is not None:
         model.params, model.config = resize_positions(model.params, model.config, args.resolution)
     api.save(model, args.destination, format=args.format)

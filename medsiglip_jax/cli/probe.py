@@ -192,7 +192,7 @@ def _predict_by_classifier(args: argparse.Namespace) -> int:
 def _probabilities(scores: list[dict[str, Any]]) -> Iterator[str]:
     for score in scores:
         mark = "positive" if score["positive"] else ""
-        yield f"  {score['probability']:7.2%}  {mark:8}  {score['class']}"
+        yield f"  {score['probability']:7.2%}  {mark:8}  {' '.join(score['class'].split())}"
 
 
 def probe_curve(args: argparse.Namespace) -> int:

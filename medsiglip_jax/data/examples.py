@@ -157,6 +157,8 @@ def read(
                 stacklevel=2,
             )
         classes = (label,) if isinstance(label, str) else tuple(label)
+        if len(set(classes)) < len(classes):
+            table.problems.append(f"label names a finding twice: {', '.join(classes)}")
         labels = _findings(table, classes, label_cells.Policy(uncertain))
     if captions is not None and texts is None:
         texts = _captions(table, label if isinstance(label, str) else None, captions, classes)

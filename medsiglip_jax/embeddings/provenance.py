@@ -6,6 +6,7 @@ from typing import Any
 
 from medsiglip_jax.inference.manifest import Manifest
 from medsiglip_jax.model.api import Model
+from medsiglip_jax.model.config import PixelConfig
 from medsiglip_jax.preprocess.dicom.rules import Rules, treatment
 
 # Identifies weights that were made in this process and have no files: equal to no file's.
@@ -25,6 +26,8 @@ class Provenance:
         dicom: `Rules.to_dict` of the rules by which DICOM files became pixels; only what
             `treatment` keeps of them, and `volume`, is compared.
         mpp: micrometres per pixel of tiles of slides.
+        pixels: `PixelConfig.to_dict`: equal weights may lie beside another image processor; the
+            resampling is compared only for the preset that does it.
     """
 
     dim: int
@@ -34,6 +37,7 @@ class Provenance:
     source: str | None = None
     dicom: Mapping[str, Any] | None = None
     mpp: float | None = None
+    pixels: Mapping[str, Any] | None = None
 
     def check(self, made: "Provenance", what: object = "these vectors") -> None:
         """Raises ValueError, naming both sides, if vectors were not made as they are wanted here.
@@ -56,6 +60,7 @@ class Provenance:
             )
 
     def _compared(self) -> dict[str, Any]:
+        huggingface = self.preprocess == "huggingface"  # the only preset that asks
         return {
             "dim": self.dim,
             "sha256 of the model": self.model,
@@ -64,6 +69,8 @@ class Provenance:
             "dicom": treatment(self.dicom),
             "volume": (self.dicom or {}).get("volume"),
             "mpp": self.mpp,
+            **{name: (self.pixels or {}).get(name) for name in ("mean", "std")},
+            "resample": (self.pixels or {}).get("resample") if huggingface else None,
         }
 
 
@@ -75,8 +82,11 @@ def of_model(
 ) -> Provenance:
     """The provenance of vectors that a model makes now."""
     sha256, source = model.sha256 or _UNSAVED, model.source or _UNSAVED
-    rules = dicom.to_dict() if dicom else None
-    return Provenance(model.config.embed_dim, sha256, preprocess, normalized, source, rules)
+    rules, vision = dicom.to_dict() if dicom else None, model.config.vision
+    return Provenance(
+        model.config.embed_dim, sha256, preprocess, normalized, source, rules,
+        pixels=vision.pixels.to_dict() if vision else None,
+    )  # fmt: skip
 
 
 def of_run(manifest: Manifest) -> Provenance:
@@ -84,4 +94,5 @@ def of_run(manifest: Manifest) -> Provenance:
     return Provenance(
         manifest.dim, manifest.model.sha256 or _UNSAVED, manifest.preprocess, manifest.normalized,
         manifest.model.source or _UNSAVED, manifest.dicom, manifest.expansion.get("mpp"),
+        manifest.pixels or PixelConfig().to_dict(),
     )  # fmt: skip

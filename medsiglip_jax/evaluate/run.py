@@ -325,7 +325,10 @@ class EvaluationRun:
 
     def _provenance(self, cell: GridCell, embedded: ImageEmbeddings) -> dict[str, Any]:
         recorded = embedded.manifest.to_dict()
-        run = ("model", "preprocess", "dicom", "dtype", "matmul_precision", "tokenizer_sha256")
+        run = (
+            "model", "preprocess", "pixels", "dicom", "dtype", "matmul_precision",
+            "tokenizer_sha256",
+        )  # fmt: skip
         softmax = {"temperature": cell.temperature, "factor": self._factor(cell)}
         versions = {name: importlib.metadata.version(name) for name in ("numpy", "scipy")}
         return {

@@ -164,6 +164,8 @@ class ClassifierConfig:
             raise ValueError(
                 f"classifier.thresholds has {len(thresholds)} numbers for {len(labels)} labels"
             )
+        if not all(t is None or isinstance(t, int | float) and t >= 0 for t in thresholds):
+            raise ValueError(f"classifier.thresholds is {thresholds!r}; expected probabilities")
 
     @classmethod
     def from_dict(cls, tree: Mapping[str, Any]) -> "ClassifierConfig":

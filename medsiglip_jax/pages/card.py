@@ -1,5 +1,6 @@
 """Model cards in Markdown, written from what runs have recorded and nothing else."""
 
+import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
@@ -94,12 +95,12 @@ def _data(run: Facts) -> Iterable[str]:
     for source in run["recipe"]["data"]:
         label = source.get("label")
         columns = ", ".join(label) if isinstance(label, list | tuple) else label
-        what = f", labels from {columns}" if columns else ""
+        what = f", labels from {_plain(columns)}" if columns else ""
         yield f"`{PurePath(source['path']).name}`{what}"
     test = f", {run['test']:,} to test" if run.get("test") else ""
     yield f"{sum(run['examples']):,} examples to train, {run['held_out']:,} to validate{test}"
     if run["classes"]:
-        yield f"{len(run['classes'])} labels: {', '.join(run['classes'])}"
+        yield f"{len(run['classes'])} labels: {_plain(', '.join(run['classes']))}"
 
 
 def _settings(recipe: Facts) -> Iterable[Sequence[str]]:
@@ -173,7 +174,9 @@ def _bullets(lines: Iterable[str]) -> str:
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     cells = [header, ["---"] * len(header), *rows]
-    return "\n".join(
-        f"| {' | '.join(c.replace('|', chr(92) + '|').replace(chr(10), ' ') for c in row)} |"
-        for row in cells
-    )
+    return "\n".join(f"| {' | '.join(map(_plain, row))} |" for row in cells)
+
+
+def _plain(text: str) -> str:
+    """Text that is no markup, nor the end of a line or cell: labels come from anybody's table."""
+    return html.escape(" ".join(text.split()), quote=False).replace("|", "\\|")

@@ -114,6 +114,8 @@ def _check(config: dict, context_length: int) -> None:
         for name, usual in _USUAL.items()
         if config.get(name) not in (None, usual)
     ]
+    if (side := config.get("padding_side")) not in (None, "left", "right"):
+        problems.append(f"padding_side is {side!r}; expected 'left' or 'right'")
     longest = config.get("model_max_length")
     if isinstance(longest, (int, float)) and longest < context_length:
         problems.append(
@@ -150,8 +152,7 @@ def _said(files: Mapping[str, bytes], config: dict) -> dict[str, Any]:
     legacy = {} if "added_tokens_decoder" in config else _object(files, SPECIAL_MAP)
     said: dict[str, Any] = {name: _content(value) for name, value in (config | legacy).items()
             if name.endswith("_token") and value and not isinstance(value, bool)}  # fmt: skip
-    if config.get("padding_side"):
-        said["padding_side"] = config["padding_side"]
+    said |= {side: config[side] for side in ("padding_side", "truncation_side") if config.get(side)}
     extra = (config | legacy).get("extra_special_tokens") or config.get("additional_special_tokens")
     extra = list(extra.values()) if isinstance(extra, dict) else extra or []
     if not isinstance(extra, list):

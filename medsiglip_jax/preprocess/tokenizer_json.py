@@ -37,16 +37,20 @@ class JsonTokenizer(TextEncoder):
             data: the content of `tokenizer.json`.
             kind: the class that transformers reads it with, one of `CLASSES`.
             said: what the files beside it say: special tokens by name, `extra_special_tokens`,
-                `padding_side` and, with its properties, every token of `added_tokens`.
+                `padding_side`, `truncation_side` and, with its properties, every token of
+                `added_tokens`.
             context_length: tokens per text.
 
         Raises:
             ModuleNotFoundError: `tokenizers` is not installed.
-            ValueError: it cannot be read, or says nothing about padding.
+            ValueError: it cannot be read, cuts texts on the left, or says nothing about padding.
         """
         said = CLASSES[kind] | dict(said)
         gemma = kind in (GEMMA, SIGLIP2)
         file = _object(data)
+        cut = said.get("truncation_side") or (file.get("truncation") or {}).get("direction")
+        if str(cut or "right").lower() != "right":
+            raise ValueError(f"tokenizer.json cuts long texts at {cut!r}; expected 'Right'")
         if "added_tokens" in said:
             file["added_tokens"] = said["added_tokens"]
         if gemma:

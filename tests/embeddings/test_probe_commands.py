@@ -15,6 +15,7 @@ from medsiglip_jax.embeddings.probe.linear import open_probe
 from medsiglip_jax.embeddings.provenance import Provenance
 from medsiglip_jax.embeddings.store import Embeddings
 from medsiglip_jax.inference.embed import EmbedOptions, embed
+from medsiglip_jax.model.config import PixelConfig
 from medsiglip_jax.preprocess.dicom.rules import Rules
 
 
@@ -104,8 +105,9 @@ def test_images_are_embedded_as_the_probe_demands(checkpoint, pictures, tmp_path
     assert result["missing"] == 1 and result["rows"] == {"train": 4, "validation": 3}
     fitted = open_probe(tmp_path / "p.npz")
     assert fitted.provenance == Provenance(
-        16, model.sha256, "serving", False, str(checkpoint), Rules().to_dict()
-    )
+        16, model.sha256, "serving", False, str(checkpoint), Rules().to_dict(),
+        pixels=PixelConfig().to_dict(),
+    )  # fmt: skip
     with pytest.warns(UserWarning, match="skipped other files .*: .md 1"):
         results = prediction.predict_inputs(fitted, model, [str(pictures)], batch_size=3)
     (pictures / "notes.md").unlink()

@@ -9,6 +9,7 @@ from embedding_runs import DIM, draw, read_csv, with_splits, write_labelled_run,
 from medsiglip_jax.data import inputs
 from medsiglip_jax.embeddings.probe import features
 from medsiglip_jax.embeddings.provenance import Provenance
+from medsiglip_jax.model.config import PixelConfig
 
 
 def test_labels_meet_their_vectors(table):
@@ -18,7 +19,8 @@ def test_labels_meet_their_vectors(table):
     for id, vector, label in zip(found.examples.names, found.vectors, found.labels, strict=True):
         np.testing.assert_array_equal(vector, vectors[id])
         assert names[id] == ("" if label < 0 else found.examples.classes[label])
-    assert found.provenance == Provenance(DIM, "5a1", "big_vision", True, "m")
+    pixels = PixelConfig().to_dict()
+    assert found.provenance == Provenance(DIM, "5a1", "big_vision", True, "m", pixels=pixels)
     part = found.select(found.examples.select([5, 3]))
     np.testing.assert_array_equal(part.vectors, found.vectors[[5, 3]])
 

@@ -112,6 +112,21 @@ def test_medgemma_vision_tower(golden, tmp_path):
     assert_same(medsiglip_jax.load(tmp_path).params, model.params)
 
 
+@pytest.mark.parametrize("prefix", ["vision_tower.", "model.vision_tower."])
+def test_a_pooling_head_in_a_gemma_checkpoint_is_left_out(tmp_path, prefix):
+    """transformers makes one if the configuration does not say vision_use_head, and never uses
+    it."""
+    write_medgemma(tmp_path, prefix)
+    want = medsiglip_jax.load(tmp_path).params
+    tensors = load_file(GOLDEN / "model.safetensors").items()
+    head = {f"{prefix}{name}": value for name, value in tensors
+            if name.startswith("vision_model.head.")}  # fmt: skip
+    rewrite(tmp_path, lambda tensors: tensors.update(head))
+    model = medsiglip_jax.load(tmp_path)
+    assert_same(model.params, want)
+    assert head and "pooling head, which Gemma does not use" in model.checkpoint.notes[-1]
+
+
 def test_quantised_tensors_are_refused(folder):
     name = "vision_model.head.mlp.fc1.weight"
     rewrite(folder, lambda t: t.update({name: t[name].astype(np.int8)}))

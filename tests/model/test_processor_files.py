@@ -146,6 +146,9 @@ SAME = {
     "mean and std": said("preprocessor_config.json", image_mean=[0.48, 0.46, 0.41],
                          image_std=[0.27, 0.26, 0.28]),
     "bilinear": said("preprocessor_config.json", resample=2),
+    "normalisation null": said("preprocessor_config.json", do_normalize=None),
+    "rescaling null": said("preprocessor_config.json", do_rescale=None, image_mean=[128.0] * 3,
+                           image_std=[64.0] * 3),
     "not normalised": said("preprocessor_config.json", do_normalize=False),
     "not rescaled": said("preprocessor_config.json", do_rescale=False, image_mean=[128.0] * 3,
                          image_std=[64.0] * 3),
@@ -165,6 +168,14 @@ def test_same_files_same_embeddings(make, image, tmp_path):
         assert_close(got, want, model_terms(medsiglip_jax.load(folder).config), 10)
 
 
+def cut_on_the_left(folder):
+    """As `tokenizer.json` keeps it; transformers takes it from there."""
+    siglip2_folder(folder, "Siglip2Tokenizer")
+    cut = dict(direction="Left", max_length=16, strategy="LongestFirst", stride=0)
+    write_config(folder, "tokenizer.json", truncation=cut)
+    return folder
+
+
 REFUSED = {
     "size": said("preprocessor_config.json", size={"height": 224, "width": 224}),
     "shortest edge": said("preprocessor_config.json", size={"shortest_edge": 42}),
@@ -176,7 +187,12 @@ REFUSED = {
     "std 0": said("preprocessor_config.json", image_std=[0.5, 0.0, 0.5]),
     "two means": said("preprocessor_config.json", image_mean=[0.5, 0.5]),
     "a shorter text": said("tokenizer_config.json", model_max_length=16),
+    "the shorter edge": said("preprocessor_config.json", size=42),
+    "resize null": said("preprocessor_config.json", do_resize=None),
+    "resample in a list": said("preprocessor_config.json", resample=[3]),
+    "padded on both sides": said("tokenizer_config.json", padding_side="both"),
     "cut on the left": said("tokenizer_config.json", truncation_side="left"),
+    "cut on the left by tokenizer.json": cut_on_the_left,
     "another class": said("tokenizer_config.json", tokenizer_class="CLIPTokenizer"),
     "sampling": said("tokenizer_config.json", sp_model_kwargs={"enable_sampling": True}),
     "another end": said("tokenizer_config.json", eos_token="."),
@@ -190,13 +206,18 @@ WHAT = {
     "size": "size is {'height': 224, 'width': 224}, and the image tower takes 42 x 42",
     "shortest edge": "size is {'shortest_edge': 42}",
     "nearest": "resample is 0; expected 2 (bilinear) or 3 (bicubic)",
-    "no resize": "do_resize is false",
+    "no resize": "do_resize is False",
     "crop": "do_center_crop is true",
     "another processor": "image_processor_type is 'CLIPImageProcessor'",
     "std 0": "pixels.std is (0.5, 0.0, 0.5)",
     "two means": "expected three finite numbers",
     "a shorter text": "model_max_length is 16, and the text tower reads 64 tokens",
+    "the shorter edge": "size is 42, and the image tower takes 42 x 42",
+    "resize null": "do_resize is None",
+    "resample in a list": "resample is [3]; expected 2 (bilinear) or 3 (bicubic)",
+    "padded on both sides": "padding_side is 'both'; expected 'left' or 'right'",
     "cut on the left": "truncation_side is 'left', and only 'right' is supported",
+    "cut on the left by tokenizer.json": "tokenizer.json cuts long texts at 'Left'",
     "another class": "tokenizer_class is 'CLIPTokenizer'",
     "sampling": "sp_model_kwargs is {'enable_sampling': True}",
     "another end": "eos_token is '.'; expected '</s>'",
@@ -289,6 +310,14 @@ def test_another_tokenizer_replaces_all_files_of_the_first(tmp_path):
     assert "IgG4" not in (tmp_path / "target" / "tokenizer_config.json").read_text()
     kept = (tmp_path / "target" / "spiece.model").read_bytes()
     assert kept == (other / "spiece.model").read_bytes()
+
+
+def test_a_tokenizer_of_another_model_is_not_put_into_one(tmp_path, capsys):
+    source, other = siglip_folder(tmp_path / "source"), added(tmp_path / "other")
+    command = ["convert", str(source), str(tmp_path / "target"), "--format", "huggingface"]
+    assert cli.main([*command, "--tokenizer", str(other)]) == 2
+    assert "they belong to different models" in capsys.readouterr().err
+    assert not (tmp_path / "target").exists()
 
 
 def test_a_file_of_weights_alone_cannot_hold_a_normalisation(image, tmp_path, capsys):

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import re
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,9 +14,11 @@ from references import assert_close, tower_terms
 
 import medsiglip_jax
 from medsiglip_jax import cli
+from medsiglip_jax.inference import classifier
 from medsiglip_jax.inference.classifier import classify_labels
 from medsiglip_jax.model import api, config
 from medsiglip_jax.model.config import ClassifierConfig, ModelConfig, VisionConfig
+from medsiglip_jax.pages import card
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.train import finetune, recipe
 
@@ -327,6 +330,46 @@ def test_classifiers_that_transformers_wrote(tmp_path, labels, several):
     assert_close(model.classify(IMAGES), theirs, tower_terms(model.config.vision), 10)
 
 
+@pytest.mark.parametrize("change, say", [
+    ({"id2label": {"1": "a", "2": "b", "3": "c"}}, "expected the numbers from 0 on"),
+    ({"id2label": {"0": "a", "1": "b", "5": "c"}}, "expected the numbers from 0 on"),
+    ({"problem_type": "regression"}, "problem_type is 'regression'"),
+    ({"medsiglip_jax": {"thresholds": [0.5, -1, 0.5]}}, "expected probabilities"),
+])  # fmt: skip
+def test_classifiers_that_cannot_be_meant(tmp_path, capsys, change, say):
+    medsiglip_jax.save(small(), tmp_path / "m")
+    raw = json.loads((tmp_path / "m" / "config.json").read_text())
+    (tmp_path / "m" / "config.json").write_text(json.dumps(raw | change))
+    assert cli.main(["info", str(tmp_path / "m")]) == 2
+    err = capsys.readouterr().err.strip()
+    assert say in err and "\n" not in err
+
+
+def test_labels_of_a_config_without_names(tmp_path):
+    """transformers names them by their number."""
+    medsiglip_jax.save(small(), tmp_path / "m")
+    raw = json.loads((tmp_path / "m" / "config.json").read_text()) | {"num_labels": 3}
+    del raw["id2label"], raw["label2id"]
+    (tmp_path / "m" / "config.json").write_text(json.dumps(raw))
+    labels = medsiglip_jax.load(tmp_path / "m").config.classifier.labels
+    assert labels == ("LABEL_0", "LABEL_1", "LABEL_2")
+
+
+def test_a_single_label_has_a_sigmoid(tmp_path):
+    """As in transformers' pipeline: the softmax of one number says nothing."""
+    model = small()
+    kernel, bias = (model.params["classifier"][k][..., :1] for k in ("kernel", "bias"))
+    model.params["classifier"] = {"kernel": kernel, "bias": bias}
+    own = dataclasses.replace(model.config.classifier, labels=("a",))
+    model.config = dataclasses.replace(model.config, classifier=own)
+    medsiglip_jax.save(model, tmp_path / "m")
+    Image.fromarray(IMAGES[0]).save(tmp_path / "a.png")
+    again = medsiglip_jax.load(tmp_path / "m")
+    (result,) = classifier.classify_labels(again, [tmp_path / "a.png"])
+    logit = result["scores"][0]["logit"]
+    assert result["scores"][0]["probability"] == pytest.approx(1 / (1 + np.exp(-logit)))
+
+
 def test_a_model_without_classifier_says_how_to_get_one(tmp_path, capsys):
     vision = VisionConfig(**VISION)
     model = medsiglip_jax.init(ModelConfig(vision, None))
@@ -363,6 +406,12 @@ def test_a_group_in_training_and_test_is_refused(data, tmp_path):
         finetune.run(asked(data, **changes), tmp_path)
 
 
+def test_a_finding_named_twice_is_said_before_training(data, tmp_path):
+    changes = {"data": {"path": str(data / "all.csv"), "label": ("loop", "Even", "loop")}}
+    with pytest.raises(ValueError, match="names a finding twice: loop, Even, loop"):
+        finetune.run(asked(data, **changes), tmp_path / "run")
+
+
 def test_a_config_is_what_it_was(tmp_path):
     for model in (small("map"), small(multi_label=True, thresholds=(0.1, 0.2, None))):
         tree = json.loads(json.dumps(model.config.to_dict()))
@@ -376,7 +425,7 @@ def test_a_config_is_what_it_was(tmp_path):
 
 def test_the_card_says_what_was_recorded(run, data):
     folder, result = run
-    card = (folder / "export" / "README.md").read_text()
+    text = (folder / "export" / "README.md").read_text()
     test = result["test"]
     for said in (
         "fine-tuned with medsiglip-jax from random weights", "`all.csv`",
@@ -385,8 +434,21 @@ def test_the_card_says_what_was_recorded(run, data):
         f"| {test['classes']['loop']['auc']:.4f} |", "no other model's terms",
         "| total_steps | 80 |", 'pipeline_tag: "image-classification"',
     ):  # fmt: skip
-        assert said.lower() in card.lower(), said
-    assert str(data) not in card, "a path says where somebody works"
+        assert said.lower() in text.lower(), said
+    assert str(data) not in text, "a path says where somebody works"
+
+
+def test_labels_are_no_markup_in_a_card(run):
+    """The hub shows it as a page."""
+    recorded = json.loads((run[0] / "config.json").read_text())
+    hostile = ("<script>x</script>", "a|b", "two\nlines", 'say "no"')
+    cells = {**dict.fromkeys(("auc", "low", "high", "sensitivity", "specificity", "threshold")),
+             "positives": 1, "negatives": 1}  # fmt: skip
+    test = {"macro_auc": 0.5, "classes": dict.fromkeys(hostile, cells)}
+    text = card.of_run(recorded | {"classes": hostile}, 1, {}, test, {}, "t", hostile)
+    assert "<script" not in text and "4 labels: &lt;script" in text and "two lines" in text
+    for row in (line for line in text.splitlines() if "not defined to" in line):
+        assert len(re.findall(r"(?<!\\)\|", row)) == 9, row
 
 
 def test_the_base_models_terms_and_card_are_kept(data, run, tmp_path, monkeypatch):
@@ -396,9 +458,9 @@ def test_the_base_models_terms_and_card_are_kept(data, run, tmp_path, monkeypatc
     (base / "README.md").write_text(f"{metadata}# Base")
     finetune.run(asked(data, model=None, init=str(base), total_steps=1), tmp_path / "run")
     export = tmp_path / "run" / "export"
-    card = (export / "README.md").read_text()
-    assert "apply to this one too: some-terms (https://e.org)" in card
-    assert 'license_name: "some-terms"' in card and "from `base`" in card
+    text = (export / "README.md").read_text()
+    assert "apply to this one too: some-terms (https://e.org)" in text
+    assert 'license_name: "some-terms"' in text and "from `base`" in text
     assert (export / "README.base.md").read_text().endswith("# Base")
 
 

@@ -30,7 +30,7 @@ def markdown(title: str, sections: Iterable[ReportSection]) -> str:
 
 
 def _escaped(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    return text.replace("<", "&lt;").replace("|", "\\|").replace("\n", " ")
 
 
 def scores_of(results: Mapping[str, Any]) -> str:

@@ -211,7 +211,10 @@ def _select_of_gemma(names: dict[str, Any]) -> tuple[dict[str, tuple], list[str]
         prefix = next((p for p in GEMMA_PREFIXES if name.startswith(p)), None)
         if prefix:  # transformers 5 writes it without the tower's own first part
             plain = name.removeprefix(prefix).removeprefix(tower)
-            tensors[tower + plain] = (name, handle)
+            if plain.startswith("head."):  # Gemma reads the patch tokens, whatever pools them
+                left_out.add("the tower's pooling head, which Gemma does not use")
+            else:
+                tensors[tower + plain] = (name, handle)
         elif name.startswith(GEMMA_OTHERS):
             left_out.add(name.removeprefix("model.").split(".")[0])
         else:

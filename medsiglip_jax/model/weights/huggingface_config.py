@@ -72,19 +72,28 @@ _FINDINGS = "multi_label_classification"
 def _classifier(raw: dict[str, Any]) -> ClassifierConfig | None:
     """The classifier of a SiglipForImageClassification; None if its head has no outputs.
 
-    transformers leaves out the names of two labels that are "LABEL_0" and "LABEL_1".
+    transformers leaves out the names of two labels that are "LABEL_0" and "LABEL_1". Its pipeline
+    takes the sigmoid of a single label, too.
     """
-    names = raw.get("id2label", {0: "LABEL_0", 1: "LABEL_1"})
+    names = raw.get("id2label")
+    if names is None:
+        names = {i: f"LABEL_{i}" for i in range(raw.get("num_labels") or 2)}
     try:
-        labels = tuple(str(label) for _, label in sorted((int(i), x) for i, x in names.items()))
-    except (AttributeError, TypeError, ValueError):
-        raise ValueError(f"id2label is {names!r}; expected numbers with their labels") from None
+        numbered = {int(i): str(label) for i, label in names.items()}
+        labels = tuple(numbered[i] for i in range(len(names)))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise ValueError(
+            f"id2label is {names!r}; expected the numbers from 0 on with their labels"
+        ) from None
     if not labels:
         return None
+    if (kind := raw.get("problem_type")) == "regression":
+        raise ValueError(f"problem_type is {kind!r}: its outputs are no probabilities of labels")
     ours = dict(raw.get(_OURS) or {})
     ours["thresholds"] = tuple(ours.get("thresholds") or ())
     ours["dicom"] = rules.from_dict(ours.get("dicom"))
-    return ClassifierConfig(labels, "mean", raw.get("problem_type") == _FINDINGS, **ours)
+    findings = kind == _FINDINGS or len(labels) == 1
+    return ClassifierConfig(labels, "mean", findings, **ours)
 
 
 def _complete(raw: Any, defaults: dict[str, Any], tower: str) -> dict[str, Any]:
@@ -137,20 +146,23 @@ def pixels(raw: dict[str, Any], image_size: int) -> PixelConfig:
     Raises:
         ValueError: it does something that is not done here; the message lists everything.
     """
-    full: dict[str, Any] = _PIXELS | {k: v for k, v in raw.items() if v is not None}
+    full: dict[str, Any] = _PIXELS | {
+        k: v
+        for k, v in raw.items()
+        if v is not None or k.startswith("do_")  # null: not done
+    }
     kind = str(full.get("image_processor_type", "SiglipImageProcessor"))
     problems = [f"{step} is true, which is not supported" for step in _NO_STEPS if full.get(step)]
     if not kind.startswith(("SiglipImageProcessor", "Gemma3ImageProcessor")):
         problems.append(f"image_processor_type is {kind!r}; expected 'SiglipImageProcessor'")
     if not full["do_resize"]:
-        problems.append("do_resize is false, and images are always resized here")
-    side = full["size"]
-    side = (side.get("height"), side.get("width")) if isinstance(side, dict) else (side, side)
-    if side != (image_size, image_size):
+        problems.append(f"do_resize is {full['do_resize']}, and images are always resized here")
+    if full["size"] != {"height": image_size, "width": image_size}:  # a number: the shorter edge
         problems.append(
             f"size is {full['size']}, and the image tower takes {image_size} x {image_size} pixels"
+            f' ({{"height": {image_size}, "width": {image_size}}})'
         )
-    if full["resample"] not in _RESAMPLE:
+    if full["resample"] not in list(_RESAMPLE):
         problems.append(f"resample is {full['resample']}; expected 2 (bilinear) or 3 (bicubic)")
     if problems:
         raise ValueError("; ".join(problems))

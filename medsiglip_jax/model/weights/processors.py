@@ -83,7 +83,7 @@ def complete(folder: Path, config: ModelConfig) -> None:
         content = json.loads((folder / name).read_bytes())
         part = content["image_processor"] if name == PROCESSOR else content
         size = {"height": side, "width": side}
-        if part.get("size") not in (size, side):
+        if part.get("size") != size:
             part["size"] = size
             json_files.write(folder / name, content)
 
