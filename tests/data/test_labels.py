@@ -70,6 +70,7 @@ def test_a_class_is_not_called_uncertain(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         examples.read(path, label="edema", classes=("0", "1", "-1"))
+    with pytest.warns(UserWarning, match="as names of classes, of which -1 is one"):
         examples.read(table(tmp_path, ["mild", "-1", "none"]), label="edema")
 
 
