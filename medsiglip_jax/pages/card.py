@@ -60,10 +60,9 @@ def of_run(
 
 def _metadata(run: Facts, base: Facts, labels: Sequence[str]) -> str:
     """YAML of plain values, each as JSON writes it, which YAML reads too."""
-    init = str(run["recipe"]["init"] or "")
     values: dict[str, Any] = {"library_name": "transformers"}
-    if init.count("/") == 1 and not init.startswith((".", "/", "~")):
-        values["base_model"] = init
+    if run.get("init_repo"):
+        values["base_model"] = run["init_repo"]
     values |= {key: base[key] for key in ("license", "license_name", "license_link") if key in base}
     if labels:
         values["pipeline_tag"] = "image-classification"
@@ -78,17 +77,14 @@ def _quoted(value: Any) -> str:
 def _origin(run: Facts, exported: int) -> str:
     recipe = run["recipe"]
     weights = f" (sha256 of its weights {run['init_sha256']})" if run.get("init_sha256") else ""
-    start = f"`{_base(recipe['init'])}`{weights}" if recipe["init"] else "random weights"
+    # Of a path only the last part, which says nothing about a machine.
+    name = run.get("init_repo") or PurePath(recipe["init"] or "").name
+    start = f"`{name}`{weights}" if recipe["init"] else "random weights"
     return (
         f"Fine-tuned with medsiglip-jax from {start} with the objective "
         f"{recipe['objective']['name']}: {run['trained']:,} of {run['parameters']:,} parameters "
         f"were trained. The weights are those of step {exported:,}."
     )
-
-
-def _base(init: str) -> str:
-    """A repo id as it is; of a path only the last part, which says nothing about a machine."""
-    return init if init.count("/") == 1 and init[0] not in "./~" else PurePath(init).name
 
 
 def _data(run: Facts) -> Iterable[str]:

@@ -172,7 +172,7 @@ def prepare(recipe: Recipe) -> PreparedRun:
             model.processor.texts((source.texts or ())[:10_000])
     labels = _labels(training)
     if "labels" in objective.columns and labels.values is not None:
-        for line in lacking(labels.values, labels.classes):
+        for line in (*_without_label(labels.values), *lacking(labels.values, labels.classes)):
             warnings.warn(f"training examples: {line}", stacklevel=2)
     added = additions(recipe, model.params, model.config, labels)
     added = jax.device_put(added, mesh and sharding.replicated(mesh))
@@ -187,6 +187,13 @@ def prepare(recipe: Recipe) -> PreparedRun:
         recipe, model, part, compute, labels, loss, optimizer, state, training, held_out, test,
         mesh,
     )  # fmt: skip
+
+
+def _without_label(labels: np.ndarray) -> Iterator[str]:
+    """Says how many rows have none, which count as examples and teach nothing."""
+    unknown = np.isnan(labels).all(axis=1) if labels.ndim == 2 else labels < 0
+    if count := int(unknown.sum()):
+        yield f"{count} of {len(labels)} have no label and teach nothing"
 
 
 def _labels(training: Sequence[Examples]) -> Labels:

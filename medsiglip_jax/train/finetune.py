@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from medsiglip_jax.files import json as json_files
 from medsiglip_jax.files import locks, places, storage
 from medsiglip_jax.files.json_text import dumps, to_hash
 from medsiglip_jax.model import api, devices, processes, tree
-from medsiglip_jax.model.weights import processors
+from medsiglip_jax.model.weights import hub, processors
 from medsiglip_jax.pages import card
 from medsiglip_jax.train import build, freeze, loop, lora, report
 from medsiglip_jax.train import recipe as recipes
@@ -278,6 +279,7 @@ def _identity(prepared: build.PreparedRun) -> dict[str, Any]:
         "recipe": dataclasses.asdict(prepared.recipe),
         "model": prepared.model.config.to_dict(),
         "init_sha256": prepared.model.sha256,
+        "init_repo": _repo_of(prepared.recipe.init),
         "data_sha256": digest.hexdigest(),
         "examples": [len(rows) for rows in prepared.training],
         "held_out": sum(map(len, prepared.held_out)),
@@ -289,6 +291,12 @@ def _identity(prepared: build.PreparedRun) -> dict[str, Any]:
         "processes": jax.process_count(),
         "versions": {name: version(name) for name in _VERSIONS},
     }
+
+
+def _repo_of(init: str | None) -> str | None:
+    """The name of what a run started from on the Hugging Face hub, if it is from there."""
+    there = init is not None and hub.is_repo_id(init) and not Path(init).exists()
+    return init if there else None
 
 
 def _finish(

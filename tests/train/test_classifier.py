@@ -464,6 +464,15 @@ def test_the_base_models_terms_and_card_are_kept(data, run, tmp_path, monkeypatc
     assert (export / "README.base.md").read_text().endswith("# Base")
 
 
+@pytest.mark.parametrize("repo", [None, "google/medsiglip-448"])
+def test_a_card_names_a_base_on_the_hub_and_of_a_folder_only_the_last_part(run, repo):
+    facts = json.loads((run[0] / "config.json").read_text())
+    facts["recipe"]["init"], facts["init_repo"] = repo or "runs/base", repo
+    written = card.of_run(facts, 1, {}, None, {}, "model")
+    assert ('base_model: "google/medsiglip-448"' in written) == bool(repo)
+    assert f"from `{repo or 'base'}`" in written and "runs/base" not in written
+
+
 @pytest.fixture
 def hub(monkeypatch):
     """The hub's client, which notes what it is asked to do."""

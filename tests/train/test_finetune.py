@@ -198,6 +198,19 @@ def test_labels_that_teach_nothing_are_told_before_training(data, tmp_path):
         config(data, data__uncertain="perhaps")
 
 
+@pytest.mark.parametrize("label, cells", [("a", "4.png,,1"), (("a", "b"), "4.png,,")])
+def test_rows_without_a_label_are_counted(data, tmp_path, label, cells):
+    rows = "".join(f"{i}.png,{i % 2},{i // 2}\n" for i in range(4))
+    (tmp_path / "m.csv").write_text(f"image,a,b\n{rows}{cells}\n")
+    changes = {"data__classes": ("0", "1")} if label == "a" else {}
+    asked = config(
+        data, data__path=f"{tmp_path}/m.csv", data__label=label, data__positives=None,
+        objective__name="classification", tokenizer=None, **changes,
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match="1 of 5 have no label and teach nothing"):
+        build.prepare(asked)
+
+
 @pytest.mark.slow
 def test_an_adafactor_step_with_layer_decay_in_bfloat16(data, start, tmp_path):
     asked = config(

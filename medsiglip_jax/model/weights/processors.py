@@ -14,7 +14,7 @@ from medsiglip_jax.model.weights.checkpoint import CheckpointError
 
 PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
 _KEPT = {".json", ".txt", ".md", ".model", ".jinja", ".yaml", ".yml", ""}
-# Of the layouts themselves, which write them anew; `classifier_config.json` is no such file.
+# Of the layouts themselves, which write them anew.
 _OWN = ("config.json", "adapter_config.json", "medsiglip_jax.json", ".index.json")
 
 
