@@ -2,8 +2,12 @@
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
+import platform
+import re
+import secrets
 import shutil
 import tempfile
 import time
@@ -26,12 +30,15 @@ def new_file(path: Place) -> Iterator[Path]:
     """Yields a temporary local path, whose content appears at `path` in one step on success.
 
     On a disk the temporary file lies beside `path`, is synced and renamed; in a bucket it is
-    uploaded at once. A file that exists is replaced. On any error the temporary file is removed.
+    uploaded at once. A file that exists is replaced, a link by the file itself. Of several writers
+    the last wins, whole. On any error the temporary file is removed, and what a killed writer left
+    by the next one.
     """
     if isinstance(path, Path):
         check_writable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
+        _remove_leftovers(path)
+        partial = _temporary(path)
         try:
             yield partial
             _sync(partial)
@@ -47,6 +54,42 @@ def new_file(path: Place) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as folder:
             yield (partial := Path(folder, path.name))
             _upload(partial, path)
+
+
+_HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def _temporary(path: Path) -> Path:
+    """A new empty file beside `path` whose name no other writer has, never one through a link; it
+    names the host and the process that write it."""
+    while True:
+        name = f".{path.name[:200]}.{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.partial"
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(path.with_name(name), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            return path.with_name(name)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Removes temporary files of `path` whose process on this host is no more."""
+    name = re.compile(rf"\.{re.escape(path.name[:200])}\.{_HOST}-(\d+)-[0-9a-f]{{8}}\.partial")
+    with contextlib.suppress(OSError):  # a folder that cannot be listed can be written to
+        for entry in os.scandir(path.parent):
+            found = name.fullmatch(entry.name)
+            if found and not _alive(int(found[1])):
+                Path(entry.path).unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    """Whether a process runs; where that cannot be known, as on Windows, it is taken to."""
+    if os.name == "nt":  # os.kill would end it
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is another user's
+        return True
+    return True
 
 
 @contextlib.contextmanager
@@ -108,7 +151,7 @@ def _upload(file: Path, path: UPath) -> None:
         path.fs.put_file(str(file), path.path)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     path.fs.put_file(str(file), partial.path)
     path.fs.mv(partial.path, path.path)
 

@@ -1,6 +1,9 @@
 """Files and folders that appear complete or not at all."""
 
 import os
+import subprocess
+import sys
+import threading
 
 import pytest
 
@@ -17,6 +20,61 @@ def test_new_file_replaces_in_one_step(tmp_path):
         partial.write_text("two")
         raise RuntimeError
     assert path.read_text() == "one" and os.listdir(path.parent) == ["file"]
+
+
+def test_two_writers_at_once_never_mix(tmp_path):
+    """Each has a temporary file of its own; the last rename wins, whole."""
+    path, together = tmp_path / "page.html", threading.Barrier(4)
+
+    def write(number: int) -> None:
+        for _ in range(10):
+            with storage.new_file(path) as partial, open(partial, "w") as file:
+                for _ in range(3):
+                    together.wait()
+                    file.write(str(number) * 1000)
+                    file.flush()
+
+    writers = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert path.read_text() in {str(number) * 3000 for number in range(4)}
+    assert os.listdir(tmp_path) == ["page.html"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege there")
+def test_a_planted_link_is_never_followed(tmp_path, monkeypatch):
+    """At the name that earlier versions used, at the very name of the temporary file, and at the
+    output itself."""
+    other, path = tmp_path / "other", tmp_path / "out.json"
+    other.write_text("somebody's")
+    (tmp_path / ".out.json.partial").symlink_to(other)
+    path.symlink_to(other)
+    tokens = iter(["planted", "planted", "free"])
+    monkeypatch.setattr(storage.secrets, "token_hex", lambda n: next(tokens))
+    with storage.new_file(path) as partial:
+        partial.write_text("ours")
+    partial.symlink_to(other)
+    with storage.new_file(path) as partial:
+        partial.write_text("ours again")
+    assert "free" in partial.name
+    assert other.read_text() == "somebody's" and not path.is_symlink()
+    assert path.read_text() == "ours again"
+
+
+def test_files_of_killed_writers_are_removed_and_those_of_others_are_not(tmp_path):
+    code = "import os, sys, pathlib; from medsiglip_jax.files import storage\n" \
+        "with storage.new_file(pathlib.Path(sys.argv[1])) as partial: os._exit(9)\n"  # fmt: skip
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "a")])
+    assert len(os.listdir(tmp_path)) == 1
+    with storage.new_file(tmp_path / "b"):  # of another name
+        pass
+    assert len(os.listdir(tmp_path)) == 2
+    with storage.new_file(tmp_path / "a") as first:
+        with storage.new_file(tmp_path / "a") as second:  # the first is alive
+            assert first.exists() and first != second
+    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
 
 
 def test_new_folder_appears_whole(tmp_path):
