@@ -63,7 +63,9 @@ def _is_plain_jpeg(data: bytes) -> bool:
     except Exception:  # `decode` says what is wrong
         return False
     plain = header.mode in ("L", "RGB") and "progressive" not in header.info
-    return plain and 0 < header.width * header.height <= facts.MAX_PIXELS
+    sides = header.width, header.height
+    small = max(sides) <= facts.MAX_SIDE and 0 < header.width * header.height <= facts.MAX_PIXELS
+    return plain and small
 
 
 def _resize(image: Any, size: int) -> np.ndarray:

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -324,6 +325,10 @@ def _data_problems(task: Task) -> Iterator[str]:
             layout.build(table)
         except ValueError as error:
             yield f"{where}: {error}"
+    for name in task.readings:
+        if not re.fullmatch(r"[\w -]+", name):
+            what = "names files of scores; expected letters, digits, spaces, - and _"
+            yield f"readings.{name!r} {what}"
     if task.retrieval == "text" and not task.data.get("text"):
         yield "retrieval by text needs data.text, the column of texts"
 

@@ -10,6 +10,9 @@ from PIL import Image
 
 # 2 x PIL's default MAX_IMAGE_PIXELS, where PIL goes from a warning to an error: 537 MB of RGB.
 MAX_PIXELS = 2 * 89_478_485
+# The longest side that JPEG has. Within MAX_PIXELS alone one row of 178,956,970 pixels, a PNG of
+# 174 kB, would be padded to a square, or resized through rows of that length: 23 GB.
+MAX_SIDE = 65_500
 
 
 # What is said, after their number, of images that `Facts.dark` is true of.
@@ -41,10 +44,15 @@ def check_size(width: int, height: int) -> None:
     """Refuses an image without pixels, or with too many, which costs nothing before it is decoded.
 
     Raises:
-        UnreadableImage: a side is 0, or there are more than `MAX_PIXELS` pixels.
+        UnreadableImage: a side is 0 or longer than `MAX_SIDE`, or there are more than `MAX_PIXELS`
+            pixels.
     """
     if width < 1 or height < 1:
         raise UnreadableImage(f"no pixels, {width}x{height}")
+    if max(width, height) > MAX_SIDE:
+        raise UnreadableImage(
+            f"{width}x{height}: a side is longer than the limit of {MAX_SIDE} pixels; pass tiles"
+        )
     if width * height > MAX_PIXELS:
         raise UnreadableImage(
             f"{width}x{height} = {width * height} pixels is more than the limit of {MAX_PIXELS} "

@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from importlib import resources
 
 import numpy as np
 import pytest
@@ -167,3 +168,12 @@ def test_a_part_replaces_whole_settings():
         task.part("validation")
     with pytest.raises(ValueError, match="no part 'test'; there are: none"):
         tasks.read("ddi").part("test")
+
+
+@pytest.mark.parametrize("name", ["../../evil", "a/b", "a.b", "..", ""])
+def test_a_reading_is_part_of_file_names(tmp_path, name):
+    text = (resources.files("medsiglip_jax.evaluate") / "library" / "idrid.toml").read_text()
+    path = tmp_path / "task.toml"
+    path.write_text(f'{text}\n[readings."{name}"]\nabout = "x"\npresent = {{}}\n')
+    with pytest.raises(ValueError, match="expected letters, digits, spaces, - and _"):
+        tasks.read(str(path))

@@ -590,3 +590,13 @@ def test_a_mapping_may_name_a_part_of_a_file(tmp_path):
     (tmp_path / "shard").write_bytes(b"before" + encoded(RGB))
     image = load_images({"bytes": None, "path": f"{tmp_path}/shard#6:{len(encoded(RGB))}"}, 6)
     np.testing.assert_array_equal(image, load_images(RGB, 6))
+
+
+@pytest.mark.parametrize("size", [(70_000, 1), (1, 70_000)])
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "BMP", "GIF"])
+def test_sides_have_a_limit_before_anything_is_decoded(size, format):
+    """A small file of one long row would be resized through rows of that length."""
+    size = tuple(min(side, 65_501) for side in size)  # which a GIF can have
+    Image.new("L", size).save(stream := io.BytesIO(), format)
+    with pytest.raises(UnreadableImage, match="a side is longer than the limit of 65500"):
+        decode(stream.getvalue())
