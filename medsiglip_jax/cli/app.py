@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from medsiglip_jax import __version__
-from medsiglip_jax.cli import devices
+from medsiglip_jax.cli import devices, outputs
 from medsiglip_jax.cli.parser import Parser, command
 
 # In the order of --help.
@@ -64,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # --help and wrong flags
         return stop.code if isinstance(stop.code, int) else 2
     try:
+        outputs.check(args)
         code = args.run(args)
         sys.stdout.flush()
         return code
