@@ -6,11 +6,15 @@ JSON document and nothing else.
 """
 
 import argparse
+import contextlib
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
+from typing import Any
 
 from medsiglip_jax import __version__
 from medsiglip_jax.cli import devices, outputs
@@ -64,10 +68,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # --help and wrong flags
         return stop.code if isinstance(stop.code, int) else 2
     try:
-        outputs.check(args)
-        code = args.run(args)
-        sys.stdout.flush()
-        return code
+        with _signals():
+            outputs.check(args)
+            code = args.run(args)
+            sys.stdout.flush()
+            return code
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
@@ -79,16 +84,49 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal asks the command to end; temporary files are removed on the way out."""
+
+    def __init__(self, number: int):
+        self.exit_code = 128 + number  # as a shell reports a process that a signal ended
+        name = signal.Signals(number).name
+        super().__init__(f"{name}: stopped; the same command again starts over or resumes")
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """Makes SIGTERM and SIGHUP end a command as Ctrl-C does; a second signal ends it at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    names = (name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+    before = {number: signal.getsignal(number) for number in (getattr(signal, n) for n in names)}
+
+    def interrupt(number: int, frame: Any) -> None:
+        for other in before:
+            signal.signal(other, lambda number, frame: os._exit(128 + number))
+        raise Interrupted(number)
+
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # nohup asks for that
+            signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
 def _explained(error: BaseException) -> tuple[int | None, str]:
     """The exit code of what went wrong, and one line on it; None for a bug."""
+    if isinstance(number := getattr(error, "exit_code", None), int):  # a signal; all is saved
+        return number, str(error)
     if isinstance(error, KeyboardInterrupt):
         return 130, "interrupted; the same command again starts over or resumes"
     if isinstance(error, _GIVEN_WRONG):
         return 2, _one_line(error)
     if isinstance(error, _MACHINE_FAILED):
         return 1, _one_line(error) or type(error).__name__
-    if isinstance(number := getattr(error, "exit_code", None), int):  # a signal; all is saved
-        return number, str(error)
     if "RESOURCE_EXHAUSTED" in str(error):
         return 1, "out of device memory; try a smaller batch size"
     return None, ""

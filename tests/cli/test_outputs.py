@@ -1,6 +1,9 @@
 """An input is never an output: what a command would replace is not what it reads."""
 
 import os
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -57,3 +60,50 @@ def test_a_page_of_ours_is_replaced_where_it_lies(scans, monkeypatch):
     monkeypatch.chdir(scans)
     for _ in range(2):
         assert cli.main(["preview", "scans", "--output", "scans/sheet.html"]) == 0
+
+
+WAITING = """
+import pathlib, sys, time, types
+from medsiglip_jax.cli import app
+from medsiglip_jax.files import storage
+
+def embed(args):
+    with storage.new_file(pathlib.Path(sys.argv[1]) / "out"):
+        try:
+            print("ready", flush=True)
+            time.sleep(60)
+        finally:
+            if len(sys.argv) > 2:  # cleaning up takes long
+                print("leaving", flush=True)
+                time.sleep(60)
+
+app._parse = lambda argv: types.SimpleNamespace(run=embed)
+sys.exit(app.main([]))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+@pytest.mark.parametrize("name, code", [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_signals_end_a_command_in_one_line_and_leave_nothing(tmp_path, name, code):
+    command = [sys.executable, "-c", WAITING, str(tmp_path)]
+    with subprocess.Popen(command, text=True, stdout=-1, stderr=-1) as child:
+        assert child.stdout and child.stdout.readline() == "ready\n"
+        child.send_signal(getattr(signal, name))
+        err = child.communicate(timeout=30)[1].strip()
+    assert child.returncode == code
+    assert (
+        err
+        == f"medsiglip-jax embed: {name}: stopped; the same command again starts over or resumes"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_a_second_signal_ends_at_once_and_without_a_traceback(tmp_path):
+    command = [sys.executable, "-c", WAITING, str(tmp_path), "slowly"]
+    with subprocess.Popen(command, text=True, stdout=-1, stderr=-1) as child:
+        for said in ("ready\n", "leaving\n"):
+            assert child.stdout and child.stdout.readline() == said
+            child.send_signal(signal.SIGINT)
+        assert child.communicate(timeout=30)[1] == ""
+    assert child.returncode == 130
