@@ -249,7 +249,7 @@ def test_what_is_no_tile_of_a_slide_is_said_in_one_line(noisy, tmp_path):
         (path, (-10, 0, 0, 10), "outside"),
         (path, (0, 10**30, 0, 10), "outside"),
         (path, (0, 0, 0, 0), "its finest level has 0.5 um/px; expected --mpp 0.5 or more"),
-        (path, (0, 0, 0, 10**6), "more than the limit"),
+        (path, (0, 0, 0, 10**6), "longer than the limit"),
         (str(text), (0, 0, 0, 10), "not a slide that OpenSlide can read"),
         (str(cut), (0, 0, 0, 10), "slide"),
         ("gs://bucket/a.svs", (0, 0, 0, 10), "local files only"),
