@@ -63,7 +63,7 @@ def test_a_page_of_ours_is_replaced_where_it_lies(scans, monkeypatch):
 
 
 WAITING = """
-import pathlib, sys, time, types
+import pathlib, signal, sys, time, types
 from medsiglip_jax.cli import app
 from medsiglip_jax.files import storage
 
@@ -77,6 +77,8 @@ def embed(args):
                 print("leaving", flush=True)
                 time.sleep(60)
 
+for number in (signal.SIGINT, signal.SIGHUP):  # a shell's background jobs ignore them
+    signal.signal(number, signal.SIG_DFL)
 app._parse = lambda argv: types.SimpleNamespace(run=embed)
 sys.exit(app.main([]))
 """

@@ -334,7 +334,7 @@ def test_classifiers_that_transformers_wrote(tmp_path, labels, several):
     ({"id2label": {"1": "a", "2": "b", "3": "c"}}, "expected the numbers from 0 on"),
     ({"id2label": {"0": "a", "1": "b", "5": "c"}}, "expected the numbers from 0 on"),
     ({"problem_type": "regression"}, "problem_type is 'regression'"),
-    ({"medsiglip_jax": {"thresholds": [0.5, -1, 0.5]}}, "expected probabilities"),
+    ({"medsiglip_jax": {"thresholds": [0.5, -1.0, 0.5]}}, "expected probabilities"),
 ])  # fmt: skip
 def test_classifiers_that_cannot_be_meant(tmp_path, capsys, change, say):
     medsiglip_jax.save(small(), tmp_path / "m")
