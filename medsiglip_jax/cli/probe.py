@@ -167,8 +167,7 @@ def probe_predict(args: argparse.Namespace) -> int:
             probe, load(args), args.inputs, batch_size=args.batch_size, dicom=dicom, parts=parts,
             all_files=args.all_files, on_progress=bar.update,
         )  # fmt: skip
-    output.show(results, args.json, lambda r: output.scored(r, _probabilities))
-    return 3 if any("error" in result for result in results) else 0
+    return _show_scores(results, args)
 
 
 def _predict_by_classifier(args: argparse.Namespace) -> int:
@@ -185,6 +184,10 @@ def _predict_by_classifier(args: argparse.Namespace) -> int:
             load(args), args.inputs, batch_size=args.batch_size, dicom=dicom, parts=parts,
             all_files=args.all_files, on_progress=bar.update,
         )  # fmt: skip
+    return _show_scores(results, args)
+
+
+def _show_scores(results: list[dict[str, Any]], args: argparse.Namespace) -> int:
     output.show(results, args.json, lambda r: output.scored(r, _probabilities))
     return 3 if any("error" in result for result in results) else 0
 

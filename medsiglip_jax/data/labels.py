@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float, Float32, Float64, Int32, Int64
 
 # What messages say of a cell that is no label.
 EXPECTED = "expected 0, 1, true, false, yes, no, -1 (uncertain) or nothing, got"
@@ -139,6 +139,22 @@ def lacking(labels: np.ndarray, classes: Sequence[str]) -> list[str]:
         if names := [classes[k] for k in np.flatnonzero(without).tolist()]:
             lines.append(f"{what} of the finding {', '.join(names)}")
     return lines
+
+
+def label_columns(
+    labels: Int32[np.ndarray, " n"] | Int64[np.ndarray, " n"] | Float[np.ndarray, "n c"],
+    classes: int,
+) -> Float64[np.ndarray, "n c"]:
+    """A column of 0, 1 and NaN (unknown) for each class.
+
+    Args:
+        labels: of classes, negative unknown; or of findings, NaN unknown.
+        classes: how many there are.
+    """
+    if labels.ndim == 2:
+        return labels.astype(np.float64)
+    one_hot = labels[:, None] == np.arange(classes)
+    return np.where(labels[:, None] < 0, np.nan, one_hot)
 
 
 def _is_1(labels: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ strips it from zero-shot prompts only, evaluators/proj/image_text/prompt_enginee
 The vocabulary is `spiece.model` of google/medsiglip-448, the 32,000 pieces of big_vision's `c4_en`.
 """
 
+import contextlib
 import hashlib
 import io
 import os
@@ -16,7 +17,7 @@ import re
 import string
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -245,8 +246,15 @@ def _read(source: str | os.PathLike | bytes) -> tuple[str, bytes]:
     path = Path(source)
     if path.is_dir():
         path = path / "spiece.model"
-    try:
+    with explained(path):
         return str(path), path.read_bytes()
+
+
+@contextlib.contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turns errors of reading a tokenizer's file into those that say what to do."""
+    try:
+        yield
     except FileNotFoundError:
         raise FileNotFoundError(f"no tokenizer at {path}: {WHERE}") from None
     except (OSError, ValueError) as error:

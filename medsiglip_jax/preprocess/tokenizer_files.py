@@ -46,19 +46,13 @@ def read_files(source: str | os.PathLike | bytes) -> dict[str, bytes]:
     if isinstance(source, (bytes, bytearray)):
         return {SENTENCEPIECE: bytes(source)}
     path = Path(source)
-    try:
+    with text.explained(path):
         if path.is_dir():
             return {n: (path / n).read_bytes() for n in NAMES if (path / n).is_file()}
         name = JSON if path.suffix == ".json" else SENTENCEPIECE
         beside = [n for n in NAMES if n not in (SENTENCEPIECE, JSON)]
         there = {n: (path.parent / n).read_bytes() for n in beside if (path.parent / n).is_file()}
         return {name: path.read_bytes()} | there
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no tokenizer at {path}: {text.WHERE}") from None
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"tokenizer {str(path)!r} cannot be read ({error}); {text.WHERE}"
-        ) from error
 
 
 def open_tokenizer(files: Mapping[str, bytes], context_length: int = 64) -> TextEncoder:

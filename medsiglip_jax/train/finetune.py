@@ -21,6 +21,7 @@ from medsiglip_jax.model.weights import hub, processors
 from medsiglip_jax.pages import card
 from medsiglip_jax.train import build, freeze, loop, lora, report
 from medsiglip_jax.train import recipe as recipes
+from medsiglip_jax.train.objectives.objective import Reading
 from medsiglip_jax.train.recipe import Data, Recipe
 from medsiglip_jax.train.step import State
 
@@ -346,9 +347,8 @@ def export(
     if jax.process_index():
         return
     base, recipe = prepared.model, prepared.recipe
-    config, params = recipe.objective.exported(
-        base.config, params, prepared.labels, thresholds, recipe.preprocess, recipe.dicom
-    )
+    reading = Reading(recipe.preprocess, recipe.dicom, tuple(thresholds))
+    config, params = recipe.objective.exported(base.config, params, prepared.labels, reading)
     tokenizer, companions = base.processor.tokenizer_source, base.companions
     model = api.Model(params, config, tokenizer=tokenizer, companions=companions)
     layout = "orbax" if config.classifier and config.classifier.pool == "map" else "huggingface"
@@ -370,8 +370,9 @@ def _export_adapter(
     if not recipe.lora or recipe.init is None or (base and base.config.classifier):
         return None
     whole = prepared.part.whole(freeze.join(state["params"], state["frozen"]))
+    reading = Reading(recipe.preprocess, recipe.dicom)
     config, whole = recipe.objective.exported(
-        prepared.model.config, whole, prepared.labels, (), recipe.preprocess, recipe.dicom
+        prepared.model.config, whole, prepared.labels, reading
     )
     if config.classifier and config.classifier.pool == "map":  # transformers' takes the mean
         config = dataclasses.replace(config, classifier=None)

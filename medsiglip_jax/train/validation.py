@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from scipy import special
 
 from medsiglip_jax import metrics
+from medsiglip_jax.data.labels import label_columns
 from medsiglip_jax.model import sharding
 
 Params = dict[str, Any]
@@ -86,7 +87,7 @@ def judge(
         The threshold of each class by Youden's rule, NaN where validation has only one label; and
         the scores of `metrics.judge_classes`, or None without test rows.
     """
-    labels = [_columns(rows["label"], len(classes)) for rows in encoded]
+    labels = [label_columns(rows["label"], len(classes)) for rows in encoded]
     thresholds = np.array([
         metrics.choose_threshold(rows.scores, rows.positive)
         for rows in map(metrics.known, probabilities[0].T, labels[0].T)
@@ -96,13 +97,6 @@ def judge(
     patients = [groups[row] for row in encoded[1]["row"]] if groups else None
     judged = metrics.judge_classes(probabilities[1], labels[1], classes, thresholds, patients)
     return thresholds, judged
-
-
-def _columns(labels: np.ndarray, classes: int) -> np.ndarray:
-    """A column of 0, 1 and NaN (unknown) for each class."""
-    if labels.ndim == 2:
-        return labels
-    return np.where(labels[:, None] < 0, np.nan, labels[:, None] == np.arange(classes))
 
 
 def probabilities(logits: np.ndarray, multi_label: bool) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from medsiglip_jax import metrics
-from medsiglip_jax.data.labels import lacking
+from medsiglip_jax.data.labels import label_columns, lacking
 from medsiglip_jax.embeddings.probe import features, linear
 from medsiglip_jax.embeddings.store import Embeddings
 from medsiglip_jax.files import json as json_files
@@ -87,7 +87,7 @@ def fit(
 def judge(fitted: linear.Probe, rows: features.Features) -> dict[str, Any]:
     """How good a probe is on some rows; see "test" of `fit`."""
     scores = fitted.predict(rows.vectors, rows.provenance)
-    labels = linear.label_columns(rows.labels, len(fitted.classes))
+    labels = label_columns(rows.labels, len(fitted.classes))
     scores = np.where(fitted.fitted, scores, np.nan)
     return json_files.plain(
         metrics.judge_classes(

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, Float64, Int64
 
 from medsiglip_jax import metrics
+from medsiglip_jax.data.labels import label_columns
 from medsiglip_jax.embeddings.probe import linear, scaling
 from medsiglip_jax.embeddings.probe.logistic import Labelled, Labels
 from medsiglip_jax.files import json as json_files
@@ -36,7 +37,7 @@ def nearest(train: Labelled, test: Float[np.ndarray, "n d"], classes: int, k: in
     With fewer than k training rows, all are neighbours. Neighbours with an unknown label do not
     vote; where none votes, the score is the share in the whole training set.
     """
-    labels, x = linear.label_columns(train.labels, classes), scaling.unit(train.vectors)
+    labels, x = label_columns(train.labels, classes), scaling.unit(train.vectors)
     k, prior = min(k, len(x)), _share(labels)
     scores = np.empty((len(test), classes))
     for start in range(0, len(scores), _BLOCK):
@@ -75,7 +76,7 @@ def prototypes(train: Labelled, test: Float[np.ndarray, "n d"], classes: int) ->
 
     Source: Snell et al., arXiv 1703.05175, with cosines. A class without training rows scores -1.
     """
-    members = np.nan_to_num(linear.label_columns(train.labels, classes))
+    members = np.nan_to_num(label_columns(train.labels, classes))
     means = members.T @ scaling.unit(train.vectors)
     length = np.linalg.norm(means, axis=1, keepdims=True)
     cosines = scaling.unit(test) @ (means / np.where(length > 0, length, 1)).T
@@ -203,9 +204,9 @@ def judge(
         test_labels: of the test rows.
     """
     classes = scores.shape[1]
-    learnt = linear.label_columns(train_labels, classes)
+    learnt = label_columns(train_labels, classes)
     both = (learnt == 0).any(axis=0) & (learnt == 1).any(axis=0)
-    wanted = np.where(both, linear.label_columns(test_labels, classes), np.nan)
+    wanted = np.where(both, label_columns(test_labels, classes), np.nan)
     aucs = metrics.class_aucs(np.where(both, scores, 0), wanted)
     undefined = [int(name) for name in aucs.undefined]
     return {"auc": json_files.plain(aucs.macro), "undefined": undefined}

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Float64
 from scipy import special
 
 from medsiglip_jax import __version__, metrics
+from medsiglip_jax.data.labels import label_columns
 from medsiglip_jax.embeddings.probe import logistic
 from medsiglip_jax.embeddings.probe.scaling import Scaling, fit_scaling
 from medsiglip_jax.embeddings.provenance import Provenance
@@ -210,11 +211,3 @@ def _with_thresholds(probe: Probe, vectors: np.ndarray, labels: np.ndarray) -> P
         aucs[k] = metrics.auc(rows.scores, rows.positive)
     facts = {**probe.facts, "validation_auc": json_files.plain(aucs)}
     return replace(probe, thresholds=thresholds, facts=facts)
-
-
-def label_columns(labels: logistic.Labels, classes: int) -> Float64[np.ndarray, "n c"]:
-    """A column of 0, 1 and NaN (unknown) for each class."""
-    if labels.ndim == 2:
-        return labels.astype(np.float64)
-    one_hot = labels[:, None] == np.arange(classes)
-    return np.where(labels[:, None] < 0, np.nan, one_hot)

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from medsiglip_jax.evaluate.zero_shot import CLASSIFIER
+
 Cells = Sequence[str]
 CAUTION = "Not a medical device. Scores are not probabilities of disease."
 FEW = "* fewer than 10 positives or negatives: read little into it."
@@ -35,14 +37,17 @@ def _escaped(text: str) -> str:
 
 def scores_of(results: Mapping[str, Any]) -> str:
     """Whose scores the test images have."""
-    own = results["provenance"].get("score") == "classifier"
-    return "the classifier's scores" if own else "zero-shot scores"
+    return "the classifier's scores" if _by_classifier(results) else "zero-shot scores"
 
 
 def how_scored(results: Mapping[str, Any]) -> str:
     """How the test images were scored."""
-    own = results["provenance"].get("score") == "classifier"
+    own = _by_classifier(results)
     return "by the model's own classifier" if own else "zero-shot: by prompts alone"
+
+
+def _by_classifier(results: Mapping[str, Any]) -> bool:
+    return results["provenance"].get("score") == CLASSIFIER
 
 
 def number(value: float | None) -> str:

@@ -146,11 +146,9 @@ def pixels(raw: dict[str, Any], image_size: int) -> PixelConfig:
     Raises:
         ValueError: it does something that is not done here; the message lists everything.
     """
-    full: dict[str, Any] = _PIXELS | {
-        k: v
-        for k, v in raw.items()
-        if v is not None or k.startswith("do_")  # null: not done
-    }
+    # A step that is null is not done; any other null is the default.
+    given = {k: v for k, v in raw.items() if v is not None or k.startswith("do_")}
+    full: dict[str, Any] = _PIXELS | given
     kind = str(full.get("image_processor_type", "SiglipImageProcessor"))
     problems = [f"{step} is true, which is not supported" for step in _NO_STEPS if full.get(step)]
     if not kind.startswith(("SiglipImageProcessor", "Gemma3ImageProcessor")):
@@ -169,11 +167,9 @@ def pixels(raw: dict[str, Any], image_size: int) -> PixelConfig:
     scale = 255.0 * (full["rescale_factor"] if full["do_rescale"] else 1.0)
     mean, std = (full["image_mean"], full["image_std"]) if full["do_normalize"] else (0.0, 1.0)
     mean, std = (x if isinstance(x, list | tuple) else [x] * 3 for x in (mean, std))
-    divided = [tuple(x / scale for x in values) for values in (mean, std)]  # of values in 0..1
-    divided = [
-        tuple(round(x, 12) for x in values) for values in divided
-    ]  # 255 * (1 / 255) is not 1
-    return PixelConfig(*divided, resample=_RESAMPLE[full["resample"]])
+    # Of values in 0..1; rounded, since 255 * 0.00392156862745098 is not quite 1.
+    mean, std = (tuple(round(x / scale, 12) for x in values) for values in (mean, std))
+    return PixelConfig(mean, std, _RESAMPLE[full["resample"]])
 
 
 # ------------------------------------------------------------------------------------ writing

@@ -1,6 +1,6 @@
 """Classes, or several findings at once, from the pooled features of the image tower."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -13,9 +13,8 @@ from medsiglip_jax.files.settings import Check, one_of
 from medsiglip_jax.model import towers
 from medsiglip_jax.model.config import POOLS, ClassifierConfig, ModelConfig
 from medsiglip_jax.model.towers import Compute
-from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.train import validation
-from medsiglip_jax.train.objectives.objective import Batch, Labels, Loss, Objective, Params
+from medsiglip_jax.train.objectives.objective import Batch, Labels, Loss, Objective, Params, Reading
 
 _WEIGHTS = Check(
     lambda weight: not isinstance(weight, str) or weight == "balanced",
@@ -142,18 +141,12 @@ class Classification(Objective):
         return np.asarray(towers.class_logits(params["classifier"], encoded["features"]))
 
     def exported(
-        self,
-        config: ModelConfig,
-        params: Params,
-        labels: Labels,
-        thresholds: Sequence[float],
-        preprocess: str,
-        dicom: Rules,
+        self, config: ModelConfig, params: Params, labels: Labels, reading: Reading
     ) -> tuple[ModelConfig, Params]:
         """The image tower and its classifier: what was trained."""
-        chosen = tuple(None if np.isnan(t) else float(t) for t in thresholds)
+        chosen = tuple(None if np.isnan(t) else float(t) for t in reading.thresholds)
         classifier = ClassifierConfig(
-            labels.classes, self.pool, labels.multi_label, chosen, preprocess, dicom
+            labels.classes, self.pool, labels.multi_label, chosen, reading.preprocess, reading.dicom
         )
         return (
             ModelConfig(config.vision, None, classifier),

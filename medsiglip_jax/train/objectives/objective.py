@@ -56,6 +56,22 @@ class Labels:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """How the images and the probabilities of a trained classifier are read.
+
+    Attributes:
+        preprocess: the pixel preset of the run.
+        dicom: how its files became pixels.
+        thresholds: the probability from which each class is positive; NaN if it was not chosen,
+            empty without held-out rows.
+    """
+
+    preprocess: str
+    dicom: Rules
+    thresholds: Sequence[float] = ()
+
+
+@dataclass(frozen=True)
 class Objective:
     """The settings of an objective, which are keys of a recipe, and what follows from them.
 
@@ -160,13 +176,7 @@ class Objective:
         return {}
 
     def exported(
-        self,
-        config: ModelConfig,
-        params: Params,
-        labels: Labels,
-        thresholds: Sequence[float],
-        preprocess: str,
-        dicom: Rules,
+        self, config: ModelConfig, params: Params, labels: Labels, reading: Reading
     ) -> tuple[ModelConfig, Params]:
         """The architecture and the parameters that an export holds.
 
@@ -174,9 +184,6 @@ class Objective:
             config: of the model.
             params: trained, adapters merged, with what `added` has added.
             labels: what was learned.
-            thresholds: the probability from which each class is positive; NaN if it was not chosen,
-                empty without held-out rows.
-            preprocess: the pixel preset of the run.
-            dicom: how its files became pixels.
+            reading: how a classifier is read.
         """
         return config, params
