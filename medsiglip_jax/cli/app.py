@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import Any
 
 from medsiglip_jax import __version__
-from medsiglip_jax.cli import devices, outputs
+from medsiglip_jax.cli import devices, output, outputs
 from medsiglip_jax.cli.parser import Parser, command
 
 # In the order of --help.
@@ -62,7 +62,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit code."""
     devices.prepare()
-    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_, **__: output.note(f"warning: {message}")
     try:
         args = _parse(argv)
     except SystemExit as stop:  # --help and wrong flags
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code, line = _explained(error)
         if code is None:
             raise  # a bug: the traceback is what helps
-        print(f"medsiglip-jax {args.run.__name__.replace('_', ' ')}: {line}", file=sys.stderr)
+        output.note(f"medsiglip-jax {args.run.__name__.replace('_', ' ')}: {line}")
         return code
 
 

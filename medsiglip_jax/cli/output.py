@@ -1,18 +1,58 @@
 """What the commands print: results on stdout, notes and progress on stderr."""
 
+import json
+import re
 import sys
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
+
+# What shows nothing and is meant: line ends, tabs, and the joiners of Persian and Indian scripts.
+_MEANT = frozenset("\n\t\u200c\u200d")
+# A line break that does not begin a further problem of the same error, as `CheckpointError` has it.
+_LINE_BREAK = re.compile(r"\n(?!  )")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def show(result: Any, as_json: bool, to_text: Callable[[Any], str]) -> None:
     """Prints a result as text, or as JSON, where a number that is not finite is null."""
-    if as_json:
-        from medsiglip_jax.files.json_text import dumps
+    print(to_json(result) if as_json else printable(to_text(result), sys.stdout.encoding))
 
-        print(dumps(result, ensure_ascii=False, indent=2))
-    else:
-        print(to_text(result))
+
+def to_json(result: Any) -> str:
+    """A JSON document for stdout, which is valid whatever the names of files hold."""
+    from medsiglip_jax.files.json_text import dumps
+
+    utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    document = dumps(result, ensure_ascii=False, indent=2)
+    # Bytes of names that are not UTF-8 have no place in JSON; they are as `names.escaped` has them.
+    document = _SURROGATE.sub(lambda half: rf"\\u{ord(half[0]):04x}", document)
+    return _escaped(document, lambda letter: json.dumps(letter)[1:-1], only_ascii=not utf8)
+
+
+def printable(text: str, encoding: str | None = None) -> str:
+    """Text without what a terminal would obey rather than show, such as escape sequences and marks
+    that turn the direction of writing, which names of files may hold: they are escaped.
+
+    Args:
+        text: of one or more lines.
+        encoding: of the terminal; what it cannot show is escaped, too.
+    """
+    text = _escaped(text, lambda letter: letter.encode("unicode_escape").decode())
+    return text.encode(encoding or "utf-8", "backslashreplace").decode(encoding or "utf-8")
+
+
+def _escaped(text: str, escape: Callable[[str], str], only_ascii: bool = False) -> str:
+    if text.isprintable() and not (only_ascii and not text.isascii()):
+        return text
+    return "".join(
+        letter if _is_shown(letter) and (letter.isascii() or not only_ascii) else escape(letter)
+        for letter in text
+    )
+
+
+def _is_shown(letter: str) -> bool:
+    return letter.isprintable() or letter in _MEANT or unicodedata.category(letter) == "Zs"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -27,15 +67,19 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 def scored(results: Iterable[dict[str, Any]], to_lines: Callable[[Any], Iterable[str]]) -> str:
     """Each image with the lines that are made of its scores, or why it is unreadable."""
+    from medsiglip_jax.preprocess.facts import describe
+
     lines = []
     for result in results:
         unreadable = [f"  unreadable: {result['error']}"] if "error" in result else []
-        lines += [result["image"], *(unreadable or to_lines(result["scores"]))]
+        lines += [describe(result["image"]), *(unreadable or to_lines(result["scores"]))]
     return "\n".join(lines)
 
 
 def note(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    """Prints a note, a warning or an error on stderr."""
+    line = _LINE_BREAK.sub(r"\\n", line)
+    print(printable(line, sys.stderr.encoding), file=sys.stderr, flush=True)
 
 
 def progress_bar(unit: str, total: int | float | None = None, delay: float = 0):

@@ -5,6 +5,8 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from medsiglip_jax.cli import output
+
 # Values of `add_flags`.
 REQUIRED = {"required": True}
 REPEATED = {"action": "append"}
@@ -33,7 +35,8 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(*args, **kwargs)
 
     def error(self, message: str):
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        output.note(f"{self.prog}: {message} (see {self.prog} --help)")
+        self.exit(2)
 
 
 def command(

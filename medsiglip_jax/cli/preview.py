@@ -62,7 +62,9 @@ def preview(args: argparse.Namespace) -> int:
 
 
 def _text(result: dict[str, Any]) -> str:
+    from medsiglip_jax.preprocess.facts import describe
+
     unreadable = [image for image in result["images"] if "error" in image]
-    lines = [f"{image['source']}: {image['error']}" for image in unreadable]
+    lines = [f"{describe(image['source'])}: {image['error']}" for image in unreadable]
     count = f"{len(result['images']):,} images, {len(unreadable):,} unreadable"
     return "\n".join([*lines, f"{result['output']}: {count}"])

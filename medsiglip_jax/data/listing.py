@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from medsiglip_jax.files.places import Given, at, file_system, is_remote, open_binary
 from medsiglip_jax.preprocess import formats
+from medsiglip_jax.preprocess.facts import describe
 from medsiglip_jax.preprocess.names import Part, Tile, parse
 
 # Of images whose content says what they are, so that they can also be members of a shard.
@@ -72,7 +73,7 @@ def expand(inputs: Sequence[Given], all_files: bool = False) -> list[Iterable[Fi
     listed = [(_remote if is_remote(path) else _local)(path, all_files) for path in given]
     missing = [path for path, files in zip(given, listed, strict=True) if files is None]
     if missing:
-        raise FileNotFoundError(f"no such file or folder: {', '.join(missing)}")
+        raise FileNotFoundError(f"no such file or folder: {', '.join(map(describe, missing))}")
     return [files for files in listed if files is not None]
 
 

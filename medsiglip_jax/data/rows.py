@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from medsiglip_jax.preprocess.names import Tile
+from medsiglip_jax.preprocess.names import Tile, escaped
 from medsiglip_jax.preprocess.parts import Parts
 
 _BLOCK = 65536  # rows that are Python objects at any time
@@ -155,9 +155,8 @@ def from_tuples(rows: Iterable[tuple[str | None, ...]], schema: pa.Schema = SCHE
 def _array(cells: Sequence[str | None], type: pa.DataType) -> pa.Array:
     try:
         return pa.array(cells, type)
-    except UnicodeEncodeError:  # an escaped name cannot be read, but the other files can
-        escaped = (c and c.encode("utf-8", "backslashreplace").decode() for c in cells)
-        return pa.array(list(escaped), type)
+    except UnicodeEncodeError:
+        return pa.array([cell and escaped(cell) for cell in cells], type)
 
 
 def seen_before(*columns: pa.ChunkedArray) -> np.ndarray:

@@ -75,6 +75,8 @@ def check_writable(path: Place) -> None:
     if not isinstance(path, Path):
         return
     refuse_remote(path)
+    if not _is_utf8(str(path)):
+        raise ValueError(f"{path}: names of outputs must be UTF-8; choose another name")
     parent = path.absolute().parent
     while not parent.exists():
         parent = parent.parent
@@ -82,6 +84,15 @@ def check_writable(path: Place) -> None:
         raise NotADirectoryError(f"{path}: cannot be written, {parent} is a file")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise PermissionError(f"{path}: cannot be written, no permission in {parent}")
+
+
+def _is_utf8(name: str) -> bool:
+    """Whether a name can be written into files and passed to libraries in C++."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # a byte of a file name that Python could not decode
+        return False
+    return True
 
 
 def check_new(path: Place) -> None:

@@ -15,6 +15,9 @@ import os
 import re
 from typing import NamedTuple
 
+# What `escaped` makes of a byte that is not UTF-8, which Python has as half of a surrogate pair.
+_ESCAPED_BYTE = re.compile(r"\\u(dc[89a-f][0-9a-f])")
+
 MIDDLE = "middle"
 
 
@@ -70,10 +73,23 @@ _FORMS = {
 _CELL = re.compile(r"(.*?)#row=(\d+),(.+)", re.DOTALL)
 
 
+def escaped(path: str) -> str:
+    """A path in which bytes that are not UTF-8 are escaped, since neither Arrow nor JSON can hold
+    them: "\\udcff" is the byte 255. `parse` finds the file."""
+    return path.encode("utf-8", "backslashreplace").decode()
+
+
 def parse(source: str) -> tuple[str, Part | None]:
     """The file that a source names, and which part of it; None is the whole file."""
-    if "#" not in source or os.path.exists(source):
+    if not ("#" in source or r"\udc" in source) or os.path.exists(source):
         return source, None
+    file, part = _parse(source)
+    if r"\udc" in file and not os.path.exists(file):
+        file = _ESCAPED_BYTE.sub(lambda byte: chr(int(byte[1], 16)), file)
+    return file, part
+
+
+def _parse(source: str) -> tuple[str, Part | None]:
     for kind, form in _FORMS.items():
         if match := form.fullmatch(source):
             file, *numbers = match.groups()

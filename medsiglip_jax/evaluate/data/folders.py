@@ -12,6 +12,7 @@ from medsiglip_jax.evaluate.data.images import below
 from medsiglip_jax.evaluate.data.layout import FolderData
 from medsiglip_jax.evaluate.tasks import Task
 from medsiglip_jax.files.places import Place
+from medsiglip_jax.preprocess.names import escaped
 
 
 def read(task: Task, layout: FolderData, root: Place, policy: Policy) -> Dataset:
@@ -37,9 +38,10 @@ def read(task: Task, layout: FolderData, root: Place, policy: Policy) -> Dataset
     if not files:
         raise FileNotFoundError(f"{top}: no images in {', '.join(values)}{where_to_get(task)}")
     labels = np.eye(len(values), dtype=np.float32)[[i for _, i in files]]
-    ids = [path.removeprefix(f"{str(root).rstrip('/')}/") for path, _ in files]
+    ids = [escaped(path.removeprefix(f"{str(root).rstrip('/')}/")) for path, _ in files]
     counts = {"other files": len(listed) - len(files)}
-    return Dataset(ids, [path for path, _ in files], labels, values, counts=counts)
+    classes = tuple(map(escaped, values))
+    return Dataset(ids, [path for path, _ in files], labels, classes, counts=counts)
 
 
 def _listed(folder: Place, all_files: bool) -> Iterator[File]:

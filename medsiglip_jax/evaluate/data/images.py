@@ -11,7 +11,7 @@ from medsiglip_jax.evaluate.data.dataset import where_to_get
 from medsiglip_jax.evaluate.data.layout import ImageFiles
 from medsiglip_jax.evaluate.tasks import Task
 from medsiglip_jax.files.places import Place
-from medsiglip_jax.preprocess.names import parse
+from medsiglip_jax.preprocess.names import escaped, parse
 
 TableRow = Mapping[str, str]
 
@@ -110,7 +110,7 @@ def _index(layout: ImageFiles, root: Place) -> tuple[dict[tuple, list[str]], int
     """Files by key, and how many the pattern does not match."""
     files, unmatched = defaultdict(list), 0
     for path in sorted(root.glob(layout.find), key=str):
-        name = below(root, path)
+        name = escaped(below(root, path))
         if path.suffix.lower() not in IMAGE_SUFFIXES:
             continue
         if layout.name or not layout.parse:
