@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from medsiglip_jax.cli import loading, output, parser, reading
+from medsiglip_jax.cli import loading, output, outputs, parser, reading
 
 _FLAGS = {
     "images IMAGE...": "image files, or parts of them: FILE#frame=N, SLIDE#tile=X,Y,LEVEL,SIZE",
@@ -22,6 +22,7 @@ def define_flags(sub: parser.Parser) -> None:
     loading.add_model(sub)
     reading.add_preprocess(sub, None, "big_vision, or with --labels that of the training")
     reading.add_parts(sub)
+    outputs.add_overwrite(sub, heatmap=outputs.is_heatmap)
 
 
 def classify(args: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 import argparse
 from typing import Any
 
+from medsiglip_jax.cli import outputs
 from medsiglip_jax.cli.output import note, show, table
 from medsiglip_jax.cli.parser import Parser, add_flags
 
@@ -19,6 +20,7 @@ _FLAGS = {
 
 def define_flags(sub: Parser) -> None:
     add_flags(sub, _FLAGS, resamples=2000, seed=0)
+    outputs.add_overwrite(sub, output=outputs.begins_with("# Comparison of two evaluations\n"))
 
 
 def compare(args: argparse.Namespace) -> int:

@@ -1,6 +1,5 @@
 """What the commands print: results on stdout, notes and progress on stderr."""
 
-import json
 import re
 import sys
 import unicodedata
@@ -27,7 +26,7 @@ def to_json(result: Any) -> str:
     document = dumps(result, ensure_ascii=False, indent=2)
     # Bytes of names that are not UTF-8 have no place in JSON; they are as `names.escaped` has them.
     document = _SURROGATE.sub(lambda half: rf"\\u{ord(half[0]):04x}", document)
-    return _escaped(document, lambda letter: json.dumps(letter)[1:-1], only_ascii=not utf8)
+    return _escaped(document, lambda letter: dumps(letter)[1:-1], only_ascii=not utf8)
 
 
 def printable(text: str, encoding: str | None = None) -> str:

@@ -3,12 +3,12 @@
 import argparse
 from typing import Any
 
-from medsiglip_jax.cli import output, reading
+from medsiglip_jax.cli import output, outputs, reading
 from medsiglip_jax.cli.parser import REQUIRED, Parser, add_flags
 
 _FLAGS = {
     "inputs INPUT...": "images, folders, globs, tables and shards, as for embed",
-    "--output FILE": "page to write, .html or .png; replaced if it exists",
+    "--output FILE": "page to write, .html or .png; an earlier one is replaced",
     "--size N": "height and width of the model's inputs, default %(default)s",
     "--limit N": "show the first N images, default %(default)s",
     "--seed S": "show N random images instead, drawn with this seed",
@@ -22,6 +22,7 @@ def define_flags(sub: Parser) -> None:
     add_flags(sub, _FLAGS, output=REQUIRED, size=448, limit=100, seed=int, image_column="image")
     reading.add_preprocess(sub)
     reading.add_parts(sub)
+    outputs.add_overwrite(sub, output=outputs.is_picture)
 
 
 def preview(args: argparse.Namespace) -> int:

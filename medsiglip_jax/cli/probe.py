@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Iterator
 from typing import Any
 
-from medsiglip_jax.cli import output, reading
+from medsiglip_jax.cli import output, outputs, reading
 from medsiglip_jax.cli.loading import add_model, load
 from medsiglip_jax.cli.parser import (
     REPEATED,
@@ -74,12 +74,14 @@ def _add_data(sub: Parser) -> None:
 def _add_fit_flags(sub: Parser) -> None:
     _add_data(sub)
     add_flags(sub, _FIT, output=REQUIRED, scale="standard", rule="youden", at_least=float)
+    outputs.add_overwrite(sub, output=outputs.is_probe)
 
 
 def _add_predict_flags(sub: Parser) -> None:
     add_flags(sub, _PREDICT, inputs={"nargs": "*"})
     reading.add_queries(sub)
     add_model(sub, required=False)
+    outputs.add_overwrite(sub, output=outputs.is_table_of("id,.*,positive"))
 
 
 def _add_curve_flags(sub: Parser) -> None:

@@ -4,6 +4,7 @@ import argparse
 from collections import Counter
 from typing import Any
 
+from medsiglip_jax.cli import outputs
 from medsiglip_jax.cli.loading import add_model, load
 from medsiglip_jax.cli.output import note, progress_bar, show
 from medsiglip_jax.cli.parser import REPEATED, REQUIRED, Parser, add_flags, refuse_unused
@@ -53,6 +54,9 @@ def define_flags(sub: Parser) -> None:
     add_flags(sub.add_argument_group(title), _APPROXIMATE)
     add_queries(sub)
     add_model(sub, required=False)
+    hits, pairs = "query,rank,id,source,score", "id,source,other_id,other_source,score"
+    own = outputs.is_table_of(hits, pairs)
+    outputs.add_overwrite(sub, sheet=outputs.is_picture, output=own)
 
 
 def search(args: argparse.Namespace) -> int:

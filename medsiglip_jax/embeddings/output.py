@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from pyarrow import ArrowException
+from pyarrow import parquet as pq
 
 from medsiglip_jax.data.tables import write_parquet
 from medsiglip_jax.files import places, storage
@@ -22,3 +24,14 @@ def write(path: places.Given, columns: Mapping[str, Sequence[Any] | np.ndarray])
             writer = csv.writer(file)
             writer.writerow(columns)
             writer.writerows(zip(*lists, strict=True))
+
+
+def column_names(path: places.Given) -> list[str]:
+    """The columns of a table, .csv or .parquet; none of a file that is no table."""
+    try:
+        if str(path).lower().endswith(".parquet"):
+            return pq.read_schema(str(path)).names
+        with open(path, newline="", encoding="utf-8") as file:
+            return next(csv.reader(file), [])
+    except (ArrowException, OSError, UnicodeDecodeError, csv.Error):
+        return []

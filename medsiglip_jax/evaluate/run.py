@@ -76,10 +76,13 @@ def evaluate(
         on_fit: called after each fit of what is learned.
 
     Raises:
+        FileExistsError: `output` holds something else than an evaluation.
         FileNotFoundError: data is missing: which, how much, and where to get it.
         ModuleNotFoundError: a probe needs scikit-learn.
         ValueError: prompts, tables or embeddings that do not fit.
     """
+    folder = places.at(output)
+    _check_folder(folder)
     task = replace(task, score=options.score or task.score)
     if options.reading != AS_GIVEN:
         task.with_reading(options.reading)  # fail now if there is none
@@ -103,9 +106,16 @@ def evaluate(
     if embeddings is None:
         presets = len(PRESETS) - 1 if options.grid else 0  # beside the run's own
         on_total(splits.images() + presets * len(splits.whole.pool))
-    folder = places.at(output)
     EvaluationRun(task, splits, model, folder, options, embeddings, on_progress, on_fit).write()
     return recompute(folder)
+
+
+def _check_folder(folder: places.Place) -> None:
+    """Raises FileExistsError if a folder holds anything, and no evaluation that began there."""
+    names = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
+    visible = {name for name in names if not name.startswith(".")}
+    if visible and visible.isdisjoint((EMBEDDINGS, scores.IMAGES)):
+        raise FileExistsError(f"{folder}: not empty, and not an evaluation; choose a new folder")
 
 
 def _by_classifier(task: tasks.Task, own: ClassifierConfig, options: EvaluateOptions) -> tasks.Task:

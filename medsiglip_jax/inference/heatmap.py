@@ -18,6 +18,7 @@ from medsiglip_jax.files.json_text import dumps
 from medsiglip_jax.inference.classify import encode_texts, probabilities
 from medsiglip_jax.inference.encode import encode_rows
 from medsiglip_jax.model.api import Model
+from medsiglip_jax.pages.contact_sheet import save_png
 from medsiglip_jax.preprocess import facts, formats
 from medsiglip_jax.preprocess.parts import Parts
 
@@ -98,7 +99,7 @@ def heatmap(
     picture, path = draw(thumbnail, scale, table, side, texts), places.at(output)
     beside = path.with_suffix(".parquet")
     with storage.new_file(path) as partial:
-        picture.save(partial, format="PNG")
+        save_png(picture, partial)
     with storage.new_file(beside) as partial:
         pq.write_table(table.replace_schema_metadata({"medsiglip_jax": dumps(made)}), partial)
     return {

@@ -3,11 +3,13 @@
 import base64
 import bisect
 import io
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from medsiglip_jax.files import places, storage
 from medsiglip_jax.pages.html import GREY, INK, PAPER, RULE, escape, page, paragraph
@@ -16,6 +18,8 @@ from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.facts import MAX_PIXELS, UnreadableImage
 
 SUFFIXES = (".html", ".png")
+# What the first bytes of a sheet hold, so that a command knows which files are its own.
+MARK = "medsiglip_jax contact sheet"
 SIDE, PITCH, MARGIN, LABEL = 160, 176, 24, 40  # pixels: picture, from one to the next, page, text
 PER_LINE = 8  # pictures in a line of the PNG
 _GAP = PITCH - SIDE
@@ -79,9 +83,17 @@ def draw(path: places.Given, sheet: Sheet) -> None:
     with storage.new_file(places.at(path)) as partial:
         if suffix == ".html":
             with open(partial, "w", encoding="utf-8") as file:
-                file.writelines(page(sheet.title, _style(_width(sheet)), _body(sheet), sheet.foot))
+                style = _style(_width(sheet))
+                file.writelines(page(sheet.title, style, _body(sheet), sheet.foot, MARK))
         else:
-            _canvas(sheet).save(partial, format="PNG")
+            save_png(_canvas(sheet), partial)
+
+
+def save_png(image: Image.Image, path: os.PathLike) -> None:
+    """Writes a picture whose first bytes hold `MARK`."""
+    software = PngInfo()
+    software.add_text("Software", MARK)
+    image.save(path, format="PNG", pnginfo=software)
 
 
 def write(

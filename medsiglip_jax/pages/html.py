@@ -17,7 +17,13 @@ margin:12px 0;font-size:14px}}td,th{{padding:3px 14px 3px 0;text-align:left;vert
 th{{color:{FAINT};font-weight:500}}tr+tr>*{{border-top:1px solid {RULE}}}"""
 
 
-def page(title: str, style: str, body: Iterable[str], caution: str) -> Iterator[str]:
+def page(
+    title: str,
+    style: str,
+    body: Iterable[str],
+    caution: str,
+    generator: str = "medsiglip_jax report",
+) -> Iterator[str]:
     """A whole page, in pieces, because pictures inside it may be large.
 
     Args:
@@ -25,9 +31,11 @@ def page(title: str, style: str, body: Iterable[str], caution: str) -> Iterator[
         style: CSS beside that of all pages.
         body: HTML, already escaped.
         caution: the last paragraph, as plain text.
+        generator: what wrote the page, by which a later run knows that it may replace it.
     """
     yield (
         f'<!doctype html><html lang="en"><meta charset="utf-8">\n'
+        f'<meta name="generator" content="{escape(generator)}">\n'
         f'<meta name="viewport" content="width=device-width"><title>{escape(title)}</title>\n'
         f"<style>{_STYLE}{style}</style><h1>{escape(title)}</h1>\n"
     )

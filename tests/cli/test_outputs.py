@@ -10,6 +10,11 @@ import pytest
 from PIL import Image
 
 from medsiglip_jax import cli
+from medsiglip_jax.cli import compare, outputs, parser
+from medsiglip_jax.cli import search as search_command
+from medsiglip_jax.embeddings import output as table
+from medsiglip_jax.embeddings import search
+from medsiglip_jax.evaluate.report import tables
 
 
 @pytest.fixture
@@ -33,6 +38,8 @@ COMMANDS = {
     "a link to it": ["preview", "scans/a.png", "--output", "link.png"],
     "another name of it": ["preview", "scans/a.png", "--output", "same.png"],
     "in the folder": ["preview", "scans", "--output", "scans/b.png"],
+    "sheet": ["search", *MODEL, "--embeddings", "embeddings", "--image", "scans/a.png",
+              "--sheet", "scans/a.png"],
     "heatmap": ["classify", *MODEL, "--text", "a", "scans/a.png", "--heatmap", "scans/a.png"],
     "search": ["search", *MODEL, "--embeddings", "embeddings", "--text", "a",
                "--output", "embeddings/part-00000.parquet"],
@@ -60,6 +67,64 @@ def test_a_page_of_ours_is_replaced_where_it_lies(scans, monkeypatch):
     monkeypatch.chdir(scans)
     for _ in range(2):
         assert cli.main(["preview", "scans", "--output", "scans/sheet.html"]) == 0
+
+
+# Somebody's own file under the name of an output, of the suffix that is asked for.
+OWN = {
+    "scan.png": (b"\x89PNG\r\n\x1a\n of a scan", ["preview", "scans", "--output", "scan.png"]),
+    "page.html": (b"<!doctype html><p>mine", ["preview", "scans", "--output", "page.html"]),
+    "hits.png": (b"\x89PNG\r\n\x1a\n", ["search", *MODEL, "--embeddings", "embeddings", "--text",
+                                       "a", "--sheet", "hits.png"]),
+    "mine.csv": (b"id,label\n1,0\n", ["search", *MODEL, "--embeddings", "embeddings", "--text",
+                                      "a", "--output", "mine.csv"]),
+    "scores.csv": (b"id,rank\n1,0\n", ["probe", "predict", "--probe", "p.npz", "--embeddings",
+                                       "embeddings", "--output", "scores.csv"]),
+    "part.parquet": (b"PAR1", ["search", "--self", "--embeddings", "embeddings", "--output",
+                               "part.parquet"]),
+    "model.npz": (b"PK\x03\x04", ["probe", "fit", "--data", "labels.csv", "--embeddings",
+                                  "embeddings", "--output", "model.npz"]),
+    "notes.md": (b"# Mine\n", ["compare", "a", "b", "--output", "notes.md"]),
+    "heat.parquet": (b"PAR1", ["classify", *MODEL, "--text", "a", "scans/a.png", "--heatmap",
+                               "heat.png"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_file_that_the_command_did_not_write_is_kept(scans, name, capsys, monkeypatch):
+    monkeypatch.chdir(scans)
+    content, command = OWN[name]
+    (scans / name).write_bytes(content)
+    assert cli.main(command) == 2
+    err = capsys.readouterr().err
+    assert f"{name} exists, and is not a file that this command wrote" in err
+    assert err.count("\n") == 1 and (scans / name).read_bytes() == content
+    cli.main([*command, "--overwrite"])  # whatever is wrong with the rest
+    assert "this command wrote" not in capsys.readouterr().err
+
+
+def test_overwrite_replaces_it_and_an_empty_file_needs_no_flag(scans, monkeypatch):
+    monkeypatch.chdir(scans)
+    (scans / "page.html").write_text("mine")
+    (scans / "made").mkdir()
+    (scans / "made" / "by-mktemp.png").touch()
+    assert cli.main(["preview", "scans", "--output", "page.html", "--overwrite"]) == 0
+    assert cli.main(["preview", "scans", "--output", "made/by-mktemp.png"]) == 0
+    assert (scans / "page.html").read_text().startswith("<!doctype html>")
+
+
+def test_what_the_commands_write_is_known_as_theirs(tmp_path):
+    for suffix in ".csv", ".parquet":
+        for name, columns in (("hits", search.HIT_COLUMNS), ("pairs", search.PAIR_COLUMNS)):
+            table.write(path := tmp_path / f"{name}{suffix}", {c: [1] for c in columns})
+            own = search_command.define_flags(flags := parser.Parser()) or flags.get_default("own")
+            assert own["output"](str(path))
+            assert not outputs.is_table_of("id,.*,positive")(str(path))
+        table.write(path := tmp_path / f"p{suffix}", {c: [1] for c in ("id", "a,b", "positive")})
+        assert outputs.is_table_of("id,.*,positive")(str(path))
+    comparison = tables.markdown("Comparison of two evaluations", [])
+    (tmp_path / "c.md").write_text(comparison)
+    own = compare.define_flags(flags := parser.Parser()) or flags.get_default("own")
+    assert own["output"](str(tmp_path / "c.md"))
 
 
 WAITING = """

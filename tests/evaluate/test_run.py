@@ -382,6 +382,15 @@ def test_a_file_is_a_better_match_than_an_id(data, model, tmp_path):
     assert_close(got.vectors, model.encode_image(pixels), TERMS)
 
 
+def test_a_folder_of_something_else_is_refused(data, model, tmp_path):
+    """Before anything is read: a fine-tuning run has a report.html of its own."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "report.html").write_text("of the training")
+    with pytest.raises(FileExistsError, match="not an evaluation; choose a new folder"):
+        run.evaluate(tasks.read(str(data / "task.toml")), model, data, tmp_path / "run")
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["report.html"]
+
+
 def test_grid_shows_all_cells(data, model, done, tmp_path):
     out = tmp_path / "out"
     task = tasks.read(str(data / "task.toml"))
