@@ -47,6 +47,8 @@ from medsiglip_jax.preprocess.image import PRESETS
 from medsiglip_jax.preprocess.load import warn_about_pixels
 
 EMBEDDINGS = "embeddings"
+# What an evaluation that was begun has in its folder.
+_OWN = (EMBEDDINGS, scores.GRID, scores.FILE, scores.IMAGES, RESULTS)
 _SHARD = 512  # images per file: a killed run loses at most this many
 
 
@@ -114,7 +116,7 @@ def _check_folder(folder: places.Place) -> None:
     """Raises FileExistsError if a folder holds anything, and no evaluation that began there."""
     names = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
     visible = {name for name in names if not name.startswith(".")}
-    if visible and visible.isdisjoint((EMBEDDINGS, scores.IMAGES)):
+    if visible and visible.isdisjoint(_OWN):
         raise FileExistsError(f"{folder}: not empty, and not an evaluation; choose a new folder")
 
 

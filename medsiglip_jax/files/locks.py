@@ -59,6 +59,8 @@ def _locked(path: Path) -> FileLock | None:
     """Locks a file; None if its file system has no locks."""
     check_writable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_symlink():  # no lock of ours; what it leads to is not to be written
+        path.unlink()
     held = FileLock(path, timeout=0, fallback_to_soft=False)
     try:
         held.acquire()

@@ -59,24 +59,40 @@ def new_file(path: Place) -> Iterator[Path]:
 _HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
 
-def _temporary(path: Path) -> Path:
-    """A new empty file beside `path` whose name no other writer has, never one through a link; it
-    names the host and the process that write it."""
+def _temporary(path: Path, folder: bool = False) -> Path:
+    """A new empty file or folder beside `path` whose name no other writer has, never one through a
+    link; it names the host and the process that write it."""
     while True:
-        name = f".{path.name[:200]}.{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.partial"
+        partial = _unused(path)
         with contextlib.suppress(FileExistsError):
-            os.close(os.open(path.with_name(name), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-            return path.with_name(name)
+            if folder:
+                partial.mkdir()
+            else:
+                os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            return partial
+
+
+def _unused(path: Path) -> Path:
+    name = f".{path.name[:200]}.{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.partial"
+    return path.with_name(name)
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Removes temporary files of `path` whose process on this host is no more."""
+    """Removes temporary files and folders of `path` whose process on this host is no more."""
     name = re.compile(rf"\.{re.escape(path.name[:200])}\.{_HOST}-(\d+)-[0-9a-f]{{8}}\.partial")
     with contextlib.suppress(OSError):  # a folder that cannot be listed can be written to
         for entry in os.scandir(path.parent):
             found = name.fullmatch(entry.name)
             if found and not _alive(int(found[1])):
-                Path(entry.path).unlink(missing_ok=True)
+                _remove(Path(entry.path))
+
+
+def _remove(path: Path) -> None:
+    """Removes a file, a link or a folder, as far as that is possible."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _alive(pid: int) -> bool:
@@ -96,7 +112,8 @@ def _alive(pid: int) -> bool:
 def new_folder(path: Place, overwrite: bool = False, marker: str = "") -> Iterator[Path]:
     """Yields an empty temporary local folder; on success it becomes `path`.
 
-    A killed run leaves only the temporary folder, which the next run removes.
+    A killed run leaves only the temporary folder, which the next run removes. Of several writers at
+    once one is refused.
 
     Args:
         path: of the new folder.
@@ -116,20 +133,32 @@ def new_folder(path: Place, overwrite: bool = False, marker: str = "") -> Iterat
         return
     path = path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
     with lock(path.with_name(f".{path.name}.lock")):
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
+        _remove_leftovers(path)
+        partial = _temporary(path, folder=True)
         try:
             yield partial
             for file in sorted(partial.rglob("*"), reverse=True):
                 _sync(file)
-            if path.is_dir() and overwrite:
-                shutil.rmtree(path)
-            os.replace(partial, path)
+            _replace_folder(partial, path, overwrite)
             _sync(path.parent)
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            _remove(partial)
+
+
+def _replace_folder(new: Path, path: Path, overwrite: bool) -> None:
+    """Renames a folder; with `overwrite` also to the name of one that exists, or of a link."""
+    if not (overwrite and (path.is_dir() or path.is_symlink())):
+        os.replace(new, path)
+        return
+    before = _unused(path)
+    os.replace(path, before)  # it is there again at once, while removing it takes long
+    try:
+        os.replace(new, path)
+    except OSError:
+        os.replace(before, path)
+        raise
+    _remove(before)
 
 
 def _replace_remote_folder(path: UPath, folder: Path, marker: str) -> None:

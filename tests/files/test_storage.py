@@ -94,12 +94,64 @@ def test_new_folder_appears_whole(tmp_path):
     assert os.listdir(path) == ["new"]
 
 
-def test_what_a_killed_run_left_is_removed(tmp_path):
-    (tmp_path / ".out.partial").mkdir()
-    (tmp_path / ".out.partial" / "half").write_text("x")
+def test_folders_of_killed_writers_are_removed(tmp_path):
+    code = "import os, sys, pathlib; from medsiglip_jax.files import storage\n" \
+        "with storage.new_folder(pathlib.Path(sys.argv[1])) as partial:\n" \
+        "    (partial / 'half').write_text('x')\n" \
+        "    os._exit(9)\n"  # fmt: skip
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")])
+    assert any(path.is_dir() for path in tmp_path.iterdir())
     with storage.new_folder(tmp_path / "out") as partial:
         (partial / "whole").write_text("y")
     assert os.listdir(tmp_path) == ["out"] and os.listdir(tmp_path / "out") == ["whole"]
+
+
+def test_of_two_writers_of_a_folder_one_is_refused(tmp_path):
+    with storage.new_folder(tmp_path / "out") as partial:
+        (partial / "first").touch()
+        with (
+            pytest.raises(FileExistsError, match="another run is writing"),
+            storage.new_folder(tmp_path / "out", overwrite=True) as other,
+        ):
+            (other / "second").touch()
+    assert os.listdir(tmp_path) == ["out"] and os.listdir(tmp_path / "out") == ["first"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege there")
+def test_a_link_planted_beside_a_folder_is_never_followed(tmp_path, monkeypatch):
+    """At the name that earlier versions used, at that of the temporary folder, of the lock, and at
+    the output itself."""
+    other, path = tmp_path / "other", tmp_path / "out"
+    other.mkdir()
+    (other / "file").write_text("somebody's")
+    for name in (".out.partial", ".out.lock", "out"):
+        (tmp_path / name).symlink_to(other / "file" if "lock" in name else other)
+    tokens = iter(["planted", "free", "before"])
+    monkeypatch.setattr(storage.secrets, "token_hex", lambda n: next(tokens))
+    storage._unused(path).symlink_to(other)
+    tokens = iter(["planted", "free", "before"])
+    with storage.new_folder(path, overwrite=True) as partial:
+        assert "free" in partial.name
+        (partial / "new").write_text("ours")
+    assert os.listdir(other) == ["file"] and (other / "file").read_text() == "somebody's"
+    assert not path.is_symlink() and os.listdir(path) == ["new"]
+
+
+def test_the_folder_before_stays_if_it_cannot_be_replaced(tmp_path, monkeypatch):
+    path = tmp_path / "out"
+    with storage.new_folder(path) as partial:
+        (partial / "old").touch()
+    replace = os.replace
+
+    def fail_for_new(source, target):
+        if (source / "new").exists() and target == path:
+            raise OSError(5, "Input/output error")
+        replace(source, target)
+
+    monkeypatch.setattr(storage.os, "replace", fail_for_new)
+    with pytest.raises(OSError), storage.new_folder(path, overwrite=True) as partial:
+        (partial / "new").touch()
+    assert os.listdir(path) == ["old"] and os.listdir(tmp_path) == ["out"]
 
 
 def names(place):
