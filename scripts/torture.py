@@ -1,7 +1,12 @@
-"""Kills runs and damages files, many times more than the test suite does.
+"""Faults, many times more than the test suite has time for.
 
-python scripts/torture.py --times 20          # 100 kills, 20,000 mutated images
-python scripts/torture.py --times 10 -k kill  # only the kills
+    python scripts/torture.py tests --times 20          # 100 kills, 20,000 mutated images
+    python scripts/torture.py tests --times 10 -k kill  # only the kills
+    python scripts/torture.py writers                   # every writer under five faults, 20 rounds
+    python scripts/torture.py writers --rounds 2 -k search --json
+
+`tests` repeats the tests that are marked torture. `writers` is what `torture_writers.py` says; its
+exit code is 1 if anything was mixed, lost, changed or left over.
 """
 
 import argparse
@@ -14,17 +19,36 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
+    commands = parser.add_subparsers(required=True)
+    tests = commands.add_parser("tests", help="repeat the tests that kill runs and damage files")
+    tests.add_argument(
         "--times", type=int, default=20, help="multiple of what the test suite does; default 20"
     )
-    parser.add_argument("-k", default="", metavar="EXPRESSION", help="choose tests, as in pytest")
+    tests.add_argument("-k", default="", metavar="EXPRESSION", help="choose tests, as in pytest")
+    tests.set_defaults(run=run_tests)
+    writers = commands.add_parser("writers", help="every output of every command under faults")
+    writers.add_argument("--rounds", type=int, default=20, help="of each writer; default 20")
+    writers.add_argument("--seed", type=int, default=0, help="of sizes and moments; default 0")
+    writers.add_argument("-k", default="", metavar="WORD", help="only writers whose name holds it")
+    writers.add_argument("--json", action="store_true")
+    writers.set_defaults(run=run_writers)
     args = parser.parse_args()
+    return args.run(args)
+
+
+def run_tests(args: argparse.Namespace) -> int:
     command = [sys.executable, "-m", "pytest", "-n", "0", "-m", "torture", "--optimised", "-v"]
     command += ["--durations=0"]
     command += ["-k", args.k] if args.k else []
     return subprocess.run(
         command, env={**os.environ, "MEDSIGLIP_TORTURE": str(args.times)}
     ).returncode
+
+
+def run_writers(args: argparse.Namespace) -> int:
+    import torture_writers
+
+    return torture_writers.run(args.rounds, args.seed, args.k, args.json)
 
 
 if __name__ == "__main__":

@@ -61,6 +61,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit code."""
+    _open_closed_streams()
     devices.prepare()
     warnings.showwarning = lambda message, *_, **__: output.note(f"warning: {message}")
     try:
@@ -82,6 +83,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise  # a bug: the traceback is what helps
         output.note(f"medsiglip-jax {args.run.__name__.replace('_', ' ')}: {line}")
         return code
+
+
+def _open_closed_streams() -> None:
+    """Opens what a shell has closed (`>&-`), or the next file that is opened would take its place
+    and get what is printed."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))
 
 
 class Interrupted(KeyboardInterrupt):

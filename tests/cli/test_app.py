@@ -94,6 +94,18 @@ def test_a_closed_pipe_is_no_error(checkpoint):
         assert process.stderr.read() == b""
 
 
+@pytest.mark.skipif(os.name == "nt", reason="its shells cannot close them")
+@pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_quiet_and_reach_no_file(untouched_pictures, tmp_path, closed):
+    """The file that is opened next must not take the place of standard output."""
+    command = f"{sys.executable} -m medsiglip_jax preview {untouched_pictures} --output sheet.html"
+    done = subprocess.run(f"{command} {closed}", shell=True, cwd=tmp_path, capture_output=True)
+    assert done.returncode == 3  # one of the pictures is damaged
+    assert done.stdout == b"" and b"Traceback" not in done.stderr
+    assert os.listdir(tmp_path) == ["sheet.html"]
+    assert (tmp_path / "sheet.html").read_text().endswith("</html>\n")
+
+
 def test_every_command_has_help_with_an_example(run):
     names = [module.__name__.rpartition(".")[2] for module in app.COMMANDS]
     listed = run("--help")[1]
