@@ -43,11 +43,20 @@ class Writer:
         output: the name of what it writes.
         command: the variant, "a" or "b" -> the command line; "{out}" is the output.
         replaces: writes over an earlier output of its own; else it refuses, or resumes.
+        starts_with: a folder that the output is a copy of, to which the command adds files.
     """
 
     output: str
     command: Callable[[str], Sequence[str]]
     replaces: bool = True
+    starts_with: str = ""
+
+    def clean(self, place: Path) -> None:
+        """Leaves nothing at the place but what the command starts with."""
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir()
+        if self.starts_with:
+            shutil.copytree(self.starts_with, place / self.output)
 
 
 MODEL = ["--model", "originals/siglip"]
@@ -77,7 +86,7 @@ def _convert(v: str, format: str) -> list[str]:
 
 
 def _pairs(v: str) -> list[str]:
-    return ["search", "--self", "--embeddings", f"embedded-{v}", "--threshold", "-1", "--output",
+    return ["search", "--self", "--embeddings", f"embedded-{v}", "--threshold", "0.01", "--output",
             "{out}"]  # fmt: skip
 
 
@@ -90,6 +99,9 @@ WRITERS: dict[str, Writer] = {
     "search .parquet": Writer("o.parquet", lambda v: _search(v, "--output")),
     "search sheet": Writer("o.html", lambda v: _search(v, "--sheet")),
     "search pairs": Writer("o.csv", _pairs),
+    "search index": Writer("o", lambda v: ["search", "--build-index", "--embeddings", "{out}",
+                                           "--kind", "image" if v == "a" else "any"],
+                           starts_with="embedded-a"),
     "probe fit": Writer("o.npz", _fit),
     "probe predict": Writer("o.csv", _predict),
     "compare": Writer("o.md", lambda v: ["compare", "judged-a", f"judged-{v}", "--output",
@@ -238,16 +250,40 @@ def scaled(v: str) -> None:
 
 
 def state(folder: Path) -> State:
-    """The files in a folder, hidden ones too, each with a digest of its content."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_symlink() or path.is_file())
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(_content(path)).hexdigest()[:12]
-        for path in files
+    """The files in a folder, hidden ones too, each with a digest of its content; orbax's folders of
+    arrays, whose files have random names, as one."""
+    arrays = [path.parent for path in sorted(folder.rglob("_METADATA"))]
+    files = {
+        path: hashlib.sha256(_content(path)).hexdigest()[:12]
+        for path in sorted(folder.rglob("*"))
+        if (path.is_symlink() or path.is_file()) and not set(path.parents) & set(arrays)
     }
+    digests = files | {path: _digest_of_arrays(path) for path in arrays}
+    return {path.relative_to(folder).as_posix(): digest for path, digest in digests.items()}
 
 
 def _content(path: Path) -> bytes:
     return os.readlink(path).encode() if path.is_symlink() else path.read_bytes()
+
+
+def _digest_of_arrays(folder: Path) -> str:
+    """Of all arrays that orbax restores; "unreadable" if it does not."""
+
+    def work() -> None:
+        import jax
+        import orbax.checkpoint as ocp
+
+        with ocp.StandardCheckpointer() as checkpointer:
+            tree = checkpointer.restore(folder.absolute())
+        digest = hashlib.sha256()
+        for path, x in jax.tree_util.tree_leaves_with_path(tree):
+            digest.update(jax.tree_util.keystr(path).encode() + np.asarray(x).tobytes())
+        result.write_text(digest.hexdigest()[:12])
+
+    with tempfile.TemporaryDirectory() as scratch:
+        result = Path(scratch, "digest")
+        in_child(work, quiet=True)
+        return result.read_text() if result.exists() else "unreadable"
 
 
 def is_hidden(name: str) -> bool:
@@ -268,7 +304,7 @@ class Reference:
         for v in "ab":
             twice = []
             for _ in range(2):
-                clean(place)
+                writer.clean(place)
                 start = time.monotonic()
                 code, text = Process(filled(writer, v, place)).wait()
                 self.seconds = time.monotonic() - start
@@ -294,11 +330,6 @@ def filled(writer: Writer, v: str, place: Path) -> list[str]:
     return [part.replace("{out}", str(place / writer.output)) for part in writer.command(v)]
 
 
-def clean(place: Path) -> None:
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir()
-
-
 # ---------------------------------------------------------------------------------------- faults
 
 
@@ -317,7 +348,7 @@ class Round:
             self.interrupted(fault)
 
     def two_at_once(self) -> None:
-        clean(self.place)
+        self.writer.clean(self.place)
         processes = [Process(filled(self.writer, v, self.place)) for v in "ab"]
         ends = dict(zip("ab", (process.wait() for process in processes), strict=True))
         done = [v for v, (code, _) in ends.items() if code == 0]
@@ -331,28 +362,35 @@ class Round:
 
     def links(self) -> None:
         """At the names that anybody can tell beforehand, then at the output itself."""
-        name, victim = self.writer.output, Path("victim")
-        names = [f".{name}.partial", f".{name}.lock", f".{name}.tmp"]
-        for planted, flags in ((names, []), ([name], []), ([name], ["--overwrite"])):
-            clean(self.place)
+        own, victim = self._own(), Path("victim").absolute()
+        hidden = [f"{path.parent}/.{path.name}.{end}" for path in own
+                  for end in ("partial", "lock", "tmp")]  # fmt: skip
+        flags = ["--overwrite"] if self.writer.replaces and not self.writer.starts_with else []
+        for planted, more in ((hidden, []), (own, []), (own, flags)):
+            self.writer.clean(self.place)
             victim.write_text("somebody's own")
-            for link in planted:
-                (self.place / link).symlink_to(victim.absolute())
-            if flags and not self.writer.replaces:
-                continue
-            code, text = Process(filled(self.writer, "a", self.place) + flags).wait()
+            for link in map(Path, planted):
+                link.symlink_to(victim)
+            code, text = Process([*filled(self.writer, "a", self.place), *more]).wait()
             self.check_end(code, text, (0, 2))
             self.found[f"links: {'written' if code == 0 else 'refused'}"] += 1
             if victim.read_text() != "somebody's own":
                 self.wrong("followed", f"a link at {planted} was followed")
-            visible = {n: d for n, d in state(self.place).items() if not is_hidden(n)}
-            if code == 0 and self.reference.variant(visible) != "a":
-                self.wrong("lost", f"with links at {planted}: {visible}")
+            if code == 0 and self.reference.variant(found := state(self.place)) != "a":
+                self.wrong("lost", f"with links at {planted}: {found}")
+
+    def _own(self) -> list[Path]:
+        """The output, or the files that are added to what it starts with."""
+        if not self.writer.starts_with:
+            return [self.place / self.writer.output]
+        self.writer.clean(self.place)
+        names = set(self.reference.whole["a"]) - set(state(self.place))
+        return [self.place / name for name in sorted(names)]
 
     def interrupted(self, fault: Callable[[list[str]], str]) -> None:
         """A fault while the other variant is there, if the writer replaces; then the command again
         makes its own."""
-        clean(self.place)
+        self.writer.clean(self.place)
         (self.place / "foreign.txt").write_text("somebody's own")
         before = ""
         if self.writer.replaces:
@@ -470,15 +508,23 @@ def run(rounds: int, seed: int, pattern: str, as_json: bool) -> int:
     return int(any(found["wrong"] for found in results.values()))
 
 
-def in_child(work: Callable[[], None]) -> None:
-    """Runs a function in a forked process, so that JAX is not started in this one."""
+def in_child(work: Callable[[], None], quiet: bool = False) -> None:
+    """Runs a function in a forked process, so that JAX is not started in this one.
+
+    Args:
+        work: what to do.
+        quiet: it may fail.
+    """
     if not (pid := os.fork()):
         code = 1
         try:
+            if quiet:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
             work()
             code = 0
         except BaseException:
             traceback.print_exc()
         finally:
             os._exit(code)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert quiet or code == 0
