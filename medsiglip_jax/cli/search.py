@@ -105,7 +105,7 @@ def _hits(args: argparse.Namespace) -> int:
             10 if args.top_k is None else args.top_k,
             approximate=args.approximate, batch_size=args.batch_size, dicom=dicom,
         )  # fmt: skip
-    _note_left_out(embeddings)
+    _note_left_out(args.embeddings, results[0]["left_out"])
     if args.sheet:
         contact_sheet.write(args.sheet, results, images, recorded, dicom)
     if args.output:
@@ -142,8 +142,9 @@ def _pairs(args: argparse.Namespace) -> int:
     if args.output:
         write_pairs(args.output, result["pairs"])
     show(result, args.json, _pairs_text)
-    for run in (first, second) if second else (first,):
-        _note_left_out(run)
+    _note_left_out(args.embeddings, result["left_out"])
+    if args.against:
+        _note_left_out(args.against, result["other_left_out"])
     if result["cut"]:
         note(f"there are more pairs; these are the {limit} nearest (--limit)")
     return 0
@@ -163,8 +164,8 @@ def _build_index(args: argparse.Namespace) -> int:
     from medsiglip_jax.embeddings.index import build
 
     with progress_bar("row") as bar:
-        facts = build(embeddings := _opened(args, bar, passes=2))
-    _note_left_out(embeddings)
+        facts = build(_opened(args, bar, passes=2))
+    _note_left_out(args.embeddings, facts["left_out"])
     show(facts, args.json, lambda f: (
         f"{args.embeddings}: {f['rows']} rows indexed, recall@10 {f['recall_at_10']:.3f} "
         f"against exact search ({f['sampled']} sampled rows)"
@@ -172,13 +173,16 @@ def _build_index(args: argparse.Namespace) -> int:
     return 0
 
 
-def _note_left_out(embeddings) -> None:
+def _note_left_out(folder: str, left_out: dict[str, Any]) -> None:
     """Says so if some rows have no cosine with anything."""
-    if rows := sorted(embeddings.without_direction):
-        first = embeddings.ids(rows[:1])[0]["id"]
+    from medsiglip_jax.embeddings.store import NO_DIRECTION
+    from medsiglip_jax.preprocess.facts import describe
+
+    if count := left_out["rows"]:
+        first = left_out["first"][0]
         note(
-            f"{embeddings.folder}: left out {len(rows)} embeddings that are zero or not finite, "
-            f"the first of {first}"
+            f"{folder}: left out {count} embeddings that are {NO_DIRECTION}, the first of "
+            f"{describe(first['id'])} in {first['file']}"
         )
 
 

@@ -1,20 +1,56 @@
 """An approximate index beside the embeddings (usearch's HNSW graph), with its measured recall."""
 
+import functools
+import hashlib
 import importlib
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Float
 
 from medsiglip_jax.embeddings import cosines, nearest, store
 from medsiglip_jax.files import json as json_files
-from medsiglip_jax.files import places, storage
+from medsiglip_jax.files import places, settings, storage
 
 INDEX, FACTS = "index.usearch", "index.json"
 # usearch's defaults, except that a search is twice as broad (64): recall matters more here.
 PARAMETERS = {"connectivity": 16, "expansion_add": 128, "expansion_search": 128, "dtype": "f16"}
 # The recall is measured on the nearest NEIGHBOURS of SAMPLE rows.
 SAMPLE, NEIGHBOURS = 100, 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexRecord:
+    """The content of `index.json`.
+
+    Attributes:
+        recall_at_10: share of the nearest neighbours of sampled rows that the index finds, without
+            the rows themselves.
+        sampled: how many rows that were.
+        rows: in the index.
+        left_out: `Embeddings.left_out`: rows that are not in it.
+        kind: of the rows: "image", "text" or "any".
+        parameters: of the index.
+        manifest_sha256: identity of the run that it belongs to.
+        bytes, sha256: of the file of the index. usearch trusts what it opens: bytes that it did not
+            write can end the process.
+        usearch: its version.
+    """
+
+    recall_at_10: float
+    sampled: int
+    rows: int
+    left_out: store.LeftOut
+    kind: Annotated[str, settings.one_of(store.KINDS)]
+    parameters: Mapping[str, Any]
+    manifest_sha256: str
+    bytes: int
+    sha256: str
+    usearch: str
 
 
 def build(embeddings: store.Embeddings) -> dict[str, Any]:
@@ -24,8 +60,7 @@ def build(embeddings: store.Embeddings) -> dict[str, Any]:
     twice, the second time to measure the recall.
 
     Returns:
-        The content of `index.json`: `recall_at_10` of sampled rows, without the rows themselves;
-        parameters, and the run and kind of rows that the index belongs to.
+        The content of `index.json`; see `IndexRecord`.
     """
     places.refuse_remote(embeddings.folder)
     index = _new(embeddings.dim)
@@ -35,58 +70,114 @@ def build(embeddings: store.Embeddings) -> dict[str, Any]:
         index.add(block.rows[valid].astype(np.uint64), unit[valid])
     if not len(index):
         raise ValueError(f"{embeddings.folder}: no rows of kind {embeddings.kind} to index")
-    facts = {
-        "recall_at_10": _recall(index, embeddings),
-        "sampled": min(SAMPLE, len(index)),
-        "rows": len(index),
-        "kind": embeddings.kind,
-        "parameters": PARAMETERS,
-        "manifest_sha256": embeddings.digest,
-    }
+    recall = _recall(index, embeddings)
     (embeddings.folder / FACTS).unlink(missing_ok=True)
     with storage.new_file(embeddings.folder / INDEX) as partial:
         index.save(str(partial))
-    json_files.write(embeddings.folder / FACTS, facts)
+        size, digest = partial.stat().st_size, _sha256(partial)
+    record = IndexRecord(
+        recall_at_10=recall, sampled=min(SAMPLE, len(index)), rows=len(index),
+        left_out=embeddings.left_out(), kind=embeddings.kind, parameters=PARAMETERS,
+        manifest_sha256=embeddings.digest, bytes=size, sha256=digest, usearch=_version(),
+    )  # fmt: skip
+    json_files.write(embeddings.folder / FACTS, facts := json_files.plain(asdict(record)))
     return facts
 
 
 def top_k(queries: Float[np.ndarray, "q d"], embeddings: store.Embeddings, k: int) -> nearest.Hits:
     """`nearest.top_k` through the index; its cosines are of vectors rounded to float16.
 
+    The SHA-256 of the index is checked, at about 2 s per GB, unless this process has seen the file
+    before.
+
     Raises:
         FileNotFoundError: there is no index.
-        ValueError: the index belongs to another run or kind of rows.
+        ValueError: the index belongs to another run or kind of rows, or is not the one that was
+            built.
     """
     if k < 1:
         raise ValueError(f"k is {k}; expected at least 1")
-    _check(embeddings)
+    nearest.check_queries(queries, embeddings.dim)
+    record, path = read_record(embeddings), embeddings.folder / INDEX
+    if not _is_recorded(path, record):
+        what = f"missing, damaged or not the one that {FACTS} is of"
+        raise ValueError(f"{path}: {what}; {_again(embeddings)}")
     index = _new(embeddings.dim)
-    index.view(str(embeddings.folder / INDEX))
-    index.expansion_search = PARAMETERS["expansion_search"]  # the file does not hold it
-    return _search(index, queries, k)
+    with _explained(path, embeddings):
+        index.view(str(path))
+        index.expansion_search = PARAMETERS["expansion_search"]  # the file does not hold it
+        scores, rows = _search(index, queries, k)
+        if rows.size and rows.max() >= len(embeddings):
+            raise IndexError(f"row {rows.max()} of {len(embeddings)}")
+    return scores, rows
 
 
-def _new(dim: int) -> Any:
-    try:
-        usearch = importlib.import_module("usearch.index")
-    except ModuleNotFoundError:
-        what = "the index needs usearch: pip install 'medsiglip-jax[index]'"
-        raise ModuleNotFoundError(what) from None
-    return usearch.Index(ndim=dim, metric="cos", **PARAMETERS)
+def read_record(embeddings: store.Embeddings) -> IndexRecord:
+    """The record of the index beside embeddings.
 
-
-def _check(embeddings: store.Embeddings) -> None:
+    Raises:
+        FileNotFoundError: there is no index.
+        ValueError: the record is damaged, or of another run or kind of rows.
+    """
     places.refuse_remote(embeddings.folder)
     path = embeddings.folder / FACTS
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; --build-index makes the index")
-    facts = json_files.read(path)
-    for key, now in (("manifest_sha256", embeddings.digest), ("kind", embeddings.kind)):
-        if facts[key] != now:
-            raise ValueError(
-                f"{path}: the index is stale or of other rows ({key} is {facts[key]}, expected "
-                f"{now}); build it again (--build-index --kind {embeddings.kind})"
-            )
+    try:
+        record = settings.build(IndexRecord, json_files.read(path), title="the record")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; {_again(embeddings)}") from None
+    if (record.manifest_sha256, record.kind) != (embeddings.digest, embeddings.kind):
+        rows = f"embeddings that have changed since, or of kind {record.kind}"
+        raise ValueError(f"{path}: the index is of {rows}; {_again(embeddings)}")
+    return record
+
+
+def _again(embeddings: store.Embeddings) -> str:
+    return f"build it again (--build-index --kind {embeddings.kind})"
+
+
+def _is_recorded(path: Path, record: IndexRecord) -> bool:
+    if not path.is_file() or (found := path.stat()).st_size != record.bytes:
+        return False
+    return record.sha256 == _known_sha256(path, found.st_size, found.st_mtime_ns, found.st_ino)
+
+
+@functools.lru_cache(maxsize=8)
+def _known_sha256(path: Path, *_: int) -> str:
+    """Of a file of this size, time and inode: searches of one process read it once."""
+    return _sha256(path)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _explained(path: Path, embeddings: store.Embeddings) -> Iterator[None]:
+    """usearch's errors, which name no file, as one line that does."""
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError, LookupError) as error:
+        reason = f"usearch {_version()} cannot search it ({error})"
+        raise ValueError(f"{path}: {reason}; {_again(embeddings)}") from None
+
+
+def _new(dim: int) -> Any:
+    return _usearch("usearch.index").Index(ndim=dim, metric="cos", **PARAMETERS)
+
+
+def _version() -> str:
+    return _usearch("usearch").__version__
+
+
+def _usearch(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError:
+        what = "the index needs usearch: pip install 'medsiglip-jax[index]'"
+        raise ModuleNotFoundError(what) from None
 
 
 def _search(index: Any, queries: np.ndarray, k: int) -> nearest.Hits:

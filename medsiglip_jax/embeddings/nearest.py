@@ -31,7 +31,7 @@ def top_k(queries: Float[np.ndarray, "q d"], vectors: store.Vectors, k: int) -> 
     """
     if k < 1:
         raise ValueError(f"k is {k}; expected at least 1")
-    _check_queries(queries, vectors.dim)
+    check_queries(queries, vectors.dim)
     best = _Best(queries, k)
     screen = cosines.screen(cosines.unit(queries), vectors.normalized)
     for block in vectors.blocks():
@@ -40,7 +40,8 @@ def top_k(queries: Float[np.ndarray, "q d"], vectors: store.Vectors, k: int) -> 
     return best.cosines[:, :count], best.rows[:, :count]
 
 
-def _check_queries(queries: np.ndarray, dim: int) -> None:
+def check_queries(queries: np.ndarray, dim: int) -> None:
+    """Raises a ValueError for queries of another size, zero or not finite."""
     if queries.shape[1] != dim:
         raise ValueError(f"queries has shape {queries.shape}; expected [q, {dim}], as embedded")
     length = np.linalg.norm(queries.astype(np.float64), axis=1)

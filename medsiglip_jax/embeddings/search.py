@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -44,8 +44,8 @@ def search(
         dicom: how DICOM files become pixels; default as the run records it.
 
     Returns:
-        Per query, texts first, `{"query", "hits": [{"id", "source", "score"}, …]}`; the score is
-        the cosine, the highest first.
+        Per query, texts first, `{"query", "hits": [{"id", "source", "score"}, …], "left_out"}`; the
+        score is the cosine, the highest first; `Embeddings.left_out` says what was not searched.
 
     Raises:
         ValueError: no query, another model, an unreadable image, or no row of that kind.
@@ -67,14 +67,17 @@ def search(
     if not rows.size:
         raise ValueError(f"{nothing}; choose another (--kind)")
     k, named = rows.shape[1], embeddings.ids(rows.reshape(-1).tolist())
+    record = index.read_record(embeddings) if approximate else None
+    left_out = asdict(record.left_out if record else embeddings.left_out())
+    hits = (_hits(named[i * k : (i + 1) * k], scores[i].tolist()) for i in range(len(scores)))
     return [
-        {"query": query, "hits": _hits(named[i * k : (i + 1) * k], scores[i].tolist())}
-        for i, query in enumerate([*texts, *map(str, images)])
+        {"query": query, "hits": of_query, "left_out": left_out}
+        for query, of_query in zip([*texts, *map(str, images)], hits, strict=True)
     ]
 
 
 def _hits(rows: Sequence[Mapping[str, str]], scores: Sequence[float]) -> list[dict[str, Any]]:
-    """Leaves out rows whose vector is zero or not finite; their score is -inf."""
+    """Leaves out rows whose vector has no direction; their score is -inf."""
     return [
         {"id": row["id"], "source": row["source"], "score": score}
         for row, score in zip(rows, scores, strict=True)
@@ -99,9 +102,10 @@ def duplicates(
         on_pairs: called with the number of pairs just compared, for progress.
 
     Returns:
-        `{"pairs": [{"id", "source", "other_id", "other_source", "score"}, …], "groups", "cut"}`:
-        the nearest pair first, the number of groups that the pairs connect, and whether `limit`
-        shortened the list.
+        `{"pairs": [{"id", "source", "other_id", "other_source", "score"}, …], "groups", "cut",
+        "left_out"}`: the nearest pair first, the number of groups that the pairs connect, whether
+        `limit` shortened the list, and `Embeddings.left_out`; with `against` also
+        "other_left_out".
     """
     if against is not None:
         what = f"{against.folder}, compared with {embeddings.folder}"
@@ -114,7 +118,13 @@ def duplicates(
         for a, b, score in zip(first, second, near.cosines.tolist(), strict=True)
     ]
     offsets = np.array([0, 0 if against is None else len(embeddings)])  # rows of two runs differ
-    return {"pairs": pairs, "groups": count_groups(near.rows + offsets), "cut": near.cut}
+    groups, left_out = (
+        count_groups(near.rows + offsets),
+        {"left_out": asdict(embeddings.left_out())},
+    )
+    if against is not None:
+        left_out["other_left_out"] = asdict(against.left_out())
+    return {"pairs": pairs, "groups": groups, "cut": near.cut, **left_out}
 
 
 def _made(embeddings: store.Embeddings) -> provenance.Provenance:

@@ -18,12 +18,17 @@ from jaxtyping import Float, Float32, Int64
 from medsiglip_jax.data.read_ahead import ahead
 from medsiglip_jax.files import places
 from medsiglip_jax.inference.manifest import MANIFEST, Manifest, parse_manifest
+from medsiglip_jax.preprocess.facts import describe
 
 KINDS = ("image", "text", "any")
 # 9 MB of float32 at 1152 numbers a row. Decoded from Parquet in blocks of 2,048 rows at 0.87 GB/s
 # with a peak of 270 MB, in blocks of 8,192 at 0.69 GB/s and 860 MB (2 cores).
 BLOCK_ROWS = 2048
 _NAMES = 65536  # ids that are Python objects at a time
+_STRINGS = {"id", "source", "kind"}  # columns that every row has
+_LISTED = 10  # rows that are named of those left out
+# What is said of vectors that have no cosine with any other.
+NO_DIRECTION = "null, zero or not finite"
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,31 @@ class ArrayVectors:
             yield Block(np.arange(first, first + len(vectors)), vectors)
 
 
+@dataclass(frozen=True)
+class NamedRow:
+    """The id of a row, and the file that holds it."""
+
+    id: str
+    file: str
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What a search has left out: rows whose vector is null, zero or not finite.
+
+    Attributes:
+        rows: how many.
+        first: the first of them.
+    """
+
+    rows: int
+    first: tuple[NamedRow, ...]
+
+    def __post_init__(self):
+        if self.rows < 0 or bool(self.rows) != bool(self.first):
+            raise ValueError(f"{self.rows} rows are left out, and {len(self.first)} are named")
+
+
 class Embeddings:
     """A finished embedding run.
 
@@ -73,8 +103,8 @@ class Embeddings:
         digest: SHA-256 of that file, which identifies the run.
         kind: which rows `blocks` gives: "image", "text" or "any".
         dim, normalized: of the vectors, as the manifest has them.
-        without_direction: the rows read so far whose vector is zero or not finite, so that it has
-            no cosine with any other.
+        without_direction: the rows read so far whose vector is null, zero or not finite, so that it
+            has no cosine with any other.
     """
 
     def __init__(
@@ -114,7 +144,7 @@ class Embeddings:
         """The vectors of rows of `kind`, in that order; takes one pass over the run.
 
         Raises:
-            ValueError: some of the rows are of another kind, not there, or not finite.
+            ValueError: some of the rows are of another kind, not there, or without a direction.
         """
         numbers, position = np.unique(rows, return_inverse=True)
         vectors, count = np.empty((len(numbers), self.dim), np.float32), 0
@@ -127,17 +157,33 @@ class Embeddings:
                 f"{self.folder}: {len(numbers) - count} of {len(numbers)} rows asked for are not "
                 f"of kind {self.kind}, or not there"
             )
-        self.check_finite(numbers, vectors)
+        self.check_directions(numbers.tolist())
         return vectors[position]
 
-    def check_finite(self, rows: Int64[np.ndarray, " n"], vectors: Float[np.ndarray, "n d"]):
-        """Raises a ValueError that names the first of these rows whose vector is not finite."""
-        if len(bad := rows[~np.isfinite(vectors).all(axis=1)]):
-            first = self.ids([int(bad[0])])[0]["id"]
+    def check_directions(self, rows: Sequence[int] | None = None) -> None:
+        """Raises a ValueError that counts the rows read so far, or those of `rows`, that are
+        `without_direction`, and names the first."""
+        found = self.without_direction
+        if bad := sorted(found if rows is None else found.intersection(rows)):
+            (first,) = self._named(bad[:1])
             raise ValueError(
-                f"{self.folder}: {len(bad)} embeddings are not finite, the first is of {first!r}; "
-                "embed these inputs again, in float32"
+                f"{self.folder}: {len(bad)} embeddings are {NO_DIRECTION}, the first is of "
+                f"{describe(first.id)} in {first.file}; embed these inputs again, in float32"
             )
+
+    def left_out(self) -> LeftOut:
+        """The rows read so far that are `without_direction`."""
+        rows = sorted(self.without_direction)
+        return LeftOut(len(rows), self._named(rows[:_LISTED]))
+
+    def _named(self, rows: Sequence[int]) -> tuple[NamedRow, ...]:
+        files = [self._files[part].name for part in self._parts_of(np.asarray(rows, np.int64))]
+        named = zip(self.ids(rows), files, strict=True)
+        return tuple(NamedRow(row["id"], file) for row, file in named)
+
+    def _parts_of(self, rows: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+        """The number of the part that holds each row."""
+        return np.searchsorted(self._starts, rows, side="right") - 1
 
     def ids(
         self, rows: Sequence[int], columns: Sequence[str] = ("id", "source", "kind")
@@ -145,11 +191,13 @@ class Embeddings:
         """`{id, source, kind}` of each row, or other columns; only the parts that hold them are
         read."""
         numbers, position = np.unique(np.asarray(rows, np.int64), return_inverse=True)
-        parts = np.searchsorted(self._starts, numbers, side="right") - 1
+        parts = self._parts_of(numbers)
         named: list[dict[str, Any]] = []
-        for part in np.unique(parts):
-            with _open(self._files[part]) as file:
+        for part in np.unique(parts).tolist():
+            with self._open(part, columns) as file:
                 table = file.read(columns=list(columns))
+            for name in _STRINGS.intersection(columns):
+                _check_no_nulls(self._files[part], name, table[name])
             named += table.take(numbers[parts == part] - self._starts[part]).to_pylist()
         return [named[i] for i in position.tolist()]
 
@@ -159,34 +207,73 @@ class Embeddings:
             yield from self.ids(rows[start : start + _NAMES])
 
     def _part(self, number: int, start: int) -> Iterator[Block]:
-        path, first = self._files[number], int(self._starts[number])
-        with _open(path) as file:
-            want = int(self._starts[number + 1]) - first
-            size = file.schema_arrow.field("embedding").type.list_size
-            if (file.metadata.num_rows, size) != (want, self.dim):
-                raise ValueError(
-                    f"{path}: {file.metadata.num_rows} rows of {size} numbers, the manifest says "
-                    f"{want} of {self.dim}; was it changed since? embed again"
-                )
-            columns = ["embedding"] if self.kind == "any" else ["embedding", "kind"]
+        first = int(self._starts[number])
+        columns = ["embedding"] if self.kind == "any" else ["embedding", "kind"]
+        with self._open(number, columns) as file:
             for batch in file.iter_batches(BLOCK_ROWS, columns=columns):
                 end = first + batch.num_rows
                 if end > start:
-                    yield self._block(batch, first, start)
+                    yield self._block(batch, self._files[number], first, start)
                 self._on_rows(batch.num_rows)
                 first = end
 
-    def _block(self, batch: Any, first: int, start: int) -> Block:
+    @contextmanager
+    def _open(self, number: int, columns: Sequence[str]) -> Iterator[pq.ParquetFile]:
+        """Opens a part, which must have as many rows as the manifest says, and these columns as
+        `embed` writes them."""
+        path, want = self._files[number], int(self._starts[number + 1] - self._starts[number])
+        with _opened(path) as file:
+            schema, rows = file.schema_arrow, file.metadata.num_rows
+            problems = [f"{rows} rows, the manifest says {want}"] if rows != want else []
+            for name in columns:
+                problems += _column_problems(schema, name, self.dim)
+            if problems:
+                raise ValueError(f"{path}: {'; '.join(problems)}; was it changed? embed again")
+            yield file
+
+    def _block(self, batch: Any, path: places.Place, first: int, start: int) -> Block:
         rows = np.arange(first, first + batch.num_rows)
-        flat = batch.column("embedding").flatten().to_numpy(zero_copy_only=True)  # not a copy
-        vectors = flat.reshape(-1, self.dim)
+        vectors = _vectors(batch.column("embedding"), self.dim)
         keep = rows >= start
         if self.kind != "any":
+            _check_no_nulls(path, "kind", batch.column("kind"))
             same = pc.call_function("equal", [batch.column("kind"), self.kind])
             keep &= same.to_numpy(zero_copy_only=False)
         block = Block(rows, vectors) if keep.all() else Block(rows[keep], vectors[keep])
         self.without_direction.update(block.rows[_without_direction(block.vectors)].tolist())
         return block
+
+
+def _column_problems(schema: pyarrow.Schema, name: str, dim: int) -> list[str]:
+    """What is wrong with a column, if it is not as `embed` writes it."""
+    if schema.names.count(name) != 1:
+        return [f"expected one column {name!r}, the columns are {', '.join(schema.names)}"]
+    kind, types = schema.field(name).type, pyarrow.types
+    if name != "embedding":
+        text = types.is_string(kind) or types.is_large_string(kind)
+        return [] if text else [f"column {name!r} holds {kind}, expected strings"]
+    if not types.is_fixed_size_list(kind) or not types.is_floating(kind.value_type):
+        return [f"column {name!r} holds {kind}, expected vectors of {dim} float numbers"]
+    if kind.list_size != dim:
+        return [f"vectors of {kind.list_size} numbers, the manifest says {dim}"]
+    return []
+
+
+def _check_no_nulls(path: places.Place, name: str, column: Any) -> None:
+    if column.null_count:
+        rows = f"{column.null_count} of {len(column)} rows have no {name}"
+        raise ValueError(f"{path}: {rows}; was it changed? embed again")
+
+
+def _vectors(column: Any, dim: int) -> Float[np.ndarray, "n d"]:
+    """The vectors of a column, not copied; NaN for nulls, which are."""
+    flat = column.flatten()  # without those that are null as a whole
+    vectors = flat.to_numpy(zero_copy_only=not flat.null_count).reshape(-1, dim)
+    if not column.null_count:
+        return vectors
+    whole = np.full((len(column), dim), np.nan, vectors.dtype)
+    whole[column.is_valid().to_numpy(zero_copy_only=False)] = vectors
+    return whole
 
 
 def _without_direction(vectors: Float[np.ndarray, "n d"]) -> Int64[np.ndarray, " k"]:
@@ -218,7 +305,7 @@ def _read_manifest(folder: places.Place) -> tuple[Manifest, str]:
 
 
 @contextmanager
-def _open(path: places.Place) -> Iterator[pq.ParquetFile]:
+def _opened(path: places.Place) -> Iterator[pq.ParquetFile]:
     """Opens a part; where Arrow cannot read it while it is open, the error names the file."""
     try:
         local = isinstance(path, Path)

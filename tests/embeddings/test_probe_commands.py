@@ -55,13 +55,15 @@ def test_fit_and_predict_files(table, tmp_path):
         assert row["positive"] == other["positive"] == ";".join(called)
 
 
-def test_embeddings_that_are_not_finite_are_named(fitted, tmp_path):
-    vectors, labels = draw(40)
-    vectors[17, 2] = np.nan
-    ids = [f"{i}.png" for i in range(40)]
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 0])
+def test_embeddings_without_a_direction_are_named(bad, fitted, tmp_path):
+    """Also in several parts; predict reads parts of 50 rows."""
+    vectors, labels = draw(140)
+    vectors[[17, 80, 120]] = bad
+    ids = [f"{i}.png" for i in range(140)]
     run = write_labelled_run(tmp_path / "run", ids, vectors)
     data = write_table(tmp_path / "labels.csv", image=ids, label=[f"c{k}" for k in labels])
-    say = r"1 embeddings are not finite, the first is of '17\.png'"
+    say = r"3 embeddings are null, zero or not finite, the first is of \d+\.png in part-0000\d.par"
     with pytest.raises(ValueError, match=say):
         fitting.fit(data, run.folder, tmp_path / "p.npz")
     with pytest.raises(ValueError, match=say):

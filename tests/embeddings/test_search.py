@@ -1,6 +1,7 @@
 """Search and near duplicates of runs: Python, tables, and the command."""
 
 import csv
+import importlib.util
 import json
 import shutil
 from contextlib import nullcontext
@@ -167,17 +168,30 @@ def test_a_line_break_in_an_id_leaves_the_table_whole(call, model, checkpoint, t
 
 
 def test_rows_without_a_direction_are_left_out_and_counted(call, model, checkpoint, tmp_path):
+    """On stderr and in JSON, by every kind of search, also through an index."""
     x = np.random.default_rng(0).standard_normal((5, 16)).astype(np.float32)
     x[1, 3], x[2], x[3, 0] = np.nan, 0, -np.inf
     facts = {"model": {"source": model.source, "sha256": model.sha256}}
     run = write_run(tmp_path / "run", [x[:2], x[2:]], facts=facts)
-    said = f"{run}: left out 3 embeddings that are zero or not finite, the first of row1\n"
+    said = f"{run}: left out 3 embeddings that are null, zero or not finite, the first of row1"
+    said += " in part-00000.parquet\n"
+    left_out = {"rows": 3, "first": [
+        {"id": "row1", "file": "part-00000.parquet"}, {"id": "row2", "file": "part-00001.parquet"},
+        {"id": "row3", "file": "part-00001.parquet"},
+    ]}  # fmt: skip
     flags = ["--embeddings", run, "--json"]
     code, out, err = call(*flags, "--model", checkpoint, "--text", "a scan")
     (result,) = json.loads(out, parse_constant=pytest.fail)
     assert code == 0 and {hit["id"] for hit in result["hits"]} == {"row0", "row4"} and said in err
-    code, out, err = call(*flags, "--self", "--threshold", "0.01")
-    assert code == 0 and said in err and json.loads(out, parse_constant=pytest.fail)
+    assert result["left_out"] == left_out
+    code, out, err = call(*flags, "--against", run, "--threshold", "0.01")
+    result = json.loads(out, parse_constant=pytest.fail)
+    assert code == 0 and err.count(said) == 2
+    assert result["left_out"] == result["other_left_out"] == left_out
+    if importlib.util.find_spec("usearch"):
+        for wanted in (["--build-index"], ["--approximate", "--model", checkpoint, "--text", "a"]):
+            code, out, err = call(*flags, *wanted)
+            assert code == 0 and said in err and str(left_out["rows"]) in out
     near = write_run(tmp_path / "small", [1e-30 * x[:1], 1e30 * x[4:]], facts=facts)
     assert "left out" not in call("--embeddings", near, "--self", "--threshold", "0.01")[2]
 

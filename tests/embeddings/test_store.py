@@ -6,6 +6,8 @@ import sys
 
 import fsspec
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from embedding_runs import all_pairs, crowd, ranking, write_run
 from pyarrow import dataset
@@ -72,9 +74,9 @@ def test_what_is_no_finished_run(tmp_path):
     for facts, say in (
         (
             {"parts": [{"file": "part-00000.parquet", "rows": 6}]},
-            "5 rows of 8 numbers, the manifest says 6 of 8",
+            "part-00000.parquet: 5 rows, the manifest says 6; was it changed",
         ),
-        ({"dim": 9}, "5 rows of 8 numbers, the manifest says 5 of 9"),
+        ({"dim": 9}, "vectors of 8 numbers, the manifest says 9"),
     ):
         write_run(tmp_path / "run", [np.ones((5, 8), np.float32)], facts=facts)
         with pytest.raises(ValueError, match=say):
@@ -102,6 +104,67 @@ def test_a_manifest_with_other_types_is_one_line(tmp_path):
         (tmp_path / "manifest.json").write_bytes(content)
         with pytest.raises(ValueError, match=f"^{tmp_path}/manifest.json: "):
             Embeddings(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_null_vectors_shift_no_rows(dtype, tmp_path):
+    """Arrow leaves null vectors out of what it flattens: every later row was taken for the one
+    before it. Null numbers were an error about copies."""
+    x = np.random.default_rng(0).standard_normal((9, 4)).astype(dtype)
+    rows = x.tolist()
+    rows[2], rows[5] = None, [0.5, None, 1.0, 2.0]
+    folder = write_run(tmp_path, [x])
+    change_part(folder, "embedding", pa.array(rows, pa.list_(pa.from_numpy_dtype(dtype), 4)))
+    run = Embeddings(folder)
+    (block,) = run.blocks()
+    good = [0, 1, 3, 4, 6, 7, 8]
+    np.testing.assert_array_equal(block.vectors[good], x[good])
+    assert np.isnan(block.vectors[2]).all() and np.isnan(block.vectors[5, 1])
+    assert run.without_direction == {2, 5} and block.vectors.dtype == dtype
+    named = [("row2", "part-00000.parquet"), ("row5", "part-00000.parquet")]
+    assert [(row.id, row.file) for row in run.left_out().first] == named
+    np.testing.assert_array_equal(run.gather(np.array([7, 3])), x[[7, 3]].astype(np.float32))
+    with pytest.raises(
+        ValueError, match="1 embeddings are null, zero or .* row5 in part-00000.par"
+    ):
+        run.gather(np.array([7, 5]))
+
+
+def test_columns_that_embed_does_not_write_are_one_line(tmp_path):
+    """Of any other type, not there, there twice, or with nulls."""
+    x = np.ones((3, 4), np.float32)
+    for name, column, say in (
+        (
+            "embedding",
+            pa.array(x.tolist()),
+            "'embedding' holds list<element: double>, expected vec",
+        ),
+        ("embedding", pa.array([[1] * 4] * 3, pa.list_(pa.int32(), 4)), "int32>.4., expected vec"),
+        ("embedding", pa.array("abc"), "holds string, expected vectors of 4 float numbers"),
+        ("embedding", None, "expected one column 'embedding', the columns are id, source, kind"),
+        ("id", None, "expected one column 'id', the columns are source, kind, emb"),
+        ("id", pa.array([1, 2, 3]), "column 'id' holds int64, expected strings"),
+        ("id", pa.array(["a", None, "c"]), "1 of 3 rows have no id"),
+        ("kind", pa.array(["image", None, "image"]), "1 of 3 rows have no kind"),
+        ("kind", pa.array([b"image"] * 3), "column 'kind' holds binary"),
+    ):
+        run = Embeddings(write_run(tmp_path, [x]))
+        change_part(tmp_path, name, column)
+        with pytest.raises(
+            ValueError, match=f"part-00000.parquet: .*{say}.*; was it changed"
+        ) as got:
+            list(run.blocks())
+            run.ids([0])
+        assert "\n" not in str(got.value)
+
+
+def change_part(folder, name, column):
+    """Replaces a column of the first part, or removes it."""
+    path = folder / "part-00000.parquet"
+    table = pq.read_table(path)
+    place = table.schema.get_field_index(name)
+    table = table.remove_column(place)
+    pq.write_table(table if column is None else table.add_column(place, name, column), path)
 
 
 @pytest.mark.parametrize("where", ["local", "memory"])

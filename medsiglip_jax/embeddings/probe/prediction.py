@@ -33,7 +33,7 @@ def predict(fitted: Probe, embeddings: store.Embeddings, scores_file: places.Giv
         The number of images scored.
 
     Raises:
-        ValueError: the embeddings were made differently or are not finite, the file has another
+        ValueError: the embeddings were made differently or have no direction, the file has another
             suffix, or a class is named like another column.
     """
     places.check_suffix(scores_file, *output.SUFFIXES)
@@ -43,9 +43,10 @@ def predict(fitted: Probe, embeddings: store.Embeddings, scores_file: places.Giv
     fitted.provenance.check(made, embeddings.folder)
     rows, blocks = [np.zeros(0, np.int64)], [np.zeros((0, len(fitted.classes)))]
     for block in embeddings.blocks():
-        embeddings.check_finite(block.rows, block.vectors)
-        rows.append(block.rows)
-        blocks.append(fitted.predict(block.vectors, made))
+        if not embeddings.without_direction:  # they are all counted before they are told
+            rows.append(block.rows)
+            blocks.append(fitted.predict(block.vectors, made))
+    embeddings.check_directions()
     ids = [row["id"] for row in embeddings.names(np.concatenate(rows).tolist())]
     scores, classes = np.concatenate(blocks), np.array(fitted.classes, object)
     columns = {"id": ids, **dict(zip(fitted.classes, scores.T, strict=True))}
