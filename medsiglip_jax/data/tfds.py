@@ -138,6 +138,7 @@ class Prepared:
                     DATASET=self.info["name"], SPLIT=split["name"], FILEFORMAT="tfrecord",
                     SHARD_INDEX=i, NUM_SHARDS=n, SHARD_X_OF_Y=f"{i}-of-{n}",
                 )  # fmt: skip
+                _check_name(name, self.folder / _INFO)
                 yield split["name"], str(self.folder / name), int(length)
 
 
@@ -167,6 +168,7 @@ def _version_folder(base: Place, config: str | None, pattern: str) -> Place | No
     metadata = base / ".config" / "metadata.json"
     if config is None and metadata.exists():
         config = _json(metadata).get("default_config_name")
+        _check_name(config or "none", metadata)
     folder = base / config if config else base
     versions = [v for v in _versions(folder) if fnmatch.fnmatchcase(v, pattern)]
     return folder / versions[-1] if versions else None
@@ -196,7 +198,14 @@ def _read_json_files(path: str, folder: Place) -> Prepared:
         raise ValueError(
             f"{path}: {folder} was prepared by an old TFDS or lacks feature names; prepare it again"
         )
+    _check_name(info.get("name"), folder / _INFO)
     return Prepared(path, folder, info, dict(_features(tree, folder)))
+
+
+def _check_name(name: Any, place: Place) -> None:
+    """Raises a ValueError for a name of a JSON file that would lead out of its folder."""
+    if not places.is_plain_name(name):
+        raise ValueError(f"{place} names {name!r}; expected {places.PLAIN_NAME}")
 
 
 def _json(place: Place) -> dict[str, Any]:

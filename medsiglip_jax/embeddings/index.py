@@ -6,7 +6,6 @@ import importlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -137,25 +136,25 @@ def _again(embeddings: store.Embeddings) -> str:
     return f"build it again (--build-index --kind {embeddings.kind})"
 
 
-def _is_recorded(path: Path, record: IndexRecord) -> bool:
+def _is_recorded(path: places.Place, record: IndexRecord) -> bool:
     if not path.is_file() or (found := path.stat()).st_size != record.bytes:
         return False
     return record.sha256 == _known_sha256(path, found.st_size, found.st_mtime_ns, found.st_ino)
 
 
 @functools.lru_cache(maxsize=8)
-def _known_sha256(path: Path, *_: int) -> str:
+def _known_sha256(path: places.Place, *_: int) -> str:
     """Of a file of this size, time and inode: searches of one process read it once."""
     return _sha256(path)
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
+def _sha256(path: places.Place) -> str:
+    with open(str(path), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
-def _explained(path: Path, embeddings: store.Embeddings) -> Iterator[None]:
+def _explained(path: places.Place, embeddings: store.Embeddings) -> Iterator[None]:
     """usearch's errors, which name no file, as one line that does."""
     try:
         yield

@@ -39,6 +39,8 @@ def recompute(
     if facts and facts.get("drawn"):  # from all images: what was learned is of some of them
         splits = np.array(attributes.pop(PART))
         held_out = run.select(np.flatnonzero(splits == "test"))
+    if odd := [name for name in run.meta["cells"] if not places.is_plain_name(name)]:
+        raise ValueError(f"{folder / scores.FILE} names {odd[0]!r}; expected {places.PLAIN_NAME}")
     cells = {name: scores.read(folder / GRID / name) for name in run.meta["cells"]}
     runs = {f"{GRID}/{name}": cell.meta.get("run") for name, cell in cells.items()}
     ranks = retrieval.read(folder / retrieval.FILE) if run.meta.get("retrieval") else None

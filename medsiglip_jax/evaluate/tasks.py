@@ -7,7 +7,6 @@ import functools
 import hashlib
 import json
 import os
-import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -17,7 +16,8 @@ from typing import Annotated, Any
 
 from medsiglip_jax.evaluate import zero_shot
 from medsiglip_jax.evaluate.data import layout
-from medsiglip_jax.files import settings
+from medsiglip_jax.evaluate.options import AS_GIVEN, GridCell
+from medsiglip_jax.files import places, settings
 from medsiglip_jax.files.json_text import to_hash
 
 PARTS = ("train", "validation")
@@ -325,12 +325,20 @@ def _data_problems(task: Task) -> Iterator[str]:
             layout.build(table)
         except ValueError as error:
             yield f"{where}: {error}"
-    for name in task.readings:
-        if not re.fullmatch(r"[\w -]+", name):
-            what = "names files of scores; expected letters, digits, spaces, - and _"
-            yield f"readings.{name!r} {what}"
     if task.retrieval == "text" and not task.data.get("text"):
         yield "retrieval by text needs data.text, the column of texts"
+
+
+def _reading_problems(readings: Mapping[str, Any]) -> Iterator[str]:
+    """Names that are no part of a path, or that would give two files of scores the same name."""
+    files: dict[str, str] = {}
+    for name in (AS_GIVEN, *readings):
+        if not places.is_plain_name(name):
+            yield f"readings.{name!r} names files of scores; expected {places.PLAIN_NAME}"
+        file = GridCell("", name, "").file.casefold()  # as on disks of Windows and macOS
+        if file in files:
+            yield f"readings.{name!r} and {files[file]!r} name the same file of scores; rename one"
+        files[file] = name
 
 
 def _kind_problems(task: Task) -> Iterator[str]:
@@ -356,6 +364,7 @@ def _name_problems(task: Task) -> Iterator[str]:
     named: dict[str, Sequence[str] | Mapping] = {
         f"means.{name}": classes for name, classes in task.means.items()
     }
+    yield from _reading_problems(task.readings)
     for name, reading in task.readings.items():
         named |= {f"readings.{name}.{key}": getattr(reading, key) for key in _PROMPTS}
     if task.published:

@@ -1,6 +1,7 @@
 """Local paths and remote places (gs:// and whatever else fsspec reaches), used alike."""
 
 import os
+import posixpath
 import re
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,46 @@ def check_suffix(path: Given, *suffixes: str) -> str:
     if (suffix := Path(str(path)).suffix.lower()) not in suffixes:
         raise ValueError(f"{path}: expected a name ending in {' or '.join(suffixes)}")
     return suffix
+
+
+# Names that Windows keeps for devices, whatever their suffix.
+_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.I)
+PLAIN_NAME = "a plain file name of letters, digits, spaces, '.', '-', '_' and '+'"
+
+
+def is_plain_name(name: Any) -> bool:
+    """Whether a name that a file holds may become part of a path, and leads nowhere else.
+
+    Every name that someone else has written and that ends in a path is held to this: parts of a
+    manifest, shards of an index, readings of a task.
+    """
+    return (
+        isinstance(name, str)
+        and re.fullmatch(r"[\w+-][\w .+-]*", name) is not None
+        and len(name.encode()) <= 200  # file systems take 255, and some of ours add to a name
+        and name[-1] not in " ."
+        and not _DEVICES.fullmatch(name)
+    )
+
+
+def stays_below(path: str) -> bool:
+    """Whether a path is relative and leads to nothing above where it starts."""
+    up = posixpath.normpath(path.replace("\\", "/")).split("/")[0] == ".."
+    return not (up or Path(path).anchor or is_remote(path))
+
+
+def below(folder: Place, name: str) -> Place:
+    """The place in a folder, or below it, that a name leads to; links in there are followed.
+
+    Raises:
+        ValueError: the name leads out of the folder, or might.
+    """
+    path = Path(name)
+    if isinstance(folder, Path) and path.is_relative_to(folder.absolute()):
+        path = path.relative_to(folder.absolute())
+    if not stays_below(str(path)):
+        raise ValueError(f"{name!r} leads out of {folder}; expected a path below it")
+    return folder / path.as_posix()
 
 
 def check_writable(path: Place) -> None:

@@ -28,7 +28,7 @@ class Weights:
 class PartFile:
     """One Parquet file of a run: its name, rows, and size in bytes."""
 
-    file: str
+    file: Annotated[str, settings.Check(places.is_plain_name, places.PLAIN_NAME)]
     rows: Annotated[int, settings.at_least(0)]
     bytes: int | None = None
 

@@ -10,7 +10,9 @@ from typing import Any
 import jax
 
 from medsiglip_jax.files.places import Given, is_remote
-from medsiglip_jax.model.weights.orbax import orbax
+from medsiglip_jax.model.weights.orbax import check_names, orbax
+
+_ITEM = "default"  # the folder of the state in that of a step, as orbax calls it
 
 
 def _directory(folder: Given) -> Any:
@@ -123,6 +125,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         problems = []
         for candidate in candidates:
             try:
+                check_names(self._manager.directory / str(candidate) / _ITEM)
                 args = self._ocp.args.StandardRestore(shapes)
                 return candidate, self._manager.restore(candidate, args=args)
             except Exception as error:  # orbax and tensorstore raise nearly every type there is

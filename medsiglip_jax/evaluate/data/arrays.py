@@ -123,4 +123,9 @@ def _h5(path: str, key: str) -> Any:
         raise ValueError(f"{path}: not readable as HDF5 ({error})") from None
     if key not in file:
         raise ValueError(f"{path}: no array {key!r}; there are {', '.join(file)}")
-    return file[key]
+    array = file[key]
+    if not isinstance(array, h5py.Dataset):
+        raise ValueError(f"{path}: {key!r} is no array")
+    if array.file.filename != path or array.external or array.is_virtual:
+        raise ValueError(f"{path}: the array {key!r} lies in another file; copy it into this one")
+    return array

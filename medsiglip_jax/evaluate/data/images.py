@@ -11,6 +11,7 @@ from medsiglip_jax.evaluate.data.dataset import where_to_get
 from medsiglip_jax.evaluate.data.layout import ImageFiles
 from medsiglip_jax.evaluate.tasks import Task
 from medsiglip_jax.files.places import Place
+from medsiglip_jax.files.places import below as below_folder
 from medsiglip_jax.preprocess.names import escaped, parse
 
 TableRow = Mapping[str, str]
@@ -87,8 +88,13 @@ def _paths(row: TableRow, layout: ImageFiles) -> Iterator[list[str]]:
 
 
 def _exists(root: Place, name: str) -> bool:
-    """Remote files are assumed to exist: asking would take a request for each; `embed` will say."""
-    return not isinstance(root, Path) or Path(parse(str(root / name))[0]).is_file()
+    """Remote files are assumed to exist: asking would take a request for each; `embed` will say.
+
+    Raises:
+        ValueError: the path leads out of the folder.
+    """
+    place = below_folder(root, name)
+    return not isinstance(root, Path) or Path(parse(str(place))[0]).is_file()
 
 
 def _search(layout: ImageFiles, root: Place, rows: Sequence[TableRow]) -> FoundImages:

@@ -1,14 +1,21 @@
 """How a data set lies on disk: what `[data]` of a task file may say, one dataclass per adapter.
 
-An adapter turns a folder into a `dataset.Dataset`. Paths are relative to that folder.
+An adapter turns a folder into a `dataset.Dataset`. Paths are relative to that folder and do not
+lead out of it.
 """
 
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
-from medsiglip_jax.files import settings
+from medsiglip_jax.files import places, settings
+
+_BELOW = settings.Check(
+    lambda paths: all(map(places.stays_below, (paths,) if isinstance(paths, str) else paths)),
+    "paths below the folder of the data",
+)
+_Paths = Annotated[tuple[str, ...], _BELOW]
 
 # Columns of images.parquet beside those of attributes.
 RESERVED = ("id", "group", "part")
@@ -43,7 +50,7 @@ class Table:
         optional: go on without the table, and without its row for an image.
     """
 
-    file: tuple[str, ...]
+    file: _Paths
     on: tuple[str, ...] = ()
     rename: Mapping[str, str] = field(default_factory=dict)
     parse: Mapping[str, str] = field(default_factory=dict)
@@ -67,9 +74,9 @@ class ImageFiles:
         known_missing: files that the published data set itself lacks.
     """
 
-    path: tuple[str, ...] = ()
-    each: tuple[str, ...] = ()
-    find: str = ""
+    path: _Paths = ()
+    each: _Paths = ()
+    find: Annotated[str, _BELOW] = ""
     name: str = ""
     parse: str = ""
     on: tuple[str, ...] = ()
@@ -115,7 +122,7 @@ class LabelColumns:
 class Listed:
     """Keeps the rows whose cell in `column` is a word of the text file `file`."""
 
-    file: str
+    file: Annotated[str, _BELOW]
     column: str
 
 
@@ -167,7 +174,7 @@ class FolderData:
         all_files: know images by their content, whatever their suffix.
     """
 
-    root: tuple[str, ...] = (".",)
+    root: _Paths = (".",)
     all_files: bool = False
 
 
@@ -176,7 +183,7 @@ class ArrayName:
     """The array `key` in the first of the files `file` that exists."""
 
     key: str
-    file: tuple[str, ...] = ()
+    file: _Paths = ()
 
 
 @dataclass(frozen=True)
@@ -191,7 +198,7 @@ class ArrayData:
 
     images: ArrayName
     labels: ArrayName
-    file: tuple[str, ...] = ()
+    file: _Paths = ()
 
     def __post_init__(self):
         lacking = [n for n in ("images", "labels") if not (getattr(self, n).file or self.file)]

@@ -129,6 +129,7 @@ def _version(uri: str, files: dict[str, dict]) -> str:
 def _copy(place: UPath, files: list[str], folder: Path) -> None:
     above = place.parent.path if files == [place.path] else place.path
     for file in tqdm(files, str(place), unit="file", disable=None):
-        target = folder / os.path.relpath(file, above)
+        # Buckets take "../x" for a name like any other.
+        target = Path(str(places.below(folder, file.removeprefix(above).lstrip("/"))))
         target.parent.mkdir(parents=True, exist_ok=True)
         place.fs.get_file(file, str(target))

@@ -3,7 +3,6 @@
 Also the vision tower of MedGemma / Gemma 3 folders, which has no pooling head.
 """
 
-import re
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from medsiglip_jax.files import json as json_files
+from medsiglip_jax.files import places
 from medsiglip_jax.model import towers, tree
 from medsiglip_jax.model.config import ModelConfig
 from medsiglip_jax.model.weights import huggingface_config, processors
@@ -111,7 +111,7 @@ def _weight_files(path: Path, named: Any) -> tuple[list[Path], list[str]]:
     A single file comes before an index (transformers modeling_utils.py,
     `_get_resolved_checkpoint_files`); config.json may name another file as `transformers_weights`.
     """
-    if named is not None and not re.fullmatch(r"[\w.\-]+\.safetensors(\.index\.json)?", str(named)):
+    if named is not None and not _is_weights(named, ".safetensors", ".safetensors.index.json"):
         problem = f"transformers_weights is {named!r}; expected a plain .safetensors file name"
         raise CheckpointError(path / _CONFIG, [problem])
     there = [name for name in (named, _SINGLE, _INDEX) if name and (path / name).is_file()]
@@ -133,12 +133,16 @@ def _indexed_files(index: Path) -> list[Path]:
     problems = [
         f"weight_map names {name!r}; expected a plain file name in the same folder"
         for name in names
-        if not re.fullmatch(r"[\w.\-]+\.safetensors", name)
+        if not _is_weights(name, ".safetensors")
     ]
     problems = problems or [f"{n} is missing" for n in names if not (index.parent / n).is_file()]
     if problems:
         raise CheckpointError(index, problems)
     return [index.parent / name for name in names]
+
+
+def _is_weights(name: Any, *suffixes: str) -> bool:
+    return places.is_plain_name(name) and name.endswith(suffixes)
 
 
 def open_files(path: Path, files: list[Path]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from medsiglip_jax.files import json as json_files
+from medsiglip_jax.files import places
 from medsiglip_jax.model import tree
 from medsiglip_jax.model.config import ModelConfig
 from medsiglip_jax.model.weights.checkpoint import Checkpoint, CheckpointError, Layout, Leaf
@@ -14,6 +15,7 @@ from medsiglip_jax.model.weights.checkpoint import Checkpoint, CheckpointError, 
 # Written last, read first.
 MARKER = "medsiglip_jax.json"
 _PARAMS = "params"
+_METADATA = "_METADATA"  # orbax's own: the names and types of the arrays
 
 
 def orbax() -> Any:
@@ -27,11 +29,24 @@ def orbax() -> Any:
     return ocp
 
 
+def check_names(folder: Any) -> None:
+    """Raises a ValueError for names of arrays by which orbax would leave their folder.
+
+    Args:
+        folder: of a tree, local or as `etils.epath` reaches it.
+    """
+    arrays = json.loads((folder / _METADATA).read_text())["tree_metadata"].values()
+    names = [str(part["key"]) for array in arrays for part in array["key_metadata"]]
+    if odd := [name for name in names if not places.stays_below(name)]:
+        raise ValueError(f"{_METADATA} names an array {odd[0]!r}; expected names, not paths")
+
+
 def open_folder(folder: Path) -> Checkpoint:
     """Opens a folder that has the marker; arrays are read by `restore`."""
     try:
         content = json.loads((folder / MARKER).read_text(encoding="utf-8"))
         config = ModelConfig.from_dict(content["config"])
+        check_names(folder / _PARAMS)
         with orbax().StandardCheckpointer() as checkpointer:
             metadata = checkpointer.metadata((folder / _PARAMS).absolute()).item_metadata.tree
     except ModuleNotFoundError:
