@@ -264,6 +264,29 @@ def test_json_files_that_are_damaged_are_named(chest):
         tfds.read("tfds:chest")
 
 
+def test_names_in_json_files_lead_nowhere_else(data_dir, chest):
+    """Neither to shards elsewhere, nor to an index that is written elsewhere."""
+    info = json.loads((chest[0].parent / "dataset_info.json").read_text())
+    split = info["splits"][0]
+    for number, changes in enumerate((
+        {"name": "../../evil"},
+        {"name": "/tmp/evil"},
+        {"name": ["chest"]},
+        {"splits": [split | {"name": "../train"}]},
+        {"splits": [split | {"filepathTemplate": "../x/{SHARD_X_OF_Y}"}]},
+        {"splits": [split | {"filepathTemplate": "{DATASET.__class__}"}]},
+    )):  # fmt: skip
+        folder = prepare(data_dir / f"evil{number}" / "1.0.0")[0].parent
+        (folder / "dataset_info.json").write_text(json.dumps(info | changes))
+        with pytest.raises(ValueError, match="dataset_info.json names .*; expected a plain file"):
+            tfds.read(f"tfds:evil{number}", label="label")
+    config = data_dir / "evil0" / ".config"
+    config.mkdir()
+    (config / "metadata.json").write_text(json.dumps({"default_config_name": "../chest"}))
+    with pytest.raises(ValueError, match="metadata.json names '../chest'; expected a plain file"):
+        tfds.read("tfds:evil0", label="label")
+
+
 def test_a_recipe_trains_on_it(chest):
     asked = recipe.from_dict(
         dict(

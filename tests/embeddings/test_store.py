@@ -96,6 +96,11 @@ def test_a_manifest_with_other_types_is_one_line(tmp_path):
         ({"parts": ["p"]}, r"parts\[0\] is 'p'; expected a mapping of file, rows"),
         ({"parts": [{"file": "p", "rows": -1}]}, r"parts\[0\].rows is -1; expected at least 0"),
         ({"model": None}, "manifest lacks model"),
+        (
+            {"parts": [{"file": "../p", "rows": 1}]},
+            r"parts\[0\].file is '../p'; expected a plain fi",
+        ),
+        ({"parts": [{"file": "/p", "rows": 1}]}, r"parts\[0\].file is '/p'; expected a plain file"),
     ):
         (tmp_path / "manifest.json").write_text(json.dumps(whole | facts))
         with pytest.raises(ValueError, match=rf"^{tmp_path}/manifest.json: {say}"):

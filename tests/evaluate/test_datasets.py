@@ -805,3 +805,49 @@ def test_pictures_in_parquet_are_images_with_labels(tmp_path):
     assert found.ids == ["data/0.parquet#row=0,image", "data/../a.png"]
     assert found.labels.tolist() == [[0, 1], [1, 0]]
     assert [read_bytes(source) for source in found.sources] == [held, held]
+
+
+def test_arrays_in_other_files_are_refused(tmp_path):
+    """HDF5 may name other files, whose bytes would be taken for images: links, raw and virtual
+    data."""
+    h5py = pytest.importorskip("h5py")
+    secret, shape = tmp_path / "secret", (3, 96, 96, 3)
+    secret.write_bytes(bytes(3 * 96 * 96 * 3))
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file.create_dataset("x", shape, np.uint8)
+    with h5py.File(tmp_path / "y.h5", "w") as file:
+        file.create_dataset("y", data=np.array([1, 0, 1], np.uint8))
+    layout = h5py.VirtualLayout(shape, np.uint8)
+    layout[:] = h5py.VirtualSource(tmp_path / "other.h5", "x", shape)
+    data = {"adapter": "h5", "images": {"key": "x", "file": ["x.h5"]},
+            "labels": {"key": "y", "file": ["y.h5"]}}  # fmt: skip
+    task = tasks.parse("own", {**content("patchcamelyon"), "data": data, "parts": {}})
+    for fill, say in (
+        (lambda file: file.create_dataset("x", shape, np.uint8, external=str(secret)), "another"),
+        (lambda file: file.create_virtual_dataset("x", layout), "in another file; copy it into"),
+        (lambda file: file.update({"x": h5py.ExternalLink("other.h5", "x")}), "in another file"),
+        (lambda file: file.create_group("x"), "'x' is no array"),
+    ):
+        with h5py.File(tmp_path / "x.h5", "w") as file:
+            fill(file)
+        arrays._array.cache_clear()
+        with pytest.raises(ValueError, match=f"{tmp_path}/x.h5: .*{say}"):
+            reading.read(task, tmp_path)
+
+
+def test_images_that_cells_name_stay_below_the_data(tmp_path):
+    """Paths in tables may go up and down again, but not out of the folder that was given."""
+    picture(tmp_path / "a.png", 7)
+    (tmp_path / "data").mkdir()
+    data = {"adapter": "csv", "tables": [{"file": ["t.csv"]}],
+            "images": {"path": ["{image}"]}, "labels": {"column": "label"}}  # fmt: skip
+    changes = {"data": data, "parts": {}, "classes": [
+        {"name": name, "value": name, "present": [name]} for name in "01"
+    ]}  # fmt: skip
+    task = tasks.parse("own", {**content("idrid"), **changes})
+    for cell in ("../a.png", str(tmp_path / "a.png"), "x/../../a.png"):
+        (tmp_path / "data" / "t.csv").write_text(f"image,label\n{cell},1\n")
+        with pytest.raises(ValueError, match="a.png' leads out of .*data; expected a path below"):
+            reading.read(task, tmp_path / "data")
+    (tmp_path / "t.csv").write_text(f"image,label\n{tmp_path / 'a.png'},1\ndata/../a.png,0\n")
+    assert len(reading.read(task, tmp_path)[1].ids) == 2

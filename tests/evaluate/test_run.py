@@ -621,6 +621,13 @@ def test_other_scores_than_evaluate_wrote(done, tmp_path):
     (tmp_path / "scores.parquet").write_text("x")
     with pytest.raises(ValueError, match="not scores that evaluate wrote"):
         recompute(tmp_path)
+    shutil.copytree(done[0], tmp_path / "out")
+    run = scores.read(tmp_path / "out" / scores.FILE)
+    for name in ("../../x", "/etc/passwd", 3):
+        changed = replace(run, meta={**run.meta, "cells": [name]})
+        scores.write(tmp_path / "out" / scores.FILE, changed)
+        with pytest.raises(ValueError, match="scores.parquet names .*; expected a plain file name"):
+            recompute(tmp_path / "out")
 
 
 def test_perfect_scores_and_no_groups():

@@ -2,7 +2,6 @@
 
 import json
 import tomllib
-from importlib import resources
 
 import numpy as np
 import pytest
@@ -193,16 +192,17 @@ def test_readings_that_name_one_file_of_scores_are_refused(names):
 @pytest.mark.parametrize("path", ["../x", "/etc", "a/../../x", "gs://b/x", r"..\x"])
 def test_paths_of_a_task_stay_below_its_data(path):
     labels = {"column": "label"}
-    image, table = {"path": ["{image}"]}, {"file": [path]}
+    image, tables = {"path": ["{image}"]}, [{"file": ["a"]}]
+    arrays = {"images": {"key": "x"}, "labels": {"key": "y"}}
     for where, data in (
         ("root", {"adapter": "folders", "root": [path]}),
-        ("tables.0..file", {"adapter": "csv", "tables": [table], "images": image}),
-        ("images.path", {"adapter": "csv", "tables": [{"file": ["a"]}], "images": {"path": [path]}}),
-        ("images.find", {"adapter": "csv", "tables": [{"file": ["a"]}],
+        ("tables.0..file", {"adapter": "csv", "tables": [{"file": [path]}], "images": image}),
+        ("images.path", {"adapter": "csv", "tables": tables, "images": {"path": [path]}}),
+        ("images.find", {"adapter": "csv", "tables": tables,
                          "images": {"find": path, "name": "{id}"}}),
-        ("listed.file", {"adapter": "csv", "tables": [{"file": ["a"]}], "images": image,
+        ("listed.file", {"adapter": "csv", "tables": tables, "images": image,
                          "listed": {"file": path, "column": "id"}}),
-        ("file", {"adapter": "npz", "images": {"key": "x"}, "labels": {"key": "y"}, "file": [path]}),
+        ("file", {"adapter": "npz", **arrays, "file": [path]}),
     ):  # fmt: skip
         data |= {"labels": labels} if data["adapter"] == "csv" else {}
         with pytest.raises(ValueError, match=f"data: {where} is .*; expected paths below the fold"):

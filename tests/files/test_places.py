@@ -48,3 +48,34 @@ def test_a_variable_that_is_empty_is_not_set(tmp_path, monkeypatch):
         monkeypatch.setenv(variable, "/own")
         assert folder() == Path("/own/medsiglip_jax")
         monkeypatch.undo()
+
+
+@pytest.mark.parametrize("name", [
+    "", ".", "..", "../x", "a/b", r"a\b", "/etc/passwd", "C:x", ".hidden", "a\n", "a\0b", "x.",
+    "x ", "CON", "nul.txt", "lpt1", "x" * 201, "é" * 101, "\u202etxt.exe", "gs://b", "*", "a:b", 3,
+    None, ["a"],
+])  # fmt: skip
+def test_names_that_may_not_become_part_of_a_path(name):
+    assert not places.is_plain_name(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["part-00000.parquet", "v1.0", "as given", "été", "-x", "a..b", "+"]
+)
+def test_names_that_may(name, tmp_path):
+    assert places.is_plain_name(name) and places.below(tmp_path, name) == tmp_path / name
+
+
+@pytest.mark.parametrize("name", ["..", "../x", "a/../../x", "/etc/passwd", r"..\x", "gs://b/x"])
+@pytest.mark.parametrize("root", ["data", "/data", "memory://b/data"])
+def test_paths_that_lead_out_of_a_folder(root, name):
+    """Whatever the system's separator, and in buckets, too, where they are names like any other."""
+    with pytest.raises(ValueError, match="leads out of .*data; expected a path below it"):
+        places.below(places.at(root), name)
+
+
+def test_paths_that_stay_in_a_folder(tmp_path):
+    for name in ("a", "a/b", "./a", "a/../b", "..a/b", "a b", str(tmp_path / "a")):
+        place = places.below(tmp_path, name)
+        assert os.path.realpath(place) == os.path.realpath(tmp_path / name)
+    assert str(places.below(places.at("memory://b/data"), "x/y")) == "memory://b/data/x/y"

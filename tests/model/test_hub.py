@@ -1,5 +1,6 @@
 """Local copies of checkpoints on the Hugging Face hub and in buckets."""
 
+import fsspec
 import jax
 import numpy as np
 import pytest
@@ -61,6 +62,17 @@ def test_checkpoints_in_a_bucket_are_copied_once_and_again_when_they_change(
     medsiglip_jax.save(model, place, format=format, overwrite=True)
     assert hub.fetch(place) != copy
     np.testing.assert_array_equal(medsiglip_jax.load(place).params["b"], model.params["b"])
+
+
+def test_a_bucket_writes_nothing_outside_of_the_cache(tmp_path, monkeypatch):
+    """An object's name may be "../x", which is no path there and is one on a disk."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    storage = fsspec.filesystem("memory")
+    storage.pipe_file("/evil/model/config.json", b"{}")
+    monkeypatch.setattr(type(storage), "find", lambda *_, **__: {"/evil/model/../../x": {}})
+    with pytest.raises(ValueError, match="'../../x' leads out of .*; expected a path below it"):
+        hub.fetch("memory://evil/model")
+    assert not [file for file in tmp_path.rglob("*") if file.is_file()]
 
 
 def test_a_single_file_in_a_bucket(bucket):

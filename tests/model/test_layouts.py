@@ -1,5 +1,6 @@
 """Checkpoints of every layout: lossless round trips, strict checks, where they may lie."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import medsiglip_jax
 from medsiglip_jax.model import api, config, sharding, towers, tree
 from medsiglip_jax.model.weights import layouts
 from medsiglip_jax.model.weights.checkpoint import CheckpointError
+from medsiglip_jax.train.checkpoints import Checkpoints
 
 
 @pytest.mark.parametrize("format, dtype", [
@@ -124,6 +126,25 @@ def test_truncated_npz_and_orbax(golden, tmp_path):
     shutil.rmtree(tmp_path / "orbax" / "params")
     with pytest.raises(CheckpointError, match="cannot be opened"):
         medsiglip_jax.load(tmp_path / "orbax")
+
+
+@pytest.mark.parametrize("name", ["../../evil", "/evil", r"..\evil"])
+def test_names_of_arrays_are_no_paths(golden, tmp_path, name):
+    """orbax opens a file for each name in its metadata; those of checkpoints of training, too."""
+    medsiglip_jax.save(golden, tmp_path / "model", format="orbax")
+    folder = tmp_path / "model" / "params"
+    metadata = json.loads((folder / "_METADATA").read_text())
+    array = next(iter(metadata["tree_metadata"].values()))
+    array["key_metadata"][-1]["key"] = name
+    (folder / "_METADATA").write_text(json.dumps(metadata))
+    say = "_METADATA names an array .*evil'; expected names, not paths"
+    with pytest.raises(CheckpointError, match=f"model: cannot be opened: {say}"):
+        medsiglip_jax.load(tmp_path / "model")
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        checkpoints.save(3, {"a": np.arange(3.0)})
+        shutil.copy(folder / "_METADATA", tmp_path / "run" / "3" / "default")
+        with pytest.warns(match=say), pytest.raises(ValueError, match=say):
+            checkpoints.restore({"a": jax.ShapeDtypeStruct((3,), np.float32)})
 
 
 @pytest.mark.parametrize("source, error, say", [
