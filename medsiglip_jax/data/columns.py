@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import math
+import warnings
 import zlib
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ import pyarrow
 import pyarrow.compute as pc
 from pyarrow import ArrowException, parquet
 
+from medsiglip_jax.data import spreadsheets
 from medsiglip_jax.files.places import open_binary, read_bytes
 
 _BLOCK = 65536  # rows that are Python objects at a time
@@ -55,17 +57,25 @@ def read_lines(path: str) -> tuple[dict[str, pyarrow.ChunkedArray], Sequence[int
 def _csv_lines(path: str) -> _NumberedRows:
     delimiter = "\t" if path.lower().endswith(".tsv") else ","
     reader = csv.reader(_open_text(path, newline=""), delimiter=delimiter, strict=True)
-    header, ragged = [], []
+    header, ragged, protected = [], [], 0
     try:
         for row in filter(None, reader):
+            cells = spreadsheets.unprotect(row)
+            protected += cells != row
             if not header:
-                header = _header(path, row)
+                header = _header(path, cells)
             elif len(row) == len(header):
-                yield reader.line_num, dict(zip(header, row, strict=True))
+                yield reader.line_num, dict(zip(header, cells, strict=True))
             else:
                 ragged.append((reader.line_num, len(row)))
     except csv.Error as error:
         raise ValueError(f"{path}, line {reader.line_num}: not CSV ({error})") from None
+    if protected:
+        warnings.warn(
+            f"{path}: {protected} rows have text with an apostrophe before = + - or @, which keeps "
+            "spreadsheets from taking it for a formula; it is read without the apostrophe",
+            stacklevel=2,
+        )
     if ragged:
         raise ValueError(
             f"{path}, line {ragged[0][0]}: {ragged[0][1]} fields, expected {len(header)} as in "

@@ -1,10 +1,12 @@
 """Model cards in Markdown, written from what runs have recorded and nothing else."""
 
-import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
+
+from medsiglip_jax.files.json_text import dumps
+from medsiglip_jax.pages import markdown
 
 Facts = Mapping[str, Any]
 
@@ -46,13 +48,13 @@ def of_run(
         Markdown that begins with the metadata that the Hugging Face hub reads.
     """
     sections = [
-        f"# {title}",
+        f"# {markdown.escape(title)}",
         _origin(run, exported),
-        "## Data\n\n" + _bullets(_data(run)),
-        "## Training\n\n" + _table(("setting", "value"), _settings(run["recipe"])),
+        "## Data\n\n" + markdown.bullets(_data(run)),
+        "## Training\n\n" + markdown.table(("setting", "value"), _settings(run["recipe"])),
         _scores(metrics, test),
         "## Use\n\n" + _use(run, labels),
-        "## Limits\n\n" + _bullets(_LIMITS),
+        "## Limits\n\n" + markdown.bullets(_LIMITS),
         "## Terms\n\n" + _terms(run, base),
     ]
     return _metadata(run, base, labels) + "\n\n".join(filter(None, sections)) + "\n"
@@ -66,12 +68,8 @@ def _metadata(run: Facts, base: Facts, labels: Sequence[str]) -> str:
     values |= {key: base[key] for key in ("license", "license_name", "license_link") if key in base}
     if labels:
         values["pipeline_tag"] = "image-classification"
-    lines = [f"{key}: {_quoted(value)}" for key, value in values.items()]
+    lines = [f"{key}: {dumps(str(x), ensure_ascii=False)}" for key, x in values.items()]
     return "\n".join(["---", *lines, "tags: [medical, medsiglip, medsiglip-jax]", "---", "", ""])
-
-
-def _quoted(value: Any) -> str:
-    return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"').replace("\n", " ") + '"'
 
 
 def _origin(run: Facts, exported: int) -> str:
@@ -79,7 +77,7 @@ def _origin(run: Facts, exported: int) -> str:
     weights = f" (sha256 of its weights {run['init_sha256']})" if run.get("init_sha256") else ""
     # Of a path only the last part, which says nothing about a machine.
     name = run.get("init_repo") or PurePath(recipe["init"] or "").name
-    start = f"`{name}`{weights}" if recipe["init"] else "random weights"
+    start = f"{markdown.code(name)}{weights}" if recipe["init"] else "random weights"
     return (
         f"Fine-tuned with medsiglip-jax from {start} with the objective "
         f"{recipe['objective']['name']}: {run['trained']:,} of {run['parameters']:,} parameters "
@@ -91,12 +89,12 @@ def _data(run: Facts) -> Iterable[str]:
     for source in run["recipe"]["data"]:
         label = source.get("label")
         columns = ", ".join(label) if isinstance(label, list | tuple) else label
-        what = f", labels from {_plain(columns)}" if columns else ""
-        yield f"`{PurePath(source['path']).name}`{what}"
+        what = f", labels from {markdown.escape(columns)}" if columns else ""
+        yield f"{markdown.code(PurePath(source['path']).name)}{what}"
     test = f", {run['test']:,} to test" if run.get("test") else ""
     yield f"{sum(run['examples']):,} examples to train, {run['held_out']:,} to validate{test}"
     if run["classes"]:
-        yield f"{len(run['classes'])} labels: {_plain(', '.join(run['classes']))}"
+        yield f"{len(run['classes'])} labels: {markdown.escape(', '.join(run['classes']))}"
 
 
 def _settings(recipe: Facts) -> Iterable[Sequence[str]]:
@@ -114,10 +112,10 @@ def _scores(metrics: Facts, test: Facts | None) -> str:
     parts = []
     if test:
         macro = f"On test rows: macro AUC {number(test['macro_auc'])}."
-        parts += [macro, _table(TEST_COLUMNS, test_rows(test))]
+        parts += [macro, markdown.table(TEST_COLUMNS, test_rows(test))]
     if validation:
         chosen = ", which also chose the step and the thresholds" if test else ""
-        parts += [f"On validation rows{chosen}:", _table(("metric", "value"), validation)]
+        parts += [f"On validation rows{chosen}:", markdown.table(("metric", "value"), validation)]
     return "## Scores\n\n" + "\n\n".join(parts) if parts else ""
 
 
@@ -156,23 +154,10 @@ def _terms(run: Facts, base: Facts) -> str:
     name = base.get("license_name") or base.get("license")
     link = f" ({base['license_link']})" if base.get("license_link") else ""
     if name:
-        return f"The terms of the base model apply to this one too: {name}{link}."
+        terms = markdown.escape(f"{name}{link}")
+        return f"The terms of the base model apply to this one too: {terms}."
     return (
         "The terms of the base model apply to this one too. Its folder does not name them; for "
         "MedSigLIP they are those of Health AI Developer Foundations "
         "(https://developers.google.com/health-ai-developer-foundations/terms)."
     )
-
-
-def _bullets(lines: Iterable[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    cells = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(map(_plain, row))} |" for row in cells)
-
-
-def _plain(text: str) -> str:
-    """Text that is no markup, nor the end of a line or cell: labels come from anybody's table."""
-    return html.escape(" ".join(text.split()), quote=False).replace("|", "\\|")

@@ -15,6 +15,8 @@ from references import model_terms, rounding
 import medsiglip_jax
 from medsiglip_jax import cli
 from medsiglip_jax.data import inputs
+from medsiglip_jax.data.columns import read_lines
+from medsiglip_jax.embeddings import output
 from medsiglip_jax.embeddings.search import duplicates, search, write_hits, write_pairs
 from medsiglip_jax.embeddings.store import Embeddings
 from medsiglip_jax.inference.embed import EmbedOptions, embed
@@ -114,6 +116,32 @@ def test_hits_are_written(tmp_path):
     rows = pq.read_table(tmp_path / "h.parquet").to_pylist()
     assert [(r["query"], r["rank"], r["id"]) for r in rows] == want
     assert list(rows[0]) == ["query", "rank", "id", "source", "score"]
+
+
+FORMULAS = ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "'=1", "''=1", "＝1"]
+
+
+def test_texts_in_csv_are_no_formulas_and_read_back_as_they_were(tmp_path):
+    """Ids, sources, queries and the names of classes come from anywhere; numbers stay numbers."""
+    pairs = [
+        {"id": text, "source": text, "other_id": "a=b", "other_source": "'a", "score": -0.5}
+        for text in FORMULAS
+    ]
+    write_pairs(tmp_path / "p.csv", pairs)
+    with open(tmp_path / "p.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["id"] for row in rows] == [f"'{text}" for text in FORMULAS]
+    assert {(r["other_id"], r["other_source"], float(r["score"])) for r in rows} == {
+        ("a=b", "'a", -0.5)
+    }
+    with pytest.warns(match="p.csv: 9 rows have text with an apostrophe before"):
+        columns, *_ = read_lines(str(tmp_path / "p.csv"))
+    assert columns["id"].to_pylist() == FORMULAS
+    output.write(tmp_path / "s.csv", {"id": ["a"], "-1": np.array([-0.25])})
+    assert (tmp_path / "s.csv").read_text() == "id,'-1\na,-0.25\n"
+    with pytest.warns(match="s.csv: 1 rows"):
+        columns, *_ = read_lines(str(tmp_path / "s.csv"))
+    assert {n: c.to_pylist() for n, c in columns.items()} == {"id": ["a"], "-1": ["-0.25"]}
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from medsiglip_jax.files import places, settings
 
 _BELOW = settings.Check(
     lambda paths: all(map(places.stays_below, (paths,) if isinstance(paths, str) else paths)),
-    "paths below the folder of the data",
+    "paths below the folder of the data (links in it are followed)",
 )
 _Paths = Annotated[tuple[str, ...], _BELOW]
 

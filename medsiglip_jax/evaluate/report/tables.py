@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from medsiglip_jax.evaluate.zero_shot import CLASSIFIER
+from medsiglip_jax.pages import markdown as md
 
 Cells = Sequence[str]
 CAUTION = "Not a medical device. Scores are not probabilities of disease."
@@ -23,16 +24,11 @@ class ReportSection:
 
 def markdown(title: str, sections: Iterable[ReportSection]) -> str:
     """A report as Markdown."""
-    parts = [f"# {title}"]
+    parts = [f"# {md.escape(title)}"]
     for section in sections:
-        table = [section.header, ["---"] * len(section.header), *section.rows]
-        lines = [f"| {' | '.join(map(_escaped, row))} |" for row in table if section.rows]
-        parts += [f"## {section.title}", section.text, "\n".join(lines)]
+        table = md.table(section.header, section.rows) if section.rows else ""
+        parts += [f"## {md.escape(section.title)}", md.escape(section.text), table]
     return "\n\n".join(part for part in [*parts, CAUTION] if part) + "\n"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("<", "&lt;").replace("|", "\\|").replace("\n", " ")
 
 
 def scores_of(results: Mapping[str, Any]) -> str:
