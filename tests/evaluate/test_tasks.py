@@ -189,7 +189,7 @@ def test_readings_that_name_one_file_of_scores_are_refused(names):
     tasks.parse("own", own(readings={"v1.0": {"about": "x"}, "v1.1": {"about": "x"}}))
 
 
-@pytest.mark.parametrize("path", ["../x", "/etc", "a/../../x", "gs://b/x", r"..\x"])
+@pytest.mark.parametrize("path", ["../x", "/etc", "a/../../x", "**/../x", "gs://b/x"])
 def test_paths_of_a_task_stay_below_its_data(path):
     labels = {"column": "label"}
     image, tables = {"path": ["{image}"]}, [{"file": ["a"]}]

@@ -11,8 +11,15 @@ from typing import Annotated, Any
 
 from medsiglip_jax.files import places, settings
 
+
+def _is_below(path: str) -> bool:
+    """Whether a path or glob stays below the folder: `**` may stand for it, so that `..` leads out
+    of it also behind that."""
+    return places.stays_below(path) and ".." not in path.split("/")
+
+
 _BELOW = settings.Check(
-    lambda paths: all(map(places.stays_below, (paths,) if isinstance(paths, str) else paths)),
+    lambda paths: all(map(_is_below, (paths,) if isinstance(paths, str) else paths)),
     "paths below the folder of the data (links in it are followed)",
 )
 _Paths = Annotated[tuple[str, ...], _BELOW]
