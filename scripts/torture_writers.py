@@ -101,7 +101,7 @@ WRITERS: dict[str, Writer] = {
     "search pairs": Writer("o.csv", _pairs),
     "search index": Writer("o", lambda v: ["search", "--build-index", "--embeddings", "{out}",
                                            "--kind", "image" if v == "a" else "any"],
-                           starts_with="embedded-a"),
+                           replaces=False, starts_with="embedded-a"),
     "probe fit": Writer("o.npz", _fit),
     "probe predict": Writer("o.csv", _predict),
     "compare": Writer("o.md", lambda v: ["compare", "judged-a", f"judged-{v}", "--output",

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from medsiglip_jax.embeddings import cosines, nearest, store
 from medsiglip_jax.files import json as json_files
 from medsiglip_jax.files import places, settings, storage
+from medsiglip_jax.files.locks import lock
 
 INDEX, FACTS = "index.usearch", "index.json"
 # usearch's defaults, except that a search is twice as broad (64): recall matters more here.
@@ -60,8 +61,17 @@ def build(embeddings: store.Embeddings) -> dict[str, Any]:
 
     Returns:
         The content of `index.json`; see `IndexRecord`.
+
+    Raises:
+        FileExistsError: another process is building one here.
+        ValueError: there is nothing to index.
     """
     places.refuse_remote(embeddings.folder)
+    with lock(embeddings.folder / ".index.lock"):
+        return _build(embeddings)
+
+
+def _build(embeddings: store.Embeddings) -> dict[str, Any]:
     index = _new(embeddings.dim)
     for block in embeddings.blocks():
         unit = cosines.unit(block.vectors)

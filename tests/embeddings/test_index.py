@@ -11,6 +11,7 @@ from embedding_runs import write_run
 from medsiglip_jax.embeddings import index
 from medsiglip_jax.embeddings.nearest import top_k
 from medsiglip_jax.embeddings.store import Embeddings
+from medsiglip_jax.files.locks import lock
 
 X = np.random.default_rng(0).standard_normal((600, 16)).astype(np.float32)
 
@@ -47,6 +48,12 @@ def record_of(folder, content, **changed):
         "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(), "usearch": "2.26",
     }  # fmt: skip
     (folder / index.FACTS).write_text(json.dumps(record | changed))
+
+
+def test_of_two_builders_one_is_refused(tmp_path):
+    folder = write_run(tmp_path / "run", [X])
+    with lock(folder / ".index.lock"), pytest.raises(FileExistsError, match="another run"):
+        index.build(Embeddings(folder))
 
 
 def test_an_index_that_was_not_built_here_is_never_opened(tmp_path):
