@@ -2,9 +2,12 @@
 
 import re
 import sys
+import traceback as tracebacks
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
+
+from medsiglip_jax.files.credentials import without_in_text
 
 # What shows nothing and is meant: line ends, tabs, and the joiners of Persian and Indian scripts.
 _MEANT = frozenset("\n\t\u200c\u200d")
@@ -23,7 +26,7 @@ def to_json(result: Any) -> str:
     from medsiglip_jax.files.json_text import dumps
 
     utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    document = dumps(result, ensure_ascii=False, indent=2)
+    document = without_in_text(dumps(result, ensure_ascii=False, indent=2))
     # Bytes of names that are not UTF-8 have no place in JSON; they are as `names.escaped` has them.
     document = _SURROGATE.sub(lambda half: rf"\\u{ord(half[0]):04x}", document)
     return _escaped(document, lambda letter: dumps(letter)[1:-1], only_ascii=not utf8)
@@ -31,13 +34,14 @@ def to_json(result: Any) -> str:
 
 def printable(text: str, encoding: str | None = None) -> str:
     """Text without what a terminal would obey rather than show, such as escape sequences and marks
-    that turn the direction of writing, which names of files may hold: they are escaped.
+    that turn the direction of writing, which names of files may hold: they are escaped. Credentials
+    of addresses are left out.
 
     Args:
         text: of one or more lines.
         encoding: of the terminal; what it cannot show is escaped, too.
     """
-    text = _escaped(text, lambda letter: letter.encode("unicode_escape").decode())
+    text = _escaped(without_in_text(text), lambda letter: letter.encode("unicode_escape").decode())
     return text.encode(encoding or "utf-8", "backslashreplace").decode(encoding or "utf-8")
 
 
@@ -79,6 +83,12 @@ def note(line: str) -> None:
     """Prints a note, a warning or an error on stderr."""
     line = _LINE_BREAK.sub(r"\\n", line)
     print(printable(line, sys.stderr.encoding), file=sys.stderr, flush=True)
+
+
+def traceback(*error: Any) -> None:
+    """Prints the traceback of a bug on stderr, as `sys.excepthook`."""
+    lines = "".join(tracebacks.format_exception(*error))
+    print(printable(lines, sys.stderr.encoding), file=sys.stderr, flush=True)
 
 
 def progress_bar(unit: str, total: int | float | None = None, delay: float = 0):

@@ -3,6 +3,7 @@
 # pyright: reportAttributeAccessIssue=false
 
 import codecs
+import hashlib
 import itertools
 import os
 import re
@@ -18,9 +19,17 @@ import pyarrow.compute as pc
 from medsiglip_jax.data import expansion, roles, tar
 from medsiglip_jax.data.columns import filled, joined
 from medsiglip_jax.data.listing import TABLE_SUFFIXES, File, expand
-from medsiglip_jax.data.rows import REASON, SCHEMA, Rows, from_tuples, seen_before
+from medsiglip_jax.data.rows import (
+    REASON,
+    SCHEMA,
+    Rows,
+    from_tuples,
+    seen_before,
+    without_credentials,
+)
 from medsiglip_jax.data.tables import INDEX, Table, read_index, read_table
 from medsiglip_jax.files.places import read_bytes
+from medsiglip_jax.preprocess.facts import describe
 from medsiglip_jax.preprocess.formats import FORMATS
 from medsiglip_jax.preprocess.names import Tile
 from medsiglip_jax.preprocess.parts import Parts
@@ -102,7 +111,7 @@ def rows(
     listing = _Listing(columns, str(root or ""), all_files, skipped)
     tables = listing.tables(_counted(listed, skipped, parts))
     table = pa.concat_tables([_SCHEMA.empty_table(), *tables], promote_options="default")
-    table = expansion.table(table, parts, on_file, skipped)
+    table = expansion.table(_with_public_ids(table), parts, on_file, skipped)
     if not len(table):
         raise ValueError(_nothing(inputs, skipped))
     return Rows(_with_unique_ids(table), skipped, parts)
@@ -137,6 +146,39 @@ def _counted(files: Iterable[File], skipped: Counter[str], parts: Parts) -> Iter
         skipped[".parquet"] += lonely
 
 
+def _with_public_ids(table: pa.Table) -> pa.Table:
+    """Rows whose ids show no credentials of addresses (see `public_ids`)."""
+    prefix = table["prefix"].cast(pa.large_string())
+    ids, shown = public_ids(joined(prefix, table["id"])), without_credentials(prefix)
+    if ids is None:
+        return table
+    pairs = zip(ids.to_pylist(), shown.to_pylist(), strict=True)
+    cut = pa.array((id.removeprefix(prefix) for id, prefix in pairs), pa.large_string())
+    place, field = len(_SCHEMA) - 1, _SCHEMA.field("prefix")
+    table = table.set_column(place, field, shown.cast(pa.string()).dictionary_encode())
+    return table.set_column(0, "id", cut)
+
+
+def public_ids(ids: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    """Ids without the credentials of addresses; None if they have none.
+
+    Where several would then be equal, as those of a server that names its images in queries, 12
+    digits of a hash of the query tell them apart.
+    """
+    shown = without_credentials(ids)
+    if shown.equals(ids):
+        return None
+    count = Counter(shown.to_pylist())
+    pairs = zip(ids.to_pylist(), shown.to_pylist(), strict=True)
+    made = (_hashed(id, name) if id != name and count[name] > 1 else name for id, name in pairs)
+    return pa.chunked_array([pa.array(made, pa.large_string())])
+
+
+def _hashed(id: str, name: str) -> str:
+    query = id.partition("?")[2]
+    return f"{name}~{hashlib.sha256(query.encode()).hexdigest()[:12]}" if query else name
+
+
 def _with_unique_ids(table: pa.Table) -> pa.Table:
     if not len(_repeated(table)):
         return table
@@ -145,7 +187,8 @@ def _with_unique_ids(table: pa.Table) -> pa.Table:
     if len(repeated := _repeated(table)):
         row = Rows(table)[int(repeated[0])]
         raise ValueError(
-            f"{row.id} is given twice, the second time as {row.source} ({len(repeated)} such rows);"
+            f"{row.id} is given twice, the second time as {describe(row.source)} "
+            f"({len(repeated)} such rows);"
             " name each input once, and use each id in one table"
         )
     return table
@@ -220,9 +263,10 @@ class _Listing:
         warnings.warn(f"{file.path}: its lines are read as names of images", stacklevel=2)
         root, seen = _slashed(self._root or file.root), set()
         for number, name, _ in lines:
-            elsewhere = name.startswith("/") or "://" in name
-            id = f"{file.name}:{number}" if name in seen else name
-            yield id, name if elsewhere else root + name, "image", None, root, None
+            folder = "" if name.startswith("/") or "://" in name else root
+            repeated = name in seen
+            id, prefix = (f"{file.name}:{number}", root) if repeated else (name, folder)
+            yield id, folder + name, "image", None, prefix, None
             seen.add(name)
 
 

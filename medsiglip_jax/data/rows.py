@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from medsiglip_jax.files import credentials
 from medsiglip_jax.preprocess.names import Tile, escaped
 from medsiglip_jax.preprocess.parts import Parts
 
@@ -74,6 +75,12 @@ class Rows(Sequence[Row]):
         return (row.source for row in self if row.kind == "image")
 
     @property
+    def shown(self) -> pa.ChunkedArray:
+        """The sources as they are printed and written: without credentials, and so without the
+        queries of addresses."""
+        return without_credentials(self.table.column("source"))
+
+    @property
     def reasons(self) -> list[str | None]:
         """Why each row cannot be read, as far as that is known already."""
         if REASON.name not in self.table.column_names:
@@ -121,6 +128,15 @@ class Rows(Sequence[Row]):
             for chunk in column.chunks:
                 digest.update(_content(chunk))
         return digest.hexdigest()
+
+
+def without_credentials(strings: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column of large_string whose addresses are `credentials.without` them."""
+    if not any(pc.any(pc.match_substring(strings, mark)).as_py() for mark in "?@"):
+        return strings
+    for pattern, kept in credentials.PATTERNS:
+        strings = pc.replace_substring_regex(strings, pattern, kept)
+    return strings
 
 
 def describe_skipped(

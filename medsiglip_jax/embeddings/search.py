@@ -12,6 +12,7 @@ import numpy as np
 from medsiglip_jax.embeddings import index, nearest, output, provenance, store
 from medsiglip_jax.embeddings.near_duplicates import count_groups, near_duplicates
 from medsiglip_jax.files import places
+from medsiglip_jax.files.credentials import without
 from medsiglip_jax.inference.classify import encode_texts
 from medsiglip_jax.inference.encode import encode_files
 from medsiglip_jax.model.api import Model
@@ -140,7 +141,7 @@ def write_pairs(path: places.Given, pairs: Sequence[Mapping[str, Any]]) -> None:
 def write_hits(path: places.Given, results: Sequence[Mapping[str, Any]]) -> None:
     """Writes the hits of `search` as .csv or .parquet, one row per hit; the first has rank 1."""
     hits = [
-        {"query": result["query"], "rank": rank, **hit}
+        {"query": without(result["query"]), "rank": rank, **hit}
         for result in results
         for rank, hit in enumerate(result["hits"], start=1)
     ]

@@ -142,7 +142,7 @@ def score_rows(
     results: list[dict[str, Any]] = []
     for batch in batches:
         scored = zip(*(array.tolist() for array in score(batch.vectors)), strict=True)
-        for name, reason in zip(batch.rows.table["source"].to_pylist(), batch.reasons, strict=True):
+        for name, reason in zip(batch.rows.shown.to_pylist(), batch.reasons, strict=True):
             if reason:
                 results.append({"image": name, "error": reason})
                 continue

@@ -21,7 +21,7 @@ from medsiglip_jax.model.api import Model
 from medsiglip_jax.preprocess import sources, xla
 from medsiglip_jax.preprocess.bytes import Outage
 from medsiglip_jax.preprocess.dicom.rules import Rules
-from medsiglip_jax.preprocess.facts import Facts, Refused, Subject, UnreadableImage
+from medsiglip_jax.preprocess.facts import Facts, Refused, Subject, UnreadableImage, describe
 
 _RUNNING = 2  # batches on the device: one computes while the next is copied to it
 REFUSED_IN_ROW = 50  # this many addresses that are dead one after the other mean an outage
@@ -62,8 +62,8 @@ class Embedded:
 
     @property
     def errors(self) -> list[tuple[str, str]]:
-        """(source, reason) of the rows without an embedding."""
-        names = self.rows.table.column("source").to_pylist()
+        """(source without credentials, reason) of the rows without an embedding."""
+        names = self.rows.shown.to_pylist()
         return [(n, r) for n, r in zip(names, self.reasons, strict=True) if r is not None]
 
 
@@ -183,11 +183,12 @@ class Engine:
         for number, refused in enumerate(loaded.refused):
             self._refused = self._refused + 1 if refused else 0
             if self._refused >= REFUSED_IN_ROW and not self._any_refused:
+                last = f"{describe(batch[number].source)}: {loaded.reasons[number]}"
                 raise Outage(
-                    f"{self._refused} inputs in a row cannot be fetched, the last "
-                    f"{batch[number].source}: {loaded.reasons[number]}; is the network or a server "
-                    "down, or the permission gone? The same command starts over or resumes; if "
-                    "the addresses really are dead, leave them out, or embed them with --max-errors"
+                    f"{self._refused} inputs in a row cannot be fetched, the last {last}; is the "
+                    "network or a server down, or the permission gone? The same command starts "
+                    "over or resumes; if the addresses really are dead, leave them out, or embed "
+                    "them with --max-errors"
                 )
 
     def _dispatch(self, batch: Rows, loaded: _Loaded, fetcher: ThreadPoolExecutor) -> Future:

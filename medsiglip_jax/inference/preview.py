@@ -11,6 +11,7 @@ from PIL import Image
 
 from medsiglip_jax.data.rows import Row, Rows
 from medsiglip_jax.files import places, settings
+from medsiglip_jax.files.credentials import without
 from medsiglip_jax.pages import contact_sheet
 from medsiglip_jax.preprocess import sources
 from medsiglip_jax.preprocess.dicom.rules import Rules
@@ -99,7 +100,7 @@ def _choose(rows: Rows, options: PreviewOptions) -> tuple[list[Row], int]:
 
 def _look(row: Row, options: PreviewOptions) -> tuple[contact_sheet.SheetCell, dict[str, Any]]:
     """One input of the model, and what is said of it."""
-    name, told = describe(row.id), {"id": row.id, "source": row.source}
+    name, told = describe(row.id), {"id": row.id, "source": without(row.source)}
     try:
         if row.reason is not None:
             raise UnreadableImage(row.reason)

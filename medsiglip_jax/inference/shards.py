@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from medsiglip_jax.data.rows import EXTRA
+from medsiglip_jax.data.rows import EXTRA, without_credentials
 from medsiglip_jax.files import places, storage
 from medsiglip_jax.files.json_text import dumps
 from medsiglip_jax.inference import pseudonyms
@@ -45,6 +45,7 @@ def _batch_table(batch: Embedded, run: RunRecord, naming: Naming | None) -> pa.T
     vector = pa.list_(pa.field("element", values.type, nullable=False), run.dim)
     fields = [pa.field(name, pa.string(), nullable=False) for name in ("id", "source", "kind")]
     fields += [EXTRA.field(name) for name in batch.rows.extra]
+    kept = kept.set_column(1, "source", without_credentials(kept.column("source")))
     columns = [kept.column(field.name).cast(field.type) for field in fields]
     if naming is not None:
         names = [naming(subject) for subject in batch.subjects]

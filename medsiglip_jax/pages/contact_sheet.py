@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from medsiglip_jax.files import places, storage
+from medsiglip_jax.files.credentials import without
 from medsiglip_jax.pages.html import GREY, INK, PAPER, RULE, escape, page, paragraph
 from medsiglip_jax.preprocess import sources
 from medsiglip_jax.preprocess.dicom.rules import Rules
@@ -119,7 +120,7 @@ def write(
     for result in results:
         query, head = result["query"], SheetCell(result["query"], "query")
         if query in images:
-            head = SheetCell(_thumbnail(query, queries or dicom), "query", query)
+            head = SheetCell(_thumbnail(query, queries or dicom), "query", without(query))
         hits = [(hit["source"], f"{hit['score']:.4f}", hit["id"]) for hit in result["hits"]]
         cells = [SheetCell(_thumbnail(source, dicom), score, id) for source, score, id in hits]
         sections.append(SheetSection(cells, head))

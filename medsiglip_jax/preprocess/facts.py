@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from medsiglip_jax.files.credentials import without
+
 # 2 x PIL's default MAX_IMAGE_PIXELS, where PIL goes from a warning to an error: 537 MB of RGB.
 MAX_PIXELS = 2 * 89_478_485
 # The longest side that JPEG has. Within MAX_PIXELS alone one row of 178,956,970 pixels, a PNG of
@@ -113,9 +115,9 @@ class Facts:
 
 
 def describe(item: Any) -> str:
-    """Names an image in an error message, on one line."""
+    """Names an image in an error message, on one line, without credentials."""
     if isinstance(item, (str, os.PathLike)):
-        path = str(item)
+        path = without(str(item))
         return path if path.isprintable() and path.strip() else repr(path)
     if isinstance(item, (bytes, bytearray, memoryview)):
         return f"image of {len(item)} bytes"

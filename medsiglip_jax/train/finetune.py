@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from medsiglip_jax.files import credentials, locks, places, storage
 from medsiglip_jax.files import json as json_files
-from medsiglip_jax.files import locks, places, storage
 from medsiglip_jax.files.json_text import dumps, to_hash
 from medsiglip_jax.model import api, devices, processes, tree
 from medsiglip_jax.model.weights import hub, processors
@@ -167,6 +167,7 @@ class Unreadable:
         self._lines = storage.Lines(self.path)
 
     def __call__(self, image: str, reason: str) -> None:
+        image = credentials.without(image)
         self._last = f"{image}: {reason}"
         if image in self.images:
             return
@@ -277,7 +278,7 @@ def _identity(prepared: build.PreparedRun) -> dict[str, Any]:
         columns = [list(rows.images), list(rows.texts or ()), np.asarray(rows.labels).tolist()]
         digest.update(to_hash(columns))
     return {
-        "recipe": dataclasses.asdict(prepared.recipe),
+        "recipe": _without_credentials(dataclasses.asdict(prepared.recipe)),
         "model": prepared.model.config.to_dict(),
         "init_sha256": prepared.model.sha256,
         "init_repo": _repo_of(prepared.recipe.init),
@@ -292,6 +293,15 @@ def _identity(prepared: build.PreparedRun) -> dict[str, Any]:
         "processes": jax.process_count(),
         "versions": {name: version(name) for name in _VERSIONS},
     }
+
+
+def _without_credentials(settings: Any) -> Any:
+    """Settings whose addresses are `credentials.without` them."""
+    if isinstance(settings, dict):
+        return {key: _without_credentials(value) for key, value in settings.items()}
+    if isinstance(settings, list | tuple):
+        return [_without_credentials(value) for value in settings]
+    return credentials.without(settings) if isinstance(settings, str) else settings
 
 
 def _repo_of(init: str | None) -> str | None:

@@ -1,5 +1,7 @@
 """Labels meet their embeddings, and splits keep patients together."""
 
+import re
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -119,3 +121,16 @@ def test_labels_beside_pictures_in_parquet_meet_their_vectors(tmp_path):
     found = features.read(data, write_labelled_run(tmp_path / "run", ids, vectors))
     np.testing.assert_array_equal(found.vectors, vectors)
     assert found.labels.tolist() == [0, 1, 2] and ids == ["a", "t.parquet:2", "t.parquet:3"]
+
+
+def test_labels_beside_addresses_meet_their_vectors(tmp_path):
+    """By ids that show no queries, of which some are all that tells images apart."""
+    urls = [f"https://pacs/wado?objectUID=1.{i}" for i in range(3)]
+    urls += ["https://u:pw@host/a.png?sig=5f", "scans/b.png"]
+    data = write_table(tmp_path / "t.csv", image=urls, label=["x", "y", "z", "x", "y"])
+    ids = [row.id for row in inputs.rows([data])]
+    assert ids[3:] == ["https://host/a.png", "scans/b.png"] and len(set(ids)) == 5
+    assert all(re.fullmatch(r"https://pacs/wado~[0-9a-f]{12}", id) for id in ids[:3])
+    vectors, _ = draw(5)
+    found = features.read(data, write_labelled_run(tmp_path / "run", ids, vectors))
+    np.testing.assert_array_equal(found.vectors, vectors)

@@ -574,6 +574,16 @@ def test_unreadable_images_are_masked_listed_and_limited(data, tmp_path):
         finetune.run(config(data, data__path=str(bad), max_unreadable=0), tmp_path / "b")
 
 
+def test_credentials_of_addresses_are_not_recorded(tmp_path):
+    signed = "https://u:pw@host/a.parquet?sig=5f"
+    recorded = finetune._without_credentials({"data": ({"path": signed, "weight": 1.0},)})
+    assert recorded == {"data": [{"path": "https://host/a.parquet", "weight": 1.0}]}
+    unreadable = finetune.Unreadable(tmp_path, 0)
+    with pytest.raises(ValueError, match="the last: https://host/a.parquet#row=1,image: HTTP 403"):
+        unreadable(f"{signed}#row=1,image", "HTTP 403 Forbidden")
+    assert "sig" not in unreadable.path.read_text()
+
+
 @pytest.mark.parametrize("changes, say", [
     ({"batch_siez": 3}, "config has no key batch_siez .did you mean batch_size"),
     ({"data__pth": "x"}, "data has no key pth"),

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from medsiglip_jax.data import examples, tables
+from medsiglip_jax.data import examples, inputs, tables
 from medsiglip_jax.data.examples import Examples
 from medsiglip_jax.data.labels import is_finding
 from medsiglip_jax.embeddings import provenance, store
@@ -116,9 +116,10 @@ def _with_ids(table: tables.Table) -> tuple[str, tables.Table]:
     """The column of ids that `embed` would take, and the table with it."""
     if "id" in table.columns or (image := table.find("image", "image")) is None:
         return ("id" if "id" in table.columns else "image"), table
-    if not table.holds_pictures(image):
+    if table.holds_pictures(image):
+        ids, _ = table.default_ids(table.images(image))
+    elif (ids := inputs.public_ids(table.strings(image))) is None:
         return image, table
-    ids, _ = table.default_ids(table.images(image))
     columns: Any = table.columns  # read as they are asked for
     return "id", replace(table, columns=ChainMap({"id": ids}, columns))
 

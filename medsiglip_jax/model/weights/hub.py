@@ -11,6 +11,7 @@ from tqdm import tqdm
 from upath import UPath
 
 from medsiglip_jax.files import places
+from medsiglip_jax.files.credentials import without
 from medsiglip_jax.files.json_text import to_hash
 
 _FILES = ["*.json", "*.safetensors", "*.model", "*.md", "*.txt", "*.jinja", "LICENSE*"]
@@ -107,29 +108,33 @@ def fetch(uri: str) -> Path:
     place = UPath(places.at(uri))
     files = dict(place.fs.find(place.path, detail=True))
     if not files:
-        raise FileNotFoundError(f"{uri}: no such file or folder")
+        raise FileNotFoundError(f"{without(uri)}: no such file or folder")
     cache = places.cache()
-    copy = cache / f"{place.name}-{_version(uri, files)}"
+    name = without(uri).rstrip("/").rpartition("/")[2]
+    copy = cache / f"{name}-{_version(uri, files)}"
     if not copy.exists():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache, ignore_cleanup_errors=True) as partial:
             _copy(place, list(files), Path(partial))
             with contextlib.suppress(OSError):  # another process was first
                 os.rename(partial, copy)
-    return copy / place.name if place.is_file() else copy
+    return copy / name if (copy / name).is_file() else copy  # of http, folders are files, too
 
 
 def _version(uri: str, files: dict[str, dict]) -> str:
     """A hash of the listing; each file system has its own name for an object's version or time."""
     names = ("size", "generation", "etag", "ETag", "mtime", "created", "LastModified")
-    facts = [[path, *(str(files[path].get(name)) for name in names)] for path in sorted(files)]
-    return hashlib.sha256(to_hash([uri, facts])).hexdigest()[:16]
+    facts = [
+        [without(path), *(str(files[path].get(name)) for name in names)] for path in sorted(files)
+    ]
+    return hashlib.sha256(to_hash([without(uri), facts])).hexdigest()[:16]
 
 
 def _copy(place: UPath, files: list[str], folder: Path) -> None:
     above = place.parent.path if files == [place.path] else place.path
-    for file in tqdm(files, str(place), unit="file", disable=None):
+    for file in tqdm(files, without(str(place)), unit="file", disable=None):
         # Buckets take "../x" for a name like any other.
-        target = Path(str(places.below(folder, file.removeprefix(above).lstrip("/"))))
+        name = without(file).removeprefix(without(above)).lstrip("/")
+        target = Path(str(places.below(folder, name)))
         target.parent.mkdir(parents=True, exist_ok=True)
         place.fs.get_file(file, str(target))
