@@ -8,6 +8,8 @@ from pathlib import Path
 import jax
 import pytest
 
+from medsiglip_jax.files import limits
+
 jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS", "cpu"))
 jax.config.update("jax_num_cpu_devices", 8)
 os.environ["EPATH_USE_TF"] = "false"  # TensorFlow's client of gs:// knows no emulators
@@ -19,6 +21,10 @@ os.environ["EPATH_USE_TF"] = "false"  # TensorFlow's client of gs:// knows no em
 COMPILE_QUICKLY = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
 if jax.__version_info__ < (0, 11):
     COMPILE_QUICKLY.append("--xla_cpu_use_fusion_emitters=false")
+
+
+# What buckets and servers hold in tests that need none.
+limits.allow("memory")
 
 
 def pytest_addoption(parser):

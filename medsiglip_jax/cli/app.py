@@ -19,6 +19,7 @@ from typing import Any
 from medsiglip_jax import __version__
 from medsiglip_jax.cli import devices, output, outputs
 from medsiglip_jax.cli.parser import Parser, command
+from medsiglip_jax.files import limits
 
 # In the order of --help.
 _ALL = "quickstart info convert classify preview embed search probe evaluate compare finetune plan"
@@ -27,7 +28,11 @@ _GIVEN_WRONG = (
     ValueError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError,
     PermissionError,
 )  # fmt: skip
-_MACHINE_FAILED = (OSError, MemoryError, ModuleNotFoundError, FloatingPointError)
+_MACHINE_FAILED = (
+    OSError, MemoryError, ModuleNotFoundError, FloatingPointError, limits.TooSlow,
+)  # fmt: skip
+# Packages whose errors are no OSError, though networks and servers are what they are about.
+_OF_NETWORKS = ("aiohttp", "gcsfs")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -64,12 +69,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     _open_closed_streams()
     devices.prepare()
     warnings.showwarning = lambda message, *_, **__: output.note(f"warning: {message}")
+    sys.excepthook = output.traceback
     try:
         args = _parse(argv)
     except SystemExit as stop:  # --help and wrong flags
         return stop.code if isinstance(stop.code, int) else 2
     try:
-        with _signals():
+        bounds = limits.parse(args.protocols, args.max_bytes, args.timeout)
+        with _signals(), limits.use(bounds):
             outputs.check(args)
             code = args.run(args)
             sys.stdout.flush()
@@ -143,6 +150,8 @@ def _explained(error: BaseException) -> tuple[int | None, str]:
         return 2, _one_line(error)
     if isinstance(error, _MACHINE_FAILED):
         return 1, _one_line(error) or type(error).__name__
+    if type(error).__module__.partition(".")[0] in _OF_NETWORKS:
+        return 1, f"{type(error).__name__}: {' '.join(str(error).split())}"
     if "RESOURCE_EXHAUSTED" in str(error):
         return 1, "out of device memory; try a smaller batch size"
     return None, ""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from medsiglip_jax.cli import output
+from medsiglip_jax.files.limits import Limits
 
 # Values of `add_flags`.
 REQUIRED = {"required": True}
@@ -15,6 +16,15 @@ UNCERTAIN = (
     "what the label -1 (uncertain) means: ignore (default), positive or negative; or by finding, "
     "such as Edema=positive,Fracture=negative"
 )
+_REMOTE = {
+    "--protocols NAMES": "also read and write over these protocols, such as s3 or s3,ftp; the "
+    "default is gs, https, http and hf",
+    "--max-bytes N": "most bytes of an object that is read into memory as a whole, such as an "
+    f"image; default {Limits().max_bytes}",
+    "--timeout SECONDS": "for a server to begin to answer, and to go on; default "
+    f"{Limits().timeout:g}",
+}
+_REMOTE_TYPES = {"max_bytes": int, "timeout": float}
 
 
 class Parser(argparse.ArgumentParser):
@@ -59,6 +69,7 @@ def command(
 
     def add_all_flags(sub: Parser) -> None:
         add_own_flags(sub)
+        add_flags(sub.add_argument_group("files on other machines"), _REMOTE, **_REMOTE_TYPES)
         if json:
             add_flags(sub, {"--json": "print the result as one JSON document on stdout"})
 

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from pyarrow import ArrowException, parquet
 
 from medsiglip_jax.data import spreadsheets
-from medsiglip_jax.files.places import open_binary, read_bytes
+from medsiglip_jax.files.places import in_words, open_binary, read_bytes
 
 _BLOCK = 65536  # rows that are Python objects at a time
 
@@ -159,7 +159,7 @@ class ParquetColumns(Mapping[str, pyarrow.ChunkedArray]):
         return len(self._names)
 
     def _read(self, read: Callable[[parquet.ParquetFile], Any]) -> Any:
-        with open_binary(self._path) as stream:
+        with in_words(self._path), open_binary(self._path) as stream:
             try:
                 return read(parquet.ParquetFile(stream))
             except (ArrowException, OSError) as error:

@@ -3,11 +3,21 @@
 import glob
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from medsiglip_jax.files.places import Given, at, file_system, is_remote, open_binary
+from medsiglip_jax.files.credentials import without
+from medsiglip_jax.files.places import (
+    WEB,
+    Failed,
+    Given,
+    at,
+    file_system,
+    in_words,
+    is_remote,
+    open_binary,
+)
 from medsiglip_jax.preprocess import formats
 from medsiglip_jax.preprocess.facts import describe
 from medsiglip_jax.preprocess.names import Part, Tile, parse
@@ -132,18 +142,28 @@ def _remote(uri: str, all_files: bool) -> Iterable[File] | None:
     system, path = file_system(uri)
     try:
         file, part = parse(path)
-        if system.info(file)["type"] != "directory":
+        if _info(system, file, uri)["type"] != "directory":
             return [_named(uri, part)]
         names = sorted(_visible(path, system.find(path)), key=_order_of_walk)
         is_image = _is_any_image if all_files else lambda path: False
         return _in_folder(f"{uri.rstrip('/')}/", names, is_image)
     except FileNotFoundError:
-        if not glob.has_magic(uri):
+        if not glob.has_magic(without(uri)):
             return None
     root = _fixed_part(uri)
     entries = system.glob(path, detail=True)
     names = sorted(name for name, info in entries.items() if info["type"] != "directory")
     return _matched(root, _visible(file_system(root)[1], names))
+
+
+def _info(system: Any, file: str, uri: str) -> Mapping[str, Any]:
+    """What is known of a remote file. Of an address whose server refuses or fails reading it says
+    so, as in a table: one of many does not end a run."""
+    try:
+        with in_words(uri):
+            return system.info(file)
+    except Failed:
+        return {"type": "file"}
 
 
 def _visible(folder: str, names: Iterable[str]) -> Iterator[str]:
@@ -199,7 +219,9 @@ def _matched(root: str, names: Iterable[str]) -> list[File] | None:
 
 
 def _named(path: str, part: Part | None) -> File:
-    folder, slash, name = path.rpartition("/")
+    # Elsewhere a name may have a "?".
+    folder, slash, _ = (path.partition("?")[0] if path.startswith(WEB) else path).rpartition("/")
+    name = path[len(folder + slash) :]
     # A compressed tar is not searched for in folders; where it is named, its reader says why.
     format = "tar" if _COMPRESSED_TAR.search(name) else _format(name)
     if part is not None or format is None or format == "slide":

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from medsiglip_jax.data.columns import decode
 from medsiglip_jax.data.listing import IMAGE_SUFFIXES, File
 from medsiglip_jax.data.roles import caption_of
-from medsiglip_jax.files.places import open_binary
+from medsiglip_jax.files.places import in_words, open_binary
 from medsiglip_jax.preprocess import formats
 
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -81,7 +81,7 @@ def entries(path: str, skipped: Counter[str], all_files: bool = False) -> Iterat
         ValueError: it is compressed, cut off or not a tar.
     """
     first: dict[tuple[str, str], str] = {}
-    with open_binary(path) as stream:
+    with in_words(path), open_binary(path) as stream:
         members = _members(path, stream, skipped, all_files)
         for _, group in itertools.groupby(members, lambda member: member.sample):
             for member, entry in _sample(path, stream, list(group), skipped):

@@ -159,7 +159,7 @@ def _classes(labels: Sequence[Any]) -> tuple[np.ndarray, tuple[str, ...]]:
 def _records(path: str) -> Iterator[tuple[int, bytes]]:
     """(position, content) of every record; framing of tensorflow/core/lib/io/record_writer.h."""
     position = 0
-    with places.open_binary(path) as file:
+    with places.in_words(path), places.open_binary(path) as file:
         end = file.seek(0, os.SEEK_END)
         file.seek(0)
         while position < end:

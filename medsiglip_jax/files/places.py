@@ -1,8 +1,12 @@
 """Local paths and remote places (gs:// and whatever else fsspec reaches), used alike."""
 
+import contextlib
+import io
 import os
 import posixpath
 import re
+from collections.abc import Iterator
+from http.client import responses
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +14,12 @@ import fsspec
 import fsspec.core
 from upath import UPath
 
+from medsiglip_jax.files import limits
+from medsiglip_jax.files.credentials import without
+
 # A local path, or a remote place with the same methods.
 Place = Path | UPath
+WEB = ("http://", "https://")
 # What callers may pass for a place.
 Given = str | os.PathLike | UPath
 
@@ -35,8 +43,8 @@ def at(path: Given) -> Place:
     uri = re.sub(":/(?!/)", "://", str(path), count=1) if _protocol(path) else str(path)
     if not is_remote(path):
         return Path(fsspec.core.url_to_fs(uri)[1] if _protocol(path) else uri)
-    check_protocol(uri)
-    return UPath(uri, use_listings_cache=False)  # other machines write there too
+    options = _options(uri)
+    return UPath(uri, use_listings_cache=False, **options)  # other machines write there too
 
 
 def cache() -> Path:
@@ -49,13 +57,42 @@ def configuration() -> Path:
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config", "medsiglip_jax")
 
 
+class NotReachable(ValueError):
+    """Nothing that is installed supports the protocol of an address."""
+
+
+class NotAllowed(NotReachable):
+    """The protocol of an address is not among those of `limits`."""
+
+
 def check_protocol(path: str) -> None:
-    """Raises a ValueError, saying what to install, if nothing here can reach `path`."""
+    """Raises `NotReachable` or `NotAllowed`, saying what to do, if nothing here reaches `path`."""
     protocol = path.partition("://")[0]
+    reached = f"{without(path)}: {protocol}:// cannot be reached here"
+    if protocol not in limits.current().protocols:
+        raise NotAllowed(
+            f"{reached}: only local files, gs://, https://, http:// and hf:// are; --protocols "
+            f"{protocol} allows it"
+        )
     try:
         fsspec.get_filesystem_class(protocol)
     except (ImportError, ValueError) as error:
-        raise ValueError(f"{path}: {protocol}:// cannot be reached here: {error}") from error
+        raise NotReachable(f"{reached}: {error}") from error
+
+
+def _options(uri: str) -> dict[str, Any]:
+    """What the file system of a URI is made with.
+
+    Raises:
+        ValueError: as `check_protocol` does.
+    """
+    check_protocol(uri)
+    protocol = uri.partition("://")[0]
+    if protocol not in ("gs", "http", "https"):
+        return {}
+    from medsiglip_jax.files import web  # aiohttp comes with gcsfs
+
+    return web.options(protocol)
 
 
 def refuse_remote(path: Given) -> None:
@@ -150,25 +187,87 @@ def file_system(uri: str) -> tuple[Any, str]:
     """The fsspec file system of a remote URI, and the name of the file there.
 
     Raises:
-        ValueError: nothing that is installed supports its protocol.
+        ValueError: its protocol is not allowed, or nothing that is installed supports it.
     """
-    check_protocol(uri)
-    protocol = uri.partition("://")[0]
+    options, protocol = _options(uri), uri.partition("://")[0]
     kind = fsspec.get_filesystem_class(protocol)
-    return fsspec.filesystem(protocol, **kind._get_kwargs_from_urls(uri)), kind._strip_protocol(uri)
+    system = fsspec.filesystem(protocol, **kind._get_kwargs_from_urls(uri), **options)
+    return system, kind._strip_protocol(uri)
+
+
+class Failed(ConnectionError):
+    """A server does not give a file; one line, with the address and the reason."""
+
+
+@contextlib.contextmanager
+def in_words(uri: str) -> Iterator[None]:
+    """Raises what goes wrong with an address of http(s) as errors of files, in one line.
+
+    Raises:
+        FileNotFoundError: its server says that there is no such file.
+        Failed: anything else that servers and networks do.
+        TooLarge: as `read_bytes`.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, Failed) or isinstance(error.__cause__, limits.TooLarge):
+            raise  # of a block within this one
+        if isinstance(error, limits.TooLarge):
+            raise limits.TooLarge(f"{without(uri)}: {error}") from error
+        # fsspec takes every failure for a missing file.
+        cause = (error.__cause__ if isinstance(error, FileNotFoundError) else None) or error
+        if isinstance(cause, FileNotFoundError) or not uri.startswith(WEB):
+            raise
+        from medsiglip_jax.files import web
+
+        status = getattr(cause, "status", None)
+        if status == 404:
+            raise FileNotFoundError(f"{without(uri)}: no such file") from None
+        reason, _ = web.explained(cause) or (status and http_status(status), False)
+        if not reason:
+            raise
+        raise Failed(f"{without(uri)}: {reason}") from cause
+
+
+def http_status(code: int) -> str:
+    """The status of an answer in words, such as "HTTP 403 Forbidden"."""
+    return f"HTTP {code} {responses.get(code, '')}".strip()
 
 
 def open_binary(path: str) -> Any:
-    """Opens a file, local or remote, for reading bytes."""
+    """Opens a file, local or remote, for reading bytes; raises as `read_bytes` does.
+
+    What comes from a server that sends no parts of files is read as a whole.
+    """
     if not is_remote(path):
         return at(path).open("rb")
     system, name = file_system(path)
-    return system.open(name, "rb")
+    with in_words(path):
+        stream = system.open(name, "rb")
+    if not path.startswith(WEB) or stream.size is not None:
+        return stream
+    stream.close()
+    return io.BytesIO(read_bytes(path))
 
 
-def read_bytes(path: str) -> bytes:
-    """The content of a file, local or remote (in a single request)."""
+def read_bytes(path: str, start: int | None = None, end: int | None = None) -> bytes:
+    """The content of a file, local or remote (in a single request), or the bytes from `start` up to
+    `end` of a remote one.
+
+    Raises:
+        TooLarge: it has more than `limits.Limits.max_bytes`, and is remote.
+        TooSlow: the server of a bucket does not answer in time.
+        Failed: that of an address does not, or refuses.
+    """
     if not is_remote(path):
         return at(path).read_bytes()
     system, name = file_system(path)
-    return system.cat_file(name)
+    with in_words(path):
+        if start is not None or _options(path):  # `web` counts the bytes
+            return system.cat_file(name, start=start, end=end)
+        with system.open(name, "rb") as file:
+            data = file.read((most := limits.current().max_bytes) + 1)
+        if len(data) > most:
+            raise limits.TooLarge(f"more than {most:,} bytes (--max-bytes)")
+        return data

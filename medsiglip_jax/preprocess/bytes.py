@@ -7,14 +7,13 @@ an answer such as "403 Forbidden" nobody can say which it is: that is `Refused`.
 import errno
 import io
 import os
-import socket
 import stat
 import time
 from collections.abc import Callable
-from http.client import responses
 from typing import Any, TypeVar
 
-from medsiglip_jax.files import places
+from medsiglip_jax.files import limits, places
+from medsiglip_jax.files.credentials import without_in_text
 from medsiglip_jax.preprocess.facts import NoSuchFile, Refused, UnreadableImage, describe
 from medsiglip_jax.preprocess.names import Range, part_of
 
@@ -26,9 +25,8 @@ _OF_THE_FILE = frozenset(
 )
 # Seconds between tries of a network that fails.
 _PAUSES = (0.5, 2.0, 8.0)
-# Answers that are about who asks, and not about the file.
-_UNAUTHORIZED = frozenset((401, 407))
-# Those that may differ the next time, beside 500 and more: a timeout, too early, too many requests.
+# Answers that may differ the next time, beside 500 and more: a timeout, too early, too many
+# requests.
 _PASSING = frozenset((408, 425, 429))
 
 
@@ -37,18 +35,22 @@ class Outage(OSError):
 
 
 class _Failing(Outage):
-    """What becomes `Refused` if it lasts."""
+    """What becomes `Refused` if it lasts; the message is the reason alone."""
 
 
 def read_bytes(file: str, span: Range | None = None) -> bytes:
     """The content of a file, or a range of it.
 
     Raises:
-        UnreadableImage: there is no such file, or it may not be read; the reason, without the path.
-            `Refused` if its server says so, or fails again and again.
+        UnreadableImage: there is no such file, it may not be read, or it is remote and too large;
+            the reason, without the path. `Refused` if its server says so, or fails again and again.
         Outage: the disk or the network fails, which says nothing about the file.
     """
+    file = _without_scheme(file)
     remote = "://" in file
+    most = limits.current().max_bytes
+    if remote and span is not None and span.length > most:
+        raise UnreadableImage(f"{span.length:,} bytes, more than {most:,} (--max-bytes)")
 
     def read_once() -> bytes:
         try:
@@ -66,6 +68,7 @@ def open_binary(file: str, span: Range | None = None) -> Any:
     """A stream of what `read_bytes` reads; raises as it does, also when it is closed."""
     if span is not None:
         return io.BytesIO(read_bytes(file, span))
+    file = _without_scheme(file)
     try:
         if "://" not in file:
             check_regular(file)
@@ -123,6 +126,11 @@ class _Stream:
             raise self._failure from error
 
 
+def _without_scheme(file: str) -> str:
+    """The path of file:///a/b, which may be a pipe or a device as any other path."""
+    return str(places.at(file)) if file.startswith(("file://", "local://")) else file
+
+
 def check_regular(file: str | os.PathLike) -> None:
     """Raises UnreadableImage for a folder, pipe or device; OSError if there is none of them."""
     mode = os.stat(file).st_mode
@@ -140,62 +148,93 @@ def _read(file: str, span: Range | None) -> bytes:
 
 
 def _read_remote(file: str, span: Range | None) -> bytes:
-    system, name = places.file_system(file)
     if span is None:
-        return system.cat_file(name)
-    return system.cat_file(name, start=span.offset, end=span.offset + span.length)  # one request
+        return places.read_bytes(file)
+    data = places.read_bytes(file, span.offset, span.offset + span.length)  # one request
+    if len(data) > span.length:
+        raise UnreadableImage("its server sends no parts of files")
+    return data
 
 
-def _translated(file: str, span: Range | None, error: Exception) -> Exception:
+def _translated(file: str, span: Range | None, error: BaseException) -> Exception:
     """`UnreadableImage` or `Outage`; remote file systems raise types of their own."""
     if isinstance(error, UnreadableImage):
         return type(error)(error.reason)
+    if "://" in file and (of_object := _of_object(file, error)):
+        return of_object
     if isinstance(error, FileNotFoundError):
         return NoSuchFile("no such file")
     if isinstance(error, IsADirectoryError):
         return UnreadableImage("a folder")
-    if isinstance(error, PermissionError) and "://" in file:
-        return Refused("permission denied")
-    status = _http_status(error)
-    if status is not None and status not in _UNAUTHORIZED:
-        reason = f"HTTP {status} {responses.get(status, '')}".strip()
-        return _Failing(reason) if status >= 500 or status in _PASSING else Refused(reason)
     message = getattr(error, "strerror", None)
     if "://" not in file and getattr(error, "errno", None) in _OF_THE_FILE:
         return UnreadableImage(message or str(error))
-    reason = message or f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    on_web = file.startswith(("http://", "https://"))
-    if on_web and status is None and _is_of_one_host(error):
-        return _Failing(reason)
+    said = without_in_text(" ".join(str(error).split()))[:200]
     source = file if span is None else part_of(file, span)
+    reason = message or f"{type(error).__name__}: {said}"
     return Outage(f"{describe(source)}: cannot be read: {reason}")
 
 
-def _http_status(error: Exception) -> int | None:
-    """The status of an answer that is an error: aiohttp's `status`, gcsfs' `code`."""
+def _of_object(file: str, error: BaseException) -> Exception | None:
+    """What an error says of one remote object or its server, and of no other; None if nothing."""
+    if isinstance(error, limits.TooLarge):
+        return UnreadableImage(str(error.__cause__ or error))
+    if isinstance(error, FileNotFoundError | places.Failed):
+        return _of_object(file, error.__cause__) if error.__cause__ else None
+    if isinstance(error, places.NotReachable):
+        reason = f"{file.partition('://')[0]}:// is not read here (--protocols)"
+        return UnreadableImage(reason) if isinstance(error, places.NotAllowed) else None
+    if isinstance(error, PermissionError):
+        return Refused("permission denied")
+    reason, passing = _of_web(file, error)
+    if not reason and isinstance(error, ValueError | NotImplementedError):
+        return UnreadableImage("not a valid address")
+    if not reason and (status := _http_status(error)):
+        reason, passing = places.http_status(status), status >= 500 or status in _PASSING
+        if status == 404:
+            return NoSuchFile("no such file")
+    return (_Failing if passing else Refused)(reason) if reason else None
+
+
+def _of_web(file: str, error: BaseException) -> tuple[str, bool]:
+    """What an error without an answer says of one server of the web, and whether it may pass.
+
+    Of lists of addresses on the web each has its own server; that of a bucket has all its files.
+    """
+    if not file.startswith(places.WEB):
+        return "", False
+    from medsiglip_jax.files import web  # aiohttp
+
+    return web.explained(error) or ("", False)
+
+
+def _http_status(error: BaseException) -> int | None:
+    """The status of an answer: aiohttp's `status`, gcsfs' `code`, huggingface_hub's `response`."""
     if str(error).startswith("Forbidden: "):  # gcsfs.retry.validate_response
         return 403
-    codes = (getattr(error, name, None) for name in ("status", "code"))
+    codes = (
+        getattr(error, "status", None),
+        getattr(getattr(error, "response", None), "status_code", None),
+        # aiohttp has this, too, and warns of it.
+        None if hasattr(error, "status") else getattr(error, "code", None),
+    )
     return next((code for code in codes if isinstance(code, int) and 400 <= code < 600), None)
 
 
-def _is_of_one_host(error: Exception) -> bool:
-    """Whether a failure without an answer says something of one host alone: of lists of addresses
-    on the web each has its own. That no name can be looked up is an outage."""
-    of_names = isinstance(getattr(error, "os_error", error), socket.gaierror)
-    of_names = of_names or "DNS" in type(error).__name__
-    return not of_names and (
-        isinstance(error, OSError) or type(error).__module__.startswith("aiohttp")
-    )
-
-
 def _with_retries(make: Callable[[], T], remote: bool) -> T:
-    for pause in _PAUSES if remote else ():
+    """What `make` returns; where a network fails, it is called again.
+
+    One server is asked again only within the time that it may take to answer, so that one that is
+    silent costs that time once.
+    """
+    end = time.monotonic() + limits.current().timeout
+    for tries, pause in enumerate((*(_PAUSES if remote else ()), None), start=1):
         try:
             return make()
-        except Outage:
+        except Outage as error:
+            if isinstance(error, _Failing) and (pause is None or time.monotonic() + pause > end):
+                raise Refused(f"{error}{f', at each of {tries} tries' * (tries > 1)}") from error
+            if pause is None:
+                raise
             time.sleep(pause)
-    try:
-        return make()
-    except _Failing as error:
-        raise Refused(f"{error}, at each of {1 + len(_PAUSES)} tries") from error
+    raise AssertionError("the last try returns or raises")

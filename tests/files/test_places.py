@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from medsiglip_jax.files import places
+from medsiglip_jax.files import limits, places
 
 
 def test_places_that_cannot_be_written(tmp_path):
@@ -28,6 +28,36 @@ def test_a_bucket_nobody_can_reach_is_one_line():
     with pytest.raises(ValueError, match="nowhere:// cannot be reached here"):
         places.at("nowhere://x/y")
     assert places.at("gs://x") != places.Path("gs:/x") and places.is_remote(places.Path("gs://x/y"))
+
+
+def test_protocols_are_those_of_the_list():
+    """Also those that fsspec knows and nobody has asked for, such as files in archives."""
+    assert limits.PROTOCOLS == {"file", "local", "gs", "https", "http", "hf"}
+    for protocol in ("s3", "ftp", "sftp", "zip", "github", "data", "simplecache"):
+        with pytest.raises(
+            places.NotAllowed, match=f"^{protocol}://h/x: .*--protocols {protocol} "
+        ):
+            places.at(f"{protocol}://u:pw@h/x")
+        with pytest.raises(places.NotAllowed):
+            places.read_bytes(f"{protocol}://h/x")
+    with limits.use(limits.parse("zip, nonesuch://", None, None)):
+        places.check_protocol("zip://x")
+        with pytest.raises(places.NotReachable, match="Protocol not known: nonesuch"):
+            places.check_protocol("nonesuch://x")
+    with pytest.raises(places.NotAllowed):
+        places.check_protocol("zip://x")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("s3;ftp", None, None), "--protocols s3;ftp"), ((None, 0, None), "max_bytes is 0"),
+        ((None, None, 0.0), "timeout is 0.0"), ((None, None, float("nan")), "timeout is nan"),
+    ],
+)  # fmt: skip
+def test_limits_that_are_none(given, said):
+    with pytest.raises(ValueError, match=said):
+        limits.parse(*given)
 
 
 def test_what_is_given_as_a_uri(tmp_path):

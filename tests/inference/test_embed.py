@@ -3,6 +3,7 @@
 import errno
 import http.server
 import io
+import itertools
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import warnings
 import zlib
 from dataclasses import replace
 from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 import openslide
@@ -25,8 +27,9 @@ import references
 from PIL import Image
 
 import medsiglip_jax
+from medsiglip_jax import cli
 from medsiglip_jax.data import inputs as manifest
-from medsiglip_jax.files import locks, places
+from medsiglip_jax.files import limits, locks, places
 from medsiglip_jax.inference.embed import EmbedOptions, embed
 from medsiglip_jax.inference.manifest import ERRORS, MANIFEST
 from medsiglip_jax.model import sharding
@@ -380,11 +383,11 @@ def addresses(tmp_path, *urls):
 
 
 def test_a_dead_address_is_one_unreadable_row(model, web, tmp_path, monkeypatch):
-    """Whether the server says so at once, or fails at each try; but nobody's password is a row."""
+    """Whether the server says so at once, or fails at each try, or asks who it is that asks."""
     pytest.importorskip("aiohttp")
     monkeypatch.setattr(content, "_PAUSES", (0.0, 0.0))
     (url, asked), out = web, tmp_path / "out"
-    dead = {403: 1, 404: 1, 410: 1, 451: 1, 429: 3, 500: 3, 503: 3}
+    dead = {401: 1, 403: 1, 404: 1, 407: 1, 410: 1, 451: 1, 429: 3, 500: 3, 503: 3}
     paths = [f"/{status}/x" for status in dead]
     with socket.socket() as free:  # a port at which nobody listens
         free.bind(("127.0.0.1", 0))
@@ -396,18 +399,24 @@ def test_a_dead_address_is_one_unreadable_row(model, web, tmp_path, monkeypatch)
     for (status, tries), path in zip(dead.items(), paths, strict=True):
         assert asked.count(path) == tries
         assert status == 404 or reasons[url + path].startswith(f"HTTP {status} ")
-    with pytest.raises(content.Outage, match="/401/x: cannot be read: .*401"):
-        embed(model, addresses(tmp_path, f"{url}/401/x"), tmp_path / "again")
 
 
-def test_a_name_that_cannot_be_looked_up_is_an_outage(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("code", "tries"), [(socket.EAI_NONAME, 1), (socket.EAI_AGAIN, 2)])
+def test_a_name_that_cannot_be_looked_up_is_one_unreadable_row(monkeypatch, code, tries):
+    """Each address may have a domain of its own, which may have expired; many in a row are an
+    outage, as other refusals are. Only a resolver that fails is asked again."""
+    pytest.importorskip("aiohttp")
+    asked = []
+
     def fail(file, span):
-        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        asked.append(file)
+        raise socket.gaierror(code, "Name or service not known")
 
     monkeypatch.setattr(content, "_read_remote", fail)
-    monkeypatch.setattr(content, "_PAUSES", ())
-    with pytest.raises(content.Outage, match="Name or service not known"):
+    monkeypatch.setattr(content, "_PAUSES", (0.0,))
+    with pytest.raises(facts.Refused, match="its name cannot be looked up"):
         sources.read_bytes("https://nowhere.example/a.png")
+    assert len(asked) == tries
 
 
 @pytest.mark.parametrize("error", [PermissionError("denied"), OSError("Forbidden: a\nno access")])
@@ -427,14 +436,103 @@ def test_many_dead_addresses_in_a_row_are_an_outage(model, web, tmp_path, monkey
     monkeypatch.setattr(content, "_PAUSES", ())
     monkeypatch.setattr("medsiglip_jax.inference.engine.REFUSED_IN_ROW", 5)
     url, _ = web
-    statuses = [403] * 4 + [200] + [503] * 3 + [200] + [403] * 5
+    statuses = [403] * 4 + [200] + [503] * 3 + [200] + [401] * 5
     rows = addresses(tmp_path, *(f"{url}/{status}/{i}" for i, status in enumerate(statuses)))
     result = embed(model, rows[:9], tmp_path / "few", EmbedOptions(batch_size=2))
     assert result.errors == 7
-    with pytest.raises(content.Outage, match="^5 inputs in a row .*the last .*/403/13: HTTP 403"):
+    with pytest.raises(content.Outage, match="^5 inputs in a row .*the last .*/401/13: HTTP 401"):
         embed(model, rows, tmp_path / "out", EmbedOptions(batch_size=2))
     result = embed(model, rows, tmp_path / "out", EmbedOptions(batch_size=2, max_errors=12))
     assert result.errors == 12
+
+
+SECRETS = ("pass-word-of-nobody", "signature-of-nobody", "uid-of-nobody")
+
+
+def with_secrets(url):
+    return f"{url.replace('://', f'://user:{SECRETS[0]}@')}?X-Amz-Signature={SECRETS[1]}"
+
+
+def everything_in(folder):
+    """What is written below a folder: names, bytes, and the cells of Parquet files."""
+    for path in filter(Path.is_file, folder.rglob("*")):
+        yield str(path)
+        yield path.read_bytes().decode("latin-1")
+        if path.suffix == ".parquet":
+            yield str(pq.read_table(path).to_pylist()) + str(pq.read_schema(path).metadata)
+
+
+@pytest.mark.filterwarnings("default")  # which are printed
+def test_credentials_of_addresses_are_neither_printed_nor_written(
+    checkpoint, web, tmp_path, monkeypatch, capfd
+):
+    """In a table, in a list and on the command line, of rows that are embedded and that are not;
+    the rows are still told apart, and one more run resumes the first."""
+    pytest.importorskip("aiohttp")
+    monkeypatch.setattr(content, "_PAUSES", ())
+    url, out = web[0], tmp_path / "out"
+    paths = ["/200/a.png", "/401/b.png", "/503/c.png"]
+    dicom = [f"{url}/200/wado?objectUID={SECRETS[2]}.{i}" for i in range(2)]
+    table = tmp_path / "urls.csv"
+    table.write_text("image\n" + "\n".join([*map(with_secrets, map(url.__add__, paths)), *dicom]))
+    (tmp_path / "list.txt").write_text(with_secrets(f"{url}/200/listed.png"))
+    named = [with_secrets(f"{url}/200/named.png?sig=a/b"), with_secrets(f"{url}/403/no.png")]
+    command = ["embed", "--model", checkpoint, "--output", out, table, tmp_path / "list.txt"]
+    for again in (["--json"], []):
+        assert cli.main([*map(str, command), *named, *again]) == 3
+    parts, errors = pq.read_table(out / "part-00000.parquet"), pq.read_table(out / ERRORS)
+    ids, sources = parts["id"].to_pylist(), parts["source"].to_pylist()
+    assert sources.count(f"{url}/200/wado") == 2 and len(set(ids)) == len(ids) == 5
+    assert {"named.png", f"{url}/200/a.png", f"{url}/200/listed.png"} <= set(ids)
+    assert errors["source"].to_pylist() == [
+        f"{url}/401/b.png",
+        f"{url}/503/c.png",
+        f"{url}/403/no.png",
+    ]
+    sheet = ["preview", "--output", str(tmp_path / "out" / "sheet.html"), str(table), *named]
+    assert cli.main([*sheet, "--json"]) == cli.main(sheet) == 3
+    wrong = with_secrets("http://127.0.0.1:1/gone.parquet")
+    assert cli.main(["embed", "--model", wrong, "--output", str(tmp_path / "no"), wrong]) == 1
+    assert cli.main(["embed", "--model", str(checkpoint), "--output", str(tmp_path / "no"),
+                     f"foo://u:{SECRETS[0]}@h/x", f"sftp://u:{SECRETS[0]}@h/x"]) == 2  # fmt: skip
+    assert cli.main(["embed", f"--nonesuch={wrong}"]) == 2
+    printed = "".join(capfd.readouterr())
+    for text, secret in itertools.product((printed, *everything_in(out)), SECRETS):
+        assert secret not in text, text[text.index(secret) - 300 :][:400]
+
+
+def test_a_traceback_shows_no_credentials(capfd):
+    try:
+        raise KeyError(with_secrets("https://host/a.png"))
+    except KeyError as error:
+        cli.main(["--version"])
+        sys.excepthook(type(error), error, error.__traceback__)
+    printed = capfd.readouterr().err
+    assert "KeyError: 'https://host/a.png'" in printed and SECRETS[0] not in printed
+
+
+def test_what_is_read_from_other_machines_has_limits_that_are_flags(
+    checkpoint, web, tmp_path, monkeypatch, capsys
+):
+    """A protocol that is not allowed is a row in a table, and a mistake on the command line."""
+    pytest.importorskip("aiohttp")
+    monkeypatch.setattr(content, "_PAUSES", ())
+    table, before = tmp_path / "urls.csv", limits.current()
+    table.write_text(f"image\n{web[0]}/200/a\nftp://host/b.png\n")
+    command = ["embed", "--model", str(checkpoint), "--output", str(tmp_path / "out"), str(table)]
+    assert cli.main([*command, "--max-bytes", "100"]) == 3
+    errors = pq.read_table(tmp_path / "out" / ERRORS)["reason"].to_pylist()
+    assert errors == ["more than 100 bytes (--max-bytes)", "ftp:// is not read here (--protocols)"]
+    assert limits.current() is before
+    for flags, said in (
+        (["ftp://host/b.png"], "ftp://host/b.png: ftp:// cannot be reached here"),
+        (["--timeout", "0"], "timeout is 0.0; expected more than 0"),
+        (["--max-bytes", "1G"], "--max-bytes"),
+    ):
+        capsys.readouterr()
+        assert cli.main([*command, *flags]) == 2
+        printed = capsys.readouterr().err
+        assert said in printed and printed.count("\n") == 1
 
 
 def test_files_that_vanish_all_at_once_are_a_disk_that_is_gone(model, tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ import ml_dtypes
 import numpy as np
 
 from medsiglip_jax.files import places
+from medsiglip_jax.files.credentials import without
 from medsiglip_jax.model import towers, tree
 from medsiglip_jax.model.weights import (
     big_vision,
@@ -60,7 +61,8 @@ def open_checkpoint(source: str | os.PathLike, token: str | None = None) -> Chec
         FileNotFoundError: nothing is there.
         CheckpointError: something is there, but not a checkpoint that can be read here.
     """
-    return _open_source(source, token, ())
+    with places.in_words(str(source)):
+        return _open_source(source, token, ())
 
 
 def _open_source(source: str | os.PathLike, token: str | None, adapters: tuple) -> Checkpoint:
@@ -77,7 +79,7 @@ def _open_source(source: str | os.PathLike, token: str | None, adapters: tuple) 
         return replace(opened, notes=(export[1], *opened.notes))
     if remote:
         opened = _open(hub.fetch(str(source)), source, token, adapters)
-        return replace(opened, source=str(source))
+        return replace(opened, source=without(str(source)))
     return _open(path, source, token, adapters)
 
 
