@@ -6,7 +6,6 @@ import csv
 import gzip
 import io
 import itertools
-import json
 import math
 import warnings
 import zlib
@@ -20,6 +19,7 @@ import pyarrow.compute as pc
 from pyarrow import ArrowException, parquet
 
 from medsiglip_jax.data import spreadsheets
+from medsiglip_jax.files.documents import loads
 from medsiglip_jax.files.places import in_words, open_binary, read_bytes
 
 _BLOCK = 65536  # rows that are Python objects at a time
@@ -88,8 +88,8 @@ def _jsonl_lines(path: str, refused: dict[str, str]) -> _NumberedRows:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
+            row = loads(line)
+        except ValueError as error:
             raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
         if not isinstance(row, dict):
             raise ValueError(f"{path}, line {number}: expected an object, got {line.strip()[:40]}")

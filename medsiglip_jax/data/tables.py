@@ -4,7 +4,6 @@
 
 import glob
 import itertools
-import json
 import os
 import warnings
 from collections import Counter
@@ -30,7 +29,9 @@ from medsiglip_jax.data.columns import (
 )
 from medsiglip_jax.data.listing import TABLE_SUFFIXES, expand
 from medsiglip_jax.data.rows import describe_skipped, seen_before
-from medsiglip_jax.files import places, storage
+from medsiglip_jax.files import places, settings, storage
+from medsiglip_jax.files.documents import parse
+from medsiglip_jax.files.failures import explained
 from medsiglip_jax.files.json_text import dumps
 
 # Top folders of these names are splits, not classes.
@@ -269,12 +270,26 @@ def _table_file(path: str) -> Table:
 
 def _parquet(path: str) -> Table:
     columns = ParquetColumns(path)
-    known = json.loads((columns.schema.metadata or {}).get(METADATA, b"{}"))
-    label, classes = known.get("label"), known.get("classes")
+    with explained(path, "its metadata are not those of a table of examples"):
+        known = parse((columns.schema.metadata or {}).get(METADATA, b"{}"))
+        known = {name: known[name] for name in ("label", "classes") if name in known}
+        labels = settings.build(_Labels, known, "metadata")
     return Table(
         path, _parent(path), columns, range(1, columns.rows + 1), "row",
-        tuple(label) if isinstance(label, list) else label, classes and tuple(classes),
+        labels.label, labels.classes,
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """What `write_parquet` notes of the labels."""
+
+    label: str | tuple[str, ...] | None = None
+    classes: tuple[str, ...] | None = None
+
+    def __post_init__(self):
+        if self.label == ():
+            raise ValueError("label names no column")
 
 
 def write_parquet(

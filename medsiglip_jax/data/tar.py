@@ -1,7 +1,6 @@
 """WebDataset shards: where in a tar file the images are, from its headers alone."""
 
 import itertools
-import json
 import os
 import tarfile
 from collections import Counter
@@ -11,6 +10,8 @@ from typing import Any, NamedTuple
 from medsiglip_jax.data.columns import decode
 from medsiglip_jax.data.listing import IMAGE_SUFFIXES, File
 from medsiglip_jax.data.roles import caption_of
+from medsiglip_jax.files.documents import loads
+from medsiglip_jax.files.failures import explained
 from medsiglip_jax.files.places import in_words, open_binary
 from medsiglip_jax.preprocess import formats
 
@@ -153,10 +154,10 @@ def _text(stream: Any, member: _Member) -> tuple[str | None, str | None]:
     stream.seek(member.offset)
     try:
         text = decode(member.name, stream.read(member.size))
-        text = caption_of(json.loads(text)) if member.suffix == ".json" else text
+        if member.suffix == ".json":
+            with explained(member.name, "not JSON"):
+                text = caption_of(loads(text))
         return text and text.strip(), None
-    except json.JSONDecodeError as error:
-        return None, f"{member.name}: not JSON ({error})"
     except ValueError as error:
         return None, str(error)
 

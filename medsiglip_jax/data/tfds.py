@@ -9,7 +9,6 @@ shared and read-only. Only making it takes TensorFlow.
 import dataclasses
 import fnmatch
 import hashlib
-import json
 import os
 import re
 import tempfile
@@ -22,6 +21,8 @@ from tqdm import tqdm
 
 from medsiglip_jax.data import examples, tables
 from medsiglip_jax.files import places
+from medsiglip_jax.files.documents import parse
+from medsiglip_jax.files.failures import explained
 from medsiglip_jax.files.json_text import to_hash
 from medsiglip_jax.files.places import Place
 
@@ -199,7 +200,11 @@ def _read_json_files(path: str, folder: Place) -> Prepared:
             f"{path}: {folder} was prepared by an old TFDS or lacks feature names; prepare it again"
         )
     _check_name(info.get("name"), folder / _INFO)
-    return Prepared(path, folder, info, dict(_features(tree, folder)))
+    with explained(folder / _FEATURES, *_WRONG):
+        prepared = Prepared(path, folder, info, dict(_features(tree, folder)))
+    with explained(folder / _INFO, *_WRONG):
+        list(prepared.shards())
+    return prepared
 
 
 def _check_name(name: Any, place: Place) -> None:
@@ -210,11 +215,13 @@ def _check_name(name: Any, place: Place) -> None:
 
 def _json(place: Place) -> dict[str, Any]:
     try:
-        return json.loads(place.read_text(encoding="utf-8"))
+        with explained(place, *_WRONG):
+            return parse(place.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(f"{place}: no such file; prepare the data set again") from None
-    except ValueError as error:
-        raise ValueError(f"{place}: not JSON ({error}); prepare the data set again") from None
+
+
+_WRONG = "not what TFDS writes", "prepare the data set again"
 
 
 def _features(tree: Mapping[str, Any], folder: Place, prefix="") -> Iterator[tuple[str, Feature]]:

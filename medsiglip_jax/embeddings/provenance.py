@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from medsiglip_jax.files import settings
 from medsiglip_jax.inference.manifest import Manifest
 from medsiglip_jax.model.api import Model
 from medsiglip_jax.model.config import PixelConfig
-from medsiglip_jax.preprocess.dicom.rules import Rules, treatment
+from medsiglip_jax.preprocess.dicom.rules import Rules, from_dict, treatment
 
 # Identifies weights that were made in this process and have no files: equal to no file's.
 _UNSAVED = "weights never saved"
@@ -30,7 +31,7 @@ class Provenance:
             resampling is compared only for the preset that does it.
     """
 
-    dim: int
+    dim: Annotated[int, settings.at_least(1)]
     model: str | None = None
     preprocess: str | None = None
     normalized: bool | None = None
@@ -38,6 +39,10 @@ class Provenance:
     dicom: Mapping[str, Any] | None = None
     mpp: float | None = None
     pixels: Mapping[str, Any] | None = None
+
+    def __post_init__(self):
+        from_dict(self.dicom)  # both raise a ValueError for what is none
+        PixelConfig.from_dict(self.pixels or {})
 
     def check(self, made: "Provenance", what: object = "these vectors") -> None:
         """Raises ValueError, naming both sides, if vectors were not made as they are wanted here.

@@ -12,7 +12,6 @@ Scores are as in scores.parquet. Every file names the `run` that it belongs to.
 
 import contextlib
 import hashlib
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,6 +26,7 @@ from medsiglip_jax.evaluate import image_embeddings, options, scores
 from medsiglip_jax.evaluate.data.dataset import Dataset
 from medsiglip_jax.files import json as json_files
 from medsiglip_jax.files import places, storage
+from medsiglip_jax.files.failures import explained
 
 VALIDATION, PROBE, KNN = "validation.parquet", "probe.parquet", "knn.parquet"
 PROBE_VALIDATION, PROBE_FILE, CURVES = "probe-validation.parquet", "probe.npz", "learning.json"
@@ -205,10 +205,12 @@ def _saved(path: places.Place, data: str) -> list[dict[str, Any]]:
 def _content(path: places.Place) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; evaluate again")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not readable as JSON ({error}); evaluate again") from None
+    with explained(path, "not what evaluate wrote", "evaluate again"):
+        content = json_files.parse(path.read_text(encoding="utf-8"))
+        rows = [row for kind in (*_KINDS, _OTHERS) for row in content.get(kind, ())]
+        if not all(isinstance(row, dict) for row in rows):
+            raise ValueError("its curves are no lists of objects")
+        return content
 
 
 # ----------------------------------------------------------------------------------------- read

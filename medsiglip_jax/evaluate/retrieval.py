@@ -1,6 +1,5 @@
 """Image-text retrieval: ranks of best matches, in retrieval.parquet, and recalls from them."""
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,8 @@ from medsiglip_jax import metrics
 from medsiglip_jax.evaluate import image_embeddings, scores, tasks
 from medsiglip_jax.evaluate.data import reading
 from medsiglip_jax.evaluate.results import aucs
+from medsiglip_jax.files import settings
+from medsiglip_jax.files.documents import parse
 from medsiglip_jax.files.json_text import dumps
 from medsiglip_jax.files.places import Place
 from medsiglip_jax.model.api import Model
@@ -117,7 +118,10 @@ def run_of(table: pa.Table) -> str:
 
 
 def _counts(table: pa.Table) -> dict[str, int]:
-    return json.loads((table.schema.metadata or {})[_META])
+    counts = parse((table.schema.metadata or {})[_META])
+    if not all(type(value) is int for value in counts.values()):
+        raise ValueError(f"its counts are {settings.shown(counts)}; expected whole numbers")
+    return counts
 
 
 def summary(table: pa.Table) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +12,9 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool, Float, Int64
 
 from medsiglip_jax import metrics
-from medsiglip_jax.files import places, storage
+from medsiglip_jax.files import places, settings, storage
+from medsiglip_jax.files.documents import loads, parse
+from medsiglip_jax.files.failures import explained
 from medsiglip_jax.files.json_text import dumps
 
 FILE, IMAGES, GRID = "scores.parquet", "images.parquet", "grid"
@@ -116,7 +117,7 @@ def read(path: places.Place) -> Scores:
         ValueError: it is something else.
     """
     with opened(path, "scores") as table:
-        meta = json.loads((table.schema.metadata or {})[_META])
+        meta = _checked(parse((table.schema.metadata or {})[_META]))
         classes = meta.pop("classes")
         shape = (table.num_rows // len(classes), len(classes))
         labels = table["label"].cast(pa.float64()).to_numpy(zero_copy_only=False)
@@ -125,6 +126,28 @@ def read(path: places.Place) -> Scores:
     ids, groups = (firsts[name].to_pylist() for name in ("id", "group"))
     groups = None if not groups or groups[0] is None else groups
     return Scores(ids, classes, values, labels.reshape(shape), groups, meta)
+
+
+# What is noted of scores, and of which type it is.
+_KINDS: dict[str, type] = {
+    "classes": list, "cells": list, "run": str, "task": dict, "cell": dict, "counts": dict,
+    "statistics": dict, "provenance": dict, "learned": dict,
+}  # fmt: skip
+
+
+def _checked(meta: Any, needed: Sequence[str] = ("classes",)) -> dict[str, Any]:
+    """The notes of a file, a ValueError if one is of another type than it was written with."""
+    for name, kind in _KINDS.items():
+        value = meta.get(name)
+        if not isinstance(value, kind) and (value is not None or name in needed):
+            shown = settings.shown(value)
+            raise ValueError(f"{name} is {shown}; expected {kind.__name__}")
+    for name in ("classes", "cells"):
+        if not all(isinstance(item, str) for item in meta.get(name) or ()):
+            raise ValueError(f"{name} is {settings.shown(meta[name])}; expected names")
+    if "classes" in needed and not meta["classes"]:
+        raise ValueError("classes is empty")
+    return meta
 
 
 def save(path: places.Place, table: pa.Table, metadata: Mapping[bytes, Any]) -> None:
@@ -147,12 +170,10 @@ def opened(path: places.Place, what: str) -> Iterator[pa.Table]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected the --output of evaluate")
-    try:
+    with explained(path, f"not {what} that evaluate wrote"):
         with path.open("rb") as file:
             table = pq.read_table(file)
         yield table
-    except (pa.ArrowException, KeyError, ValueError) as error:
-        raise ValueError(f"{path}: not {what} that evaluate wrote ({error})") from None
 
 
 def write_columns(
@@ -170,7 +191,8 @@ def read_columns(path: places.Place) -> tuple[dict[str, list[str]], dict[str, An
         FileNotFoundError: there is no such file.
     """
     with opened(path, "columns of images") as table:
-        return table.to_pydict(), json.loads((table.schema.metadata or {}).get(_META, b"{}")) or {}
+        meta = loads((table.schema.metadata or {}).get(_META, b"null"))
+        return table.to_pydict(), _checked(meta or {}, ())
 
 
 def of_pairs(folder: places.Place) -> bool:

@@ -5,9 +5,7 @@ A task is a file, NAME.toml. Those in `library/` come with the package.
 
 import functools
 import hashlib
-import json
 import os
-import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
@@ -18,6 +16,9 @@ from medsiglip_jax.evaluate import zero_shot
 from medsiglip_jax.evaluate.data import layout
 from medsiglip_jax.evaluate.options import AS_GIVEN, GridCell
 from medsiglip_jax.files import places, settings
+from medsiglip_jax.files.documents import parse as parse_json
+from medsiglip_jax.files.documents import parse_toml
+from medsiglip_jax.files.failures import explained
 from medsiglip_jax.files.json_text import to_hash
 
 PARTS = ("train", "validation")
@@ -255,13 +256,15 @@ def read(task: str) -> Task:
     """
     bundled = _library() / f"{task}.toml"
     if Path(task).name == task and bundled.is_file():
-        return parse(task, tomllib.loads(bundled.read_text(encoding="utf-8")))
+        return parse(task, parse_toml(bundled.read_text(encoding="utf-8")))
     path = Path(task)
     if not path.is_file():
         raise FileNotFoundError(
             f"{task}: neither a file nor a task; tasks are {', '.join(names())}"
         )
-    return parse(path.stem, _load(path))
+    content = _load(path)
+    with explained(path, "not a task"):
+        return parse(path.stem, content)
 
 
 def parse(name: str, content: Mapping[str, Any]) -> Task:
@@ -286,14 +289,9 @@ def _library() -> Any:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    try:
+    with explained(path, "not readable as TOML (or .json as JSON)"):
         text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except (UnicodeDecodeError, ValueError) as error:
-        raise ValueError(f"{path}: not readable as TOML (or .json as JSON): {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a table, got a {type(content).__name__}")
-    return content
+        return parse_json(text) if path.suffix == ".json" else parse_toml(text)
 
 
 def _strings(value: Any) -> bool:

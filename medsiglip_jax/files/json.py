@@ -1,9 +1,10 @@
 """JSON files: indented, UTF-8, and null for what is no finite number."""
 
-import json
 from typing import Any
 
 from medsiglip_jax.files import storage
+from medsiglip_jax.files.documents import parse
+from medsiglip_jax.files.failures import explained
 from medsiglip_jax.files.json_text import dumps, plain, to_hash
 from medsiglip_jax.files.places import Place
 
@@ -11,14 +12,9 @@ __all__ = ["dumps", "plain", "read", "to_hash", "write"]
 
 
 def read(path: Place) -> dict[str, Any]:
-    """Reads a file that holds one JSON object; anything else is a ValueError."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"not readable as JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"expected a JSON object, got {type(content).__name__}")
-    return content
+    """Reads a file that holds one JSON object; anything else is a ValueError that names it."""
+    with explained(path, "not a JSON object"):
+        return parse(path.read_text(encoding="utf-8"))
 
 
 def write(path: Place, content: Any) -> None:

@@ -1,7 +1,6 @@
 """One writer at a time: locks that die with their holder."""
 
 import contextlib
-import json
 import os
 import socket
 import threading
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from medsiglip_jax.files.documents import parse
 from medsiglip_jax.files.json_text import dumps
 from medsiglip_jax.files.places import Place, check_writable
 
@@ -157,7 +157,7 @@ def _heartbeat(owner: str, count: int) -> str:
 
 def _holder(path: Place) -> str:
     try:
-        return json.loads(_content(path) or "{}").get("owner", "")
+        return str(parse(_content(path) or "{}").get("owner", ""))
     except ValueError:  # a heartbeat that is just being written
         return ""
 

@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import math
 import re
+import reprlib
 import types
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -44,6 +45,10 @@ def more_than(bound: int | float) -> Check:
     return Check(lambda value: value > bound, f"more than {bound}")
 
 
+def between(low: int | float, high: int | float) -> Check:
+    return Check(lambda value: low <= value <= high, f"{low} to {high:,}")
+
+
 @dataclass(frozen=True)
 class Variants:
     """The dataclasses that a table may become, written `Annotated[Base, Variants(KINDS)]`.
@@ -62,11 +67,20 @@ class Variants:
         default = next(iter(self.kinds))
         name = value.get("name", default) if isinstance(value, Mapping) else default
         name = value if isinstance(value, str) else name
-        if name not in self.kinds:
+        if not isinstance(name, str) or name not in self.kinds:
             expected = one_of(self.kinds).expected
-            problems.append(f"{where}.name is {name!r}; expected {expected}")
+            problems.append(f"{where}.name is {shown(name)}; expected {expected}")
             return Any
         return self.kinds[name]
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80  # Python's 30 cut paths and sentences
+
+
+def shown(value: Any) -> str:
+    """A value in a message: its start, if it is long."""
+    return _SHORT.repr(value)
 
 
 def build(kind: type[T], values: Mapping[str, Any], title: str = "config", **given: Any) -> T:
@@ -98,7 +112,7 @@ def verify(made: Any) -> None:
     for name, hint in typing.get_type_hints(type(made), include_extras=True).items():
         for check in getattr(hint, "__metadata__", ()):
             if (value := getattr(made, name)) is not None and not check.holds(value):
-                raise ValueError(f"{name} is {value!r}; expected {check.expected}")
+                raise ValueError(f"{name} is {shown(value)}; expected {check.expected}")
 
 
 def tables(hint: Any) -> list[Any]:
@@ -122,7 +136,7 @@ def _table(
     if isinstance(values, str) and "name" in fields:
         values = {"name": values}
     if not isinstance(values, Mapping):
-        problems.append(f"{title} is {values!r}; expected a mapping of {', '.join(fields)}")
+        problems.append(f"{title} is {shown(values)}; expected a mapping of {', '.join(fields)}")
         return None
     problems += _key_problems(values, fields, title)
     made, hints = dict(given), typing.get_type_hints(kind, include_extras=True)
@@ -174,9 +188,9 @@ def _value(value: Any, hint: Any, where: str, problems: list[str]) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(value, float) and not math.isfinite(value):
-        problems.append(f"{where} is {value!r}; expected a finite number")
+        problems.append(f"{where} is {shown(value)}; expected a finite number")
     elif not _fits(value, hint):
-        problems.append(f"{where} is {value!r}; expected {_spelled(hint)}")
+        problems.append(f"{where} is {shown(value)}; expected {_spelled(hint)}")
     return value
 
 
@@ -194,7 +208,7 @@ def _annotated(value: Any, hint: Any, extras: tuple, where: str, problems: list[
     made = _value(value, hint, where, problems)
     if made is not None and len(problems) == before:
         problems += [
-            f"{where} is {value!r}; expected {extra.expected}"
+            f"{where} is {shown(value)}; expected {extra.expected}"
             for extra in extras
             if isinstance(extra, Check) and not extra.holds(made)
         ]
@@ -213,7 +227,7 @@ def _union(value: Any, hint: Any, where: str, problems: list[str]) -> Any:
         made = _value(value, choice, where, wrong)
         if not wrong:
             return made
-    problems.append(f"{where} is {value!r}; expected {_spelled(hint)}")
+    problems.append(f"{where} is {shown(value)}; expected {_spelled(hint)}")
     return value
 
 

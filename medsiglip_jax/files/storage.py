@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import hashlib
-import json
 import os
 import platform
 import re
@@ -17,6 +16,8 @@ from typing import Any
 
 from upath import UPath
 
+from medsiglip_jax.files.documents import parse
+from medsiglip_jax.files.failures import shortened, writing
 from medsiglip_jax.files.json_text import dumps
 from medsiglip_jax.files.locks import lock
 from medsiglip_jax.files.places import Place, check_new, check_writable
@@ -40,14 +41,11 @@ def new_file(path: Place) -> Iterator[Path]:
         _remove_leftovers(path)
         partial = _temporary(path)
         try:
-            yield partial
-            _sync(partial)
-            os.replace(partial, path)
-            _sync(path.parent)
-        except OSError as error:
-            if error.filename is None:  # Arrow's errors name no file
-                raise OSError(error.errno, str(error), str(path)) from None
-            raise
+            with writing(path):
+                yield partial
+                _sync(partial)
+                os.replace(partial, path)
+                _sync(path.parent)
         finally:
             partial.unlink(missing_ok=True)
     else:
@@ -137,7 +135,8 @@ def new_folder(path: Place, overwrite: bool = False, marker: str = "") -> Iterat
         _remove_leftovers(path)
         partial = _temporary(path, folder=True)
         try:
-            yield partial
+            with writing(path):
+                yield partial
             for file in sorted(partial.rglob("*"), reverse=True):
                 _sync(file)
             _replace_folder(partial, path, overwrite)
@@ -212,12 +211,18 @@ class Lines:
     `flush`.
     """
 
-    def __init__(self, path: Place, keep: Callable[[dict[str, Any]], bool] = lambda line: True):
-        """Opens or creates a file, and drops the lines that `keep` does not want."""
+    def __init__(
+        self,
+        path: Place,
+        keep: Callable[[dict[str, Any]], bool] = lambda line: True,
+        **required: type,
+    ):
+        """Opens or creates a file, and drops the lines that `keep` does not want; `required` is as
+        `read_lines` has it."""
         self.path, self._uploaded = path, time.monotonic()
-        self._lines = [line for line in read_lines(path) if keep(line)]
+        self._lines = [line for line in read_lines(path, **required) if keep(line)]
         self._waiting = 0
-        if path.exists() and path.read_text(encoding="utf-8") != self._text():
+        if path.exists() and path.read_text(encoding="utf-8", errors="replace") != self._text():
             self._write()  # drops a last line that a kill cut short, too
 
     def append(self, line: dict[str, Any]) -> None:
@@ -244,14 +249,30 @@ class Lines:
         self._waiting, self._uploaded = 0, time.monotonic()
 
 
-def read_lines(path: Place) -> list[dict[str, Any]]:
-    """The objects of a .jsonl file, without a last one that a kill cut short."""
+def read_lines(path: Place, **required: type) -> list[dict[str, Any]]:
+    """The objects of a .jsonl file, without a last one that a kill cut short.
+
+    Args:
+        path: of the file; there are no lines where it does not exist.
+        **required: name -> type of what every object has.
+
+    Raises:
+        ValueError: another line than the last is none, which the message says.
+    """
     if not path.exists():
         return []
+    texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for number, text in enumerate(texts, start=1):
         try:
-            lines.append(json.loads(text))
-        except ValueError:
-            break
+            line = parse(text)
+            for name, kind in required.items():
+                if not isinstance(value := line.get(name), kind) or isinstance(value, bool):
+                    raise ValueError(f"{name} is {value!r}; expected {kind.__name__}")
+            lines.append(line)
+        except ValueError as error:
+            if number < len(texts):
+                raise ValueError(
+                    f"{path}, line {number}: {shortened(str(error))}; remove that line"
+                ) from None
     return lines

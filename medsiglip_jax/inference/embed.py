@@ -193,7 +193,7 @@ class _Shards:
             on_progress(EmbedProgress(len(self._shard(number))))
         if options.max_errors is not None:
             for note in self._notes(done.intersection(mine)):
-                self.errors += note["errors"]
+                self.errors += note.errors
         todo = [number for number in mine if number not in done]
         batches = (b for number in todo for b in self._shard(number).batches(options.batch_size))
         engine = Engine(
@@ -217,12 +217,14 @@ class _Shards:
         if jax.process_count() > 1:
             run_folder.wait_for(self.folder, {path.name for path in paths})
         notes = self._notes(range(self.count))
-        self.errors = [error for note in notes for error in note["errors"]]
+        self.errors = [error for note in notes for error in note.errors]
         shards.write_errors(self.folder, self.errors)
         self._check_errors()
-        sums: dict[str, Any] = {name: sum(note[name] for note in notes) for name in records.COUNTS}
+        sums: dict[str, Any] = {
+            name: sum(getattr(note, name) for note in notes) for name in records.COUNTS
+        }
         parts = tuple(
-            records.PartFile(path.name, note["rows"], path.stat().st_size)
+            records.PartFile(path.name, note.rows, path.stat().st_size)
             for path, note in zip(paths, notes, strict=True)
         )
         embedded = sum(part.rows for part in parts)
@@ -242,7 +244,7 @@ class _Shards:
         size = self.options.shard_size
         return self.rows[number * size : (number + 1) * size]
 
-    def _notes(self, numbers: Iterable[int]) -> list[Any]:
+    def _notes(self, numbers: Iterable[int]) -> list[shards.Note]:
         paths = [shards.path_of(self.folder, number) for number in sorted(numbers)]
         with ThreadPoolExecutor(16) as pool:
             return list(pool.map(shards.read_note, paths))

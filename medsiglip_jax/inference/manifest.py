@@ -1,14 +1,17 @@
 """The records of an embedding run: `run.json`, what was asked, and `manifest.json`, the result."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any
 
 from medsiglip_jax.files import places, settings
+from medsiglip_jax.files.documents import parse
+from medsiglip_jax.files.failures import explained
+from medsiglip_jax.model.config import PixelConfig
 from medsiglip_jax.preprocess.dicom import rules
 
 RUN, MANIFEST, ERRORS = "run.json", "manifest.json", "errors.parquet"
+MOST_ROWS = 10**12  # of a part; what is more is no number of rows
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class PartFile:
     """One Parquet file of a run: its name, rows, and size in bytes."""
 
     file: Annotated[str, settings.Check(places.is_plain_name, places.PLAIN_NAME)]
-    rows: Annotated[int, settings.at_least(0)]
+    rows: Annotated[int, settings.between(0, MOST_ROWS)]
     bytes: int | None = None
 
 
@@ -68,7 +71,7 @@ class RunRecord:
     dtype: str | None = None
     matmul_precision: str | None = None
     stored: str | None = None
-    dim: int
+    dim: Annotated[int, settings.between(1, 1_000_000)]
     shard_size: int | None = None
     rows: int | None = None
     rows_sha256: str | None = None
@@ -81,7 +84,8 @@ class RunRecord:
     def differences(self, before: Mapping[str, Any]) -> list[str]:
         """Keys that differ from the `run.json` of an earlier run; equal weights may have moved."""
         sha256 = self.model.sha256
-        same_weights = sha256 and before.get("model", {}).get("sha256") == sha256
+        model = before.get("model")
+        same_weights = sha256 and isinstance(model, dict) and model.get("sha256") == sha256
         differ = [key for key, value in self.to_dict().items() if before.get(key) != value]
         return [key for key in differ if key != "model" or not same_weights]
 
@@ -109,6 +113,13 @@ class Manifest(RunRecord):
     cut: int = 0
     parts: tuple[PartFile, ...]
 
+    def __post_init__(self):
+        rows = sum(part.rows for part in self.parts)
+        if self.embedded not in (None, rows):
+            raise ValueError(f"embedded is {self.embedded}, and the parts have {rows} rows")
+        _ = self.dicom_rules  # both raise a ValueError for what is none
+        PixelConfig.from_dict(self.pixels or {})
+
     @property
     def dicom_rules(self) -> rules.Rules:
         """The rules by which DICOM files became pixels; the default ones in old manifests."""
@@ -125,10 +136,7 @@ def parse_manifest(text: str | bytes, path: places.Place) -> Manifest:
     Raises:
         ValueError: it is not JSON, or not what `embed` writes; `path` is named.
     """
-    try:
-        content = json.loads(text)
-        content = content if isinstance(content, dict) else {}
+    with explained(path, "not a manifest that embed wrote"):
+        content = parse(text)
         known = {f.name: content[f.name] for f in fields(Manifest) if f.name in content}
         return settings.build(Manifest, known, title="manifest")
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}; this is not a manifest that embed wrote") from None

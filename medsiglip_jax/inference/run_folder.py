@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from medsiglip_jax.files import json as json_files
+from medsiglip_jax.files.failures import explained
 from medsiglip_jax.files.locks import Check, lock
 from medsiglip_jax.files.places import Place
 from medsiglip_jax.inference.manifest import MANIFEST, RUN, Manifest, RunRecord, parse_manifest
@@ -51,7 +52,8 @@ def hold(folder: Place, run: RunRecord) -> Iterator[Check]:
 def recorded_dtype(folder: Place) -> str | None:
     """The dtype of the run that a folder holds; None if it holds none."""
     try:
-        return _read_json(folder / RUN).get("dtype")
+        dtype = _read_json(folder / RUN).get("dtype")
+        return dtype if isinstance(dtype, str) else None
     except (OSError, ValueError):
         return None
 
@@ -75,7 +77,7 @@ def wait_for(folder: Place, wanted: set[str]) -> None:
     """
     while not wanted <= (names := {p.name for p in folder.iterdir()}):
         if failed := sorted(name for name in names if name.startswith(".failed-")):
-            error = _read_json(folder / failed[0])["error"]
+            error = _read_json(folder / failed[0]).get("error")
             raise ValueError(f"process {failed[0].rpartition('-')[2]} has stopped: {error}")
         time.sleep(_POLL_SECONDS)
 
@@ -88,7 +90,7 @@ def finished_manifest(folder: Place) -> Manifest:
     """
     wait_for(folder, {MANIFEST})
     path = folder / MANIFEST
-    manifest = parse_manifest(path.read_text(encoding="utf-8"), path)
+    manifest = parse_manifest(path.read_bytes(), path)
     for part in manifest.parts:
         file = folder / part.file
         if not file.is_file() or file.stat().st_size != part.bytes:
@@ -104,7 +106,5 @@ def _failure(folder: Place, index: int) -> Place:
 
 
 def _read_json(path: Place) -> dict[str, Any]:
-    try:
-        return json_files.read(path)
-    except ValueError as error:
-        raise ValueError(f"{path}: not what embed writes ({error}); choose a new folder") from None
+    with explained(path, "not what embed writes", "choose a new folder"):
+        return json_files.parse(path.read_text(encoding="utf-8"))

@@ -1,18 +1,20 @@
 """The Parquet files of an embedding run: one per shard of the inputs, and the list of errors."""
 
-import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from medsiglip_jax.data.rows import EXTRA, without_credentials
-from medsiglip_jax.files import places, storage
+from medsiglip_jax.files import places, settings, storage
+from medsiglip_jax.files.documents import parse
+from medsiglip_jax.files.failures import explained
 from medsiglip_jax.files.json_text import dumps
 from medsiglip_jax.inference import pseudonyms
 from medsiglip_jax.inference.engine import Embedded
-from medsiglip_jax.inference.manifest import COUNTS, ERRORS, RunRecord
+from medsiglip_jax.inference.manifest import COUNTS, ERRORS, MOST_ROWS, RunRecord
 from medsiglip_jax.inference.pseudonyms import Naming
 
 STORED = {"float32": pa.float32(), "float16": pa.float16()}
@@ -58,18 +60,37 @@ def _batch_table(batch: Embedded, run: RunRecord, naming: Naming | None) -> pa.T
     )
 
 
-def read_note(path: places.Place) -> Mapping[str, Any]:
+@dataclass(frozen=True)
+class Note:
+    """What came of the rows of a shard.
+
+    Attributes:
+        rows: with an embedding.
+        errors: (source, reason) of the unreadable inputs.
+        turned, burned_in, multi_frame, unusual, dark, cut: as in `engine.Embedded`.
+    """
+
+    rows: Annotated[int, settings.between(0, MOST_ROWS)]
+    errors: tuple[tuple[str, str], ...] = ()
+    turned: int = 0
+    burned_in: int = 0
+    multi_frame: int = 0
+    unusual: int = 0
+    dark: int = 0
+    cut: int = 0
+
+
+def read_note(path: places.Place) -> Note:
     """The note that `shard_table` put into the metadata of a shard.
 
     Raises:
         ValueError: the file is damaged.
     """
-    try:
+    with explained(path, "damaged", "remove it and repeat the command"):
         with path.open("rb") as file:
-            return json.loads(pq.read_metadata(file).metadata[_METADATA])
-    except (pa.ArrowException, KeyError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path}: damaged ({reason}); remove it and repeat the command") from None
+            note = parse((pq.read_metadata(file).metadata or {})[_METADATA])
+        known = {f.name: note[f.name] for f in fields(Note) if f.name in note}
+        return settings.build(Note, known, "note")
 
 
 def write_errors(folder: places.Place, errors: Sequence[Sequence[str]]) -> None:

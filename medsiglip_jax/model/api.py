@@ -332,9 +332,10 @@ def save(
 
 
 def describe(source: str | os.PathLike, token: str | None = None) -> dict[str, Any]:
-    """What `info` prints about a checkpoint, which is checked in full but not loaded."""
+    """What `info` prints about a checkpoint, which is checked in full, one parameter at a time."""
     checkpoint = layouts.open_checkpoint(source, token)
     shapes = layouts.check(checkpoint)
+    layouts.check_values(checkpoint, shapes)
     return {
         "source": checkpoint.source,
         "format": checkpoint.format,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from medsiglip_jax.preprocess.dicom import rules
+from medsiglip_jax.files import settings
 from medsiglip_jax.preprocess.dicom.rules import Rules
 
 
@@ -41,8 +41,8 @@ class PixelConfig:
 
     @classmethod
     def from_dict(cls, tree: Mapping[str, Any]) -> "PixelConfig":
-        """Inverse of `to_dict`."""
-        return cls(**{**tree, **{k: tuple(tree[k]) for k in ("mean", "std") if k in tree}})
+        """Inverse of `to_dict`; a ValueError says all that is wrong."""
+        return settings.build(cls, tree, "pixels")
 
     @property
     def plain(self) -> bool:
@@ -167,20 +167,14 @@ class ClassifierConfig:
         if not all(t is None or isinstance(t, int | float) and t >= 0 for t in thresholds):
             raise ValueError(f"classifier.thresholds is {thresholds!r}; expected probabilities")
 
-    @classmethod
-    def from_dict(cls, tree: Mapping[str, Any]) -> "ClassifierConfig":
-        """Inverse of `dataclasses.asdict`, as JSON holds it."""
-        lists = {k: tuple(tree[k]) for k in ("labels", "thresholds") if k in tree}
-        return cls(**{**tree, **lists, "dicom": rules.from_dict(tree.get("dicom"))})
-
 
 @dataclass(frozen=True)
 class ModelConfig:
     """Both towers; one of them is None if the checkpoint lacks it. A classifier reads the image
     tower."""
 
-    vision: VisionConfig | None
-    text: TextConfig | None
+    vision: VisionConfig | None = None
+    text: TextConfig | None = None
     classifier: ClassifierConfig | None = None
 
     def __post_init__(self):
@@ -193,6 +187,17 @@ class ModelConfig:
                 f"the towers must embed into the same space: vision.width is {self.vision.width}, "
                 f"text.embed_dim is {self.text.embed_dim}"
             )
+
+    def check_sizes(self) -> None:
+        """Raises a ValueError for a number that is larger than any model's could be.
+
+        Where tensors are there, they say more precisely what the numbers should be.
+        """
+        for tower in filter(None, (self.vision, self.text)):
+            for name, largest in _LARGEST.items():
+                if (value := getattr(tower, name, 0)) > largest:
+                    where = f"{type(tower).__name__}.{name}"
+                    raise ValueError(f"{where} is {value}; expected at most {largest:,}")
 
     @property
     def image_size(self) -> int | None:
@@ -214,16 +219,15 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, tree: dict[str, Any]) -> "ModelConfig":
-        """Inverse of `to_dict`; a missing or unknown key is a ValueError."""
-        try:
-            vision = dict(tree["vision"] or {})
-            pixels = PixelConfig.from_dict(vision.pop("pixels", {}))
-            vision = VisionConfig(**vision, pixels=pixels) if vision else None
-            text = TextConfig(**tree["text"]) if tree["text"] else None
-            classifier = tree.get("classifier")
-            return cls(vision, text, classifier and ClassifierConfig.from_dict(classifier))
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"not a model configuration: {error}") from None
+        """Inverse of `to_dict`; a ValueError says all that is wrong, such as an unknown key."""
+        return settings.build(cls, tree)
+
+
+# At least ten times as large as in any SigLIP, and small enough to write down shapes with.
+_LARGEST = dict(
+    image_size=16_384, width=65_536, depth=1_000, mlp_dim=1_048_576, vocab_size=16_777_216,
+    context_length=1_048_576, embed_dim=65_536,
+)  # fmt: skip
 
 
 def _check_tower(config: VisionConfig | TextConfig) -> None:

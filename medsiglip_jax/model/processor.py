@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, UInt8
 
+from medsiglip_jax.files.failures import explained
 from medsiglip_jax.model.config import ModelConfig
 from medsiglip_jax.preprocess import tokenizer_files
 from medsiglip_jax.preprocess.dicom.rules import Rules
@@ -72,7 +73,9 @@ class Processor:
         if source is None:
             raise FileNotFoundError(_no_tokenizer(rows))
         files = tokenizer_files.read_files(source)
-        tokenizer = tokenizer_files.open_tokenizer(files, self.config.text.context_length)
+        name = "tokenizer" if isinstance(source, bytes) else source
+        with explained(name, "not a tokenizer that is supported"):
+            tokenizer = tokenizer_files.open_tokenizer(files, self.config.text.context_length)
         if not _belong_together(tokenizer, rows):
             raise ValueError(
                 f"the tokenizer has {tokenizer.vocab_size:,} pieces and the text tower {rows:,} "

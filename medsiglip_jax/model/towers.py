@@ -336,7 +336,12 @@ def class_logits(
 
 
 def param_shapes(config: ModelConfig, dtype: str = "float32") -> Params:
-    """The tree of `jax.ShapeDtypeStruct` that a checkpoint of this architecture must fill."""
+    """The tree of `jax.ShapeDtypeStruct` that a checkpoint of this architecture must fill.
+
+    Raises:
+        ValueError: a number is larger than that of any model that could be made.
+    """
+    config.check_sizes()
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), _float32_shapes(config))
 
 
@@ -355,6 +360,7 @@ def _float32_shapes(config: ModelConfig) -> Params:
             params["classifier"] = {"kernel": jnp.zeros(shape), "bias": jnp.zeros(shape[1:])}
         return params
 
-    images = jnp.zeros((1, config.image_size or 1, config.image_size or 1, 3))
-    tokens = jnp.zeros((1, config.context_length or 1), jnp.int32)
+    side = config.image_size or 1
+    images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    tokens = jax.ShapeDtypeStruct((1, config.context_length or 1), jnp.int32)
     return jax.eval_shape(init, jax.random.key(0), images, tokens)

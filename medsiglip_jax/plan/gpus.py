@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import os
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from medsiglip_jax.files import settings
+from medsiglip_jax.files.documents import parse_toml
+from medsiglip_jax.files.failures import explained
 
 # Share of a card's memory that the commands let JAX take when it starts (`cli.devices`). JAX's own
 # 0.75 would leave 20 GB of an 80 GB card unused; CUDA itself needs about 0.5 GiB.
@@ -126,7 +127,7 @@ def _version(package: str, *default: int) -> str:
 def bundled() -> Mapping[str, Card]:
     """The cards of `cards.toml`, by name."""
     path = resources.files("medsiglip_jax.plan") / "cards.toml"
-    return _parse_cards(path.read_text(encoding="utf-8"), "cards.toml")
+    return _parse_cards(path.read_bytes(), "cards.toml")
 
 
 def read(path: str | os.PathLike) -> dict[str, Card]:
@@ -135,14 +136,12 @@ def read(path: str | os.PathLike) -> dict[str, Card]:
     Raises:
         ValueError: all that is wrong with the file.
     """
-    return {**bundled(), **_parse_cards(Path(path).read_text(encoding="utf-8"), str(path))}
+    return {**bundled(), **_parse_cards(Path(path).read_bytes(), str(path))}
 
 
-def _parse_cards(text: str, path: str) -> dict[str, Card]:
-    try:
-        tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path}: not TOML ({error})") from None
+def _parse_cards(text: bytes, path: str) -> dict[str, Card]:
+    with explained(path, "not TOML"):
+        tables = parse_toml(text.decode())
     cards, problems = {}, []
     for name, table in tables.items():
         try:

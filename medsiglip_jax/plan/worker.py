@@ -4,7 +4,6 @@ It runs in the environment that `environment()` makes: no device of this machine
 metadata server, no lock on libtpu. It ends when its parent does, however that ends.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from medsiglip_jax.files.documents import loads
 from medsiglip_jax.files.json_text import dumps
 from medsiglip_jax.plan.topologies import Topology
 
@@ -39,7 +39,7 @@ def ask(request: Mapping[str, Any], topology: Topology) -> dict[str, Any]:
     command = [sys.executable, "-m", "medsiglip_jax.plan.worker"]
     done = run_child(command, dumps(request), environment(topology))
     try:
-        answer = json.loads(done.stdout.strip().splitlines()[-1])
+        answer = loads(done.stdout.strip().splitlines()[-1])
     except (IndexError, ValueError):
         last = (done.stderr.strip().splitlines() or [""])[-1]
         raise OSError(
@@ -89,7 +89,7 @@ def read_request() -> str:
 
 
 def main() -> None:
-    request = json.loads(read_request())
+    request = loads(read_request())
     from medsiglip_jax.plan import program, topologies
     from medsiglip_jax.train import recipe
 

@@ -5,12 +5,14 @@
 (tokenization_utils_base.py, `_from_pretrained`), or refused by name.
 """
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from medsiglip_jax.files import settings
+from medsiglip_jax.files.documents import parse
+from medsiglip_jax.files.failures import explained
 from medsiglip_jax.preprocess import text, tokenizer_json
 from medsiglip_jax.preprocess.text import AddedToken, TextEncoder
 
@@ -129,13 +131,8 @@ def _kind(files: Mapping[str, bytes]) -> str:
 def _object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
     if name not in files:
         return {}
-    try:
-        content = json.loads(files[name])
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name} is not JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{name} holds a {type(content).__name__}; expected an object")
-    return content
+    with explained(name, "not a JSON object"):
+        return parse(files[name])
 
 
 def _said(files: Mapping[str, bytes], config: dict) -> dict[str, Any]:
@@ -150,7 +147,9 @@ def _said(files: Mapping[str, bytes], config: dict) -> dict[str, Any]:
     extra = (config | legacy).get("extra_special_tokens") or config.get("additional_special_tokens")
     extra = list(extra.values()) if isinstance(extra, dict) else extra or []
     if not isinstance(extra, list):
-        raise ValueError(f"{CONFIG}: extra_special_tokens is {extra!r}; expected a list of tokens")
+        raise ValueError(
+            f"{CONFIG}: extra_special_tokens is {settings.shown(extra)}; expected a list of tokens"
+        )
     said["extra_special_tokens"] = [_content(token) for token in extra]
     return said
 
@@ -158,7 +157,8 @@ def _said(files: Mapping[str, bytes], config: dict) -> dict[str, Any]:
 def _content(token: Any) -> str:
     content = token.get("content") if isinstance(token, dict) else token
     if not isinstance(content, str):
-        raise ValueError(f"{CONFIG}: {token!r} is not a token; expected a string or its properties")
+        shown = settings.shown(token)
+        raise ValueError(f"{CONFIG}: {shown} is not a token; expected a string or its properties")
     return content
 
 

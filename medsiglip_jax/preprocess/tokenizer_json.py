@@ -6,10 +6,12 @@ lower-casing before it, SigLIP 2's (models/siglip2/tokenization_siglip2.py). Oth
 """
 
 import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any
 
+from medsiglip_jax.files import settings
+from medsiglip_jax.files.documents import parse
+from medsiglip_jax.files.failures import explained, reason
 from medsiglip_jax.files.json_text import dumps, to_hash
 from medsiglip_jax.preprocess.text import TextEncoder
 
@@ -83,12 +85,14 @@ class JsonTokenizer(TextEncoder):
 
 
 def _object(data: bytes) -> dict[str, Any]:
-    try:
-        file = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"tokenizer.json is not JSON ({error})") from None
-    if not isinstance(file, dict) or not isinstance(file.get("model"), dict):
+    with explained("tokenizer.json", "not a JSON object"):
+        file = parse(data)
+    if not isinstance(file.get("model"), dict):
         raise ValueError("tokenizer.json describes no tokenizer: it has no model")
+    for name in ("truncation", "padding"):
+        if not isinstance(file.get(name), dict | None):
+            shown = settings.shown(file[name])
+            raise ValueError(f"tokenizer.json: {name} is {shown}; expected an object")
     return file
 
 
@@ -116,5 +120,4 @@ def _open(file: dict[str, Any]) -> Any:
     try:
         return tokenizers.Tokenizer.from_str(dumps(file))
     except Exception as error:  # the library raises plain exceptions
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"tokenizer.json cannot be read ({reason})") from error
+        raise ValueError(f"tokenizer.json cannot be read ({reason(error)})") from error

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from medsiglip_jax.files import failures
 from medsiglip_jax.files.places import Given, is_remote
 from medsiglip_jax.model.weights.orbax import check_names, orbax
 
@@ -98,13 +99,14 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
     @contextlib.contextmanager
     def _disk_full(self) -> Iterator[None]:
         try:
-            yield
-        except Exception as error:  # tensorstore's is a ValueError
-            if "No space left" not in str(error):
+            with failures.writing(self.folder):
+                yield
+        except OSError as error:
+            if error.errno not in failures.CANNOT_WRITE:
                 raise
             raise OSError(
-                f"{self.folder}: no space left for a checkpoint; the earlier ones are intact, and "
-                "the same command resumes from them"
+                f"{self.folder}: no space left for a checkpoint ({error.strerror}); the earlier "
+                "ones are intact, and the same command resumes from them"
             ) from None
 
     def restore(self, shapes: Any, step: int | None = None) -> tuple[int, Any] | None:

@@ -3,9 +3,9 @@
 import dataclasses
 import functools
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from medsiglip_jax.files import credentials, locks, places, storage
+from medsiglip_jax.files import credentials, locks, places, settings, storage
 from medsiglip_jax.files import json as json_files
+from medsiglip_jax.files.failures import explained
 from medsiglip_jax.files.json_text import dumps, to_hash
 from medsiglip_jax.model import api, devices, processes, tree
 from medsiglip_jax.model.weights import hub, processors
@@ -163,7 +164,7 @@ class Unreadable:
         index = jax.process_index()
         self.path = workdir / (f"unreadable-{index}.jsonl" if index else UNREADABLE)
         self.limit, self._last = limit, ""
-        self.images = {line["image"] for line in storage.read_lines(self.path)}
+        self.images = {line["image"] for line in storage.read_lines(self.path, image=str)}
         self._lines = storage.Lines(self.path)
 
     def __call__(self, image: str, reason: str) -> None:
@@ -194,7 +195,7 @@ class NotFinite:
     """Tells from lines of metrics which updates were skipped, and, once, what is undefined."""
 
     def __init__(self, workdir: places.Place, limit: int):
-        lines = storage.read_lines(workdir / loop.METRICS)
+        lines = loop.read_metrics(workdir / loop.METRICS)
         self._skipped = max((line.get("skipped", 0) for line in lines), default=0)
         self._limit, self._undefined = limit, set()
 
@@ -232,11 +233,34 @@ def _opened(workdir: places.Place) -> Iterator[locks.Check]:
 
 def _config_of(workdir: places.Place) -> dict[str, Any] | None:
     """The config.json of a fine-tuning run, or None."""
+    path = workdir / CONFIG
     try:
-        content = json.loads((workdir / CONFIG).read_text(encoding="utf-8"))
+        content = json_files.read(path)
     except (FileNotFoundError, ValueError):
         return None
-    return content if isinstance(content, dict) and "init_sha256" in content else None
+    if "init_sha256" not in content:
+        return None
+    with explained(path, "not the config of a fine-tuning run as finetune wrote it"):
+        settings.build(_Recorded, {name: content.get(name) for name in ("recipe", "data_sha256")})
+        known = {name: content["recipe"].get(name) for name in ("data", "objective")}
+        settings.build(_RecordedRecipe, known, "recipe")
+    return content
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """What of config.json a later run is compared by."""
+
+    recipe: Mapping[str, Any]
+    data_sha256: str
+
+
+@dataclass(frozen=True)
+class _RecordedRecipe:
+    """What of a recipe has changed its form between versions."""
+
+    data: tuple[Mapping[str, Any], ...]
+    objective: Mapping[str, Any]
 
 
 def _claim(workdir: places.Place, prepared: build.PreparedRun, warn: Callable[[str], None]) -> None:
@@ -251,7 +275,7 @@ def _claim(workdir: places.Place, prepared: build.PreparedRun, warn: Callable[[s
 
 
 def _compare(workdir: places.Place, before: dict, run: dict, saved: bool, warn) -> None:
-    old, new = before["recipe"], json.loads(dumps(run["recipe"], default=str))
+    old, new = before["recipe"], json_files.parse(dumps(run["recipe"], default=str))
     # Runs of earlier versions lack keys that came later, whose defaults are what they did.
     defaults = {f.name: f.default for f in dataclasses.fields(Data) if f.name != "path"}
     old["data"] = [{**defaults, **data} for data in old["data"]]
@@ -313,7 +337,7 @@ def _repo_of(init: str | None) -> str | None:
 def _finish(
     workdir: places.Place, prepared: build.PreparedRun, state: State, unreadable: Unreadable
 ) -> dict[str, Any]:
-    done, lines = int(state["step"]), storage.read_lines(workdir / loop.METRICS)
+    done, lines = int(state["step"]), loop.read_metrics(workdir / loop.METRICS)
     if prepared.recipe.best:
         with _options(prepared.recipe).checkpoints(workdir) as checkpoints:
             checkpoint = checkpoints.restore(loop.shapes_of(state), checkpoints.best_step())

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from medsiglip_jax.files import places, storage
+from medsiglip_jax.files import places, settings, storage
 from medsiglip_jax.model import processes
 from medsiglip_jax.train.checkpoints import Checkpoints
 from medsiglip_jax.train.step import Batch, Metrics, State, place_shapes
@@ -179,6 +179,17 @@ def _check_best(options: LoopOptions, results: Mapping[str, float] | None) -> No
         )
 
 
+def read_metrics(path: places.Place) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl`, a ValueError if one holds what is no number."""
+    lines = storage.read_lines(path, step=int)
+    for line in lines:
+        for name, value in line.items():
+            if not isinstance(value, int | float | None):
+                shown = settings.shown(value)
+                raise ValueError(f"{path}: {name} of step {line['step']} is {shown}; remove it")
+    return lines
+
+
 class MetricsLog:
     """`metrics.jsonl`: one JSON object per logged step, written by process 0.
 
@@ -189,7 +200,8 @@ class MetricsLog:
     def __init__(self, path: places.Place, start: int):
         self._clock, self._step = time.perf_counter(), start
         main = jax.process_index() == 0
-        self._lines = storage.Lines(path, lambda line: line["step"] <= start) if main else None
+        keep = lambda line: line["step"] <= start  # noqa: E731
+        self._lines = storage.Lines(path, keep, step=int) if main else None
 
     def write(self, step: int, values: Mapping[str, float], rows: int) -> dict[str, Any]:
         """Appends a line, with the images per second since the last one; a batch has `rows`."""

@@ -185,6 +185,32 @@ def test_open_probe_refuses_what_is_none(fitted, tmp_path):
         fitted.save(tmp_path / "p.pkl")
 
 
+@pytest.mark.parametrize("name, change, says", [
+    ("coefficients", lambda x: np.where(x == x[0, 0], np.nan, x), "coefficients has 1 values that"),
+    ("intercepts", lambda x: x * np.nan, "intercepts are NaN or infinite"),
+    ("intercepts", lambda x: np.where(x == x[0], np.nan, x), "intercepts are NaN or infinite"),
+    ("mean", lambda x: np.where(x == x[0], np.inf, x), "mean has 1 values that are NaN"),
+    ("deviation", lambda x: x * 0, "deviation has values that are not positive"),
+    ("coefficients", lambda x: x.astype(complex), "coefficients is complex128 .*; expected floats"),
+    ("thresholds", lambda x: x.astype(str), "thresholds is <U.*; expected floats"),
+    ("coefficients", lambda x: x.T, r"is float64 \(12, 3\); expected floats \(3, 12\)"),
+    ("mean", lambda x: np.array([{}], object), "mean holds pickled objects"),
+    ("metadata", lambda x: np.stack([x, x]), "its metadata has the shape"),
+    ("metadata", lambda x: np.array('{"format": ' + "[" * 100_000), "nested too deeply"),
+])  # fmt: skip
+def test_a_probe_of_other_numbers_is_one_line(fitted, tmp_path, name, change, says):
+    """Not "nan%" for every image, nor numpy's advice to load a pickle unsafely."""
+    fitted.save(tmp_path / "p.npz")
+    with np.load(tmp_path / "p.npz") as file:
+        arrays = {key: file[key] for key in file.files}
+    np.savez(tmp_path / "p.npz", **arrays | {name: change(arrays[name])})
+    with pytest.raises(
+        ValueError, match=rf"^{tmp_path}/p.npz: not a probe that .*{says}"
+    ) as caught:
+        open_probe(tmp_path / "p.npz")
+    assert "allow_pickle" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [

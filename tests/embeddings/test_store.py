@@ -92,7 +92,7 @@ def test_a_manifest_with_other_types_is_one_line(tmp_path):
     whole["model"] = {"source": "m", "sha256": "x"}
     for facts, say in (
         ({"parts": 3, "dim": "8"}, "dim is '8'; expected int; parts is 3; expected tuple"),
-        ({"parts": [{"file": "p"}]}, r"parts\[0\] lacks rows; this is not a manifest that embed"),
+        ({"parts": [{"file": "p"}]}, r"parts\[0\] lacks rows"),
         ({"parts": ["p"]}, r"parts\[0\] is 'p'; expected a mapping of file, rows"),
         ({"parts": [{"file": "p", "rows": -1}]}, r"parts\[0\].rows is -1; expected at least 0"),
         ({"model": None}, "manifest lacks model"),
@@ -103,7 +103,7 @@ def test_a_manifest_with_other_types_is_one_line(tmp_path):
         ({"parts": [{"file": "/p", "rows": 1}]}, r"parts\[0\].file is '/p'; expected a plain file"),
     ):
         (tmp_path / "manifest.json").write_text(json.dumps(whole | facts))
-        with pytest.raises(ValueError, match=rf"^{tmp_path}/manifest.json: {say}"):
+        with pytest.raises(ValueError, match=rf"^{tmp_path}/manifest.json: not a mani.*\({say}"):
             Embeddings(tmp_path)
     for content in (b"\xff", b"null"):
         (tmp_path / "manifest.json").write_bytes(content)

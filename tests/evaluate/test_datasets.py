@@ -627,6 +627,24 @@ def test_medmnist_of_classes(tmp_path, file):
         read("pathmnist", tmp_path)
 
 
+@pytest.mark.parametrize("images, labels, says", [
+    (complex, np.uint8, "test_images is complex128; expected uint8"),
+    (np.uint8, complex, "test_labels is complex128; expected numbers"),
+    (np.uint8, object, "test_labels holds pickled objects, which could run code"),
+    (np.uint8, np.float32, "test_labels is float32; expected finite numbers"),
+    (np.float32, np.uint8, "test_images is float32; expected uint8"),
+])  # fmt: skip
+def test_arrays_of_other_numbers_are_refused_before_anything_is_embedded(
+    tmp_path, images, labels, says
+):
+    arrays._array.cache_clear()
+    cells = np.zeros((2, 14)) + (np.nan if labels is np.float32 else 0)
+    content = {"test_images": np.zeros((2, 4, 4), images), "test_labels": cells.astype(labels)}
+    np.savez(tmp_path / "chestmnist.npz", **content)
+    with pytest.raises(ValueError, match=f"{tmp_path}/chestmnist.npz: .*{says}"):
+        read("chestmnist", tmp_path)
+
+
 def test_medmnist_of_findings_in_grey(tmp_path):
     pixels = np.arange(2 * 28 * 28, dtype=np.uint8).reshape(2, 28, 28)
     labels = np.zeros((2, 14), np.uint8)

@@ -30,5 +30,5 @@ def test_towers_must_embed_into_one_space():
 def test_config_round_trip():
     for made in config.NAMED.values():
         assert config.ModelConfig.from_dict(made.to_dict()) == made
-    with pytest.raises(ValueError, match="not a model configuration"):
+    with pytest.raises(ValueError, match="vision has no key widht .did you mean width"):
         config.ModelConfig.from_dict({"vision": {"widht": 3}, "text": None})

@@ -11,7 +11,7 @@ from references import assert_close, model_terms
 from safetensors.numpy import load_file, save_file
 
 import medsiglip_jax
-from medsiglip_jax.model import api, config
+from medsiglip_jax.model import api, config, towers
 from medsiglip_jax.model.weights.checkpoint import CheckpointError
 
 
@@ -130,7 +130,7 @@ def test_a_pooling_head_in_a_gemma_checkpoint_is_left_out(tmp_path, prefix):
 def test_quantised_tensors_are_refused(folder):
     name = "vision_model.head.mlp.fc1.weight"
     rewrite(folder, lambda t: t.update({name: t[name].astype(np.int8)}))
-    with pytest.raises(CheckpointError, match="MlpBlock_0/Dense_0/kernel.*expected a float"):
+    with pytest.raises(CheckpointError, match=f"{name} is I8; expected a float"):
         medsiglip_jax.load(folder)
 
 
@@ -149,6 +149,39 @@ def test_wrong_configurations(folder, field, value, say):
     path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
     with pytest.raises(CheckpointError, match=say):
         medsiglip_jax.load(folder)
+
+
+@pytest.mark.parametrize("tower, key, value, told", [
+    ("vision", "num_hidden_layers", 10**6, "tensors of 2"),
+    ("vision", "image_size", 10**9, "9 positions"),
+    ("text", "max_position_embeddings", 10**9, r"\(64, 32\)"),
+    ("text", "vocab_size", 10**12, r"\(64, 32\)"),
+    ("vision", "intermediate_size", 10**15, r"\(48, 32\)"),
+    ("text", "num_hidden_layers", 1, "tensors of 2"),
+    ("text", "vocab_size", -1, "a positive integer"),
+    ("text", "num_hidden_layers", True, "a positive integer"),
+    ("vision", "patch_size", 14.0, "a positive integer"),
+])  # fmt: skip
+def test_numbers_that_contradict_the_tensors(folder, monkeypatch, tower, key, value, told):
+    """Before anything of that size is built: a million layers took three minutes, and a billion
+    pixels ended the process."""
+    monkeypatch.setattr(towers, "param_shapes", pytest.fail)
+    path = folder / "config.json"
+    raw = json.loads(path.read_text())
+    raw[f"{tower}_config"][key] = value
+    path.write_text(json.dumps(raw))
+    with pytest.raises(CheckpointError, match=rf"{tower} {key} is {value}.*{told}") as caught:
+        medsiglip_jax.load(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_number_of_labels_is_limited_before_they_are_named(folder):
+    path = folder / "config.json"
+    raw = json.loads(path.read_text()) | {"architectures": ["SiglipForImageClassification"]}
+    for count in (10**9, "3", -2, [1]):
+        path.write_text(json.dumps(raw | {"num_labels": count}))
+        with pytest.raises(CheckpointError, match="num_labels is .*; expected 1 to 100000"):
+            medsiglip_jax.load(folder)
 
 
 def grow(path):

@@ -138,13 +138,61 @@ def test_names_of_arrays_are_no_paths(golden, tmp_path, name):
     array["key_metadata"][-1]["key"] = name
     (folder / "_METADATA").write_text(json.dumps(metadata))
     say = "_METADATA names an array .*evil'; expected names, not paths"
-    with pytest.raises(CheckpointError, match=f"model: cannot be opened: {say}"):
+    with pytest.raises(CheckpointError, match=f"model: cannot be opened: .*{say}"):
         medsiglip_jax.load(tmp_path / "model")
     with Checkpoints(tmp_path / "run") as checkpoints:
         checkpoints.save(3, {"a": np.arange(3.0)})
         shutil.copy(folder / "_METADATA", tmp_path / "run" / "3" / "default")
         with pytest.warns(match=say), pytest.raises(ValueError, match=say):
             checkpoints.restore({"a": jax.ShapeDtypeStruct((3,), np.float32)})
+
+
+@pytest.mark.parametrize("key, value", [
+    ("vision.depth", 10**6), ("vision.image_size", 10**9), ("text.context_length", 10**9),
+    ("text.vocab_size", 3),
+])  # fmt: skip
+def test_numbers_that_contradict_an_orbax_tree(golden, tmp_path, monkeypatch, key, value):
+    medsiglip_jax.save(golden, tmp_path / "orbax", format="orbax")
+    marker = tmp_path / "orbax" / "medsiglip_jax.json"
+    content, (tower, name) = json.loads(marker.read_text()), key.split(".")
+    content["config"][tower][name] = value
+    marker.write_text(json.dumps(content))
+    monkeypatch.setattr(towers, "param_shapes", pytest.fail)
+    with pytest.raises(CheckpointError, match=rf"medsiglip_jax.json: {key} is {value}, and"):
+        medsiglip_jax.load(tmp_path / "orbax")
+
+
+@pytest.mark.parametrize("name, value", [
+    ("image_size", 10**9), ("depth", 10**6), ("vocab_size", 10**9), ("context_length", 10**9),
+    ("width", 10**7), ("mlp_dim", 10**12),
+])  # fmt: skip
+def test_what_no_tensors_contradict_has_limits(name, value):
+    sizes = dict(image_size=28, patch_size=14, width=16, depth=1, mlp_dim=16, num_heads=2)
+    absurd = config.two_towers(**sizes | {name: value})
+    with pytest.raises(ValueError, match=f"{name} is {value}; expected at most"):
+        medsiglip_jax.init(absurd)
+
+
+@pytest.mark.parametrize("damage", ["missing", "{}", "[]", '{"tree_metadata": 3}', "null", "{"])
+def test_a_damaged_orbax_tree_is_one_line(golden, tmp_path, damage):
+    medsiglip_jax.save(golden, tmp_path / "orbax", format="orbax")
+    metadata = tmp_path / "orbax" / "params" / "_METADATA"
+    metadata.unlink() if damage == "missing" else metadata.write_text(damage)
+    with pytest.raises(CheckpointError, match="cannot be opened: params") as caught:
+        medsiglip_jax.load(tmp_path / "orbax")
+    assert "NoneType" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("format", layouts.WRITABLE)
+def test_info_names_a_tensor_that_is_not_finite(tmp_path, value, format):
+    model = medsiglip_jax.init(FUZZED)
+    model.params["img"]["embedding"]["bias"] = jax.numpy.full(4, value)
+    medsiglip_jax.save(model, tmp_path / "m", format)
+    with pytest.raises(
+        CheckpointError, match="img/embedding/bias has 4 values that are NaN or inf"
+    ):
+        api.describe(tmp_path / "m")
 
 
 @pytest.mark.parametrize("source, error, say", [

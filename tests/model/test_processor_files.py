@@ -209,7 +209,7 @@ WHAT = {
     "no resize": "do_resize is False",
     "crop": "do_center_crop is true",
     "another processor": "image_processor_type is 'CLIPImageProcessor'",
-    "std 0": "pixels.std is (0.5, 0.0, 0.5)",
+    "std 0": "image_std is [0.5, 0.0, 0.5]; expected finite numbers other than 0",
     "two means": "expected three finite numbers",
     "a shorter text": "model_max_length is 16, and the text tower reads 64 tokens",
     "the shorter edge": "size is 42, and the image tower takes 42 x 42",

@@ -1,12 +1,9 @@
 """A linear probe: logistic regression on frozen embeddings, saved with what its use requires."""
 
-import io
-import json
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64
@@ -17,8 +14,9 @@ from medsiglip_jax.data.labels import label_columns
 from medsiglip_jax.embeddings.probe import logistic
 from medsiglip_jax.embeddings.probe.scaling import Scaling, fit_scaling
 from medsiglip_jax.embeddings.provenance import Provenance
+from medsiglip_jax.files import arrays, places, settings, storage
 from medsiglip_jax.files import json as json_files
-from medsiglip_jax.files import places, storage
+from medsiglip_jax.files.failures import explained
 
 _FORMAT = "medsiglip_jax probe 1"
 _OWN, _OF_SCALING = ("coefficients", "intercepts", "thresholds"), ("mean", "deviation")
@@ -108,27 +106,55 @@ def open_probe(path: places.Given) -> Probe:
     place = places.at(path)
     if not place.is_file():
         raise FileNotFoundError(f"no such file: {path}")
-    try:
-        return _read(place.read_bytes())
-    except (ValueError, KeyError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: not a probe that this version can read ({error})") from None
+    with explained(path, "not a probe that this version can read"), place.open("rb") as file:
+        with arrays.opened(file) as content:
+            return _read(content)
 
 
-def _read(content: bytes) -> Probe:
-    with np.load(io.BytesIO(content), allow_pickle=False) as file:
-        own, of_scaling = ({name: file[name] for name in names} for names in (_OWN, _OF_SCALING))
-        metadata = json.loads(str(file["metadata"]))
-    if metadata["format"] != _FORMAT:
-        raise ValueError(f"its format is {metadata['format']!r}")
-    provenance, classes = Provenance(**metadata["provenance"]), tuple(metadata["classes"])
-    shapes = [array.shape for array in (*own.values(), *of_scaling.values())]
-    c, d = len(classes), provenance.dim
-    if shapes != [(c, d), (c,), (c,), (d,), (d,)]:
-        raise ValueError(f"its arrays have shapes {shapes} for {c} classes and {d} numbers")
-    return Probe(
-        **own, scaling=Scaling(**of_scaling, unit=metadata["unit"]), classes=classes,
-        exclusive=metadata["exclusive"], provenance=provenance, facts=metadata["facts"],
+@dataclass(frozen=True)
+class _Metadata:
+    """The entry "metadata" of a probe's file."""
+
+    format: Annotated[str, settings.one_of([_FORMAT])]
+    classes: tuple[str, ...]
+    exclusive: bool
+    unit: bool
+    provenance: Provenance
+    facts: Mapping[str, Any]
+
+
+def _read(file: arrays.Npz) -> Probe:
+    shape = file.headers["metadata"].shape
+    if shape:
+        raise ValueError(f"its metadata has the shape {shape}; expected one text")
+    metadata = settings.build(_Metadata, json_files.parse(str(file.read("metadata"))), "metadata")
+    c, d = len(metadata.classes), metadata.provenance.dim
+    expected = dict(zip((*_OWN, *_OF_SCALING), ((c, d), (c,), (c,), (d,), (d,)), strict=True))
+    for name, shape in expected.items():
+        header = file.headers[name]
+        if header.shape != shape or header.dtype.kind != "f":
+            raise ValueError(f"{name} is {header.dtype} {header.shape}; expected floats {shape}")
+    own, of_scaling = ({name: file.read(name) for name in names} for names in (_OWN, _OF_SCALING))
+    probe = Probe(
+        **own, scaling=Scaling(**of_scaling, unit=metadata.unit), classes=metadata.classes,
+        exclusive=metadata.exclusive, provenance=metadata.provenance, facts=metadata.facts,
     )  # fmt: skip
+    _check_finite(probe)
+    return probe
+
+
+def _check_finite(probe: Probe) -> None:
+    """Raises a ValueError for numbers that would make probabilities undefined where they are not
+    meant to be."""
+    arrays = {"mean": probe.scaling.mean, "deviation": probe.scaling.deviation,
+              "coefficients": probe.coefficients[probe.fitted]}  # fmt: skip
+    for name, values in arrays.items():
+        if wrong := int((~np.isfinite(values)).sum()):
+            raise ValueError(f"{name} has {wrong:,} values that are NaN or infinite; fit it again")
+    if not (probe.scaling.deviation > 0).all():
+        raise ValueError("deviation has values that are not positive; fit it again")
+    if not probe.fitted.any() or (probe.exclusive and np.isnan(probe.intercepts).any()):
+        raise ValueError("intercepts are NaN or infinite; fit it again")
 
 
 def fit(

@@ -19,7 +19,8 @@ from medsiglip_jax.data.labels import Policy
 from medsiglip_jax.evaluate.data.dataset import Dataset, where_to_get
 from medsiglip_jax.evaluate.data.layout import ArrayData, ArrayName
 from medsiglip_jax.evaluate.tasks import Task
-from medsiglip_jax.files import limits
+from medsiglip_jax.files import arrays, limits
+from medsiglip_jax.files.failures import explained
 from medsiglip_jax.files.places import Place, refuse_remote
 
 PROTOCOL = "array"
@@ -62,8 +63,13 @@ def read(task: Task, layout: ArrayData, root: Place, policy: Policy) -> Dataset:
     refuse_remote(root)
     arrays = layout.images, layout.labels
     images, file = (_first_file(task, Path(str(root)), array, layout) for array in arrays)
-    key, shape = layout.images.key, _array(str(images), layout.images.key).shape
-    labels = np.asarray(_array(str(file), layout.labels.key))
+    key, pixels = layout.images.key, _array(str(images), layout.images.key)
+    shape, labels = pixels.shape, np.asarray(_array(str(file), layout.labels.key))
+    if pixels.dtype != np.uint8:
+        raise ValueError(f"{images}: {key} is {pixels.dtype}; expected uint8")
+    if labels.dtype.kind not in "biuf" or not np.isfinite(labels).all():
+        what = "finite numbers" if labels.dtype.kind == "f" else "numbers"
+        raise ValueError(f"{file}: {layout.labels.key} is {labels.dtype}; expected {what}")
     if len(labels) != shape[0] or len(shape) not in (3, 4):
         raise ValueError(
             f"{images}: {key} has shape {shape} and {layout.labels.key} {labels.shape}; expected "
@@ -106,13 +112,10 @@ def _array(path: str, key: str) -> Any:
     """The array: of .npz in memory, of .h5 in the file."""
     if not path.endswith(".npz"):
         return _h5(path, key)
-    try:
-        with np.load(path) as file:
-            if key not in file.files:
-                raise ValueError(f"no array {key!r}; there are {', '.join(file.files)}")
-            return file[key]
-    except (OSError, EOFError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from None
+    with explained(path, "not arrays that can be read"), arrays.opened(path) as file:
+        if key not in file.headers:
+            raise ValueError(f"no array {key!r}; there are {', '.join(file.headers)}")
+        return file.read(key)
 
 
 def _h5(path: str, key: str) -> Any:
@@ -122,11 +125,9 @@ def _h5(path: str, key: str) -> Any:
         raise ModuleNotFoundError(
             f"{path}: reading HDF5 needs h5py: pip install 'medsiglip-jax[evaluate]'"
         ) from None
-    try:
+    with explained(path, "not readable as HDF5"):
         # A chunk holds many images and is decompressed as a whole: keep the last ones.
         file = h5py.File(path, "r", rdcc_nbytes=64 << 20)
-    except OSError as error:
-        raise ValueError(f"{path}: not readable as HDF5 ({error})") from None
     if key not in file:
         raise ValueError(f"{path}: no array {key!r}; there are {', '.join(file)}")
     array = file[key]

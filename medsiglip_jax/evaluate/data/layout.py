@@ -223,7 +223,8 @@ def build(data: Mapping[str, Any]) -> Any:
         ValueError: all that is wrong with it.
     """
     adapter = data.get("adapter")
-    if adapter not in LAYOUTS:
-        raise ValueError(f"adapter is {adapter!r}; expected one of {', '.join(LAYOUTS)}")
+    if not isinstance(adapter, str) or adapter not in LAYOUTS:
+        shown = settings.shown(adapter)
+        raise ValueError(f"adapter is {shown}; expected one of {', '.join(LAYOUTS)}")
     table = {key: value for key, value in data.items() if key != "adapter"}
     return settings.build(LAYOUTS[adapter], table, "the table")

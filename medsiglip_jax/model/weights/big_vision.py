@@ -1,5 +1,6 @@
 """big_vision .npz checkpoints: scanned or unrolled, with or without a "params/" prefix."""
 
+import contextlib
 import math
 import re
 import zipfile
@@ -11,9 +12,17 @@ import ml_dtypes
 import numpy as np
 from numpy.lib import format as npy
 
+from medsiglip_jax.files import arrays
+from medsiglip_jax.files.failures import reason
 from medsiglip_jax.model import tree
 from medsiglip_jax.model.config import NAMED, ModelConfig, TextConfig, VisionConfig
-from medsiglip_jax.model.weights.checkpoint import Checkpoint, CheckpointError, Layout, Leaf
+from medsiglip_jax.model.weights.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    Layout,
+    Leaf,
+    explained,
+)
 
 _LAYER = re.compile(r"(.*/encoderblock)_(\d+)(/.*)")
 
@@ -26,11 +35,10 @@ def open_npz(path: Path) -> Checkpoint:
     sound = {name: leaf.shape for name, leaf in leaves.items() if not leaf.problems}
     try:
         config = infer_config(sound)
-    except (KeyError, ValueError, IndexError) as error:
+    except (KeyError, ValueError, IndexError, TypeError, ZeroDivisionError) as error:
         problems = [problem for leaf in leaves.values() for problem in leaf.problems]
-        raise CheckpointError(
-            path, [f"not a two-tower SigLIP: cannot infer the architecture ({error})", *problems]
-        ) from None
+        why = f"not a two-tower SigLIP: cannot infer the architecture ({reason(error)})"
+        raise CheckpointError(path, [why, *problems]) from None
     return Checkpoint(str(path), config, leaves, files=(path,), notes=notes)
 
 
@@ -38,22 +46,9 @@ def _headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """Key -> (shape, dtype), from the .npy headers alone."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    headers, problems = {}, []
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.namelist():
-                with archive.open(member) as file:
-                    old = npy.read_magic(file) == (1, 0)
-                    read = npy.read_array_header_1_0 if old else npy.read_array_header_2_0
-                    shape, _, dtype = read(file)
-                if dtype.hasobject:
-                    problems.append(f"{member} holds pickled objects, which are not read")
-                headers[member.removesuffix(".npy")] = (shape, _as_bfloat16(dtype))
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError, NotImplementedError) as error:
-        raise CheckpointError(path, [f"not a readable .npz: {error}"]) from None
-    if problems:
-        raise CheckpointError(path, problems)
-    return headers
+    with explained(path, "not a readable .npz"), arrays.opened(path) as file:
+        return {key: (header.shape, _as_bfloat16(header.dtype))
+                for key, header in file.headers.items()}  # fmt: skip
 
 
 def _as_bfloat16(dtype: np.dtype) -> np.dtype:
@@ -121,6 +116,27 @@ def _encoder(shapes: dict[str, tuple[int, ...]], name: str) -> tuple[int, int, i
     depth, _, num_heads, _ = shapes[f"{block}/MultiHeadDotProductAttention_0/query/kernel"]
     mlp_dim = shapes[f"{block}/MlpBlock_0/Dense_0/kernel"][-1]
     return depth, mlp_dim, num_heads
+
+
+def contradictions(config: ModelConfig, shapes: dict[str, tuple[int, ...]]) -> list[str]:
+    """Which numbers of an architecture are not those of parameters of these shapes; none where
+    parameters are missing, which is found later."""
+    with contextlib.suppress(KeyError, ValueError, IndexError):
+        told = infer_config(shapes)
+        towers = ("vision", config.vision, told.vision), ("text", config.text, told.text)
+        return [
+            f"{name}.{field} is {value}, and the parameters are of {getattr(theirs, field)}"
+            for name, ours, theirs in towers
+            if ours and theirs
+            for field, value in vars(ours).items()
+            if field not in _UNTOLD and value != getattr(theirs, field)
+            if field != "image_size" or ours.num_tokens != theirs.num_tokens
+        ]
+    return []
+
+
+# What shapes do not tell. Of the size of images they tell only how many patches fit into it.
+_UNTOLD = ("pool", "pixels")
 
 
 def _image_size(grid: int, patch: int) -> int:

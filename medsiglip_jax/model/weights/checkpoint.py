@@ -1,6 +1,7 @@
 """The types that every checkpoint layout shares: parameters on disk, and their problems."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from medsiglip_jax.files import failures
 from medsiglip_jax.model.config import ModelConfig
 
 # The names that users give to element types.
@@ -30,6 +32,11 @@ class CheckpointError(ValueError):
         self.problems = problems
         lines = problems if len(problems) == 1 else [f"{len(problems)} problems", *problems]
         super().__init__(f"{source}: " + "\n  ".join(lines))
+
+
+def explained(source: object, problem: str) -> AbstractContextManager[None]:
+    """`failures.explained` with a CheckpointError."""
+    return failures.explained(source, problem, error=lambda at, text: CheckpointError(at, [text]))
 
 
 @dataclass(frozen=True)

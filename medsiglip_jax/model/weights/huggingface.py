@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 
 from medsiglip_jax.files import json as json_files
 from medsiglip_jax.files import places
+from medsiglip_jax.files.failures import reason
 from medsiglip_jax.model import towers, tree
 from medsiglip_jax.model.config import ModelConfig
 from medsiglip_jax.model.weights import huggingface_config, processors
@@ -23,6 +24,7 @@ from medsiglip_jax.model.weights.checkpoint import (
     CheckpointError,
     Layout,
     Leaf,
+    explained,
     why_unreadable,
 )
 from medsiglip_jax.model.weights.names import Entry, entries, tensor_shape
@@ -36,10 +38,8 @@ _CONFIG = "config.json"
 def open_folder(path: Path) -> Checkpoint:
     """Opens a folder that has a config.json; nothing but headers is read."""
     raw = read_json(path / _CONFIG)
-    try:
+    with explained(path / _CONFIG, "not an architecture that is supported"):
         config = huggingface_config.parse(raw)
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(path / _CONFIG, [str(error)]) from None
     files, notes = _weight_files(path, raw.get("transformers_weights"))
     names = open_files(path, files)
     _check_prefix(path, names, config)
@@ -47,6 +47,9 @@ def open_folder(path: Path) -> Checkpoint:
         tensors, problems, left_out = _select_of_gemma(names)
     else:
         tensors, problems, left_out = _select(names, raw["model_type"]), [], []
+    shapes = {name: _shape(stored, handle) for name, (stored, handle) in tensors.items()}
+    if wrong := huggingface_config.contradictions(config, shapes):
+        raise CheckpointError(path / _CONFIG, wrong)
     leaves, unused = _leaves(config, tensors)
     problems += [f"unexpected tensor {tensors[name][0]}" for name in unused]
     notes += [_NO_POOLING] if config.vision and config.vision.pool == "mean" else []
@@ -60,6 +63,10 @@ _NO_POOLING = (
 )
 
 
+def _shape(name: str, handle: Any) -> tuple[int, ...]:
+    return tuple(handle.get_slice(name).get_shape())
+
+
 def _leaves(config: ModelConfig, tensors: dict[str, tuple]) -> tuple[dict[str, Leaf], list[str]]:
     """Checks every tensor against the architecture.
 
@@ -68,17 +75,19 @@ def _leaves(config: ModelConfig, tensors: dict[str, tuple]) -> tuple[dict[str, L
     """
     leaves, unused, groups = {}, set(tensors), grouped(config, "path")
     for path, parameter in tree.items(towers.param_shapes(config)):
-        readers, problems, dtype = [], [], np.dtype("V1")
+        readers, problems, dtype = [], [], np.dtype("f4")
         for entry in groups[path]:
             unused.discard(entry.name)
             if entry.name not in tensors:
                 problems.append(f"missing tensor {entry.name}")
                 continue
             name, handle = tensors[entry.name]
-            header, shape = handle.get_slice(name), entry.part(parameter.shape)
-            dtype = _DTYPES.get(header.get_dtype(), np.dtype("V1"))
-            got, want = tuple(header.get_shape()), tensor_shape(entry, shape)
-            if got != want:
+            stored, shape = handle.get_slice(name).get_dtype(), entry.part(parameter.shape)
+            dtype = _DTYPES.get(stored, dtype)
+            got, want = _shape(name, handle), tensor_shape(entry, shape)
+            if stored not in _DTYPES:
+                problems.append(f"{name} is {stored}; expected a float type, {_NAMES}")
+            elif got != want:
                 problems.append(f"{name} has shape {got}, the configuration wants {want}")
             readers.append(partial(_read_tensor, handle, name, entry, shape))
         leaves[path] = Leaf(parameter.shape, dtype, tuple(readers), tuple(problems))
@@ -100,6 +109,7 @@ def _read_tensor(handle, name: str, entry: Entry, shape: tuple[int, ...]) -> np.
 # The names of `FLOATS` in safetensors.
 _DTYPES = {"F64": np.dtype("f8"), "F32": np.dtype("f4"), "F16": np.dtype("f2")}
 _DTYPES["BF16"] = np.dtype(ml_dtypes.bfloat16)
+_NAMES = ", ".join(_DTYPES)
 
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -152,7 +162,7 @@ def open_files(path: Path, files: list[Path]) -> dict[str, Any]:
         try:
             handle = safe_open(file, framework="numpy")
         except (SafetensorError, OSError, ValueError) as error:
-            problems.append(f"{file.name} is not a readable safetensors file: {error}")
+            problems.append(f"{file.name} is not a readable safetensors file: {reason(error)}")
             continue
         twice = handles.keys() & handle.keys()
         problems += [f"tensor {name} is in two files, also in {file.name}" for name in twice]
@@ -163,10 +173,8 @@ def open_files(path: Path, files: list[Path]) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json_files.read(path)
-    except (ValueError, OSError) as error:
-        raise CheckpointError(path, [str(error)]) from None
+    with explained(path, "not a JSON object"):
+        return json_files.parse(path.read_text(encoding="utf-8"))
 
 
 # Where the SigLIP vision tower sits in a Gemma 3 / MedGemma checkpoint, by transformers version.

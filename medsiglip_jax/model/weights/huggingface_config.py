@@ -1,7 +1,11 @@
 """The JSON files of Hugging Face SigLIP folders: architecture, image processor, tokenizer."""
 
+import math
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from medsiglip_jax.files import settings
 from medsiglip_jax.model.config import (
     ClassifierConfig,
     ModelConfig,
@@ -9,7 +13,6 @@ from medsiglip_jax.model.config import (
     TextConfig,
     VisionConfig,
 )
-from medsiglip_jax.preprocess.dicom import rules
 
 # ------------------------------------------------------------------------------------ reading
 
@@ -67,6 +70,7 @@ def parse(raw: dict[str, Any]) -> ModelConfig:
 
 _OURS = "medsiglip_jax"  # key of config.json for what transformers has no key for
 _FINDINGS = "multi_label_classification"
+_MOST_LABELS = 100_000  # which are named here one by one, before the tensors say how many there are
 
 
 def _classifier(raw: dict[str, Any]) -> ClassifierConfig | None:
@@ -77,32 +81,39 @@ def _classifier(raw: dict[str, Any]) -> ClassifierConfig | None:
     """
     names = raw.get("id2label")
     if names is None:
-        names = {i: f"LABEL_{i}" for i in range(raw.get("num_labels") or 2)}
+        if type(count := raw.get("num_labels") or 2) is not int or not 0 < count <= _MOST_LABELS:
+            raise ValueError(f"num_labels is {settings.shown(count)}; expected 1 to {_MOST_LABELS}")
+        names = {i: f"LABEL_{i}" for i in range(count)}
     try:
         numbered = {int(i): str(label) for i, label in names.items()}
         labels = tuple(numbered[i] for i in range(len(names)))
     except (AttributeError, KeyError, TypeError, ValueError):
         raise ValueError(
-            f"id2label is {names!r}; expected the numbers from 0 on with their labels"
+            f"id2label is {settings.shown(names)}; expected the numbers from 0 on with their labels"
         ) from None
     if not labels:
         return None
     if (kind := raw.get("problem_type")) == "regression":
         raise ValueError(f"problem_type is {kind!r}: its outputs are no probabilities of labels")
-    ours = dict(raw.get(_OURS) or {})
-    ours["thresholds"] = tuple(ours.get("thresholds") or ())
-    ours["dicom"] = rules.from_dict(ours.get("dicom"))
     findings = kind == _FINDINGS or len(labels) == 1
-    return ClassifierConfig(labels, "mean", findings, **ours)
+    given = dict(labels=labels, pool="mean", multi_label=findings)
+    return settings.build(ClassifierConfig, raw.get(_OURS) or {}, _OURS, **given)
 
 
 def _complete(raw: Any, defaults: dict[str, Any], tower: str) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise ValueError(f"{tower}_config is a {type(raw).__name__}; expected an object")
-    full = _FIXED | _SIZES | defaults | {k: v for k, v in raw.items() if v is not None}
+    full: dict[str, Any] = (
+        _FIXED | _SIZES | defaults | {k: v for k, v in raw.items() if v is not None}
+    )
     for key, value in _FIXED.items():
         if full[key] != value:
-            raise ValueError(f"{tower} {key} is {full[key]!r}; expected {value!r}")
+            shown = settings.shown(full[key])
+            raise ValueError(f"{tower} {key} is {shown}; expected {value!r}")
+    for key in (*_VISION, *_TEXT):
+        if key in full and (type(full[key]) is not int or full[key] < 1):
+            shown = settings.shown(full[key])
+            raise ValueError(f"{tower} {key} is {shown}; expected a positive integer")
     return full
 
 
@@ -118,6 +129,54 @@ def _text(raw: Any) -> TextConfig:
     full = _complete(raw, _TEXT_DEFAULTS, "text")
     fields = {ours: full[key] for key, ours in _TEXT.items()}
     return TextConfig(**fields, embed_dim=full.get("projection_size", full["hidden_size"]))
+
+
+# Numbers of the architecture: the key in config.json, and the tensor and axis that say them, too.
+_SIZED = {
+    "width": ("hidden_size", "encoder.layers.0.mlp.fc1.weight", 1),
+    "mlp_dim": ("intermediate_size", "encoder.layers.0.mlp.fc1.weight", 0),
+    "patch_size": ("patch_size", "embeddings.patch_embedding.weight", 2),
+    "vocab_size": ("vocab_size", "embeddings.token_embedding.weight", 0),
+    "context_length": ("max_position_embeddings", "embeddings.position_embedding.weight", 0),
+    "embed_dim": ("projection_size", "head.weight", 0),
+}
+
+
+def contradictions(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Which numbers of config.json are not those of the tensors.
+
+    To be asked before anything of these sizes is made: a million layers took three minutes, and a
+    billion pixels ended the process.
+
+    Args:
+        config: the architecture.
+        shapes: of the tensors, by their names in a SiglipModel; what is missing is not compared.
+    """
+    problems: list[str] = []
+    for name, tower in (("vision", config.vision), ("text", config.text)):
+        if tower is not None:
+            whole = f"{name}_model."
+            own = {n.removeprefix(whole): s for n, s in shapes.items() if n.startswith(whole)}
+            problems += [f"{name} {text}" for text in _contradictions(tower, own)]
+    return problems
+
+
+def _contradictions(
+    tower: VisionConfig | TextConfig, shapes: Mapping[str, tuple[int, ...]]
+) -> Iterator[str]:
+    layers = {m[1] for name in shapes if (m := re.match(r"encoder\.layers\.(\d+)\.", name))}
+    if tower.depth != len(layers):
+        yield f"num_hidden_layers is {tower.depth}, and there are tensors of {len(layers)}"
+    for field, (key, name, axis) in _SIZED.items():
+        value, shape = getattr(tower, field, None), shapes.get(name, ())
+        if value is not None and axis < len(shape) and shape[axis] != value:
+            yield f"{key} is {value}, and the tensor {name} has shape {shape}"
+    positions = shapes.get("embeddings.position_embedding.weight")
+    if isinstance(tower, VisionConfig) and positions and positions[0] != tower.num_tokens:
+        yield (
+            f"image_size is {tower.image_size} with patches of {tower.patch_size}, which makes "
+            f"{tower.num_tokens} tokens, and the tensors have {positions[0]} positions"
+        )
 
 
 # Of transformers' SiglipImageProcessor: preprocessor_config.json may omit them.
@@ -157,11 +216,19 @@ def pixels(raw: dict[str, Any], image_size: int) -> PixelConfig:
         problems.append(f"do_resize is {full['do_resize']}, and images are always resized here")
     if full["size"] != {"height": image_size, "width": image_size}:  # a number: the shorter edge
         problems.append(
-            f"size is {full['size']}, and the image tower takes {image_size} x {image_size} pixels"
-            f' ({{"height": {image_size}, "width": {image_size}}})'
+            f"size is {settings.shown(full['size'])}, and the image tower takes {image_size} x "
+            f'{image_size} pixels ({{"height": {image_size}, "width": {image_size}}})'
         )
     if full["resample"] not in list(_RESAMPLE):
-        problems.append(f"resample is {full['resample']}; expected 2 (bilinear) or 3 (bicubic)")
+        problems.append(
+            f"resample is {settings.shown(full['resample'])}; expected 2 (bilinear) or 3 (bicubic)"
+        )
+    for key in ("rescale_factor", "image_mean", "image_std"):
+        values = full[key] if isinstance(full[key], list | tuple) else [full[key]]
+        numbers = all(type(x) in (int, float) and math.isfinite(x) for x in values)
+        if not numbers or (key != "image_mean" and 0 in values):
+            shown, but = settings.shown(full[key]), "" if key == "image_mean" else " other than 0"
+            problems.append(f"{key} is {shown}; expected finite numbers{but}")
     if problems:
         raise ValueError("; ".join(problems))
     scale = 255.0 * (full["rescale_factor"] if full["do_rescale"] else 1.0)

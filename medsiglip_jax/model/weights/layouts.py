@@ -36,6 +36,7 @@ from medsiglip_jax.model.weights.checkpoint import (
     CheckpointError,
     copy,
     dtype_of,
+    explained,
     why_unreadable,
 )
 from medsiglip_jax.preprocess import tokenizer_files
@@ -231,12 +232,32 @@ def _read(checkpoint, path, leaf, dtype, pool) -> np.ndarray:
             copy(target, read().reshape(target.shape))  # a stack of one may come without axis 0
         return _not_finite(target)
 
-    try:
+    with explained(checkpoint.source, f"{path} cannot be read"):
         wrong = sum(pool.map(fill, targets, leaf.parts))
-    except Exception as error:  # truncated zip members, bad CRCs, disk errors: all name the leaf
-        raise CheckpointError(checkpoint.source, [f"{path} cannot be read: {error}"]) from error
     _check_finite(checkpoint, path, wrong)
     return out
+
+
+def check_values(checkpoint: Checkpoint, shapes: dict[str, Any]) -> None:
+    """Reads all parameters as they are stored, and keeps none.
+
+    Args:
+        checkpoint: from `open_checkpoint`.
+        shapes: what `check` has returned for it.
+
+    Raises:
+        CheckpointError: one cannot be read, or has values that are NaN or infinite.
+    """
+    if checkpoint.restore:
+        stored = {p: jax.ShapeDtypeStruct(leaf.shape, checkpoint.leaves[p].dtype)
+                  for p, leaf in tree.items(shapes)}  # fmt: skip
+        for path, leaf in tree.items(checkpoint.restore(tree.unflatten(stored))):
+            _check_finite(checkpoint, path, _not_finite(np.asarray(leaf)))
+        return
+    for path, leaf in checkpoint.leaves.items():
+        with explained(checkpoint.source, f"{path} cannot be read"):
+            wrong = sum(_not_finite(read()) for read in leaf.parts)
+        _check_finite(checkpoint, path, wrong)
 
 
 def _not_finite(values: np.ndarray) -> int:

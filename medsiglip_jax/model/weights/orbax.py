@@ -1,6 +1,5 @@
 """This project's own folders: an orbax tree, and a marker that holds the architecture."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,14 @@ from medsiglip_jax.files import json as json_files
 from medsiglip_jax.files import places
 from medsiglip_jax.model import tree
 from medsiglip_jax.model.config import ModelConfig
-from medsiglip_jax.model.weights.checkpoint import Checkpoint, CheckpointError, Layout, Leaf
+from medsiglip_jax.model.weights import big_vision
+from medsiglip_jax.model.weights.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    Layout,
+    Leaf,
+    explained,
+)
 
 # Written last, read first.
 MARKER = "medsiglip_jax.json"
@@ -35,7 +41,7 @@ def check_names(folder: Any) -> None:
     Args:
         folder: of a tree, local or as `etils.epath` reaches it.
     """
-    arrays = json.loads((folder / _METADATA).read_text())["tree_metadata"].values()
+    arrays = json_files.read(folder / _METADATA)["tree_metadata"].values()
     names = [str(part["key"]) for array in arrays for part in array["key_metadata"]]
     if odd := [name for name in names if not places.stays_below(name)]:
         raise ValueError(f"{_METADATA} names an array {odd[0]!r}; expected names, not paths")
@@ -43,25 +49,26 @@ def check_names(folder: Any) -> None:
 
 def open_folder(folder: Path) -> Checkpoint:
     """Opens a folder that has the marker; arrays are read by `restore`."""
-    try:
-        content = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+    with explained(folder / MARKER, "not an architecture"):
+        content = json_files.parse((folder / MARKER).read_bytes())
         config = ModelConfig.from_dict(content["config"])
+    ocp, metadata = orbax(), folder / _PARAMS / _METADATA
+    if not metadata.is_file():
+        raise CheckpointError(folder, [f"cannot be opened: {_PARAMS}/{_METADATA} is missing"])
+    with explained(folder, f"cannot be opened: {_PARAMS}/{_METADATA} is damaged"):
+        if not isinstance(json_files.read(metadata).get("tree_metadata"), dict):
+            raise ValueError("no tree_metadata in it")  # of which orbax says 'NoneType' …
         check_names(folder / _PARAMS)
-        with orbax().StandardCheckpointer() as checkpointer:
-            metadata = checkpointer.metadata((folder / _PARAMS).absolute()).item_metadata.tree
-    except ModuleNotFoundError:
-        raise
-    except Exception as error:  # orbax and tensorstore raise many kinds for a damaged folder
-        raise CheckpointError(folder, [f"cannot be opened: {error}"]) from error
-    leaves = {p: Leaf(tuple(x.shape), np.dtype(x.dtype), ()) for p, x in tree.items(metadata)}
+        with ocp.StandardCheckpointer() as checkpointer:
+            found = checkpointer.metadata((folder / _PARAMS).absolute()).item_metadata.tree
+        leaves = {p: Leaf(tuple(x.shape), np.dtype(x.dtype), ()) for p, x in tree.items(found)}
+    if wrong := big_vision.contradictions(config, {p: leaf.shape for p, leaf in leaves.items()}):
+        raise CheckpointError(folder / MARKER, wrong)
     files = tuple(sorted(p for p in (folder / _PARAMS).rglob("*") if p.is_file()))
 
     def restore(shapes: dict[str, Any]) -> dict[str, Any]:
-        try:
-            with orbax().StandardCheckpointer() as checkpointer:
-                return checkpointer.restore((folder / _PARAMS).absolute(), shapes)
-        except Exception as error:  # as above
-            raise CheckpointError(folder, [f"cannot be read: {error}"]) from error
+        with explained(folder, "cannot be read"), ocp.StandardCheckpointer() as checkpointer:
+            return checkpointer.restore((folder / _PARAMS).absolute(), shapes)
 
     return Checkpoint(str(folder), config, leaves, files, restore=restore)
 

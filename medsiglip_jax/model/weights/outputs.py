@@ -26,7 +26,7 @@ def exported(place: Place) -> tuple[Place, str] | None:
     run = _run_in(place)
     if run is None:
         return None
-    done, total = _last_step(place), run.get("recipe", {}).get("total_steps")
+    done, total = _last_step(place), _table(run, "recipe").get("total_steps")
     if not any((place / _EXPORT / marker).is_file() for marker in _MARKERS):
         problem = f"a fine-tuning run that has exported no model yet; {_how_to_export(place)}"
         raise CheckpointError(place, [problem])
@@ -81,8 +81,13 @@ def _last_step(run: Place) -> int | None:
 
 
 def _source(place: Place) -> str | None:
-    model = _json(place / "run.json").get("model") or _json(place / "manifest.json").get("model")
-    return model.get("source") if isinstance(model, dict) else None
+    records = (_json(place / name) for name in ("run.json", "manifest.json"))
+    sources = (_table(record, "model").get("source") for record in records)
+    return next((source for source in sources if isinstance(source, str)), None)
+
+
+def _table(content: dict[str, Any], key: str) -> dict[str, Any]:
+    return value if isinstance(value := content.get(key), dict) else {}
 
 
 def _is_probe(place: Place) -> bool:

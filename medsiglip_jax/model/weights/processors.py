@@ -1,7 +1,6 @@
 """The files beside the weights: what they say about pixels, and which of them `save` keeps."""
 
 import dataclasses
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 from medsiglip_jax.files import json as json_files
 from medsiglip_jax.model.config import ModelConfig, PixelConfig
 from medsiglip_jax.model.weights import huggingface_config
-from medsiglip_jax.model.weights.checkpoint import CheckpointError
+from medsiglip_jax.model.weights.checkpoint import explained
 
 PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
 _KEPT = {".json", ".txt", ".md", ".model", ".jinja", ".yaml", ".yml", ""}
@@ -42,13 +41,11 @@ def image_processors(folder: Path) -> dict[str, dict[str, Any]]:
     for name in (PROCESSOR, PREPROCESSOR):
         if not (folder / name).is_file():
             continue
-        try:
-            content = json.loads((folder / name).read_bytes())
+        with explained(folder / name, "not a JSON object"):
+            content = json_files.parse((folder / name).read_bytes())
             content = content.get("image_processor") if name == PROCESSOR else content
             if content is not None:
                 found[name] = dict(content)
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
-            raise CheckpointError(folder / name, [f"is not a JSON object ({error})"]) from None
     return found
 
 
@@ -62,10 +59,8 @@ def with_pixels(config: ModelConfig, folder: Path) -> ModelConfig:
     if config.vision is None or not found:
         return config
     name, raw = next(iter(found.items()))
-    try:
+    with explained(folder / name, "not a SigLIP image processor"):
         pixels = huggingface_config.pixels(raw, config.vision.image_size)
-    except (ValueError, TypeError, ZeroDivisionError) as error:
-        raise CheckpointError(folder / name, [str(error)]) from None
     return dataclasses.replace(config, vision=dataclasses.replace(config.vision, pixels=pixels))
 
 
@@ -80,7 +75,7 @@ def complete(folder: Path, config: ModelConfig) -> None:
     if not found and config.vision.pixels != PixelConfig():
         json_files.write(folder / PREPROCESSOR, huggingface_config.preprocessor(config.vision))
     for name in found:
-        content = json.loads((folder / name).read_bytes())
+        content = json_files.read(folder / name)
         part = content["image_processor"] if name == PROCESSOR else content
         size = {"height": side, "width": side}
         if part.get("size") != size:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from medsiglip_jax.files import settings
 from medsiglip_jax.preprocess.names import MIDDLE, frame_number
 
 NAMES = ("dicom", "official")
@@ -98,10 +99,12 @@ class Rules:
 
 
 def from_dict(recorded: Mapping[str, Any] | None) -> Rules:
-    """The rules that a manifest records; default rules for a manifest from before they existed."""
-    recorded = recorded or {}
-    window = recorded.get("ct_window")
-    return Rules(**{**recorded, "ct_window": window and tuple(window)})
+    """The rules that a manifest records; default rules for a manifest from before they existed.
+
+    Raises:
+        ValueError: all that is wrong with them.
+    """
+    return settings.build(Rules, recorded or {}, "dicom")
 
 
 def treatment(recorded: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -1,0 +1,110 @@
+"""NumPy's .npz files of unknown origin: sizes are known before anything is unpacked, and nothing is
+ever unpickled."""
+
+import contextlib
+import math
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.lib import format as npy
+
+# zlib packs up to 1,032 to one, but weights hardly at all and images far below 100 to one. What
+# unpacks to more than so many bytes and is packed more tightly was made to fill the memory.
+_TIGHTEST, _HARMLESS = 100, 256 << 20
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the header of an array says: its shape and element type."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class Npz:
+    """An open .npz.
+
+    Attributes:
+        headers: name of an array -> its header.
+    """
+
+    def __init__(self, archive: zipfile.ZipFile, size: int):
+        """Reads and checks all headers; `size` is that of the file, in bytes.
+
+        Raises:
+            ValueError: an array holds Python objects or is not as large as its header says, or all
+                are packed so tightly that they can only have been made to fill the memory.
+        """
+        self._archive, members = archive, archive.infolist()
+        if sum(member.compress_size for member in members) > size:
+            raise ValueError("its arrays overlap: together they are larger than the file")
+        self.headers = {_name(member): _checked(archive, member) for member in members}
+        if len(self.headers) < len(members):
+            raise ValueError("two of its arrays have the same name")
+        if (total := sum(h.nbytes for h in self.headers.values())) > max(
+            _HARMLESS, _TIGHTEST * size
+        ):
+            raise ValueError(
+                f"its {size:,} bytes would unpack to {total:,}; write it anew with numpy.savez, "
+                "which does not compress, if it really holds so much"
+            )
+
+    def read(self, name: str) -> np.ndarray:
+        """The array of that name; KeyError if there is none."""
+        if name not in self.headers:
+            raise KeyError(name)
+        member = next(m for m in self._archive.infolist() if _name(m) == name)
+        with self._archive.open(member) as file:
+            return npy.read_array(file, allow_pickle=False)
+
+
+def _name(member: zipfile.ZipInfo) -> str:
+    return member.filename.removesuffix(".npy")
+
+
+def _checked(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Header:
+    name = _name(member)
+    with archive.open(member) as file:
+        header = _header(file)
+        start = file.tell()
+    if header.dtype.hasobject:
+        raise ValueError(f"{name} holds pickled objects, which could run code and are not read")
+    if start + header.nbytes != member.file_size:
+        raise ValueError(
+            f"{name} has {member.file_size - start:,} bytes, and its header says {header.shape} "
+            f"of {header.dtype}, which are {header.nbytes:,}"
+        )
+    return header
+
+
+def _header(file: Any) -> Header:
+    version = npy.read_magic(file)
+    read: Any = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
+    if read is None:
+        raise ValueError(f"an array has the format {version}; expected that of numpy.savez")
+    shape, _, dtype = read(file)
+    if any(type(side) is not int or side < 0 for side in shape):
+        raise ValueError(f"an array has the shape {shape}")
+    return Header(shape, dtype)
+
+
+@contextlib.contextmanager
+def opened(file: Any) -> Iterator[Npz]:
+    """Opens an .npz, a path or an open file.
+
+    Raises:
+        ValueError: as `Npz`; for what is no archive at all, the error of zipfile.
+    """
+    with zipfile.ZipFile(file) as archive:
+        assert archive.fp
+        position = archive.fp.tell()
+        size = archive.fp.seek(0, 2)
+        archive.fp.seek(position)
+        yield Npz(archive, size)
