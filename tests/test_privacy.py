@@ -18,6 +18,7 @@ from collections.abc import Iterator
 
 import imagecodecs
 import numpy as np
+import planted_files
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pydicom
@@ -388,6 +389,27 @@ def test_finetune(given, run, checkpoint):
     assert "malformed" in (out / "unreadable.jsonl").read_text()
     written = {path.name for path in out.iterdir()}
     assert {"metrics.jsonl", "checkpoints", "export", "report.html", "config.json"} <= written
+
+
+@pytest.mark.filterwarnings("default")
+def test_words_in_files_of_every_format(run, tmp_path, caplog):
+    """In comments, tags, descriptions and headers, also where these make a file unreadable."""
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for name, data in {**planted_files.files(NAME), **planted_files.broken(NUMBER)}.items():
+        if not name.endswith(".tar"):
+            (folder / name).write_bytes(data)
+    caplog.clear()  # of what was said while they were made
+    shown = ["--volume", "ct", "--mpp", "1", "--tissue", "0"]
+    files = sorted(folder.iterdir())
+    for flags, suffix in zip(PRINTED, ("html", "png"), strict=True):
+        page = out / f"page.{suffix}"
+        assert run("preview", folder, "--output", page, *shown, *flags, model=False)[0] == 3
+        assert run("classify", "--text", "a b", *shown, *flags, *files)[0] == 3
+        assert run("embed", "--output", out / "run", *shown, *flags, folder)[0] == 3
+        for path in (folder / "width.ppm", folder / "a.png"):
+            query = ["search", "--embeddings", out / "run", "--image", path, *flags]
+            assert run(*query)[0] in (0, 2)
 
 
 def test_no_cause_of_an_error_says_more_than_the_error(given):

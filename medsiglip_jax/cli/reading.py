@@ -1,14 +1,25 @@
 """How a command reads image files: the preset, DICOM, volumes, series and slides."""
 
 import argparse
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 from medsiglip_jax.cli.output import note
 from medsiglip_jax.cli.parser import Parser, add_flags, refuse_unused
 
-# Names of the flags of `add_dicom` and of `add_queries`.
-DICOM = ("dicom_rules", "ct_window", "window", "volume", "frame", "grey16", "slide_labels")
-QUERIES = ("frame", "volume", "series", "all_files")
+# Names of the flags of `add_limits`, and with them of `add_dicom` and of `add_queries`.
+_LIMITS = ("max_pixels", "max_side")
+DICOM = (
+    "dicom_rules",
+    "ct_window",
+    "window",
+    "volume",
+    "frame",
+    "grey16",
+    "slide_labels",
+    *_LIMITS,
+)
+QUERIES = ("frame", "volume", "series", "all_files", *_LIMITS)
 _FILES = "DICOM files and NIfTI volumes"
 ALL_FILES = {
     "--all-files": "in folders and shards also look for images among files of other suffixes, such "
@@ -58,6 +69,27 @@ def add_dicom(sub: Parser, frames: str = "or middle (default)") -> None:
         "(PNG sBIT, TIFF tags), else full with a warning if the image comes out dark",
     }
     add_flags(sub.add_argument_group("16-bit grey"), flags)
+    add_limits(sub)
+
+
+def add_limits(sub: Parser, default: str = "{}") -> None:
+    """Flags of the sizes of images; `default` describes their defaults, {} the numbers."""
+    from medsiglip_jax.preprocess.facts import MAX_PIXELS, MAX_SIDE
+
+    usual = [default.format(n) for n in (MAX_PIXELS, MAX_SIDE)]
+    flags = {
+        "--max-pixels N": f"the most pixels of an image, default {usual[0]}; larger ones are "
+        "listed as unreadable. What decoding may take grows with it: 1.75 GiB by default, and "
+        "more for files of many bytes",
+        "--max-side N": f"the longest side of an image in pixels, default {usual[1]}",
+    }
+    add_flags(sub.add_argument_group("large images"), flags, max_pixels=int, max_side=int)
+
+
+def _limits(args: argparse.Namespace) -> dict[str, int]:
+    """The limits that were given, by their names in `Rules`."""
+    given = ((name, getattr(args, name)) for name in _LIMITS)
+    return {name: value for name, value in given if value is not None}
 
 
 def dicom_rules(args: argparse.Namespace):
@@ -70,7 +102,7 @@ def _rules(args: argparse.Namespace, frame: str):
 
     return parse(
         args.dicom_rules, args.ct_window, args.window, frame, args.volume, args.grey16,
-        args.slide_labels,
+        args.slide_labels, **_limits(args),
     )  # fmt: skip
 
 
@@ -128,6 +160,7 @@ def add_queries(sub: Parser) -> None:
     }
     add_flags(sub.add_argument_group(_FILES), flags)
     add_flags(sub, ALL_FILES)
+    add_limits(sub, "as recorded with the embeddings, or {}")
 
 
 def queries(args: argparse.Namespace, recorded, images: Sequence[str] = ()):
@@ -145,4 +178,5 @@ def queries(args: argparse.Namespace, recorded, images: Sequence[str] = ()):
     warn_of_unused(Rules(volume=args.volume), images)
     frame = recorded.frame if args.frame is None else parse_frame(args.frame)
     parts = Parts(frame, args.series)
-    return recorded.reading(parts.single_frame, args.volume), parts
+    rules = recorded.reading(parts.single_frame, args.volume)
+    return dataclasses.replace(rules, **_limits(args)), parts

@@ -7,9 +7,11 @@ import gzip
 import io
 import itertools
 import math
+import os
 import warnings
 import zlib
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +25,9 @@ from medsiglip_jax.files.documents import loads
 from medsiglip_jax.files.places import in_words, open_binary, read_bytes
 
 _BLOCK = 65536  # rows that are Python objects at a time
+# Rows of a table, which take some 150 bytes each, and bytes of its text. A Parquet file of 200 kB
+# may hold 100 million empty cells, or one text 20 million times.
+MAX_ROWS, MAX_BYTES = 1 << 24, 1 << 31
 
 # (line, name -> cell) of every row of a text file.
 _NumberedRows = Iterator[tuple[int, dict[str, str]]]
@@ -43,6 +48,7 @@ def read_lines(path: str) -> tuple[dict[str, pyarrow.ChunkedArray], Sequence[int
     lines, tables = array("q"), [pyarrow.table({})]
     while block := list(itertools.islice(rows, _BLOCK)):
         lines.extend(line for line, _ in block)
+        _check_rows(path, len(lines))
         names = dict.fromkeys(name for _, row in block for name in row)
         cells = {name: [row.get(name) for _, row in block] for name in names}
         try:
@@ -55,6 +61,7 @@ def read_lines(path: str) -> tuple[dict[str, pyarrow.ChunkedArray], Sequence[int
 
 
 def _csv_lines(path: str) -> _NumberedRows:
+    csv.field_size_limit(MAX_BYTES)  # by default 131,072; too long a text is a row of its own
     delimiter = "\t" if path.lower().endswith(".tsv") else ","
     reader = csv.reader(_open_text(path, newline=""), delimiter=delimiter, strict=True)
     header, ragged, protected = [], [], 0
@@ -103,7 +110,8 @@ def _jsonl_lines(path: str, refused: dict[str, str]) -> _NumberedRows:
 def _header(path: str, row: Sequence[str]) -> list[str]:
     names = [name.strip() for name in row]
     # Spreadsheets leave columns without a name, which nobody can ask for.
-    if repeated := sorted({name for name in names if name and names.count(name) > 1}):
+    counts = Counter(names)
+    if repeated := sorted(name for name, count in counts.items() if name and count > 1):
         raise ValueError(f"{path}: columns given twice: {', '.join(map(repr, repeated))}")
     return names
 
@@ -119,6 +127,7 @@ class ParquetColumns(Mapping[str, pyarrow.ChunkedArray]):
     def __init__(self, path: str):
         self._path = path
         self.schema, self.rows = self._read(lambda f: (f.schema_arrow, f.metadata.num_rows))
+        _check_rows(path, self.rows)
         self._names = _header(path, self.schema.names)
 
     def __getitem__(self, name: str) -> pyarrow.ChunkedArray:
@@ -127,7 +136,7 @@ class ParquetColumns(Mapping[str, pyarrow.ChunkedArray]):
         field = self.schema.field(self._names.index(name))
         if not is_textual(field.type):  # perhaps pictures, which would not be used
             return pyarrow.chunked_array([], field.type)
-        return self._read(lambda file: file.read([field.name])).column(0)
+        return self._read(lambda file: file.read([field.name]), field.name).column(0)
 
     def schema_of(self, name: str) -> pyarrow.DataType:
         """The type of a column."""
@@ -158,13 +167,38 @@ class ParquetColumns(Mapping[str, pyarrow.ChunkedArray]):
     def __len__(self) -> int:
         return len(self._names)
 
-    def _read(self, read: Callable[[parquet.ParquetFile], Any]) -> Any:
+    def _read(self, read: Callable[[parquet.ParquetFile], Any], column: str = "") -> Any:
+        """What `read` makes of the file; equal texts of a column are kept once."""
         with in_words(self._path), open_binary(self._path) as stream:
             try:
-                return read(parquet.ParquetFile(stream))
+                return read(parquet.ParquetFile(stream, read_dictionary=[column] * bool(column)))
+            except MemoryError:
+                raise
             except (ArrowException, OSError) as error:
                 reason = str(error).splitlines()[0]
                 raise ValueError(f"{self._path}: not a Parquet file ({reason})") from None
+
+
+def _check_rows(path: str, rows: int) -> None:
+    if rows > MAX_ROWS:
+        raise ValueError(f"{path}: {rows} rows, more than the limit of {MAX_ROWS}; split the table")
+
+
+def check_text(column: pyarrow.ChunkedArray) -> None:
+    """Raises ValueError if the texts of a column take more than `MAX_BYTES` where each is written
+    out."""
+    if (size := sum(map(_text_bytes, column.chunks))) > MAX_BYTES:
+        raise ValueError(f"{size} bytes of text, more than the limit of {MAX_BYTES}")
+
+
+def _text_bytes(values: pyarrow.Array) -> int:
+    """How many bytes texts take where each is written out."""
+    if not pyarrow.types.is_dictionary(values.type):
+        return values.nbytes
+    if not is_textual(kind := values.type.value_type) or pyarrow.types.is_primitive(kind):
+        return 0
+    lengths = pc.cast(pc.binary_length(values.dictionary), pyarrow.int64())
+    return pc.sum(lengths.take(values.indices)).as_py() or 0
 
 
 def _present(file: parquet.ParquetFile, name: str, leaf: str) -> np.ndarray:
@@ -244,12 +278,29 @@ def decode(path: str, data: bytes) -> str:
         raise ValueError(f"{path}, line {line}: not UTF-8 text ({error.reason})") from None
 
 
-def _open_text(path: str, newline: str) -> io.TextIOWrapper:
+def read_text_bytes(path: str) -> bytes:
+    """The content of a file of text, inflated if it is a .gz.
+
+    Raises:
+        ValueError: it has more than `MAX_BYTES`, or is not gzip.
+    """
+    too_many = ValueError(f"{path}: more than {MAX_BYTES} bytes of text; split the file")
+    if "://" not in path and os.path.getsize(path) > MAX_BYTES:
+        raise too_many
     data = read_bytes(path)
+    if not path.lower().endswith(".gz"):
+        return data
     try:
-        data = gzip.decompress(data) if path.lower().endswith(".gz") else data
+        data = gzip.GzipFile(fileobj=io.BytesIO(data)).read(MAX_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: not readable as gzip ({error})") from None
+    if len(data) > MAX_BYTES:
+        raise too_many
+    return data
+
+
+def _open_text(path: str, newline: str) -> io.TextIOWrapper:
+    data = read_text_bytes(path)
     decode(path, data)  # the stream would not name the line that is not UTF-8
     return io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline=newline)
 

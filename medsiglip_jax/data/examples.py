@@ -13,6 +13,7 @@ from jaxtyping import Float32, Int32
 
 from medsiglip_jax.data import labels as label_cells
 from medsiglip_jax.data.tables import Table, read_table, write_parquet
+from medsiglip_jax.preprocess.facts import too_long
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,6 +142,8 @@ def read(
     if text == "text" and label is None and captions is None:  # then texts are what is learned from
         text = table.find("text", text)
     texts = table.column(text, optional)
+    if long := [row for row, cell in enumerate(texts or ()) if too_long(cell)]:
+        table.report(text, [""] * len(table.lines), long, str(too_long((texts or [])[long[0]])))
     groups, splits = table.column(group, optional), table.column(split, optional)
     if label is None:
         labels = None

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from medsiglip_jax.data import expansion, roles, tar
-from medsiglip_jax.data.columns import filled, joined
+from medsiglip_jax.data.columns import filled, joined, read_text_bytes
 from medsiglip_jax.data.listing import TABLE_SUFFIXES, File, expand
 from medsiglip_jax.data.rows import (
     REASON,
@@ -28,7 +28,6 @@ from medsiglip_jax.data.rows import (
     without_credentials,
 )
 from medsiglip_jax.data.tables import INDEX, Table, read_index, read_table
-from medsiglip_jax.files.places import read_bytes
 from medsiglip_jax.preprocess.facts import describe
 from medsiglip_jax.preprocess.formats import FORMATS
 from medsiglip_jax.preprocess.names import Tile
@@ -272,7 +271,7 @@ class _Listing:
 
 def _lines(path: str) -> Iterator[_Line]:
     """The lines of a text file that are not blank."""
-    data = read_bytes(path).removeprefix(codecs.BOM_UTF8)
+    data = read_text_bytes(path).removeprefix(codecs.BOM_UTF8)
     if b"\0" in data:
         yield 1, "", "no text, or not UTF-8 (UTF-16 has to be converted)"
         return

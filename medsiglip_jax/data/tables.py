@@ -20,6 +20,7 @@ from pyarrow import parquet
 from medsiglip_jax.data import roles
 from medsiglip_jax.data.columns import (
     ParquetColumns,
+    check_text,
     filled,
     is_pictures,
     is_textual,
@@ -116,6 +117,10 @@ class Table:
             problem = f"column {name!r} {reason}, expected strings"
             self.problems += [] if problem in self.problems else [problem]
             return _NO_STRINGS
+        try:
+            check_text(column)
+        except ValueError as error:
+            raise ValueError(f"{self.path}: column {name!r}: {error}; split the table") from None
         chunks = [strings(chunk) for chunk in column.chunks]
         return pyarrow.chunked_array(chunks, pyarrow.large_string())
 

@@ -11,13 +11,13 @@ from medsiglip_jax.data.columns import decode
 from medsiglip_jax.data.listing import IMAGE_SUFFIXES, File
 from medsiglip_jax.data.roles import caption_of
 from medsiglip_jax.files.documents import loads
-from medsiglip_jax.files.failures import explained
 from medsiglip_jax.files.places import in_words, open_binary
 from medsiglip_jax.preprocess import formats
 
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _BLOCK = 512
 _TEXTS = frozenset((".txt", ".json"))
+_MOST_TEXT = 1 << 24  # bytes of one; the model reads 64 tokens
 
 
 class Entry(NamedTuple):
@@ -151,15 +151,18 @@ def _texts(
 
 def _text(stream: Any, member: _Member) -> tuple[str | None, str | None]:
     """The text of a member, None or "" if it has none; or what is wrong with it."""
+    if member.size > _MOST_TEXT:
+        return None, f"{member.name}: a text of {member.size} bytes, more than {_MOST_TEXT}"
     stream.seek(member.offset)
     try:
         text = decode(member.name, stream.read(member.size))
-        if member.suffix == ".json":
-            with explained(member.name, "not JSON"):
-                text = caption_of(loads(text))
-        return text and text.strip(), None
     except ValueError as error:
         return None, str(error)
+    try:
+        text = caption_of(loads(text)) if member.suffix == ".json" else text
+    except ValueError:
+        return None, f"{member.name}: not JSON"
+    return text and text.strip(), None
 
 
 def _headers(path: str, stream: Any) -> Iterator[tarfile.TarInfo]:

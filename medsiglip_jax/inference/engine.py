@@ -21,7 +21,15 @@ from medsiglip_jax.model.api import Model
 from medsiglip_jax.preprocess import sources, xla
 from medsiglip_jax.preprocess.bytes import Outage
 from medsiglip_jax.preprocess.dicom.rules import Rules
-from medsiglip_jax.preprocess.facts import Facts, Refused, Subject, UnreadableImage, describe
+from medsiglip_jax.preprocess.facts import (
+    Facts,
+    Refused,
+    Subject,
+    UnreadableImage,
+    describe,
+    too_long,
+    within_memory,
+)
 
 _RUNNING = 2  # batches on the device: one computes while the next is copied to it
 REFUSED_IN_ROW = 50  # this many addresses that are dead one after the other mean an outage
@@ -157,9 +165,15 @@ class Engine:
 
     def _tokens(self, batch: Rows) -> _Loaded:
         texts = [text or "" for text in batch.table.column("text").to_pylist()]
+        reasons = [
+            known or too_long(text) for known, text in zip(batch.reasons, texts, strict=True)
+        ]
+        texts = [
+            text if reason is None else "" for text, reason in zip(texts, reasons, strict=True)
+        ]
         tokens, cut = self._model.processor.tokenizer.ids_and_cut(texts)
         inputs = np.pad(tokens, ((0, self._size - len(tokens)), (0, 0)))
-        return _Loaded(inputs, batch.reasons, [], int(cut.sum()))
+        return _Loaded(inputs, reasons, [], int(cut.sum()))
 
     def _image(
         self, source: str, out: np.ndarray, known: str | None = None
@@ -173,7 +187,8 @@ class Engine:
             return known, False, Facts()
         try:
             pixels, facts = sources.read(source, self._to_array, self._dicom)
-            out[...] = self._resize(pixels, len(out))
+            with within_memory():
+                out[...] = self._resize(pixels, len(out))
             return None, False, facts
         except UnreadableImage as error:
             return error.reason, isinstance(error, Refused), Facts()

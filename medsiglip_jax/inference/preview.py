@@ -15,7 +15,7 @@ from medsiglip_jax.files.credentials import without
 from medsiglip_jax.pages import contact_sheet
 from medsiglip_jax.preprocess import sources
 from medsiglip_jax.preprocess.dicom.rules import Rules
-from medsiglip_jax.preprocess.facts import UnreadableImage, describe
+from medsiglip_jax.preprocess.facts import UnreadableImage, describe, within_memory
 from medsiglip_jax.preprocess.image import preset
 
 _PAGE, _LINES = 1900, 6  # of a PNG sheet: its width in pixels, lines of text under a picture
@@ -105,7 +105,8 @@ def _look(row: Row, options: PreviewOptions) -> tuple[contact_sheet.SheetCell, d
         if row.reason is not None:
             raise UnreadableImage(row.reason)
         image, facts = sources.read(row.source, rules=options.dicom)
-        pixels = Image.fromarray(preset(options.preprocess)(image, options.size))
+        with within_memory():
+            pixels = Image.fromarray(preset(options.preprocess)(image, options.size))
     except UnreadableImage as error:
         unreadable = contact_sheet.SheetCell(f"unreadable: {error.reason}", name)
         return unreadable, told | {"error": error.reason}

@@ -14,11 +14,20 @@ from typing import Any, TypeVar
 
 from medsiglip_jax.files import limits, places
 from medsiglip_jax.files.credentials import without_in_text
-from medsiglip_jax.preprocess.facts import NoSuchFile, Refused, UnreadableImage, describe
+from medsiglip_jax.preprocess.facts import (
+    NO_MEMORY,
+    NoSuchFile,
+    Refused,
+    UnreadableImage,
+    describe,
+)
 from medsiglip_jax.preprocess.names import Range, part_of
 
 T = TypeVar("T")
 
+# Bytes of a local file, or of a range of one, that are read at once: the most that an element of
+# DICOM has. Volumes that are not compressed, and slides, are read in parts.
+MAX_BYTES = 1 << 32
 # What the operating system says of one file, and not of the disk that it lies on.
 _OF_THE_FILE = frozenset(
     (errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
@@ -141,6 +150,14 @@ def check_regular(file: str | os.PathLike) -> None:
 def _read(file: str, span: Range | None) -> bytes:
     check_regular(file)
     with open(file, "rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if span is not None and span.offset + span.length > size:  # Python would allocate it first
+            raise UnreadableImage(f"the file ends before byte {span.offset + span.length}")
+        if (count := size if span is None else span.length) > MAX_BYTES:
+            raise UnreadableImage(
+                f"{count} bytes, more than the limit of {MAX_BYTES} for one image; is it a slide? "
+                "Then use --mpp"
+            )
         if span is None:
             return stream.read()
         stream.seek(span.offset)
@@ -164,6 +181,10 @@ def _translated(file: str, span: Range | None, error: BaseException) -> Exceptio
         return of_object
     if isinstance(error, FileNotFoundError):
         return NoSuchFile("no such file")
+    if isinstance(error, MemoryError):
+        return UnreadableImage(NO_MEMORY)
+    if isinstance(error, ValueError) and "://" not in file:  # a null byte, half a surrogate pair
+        return NoSuchFile("no such file; no file can have such a name")
     if isinstance(error, IsADirectoryError):
         return UnreadableImage("a folder")
     message = getattr(error, "strerror", None)

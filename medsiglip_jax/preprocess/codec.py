@@ -12,7 +12,7 @@ from medsiglip_jax.preprocess import sources
 from medsiglip_jax.preprocess.augment import Augment, recolour, window
 from medsiglip_jax.preprocess.decode import decode
 from medsiglip_jax.preprocess.dicom.rules import Rules
-from medsiglip_jax.preprocess.facts import Facts, UnreadableImage, describe
+from medsiglip_jax.preprocess.facts import Facts, UnreadableImage, describe, within_memory
 from medsiglip_jax.preprocess.image import preset
 
 
@@ -60,6 +60,7 @@ def load_image(
     if (h, w) != (height, width):
         pixels = pixels[top : top + h, left : left + w]
     try:
-        return recolour(augment, codec.resize(pixels, size), key)
+        with within_memory():
+            return recolour(augment, codec.resize(pixels, size), key)
     except UnreadableImage as error:  # a preset refuses it
         raise error.of(describe(path)) from error

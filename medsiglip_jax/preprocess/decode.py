@@ -96,7 +96,7 @@ def decode_with_facts(
     except ModuleNotFoundError:
         raise
     except Exception as error:  # PIL plugins raise nearly every type there is on hostile input
-        raise UnreadableImage(pil.reason(error), describe(given)) from error
+        raise UnreadableImage(pil.reason(error), describe(given)) from None
 
 
 def plain(item: Any) -> Any:

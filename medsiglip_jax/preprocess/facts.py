@@ -1,7 +1,10 @@
 """What is known of an image beside its pixels, and the error of one that cannot be used."""
 
+import contextlib
+import logging
 import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +19,11 @@ MAX_PIXELS = 2 * 89_478_485
 # 174 kB, would be padded to a square, or resized through rows of that length: 23 GB.
 MAX_SIDE = 65_500
 
+
+# Of a text. Those that the model reads, 64 tokens, end long before; 200 MB would take gigabytes.
+MAX_CHARACTERS = 1 << 20
+# Why an image is not read where it is the machine that has too little.
+NO_MEMORY = "reading it takes more memory than there is"
 
 # What is said, after their number, of images that `Facts.dark` is true of.
 DARK = (
@@ -42,23 +50,27 @@ class UnreadableImage(ValueError):
         return type(self)(self.reason, source)
 
 
-def check_size(width: int, height: int) -> None:
+def check_size(
+    width: int, height: int, max_pixels: int = MAX_PIXELS, max_side: int = MAX_SIDE
+) -> None:
     """Refuses an image without pixels, or with too many, which costs nothing before it is decoded.
 
     Raises:
-        UnreadableImage: a side is 0 or longer than `MAX_SIDE`, or there are more than `MAX_PIXELS`
+        UnreadableImage: a side is 0 or longer than `max_side`, or there are more than `max_pixels`
             pixels.
     """
     if width < 1 or height < 1:
         raise UnreadableImage(f"no pixels, {width}x{height}")
-    if max(width, height) > MAX_SIDE:
+    if max(width, height) > max_side:
         raise UnreadableImage(
-            f"{width}x{height}: a side is longer than the limit of {MAX_SIDE} pixels; pass tiles"
+            f"{width}x{height}: a side is longer than the limit of {max_side} pixels (--max-side); "
+            "pass tiles"
         )
-    if width * height > MAX_PIXELS:
+    if width * height > max_pixels:
         raise UnreadableImage(
-            f"{width}x{height} = {width * height} pixels is more than the limit of {MAX_PIXELS} "
-            "(a decompression bomb or a whole slide); pass a smaller image or tiles of it"
+            f"{width}x{height} = {width * height} pixels is more than the limit of {max_pixels} "
+            "(a decompression bomb or a whole slide); pass a smaller image or tiles of it, or "
+            "raise --max-pixels"
         )
 
 
@@ -112,6 +124,36 @@ class Facts:
     def unusual(self) -> bool:
         """Whether `seen` says something unusual."""
         return "; " in self.seen
+
+
+def too_long(text: str) -> str | None:
+    """Why a text is not tokenized, if so."""
+    if len(text) <= MAX_CHARACTERS:
+        return None
+    return f"a text of {len(text)} characters, more than the limit of {MAX_CHARACTERS}"
+
+
+@contextlib.contextmanager
+def within_memory() -> Iterator[None]:
+    """Turns a lack of memory into an `UnreadableImage`: it is one file that asks for too much."""
+    try:
+        yield
+    except MemoryError:
+        raise UnreadableImage(NO_MEMORY) from None
+
+
+def mute(package: str) -> None:
+    """Silences the warnings and log lines of a library, which quote values of files, in the whole
+    process: `warnings.catch_warnings` around each file would not do, since it is not thread-safe.
+
+    Args:
+        package: its name, which its modules and its loggers begin with.
+    """
+    pattern = rf"{package}\."
+    if not any(getattr(rule[3], "pattern", None) == pattern for rule in warnings.filters):
+        warnings.filterwarnings("ignore", module=pattern)
+    if (logger := logging.getLogger(package)).level != (silent := logging.CRITICAL + 1):
+        logger.setLevel(silent)
 
 
 def describe(item: Any) -> str:

@@ -13,7 +13,7 @@ from PIL import Image
 from medsiglip_jax.preprocess import sources
 from medsiglip_jax.preprocess.decode import decode_with_facts, is_tensor
 from medsiglip_jax.preprocess.dicom.rules import Rules
-from medsiglip_jax.preprocess.facts import DARK, Facts, UnreadableImage
+from medsiglip_jax.preprocess.facts import DARK, Facts, UnreadableImage, within_memory
 from medsiglip_jax.preprocess.image import check_size, preset
 
 
@@ -55,7 +55,8 @@ def load_images(
     def load(i: int) -> Facts:
         try:
             pixels, facts = _decoded(items[i], dicom)
-            out[i] = resize(pixels, size)
+            with within_memory():
+                out[i] = resize(pixels, size)
         except UnreadableImage as error:
             position = f"image {i + 1} of {len(items)}" if len(items) > 1 else ""
             raise error.of(": ".join(filter(None, (position, error.source)))) from error

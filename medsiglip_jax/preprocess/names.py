@@ -65,12 +65,13 @@ class Cell(NamedTuple):
 Part = Frame | Tile | Range | Cell
 # Parts that have bytes of their own: a whole encoded image each.
 Whole = Range | Cell
+_NUMBER = r"\d{1,18}"  # fits 64 bits; Python refuses to read one of 5,000 digits
 _FORMS = {
-    Frame: re.compile(r"(.*)#frame=(\d+)", re.DOTALL),
-    Tile: re.compile(r"(.*)#tile=(-?\d+),(-?\d+),(\d+),(\d+)", re.DOTALL),
-    Range: re.compile(r"(.*)#(\d+):(\d+)", re.DOTALL),
+    Frame: re.compile(rf"(.*)#frame=({_NUMBER})", re.DOTALL),
+    Tile: re.compile(rf"(.*)#tile=(-?{_NUMBER}),(-?{_NUMBER}),({_NUMBER}),({_NUMBER})", re.DOTALL),
+    Range: re.compile(rf"(.*)#({_NUMBER}):({_NUMBER})", re.DOTALL),
 }
-_CELL = re.compile(r"(.*?)#row=(\d+),(.+)", re.DOTALL)
+_CELL = re.compile(rf"(.*?)#row=({_NUMBER}),(.+)", re.DOTALL)
 
 
 def escaped(path: str) -> str:

@@ -18,6 +18,7 @@
 """
 
 import io
+import os
 import re
 import struct
 import threading
@@ -29,8 +30,9 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from medsiglip_jax.preprocess import grey16
+from medsiglip_jax.preprocess.costs import Costs
 from medsiglip_jax.preprocess.dicom.rules import Rules
-from medsiglip_jax.preprocess.facts import Facts, UnreadableImage, check_size
+from medsiglip_jax.preprocess.facts import NO_MEMORY, Facts, UnreadableImage, mute
 
 # Raster formats with a signature. Left out on purpose: EPS and WMF (run an interpreter), stubs
 # that need a handler, formats without magic bytes (TGA, PCD, SPIDER, ...: they match any file).
@@ -60,6 +62,16 @@ _SUBFILE, _WIDTH, _HEIGHT = 254, 256, 257  # tags of TIFF directories
 _REDUCED, _MASK = 1, 4  # bits of NewSubfileType
 _INTEGERS = {3: "H", 4: "I"}  # SHORT and LONG
 _MOST_TAGS = 1 << 16  # of a directory; there are no more in an ordinary TIFF
+# Larger images are converted in bands: PIL and numpy would hold them three times for a moment.
+_AT_ONCE = 1 << 25  # pixels
+_BAND = 1 << 22
+# Of what PIL says, that which quotes nothing of the file: a header's words may be a name.
+_SAID = re.compile(
+    "image file is truncated|truncated file read|not enough image data|buffer overrun|broken data "
+    "stream|decoding error|unrecognized data stream|codec configuration error|broken png file|"
+    "unknown pixel mode|unsupported bmp|not a tiff|cannot handle this data type",
+    re.IGNORECASE,
+)
 # A lazily opened PIL image must not be loaded by two threads at once: they share one file position.
 _load_lock = threading.Lock()
 
@@ -81,7 +93,7 @@ def count_frames(stream: Any) -> int:
         with _open(stream) as image:
             return len(_pages(image))
     except Exception as error:
-        raise UnreadableImage(reason(error)) from error
+        raise UnreadableImage(reason(error)) from None
 
 
 class Pages:
@@ -98,7 +110,7 @@ class Pages:
             self._image = _open(io.BytesIO(data))
             self._pages = _pages(self._image)
         except Exception as error:
-            raise UnreadableImage(reason(error)) from error
+            raise UnreadableImage(reason(error)) from None
         self.frames = len(self._pages)
 
     def render(self, number: int, rules: Rules) -> tuple[np.ndarray, Facts]:
@@ -113,7 +125,7 @@ class Pages:
             with self._lock:
                 return _frame(self._image, self._pages, np.array, number, rules)
         except Exception as error:
-            raise UnreadableImage(reason(error)) from error
+            raise UnreadableImage(reason(error)) from None
 
 
 open_bytes = Pages
@@ -128,6 +140,7 @@ def _frame(
     if number >= count:
         raise _no_page(image, count, number)
     if image.tell() != pages[number]:
+        Costs(image).check_passes(number + 1, rules)
         image.seek(pages[number])
     if not rules.slide_labels and (label := _label(image)):
         raise UnreadableImage(
@@ -153,7 +166,8 @@ def _pages(image: Image.Image) -> Sequence[int]:
     """What to seek for each page or frame of an open file that is not loaded yet."""
     if image.format == "TIFF":
         return _pages_of_tiff(image.fp)  # pyright: ignore[reportAttributeAccessIssue]
-    return range(getattr(image, "n_frames", 1) if image.format in _PAGED else 1)
+    # PIL counts the layers of a PSD from 1, and opens it as a whole.
+    return range(getattr(image, "n_frames", 1)) if image.format in _PAGED else [image.tell()]
 
 
 class _Directory(NamedTuple):
@@ -181,15 +195,16 @@ def _directories(stream: Any) -> Iterator[_Directory]:
     of which PIL would complain (TIFF 6.0, section 2; BigTIFF)."""
     stream.seek(0)
     start = stream.read(16)
-    order = "<" if start[:2] == b"II" else ">"
+    left, order = stream.seek(0, io.SEEK_END), "<" if start[:2] == b"II" else ">"
     is_big = struct.unpack(f"{order}H", start[2:4])[0] == 43
     number, entry, count = ("Q", "HHQ8s", "Q") if is_big else ("I", "HHI4s", "H")
     (at,) = struct.unpack_from(order + number, start, 8 if is_big else 4)
     seen: set[int] = set()
-    while at and at not in seen:
+    while at and at not in seen and left > 0:  # directories that share bytes would never end
         stream.seek(at)
         (length,) = _unpacked(stream, order + count) or (0,)
         entries = stream.read(min(length, _MOST_TAGS) * struct.calcsize(order + entry))
+        left -= len(entries)
         if (after := _unpacked(stream, order + number)) is None:
             return
         seen.add(at)
@@ -241,6 +256,7 @@ def _open(stream: Any) -> Image.Image:
     prefix = stream.read(16)
     if not prefix:
         raise UnreadableImage("empty, 0 bytes")
+    mute("PIL")
     Image.preinit()
     for name in FORMATS:
         if name not in Image.OPEN:
@@ -260,26 +276,33 @@ def _open(stream: Any) -> Image.Image:
 
 
 def reason(error: Exception) -> str:
-    """What to say of an error that a reader raised."""
+    """What to say of an error that a reader raised: its own words where they quote nothing of the
+    file, else its type."""
     if isinstance(error, UnreadableImage):
         return error.reason
+    if isinstance(error, MemoryError):
+        return NO_MEMORY
     if isinstance(error, Image.DecompressionBombError):  # of a frame or tile inside the file
-        return f"more pixels than PIL allows: {error}"
+        return "more pixels inside than PIL allows (a decompression bomb?)"
     if isinstance(error, UnidentifiedImageError):
         return "not an image file PIL can read"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    text = " ".join(str(error).split())[:200] or "no further detail"
-    return f"corrupt or unsupported image ({type(error).__name__}: {text})"
+    if isinstance(error, OSError) and error.errno is not None:
+        return os.strerror(error.errno)
+    said = _SAID.search(str(error))
+    return f"corrupt or unsupported image ({said[0].lower() if said else type(error).__name__})"
 
 
 def _rgb(image: Image.Image, to_array: ToArray, rules: Rules) -> tuple[np.ndarray, Facts]:
-    check_size(*image.size)
+    rules.check_size(*image.size)
+    if image.mode == "F":
+        raise UnreadableImage(f"float pixels (mode F) have no agreed range; {_SCALE}")
+    Costs(image).check(rules)
     stated, layouts = grey16.stated_by(image), {str(tile[3]) for tile in _tiles(image)}
     if (image.mode, layouts) == ("RGBA", {"LA;16B"}):
         image_16 = _grey_with_alpha(image)
     else:
         image.load()
+        rules.check_size(*image.size)  # what is in an ICO may be larger than that says
         image_16 = np.asarray(image) if image.mode == "I" or image.mode[:4] == "I;16" else None
     orientation = _orientation(image)
     if image_16 is None:
@@ -309,14 +332,23 @@ def _tiles(image: Image.Image) -> list:
 
 
 def _rgb_pixels(image: Image.Image, to_array: ToArray) -> np.ndarray:
-    if image.mode == "F":
-        raise UnreadableImage(f"float pixels (mode F) have no agreed range; {_SCALE}")
+    width, height = image.size
+    if width * height <= _AT_ONCE:
+        return to_array(_as_rgb(image))
+    pixels, rows = np.empty((height, width, 3), np.uint8), max(1, _BAND // width)
+    for top in range(0, height, rows):
+        band = image.crop((0, top, width, min(top + rows, height)))
+        pixels[top : top + rows] = np.asarray(_as_rgb(band))
+    return pixels
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
     if "transparency" in image.info:  # PIL would warn, or fail, while carrying it over to RGB
         image = image.copy()
         del image.info["transparency"]
     if image.mode in ("La", "RGBa"):
         image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
-    return to_array(image if image.mode == "RGB" else image.convert("RGB"))
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def from_array(pixels: np.ndarray, rules: Rules) -> tuple[np.ndarray, Facts]:

@@ -33,6 +33,8 @@ _SLACK = 1.1
 _STRIP = 8
 # Where a thumbnail cannot be read: a colour, so that it counts as tissue and its tiles report why.
 _DAMAGED = 255, 0, 255
+# All that is said of an error of OpenSlide, whose message may quote the file.
+_DAMAGE = "damaged slide"
 _THUMBNAIL, _BLOCK = 2048, 512  # pixels: largest side; side of the blocks that are read
 
 
@@ -91,8 +93,8 @@ class _OfOpenSlide:
                 self._handle = self._open()
             try:
                 return _over_white(self._open().read_region(*where))
-            except openslide.OpenSlideError as error:
-                raise self._damaged(error) from None
+            except openslide.OpenSlideError:
+                raise UnreadableImage(_DAMAGE) from None
 
     def _open(self) -> openslide.OpenSlide:
         try:
@@ -103,14 +105,8 @@ class _OfOpenSlide:
             if not os.path.exists(self._path):
                 raise NoSuchFile("no such file") from None
             raise UnreadableImage("not a slide that OpenSlide can read") from None
-        except openslide.OpenSlideError as error:
-            raise self._damaged(error) from None
-
-    def _damaged(self, error: Exception) -> UnreadableImage:
-        """With OpenSlide's message; but for DICOM, where the message may identify a patient."""
-        dicom = _is_dicom(self._path)
-        message = "" if dicom else f": {' '.join(str(error).split())[:200]}"
-        return UnreadableImage(f"damaged slide{message}")
+        except openslide.OpenSlideError:
+            raise UnreadableImage(_DAMAGE) from None
 
 
 def _open(path: str) -> _Slide:

@@ -15,7 +15,13 @@ from medsiglip_jax.preprocess import formats, handles
 from medsiglip_jax.preprocess.decode import decode_with_facts
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.dicom.series import Plane
-from medsiglip_jax.preprocess.facts import NIFTI_PAIR, Facts, UnreadableImage, describe
+from medsiglip_jax.preprocess.facts import (
+    NIFTI_PAIR,
+    Facts,
+    UnreadableImage,
+    describe,
+    within_memory,
+)
 from medsiglip_jax.preprocess.formats import Format
 from medsiglip_jax.preprocess.names import Cell, Frame, Range, Tile, Whole, parse
 from medsiglip_jax.preprocess.parts import Parts, Tiles
@@ -46,29 +52,39 @@ def read(
             of the format can be read, either.
         ValueError: the rules do not say how volumes are read; no other can be read, either.
     """
-    file, part = parse(source)
     try:
-        if isinstance(part, Tile):
-            return spread(formats.SLIDES.load().read(file, *part), to_array), Facts()
-        named = None if isinstance(part, (Range, Cell)) else formats.by_name(file)
-        if isinstance(part, Frame) or (named is not None and named.part is Frame):
-            _check(named, source, rules)
-            opened = handles.opened(file, _open)
-            number = part.number if isinstance(part, Frame) else rules.chosen(opened.frames)
-            pixels, facts = opened.render(number, rules)
-            return spread(pixels, to_array), facts
-        if named is not None:  # a slide, which may have gigabytes
-            formats.SLIDES.load().check(file)
-            raise UnreadableImage(
-                "a whole slide; expected tiles of it: --mpp, or FILE#tile=X,Y,LEVEL,SIZE"
-            )
-        stem, suffix = os.path.splitext(file)
-        if suffix.lower() == ".img" and part is None and os.path.exists(f"{stem}.hdr"):
-            raise UnreadableImage(NIFTI_PAIR)
-        data = _bytes(file, part)
-        return decode(data) if decode else decode_with_facts(data, to_array, rules)
+        with within_memory():
+            return _read(source, to_array, rules, decode)
     except UnreadableImage as error:
         raise error.of(describe(source)) from error
+
+
+def _read(
+    source: str,
+    to_array: ToArray,
+    rules: Rules,
+    decode: Callable[[bytes], tuple[Any, Facts]] | None,
+) -> tuple[Any, Facts]:
+    file, part = parse(source)
+    if isinstance(part, Tile):
+        return spread(formats.SLIDES.load().read(file, *part), to_array), Facts()
+    named = None if isinstance(part, (Range, Cell)) else formats.by_name(file)
+    if isinstance(part, Frame) or (named is not None and named.part is Frame):
+        _check(named, source, rules)
+        opened = handles.opened(file, _open)
+        number = part.number if isinstance(part, Frame) else rules.chosen(opened.frames)
+        pixels, facts = opened.render(number, rules)
+        return spread(pixels, to_array), facts
+    if named is not None:  # a slide, which may have gigabytes
+        formats.SLIDES.load().check(file)
+        raise UnreadableImage(
+            "a whole slide; expected tiles of it: --mpp, or FILE#tile=X,Y,LEVEL,SIZE"
+        )
+    stem, suffix = os.path.splitext(file)
+    if suffix.lower() == ".img" and part is None and os.path.exists(f"{stem}.hdr"):
+        raise UnreadableImage(NIFTI_PAIR)
+    data = _bytes(file, part)
+    return decode(data) if decode else decode_with_facts(data, to_array, rules)
 
 
 def _open(file: str) -> Any:
@@ -150,9 +166,10 @@ def _from_header(file: str, span: Whole | None, ask: Callable[[Format, Any], Any
         stream.seek(0)
         return ask(format, stream)
 
-    if isinstance(span, Cell):
-        return look(io.BytesIO(_bytes(file, span)))
-    return content.looked_at(file, span, look)
+    with within_memory():
+        if isinstance(span, Cell):
+            return look(io.BytesIO(_bytes(file, span)))
+        return content.looked_at(file, span, look)
 
 
 def is_cut(file: str, parts: Parts) -> bool:
@@ -169,7 +186,8 @@ def is_cut(file: str, parts: Parts) -> bool:
 
 def tiles(file: str, parts: Parts) -> Tiles:
     """The tiles of a slide; see `slides.tiles`."""
-    return formats.SLIDES.load().tiles(file, parts)
+    with within_memory():
+        return formats.SLIDES.load().tiles(file, parts)
 
 
 def stated_mpp(file: str) -> float | None:

@@ -26,6 +26,8 @@ import numpy as np
 import sentencepiece
 from jaxtyping import Bool, Int32
 
+from medsiglip_jax.preprocess.facts import too_long
+
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2  # `<pad>` is never used: SigLIP-1 pads with `</s>`
 _PIECES = {PAD_ID: "<pad>", EOS_ID: "</s>", UNK_ID: "<unk>"}
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how SentencePiece writes a space
@@ -270,6 +272,8 @@ def _as_list(texts: Any) -> list:
 def _checked(text: Any, i: int, n: int) -> str:
     if not isinstance(text, str):
         raise ValueError(f"text {i + 1} of {n} is of type {type(text).__name__}, not a string")
+    if reason := too_long(text):
+        raise ValueError(f"text {i + 1} of {n}: {reason}")
     try:
         text.encode()
     except UnicodeEncodeError as error:

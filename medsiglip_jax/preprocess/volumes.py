@@ -30,7 +30,6 @@ from medsiglip_jax.preprocess.facts import (
     NIFTI_PAIR,
     Facts,
     UnreadableImage,
-    check_size,
     is_nifti_header,
 )
 
@@ -44,6 +43,7 @@ _HEADERS = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}  # by their si
 _COLOURS = (tuple("RGB"), tuple("RGBA"))  # fields of nibabel's dtypes; alpha is dropped
 _GZIP = b"\x1f\x8b"
 _SAMPLED = 64  # evenly spaced slices that percentiles are computed from
+_BAND = 1 << 24  # voxels of a slice that are copied at a time
 _VALUES = 1 << 24  # and how many of their values at most
 
 
@@ -137,11 +137,11 @@ class Volume:
             raise UnreadableImage("official rules: NIfTI volumes are not served")
         if not number < self.frames:
             raise UnreadableImage(f"volume of {self.frames} slices; number {number} is asked for")
-        stored = np.ascontiguousarray(self._values[::-1, ::-1, number].T)
-        check_size(stored.shape[1], stored.shape[0])
+        plane = self._values[::-1, ::-1, number].T
+        rules.check_size(plane.shape[1], plane.shape[0])
         first = f", first of {self._layout.volumes} volumes" if self._layout.volumes > 1 else ""
-        if stored.dtype.names:
-            pixels = np.stack([stored[name] for name in "RGB"], -1)
+        if plane.dtype.names:
+            pixels = np.stack([plane[name] for name in "RGB"], -1)
             seen = f"NIfTI volume{first}: colours, as stored"
             return pixels, Facts(frames=self.frames, frame=number, seen=seen)
         fractions, words = self._fractions(rules)
@@ -151,7 +151,7 @@ class Volume:
             return np.broadcast_to(levels, (len(x), 3))
 
         seen = f"NIfTI volume{first}: {words}"
-        return samples.shaded(stored, shade), Facts(frames=self.frames, frame=number, seen=seen)
+        return _shaded(plane, shade), Facts(frames=self.frames, frame=number, seen=seen)
 
     def _fractions(self, rules: Rules) -> tuple[grey.Fractions, str]:
         """For one grey channel or for three; and the same in words."""
@@ -179,6 +179,18 @@ class Volume:
                 measured = self._measured(limits)
                 self._limits = float(measured.min()), float(measured.max())
             return self._limits
+
+
+def _shaded(plane: np.ndarray, shade: samples.Shade) -> UInt8[np.ndarray, "h w 3"]:
+    """`samples.shaded` of a slice, some rows at a time: they have to be copied for it."""
+    rows = max(1, _BAND // plane.shape[1])
+    if len(plane) <= rows:
+        return samples.shaded(np.ascontiguousarray(plane), shade)
+    pixels = np.empty((*plane.shape, 4), np.uint8)[..., :3]
+    for top in range(0, len(plane), rows):
+        band = np.ascontiguousarray(plane[top : top + rows])
+        pixels[top : top + rows] = samples.shaded(band, shade)
+    return pixels
 
 
 # ----------------------------------------------------------------------------------------- reading

@@ -20,6 +20,7 @@ from medsiglip_jax.files.json_text import dumps, to_hash
 from medsiglip_jax.model import api, devices, processes, tree
 from medsiglip_jax.model.weights import hub, processors
 from medsiglip_jax.pages import card
+from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.train import build, freeze, loop, lora, report
 from medsiglip_jax.train import recipe as recipes
 from medsiglip_jax.train.objectives.objective import Reading
@@ -279,6 +280,7 @@ def _compare(workdir: places.Place, before: dict, run: dict, saved: bool, warn) 
     # Runs of earlier versions lack keys that came later, whose defaults are what they did.
     defaults = {f.name: f.default for f in dataclasses.fields(Data) if f.name != "path"}
     old["data"] = [{**defaults, **data} for data in old["data"]]
+    old["dicom"] = {**dataclasses.asdict(Rules()), **old.get("dicom", {})}
     # Runs from before objectives had settings of their own list those of all.
     old["objective"] = {name: old["objective"].get(name) for name in new["objective"]}
     lines = {key: f"{key}: {old.get(key)!r} -> {new[key]!r}" for key in new}

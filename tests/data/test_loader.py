@@ -107,7 +107,7 @@ def test_unreadable_images_are_masked_and_reported_in_order(pictures, images, tm
         assert masked == [path for path, _ in said[3 * step : 3 * step + 3]]
         assert not batch["image"][~batch["mask"]].any() and batch["mask"].sum() == 2
     reasons = dict(said)
-    assert "Truncated" in reasons[bad[0]] and "image of" not in reasons[bad[0]]
+    assert "truncated" in reasons[bad[0]] and "image of" not in reasons[bad[0]]
     assert reasons[bad[1]] == "no such file" and reasons[bad[2]] == "a folder"
 
 

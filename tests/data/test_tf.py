@@ -1,5 +1,6 @@
 """TensorFlow's kernels give the batches of the loader without them, bit for bit."""
 
+import dataclasses
 import io
 import sys
 
@@ -14,6 +15,7 @@ from medsiglip_jax.data.loader import Input
 from medsiglip_jax.data.order import Order
 from medsiglip_jax.preprocess.augment import Augment
 from medsiglip_jax.preprocess.decode import decode
+from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.facts import UnreadableImage
 from medsiglip_jax.preprocess.image import PRESETS
 from medsiglip_jax.preprocess.sources import read_bytes
@@ -26,7 +28,7 @@ SIZE = 24
 
 
 def codec(input):
-    return tf_codec(input.preprocess)
+    return tf_codec(input.preprocess, input.dicom)
 
 
 def jpeg(mode="RGB", size=(53, 41), **options):
@@ -126,12 +128,11 @@ def test_damaged_jpeg_has_one_verdict(torture, capfd):
             np.testing.assert_array_equal(np.asarray(tf_decode(damaged)), expected)
 
 
-def test_bombs_are_refused_before_decoding(tmp_path, monkeypatch):
-    monkeypatch.setattr("medsiglip_jax.preprocess.facts.MAX_PIXELS", 1000)
+def test_bombs_are_refused_before_decoding(tmp_path):
     path = tmp_path / "big.jpg"
     path.write_bytes(jpeg())
     said = []
-    input = make([str(path)])
+    input = dataclasses.replace(make([str(path)]), dicom=Rules(max_pixels=1000))
     next(loader.batches(input, 1, on_error=lambda *a: said.append(a), codec=codec(input)))
     assert "more than the limit of 1000" in said[0][1]
 

@@ -13,7 +13,7 @@ import pytest
 import tifffile
 from PIL import Image, ImageSequence, features
 
-from medsiglip_jax.preprocess import facts, sources, xla
+from medsiglip_jax.preprocess import sources, xla
 from medsiglip_jax.preprocess.codec import pil_codec
 from medsiglip_jax.preprocess.decode import decode, decode_with_facts
 from medsiglip_jax.preprocess.dicom.rules import Rules
@@ -439,10 +439,11 @@ def test_no_noise_where_pil_only_warns(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         np.testing.assert_array_equal(decode(encoded(RGB)), RGB)
-    monkeypatch.setattr(facts, "MAX_PIXELS", 29)
     for item in [encoded(RGB), Image.fromarray(RGB)]:
         with pytest.raises(UnreadableImage, match="5x6 = 30 pixels is more than the limit of 29"):
-            decode(item)
+            decode(item, Rules(max_pixels=29))
+        with pytest.raises(UnreadableImage, match="5x6: a side is longer than the limit of 5 "):
+            decode(item, Rules(max_side=5))
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ from medsiglip_jax.data import inputs
 from medsiglip_jax.inference.embed import EmbedOptions, embed
 from medsiglip_jax.inference.manifest import MANIFEST
 from medsiglip_jax.preprocess import codec as files
-from medsiglip_jax.preprocess import facts, xla
+from medsiglip_jax.preprocess import xla
 from medsiglip_jax.preprocess.decode import decode, decode_with_facts
 from medsiglip_jax.preprocess.dicom import file, grey, official, pixels, sniff
 from medsiglip_jax.preprocess.dicom.rules import Rules, from_dict, parse
@@ -629,8 +629,7 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(monkeypatch):
     assert why.startswith("DICOM whose compressed frame has 300 rows, 200 columns")
     assert "is not what it should be" in reason(made(small, JPEG, [b"\xff\xd8" + bytes(40)]))
     assert "transfer syntax" in reason(made(small, "1.2.840.10008.1.2.4.102", [bytes(40)]))
-    monkeypatch.setattr(facts, "MAX_PIXELS", 15)
-    assert "4x4 = 16 pixels" in reason(made(small))
+    assert "4x4 = 16 pixels" in reason(made(small), Rules(max_pixels=15))
 
 
 def test_truncated_streams_are_not_filled_with_grey():

@@ -7,9 +7,7 @@ log lines of pydicom may, so none of them is passed on.
 import contextlib
 import functools
 import io
-import logging
 import math
-import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -27,7 +25,7 @@ from pydicom.uid import UID
 from medsiglip_jax.preprocess.dicom import kinds, sniff
 from medsiglip_jax.preprocess.dicom.header import Header, Lut
 from medsiglip_jax.preprocess.dicom.series import Plane
-from medsiglip_jax.preprocess.facts import Subject, UnreadableImage
+from medsiglip_jax.preprocess.facts import NO_MEMORY, Subject, UnreadableImage, mute
 
 # Bytes that a deflated data set may inflate to; for a moment it is in memory twice.
 MAX_INFLATED = 1 << 28
@@ -86,7 +84,7 @@ class File:
         Raises:
             UnreadableImage: it is not a DICOM image, or damaged.
         """
-        _keep_quiet()
+        mute("pydicom")
         syntax, start = sniff.transfer_syntax(data)
         if syntax == sniff.DEFLATED:
             data = _inflate(data, start)
@@ -299,7 +297,7 @@ def count_frames(stream: Any) -> int:
 
 def is_label(stream: Any) -> bool:
     """Whether a file shows the label of a slide; arguments and errors as of `planes`."""
-    _keep_quiet()
+    mute("pydicom")
     stream.seek(0)
     with damaged("its header cannot be made sense of"):
         tags = _Tags(_parse(stream, kinds.TAGS, stop_before_pixels=True))
@@ -316,13 +314,15 @@ def damaged(how: str) -> Iterator[None]:
         yield
     except UnreadableImage:
         raise
+    except MemoryError:
+        raise UnreadableImage(NO_MEMORY) from None
     except Exception:
         raise UnreadableImage(f"damaged DICOM: {how}") from None
 
 
 def header_of(stream: Any) -> tuple["_Tags", int]:
     """The header, and the number of frames."""
-    _keep_quiet()
+    mute("pydicom")
     stream.seek(0)
     start = stream.read(_META_BYTES)
     syntax, at = sniff.transfer_syntax(start)
@@ -360,6 +360,8 @@ def _parse(
     tags: Any = [*map(_tag, names), *others]
     try:
         return pydicom.dcmread(bounded, force=True, specific_tags=tags, **options)
+    except MemoryError:
+        raise UnreadableImage(NO_MEMORY) from None
     except Exception:  # pydicom raises nearly every type there is, with values in the message
         too_many = "DICOM with more elements than the limit (damaged, or a bomb?)"
         unreadable = "damaged DICOM: its elements cannot be read"
@@ -575,21 +577,3 @@ def _inflate(data: bytes, start: int) -> bytes:
         limit = f"more than the limit of {MAX_INFLATED} bytes (a decompression bomb?)"
         raise UnreadableImage(f"DICOM that inflates to {limit}")
     return inflated
-
-
-_OF_PYDICOM = r"pydicom\."
-
-
-def _mute(record: logging.LogRecord) -> bool:
-    """A filter that lets nothing pass."""
-    return False
-
-
-def _keep_quiet() -> None:
-    """Silences warnings and log lines of pydicom, which quote values, in the whole process.
-
-    `warnings.catch_warnings` around each file would not do: it is not thread-safe.
-    """
-    if not any(getattr(rule[3], "pattern", None) == _OF_PYDICOM for rule in warnings.filters):
-        warnings.filterwarnings("ignore", module=_OF_PYDICOM)
-    logging.getLogger("pydicom").addFilter(_mute)  # once: it may be there already

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import UInt8
 
-from medsiglip_jax.preprocess import facts
+from medsiglip_jax.preprocess import costs
 from medsiglip_jax.preprocess.dicom import colour, frames, grey, official, samples, sniff
 from medsiglip_jax.preprocess.dicom.file import (  # noqa: F401
     File,
@@ -16,7 +16,7 @@ from medsiglip_jax.preprocess.dicom.file import (  # noqa: F401
 )
 from medsiglip_jax.preprocess.dicom.header import Header
 from medsiglip_jax.preprocess.dicom.rules import Rules
-from medsiglip_jax.preprocess.facts import Facts, UnreadableImage, check_size
+from medsiglip_jax.preprocess.facts import Facts, UnreadableImage
 
 _BITS = (1, 8, 16, 32, 64)
 _ABOVE = "bits above Bits Stored are set, and not used"
@@ -59,20 +59,20 @@ def _decode(file: File, frame: int, rules: Rules) -> tuple[np.ndarray, Facts]:
     if reason := file.refusal(rules.slide_labels):
         raise UnreadableImage(reason)
     header = file.header(frame)
-    _check(header)
+    _check(header, rules)
     if rules.name == "official":
         official.check(header)
-        pixels, words = official.render(_raw(file, header), header, rules)
+        pixels, words = official.render(_raw(file, header, rules), header, rules)
     else:
         pixels, words = _render(file, header, rules)
     seen = f"modality {header.modality_named}, rules {rules.name}: {words}"
     return pixels, Facts(1, header.burned_in, header.frames, frame, seen, file.subject)
 
 
-def _check(header: Header) -> None:
+def _check(header: Header, rules: Rules) -> None:
     """Refuses, before anything is decoded, what is no image or too large a one."""
-    check_size(header.columns, header.rows)
-    size, limit = header.frame_bytes, 3 * facts.MAX_PIXELS
+    rules.check_size(header.columns, header.rows)
+    size, limit = header.frame_bytes, 3 * rules.max_pixels
     if size > limit:
         raise UnreadableImage(f"DICOM with frames of {size} bytes, more than the limit of {limit}")
     if header.samples not in (1, 3):
@@ -87,18 +87,18 @@ def _check(header: Header) -> None:
         raise UnreadableImage("DICOM without PhotometricInterpretation")
 
 
-def _raw(file: File, header: Header) -> np.ndarray:
+def _raw(file: File, header: Header, rules: Rules) -> np.ndarray:
     """Samples as the container has them: from the codec, or from `pixel_array`."""
     if header.syntax in official.BY_PIL:
-        return frames.decode_by_pil(file.encoded(header), header)
+        return frames.decode_by_pil(_encoded(file, header, rules), header)
     if sniff.is_compressed(header.syntax):
         guessed = dataclasses.replace(header, photometric="")  # colours are as the stream says
-        return frames.decode(file.encoded(header), guessed).pixels
+        return frames.decode(_encoded(file, header, rules), guessed).pixels
     return samples.in_use(file.native(header), header, header.stored, header.stored - 1)
 
 
 def _render(file: File, header: Header, rules: Rules) -> tuple[np.ndarray, str]:
-    pixels, is_rgb, notes = _stored_values(file, header)
+    pixels, is_rgb, notes = _stored_values(file, header, rules)
     if header.samples == 3 and not header.grey:
         image, words = colour.render(pixels, header, is_rgb), "colours"
     elif header.samples == 1 and header.grey:
@@ -117,13 +117,19 @@ def _render(file: File, header: Header, rules: Rules) -> tuple[np.ndarray, str]:
     return image, "; ".join([words, *header.notes, *notes])
 
 
-def _stored_values(file: File, header: Header) -> tuple[np.ndarray, bool, list[str]]:
+def _encoded(file: File, header: Header, rules: Rules) -> bytes:
+    encoded = file.encoded(header)
+    costs.check_frame(header, len(encoded), rules)
+    return encoded
+
+
+def _stored_values(file: File, header: Header, rules: Rules) -> tuple[np.ndarray, bool, list[str]]:
     """The samples of a frame, [H, W] or [H, W, S], with their sign and without bits not in use;
     whether a codec has converted them to RGB; and notes."""
     if not sniff.is_compressed(header.syntax):
         pixels, notes = _laid_out(file.native(header), header)
         return pixels, False, notes
-    pixels, precision, is_rgb, note = frames.decode(file.encoded(header), header)
+    pixels, precision, is_rgb, note = frames.decode(_encoded(file, header, rules), header)
     notes = [note] if note else []
     if precision is None:
         pixels, notes = _laid_out(pixels, header)

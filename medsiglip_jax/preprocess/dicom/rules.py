@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from medsiglip_jax.files import settings
+from medsiglip_jax.preprocess import facts
 from medsiglip_jax.preprocess.names import MIDDLE, frame_number
 
 NAMES = ("dicom", "official")
@@ -13,11 +14,14 @@ VOLUMES = ("ct", "percentile")
 GREY16 = ("stretch", "full")
 # What must be equal for vectors to be compared.
 _TREATMENT = ("name", "ct_window", "window", "grey16")
+# What is recorded only where it is not the default: it says which images are read, and changes no
+# pixel of one, so that runs from before it existed can be resumed.
+_LIMITS = ("max_pixels", "max_side")
 
 
 @dataclass(frozen=True)
 class Rules:
-    """How DICOM files, NIfTI volumes and 16-bit grey are read; other files ignore it.
+    """How DICOM files, NIfTI volumes and 16-bit grey are read, and which images are too large.
 
     Attributes:
         name: "dicom" follows the standard, and renders CT as in training, with three windows as
@@ -38,6 +42,8 @@ class Rules:
         slide_labels: read the LABEL and OVERVIEW images of slides in DICOM, and the label and macro
             pages of those in TIFF, too. They mostly show the patient's name, and are refused
             otherwise.
+        max_pixels: images of more pixels are refused.
+        max_side: images with a longer side are refused.
     """
 
     name: str = "dicom"
@@ -47,6 +53,8 @@ class Rules:
     volume: str | None = None
     grey16: str | None = None
     slide_labels: bool = False
+    max_pixels: int = facts.MAX_PIXELS
+    max_side: int = facts.MAX_SIDE
 
     def __post_init__(self):
         if self.name not in NAMES:
@@ -62,6 +70,13 @@ class Rules:
             raise ValueError(f"volume is {self.volume!r}; expected one of {', '.join(VOLUMES)}")
         if self.grey16 is not None and self.grey16 not in GREY16:
             raise ValueError(f"grey16 is {self.grey16!r}; expected one of {', '.join(GREY16)}")
+        for limit in _LIMITS:
+            if getattr(self, limit) < 1:
+                raise ValueError(f"{limit} is {getattr(self, limit)}; expected at least 1")
+
+    def check_size(self, width: int, height: int) -> None:
+        """Raises UnreadableImage if an image is too large to be read; see `facts.check_size`."""
+        facts.check_size(width, height, self.max_pixels, self.max_side)
 
     def chosen(self, count: int) -> int:
         """The frame that is taken of a file with `count` frames; it may lack that frame."""
@@ -88,14 +103,16 @@ class Rules:
 
     def as_trained(self, trained: "Rules") -> "Rules":
         """These rules and, where they are the default, those that a classifier was trained with;
-        frames and slide labels stay."""
+        frames, slide labels and limits of sizes stay."""
         names = (*_TREATMENT, "volume")
         unasked = [name for name in names if getattr(self, name) == getattr(Rules(), name)]
         return replace(self, **{name: getattr(trained, name) for name in unasked})
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON restores it."""
-        return {**asdict(self), "ct_window": self.ct_window and list(self.ct_window)}
+        usual = {name for name in _LIMITS if getattr(self, name) == getattr(Rules(), name)}
+        said = {name: value for name, value in asdict(self).items() if name not in usual}
+        return {**said, "ct_window": self.ct_window and list(self.ct_window)}
 
 
 def from_dict(recorded: Mapping[str, Any] | None) -> Rules:
@@ -126,13 +143,15 @@ def parse(
     volume: str | None = None,
     grey16: str | None = None,
     slide_labels: bool = False,
+    max_pixels: int = facts.MAX_PIXELS,
+    max_side: int = facts.MAX_SIDE,
 ) -> Rules:
     """The rules that command line flags ask for.
 
     Args:
         name: one of `NAMES`.
         ct_window: "W/L", such as "350/40".
-        window, volume, grey16, slide_labels: see `Rules`.
+        window, volume, grey16, slide_labels, max_pixels, max_side: see `Rules`.
         frame: a number from 0, or "middle".
 
     Raises:
@@ -147,7 +166,9 @@ def parse(
                 f"CT window {ct_window!r}; expected WIDTH/LEVEL in HU, such as 350/40"
             ) from None
         ct = (width, level)
-    return Rules(name, ct, window, parse_frame(frame), volume, grey16, slide_labels)
+    return Rules(
+        name, ct, window, parse_frame(frame), volume, grey16, slide_labels, max_pixels, max_side
+    )
 
 
 def parse_frame(text: str) -> int | str:

@@ -5,7 +5,7 @@ import struct
 from typing import NamedTuple
 
 _SOFS = frozenset((*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), 0xF7))
-_SIZ = b"\xff\x4f\xff\x51"  # start of a JPEG 2000 code stream
+SIZ = b"\xff\x4f\xff\x51"  # start of a JPEG 2000 code stream
 # Starts of JPEG XL: a code stream, a file of boxes, and the (first) box with the code stream.
 _JXL, _JXL_BOXES = b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"
 _JXL_BOX = re.compile(rb"jxl(c|p[\0\x80]\0\0\0)\xff\x0a")
@@ -69,8 +69,8 @@ def _space(jfif: bool, adobe: int | None, components: bytes) -> str:
 
 def read_jpeg_2000(encoded: bytes) -> Stream | None:
     """The size marker of a JPEG 2000 code stream, also inside boxes (ISO 15444-1 A.5.1, I.5.3)."""
-    at = encoded.find(_SIZ, 0, 4096) + len(_SIZ)
-    if at < len(_SIZ) or len(encoded) < at + 39:
+    at = encoded.find(SIZ, 0, 4096) + len(SIZ)
+    if at < len(SIZ) or len(encoded) < at + 39:
         return None
     right, bottom, left, top = struct.unpack_from(">4I", encoded, at + 4)
     samples, bits = struct.unpack_from(">HB", encoded, at + 36)
