@@ -78,7 +78,8 @@ def judged(scratch: Path, count: int, seed: int) -> dict:
             (below / name).write_bytes(data)
             paths.append(str(below / name))
         found += measured(paths)
-        print(f"{len(found)} of {count}", file=sys.stderr, flush=True)
+        wrong = [f"{row['file']}: {row['wrong']}" for row in found[start:] if row["wrong"]]
+        print(f"{len(found)} of {count}", *wrong, sep="\n", file=sys.stderr, flush=True)
         for path in sorted(folder.rglob("*"), reverse=True):
             path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
         folder.rmdir()

@@ -35,7 +35,7 @@ def column_names(path: places.Given) -> list[str]:
     try:
         if str(path).lower().endswith(".parquet"):
             return pq.read_schema(str(path)).names
-        with open(path, newline="", encoding="utf-8") as file:
+        with open(str(path), newline="", encoding="utf-8") as file:
             return spreadsheets.unprotect(next(csv.reader(file), []))
     except (ArrowException, OSError, UnicodeDecodeError, csv.Error):
         return []
