@@ -481,11 +481,10 @@ def data_files(folder: Path) -> dict[str, Kind]:
 
 @pytest.fixture(scope="module")
 def kinds(tmp_path_factory) -> dict[str, Kind]:
-    from conftest import CAPTIONS
-
     from medsiglip_jax.preprocess import text
 
-    tokens, found = text.train(CAPTIONS, 40), {}
+    captions = [f"{what} of a {part}" for what in ("photo", "scan", "drawing") for part in "abcdef"]
+    tokens, found = text.train(captions, 40), {}
     for make in (checkpoint_files, embedding_files, evaluation_files, training_files, data_files):
         found |= make(tmp_path_factory.mktemp(make.__name__))
     return found | tokenizer_files(tmp_path_factory.mktemp("tokenizers"), tokens)
