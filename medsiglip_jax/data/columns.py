@@ -23,6 +23,7 @@ from pyarrow import ArrowException, parquet
 from medsiglip_jax.data import spreadsheets
 from medsiglip_jax.files.documents import loads
 from medsiglip_jax.files.places import in_words, open_binary, read_bytes
+from medsiglip_jax.preprocess.names import escaped
 
 _BLOCK = 65536  # rows that are Python objects at a time
 # Rows of a table, which take some 150 bytes each, and bytes of its text. A Parquet file of 200 kB
@@ -51,13 +52,24 @@ def read_lines(path: str) -> tuple[dict[str, pyarrow.ChunkedArray], Sequence[int
         _check_rows(path, len(lines))
         names = dict.fromkeys(name for _, row in block for name in row)
         cells = {name: [row.get(name) for _, row in block] for name in names}
-        try:
-            columns = {n: pyarrow.array(c, pyarrow.large_string()) for n, c in cells.items()}
-        except UnicodeEncodeError as error:  # half of a surrogate pair, escaped in JSON
-            raise ValueError(f"{path}, to line {lines[-1]}: not Unicode ({error.reason})") from None
-        tables.append(pyarrow.table(columns))
+        where = f"{path}, to line {lines[-1]}"
+        tables.append(pyarrow.table({name: _array(c, where) for name, c in cells.items()}))
     table = pyarrow.concat_tables(tables, promote_options="default")
     return dict(zip(table.column_names, table.columns, strict=True)), lines, refused
+
+
+def _array(cells: Sequence[str | None], where: str) -> pyarrow.Array:
+    try:
+        return pyarrow.array(cells, pyarrow.large_string())
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can hold and Arrow cannot
+        written = [cell and escaped(cell) for cell in cells]
+        count = sum(a != b for a, b in zip(cells, written, strict=True))
+        warnings.warn(
+            f"{where}: {count} cells are not Unicode; halves of surrogate pairs in them are read "
+            r"as \udXXX, as they are written in JSON",
+            stacklevel=2,
+        )
+        return pyarrow.array(written, pyarrow.large_string())
 
 
 def _csv_lines(path: str) -> _NumberedRows:

@@ -153,10 +153,11 @@ def _read(file: str, span: Range | None) -> bytes:
         size = os.fstat(stream.fileno()).st_size
         if span is not None and span.offset + span.length > size:  # Python would allocate it first
             raise UnreadableImage(f"the file ends before byte {span.offset + span.length}")
-        if (count := size if span is None else span.length) > MAX_BYTES:
+        most = max(MAX_BYTES, limits.current().max_bytes)
+        if (count := size if span is None else span.length) > most:
             raise UnreadableImage(
-                f"{count} bytes, more than the limit of {MAX_BYTES} for one image; is it a slide? "
-                "Then use --mpp"
+                f"{count} bytes, more than the limit of {most} for one image; is it a slide? Then "
+                "use --mpp, else raise --max-bytes"
             )
         if span is None:
             return stream.read()
