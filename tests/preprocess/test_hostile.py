@@ -313,7 +313,7 @@ def test_a_file_of_gigabytes_is_refused_unread(tmp_path, name, size):
     os.truncate(path, size)
     assert reason(path) == (
         f"{size} bytes, more than the limit of {content.MAX_BYTES} for one image; is it a slide? "
-        "Then use --mpp"
+        "Then use --mpp, else raise --max-bytes"
     )
 
 
