@@ -14,6 +14,7 @@ from jaxtyping import Float
 from medsiglip_jax.embeddings import cosines, nearest, store
 from medsiglip_jax.files import json as json_files
 from medsiglip_jax.files import places, settings, storage
+from medsiglip_jax.files.failures import explained
 from medsiglip_jax.files.locks import lock
 
 INDEX, FACTS = "index.usearch", "index.json"
@@ -132,10 +133,9 @@ def read_record(embeddings: store.Embeddings) -> IndexRecord:
     path = embeddings.folder / FACTS
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; --build-index makes the index")
-    try:
-        record = settings.build(IndexRecord, json_files.read(path), title="the record")
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}; {_again(embeddings)}") from None
+    with explained(path, "not the record of an index", _again(embeddings)):
+        content = json_files.parse(path.read_text(encoding="utf-8"))
+        record = settings.build(IndexRecord, content, title="the record")
     if (record.manifest_sha256, record.kind) != (embeddings.digest, embeddings.kind):
         rows = f"embeddings that have changed since, or of kind {record.kind}"
         raise ValueError(f"{path}: the index is of {rows}; {_again(embeddings)}")

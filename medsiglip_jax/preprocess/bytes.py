@@ -159,8 +159,8 @@ def _read(file: str, span: Range | None) -> bytes:
                 f"{count} bytes, more than the limit of {most} for one image; is it a slide? Then "
                 "use --mpp, else raise --max-bytes"
             )
-        if span is None:
-            return stream.read()
+        if span is None:  # those of /proc/self, which have no size, cannot be read as files can
+            return stream.read() if size else b""
         stream.seek(span.offset)
         return stream.read(span.length)
 

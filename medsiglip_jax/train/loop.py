@@ -179,12 +179,16 @@ def _check_best(options: LoopOptions, results: Mapping[str, float] | None) -> No
         )
 
 
+# How `metrics.jsonl` has what is no number of JSON; see `_written`.
+_NOT_FINITE = ("nan", "inf", "-inf")
+
+
 def read_metrics(path: places.Place) -> list[dict[str, Any]]:
     """The lines of `metrics.jsonl`, a ValueError if one holds what is no number."""
     lines = storage.read_lines(path, step=int)
     for line in lines:
         for name, value in line.items():
-            if not isinstance(value, int | float | None):
+            if not isinstance(value, int | float | None) and value not in _NOT_FINITE:
                 shown = settings.shown(value)
                 raise ValueError(f"{path}: {name} of step {line['step']} is {shown}; remove it")
     return lines

@@ -306,6 +306,12 @@ def test_a_range_beyond_the_file_allocates_nothing(tmp_path):
     assert peak < 1 << 20
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="there is no such file")
+def test_a_file_without_size_is_empty_whatever_reading_it_gives():
+    """The memory of the process: reading it fails as a disk does."""
+    assert reason("/proc/self/mem") == "empty, 0 bytes"
+
+
 @pytest.mark.parametrize(("name", "size"), [("a.png", 60 << 30), ("a.tif", 5 << 30)])
 def test_a_file_of_gigabytes_is_refused_unread(tmp_path, name, size):
     """Sparse, so that it costs the disk nothing; a slide has to be asked for."""

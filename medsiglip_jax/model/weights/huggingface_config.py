@@ -161,11 +161,15 @@ def contradictions(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -
     return problems
 
 
+_LISTED = 100  # layers
+
+
 def _contradictions(
     tower: VisionConfig | TextConfig, shapes: Mapping[str, tuple[int, ...]]
 ) -> Iterator[str]:
     layers = {m[1] for name in shapes if (m := re.match(r"encoder\.layers\.(\d+)\.", name))}
-    if tower.depth != len(layers):
+    # Without any of them the missing tensors are listed, unless there were far too many.
+    if tower.depth != len(layers) and (layers or tower.depth > _LISTED):
         yield f"num_hidden_layers is {tower.depth}, and there are tensors of {len(layers)}"
     for field, (key, name, axis) in _SIZED.items():
         value, shape = getattr(tower, field, None), shapes.get(name, ())

@@ -41,7 +41,7 @@ def check_names(folder: Any) -> None:
     Args:
         folder: of a tree, local or as `etils.epath` reaches it.
     """
-    arrays = json_files.read(folder / _METADATA)["tree_metadata"].values()
+    arrays = json_files.parse((folder / _METADATA).read_text())["tree_metadata"].values()
     names = [str(part["key"]) for array in arrays for part in array["key_metadata"]]
     if odd := [name for name in names if not places.stays_below(name)]:
         raise ValueError(f"{_METADATA} names an array {odd[0]!r}; expected names, not paths")
