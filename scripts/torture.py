@@ -2,8 +2,8 @@
 
     python scripts/torture.py tests --times 20          # 100 kills, 20,000 mutated images
     python scripts/torture.py tests --times 10 -k kill  # only the kills
-    python scripts/torture.py writers                   # every writer under five faults, 20 rounds
-    python scripts/torture.py writers --rounds 2 -k search --json
+    python scripts/torture.py writers                   # every writer under five faults, hours
+    python scripts/torture.py writers --rounds 2 --interruptions 1 -k search --json
 
 `tests` repeats the tests that are marked torture. `writers` is what `torture_writers.py` says; its
 exit code is 1 if anything was mixed, lost, changed or left over.
@@ -27,7 +27,11 @@ def main() -> int:
     tests.add_argument("-k", default="", metavar="EXPRESSION", help="choose tests, as in pytest")
     tests.set_defaults(run=run_tests)
     writers = commands.add_parser("writers", help="every output of every command under faults")
-    writers.add_argument("--rounds", type=int, default=20, help="of each writer; default 20")
+    writers.add_argument("--rounds", type=int, default=20, help="of two at once; default 20")
+    writers.add_argument(
+        "--interruptions", type=int, default=20,
+        help="full disks, SIGTERMs and SIGKILLs, of each so many; default 20",
+    )  # fmt: skip
     writers.add_argument("--seed", type=int, default=0, help="of sizes and moments; default 0")
     writers.add_argument("-k", default="", metavar="WORD", help="only writers whose name holds it")
     writers.add_argument("--json", action="store_true")
@@ -48,7 +52,7 @@ def run_tests(args: argparse.Namespace) -> int:
 def run_writers(args: argparse.Namespace) -> int:
     import torture_writers
 
-    return torture_writers.run(args.rounds, args.seed, args.k, args.json)
+    return torture_writers.run(args.rounds, args.interruptions, args.seed, args.k, args.json)
 
 
 if __name__ == "__main__":

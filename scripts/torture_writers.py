@@ -1,6 +1,6 @@
 """Every output of every command under the faults of a bad day.
 
-Each writer makes one of two outputs, A or B, at one place. In each round it meets
+Each writer makes one of two outputs, A or B, at one place. In its rounds it meets
 
 * two at once: A and B start together; what is there then is A or B, whole;
 * a full disk (RLIMIT_FSIZE at a random size) while B is there, SIGTERM and SIGKILL at a random
@@ -335,16 +335,15 @@ def filled(writer: Writer, v: str, place: Path) -> list[str]:
 
 
 class Round:
-    """One writer meets each fault once; `found` counts what came of it."""
+    """One writer meets faults; `found` counts what came of them."""
 
     def __init__(self, writer: Writer, reference: Reference, rng: np.random.Generator):
         self.writer, self.reference, self.rng = writer, reference, rng
         self.place, self.found = Path("out"), collections.Counter[str]()
         self.problems: list[str] = []
 
-    def run(self) -> None:
-        """Every fault but links, which meet each time the same."""
-        self.two_at_once()
+    def interrupt(self) -> None:
+        """A full disk and each signal, one after the other."""
         for fault in (self.full_disk, self.sigterm, self.sigkill):
             self.interrupted(fault)
 
@@ -452,17 +451,22 @@ class Round:
         self.problems.append(f"{kind}: {what}")
 
 
-def torture(rounds: int, seed: int, names: Sequence[str]) -> Iterator[tuple[str, dict]]:
+def torture(
+    rounds: int, interruptions: int, seed: int, names: Sequence[str]
+) -> Iterator[tuple[str, dict]]:
     """Yields the name of each writer, and counts of what came of its rounds."""
     for name in names:
         writer = WRITERS[name]
         reference = Reference(writer, Path("out"))
         total, problems = collections.Counter[str](), []
-        for number in range(rounds):
+        for number in range(max(rounds, interruptions)):
             round_ = Round(writer, reference, np.random.default_rng([seed, number]))
             if not number:
                 round_.links()
-            round_.run()
+            if number < rounds:
+                round_.two_at_once()
+            if number < interruptions:
+                round_.interrupt()
             total += round_.found
             problems += round_.problems
         yield name, {"seconds": reference.seconds, **dict(sorted(total.items())), "wrong": problems}
@@ -488,7 +492,7 @@ def line(name: str, found: dict) -> str:
     return f"{name:16}" + "".join(f"  {c:>{w}}" for c, w in zip(cells, widths, strict=True))
 
 
-def run(rounds: int, seed: int, pattern: str, as_json: bool) -> int:
+def run(rounds: int, interruptions: int, seed: int, pattern: str, as_json: bool) -> int:
     """Prints a table, a line for each writer as it is done; 1 if anything went wrong."""
     preload()
     names, results = [name for name in WRITERS if pattern in name], {}
@@ -502,7 +506,7 @@ def run(rounds: int, seed: int, pattern: str, as_json: bool) -> int:
             prepare()
             if not as_json:
                 print(f"{'writer':16}" + "".join(f"  {title}" for title in COLUMNS), flush=True)
-            for name, found in torture(rounds, seed, names):
+            for name, found in torture(rounds, interruptions, seed, names):
                 results[name] = found
                 if not as_json:
                     print(line(name, found), *found["wrong"][:3], sep="\n  ", flush=True)
