@@ -11,7 +11,8 @@ def define_flags(sub: parser.Parser) -> None:
 
 
 def info(args: argparse.Namespace) -> int:
-    """Show what a checkpoint holds, without loading it.
+    """Show what a checkpoint holds, without loading it. All of it is read, to name
+    values that are not finite.
 
     example:
       medsiglip-jax info google/medsiglip-448 --json
