@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -111,6 +111,7 @@ class Interrupted(KeyboardInterrupt):
     """A signal asks the command to end; temporary files are removed on the way out."""
 
     def __init__(self, number: int):
+        self.number = number
         self.exit_code = 128 + number  # as a shell reports a process that a signal ended
         name = signal.Signals(number).name
         super().__init__(f"{name}: stopped; the same command again starts over or resumes")
@@ -124,18 +125,30 @@ def _signals() -> Iterator[None]:
         return
     names = (name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
     before = {number: signal.getsignal(number) for number in (getattr(signal, n) for n in names)}
+    ours = [number for number, handler in before.items() if handler is not signal.SIG_IGN]  # nohup
+
+    def handle(handler: Callable[[int, Any], Any]) -> None:
+        for number in ours:
+            signal.signal(number, handler)
 
     def interrupt(number: int, frame: Any) -> None:
-        for other in before:
-            signal.signal(other, lambda number, frame: os._exit(128 + number))
+        handle(lambda number, frame: os._exit(128 + number))
         raise Interrupted(number)
 
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:  # nohup asks for that
-            signal.signal(number, interrupt)
+    def again(unraisable: Any) -> None:
+        """Repeats a signal that came in a callback of the garbage collector or in `__del__`, where
+        Python drops what is raised."""
+        if not isinstance(error := unraisable.exc_value, Interrupted):
+            return hook(unraisable)
+        handle(interrupt)
+        threading.Timer(0.05, os.kill, (os.getpid(), error.number)).start()
+
+    hook, sys.unraisablehook = sys.unraisablehook, again
+    handle(interrupt)
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 

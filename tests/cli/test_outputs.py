@@ -168,6 +168,27 @@ def test_signals_end_a_command_in_one_line_and_leave_nothing(tmp_path, name, cod
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_a_signal_that_comes_while_rubbish_is_collected_is_not_lost(tmp_path):
+    """Python drops what is raised in `__del__`, and in the callbacks that JAX has there."""
+    collected = WAITING.replace(
+        "def embed(args):",
+        "class Rubbish:\n"
+        "    def __del__(self):\n"
+        "        print('ready', flush=True)\n"
+        "        time.sleep(60)\n\n"
+        "def embed(args):\n"
+        "    Rubbish()",
+    )
+    command = [sys.executable, "-c", collected, str(tmp_path)]
+    with subprocess.Popen(command, text=True, stdout=-1, stderr=-1) as child:
+        assert child.stdout and child.stdout.readline() == "ready\n"
+        child.send_signal(signal.SIGTERM)
+        err = child.communicate(timeout=30)[1].strip()
+    assert child.returncode == 143 and err.startswith("medsiglip-jax embed: SIGTERM: stopped")
+    assert "\n" not in err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_a_second_signal_ends_at_once_and_without_a_traceback(tmp_path):
     command = [sys.executable, "-c", WAITING, str(tmp_path), "slowly"]
     with subprocess.Popen(command, text=True, stdout=-1, stderr=-1) as child:
