@@ -126,16 +126,18 @@ class Process:
     """A command in a forked process of this one."""
 
     def __init__(self, command: Sequence[str], bytes_per_file: int | None = None):
-        self._output = tempfile.TemporaryFile()
+        self._said, write_end = os.pipe()  # to which the limit on files does not apply
         self.pid = os.fork()
         if not self.pid:
-            self._run(command, bytes_per_file)
+            self._run(command, write_end, bytes_per_file)
+        os.close(write_end)
 
-    def _run(self, command: Sequence[str], bytes_per_file: int | None) -> None:
+    def _run(self, command: Sequence[str], write_end: int, bytes_per_file: int | None) -> None:
         code = 1
         try:
             for descriptor in (1, 2):
-                os.dup2(self._output.fileno(), descriptor)
+                os.dup2(write_end, descriptor)
+            os.close(write_end)
             sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
             if bytes_per_file is not None:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_per_file, bytes_per_file))
@@ -145,16 +147,17 @@ class Process:
         except BaseException:
             traceback.print_exc()
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
+            try:
+                sys.stdout.flush()
+                sys.stderr.flush()
+            finally:  # whatever happens: only the process that forks may go on
+                os._exit(code)
 
     def wait(self) -> tuple[int, str]:
         """The exit code, negative for a signal that ended it, and what it said."""
+        with open(self._said, encoding="utf-8", errors="replace") as file:
+            text = file.read()
         _, status = os.waitpid(self.pid, 0)
-        self._output.seek(0)
-        text = self._output.read().decode()
-        self._output.close()
         return os.waitstatus_to_exitcode(status), text
 
 
