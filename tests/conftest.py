@@ -1,8 +1,10 @@
 """For every test: eight CPU devices, so that sharding is tested where there is no accelerator, and
 programs that compile quickly; and the fixtures that several rooms share."""
 
+import contextlib
 import os
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import jax
@@ -52,6 +54,15 @@ def pytest_configure(config):
     if not config.getoption("optimised"):
         flags = [os.environ.get("XLA_FLAGS", ""), *COMPILE_QUICKLY]
         os.environ["XLA_FLAGS"] = " ".join(flags).strip()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warnings_of_threads():
+    """beartype sets aside the warning filters of the whole process whenever it decorates a
+    function, and those inside functions each time. In threads that lost warnings of tests."""
+    wrap = "beartype._decor._nontype._wrap"
+    for module in (import_module(f"{wrap}._wrapargs"), import_module(f"{wrap}._wrapreturn")):
+        module.catch_warnings = lambda **_: contextlib.nullcontext([])
 
 
 @pytest.fixture(scope="session", autouse=True)
