@@ -3,8 +3,7 @@
 import functools
 import hashlib
 import importlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
@@ -113,7 +112,7 @@ def top_k(queries: Float[np.ndarray, "q d"], embeddings: store.Embeddings, k: in
         what = f"missing, damaged or not the one that {FACTS} is of"
         raise ValueError(f"{path}: {what}; {_again(embeddings)}")
     index = _new(embeddings.dim)
-    with _explained(path, embeddings):
+    with explained(path, f"usearch {_version()} cannot search it", _again(embeddings)):
         index.view(str(path))
         index.expansion_search = PARAMETERS["expansion_search"]  # the file does not hold it
         scores, rows = _search(index, queries, k)
@@ -161,16 +160,6 @@ def _known_sha256(path: places.Place, *_: int) -> str:
 def _sha256(path: places.Place) -> str:
     with open(str(path), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def _explained(path: places.Place, embeddings: store.Embeddings) -> Iterator[None]:
-    """usearch's errors, which name no file, as one line that does."""
-    try:
-        yield
-    except (RuntimeError, ValueError, TypeError, LookupError) as error:
-        reason = f"usearch {_version()} cannot search it ({error})"
-        raise ValueError(f"{path}: {reason}; {_again(embeddings)}") from None
 
 
 def _new(dim: int) -> Any:
