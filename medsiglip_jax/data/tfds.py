@@ -20,8 +20,8 @@ from typing import Any
 from tqdm import tqdm
 
 from medsiglip_jax.data import examples, tables
+from medsiglip_jax.files import json as json_files
 from medsiglip_jax.files import places
-from medsiglip_jax.files.documents import parse
 from medsiglip_jax.files.failures import explained
 from medsiglip_jax.files.json_text import to_hash
 from medsiglip_jax.files.places import Place
@@ -215,8 +215,7 @@ def _check_name(name: Any, place: Place) -> None:
 
 def _json(place: Place) -> dict[str, Any]:
     try:
-        with explained(place, *_WRONG):
-            return parse(place.read_text(encoding="utf-8"))
+        return json_files.read(place, *_WRONG)
     except FileNotFoundError:
         raise FileNotFoundError(f"{place}: no such file; prepare the data set again") from None
 

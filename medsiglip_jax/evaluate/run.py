@@ -114,9 +114,8 @@ def evaluate(
 
 def _check_folder(folder: places.Place) -> None:
     """Raises FileExistsError if a folder holds anything, and no evaluation that began there."""
-    names = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
-    visible = {name for name in names if not name.startswith(".")}
-    if visible and visible.isdisjoint(_OWN):
+    names = places.visible(folder) if folder.is_dir() else set()
+    if names and names.isdisjoint(_OWN):
         raise FileExistsError(f"{folder}: not empty, and not an evaluation; choose a new folder")
 
 

@@ -11,9 +11,14 @@ from medsiglip_jax.files.places import Place
 __all__ = ["dumps", "plain", "read", "to_hash", "write"]
 
 
-def read(path: Place) -> dict[str, Any]:
-    """Reads a file that holds one JSON object; anything else is a ValueError that names it."""
-    with explained(path, "not a JSON object"):
+def read(path: Place, problem: str = "not a JSON object", advice: str = "") -> dict[str, Any]:
+    """Reads a file that holds one JSON object; anything else is a ValueError that names it.
+
+    Args:
+        path: of the file.
+        problem, advice: what the message says is wrong, and what to do.
+    """
+    with explained(path, problem, advice):
         return parse(path.read_text(encoding="utf-8"))
 
 

@@ -80,6 +80,10 @@ def check_protocol(path: str) -> None:
         raise NotReachable(f"{reached}: {error}") from error
 
 
+# Protocols whose answers `web` counts and times.
+_COUNTED = ("gs", "http", "https")
+
+
 def _options(uri: str) -> dict[str, Any]:
     """What the file system of a URI is made with.
 
@@ -88,7 +92,7 @@ def _options(uri: str) -> dict[str, Any]:
     """
     check_protocol(uri)
     protocol = uri.partition("://")[0]
-    if protocol not in ("gs", "http", "https"):
+    if protocol not in _COUNTED:
         return {}
     from medsiglip_jax.files import web  # aiohttp comes with gcsfs
 
@@ -171,6 +175,11 @@ def _is_utf8(name: str) -> bool:
     except UnicodeEncodeError:  # a byte of a file name that Python could not decode
         return False
     return True
+
+
+def visible(folder: Place) -> set[str]:
+    """The names in a folder that are not hidden, as locks and temporary files are."""
+    return {p.name for p in folder.iterdir() if not p.name.startswith(".")}
 
 
 def check_new(path: Place) -> None:
@@ -264,7 +273,7 @@ def read_bytes(path: str, start: int | None = None, end: int | None = None) -> b
         return at(path).read_bytes()
     system, name = file_system(path)
     with in_words(path):
-        if start is not None or _options(path):  # `web` counts the bytes
+        if start is not None or path.partition("://")[0] in _COUNTED:
             return system.cat_file(name, start=start, end=end)
         with system.open(name, "rb") as file:
             data = file.read((most := limits.current().max_bytes) + 1)

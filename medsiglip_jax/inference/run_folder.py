@@ -12,9 +12,8 @@ from typing import Any
 import jax
 
 from medsiglip_jax.files import json as json_files
-from medsiglip_jax.files.failures import explained
 from medsiglip_jax.files.locks import Check, lock
-from medsiglip_jax.files.places import Place
+from medsiglip_jax.files.places import Place, visible
 from medsiglip_jax.inference.manifest import MANIFEST, RUN, Manifest, RunRecord, parse_manifest
 
 _POLL_SECONDS = 1.0  # between two looks at what the other processes have written
@@ -36,7 +35,7 @@ def hold(folder: Place, run: RunRecord) -> Iterator[Check]:
     with lock(folder / (f".lock-{index}" if index else ".lock")) as check:
         _failure(folder, index).unlink(missing_ok=True)
         if not (folder / RUN).is_file():
-            if any(not p.name.startswith(".") for p in folder.iterdir()):
+            if visible(folder):
                 raise FileExistsError(
                     f"{folder}: not empty, and not an embedding run; choose a new folder"
                 )
@@ -106,5 +105,4 @@ def _failure(folder: Place, index: int) -> Place:
 
 
 def _read_json(path: Place) -> dict[str, Any]:
-    with explained(path, "not what embed writes", "choose a new folder"):
-        return json_files.parse(path.read_text(encoding="utf-8"))
+    return json_files.read(path, "not what embed writes", "choose a new folder")

@@ -225,7 +225,7 @@ class NotFinite:
 def _opened(workdir: places.Place) -> Iterator[locks.Check]:
     """Locks the workdir; refuses a folder of anything else before any work is done."""
     with locks.lock(workdir / ".lock") as check:
-        if not _config_of(workdir) and any(not p.name.startswith(".") for p in workdir.iterdir()):
+        if not _config_of(workdir) and places.visible(workdir):
             raise FileExistsError(
                 f"{workdir}: not empty, and not a fine-tuning run; choose another folder"
             )
@@ -321,13 +321,13 @@ def _identity(prepared: build.PreparedRun) -> dict[str, Any]:
     }
 
 
-def _without_credentials(settings: Any) -> Any:
-    """Settings whose addresses are `credentials.without` them."""
-    if isinstance(settings, dict):
-        return {key: _without_credentials(value) for key, value in settings.items()}
-    if isinstance(settings, list | tuple):
-        return [_without_credentials(value) for value in settings]
-    return credentials.without(settings) if isinstance(settings, str) else settings
+def _without_credentials(setting: Any) -> Any:
+    """A setting, or all of a recipe, whose addresses are `credentials.without` them."""
+    if isinstance(setting, dict):
+        return {key: _without_credentials(value) for key, value in setting.items()}
+    if isinstance(setting, list | tuple):
+        return [_without_credentials(value) for value in setting]
+    return credentials.without(setting) if isinstance(setting, str) else setting
 
 
 def _repo_of(init: str | None) -> str | None:

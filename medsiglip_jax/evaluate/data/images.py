@@ -10,8 +10,8 @@ from medsiglip_jax.data.listing import IMAGE_SUFFIXES
 from medsiglip_jax.evaluate.data.dataset import where_to_get
 from medsiglip_jax.evaluate.data.layout import ImageFiles
 from medsiglip_jax.evaluate.tasks import Task
+from medsiglip_jax.files import places
 from medsiglip_jax.files.places import Place
-from medsiglip_jax.files.places import below as below_folder
 from medsiglip_jax.preprocess.names import escaped, parse
 
 TableRow = Mapping[str, str]
@@ -93,7 +93,7 @@ def _exists(root: Place, name: str) -> bool:
     Raises:
         ValueError: the path leads out of the folder.
     """
-    place = below_folder(root, name)
+    place = places.below(root, name)
     return not isinstance(root, Path) or Path(parse(str(place))[0]).is_file()
 
 
