@@ -9,6 +9,7 @@ import imagecodecs
 import nibabel
 import numpy as np
 import tifffile
+from damage import flipped
 from dicom_files import J2K, made
 from PIL import Image, PngImagePlugin, TiffImagePlugin
 
@@ -195,17 +196,5 @@ def tar(members: dict[str, bytes]) -> bytes:
 
 
 def damaged(rng: np.random.Generator, data: bytes) -> bytes:
-    """Bytes changed, cut off, repeated or replaced by zeros, mostly near the start."""
-    out, length = bytearray(data), int(rng.integers(1, 9))
-    end = max(1, min(len(data), int(rng.choice([64, 400, len(data)]))))
-    at, how = int(rng.integers(end)), rng.integers(4)
-    if how == 0:
-        for position in rng.integers(0, end, length):
-            out[position] = rng.integers(256)
-    elif how == 1:
-        del out[at:]
-    elif how == 2:
-        out[at:at] = out[at : at + 40] * int(rng.integers(1, 5))
-    else:
-        out[at : at + length] = bytes(length)
-    return bytes(out)
+    """Bytes `damage.flipped`, mostly near the start."""
+    return flipped(rng, data, int(rng.choice([64, 400, len(data)])))
