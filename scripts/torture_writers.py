@@ -140,6 +140,7 @@ class Process:
             os.close(write_end)
             sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
             if bytes_per_file is not None:
+                sys.dont_write_bytecode = True  # Python would keep the first bytes as a whole file
                 resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_per_file, bytes_per_file))
             from medsiglip_jax.cli import main
 

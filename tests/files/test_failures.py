@@ -61,12 +61,13 @@ def test_a_full_disk_is_the_machine_whatever_a_library_calls_it(tmp_path, error)
 
 
 @pytest.mark.parametrize("format", ["huggingface", "big_vision"])
-def test_a_disk_that_is_full_while_weights_are_written(tmp_path, format):
+def test_a_disk_that_is_full_while_weights_are_written(tmp_path, monkeypatch, format):
     """The limit on the size of files stands for the disk; every writer of weights meets it."""
     small = config.two_towers(
         image_size=28, patch_size=14, width=64, depth=1, mlp_dim=64, num_heads=2, vocab_size=64
     )
     model = medsiglip_jax.init(small)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # Python would keep the first bytes
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     try:
@@ -81,8 +82,8 @@ def test_a_disk_that_is_full_while_weights_are_written(tmp_path, format):
 
 def test_a_disk_that_is_full_while_orbax_writes(checkpoint, tmp_path):
     """In a process of its own: orbax leaves tasks behind, which complain in the tests after it."""
-    limited = (
-        "import resource, sys; from medsiglip_jax import cli\n"
+    limited = (  # without bytecode, of which Python would keep the first bytes as a whole file
+        "import resource, sys; sys.dont_write_bytecode = True; from medsiglip_jax import cli\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
         "sys.exit(cli.main(sys.argv[1:]))"
     )
