@@ -14,6 +14,7 @@
     python scripts/bench.py memory                         # of jobs of 1,000 to 100,000 rows
     python scripts/bench.py search                         # exact search, against faiss
     python scripts/bench.py evaluate                       # bootstrap, against scikit-learn
+    python scripts/bench.py probe                          # linear probe, against scikit-learn
     python scripts/bench.py dicom                          # DICOM files, against pydicom and PIL
     python scripts/bench.py slides                         # tiles, against an OpenSlide loop
     python scripts/bench.py coverage                       # do intervals hold the truth
@@ -34,6 +35,7 @@ import bench_embed
 import bench_encode
 import bench_evaluate
 import bench_load
+import bench_probe
 import bench_search
 import bench_slides
 import bench_train
@@ -72,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     bench_embed.add_parsers(commands, _common)
     bench_search.add_parsers(commands, _common)
     bench_evaluate.add_parsers(commands)
+    bench_probe.add_parsers(commands)
     bench_dicom.add_parsers(commands)
     bench_slides.add_parsers(commands)
     bench_attention.add_parsers(commands)

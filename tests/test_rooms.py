@@ -31,7 +31,7 @@ ALONE = {"losses", "metrics"}
 HEAVY = {
     "flax": {"model.towers"},
     "orbax": {"model.weights.orbax", "train.checkpoints"},
-    "optax": {"train.optim"},
+    "optax": {"train.optim", "embeddings.probe.hidden"},
     "ml_collections": {"train.configs"},
     "tensorflow": {"data.tf", "data.tfrecord", "train.events"},
     "sentencepiece": {"preprocess.text"},
@@ -52,7 +52,7 @@ HEAVY = {
     "nibabel": {"preprocess.volumes"},
     "openslide": {"preprocess.slides", "preprocess.formats"},
     "skimage": {"preprocess.tissue"},
-    "sklearn": {"embeddings.probe.logistic", "train.quickstart"},
+    "sklearn": {"train.quickstart"},
     "usearch": {"embeddings.index"},
     "torch": set(),
     "transformers": set(),

@@ -48,6 +48,9 @@ _DATA = {
 _FIT = {
     "--output P": "file for the probe, .npz",
     "--scale S": "how vectors are scaled: standard (default), unit or raw",
+    "--strength C": "inverse strength of regularisation, as scikit-learn's C; default the best of "
+    "ten on validation rows",
+    "--hidden N": "train a hidden layer of N units before the regression; default none",
     "--rule R": "how thresholds are chosen: youden (default), sensitivity or specificity",
     "--at-least X": "the minimum sensitivity or specificity on validation rows",
 }
@@ -73,7 +76,8 @@ def _add_data(sub: Parser) -> None:
 
 def _add_fit_flags(sub: Parser) -> None:
     _add_data(sub)
-    add_flags(sub, _FIT, output=REQUIRED, scale="standard", rule="youden", at_least=float)
+    add_flags(sub, _FIT, output=REQUIRED, scale="standard", rule="youden", at_least=float,
+              strength=float, hidden=0)  # fmt: skip
     outputs.add_overwrite(sub, output=outputs.is_probe)
 
 
@@ -93,7 +97,8 @@ def probe_fit(args: argparse.Namespace) -> int:
     """Learn labels from embeddings. Fits a logistic regression; its strength of
     regularisation and its thresholds are chosen on validation rows. The table has
     the id of each embedding, one column of class names or several of 0 and 1, and
-    if known the split and the patient.
+    if known the split and the patient. --scale raw --strength 1 is the probe of the
+    official notebook; --hidden 64 puts a small hidden layer before the regression.
 
     example:
       medsiglip-jax probe fit --data labels.csv --embeddings embeddings --label pneumonia
@@ -104,8 +109,9 @@ def probe_fit(args: argparse.Namespace) -> int:
 
     result = fit(
         args.data, args.embeddings, args.output, label=args.label or (), group=args.group,
-        split=args.split, id=args.id_column, scale=args.scale, rule=args.rule,
-        at_least=args.at_least, validation=args.validation, seed=args.seed,
+        split=args.split, id=args.id_column, scale=args.scale, strength=args.strength,
+        hidden=args.hidden, rule=args.rule, at_least=args.at_least, validation=args.validation,
+        seed=args.seed,
         uncertain=parse_uncertain(args.uncertain), all_files=args.all_files,
     )  # fmt: skip
     output.show(result, args.json, _fit_text)

@@ -117,7 +117,6 @@ def learn(
         on_fit: called after each fit.
 
     Raises:
-        ModuleNotFoundError: scikit-learn is not installed.
         ValueError: all training images are of one class.
     """
     fitted, classes = _probe(folder / PROBE_FILE, splits), splits.classes

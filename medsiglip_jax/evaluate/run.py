@@ -27,7 +27,6 @@ from medsiglip_jax import __version__
 from medsiglip_jax.data import expansion
 from medsiglip_jax.data.rows import Rows, from_tuples
 from medsiglip_jax.embeddings import provenance
-from medsiglip_jax.embeddings.probe import logistic
 from medsiglip_jax.evaluate import image_embeddings, learned, retrieval, scores, tasks, zero_shot
 from medsiglip_jax.evaluate.data import splits as data_splits
 from medsiglip_jax.evaluate.data.dataset import Dataset
@@ -80,7 +79,6 @@ def evaluate(
     Raises:
         FileExistsError: `output` holds something else than an evaluation.
         FileNotFoundError: data is missing: which, how much, and where to get it.
-        ModuleNotFoundError: a probe needs scikit-learn.
         ValueError: prompts, tables or embeddings that do not fit.
     """
     folder = places.at(output)
@@ -92,8 +90,6 @@ def evaluate(
         raise ValueError("a grid embeds with every preset; it cannot use given embeddings")
     if task.kind == "pairs" and (options.learn or options.grid):
         raise ValueError(f"task {task.name} is of pairs without classes: no --learn, no --grid")
-    if options.learn == "probe":
-        logistic.installed()  # fail now, not after hours of embedding
     task, splits = data_splits.read(
         task, data, options.policy, options.allow_missing, options.seed, LEARN[options.learn]
     )

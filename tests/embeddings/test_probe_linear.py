@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 
 from medsiglip_jax import metrics
 from medsiglip_jax.data.examples import Examples
-from medsiglip_jax.embeddings.probe import features, fitting, linear, logistic, scaling
+from medsiglip_jax.embeddings.probe import features, fitting, linear, logistic, scaling, solver
 from medsiglip_jax.embeddings.probe.linear import open_probe
 from medsiglip_jax.embeddings.provenance import Provenance
 
@@ -82,14 +82,16 @@ def test_scales(scale):
     fitted = linear.fit(x, y, *chosen, scale=scale)
     assert fitted.facts["scale"] == scale and fitted.scaling.unit == (scale == "unit")
     scaled = fitted.scaling(x)
-    assert (scaled**2).mean() == pytest.approx(1, rel=1e-6)
     if scale == "standard":
         np.testing.assert_allclose(scaled.mean(axis=0), 0, atol=1e-6)
         np.testing.assert_allclose(scaled.std(axis=0), 1, rtol=1e-6)
     elif scale == "unit":
         np.testing.assert_allclose(fitted.predict(3 * x), fitted.predict(x), atol=1e-6)
     else:
-        np.testing.assert_allclose(scaled / x, (scaled / x)[0, 0], rtol=1e-6)
+        np.testing.assert_array_equal(scaled, x)
+        # The strengths to choose from are for features of mean square 1, whatever their size.
+        larger = linear.fit(100 * x, y, 100 * chosen[0], chosen[1], scale=scale)
+        np.testing.assert_allclose(larger.predict(100 * x), fitted.predict(x), atol=1e-5)
     assert metrics.macro_auc(fitted.predict(chosen[0]), chosen[1]) > 0.8
 
 
@@ -120,6 +122,9 @@ def test_what_was_never_seen_is_listed_and_never_called():
     [
         (dict(scale="z"), "scale 'z'.*standard, unit, raw"),
         (dict(rule="best"), "rule is 'best'"),
+        (dict(strength=0.0), "strength is 0.0; expected a number above 0"),
+        (dict(hidden=-1), "hidden is -1"),
+        (dict(hidden=8, strength=1.0), "no strength with a hidden layer"),
         (dict(rule="sensitivity"), "at_least None"),
         (dict(labels=np.zeros(60, np.int32)), "60 training rows with a label, of 1 class"),
         (dict(labels=np.full(60, 7, np.int32), classes=("a", "b")), r"values \[7\]"),
@@ -134,10 +139,92 @@ def test_fit_refuses(change, message):
         linear.fit(**(arguments | change))
 
 
-def test_without_sklearn(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
+def test_the_probe_of_the_official_notebook():
+    """scikit-learn with its default strength on vectors as they are, one finding at a time."""
+    train, chosen, test = findings(300), findings(100, seed=1), draw(50, seed=2)[0]
+    fitted = linear.fit(*train, *chosen, scale="raw", strength=1.0)
+    assert fitted.facts["strengths"] == [1, 1, 1]
+    for k in range(3):
+        known = ~np.isnan(train[1][:, k])
+        x = train[0][known].astype(np.float64)  # float32 would be fitted in float32
+        with threadpool_limits(1):
+            model = LogisticRegression(tol=1e-10, max_iter=10_000).fit(x, train[1][known, k])
+        want = model.predict_proba(test)[:, 1]
+        np.testing.assert_allclose(fitted.predict(test)[:, k], want, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("strength", [1e-6, 1e-2, 1.0, 1e3])
+@pytest.mark.parametrize("n", [40, 400])
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_the_optimum_is_that_of_scikit_learn(n, exclusive, strength):
+    """Also with more numbers than rows, a constant one, and two that are equal."""
+    rng = np.random.default_rng(n)
+    x = rng.normal(size=(n, 80)) * np.geomspace(1, 1e-3, 80)
+    x[:, 3], x[:, 5] = 7.0, x[:, 4]
+    y = (x[:, :3] + 0.5 * rng.normal(size=(n, 3))).argmax(axis=1)
+    labels = (y[:, None] == range(3)).astype(np.float64)
+    known = exclusive | (rng.random(labels.shape) < 0.8)
+    problem = solver.Problem(solver.rotate(x), labels, known, exclusive)
+    weights = solver.minimize(problem, strength, problem.start)
+    w, b = problem.features.restored(weights)
+    for k in range(3):
+        rows = known[:, k]
+        target = y if exclusive else labels[rows, k]
+        with threadpool_limits(1):
+            model = LogisticRegression(C=strength, tol=1e-12, max_iter=100_000)
+            model.fit(x[rows], target)
+        want = model.decision_function(x)
+        ours = x @ w.T + b
+        if exclusive:
+            ours, want = (side - side.mean(axis=1, keepdims=True) for side in (ours, want))
+        else:
+            ours = ours[:, k]
+        spread = max(1e-2, np.abs(want - want.mean(axis=0)).max())
+        np.testing.assert_allclose(ours / spread, want / spread, rtol=0, atol=1e-3)
+
+
+def ring(n, seed=0):
+    """Vectors of two classes, one around the other, which no plane separates."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(2, size=n)
+    angle, radius = rng.uniform(0, 2 * np.pi, n), 1 + 2 * y + 0.3 * rng.normal(size=n)
+    x = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+    return np.concatenate([x, rng.normal(size=(n, 6))], axis=1).astype(np.float32), y
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_a_hidden_layer_learns_what_a_plane_does_not_separate(exclusive, tmp_path):
+    (x, y), (xv, yv), (xt, yt) = ring(600), ring(200, 1), ring(300, 2)
+    if not exclusive:  # and a finding that all training rows have
+        y, yv, yt = (np.stack([s, 1.0 - s, np.ones(len(s))], axis=1) for s in (y, yv, yt))
+        y[::7, 0] = np.nan
+    plane, bent = (linear.fit(x, y, xv, yv, hidden=units) for units in (0, 32))
+    first = yt if exclusive else yt[:, 0]
+    column = 1 if exclusive else 0
+    assert metrics.auc(plane.predict(xt)[:, column], first) < 0.7
+    assert metrics.auc(bent.predict(xt)[:, column], first) > 0.97
+    if not exclusive:
+        assert np.isnan(bent.predict(xt)[:, 2]).all() and bent.fitted.tolist() == [1, 1, 0]
+    bent.save(tmp_path / "p.npz")
+    opened = open_probe(tmp_path / "p.npz")
+    np.testing.assert_array_equal(opened.predict(xt), bent.predict(xt))
+    assert opened.facts["hidden"] == 32 and opened.facts["epochs"] > 0
+    again = linear.fit(x, y, xv, yv, hidden=32)
+    np.testing.assert_array_equal(again.predict(xt), bent.predict(xt))
+
+
+def test_a_hidden_layer_without_optax(monkeypatch):
+    monkeypatch.setitem(sys.modules, "optax", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'medsiglip-jax\[evaluate\]'"):
-        linear.fit(*draw(60), *draw(30, seed=1))
+        linear.fit(*draw(60), *draw(30, seed=1), hidden=4)
+
+
+def test_a_hidden_layer_is_refused_without_labels_to_stop_on():
+    (x, y), (xv, _) = draw(100, 2), draw(30, 2, seed=1)
+    with pytest.raises(ValueError, match="the validation rows have no labels"):
+        linear.fit(x, y, xv, np.full(30, -1), hidden=4)
+    with pytest.raises(ValueError, match="all of one class"):
+        linear.fit(x, 0 * y, xv, np.zeros(30, int), hidden=4)
 
 
 def test_a_saved_probe_is_the_same_probe(fitted, tmp_path):

@@ -24,6 +24,8 @@ def fit(
     split: str | None = None,
     id: str | None = None,
     scale: str = "standard",
+    strength: float | None = None,
+    hidden: int = 0,
     rule: str = "youden",
     at_least: float | None = None,
     validation: float = 0.2,
@@ -42,10 +44,12 @@ def fit(
         split: column of splits; see `features.split`, also for `validation` and `seed`.
         id: column of ids.
         scale: of the features; see `scaling.fit_scaling`.
+        strength: of regularisation, instead of the best on validation rows; see `linear.fit`.
+        hidden: units of a hidden layer; 0 is a linear probe.
         rule: how thresholds are chosen; see `metrics.choose_threshold`.
         at_least: the sensitivity or specificity that the rule asks for.
         validation: share of the rows held out for choices, if no split is named for them.
-        seed: of that draw.
+        seed: of that draw, and of the hidden layer.
         uncertain, all_files: see `examples.read`.
 
     Returns:
@@ -57,11 +61,10 @@ def fit(
 
     Raises:
         FileNotFoundError: no such file or folder.
-        ModuleNotFoundError: scikit-learn is not installed.
         ValueError: what is wrong with the table, the join, the splits or an option.
     """
     linear.check_name(probe)
-    metrics.check_rule(rule, at_least)
+    linear.check_options(rule, at_least, strength, hidden)
     joined = features.read(
         data, Embeddings(embeddings), label=label, group=group, split=split, id=id,
         uncertain=uncertain, all_files=all_files,
@@ -72,7 +75,8 @@ def fit(
         warnings.warn(f"{data}, training rows: {line}", stacklevel=2)
     fitted = linear.fit(
         train.vectors, train.labels, chosen.vectors, chosen.labels, joined.examples.classes,
-        scale=scale, rule=rule, at_least=at_least, provenance=joined.provenance,
+        scale=scale, strength=strength, hidden=hidden, seed=seed, rule=rule, at_least=at_least,
+        provenance=joined.provenance,
     )  # fmt: skip
     fitted.save(probe)
     given = {name: rows for name, rows in splits._asdict().items() if rows is not None}

@@ -1,5 +1,7 @@
-"""A linear probe: logistic regression on frozen embeddings, saved with what its use requires."""
+"""A probe: logistic regression on frozen embeddings, or on a hidden layer of them, saved with what
+its use requires."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,7 +13,9 @@ from scipy import special
 
 from medsiglip_jax import __version__, metrics
 from medsiglip_jax.data.labels import label_columns
+from medsiglip_jax.embeddings.probe import hidden as hidden_layer
 from medsiglip_jax.embeddings.probe import logistic
+from medsiglip_jax.embeddings.probe.hidden import Hidden
 from medsiglip_jax.embeddings.probe.scaling import Scaling, fit_scaling
 from medsiglip_jax.embeddings.provenance import Provenance
 from medsiglip_jax.files import arrays, places, settings, storage
@@ -20,6 +24,7 @@ from medsiglip_jax.files.failures import explained
 
 _FORMAT = "medsiglip_jax probe 1"
 _OWN, _OF_SCALING = ("coefficients", "intercepts", "thresholds"), ("mean", "deviation")
+_OF_HIDDEN = ("hidden_weights", "hidden_biases")
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,9 +41,11 @@ class Probe:
         exclusive: whether a row has exactly one class (softmax), or any findings (sigmoid).
         provenance: how the embeddings were made that it takes.
         facts: how it was fitted, and its AUCs on the validation rows; JSON.
+        hidden: the layer that turns scaled vectors into what the coefficients are for; None in a
+            linear probe, where h is d.
     """
 
-    coefficients: Float64[np.ndarray, "c d"]
+    coefficients: Float64[np.ndarray, "c h"]
     intercepts: Float64[np.ndarray, " c"]
     thresholds: Float64[np.ndarray, " c"]
     scaling: Scaling
@@ -46,6 +53,7 @@ class Probe:
     exclusive: bool
     provenance: Provenance
     facts: Mapping[str, Any]
+    hidden: Hidden | None = None
 
     @property
     def fitted(self) -> Bool[np.ndarray, " c"]:
@@ -65,7 +73,9 @@ class Probe:
             ValueError: they were made differently, have another size, or are not finite.
         """
         self.provenance.check(made or Provenance(vectors.shape[1]))
-        logits = self.scaling(vectors) @ self.coefficients.T + self.intercepts
+        features = self.scaling(vectors)
+        features = features if self.hidden is None else self.hidden(features)
+        logits = features @ self.coefficients.T + self.intercepts
         return special.softmax(logits, axis=1) if self.exclusive else special.expit(logits)
 
     def positive(self, probabilities: Float64[np.ndarray, "n c"]) -> Bool[np.ndarray, "n c"]:
@@ -86,6 +96,7 @@ class Probe:
         }  # fmt: skip
         arrays = {name: getattr(self, name) for name in _OWN}
         arrays |= {name: getattr(self.scaling, name) for name in _OF_SCALING}
+        arrays |= dict(zip(_OF_HIDDEN, self.hidden or (), strict=False))
         with storage.new_file(places.at(path)) as partial, open(partial, "wb") as file:
             np.savez(file, metadata=np.array(json_files.dumps(metadata)), **arrays)
 
@@ -128,26 +139,41 @@ def _read(file: arrays.Npz) -> Probe:
     if shape:
         raise ValueError(f"its metadata has the shape {shape}; expected one text")
     metadata = settings.build(_Metadata, json_files.parse(str(file.read("metadata"))), "metadata")
-    c, d = len(metadata.classes), metadata.provenance.dim
-    expected = dict(zip((*_OWN, *_OF_SCALING), ((c, d), (c,), (c,), (d,), (d,)), strict=True))
-    for name, shape in expected.items():
+    for name, shape in _shapes(file, len(metadata.classes), metadata.provenance.dim).items():
         header = file.headers[name]
         if header.shape != shape or header.dtype.kind != "f":
             raise ValueError(f"{name} is {header.dtype} {header.shape}; expected floats {shape}")
     own, of_scaling = ({name: file.read(name) for name in names} for names in (_OWN, _OF_SCALING))
+    hidden = Hidden(*map(file.read, _OF_HIDDEN)) if _has_hidden(file) else None
     probe = Probe(
         **own, scaling=Scaling(**of_scaling, unit=metadata.unit), classes=metadata.classes,
         exclusive=metadata.exclusive, provenance=metadata.provenance, facts=metadata.facts,
+        hidden=hidden,
     )  # fmt: skip
     _check_finite(probe)
     return probe
+
+
+def _has_hidden(file: arrays.Npz) -> bool:
+    return any(name in file.headers for name in _OF_HIDDEN)
+
+
+def _shapes(file: arrays.Npz, c: int, d: int) -> dict[str, tuple[int, ...]]:
+    """The shapes that the arrays have to have for c classes and vectors of d numbers."""
+    h, of_hidden = d, {}
+    if _has_hidden(file):
+        h = math.prod(file.headers["hidden_biases"].shape)
+        of_hidden = {"hidden_weights": (d, h), "hidden_biases": (h,)}
+    own = {"coefficients": (c, h), "intercepts": (c,), "thresholds": (c,)}
+    return {**own, "mean": (d,), "deviation": (d,), **of_hidden}
 
 
 def _check_finite(probe: Probe) -> None:
     """Raises a ValueError for numbers that would make probabilities undefined where they are not
     meant to be."""
     arrays = {"mean": probe.scaling.mean, "deviation": probe.scaling.deviation,
-              "coefficients": probe.coefficients[probe.fitted]}  # fmt: skip
+              "coefficients": probe.coefficients[probe.fitted],
+              **dict(zip(_OF_HIDDEN, probe.hidden or (), strict=False))}  # fmt: skip
     for name, values in arrays.items():
         if wrong := int((~np.isfinite(values)).sum()):
             raise ValueError(f"{name} has {wrong:,} values that are NaN or infinite; fit it again")
@@ -165,14 +191,18 @@ def fit(
     classes: Sequence[str] = (),
     *,
     scale: str = "standard",
+    strength: float | None = None,
+    hidden: int = 0,
+    seed: int = 0,
     rule: str = "youden",
     at_least: float | None = None,
     provenance: Provenance | None = None,
 ) -> Probe:
     """Fits a probe; the same arguments give the same probe.
 
-    The regularisation strength and the thresholds are chosen on the validation rows, everything
-    else comes from the training rows. See `logistic.fit`.
+    The regularisation strength (or when to stop training the hidden layer) and the thresholds are
+    chosen on the validation rows, everything else comes from the training rows. See `logistic.fit`
+    and `hidden.fit`.
 
     Args:
         vectors: training embeddings.
@@ -181,33 +211,69 @@ def fit(
         validation_labels: as `labels`.
         classes: names; default the numbers of the classes.
         scale: of the features; see `scaling.fit_scaling`.
+        strength: the inverse strength of regularisation (scikit-learn's C) of the scaled features;
+            by default the best of ten on the validation rows.
+        hidden: units of a hidden layer; 0 is a linear probe.
+        seed: of the hidden layer.
         rule: how thresholds are chosen; see `metrics.choose_threshold`.
         at_least: the sensitivity or specificity that the rule asks for.
         provenance: how the vectors were made; vectors to predict on must agree with it.
 
     Raises:
-        ModuleNotFoundError: scikit-learn is not installed.
-        ValueError: shapes disagree, vectors are not finite, all labels are of one class, or the
-            scale or rule is unknown.
+        ModuleNotFoundError: a hidden layer needs optax.
+        ValueError: shapes disagree, vectors are not finite, all labels are of one class, or an
+            option is unknown or out of range.
     """
-    metrics.check_rule(rule, at_least)
+    check_options(rule, at_least, strength, hidden)
     classes = tuple(classes) or tuple(map(str, range(count_classes(labels, validation_labels))))
     for x, y in ((vectors, labels), (validation_vectors, validation_labels)):
         _check(x, y, classes)
     scaling = fit_scaling(vectors, scale)
     train = logistic.Labelled(scaling(vectors), labels)
     validation = logistic.Labelled(scaling(validation_vectors), validation_labels)
-    fitted = logistic.fit(train, validation, len(classes))
+    fitted, layer, how = _fitted(train, validation, len(classes), scale, strength, hidden, seed)
     facts = {
-        "scale": scale, "strengths": json_files.plain(fitted.strengths),
-        "rule": rule, "at_least": at_least,
+        "scale": scale, **how, "rule": rule, "at_least": at_least,
         "rows": len(vectors), "validation_rows": len(validation_vectors), "version": __version__,
     }  # fmt: skip
     probe = Probe(
         fitted.coefficients, fitted.intercepts, np.full(len(classes), np.nan), scaling, classes,
-        labels.ndim == 1, provenance or Provenance(vectors.shape[1]), facts,
+        labels.ndim == 1, provenance or Provenance(vectors.shape[1]), facts, layer,
     )  # fmt: skip
     return _with_thresholds(probe, validation_vectors, validation_labels)
+
+
+def check_options(
+    rule: str, at_least: float | None, strength: float | None = None, hidden: int = 0
+) -> None:
+    """Raises ValueError unless `fit` accepts these, ModuleNotFoundError without what it needs."""
+    metrics.check_rule(rule, at_least)
+    if strength is not None and not 0 < strength < math.inf:
+        raise ValueError(f"strength is {strength}; expected a number above 0")
+    if hidden < 0 or (hidden and strength is not None):
+        raise ValueError(
+            f"hidden is {hidden} and strength {strength}; expected 0 or more units, and "
+            "no strength with a hidden layer"
+        )
+    if hidden:
+        hidden_layer.installed()  # fail now, not after the embeddings have been read
+
+
+def _fitted(
+    train: logistic.Labelled, validation: logistic.Labelled, classes: int, scale: str,
+    strength: float | None, hidden: int, seed: int,
+) -> tuple[Any, Hidden | None, dict[str, Any]]:  # fmt: skip
+    """Coefficients and intercepts, the hidden layer if there is one, and facts of the fit."""
+    if hidden:
+        trained = hidden_layer.fit(train, validation, classes, hidden, seed)
+        nothing = [None] * classes
+        facts = {"hidden": hidden, "seed": seed, "epochs": trained.epochs, "strengths": nothing}
+        return trained, trained.hidden, facts
+    # The strengths to choose from are those for features of mean square 1.
+    square = 1.0 if scale == "standard" else float((train.vectors**2).mean())
+    tried = [c / square for c in logistic.STRENGTHS] if strength is None else [strength]
+    fitted = logistic.fit(train, validation, classes, tried)
+    return fitted, None, {"strengths": json_files.plain(fitted.strengths)}
 
 
 def count_classes(*labels: logistic.Labels) -> int:

@@ -1,4 +1,4 @@
-"""Vectors -> features of equal scale, so that a strength of regularisation means the same."""
+"""Vectors -> the features that a probe is fitted to."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ SCALES = ("standard", "unit", "raw")
 
 @dataclass(frozen=True, eq=False)
 class Scaling:
-    """Turns vectors into features of mean square about 1.
+    """Turns vectors into features.
 
     Attributes:
         mean: subtracted first.
@@ -38,8 +38,7 @@ def fit_scaling(vectors: Float[np.ndarray, "n d"], scale: str) -> Scaling:
     Args:
         vectors: at least one.
         scale: "standard": each number gets mean 0 and variance 1 over these vectors (0 where it is
-            constant); "unit": vectors of equal length; "raw": as they are. The last two are then
-            multiplied by one number, which only changes what a regularisation strength means.
+            constant); "unit": vectors of length 1; "raw": as they are.
 
     Raises:
         ValueError: an unknown scale, no vectors, or vectors that are not finite.
@@ -49,7 +48,7 @@ def fit_scaling(vectors: Float[np.ndarray, "n d"], scale: str) -> Scaling:
             f"scale {scale!r} of {len(vectors)} vectors; expected {', '.join(SCALES)} of 1 or more"
         )
     x = unit(vectors) if scale == "unit" else finite(vectors)
-    mean, deviation = np.zeros(x.shape[1]), np.full(x.shape[1], np.sqrt((x * x).mean()))
+    mean, deviation = np.zeros(x.shape[1]), np.ones(x.shape[1])
     if scale == "standard":
         mean, deviation = x.mean(axis=0), x.std(axis=0)
     return Scaling(mean, np.where(deviation > 0, deviation, 1), scale == "unit")
