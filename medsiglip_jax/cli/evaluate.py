@@ -10,7 +10,7 @@ from medsiglip_jax.cli.output import note, progress_bar, show, table
 _WHAT = {
     "--task T": "a name (see --list), or your own .toml or .json",
     "--from DIR": "recompute report and results from the scores in DIR, without a model; takes "
-    "--resamples and --prevalence",
+    "--resamples, --prevalence and --export",
     "--list": "list the tasks and where to get their data",
 }
 _FILES = {
@@ -19,6 +19,8 @@ _FILES = {
     "--allow-missing": "go on without images that are missing or unreadable; default: stop and "
     "list them",
     "--embeddings E": "output folder of embed, for these images and this checkpoint",
+    "--export": "also write every table as .csv and .tex and every figure as .svg (and .png with "
+    "the extra figures) to DIR/export",
 }
 _LEARNING = {
     "--learn WHAT": "thresholds: operating points and calibration, from validation images; probe "
@@ -91,7 +93,7 @@ def evaluate(args: argparse.Namespace) -> int:
 
 
 # What --from takes; any other flag would need other scores than those in the folder.
-_WITH_FROM = frozenset(("again", "resamples", "prevalence", "json"))
+_WITH_FROM = frozenset(("again", "resamples", "prevalence", "export", "json"))
 
 
 def _recompute(args: argparse.Namespace) -> dict[str, Any]:
@@ -99,10 +101,10 @@ def _recompute(args: argparse.Namespace) -> dict[str, Any]:
 
     if wrong := parser.given(args, (name for name in vars(args) if name not in _WITH_FROM)):
         raise ValueError(
-            f"--from takes --resamples, --prevalence and --json; got {', '.join(wrong)}, which "
-            "needs the whole evaluation again"
+            "--from takes --resamples, --prevalence, --export and --json; got "
+            f"{', '.join(wrong)}, which needs the whole evaluation again"
         )
-    return recompute(args.again, args.resamples, args.prevalence)
+    return recompute(args.again, args.resamples, args.prevalence, args.export)
 
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:
@@ -143,7 +145,10 @@ def _options(args: argparse.Namespace):
     draws = {name: value for name, value in asked.items() if value is not None}
     if draws and args.learn != "probe":
         raise ValueError("--sizes and --seeds are of learning curves: they need --learn")
-    as_given = "preprocess score reading temperature allow_missing seed grid prevalence".split()
+    as_given = (
+        "preprocess", "score", "reading", "temperature", "allow_missing", "seed", "grid",
+        "prevalence", "export",
+    )  # fmt: skip
     return EvaluateOptions(
         **{name: getattr(args, name) for name in as_given},
         policy=Policy(parse_uncertain(args.uncertain), args.blank),

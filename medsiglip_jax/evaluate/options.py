@@ -52,6 +52,7 @@ class EvaluateOptions:
         draws: of learning curves.
         prevalence: at which to state predictive values, besides that of the test images.
         dicom: how DICOM files become pixels.
+        export: also write every table and figure of the report as a file.
     """
 
     preprocess: str | None = None
@@ -68,6 +69,7 @@ class EvaluateOptions:
     draws: Draws = Draws()
     prevalence: float | None = None
     dicom: Rules = Rules()
+    export: bool = False
 
     def __post_init__(self):
         preset(self.preprocess or DEFAULT)

@@ -7,6 +7,7 @@ import numpy as np
 
 from medsiglip_jax.evaluate import learned, options, retrieval, scores
 from medsiglip_jax.evaluate.report import document
+from medsiglip_jax.evaluate.report import export as exports
 from medsiglip_jax.evaluate.results.summary import summarize
 from medsiglip_jax.evaluate.scores import GRID, PART, Scores
 from medsiglip_jax.files import places, storage
@@ -16,7 +17,10 @@ RESULTS = "results.json"
 
 
 def recompute(
-    output: places.Given, resamples: int | None = None, prevalence: float | None = None
+    output: places.Given,
+    resamples: int | None = None,
+    prevalence: float | None = None,
+    export: bool = False,
 ) -> dict[str, Any]:
     """Recomputes results and report from the files in a folder; needs no model.
 
@@ -24,6 +28,7 @@ def recompute(
         output: folder that `run.evaluate` wrote.
         resamples: of bootstraps; None is as before.
         prevalence: at which to state predictive values; None is as before.
+        export: also write every table and figure as a file; see `report.export`.
 
     Returns:
         The content of results.json.
@@ -51,12 +56,14 @@ def recompute(
     content = summarize(run, attributes, list(cells.values()), learning, recalls)
     texts = {
         "report.md": document.markdown(content),
-        "report.html": document.page(content, run),
+        "report.html": document.page(content, run, learning),
         RESULTS: dumps(content, indent=2, ensure_ascii=False) + "\n",
     }
     for name, text in texts.items():
         with storage.new_file(folder / name) as partial:
             partial.write_text(text, encoding="utf-8")
+    if export:
+        exports.export(folder, content, run, learning)
     return content
 
 

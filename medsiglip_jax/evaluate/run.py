@@ -105,7 +105,7 @@ def evaluate(
         presets = len(PRESETS) - 1 if options.grid else 0  # beside the run's own
         on_total(splits.images() + presets * len(splits.whole.pool))
     EvaluationRun(task, splits, model, folder, options, embeddings, on_progress, on_fit).write()
-    return recompute(folder)
+    return recompute(folder, export=options.export)
 
 
 def _check_folder(folder: places.Place) -> None:

@@ -1,4 +1,4 @@
-"""Line charts and forest plots as SVG inside a page, without any other file.
+"""Line charts, forest plots and matrices as SVG inside a page, without any other file.
 
 Figures are at most 460 pixels wide, so that text is readable on a phone, and are never scaled up.
 """
@@ -7,10 +7,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from medsiglip_jax.pages.html import FAINT, GREY, INK, RULE, escape
+from medsiglip_jax.pages import html
+from medsiglip_jax.pages.html import escape, themed
 
 Real = int | float  # beartype does not accept an int as a float
 
+INK, FAINT, GREY, RULE = map(themed, (html.INK, html.FAINT, html.GREY, html.RULE))
 # Those of Okabe and Ito, which colour-blind people can tell apart, in another order.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 _DASHES = ("6 3", "2 3", "8 3 2 3")
@@ -31,6 +33,7 @@ class Series:
         whiskers: (x, low, high).
         weights: area of the dot of each point; the line is then thin.
         dots: whether points are marked.
+        rings: (x, y) of points to mark beside the line.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Series:
     whiskers: Sequence[tuple[Real, Real, Real]] = ()
     weights: Sequence[Real] = ()
     dots: bool = False
+    rings: Sequence[tuple[Real, Real]] = ()
 
 
 @dataclass(frozen=True)
@@ -147,6 +151,11 @@ def _line(series: Series, points, colour: str, across: "_Scale", down: "_Scale")
         at, first, last = across(x), down(low), down(high)
         ends = f"M{at - 3:.1f} {first:.1f}h6M{at - 3:.1f} {last:.1f}h6"
         parts.append(_path(f"M{at:.1f} {first:.1f}V{last:.1f}{ends}", colour))
+    for x, y in series.rings:
+        parts.append(
+            f'<circle cx="{across(x):.1f}" cy="{down(y):.1f}" r="5" fill="none" stroke="{colour}" '
+            f'stroke-width="2"><title>{_tidy(x)}: {_tidy(y)}</title></circle>'
+        )
     if series.dots or thin or len(points) == 1:
         most, fade = max(weight for *_, weight in points) or 1, ' opacity="0.7"' if thin else ""
         for x, y, weight in points:
@@ -345,6 +354,57 @@ def _estimate(e: Estimate, y: Real, left: Real, across: _Scale) -> str:
     return f"<g><title>{escape(hint)}</title>{''.join(parts)}</g>"
 
 
+# -------------------------------------------------------------------------------------- matrices
+
+
+_CELL, _MOST_CELLS, _NUMBERED = 46, 460, 12
+
+
+def matrix(title: str, names: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
+    """A figure of a confusion matrix, or "" of no classes: rows are labels, columns are called.
+
+    A cell is as dark as its share of its row. Of more than twelve classes counts are tooltips.
+    """
+    if not names:
+        return ""
+    size = min(_CELL, _MOST_CELLS // len(names))
+    named = size >= 10
+    left = 12 + min(130.0, max(map(_wide, names))) if named else 12.0
+    room = min(90.0, max(map(_wide, names))) if named else 0.0
+    top = 48 + room
+    width, height = left + size * len(names), top + size * len(names) + 8
+    parts = [_title(title, max(width, 240)), _text(0, 34, "rows: label; columns: called")]
+    for i, name in enumerate(names if named else ()):
+        at = size * (i + 0.5)
+        parts.append(_text(left - 6, top + at + 4, _fitted(name, left - 12), "end", full=name))
+        turned = f' transform="rotate(-90 {left + at + 4:.1f} {top - 6:.1f})"'
+        short = _fitted(name, room + 6)
+        parts.append(_text(left + at + 4, top - 6, short, full=name, attributes=turned))
+    for i, row in enumerate(counts):
+        for j, count in enumerate(row):
+            hint = f"{names[i]} called {names[j]}: {count:,} of {sum(row):,}"
+            at = left + size * j, top + size * i
+            number = f"{count:,}" if len(names) <= _NUMBERED else ""
+            parts.append(_cell(at, size, count / max(1, sum(row)), number, hint))
+    right = sum(row[i] for i, row in enumerate(counts))
+    told = f"{title}; {right:,} of {sum(map(sum, counts)):,} on the diagonal"
+    return _figure(told, max(width, 240), height, parts)
+
+
+def _cell(at: tuple[Real, Real], size: Real, share: float, number: str, hint: str) -> str:
+    x, y = at
+    box = f'x="{x:.1f}" y="{y:.1f}" width="{size}" height="{size}"'
+    colour = "#ffffff" if share > 0.5 else INK
+    letters = (
+        f'<text x="{x + size / 2:.1f}" y="{y + size / 2 + 4:.1f}" text-anchor="middle" '
+        f'fill="{colour}">{number}</text>'
+    )
+    return (
+        f'<g><title>{escape(hint)}</title><rect {box} fill="{COLOURS[0]}" '
+        f'fill-opacity="{share:.3f}" stroke="{RULE}"/>{letters if number else ""}</g>'
+    )
+
+
 # ----------------------------------------------------------------------------------------- text
 
 
@@ -381,10 +441,11 @@ def _title(title: str, width: Real) -> str:
 
 
 def _text(
-    x: Real, y: Real, text: str, anchor: str = "", *, full: str = "", strong: str | None = None
-) -> str:
+    x: Real, y: Real, text: str, anchor: str = "", *, full: str = "", strong: str | None = None,
+    attributes: str = "",
+) -> str:  # fmt: skip
     """Text; the tooltip is `full`, where that is longer. `strong`: attributes of darker text."""
-    colour, extra = (FAINT, "") if strong is None else (INK, strong)
+    colour, extra = (FAINT, attributes) if strong is None else (INK, strong)
     extra = f' text-anchor="{anchor}"{extra}' if anchor else extra
     hint = f"<title>{escape(full)}</title>" if full and full != text else ""
     return f'<text x="{x:.1f}" y="{y:.1f}" fill="{colour}"{extra}>{escape(text)}{hint}</text>'

@@ -13,7 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from medsiglip_jax.files import places, storage
 from medsiglip_jax.files.credentials import without
-from medsiglip_jax.pages.html import GREY, INK, PAPER, RULE, escape, page, paragraph
+from medsiglip_jax.pages.html import GREY, INK, PAPER, RULE, escape, page, paragraph, themed
 from medsiglip_jax.preprocess import sources
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.facts import MAX_PIXELS, UnreadableImage
@@ -140,9 +140,9 @@ def _thumbnail(source: str, dicom: Rules) -> Image.Image | str:
 
 def _style(side: int) -> str:
     return f"""body{{margin:24px;padding:0}}section{{display:flex;gap:16px;padding:16px 0;
-border-top:1px solid {RULE}}}div{{display:flex;flex-wrap:wrap;gap:12px}}figure{{margin:0;
+border-top:1px solid {themed(RULE)}}}div{{display:flex;flex-wrap:wrap;gap:12px}}figure{{margin:0;
 width:{side}px;flex:none;font-size:14px}}img,figure>p{{width:{side}px;height:{side}px;margin:0;
-object-fit:contain;background:{PAPER}}}figure>p{{display:flex;align-items:center;color:{GREY};
+object-fit:contain;background:{themed(PAPER)}}}figure>p{{display:flex;align-items:center;color:{themed(GREY)};
 justify-content:center;overflow-wrap:anywhere;overflow:hidden}}
 figcaption{{overflow-wrap:anywhere}}b,span{{display:block}}"""
 

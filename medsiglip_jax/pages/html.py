@@ -1,20 +1,40 @@
 """The frame that all pages share: head, style, escaping, colours, tables.
 
 A page is one file that needs nothing else: no script, no style sheet, no picture of another file.
+It is dark where the reader's system is. For that, colours on pages are `themed`: variables of CSS
+that bring their light value along.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 
-__all__ = ["escape", "page", "paragraph", "table"]
+__all__ = ["escape", "page", "paragraph", "table", "themed", "unthemed"]
 
 INK, FAINT, GREY = "#1f2933", "#52606d", "#7b8794"  # letters, smaller letters, axes
 RULE, PAPER = "#e4e7eb", "#eef1f4"  # lines of grids and tables, what stands behind pictures
+LINK = "#0072b2"
+_DARK = {INK: "#e4e7eb", FAINT: "#9aa5b1", GREY: "#7b8794", RULE: "#323f4b", PAPER: "#1f2933",
+         LINK: "#56b4e9"}  # fmt: skip
 
-_STYLE = f"""body{{font:15px/1.5 system-ui,sans-serif;color:{INK};margin:32px auto;padding:0 16px}}
+
+def themed(colour: str) -> str:
+    """A colour of pages as CSS and SVG of a page name it, so that it is another one in the dark."""
+    return f"var(--c{colour[1:]},{colour})" if colour in _DARK else colour
+
+
+def unthemed(svg: str) -> str:
+    """The same with its light colours, for a file of its own."""
+    return re.sub(r"var\(--c\w+,(#\w+)\)", r"\1", svg)
+
+
+_NIGHT = "".join(f"--c{light[1:]}:{dark};" for light, dark in _DARK.items())
+_STYLE = f""":root{{color-scheme:light dark}}
+@media (prefers-color-scheme:dark){{:root{{{_NIGHT}background:#12181f}}}}
+body{{font:15px/1.5 system-ui,sans-serif;color:{themed(INK)};margin:32px auto;padding:0 16px}}
 h1{{font-size:24px}}h2{{font-size:18px;margin-top:32px}}table{{border-collapse:collapse;
 margin:12px 0;font-size:14px}}td,th{{padding:3px 14px 3px 0;text-align:left;vertical-align:top}}
-th{{color:{FAINT};font-weight:500}}tr+tr>*{{border-top:1px solid {RULE}}}"""
+th{{color:{themed(FAINT)};font-weight:500}}tr+tr>*{{border-top:1px solid {themed(RULE)}}}"""
 
 
 def page(

@@ -21,8 +21,9 @@ _PLOTS = (
     ("Images per second", ("images_per_second",)),
 )
 
-_STYLE = """body{max-width:980px}pre{background:#f5f7fa;padding:12px;overflow:auto;font-size:13px}
-figure{display:inline-block;margin:8px 32px 16px 0;vertical-align:top}"""
+_STYLE = f"""body{{max-width:980px}}
+pre{{background:{html.themed(html.PAPER)};padding:12px;overflow:auto;font-size:13px}}
+figure{{display:inline-block;margin:8px 32px 16px 0;vertical-align:top}}"""
 _CAUTION = (
     "Not a medical device. Scores on a validation split that was used to choose between runs are "
     "optimistic; report those of a test set that was used once."

@@ -9,6 +9,8 @@ from figures import NUMBER, letters, lines_of, parsed, read_x, read_y
 from medsiglip_jax.pages import charts
 from medsiglip_jax.pages.charts import Axis, Estimate, Series
 
+GREY = re.escape(charts.GREY)
+
 # ------------------------------------------------------------------------------------------ ticks
 
 
@@ -112,7 +114,7 @@ def test_whiskers_levels_and_weights():
     ends = re.findall(rf"M{NUMBER} ({NUMBER})V({NUMBER})M", figure)
     got = read_y(figure, np.array(ends, float).ravel())
     np.testing.assert_allclose(got, [0.4, 0.55, 0.58, 0.7], atol=0.005)
-    level = re.search(rf'd="M46 ({NUMBER})H\d+" stroke="#7b8794" stroke-width="1.5"', figure)
+    level = re.search(rf'd="M46 ({NUMBER})H\d+" stroke="{GREY}" stroke-width="1.5"', figure)
     assert level and read_y(figure, [float(level[1])])[0] == pytest.approx(0.9, abs=0.005)
     radii = [float(c.get("r")) for c in parsed(figure).iter("circle")]
     assert radii[0] == radii[1] and radii[3] == 2 * radii[2]  # areas are as 1 to 4
@@ -174,7 +176,7 @@ def test_a_forest_lies_where_its_ticks_say():
     np.testing.assert_allclose(got, [(0.72, 0.9), (0.35, 0.45), (0.55, 0.66)], atol=0.003)
     marks = re.findall(rf'd="M({NUMBER}) {NUMBER}v14"', figure)
     np.testing.assert_allclose(read_x(figure, np.array(marks, float)), [0.85, 0.7], atol=0.003)
-    chance = re.search(rf'd="M({NUMBER}) \d+V\d+" stroke="#7b8794" stroke-dasharray', figure)
+    chance = re.search(rf'd="M({NUMBER}) \d+V\d+" stroke="{GREY}" stroke-dasharray', figure)
     assert chance and read_x(figure, [float(chance[1])])[0] == pytest.approx(0.5, abs=0.003)
     texts = [t for t, *_ in letters(figure)]
     assert ["0.810", "0.400", "–", "0.600"] == [t for t in texts if re.fullmatch(r"0\.\d{3}|–", t)]
@@ -182,3 +184,39 @@ def test_a_forest_lies_where_its_ticks_say():
     assert charts.forest("AUC", [Estimate("a", None)], Axis("AUC")) == ""
     bare = charts.forest("AUC", [Estimate("a", 0.7)], Axis("AUC"), "published")
     assert "published" not in [t for t, *_ in letters(bare)]
+
+
+# --------------------------------------------------------------------------------------- matrices
+
+
+@pytest.mark.parametrize("count", [1, 3, 12, 13, 46, 80])
+def test_a_matrix_has_a_cell_for_each_pair(count):
+    counts = np.random.default_rng(count).integers(0, 2000, (count, count)).tolist()
+    counts[0] = [0] * count  # a class without images
+    names = [f"a class with a long name & number {i}" for i in range(count)]
+    figure = charts.matrix("zero-shot", names, counts)
+    cells = list(parsed(figure).iter("rect"))
+    shares = np.array([float(c.get("fill-opacity")) for c in cells]).reshape(count, count)
+    total = np.maximum(1, np.sum(counts, axis=1, keepdims=True))
+    np.testing.assert_allclose(shares, np.array(counts) / total, atol=5e-4)
+    width = float(parsed(figure).find("svg").get("width"))
+    right = [float(c.get("x")) + float(c.get("width")) for c in cells]
+    assert max(right) <= width + 1e-6 and width <= 610
+    numbers = [t for t, *_ in letters(figure) if re.fullmatch(r"[\d,]+", t)]
+    shown = [f"{n:,}" for row in counts for n in row]
+    assert numbers == (shown if count <= 12 else [])
+    hints = [t.text for t in parsed(figure).iter("title")]
+    assert any(f"{names[-1]} called {names[0]}" in (hint or "") for hint in hints)
+
+
+def test_a_matrix_of_nothing():
+    assert charts.matrix("t", [], []) == ""
+
+
+def test_rings_lie_beside_the_line_in_its_colour():
+    series = [Series("a", [(0, 0), (1, 1)]), Series("b", [(0, 0), (1, 0.5)], rings=[(0.25, 0.75)])]
+    figure = charts.lines("t", series, Axis("x", (0, 1)), Axis("y", (0, 1)), square=True)
+    (ring,) = parsed(figure).iter("circle")
+    assert ring.get("stroke") == charts.COLOURS[1]
+    assert read_x(figure, [float(ring.get("cx"))])[0] == pytest.approx(0.25, abs=0.01)
+    assert read_y(figure, [float(ring.get("cy"))])[0] == pytest.approx(0.75, abs=0.01)

@@ -3,7 +3,7 @@
 import re
 from html.parser import HTMLParser
 
-from medsiglip_jax.pages import html
+from medsiglip_jax.pages import charts, html
 
 NASTY = "<script>alert('x')</script> & \"quoted\""
 
@@ -29,3 +29,17 @@ def test_whatever_is_text_stays_text():
 def test_cells_and_headings_of_a_table():
     assert html.table([("a", "b")], ("x", "y")) == ("<table><tr><th>x<th>y<tr><td>a<td>b</table>")
     assert html.table([("a", "b")], headed=True) == "<table><tr><th>a<td>b</table>"
+
+
+def test_the_colours_of_a_page_are_others_in_the_dark():
+    """Every colour of letters, lines and paper is a variable that the style for the dark sets."""
+    figure = charts.lines("t", [charts.Series("a", [(0, 1), (1, 2)])], levels={"b": 1})
+    page = "".join(html.page("t", "", [figure, html.table([("a",)], ("b",))], "c"))
+    dark = re.search(r"@media \(prefers-color-scheme:dark\)\{:root\{(.*?)\}", page)[1]
+    named = set(re.findall(r"var\(--(c\w+),", page))
+    assert named and named <= set(re.findall(r"--(c\w+):", dark)) and "color-scheme:light" in page
+    by_day = page.replace(dark, "")
+    for light in (html.INK, html.FAINT, html.GREY, html.RULE):
+        assert not re.search(f"(?<!,){light}", by_day)
+    alone = html.unthemed(figure)
+    assert "var(" not in alone and html.GREY in alone and html.themed("#123456") == "#123456"
