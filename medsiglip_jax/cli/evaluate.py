@@ -18,6 +18,10 @@ _FILES = {
     "--output DIR": "folder for embeddings, scores and report",
     "--allow-missing": "go on without images that are missing or unreadable; default: stop and "
     "list them",
+    "--prefer RULE": "which file is read where an image has several, such as a resized copy: "
+    "largest (most pixels), or a folder below --data; default: stop and list them",
+    "--allow-leaks": "go on with training, validation and test parts that share patients, images "
+    "or copies of images, which the report then says; default: stop and list them",
     "--embeddings E": "output folder of embed, for these images and this checkpoint",
     "--export": "also write every table as .csv and .tex and every figure as .svg (and .png with "
     "the extra figures) to DIR/export",
@@ -146,11 +150,12 @@ def _options(args: argparse.Namespace):
     if draws and args.learn != "probe":
         raise ValueError("--sizes and --seeds are of learning curves: they need --learn")
     as_given = (
-        "preprocess", "score", "reading", "temperature", "allow_missing", "seed", "grid",
-        "prevalence", "export",
+        "preprocess", "score", "reading", "temperature", "allow_missing",
+        "allow_leaks", "seed", "grid", "prevalence", "export",
     )  # fmt: skip
     return EvaluateOptions(
         **{name: getattr(args, name) for name in as_given},
+        prefer=args.prefer or "",
         policy=Policy(parse_uncertain(args.uncertain), args.blank),
         resamples=EvaluateOptions.resamples if args.resamples is None else args.resamples,
         batch_size=batch_size(args),

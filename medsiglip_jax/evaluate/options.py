@@ -41,6 +41,8 @@ class EvaluateOptions:
         temperature: softmax rules multiply cosines by exp(t) ("logit_scale") or by 1 ("none").
         policy: what labels mean that are neither 0 nor 1.
         allow_missing: go on without images that are missing or unreadable.
+        prefer: which of several files of one image is read: "largest", or a folder below the data.
+        allow_leaks: go on with parts that are not disjoint; the report says so.
         resamples: of bootstraps.
         seed: of bootstraps, and of splits that have to be drawn.
         batch_size: images per call of the encoder.
@@ -61,6 +63,8 @@ class EvaluateOptions:
     temperature: str = "logit_scale"
     policy: Policy = Policy()
     allow_missing: bool = False
+    prefer: str = ""
+    allow_leaks: bool = False
     resamples: int = 2000
     seed: int = 0
     batch_size: int = 8

@@ -17,6 +17,7 @@ import functools
 import hashlib
 import importlib.metadata
 import itertools
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -27,9 +28,18 @@ from medsiglip_jax import __version__
 from medsiglip_jax.data import expansion
 from medsiglip_jax.data.rows import Rows, from_tuples
 from medsiglip_jax.embeddings import provenance
-from medsiglip_jax.evaluate import image_embeddings, learned, retrieval, scores, tasks, zero_shot
+from medsiglip_jax.evaluate import (
+    image_embeddings,
+    learned,
+    near_copies,
+    retrieval,
+    scores,
+    tasks,
+    zero_shot,
+)
 from medsiglip_jax.evaluate.data import splits as data_splits
 from medsiglip_jax.evaluate.data.dataset import Dataset
+from medsiglip_jax.evaluate.data.leaks import Leak, refuse
 from medsiglip_jax.evaluate.data.splits import Splits
 from medsiglip_jax.evaluate.image_embeddings import ImageEmbeddings
 from medsiglip_jax.evaluate.learned import LabelledSplits
@@ -91,8 +101,9 @@ def evaluate(
     if task.kind == "pairs" and (options.learn or options.grid):
         raise ValueError(f"task {task.name} is of pairs without classes: no --learn, no --grid")
     task, splits = data_splits.read(
-        task, data, options.policy, options.allow_missing, options.seed, LEARN[options.learn]
-    )
+        task, data, options.policy, options.allow_missing, options.seed, LEARN[options.learn],
+        options.prefer, options.allow_leaks,
+    )  # fmt: skip
     model = model if isinstance(model, Model) else model()
     if model.config.classifier:
         task = _by_classifier(task, model.config.classifier, options)
@@ -193,9 +204,12 @@ class EvaluationRun:
         if self.task.retrieval:
             ranks = retrieval.compute(self.model, self.readings[options.reading], embedded)
         splits = self._embedded_splits(embedded)
+        leaks = self._leaks(splits or {"test": embedded})
         learnable = LabelledSplits(splits, [c.name for c in self.task.classes], self.task.exclusive)
         meta = self._meta(main, embedded)
         meta |= {"cells": [cell.file for cell in cells], "retrieval": ranks is not None}
+        meta["leaks"] = [leak.to_dict() for leak in leaks]
+        meta["task"]["notes"] += tuple(f"{leak}." for leak in leaks)
         meta["counts"] |= _left_out(splits)
         if splits:
             digests = {name: images.whole.labels_sha256() for name, images in splits.items()}
@@ -220,7 +234,7 @@ class EvaluationRun:
     def _identity(self, meta: Mapping[str, Any], images: list[int], digest: str) -> str:
         """Identity of the run, which all of its files name; `digest` is of what is learned."""
         draws = asdict(self.options.draws) if self.options.learn == "probe" else {}
-        keys = ("task", "provenance", "counts", "cells", "retrieval")
+        keys = ("task", "provenance", "counts", "cells", "retrieval", "leaks")
         identity = [*(meta[key] for key in keys), images, digest, draws]
         return hashlib.sha256(to_hash(identity, sort_keys=True)).hexdigest()
 
@@ -290,6 +304,15 @@ class EvaluationRun:
         preprocess, others = embedded.manifest.preprocess, {**self.splits.others, **drawn}
         of_others = {n: self._embeddings(preprocess, split, n) for n, split in others.items()}
         return {"test": embedded, **of_others}
+
+    def _leaks(self, splits: Mapping[str, ImageEmbeddings]) -> list[Leak]:
+        """What the parts share, all of it allowed; copies within the test, said of them."""
+        found = near_copies.find(splits)
+        refuse(found, self.options.allow_leaks)
+        leaks = [*self.splits.leaks, *found]
+        for leak in leaks:
+            warnings.warn(f"{leak}", stacklevel=2)
+        return leaks
 
     def _write_images(self, embedded: ImageEmbeddings, meta: Mapping[str, Any]) -> None:
         images = embedded.dataset

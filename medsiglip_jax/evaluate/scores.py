@@ -131,7 +131,7 @@ def read(path: places.Place) -> Scores:
 # What is noted of scores, and of which type it is.
 _KINDS: dict[str, type] = {
     "classes": list, "cells": list, "run": str, "task": dict, "cell": dict, "counts": dict,
-    "statistics": dict, "provenance": dict, "learned": dict,
+    "statistics": dict, "provenance": dict, "learned": dict, "leaks": list,
 }  # fmt: skip
 
 

@@ -96,6 +96,19 @@ def count_frames(stream: Any) -> int:
         raise UnreadableImage(reason(error)) from None
 
 
+def size(stream: Any) -> tuple[int, int]:
+    """Width and height of the first page, from the header.
+
+    Raises:
+        UnreadableImage: PIL cannot open it.
+    """
+    try:
+        with _open(stream) as image:
+            return image.size
+    except Exception as error:
+        raise UnreadableImage(reason(error)) from None
+
+
 class Pages:
     """An open file; several threads may render its pages, one after the other.
 

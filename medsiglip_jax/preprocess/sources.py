@@ -146,6 +146,23 @@ def frames(file: str, span: Whole | None = None) -> int:
     return _from_header(file, span, count)
 
 
+def size(source: str) -> tuple[int, int]:
+    """Width and height of an image: of a picture from its header, of any other decoded.
+
+    Raises:
+        UnreadableImage: it cannot be read.
+    """
+    file, part = parse(source)
+
+    def of_picture(format: Format, stream: Any) -> tuple[int, int] | None:
+        return format.load().size(stream) if format is formats.PICTURES else None
+
+    if part is None and (found := _from_header(file, None, of_picture)):
+        return found
+    height, width = read(source, rules=Rules(volume="percentile"))[0].shape[:2]
+    return width, height
+
+
 def planes(file: str, span: Whole | None = None) -> list[Plane]:
     """Where each frame of a DICOM file lies, from its header; empty for other files.
 

@@ -2,6 +2,7 @@
 
 import gzip
 import tomllib
+import zlib
 
 import numpy as np
 from PIL import Image
@@ -10,9 +11,13 @@ from medsiglip_jax.evaluate import tasks
 from medsiglip_jax.evaluate.data import reading, splits
 
 
-def picture(path, value=0):
+def picture(path, value=None, size=4):
+    """Writes an image of one grey, or else of pixels that no other path has."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (4, 4), (value, value, value)).save(path)
+    pixels = np.random.default_rng(zlib.crc32(str(path).encode())).integers(
+        0, 256, (size, size, 3), np.uint8
+    )
+    Image.fromarray(pixels if value is None else np.full_like(pixels, value)).save(path)
 
 
 def write(path, text):

@@ -52,7 +52,7 @@ def pixmap(pixels: np.ndarray) -> bytes:
     return b"%s %d %d 255\n" % (kind, pixels.shape[1], pixels.shape[0]) + pixels.tobytes()
 
 
-def read(task: Task, layout: ArrayData, root: Place, policy: Policy) -> Dataset:
+def read(task: Task, layout: ArrayData, root: Place, policy: Policy, prefer: str = "") -> Dataset:
     """Reads labels; images stay where they are until they are embedded.
 
     Raises:

@@ -30,12 +30,13 @@ class _Joined:
     missing: list[str] = field(default_factory=list)
 
 
-def read(task: Task, layout: CsvData, root: Place, policy: Policy) -> Dataset:
+def read(task: Task, layout: CsvData, root: Place, policy: Policy, prefer: str = "") -> Dataset:
     """Reads labels and finds the images.
 
     Raises:
         FileNotFoundError: a table or all images are missing.
-        ValueError: columns are missing, a join matches nothing, or labels are no labels.
+        ValueError: columns are missing, a join matches nothing, labels are no labels, or an image
+            has several files and `prefer` does not choose one.
     """
     joined = _join_all(_tables(task, layout, root), root)
     values = [c.value for c in task.classes]
@@ -52,7 +53,7 @@ def read(task: Task, layout: CsvData, root: Place, policy: Policy) -> Dataset:
             of_rows, classes = labels.of_rows(joined.rows, values, layout.labels, policy)
         except ValueError as error:
             raise ValueError(f"{joined.files[0]}: {error}") from None
-    matched = images.find(task, layout.images, root, joined.rows)
+    matched = images.find(task, layout.images, root, joined.rows, prefer)
     numbers, names = map(list, zip(*matched.pairs, strict=True))
     rows = [joined.rows[i] for i in numbers]
     return Dataset(

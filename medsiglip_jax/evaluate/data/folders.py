@@ -1,25 +1,28 @@
 """The adapter "folders": a folder of images per class."""
 
 import itertools
+from collections import defaultdict
 from collections.abc import Iterator
 
 import numpy as np
 
 from medsiglip_jax.data.labels import Policy
 from medsiglip_jax.data.listing import File, expand
+from medsiglip_jax.evaluate.data import copies
 from medsiglip_jax.evaluate.data.dataset import Dataset, where_to_get
-from medsiglip_jax.evaluate.data.images import below
+from medsiglip_jax.evaluate.data.images import below, stem
 from medsiglip_jax.evaluate.data.layout import FolderData
 from medsiglip_jax.evaluate.tasks import Task
 from medsiglip_jax.files.places import Place
 from medsiglip_jax.preprocess.names import escaped
 
 
-def read(task: Task, layout: FolderData, root: Place, policy: Policy) -> Dataset:
-    """Lists the images of every class.
+def read(task: Task, layout: FolderData, root: Place, policy: Policy, prefer: str = "") -> Dataset:
+    """Lists the images of every class. Files that differ in their suffix only are copies.
 
     Raises:
         FileNotFoundError: folders of classes are missing, all in one message.
+        ValueError: an image has several files and `prefer` does not choose one.
     """
     wanted = [c.value for c in task.classes]
     tops = [root / name for name in layout.root]
@@ -37,11 +40,29 @@ def read(task: Task, layout: FolderData, root: Place, policy: Policy) -> Dataset
     files = [(file.path, i) for file, i in listed if file.format == "image"]
     if not files:
         raise FileNotFoundError(f"{top}: no images in {', '.join(values)}{where_to_get(task)}")
+    counts = {"other files": len(listed) - len(files)}
+    files, left = _without_copies(files, root, prefer)
+    counts |= {f"copies not read (--prefer {prefer})": left} if left else {}
     labels = np.eye(len(values), dtype=np.float32)[[i for _, i in files]]
     ids = [escaped(path.removeprefix(f"{str(root).rstrip('/')}/")) for path, _ in files]
-    counts = {"other files": len(listed) - len(files)}
     classes = tuple(map(escaped, values))
     return Dataset(ids, [path for path, _ in files], labels, classes, counts=counts)
+
+
+def _without_copies(
+    files: list[tuple[str, int]], root: Place, prefer: str
+) -> tuple[list[tuple[str, int]], int]:
+    """The files without copies of an image, in another format beside it; and how many those are."""
+    images = defaultdict(list)
+    for path, _ in files:
+        folder, _, name = path.rpartition("/")
+        images[folder, stem(name)].append(path)
+    several = [paths for paths in images.values() if len(paths) > 1]
+    top = f"{str(root).rstrip('/')}/"
+    names = [[path.removeprefix(top) for path in paths] for paths in several]
+    chosen = {f"{top}{name}" for name in copies.choose(names, root, prefer)}
+    left = {path for paths in several for path in paths} - chosen
+    return [(path, i) for path, i in files if path not in left], len(left)
 
 
 def _listed(folder: Place, all_files: bool) -> Iterator[File]:

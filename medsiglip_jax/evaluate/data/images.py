@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from medsiglip_jax.data.listing import IMAGE_SUFFIXES
+from medsiglip_jax.evaluate.data import copies
 from medsiglip_jax.evaluate.data.dataset import where_to_get
 from medsiglip_jax.evaluate.data.layout import ImageFiles
 from medsiglip_jax.evaluate.tasks import Task
@@ -33,13 +34,23 @@ class FoundImages:
     counts: dict[str, int] = field(default_factory=dict)
 
 
-def find(task: Task, layout: ImageFiles, root: Place, rows: Sequence[TableRow]) -> FoundImages:
+def find(
+    task: Task, layout: ImageFiles, root: Place, rows: Sequence[TableRow], prefer: str = ""
+) -> FoundImages:
     """Finds the images of rows, as the layout says.
+
+    Args:
+        task: for messages.
+        layout: see `ImageFiles`.
+        root: the folder of the data.
+        rows: of the table.
+        prefer: which of several files of one image is taken, see `copies.choose`.
 
     Raises:
         FileNotFoundError: none exists.
+        ValueError: images have several files, and the rule does not choose one.
     """
-    images = _search(layout, root, rows) if layout.find else _look_up(layout, root, rows)
+    images = _search(layout, root, rows, prefer) if layout.find else _look_up(layout, root, rows)
     if not images.pairs:
         raise FileNotFoundError(
             f"{root}: none of the {len(images.missing)} images of {task.title} exists; expected "
@@ -63,18 +74,20 @@ def below(root: Place, path: Place) -> str:
 
 def _look_up(layout: ImageFiles, root: Place, rows: Sequence[TableRow]) -> FoundImages:
     """Images at the paths that the rows name."""
-    images, absent = FoundImages(), 0
+    images, absent, others = FoundImages(), 0, 0
     for i, row in enumerate(rows):
         for alternatives in _paths(row, layout):
             existing = [name for name in alternatives if _exists(root, name)]
             if existing:
                 images.pairs.append((i, existing[0]))
+                others += len(existing) - 1 if isinstance(root, Path) else 0
             elif set(layout.known_missing).isdisjoint(alternatives):
                 images.missing.append(" or ".join(alternatives))
             else:
                 absent += 1
     if layout.known_missing:
         images.counts["missing in the data set itself"] = absent
+    images.counts |= {"copies not read (the task's first path is)": others} if others else {}
     return images
 
 
@@ -97,19 +110,38 @@ def _exists(root: Place, name: str) -> bool:
     return not isinstance(root, Path) or Path(parse(str(place))[0]).is_file()
 
 
-def _search(layout: ImageFiles, root: Place, rows: Sequence[TableRow]) -> FoundImages:
+def _search(layout: ImageFiles, root: Place, rows: Sequence[TableRow], prefer: str) -> FoundImages:
     """Images that a glob finds, matched with the rows."""
     files, unmatched = _index(layout, root)
-    images, used = FoundImages(), set()
-    for i, row in enumerate(rows):
-        key = _key(row, layout)
-        used.add(key)
-        images.pairs += [(i, name) for name in files.get(key, ())]
+    keys, images = [_key(row, layout) for row in rows], FoundImages()
+    used = {key: files[key] for key in dict.fromkeys(keys) if key in files}
+    unused = sum(map(len, files.values())) - sum(map(len, used.values()))
+    images.counts = {"images without a label": unused + unmatched}
+    chosen = _without_copies(used, layout, root, prefer)
+    if left := sum(map(len, used.values())) - sum(map(len, chosen.values())):
+        images.counts[f"copies not read (--prefer {prefer})"] = left
+    for i, key in enumerate(keys):
+        images.pairs += [(i, name) for name in chosen.get(key, ())]
         if key not in files:
             images.missing.append(f"{layout.find} for {'/'.join(key)}")
-    unused = sum(len(names) for key, names in files.items() if key not in used)
-    images.counts = {"images without a label": unused + unmatched}
     return images
+
+
+def _without_copies(
+    files: Mapping[tuple, list[str]], layout: ImageFiles, root: Place, prefer: str
+) -> dict[tuple, list[str]]:
+    """The files of each row; of several for one image the one that is preferred."""
+    images = defaultdict(list)
+    for key, names in files.items():
+        for name in names:
+            images[key, stem(name) if layout.several else ""].append(name)
+    several = {image: names for image, names in images.items() if len(names) > 1}
+    preferred = copies.choose([*several.values()], root, prefer)
+    images |= {image: [name] for image, name in zip(several, preferred, strict=True)}
+    chosen = defaultdict(list)
+    for (key, _), names in images.items():
+        chosen[key] += names
+    return chosen
 
 
 def _index(layout: ImageFiles, root: Place) -> tuple[dict[tuple, list[str]], int]:

@@ -74,10 +74,12 @@ class ImageFiles:
         path: alternatives; the first file that exists is the image of the row.
         each: every path that is not empty is an image of the row.
         find: a glob over image files, which are matched with rows by `name`, or by `parse` and
-            `on`; with the latter a row may have several images.
+            `on`. A row has one image: several files for it are copies, of which one is chosen.
         name: file name of the image of a row; folder, suffix and case do not matter.
         parse: regular expression over the path of a file.
         on: columns that have to equal the named groups of `parse`.
+        several: with `parse`, a row may have several images, of different file names: only files of
+            one name are copies.
         known_missing: files that the published data set itself lacks.
     """
 
@@ -87,6 +89,7 @@ class ImageFiles:
     name: str = ""
     parse: str = ""
     on: tuple[str, ...] = ()
+    several: bool = False
     known_missing: tuple[str, ...] = ()
 
     def __post_init__(self):
@@ -94,6 +97,8 @@ class ImageFiles:
             raise ValueError("lacks one of path, each, find")
         if self.find and not (self.name or (self.parse and self.on)):
             raise ValueError("find needs name, or parse and on")
+        if self.several and (self.name or not self.parse):
+            raise ValueError("several is of images that are found with parse")
 
     @property
     def columns(self) -> list[str]:

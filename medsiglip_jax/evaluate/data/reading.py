@@ -18,7 +18,11 @@ _SHOWN = 5  # missing files in a message
 
 
 def read(
-    task: Task, folder: places.Given, policy: Policy = Policy(), allow_missing: bool = False
+    task: Task,
+    folder: places.Given,
+    policy: Policy = Policy(),
+    allow_missing: bool = False,
+    prefer: str = "",
 ) -> tuple[Task, Dataset]:
     """Reads the data of a task.
 
@@ -27,6 +31,7 @@ def read(
         folder: of the data set.
         policy: what labels mean that are neither 0 nor 1.
         allow_missing: go on without what is missing; it is counted either way.
+        prefer: which of several files of one image is read, see `copies.choose`.
 
     Returns:
         The task with the classes that the data has, and the images with at least one label; of
@@ -40,7 +45,7 @@ def read(
     root = places.at(folder)
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder{where_to_get(task)}")
-    dataset = ADAPTERS[task.data["adapter"]](task, task.layout, root, policy)
+    dataset = ADAPTERS[task.data["adapter"]](task, task.layout, root, policy, prefer)
     if dataset.missing and not allow_missing:
         more = "; …" if len(dataset.missing) > _SHOWN else ""
         raise FileNotFoundError(

@@ -1,20 +1,20 @@
 """Training, validation and test images: those of the data set, or drawn by patient."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from medsiglip_jax.data.examples import Examples, split_by_group
 from medsiglip_jax.data.labels import Policy
-from medsiglip_jax.evaluate.data import reading
+from medsiglip_jax.evaluate.data import copies, reading
 from medsiglip_jax.evaluate.data.dataset import Dataset
+from medsiglip_jax.evaluate.data.leaks import Leak, refuse
 from medsiglip_jax.evaluate.tasks import PARTS, Task
 from medsiglip_jax.files import places
 
 _FIFTH = 0.2  # of the groups: 60 % train, 20 % validation, 20 % test
-_SHOWN = 3  # groups or images in a message
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +28,7 @@ class Splits:
         validation: images to choose on, if they were wanted.
         train: images to fit to, if they were wanted.
         origin: where the splits come from, for reports: "of the data set", or what was drawn.
+        leaks: what splits share, and images that the test has several times, as far as files tell.
     """
 
     whole: Dataset
@@ -35,6 +36,7 @@ class Splits:
     validation: Dataset | None
     train: Dataset | None
     origin: str
+    leaks: Sequence[Leak] = ()
 
     @property
     def drawn(self) -> bool:
@@ -60,6 +62,8 @@ def read(
     allow_missing: bool = False,
     seed: int = 0,
     wanted: Sequence[str] = PARTS,
+    prefer: str = "",
+    allow_leaks: bool = False,
 ) -> tuple[Task, Splits]:
     """Reads the data of a task, and what there is to fit to and to choose on.
 
@@ -74,22 +78,25 @@ def read(
         allow_missing: go on without what is missing; it is counted either way.
         seed: of draws.
         wanted: "train", "validation" or both.
+        prefer: which of several files of one image is read, see `copies.choose`.
+        allow_leaks: go on with splits that are not disjoint.
 
     Returns:
         The task with the classes that the data has, and its splits; those not wanted are None.
 
     Raises:
         FileNotFoundError: see `reading.read`; of any part.
-        ValueError: see `reading.read`; a part has other classes than the test, an image or a group
-            is in two splits, or there are too few groups to draw.
+        ValueError: see `reading.read`; a part has other classes than the test, an image, a copy of
+            it or a group is in two splits, or there are too few groups to draw.
     """
     plain, wanted = task, [name for name in PARTS if name in wanted]
-    task, whole = reading.read(plain, folder, policy, allow_missing)
-    test, origin = whole, "of the data set"
+    how = policy, allow_missing, prefer
+    task, whole = reading.read(plain, folder, *how)
+    test, origin, twice = whole, "of the data set", _copies_within(whole)
     if not wanted:
-        return task, Splits(whole, test, None, None, origin)
+        return task, Splits(whole, test, None, None, origin, twice)
     official = [name for name in wanted if name in plain.parts] or plain.parts
-    parts = {n: _read_part(plain, task, n, folder, policy, allow_missing) for n in official}
+    parts = {n: _read_part(plain, task, n, folder, *how) for n in official}
     # EyePACS is evaluated on its training part where there are no labels of the test part.
     parts = {name: part for name, part in parts.items() if list(part.ids) != list(test.ids)}
     lacking = [name for name in wanted if name not in parts]
@@ -102,9 +109,10 @@ def read(
         origin = f"{lacking[0]} {_drawn_by(task, part)} from {name}, seed {seed}"
         rest, drawn = _draw_groups(part, seed)
         parts = {"train": rest, "validation": drawn}
-    check_disjoint({**parts, "test": test})
+    leaks = check_disjoint({**parts, "test": test}, allow_leaks)
     parts = {name: part for name, part in parts.items() if name in wanted}
-    return task, Splits(whole, test, parts.get("validation"), parts.get("train"), origin)
+    validation, train = parts.get("validation"), parts.get("train")
+    return task, Splits(whole, test, validation, train, origin, [*leaks, *twice])
 
 
 def draw(dataset: Dataset, seed: int) -> dict[str, Dataset]:
@@ -126,28 +134,58 @@ def draw(dataset: Dataset, seed: int) -> dict[str, Dataset]:
     return {"train": train, "validation": validation, "test": test}
 
 
-def check_disjoint(splits: Mapping[str, Dataset]) -> None:
-    """Refuses splits that share an image or a group.
+def check_disjoint(splits: Mapping[str, Dataset], allow_leaks: bool = False) -> list[Leak]:
+    """Groups, images and files with the same bytes that are in two splits.
 
     Raises:
-        ValueError: which splits share how many, and the first few.
+        ValueError: there are some and they are not allowed: which splits share how many, and the
+            first few.
     """
-    problems = []
-    for (first, left), (second, right) in itertools.combinations(splits.items(), 2):
-        images, groups = _shared(left.sources, right.sources), _shared(left.groups, right.groups)
-        for what, shared in (("groups (patients)", groups), ("images", images)):
-            if shared:
-                shown = ", ".join(shared[:_SHOWN]) + (", …" if len(shared) > _SHOWN else "")
-                problems.append(f"{first} and {second} share {len(shared):,} {what}: {shown}")
-    if problems:
-        raise ValueError(f"parts of a data set must be disjoint; {'; '.join(problems)}")
+    pairs = itertools.combinations(splits.items(), 2)
+    found = [leak for two in pairs for leak in _shared(*two) if leak.count]
+    refuse(found, allow_leaks)
+    return found
+
+
+def _shared(first: tuple[str, Dataset], second: tuple[str, Dataset]) -> Iterator[Leak]:
+    (one, left), (other, right) = first, second
+    parts = one, other
+    for what, columns in (
+        ("groups (patients)", (left.groups, right.groups)),
+        ("images", (left.sources, right.sources)),
+    ):
+        both = sorted(set(columns[0] or ()) & set(columns[1] or ()) - {""})
+        yield Leak(what, parts, len(both), [(name,) for name in Leak.first(both)])
+    pairs = _same_bytes(left, right)
+    yield Leak("files with the same bytes", parts, len(pairs), Leak.first(pairs))
+
+
+def _same_bytes(left: Dataset, right: Dataset) -> list[tuple[str, str]]:
+    """The first file of each group of files with the same bytes in either data set, by id."""
+    lefts, rights = (dict(zip(d.sources, d.ids, strict=True)) for d in (left, right))
+    pairs = []
+    for group in copies.identical([*lefts, *rights]):
+        ends = [[path for path in group if path in side] for side in (lefts, rights)]
+        if all(ends) and set(ends[0]).isdisjoint(ends[1]):
+            pairs.append((lefts[ends[0][0]], rights[ends[1][0]]))
+    return pairs
+
+
+def _copies_within(dataset: Dataset) -> list[Leak]:
+    """Files of the test with the same bytes as another of its files."""
+    ids = dict(zip(dataset.sources, dataset.ids, strict=True))
+    groups = [[ids[path] for path in group] for group in copies.identical(ids)]
+    pairs = [(names[0], other) for names in groups for other in names[1:]]
+    found = Leak("files with the same bytes", ("test", "test"), len(pairs), Leak.first(pairs))
+    return [found] if pairs else []
 
 
 def _read_part(
-    plain: Task, task: Task, name: str, folder: places.Given, policy: Policy, allow_missing: bool
-) -> Dataset:
+    plain: Task, task: Task, name: str, folder: places.Given,
+    policy: Policy, allow_missing: bool, prefer: str,
+) -> Dataset:  # fmt: skip
     """Reads a part; where the data says what the classes are, it has to say the same again."""
-    _, part = reading.read(plain.part(name), folder, policy, allow_missing)
+    _, part = reading.read(plain.part(name), folder, policy, allow_missing, prefer)
     values = [c.value for c in task.classes]
     if different := sorted(set(values) ^ set(part.values)):
         raise ValueError(
@@ -173,7 +211,3 @@ def _draw_groups(dataset: Dataset, seed: int, share: float = _FIFTH) -> tuple[Da
 
 def _drawn_by(task: Task, dataset: Dataset) -> str:
     return f"drawn by {'image' if dataset.groups is None else task.data['group']}"
-
-
-def _shared(left: Sequence[str] | None, right: Sequence[str] | None) -> list[str]:
-    return sorted(set(left or ()) & set(right or ()) - {""})

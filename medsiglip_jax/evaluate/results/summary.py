@@ -71,6 +71,7 @@ def summarize(
         "subgroups": _subgroups(scores, attributes, statistics),
         "grid": [_cell(cell, task) for cell in cells],
         **{key: scores.meta[key] for key in ("counts", "provenance", "statistics")},
+        "leaks": scores.meta.get("leaks", []),
         **{key: getattr(task, key) for key in ("notes", "trained_on", "source", "prompts_source")},
     }
     return plain(content)

@@ -1,0 +1,112 @@
+"""Copies of images that only embeddings give away, and pixels confirm.
+
+An image saved again, perhaps in another format or size, has nearly the vector of the first. Vectors
+alone prove nothing, because those of a model that was trained badly, or not at all, are all alike.
+"""
+
+import functools
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float64
+from PIL import Image
+
+from medsiglip_jax.embeddings.near_duplicates import near_duplicates
+from medsiglip_jax.embeddings.store import ArrayVectors
+from medsiglip_jax.evaluate import tasks
+from medsiglip_jax.evaluate.data import copies
+from medsiglip_jax.evaluate.data.dataset import Dataset
+from medsiglip_jax.evaluate.data.leaks import Leak
+from medsiglip_jax.evaluate.image_embeddings import ImageEmbeddings
+from medsiglip_jax.preprocess import sources
+from medsiglip_jax.preprocess.dicom.rules import Rules
+from medsiglip_jax.preprocess.facts import UnreadableImage
+from medsiglip_jax.preprocess.names import parse
+
+COSINE = 0.9999  # above which images may be copies of each other
+_MOST = 1000  # pairs that are decoded of two parts, the nearest first
+_SIDE = 32  # pixels; pictures are compared at this size, whatever their own
+_ALIKE = 0.995  # least correlation of copies
+PIXELS, AGAIN = "images with the same pixels", "images that were saved again"
+
+
+class _Picture(NamedTuple):
+    """What is kept of a decoded image: a digest of its pixels, and how it looks from afar."""
+
+    digest: str
+    small: Float64[np.ndarray, " n"]
+
+
+def find(parts: Mapping[str, ImageEmbeddings]) -> list[Leak]:
+    """Copies across parts, and images with the same pixels within the test.
+
+    Images of one patient, and parts of one volume or slide, are not compared. Files with the same
+    bytes are told by `splits`, before anything is embedded.
+
+    Args:
+        parts: name -> images and their vectors; "test" is one of them.
+    """
+    decode = functools.lru_cache(2 * _MOST)(_decoded)
+    names = sorted(parts, key=(*tasks.PARTS, "test").index)
+    pairs = [*itertools.combinations(names, 2), ("test", "test")]
+    found = [leak for two in pairs for leak in _of(two, parts, decode)]
+    return [leak for leak in found if leak.refused or leak.what == PIXELS]
+
+
+def _of(
+    two: tuple[str, str],
+    parts: Mapping[str, ImageEmbeddings],
+    decode: Callable[[str, Rules], _Picture | None],
+) -> Iterator[Leak]:
+    """What is the same in two parts, or within one."""
+    left, right = (parts[name] for name in two)
+    other = None if two[0] == two[1] else ArrayVectors(right.vectors)
+    near = near_duplicates(ArrayVectors(left.vectors), COSINE, other, limit=_MOST)
+    one, another = left.dataset, right.dataset
+    names: dict[str, list[tuple[str, str]]] = {PIXELS: [], AGAIN: []}
+    rows: list[list[int]] = near.rows.tolist()
+    for i, j in rows:
+        if _related(one, i, another, j):
+            continue
+        first = decode(one.sources[i], left.manifest.dicom_rules)
+        second = decode(another.sources[j], right.manifest.dicom_rules)
+        if first is None or second is None:
+            continue
+        if first.digest == second.digest:
+            told = bool(copies.identical((one.sources[i], another.sources[j])))
+            names[PIXELS] += [] if told else [(one.ids[i], another.ids[j])]
+        elif _correlation(first.small, second.small) >= _ALIKE:
+            names[AGAIN].append((one.ids[i], another.ids[j]))
+    for what, pairs in names.items():
+        if pairs:
+            yield Leak(what, two, len(pairs), Leak.first(pairs), at_least=near.cut)
+
+
+def _related(one: Dataset, i: int, other: Dataset, j: int) -> bool:
+    """Whether images are of one patient, or parts of one file, or the same image."""
+    (file, part), (other_file, _) = parse(one.sources[i]), parse(other.sources[j])
+    if file == other_file and (part is not None or one.sources[i] == other.sources[j]):
+        return True
+    patient = one.groups[i] if one.groups else ""
+    return bool(patient) and patient == (other.groups[j] if other.groups else "")
+
+
+def _decoded(source: str, rules: Rules) -> _Picture | None:
+    try:
+        pixels = np.ascontiguousarray(sources.read(source, rules=rules)[0])
+    except UnreadableImage:  # of embeddings that were given, the files may be gone
+        return None
+    digest = hashlib.sha256(str(pixels.shape).encode())
+    digest.update(pixels.data)
+    small = Image.fromarray(pixels).resize((_SIDE, _SIDE), Image.Resampling.BOX)
+    return _Picture(digest.hexdigest(), np.asarray(small, np.float64).reshape(-1))
+
+
+def _correlation(first: Float64[np.ndarray, " n"], second: Float64[np.ndarray, " n"]) -> float:
+    """Pearson's; 0 where an image is of one colour."""
+    first, second = first - first.mean(), second - second.mean()
+    scale = np.linalg.norm(first) * np.linalg.norm(second)
+    return float(first @ second / scale) if scale else 0.0
