@@ -33,9 +33,14 @@ MAX_ROWS, MAX_BYTES = 1 << 24, 1 << 31
 # (line, name -> cell) of every row of a text file.
 _NumberedRows = Iterator[tuple[int, dict[str, str]]]
 
+# What may separate cells, and of how many rows the first decide.
+_DELIMITERS, _SAMPLE = (",", ";", "\t", "|"), 20
+
 
 def read_lines(path: str) -> tuple[dict[str, pyarrow.ChunkedArray], Sequence[int], dict[str, str]]:
-    """Reads .csv, .csv.gz, .tsv and .jsonl, with few rows as Python objects at a time.
+    """Reads .csv, .tsv and .jsonl, and these as .gz, with few rows as Python objects at a time.
+
+    Cells of .csv may also be separated by semicolons, tabs or vertical bars, which is warned of.
 
     Returns:
         Name -> cells, null where a row lacks one; the line on which each row ends; and the columns
@@ -45,7 +50,8 @@ def read_lines(path: str) -> tuple[dict[str, pyarrow.ChunkedArray], Sequence[int
         ValueError: path, line and what is wrong with it.
     """
     refused: dict[str, str] = {}
-    rows = _jsonl_lines(path, refused) if path.lower().endswith(".jsonl") else _csv_lines(path)
+    is_jsonl = _plain_name(path).endswith(".jsonl")
+    rows = _jsonl_lines(path, refused) if is_jsonl else _csv_lines(path)
     lines, tables = array("q"), [pyarrow.table({})]
     while block := list(itertools.islice(rows, _BLOCK)):
         lines.extend(line for line, _ in block)
@@ -74,8 +80,8 @@ def _array(cells: Sequence[str | None], where: str) -> pyarrow.Array:
 
 def _csv_lines(path: str) -> _NumberedRows:
     csv.field_size_limit(MAX_BYTES)  # by default 131,072; too long a text is a row of its own
-    delimiter = "\t" if path.lower().endswith(".tsv") else ","
-    reader = csv.reader(_open_text(path, newline=""), delimiter=delimiter, strict=True)
+    text = _open_text(path, newline="")
+    reader = csv.reader(text, delimiter=_delimiter(path, text), strict=True)
     header, ragged, protected = [], [], 0
     try:
         for row in filter(None, reader):
@@ -100,6 +106,33 @@ def _csv_lines(path: str) -> _NumberedRows:
             f"{path}, line {ragged[0][0]}: {ragged[0][1]} fields, expected {len(header)} as in "
             f"the header ({len(ragged)} such rows; quote fields with commas)"
         )
+
+
+def _plain_name(path: str) -> str:
+    """A path in lower case, without the suffix of a compressed file."""
+    return path.lower().removesuffix(".gz")
+
+
+def _delimiter(path: str, text: io.TextIOWrapper) -> str:
+    """What separates cells: what is usual, unless only another splits all rows into as many."""
+    usual = "\t" if _plain_name(path).endswith(".tsv") else ","
+    choices = dict.fromkeys((usual, *_DELIMITERS))
+    found = next((delimiter for delimiter in choices if _fits(text, delimiter)), usual)
+    text.seek(0)
+    if found != usual:
+        warnings.warn(f"{path}: read as cells separated by {found!r}, not {usual!r}", stacklevel=2)
+    return found
+
+
+def _fits(text: io.TextIOWrapper, delimiter: str) -> bool:
+    """Whether the first rows have two or more cells each, and all as many."""
+    text.seek(0)
+    rows = filter(None, csv.reader(text, delimiter=delimiter, strict=True))
+    try:
+        counts = {len(row) for row in itertools.islice(rows, _SAMPLE)}
+    except csv.Error:
+        return False
+    return len(counts) == 1 and counts != {1}
 
 
 def _jsonl_lines(path: str, refused: dict[str, str]) -> _NumberedRows:

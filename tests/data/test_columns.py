@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -95,3 +96,52 @@ def test_columns_of_parquet_are_read_when_asked_for(tmp_path, monkeypatch):
 )  # fmt: skip
 def test_values_as_strings(values):
     assert columns.strings(values).to_pylist() == ["1", "", "2"]
+
+
+# ------------------------------------------------------------------------------------- separators
+
+
+@pytest.mark.parametrize("name, data, delimiter", [
+    ("m.csv", "left;right\na.png;b.png\n", ";"),
+    ("m.csv", "a;b\n1,5;2,5\n", ";"),  # decimal commas
+    ("m.csv", "a;b, c\n1;2\n3;4\n", ";"),
+    ("m.csv", "\ufeffa\tb\n1\t2\n", "\t"),
+    ("m.csv", "a|b\n1|2\n", "|"),
+    ("m.tsv", "a,b\n1,2\n", ","),
+    ("m.tsv", 'a;b\n"1;1";2\n', ";"),
+])  # fmt: skip
+def test_other_separators_are_read_and_said(tmp_path, name, data, delimiter):
+    path = put(tmp_path, name, data)
+    with pytest.warns(UserWarning, match=re.escape(f"read as cells separated by {delimiter!r}")):
+        found, *_ = read_lines(path)
+    header = data.lstrip("\ufeff").splitlines()[0].split(delimiter)
+    assert list(found) == header
+
+
+@pytest.mark.parametrize("name, data, header", [
+    ("m.csv", "image,labels\na,x;y\nb,x;z\n", ["image", "labels"]),
+    ("m.csv", 'image,"a;b"\nx;1,y;2\n', ["image", "a;b"]),
+    ("m.csv", "image,a|b\nx|1,y|2\n", ["image", "a|b"]),
+    ("m.csv", "text\na; b\nc; d\n", ["text"]),
+    ("m.csv", "a;b\n1\n2;3\n", ["a;b"]),
+    ("m.csv", 'image,text\na,"x;\ny"\n', ["image", "text"]),
+    ("m.tsv", "a,x\tb,x\n1,1\t2,2\n", ["a,x", "b,x"]),
+    ("m.csv", "a,b\n", ["a", "b"]),
+])  # fmt: skip
+def test_what_the_usual_separator_fits_is_read_with_it(tmp_path, name, data, header):
+    assert list(columns.read_lines(put(tmp_path, name, data))[0] or header) == header
+
+
+def test_separators_of_compressed_files(tmp_path):
+    found, *_ = read_lines(put(tmp_path, "m.tsv.gz", gzip.compress(b"a\tb\n1\t2\n")))
+    assert {name: column.to_pylist() for name, column in found.items()} == {"a": ["1"], "b": ["2"]}
+    found, *_ = read_lines(put(tmp_path, "m.jsonl.gz", gzip.compress(b'{"a": 1}\n')))
+    assert found["a"].to_pylist() == ["1"]
+    with pytest.warns(UserWarning, match="separated by ';'"):
+        found, *_ = read_lines(put(tmp_path, "m.CSV.gz", gzip.compress(b"a;b\n1;2\n")))
+    assert found["b"].to_pylist() == ["2"]
+
+
+def test_a_ragged_file_says_so_with_the_usual_separator(tmp_path):
+    with pytest.raises(ValueError, match="line 3: 3 fields, expected 2 as in the header"):
+        read_lines(put(tmp_path, "m.csv", "a,b\n1,2\n1,2,3\n"))
