@@ -114,9 +114,11 @@ def _recompute(args: argparse.Namespace) -> dict[str, Any]:
 def _run(args: argparse.Namespace) -> dict[str, Any]:
     from medsiglip_jax.evaluate import run, tasks
     from medsiglip_jax.evaluate.data import digits
+    from medsiglip_jax.files import places
 
     if args.task == digits.NAME:
         if args.output and not (args.data or args.model):
+            run.check_folder(places.at(args.output))
             args.data, args.model = map(str, digits.prepare(args.output))
             args.learn = args.learn or "probe"
     needed = ("model", "data", "output")

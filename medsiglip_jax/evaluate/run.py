@@ -37,6 +37,7 @@ from medsiglip_jax.evaluate import (
     tasks,
     zero_shot,
 )
+from medsiglip_jax.evaluate.data import digits
 from medsiglip_jax.evaluate.data import splits as data_splits
 from medsiglip_jax.evaluate.data.dataset import Dataset
 from medsiglip_jax.evaluate.data.leaks import Leak, refuse
@@ -57,7 +58,7 @@ from medsiglip_jax.preprocess.load import warn_about_pixels
 
 EMBEDDINGS = "embeddings"
 # What an evaluation that was begun has in its folder.
-_OWN = (EMBEDDINGS, scores.GRID, scores.FILE, scores.IMAGES, RESULTS)
+_OWN = (EMBEDDINGS, scores.GRID, scores.FILE, scores.IMAGES, RESULTS, *digits.FOLDERS)
 _SHARD = 512  # images per file: a killed run loses at most this many
 
 
@@ -92,7 +93,7 @@ def evaluate(
         ValueError: prompts, tables or embeddings that do not fit.
     """
     folder = places.at(output)
-    _check_folder(folder)
+    check_folder(folder)
     task = replace(task, score=options.score or task.score)
     if options.reading != AS_GIVEN:
         task.with_reading(options.reading)  # fail now if there is none
@@ -119,7 +120,7 @@ def evaluate(
     return recompute(folder, export=options.export)
 
 
-def _check_folder(folder: places.Place) -> None:
+def check_folder(folder: places.Place) -> None:
     """Raises FileExistsError if a folder holds anything, and no evaluation that began there."""
     names = places.visible(folder) if folder.is_dir() else set()
     if names and names.isdisjoint(_OWN):
@@ -209,7 +210,7 @@ class EvaluationRun:
         meta = self._meta(main, embedded)
         meta |= {"cells": [cell.file for cell in cells], "retrieval": ranks is not None}
         meta["leaks"] = [leak.to_dict() for leak in leaks]
-        meta["task"]["notes"] += tuple(f"{leak}." for leak in leaks)
+        meta["task"]["notes"] += (*self._said(), *(f"{leak}." for leak in leaks))
         meta["counts"] |= _left_out(splits)
         if splits:
             digests = {name: images.whole.labels_sha256() for name, images in splits.items()}
@@ -304,6 +305,11 @@ class EvaluationRun:
         preprocess, others = embedded.manifest.preprocess, {**self.splits.others, **drawn}
         of_others = {n: self._embeddings(preprocess, split, n) for n, split in others.items()}
         return {"test": embedded, **of_others}
+
+    def _said(self) -> list[str]:
+        """What reading the data said, once, whichever parts it was said of."""
+        read = self.splits.whole, *self.splits.others.values()
+        return list(dict.fromkeys(note for split in read for note in split.notes))
 
     def _leaks(self, splits: Mapping[str, ImageEmbeddings]) -> list[Leak]:
         """What the parts share, all of it allowed; copies within the test, said of them."""

@@ -1,6 +1,7 @@
 """Every data set in miniature, with its real headers, odd spaces and folders."""
 
 import ast
+import contextlib
 import dataclasses
 import gzip
 import json
@@ -12,8 +13,9 @@ import pytest
 from miniatures import PAIRS, content, part, picture, read, shown, write
 from pyarrow import parquet
 
+from medsiglip_jax import cli
 from medsiglip_jax.data.labels import Policy
-from medsiglip_jax.evaluate import tasks
+from medsiglip_jax.evaluate import run, tasks
 from medsiglip_jax.evaluate.data import arrays, folders, labels, reading, splits
 from medsiglip_jax.evaluate.data.arrays import pixmap
 from medsiglip_jax.preprocess.decode import decode
@@ -417,9 +419,55 @@ def test_messidor(tmp_path):
     found = read("messidor-2", tmp_path)[1]
     assert found.groups[1] == "0" != found.groups[0]
     assert found.counts["rows without a match in messidor-2.csv"] == 2
-    write(tmp_path / "messidor-2.csv", "left,right\none.png,other.png\n")
-    with pytest.raises(ValueError, match="no image_id in common"):
-        read("messidor-2", tmp_path)
+
+
+def messidor(folder, pairs):
+    """Its graded images and its table of pairs, as they can be downloaded."""
+    write(folder / "messidor_data.csv", "image_id,adjudicated_dr_grade,adjudicated_gradable\n"
+          "a.png,0,1\nb.png,3,1\nc.png,2,1\n")  # fmt: skip
+    for name in "abc":
+        picture(folder / f"IMAGES/{name}.png")
+    write(folder / "messidor-2.csv", pairs)
+
+
+def test_the_official_table_of_pairs_has_semicolons(tmp_path):
+    messidor(tmp_path, "left;right\na.png;b.png\nc.png;d.png\n")
+    with pytest.warns(UserWarning, match="messidor-2.csv: read as cells separated by ';', not ','"):
+        _, found = read("messidor-2", tmp_path)
+    assert found.groups == ["0", "0", "1"] and not found.notes
+
+
+@pytest.mark.parametrize("pairs, says", [
+    ("left,right\none.png,other.png\n", "no image_id in common"),
+    ("image,patient\na.png,1\n", "no column 'left', 'right'; there are image, patient"),
+    ("left,right\na.png\n", "1 fields, expected 2"),
+    ("", "no column"),
+    ("left,right\n", "no column"),
+    ('left,right\n"a.png,b.png\n', "not CSV"),
+])  # fmt: skip
+def test_an_optional_table_that_cannot_be_joined_is_said_and_left_out(tmp_path, pairs, says):
+    messidor(tmp_path, pairs)
+    with pytest.warns(UserWarning, match=f"optional table messidor-2.csv is not used: .*{says}"):
+        rows, found = read("messidor-2", tmp_path)
+    assert len(rows) == 3 and found.groups is None
+    assert [file.name for file in found.files] == ["messidor_data.csv"]
+    (note,) = found.notes
+    assert says in note
+
+
+def test_a_table_that_is_not_optional_is_needed(mimic):
+    write(mimic / "mimic-cxr-2.0.0-split.csv.gz", "dicom_id,split\nd1,test\n")
+    with pytest.raises(ValueError, match="no column 'study_id'"):
+        read("mimic-cxr-test", mimic)
+
+
+def test_any_table_may_be_compressed(tmp_path):
+    messidor(tmp_path, "left,right\na.png,b.png\nc.png,d.png\n")
+    for path in (tmp_path / "messidor_data.csv", tmp_path / "messidor-2.csv"):
+        text = path.read_text()
+        path.unlink()
+        write(tmp_path / f"{path.name}.gz", text)
+    assert read("messidor-2", tmp_path)[1].groups == ["0", "0", "1"]
 
 
 def test_idrid_has_a_mark_a_space_and_empty_columns_and_rows(tmp_path):
@@ -594,8 +642,10 @@ def test_class_folders(tmp_path):
         read("crc-val-he-7k", tmp_path)
 
 
-def test_patchcamelyon(tmp_path):
+@pytest.mark.parametrize("compressed", [False, True])
+def test_patchcamelyon(tmp_path, compressed, monkeypatch):
     h5py = pytest.importorskip("h5py")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     pixels = np.random.default_rng(0).integers(0, 256, (3, 96, 96, 3), np.uint8)
     labels = {"test": [1, 0, 1], "train": [0, 0, 1], "valid": [1, 1, 0]}
     for i, (name, values) in enumerate(labels.items()):
@@ -604,13 +654,35 @@ def test_patchcamelyon(tmp_path):
             file.create_dataset("x", data=pixels + np.uint8(i), compression="gzip")
         with h5py.File(tmp_path / f"{stem}_y.h5", "w") as file:
             file.create_dataset("y", data=np.array(values, np.uint8).reshape(3, 1, 1, 1))
-    _, parts = splits.read(tasks.read("patchcamelyon"), tmp_path)
+    for path in [*tmp_path.glob("*.h5")] if compressed else ():
+        (tmp_path / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    unpacking = pytest.warns(UserWarning, match="h5.gz: unpacked once to .*, which may be deleted")
+    with unpacking if compressed else contextlib.nullcontext():
+        _, parts = splits.read(tasks.read("patchcamelyon"), tmp_path)
     found = {"test": parts.test, "train": parts.train, "valid": parts.validation}
     assert {name: f.labels[:, 0].tolist() for name, f in found.items()} == labels
     assert len({name for f in found.values() for name in f.ids}) == 9  # one key in three files
     for i, f in enumerate(found.values()):
         for source, want in zip(f.sources, pixels + np.uint8(i), strict=True):
             np.testing.assert_array_equal(decode(read_bytes(source)), want)
+    assert parts.test.ids[0] == "camelyonpatch_level_2_split_test_x.h5/x/0"  # either way
+    splits.read(tasks.read("patchcamelyon"), tmp_path)  # unpacks nothing again
+
+
+def test_a_gzip_without_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(arrays, "_MOST", 3 << 20)
+    (tmp_path / "x.h5.gz").write_bytes(gzip.compress(bytes((3 << 20) + 1)))
+    with pytest.raises(ValueError, match="x.h5.gz: holds more than 3,145,728 bytes; unpack it"):
+        arrays.unpacked(tmp_path / "x.h5.gz")
+    (tmp_path / "y.h5.gz").write_bytes(gzip.compress(bytes(100))[:-9])
+    with pytest.raises(ValueError, match="y.h5.gz: not readable as gzip"):
+        arrays.unpacked(tmp_path / "y.h5.gz")
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    (tmp_path / "x.h5.gz").write_bytes(gzip.compress(bytes(3 << 20)))
+    with pytest.warns(UserWarning, match="unpacked once"):
+        assert arrays.unpacked(tmp_path / "x.h5.gz").stat().st_size == 3 << 20
 
 
 @pytest.mark.parametrize("file", ["pathmnist.npz", "pathmnist_224.npz"])
@@ -681,6 +753,7 @@ def test_digits_parts_are_all_of_the_quickstarts_digits(tmp_path, monkeypatch):
         quickstart, "run", lambda workdir, seed: (workdir / "model").mkdir(parents=True)
     )
     folder, _ = digits.prepare(tmp_path)
+    run.check_folder(tmp_path)  # evaluate goes on in it
     task, parts = splits.read(tasks.read("digits"), folder)
     training, held_out = quickstart.load_digits(0, 0.25)
     np.testing.assert_array_equal(parts.test.labels.argmax(1), held_out.labels)
@@ -694,6 +767,13 @@ def test_digits_parts_are_all_of_the_quickstarts_digits(tmp_path, monkeypatch):
     word = quickstart.WORDS[held_out.labels[0]]
     assert reading.texts(task, parts.test)[0] == f"a handwritten {word}"
     assert "trained on the images of the parts train" in task.notes[1]
+
+
+def test_digits_are_not_written_into_a_folder_of_something_else(tmp_path, capsys):
+    write(tmp_path / "thesis.txt", "x")
+    assert cli.main(["evaluate", "--task", "digits", "--output", str(tmp_path)]) == 2
+    assert "not an evaluation; choose a new folder" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 @pytest.mark.parametrize("pixels", [np.zeros((2, 2), np.float32), np.zeros((2, 2, 4), np.uint8)])

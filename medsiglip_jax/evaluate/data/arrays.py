@@ -6,7 +6,10 @@ written, no pixel is changed, and batches, resuming and provenance are those of 
 """
 
 import functools
+import gzip
+import hashlib
 import io
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +22,14 @@ from medsiglip_jax.data.labels import Policy
 from medsiglip_jax.evaluate.data.dataset import Dataset, where_to_get
 from medsiglip_jax.evaluate.data.layout import ArrayData, ArrayName
 from medsiglip_jax.evaluate.tasks import Task
-from medsiglip_jax.files import arrays, limits
+from medsiglip_jax.files import arrays, limits, places, storage
 from medsiglip_jax.files.failures import explained
 from medsiglip_jax.files.places import Place, refuse_remote
 
 PROTOCOL = "array"
+# Bytes of an unpacked file: nine times the images of PatchCamelyon's training part, 7,247,757,312.
+_MOST = 64 << 30
+_BLOCK = 1 << 20
 
 
 class Arrays(AbstractFileSystem):
@@ -77,7 +83,7 @@ def read(task: Task, layout: ArrayData, root: Place, policy: Policy, prefer: str
         )
     fsspec.register_implementation(PROTOCOL, Arrays, clobber=True)
     limits.allow(PROTOCOL)
-    address = f"{PROTOCOL}://{images.absolute()}/{key}"
+    address = f"{PROTOCOL}://{images}/{key}"
     ids = [f"{images.name}/{key}/{i}" for i in range(len(labels))]  # parts may differ in the file
     sources = [f"{address}/{i}" for i in range(len(labels))]
     of_classes = _labels(task, file, labels.reshape(len(labels), -1))
@@ -99,12 +105,44 @@ def _labels(task: Task, file: Path, stored: np.ndarray) -> Float32[np.ndarray, "
 
 
 def _first_file(task: Task, root: Path, array: ArrayName, layout: ArrayData) -> Path:
-    paths = [root / name for name in array.file or layout.file]
-    path = next((path for path in paths if path.is_file()), None)
+    path = first_file(root, array, layout)
     if path is None:
-        names = " or ".join(path.name for path in paths)
+        names = " or ".join(Path(name).name for name in array.file or layout.file)
         raise FileNotFoundError(f"{root}: no {names}{where_to_get(task)}")
-    return path.absolute()
+    return unpacked(path) if path.suffix == ".gz" else path.absolute()
+
+
+def first_file(root: Path, array: ArrayName, layout: ArrayData) -> Path | None:
+    """The file of an array, compressed or not; None if there is none."""
+    paths = (root / (name + gz) for name in array.file or layout.file for gz in ("", ".gz"))
+    return next((path for path in paths if path.is_file()), None)
+
+
+def unpacked(path: Path) -> Path:
+    """A copy in the cache of what a .gz holds, which is made once.
+
+    Arrays are read at any place, and gzip only from the start.
+
+    Raises:
+        ValueError: it is not gzip, or holds more than `_MOST` bytes.
+    """
+    path, status = path.absolute(), path.stat()
+    identity = f"{path} {status.st_size} {status.st_mtime_ns}"
+    folder = places.cache() / "unpacked" / hashlib.sha256(identity.encode()).hexdigest()[:16]
+    copy = folder / path.stem
+    if copy.is_file():
+        return copy
+    with storage.new_file(copy) as partial, open(partial, "wb") as file:
+        with explained(path, "not readable as gzip"), gzip.open(path) as stream:
+            while data := stream.read(_BLOCK):
+                if file.tell() + len(data) > _MOST:
+                    raise ValueError(f"{path}: holds more than {_MOST:,} bytes; unpack it yourself")
+                file.write(data)
+        size = file.tell()
+    warnings.warn(
+        f"{path}: unpacked once to {copy}, {size:,} bytes, which may be deleted later", stacklevel=2
+    )
+    return copy
 
 
 @functools.lru_cache(maxsize=4)

@@ -2,6 +2,7 @@
 the tables, as Parquet may have them."""
 
 import re
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,12 +23,17 @@ TableRow = dict[str, str]
 
 @dataclass
 class _Joined:
-    """The rows so far, the files that they come from, and what was missing on the way."""
+    """The rows so far, the files that they come from, and what was missing on the way.
+
+    Attributes:
+        notes: which optional tables are not used, and why.
+    """
 
     rows: list[TableRow]
     files: list[Place] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def read(task: Task, layout: CsvData, root: Place, policy: Policy, prefer: str = "") -> Dataset:
@@ -66,6 +72,7 @@ def read(task: Task, layout: CsvData, root: Place, policy: Policy, prefer: str =
         joined.files,
         {**joined.counts, **matched.counts},
         [*joined.missing, *matched.missing],
+        joined.notes,
         [row[layout.text] for row in rows] if layout.text else None,
     )
 
@@ -95,8 +102,7 @@ def _tables(task: Task, layout: CsvData, root: Place) -> list[tuple[Table, Place
     """The tables and their files, without optional ones that do not exist."""
     tables, problems = [], []
     for table in layout.tables:
-        matches = (sorted(root.glob(pattern)) for pattern in table.file)
-        first = next((paths for paths in matches if paths), [])
+        first = files_of(table, root)
         if len(first) > 1:
             problems.append(f"{len(first)} files match {table.file}, expected one: {first[:3]}")
         elif first:
@@ -108,14 +114,28 @@ def _tables(task: Task, layout: CsvData, root: Place) -> list[tuple[Table, Place
     return tables
 
 
+def files_of(table: Table, root: Place) -> list[Place]:
+    """The files that the first of its names which any matches stands for, compressed or not."""
+    matches = (sorted(root.glob(name + gz)) for name in table.file for gz in ("", ".gz"))
+    return next((paths for paths in matches if paths), [])
+
+
 def _join_all(tables: Sequence[tuple[Table, Place]], root: Place) -> _Joined:
+    """Joins all tables; one that is optional and does not fit is said, and left out."""
     (table, file), *others = tables
     joined = _Joined(_rows(file, table, root), [file])
     if not joined.rows:
         raise ValueError(f"{file}: no rows")
     for table, file in others:
-        _join(joined, _rows(file, table, root), table, file)
-        joined.files.append(file)
+        try:
+            _join(joined, _rows(file, table, root), table, file)
+        except (ValueError, OSError) as error:
+            if not table.optional:
+                raise
+            joined.notes.append(f"The optional table {file.name} is not used: {error}.")
+            warnings.warn(joined.notes[-1], stacklevel=2)
+        else:
+            joined.files.append(file)
     return joined
 
 
@@ -126,7 +146,8 @@ def _rows(path: Place, table: Table, root: Place) -> list[TableRow]:
     _need(path, columns, table.rename)
     names = [table.rename.get(name, name) for name in columns]
     rows = [dict(zip(names, row, strict=True)) for row in cells if any(row)]
-    _need(path, names, [*table.parse, *table.stem])
+    melted = table.melt.columns if table.melt else ()
+    _need(path, names, [*table.parse, *table.stem, *melted])
     for column, pattern in table.parse.items():
         _parse(path, rows, column, re.compile(pattern))
     for column in table.stem:

@@ -25,6 +25,7 @@ class Dataset:
         files: where the labels were read.
         counts: how many images or rows were left out, by reason.
         missing: what was expected and is not there.
+        notes: what a reader of the result must know of how the data was read, in sentences.
         texts: caption or report of each image, "" where it has none; None where the data has none.
         part: the part of the data set that the images come from; "" is the test part.
         pool: id -> source of all images of that part, whatever their labels and whichever were
@@ -40,6 +41,7 @@ class Dataset:
     files: Sequence[Place] = ()
     counts: Mapping[str, int] = field(default_factory=dict)
     missing: Sequence[str] = ()
+    notes: Sequence[str] = ()
     texts: Sequence[str] | None = None
     part: str = ""
     pool: Mapping[str, str] = field(default_factory=dict)

@@ -10,6 +10,7 @@ from medsiglip_jax.train import quickstart
 
 NAME = "digits"
 _DATA, _MODEL, _SEED = "digits.npz", "quickstart", 0
+FOLDERS = NAME, _MODEL  # that `prepare` makes
 
 
 def prepare(output: places.Given) -> tuple[Path, Path]:
