@@ -813,7 +813,7 @@ def test_missing_columns_are_listed_at_once(chexpert):
     write(chexpert / "groundtruth.csv", text.replace("Edema,", "edema,").replace("Frac", "frac"))
     with pytest.raises(ValueError, match="no column 'Edema', 'Fracture'; there are Study, No Find"):
         read("chexpert-test", chexpert)
-    write(chexpert / "groundtruth.csv", text.replace("Study", "Path"))
+    write(chexpert / "groundtruth.csv", text.replace("Study", "Image"))
     with pytest.raises(ValueError, match="no column 'Study'"):
         read("chexpert-test", chexpert)
     write(chexpert / "groundtruth.csv", text.replace("/study1,0", "/first,0"))

@@ -90,6 +90,12 @@ def read(task: Task, layout: ArrayData, root: Place, policy: Policy, prefer: str
     return Dataset(ids, sources, of_classes, tuple(c.value for c in task.classes), files=[file])
 
 
+def fits(task: Task, layout: ArrayData, root: Place) -> bool:
+    """Whether a folder has the files of both arrays."""
+    arrays = layout.images, layout.labels
+    return isinstance(root, Path) and all(first_file(root, array, layout) for array in arrays)
+
+
 def _labels(task: Task, file: Path, stored: np.ndarray) -> Float32[np.ndarray, "n c"]:
     count = len(task.classes)
     if task.kind == "multi_label" and stored.shape[1] == count and np.isin(stored, (0, 1)).all():

@@ -62,7 +62,7 @@ def read(task: Task, layout: CsvData, root: Place, policy: Policy, prefer: str =
     matched = images.find(task, layout.images, root, joined.rows, prefer)
     numbers, names = map(list, zip(*matched.pairs, strict=True))
     rows = [joined.rows[i] for i in numbers]
-    return Dataset(
+    dataset = Dataset(
         names,
         [str(root / name) for name in names],
         of_rows[numbers],
@@ -75,6 +75,12 @@ def read(task: Task, layout: CsvData, root: Place, policy: Policy, prefer: str =
         joined.notes,
         [row[layout.text] for row in rows] if layout.text else None,
     )
+    return dataset.by_majority(task.exclusive) if layout.readers else dataset
+
+
+def fits(task: Task, layout: CsvData, root: Place) -> bool:
+    """Whether a folder has every table that is not optional."""
+    return all(files_of(table, root) for table in layout.tables if not table.optional)
 
 
 def _groups(rows: Sequence[TableRow], names: Sequence[str], column: str) -> list[str] | None:
@@ -143,8 +149,8 @@ def _rows(path: Place, table: Table, root: Place) -> list[TableRow]:
     """The rows of a file that are not empty."""
     columns = _columns(path, root)
     cells = zip(*([(v or "").strip() for v in column] for column in columns.values()), strict=True)
-    _need(path, columns, table.rename)
-    names = [table.rename.get(name, name) for name in columns]
+    new = {old: name for old, name in table.rename.items() if name not in columns}
+    names = [new.get(name, name) for name in columns]
     rows = [dict(zip(names, row, strict=True)) for row in cells if any(row)]
     melted = table.melt.columns if table.melt else ()
     _need(path, names, [*table.parse, *table.stem, *melted])

@@ -90,6 +90,28 @@ class Dataset:
         counts = {"repeated": len(self) - len(first), "conflicting": len(conflicting)}
         return replace(self.select(kept), counts={**self.counts, **counts})
 
+    def by_majority(self, exclusive: bool) -> "Dataset":
+        """Every image once, with the labels that most of the readers agree on, one row each.
+
+        What they are equally divided on is unknown; of exclusive classes all are, unless one has
+        the majority. Labels that readers differ on, and those without a majority, are counted.
+        """
+        _, first, image = np.unique(self.ids, return_index=True, return_inverse=True)
+        votes = np.zeros((2, len(first), len(self.values)), np.int64)
+        for choice in (0, 1):
+            np.add.at(votes[choice], image, self.labels == choice)
+        no, yes = votes
+        labels = np.where(yes > no, 1, np.where(no > yes, 0, np.nan)).astype(np.float32)
+        if exclusive:
+            labels[~(np.nansum(labels, axis=1) == 1)] = np.nan
+        counts = {
+            "labels on which readers differ": int(((yes > 0) & (no > 0)).sum()),
+            "labels without a majority": int(((yes == no) & (yes > 0)).sum()),
+        }
+        order = np.argsort(first)
+        merged = replace(self.select(first[order]), labels=labels[order])
+        return replace(merged, counts={**self.counts, **counts})
+
     def labels_sha256(self) -> str:
         """Identity of which image has which labels and text."""
         digest = hashlib.sha256("\n".join(self.ids).encode())

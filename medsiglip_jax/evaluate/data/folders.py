@@ -25,8 +25,7 @@ def read(task: Task, layout: FolderData, root: Place, policy: Policy, prefer: st
         ValueError: an image has several files and `prefer` does not choose one.
     """
     wanted = [c.value for c in task.classes]
-    tops = [root / name for name in layout.root]
-    top = next((t for t in tops if any((t / name).is_dir() for name in wanted)), tops[0])
+    top = next(_tops(task, layout, root), root / layout.root[0])
     folders = sorted(p.name for p in top.iterdir() if p.is_dir()) if top.is_dir() else []
     values = tuple(wanted or folders)
     lacking = [name for name in values if name not in folders]
@@ -47,6 +46,18 @@ def read(task: Task, layout: FolderData, root: Place, policy: Policy, prefer: st
     ids = [escaped(path.removeprefix(f"{str(root).rstrip('/')}/")) for path, _ in files]
     classes = tuple(map(escaped, values))
     return Dataset(ids, [path for path, _ in files], labels, classes, counts=counts)
+
+
+def fits(task: Task, layout: FolderData, root: Place) -> bool:
+    """Whether a folder has folders of classes, as far as the task says what those are."""
+    return not task.classes or any(_tops(task, layout, root))
+
+
+def _tops(task: Task, layout: FolderData, root: Place) -> Iterator[Place]:
+    """The folders that have a folder of some class."""
+    for top in (root / name for name in layout.root):
+        if any((top / c.value).is_dir() for c in task.classes):
+            yield top
 
 
 def _without_copies(

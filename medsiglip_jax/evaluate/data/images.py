@@ -76,7 +76,7 @@ def _look_up(layout: ImageFiles, root: Place, rows: Sequence[TableRow]) -> Found
     """Images at the paths that the rows name."""
     images, absent, others = FoundImages(), 0, 0
     for i, row in enumerate(rows):
-        for alternatives in _paths(row, layout):
+        for alternatives in _paths(row, layout, root):
             existing = [name for name in alternatives if _exists(root, name)]
             if existing:
                 images.pairs.append((i, existing[0]))
@@ -91,13 +91,14 @@ def _look_up(layout: ImageFiles, root: Place, rows: Sequence[TableRow]) -> Found
     return images
 
 
-def _paths(row: TableRow, layout: ImageFiles) -> Iterator[list[str]]:
-    """The paths where each image of a row may be."""
-    if layout.path:
-        yield [template.format_map(row) for template in layout.path]
-    for template in layout.each:
-        if name := template.format_map(row):
-            yield [name]
+def _paths(row: TableRow, layout: ImageFiles, root: Place) -> Iterator[list[str]]:
+    """The paths where each image of a row may be; those that begin with the name of the folder
+    itself, also without it."""
+    top = f"{root.absolute().name}/"
+    images = [[template.format_map(row) for template in layout.path]] if layout.path else []
+    images += [[name] for template in layout.each if (name := template.format_map(row))]
+    for names in images:
+        yield [*names, *(name.removeprefix(top) for name in names if name.startswith(top))]
 
 
 def _exists(root: Place, name: str) -> bool:
@@ -145,11 +146,11 @@ def _without_copies(
 
 
 def _index(layout: ImageFiles, root: Place) -> tuple[dict[tuple, list[str]], int]:
-    """Files by key, and how many the pattern does not match."""
+    """Files by key, and how many the pattern does not match; hidden files are none."""
     files, unmatched = defaultdict(list), 0
     for path in sorted(root.glob(layout.find), key=str):
         name = escaped(below(root, path))
-        if path.suffix.lower() not in IMAGE_SUFFIXES:
+        if path.suffix.lower() not in IMAGE_SUFFIXES or "/." in f"/{name}":
             continue
         if layout.name or not layout.parse:
             files[(stem(name),)].append(name)

@@ -50,7 +50,7 @@ class Table:
     Attributes:
         file: alternatives, each a glob.
         on: the columns to join on; the first table has none.
-        rename: column -> its name in the task.
+        rename: column -> its name in the task, where a version of the table has another.
         parse: column -> regular expression; its named groups become columns.
         stem: columns of file names that are cut to their stem.
         melt: several columns to one.
@@ -146,6 +146,8 @@ class CsvData:
         tables: the first holds the labels.
         images: see `ImageFiles`.
         labels: see `LabelColumns`.
+        readers: "majority" where an image has a row of each reader: a class has the label that more
+            than half of the readers who gave one agree on, and is else unknown.
         text: column of captions or reports.
         where: column -> values of the rows to keep.
         listed: keeps the rows that a file lists.
@@ -158,6 +160,7 @@ class CsvData:
     tables: tuple[Table, ...]
     images: ImageFiles
     labels: LabelColumns = LabelColumns()
+    readers: Annotated[str, settings.one_of(("", "majority"))] = ""
     text: str = ""
     where: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     listed: Listed | None = None

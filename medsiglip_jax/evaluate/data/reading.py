@@ -1,5 +1,7 @@
 """A task and a folder -> its images and labels, by the adapter that the task names."""
 
+import functools
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +16,7 @@ from medsiglip_jax.preprocess.dicom.rules import Rules
 
 # One for each layout of `layout.LAYOUTS`.
 ADAPTERS = {"csv": csv_tables.read, "folders": folders.read, "npz": arrays.read, "h5": arrays.read}
+_FITS = {"csv": csv_tables.fits, "folders": folders.fits, "npz": arrays.fits, "h5": arrays.fits}
 _SHOWN = 5  # missing files in a message
 
 
@@ -28,7 +31,7 @@ def read(
 
     Args:
         task: what to read.
-        folder: of the data set.
+        folder: of the data set, or the folder that it lies in, if nothing else there fits.
         policy: what labels mean that are neither 0 nor 1.
         allow_missing: go on without what is missing; it is counted either way.
         prefer: which of several files of one image is read, see `copies.choose`.
@@ -42,10 +45,12 @@ def read(
             and where to get them.
         ValueError: tables that are not as the task says.
     """
-    root = places.at(folder)
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root}: no such folder{where_to_get(task)}")
+    given = places.at(folder)
+    if not given.is_dir():
+        raise FileNotFoundError(f"{given}: no such folder{where_to_get(task)}")
+    root, notes = _root(task, given)
     dataset = ADAPTERS[task.data["adapter"]](task, task.layout, root, policy, prefer)
+    dataset = replace(dataset, notes=[*notes, *dataset.notes])
     if dataset.missing and not allow_missing:
         more = "; …" if len(dataset.missing) > _SHOWN else ""
         raise FileNotFoundError(
@@ -63,6 +68,30 @@ def read(
         raise ValueError(f"{root}: none of the images of {task.title} has a {what}")
     _check_readable(dataset, root)
     return task, dataset
+
+
+def _root(task: Task, given: places.Place) -> tuple[places.Place, list[str]]:
+    """The folder that holds what the task names: the given one, or the only one in it that does.
+
+    Ids are paths below that folder, so that they are the same either way.
+
+    Raises:
+        ValueError: several folders do.
+    """
+    fits = functools.partial(_FITS[task.data["adapter"]], task, task.layout)
+    if fits(given):
+        return given, []
+    names = sorted(places.visible(given))
+    inside = [name for name in names if (given / name).is_dir() and fits(given / name)]
+    if len(inside) > 1:
+        raise ValueError(
+            f"{given}: {task.title} is in several folders: {', '.join(inside)}; pass one of them"
+        )
+    if not inside:
+        return given, []  # the adapter says what is missing
+    note = f"The data was read from {inside[0]}/, the only folder below --data that fits."
+    warnings.warn(f"{given}: {note}", stacklevel=3)
+    return given / inside[0], [note]
 
 
 def texts(task: Task, dataset: Dataset) -> list[str]:
