@@ -14,7 +14,7 @@ Real = int | float  # beartype does not accept an int as a float
 
 INK, FAINT, GREY, RULE = map(themed, (html.INK, html.FAINT, html.GREY, html.RULE))
 # Those of Okabe and Ito, which colour-blind people can tell apart, in another order.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+COLOURS = (themed("#0072b2"), "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 _DASHES = ("6 3", "2 3", "8 3 2 3")
 _WIDTH, _HEIGHT, _SIDE = 400, 180, 190  # width of a chart, height of its plot, side of a square
 _LEFT, _RIGHT, _LINE = 46, 14, 17

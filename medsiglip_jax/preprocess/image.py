@@ -271,7 +271,21 @@ def _bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _resized(image: np.ndarray, height: int, width: int, how: Image.Resampling) -> np.ndarray:
-    return np.array(Image.fromarray(image).resize((width, height), how))
+    pixels = np.array(_picture(image).resize((width, height), how))
+    return np.ascontiguousarray(pixels[..., :3])
+
+
+def _picture(image: np.ndarray) -> Image.Image:
+    """An image of PIL; of pixels four bytes apart, as PIL keeps them, nothing is copied.
+
+    PIL would copy them twice: 1.1 GiB for 179 megapixels.
+    """
+    whole, (height, width, _) = image.base, image.shape
+    if not isinstance(whole, np.ndarray) or whole.shape != (height, width, 4):
+        return Image.fromarray(image)
+    if not whole.flags.c_contiguous or whole.ctypes.data != image.ctypes.data:
+        return Image.fromarray(image)
+    return Image.frombuffer("RGBX", (width, height), whole, "raw", "RGBX", 0, 1)
 
 
 # By the names of the functions; `--help` shows the first sentence of each docstring.

@@ -9,7 +9,7 @@ from figures import NUMBER, letters, lines_of, parsed, read_x, read_y
 from medsiglip_jax.pages import charts
 from medsiglip_jax.pages.charts import Axis, Estimate, Series
 
-GREY = re.escape(charts.GREY)
+GREY, BLUE = re.escape(charts.GREY), re.escape(charts.COLOURS[0])
 
 # ------------------------------------------------------------------------------------------ ticks
 
@@ -169,9 +169,7 @@ def test_a_forest_lies_where_its_ticks_say():
     figure = charts.forest("AUC", rows, Axis("AUC", (0.5, 1.0)), "published")
     dots = [float(c.get("cx")) for c in parsed(figure).iter("circle")]
     np.testing.assert_allclose(read_x(figure, dots), [0.81, 0.4], atol=0.003)
-    ends = re.findall(
-        rf'M({NUMBER}) {NUMBER}H({NUMBER})" stroke="#0072b2" stroke-width="2"', figure
-    )
+    ends = re.findall(rf'M({NUMBER}) {NUMBER}H({NUMBER})" stroke="{BLUE}" stroke-width="2"', figure)
     got = read_x(figure, np.array(ends, float))
     np.testing.assert_allclose(got, [(0.72, 0.9), (0.35, 0.45), (0.55, 0.66)], atol=0.003)
     marks = re.findall(rf'd="M({NUMBER}) {NUMBER}v14"', figure)

@@ -176,6 +176,16 @@ def test_value_range_is_the_processors_arithmetic(processor):
     assert value_range(levels).min() == -1 and value_range(levels).max() == 1
 
 
+@pytest.mark.parametrize("preset", list(PRESETS.values()))
+def test_pixels_four_bytes_apart_are_resized_as_any_others(preset):
+    """Readers leave a fourth byte, of any value, so that PIL copies nothing."""
+    rng = np.random.default_rng(0)
+    whole = rng.integers(0, 256, (150, 90, 4), np.uint8)
+    np.testing.assert_array_equal(preset(whole[..., :3], 56), preset(whole[..., :3].copy(), 56))
+    part = whole[10:, :, 1:]  # begins elsewhere, so it is no picture of PIL
+    np.testing.assert_array_equal(preset(part, 56), preset(part.copy(), 56))
+
+
 @pytest.mark.float
 def test_huggingface_is_bit_equal_to_the_processor(processor):
     rng = np.random.default_rng(3)
