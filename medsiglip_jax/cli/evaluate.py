@@ -36,8 +36,10 @@ _LEARNING = {
     "--prevalence X": "prevalence at which to state PPV and NPV, besides that of the test images",
 }
 _STATISTICS = {
-    "--uncertain P": parser.UNCERTAIN,
-    "--blank P": "what an empty cell means: ignore (default) or negative",
+    "--uncertain P": f"{parser.UNCERTAIN}; a rule may begin with a part, such as "
+    "test:ignore,train:positive,train:Edema=negative",
+    "--blank P": "what an empty cell means, in the same form: ignore (default) or negative; of a "
+    "column of class names (SCIN, NIH), negative is an image that shows none of the classes",
     "--resamples N": "of the bootstrap; default 2000",
     "--seed N": "of the bootstrap, and of splits that have to be drawn",
 }
@@ -143,7 +145,7 @@ def _model(args: argparse.Namespace, recorded: str | None):
 
 
 def _options(args: argparse.Namespace):
-    from medsiglip_jax.data.labels import Policy, parse_uncertain
+    from medsiglip_jax.data.labels import parse_policies
     from medsiglip_jax.evaluate.options import Draws, EvaluateOptions
 
     sizes = None if args.sizes is None else tuple(args.sizes)
@@ -155,10 +157,12 @@ def _options(args: argparse.Namespace):
         "preprocess", "score", "reading", "temperature", "allow_missing",
         "allow_leaks", "seed", "grid", "prevalence", "export",
     )  # fmt: skip
+    policies = parse_policies(args.uncertain, args.blank)
     return EvaluateOptions(
         **{name: getattr(args, name) for name in as_given},
         prefer=args.prefer or "",
-        policy=Policy(parse_uncertain(args.uncertain), args.blank),
+        policy=policies.pop(""),
+        part_policies=policies,
         resamples=EvaluateOptions.resamples if args.resamples is None else args.resamples,
         batch_size=batch_size(args),
         learn=args.learn or "",

@@ -5,6 +5,7 @@ absent; -1 (or "uncertain") and nothing are what a `Policy` says. Any other labe
 class, in one column for all classes.
 """
 
+import re
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,13 @@ _CHOICE = {"ignore": np.nan, "positive": 1.0, "negative": 0.0}
 OTHERS = "*"  # the findings that a policy does not name
 
 
+PARTS = ("train", "validation", "test")
+_ALLOWED = {"uncertain": tuple(_CHOICE), "blank": ("ignore", "negative")}
+
+# A choice for all findings, or by finding, where "*" stands for those that are not named.
+Choice = str | Mapping[str, str]
+
+
 @dataclass(frozen=True)
 class Policy:
     """What labels mean that are neither 0 nor 1.
@@ -29,41 +37,50 @@ class Policy:
     Attributes:
         uncertain: -1 is "ignore" (unknown), "positive" or "negative"; or finding -> one of these,
             as published for CheXpert, where "*" stands for the others, which are else ignored.
-        blank: an empty cell is "ignore" (unknown) or "negative".
+        blank: an empty cell is "ignore" (unknown) or "negative"; or by finding, too.
     """
 
-    uncertain: str | Mapping[str, str] = "ignore"
-    blank: str = "ignore"
+    uncertain: Choice = "ignore"
+    blank: Choice = "ignore"
 
     def __post_init__(self):
-        by_finding = self.uncertain if isinstance(self.uncertain, Mapping) else {}
-        given = [("uncertain", choice) for choice in by_finding.values() or [self.uncertain]]
-        for name, choice in [*given, ("blank", self.blank)]:
-            allowed = ("ignore", "negative") if name == "blank" else tuple(_CHOICE)
-            if choice not in allowed:
-                raise ValueError(f"{name} is {choice!r}; expected one of {', '.join(allowed)}")
+        for name, allowed in _ALLOWED.items():
+            given = getattr(self, name)
+            choices = list(given.values()) if isinstance(given, Mapping) else [given]
+            if wrong := [choice for choice in choices if choice not in allowed]:
+                raise ValueError(f"{name} is {wrong[0]!r}; expected one of {', '.join(allowed)}")
 
     def of(self, finding: str) -> "Policy":
         """The policy of one finding."""
-        return Policy(self.choice(finding), self.blank)
+        return Policy(self.choice(finding), _chosen(self.blank, finding))
 
     def choice(self, finding: str = OTHERS) -> str:
         """What -1 is in one finding."""
-        if isinstance(self.uncertain, str):
-            return self.uncertain
-        return self.uncertain.get(finding, self.uncertain.get(OTHERS, "ignore"))
+        return _chosen(self.uncertain, finding)
+
+    def label(self, cell: str) -> float:
+        """What a cell that is -1 or empty means, of a policy of one finding."""
+        return _CHOICE[_chosen(self.uncertain if cell else self.blank, OTHERS)]
 
     def check_names(self, findings: Collection[str]) -> None:
         """Raises ValueError if it names a finding that there is not."""
-        named = () if isinstance(self.uncertain, str) else self.uncertain
-        if unknown := [name for name in named if name not in (*findings, OTHERS)]:
-            raise ValueError(
-                f"uncertain names {', '.join(map(repr, unknown))}; the findings are "
-                f"{', '.join(findings)}"
-            )
+        for name in _ALLOWED:
+            given = getattr(self, name)
+            named = given if isinstance(given, Mapping) else ()
+            if unknown := [finding for finding in named if finding not in (*findings, OTHERS)]:
+                raise ValueError(
+                    f"{name} names {', '.join(map(repr, unknown))}; the findings are "
+                    f"{', '.join(findings)}"
+                )
 
 
-def parse_uncertain(text: str) -> str | Mapping[str, str]:
+def _chosen(choice: Choice, finding: str) -> str:
+    if isinstance(choice, str):
+        return choice
+    return choice.get(finding, choice.get(OTHERS, "ignore"))
+
+
+def parse_uncertain(text: str) -> Choice:
     """What a command line says of -1: "positive", or by finding "Edema=positive,Fracture=negative",
     where a word by itself is for the others."""
     if "=" not in text:
@@ -72,10 +89,49 @@ def parse_uncertain(text: str) -> str | Mapping[str, str]:
     return {finding.strip() or OTHERS: choice.strip() for finding, _, choice in parts}
 
 
+def parse_policies(uncertain: str, blank: str) -> dict[str, Policy]:
+    """What a command line says of labels, which may differ by part of the data.
+
+    Args:
+        uncertain: as for `parse_uncertain`; a rule may begin with a part, such as
+            "test:ignore,train:positive,train:Edema=negative". A rule of a part goes before one of
+            all parts, and a rule of a finding before one of all findings.
+        blank: the same for empty cells.
+
+    Returns:
+        "" -> the policy of parts that no rule names, and the policies of the others.
+    """
+    flags = {"uncertain": _by_part(uncertain), "blank": _by_part(blank)}
+    parts = dict.fromkeys(("", *(part for rules in flags.values() for part in rules)))
+    policies = {}
+    for part in parts:
+        rules = {name: {**r.get("", {}), **r.get(part, {})} for name, r in flags.items()}
+        policies[part] = Policy(**{name: _shortened(of_part) for name, of_part in rules.items()})
+    return policies
+
+
+_RULE = re.compile(rf"(?:({'|'.join(PARTS)}):)?(?:(.*)=)?([^=]*)", re.DOTALL)
+
+
+def _by_part(text: str) -> dict[str, dict[str, str]]:
+    """The rules of each part by finding; those of "" are of all parts."""
+    rules: dict[str, dict[str, str]] = {}
+    for match in (_RULE.fullmatch(rule.strip()) for rule in text.split(",")):
+        assert match is not None  # anything may be a choice
+        part, finding, choice = match.groups("")
+        rules.setdefault(part, {})[finding.strip() or OTHERS] = choice.strip()
+    return rules
+
+
+def _shortened(rules: Mapping[str, str]) -> Choice:
+    """A word, where one rule is of all findings."""
+    return rules.get(OTHERS, "ignore") if rules.keys() <= {OTHERS} else rules
+
+
 def value(cell: str, policy: Policy = Policy()) -> float | None:
     """The label in a cell of a finding: 0, 1 or NaN (unknown); None if the cell is no label."""
     if is_uncertain(cell) or not cell:
-        return _CHOICE[policy.choice() if cell else policy.blank]
+        return policy.label(cell)
     cell = cell.lower()
     return 1.0 if cell in _TRUE else 0.0 if cell in _FALSE else None
 

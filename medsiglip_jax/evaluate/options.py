@@ -1,6 +1,7 @@
 """How a task is run."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 
 from medsiglip_jax.data.labels import Policy
 from medsiglip_jax.embeddings.probe import learning
@@ -40,6 +41,7 @@ class EvaluateOptions:
         reading: a name in the task's `readings`, or "as given".
         temperature: softmax rules multiply cosines by exp(t) ("logit_scale") or by 1 ("none").
         policy: what labels mean that are neither 0 nor 1.
+        part_policies: "train", "validation" or "test" -> its policy, where it has another.
         allow_missing: go on without images that are missing or unreadable.
         prefer: which of several files of one image is read: "largest", or a folder below the data.
         allow_leaks: go on with parts that are not disjoint; the report says so.
@@ -62,6 +64,7 @@ class EvaluateOptions:
     reading: str = AS_GIVEN
     temperature: str = "logit_scale"
     policy: Policy = Policy()
+    part_policies: Mapping[str, Policy] = field(default_factory=dict)
     allow_missing: bool = False
     prefer: str = ""
     allow_leaks: bool = False
@@ -74,6 +77,10 @@ class EvaluateOptions:
     prevalence: float | None = None
     dicom: Rules = Rules()
     export: bool = False
+
+    def policy_of(self, part: str) -> Policy:
+        """What labels of a part mean."""
+        return self.part_policies.get(part, self.policy)
 
     def __post_init__(self):
         preset(self.preprocess or DEFAULT)

@@ -103,7 +103,7 @@ def evaluate(
         raise ValueError(f"task {task.name} is of pairs without classes: no --learn, no --grid")
     task, splits = data_splits.read(
         task, data, options.policy, options.allow_missing, options.seed, LEARN[options.learn],
-        options.prefer, options.allow_leaks,
+        options.prefer, options.allow_leaks, options.part_policies,
     )  # fmt: skip
     model = model if isinstance(model, Model) else model()
     if model.config.classifier:
@@ -374,9 +374,18 @@ class EvaluationRun:
             "reading": cell.reading,
             "prompts_sha256": self.readings[cell.reading].prompts_sha256(),
             **self.labels(embedded.whole),
-            **asdict(self.options.policy),
+            **asdict(self.options.policy_of("test")),
+            **self._part_labels(),
             "versions": {**embedded.manifest.versions, "medsiglip_jax": __version__, **versions},
         }
+
+    def _part_labels(self) -> dict[str, Any]:
+        """What labels mean in the parts that the others were read from, if it differs."""
+        parts = {split.part for split in self.splits.others.values()} - {""}
+        policies = {part: asdict(self.options.policy_of(part)) for part in sorted(parts)}
+        test = asdict(self.options.policy_of("test"))
+        differ = any(policy != test for policy in policies.values())
+        return {"labels_of_parts": policies} if differ else {}
 
     def _learn(self, main: GridCell, parts: LabelledSplits, meta: dict[str, Any]) -> dict[str, Any]:
         """Writes what is learned; returns what `learned.read` needs to read it back."""

@@ -116,6 +116,57 @@ def test_policies_of_the_command_line(text, want):
     assert labels.parse_uncertain(text) == want and Policy(want).uncertain == want
 
 
+@pytest.mark.parametrize(("text", "want"), [
+    ("positive", {"": "positive"}),
+    ("test:ignore,train:positive", {"": "ignore", "test": "ignore", "train": "positive"}),
+    ("negative, train:positive", {"": "negative", "train": "positive"}),
+    ("Edema=negative,train:positive", {
+        "": {"Edema": "negative"}, "train": {"Edema": "negative", "*": "positive"}}),
+    ("positive,train:Edema=negative,Mass=ignore,validation: Mass = negative", {
+        "": {"*": "positive", "Mass": "ignore"},
+        "train": {"*": "positive", "Mass": "ignore", "Edema": "negative"},
+        "validation": {"*": "positive", "Mass": "negative"}}),
+    ("a:b=positive,train:a=b=negative", {
+        "": {"a:b": "positive"}, "train": {"a:b": "positive", "a=b": "negative"}}),
+])  # fmt: skip
+def test_policies_by_part(text, want):
+    """A rule of a part goes before one of all, a rule of a finding before one of all findings."""
+    found = labels.parse_policies(text, "negative")
+    assert {part: policy.uncertain for part, policy in found.items()} == want
+    assert {policy.blank for policy in found.values()} == {"negative"}
+
+
+def test_blank_cells_by_part_and_finding():
+    found = labels.parse_policies("positive", "train:negative,Edema=negative,test:Edema=ignore")
+    blank = {"": {"Edema": "negative"}, "train": {"Edema": "negative", "*": "negative"},
+             "test": {"Edema": "ignore"}}  # fmt: skip
+    assert {part: policy.blank for part, policy in found.items()} == blank
+    cells = [{"Edema": "", "Mass": ""}]
+    for part, want in (("", [0, np.nan]), ("train", [0, 0]), ("test", [np.nan, np.nan])):
+        scored, _ = evaluated.of_rows(cells, ("Edema", "Mass"), LabelColumns(), found[part])
+        np.testing.assert_array_equal(scored[0], want)
+    with pytest.raises(ValueError, match="blank names 'Oedema'; the findings are Edema, Mass"):
+        policy = Policy(blank={"Oedema": "negative"})
+        evaluated.of_rows(cells, ("Edema", "Mass"), LabelColumns(), policy)
+
+
+def test_a_part_that_there_is_not_is_no_choice():
+    for text in ("trian:positive", "train:perhaps", "train:", ""):
+        with pytest.raises(ValueError, match="uncertain is '.*'; expected one of ignore, pos"):
+            labels.parse_policies(text, "ignore")
+
+
+@pytest.mark.parametrize(("blank", "exclusive", "want"), [
+    ("ignore", False, [np.nan, np.nan]), ("negative", False, [0, 0]),
+    ({"a": "negative"}, False, [0, np.nan]), ("negative", True, [np.nan, np.nan]),
+])  # fmt: skip
+def test_an_empty_cell_of_names(blank, exclusive, want):
+    """An image of exclusive classes shows one of them, whatever an empty cell means."""
+    rows, layout = [{"names": "a|b"}, {"names": ""}], LabelColumns("names", separator="|")
+    found, _ = evaluated.of_rows(rows, ("a", "b"), layout, Policy(blank=blank), exclusive)
+    np.testing.assert_array_equal(found, [[1, 1], want])
+
+
 @pytest.mark.parametrize(
     ("column", "want"),
     [

@@ -574,6 +574,18 @@ def test_other_draws_and_policies_find_all_embedded(data, model, tmp_path):
     assert not (out / "embeddings/big_vision-validation").exists()
 
 
+def test_what_labels_mean_may_differ_by_part(evaluate, data, tmp_path):
+    """The test keeps its images; results.json says which policy each part had."""
+    policies = {"train": Policy("positive", "negative")}
+    got = evaluate("task", tmp_path / "one", replace(OPTIONS, part_policies=policies))
+    said = got["provenance"]
+    assert (said["uncertain"], said["blank"]) == ("ignore", "ignore")
+    assert said["labels_of_parts"] == {
+        "train": {"uncertain": "positive", "blank": "negative"},
+        "validation": {"uncertain": "ignore", "blank": "ignore"},
+    }
+
+
 def test_data_are_read_once(evaluate, tmp_path, monkeypatch):
     reads, reader = [], reading.ADAPTERS["csv"]
     monkeypatch.setitem(

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from miniatures import PAIRS, content, picture, write
 
+from medsiglip_jax.data import labels
 from medsiglip_jax.evaluate import tasks
 from medsiglip_jax.evaluate.data import splits
 from medsiglip_jax.evaluate.data.dataset import Dataset
@@ -104,6 +105,38 @@ def test_a_part_has_the_classes_of_the_test(tmp_path):
         write(tmp_path / "train.csv", f"image_id,rad_id,{header}\nc,R1,1,0,0\n")
         with pytest.raises(ValueError, match=f"part train and .* different classes; .*: {odd}$"):
             splits.read(tasks.parse("mine", own), tmp_path)
+
+
+LABELS = {
+    "title": "x", "kind": "multi_label", "score": "cosine", "template": {"present": ["{}"]},
+    "data": {"adapter": "csv", "tables": [{"file": ["t.csv"]}], "images": {"path": ["{image}"]},
+             "where": {"split": ["test"]}},
+    "classes": [{"name": "Edema"}, {"name": "Mass"}],
+}  # fmt: skip
+
+
+def test_parts_have_policies_of_their_own(tmp_path):
+    names = "test", "train", "validation"
+    write(tmp_path / "t.csv", "image,split,Edema,Mass\n"
+          + "".join(f"{n}.png,{n},-1,\n{n}2.png,{n},1,-1\n" for n in names))  # fmt: skip
+    for name in names:
+        picture(tmp_path / f"{name}.png")
+        picture(tmp_path / f"{name}2.png")
+    parts = {name: {"where": {"split": [name]}} for name in ("train", "validation")}
+    task, nan = tasks.parse("mine", LABELS | {"parts": parts}), np.nan
+    policies = labels.parse_policies(
+        "test:Edema=negative,train:positive,validation:Mass=negative", "train:negative"
+    )
+    _, found = splits.read(task, tmp_path, policies.pop(""), part_policies=policies)
+    np.testing.assert_array_equal(found.test.labels, [[0, nan], [1, nan]])
+    np.testing.assert_array_equal(found.train.labels, [[1, 0], [1, 1]])
+    np.testing.assert_array_equal(found.validation.labels, [[1, 0]])
+    unread = "labels of validation are given a meaning, but of task mine only train and test are"
+    drawn = tasks.parse("mine", LABELS | {"parts": {"train": parts["train"]}})
+    with pytest.raises(ValueError, match=unread):
+        splits.read(drawn, tmp_path, part_policies=policies)
+    with pytest.raises(ValueError, match="labels of train are .* only test are read"):
+        splits.read(task, tmp_path, wanted=[], part_policies={"train": labels.Policy()})
 
 
 def test_parts_of_pairs(tmp_path):

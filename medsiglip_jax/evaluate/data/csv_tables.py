@@ -56,7 +56,9 @@ def read(task: Task, layout: CsvData, root: Place, policy: Policy, prefer: str =
     of_rows, classes = np.zeros((len(joined.rows), 0), np.float32), ()
     if task.kind != "pairs":
         try:
-            of_rows, classes = labels.of_rows(joined.rows, values, layout.labels, policy)
+            of_rows, classes = labels.of_rows(
+                joined.rows, values, layout.labels, policy, task.exclusive
+            )
         except ValueError as error:
             raise ValueError(f"{joined.files[0]}: {error}") from None
     matched = images.find(task, layout.images, root, joined.rows, prefer)

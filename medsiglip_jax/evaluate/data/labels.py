@@ -21,7 +21,11 @@ def columns(rows: Sequence[TableRow], values: Sequence[str], layout: LabelColumn
 
 
 def of_rows(
-    rows: Sequence[TableRow], values: Sequence[str], layout: LabelColumns, policy: Policy
+    rows: Sequence[TableRow],
+    values: Sequence[str],
+    layout: LabelColumns,
+    policy: Policy,
+    exclusive: bool = False,
 ) -> tuple[Float32[np.ndarray, "n c"], tuple[str, ...]]:
     """Labels, and what the data calls their classes.
 
@@ -30,6 +34,7 @@ def of_rows(
         values: classes; if empty, those that the data holds.
         layout: where the labels of a row are.
         policy: what -1 and empty cells mean.
+        exclusive: an image shows exactly one class, so that an empty cell is unknown in any case.
 
     Raises:
         ValueError: cells that are no labels, of all columns in one message.
@@ -50,7 +55,10 @@ def of_rows(
     labels = np.zeros((len(rows), len(values)), np.float32)
     for i, cell in enumerate(named):
         labels[i, [index[name] for name in cell if name in index]] = 1
-    labels[[not cell for cell in named]] = np.nan
+    policy.check_names(values)
+    empty = np.array([not cell for cell in named])
+    for i, value in enumerate(values):
+        labels[empty, i] = np.nan if exclusive else policy.of(value).label("")
     return labels, values
 
 

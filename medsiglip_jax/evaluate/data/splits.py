@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 
@@ -64,6 +65,7 @@ def read(
     wanted: Sequence[str] = PARTS,
     prefer: str = "",
     allow_leaks: bool = False,
+    part_policies: Mapping[str, Policy] = MappingProxyType({}),
 ) -> tuple[Task, Splits]:
     """Reads the data of a task, and what there is to fit to and to choose on.
 
@@ -80,6 +82,8 @@ def read(
         wanted: "train", "validation" or both.
         prefer: which of several files of one image is read, see `copies.choose`.
         allow_leaks: go on with splits that are not disjoint.
+        part_policies: the policies of parts that have another than `policy`; what is drawn from a
+            part has the labels of that part.
 
     Returns:
         The task with the classes that the data has, and its splits; those not wanted are None.
@@ -87,16 +91,18 @@ def read(
     Raises:
         FileNotFoundError: see `reading.read`; of any part.
         ValueError: see `reading.read`; a part has other classes than the test, an image, a copy of
-            it or a group is in two splits, or there are too few groups to draw.
+            it or a group is in two splits, there are too few groups to draw, or a part that has a
+            policy is not read.
     """
     plain, wanted = task, [name for name in PARTS if name in wanted]
-    how = policy, allow_missing, prefer
-    task, whole = reading.read(plain, folder, *how)
+    official = [n for n in wanted if n in plain.parts] or [*plain.parts] if wanted else []
+    _check_policies(part_policies, official, plain)
+    policies, how = {"test": policy, **part_policies}, (allow_missing, prefer)
+    task, whole = reading.read(plain, folder, policies["test"], *how)
     test, origin, twice = whole, "of the data set", _copies_within(whole)
     if not wanted:
         return task, Splits(whole, test, None, None, origin, twice)
-    official = [name for name in wanted if name in plain.parts] or plain.parts
-    parts = {n: _read_part(plain, task, n, folder, *how) for n in official}
+    parts = {n: _read_part(plain, task, n, folder, policies.get(n, policy), *how) for n in official}
     # EyePACS is evaluated on its training part where there are no labels of the test part.
     parts = {name: part for name, part in parts.items() if list(part.ids) != list(test.ids)}
     lacking = [name for name in wanted if name not in parts]
@@ -113,6 +119,16 @@ def read(
     parts = {name: part for name, part in parts.items() if name in wanted}
     validation, train = parts.get("validation"), parts.get("train")
     return task, Splits(whole, test, validation, train, origin, [*leaks, *twice])
+
+
+def _check_policies(policies: Mapping[str, Policy], read: Sequence[str], task: Task) -> None:
+    """Raises ValueError if a part has a policy and is not read, so that it has no effect."""
+    if unread := [name for name in policies if name not in (*read, "test")]:
+        raise ValueError(
+            f"labels of {', '.join(unread)} are given a meaning, but of task {task.name} only "
+            f"{' and '.join((*read, 'test'))} are read (--learn says what is needed, and what is "
+            "drawn from a part has its labels)"
+        )
 
 
 def draw(dataset: Dataset, seed: int) -> dict[str, Dataset]:
