@@ -24,7 +24,7 @@ from medsiglip_jax.evaluate.image_embeddings import ImageEmbeddings
 from medsiglip_jax.preprocess import sources
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.facts import UnreadableImage
-from medsiglip_jax.preprocess.names import parse
+from medsiglip_jax.preprocess.names import Frame, Tile, parse
 
 COSINE = 0.9999  # above which images may be copies of each other
 _MOST = 1000  # pairs that are decoded of two parts, the nearest first
@@ -86,9 +86,11 @@ def _of(
 
 
 def _related(one: Dataset, i: int, other: Dataset, j: int) -> bool:
-    """Whether images are of one patient, or parts of one file, or the same image."""
+    """Whether images are of one patient, of one volume or slide, or the same image."""
     (file, part), (other_file, _) = parse(one.sources[i]), parse(other.sources[j])
-    if file == other_file and (part is not None or one.sources[i] == other.sources[j]):
+    if file == other_file and isinstance(part, (Frame, Tile)):
+        return True
+    if one.sources[i] == other.sources[j]:
         return True
     patient = one.groups[i] if one.groups else ""
     return bool(patient) and patient == (other.groups[j] if other.groups else "")

@@ -5,9 +5,11 @@ import shutil
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from miniatures import content, part, picture, read, write
 from PIL import Image
+from pyarrow import parquet
 
 import medsiglip_jax
 from medsiglip_jax import cli
@@ -224,6 +226,22 @@ def test_copies_with_other_bytes_in_two_parts_are_refused(parts, model, how):
     )  # fmt: skip
     for name in ("report.md", "report.html"):
         assert f"share 1 {what}: 0.png = 2.png" in (parts / "out" / name).read_text()
+
+
+def test_images_in_one_table_are_compared(parts, model):
+    """A shard or a table of pictures is no volume: its images are of different patients."""
+    rows = [line.split(",") for line in (parts / "t.csv").read_text().splitlines()[1:]]
+    rows[2][0] = rows[0][0]
+    columns = {
+        name: [row[i] for row in rows] for i, name in ((1, "patient"), (2, "split"), (3, "Alpha"))
+    }
+    columns["image"] = [(parts / row[0]).read_bytes() for row in rows]
+    parquet.write_table(pa.table(columns), parts / "t.parquet")
+    task = json.loads(json.dumps(TASK).replace("t.csv", "t.parquet"))
+    with pytest.raises(
+        ValueError, match="train and test share 1 images with the same pixels: t.par"
+    ):
+        evaluated(parts, model, task)
 
 
 def test_copies_of_one_patient_are_not_compared(parts, model):

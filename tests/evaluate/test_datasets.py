@@ -244,7 +244,7 @@ def test_nih_adjudicated(tmp_path, patients):
     rows, found = read("nih-cxr14-adjudicated", tmp_path)
     image = "images_012/images/00000003_000.png"
     assert shown(rows) == {image: {"Pneumothorax", "Nodule or mass"}}
-    assert found.groups == (["3"] if patients else None)
+    assert found.groups == ["3"] and bool(found.attributes) == patients
     write(
         tmp_path / "four_findings_expert_labels/validation_labels.csv",
         "Image Index,Fracture,Pneumothorax,Airspace opacity,Nodule or mass\n"
@@ -252,7 +252,7 @@ def test_nih_adjudicated(tmp_path, patients):
     )
     rows, found = part("nih-cxr14-adjudicated", "validation", tmp_path)
     assert rows == {"images_001/images/00000001_000.png": {"Fracture"}}
-    assert found.groups == (["1"] if patients else None)
+    assert found.groups == ["1"]
 
 
 def test_rsna_has_several_rows_of_a_patient(tmp_path):

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from miniatures import content, part, picture, read, shown, write
 
+from medsiglip_jax.data.labels import Policy
 from medsiglip_jax.evaluate import tasks
-from medsiglip_jax.evaluate.data import splits
+from medsiglip_jax.evaluate.data import reading, splits
 from medsiglip_jax.evaluate.data.dataset import Dataset
 
 NIH = "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Sex,View Position\n"
@@ -40,6 +41,35 @@ def test_of_two_versions_of_a_table_the_later_is_read(tmp_path):
     write(tmp_path / "test_list.txt", "00000013_005.png\n")
     picture(tmp_path / "images/00000013_005.png")
     assert shown(read("nih-cxr14", tmp_path)[0]) == {"images/00000013_005.png": {"Mass"}}
+
+
+def test_nih_patients_are_in_the_file_names_where_the_table_has_none(tmp_path):
+    names = ["00000013_005.png", "00000013_006.png", "00000114_000.png", "renamed.png"]
+    rows = "".join(f"{name},Mass\n" for name in names)
+    write(tmp_path / "Data_Entry_2017.csv", f"Image Index,Finding Labels\n{rows}")
+    write(tmp_path / "test_list.txt", "\n".join(names))
+    for name in names:
+        picture(tmp_path / "images" / name)
+    _, found = read("nih-cxr14", tmp_path)
+    assert found.groups == ["13", "13", "114", "image images/renamed.png"]
+    rows = "".join(f"{name},Mass,{'' if i else 7}\n" for i, name in enumerate(names))
+    write(tmp_path / "Data_Entry_2017.csv", f"Image Index,Finding Labels,Patient ID\n{rows}")
+    assert read("nih-cxr14", tmp_path)[1].groups[:3] == ["7", "13", "114"]
+
+
+def test_a_task_with_a_column_of_patients_needs_one_of_them(tmp_path):
+    write(tmp_path / "labels.csv", "image,label,b\nx.png,Acne,p\ny.png,Cyst,\n")
+    for name in "xy":
+        picture(tmp_path / f"{name}.png")
+    own = content("derm-79")
+    own["data"] |= {"group": ["a", "b"], "group_optional": False}
+    groups = reading.read(tasks.parse("mine", own), tmp_path)[1].groups
+    assert groups == ["p", "image y.png"]
+    own["data"]["group"] = ["a", "c"]
+    with pytest.raises(ValueError, match="no column 'a'; there are image, label, b"):
+        reading.read(tasks.parse("mine", own), tmp_path)
+    own["data"]["group_optional"] = True
+    assert reading.read(tasks.parse("mine", own), tmp_path)[1].groups is None
 
 
 FINDINGS = [c["name"] for c in content("chexpert-test")["classes"]]
@@ -130,6 +160,17 @@ def test_scin_at_its_folder_or_above(tmp_path):
     assert shown(rows) == {"dataset/images/1.png": {"Eczema"}}
     rows, _ = read("scin", tmp_path / "dataset")
     assert shown(rows) == {"images/1.png": {"Eczema"}}
+
+
+@pytest.mark.parametrize("blank, images", [("ignore", 1), ("negative", 2)])
+def test_scin_cases_without_a_condition_are_negatives_if_asked(tmp_path, blank, images):
+    """As in the official notebook, where rows without any of the ten conditions stay."""
+    scin(tmp_path / "dataset")
+    rows, found = read("scin", tmp_path, policy=Policy(blank=blank))
+    assert len(rows) == images and found.counts["unlabelled"] == 2 - images
+    assert list(shown(rows).values()) == [{"Eczema"}, set()][:images]
+    assert all(len(row) == 10 for row in rows.values())
+    assert any("--blank negative keeps them" in note for note in tasks.read("scin").notes)
 
 
 # ------------------------------------------------------------------------------- the folder above

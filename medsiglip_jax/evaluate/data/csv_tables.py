@@ -69,7 +69,7 @@ def read(task: Task, layout: CsvData, root: Place, policy: Policy, prefer: str =
         [str(root / name) for name in names],
         of_rows[numbers],
         classes,
-        _groups(rows, names, layout.group),
+        _groups(rows, names, layout.groups),
         _attributes(rows, layout),
         joined.files,
         {**joined.counts, **matched.counts},
@@ -85,11 +85,15 @@ def fits(task: Task, layout: CsvData, root: Place) -> bool:
     return all(files_of(table, root) for table in layout.tables if not table.optional)
 
 
-def _groups(rows: Sequence[TableRow], names: Sequence[str], column: str) -> list[str] | None:
+def _groups(
+    rows: Sequence[TableRow], names: Sequence[str], columns: Sequence[str]
+) -> list[str] | None:
     """A row without a patient is a patient of its own."""
-    if column not in rows[0]:
+    columns = [column for column in columns if column in rows[0]]
+    if not columns:
         return None
-    return [row[column] or f"image {name}" for row, name in zip(rows, names, strict=True)]
+    found = (next(filter(None, (row[column] for column in columns)), "") for row in rows)
+    return [group or f"image {name}" for group, name in zip(found, names, strict=True)]
 
 
 def _attributes(rows: Sequence[TableRow], layout: CsvData) -> dict[str, list[str]]:
@@ -238,7 +242,8 @@ def _check_columns(task: Task, layout: CsvData, joined: _Joined, values: Sequenc
     if task.kind != "pairs":
         names += labels.columns(joined.rows, values, layout.labels)
     names += [*layout.where, *layout.images.columns, layout.listed.column if layout.listed else ""]
-    names += [] if layout.group_optional else [layout.group]
+    if not (layout.group_optional or set(layout.groups) & joined.rows[0].keys()):
+        names += layout.groups[:1]
     tables = " and ".join(path.name for path in joined.files)
     needed = dict.fromkeys(filter(None, names))
     _need(joined.files[0].parent / tables, joined.rows[0], needed)

@@ -151,8 +151,9 @@ class CsvData:
         text: column of captions or reports.
         where: column -> values of the rows to keep.
         listed: keeps the rows that a file lists.
-        group: column of patients, lesions or slides.
-        group_optional: go on where that column is absent.
+        group: column of patients, lesions or slides; or several, of which the first that is filled
+            says the group of a row.
+        group_optional: go on where no such column is there.
         attributes: name -> column, or columns of which one is there.
         bands: name of an attribute -> {value: band}.
     """
@@ -164,10 +165,15 @@ class CsvData:
     text: str = ""
     where: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     listed: Listed | None = None
-    group: str = ""
+    group: str | tuple[str, ...] = ""
     group_optional: bool = False
     attributes: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     bands: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    @property
+    def groups(self) -> list[str]:
+        """The columns of groups, the first before the others."""
+        return [*filter(None, (self.group,) if isinstance(self.group, str) else self.group)]
 
     def __post_init__(self):
         if self.tables and self.tables[0].optional:

@@ -226,4 +226,4 @@ def _draw_groups(dataset: Dataset, seed: int, share: float = _FIFTH) -> tuple[Da
 
 
 def _drawn_by(task: Task, dataset: Dataset) -> str:
-    return f"drawn by {'image' if dataset.groups is None else task.data['group']}"
+    return f"drawn by {'image' if dataset.groups is None else task.layout.groups[0]}"
