@@ -167,8 +167,12 @@ def _check(same, problem: str) -> None:
 
 
 def coverage(args) -> dict:
-    """The share of intervals of simulated data sets that contain the AUC they were drawn with."""
-    rows = []
+    """The share of intervals of simulated data sets that contain the truth they were drawn with."""
+    import bench_coverage  # which takes the positives of this file
+
+    rows = [] if args.only == "one-auc" else list(bench_coverage.rows(args.draws))
+    if args.only == "patients":
+        return {"draws": args.draws, "unit": _UNIT.format(_error(args.draws)), "rows": rows}
     for positives, area in itertools.product(args.positives, args.auc):
         found = _intervals(positives, args.negatives, area, args.draws, args.samples)
         row = {"positives": positives, "auc": area}
@@ -180,10 +184,19 @@ def coverage(args) -> dict:
         rows.append(row)
     return {
         "negatives": args.negatives, "draws": args.draws, "resamples": args.samples,
-        "unit": "share of the 95 % intervals that hold the AUC (mean width); scores of two normal "
-        f"distributions; standard error at 95 %: {math.sqrt(0.95 * 0.05 / args.draws):.1%}",
+        "unit": _UNIT.format(_error(args.draws)),
         "rows": rows,
     }  # fmt: skip
+
+
+_UNIT = (
+    "share of the 95 % intervals that hold the truth (mean width), of those that are not withheld; "
+    "scores of normal distributions; standard error at 95 %: {:.1%}"
+)
+
+
+def _error(draws: int) -> float:
+    return math.sqrt(0.95 * 0.05 / draws)
 
 
 def _intervals(positives: int, negatives: int, area: float, draws: int, samples: int) -> dict:
@@ -220,8 +233,9 @@ def add_parsers(commands) -> None:
     )
     sub.add_argument("--json", action="store_true", help="one JSON document on stdout")
     sub.set_defaults(run=evaluate)
-    sub = commands.add_parser("coverage", help="how often intervals of an AUC cover the truth")
-    sub.add_argument("--draws", type=int, default=1000, help="data sets (default 1,000)")
+    sub = commands.add_parser("coverage", help="how often intervals cover the truth")
+    sub.add_argument("--only", choices=("one-auc", "patients"), help="half of the cells")
+    sub.add_argument("--draws", type=int, default=2000, help="data sets (default 2,000)")
     sub.add_argument("--samples", type=int, default=1000, help="resamples (default 1,000)")
     sub.add_argument("--positives", type=int, nargs="+", default=[5, 30, 100])
     sub.add_argument("--negatives", type=int, default=500)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         reliability,
         top_label,
     )
-    from medsiglip_jax.metrics.checks import Known, known
+    from medsiglip_jax.metrics.checks import Known, fewest_units, known
     from medsiglip_jax.metrics.classes import (
         ClassAuc,
         ClassAucs,
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         quadratic_kappa,
     )
     from medsiglip_jax.metrics.intervals import Interval, holm, proportion, wilson
+    from medsiglip_jax.metrics.means import MeanAuc, macro_delong, macro_delong_test
     from medsiglip_jax.metrics.ranking import Roc, auc, average_precision, roc_curve
     from medsiglip_jax.metrics.resampling import Pair, bootstrap, bootstrap_pair
     from medsiglip_jax.metrics.retrieval import (
@@ -52,11 +53,12 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "ClassAuc", "ClassAucs", "Comparison", "Interval", "Known", "OperatingPoint", "Pair",
-    "Platt", "Ranks", "Reliability", "Retrieval", "Roc", "Subgroup", "Temperature", "accuracy",
-    "auc", "average_precision", "bootstrap", "bootstrap_pair", "brier", "check_rule",
-    "choose_threshold", "class_aucs", "delong", "delong_test", "expected_calibration_error",
-    "fit_platt", "fit_temperature", "holm", "judge_classes", "known", "macro_auc", "median_rank",
+    "ClassAuc", "ClassAucs", "Comparison", "Interval", "Known", "MeanAuc", "OperatingPoint",
+    "Pair", "Platt", "Ranks", "Reliability", "Retrieval", "Roc", "Subgroup", "Temperature",
+    "accuracy", "auc", "average_precision", "bootstrap", "bootstrap_pair", "brier",
+    "check_rule", "choose_threshold", "class_aucs", "delong", "delong_test",
+    "expected_calibration_error", "fewest_units", "fit_platt", "fit_temperature", "holm",
+    "judge_classes", "known", "macro_auc", "macro_delong", "macro_delong_test", "median_rank",
     "operating_point", "predictive_values", "proportion", "quadratic_kappa", "ranks", "recall",
     "recall_at_k", "reliability", "roc_curve", "subgroup_aucs", "top_label", "wilson",
 ]  # fmt: skip
@@ -67,9 +69,10 @@ __getattr__, __dir__ = lazy(
     auc_variance="Comparison delong delong_test",
     calibration="Platt Reliability Temperature brier expected_calibration_error fit_platt "
     "fit_temperature reliability top_label",
-    checks="Known known",
+    checks="Known fewest_units known",
     classes="ClassAuc ClassAucs accuracy class_aucs macro_auc quadratic_kappa",
     intervals="Interval holm proportion wilson",
+    means="MeanAuc macro_delong macro_delong_test",
     ranking="Roc auc average_precision roc_curve",
     resampling="Pair bootstrap bootstrap_pair",
     retrieval="Ranks Retrieval median_rank ranks recall recall_at_k",

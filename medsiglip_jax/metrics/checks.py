@@ -109,6 +109,23 @@ def codes(name: str, values: ArrayLike, n: int) -> np.ndarray:
     return np.unique(values, return_inverse=True)[1]
 
 
+def units_of(groups: ArrayLike | None, n: int) -> tuple[np.ndarray, int]:
+    """Returns the number of the patient of each of n rows, and how many there are.
+
+    Without groups every row is a patient.
+    """
+    if groups is None:
+        return np.arange(n), n
+    units = codes("groups", groups, n)
+    return units, int(units.max(initial=-1)) + 1
+
+
+def fewest_units(positive: np.ndarray, groups: ArrayLike | None) -> int:
+    """Returns the number of patients among the positives, or the negatives if theirs is smaller."""
+    units, _ = units_of(groups, len(positive))
+    return min(len(np.unique(units[mine])) for mine in (positive, ~positive))
+
+
 def class_scores(scores: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Returns float64 scores [n, c] and labels [n] that are columns, or raises ValueError."""
     scores, labels = real_scores(scores, ndim=2), np.asarray(labels)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from medsiglip_jax.metrics.auc_variance import delong
-from medsiglip_jax.metrics.checks import Known, class_scores, known, real_scores
+from medsiglip_jax.metrics.checks import Known, class_scores, fewest_units, known, real_scores
 from medsiglip_jax.metrics.intervals import Interval
 from medsiglip_jax.metrics.ranking import OfWeights, auc, auc_of_weights, ratio
 
@@ -22,6 +22,7 @@ class ClassAuc:
       positives: number of rows of the class.
       negatives: number of rows of other classes.
       missing: number of rows left out because their label is unknown.
+      fewest: number of patients with the class, or of those without it if they are fewer.
     """
 
     name: str
@@ -29,6 +30,7 @@ class ClassAuc:
     positives: int
     negatives: int
     missing: int
+    fewest: int
 
 
 @dataclass(frozen=True)
@@ -76,12 +78,13 @@ def class_aucs(
     if len(names) != scores.shape[1]:
         raise ValueError(f"{len(names)} classes for {scores.shape[1]} columns of scores")
     aucs = []
-    for name, rows in zip(names, _known_rows(scores, labels), strict=True):
+    for name, rows in zip(names, class_rows(scores, labels), strict=True):
         units = None if groups is None else np.asarray(groups)[rows.rows]
         interval = delong(rows.scores, rows.positive, groups=units, level=level, student=student)
         positives = int(rows.positive.sum())
         negatives = len(rows.positive) - positives
-        aucs.append(ClassAuc(name, interval, positives, negatives, rows.missing))
+        fewest = fewest_units(rows.positive, units)
+        aucs.append(ClassAuc(name, interval, positives, negatives, rows.missing, fewest))
     return ClassAucs(float(_mean(np.array([c.auc.value for c in aucs]))), tuple(aucs))
 
 
@@ -113,16 +116,22 @@ def macro_auc_of_weights(scores: ArrayLike, labels: ArrayLike) -> OfWeights:
     return lambda weights: _mean(np.stack([of(weights.take(rows, -1)) for of, rows in columns]))
 
 
+def class_rows(scores: ArrayLike, labels: ArrayLike) -> Iterator[Known]:
+    """The known rows of each class.
+
+    Args:
+      scores: [n, c] real numbers.
+      labels: [n] class numbers, -1 unknown; or [n, c] of 0 and 1, NaN or -1 unknown.
+    """
+    scores = real_scores(scores, ndim=2)
+    return map(known, scores.T, _label_columns(scores, labels))
+
+
 def _columns(scores: ArrayLike, labels: ArrayLike) -> Iterator[Known]:
     """The known rows of each class; labels that are class numbers are all known."""
     if np.ndim(labels) == 2:
-        return _known_rows(real_scores(scores, ndim=2), labels)
-    return _known_rows(*class_scores(scores, labels))
-
-
-def _known_rows(scores: np.ndarray, labels: ArrayLike) -> Iterator[Known]:
-    """The known rows of each class."""
-    return map(known, scores.T, _label_columns(scores, labels))
+        return class_rows(scores, labels)
+    return class_rows(*class_scores(scores, labels))
 
 
 def _label_columns(scores: np.ndarray, labels: ArrayLike) -> np.ndarray:

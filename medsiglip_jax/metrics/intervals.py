@@ -27,7 +27,7 @@ class Interval:
     dropped: int = 0
 
     def __contains__(self, x: float) -> bool:
-        return self.low <= x <= self.high
+        return bool(self.low <= x <= self.high)
 
 
 def normal_quantile(level: float) -> float:

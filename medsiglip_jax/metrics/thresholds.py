@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from medsiglip_jax.metrics.checks import known
+from medsiglip_jax.metrics.checks import codes, known
 from medsiglip_jax.metrics.classes import class_aucs
-from medsiglip_jax.metrics.intervals import Interval, wilson
+from medsiglip_jax.metrics.intervals import Interval, proportion
 from medsiglip_jax.metrics.ranking import ratio, roc_curve
 
 RULES = ("youden", "sensitivity", "specificity")
@@ -62,7 +62,7 @@ def check_rule(rule: str, at_least: float | None) -> None:
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """The performance of a threshold, with Wilson intervals.
+    """The performance of a threshold, with intervals as of `proportion`.
 
     Attributes:
       threshold: rows with at least this score are called positive.
@@ -87,7 +87,12 @@ class OperatingPoint:
 
 
 def operating_point(
-    scores: ArrayLike, labels: ArrayLike, threshold: float, level: float = 0.95
+    scores: ArrayLike,
+    labels: ArrayLike,
+    threshold: float,
+    level: float = 0.95,
+    *,
+    groups: ArrayLike | None = None,
 ) -> OperatingPoint:
     """Returns the performance on these rows of a threshold that was chosen on others.
 
@@ -96,24 +101,35 @@ def operating_point(
       labels: [n] of 0 and 1; rows with NaN or -1 are left out and counted.
       threshold: from `choose_threshold` on other rows.
       level: confidence level of the intervals.
+      groups: [n] patient, lesion or study of each row; by default rows are independent.
 
     Raises:
-      ValueError: as for `known`, or the threshold is NaN.
+      ValueError: as for `known`, `groups` is not [n], or the threshold is NaN.
     """
     if np.isnan(threshold):
         raise ValueError(
             "threshold is NaN: the rows that it was chosen on had only one of the two labels; "
             "choose it on rows with both"
         )
-    scores, positive, _, missing = known(scores, labels)
+    scores, positive, rows, missing = known(scores, labels)
+    units = None if groups is None else codes("groups", groups, len(rows))[rows]
     called = scores >= threshold
-    tp, fp = int((called & positive).sum()), int((called & ~positive).sum())
-    tn, fn = int((~called & ~positive).sum()), int((~called & positive).sum())
+
+    def share(of: np.ndarray, hits: np.ndarray) -> Interval:
+        return proportion(hits[of], None if units is None else units[of], level)
+
     return OperatingPoint(
-        float(threshold), tp, fp, tn, fn, missing,
-        wilson(tp, tp + fn, level), wilson(tn, tn + fp, level),
-        wilson(tp, tp + fp, level), wilson(tn, tn + fn, level),
-    )  # fmt: skip
+        threshold=float(threshold),
+        true_positives=int((called & positive).sum()),
+        false_positives=int((called & ~positive).sum()),
+        true_negatives=int((~called & ~positive).sum()),
+        false_negatives=int((~called & positive).sum()),
+        missing=missing,
+        sensitivity=share(positive, called),
+        specificity=share(~positive, ~called),
+        ppv=share(called, positive),
+        npv=share(~called, ~positive),
+    )
 
 
 def judge_classes(
@@ -140,8 +156,9 @@ def judge_classes(
     scores, labels = np.asarray(scores, np.float64), np.asarray(labels, np.float64)
     learned = ~np.isnan(scores).any(axis=0)
     aucs = class_aucs(
-        np.where(learned, scores, 0), np.where(learned, labels, np.nan), classes, groups=groups
-    )
+        np.where(learned, scores, 0), np.where(learned, labels, np.nan), classes, groups=groups,
+        student=True,
+    )  # fmt: skip
     judged = {}
     for k, auc in enumerate(aucs.classes):
         threshold, known_labels = np.asarray(thresholds, np.float64)[k], labels[:, k]

@@ -220,9 +220,7 @@ def test_intervals_are_of_patients(done):
         found.scores[:, 0], found.labels[:, 0], groups=np.array(found.groups), student=True
     )
     assert (got["classes"][0]["low"], got["classes"][0]["high"]) == (alpha.low, alpha.high)
-    mean = metrics.bootstrap(
-        metrics.macro_auc, found.scores, found.labels, groups=np.array(found.groups), samples=200
-    )
+    mean = metrics.macro_delong(found.scores, found.labels, groups=np.array(found.groups)).auc
     assert (got["macro_auc"]["low"], got["macro_auc"]["high"]) == (mean.low, mean.high)
     row = next(x for x in (folder / "report.md").read_text().splitlines() if "| Beta *" in x)
     assert ("| no |" if not got["classes"][1]["inside"] else "| yes |") in row
@@ -262,8 +260,7 @@ def test_other_statistics_without_the_model_and_nothing_else(done, tmp_path, cap
     assert cli.main(["evaluate", "--from", out, "--json", "--resamples", "40"]) == 0
     got = json.loads(capsys.readouterr().out)
     assert got["statistics"] == {"resamples": 40, "seed": 0}
-    assert got["macro_auc"]["low"] != done[1]["macro_auc"]["low"]
-    assert got["classes"] == done[1]["classes"]
+    assert got["macro_auc"] == done[1]["macro_auc"] and got["classes"] == done[1]["classes"]
     before = files(tmp_path / "out")
     for flags, say in {
         ("--seed", "1"): "--from takes --resamples, --prevalence and --json; got --seed",
@@ -463,7 +460,8 @@ def test_the_grid_of_a_softmax_has_temperatures(data, model, tmp_path):
     none = run.evaluate(
         task, model, own, tmp_path / "out", EvaluateOptions(resamples=50, temperature="none")
     )
-    assert none["macro_auc"]["auc"] == got["grid"][1]["macro_auc"] and none["grid"] == []
+    assert none["macro_auc"]["auc"] == pytest.approx(got["grid"][1]["macro_auc"], abs=1e-12)
+    assert none["grid"] == []
     assert none["provenance"]["factor"] == 1
 
 

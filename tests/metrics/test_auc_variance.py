@@ -101,7 +101,9 @@ def test_the_interval_holds_the_truth_as_often_as_it_says(student):
 
 def test_few_positives_need_students_t():
     assert coverage(5, 200, 0.75, draws=500) < 0.91
-    assert 0.92 < coverage(5, 200, 0.75, draws=500, student=True) < 0.97
+    assert coverage(5, 200, 0.95, draws=500) < 0.85
+    assert 0.92 < coverage(5, 200, 0.75, draws=500, student=True) < 0.98
+    assert 0.92 < coverage(5, 200, 0.95, draws=500, student=True) < 0.98
 
 
 def test_p_values_of_equal_models_are_uniform():
@@ -174,15 +176,50 @@ def test_patients_with_both_labels_are_counted_as_obuchowski_does():
 # --------------------------------------------------------------------------------------- the ends
 
 
+def newcombe(auc, m, n):
+    """The variance of method 5, Newcombe 2006, typed from the paper."""
+    n_star = (m + n) / 2 - 1
+    curve = n_star * (1 - auc) / (2 - auc) + n_star * auc / (1 + auc)
+    return auc * (1 - auc) * (1 + curve) / (m * n)
+
+
 def test_perfect_order_is_no_certainty():
+    """The limit is the AUC at which a perfect order is as far as Student's t allows."""
     found = delong(np.arange(20), np.arange(20) >= 15)
     assert (found.value, found.high) == (1, 1)
-    assert found.low == pytest.approx(stats.binomtest(5, 5).proportion_ci(method="exact").low)
+    error = math.sqrt(newcombe(found.low, 5, 15))
+    assert (1 - found.low) / error == pytest.approx(stats.t.ppf(0.975, 4), rel=1e-9)
+    assert found == delong(np.arange(20), np.arange(20) >= 15, student=True)
     upside_down = delong(-np.arange(20), np.arange(20) >= 15)
     assert (upside_down.value, upside_down.low) == (0, 0)
     assert upside_down.high == pytest.approx(1 - found.low)
     # Two patients, however many rows: one pair at most is independent.
     assert math.isnan(delong(np.arange(20), np.arange(20) >= 15, groups=np.arange(20) % 2).low)
+
+
+@pytest.mark.parametrize("positives", [3, 10, 30])
+def test_an_almost_perfect_order_has_nearly_the_interval_of_a_perfect_one(positives):
+    """One negative outranks one positive, which the interval as published takes for certainty."""
+    labels = np.arange(300) >= 300 - positives
+    scores = np.arange(300.0)
+    perfect = delong(scores, labels, student=True)
+    scores[[299 - positives, 300 - positives]] = scores[[300 - positives, 299 - positives]]
+    almost = delong(scores, labels, student=True)
+    published = delong(scores, labels)
+    ratios = [(x.high - x.low) / (perfect.high - perfect.low) for x in (published, almost)]
+    assert ratios[0] < 0.1 and 0.25 < ratios[1] < 1
+
+
+def test_two_perfect_scores_agree_without_certainty_and_one_score_with_itself_does():
+    labels = np.arange(40) >= 30
+    perfect, other = np.arange(40.0), np.arange(40.0) ** 3
+    found = delong_test(perfect, other, labels)
+    reach = 1 - delong(perfect, labels).low
+    assert (found.difference.low, found.difference.high) == pytest.approx((-reach, reach))
+    assert (found.difference.value, found.p) == (0, 1)
+    scores = np.random.default_rng(0).normal(size=40)
+    same = delong_test(scores, scores * 2, labels)
+    assert (same.difference.low, same.difference.high, same.p) == (0, 0, 1)
 
 
 def test_turning_scores_round_turns_the_interval_round():

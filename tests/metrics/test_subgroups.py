@@ -1,9 +1,10 @@
-"""AUCs of subgroups are those of their rows, and gaps those of a bootstrap by hand."""
+"""AUCs of subgroups are those of their rows; gaps hold the truth, by patient."""
 
 import math
 
 import numpy as np
 import pytest
+from scipy import special
 
 from medsiglip_jax.metrics import auc, bootstrap, delong, subgroup_aucs
 
@@ -17,43 +18,88 @@ def test_subgroups():
     labels[20:25] = np.nan
     labels[25:30] = -1
     scores = rng.normal(size=n) + np.where(sex == "F", 2.0, 0.5) * (labels == 1)
-    found = {g.name: g for g in subgroup_aucs(scores, labels, sex, samples=300)}
+    found = {g.name: g for g in subgroup_aucs(scores, labels, sex)}
     assert list(found) == ["F", "M", "unknown"]
     there = ~np.isnan(labels) & (labels >= 0)
     for name, group in found.items():
         mine = there & (sex == name)
-        assert group.auc == delong(scores[mine], labels[mine])
+        want = delong(scores[mine], labels[mine], student=True)
+        assert [group.auc.low, group.auc.high] == pytest.approx([want.low, want.high], abs=1e-12)
         rest = there & (sex != name)
         gap = auc(scores[mine], labels[mine]) - auc(scores[rest], labels[rest])
         assert group.gap.value == pytest.approx(gap, abs=1e-12)
         assert group.positives == (labels[mine] == 1).sum()
         assert group.negatives == (labels[mine] == 0).sum()
         assert group.missing == ((sex == name) & ~there).sum()
+        assert (group.p < 0.05) == (0.0 not in group.gap)
     assert [g.flagged for g in found.values()] == [False, False, True]
     assert found["F"].gap.low > 0 > found["M"].gap.high
 
     def gap_of(s, y, f):
         return auc(s[f], y[f]) - auc(s[~f], y[~f])
 
-    by_hand = bootstrap(gap_of, scores[there], labels[there], sex[there] == "F", samples=300)
-    assert found["F"].gap.low == pytest.approx(by_hand.low, abs=1e-12)
-    assert found["F"].gap.high == pytest.approx(by_hand.high, abs=1e-12)
+    by_hand = bootstrap(gap_of, scores[there], labels[there], sex[there] == "F", samples=500)
+    limits = [found["F"].gap.low, found["F"].gap.high]
+    assert limits == pytest.approx([by_hand.low, by_hand.high], abs=0.015)
 
 
-def test_subgroups_resample_patients():
+def test_p_is_one_minus_the_level_whose_limit_is_zero():
+    rng = np.random.default_rng(3)
+    labels = rng.random(120) < 0.4
+    scores = rng.normal(size=120) + labels
+    names = rng.choice(["a", "b", "c"], 120)
+    for i, group in enumerate(subgroup_aucs(scores, labels, names)):
+        gap = subgroup_aucs(scores, labels, names, level=1 - group.p)[i].gap
+        assert (gap.low if gap.value > 0 else gap.high) == pytest.approx(0, abs=1e-6)
+
+
+def test_copies_of_a_patient_tell_nothing_new():
     rng = np.random.default_rng(0)
     labels = rng.random(200) < 0.4
     scores, age = rng.normal(size=200) + labels, rng.choice(["old", "young"], 200)
-    once = subgroup_aucs(scores, labels, age, samples=200)
+    once = subgroup_aucs(scores, labels, age)
     four = [np.repeat(x, 4) for x in (scores, labels, age, np.arange(200))]
-    copied = subgroup_aucs(*four[:3], groups=four[3], samples=200)
+    copied = subgroup_aucs(*four[:3], groups=four[3])
     for one, other in zip(once, copied, strict=True):
         assert (other.gap.low, other.gap.high) == pytest.approx((one.gap.low, one.gap.high))
-        assert other.auc.low == pytest.approx(one.auc.low)
+        assert (other.auc.low, other.p) == pytest.approx((one.auc.low, one.p))
+
+
+def test_many_images_of_few_patients_are_flagged():
+    labels, sex = np.arange(80) % 2, np.repeat(["F", "M"], 40)
+    for patients, flagged in ((4, True), (20, False)):
+        groups = np.arange(80) // 2 % patients + 100 * (sex == "M")
+        found = subgroup_aucs(np.arange(80) % 7, labels, sex, groups=groups)
+        assert [g.flagged for g in found] == [flagged, flagged]
+
+
+def test_a_perfect_subgroup_has_a_gap_with_a_width():
+    labels, part = np.arange(80) % 2, np.repeat(["a", "b"], 40)
+    perfect, _ = subgroup_aucs(labels * 1.0, labels, part)
+    assert perfect.auc == delong(labels[:40], labels[:40]) and perfect.auc.low < 1
+    reach = 1 - perfect.auc.low
+    assert (perfect.gap.low, perfect.gap.high) == pytest.approx((-reach, reach))
+    assert perfect.p == 1
+
+
+@pytest.mark.parametrize("views", [False, True])
+def test_gaps_hold_the_truth(views):
+    """Of patients with 3 images each, in subgroups of patients, or of images (such as views)."""
+    held, units = [], np.repeat(np.arange(60), 3)
+    for seed in range(200):
+        rng = np.random.default_rng([2, seed])
+        of_images, of_patients = rng.random(180) < 0.4, rng.random(60)[units] < 0.4
+        part, labels = of_images if views else of_patients, rng.random(60)[units] < 0.4
+        apart = math.sqrt(2) * special.ndtri(np.where(part, 0.85, 0.75))
+        noise = rng.normal(size=60)[units] + rng.normal(size=180)
+        found = subgroup_aucs(noise / math.sqrt(2) + apart * labels, labels, part, groups=units)
+        held.append(0.85 - 0.75 in found[1].gap)
+    assert 0.91 <= np.mean(held) <= 0.995
 
 
 def test_a_single_subgroup_has_no_gap():
     (found,) = subgroup_aucs([1, 2, 3, 4], [0, 1, 0, 1], ["a"] * 4)
     assert found.auc.value == 0.75 and math.isnan(found.gap.value) and found.flagged
+    assert math.isnan(found.p) and math.isnan(found.gap.low)
     with pytest.raises(ValueError, match=r"subgroups has shape \(1,\)"):
         subgroup_aucs([1, 2], [0, 1], ["a"])

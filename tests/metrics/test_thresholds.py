@@ -84,6 +84,30 @@ def test_operating_points_match_sklearn(seed):
     ) == pytest.approx((point.ppv.value, point.npv.value))
 
 
+def test_operating_points_are_of_patients():
+    """Copies of a patient tell nothing new, and rows of one group each are independent rows."""
+    scores, labels = case(2)
+    alone = operating_point(scores, labels, 0.5)
+    copied = [np.repeat(x, 5) for x in (scores, labels, np.arange(60))]
+    point = operating_point(*copied[:2], 0.5, groups=copied[2])
+    for name in ("sensitivity", "specificity", "ppv", "npv"):
+        one, five = getattr(alone, name), getattr(point, name)
+        assert five.value == one.value
+        assert five.high - five.low == pytest.approx(one.high - one.low, rel=0.05)
+
+
+def test_operating_points_of_patients_hold_the_truth():
+    """40 patients with 5 images each, whose scores share half of their variance."""
+    held, naive, units = [], [], np.repeat(np.arange(40), 5)
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        scores = np.sqrt(0.8) * rng.normal(size=40)[units] + np.sqrt(0.2) * rng.normal(size=200)
+        point = operating_point(scores, np.ones(200), 0.0, groups=units)
+        held.append(0.5 in point.sensitivity)
+        naive.append(0.5 in operating_point(scores, np.ones(200), 0.0).sensitivity)
+    assert 0.91 <= np.mean(held) <= 0.99 and np.mean(naive) < 0.85
+
+
 def test_operating_point_without_labels_and_without_a_threshold():
     point = operating_point([0.1, 0.9, 0.8, 0.2], [0, 1, np.nan, -1], 0.5)
     assert (point.true_positives, point.true_negatives, point.missing) == (1, 1, 2)

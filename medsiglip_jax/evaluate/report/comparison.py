@@ -17,15 +17,16 @@ def sections(comparison: Mapping[str, Any]) -> Iterator[ReportSection]:
     text = (
         f"A: {comparison['first']}. B: {comparison['second']}. "
         f"{comparison['images']:,} images{whose}{lost}. Differences are B minus A, paired on the "
-        "same images. For a class: DeLong's interval, with p also adjusted by Holm for all classes "
-        f"together. For the mean: the bootstrap's interval. {tables.FEW}"
+        "same images. Intervals and p are DeLong's with Student's t; p is also adjusted by Holm "
+        f"for all classes together. {tables.FEW}"
     )
     header = ("class", "A", "B", "B - A", "95 % interval", "p", "p (Holm)", "positives")
     rows = [
         (starred(c), *_compared(c), p_value(c["p"]), p_value(c["p_holm"]), f"{c['positives']:,}")
         for c in comparison["classes"]
     ]
-    rows.append(("mean", *_compared(comparison["macro"]), "", "", ""))
+    macro = comparison["macro"]
+    rows.append(("mean", *_compared(macro), p_value(macro["p"]), "", ""))
     yield ReportSection("AUC", text, header, rows)
     if comparison["differs"]:
         rows = [(key, *map(_shown, pair)) for key, pair in comparison["differs"].items()]

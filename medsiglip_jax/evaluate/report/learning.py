@@ -44,8 +44,7 @@ def _probe(probe: Mapping[str, Any]) -> ReportSection:
         f"{_strength(probe)}. It is judged on {images['test']:,} test images, which it did not "
         f"see. Splits: {probe['how']}. Features: {probe['scale']}.",
         "p: of DeLong's paired test with Student's t against zero-shot on the same images, "
-        "adjusted by Holm for the number of classes. The interval of the mean's difference is the "
-        f"paired bootstrap's. {tables.FEW}",
+        f"adjusted by Holm for the number of classes; the mean is tested alike. {tables.FEW}",
         f"For comparison: macro AUC of zero-shot {estimated(probe['zero_shot_macro'])}, of the "
         f"{probe['knn']['k']} nearest training images {estimated(probe['knn']['macro_auc'])}.",
     ]
@@ -60,7 +59,8 @@ def _probe(probe: Mapping[str, Any]) -> ReportSection:
         tested = *_difference(c["minus_zero_shot"]), tables.p_value(c["p_holm"])
         counts = f"{c['positives']:,}", f"{c['negatives']:,}"
         rows.append((tables.starred(c), *cells(c), *tested, *counts))
-    rows.append(("mean", *cells(macro), *_difference(probe["difference"]), "", "", ""))
+    of_mean = *_difference(probe["difference"]), tables.p_value(probe["difference"]["p"])
+    rows.append(("mean", *cells(macro), *of_mean, "", ""))
     return ReportSection("Linear probe against zero-shot", " ".join(text), header, rows)
 
 
@@ -127,7 +127,7 @@ def _operating_points(key: str, name: str, held_out: Mapping[str, Any]) -> Repor
         f"Thresholds were chosen on {held_out['validation']['images']:,} validation images alone, "
         f"and are judged on {held_out['test']['images']:,} test images. Splits: "
         f"{held_out['how']}. PPV and NPV are at the prevalence of the test images; intervals are "
-        "Wilson's, of images as if each were of another patient."
+        f"Wilson's, by patient where patients are known. {tables.FEW}"
     ]
     if stated:
         text.append(f"Also at a prevalence of {stated['prevalence']:g}, by Bayes' rule.")
@@ -153,7 +153,7 @@ def _point(point: Mapping[str, Any]) -> tables.Cells:
     threshold = "above all" if point["threshold"] is None else repr(point["threshold"])
     stated = point["stated"] or {}
     return (
-        point["class"],
+        tables.starred(point),
         "Youden" if point["rule"] == "youden" else f"{point['rule']}{at_least}",
         threshold,
         *(estimated(point[key], "value") for key in ("sensitivity", "specificity", "ppv", "npv")),

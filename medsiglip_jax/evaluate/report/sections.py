@@ -5,7 +5,14 @@ from typing import Any
 
 from medsiglip_jax.evaluate import retrieval
 from medsiglip_jax.evaluate.report import learning, tables
-from medsiglip_jax.evaluate.report.tables import ReportSection, estimated, interval, number, starred
+from medsiglip_jax.evaluate.report.tables import (
+    ReportSection,
+    estimated,
+    interval,
+    number,
+    p_value,
+    starred,
+)
 
 
 def sections(results: Mapping[str, Any]) -> Iterator[ReportSection]:
@@ -52,10 +59,24 @@ def classes(results: Mapping[str, Any]) -> ReportSection | None:
     ]
     rows += [(name, *cells(mean), *[""] * 4) for name, mean in means.items()]
     text = (
-        "Intervals: for a class DeLong's on the logit scale with Student's t, for a mean the "
-        "bootstrap's; by patient where patients are known. AP: average precision. " + tables.FEW
+        "Intervals: score intervals of DeLong's variance with Student's t, by patient where "
+        f"patients are known.{_withheld(means)} AP: average precision. {tables.FEW}"
     )
     return ReportSection("Classes", text, ("class", *head, *counts, "AP"), rows)
+
+
+def _withheld(means: Mapping[str, Mapping[str, Any]]) -> str:
+    """Why means have no interval, or whose variance they borrow."""
+    text = ""
+    for name, mean in means.items():
+        if mean["withheld"]:
+            text += f" No interval of {name}: {mean['withheld']}."
+        elif mean["lone"]:
+            text += (
+                f" Of the classes of {name}, {mean['lone']} have a single patient with or without "
+                "it, whose variance is taken from the other classes."
+            )
+    return text
 
 
 def _grades(results: Mapping[str, Any]) -> ReportSection | None:
@@ -93,14 +114,17 @@ def _subgroups(results: Mapping[str, Any]) -> ReportSection | None:
     if not results["subgroups"]:
         return None
     header = ("", "subgroup", "class", "AUC", "95 % interval", "minus the others",
-              "95 % interval", "positives", "negatives")  # fmt: skip
+              "95 % interval", "p (Holm)", "positives", "negatives")  # fmt: skip
     rows = []
     for row in results["subgroups"]:
         names = row["attribute"].replace("_", " "), starred(row, "subgroup"), row["class"]
-        gap = number(row["gap"]), interval(row, "gap_low", "gap_high")
+        gap = number(row["gap"]), interval(row, "gap_low", "gap_high"), p_value(row["p_holm"])
         counts = f"{row['positives']:,}", f"{row['negatives']:,}"
         rows.append((*names, number(row["auc"]), interval(row), *gap, *counts))
-    text = "Intervals of differences are the bootstrap's, with a quarter of the resamples."
+    text = (
+        "Intervals are by patient where patients are known. p: of no difference to the others, "
+        f"adjusted by Holm for the {len(rows)} rows of this table."
+    )
     return ReportSection("Subgroups", f"{text} {tables.FEW}", header, rows)
 
 

@@ -9,7 +9,7 @@ from medsiglip_jax.pages import markdown as md
 
 Cells = Sequence[str]
 CAUTION = "Not a medical device. Scores are not probabilities of disease."
-FEW = "* fewer than 10 positives or negatives: read little into it."
+FEW = "* fewer than 10 patients (or images, if unknown) with it or without it: read little into it."
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 
 from medsiglip_jax import metrics
 from medsiglip_jax.evaluate.scores import Scores
@@ -25,31 +25,29 @@ def of_classes(scores: Scores) -> metrics.ClassAucs:
     return metrics.class_aucs(*columns, groups=scores.units, student=True)
 
 
-def mean(scores: Scores, statistics: Statistics, figure: float | None = None) -> dict[str, Any]:
-    """The mean AUC of classes with a bootstrap interval; each resample has its own mean.
+def mean(scores: Scores, figure: float | None = None) -> dict[str, Any]:
+    """The mean AUC of classes with its interval, by patient where patients are known.
 
     Args:
-        scores: of images for classes; whole patients are drawn.
-        statistics: of the bootstrap.
+        scores: of images for classes.
         figure: the published one.
     """
-    interval = metrics.bootstrap(
-        metrics.macro_auc, scores.scores, scores.labels,
-        groups=scores.units, samples=statistics.resamples, seed=statistics.seed,
-    )  # fmt: skip
-    return mean_of(interval, figure)
+    found = metrics.macro_delong(scores.scores, scores.labels, groups=scores.units)
+    facts = {"lone": found.lone, "withheld": found.withheld or None}
+    return {**limits(found.auc), **facts} | against(figure, found.auc)
 
 
-def mean_of(interval: Interval, figure: float | None) -> dict[str, Any]:
-    """A mean AUC whose bootstrap interval is known."""
-    return {**limits(interval), "dropped": interval.dropped} | against(figure, interval)
+def counts(
+    labels: Float[np.ndarray, " n"], units: Int64[np.ndarray, " n"] | None
+) -> dict[str, Any]:
+    """How many labels are 1 and 0, and whether one of them is rare.
 
-
-def counts(labels: Float[np.ndarray, " n"]) -> dict[str, Any]:
-    """How many labels are 1 and 0, and whether one of them is rare."""
-    positives, negatives = (int((labels == value).sum()) for value in (1, 0))
-    few = min(positives, negatives) < FEW
-    return {"positives": positives, "negatives": negatives, "few": few}
+    Rare is what few patients have, or few images where patients are not known.
+    """
+    there = ~np.isnan(labels)
+    positive, units = labels[there] == 1, None if units is None else units[there]
+    few = metrics.fewest_units(positive, units) < FEW
+    return {"positives": int(positive.sum()), "negatives": int((~positive).sum()), "few": few}
 
 
 def limits(interval: Interval, name: str = "auc") -> dict[str, float]:

@@ -10,6 +10,7 @@ from scipy import special
 from medsiglip_jax import metrics
 from medsiglip_jax.evaluate.results import aucs
 from medsiglip_jax.evaluate.scores import Scores, known
+from medsiglip_jax.metrics.subgroups import FEW
 
 # How thresholds are chosen; see `metrics.choose_threshold`.
 RULES = (("youden", None), *itertools.product(("sensitivity", "specificity"), (0.9, 0.95)))
@@ -43,9 +44,14 @@ def judge(
         have both labels of them; `unlearned`: classes without scores, which are among those.
     """
     classes = {name: (known(validation, j), known(test, j)) for j, name in enumerate(test.classes)}
+    patients = test.units
     undefined = [name for name, pair in classes.items() if not all(map(_both, pair))]
     classes = {name: pair for name, pair in classes.items() if name not in undefined}
-    points = [point for name, pair in classes.items() for point in _points(name, *pair, prevalence)]
+    points = [
+        point
+        for name, pair in classes.items()
+        for point in _points(name, *pair, patients, prevalence)
+    ]
     if exclusive:
         calibration = list(_temperature(validation, test, rule))
     else:
@@ -67,11 +73,17 @@ def _both(rows: metrics.Known) -> bool:
 
 
 def _points(
-    name: str, chosen: metrics.Known, judged: metrics.Known, prevalence: float | None
+    name: str,
+    chosen: metrics.Known,
+    judged: metrics.Known,
+    patients: np.ndarray | None,
+    prevalence: float | None,
 ) -> Iterator[dict[str, Any]]:
+    units = None if patients is None else patients[judged.rows]
+    few = metrics.fewest_units(judged.positive, units) < FEW
     for rule, at_least in RULES:
         threshold = metrics.choose_threshold(chosen.scores, chosen.positive, rule, at_least)
-        point = metrics.operating_point(judged.scores, judged.positive, threshold)
+        point = metrics.operating_point(judged.scores, judged.positive, threshold, groups=units)
         yield {
             "class": name,
             "rule": rule,
@@ -80,6 +92,7 @@ def _points(
             **{key: aucs.limits(getattr(point, key), "value") for key in _SHARES},
             "positives": point.true_positives + point.false_negatives,
             "negatives": point.true_negatives + point.false_positives,
+            "few": few,
             "stated": None if prevalence is None else _stated(point, prevalence),
         }
 

@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from medsiglip_jax import metrics
 from medsiglip_jax.evaluate.learned import Learned
@@ -14,22 +13,21 @@ from medsiglip_jax.evaluate.scores import Scores, common, known
 from medsiglip_jax.evaluate.tasks import Task
 
 
-def compare(learned: Learned, task: Task, statistics: aucs.Statistics) -> dict[str, Any] | None:
+def compare(learned: Learned, task: Task) -> dict[str, Any] | None:
     """Compares the probe with the prompts on the same test images; None without a probe.
 
     Classes that the probe could not learn are left out of both means that are compared. Every
     class is tested by DeLong's paired test, with p-values adjusted by Holm's method over the
-    classes; the difference of the means has a paired bootstrap interval.
+    classes, and so are the means.
     """
     if learned.probe is None or learned.probe_validation is None or learned.knn is None:
         return None
     published, facts = task.figures, learned.probe.meta
     compared = learned.probe, learned.zero_shot, learned.knn
     probe, zero_shot, knn = (_learned_classes(scores, learned.probe) for scores in compared)
-    pair = metrics.bootstrap_pair(
-        metrics.macro_auc, probe.scores, zero_shot.scores, probe.labels,
-        groups=probe.units, samples=statistics.resamples, seed=statistics.seed,
-    )  # fmt: skip
+    test = metrics.macro_delong_test(
+        probe.scores, zero_shot.scores, probe.labels, groups=probe.units
+    )
     of_classes = aucs.of_classes(probe)
     columns = (common(probe, zero_shot, j) for j in range(len(probe.classes)))
     tests = [metrics.delong_test(*rows, groups=units) for *rows, units in columns]
@@ -37,12 +35,12 @@ def compare(learned: Learned, task: Task, statistics: aucs.Statistics) -> dict[s
         "exclusive": task.exclusive,
         **{key: facts[key] for key in ("images", "how", "scale", "strengths")},
         "unchosen": _unchosen(learned.probe_validation, task.exclusive),
-        "macro_auc": aucs.mean_of(pair.first, published.probe_mean),
+        "macro_auc": aucs.mean(probe, published.probe_mean),
         "undefined": of_classes.undefined,
-        "classes": list(_classes(of_classes, learned.probe.labels, tests, published.probe_auc)),
-        "zero_shot_macro": aucs.mean_of(pair.second, published.mean),
-        "difference": aucs.limits(pair.difference, "value"),
-        "knn": {"k": learned.knn.meta["k"], "macro_auc": aucs.mean(knn, statistics)},
+        "classes": list(_classes(of_classes, learned.probe, tests, published.probe_auc)),
+        "zero_shot_macro": aucs.mean(zero_shot, published.mean),
+        "difference": {**aucs.limits(test.difference, "value"), "p": test.p},
+        "knn": {"k": learned.knn.meta["k"], "macro_auc": aucs.mean(knn)},
         **{key: _with_names(learned.curves[key], probe.classes) for key in _CURVES},
     }
 
@@ -73,18 +71,18 @@ def _unchosen(validation: Scores, exclusive: bool) -> Sequence[str]:
 
 def _classes(
     of_classes: metrics.ClassAucs,
-    labels: Float[np.ndarray, "n c"],
+    scores: Scores,
     tests: Sequence[metrics.Comparison],
     published: Mapping[str, float],
 ) -> Iterator[dict[str, Any]]:
-    """Rows of the classes; `labels` counts those that could not be learned all the same."""
+    """Rows of the classes; those that could not be learned are counted all the same."""
     adjusted = metrics.holm([test.p for test in tests])
-    rows = zip(of_classes.classes, labels.T, tests, adjusted.tolist(), strict=True)
+    rows = zip(of_classes.classes, scores.labels.T, tests, adjusted.tolist(), strict=True)
     for of_class, column, test, p_holm in rows:
         yield {
             "class": of_class.name,
             **aucs.limits(of_class.auc),
-            **aucs.counts(column),
+            **aucs.counts(column, scores.units),
             **aucs.against(published.get(of_class.name), of_class.auc),
             "minus_zero_shot": aucs.limits(test.difference, "value"),
             "p": test.p,

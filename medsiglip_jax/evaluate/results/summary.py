@@ -29,8 +29,8 @@ def summarize(
 ) -> dict[str, Any]:
     """Computes the content of results.json.
 
-    AUCs have DeLong's interval with Student's t, by patient where patients are known. Means over
-    classes have a bootstrap interval: whole patients are drawn, and each resample has its own mean.
+    AUCs, their means and gaps have score intervals of DeLong's variance with Student's t, by
+    patient where patients are known.
 
     Args:
         scores: of the run; of pairs without classes.
@@ -43,17 +43,9 @@ def summarize(
         JSON without NaN: None stands where a number is undefined.
     """
     task = tasks.from_dict(scores.meta["task"])
-    statistics = aucs.Statistics(**scores.meta["statistics"])
     of_classes = aucs.of_classes(scores)
-    of_probe = learned and probe.compare(learned, task, statistics)
-    probed = learned.probe if learned and learned.zero_shot is scores else None
-    if not scores.classes:  # pairs
-        macro = None
-    elif of_probe and probed and probed.learned.all():
-        # Of the same images and classes: computed already, and the bootstrap is what takes time.
-        macro = of_probe["zero_shot_macro"]
-    else:
-        macro = aucs.mean(scores, statistics, task.figures.mean)
+    of_probe = learned and probe.compare(learned, task)
+    macro = aucs.mean(scores, task.figures.mean) if scores.classes else None  # None for pairs
     content = {
         "task": task.name,
         "title": task.title,
@@ -61,14 +53,14 @@ def summarize(
         "macro_auc": macro,
         "classes_in_mean": len(of_classes.classes) - len(of_classes.undefined),
         "undefined": of_classes.undefined,
-        "means": {name: _mean(scores, task, statistics, c) for name, c in task.means.items()},
+        "means": {name: _mean(scores, task, c) for name, c in task.means.items()},
         "classes": [_class(scores, task, j, c) for j, c in enumerate(of_classes.classes)],
         "one_class_each": _one_class_each(scores, task),
         "published": task.published and asdict(task.published),
         "held_out": learned and _held_out(learned, task),
         "probe": of_probe,
         "retrieval": retrieval,
-        "subgroups": _subgroups(scores, attributes, statistics),
+        "subgroups": _subgroups(scores, attributes),
         "grid": [_cell(cell, task) for cell in cells],
         **{key: scores.meta[key] for key in ("counts", "provenance", "statistics")},
         "leaks": scores.meta.get("leaks", []),
@@ -103,15 +95,13 @@ def _held_out(learned: Learned, task: Task) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------ means
 
 
-def _mean(
-    scores: Scores, task: Task, statistics: aucs.Statistics, classes: Sequence[str]
-) -> dict[str, Any]:
+def _mean(scores: Scores, task: Task, classes: Sequence[str]) -> dict[str, Any]:
     """The mean over some classes, beside the mean of what was published of them."""
     columns = np.flatnonzero(np.isin(scores.classes, classes))
     figures = [task.figures.auc.get(scores.classes[j]) for j in columns.tolist()]
     figure = None if None in figures else round(float(np.mean(np.array(figures))), 4)
     some = replace(scores, scores=scores.scores[:, columns], labels=scores.labels[:, columns])
-    return aucs.mean(some, statistics, figure)
+    return aucs.mean(some, figure)
 
 
 # ---------------------------------------------------------------------------------------- classes
@@ -125,7 +115,7 @@ def _class(scores: Scores, task: Task, column: int, estimate: metrics.ClassAuc) 
         "positives": estimate.positives,
         "negatives": estimate.negatives,
         "unknown": estimate.missing,
-        "few": min(estimate.positives, estimate.negatives) < FEW,
+        "few": estimate.fewest < FEW,
         "average_precision": metrics.average_precision(rows.scores, rows.positive),
         **aucs.against(task.figures.auc.get(estimate.name), estimate.auc),
     }
@@ -147,26 +137,24 @@ def _one_class_each(scores: Scores, task: Task) -> dict[str, Any] | None:
     return content
 
 
-def _subgroups(
-    scores: Scores, attributes: Mapping[str, Sequence[str]], statistics: aucs.Statistics
-) -> list[dict[str, Any]]:
-    rows, samples = [], max(1, statistics.resamples // 4)  # there are many
+def _subgroups(scores: Scores, attributes: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
+    """All subgroups and classes; p-values of gaps are adjusted for all of them together."""
+    rows = []
     columns = [*zip(scores.classes, scores.scores.T, scores.labels.T, strict=True)]
     for name, values in attributes.items():
         bands = [_age(v) for v in values] if name == "age" else [v or "unknown" for v in values]
         for of_class, x, y in columns:
-            subgroups = metrics.subgroup_aucs(
-                x, y, bands, groups=scores.units, samples=samples, seed=statistics.seed
-            )
+            subgroups = metrics.subgroup_aucs(x, y, bands, groups=scores.units)
             rows += [{"attribute": name, "class": of_class, **_subgroup(s)} for s in subgroups]
-    return rows
+    adjusted = metrics.holm([row["p"] for row in rows])
+    return [{**row, "p_holm": p} for row, p in zip(rows, adjusted.tolist(), strict=True)]
 
 
 def _subgroup(subgroup: metrics.Subgroup) -> dict[str, Any]:
     gap = {"gap": subgroup.gap.value, "gap_low": subgroup.gap.low, "gap_high": subgroup.gap.high}
     counts = {"positives": subgroup.positives, "negatives": subgroup.negatives}
     auc = {"subgroup": subgroup.name, **aucs.limits(subgroup.auc)}
-    return {**auc, **gap, **counts, "few": subgroup.flagged}
+    return {**auc, **gap, "p": subgroup.p, **counts, "few": subgroup.flagged}
 
 
 def _age(cell: str) -> str:
