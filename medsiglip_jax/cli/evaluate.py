@@ -10,7 +10,7 @@ from medsiglip_jax.cli.output import note, progress_bar, show, table
 _WHAT = {
     "--task T": "a name (see --list), or your own .toml or .json",
     "--from DIR": "recompute report and results from the scores in DIR, without a model; takes "
-    "--resamples, --prevalence and --export",
+    "--resamples, --prevalence, --per, --aggregate and --export",
     "--list": "list the tasks and where to get their data",
 }
 _FILES = {
@@ -40,6 +40,10 @@ _STATISTICS = {
     "test:ignore,train:positive,train:Edema=negative",
     "--blank P": "what an empty cell means, in the same form: ignore (default) or negative; of a "
     "column of class names (SCIN, NIH), negative is an image that shows none of the classes",
+    "--per COLUMN": "judge one score for each patient, or for each value of another attribute of "
+    "the task, such as study; default: for each image",
+    "--aggregate HOW": "with --per: mean (default), max, topN (mean of the N highest, such as "
+    "top3) or noisy-or of the scores of its images",
     "--resamples N": "of the bootstrap; default 2000",
     "--seed N": "of the bootstrap, and of splits that have to be drawn",
 }
@@ -99,18 +103,22 @@ def evaluate(args: argparse.Namespace) -> int:
 
 
 # What --from takes; any other flag would need other scores than those in the folder.
-_WITH_FROM = frozenset(("again", "resamples", "prevalence", "export", "json"))
+_WITH_FROM = ("resamples", "prevalence", "per", "aggregate", "export", "json")
 
 
 def _recompute(args: argparse.Namespace) -> dict[str, Any]:
     from medsiglip_jax.evaluate.recompute import recompute
 
-    if wrong := parser.given(args, (name for name in vars(args) if name not in _WITH_FROM)):
+    if wrong := parser.given(
+        args, (name for name in vars(args) if name not in ("again", *_WITH_FROM))
+    ):
         raise ValueError(
-            "--from takes --resamples, --prevalence, --export and --json; got "
+            f"--from takes {', '.join(f'--{name}' for name in _WITH_FROM)}; got "
             f"{', '.join(wrong)}, which needs the whole evaluation again"
         )
-    return recompute(args.again, args.resamples, args.prevalence, args.export)
+    return recompute(
+        args.again, args.resamples, args.prevalence, args.export, _unit(args)
+    )  # fmt: skip
 
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:
@@ -144,6 +152,14 @@ def _model(args: argparse.Namespace, recorded: str | None):
     return model
 
 
+def _unit(args: argparse.Namespace):
+    from medsiglip_jax.evaluate.units import Unit
+
+    if args.aggregate and not args.per:
+        raise ValueError("--aggregate combines the scores of images, and needs --per")
+    return Unit(args.per, args.aggregate or "mean") if args.per else None
+
+
 def _options(args: argparse.Namespace):
     from medsiglip_jax.data.labels import parse_policies
     from medsiglip_jax.evaluate.options import Draws, EvaluateOptions
@@ -168,6 +184,7 @@ def _options(args: argparse.Namespace):
         learn=args.learn or "",
         draws=Draws(**draws),
         dicom=reading.dicom_rules(args),
+        unit=_unit(args),
     )
 
 
@@ -189,9 +206,9 @@ def _task(task: dict[str, Any]) -> str:
 
 def _text(output: str, results: dict[str, Any]) -> str:
     from medsiglip_jax.evaluate.report.sections import classes, recalls
-    from medsiglip_jax.evaluate.report.tables import number
+    from medsiglip_jax.evaluate.report.tables import judged, number
 
-    macro, images = results["macro_auc"], f"{results['images']:,} images"
+    macro, images = results["macro_auc"], f"{results['images']:,} {judged(results)}"
     head = f"macro AUC {number(macro['auc'])}, {images}" if macro else images
     sections = filter(None, (classes(results), recalls(results)))
     lines = [line for section in sections for line in table(section.header, section.rows)]

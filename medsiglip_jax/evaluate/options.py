@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from medsiglip_jax.data.labels import Policy
 from medsiglip_jax.embeddings.probe import learning
 from medsiglip_jax.evaluate import zero_shot
+from medsiglip_jax.evaluate.units import Unit
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.image import preset
 
@@ -57,6 +58,7 @@ class EvaluateOptions:
         prevalence: at which to state predictive values, besides that of the test images.
         dicom: how DICOM files become pixels.
         export: also write every table and figure of the report as a file.
+        unit: what is judged instead of single images.
     """
 
     preprocess: str | None = None
@@ -77,6 +79,7 @@ class EvaluateOptions:
     prevalence: float | None = None
     dicom: Rules = Rules()
     export: bool = False
+    unit: Unit | None = None
 
     def policy_of(self, part: str) -> Policy:
         """What labels of a part mean."""

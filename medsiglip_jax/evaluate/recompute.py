@@ -1,16 +1,18 @@
 """Results and report from the files of an evaluation, without the model."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
-from medsiglip_jax.evaluate import learned, options, retrieval, scores
+from medsiglip_jax.evaluate import aggregation, learned, options, retrieval, scores, tasks
+from medsiglip_jax.evaluate.learned import Learned
 from medsiglip_jax.evaluate.report import document
 from medsiglip_jax.evaluate.report import export as exports
 from medsiglip_jax.evaluate.results.summary import summarize
 from medsiglip_jax.evaluate.scores import GRID, PART, Scores
-from medsiglip_jax.files import places, storage
+from medsiglip_jax.evaluate.units import Unit
+from medsiglip_jax.files import places, settings, storage
 from medsiglip_jax.files.json_text import dumps
 
 RESULTS = "results.json"
@@ -21,6 +23,7 @@ def recompute(
     resamples: int | None = None,
     prevalence: float | None = None,
     export: bool = False,
+    unit: Unit | None = None,
 ) -> dict[str, Any]:
     """Recomputes results and report from the files in a folder; needs no model.
 
@@ -29,6 +32,7 @@ def recompute(
         resamples: of bootstraps; None is as before.
         prevalence: at which to state predictive values; None is as before.
         export: also write every table and figure as a file; see `report.export`.
+        unit: what to judge instead of single images; None is as before.
 
     Returns:
         The content of results.json.
@@ -40,6 +44,7 @@ def recompute(
     folder = places.at(output)
     run, attributes = _read(folder)
     run = _with_statistics(run, resamples, prevalence)
+    run = run if unit is None else replace(run, meta={**run.meta, "unit": asdict(unit)})
     facts, held_out = run.meta.get("learned"), run
     if facts and facts.get("drawn"):  # from all images: what was learned is of some of them
         splits = np.array(attributes.pop(PART))
@@ -53,7 +58,8 @@ def recompute(
     scores.check_runs(folder, run.meta.get("run"), runs)
     recalls = None if ranks is None else retrieval.summary(ranks)
     learning = learned.read(folder, held_out, facts) if facts else None
-    content = summarize(run, attributes, list(cells.values()), learning, recalls)
+    run, attributes, judged, learning = _of_units(run, attributes, [*cells.values()], learning)
+    content = summarize(run, attributes, judged, learning, recalls)
     texts = {
         "report.md": document.markdown(content),
         "report.html": document.page(content, run, learning),
@@ -82,6 +88,27 @@ def _read(folder: places.Place) -> tuple[Scores, dict[str, list[str]]]:
             f"{folder}: {scores.IMAGES} and {scores.FILE} are of different images; evaluate again"
         )
     return run, columns
+
+
+def _of_units(
+    run: Scores, attributes: dict[str, list[str]], cells: list[Scores], learning: Learned | None
+) -> tuple[Scores, dict[str, list[str]], list[Scores], Learned | None]:
+    """One score for each patient or study, if that is what the run is to be judged by."""
+    if not run.meta.get("unit"):
+        return run, attributes, cells, learning
+    unit = settings.build(Unit, run.meta["unit"], "unit")
+    if not run.classes:
+        raise ValueError("pairs of images and texts have no scores to combine")
+    exclusive = tasks.from_dict(run.meta["task"]).exclusive
+    unit_of = aggregation.names(unit, run, attributes)
+    meta = {**run.meta, "unit": {**run.meta["unit"], "images": len(run.ids)}}
+    of_run, *of_cells = (
+        aggregation.of_units(side, unit_of, unit.aggregate, exclusive) for side in (run, *cells)
+    )
+    kept = {name: column for name, column in attributes.items() if name != unit.per}
+    learning = learning and aggregation.of_learned(learning, unit, exclusive)
+    kept = aggregation.of_attributes(kept, unit_of)
+    return replace(of_run, meta=meta), kept, of_cells, learning
 
 
 def _with_statistics(run: Scores, resamples: int | None, prevalence: float | None) -> Scores:

@@ -356,6 +356,7 @@ class EvaluationRun:
             "cells": [],
             "counts": {**embedded.whole.counts, "unreadable": embedded.lost},
             "statistics": {"resamples": self.options.resamples, "seed": self.options.seed},
+            "unit": self.options.unit and asdict(self.options.unit),
             "provenance": self._provenance(cell, embedded),
         }
 

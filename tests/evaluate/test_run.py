@@ -115,6 +115,32 @@ def files(folder):
     return {name: (folder / name).read_bytes() for name in names}
 
 
+# ------------------------------------------------------------------------------ of patients
+
+
+def test_patients_are_judged_by_one_score_each(done, capsys):
+    """Without another run of the model, and with the numbers of the combined scores."""
+    folder, before = done
+    flags = ["--per", "patient", "--aggregate", "max", "--json"]
+    assert cli.main(["evaluate", "--from", str(folder), *flags]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["images"] == 20 and found["groups"] is None
+    assert found["unit"] == {"per": "patient", "aggregate": "max", "images": 30}
+    run_ = scores.read(folder / "scores.parquet")
+    patients = sorted(set(run_.groups))
+    mine = [[i for i, g in enumerate(run_.groups) if g == p] for p in patients]
+    label = [max(run_.labels[rows, 0]) for rows in mine]
+    want = roc_auc_score(label, [max(run_.scores[rows, 0]) for rows in mine])
+    assert found["classes"][0]["auc"] == pytest.approx(want, abs=1e-12)
+    report = (folder / "report.md").read_text()
+    assert "20 patients or groups. Each has one score, by max over its images (30 in all)" in report
+    assert cli.main(["evaluate", "--from", str(folder), "--per", "sex", "--json"]) == 2
+    assert "images of several patients" in capsys.readouterr().err
+    assert cli.main(["evaluate", "--from", str(folder), "--aggregate", "max"]) == 2
+    assert "--aggregate combines the scores of images, and needs --per" in capsys.readouterr().err
+    assert recompute(folder) == before  # as evaluated
+
+
 # --------------------------------------------------------------------------------- score rules
 
 
@@ -263,7 +289,8 @@ def test_other_statistics_without_the_model_and_nothing_else(done, tmp_path, cap
     assert got["macro_auc"] == done[1]["macro_auc"] and got["classes"] == done[1]["classes"]
     before = files(tmp_path / "out")
     for flags, say in {
-        ("--seed", "1"): "--from takes --resamples, --prevalence and --json; got --seed",
+        ("--seed", "1"): "--from takes --resamples, --prevalence, --per, --aggregate, --export, "
+        "--json; got --seed",
         ("--learn", "--data", "x"): "got --data, --learn",
         ("--resamples", "0"): "resamples is 0",
         ("--prevalence", "0.1"): "prevalence is 0.1; expected",
@@ -293,7 +320,7 @@ def test_the_page_needs_nothing_else_and_says_it_all(done):
     folder, got = done
     page, text = (folder / "report.html").read_text(), (folder / "report.md").read_text()
     assert not re.search(r"(src|href)=|url\(|<script", page)
-    assert page.count("<svg") == 4 and "Three findings &amp; one" in page
+    assert page.count("<svg") == 1 + 3 * 3 and "Three findings &amp; one" in page
     for found in got["classes"][:3]:
         row = f"| {found['class']}{' *' if found['few'] else ''} | {found['auc']:.3f} |"
         assert row in text and f"<td>{found['auc']:.3f}" in page

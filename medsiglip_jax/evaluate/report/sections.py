@@ -25,7 +25,12 @@ def sections(results: Mapping[str, Any]) -> Iterator[ReportSection]:
 def _summary(results: Mapping[str, Any]) -> ReportSection:
     macro, groups = results["macro_auc"], results["groups"]
     whose = "" if groups is None else f" of {groups:,} patients or groups"
-    text = [f"{results['images']:,} images{whose}."]
+    text = [f"{results['images']:,} {tables.judged(results)}{whose}."]
+    if unit := results["unit"]:
+        text.append(
+            f"Each has one score, by {unit['aggregate']} over its images ({unit['images']:,} in "
+            "all); it has a finding if one of its images has it."
+        )
     if macro is not None:
         text.append(
             f"Macro AUC {estimated(macro)} over {results['classes_in_mean']} classes, "

@@ -46,6 +46,14 @@ def _by_classifier(results: Mapping[str, Any]) -> bool:
     return results["provenance"].get("score") == CLASSIFIER
 
 
+def judged(results: Mapping[str, Any]) -> str:
+    """What has a score, in the plural."""
+    unit = results.get("unit")
+    if unit is None:
+        return "images"
+    return "patients or groups" if unit["per"] == "patient" else f"units by {unit['per']}"
+
+
 def number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 

@@ -50,6 +50,7 @@ def summarize(
         "task": task.name,
         "title": task.title,
         **_size(scores),
+        "unit": scores.meta.get("unit"),
         "macro_auc": macro,
         "classes_in_mean": len(of_classes.classes) - len(of_classes.undefined),
         "undefined": of_classes.undefined,

@@ -1,0 +1,50 @@
+"""What an evaluation judges instead of single images, and how their scores are combined."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+PATIENT = "patient"
+_TOP = re.compile(r"top([1-9]\d*)")
+EXPECTED = "mean, max, topN (the mean of the N highest, such as top3) or noisy-or"
+# Scores of the images of one unit, [k, c], to its scores.
+Combine = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What is judged instead of single images.
+
+    Attributes:
+        per: "patient" (the group of the data set, also a lesion or slide), or an attribute.
+        aggregate: how the scores of its images become one; see `EXPECTED`.
+    """
+
+    per: str
+    aggregate: str = "mean"
+
+    def __post_init__(self):
+        combine(self.aggregate)
+
+
+def combine(name: str) -> Combine:
+    """How scores become one.
+
+    Noisy-or is the probability that at least one image shows a finding, if each did so
+    independently: 1 - (1 - p1)(1 - p2)… (Pearl, Probabilistic Reasoning, 1988, 4.3.2).
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    plain: dict[str, Combine] = {
+        "mean": lambda x: x.mean(axis=0),
+        "max": lambda x: x.max(axis=0),
+        "noisy-or": lambda x: 1 - (1 - x).prod(axis=0),
+    }
+    if name in plain:
+        return plain[name]
+    if not (top := _TOP.fullmatch(name)):
+        raise ValueError(f"aggregate is {name!r}; expected {EXPECTED}")
+    return lambda x: np.sort(x, axis=0)[-int(top[1]) :].mean(axis=0)
