@@ -40,6 +40,8 @@ _STATISTICS = {
     "test:ignore,train:positive,train:Edema=negative",
     "--blank P": "what an empty cell means, in the same form: ignore (default) or negative; of a "
     "column of class names (SCIN, NIH), negative is an image that shows none of the classes",
+    "--by COLUMN": "compare subgroups by this column of the tables, too, such as the hospital; "
+    "repeat for several",
     "--per COLUMN": "judge one score for each patient, or for each value of another attribute of "
     "the task, such as study; default: for each image",
     "--aggregate HOW": "with --per: mean (default), max, topN (mean of the N highest, such as "
@@ -55,6 +57,8 @@ def define_flags(sub: parser.Parser) -> None:
         "--prompts FILE": ".toml or .json: class = [prompts]",
         "--reading NAME": "one of the task's readings of prompts that were published ambiguously",
         "--score RULE": "pos_minus_neg, pair_softmax, class_softmax or cosine",
+        "--over-prompts HOW": "how several prompts of a class become one: embedding (default), the "
+        "mean of their embeddings, or the mean or max of the cosines with each",
         "--temperature T": "of class_softmax: logit_scale (default), which is the model's own, or "
         "none",
         "--grid": "run all presets, readings and temperatures that the published figures leave "
@@ -64,12 +68,14 @@ def define_flags(sub: parser.Parser) -> None:
     parser.add_flags(sub.add_mutually_exclusive_group(required=True), _WHAT, **{"from": again})
     parser.add_flags(sub, _FILES)
     group = sub.add_argument_group("scores")
-    parser.add_flags(group, scores, reading="as given", temperature="logit_scale")
+    how = {"reading": "as given", "temperature": "logit_scale", "over_prompts": "embedding"}
+    parser.add_flags(group, scores, **how)
     group, sizes = sub.add_argument_group("learning"), {"nargs": "*", "type": int}
     learn = {"nargs": "?", "const": "probe"}
     parser.add_flags(group, _LEARNING, learn=learn, sizes=sizes, seeds=int, prevalence=float)
     group = sub.add_argument_group("labels and statistics")
-    parser.add_flags(group, _STATISTICS, uncertain="ignore", blank="ignore", resamples=int, seed=0)
+    statistics = {"by": parser.REPEATED, "uncertain": "ignore", "blank": "ignore"}
+    parser.add_flags(group, _STATISTICS, **statistics, resamples=int, seed=0)
     reading.add_dicom(sub)
     add_model(sub, required=False, batch_on_accelerators="64 per device")
 
@@ -170,7 +176,7 @@ def _options(args: argparse.Namespace):
     if draws and args.learn != "probe":
         raise ValueError("--sizes and --seeds are of learning curves: they need --learn")
     as_given = (
-        "preprocess", "score", "reading", "temperature", "allow_missing",
+        "preprocess", "score", "reading", "temperature", "over_prompts", "allow_missing",
         "allow_leaks", "seed", "grid", "prevalence", "export",
     )  # fmt: skip
     policies = parse_policies(args.uncertain, args.blank)
@@ -184,6 +190,7 @@ def _options(args: argparse.Namespace):
         learn=args.learn or "",
         draws=Draws(**draws),
         dicom=reading.dicom_rules(args),
+        by=tuple(args.by or ()),
         unit=_unit(args),
     )
 

@@ -40,6 +40,7 @@ class EvaluateOptions:
         preprocess: pixel preset; None is that of the given embeddings, or "big_vision".
         score: a rule of `zero_shot.RULES`; None is the task's own.
         reading: a name in the task's `readings`, or "as given".
+        over_prompts: how several prompts of a class become one; see `zero_shot.class_prompts`.
         temperature: softmax rules multiply cosines by exp(t) ("logit_scale") or by 1 ("none").
         policy: what labels mean that are neither 0 nor 1.
         part_policies: "train", "validation" or "test" -> its policy, where it has another.
@@ -58,6 +59,8 @@ class EvaluateOptions:
         prevalence: at which to state predictive values, besides that of the test images.
         dicom: how DICOM files become pixels.
         export: also write every table and figure of the report as a file.
+        by: columns of the tables, such as hospitals, to compare subgroups by besides those of the
+            task.
         unit: what is judged instead of single images.
     """
 
@@ -65,6 +68,7 @@ class EvaluateOptions:
     score: str | None = None
     reading: str = AS_GIVEN
     temperature: str = "logit_scale"
+    over_prompts: str = "embedding"
     policy: Policy = Policy()
     part_policies: Mapping[str, Policy] = field(default_factory=dict)
     allow_missing: bool = False
@@ -79,6 +83,7 @@ class EvaluateOptions:
     prevalence: float | None = None
     dicom: Rules = Rules()
     export: bool = False
+    by: tuple[str, ...] = ()
     unit: Unit | None = None
 
     def policy_of(self, part: str) -> Policy:
@@ -90,6 +95,9 @@ class EvaluateOptions:
         if self.score is not None:
             zero_shot.rule(self.score)
         zero_shot.check_temperature(self.temperature)
+        if self.over_prompts not in zero_shot.OVER_PROMPTS:
+            choices = ", ".join(zero_shot.OVER_PROMPTS)
+            raise ValueError(f"over_prompts is {self.over_prompts!r}; expected one of {choices}")
         if self.resamples < 1:
             raise ValueError(f"resamples is {self.resamples}; expected at least 1")
         if self.learn not in LEARN:

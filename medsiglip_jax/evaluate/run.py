@@ -22,8 +22,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-import numpy as np
-
 from medsiglip_jax import __version__
 from medsiglip_jax.data import expansion
 from medsiglip_jax.data.rows import Rows, from_tuples
@@ -46,6 +44,7 @@ from medsiglip_jax.evaluate.image_embeddings import ImageEmbeddings
 from medsiglip_jax.evaluate.learned import LabelledSplits
 from medsiglip_jax.evaluate.options import AS_GIVEN, DEFAULT, LEARN, EvaluateOptions, GridCell
 from medsiglip_jax.evaluate.recompute import RESULTS, recompute
+from medsiglip_jax.evaluate.zero_shot import ClassPrompts
 from medsiglip_jax.files import places
 from medsiglip_jax.files.json_text import to_hash
 from medsiglip_jax.inference import classifier, run_folder
@@ -94,7 +93,7 @@ def evaluate(
     """
     folder = places.at(output)
     check_folder(folder)
-    task = replace(task, score=options.score or task.score)
+    task = replace(task.by(options.by), score=options.score or task.score)
     if options.reading != AS_GIVEN:
         task.with_reading(options.reading)  # fail now if there is none
     if embeddings and options.grid:
@@ -105,6 +104,8 @@ def evaluate(
         task, data, options.policy, options.allow_missing, options.seed, LEARN[options.learn],
         options.prefer, options.allow_leaks, options.part_policies,
     )  # fmt: skip
+    if lacking := [name for name in options.by if name not in splits.whole.attributes]:
+        raise ValueError(f"{data}: no table of {task.title} has a column {', '.join(lacking)}")
     model = model if isinstance(model, Model) else model()
     if model.config.classifier:
         task = _by_classifier(task, model.config.classifier, options)
@@ -134,6 +135,7 @@ def _by_classifier(task: tasks.Task, own: ClassifierConfig, options: EvaluateOpt
         "--grid": options.grid,
         "--reading": options.reading != AS_GIVEN,
         "--temperature": options.temperature != zero_shot.TEMPERATURES[0],
+        "--over-prompts": options.over_prompts != zero_shot.OVER_PROMPTS[0],
         "--learn probe": options.learn == "probe",
     }
     if unfit := ", ".join(name for name, given in asked.items() if given):
@@ -251,14 +253,16 @@ class EvaluationRun:
         temperatures = zero_shot.TEMPERATURES if softmax else (self.options.temperature,)
         return itertools.starmap(GridCell, itertools.product(PRESETS, self.readings, temperatures))
 
-    def _prompts(self, task: tasks.Task) -> tuple[np.ndarray, np.ndarray | None] | None:
-        """Class embeddings of the present and, if the rule needs them, of the absent prompts."""
+    def _prompts(self, task: tasks.Task) -> tuple[ClassPrompts, ClassPrompts | None] | None:
+        """The present prompts and, if the rule needs them, the absent ones."""
         if not task.classes or self.classifier:
             return None
-        present = zero_shot.class_embeddings(self.model, [c.present for c in task.classes])
+        over = self.options.over_prompts
+        present = zero_shot.class_prompts(self.model, [c.present for c in task.classes], over)
         if not zero_shot.rule(task.score).pairs:
             return present, None
-        return present, zero_shot.class_embeddings(self.model, [c.absent for c in task.classes])
+        absent = [c.absent for c in task.classes]
+        return present, zero_shot.class_prompts(self.model, absent, over)
 
     # -------------------------------------------------------------------------------- embeddings
 
@@ -373,6 +377,7 @@ class EvaluationRun:
             "score": self.task.score,
             **(softmax if "softmax" in self.task.score else {}),
             "reading": cell.reading,
+            "over_prompts": self.options.over_prompts,
             "prompts_sha256": self.readings[cell.reading].prompts_sha256(),
             **self.labels(embedded.whole),
             **asdict(self.options.policy_of("test")),

@@ -174,6 +174,18 @@ class Task:
         """The classes that the data turned out to have, with prompts of the template."""
         return _fill_template(replace(self, classes=tuple(map(Class, names))))
 
+    def by(self, columns: Sequence[str]) -> "Task":
+        """The same with these columns of its tables as attributes, for subgroups.
+
+        Raises:
+            ValueError: the data has no tables, or an attribute cannot have such a name.
+        """
+        if columns and self.data["adapter"] != "csv":
+            raise ValueError(f"task {self.name} has no table with columns {', '.join(columns)}")
+        attributes = {**dict.fromkeys(columns), **self.data.get("attributes", {})}
+        named = {name: column or name for name, column in attributes.items()}
+        return replace(self, data={**self.data, "attributes": named}) if columns else self
+
     def with_reading(self, name: str) -> "Task":
         """The prompts read another way.
 

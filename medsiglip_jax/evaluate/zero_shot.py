@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from scipy import special
 
 from medsiglip_jax.model.api import Model
@@ -70,24 +70,59 @@ def factor(model: Model, temperature: str) -> float:
     return float(np.exp(np.asarray(model.params["t"], np.float64)).reshape(()))
 
 
-def class_embeddings(model: Model, prompts: Sequence[Sequence[str]]) -> Float[np.ndarray, "c d"]:
-    """One unit vector per class: prompts embedded, normalised, averaged, normalised again.
+# How several prompts of a class become one cosine.
+OVER_PROMPTS = ("embedding", "mean", "max")
 
-    The mean is taken before the cosine, as in big_vision's discriminative_classifier and CheXzero.
-    Because it is divided by its length, images are ranked otherwise than by the mean of the
-    cosines. A prompt that is given twice counts twice.
+
+@dataclass(frozen=True, eq=False)
+class ClassPrompts:
+    """What images are compared with.
+
+    Attributes:
+        vectors: unit vectors: one of each class, or of each prompt.
+        first: where the prompts of each class begin; None for one vector of each class.
+        over: "mean" or "max" of the cosines with the prompts of a class; "embedding" has one.
+    """
+
+    vectors: Float[np.ndarray, "p d"]
+    first: Int64[np.ndarray, " c"] | None = None
+    over: str = "embedding"
+
+    def cosines(self, zimg: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n c"]:
+        """Of images, in float64."""
+        cosines = unit(zimg) @ self.vectors.T
+        if self.first is None:
+            return cosines
+        if self.over == "max":
+            return np.maximum.reduceat(cosines, self.first, axis=1)
+        counts = np.diff(np.append(self.first, len(self.vectors)))
+        return np.add.reduceat(cosines, self.first, axis=1) / counts
+
+
+def class_prompts(
+    model: Model, prompts: Sequence[Sequence[str]], over: str = "embedding"
+) -> ClassPrompts:
+    """Embeds the prompts of every class.
+
+    By default a class is one unit vector: its prompts embedded, normalised, averaged, normalised
+    again. The mean is taken before the cosine, as in big_vision's discriminative_classifier and
+    CheXzero. Because it is divided by its length, images are ranked otherwise than by the mean of
+    the cosines, which `over` can ask for, as for their maximum. A prompt that is given twice counts
+    twice.
 
     Args:
         model: with a text tower and a tokenizer.
         prompts: of every class, at least one each.
-
-    Returns:
-        float64 [c, d].
+        over: one of `OVER_PROMPTS`.
     """
     texts = list(dict.fromkeys(text for group in prompts for text in group))
     tokens = model.processor.texts(texts)
     vectors = dict(zip(texts, unit(np.asarray(model.encode_text(tokens))), strict=True))
-    return unit(np.stack([np.mean([vectors[text] for text in group], 0) for group in prompts]))
+    groups = [np.stack([vectors[text] for text in group]) for group in prompts]
+    if over == "embedding":
+        return ClassPrompts(unit(np.stack([group.mean(axis=0) for group in groups])))
+    sizes = [len(group) for group in groups]
+    return ClassPrompts(np.concatenate(groups), np.cumsum([0, *sizes[:-1]]), over)
 
 
 def unit(vectors: np.ndarray) -> Float[np.ndarray, "n d"]:
@@ -98,21 +133,23 @@ def unit(vectors: np.ndarray) -> Float[np.ndarray, "n d"]:
 
 def score(
     name: str,
-    zimg: np.ndarray,
-    present: Float[np.ndarray, "c d"],
-    absent: Float[np.ndarray, "c d"] | None = None,
+    zimg: Float[np.ndarray, "n d"],
+    present: ClassPrompts,
+    absent: ClassPrompts | None = None,
     factor: float = 1.0,
 ) -> Float[np.ndarray, "n c"]:
     """Scores images by the rule of that name, in float64.
 
     Args:
         name: a key of `RULES`.
-        zimg: image embeddings [n, d], of any length.
-        present: `class_embeddings` of the prompts of presence.
+        zimg: image embeddings, of any length.
+        present: the prompts of presence.
         absent: and of absence, for rules of pairs.
         factor: of the softmax.
     """
-    zimg, chosen = unit(zimg), rule(name)
+    chosen = rule(name)
     if chosen.pairs and absent is None:
         raise ValueError(f"score {name} compares with prompts of absence, and there are none")
-    return chosen.score(zimg @ present.T, zimg @ (present if absent is None else absent).T, factor)
+    with_present = present.cosines(zimg)
+    with_absent = with_present if absent is None else absent.cosines(zimg)
+    return chosen.score(with_present, with_absent, factor)

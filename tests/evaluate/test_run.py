@@ -21,6 +21,7 @@ from medsiglip_jax.evaluate.options import EvaluateOptions
 from medsiglip_jax.evaluate.recompute import recompute
 from medsiglip_jax.evaluate.results.summary import summarize
 from medsiglip_jax.evaluate.scores import Scores
+from medsiglip_jax.evaluate.zero_shot import ClassPrompts
 from medsiglip_jax.inference import embed as embedding
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.image import PRESETS
@@ -153,27 +154,29 @@ def test_rules_by_hand():
     z, p, n = rng.standard_normal((5, 8)), plain(rng.standard_normal((3, 8))), None
     n = plain(rng.standard_normal((3, 8)))
     cos_p, cos_n = plain(z) @ p.T, plain(z) @ n.T
+    of_p, of_n = ClassPrompts(p), ClassPrompts(n)
     for name, want in {
         "pos_minus_neg": cos_p - cos_n,
         "pair_softmax": np.exp(7 * cos_p) / (np.exp(7 * cos_p) + np.exp(7 * cos_n)),
         "class_softmax": np.exp(7 * cos_p) / np.exp(7 * cos_p).sum(1, keepdims=True),
         "cosine": cos_p,
     }.items():
-        got = zero_shot.score(name, 3 * z.astype(np.float32), p, n, 7.0)
+        got = zero_shot.score(name, 3 * z.astype(np.float32), of_p, of_n, 7.0)
         # A norm and a product of 8 each, and what the cosines are multiplied by.
         assert_close(got, want, terms=16, largest=7)
-    far = zero_shot.score("class_softmax", z, p, None, 1e6)
+    far = zero_shot.score("class_softmax", z, of_p, None, 1e6)
     assert np.isfinite(far).all() and far.max(1).tolist() == [1] * 5
     with pytest.raises(ValueError, match="there are none"):
-        zero_shot.score("pos_minus_neg", z, p)
+        zero_shot.score("pos_minus_neg", z, of_p)
     with pytest.raises(ValueError, match="expected one of pos_minus_neg"):
-        zero_shot.score("best", z, p)
+        zero_shot.score("best", z, of_p)
 
 
 def test_temperature_changes_ranks_of_three_classes_and_not_of_two():
     z, p = np.array([[1.0, 0, 0], [0.7, 0.6, 0.1]]), np.eye(3)
-    three = [zero_shot.score("class_softmax", z, p, None, f)[:, 0] for f in (1.0, 50.0)]
-    two = [zero_shot.score("pair_softmax", z, p, p[::-1], f)[:, 0] for f in (1.0, 50.0)]
+    of_p, other = ClassPrompts(p), ClassPrompts(p[::-1])
+    three = [zero_shot.score("class_softmax", z, of_p, None, f)[:, 0] for f in (1.0, 50.0)]
+    two = [zero_shot.score("pair_softmax", z, of_p, other, f)[:, 0] for f in (1.0, 50.0)]
     assert [np.argsort(x).tolist() for x in two] == [[1, 0], [1, 0]]
     cosines = np.array([[0.5, 0.2, 0.2], [0.6, 0.58, -0.9]])
     ranks = [zero_shot.RULES["class_softmax"].score(cosines, cosines, f) for f in (1.0, 50.0)]
@@ -181,15 +184,46 @@ def test_temperature_changes_ranks_of_three_classes_and_not_of_two():
     assert len(three) == 2
 
 
-def test_class_embeddings_are_means_of_unit_vectors_and_count_repeats(model):
+def test_a_class_is_the_mean_of_unit_vectors_and_repeats_count(model):
     texts = ["photo of a a", "photo of a b", "photo of a a"]
     z = plain(np.asarray(model.encode_text(model.processor.texts(texts)), np.float64))
-    got = zero_shot.class_embeddings(model, [texts, texts[:1]])
+    got = zero_shot.class_prompts(model, [texts, texts[:1]]).vectors
     assert_close(got, plain(np.stack([z.mean(0), z[0]])), TERMS)
     assert zero_shot.factor(model, "none") == 1
     assert zero_shot.factor(model, "logit_scale") == pytest.approx(
         float(np.exp(np.asarray(model.params["t"], np.float64)).item())
     )
+
+
+@pytest.mark.parametrize("over, combined", [("mean", np.mean), ("max", np.max)])
+def test_prompts_may_be_combined_after_the_cosine(model, over, combined):
+    groups = [
+        ["photo of a a", "photo of a b", "photo of a a"],
+        ["scan of a c"],
+        ["photo of a d"] * 2,
+    ]
+    zimg = np.random.default_rng(0).normal(size=(7, model.config.embed_dim))
+    got = zero_shot.class_prompts(model, groups, over).cosines(zimg)
+    for j, group in enumerate(groups):
+        ztxt = np.asarray(model.encode_text(model.processor.texts(group)), np.float64)
+        assert_close(got[:, j], combined(plain(zimg) @ plain(ztxt).T, axis=1), TERMS)
+    by_embedding = zero_shot.class_prompts(model, groups).cosines(zimg)
+    assert np.abs(by_embedding - got)[:, 0].max() > 1e-3
+    np.testing.assert_allclose(by_embedding[:, 1:], got[:, 1:], atol=1e-12)  # of one prompt
+
+
+def test_subgroups_by_any_column(data, model, tmp_path):
+    """Hospitals, say: each against the others, beside the attributes of the task."""
+    task = tasks.read(str(data / "task.toml"))
+    options = EvaluateOptions(resamples=20, by=("Beta",))
+    found = run.evaluate(task, model, data, tmp_path / "out", options)
+    assert {row["attribute"] for row in found["subgroups"]} == {"sex", "age", "Beta"}
+    values = [r["value"] for r in found["characteristics"] if r["attribute"] == "Beta"]
+    assert values == ["0", "1"]
+    for names, message in ((("site",), "has a column site"), (("id",), "rename it")):
+        with pytest.raises(ValueError, match=message):
+            options = EvaluateOptions(by=names)
+            run.evaluate(task, model, data, tmp_path / "other", options)
 
 
 # --------------------------------------------------------------------------------- end to end

@@ -18,7 +18,8 @@ from medsiglip_jax.evaluate.report.tables import (
 def sections(results: Mapping[str, Any]) -> Iterator[ReportSection]:
     """A whole report but its pictures."""
     first = _summary(results), classes(results), _grades(results), _grid(results)
-    last = _subgroups(results), recalls(results), _left_out(results), _provenance(results)
+    last = _subgroups(results), recalls(results), _flow(results), _characteristics(results)
+    last = *last, _left_out(results), _provenance(results)
     return filter(None, (*first, *learning.sections(results), *last))
 
 
@@ -156,6 +157,30 @@ def recalls(results: Mapping[str, Any]) -> ReportSection | None:
     if ranks["without_text"]:
         text.append(f"{ranks['without_text']:,} images without a text were left out.")
     return ReportSection("Retrieval", " ".join(text), header, rows)
+
+
+def _flow(results: Mapping[str, Any]) -> ReportSection | None:
+    """None where every image was evaluated."""
+    if len(results["flow"]) < 3:
+        return None
+    rows = [(row["step"], f"{row['images']:,}", f"{row['left']:,}") for row in results["flow"]]
+    text = "From the images that the data set names to those that were evaluated (TRIPOD 13a)."
+    return ReportSection("Flow of images", text, ("", "images", "left"), rows)
+
+
+def _characteristics(results: Mapping[str, Any]) -> ReportSection | None:
+    rows = []
+    for row in results["characteristics"]:
+        share = row["images"] / max(1, results["images"])
+        patients = "–" if row["groups"] is None else f"{row['groups']:,}"
+        name = row["attribute"].replace("_", " ")
+        rows.append((name, row["value"], f"{row['images']:,} ({share:.0%})", patients))
+    text = (
+        f"Of the {tables.judged(results)} that were evaluated (TRIPOD 13b). A patient with images "
+        "of several values counts for each of them."
+    )
+    header = ("", "value", tables.judged(results), "patients")
+    return ReportSection("Characteristics", text, header, rows) if rows else None
 
 
 def _left_out(results: Mapping[str, Any]) -> ReportSection | None:

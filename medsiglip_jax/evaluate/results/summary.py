@@ -1,7 +1,5 @@
 """Scores -> the content of results.json."""
 
-import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -11,13 +9,11 @@ import numpy as np
 from medsiglip_jax import metrics
 from medsiglip_jax.evaluate import tasks
 from medsiglip_jax.evaluate.learned import Learned
-from medsiglip_jax.evaluate.results import aucs, held_out, probe
+from medsiglip_jax.evaluate.results import aucs, cohort, held_out, probe
 from medsiglip_jax.evaluate.scores import Scores, known
 from medsiglip_jax.evaluate.tasks import Task
 from medsiglip_jax.files.json import plain
 from medsiglip_jax.metrics.subgroups import FEW
-
-_AGES = ((40, "under 40"), (65, "40 to 64"), (math.inf, "65 and over"))
 
 
 def summarize(
@@ -61,6 +57,8 @@ def summarize(
         "held_out": learned and _held_out(learned, task),
         "probe": of_probe,
         "retrieval": retrieval,
+        "flow": cohort.flow(scores.meta["counts"], _images(scores)),
+        "characteristics": cohort.characteristics(attributes, scores.groups),
         "subgroups": _subgroups(scores, attributes),
         "grid": [_cell(cell, task) for cell in cells],
         **{key: scores.meta[key] for key in ("counts", "provenance", "statistics")},
@@ -68,6 +66,12 @@ def summarize(
         **{key: getattr(task, key) for key in ("notes", "trained_on", "source", "prompts_source")},
     }
     return plain(content)
+
+
+def _images(scores: Scores) -> int:
+    """How many images were evaluated, whatever is judged."""
+    unit = scores.meta.get("unit")
+    return unit["images"] if unit else len(scores.ids)
 
 
 def _size(scores: Scores) -> dict[str, int | None]:
@@ -143,7 +147,7 @@ def _subgroups(scores: Scores, attributes: Mapping[str, Sequence[str]]) -> list[
     rows = []
     columns = [*zip(scores.classes, scores.scores.T, scores.labels.T, strict=True)]
     for name, values in attributes.items():
-        bands = [_age(v) for v in values] if name == "age" else [v or "unknown" for v in values]
+        bands = cohort.bands(name, values)
         for of_class, x, y in columns:
             subgroups = metrics.subgroup_aucs(x, y, bands, groups=scores.units)
             rows += [{"attribute": name, "class": of_class, **_subgroup(s)} for s in subgroups]
@@ -156,12 +160,6 @@ def _subgroup(subgroup: metrics.Subgroup) -> dict[str, Any]:
     counts = {"positives": subgroup.positives, "negatives": subgroup.negatives}
     auc = {"subgroup": subgroup.name, **aucs.limits(subgroup.auc)}
     return {**auc, **gap, "p": subgroup.p, **counts, "few": subgroup.flagged}
-
-
-def _age(cell: str) -> str:
-    """The band of an age; NIH writes "058Y"."""
-    match = re.match(r"\d+", cell)
-    return next(band for end, band in _AGES if int(match[0]) < end) if match else "unknown"
 
 
 def _cell(cell: Scores, task: Task) -> dict[str, Any]:
