@@ -351,6 +351,7 @@ absent = ["scan of a a"]
 """
 
 
+@pytest.mark.filterwarnings("ignore:test has several times")
 def test_evaluate(given, run):
     names = [f"labelled/{n}.dcm" for n in range(8)]
     names += [f"in/{path.name}" for path in sorted((given / "in").iterdir())]

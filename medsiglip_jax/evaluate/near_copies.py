@@ -82,7 +82,7 @@ def _of(
             names[AGAIN].append((one.ids[i], another.ids[j]))
     for what, pairs in names.items():
         if pairs:
-            yield Leak(what, two, len(pairs), Leak.first(pairs), at_least=near.cut)
+            yield Leak(what, two, pairs, at_least=near.cut)
 
 
 def _related(one: Dataset, i: int, other: Dataset, j: int) -> bool:

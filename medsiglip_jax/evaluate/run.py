@@ -212,7 +212,7 @@ class EvaluationRun:
         meta = self._meta(main, embedded)
         meta |= {"cells": [cell.file for cell in cells], "retrieval": ranks is not None}
         meta["leaks"] = [leak.to_dict() for leak in leaks]
-        meta["task"]["notes"] += (*self._said(), *(f"{leak}." for leak in leaks))
+        meta["task"]["notes"] += (*self._said(), *(f"{leak.note}." for leak in leaks))
         meta["counts"] |= _left_out(splits)
         if splits:
             digests = {name: images.whole.labels_sha256() for name, images in splits.items()}

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-SHOWN = 3  # groups or images in a message
+_SHOWN = 3  # groups or images in a message
+_LISTED = 1000  # in results.json
 
 
 @dataclass(frozen=True)
@@ -14,38 +15,35 @@ class Leak:
     Attributes:
         what: is shared, in the plural.
         parts: "train", "validation" or "test", twice the same within a part.
-        count: of shared groups, images or pairs of images.
-        names: the first of them: a group, an image, or a pair of images.
-        at_least: whether there may be more than the count.
+        found: each a group, an image or a pair of images.
+        at_least: whether there may be more.
     """
 
     what: str
     parts: tuple[str, str]
-    count: int
-    names: Sequence[tuple[str, ...]]
+    found: Sequence[tuple[str, ...]]
     at_least: bool = False
-
-    @staticmethod
-    def first(found: Sequence[Any]) -> list[Any]:
-        """Those that are named."""
-        return list(found[:SHOWN])
 
     @property
     def refused(self) -> bool:
         """Whether results are worthless with it: not if it is within a part."""
         return self.parts[0] != self.parts[1]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Its content for results.json."""
-        return {**asdict(self), "refused": self.refused}
-
-    def __str__(self) -> str:
+    @property
+    def note(self) -> str:
+        """A sentence without names, for reports."""
         one, other = self.parts
         who = f"{one} and {other} share" if self.refused else f"{one} has several times"
-        count = f"{'at least ' if self.at_least else ''}{self.count:,}"
-        shown = ", ".join(" = ".join(names) for names in self.names)
-        more = ", …" if self.count > len(self.names) else ""
-        return f"{who} {count} {self.what}: {shown}{more}"
+        return f"{who} {'at least ' if self.at_least else ''}{len(self.found):,} {self.what}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its content for results.json."""
+        count, refused = len(self.found), self.refused
+        return {**asdict(self), "found": self.found[:_LISTED], "count": count, "refused": refused}
+
+    def __str__(self) -> str:
+        shown = ", ".join(" = ".join(names) for names in self.found[:_SHOWN])
+        return f"{self.note}: {shown}{', …' if len(self.found) > _SHOWN else ''}"
 
 
 def refuse(leaks: Sequence[Leak], allowed: bool = False) -> None:
@@ -58,5 +56,5 @@ def refuse(leaks: Sequence[Leak], allowed: bool = False) -> None:
     if problems and not allowed:
         raise ValueError(
             "parts of a data set must be disjoint, or results look too good (--allow-leaks goes "
-            f"on, and says so in the report); {'; '.join(problems)}"
+            f"on, says so in the report and lists them in results.json); {'; '.join(problems)}"
         )

@@ -158,7 +158,7 @@ def check_disjoint(splits: Mapping[str, Dataset], allow_leaks: bool = False) -> 
             first few.
     """
     pairs = itertools.combinations(splits.items(), 2)
-    found = [leak for two in pairs for leak in _shared(*two) if leak.count]
+    found = [leak for two in pairs for leak in _shared(*two) if leak.found]
     refuse(found, allow_leaks)
     return found
 
@@ -171,9 +171,8 @@ def _shared(first: tuple[str, Dataset], second: tuple[str, Dataset]) -> Iterator
         ("images", (left.sources, right.sources)),
     ):
         both = sorted(set(columns[0] or ()) & set(columns[1] or ()) - {""})
-        yield Leak(what, parts, len(both), [(name,) for name in Leak.first(both)])
-    pairs = _same_bytes(left, right)
-    yield Leak("files with the same bytes", parts, len(pairs), Leak.first(pairs))
+        yield Leak(what, parts, [(name,) for name in both])
+    yield Leak("files with the same bytes", parts, _same_bytes(left, right))
 
 
 def _same_bytes(left: Dataset, right: Dataset) -> list[tuple[str, str]]:
@@ -192,8 +191,7 @@ def _copies_within(dataset: Dataset) -> list[Leak]:
     ids = dict(zip(dataset.sources, dataset.ids, strict=True))
     groups = [[ids[path] for path in group] for group in copies.identical(ids)]
     pairs = [(names[0], other) for names in groups for other in names[1:]]
-    found = Leak("files with the same bytes", ("test", "test"), len(pairs), Leak.first(pairs))
-    return [found] if pairs else []
+    return [Leak("files with the same bytes", ("test", "test"), pairs)] if pairs else []
 
 
 def _read_part(
