@@ -351,7 +351,7 @@ absent = ["scan of a a"]
 """
 
 
-@pytest.mark.filterwarnings("ignore:test has several times")
+@pytest.mark.filterwarnings("ignore:among the test images are")
 def test_evaluate(given, run):
     names = [f"labelled/{n}.dcm" for n in range(8)]
     names += [f"in/{path.name}" for path in sorted((given / "in").iterdir())]

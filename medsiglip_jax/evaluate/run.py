@@ -212,7 +212,7 @@ class EvaluationRun:
         meta = self._meta(main, embedded)
         meta |= {"cells": [cell.file for cell in cells], "retrieval": ranks is not None}
         meta["leaks"] = [leak.to_dict() for leak in leaks]
-        meta["task"]["notes"] += (*self._said(), *(f"{leak.note}." for leak in leaks))
+        meta["task"]["notes"] += (*self._said(), *map(_sentence, leaks))
         meta["counts"] |= _left_out(splits)
         if splits:
             digests = {name: images.whole.labels_sha256() for name, images in splits.items()}
@@ -321,7 +321,7 @@ class EvaluationRun:
         refuse(found, self.options.allow_leaks)
         leaks = [*self.splits.leaks, *found]
         for leak in leaks:
-            warnings.warn(f"{leak}", stacklevel=2)
+            warnings.warn(str(leak), stacklevel=2)
         return leaks
 
     def _write_images(self, embedded: ImageEmbeddings, meta: Mapping[str, Any]) -> None:
@@ -417,6 +417,11 @@ def _left_out(splits: Mapping[str, ImageEmbeddings]) -> dict[str, int]:
             unreadable = f"unreadable ({part})"  # two splits may be drawn from one part
             counts[unreadable] = counts.get(unreadable, 0) + embedded.lost
     return counts
+
+
+def _sentence(leak: Leak) -> str:
+    """What the report says of a leak."""
+    return f"{leak.note[0].upper()}{leak.note[1:]}."
 
 
 def _labels(dataset: Dataset) -> dict[str, Any]:

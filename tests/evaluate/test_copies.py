@@ -159,7 +159,7 @@ TASK = {
     "parts": {name: {"where": {"split": [name]}} for name in ("train", "validation")},
     "classes": [{"name": "Alpha", "present": ["photo of a a"], "absent": ["scan of a a"]}],
 }  # fmt: skip
-QUICK = EvaluateOptions(resamples=20, learn="probe", draws=Draws((), 1))
+QUICK = EvaluateOptions(resamples=20, learn="thresholds")
 
 
 @pytest.fixture
@@ -213,26 +213,26 @@ def again(source, target, how):
 
 @pytest.mark.parametrize("how", ["pixels", "touched"])
 def test_copies_with_other_bytes_in_two_parts_are_refused(parts, model, how):
-    again(parts / "0.png", parts / "2.png", how)
+    again(parts / "1.png", parts / "2.png", how)
     what = "images with the same pixels" if how == "pixels" else "images that were saved again"
-    with pytest.raises(ValueError, match=f"train and test share 1 {what}: 0.png = 2.png$"):
+    with pytest.raises(ValueError, match=f"validation and test share 1 {what}: 1.png = 2.png$"):
         evaluated(parts, model)
     assert not (parts / "out/scores.parquet").exists()
-    with pytest.warns(UserWarning, match=f"train and test share 1 {what}: 0.png = 2.png"):
+    with pytest.warns(UserWarning, match=f"validation and test share 1 {what}: 1.png = 2.png"):
         results = evaluated(parts, model, allow_leaks=True)
     (leak,) = results["leaks"]
     assert (leak["parts"], leak["found"], leak["refused"]) == (
-        ["train", "test"], [["0.png", "2.png"]], True
+        ["validation", "test"], [["1.png", "2.png"]], True
     )  # fmt: skip
     for name in ("report.md", "report.html"):
         text = (parts / "out" / name).read_text()  # without names: it goes to others
-        assert f"train and test share 1 {what}." in text and "2.png" not in text
+        assert f"Validation and test share 1 {what}." in text and "2.png" not in text
 
 
 def test_images_in_one_table_are_compared(parts, model):
     """A shard or a table of pictures is no volume: its images are of different patients."""
     rows = [line.split(",") for line in (parts / "t.csv").read_text().splitlines()[1:]]
-    rows[2][0] = rows[0][0]
+    rows[2][0] = rows[1][0]
     columns = {
         name: [row[i] for row in rows] for i, name in ((1, "patient"), (2, "split"), (3, "Alpha"))
     }
@@ -240,7 +240,7 @@ def test_images_in_one_table_are_compared(parts, model):
     parquet.write_table(pa.table(columns), parts / "t.parquet")
     task = json.loads(json.dumps(TASK).replace("t.csv", "t.parquet"))
     with pytest.raises(
-        ValueError, match="train and test share 1 images with the same pixels: t.par"
+        ValueError, match="validation and test share 1 images with the same pixels: t"
     ):
         evaluated(parts, model, task)
 
@@ -259,8 +259,10 @@ def test_copies_within_the_test_are_told(parts, model):
     bytes_, pixels = results["leaks"]
     assert (bytes_["found"], pixels["found"]) == ([["8.png", "11.png"]], [["2.png", "5.png"]])
     assert not bytes_["refused"] and not pixels["refused"]
-    assert "test has several times 1 files with the same bytes: 8.png = 11.png" in str(caught[0])
-    assert "1 images with the same pixels." in (parts / "out/report.md").read_text()
+    pairs = "among the test images are 1 pairs of"
+    assert f"{pairs} files with the same bytes: 8.png = 11.png" in str(caught[0])
+    report = (parts / "out/report.md").read_text()
+    assert f"A{pairs[1:]} images with the same pixels." in report
 
 
 def test_slices_of_one_volume_are_not_copies(parts, model, tmp_path):
@@ -269,7 +271,7 @@ def test_slices_of_one_volume_are_not_copies(parts, model, tmp_path):
     table = (parts / "t.csv").read_text()
     for i, name in enumerate(("2.png", "5.png", "8.png")):
         table = table.replace(f"\n{name},", f"\nv.tif#frame={i + 1},")
-    write(parts / "t.csv", table.replace("\n0.png,", "\nv.tif#frame=0,"))
+    write(parts / "t.csv", table.replace("\n1.png,", "\nv.tif#frame=0,"))
     assert evaluated(parts, model)["leaks"] == []
 
 
@@ -312,7 +314,8 @@ def test_labels_of_noise_on_a_doubled_folder_predict_nothing(tmp_path, checkpoin
     task, output = tasks.parse("noise", content("ddi")), tmp_path / "out"
     with pytest.raises(ValueError, match="120 images have several files"):
         run.evaluate(task, wide, tmp_path, output, QUICK)
-    options = replace(QUICK, prefer="largest", resamples=200)
+    probe = {"learn": "probe", "draws": Draws((), 1)}
+    options = replace(QUICK, prefer="largest", resamples=200, **probe)
     results = run.evaluate(task, wide, tmp_path, output, options)
     (probe,) = results["probe"]["classes"]
     assert results["images"] == 120 and probe["low"] < 0.5 < probe["high"]

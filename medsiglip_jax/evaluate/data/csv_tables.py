@@ -144,8 +144,8 @@ def _join_all(tables: Sequence[tuple[Table, Place]], root: Place) -> _Joined:
         except (ValueError, OSError) as error:
             if not table.optional:
                 raise
-            joined.notes.append(f"The optional table {file.name} is not used: {error}.")
-            warnings.warn(joined.notes[-1], stacklevel=2)
+            joined.notes.append(f"The optional table {file.name} does not fit and was not used.")
+            warnings.warn(f"the optional table {file.name} is not used: {error}", stacklevel=2)
         else:
             joined.files.append(file)
     return joined

@@ -31,10 +31,12 @@ class Leak:
 
     @property
     def note(self) -> str:
-        """A sentence without names, for reports."""
+        """What it is, without names."""
         one, other = self.parts
-        who = f"{one} and {other} share" if self.refused else f"{one} has several times"
-        return f"{who} {'at least ' if self.at_least else ''}{len(self.found):,} {self.what}"
+        count = f"{'at least ' if self.at_least else ''}{len(self.found):,}"
+        if self.refused:
+            return f"{one} and {other} share {count} {self.what}"
+        return f"among the {one} images are {count} pairs of {self.what}"
 
     def to_dict(self) -> dict[str, Any]:
         """Its content for results.json."""
