@@ -7,6 +7,7 @@ alone prove nothing, because those of a model that was trained badly, or not at 
 import functools
 import hashlib
 import itertools
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -65,6 +66,12 @@ def _of(
     left, right = (parts[name] for name in two)
     other = None if two[0] == two[1] else ArrayVectors(right.vectors)
     near = near_duplicates(ArrayVectors(left.vectors), COSINE, other, limit=_MOST)
+    if near.cut:
+        warnings.warn(
+            f"{' and '.join(dict.fromkeys(two))}: more than {_MOST:,} pairs of images have cosines "
+            f"above {COSINE}; only the nearest {_MOST:,} were compared",
+            stacklevel=2,
+        )
     one, another = left.dataset, right.dataset
     names: dict[str, list[tuple[str, str]]] = {PIXELS: [], AGAIN: []}
     rows: list[list[int]] = near.rows.tolist()

@@ -147,7 +147,8 @@ def frames(file: str, span: Whole | None = None) -> int:
 
 
 def size(source: str) -> tuple[int, int]:
-    """Width and height of an image: of a picture from its header, of any other decoded.
+    """Width and height of an image, before it is turned: of a picture from its header, of any other
+    decoded.
 
     Raises:
         UnreadableImage: it cannot be read.

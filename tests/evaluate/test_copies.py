@@ -13,7 +13,7 @@ from pyarrow import parquet
 
 import medsiglip_jax
 from medsiglip_jax import cli
-from medsiglip_jax.evaluate import run, tasks
+from medsiglip_jax.evaluate import near_copies, run, tasks
 from medsiglip_jax.evaluate.data import copies, splits
 from medsiglip_jax.evaluate.options import Draws, EvaluateOptions
 from medsiglip_jax.model import api, config
@@ -273,6 +273,19 @@ def test_slices_of_one_volume_are_not_copies(parts, model, tmp_path):
         table = table.replace(f"\n{name},", f"\nv.tif#frame={i + 1},")
     write(parts / "t.csv", table.replace("\n1.png,", "\nv.tif#frame=0,"))
     assert evaluated(parts, model)["leaks"] == []
+
+
+def test_vectors_that_are_all_alike_prove_nothing(parts, model, monkeypatch):
+    """Of a model whose vectors are nearly the same, only pictures that look the same are copies."""
+    again(parts / "1.png", parts / "2.png", "touched")
+    monkeypatch.setattr(near_copies, "COSINE", 0.01)
+    monkeypatch.setattr(near_copies, "_MOST", 200)
+    said = pytest.warns(UserWarning, match="more than 200 pairs of images have cosines above")
+    with pytest.raises(ValueError) as caught, said:
+        evaluated(parts, model)
+    assert str(caught.value).endswith(
+        "; validation and test share at least 1 images that were saved again: 1.png = 2.png"
+    )
 
 
 @pytest.mark.filterwarnings("default")

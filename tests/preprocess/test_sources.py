@@ -71,6 +71,19 @@ def test_frames_are_those_of_the_flag_one_by_one(cine):
     assert sources.frames(str(path)) == 7 and sources.frames(str(cine / "c.png")) == 1
 
 
+def test_the_size_of_a_picture_is_in_its_header(cine, tmp_path):
+    path = tmp_path / "a.png"
+    Image.new("RGB", (50, 30)).save(path)
+    path.write_bytes(path.read_bytes()[:60])  # without pixels
+    assert sources.size(str(path)) == (50, 30)
+    for source in (str(cine / "b.dcm"), part_of(str(cine / "a.dcm"), Frame(1))):
+        height, width, _ = sources.read(source)[0].shape
+        assert sources.size(source) == (width, height)
+    path.write_bytes(b"no image, but some bytes")
+    with pytest.raises(UnreadableImage):
+        sources.size(str(path))
+
+
 def test_mistakes_are_one_line(cine, tmp_path):
     assert reason(f"{cine}/a.dcm#frame=7") == "DICOM with 7 frames; number 7 is asked for"
     assert reason(f"{cine}/b.dcm#frame=1") == "DICOM with 1 frames; number 1 is asked for"

@@ -16,6 +16,12 @@ _SHOWN = 3  # images in a message
 _TAIL = 4096  # bytes at the end of a file, which tell most files of one size apart
 
 
+def check_rule(prefer: str, root: Place) -> None:
+    """Raises ValueError unless a rule is "largest", a folder below `root`, or ""."""
+    if prefer not in ("", LARGEST) and not places.below(root, prefer).is_dir():
+        raise ValueError(f"--prefer {prefer}: neither {LARGEST!r} nor a folder below {root}")
+
+
 def choose(several: Sequence[Sequence[str]], root: Place, prefer: str = "") -> list[str]:
     """One of the files of each image.
 
@@ -28,8 +34,6 @@ def choose(several: Sequence[Sequence[str]], root: Place, prefer: str = "") -> l
     Raises:
         ValueError: images for which the rule does not name one file.
     """
-    if several and prefer not in ("", LARGEST) and not places.below(root, prefer).is_dir():
-        raise ValueError(f"--prefer {prefer}: neither {LARGEST!r} nor a folder below {root}")
     preferred = [_preferred(names, root, prefer) for names in several]
     pairs = zip(several, preferred, strict=True)
     if undecided := [names for names, best in pairs if len(best) != 1]:

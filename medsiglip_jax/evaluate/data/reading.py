@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from medsiglip_jax.data.labels import Policy
-from medsiglip_jax.evaluate.data import arrays, csv_tables, folders
+from medsiglip_jax.evaluate.data import arrays, copies, csv_tables, folders
 from medsiglip_jax.evaluate.data.dataset import Dataset, where_to_get
 from medsiglip_jax.evaluate.tasks import Task
 from medsiglip_jax.files import places
@@ -49,6 +49,7 @@ def read(
     if not given.is_dir():
         raise FileNotFoundError(f"{given}: no such folder{where_to_get(task)}")
     root, notes = _root(task, given)
+    copies.check_rule(prefer, root)
     dataset = ADAPTERS[task.data["adapter"]](task, task.layout, root, policy, prefer)
     dataset = replace(dataset, notes=[*notes, *dataset.notes])
     if dataset.missing and not allow_missing:
