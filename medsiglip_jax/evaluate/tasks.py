@@ -22,6 +22,7 @@ from medsiglip_jax.files.failures import explained
 from medsiglip_jax.files.json_text import to_hash
 
 PARTS = ("train", "validation")
+FIGURES = ("accuracy", "weighted_f1")  # that may be published of tasks with one class an image
 _RETRIEVAL = ("text", "prompts")
 _PROMPTS = ("present", "absent")
 
@@ -60,6 +61,10 @@ class Published:
         auc: class name -> AUC.
         probe_mean: macro AUC of a linear probe on the embeddings.
         probe_auc: class name -> AUC of that probe.
+        accuracy: share of images whose class is named, where an image has one.
+        weighted_f1: mean F1 of the classes, weighted by their images, likewise.
+        others: name of another model, such as "fine-tuned" -> "accuracy" or "weighted_f1" -> its
+            figure.
         images: how many images the figures are of.
         same_images: whether the images of the task are those, or others of the same kind.
         note: whatever else should be known.
@@ -70,6 +75,9 @@ class Published:
     auc: Mapping[str, float] = field(default_factory=dict)
     probe_mean: float | None = None
     probe_auc: Mapping[str, float] = field(default_factory=dict)
+    accuracy: float | None = None
+    weighted_f1: float | None = None
+    others: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     images: int | None = None
     same_images: bool = True
     note: str = ""
@@ -362,8 +370,24 @@ def _kind_problems(task: Task) -> Iterator[str]:
         return
     if not task.score:
         yield "lacks score"
+    yield from _figure_problems(task)
     if not task.classes and not task.template:
         yield "neither classes nor a template for those that the data holds"
+
+
+def _figure_problems(task: Task) -> Iterator[str]:
+    """Published figures of images with one class that are no shares, or of images with several."""
+    found = {key: getattr(task.figures, key) for key in FIGURES}
+    found = {key: value for key, value in found.items() if value is not None}
+    for name, figures in task.figures.others.items():
+        if unknown := sorted(set(figures) - set(FIGURES)):
+            yield f"published.others.{name}: {unknown[0]!r}; expected {' or '.join(FIGURES)}"
+        found |= {f"others.{name}.{key}": value for key, value in figures.items()}
+    if found and not task.exclusive:
+        yield f"published.{next(iter(found))} needs kind 'multi_class', one class per image"
+    for key, value in found.items():
+        if not 0 <= value <= 1:
+            yield f"published.{key} is {value:g}; expected a share from 0 to 1"
 
 
 def _name_problems(task: Task) -> Iterator[str]:

@@ -9,6 +9,17 @@ from typing import TYPE_CHECKING
 from medsiglip_jax import lazy
 
 if TYPE_CHECKING:
+    from medsiglip_jax.metrics.agreement import (
+        balanced_accuracy,
+        class_figures,
+        class_figures_pair,
+        cohen_kappa,
+        macro_f1,
+        matthews,
+        quadratic_kappa,
+        top_k_accuracy,
+        weighted_f1,
+    )
     from medsiglip_jax.metrics.auc_variance import Comparison, delong, delong_test
     from medsiglip_jax.metrics.calibration import (
         Platt,
@@ -28,7 +39,6 @@ if TYPE_CHECKING:
         accuracy,
         class_aucs,
         macro_auc,
-        quadratic_kappa,
     )
     from medsiglip_jax.metrics.intervals import Interval, holm, proportion, wilson
     from medsiglip_jax.metrics.means import MeanAuc, macro_delong, macro_delong_test
@@ -55,22 +65,26 @@ if TYPE_CHECKING:
 __all__ = [
     "ClassAuc", "ClassAucs", "Comparison", "Interval", "Known", "MeanAuc", "OperatingPoint",
     "Pair", "Platt", "Ranks", "Reliability", "Retrieval", "Roc", "Subgroup", "Temperature",
-    "accuracy", "auc", "average_precision", "bootstrap", "bootstrap_pair", "brier",
-    "check_rule", "choose_threshold", "class_aucs", "delong", "delong_test",
-    "expected_calibration_error", "fewest_units", "fit_platt", "fit_temperature", "holm",
-    "judge_classes", "known", "macro_auc", "macro_delong", "macro_delong_test", "median_rank",
+    "accuracy", "auc", "average_precision", "balanced_accuracy", "bootstrap", "bootstrap_pair",
+    "brier", "check_rule", "choose_threshold", "class_aucs", "class_figures",
+    "class_figures_pair", "cohen_kappa", "delong", "delong_test", "expected_calibration_error",
+    "fewest_units", "fit_platt", "fit_temperature", "holm", "judge_classes", "known",
+    "macro_auc", "macro_delong", "macro_delong_test", "macro_f1", "matthews", "median_rank",
     "operating_point", "predictive_values", "proportion", "quadratic_kappa", "ranks", "recall",
-    "recall_at_k", "reliability", "roc_curve", "subgroup_aucs", "top_label", "wilson",
+    "recall_at_k", "reliability", "roc_curve", "subgroup_aucs", "top_k_accuracy", "top_label",
+    "weighted_f1", "wilson",
 ]  # fmt: skip
 
 # No file is named like one of these: importing it would put the module in the place of the name.
 __getattr__, __dir__ = lazy(
     __name__,
+    agreement="balanced_accuracy class_figures class_figures_pair cohen_kappa macro_f1 "
+    "matthews quadratic_kappa top_k_accuracy weighted_f1",
     auc_variance="Comparison delong delong_test",
     calibration="Platt Reliability Temperature brier expected_calibration_error fit_platt "
     "fit_temperature reliability top_label",
     checks="Known fewest_units known",
-    classes="ClassAuc ClassAucs accuracy class_aucs macro_auc quadratic_kappa",
+    classes="ClassAuc ClassAucs accuracy class_aucs macro_auc",
     intervals="Interval holm proportion wilson",
     means="MeanAuc macro_delong macro_delong_test",
     ranking="Roc auc average_precision roc_curve",

@@ -1,4 +1,4 @@
-"""Metrics of many classes: one-vs-rest AUCs and their mean, accuracy, agreement of grades."""
+"""Metrics of many classes: one-vs-rest AUCs and their mean, accuracy."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -169,33 +169,3 @@ def accuracy(scores: ArrayLike, labels: ArrayLike) -> float:
     """
     scores, labels = class_scores(scores, labels)
     return float(np.mean(scores.argmax(axis=1) == labels)) if len(labels) else float("nan")
-
-
-def quadratic_kappa(grades: ArrayLike, labels: ArrayLike) -> float:
-    """Returns Cohen's kappa with quadratic weights: 1 agreement, 0 chance.
-
-    This is one minus the mean squared difference divided by that of independent grades, which needs
-    no table: it is E[g^2] + E[l^2] - 2 E[g] E[l]. Source: Cohen, Psychol. Bull. 70 (1968), 213.
-
-    Args:
-      grades: [n] integers, such as the class of the highest score for diabetic retinopathy.
-      labels: [n] integers, the true grades.
-
-    Returns:
-      A number up to 1; NaN without rows, or if all grades are the same.
-
-    Raises:
-      ValueError: the shapes disagree, or a grade is negative or no integer.
-    """
-    pair = [np.asarray(grades), np.asarray(labels)]
-    integral = all(x.ndim == 1 and np.issubdtype(x.dtype, np.integer) for x in pair)
-    if not integral or len(pair[0]) != len(pair[1]) or any((x < 0).any() for x in pair):
-        raise ValueError(
-            f"grades is {pair[0].dtype} {pair[0].shape}, labels {pair[1].dtype} {pair[1].shape}; "
-            "expected equally many integers >= 0. Leave out the rows without a grade first."
-        )
-    if not len(pair[0]):
-        return float("nan")
-    g, l = (x.astype(np.float64) for x in pair)  # noqa: E741
-    chance = (g * g).mean() + (l * l).mean() - 2 * g.mean() * l.mean()
-    return float(1 - ((g - l) ** 2).mean() / chance) if chance > 0 else float("nan")

@@ -131,15 +131,15 @@ def bootstrap_pair(
         return np.stack([*values, values[0] - values[1]])
 
     resampling = Resampling(groups, strata, samples, seed, level)
-    return Pair(*_intervals(of_weights, len(arrays[0]), resampling))
+    return Pair(*intervals_of(of_weights, len(arrays[0]), resampling))
 
 
 def interval_of(of_weights: OfWeights, n: int, resampling: Resampling) -> Interval:
     """The interval of a statistic of the weights of n rows."""
-    return _intervals(lambda w: np.asarray(of_weights(w))[None], n, resampling)[0]
+    return intervals_of(lambda w: np.asarray(of_weights(w))[None], n, resampling)[0]
 
 
-def _intervals(
+def intervals_of(
     of_weights: Callable[[np.ndarray], np.ndarray], n: int, resampling: Resampling
 ) -> list[Interval]:
     """Intervals of several statistics, the first axis of `of_weights`, from the same resamples."""

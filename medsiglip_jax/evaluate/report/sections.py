@@ -89,11 +89,34 @@ def _grades(results: Mapping[str, Any]) -> ReportSection | None:
     grades = results["one_class_each"]
     if grades is None:
         return None
-    rows = [("accuracy of the highest score", number(grades["accuracy"]))]
+    rows = []
+    for name, figure in grades["figures"].items():
+        of_others = {k: other.get(name) for k, other in grades["others"].items()}
+        named = figure["published"], *of_others.values()
+        found = number(figure["value"]), interval(figure)
+        rows.append((_FIGURES.get(name) or name.replace("_", " "), *found, *map(number, named)))
     if "from" in grades:
-        rows.append(("quadratic weighted kappa", number(grades["quadratic_kappa"])))
-        rows.append((f"AUC of {grades['from']} and above", estimated(grades["auc_from"])))
-    return ReportSection("One class for each image", "", ("", ""), rows)
+        auc, blank = grades["auc_from"], ["–"] * (1 + len(grades["others"]))
+        found = number(auc["auc"]), interval(auc)
+        rows.append((f"AUC of {grades['from']} and above", *found, *blank))
+    others = [f"published, {name}" for name in grades["others"]]
+    header = ("of the highest score", "", "95 % interval", "published", *others)
+    if not any(cell != "–" for row in rows for cell in row[3:]):
+        header, rows = header[:3], [row[:3] for row in rows]
+    text = (
+        "Intervals are by patient where patients are known: Wilson's for accuracies, otherwise the "
+        "bootstrap's. Balanced accuracy is the mean recall of the classes."
+    )
+    return ReportSection("One class for each image", text, header, rows)
+
+
+_FIGURES = {
+    "macro_f1": "macro F1",
+    "weighted_f1": "weighted F1",
+    "matthews": "Matthews correlation",
+    "cohen_kappa": "Cohen's kappa",
+    "quadratic_kappa": "quadratic weighted kappa",
+}
 
 
 def _grid(results: Mapping[str, Any]) -> ReportSection | None:

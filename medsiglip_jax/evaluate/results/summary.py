@@ -9,7 +9,7 @@ import numpy as np
 from medsiglip_jax import metrics
 from medsiglip_jax.evaluate import tasks
 from medsiglip_jax.evaluate.learned import Learned
-from medsiglip_jax.evaluate.results import aucs, cohort, held_out, probe
+from medsiglip_jax.evaluate.results import aucs, cohort, figures, held_out, probe
 from medsiglip_jax.evaluate.scores import Scores, known
 from medsiglip_jax.evaluate.tasks import Task
 from medsiglip_jax.files.json import plain
@@ -127,12 +127,16 @@ def _class(scores: Scores, task: Task, column: int, estimate: metrics.ClassAuc) 
 
 
 def _one_class_each(scores: Scores, task: Task) -> dict[str, Any] | None:
-    """Accuracy; of grades also agreement and the AUC of the upper grades against the lower."""
+    """Accuracy and the like; of grades also the AUC of the upper ones against the lower."""
     if not task.exclusive:
         return None
     rows = scores.labels.sum(axis=1) == 1
     values, labels = scores.scores[rows], scores.labels[rows].argmax(axis=1)
-    content = {"accuracy": metrics.accuracy(values, labels)}
+    content = {
+        "accuracy": metrics.accuracy(values, labels),
+        "figures": figures.of_classes(scores, task),
+        "others": task.figures.others,
+    }
     if first := task.ordinal_from:
         content["quadratic_kappa"] = metrics.quadratic_kappa(values.argmax(axis=1), labels)
         above = values[:, first:].sum(axis=1) - values[:, :first].sum(axis=1)
