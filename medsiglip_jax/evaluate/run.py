@@ -346,7 +346,8 @@ class EvaluationRun:
             assert prompts is not None
             factor = self._factor(cell)
             values = zero_shot.score(self.task.score, embedded.vectors, *prompts, factor)
-        return learned.scores_of(embedded.dataset, classes, values, self._meta(cell, embedded))
+        found = learned.scores_of(embedded.dataset, classes, values, self._meta(cell, embedded))
+        return replace(found, log_odds=zero_shot.rule(self.task.score).log_odds)
 
     def _factor(self, cell: GridCell) -> float:
         softmax = "softmax" in self.task.score

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Float, Int64
+from scipy import special
 
 from medsiglip_jax import metrics
 from medsiglip_jax.files import places, settings, storage
@@ -19,7 +20,7 @@ from medsiglip_jax.files.json_text import dumps
 
 FILE, IMAGES, GRID = "scores.parquet", "images.parquet", "grid"
 PART = "part"  # column of images.parquet, where splits were drawn from the test images
-_META = b"medsiglip_jax"
+_META, _LOG_ODDS = b"medsiglip_jax", "log_odds"
 
 
 def schema(required: Mapping[str, pa.DataType], optional: Mapping[str, pa.DataType]) -> pa.Schema:
@@ -45,6 +46,7 @@ class Scores:
         labels: 0, 1 and NaN (unknown).
         groups: patient of each image, or None.
         meta: how the scores were made, as JSON.
+        log_odds: whether the scores are log odds of probabilities, which the file has, too.
     """
 
     ids: Sequence[str]
@@ -53,6 +55,12 @@ class Scores:
     labels: Float[np.ndarray, "n c"]
     groups: Sequence[str] | None
     meta: Mapping[str, Any]
+    log_odds: bool = False
+
+    @property
+    def stated(self) -> Float[np.ndarray, "n c"]:
+        """The scores; probabilities where these are log odds."""
+        return special.expit(self.scores) if self.log_odds else self.scores
 
     @functools.cached_property
     def units(self) -> Int64[np.ndarray, " n"] | None:
@@ -93,7 +101,10 @@ def common(first: Scores, second: Scores, column: int) -> tuple[Any, Any, Any, A
 
 
 def write(path: places.Place, scores: Scores) -> None:
-    """Writes one row per image and class: `id, class, score, label, group`."""
+    """Writes one row per image and class: `id, class, score, label, group`.
+
+    Log odds of the scores are a sixth column, `log_odds`, by which images are ranked.
+    """
     n, count = scores.scores.shape
     labels, unknown = np.nan_to_num(scores.labels).astype(np.int8), np.isnan(scores.labels)
     groups = pa.nulls(n, pa.string()) if scores.groups is None else pa.array(scores.groups)
@@ -101,12 +112,15 @@ def write(path: places.Place, scores: Scores) -> None:
     columns = [
         pa.array(scores.ids, pa.string()).take(pa.array(each)),
         pa.array(list(scores.classes) * n, pa.string()),
-        pa.array(scores.scores.reshape(-1).astype(np.float64)),
+        pa.array(scores.stated.reshape(-1).astype(np.float64)),
         pa.array(labels.reshape(-1), mask=unknown.reshape(-1)),
         groups.take(pa.array(each)),
     ]
     meta = {_META: dumps({"classes": list(scores.classes), **scores.meta})}
-    save(path, pa.table(columns, schema=_SCHEMA), meta)
+    table = pa.table(columns, schema=_SCHEMA)
+    if scores.log_odds:
+        table = table.append_column(_LOG_ODDS, pa.array(scores.scores.reshape(-1)))
+    save(path, table, meta)
 
 
 def read(path: places.Place) -> Scores:
@@ -121,11 +135,12 @@ def read(path: places.Place) -> Scores:
         classes = meta.pop("classes")
         shape = (table.num_rows // len(classes), len(classes))
         labels = table["label"].cast(pa.float64()).to_numpy(zero_copy_only=False)
-        values = table["score"].to_numpy().reshape(shape)
+        log_odds = _LOG_ODDS in table.column_names
+        values = table[_LOG_ODDS if log_odds else "score"].to_numpy().reshape(shape)
     firsts = table.take(pa.array(np.arange(shape[0]) * shape[1]))
     ids, groups = (firsts[name].to_pylist() for name in ("id", "group"))
     groups = None if not groups or groups[0] is None else groups
-    return Scores(ids, classes, values, labels.reshape(shape), groups, meta)
+    return Scores(ids, classes, values, labels.reshape(shape), groups, meta, log_odds)
 
 
 # What is noted of scores, and of which type it is.

@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     from medsiglip_jax.metrics.auc_variance import Comparison, delong, delong_test
     from medsiglip_jax.metrics.calibration import (
         Platt,
+        Recalibration,
         Reliability,
         Temperature,
         brier,
         expected_calibration_error,
         fit_platt,
         fit_temperature,
+        recalibration,
         reliability,
         top_label,
     )
@@ -64,15 +66,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ClassAuc", "ClassAucs", "Comparison", "Interval", "Known", "MeanAuc", "OperatingPoint",
-    "Pair", "Platt", "Ranks", "Reliability", "Retrieval", "Roc", "Subgroup", "Temperature",
-    "accuracy", "auc", "average_precision", "balanced_accuracy", "bootstrap", "bootstrap_pair",
-    "brier", "check_rule", "choose_threshold", "class_aucs", "class_figures",
+    "Pair", "Platt", "Ranks", "Recalibration", "Reliability", "Retrieval", "Roc", "Subgroup",
+    "Temperature", "accuracy", "auc", "average_precision", "balanced_accuracy", "bootstrap",
+    "bootstrap_pair", "brier", "check_rule", "choose_threshold", "class_aucs", "class_figures",
     "class_figures_pair", "cohen_kappa", "delong", "delong_test", "expected_calibration_error",
     "fewest_units", "fit_platt", "fit_temperature", "holm", "judge_classes", "known",
     "macro_auc", "macro_delong", "macro_delong_test", "macro_f1", "matthews", "median_rank",
-    "operating_point", "predictive_values", "proportion", "quadratic_kappa", "ranks", "recall",
-    "recall_at_k", "reliability", "roc_curve", "subgroup_aucs", "top_k_accuracy", "top_label",
-    "weighted_f1", "wilson",
+    "operating_point", "predictive_values", "proportion", "quadratic_kappa", "ranks",
+    "recalibration", "recall", "recall_at_k", "reliability", "roc_curve", "subgroup_aucs",
+    "top_k_accuracy", "top_label", "weighted_f1", "wilson",
 ]  # fmt: skip
 
 # No file is named like one of these: importing it would put the module in the place of the name.
@@ -81,8 +83,8 @@ __getattr__, __dir__ = lazy(
     agreement="balanced_accuracy class_figures class_figures_pair cohen_kappa macro_f1 "
     "matthews quadratic_kappa top_k_accuracy weighted_f1",
     auc_variance="Comparison delong delong_test",
-    calibration="Platt Reliability Temperature brier expected_calibration_error fit_platt "
-    "fit_temperature reliability top_label",
+    calibration="Platt Recalibration Reliability Temperature brier expected_calibration_error "
+    "fit_platt fit_temperature recalibration reliability top_label",
     checks="Known fewest_units known",
     classes="ClassAuc ClassAucs accuracy class_aucs macro_auc",
     intervals="Interval holm proportion wilson",

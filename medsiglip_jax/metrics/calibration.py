@@ -7,7 +7,16 @@ from jaxtyping import Float64, Int64
 from numpy.typing import ArrayLike
 from scipy import optimize, special
 
-from medsiglip_jax.metrics.checks import binary, class_scores, probabilities
+from medsiglip_jax.metrics.checks import (
+    binary,
+    check_level,
+    class_scores,
+    probabilities,
+    units_of,
+)
+from medsiglip_jax.metrics.intervals import Interval
+
+_LEAST = 1e-15  # probabilities of 0 and 1 have no log odds
 
 
 @dataclass(frozen=True)
@@ -215,6 +224,77 @@ def fit_platt(scores: ArrayLike, labels: ArrayLike) -> Platt:
     centre, scale = x.mean(), x.std() or 1.0
     slope, intercept = _logistic((x - centre) / scale, targets)
     return Platt(float(slope / scale), float(intercept - slope * centre / scale))
+
+
+@dataclass(frozen=True)
+class Recalibration:
+    """The logistic regression of labels on the log odds of probabilities.
+
+    Attributes:
+      slope: 1 is calibrated; below 1 the probabilities are too far from 1/2 (overconfident), below
+        0 they order the rows the wrong way round.
+      intercept: 0 is calibrated, if the slope is 1.
+    """
+
+    slope: Interval
+    intercept: Interval
+
+
+def recalibration(
+    predicted: ArrayLike,
+    labels: ArrayLike,
+    *,
+    groups: ArrayLike | None = None,
+    level: float = 0.95,
+) -> Recalibration:
+    """Returns how log odds would have to be changed for these labels; measured on test data.
+
+    Source: Cox, Biometrika 45 (1958), 562. Intervals are Wald's with Student's t and a variance
+    between patients (Liang and Zeger, Biometrika 73 (1986), 13).
+
+    Args:
+      predicted: [n] probabilities of being positive.
+      labels: [n] bool, or numbers that are 0 or 1.
+      groups: [n] patient of each row; by default rows are independent.
+      level: confidence level.
+
+    Returns:
+      Slope and intercept; NaN where labels or probabilities are all the same, or a threshold
+      separates the labels, so that no slope is steep enough. Limits are NaN for fewer than 3
+      patients.
+
+    Raises:
+      ValueError: as for `auc`, values outside of [0, 1], `groups` is not [n], or `level` is out of
+        range.
+    """
+    p, positive = binary(probabilities(predicted), labels)
+    check_level(level)
+    units, size = units_of(groups, len(p))
+    x = special.logit(np.clip(p, _LEAST, 1 - _LEAST))
+    nothing = Interval(np.nan, np.nan, np.nan)
+    if _separated(x, positive):
+        return Recalibration(nothing, nothing)
+    columns = np.stack([x, np.ones_like(x)], axis=1)
+    centre, scale = x.mean(), x.std()
+    slope, intercept = _logistic((x - centre) / scale, positive.astype(float))
+    found = np.array([slope / scale, intercept - slope * centre / scale])
+    fitted = special.expit(columns @ found)
+    bread = np.linalg.inv(columns.T @ (columns * (fitted * (1 - fitted))[:, None]))
+    pulls = columns * (positive - fitted)[:, None]
+    sums = np.stack([np.bincount(units, pull, size) for pull in pulls.T])
+    error = np.sqrt(np.diag(bread @ (sums @ sums.T) @ bread) * size / max(1, size - 1))
+    reach = (special.stdtrit(size - 2, 0.5 + level / 2) if size > 2 else np.nan) * error
+    columns = zip(found.tolist(), reach.tolist(), strict=True)
+    slope, intercept = (Interval(x, x - step, x + step) for x, step in columns)
+    return Recalibration(slope, intercept)
+
+
+def _separated(x: np.ndarray, positive: np.ndarray) -> bool:
+    """Whether the logistic curve is a step, or nothing."""
+    ours, theirs = x[positive], x[~positive]
+    if not len(ours) or not len(theirs) or x.min() == x.max():
+        return True
+    return bool(ours.min() >= theirs.max() or theirs.min() >= ours.max())
 
 
 def _logistic(x: np.ndarray, targets: np.ndarray) -> np.ndarray:

@@ -66,8 +66,11 @@ def test_validation_images_of_one_learned_class_give_no_temperature(kept):
 
 def test_probabilities_of_pairs_are_no_distribution_over_classes():
     validation, test = (one_class_each(n, n) for n in (90, 60))
+    odds = [replace(x, scores=special.logit(x.scores), log_odds=True) for x in (validation, test)]
     before = {
-        (rule, exclusive): held_out.judge(validation, test, rule, exclusive)["calibration"][0]
+        (rule, exclusive): held_out.judge(
+            *(odds if rule == "pair_softmax" else (validation, test)), rule, exclusive
+        )["calibration"][0]
         for rule in ("pair_softmax", "class_softmax", "cosine")
         for exclusive in (True, False)
     }
@@ -77,9 +80,41 @@ def test_probabilities_of_pairs_are_no_distribution_over_classes():
         ("class_softmax", True),
         ("class_softmax", False),
     }
+    # Of log odds, everything that is stated is as of their probabilities.
+    pair, single = (before[rule, False] for rule in ("pair_softmax", "class_softmax"))
+    assert pair["method"] == single["method"] == "Platt on log odds"
+    for key in ("ece", "ece_mass", "brier"):
+        assert pair["before"][key] == pytest.approx(single["before"][key], abs=1e-12)
+        assert pair["after"][key] == pytest.approx(single["after"][key], abs=1e-9)
+    points = [
+        held_out.judge(*x, rule, False)["operating_points"]
+        for x, rule in ((odds, "pair_softmax"), ((validation, test), "class_softmax"))
+    ]
+    for one, other in zip(*points, strict=True):
+        assert one["threshold"] == pytest.approx(other["threshold"], abs=1e-12)
+        assert one["sensitivity"] == other["sensitivity"]
+        assert special.expit(one["threshold_log_odds"]) == one["threshold"]
 
 
 # ------------------------------------------------------------------------------------- the report
+
+
+def test_scores_that_are_the_wrong_way_round_are_told():
+    validation, test = findings(90, 1, (40, 40, 40)), findings(80, 0, (30, 30, 30))
+    values = validation.scores * [1, -1, 1] + [0, 1, 0]
+    wrong = replace(validation, scores=values)
+    content, tables, _ = evaluated("multi_label", test, wrong, test, validation)
+    rows = content["held_out"]["zero_shot"]["calibration"]
+    assert [row["reversed"] for row in rows] == [False, True, False]
+    assert "Of b the score orders images the wrong way" in _calibration(tables, "zero-shot scores")
+    assert "wrong way" not in _calibration(tables, "the probe")
+    assert rows[0]["after"]["slope"].keys() == {"value", "low", "high"}
+    curve = rows[0]["after"]["curve_mass"]
+    assert len(curve["rows"]) == 15 and max(curve["rows"]) - min(curve["rows"]) <= 1
+
+
+def _calibration(tables, name):
+    return tables[f"Calibration of {name}"].text
 
 
 def findings(n, seed, positives):

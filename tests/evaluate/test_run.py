@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from references import SMALL, assert_close, model_terms
+from scipy import special
 from sklearn.metrics import roc_auc_score
 
 import medsiglip_jax
@@ -157,7 +158,7 @@ def test_rules_by_hand():
     of_p, of_n = ClassPrompts(p), ClassPrompts(n)
     for name, want in {
         "pos_minus_neg": cos_p - cos_n,
-        "pair_softmax": np.exp(7 * cos_p) / (np.exp(7 * cos_p) + np.exp(7 * cos_n)),
+        "pair_softmax": special.logit(np.exp(7 * cos_p) / (np.exp(7 * cos_p) + np.exp(7 * cos_n))),
         "class_softmax": np.exp(7 * cos_p) / np.exp(7 * cos_p).sum(1, keepdims=True),
         "cosine": cos_p,
     }.items():
@@ -170,6 +171,27 @@ def test_rules_by_hand():
         zero_shot.score("pos_minus_neg", z, of_p)
     with pytest.raises(ValueError, match="expected one of pos_minus_neg"):
         zero_shot.score("best", z, of_p)
+
+
+def test_pairs_far_apart_do_not_tie(tmp_path):
+    """With MedSigLIP's factor of about 117, probabilities of 1.0 would tie and move the AUC."""
+    rng = np.random.default_rng(0)
+    labels = rng.random(400) < 0.4
+    apart = np.where(labels, 0.5, 0.3) + 0.1 * rng.normal(size=400)
+    cosines = np.stack([apart, np.zeros(400)], axis=1)  # of presence; those of absence are 0
+    p, a = cosines[:, :1], cosines[:, 1:]
+    odds = zero_shot.RULES["pair_softmax"].score(p, a, 117.0)
+    difference = zero_shot.RULES["pos_minus_neg"].score(p, a, 117.0)
+    probabilities = special.expit(odds[:, 0])
+    assert (probabilities == 1).sum() > 100
+    want = metrics.auc(difference[:, 0], labels)
+    assert metrics.auc(odds[:, 0], labels) == want
+    assert metrics.auc(probabilities, labels) < want - 0.01
+    ids, column = [str(i) for i in range(400)], labels[:, None] * 1.0
+    scores.write(tmp_path / "s", scores.Scores(ids, ["a"], odds, column, None, {}, log_odds=True))
+    again, table = scores.read(tmp_path / "s"), pq.read_table(tmp_path / "s")
+    assert again.log_odds and metrics.auc(again.scores[:, 0], labels) == want
+    np.testing.assert_array_equal(table["score"].to_numpy(), probabilities)
 
 
 def test_temperature_changes_ranks_of_three_classes_and_not_of_two():

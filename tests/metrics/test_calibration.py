@@ -1,6 +1,8 @@
 """Calibration against scikit-learn; fits against the conditions that define them."""
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from medsiglip_jax.metrics import (
     expected_calibration_error,
     fit_platt,
     fit_temperature,
+    recalibration,
     reliability,
     top_label,
 )
@@ -136,6 +139,45 @@ def test_platt_is_a_regression_on_his_targets(seed):
     assert expected_calibration_error(p, labels) < expected_calibration_error(
         special.expit(scores), labels
     )
+
+
+GOLDEN = json.loads((Path(__file__).parent / "golden/base.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("case", GOLDEN["recalibration"], ids=["1", "2", "3"])
+def test_slope_and_intercept_are_those_of_rs_glm(case):
+    found = recalibration(special.expit(case["log_odds"]), case["labels"])
+    values = found.intercept.value, found.slope.value
+    assert values == pytest.approx(case["intercept_slope"], rel=1e-8)
+
+
+def test_slopes_hold_the_truth_by_patient():
+    """Of 50 patients with 4 images each, whose labels and scores are alike; labels follow p."""
+    held, units = [], np.repeat(np.arange(50), 4)
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        odds = rng.normal(size=50)[units] + rng.normal(size=200)
+        labels = rng.random(50)[units] < special.expit(odds)
+        found = recalibration(special.expit(odds), labels, groups=units)
+        held.append((1.0 in found.slope, 0.0 in found.intercept))
+    assert np.all((np.mean(held, axis=0) > 0.88) & (np.mean(held, axis=0) < 0.99))
+
+
+def test_what_is_overconfident_has_a_slope_below_one_and_what_is_reversed_one_below_zero():
+    rng = np.random.default_rng(0)
+    odds = rng.normal(size=2000)
+    labels = rng.random(2000) < special.expit(odds)
+    for factor in (0.5, 2.0, -1.0):
+        slope = recalibration(special.expit(factor * odds), labels).slope
+        assert 1 / factor in slope and slope.high - slope.low < 0.5 / abs(factor)
+
+
+def test_labels_that_a_threshold_separates_have_no_slope():
+    for p, labels in (([0.1, 0.2, 0.8], [0, 0, 1]), ([0.5, 0.5], [0, 1]), ([0.1, 0.9], [1, 1])):
+        found = recalibration(p, labels)
+        assert math.isnan(found.slope.value) and math.isnan(found.intercept.low)
+    with pytest.raises(ValueError, match="contains 2"):
+        recalibration([2.0], [1])
 
 
 def test_platt_of_scores_that_separate_or_say_nothing():

@@ -170,19 +170,28 @@ def _calibration(name: str, judged: Mapping[str, Any]) -> ReportSection:
         "Fitted on validation images, measured on test images. ECE: expected calibration error, "
         "in 15 bins of equal width, and of equal mass. Brier: mean squared distance from the "
         "labels; where an image has one class, summed over the classes. Both are 0 at best. "
-        "Before: only where scores are probabilities."
+        "Slope and intercept: of the logistic regression of test labels on log odds, 1 and 0 at "
+        "best; a slope below 1 is overconfident. Before: only where scores are probabilities."
     )
+    if names := [row["of"] for row in calibration if row["reversed"]]:
+        text += (
+            f" Of {', '.join(names)} the score orders images the wrong way round on validation "
+            "images: its curve falls."
+        )
     if left_out := sum(row["left_out"] for row in calibration):
         text += (
             f" {left_out:,} validation images are of classes that the probe could not learn, and "
             "were left out; test images of them count."
         )
     header = ("of", "method", "ECE before", "after", "ECE (mass) before", "after",
-              "Brier before", "after")  # fmt: skip
+              "Brier before", "after", "slope before", "after", "intercept before",
+              "after")  # fmt: skip
     rows = []
     for row in calibration:
         parameters = ", ".join(f"{key} {value:.3g}" for key, value in row["parameters"].items())
         sides = row["before"], row["after"]
         errors = [side and side[key] for key in ("ece", "ece_mass", "brier") for side in sides]
-        rows.append((row["of"], f"{row['method']} ({parameters})", *map(number, errors)))
+        lines = [side and side[key] for key in ("slope", "intercept") for side in sides]
+        lines = [estimated(line, "value") if line else "–" for line in lines]
+        rows.append((row["of"], f"{row['method']} ({parameters})", *map(number, errors), *lines))
     return ReportSection(f"Calibration of {name}", text, header, rows)

@@ -1,8 +1,8 @@
 """Operating points and calibration: chosen on validation images, judged on test images."""
 
 import itertools
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import special
@@ -14,10 +14,9 @@ from medsiglip_jax.metrics.subgroups import FEW
 
 # How thresholds are chosen; see `metrics.choose_threshold`.
 RULES = (("youden", None), *itertools.product(("sensitivity", "specificity"), (0.9, 0.95)))
-# Score rules whose numbers are probabilities already. Those of an image add up to 1, but for
-# "pair_softmax", which has a softmax for each class.
-PROBABILITIES = frozenset(("pair_softmax", "class_softmax", "classifier", "probe"))
-DISTRIBUTIONS = PROBABILITIES - {"pair_softmax"}
+# Score rules whose numbers are probabilities already, which add up to 1 for an image. Those of
+# "pair_softmax", which has a softmax for each class, are log odds: see `Scores.log_odds`.
+PROBABILITIES = frozenset(("class_softmax", "classifier", "probe"))
 TOP_LABEL = "top label"
 # A softmax in float64 reaches 0 and 1, whose logarithms no curve can be fitted to.
 _LEAST = 1e-15
@@ -48,14 +47,15 @@ def judge(
     undefined = [name for name, pair in classes.items() if not all(map(_both, pair))]
     classes = {name: pair for name, pair in classes.items() if name not in undefined}
     points = [
-        point
+        {**point, **_stated_threshold(point["threshold"], test.log_odds)}
         for name, pair in classes.items()
         for point in _points(name, *pair, patients, prevalence)
     ]
+    scale = _LOG_ODDS if test.log_odds else _OTHER if rule in PROBABILITIES else _SCORES
     if exclusive:
-        calibration = list(_temperature(validation, test, rule))
+        calibration = list(_temperature(validation, test, scale, rule))
     else:
-        calibration = [_platt(name, *pair, rule=rule) for name, pair in classes.items()]
+        calibration = [_platt(name, *pair, patients, scale) for name, pair in classes.items()]
     return {
         "operating_points": points,
         "calibration": calibration,
@@ -97,6 +97,13 @@ def _points(
         }
 
 
+def _stated_threshold(threshold: float, log_odds: bool) -> dict[str, float]:
+    """As a probability where scores are log odds; these tell thresholds near 1 apart."""
+    if not log_odds:
+        return {"threshold": threshold}
+    return {"threshold": float(special.expit(threshold)), "threshold_log_odds": threshold}
+
+
 _SHARES = ("sensitivity", "specificity", "ppv", "npv")
 
 
@@ -109,57 +116,14 @@ def _stated(point: metrics.OperatingPoint, prevalence: float) -> dict[str, float
 # ------------------------------------------------------------------------------------ calibration
 
 
-def _platt(name: str, chosen: metrics.Known, judged: metrics.Known, rule: str) -> dict[str, Any]:
-    """One finding: a logistic curve of the scores, or of the log odds of probabilities."""
-    probabilities = rule in PROBABILITIES
-    inputs, transform = ("log odds", _log_odds) if probabilities else ("scores", np.asarray)
-    fitted = metrics.fit_platt(transform(chosen.scores), chosen.positive)
-    return {
-        "of": name,
-        "method": f"Platt on {inputs}",
-        "parameters": {"slope": fitted.slope, "intercept": fitted.intercept},
-        "left_out": 0,
-        "before": _errors(judged.scores, judged.positive) if probabilities else None,
-        "after": _errors(fitted(transform(judged.scores)), judged.positive),
-    }
+class _Scale(NamedTuple):
+    """What scores are, and how they become log odds, log probabilities and probabilities."""
 
-
-def _temperature(validation: Scores, test: Scores, rule: str) -> Iterator[dict[str, Any]]:
-    """Exclusive classes: a softmax of scores, or of log probabilities, divided by one number.
-
-    Nothing where validation images are not of two classes, or there are no test images.
-
-    The probe has no scores of a class that training lacks. No temperature puts images of that
-    class right: those of validation are left out; those of the test count, and the class has
-    probability 0.
-    """
-    inputs, transform = "scores", np.asarray
-    if rule in PROBABILITIES:
-        inputs, transform = "log probabilities", _log
-    (chosen, chosen_labels), (judged, labels) = map(_exclusive, (validation, test))
-    learned = validation.learned
-    rows = learned[chosen_labels]
-    chosen, chosen_labels = chosen[rows], chosen_labels[rows]
-    if len(np.unique(chosen_labels)) < 2 or not len(judged):
-        return
-    number = np.cumsum(learned) - 1  # among the classes that have scores
-    fitted = metrics.fit_temperature(transform(chosen[:, learned]), number[chosen_labels])
-    after = np.zeros(judged.shape)
-    after[:, learned] = fitted(transform(judged[:, learned]))
-    yield {
-        "of": TOP_LABEL,
-        "method": f"temperature on {inputs}",
-        "parameters": {"temperature": fitted.value},
-        "left_out": int((~rows).sum()),
-        "before": _top_label_errors(judged, labels) if rule in DISTRIBUTIONS else None,
-        "after": _top_label_errors(after, labels),
-    }
-
-
-def _exclusive(scores: Scores) -> tuple[np.ndarray, np.ndarray]:
-    """Scores and class number of the images of exactly one class; a missing score is 0."""
-    rows = scores.labels.sum(axis=1) == 1
-    return np.nan_to_num(scores.scores[rows]), scores.labels[rows].argmax(axis=1)
+    of_findings: str
+    of_classes: str
+    to_odds: Callable[[np.ndarray], np.ndarray]
+    to_log: Callable[[np.ndarray], np.ndarray]
+    to_probabilities: Callable[[np.ndarray], np.ndarray] | None
 
 
 def _log(p: np.ndarray) -> np.ndarray:
@@ -170,18 +134,96 @@ def _log_odds(p: np.ndarray) -> np.ndarray:
     return special.logit(np.clip(p, _LEAST, 1 - _LEAST))
 
 
-def _errors(predicted: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """Distances between probabilities and labels, see `metrics`, with 15 bins."""
-    curve = metrics.reliability(predicted, labels)
+_SCORES = _Scale("scores", "scores", np.asarray, np.asarray, None)
+_OTHER = _Scale("log odds", "log probabilities", _log_odds, _log, np.asarray)
+_LOG_ODDS = _Scale("log odds", "log probabilities", np.asarray, special.log_expit, special.expit)
+
+
+def _platt(
+    name: str,
+    chosen: metrics.Known,
+    judged: metrics.Known,
+    patients: np.ndarray | None,
+    scale: _Scale,
+) -> dict[str, Any]:
+    """One finding: a logistic curve of the scores, or of the log odds of probabilities."""
+    fitted = metrics.fit_platt(scale.to_odds(chosen.scores), chosen.positive)
+    columns = judged.positive, None if patients is None else patients[judged.rows]
+    before = scale.to_probabilities and _errors(scale.to_probabilities(judged.scores), *columns)
     return {
-        "ece": curve.error,
-        "ece_mass": metrics.expected_calibration_error(predicted, labels, equal="mass"),
-        "brier": metrics.brier(predicted, labels),
-        "curve": {name: column.tolist() for name, column in vars(curve).items()},
+        "of": name,
+        "method": f"Platt on {scale.of_findings}",
+        "parameters": {"slope": fitted.slope, "intercept": fitted.intercept},
+        "reversed": fitted.slope < 0,
+        "left_out": 0,
+        "before": before,
+        "after": _errors(fitted(scale.to_odds(judged.scores)), *columns),
     }
 
 
-def _top_label_errors(predicted: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+def _temperature(
+    validation: Scores, test: Scores, scale: _Scale, rule: str
+) -> Iterator[dict[str, Any]]:
+    """Exclusive classes: a softmax of scores, or of log probabilities, divided by one number.
+
+    Nothing where validation images are not of two classes, or there are no test images.
+
+    The probe has no scores of a class that training lacks. No temperature puts images of that
+    class right: those of validation are left out; those of the test count, and the class has
+    probability 0.
+    """
+    (chosen, chosen_labels), (judged, labels) = map(_exclusive, (validation, test))
+    learned = validation.learned
+    rows = learned[chosen_labels]
+    chosen, chosen_labels = chosen[rows], chosen_labels[rows]
+    if len(np.unique(chosen_labels)) < 2 or not len(judged):
+        return
+    number = np.cumsum(learned) - 1  # among the classes that have scores
+    fitted = metrics.fit_temperature(scale.to_log(chosen[:, learned]), number[chosen_labels])
+    after = np.zeros(judged.shape)
+    after[:, learned] = fitted(scale.to_log(judged[:, learned]))
+    units = None if test.units is None else test.units[test.labels.sum(axis=1) == 1]
+    yield {
+        "of": TOP_LABEL,
+        "method": f"temperature on {scale.of_classes}",
+        "parameters": {"temperature": fitted.value},
+        "reversed": False,
+        "left_out": int((~rows).sum()),
+        "before": _top_label_errors(judged, labels, units) if rule in PROBABILITIES else None,
+        "after": _top_label_errors(after, labels, units),
+    }
+
+
+def _exclusive(scores: Scores) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and class number of the images of exactly one class; a missing score is 0."""
+    rows = scores.labels.sum(axis=1) == 1
+    return np.nan_to_num(scores.scores[rows]), scores.labels[rows].argmax(axis=1)
+
+
+def _errors(
+    predicted: np.ndarray, labels: np.ndarray, patients: np.ndarray | None
+) -> dict[str, Any]:
+    """Distances between probabilities and labels, see `metrics`, with 15 bins."""
+    curves = {k: metrics.reliability(predicted, labels, equal=k) for k in ("width", "mass")}
+    line = metrics.recalibration(predicted, labels, groups=patients)
+    return {
+        "ece": curves["width"].error,
+        "ece_mass": curves["mass"].error,
+        "brier": metrics.brier(predicted, labels),
+        "slope": aucs.limits(line.slope, "value"),
+        "intercept": aucs.limits(line.intercept, "value"),
+        "curve": _columns(curves["width"]),
+        "curve_mass": _columns(curves["mass"]),
+    }
+
+
+def _columns(curve: metrics.Reliability) -> dict[str, list[float]]:
+    return {name: column.tolist() for name, column in vars(curve).items()}
+
+
+def _top_label_errors(
+    predicted: np.ndarray, labels: np.ndarray, patients: np.ndarray | None
+) -> dict[str, Any]:
     """Of the highest probability of each image; Brier's score is over all classes, from 0 to 2."""
-    errors = _errors(*metrics.top_label(predicted, labels))
+    errors = _errors(*metrics.top_label(predicted, labels), patients)
     return {**errors, "brier": metrics.brier(predicted, labels)}

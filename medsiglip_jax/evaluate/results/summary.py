@@ -139,7 +139,8 @@ def _one_class_each(scores: Scores, task: Task) -> dict[str, Any] | None:
     }
     if first := task.ordinal_from:
         content["quadratic_kappa"] = metrics.quadratic_kappa(values.argmax(axis=1), labels)
-        above = values[:, first:].sum(axis=1) - values[:, :first].sum(axis=1)
+        stated = scores.stated[rows]
+        above = stated[:, first:].sum(axis=1) - stated[:, :first].sum(axis=1)
         units = None if scores.units is None else scores.units[rows]
         interval = metrics.delong(above, labels >= first, groups=units, student=True)
         content |= {"from": scores.classes[first], "auc_from": aucs.limits(interval)}
