@@ -392,6 +392,7 @@ def test_finetune(given, run, checkpoint):
     assert {"metrics.jsonl", "checkpoints", "export", "report.html", "config.json"} <= written
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_words_in_files_of_every_format(run, tmp_path, caplog):
     """In comments, tags, descriptions and headers, also where these make a file unreadable."""

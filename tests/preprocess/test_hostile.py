@@ -389,6 +389,7 @@ def test_json_that_python_cannot_read_is_told(tmp_path, text):
     assert "1.json: not JSON" in found.reasons
 
 
+@pytest.mark.slow
 @pytest.mark.torture
 def test_hostile_inputs_in_processes_of_4_gb(torture):
     script = Path(__file__).parents[2] / "scripts" / "fuzz_inputs.py"

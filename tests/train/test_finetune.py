@@ -227,6 +227,7 @@ def test_an_adafactor_step_with_layer_decay_in_bfloat16(data, start, tmp_path):
     assert 0.2 < moved[0] / moved[1] < 0.9
 
 
+@pytest.mark.slow
 def test_epochs_are_counted_in_steps_and_a_long_warm_up_is_shortened(data, tmp_path):
     """36 rows of training and batches of 8: 1.5 epochs are 54 rows, or 7 steps."""
     asked = config(data, epochs=1.5, optimizer__warmup_steps=500, total_steps=40)
@@ -393,6 +394,7 @@ def test_a_run_of_an_earlier_version_is_resumed(data, ordinary, tmp_path):
         finetune.run(config(data, **ORDINARY, data__uncertain="positive"), folder)
 
 
+@pytest.mark.slow
 def test_dtype_auto_is_what_the_run_began_with(data, tmp_path, monkeypatch):
     asked = config(data, **ORDINARY, dtype="auto")
 
