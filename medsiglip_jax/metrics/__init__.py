@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     )
     from medsiglip_jax.metrics.intervals import Interval, holm, proportion, wilson
     from medsiglip_jax.metrics.means import MeanAuc, macro_delong, macro_delong_test
+    from medsiglip_jax.metrics.paired import PairedShares, paired_shares
     from medsiglip_jax.metrics.ranking import Roc, auc, average_precision, roc_curve
     from medsiglip_jax.metrics.resampling import Pair, bootstrap, bootstrap_pair
     from medsiglip_jax.metrics.retrieval import (
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
         recall,
         recall_at_k,
     )
-    from medsiglip_jax.metrics.subgroups import Subgroup, subgroup_aucs
+    from medsiglip_jax.metrics.subgroups import FEW, Subgroup, subgroup_aucs
     from medsiglip_jax.metrics.thresholds import (
         OperatingPoint,
         check_rule,
@@ -65,14 +66,15 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "ClassAuc", "ClassAucs", "Comparison", "Interval", "Known", "MeanAuc", "OperatingPoint",
-    "Pair", "Platt", "Ranks", "Recalibration", "Reliability", "Retrieval", "Roc", "Subgroup",
-    "Temperature", "accuracy", "auc", "average_precision", "balanced_accuracy", "bootstrap",
-    "bootstrap_pair", "brier", "check_rule", "choose_threshold", "class_aucs", "class_figures",
-    "class_figures_pair", "cohen_kappa", "delong", "delong_test", "expected_calibration_error",
-    "fewest_units", "fit_platt", "fit_temperature", "holm", "judge_classes", "known",
-    "macro_auc", "macro_delong", "macro_delong_test", "macro_f1", "matthews", "median_rank",
-    "operating_point", "predictive_values", "proportion", "quadratic_kappa", "ranks",
+    "ClassAuc", "ClassAucs", "Comparison", "FEW", "Interval", "Known", "MeanAuc", "OperatingPoint",
+    "Pair", "PairedShares", "Platt", "Ranks", "Recalibration", "Reliability", "Retrieval",
+    "Roc", "Subgroup", "Temperature", "accuracy", "auc", "average_precision",
+    "balanced_accuracy", "bootstrap", "bootstrap_pair", "brier", "check_rule",
+    "choose_threshold", "class_aucs", "class_figures", "class_figures_pair", "cohen_kappa",
+    "delong", "delong_test", "expected_calibration_error", "fewest_units", "fit_platt",
+    "fit_temperature", "holm", "judge_classes", "known", "macro_auc", "macro_delong",
+    "macro_delong_test", "macro_f1", "matthews", "median_rank", "operating_point",
+    "paired_shares", "predictive_values", "proportion", "quadratic_kappa", "ranks",
     "recalibration", "recall", "recall_at_k", "reliability", "roc_curve", "subgroup_aucs",
     "top_k_accuracy", "top_label", "weighted_f1", "wilson",
 ]  # fmt: skip
@@ -89,10 +91,11 @@ __getattr__, __dir__ = lazy(
     classes="ClassAuc ClassAucs accuracy class_aucs macro_auc",
     intervals="Interval holm proportion wilson",
     means="MeanAuc macro_delong macro_delong_test",
+    paired="PairedShares paired_shares",
     ranking="Roc auc average_precision roc_curve",
     resampling="Pair bootstrap bootstrap_pair",
     retrieval="Ranks Retrieval median_rank ranks recall recall_at_k",
-    subgroups="Subgroup subgroup_aucs",
+    subgroups="FEW Subgroup subgroup_aucs",
     thresholds="OperatingPoint check_rule choose_threshold judge_classes operating_point "
     "predictive_values",
 )

@@ -1,6 +1,7 @@
 """Two evaluations of the same images: numbers against SciPy and by hand, and what is refused."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 from medsiglip_jax import cli, metrics
 from medsiglip_jax.evaluate import scores
 from medsiglip_jax.evaluate.report.comparison import markdown
-from medsiglip_jax.evaluate.results.comparison import compare
+from medsiglip_jax.evaluate.results.comparison import compare, compare_all
 from medsiglip_jax.evaluate.scores import Scores
 
 CLASSES = ["Alpha", "Be|ta", "Rare", "Never"]
@@ -156,6 +157,126 @@ def test_swapped_runs_mirror(pair):
         mirrored = [-y["difference"], -y["high"], -y["low"]]
         assert [x["difference"], x["low"], x["high"]] == pytest.approx(mirrored, abs=1e-12)
         assert x.get("p") == y.get("p")
+
+
+# ------------------------------------------------------------------------------ more than two
+
+
+def test_several_are_compared_with_the_first_and_adjusted_together(pair, tmp_path, capsys):
+    good = np.nan_to_num(make().labels) + 0.3 * np.random.default_rng(0).normal(size=(N, 4))
+    third = put(tmp_path / "c", make(3, scores=good))
+    found = compare_all(pair[0], [pair[1], third])
+    alone = [compare(pair[0], other) for other in (pair[1], third)]
+    rows = [row for one in alone for row in one["classes"]]
+    adjusted = metrics.holm([np.nan if row["p"] is None else row["p"] for row in rows])
+    got = [row["p_holm"] for one in found for row in one["classes"]]
+    known = [x for x in adjusted if not np.isnan(x)]
+    assert [x for x in got if x is not None] == pytest.approx(known)
+    assert [x for x in got if x is not None] != [
+        row["p_holm"] for row in rows if row["p_holm"] is not None
+    ]
+    means = metrics.holm([one["macro"]["p"] for one in alone])
+    assert [one["macro"]["p_holm"] for one in found] == pytest.approx(means)
+    folders, output = [str(x) for x in (*pair, third)], tmp_path / "c.md"
+    assert cli.main(["compare", *folders, "--json", "--output", str(output)]) == 0
+    assert json.loads(capsys.readouterr().out) == found
+    headings = [x for x in output.read_text().splitlines() if x.startswith("## AUC")]
+    assert len(headings) == 2 and folders[1] in headings[0] and folders[2] in headings[1]
+
+
+# ------------------------------------------------------------------------------- not inferior
+
+
+def test_not_inferior_is_a_lower_limit_above_the_margin(pair, capsys):
+    found = compare(*pair)
+    low = found["macro"]["low"]
+    assert found["margin"] is None and found["macro"]["not_inferior"] is None
+    for margin in (abs(low) * 0.9, abs(low) * 1.1):
+        got = compare(*pair, margin=margin)
+        for row in [got["macro"], *got["classes"][:3]]:
+            assert row["not_inferior"] == (row["low"] > -margin)
+        assert got["classes"][3]["not_inferior"] is None
+    assert got["macro"]["not_inferior"] is True or low > 0
+    a, b = map(str, pair)
+    assert cli.main(["compare", a, b, "--margin", "0.02"]) == 0
+    assert "not inferior" in capsys.readouterr().out
+    assert cli.main(["compare", a, b, "--margin", "2"]) == 2
+    assert "margin is 2; expected an AUC above 0" in capsys.readouterr().err
+
+
+# -------------------------------------------------------------------------------- at thresholds
+
+
+def with_validation(folder, found, validation):
+    put(folder, found)
+    return put(folder, validation, "validation.parquet")
+
+
+def test_sensitivities_are_compared_at_own_thresholds_by_patient(tmp_path):
+    of = [make(1), make(2, noise=0.3)]
+    others = [make(11), make(12, noise=0.3)]
+    folders = [
+        with_validation(tmp_path / name, one, other)
+        for name, one, other in zip("ab", of, others, strict=True)
+    ]
+    found = compare(*folders)
+    points = {
+        (x["class"], x["rule"], x["at_least"], x["share"]): x for x in found["operating_points"]
+    }
+    assert len(points) == 3 * 5 * 2 and ("Never", "youden", None, "sensitivity") not in points
+    row = points["Be|ta", "specificity", 0.9, "sensitivity"]
+    known = ~np.isnan(of[0].labels[:, 1])
+    thresholds = [
+        metrics.choose_threshold(x.scores[known, 1], x.labels[known, 1], "specificity", 0.9)
+        for x in others
+    ]
+    assert row["thresholds"] == thresholds
+    positive = of[0].labels[:, 1] == 1
+    first, second = (x.scores[positive, 1] >= t for x, t in zip(of, thresholds, strict=True))
+    want = metrics.paired_shares(second, first, np.array(of[0].groups)[positive])
+    assert (row["first"], row["second"]) == (first.mean(), second.mean())
+    assert (row["low"], row["high"], row["p"]) == pytest.approx(
+        (want.difference.low, want.difference.high, want.p)
+    )
+    assert points["Rare", "youden", None, "sensitivity"]["few"]
+    assert "Sensitivity and specificity" in markdown(found)
+    assert compare(put(tmp_path / "c", of[0]), folders[1])["operating_points"] == []
+
+
+def test_images_that_thresholds_were_chosen_on_are_no_test_images(tmp_path):
+    folders = []
+    for name, seed in (("a", 1), ("b", 2)):
+        found = make(seed)
+        meta = {**found.meta, "learned": {"drawn": True}}
+        folder = with_validation(
+            tmp_path / name, replace(found, meta=meta), found.select(np.arange(60))
+        )
+        parts = ["validation"] * 60 + ["test"] * 60
+        scores.write_columns(folder / scores.IMAGES, {"id": found.ids, scores.PART: parts})
+        folders.append(folder)
+    found = compare(*folders)
+    held_out = make().labels[60:, 0]
+    rows = {x["share"]: x["rows"] for x in found["operating_points"] if x["class"] == "Alpha"}
+    assert rows == {"sensitivity": (held_out == 1).sum(), "specificity": (held_out == 0).sum()}
+
+
+def test_images_with_one_class_have_accuracy_and_the_like(tmp_path):
+    task = {"kind": "multi_class", "ordinal_from": 0}
+    labels = np.eye(4)[np.random.default_rng(0).integers(4, size=N)]
+    of = [
+        make(seed, labels=labels, scores=labels + np.random.default_rng(seed).normal(size=(N, 4)),
+             meta={"task": task})
+        for seed in (1, 2)
+    ]  # fmt: skip
+    found = compare(*(put(tmp_path / name, x) for name, x in zip("ab", of, strict=True)))
+    each, truth = found["one_class_each"], labels.argmax(1)
+    named = [x.scores.argmax(1) for x in of]
+    want = metrics.paired_shares(named[1] == truth, named[0] == truth, np.array(of[0].groups))
+    assert each["accuracy"]["difference"] == pytest.approx(want.difference.value)
+    assert each["accuracy"]["p"] == pytest.approx(want.p)
+    assert each["figures"]["macro_f1"]["first"] == metrics.macro_f1(named[0], truth)
+    assert "quadratic_kappa" not in each["figures"]
+    assert "One class for each image" in markdown(found) and "macro f1" in markdown(found)
 
 
 # ------------------------------------------------------------------------- which images and classes

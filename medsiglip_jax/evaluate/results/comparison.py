@@ -1,10 +1,10 @@
-"""Two evaluations of the same images: how far apart their AUCs are, per class and on average.
+"""Evaluations of the same images: how far apart their AUCs are, per class and on average.
 
 Both are of the same patients, so differences are paired: an image that is hard is hard for both,
 which cancels. Whether the two intervals overlap does not answer the question.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from medsiglip_jax import metrics
 from medsiglip_jax.evaluate import scores
-from medsiglip_jax.evaluate.results import aucs
+from medsiglip_jax.evaluate.results import aucs, decisions
 from medsiglip_jax.evaluate.scores import Scores
 from medsiglip_jax.files import places
 from medsiglip_jax.files.json import plain
@@ -26,32 +26,40 @@ def compare(
     *,
     file: str = scores.FILE,
     allow_missing: bool = False,
+    margin: float | None = None,
     resamples: int = 2000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Compares the AUCs of two evaluations, paired, by patient where patients are known.
+    """Compares two evaluations, paired, by patient where patients are known.
 
-    A class has DeLong's interval of the difference and its p, also adjusted by Holm for the number
-    of classes. The mean over classes has a bootstrap interval; each resample has its own mean. Few
-    positives make intervals too narrow and p too small: classes with fewer than 10 are flagged.
+    A class has DeLong's interval of the difference of its AUCs and its p, also adjusted by Holm for
+    the number of classes; the mean over classes likewise. Classes with or without which there are
+    fewer than 10 patients are flagged. Where both folders have scores of validation images, each
+    side's thresholds are chosen on its own, and sensitivities and specificities on test images are
+    compared; where images have one class, so are accuracy, F1 and so on.
 
     Args:
         first: folder A, which evaluate wrote.
         second: folder B; differences are B minus A.
         file: of the scores, in both folders.
         allow_missing: compare the images that both have; by default both need the same images.
-        resamples: of the bootstrap.
+        margin: AUC that B may be worse by and yet count as not inferior: then the lower limit of
+            the difference lies above its negative.
+        resamples: of the bootstrap, for accuracy and the like.
         seed: of the bootstrap.
 
     Returns:
-        JSON: `images`, `groups`, `left_out`, `macro`, `classes`, `differs` (provenance) and
-        `statistics`. None stands where a number is undefined.
+        JSON: `images`, `groups`, `left_out`, `margin`, `macro`, `classes`, `operating_points`,
+        `one_class_each`, `differs` (provenance) and `statistics`. None stands where a number is
+        undefined.
 
     Raises:
         FileNotFoundError: a folder has no such file.
         ValueError: the two are of different images, classes, labels or patients, or have no class
-            with scores in common; or one is of pairs.
+            with scores in common; one is of pairs; or `margin` is out of range.
     """
+    if margin is not None and not 0 < margin < 1:
+        raise ValueError(f"margin is {margin:g}; expected an AUC above 0 and below 1, such as 0.02")
     folders = places.at(first), places.at(second)
     for folder in folders:
         if scores.of_pairs(folder):
@@ -65,20 +73,56 @@ def compare(
     _check_labels(a, b)
     if not (a.learned & b.learned).any():
         raise ValueError(f"no class has scores in {file} of both A and B")
-    classes = [_class(a, b, j) for j in range(len(a.classes))]
-    adjusted = metrics.holm([c["p"] for c in classes])
+    classes = _adjusted([_class(a, b, j, margin) for j in range(len(a.classes))])
+    statistics = aucs.Statistics(resamples, seed)
     content = {
         "first": str(folders[0]),
         "second": str(folders[1]),
         "images": len(a.ids),
         "groups": a.groups and len(set(a.groups)),
         "left_out": dict(zip(("first", "second"), left_out, strict=True)),
-        "macro": _macro(a, b),
-        "classes": [{**c, "p_holm": p} for c, p in zip(classes, adjusted, strict=True)],
+        "margin": margin,
+        "macro": _macro(a, b, margin),
+        "classes": classes,
+        "operating_points": _adjusted(decisions.compare(a, b, folders, file)),
+        "one_class_each": decisions.of_classes(a, b, statistics),
         "differs": _differences(a.meta.get("provenance", {}), b.meta.get("provenance", {})),
-        "statistics": {"resamples": resamples, "seed": seed},
+        "statistics": statistics._asdict(),
     }
     return plain(content)
+
+
+def compare_all(
+    first: places.Given, others: Sequence[places.Given], **options: Any
+) -> list[dict[str, Any]]:
+    """Compares several evaluations with the first one.
+
+    Args:
+        first: folder A.
+        others: folders, each compared with A.
+        options: of `compare`.
+
+    Returns:
+        What `compare` returns, for each of `others`; their p-values are adjusted by Holm for all
+        of them together.
+
+    Raises:
+        FileNotFoundError, ValueError: as `compare`.
+    """
+    found = [compare(first, other, **options) for other in others]
+    for key in ("classes", "operating_points"):
+        rows = _adjusted([row for one in found for row in one[key]])
+        for one in found:
+            one[key], rows = rows[: len(one[key])], rows[len(one[key]) :]
+    macros = _adjusted([one["macro"] for one in found])
+    return plain([{**one, "macro": macro} for one, macro in zip(found, macros, strict=True)])
+
+
+def _adjusted(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """With p-values adjusted by Holm for all rows; None is no test."""
+    p = [np.nan if row["p"] is None else row["p"] for row in rows]
+    pairs = zip(rows, metrics.holm(p).tolist(), strict=True)
+    return [{**row, "p_holm": adjusted} for row, adjusted in pairs]
 
 
 # ------------------------------------------------------------------------------- are they the same
@@ -131,7 +175,7 @@ def _some(names: list[str]) -> str:
 # ---------------------------------------------------------------------------------------- numbers
 
 
-def _class(a: Scores, b: Scores, column: int) -> dict[str, Any]:
+def _class(a: Scores, b: Scores, column: int, margin: float | None) -> dict[str, Any]:
     counts = aucs.counts(a.labels[:, column], a.units)
     of_a, of_b, labels, units = scores.common(a, b, column)
     test = metrics.delong_test(of_b, of_a, labels, groups=units)
@@ -139,14 +183,24 @@ def _class(a: Scores, b: Scores, column: int) -> dict[str, Any]:
         "class": a.classes[column],
         "first": metrics.auc(of_a, labels),
         "second": metrics.auc(of_b, labels),
-        **aucs.limits(test.difference, "difference"),
-        "p": test.p,
+        **_tested(test, margin),
         **counts,
         "unknown": len(a.ids) - counts["positives"] - counts["negatives"],
     }
 
 
-def _macro(a: Scores, b: Scores) -> dict[str, Any]:
+def _tested(test: metrics.Comparison, margin: float | None) -> dict[str, Any]:
+    """The difference, its p, and whether it rules out that B is worse by the margin."""
+    low = test.difference.low
+    known = margin is not None and not np.isnan(low)
+    return {
+        **aucs.limits(test.difference, "difference"),
+        "p": test.p,
+        "not_inferior": bool(low > -margin) if known else None,
+    }
+
+
+def _macro(a: Scores, b: Scores, margin: float | None) -> dict[str, Any]:
     columns = a.learned & b.learned
     labels, of_a, of_b = a.labels[:, columns], a.scores[:, columns], b.scores[:, columns]
     test = metrics.macro_delong_test(of_b, of_a, labels, groups=a.units)
@@ -154,8 +208,7 @@ def _macro(a: Scores, b: Scores) -> dict[str, Any]:
         "classes": sum({0, 1} <= set(column[~np.isnan(column)]) for column in labels.T),
         "first": metrics.macro_auc(of_a, labels),
         "second": metrics.macro_auc(of_b, labels),
-        **aucs.limits(test.difference, "difference"),
-        "p": test.p,
+        **_tested(test, margin),
     }
 
 

@@ -1,0 +1,150 @@
+"""What two evaluations decide of the same images: at thresholds, and by the highest score."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from medsiglip_jax import metrics
+from medsiglip_jax.evaluate import learned, scores
+from medsiglip_jax.evaluate.results import aucs, figures, held_out
+from medsiglip_jax.evaluate.scores import Scores
+from medsiglip_jax.files import places
+
+_SHARES = ("sensitivity", "specificity")
+# Scores of validation images that belong to those of test images.
+_VALIDATION = {scores.FILE: learned.VALIDATION, learned.PROBE: learned.PROBE_VALIDATION}
+
+
+def compare(
+    a: Scores, b: Scores, folders: Sequence[places.Place], file: str
+) -> list[dict[str, Any]]:
+    """Sensitivities and specificities of both, at thresholds of their own validation images.
+
+    Args:
+        a: scores of folder A.
+        b: those of folder B, for the same images and classes.
+        folders: A and B.
+        file: of the scores.
+
+    Returns:
+        A row for each class, rule and share, with the p of `metrics.paired_shares`; none where a
+        folder has no scores of validation images.
+    """
+    paths = [folder / _VALIDATION[file] for folder in folders if file in _VALIDATION]
+    if not paths or not all(path.is_file() for path in paths):
+        return []
+    chosen = [_in_order(scores.read(path), a.classes) for path in paths]
+    test = _test_images(a, folders[0], file) & _test_images(b, folders[1], file)
+    if not test.any():
+        return []
+    rows = np.flatnonzero(test)
+    sides = a.select(rows), b.select(rows)
+    return [row for j in range(len(a.classes)) for row in _class(j, chosen, sides)]
+
+
+def _in_order(found: Scores, classes: Sequence[str]) -> Scores | None:
+    """With these classes in this order; None if it is of others."""
+    if sorted(found.classes) != sorted(classes):
+        return None
+    order = [found.classes.index(name) for name in classes]
+    values, labels = found.scores[:, order], found.labels[:, order]
+    return Scores(found.ids, classes, values, labels, found.groups, found.meta, found.log_odds)
+
+
+def _test_images(found: Scores, folder: places.Place, file: str) -> np.ndarray:
+    """Which images are held out: others may have been drawn for training or validation."""
+    facts = found.meta.get("learned") or {}
+    if file != scores.FILE or not facts.get("drawn"):
+        return np.ones(len(found.ids), bool)
+    columns, _ = scores.read_columns(folder / scores.IMAGES)
+    part_of = dict(zip(columns["id"], columns[scores.PART], strict=True))
+    return np.array([part_of.get(id) == "test" for id in found.ids])
+
+
+def _class(
+    column: int, chosen: Sequence[Scores | None], sides: Sequence[Scores]
+) -> Iterator[dict[str, Any]]:
+    if None in chosen:
+        return
+    of_validation = [scores.known(found, column) for found in chosen if found is not None]
+    of_a, of_b, labels, units = scores.common(sides[0], sides[1], column)
+    if not all(len(np.unique(rows.positive)) == 2 for rows in of_validation) or not len(labels):
+        return
+    for rule, at_least in held_out.RULES:
+        thresholds = [
+            metrics.choose_threshold(rows.scores, rows.positive, rule, at_least)
+            for rows in of_validation
+        ]
+        called = of_a >= thresholds[0], of_b >= thresholds[1]
+        for share in _SHARES:
+            positive = share == "sensitivity"
+            of = labels == positive
+            right = [side[of] == positive for side in called]
+            groups = None if units is None else units[of]
+            yield {
+                "class": sides[0].classes[column],
+                "rule": rule,
+                "at_least": at_least,
+                "share": share,
+                "thresholds": thresholds,
+                **_compared(right[0], right[1], groups),
+                "few": len(right[0] if groups is None else np.unique(groups)) < metrics.FEW,
+            }
+
+
+def _compared(first: np.ndarray, second: np.ndarray, groups: Any) -> dict[str, Any]:
+    found = metrics.paired_shares(second, first, groups)
+    return {
+        "first": float(first.mean()) if len(first) else np.nan,
+        "second": float(second.mean()) if len(second) else np.nan,
+        **aucs.limits(found.difference, "difference"),
+        "only_first": found.second_only,
+        "only_second": found.first_only,
+        "chi_square": found.chi_square,
+        "p": found.p,
+        "p_exact": found.p_exact,
+        "rows": len(first),
+    }
+
+
+def of_classes(a: Scores, b: Scores, statistics: aucs.Statistics) -> dict[str, Any] | None:
+    """Accuracy and so on of images with one class; None for tasks of findings.
+
+    The accuracy also has McNemar's test.
+    """
+    if (a.meta.get("task") or {}).get("kind") != "multi_class":
+        return None
+    (of_a, units, labels), (of_b, _, _) = figures.one_class(a), figures.one_class(b)
+    if not len(labels) or not (a.learned.all() and b.learned.all()):
+        return None
+    named = of_a.argmax(axis=1), of_b.argmax(axis=1)
+    differences = metrics.class_figures_pair(
+        named[1], named[0], labels, groups=units, samples=statistics.resamples, seed=statistics.seed
+    )
+    right = _compared(named[0] == labels, named[1] == labels, units)
+    values = [_values(predicted, labels) for predicted in named]
+    return {
+        "accuracy": right,
+        "figures": {
+            name: {
+                "first": values[0][name],
+                "second": values[1][name],
+                **aucs.limits(difference, "difference"),
+            }
+            for name, difference in differences.items()
+            if name != "accuracy" and not (name == "quadratic_kappa" and not _graded(a))
+        },
+    }
+
+
+def _values(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    names = (
+        "balanced_accuracy", "macro_f1", "weighted_f1", "matthews", "cohen_kappa",
+        "quadratic_kappa",
+    )  # fmt: skip
+    return {name: getattr(metrics, name)(predicted, labels) for name in names}
+
+
+def _graded(found: Scores) -> bool:
+    return bool((found.meta.get("task") or {}).get("ordinal_from"))
