@@ -11,6 +11,8 @@ _WHAT = {
     "--task T": "a name (see --list), or your own .toml or .json",
     "--from DIR": "recompute report and results from the scores in DIR, without a model; takes "
     "--resamples, --prevalence, --per, --aggregate and --export",
+    "--average DIR...": "the mean of the scores of several evaluations, of checkpoints for "
+    "instance, as a new one in --output; takes what --from takes",
     "--list": "list the tasks and where to get their data",
 }
 _FILES = {
@@ -99,7 +101,7 @@ def evaluate(args: argparse.Namespace) -> int:
     if args.list:
         return _list(args)
     output = args.again or args.output
-    results = _recompute(args) if args.again else _run(args)
+    results = _recompute(args) if args.again or args.average else _run(args)
     show(results, args.json, lambda r: _text(output, r))
     lost = {k: n for k, n in results["counts"].items() if k.startswith(("missing", "unreadable"))}
     if any(lost.values()):
@@ -113,18 +115,22 @@ _WITH_FROM = ("resamples", "prevalence", "per", "aggregate", "export", "json")
 
 
 def _recompute(args: argparse.Namespace) -> dict[str, Any]:
+    from medsiglip_jax.evaluate.ensemble import average
     from medsiglip_jax.evaluate.recompute import recompute
 
-    if wrong := parser.given(
-        args, (name for name in vars(args) if name not in ("again", *_WITH_FROM))
-    ):
+    what, own = ("--average", ("average", "output")) if args.average else ("--from", ("again",))
+    others = (name for name in vars(args) if name not in (*own, *_WITH_FROM))
+    if wrong := parser.given(args, others):
         raise ValueError(
-            f"--from takes {', '.join(f'--{name}' for name in _WITH_FROM)}; got "
+            f"{what} takes {', '.join(f'--{name}' for name in _WITH_FROM)}; got "
             f"{', '.join(wrong)}, which needs the whole evaluation again"
         )
-    return recompute(
-        args.again, args.resamples, args.prevalence, args.export, _unit(args)
-    )  # fmt: skip
+    if args.average:
+        if not args.output:
+            raise ValueError("--average needs --output, the folder of the new evaluation")
+        average(args.average, args.output)
+    folder = args.again or args.output
+    return recompute(folder, args.resamples, args.prevalence, args.export, _unit(args))
 
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:

@@ -128,6 +128,18 @@ def _adjusted(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 # ------------------------------------------------------------------------------- are they the same
 
 
+def aligned(a: Scores, b: Scores) -> Scores:
+    """The second with the images and classes in the order of the first.
+
+    Raises:
+        ValueError: the two are of different images, classes, labels or patients.
+    """
+    _, b, _ = _same_images(a, b, allow_missing=False)
+    b = _same_classes(a, b)
+    _check_labels(a, b)
+    return b
+
+
 def _same_images(a: Scores, b: Scores, allow_missing: bool) -> tuple[Scores, Scores, list[int]]:
     """Both in the order of the first, and how many images of each are left out."""
     in_a, in_b = ({id: row for row, id in enumerate(side.ids)} for side in (a, b))
@@ -191,12 +203,13 @@ def _class(a: Scores, b: Scores, column: int, margin: float | None) -> dict[str,
 
 def _tested(test: metrics.Comparison, margin: float | None) -> dict[str, Any]:
     """The difference, its p, and whether it rules out that B is worse by the margin."""
-    low = test.difference.low
-    known = margin is not None and not np.isnan(low)
+    low, not_inferior = test.difference.low, None
+    if margin is not None and not np.isnan(low):
+        not_inferior = bool(low > -margin)
     return {
         **aucs.limits(test.difference, "difference"),
         "p": test.p,
-        "not_inferior": bool(low > -margin) if known else None,
+        "not_inferior": not_inferior,
     }
 
 

@@ -1,0 +1,82 @@
+"""The mean of the scores of several evaluations: of checkpoints, or of ways to prepare pixels."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from medsiglip_jax.evaluate import learned, scores
+from medsiglip_jax.evaluate.results.comparison import aligned
+from medsiglip_jax.evaluate.run import check_folder
+from medsiglip_jax.evaluate.scores import Scores
+from medsiglip_jax.files import places
+from medsiglip_jax.files.json_text import to_hash
+
+# What has to be the same for scores to be on one scale.
+_SCALE = ("score", "temperature")
+
+
+def average(folders: Sequence[places.Given], output: places.Given) -> None:
+    """Writes an evaluation whose scores are the means of those of others; `recompute` reads it.
+
+    Where all of them have scores of validation images, thresholds and calibration are chosen on
+    the means of these. Probes, curves, retrieval and variants are left out.
+
+    Args:
+        folders: of evaluations of the same images, classes and labels by the same rule.
+        output: folder to write.
+
+    Raises:
+        FileExistsError: `output` holds something else than an evaluation.
+        FileNotFoundError: a folder has no scores.
+        ValueError: there are fewer than two, or they are of different images, classes, labels,
+            patients or rules.
+    """
+    if len(folders) < 2:
+        raise ValueError(f"{len(folders)} evaluation to average; expected at least two")
+    read_from, folder = [places.at(given) for given in folders], places.at(output)
+    check_folder(folder)
+    means = _mean(read_from, scores.FILE)
+    columns, meta = scores.read_columns(read_from[0] / scores.IMAGES)
+    scores.check_runs(read_from[0], means.meta.get("run"), {scores.IMAGES: meta.get("run")})
+    facts = means.meta.get("learned") or {}
+    validation = _mean(read_from, learned.VALIDATION) if facts and _learned(read_from) else None
+    runs = [scores.read(one / scores.FILE).meta.get("run") for one in read_from]
+    run = hashlib.sha256(to_hash(["average", runs])).hexdigest()
+    provenance = {**means.meta["provenance"], "average_of": [str(given) for given in folders]}
+    changed = {"run": run, "provenance": provenance, "cells": [], "retrieval": False}
+    changed["learned"] = None if validation is None else {**facts, "probe": False}
+    scores.write_columns(folder / scores.IMAGES, columns, {"run": run})
+    if validation is not None:
+        kept = replace(validation, meta={**validation.meta, "run": run})
+        scores.write(folder / learned.VALIDATION, kept)
+    scores.write(folder / scores.FILE, replace(means, meta={**means.meta, **changed}))
+
+
+def _learned(folders: Sequence[places.Place]) -> bool:
+    """Whether all of them have scores of validation images."""
+    return all((folder / learned.VALIDATION).is_file() for folder in folders)
+
+
+def _mean(folders: Sequence[places.Place], file: str) -> Scores:
+    """The scores of the first, which are replaced by the means."""
+    first, *others = (scores.read(folder / file) for folder in folders)
+    values = [first.scores]
+    for folder, other in zip(folders[1:], others, strict=True):
+        try:
+            values.append(aligned(first, other).scores)
+            _check_scale(first.meta["provenance"], other.meta["provenance"])
+        except ValueError as error:
+            raise ValueError(f"A is {folders[0]}, B is {folder}: {error}") from None
+    return replace(first, scores=np.mean(values, axis=0))
+
+
+def _check_scale(first: dict[str, Any], other: dict[str, Any]) -> None:
+    for key in _SCALE:
+        if first.get(key) != other.get(key):
+            raise ValueError(
+                f"{key} is {first.get(key)} in A and {other.get(key)} in B; scores on different "
+                "scales have no mean"
+            )
