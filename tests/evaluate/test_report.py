@@ -14,7 +14,7 @@ from sklearn.metrics import confusion_matrix, precision_recall_curve, roc_auc_sc
 
 from medsiglip_jax.evaluate import tasks
 from medsiglip_jax.evaluate.learned import Learned
-from medsiglip_jax.evaluate.report import document, export, pictures, sections
+from medsiglip_jax.evaluate.report import document, export, pictures, sections, tables
 from medsiglip_jax.evaluate.report.tables import ReportSection
 from medsiglip_jax.evaluate.results.summary import summarize
 from medsiglip_jax.evaluate.scores import Scores
@@ -79,6 +79,14 @@ def test_classes_without_an_auc_are_said_to_have_none():
     page = document.page(content, scores)
     assert "class 1 undefined" in svgs(page)[0].get("aria-label")
     assert len(svgs(page)) == 1 + 3 * 2 + 1
+
+
+def test_p_values_have_the_digits_of_journals():
+    """None of them is rounded onto another side of 0.05, 0 or 1."""
+    written = {None: "–", 0.0: "< 0.001", 0.00099: "< 0.001", 0.0014: "0.001", 0.0096: "0.010",
+               0.034: "0.03", 0.0449: "0.04", 0.0494: "0.049", 0.05: "0.05", 0.2149: "0.21",
+               0.99: "0.99", 0.994: "> 0.99", 1.0: "> 0.99"}  # fmt: skip
+    assert {p: tables.p_value(p) for p in written} == written
 
 
 PROBE = {

@@ -74,7 +74,15 @@ def signed(value: float | None) -> str:
 
 
 def p_value(value: float | None) -> str:
-    return "< 0.001" if value is not None and value < 0.001 else number(value)
+    """As the AMA Manual of Style writes it: two digits, three below 0.01 and
+    where two would round it to 0.05."""
+    if value is None:
+        return "–"
+    if value < 0.001:
+        return "< 0.001"
+    if value > 0.99:
+        return "> 0.99"
+    return f"{value:.3f}" if value < 0.01 or 0.045 <= value < 0.05 else f"{value:.2f}"
 
 
 def starred(row: Mapping[str, Any], key: str = "class") -> str:
