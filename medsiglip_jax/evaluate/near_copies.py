@@ -72,24 +72,34 @@ def _of(
             f"above {COSINE}; only the nearest {_MOST:,} were compared",
             stacklevel=2,
         )
-    one, another = left.dataset, right.dataset
-    names: dict[str, list[tuple[str, str]]] = {PIXELS: [], AGAIN: []}
+    found: dict[str | None, list[tuple[str, str]]] = {PIXELS: [], AGAIN: [], None: []}
     rows: list[list[int]] = near.rows.tolist()
     for i, j in rows:
-        if _related(one, i, another, j):
-            continue
-        first = decode(one.sources[i], left.manifest.dicom_rules)
-        second = decode(another.sources[j], right.manifest.dicom_rules)
-        if first is None or second is None:
-            continue
-        if first.digest == second.digest:
-            told = bool(copies.identical((one.sources[i], another.sources[j])))
-            names[PIXELS] += [] if told else [(one.ids[i], another.ids[j])]
-        elif _correlation(first.small, second.small) >= _ALIKE:
-            names[AGAIN].append((one.ids[i], another.ids[j]))
-    for what, pairs in names.items():
-        if pairs:
-            yield Leak(what, two, pairs, at_least=near.cut)
+        pair = left.dataset.ids[i], right.dataset.ids[j]
+        found[_what(left, i, right, j, decode)].append(pair)
+    for what in (PIXELS, AGAIN):
+        if found[what]:
+            yield Leak(what, two, found[what], at_least=near.cut)
+
+
+def _what(
+    left: ImageEmbeddings,
+    i: int,
+    right: ImageEmbeddings,
+    j: int,
+    decode: Callable[[str, Rules], _Picture | None],
+) -> str | None:
+    """In what two images are the same, as far as it is not said elsewhere."""
+    if _related(left.dataset, i, right.dataset, j):
+        return None
+    one, other = left.dataset.sources[i], right.dataset.sources[j]
+    first = decode(one, left.manifest.dicom_rules)
+    second = decode(other, right.manifest.dicom_rules)
+    if first is None or second is None:
+        return None
+    if first.digest == second.digest:
+        return None if copies.identical((one, other)) else PIXELS
+    return AGAIN if _correlation(first.small, second.small) >= _ALIKE else None
 
 
 def _related(one: Dataset, i: int, other: Dataset, j: int) -> bool:

@@ -157,13 +157,16 @@ def check_disjoint(splits: Mapping[str, Dataset], allow_leaks: bool = False) -> 
         ValueError: there are some and they are not allowed: which splits share how many, and the
             first few.
     """
+    copied = copies.identical(itertools.chain.from_iterable(s.sources for s in splits.values()))
     pairs = itertools.combinations(splits.items(), 2)
-    found = [leak for two in pairs for leak in _shared(*two) if leak.found]
+    found = [leak for two in pairs for leak in _shared(*two, copied) if leak.found]
     refuse(found, allow_leaks)
     return found
 
 
-def _shared(first: tuple[str, Dataset], second: tuple[str, Dataset]) -> Iterator[Leak]:
+def _shared(
+    first: tuple[str, Dataset], second: tuple[str, Dataset], copied: Sequence[Sequence[str]]
+) -> Iterator[Leak]:
     (one, left), (other, right) = first, second
     parts = one, other
     for what, columns in (
@@ -172,14 +175,16 @@ def _shared(first: tuple[str, Dataset], second: tuple[str, Dataset]) -> Iterator
     ):
         both = sorted(set(columns[0] or ()) & set(columns[1] or ()) - {""})
         yield Leak(what, parts, [(name,) for name in both])
-    yield Leak("files with the same bytes", parts, _same_bytes(left, right))
+    yield Leak("files with the same bytes", parts, _same_bytes(left, right, copied))
 
 
-def _same_bytes(left: Dataset, right: Dataset) -> list[tuple[str, str]]:
+def _same_bytes(
+    left: Dataset, right: Dataset, copied: Sequence[Sequence[str]]
+) -> list[tuple[str, str]]:
     """The first file of each group of files with the same bytes in either data set, by id."""
     lefts, rights = (dict(zip(d.sources, d.ids, strict=True)) for d in (left, right))
     pairs = []
-    for group in copies.identical([*lefts, *rights]):
+    for group in copied:
         ends = [[path for path in group if path in side] for side in (lefts, rights)]
         if all(ends) and set(ends[0]).isdisjoint(ends[1]):
             pairs.append((lefts[ends[0][0]], rights[ends[1][0]]))
