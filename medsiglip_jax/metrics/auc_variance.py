@@ -47,12 +47,12 @@ def delong(
     and Xu, IEEE Signal Process. Lett. 21 (2014), 1389; with groups Obuchowski, Biometrics 53
     (1997), 567, which is the same for groups of one row.
 
-    With up to about 100 positives use `student`, as the report of evaluate does for every class. It
-    is a score interval of the same variance, with Student's t: `spread.score_limits`. Few
-    positives, or nearly all in perfect order, say little about the variance; then Newcombe's
-    formula decides, with the weight of 4 degrees of freedom. If the AUC is 0 or 1, the estimated
-    variance is zero, and this interval is returned in either case: with 5, 10 and 30 positives and
-    300 negatives in perfect order it begins at 0.66, 0.80 and 0.93.
+    With groups, or up to about 100 positives, use `student`, as the report of evaluate does for
+    every class. It is a score interval with Student's t: `spread.score_limits`. Few positives, or
+    nearly all in perfect order, say little about the variance; then Newcombe's formula decides,
+    with the weight of 4 degrees of freedom. If the AUC is 0 or 1, the variance is zero, and this
+    interval is returned in either case: with 5, 10 and 30 positives and 300 negatives in
+    perfect order it begins at 0.66, 0.80 and 0.93.
     `scripts/bench.py coverage` prints how often 95 % intervals hold the truth.
 
     Args:
@@ -94,7 +94,8 @@ def delong_test(
 
     Source: as for `delong`, with Student's t and the degrees of freedom of Brunner and Munzel,
     Biom. J. 42 (2000), 17; the difference is not transformed. Against a constant score it is the
-    test of Brunner and Munzel.
+    test of Brunner and Munzel. With groups of unequally many rows Obuchowski's variance is too
+    small; its bias is removed here, and in `delong` with `student`.
 
     With a normal distribution instead, equal models differ significantly too often, above all with
     few positives. How often p was below 0.05 in 2,000 draws of two equally good scores (AUC 0.73,

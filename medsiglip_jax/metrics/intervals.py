@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, Int64
 from numpy.typing import ArrayLike
 from scipy import special
 
@@ -59,10 +59,11 @@ def proportion(
 
     Without groups it is `wilson`. The rows of one group, such as a patient, are alike and tell less
     than rows of different groups. Wilson's interval is then computed for the effective number of
-    independent rows, p (1 - p) / (variance of p between groups), as Korn and Graubard, Survey
-    Methodology 24 (1998), 193, do for another interval. That number is at most the number of rows;
-    if all rows are equal and show no variance, it is the number of groups. Unlike the bootstrap,
-    this interval has a width where nothing or everything is a hit, and it needs no draws.
+    independent rows, p (1 - p) / (variance of p between groups), with Student's t, as Korn and
+    Graubard, Survey Methodology 24 (1998), 193, do for another interval. That number is at most the
+    number of rows; where groups do not differ, it is the number of groups, without Student's t.
+    Unlike the bootstrap, this interval has a width where nothing or everything is a hit, and it
+    needs no draws. It is NaN for a single group of several rows.
 
     Args:
       hits: whether each row is a hit.
@@ -72,15 +73,33 @@ def proportion(
     Raises:
       ValueError: `groups` is not [n], or `level` is out of range.
     """
-    n, z = len(hits), normal_quantile(level)
+    n = len(hits)
+    check_level(level)
     if n == 0 or groups is None:
         return wilson(int(hits.sum()), n, level)
     units = codes("groups", groups, n)
     p, count = float(hits.mean()), int(units.max()) + 1
+    if count == 1 < n:
+        return Interval(p, np.nan, np.nan)
     apart = np.bincount(units, hits * n - hits.sum()) / n  # exactly 0 where it should be
-    variance = float((apart**2).sum()) / n**2 * count / max(1, count - 1)
-    independent = min(n, p * (1 - p) / variance) if count > 1 and variance > 0 else count
-    return _score_interval(p, independent, z)
+    squares = float((apart**2).sum()) / n**2
+    if not squares:
+        return _score_interval(p, count, normal_quantile(level))
+    variance = squares * correction_of_sizes(np.bincount(units))
+    reach = float(special.stdtrit(count - 1, 0.5 + level / 2))
+    return _score_interval(p, min(n, p * (1 - p) / variance), reach)
+
+
+def correction_of_sizes(rows: Int64[np.ndarray, " k"]) -> float:
+    """Bessel's correction for a mean over k > 1 patients with so many rows.
+
+    Of the squares of w (x - mean), w being the shares of the rows and x of equal variance, the
+    expected sum is that of w^2 (1 - 2 w + the sum of w^2). Of equal shares the correction is
+    k / (k - 1); of two patients with 3 and 1 rows it is 4.4 instead of 2.
+    """
+    w = rows / rows.sum()
+    second, third = float((w**2).sum()), float((w**3).sum())
+    return second / (second * (1 + second) - 2 * third)
 
 
 def _score_interval(p: float, total: float | int, z: float) -> Interval:

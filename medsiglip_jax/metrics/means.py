@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 
 from medsiglip_jax.metrics.auc_variance import Comparison, compared
 from medsiglip_jax.metrics.checks import check_level, units_of
-from medsiglip_jax.metrics.classes import class_rows
+from medsiglip_jax.metrics.classes import class_rows, macro_auc
 from medsiglip_jax.metrics.intervals import Interval
 from medsiglip_jax.metrics.spread import Spread, mean, of_difference, of_scores, score_limits
 
@@ -112,13 +112,13 @@ def macro_delong_test(
     """
     check_level(level)
     units, size = units_of(groups, len(np.asarray(first)))
-    spreads, firsts = [], []
-    for one, other in zip(class_rows(first, labels), class_rows(second, labels), strict=True):
-        columns = one.positive, units[one.rows], size
-        spreads.append(of_difference(one.scores, other.scores, *columns))
-        firsts.append(of_scores(one.scores, *columns))
+    pairs = zip(class_rows(first, labels), class_rows(second, labels), strict=True)
+    spreads = [
+        of_difference(one.scores, other.scores, one.positive, units[one.rows], size)
+        for one, other in pairs
+    ]
     total = mean(_defined(spreads))
-    ends = all(s.value in (0, 1) for s in _defined(firsts))
+    ends = total.variance == 0 and macro_auc(first, labels) in (0, 1)
     if total.there.sum() < FEW_PATIENTS:
         return Comparison(Interval(total.value, np.nan, np.nan), np.nan, np.nan)
     return compared(total, total.degrees, ends, level)

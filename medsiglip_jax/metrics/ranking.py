@@ -31,12 +31,6 @@ def auc(scores: ArrayLike, labels: ArrayLike) -> float:
     return float(auc_of_weights(scores, labels)(np.ones(np.shape(scores))))
 
 
-def mid_ranks(scores: np.ndarray) -> np.ndarray:
-    """Ranks from 1; equal scores share the mean of their ranks."""
-    _, group, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[group]
-
-
 def average_precision(scores: ArrayLike, labels: ArrayLike) -> float:
     """Returns the mean precision over the positives, with tied scores taken together.
 

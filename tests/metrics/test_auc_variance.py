@@ -169,8 +169,29 @@ def test_patients_with_both_labels_are_counted_as_obuchowski_does():
     i = len(set(groups))
     s11 = i / (i - 1) * (sums10 * sums01).sum()
     error = math.sqrt(s10 / m + s01 / n + 2 * s11 / (m * n))
-    found = delong_test(scores, np.zeros(80), labels, groups=groups)
-    assert found.difference.value / found.z == pytest.approx(error, rel=1e-9)
+    found = delong(scores, labels, groups=groups)
+    step = (special.logit(found.high) - special.logit(found.low)) / 2
+    assert step * area * (1 - area) / stats.norm.ppf(0.975) == pytest.approx(error, rel=1e-9)
+
+
+def test_patients_with_unequally_many_rows_do_not_make_the_variance_too_small():
+    """Of 6 positive patients, of whom one has 7 equal rows, and as many negative ones: the mean of
+    the estimated variances is the variance of the estimates, which Obuchowski's is below."""
+    rng, rows = np.random.default_rng(0), np.tile([1, 1, 1, 1, 1, 7], 2)
+    groups, labels = np.repeat(np.arange(12), rows), np.repeat(np.arange(12) < 6, rows)
+    values, estimated, published = [], [], []
+    for _ in range(600):
+        scores = (rng.normal(size=12) + 0.4 * (np.arange(12) < 6))[groups]
+        found = delong_test(scores, np.zeros(24), labels, groups=groups)
+        value = found.difference.value + 0.5
+        if 0 < value < 1 and found.difference.value:
+            step = delong(scores, labels, groups=groups)
+            width = special.logit(step.high) - special.logit(step.low)
+            values.append(value)
+            estimated.append((found.difference.value / found.z) ** 2)
+            published.append((width * value * (1 - value) / 2 / stats.norm.ppf(0.975)) ** 2)
+    assert np.mean(estimated) == pytest.approx(np.var(values), rel=0.2)
+    assert np.mean(published) < 0.6 * np.var(values)
 
 
 # --------------------------------------------------------------------------------------- the ends

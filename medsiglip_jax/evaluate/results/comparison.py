@@ -203,9 +203,8 @@ def _class(a: Scores, b: Scores, column: int, margin: float | None) -> dict[str,
 
 def _tested(test: metrics.Comparison, margin: float | None) -> dict[str, Any]:
     """The difference, its p, and whether it rules out that B is worse by the margin."""
-    low, not_inferior = test.difference.low, None
-    if margin is not None and not np.isnan(low):
-        not_inferior = bool(low > -margin)
+    low = test.difference.low
+    not_inferior = None if margin is None or np.isnan(low) else bool(low > -margin)
     return {
         **aucs.limits(test.difference, "difference"),
         "p": test.p,
