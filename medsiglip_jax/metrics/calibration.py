@@ -17,6 +17,8 @@ from medsiglip_jax.metrics.checks import (
 from medsiglip_jax.metrics.intervals import Interval
 
 _LEAST = 1e-15  # probabilities of 0 and 1 have no log odds
+# Condition of the information above which inverting it loses more than half of the digits.
+_SINGULAR = 1e8
 
 
 @dataclass(frozen=True)
@@ -260,8 +262,8 @@ def recalibration(
 
     Returns:
       Slope and intercept; NaN where labels or probabilities are all the same, or a threshold
-      separates the labels, so that no slope is steep enough. Limits are NaN for fewer than 3
-      patients.
+      (all but) separates the labels, so that no slope is steep enough. Limits are NaN for fewer
+      than 3 patients.
 
     Raises:
       ValueError: as for `auc`, values outside of [0, 1], `groups` is not [n], or `level` is out of
@@ -274,15 +276,20 @@ def recalibration(
     nothing = Interval(np.nan, np.nan, np.nan)
     if _separated(x, positive):
         return Recalibration(nothing, nothing)
-    columns = np.stack([x, np.ones_like(x)], axis=1)
+    # Of standard scores, so that the information can be inverted where the curve is steep.
     centre, scale = x.mean(), x.std()
-    slope, intercept = _logistic((x - centre) / scale, positive.astype(float))
-    found = np.array([slope / scale, intercept - slope * centre / scale])
-    fitted = special.expit(columns @ found)
-    bread = np.linalg.inv(columns.T @ (columns * (fitted * (1 - fitted))[:, None]))
+    columns = np.stack([(x - centre) / scale, np.ones_like(x)], axis=1)
+    standard = np.array(_logistic(columns[:, 0], positive.astype(float)))
+    fitted = special.expit(columns @ standard)
+    information = columns.T @ (columns * (fitted * (1 - fitted))[:, None])
+    if np.linalg.cond(information) > _SINGULAR:
+        return Recalibration(nothing, nothing)
+    bread = np.linalg.inv(information)
     pulls = columns * (positive - fitted)[:, None]
     sums = np.stack([np.bincount(units, pull, size) for pull in pulls.T])
-    error = np.sqrt(np.diag(bread @ (sums @ sums.T) @ bread) * size / max(1, size - 1))
+    back = np.array([[1 / scale, 0], [-centre / scale, 1]])
+    found, roots = back @ standard, back @ bread @ sums
+    error = np.sqrt((roots**2).sum(axis=1) * size / max(1, size - 1))
     reach = (special.stdtrit(size - 2, 0.5 + level / 2) if size > 2 else np.nan) * error
     columns = zip(found.tolist(), reach.tolist(), strict=True)
     slope, intercept = (Interval(x, x - step, x + step) for x, step in columns)

@@ -130,8 +130,8 @@ def placements(
 def _share_below(some: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """The share of some scores below each of others; ties count half."""
     some = np.sort(some)
-    below = sum(np.searchsorted(some, scores, side) for side in ("left", "right"))
-    return below / (2 * len(some))
+    below, reached = (np.searchsorted(some, scores, side) for side in ("left", "right"))
+    return (below + reached) / (2 * len(some))
 
 
 def spread(
