@@ -55,7 +55,13 @@ if TYPE_CHECKING:
         recall,
         recall_at_k,
     )
-    from medsiglip_jax.metrics.subgroups import FEW, Subgroup, subgroup_aucs
+    from medsiglip_jax.metrics.subgroups import (
+        FEW,
+        Subgroup,
+        SubgroupShare,
+        subgroup_aucs,
+        subgroup_shares,
+    )
     from medsiglip_jax.metrics.thresholds import (
         OperatingPoint,
         check_rule,
@@ -66,17 +72,17 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "ClassAuc", "ClassAucs", "Comparison", "FEW", "Interval", "Known", "MeanAuc", "OperatingPoint",
-    "Pair", "PairedShares", "Platt", "Ranks", "Recalibration", "Reliability", "Retrieval",
-    "Roc", "Subgroup", "Temperature", "accuracy", "auc", "average_precision",
-    "balanced_accuracy", "bootstrap", "bootstrap_pair", "brier", "check_rule",
-    "choose_threshold", "class_aucs", "class_figures", "class_figures_pair", "cohen_kappa",
-    "delong", "delong_test", "expected_calibration_error", "fewest_units", "fit_platt",
-    "fit_temperature", "holm", "judge_classes", "known", "macro_auc", "macro_delong",
-    "macro_delong_test", "macro_f1", "matthews", "median_rank", "operating_point",
-    "paired_shares", "predictive_values", "proportion", "quadratic_kappa", "ranks",
-    "recalibration", "recall", "recall_at_k", "reliability", "roc_curve", "subgroup_aucs",
-    "top_k_accuracy", "top_label", "weighted_f1", "wilson",
+    "ClassAuc", "ClassAucs", "Comparison", "FEW", "Interval", "Known", "MeanAuc",
+    "OperatingPoint", "Pair", "PairedShares", "Platt", "Ranks", "Recalibration", "Reliability",
+    "Retrieval", "Roc", "Subgroup", "SubgroupShare", "Temperature", "accuracy", "auc",
+    "average_precision", "balanced_accuracy", "bootstrap", "bootstrap_pair", "brier",
+    "check_rule", "choose_threshold", "class_aucs", "class_figures", "class_figures_pair",
+    "cohen_kappa", "delong", "delong_test", "expected_calibration_error", "fewest_units",
+    "fit_platt", "fit_temperature", "holm", "judge_classes", "known", "macro_auc",
+    "macro_delong", "macro_delong_test", "macro_f1", "matthews", "median_rank",
+    "operating_point", "paired_shares", "predictive_values", "proportion", "quadratic_kappa",
+    "ranks", "recalibration", "recall", "recall_at_k", "reliability", "roc_curve",
+    "subgroup_aucs", "subgroup_shares", "top_k_accuracy", "top_label", "weighted_f1", "wilson",
 ]  # fmt: skip
 
 # No file is named like one of these: importing it would put the module in the place of the name.
@@ -95,7 +101,7 @@ __getattr__, __dir__ = lazy(
     ranking="Roc auc average_precision roc_curve",
     resampling="Pair bootstrap bootstrap_pair",
     retrieval="Ranks Retrieval median_rank ranks recall recall_at_k",
-    subgroups="FEW Subgroup subgroup_aucs",
+    subgroups="FEW Subgroup SubgroupShare subgroup_aucs subgroup_shares",
     thresholds="OperatingPoint check_rule choose_threshold judge_classes operating_point "
     "predictive_values",
 )

@@ -302,12 +302,13 @@ def gap_limits(first: Total, second: Total, level: float) -> tuple[float, float]
     down2, up2 = second.value - low2, high2 - second.value
     difference, r = first.value - second.value, _correlation(first, second)
     return (
-        difference - _hypotenuse(down1, up2, r),
-        difference + _hypotenuse(up1, down2, r),
+        difference - hypotenuse(down1, up2, r),
+        difference + hypotenuse(up1, down2, r),
     )
 
 
-def _hypotenuse(x: float, y: float, r: float) -> float:
+def hypotenuse(x: float, y: float, r: float = 0.0) -> float:
+    """The reach of a difference from those of two numbers with the correlation r."""
     return float(np.sqrt(np.maximum(x * x + y * y - 2 * r * x * y, 0.0)))  # NaN stays NaN
 
 

@@ -3,11 +3,20 @@
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Bool
 from numpy.typing import ArrayLike
 
-from medsiglip_jax.metrics.checks import Known, check_level, fewest_units, known, units_of
-from medsiglip_jax.metrics.intervals import Interval
-from medsiglip_jax.metrics.spread import Total, as_interval, gap_limits, gap_p, mean, of_scores
+from medsiglip_jax.metrics.checks import Known, check_level, codes, fewest_units, known, units_of
+from medsiglip_jax.metrics.intervals import Interval, proportion
+from medsiglip_jax.metrics.spread import (
+    Total,
+    as_interval,
+    gap_limits,
+    gap_p,
+    hypotenuse,
+    mean,
+    of_scores,
+)
 
 # With fewer patients with or without a class, its AUC says little.
 FEW = 10
@@ -72,6 +81,68 @@ def subgroup_aucs(
     units, size = units_of(groups, len(names))
     of_rows = rows, names, units[rows.rows], size
     return tuple(_subgroup(str(name), *of_rows, level) for name in np.unique(names))
+
+
+@dataclass(frozen=True)
+class SubgroupShare:
+    """How many of the rows of a subgroup are hits.
+
+    Attributes:
+      name: the subgroup.
+      share: of its rows, with the interval of `proportion`.
+      gap: its share minus that of all other rows.
+      rows: number of its rows.
+      flagged: whether they are of fewer than 10 patients.
+    """
+
+    name: str
+    share: Interval
+    gap: Interval
+    rows: int
+    flagged: bool
+
+
+def subgroup_shares(
+    hits: Bool[np.ndarray, " n"],
+    subgroups: ArrayLike,
+    *,
+    groups: ArrayLike | None = None,
+    level: float = 0.95,
+) -> tuple[SubgroupShare, ...]:
+    """Returns the share of hits in each subgroup, ordered by name, and its gap to the rest.
+
+    Sensitivities at a threshold are those of the positives, specificities those of the negatives.
+    The limits of a gap follow from those of both shares (Newcombe, Stat. Med. 17 (1998), 873,
+    method 10); they are too wide rather than too narrow for patients who are in both parts.
+
+    Args:
+      hits: [n] whether each row is one, such as whether a positive is called positive.
+      subgroups: [n] names.
+      groups: [n] patient of each row; by default rows are independent.
+      level: confidence level.
+
+    Raises:
+      ValueError: `subgroups` or `groups` are not [n], or `level` is out of range.
+    """
+    names = np.asarray(subgroups).astype(str)
+    codes("subgroups", names, len(hits))
+    units, _ = units_of(groups, len(hits))
+    return tuple(
+        _share(str(name), hits, names == name, units, groups is not None, level)
+        for name in np.unique(names)
+    )
+
+
+def _share(
+    name: str, hits: np.ndarray, inside: np.ndarray, units: np.ndarray, known: bool, level: float
+) -> SubgroupShare:
+    parts = inside, ~inside
+    ours, theirs = (proportion(hits[p], units[p] if known else None, level) for p in parts)
+    difference = ours.value - theirs.value
+    low = difference - hypotenuse(ours.value - ours.low, theirs.high - theirs.value)
+    high = difference + hypotenuse(ours.high - ours.value, theirs.value - theirs.low)
+    few = len(np.unique(units[inside])) < FEW
+    return SubgroupShare(name, ours, Interval(difference, low, high), int(inside.sum()), few)
 
 
 def _subgroup(

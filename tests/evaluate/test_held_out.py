@@ -99,6 +99,21 @@ def test_probabilities_of_pairs_are_no_distribution_over_classes():
 # ------------------------------------------------------------------------------------- the report
 
 
+def test_subgroups_share_a_threshold():
+    validation, test = findings(90, 1, (40, 40, 40)), findings(80, 0, (30, 30, 30))
+    sex = ["F", "M"] * 40
+    found = held_out.judge(validation, test, "cosine", False, attributes={"sex": sex})
+    rows = {(x["subgroup"], x["class"], x["share"]): x for x in found["subgroups"]}
+    assert len(rows) == 2 * 3 * 2
+    threshold = metrics.choose_threshold(validation.scores[:, 1], validation.labels[:, 1])
+    negative = test.labels[:, 1] == 0
+    right = test.scores[negative, 1] < threshold
+    women = np.array(sex)[negative] == "F"
+    row = rows["F", "b", "specificity"]
+    assert row["value"] == right[women].mean() and row["images"] == women.sum()
+    assert row["gap"] == pytest.approx(right[women].mean() - right[~women].mean())
+
+
 def test_scores_that_are_the_wrong_way_round_are_told():
     validation, test = findings(90, 1, (40, 40, 40)), findings(80, 0, (30, 30, 30))
     values = validation.scores * [1, -1, 1] + [0, 1, 0]

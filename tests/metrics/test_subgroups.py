@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from scipy import special
 
-from medsiglip_jax.metrics import auc, bootstrap, delong, subgroup_aucs
+from medsiglip_jax.metrics import (
+    auc,
+    bootstrap,
+    delong,
+    proportion,
+    subgroup_aucs,
+    subgroup_shares,
+)
 
 
 def test_subgroups():
@@ -95,6 +102,31 @@ def test_gaps_hold_the_truth(views):
         found = subgroup_aucs(noise / math.sqrt(2) + apart * labels, labels, part, groups=units)
         held.append(0.85 - 0.75 in found[1].gap)
     assert 0.91 <= np.mean(held) <= 0.995
+
+
+def test_shares_in_subgroups_are_proportions_and_gaps_newcombes():
+    rng = np.random.default_rng(0)
+    hits, names, groups = rng.random(90) < 0.7, rng.choice(["F", "M"], 90), np.arange(90) // 2
+    female, male = subgroup_shares(hits, names, groups=groups)
+    inside = names == "F"
+    assert female.share == proportion(hits[inside], groups[inside])
+    assert male.share == proportion(hits[~inside], groups[~inside])
+    gap, a, b = female.gap, female.share, male.share
+    assert gap.value == pytest.approx(hits[inside].mean() - hits[~inside].mean())
+    assert gap.value - gap.low == pytest.approx(math.hypot(a.value - a.low, b.high - b.value))
+    assert (male.gap.low, male.gap.high) == pytest.approx((-gap.high, -gap.low))
+    assert female.rows == inside.sum() and not female.flagged
+    few = subgroup_shares(hits, names, groups=groups // 9)
+    assert all(found.flagged for found in few)
+    with pytest.raises(ValueError, match=r"subgroups has shape \(1,\)"):
+        subgroup_shares(hits, ["F"])
+
+
+def test_newcombes_published_example():
+    """56 of 70 against 48 of 80: 0.2, from 0.0524 to 0.3339 (Newcombe 1998, table II, (a))."""
+    hits = np.repeat([True, False, True, False], [56, 14, 48, 32])
+    found = subgroup_shares(hits, np.repeat(["a", "b"], [70, 80]))[0].gap
+    assert (found.value, found.low, found.high) == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)
 
 
 def test_a_single_subgroup_has_no_gap():

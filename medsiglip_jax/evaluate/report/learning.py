@@ -19,6 +19,8 @@ def sections(results: Mapping[str, Any]) -> Iterator[ReportSection]:
         for key, name in {"zero_shot": tables.scores_of(results), "probe": "the probe"}.items():
             if judged := held_out[key]:
                 yield _operating_points(key, name, held_out)
+                if judged["subgroups"]:
+                    yield _subgroups(name, judged)
                 if judged["calibration"]:
                     yield _calibration(name, judged)
 
@@ -159,6 +161,23 @@ def _point(point: Mapping[str, Any]) -> tables.Cells:
         *(estimated(point[key], "value") for key in ("sensitivity", "specificity", "ppv", "npv")),
         *(number(stated[key]) for key in ("ppv", "npv") if key in stated),
     )
+
+
+def _subgroups(name: str, judged: Mapping[str, Any]) -> ReportSection:
+    text = (
+        "At the threshold of Youden's rule, which is the same for all. Intervals are by patient "
+        "where patients are known, and not adjusted for the number of rows. * fewer than 10 "
+        "patients (or images, if unknown): read little into it."
+    )
+    header = ("", "subgroup", "class", "", "share", "95 % interval", "minus the others",
+              "95 % interval", "images")  # fmt: skip
+    rows = []
+    for row in judged["subgroups"]:
+        names = row["attribute"].replace("_", " "), tables.starred(row, "subgroup"), row["class"]
+        share = row["share"], number(row["value"]), interval(row)
+        gap = signed(row["gap"]), interval(row, "gap_low", "gap_high")
+        rows.append((*names, *share, *gap, f"{row['images']:,}"))
+    return ReportSection(f"Subgroups at the thresholds of {name}", text, header, rows)
 
 
 # ------------------------------------------------------------------------------------ calibration

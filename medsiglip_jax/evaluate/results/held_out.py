@@ -1,7 +1,7 @@
 """Operating points and calibration: chosen on validation images, judged on test images."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +23,12 @@ _LEAST = 1e-15
 
 
 def judge(
-    validation: Scores, test: Scores, rule: str, exclusive: bool, prevalence: float | None = None
+    validation: Scores,
+    test: Scores,
+    rule: str,
+    exclusive: bool,
+    prevalence: float | None = None,
+    attributes: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, Any]:
     """Chooses thresholds and calibration on validation images, and judges them on test images.
 
@@ -36,10 +41,12 @@ def judge(
         exclusive: whether an image shows exactly one class. Such tasks are calibrated by one
             temperature, findings by a logistic curve each (Platt).
         prevalence: at which to state predictive values, besides that of the test images.
+        attributes: name -> value per test image, for subgroups.
 
     Returns:
-        `operating_points`, for each class and rule; `calibration`, for each finding, or of the
-        "top label"; `undefined`: classes without both, because validation or test images do not
+        `operating_points`, for each class and rule; `subgroups`: sensitivity and specificity in
+        subgroups at the threshold of Youden's rule, which all share; `calibration`, for each
+        finding, or of the "top label"; `undefined`: classes without both, because validation or test images do not
         have both labels of them; `unlearned`: classes without scores, which are among those.
     """
     classes = {name: (known(validation, j), known(test, j)) for j, name in enumerate(test.classes)}
@@ -58,6 +65,11 @@ def judge(
         calibration = [_platt(name, *pair, patients, scale) for name, pair in classes.items()]
     return {
         "operating_points": points,
+        "subgroups": [
+            row
+            for name, pair in classes.items()
+            for row in _subgroups(name, *pair, patients, attributes or {})
+        ],
         "calibration": calibration,
         "undefined": undefined,
         "unlearned": np.array(test.classes, object)[~validation.learned].tolist(),
@@ -95,6 +107,34 @@ def _points(
             "few": few,
             "stated": None if prevalence is None else _stated(point, prevalence),
         }
+
+
+def _subgroups(
+    name: str,
+    chosen: metrics.Known,
+    judged: metrics.Known,
+    patients: np.ndarray | None,
+    attributes: Mapping[str, Sequence[str]],
+) -> Iterator[dict[str, Any]]:
+    called = judged.scores >= metrics.choose_threshold(chosen.scores, chosen.positive)
+    for attribute, values in attributes.items():
+        of_rows = np.array(values, object)[judged.rows]
+        for share, of in zip(_SHARES[:2], (judged.positive, ~judged.positive), strict=True):
+            units = None if patients is None else patients[judged.rows][of]
+            right = called[of] == judged.positive[of]
+            for found in metrics.subgroup_shares(right, of_rows[of], groups=units):
+                yield {
+                    "attribute": attribute,
+                    "subgroup": found.name,
+                    "class": name,
+                    "share": share,
+                    **aucs.limits(found.share, "value"),
+                    "gap": found.gap.value,
+                    "gap_low": found.gap.low,
+                    "gap_high": found.gap.high,
+                    "images": found.rows,
+                    "few": found.flagged,
+                }
 
 
 def _stated_threshold(threshold: float, log_odds: bool) -> dict[str, float]:

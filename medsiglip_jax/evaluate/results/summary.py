@@ -40,6 +40,7 @@ def summarize(
     """
     task = tasks.from_dict(scores.meta["task"])
     of_classes = aucs.of_classes(scores)
+    bands = {name: cohort.bands(name, values) for name, values in attributes.items()}
     of_probe = learned and probe.compare(learned, task)
     macro = aucs.mean(scores, task.figures.mean) if scores.classes else None  # None for pairs
     content = {
@@ -54,12 +55,12 @@ def summarize(
         "classes": [_class(scores, task, j, c) for j, c in enumerate(of_classes.classes)],
         "one_class_each": _one_class_each(scores, task),
         "published": task.published and asdict(task.published),
-        "held_out": learned and _held_out(learned, task),
+        "held_out": learned and _held_out(learned, task, _of_images(scores, bands, learned)),
         "probe": of_probe,
         "retrieval": retrieval,
         "flow": cohort.flow(scores.meta["counts"], _images(scores)),
         "characteristics": cohort.characteristics(attributes, scores.groups),
-        "subgroups": _subgroups(scores, attributes),
+        "subgroups": _subgroups(scores, bands),
         "grid": [_cell(cell, task) for cell in cells],
         **{key: scores.meta[key] for key in ("counts", "provenance", "statistics")},
         "leaks": scores.meta.get("leaks", []),
@@ -79,11 +80,23 @@ def _size(scores: Scores) -> dict[str, int | None]:
     return {"images": len(scores.ids), "groups": groups}
 
 
-def _held_out(learned: Learned, task: Task) -> dict[str, Any]:
+def _of_images(
+    scores: Scores, attributes: Mapping[str, Sequence[str]], learned: Learned
+) -> dict[str, list[str]]:
+    """Attributes of the test images, which may be some of all."""
+    row_of = {id: row for row, id in enumerate(scores.ids)}
+    rows = [row_of[id] for id in learned.zero_shot.ids]
+    return {name: [values[row] for row in rows] for name, values in attributes.items()}
+
+
+def _held_out(
+    learned: Learned, task: Task, attributes: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
     """Operating points and calibration of the prompts and of the probe."""
 
     def judge(validation: Scores, test: Scores, rule: str) -> dict[str, Any]:
-        return held_out.judge(validation, test, rule, task.exclusive, learned.prevalence)
+        how = task.exclusive, learned.prevalence, attributes
+        return held_out.judge(validation, test, rule, *how)
 
     of_probe = None
     if learned.probe is not None and learned.probe_validation is not None:
@@ -151,8 +164,7 @@ def _subgroups(scores: Scores, attributes: Mapping[str, Sequence[str]]) -> list[
     """All subgroups and classes; p-values of gaps are adjusted for all of them together."""
     rows = []
     columns = [*zip(scores.classes, scores.scores.T, scores.labels.T, strict=True)]
-    for name, values in attributes.items():
-        bands = cohort.bands(name, values)
+    for name, bands in attributes.items():
         for of_class, x, y in columns:
             subgroups = metrics.subgroup_aucs(x, y, bands, groups=scores.units)
             rows += [{"attribute": name, "class": of_class, **_subgroup(s)} for s in subgroups]
