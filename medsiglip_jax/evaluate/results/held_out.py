@@ -46,8 +46,9 @@ def judge(
     Returns:
         `operating_points`, for each class and rule; `subgroups`: sensitivity and specificity in
         subgroups at the threshold of Youden's rule, which all share; `calibration`, for each
-        finding, or of the "top label"; `undefined`: classes without both, because validation or test images do not
-        have both labels of them; `unlearned`: classes without scores, which are among those.
+        finding, or of the "top label"; `undefined`: classes without both, because validation or
+        test images do not have both labels of them; `unlearned`: classes without scores, which are
+        among those.
     """
     classes = {name: (known(validation, j), known(test, j)) for j, name in enumerate(test.classes)}
     patients = test.units
