@@ -260,6 +260,21 @@ def test_images_that_thresholds_were_chosen_on_are_no_test_images(tmp_path):
     assert rows == {"sensitivity": (held_out == 1).sum(), "specificity": (held_out == 0).sum()}
 
 
+def test_validation_images_of_another_run_choose_nothing(tmp_path):
+    found = [make(seed, meta={**make(seed).meta, "run": "r"}) for seed in (1, 2)]
+    folders = [
+        with_validation(tmp_path / name, one, replace(one, meta={**one.meta, "run": run}))
+        for name, one, run in zip("ab", found, ("r", "other"), strict=True)
+    ]
+    with pytest.raises(ValueError, match=r"b: validation.parquet and scores.parquet are of diff"):
+        compare(*folders)
+    meta = {**found[1].meta, "learned": {"drawn": True}}
+    with_validation(folders[1], replace(found[1], meta=meta), found[1])
+    scores.write_columns(folders[1] / scores.IMAGES, {"id": found[1].ids})
+    with pytest.raises(ValueError, match=r"images.parquet: no columns id and part"):
+        compare(*folders)
+
+
 def test_images_with_one_class_have_accuracy_and_the_like(tmp_path):
     task = {"kind": "multi_class", "ordinal_from": 0}
     labels = np.eye(4)[np.random.default_rng(0).integers(4, size=N)]

@@ -30,11 +30,19 @@ def compare(
     Returns:
         A row for each class, rule and share, with the p of `metrics.paired_shares`; none where a
         folder has no scores of validation images.
+
+    Raises:
+        ValueError: the validation images of a folder are of another run, or its images have no
+            splits although splits were drawn.
     """
     paths = [folder / _VALIDATION[file] for folder in folders if file in _VALIDATION]
     if not paths or not all(path.is_file() for path in paths):
         return []
-    chosen = [_in_order(scores.read(path), a.classes) for path in paths]
+    read = [scores.read(path) for path in paths]
+    for path, side, found in zip(paths, (a, b), read, strict=True):
+        if run := side.meta.get("run"):
+            scores.check_runs(path.parent, run, {path.name: found.meta.get("run")})
+    chosen = [_in_order(found, a.classes) for found in read]
     test = _test_images(a, folders[0], file) & _test_images(b, folders[1], file)
     if not test.any():
         return []
@@ -58,6 +66,10 @@ def _test_images(found: Scores, folder: places.Place, file: str) -> np.ndarray:
     if file != scores.FILE or not facts.get("drawn"):
         return np.ones(len(found.ids), bool)
     columns, _ = scores.read_columns(folder / scores.IMAGES)
+    if not {"id", scores.PART} <= columns.keys():
+        raise ValueError(
+            f"{folder / scores.IMAGES}: no columns id and {scores.PART}; evaluate again"
+        )
     part_of = dict(zip(columns["id"], columns[scores.PART], strict=True))
     return np.array([part_of.get(id) == "test" for id in found.ids])
 
