@@ -12,9 +12,9 @@ from medsiglip_jax.metrics.classes import class_rows, macro_auc
 from medsiglip_jax.metrics.intervals import Interval
 from medsiglip_jax.metrics.spread import Spread, mean, of_difference, of_scores, score_limits
 
-# Of fewer, the intervals of `macro_delong` do not hold what they say: of 4, 5 and 6 patients with 20
-# images each, 99.4, 99.3 and 98.6 % of the 95 % intervals held the mean AUC of 5 classes (1,000
-# draws), of 2 and 3 there are none. Of 8 it is 97.5, of 20 with a class each 95.8 (2,000 draws).
+# Of fewer, the intervals of `macro_delong` do not hold what they say: of 4, 5 and 6 patients with
+# 20 images each, 99.4, 99.3 and 98.6 % of the 95 % intervals held the mean AUC of 5 classes (1,000
+# draws); of 2 and 3 there are none. Of 8 it is 97.5, of 20 with a class each 95.8 (2,000 draws).
 FEW_PATIENTS = 8
 
 

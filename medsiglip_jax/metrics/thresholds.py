@@ -96,6 +96,10 @@ def operating_point(
 ) -> OperatingPoint:
     """Returns the performance on these rows of a threshold that was chosen on others.
 
+    Of 60 patients with 5 images each, whose scores share 80 % of their variance, the 95 % interval
+    of the sensitivity holds the truth in 71 % of 2,000 draws without groups, and in 95 % with them;
+    so it does for 20 patients with 10 images each (73 and 95 %; `scripts/bench.py coverage`).
+
     Args:
       scores: [n] real numbers, higher meaning more positive.
       labels: [n] of 0 and 1; rows with NaN or -1 are left out and counted.
