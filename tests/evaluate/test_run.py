@@ -637,7 +637,7 @@ def test_unreadable_images_stop_it_unless_allowed(
         (["--task", "chexprt"], "--task needs --model, --data, --output"),
         (["--from", "nowhere"], "nowhere/scores.parquet: no such file; expected the --output of"),
         (["--task", "x", "--list"], "not allowed with"),
-        ([], "one of the arguments --task --from --list is required"),
+        ([], "one of the arguments --task --from --average --list is required"),
     ],
 )
 def test_wrong_command_lines(flags, say, capsys):
