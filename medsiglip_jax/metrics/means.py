@@ -51,8 +51,17 @@ def macro_delong(
     count in several of them; `spread.mean` says how classes with a single positive enter, and
     `spread.score_limits` how limits follow. For one class this is `delong` with `student`. It is of
     the classes that have an AUC. The bootstrap of `macro_auc` loses classes in its resamples where
-    many are rare, and has almost no width for two patients. `scripts/bench.py coverage` prints how
-    often this interval holds the truth.
+    many are rare, and has almost no width for two patients. How many percent of these intervals
+    hold the truth in 2,000 draws (`scripts/bench.py coverage`; standard error 0.5):
+
+    | classes and images | |
+    |---|---|
+    | 5 classes, 200 images | 95.1 |
+    | 5 classes, 60 patients with 5 images | 94.8 |
+    | 5 nearly perfect classes, 50 images | 98.3 |
+    | 13 findings of 500 patients | 94.2 |
+    | 13 findings, 100 patients with 3 images | 93.0 |
+    | 79 long-tailed classes, 400 images | 94.0 |
 
     Args:
       scores: [n, c] real numbers, one column per class.
