@@ -91,7 +91,9 @@ def _binomial(b: int, c: int) -> tuple[float, float]:
     """The exact two-sided p, and the mid-p."""
     if b == c:
         return 1.0, 1.0
-    tail, found = special.bdtr(min(b, c), b + c, 0.5), special.comb(b + c, b) * 0.5 ** (b + c)
+    # The factors of the binomial overflow beyond some 1,000 rows; its logarithm does not.
+    log_choices = -special.betaln(b + 1, c + 1) - np.log(b + c + 1)
+    tail, found = special.bdtr(min(b, c), b + c, 0.5), np.exp(log_choices - (b + c) * np.log(2))
     return float(min(1.0, 2 * tail)), float(min(1.0, 2 * tail - found))
 
 

@@ -112,3 +112,13 @@ def test_by_patient_equal_models_differ_as_rarely_as_p_says():
     assert 0.02 <= np.mean(np.array(p) < 0.05) <= 0.08
     assert 0.92 <= np.mean(held) <= 0.98
     assert np.mean(np.array(naive) < 0.05) > 0.12
+
+
+@pytest.mark.parametrize("b, c", [(3, 9), (0, 5), (600, 700), (5000, 5300)])
+def test_the_p_values_of_many_rows_are_those_of_few(b, c):
+    """The factors of the binomial overflow, its probabilities do not."""
+    first, second = np.zeros((2, b + c + 10), bool)
+    first[:b], second[b : b + c] = True, True
+    found, exact = paired_shares(first, second), 2 * stats.binom.cdf(min(b, c), b + c, 0.5)
+    assert found.p_exact == pytest.approx(exact, rel=1e-9)
+    assert found.p_mid == pytest.approx(exact - stats.binom.pmf(b, b + c, 0.5), rel=1e-9)
