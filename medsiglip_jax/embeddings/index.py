@@ -1,10 +1,14 @@
 """An approximate index beside the embeddings (usearch's HNSW graph), with its measured recall."""
 
+import contextlib
+import errno
 import functools
 import hashlib
 import importlib
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -21,6 +25,7 @@ INDEX, FACTS = "index.usearch", "index.json"
 PARAMETERS = {"connectivity": 16, "expansion_add": 128, "expansion_search": 128, "dtype": "f16"}
 # The recall is measured on the nearest NEIGHBOURS of SAMPLE rows.
 SAMPLE, NEIGHBOURS = 100, 10
+_PIECE = 1 << 20  # bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +87,7 @@ def _build(embeddings: store.Embeddings) -> dict[str, Any]:
     recall = _recall(index, embeddings)
     (embeddings.folder / FACTS).unlink(missing_ok=True)
     with storage.new_file(embeddings.folder / INDEX) as partial:
-        index.save(str(partial))
+        _save(index, partial)
         size, digest = partial.stat().st_size, _sha256(partial)
     record = IndexRecord(
         recall_at_10=recall, sampled=min(SAMPLE, len(index)), rows=len(index),
@@ -91,6 +96,19 @@ def _build(embeddings: store.Embeddings) -> dict[str, Any]:
     )  # fmt: skip
     json_files.write(embeddings.folder / FACTS, facts := json_files.plain(asdict(record)))
     return facts
+
+
+def _save(index: Any, path: Path) -> None:
+    """Writes an index whole. usearch does not say why it could not, and of the last bytes it does
+    not even notice."""
+    with contextlib.suppress(RuntimeError):
+        index.save(str(path))
+    missing = index.serialized_length - (path.stat().st_size if path.is_file() else 0)
+    if missing:
+        with path.open("ab") as file:
+            for _ in range(0, missing, _PIECE):
+                file.write(bytes(min(missing, _PIECE)))  # the system says why it does not fit
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
 
 
 def top_k(queries: Float[np.ndarray, "q d"], embeddings: store.Embeddings, k: int) -> nearest.Hits:

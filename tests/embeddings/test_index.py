@@ -3,6 +3,9 @@
 import hashlib
 import json
 import random
+import resource
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -54,6 +57,35 @@ def test_of_two_builders_one_is_refused(tmp_path):
     folder = write_run(tmp_path / "run", [X])
     with lock(folder / ".index.lock"), pytest.raises(FileExistsError, match="another run"):
         index.build(Embeddings(folder))
+
+
+class Cut:
+    """An index of 3,000 bytes, of which usearch writes as many as fit, with a word or without."""
+
+    serialized_length = 3000
+
+    def __init__(self, fits, told):
+        self.fits, self.told = fits, told
+
+    def save(self, path):
+        Path(path).write_bytes(bytes(self.fits))
+        if self.told:
+            raise RuntimeError("Failed to serialize into stream")
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_an_index_that_does_not_fit_the_disk_is_an_error(tmp_path, monkeypatch, told):
+    index._save(Cut(3000, False), tmp_path / "whole")
+    with pytest.raises(OSError, match="Input/output error"):  # there is room again
+        index._save(Cut(2000, told), tmp_path / "cut")
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # Python would keep the first bytes
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            index._save(Cut(2000, told), tmp_path / "cut")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_an_index_that_was_not_built_here_is_never_opened(tmp_path):
