@@ -20,8 +20,8 @@ _FILES = {
     "--output DIR": "folder for embeddings, scores and report",
     "--allow-missing": "go on without images that are missing or unreadable; default: stop and "
     "list them",
-    "--prefer RULE": "which file is read where an image has several, such as a resized copy: "
-    "largest (most pixels), or a folder below --data; default: stop and list them",
+    "--prefer RULE": "which file is read where a search for images finds several of one, such as "
+    "a resized copy: largest (most pixels), or a folder below --data; default: stop and list them",
     "--allow-leaks": "go on with training, validation and test parts that share patients, images "
     "or copies of images, which the report then says; default: stop and list them",
     "--embeddings E": "output folder of embed, for these images and this checkpoint",
@@ -45,7 +45,7 @@ _STATISTICS = {
     "--by COLUMN": "compare subgroups by this column of the tables, too, such as the hospital; "
     "repeat for several",
     "--per COLUMN": "judge one score for each patient, or for each value of another attribute of "
-    "the task, such as study; default: for each image",
+    "the task, such as study; default: for each image, which --per image says again after --from",
     "--aggregate HOW": "with --per: mean (default), max, topN (mean of the N highest, such as "
     "top3) or noisy-or of the scores of its images",
     "--resamples N": "of the bootstrap; default 2000",
@@ -167,9 +167,9 @@ def _model(args: argparse.Namespace, recorded: str | None):
 def _unit(args: argparse.Namespace):
     from medsiglip_jax.evaluate.units import Unit
 
-    if args.aggregate and not args.per:
+    if args.aggregate and args.per is None:
         raise ValueError("--aggregate combines the scores of images, and needs --per")
-    return Unit(args.per, args.aggregate or "mean") if args.per else None
+    return None if args.per is None else Unit(args.per, args.aggregate or "mean")
 
 
 def _options(args: argparse.Namespace):

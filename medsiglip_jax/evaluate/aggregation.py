@@ -5,10 +5,47 @@ from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Float
+from scipy import special
 
+from medsiglip_jax.evaluate import zero_shot
 from medsiglip_jax.evaluate.learned import Learned
+from medsiglip_jax.evaluate.results.held_out import PROBABILITIES
 from medsiglip_jax.evaluate.scores import Scores
-from medsiglip_jax.evaluate.units import PATIENT, Unit, combine
+from medsiglip_jax.evaluate.tasks import Task
+from medsiglip_jax.evaluate.units import NOISY_OR, PATIENT, Unit, combine
+
+
+def check(
+    unit: Unit,
+    task: Task,
+    groups: Sequence[str] | None,
+    attributes: Mapping[str, Sequence[str]],
+    learning: bool,
+) -> None:
+    """Raises ValueError unless images of this task can be judged by this unit.
+
+    Args:
+        unit: what is to be judged.
+        task: whose images are scored.
+        groups: patient of each image, if known.
+        attributes: name -> value per image.
+        learning: whether anything is learned from other images.
+    """
+    if task.kind == "pairs":
+        raise ValueError("pairs of images and texts have no scores to combine")
+    if learning and unit.per != PATIENT:
+        raise ValueError(f"per is {unit.per}; with --learn only {PATIENT} can be judged")
+    probable = task.score in PROBABILITIES or zero_shot.rule(task.score).log_odds
+    if unit.aggregate == NOISY_OR and not probable:
+        raise ValueError(
+            f"{NOISY_OR} needs probabilities, and scores by {task.score} are none; use --score "
+            "pair_softmax, or another --aggregate"
+        )
+    nobody = np.zeros((len(groups or ()), 0))
+    images = Scores([""] * len(nobody), [], nobody, nobody, groups, {})
+    unit_of = names(unit, images, attributes)
+    if groups is not None:
+        _groups(images, _rows(unit_of))
 
 
 def names(unit: Unit, scores: Scores, attributes: Mapping[str, Sequence[str]]) -> list[str]:
@@ -43,17 +80,15 @@ def of_units(scores: Scores, unit_of: Sequence[str], how: str, exclusive: bool) 
         exclusive: whether an image shows exactly one class.
 
     Raises:
-        ValueError: a unit is of several patients, or noisy-or of scores that are no probabilities.
+        ValueError: a unit is of several patients.
     """
-    combined = combine(how)
-    if how == "noisy-or" and ((scores.scores < 0) | (scores.scores > 1)).any():
-        raise ValueError(
-            "noisy-or needs probabilities, and these scores are none; use --score pair_softmax, or "
-            "another --aggregate"
-        )
-    rows = _rows(unit_of)
+    rows, combined = _rows(unit_of), combine(how)
     labels = np.stack([_label(scores.labels[members], exclusive) for members in rows.values()])
-    values = np.stack([combined(scores.scores[members]) for members in rows.values()])
+    given = scores.stated if how == NOISY_OR else scores.scores
+    values = np.stack([combined(given[members]) for members in rows.values()])
+    if how == NOISY_OR and scores.log_odds:
+        with np.errstate(divide="ignore"):
+            values = special.logit(values)
     groups = _groups(scores, rows)
     return replace(scores, ids=list(rows), scores=values, labels=labels, groups=groups)
 
@@ -104,13 +139,8 @@ def of_attributes(
 
 
 def of_learned(learned: Learned, unit: Unit, exclusive: bool) -> Learned:
-    """The same of what was learned.
-
-    Raises:
-        ValueError: the unit is an attribute, which is not known of validation images.
-    """
-    if unit.per != PATIENT:
-        raise ValueError(f"per is {unit.per}; with --learn only {PATIENT} can be judged")
+    """The same of what was learned; the unit is a patient, since attributes of validation images
+    are not known."""
     sides = ("zero_shot", "validation", "probe", "probe_validation", "knn")
     given = {name: getattr(learned, name) for name in sides}
     changed = {

@@ -29,7 +29,7 @@ def average(folders: Sequence[places.Given], output: places.Given) -> None:
         output: folder to write.
 
     Raises:
-        FileExistsError: `output` holds something else than an evaluation.
+        FileExistsError: `output` holds something else than an average.
         FileNotFoundError: a folder has no scores.
         ValueError: there are fewer than two, or they are of different images, classes, labels,
             patients or rules.
@@ -38,15 +38,22 @@ def average(folders: Sequence[places.Given], output: places.Given) -> None:
         raise ValueError(f"{len(folders)} evaluation to average; expected at least two")
     read_from, folder = [places.at(given) for given in folders], places.at(output)
     check_folder(folder)
+    _check_output(folder)
     means = _mean(read_from, scores.FILE)
     columns, meta = scores.read_columns(read_from[0] / scores.IMAGES)
     scores.check_runs(read_from[0], means.meta.get("run"), {scores.IMAGES: meta.get("run")})
-    facts = means.meta.get("learned") or {}
-    validation = _mean(read_from, learned.VALIDATION) if facts and _learned(read_from) else None
-    runs = [scores.read(one / scores.FILE).meta.get("run") for one in read_from]
+    metas = [scores.read(one / scores.FILE).meta for one in read_from]
+    facts, validation = means.meta.get("learned") or {}, None
+    if all(meta.get("learned") for meta in metas):
+        validation = _mean(read_from, learned.VALIDATION)
+    else:  # what was drawn for it is of no use
+        columns.pop(scores.PART, None)
+    runs = [meta.get("run") for meta in metas]
     run = hashlib.sha256(to_hash(["average", runs])).hexdigest()
-    provenance = {**means.meta["provenance"], "average_of": [str(given) for given in folders]}
-    changed = {"run": run, "provenance": provenance, "cells": [], "retrieval": False}
+    changed = {"run": run, "cells": [], "retrieval": False}
+    changed["provenance"] = _common([meta["provenance"] for meta in metas])
+    changed["provenance"]["average_of"] = ", ".join(map(str, folders))
+    changed["leaks"] = [leak for meta in metas for leak in meta.get("leaks") or ()]
     changed["learned"] = None if validation is None else {**facts, "probe": False}
     scores.write_columns(folder / scores.IMAGES, columns, {"run": run})
     if validation is not None:
@@ -55,14 +62,23 @@ def average(folders: Sequence[places.Given], output: places.Given) -> None:
     scores.write(folder / scores.FILE, replace(means, meta={**means.meta, **changed}))
 
 
-def _learned(folders: Sequence[places.Place]) -> bool:
-    """Whether all of them have scores of validation images."""
-    return all((folder / learned.VALIDATION).is_file() for folder in folders)
+def _check_output(folder: places.Place) -> None:
+    """Refuses the folder of an evaluation that is no average: it may be one of those averaged."""
+    file = folder / scores.FILE
+    if file.is_file() and "average_of" not in scores.read(file).meta.get("provenance", {}):
+        raise FileExistsError(f"{folder}: holds an evaluation of a model; choose a new folder")
+
+
+def _common(provenances: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What was the same in all of them."""
+    first, *others = provenances
+    same = lambda key: all(other.get(key) == first[key] for other in others)  # noqa: E731
+    return {key: value for key, value in first.items() if same(key)}
 
 
 def _mean(folders: Sequence[places.Place], file: str) -> Scores:
     """The scores of the first, which are replaced by the means."""
-    first, *others = (scores.read(folder / file) for folder in folders)
+    first, *others = (_read(folder, file) for folder in folders)
     values = [first.scores]
     for folder, other in zip(folders[1:], others, strict=True):
         try:
@@ -71,6 +87,15 @@ def _mean(folders: Sequence[places.Place], file: str) -> Scores:
         except ValueError as error:
             raise ValueError(f"A is {folders[0]}, B is {folder}: {error}") from None
     return replace(first, scores=np.mean(values, axis=0))
+
+
+def _read(folder: places.Place, file: str) -> Scores:
+    """Scores of the run of the folder."""
+    found = scores.read(folder / file)
+    if file != scores.FILE:
+        run = scores.read(folder / scores.FILE).meta.get("run")
+        scores.check_runs(folder, run, {file: found.meta.get("run")})
+    return found
 
 
 def _check_scale(first: dict[str, Any], other: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from medsiglip_jax.evaluate.report import document
 from medsiglip_jax.evaluate.report import export as exports
 from medsiglip_jax.evaluate.results.summary import summarize
 from medsiglip_jax.evaluate.scores import GRID, PART, Scores
-from medsiglip_jax.evaluate.units import Unit
+from medsiglip_jax.evaluate.units import IMAGE, Unit
 from medsiglip_jax.files import places, settings, storage
 from medsiglip_jax.files.json_text import dumps
 
@@ -44,7 +44,9 @@ def recompute(
     folder = places.at(output)
     run, attributes = _read(folder)
     run = _with_statistics(run, resamples, prevalence)
-    run = run if unit is None else replace(run, meta={**run.meta, "unit": asdict(unit)})
+    if unit is not None:
+        asked = None if unit.per == IMAGE else asdict(unit)
+        run = replace(run, meta={**run.meta, "unit": asked})
     facts, held_out = run.meta.get("learned"), run
     if facts and facts.get("drawn"):  # from all images: what was learned is of some of them
         splits = np.array(attributes.pop(PART))
@@ -97,14 +99,15 @@ def _of_units(
     if not run.meta.get("unit"):
         return run, attributes, cells, learning
     unit = settings.build(Unit, run.meta["unit"], "unit")
-    if not run.classes:
-        raise ValueError("pairs of images and texts have no scores to combine")
-    exclusive = tasks.from_dict(run.meta["task"]).exclusive
-    unit_of = aggregation.names(unit, run, attributes)
-    meta = {**run.meta, "unit": {**run.meta["unit"], "images": len(run.ids)}}
+    task = tasks.from_dict(run.meta["task"])
+    aggregation.check(unit, task, run.groups, attributes, learning is not None)
+    exclusive, unit_of = task.exclusive, aggregation.names(unit, run, attributes)
     of_run, *of_cells = (
         aggregation.of_units(side, unit_of, unit.aggregate, exclusive) for side in (run, *cells)
     )
+    unlabelled = int(np.isnan(of_run.labels).all(axis=1).sum())
+    counts = {"images": len(run.ids), "without_label": unlabelled}
+    meta = {**run.meta, "unit": {**run.meta["unit"], **counts}}
     kept = {name: column for name, column in attributes.items() if name != unit.per}
     learning = learning and aggregation.of_learned(learning, unit, exclusive)
     kept = aggregation.of_attributes(kept, unit_of)

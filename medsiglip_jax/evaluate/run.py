@@ -27,6 +27,7 @@ from medsiglip_jax.data import expansion
 from medsiglip_jax.data.rows import Rows, from_tuples
 from medsiglip_jax.embeddings import provenance
 from medsiglip_jax.evaluate import (
+    aggregation,
     image_embeddings,
     learned,
     near_copies,
@@ -106,6 +107,9 @@ def evaluate(
     )  # fmt: skip
     if lacking := [name for name in options.by if name not in splits.whole.attributes]:
         raise ValueError(f"{data}: no table of {task.title} has a column {', '.join(lacking)}")
+    if options.unit:
+        whole, learning = splits.whole, bool(options.learn)
+        aggregation.check(options.unit, task, whole.groups, whole.attributes, learning)
     model = model if isinstance(model, Model) else model()
     if model.config.classifier:
         task = _by_classifier(task, model.config.classifier, options)
@@ -402,7 +406,7 @@ class EvaluationRun:
         scores.write(self.folder / learned.VALIDATION, validation)
         if probe:
             images = {name: len(split.images) for name, split in parts.images.items()}
-            of_run = {key: meta[key] for key in ("run", "provenance")}
+            of_run = {key: meta[key] for key in ("run", "provenance", "task")}
             of_run |= {"how": origin, "images": images}
             learned.learn(self.folder, parts, self.options.draws, of_run, self.on_fit)
         facts = {"probe": probe, "prevalence": self.options.prevalence}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-PATIENT = "patient"
+PATIENT, IMAGE, NOISY_OR = "patient", "image", "noisy-or"
 _TOP = re.compile(r"top([1-9]\d*)")
 EXPECTED = "mean, max, topN (the mean of the N highest, such as top3) or noisy-or"
 # Scores of the images of one unit, [k, c], to its scores.
@@ -18,7 +18,8 @@ class Unit:
     """What is judged instead of single images.
 
     Attributes:
-        per: "patient" (the group of the data set, also a lesion or slide), or an attribute.
+        per: "patient" (the group of the data set, also a lesion or slide), an attribute, or
+            "image", which undoes an earlier choice.
         aggregate: how the scores of its images become one; see `EXPECTED`.
     """
 
@@ -41,7 +42,7 @@ def combine(name: str) -> Combine:
     plain: dict[str, Combine] = {
         "mean": lambda x: x.mean(axis=0),
         "max": lambda x: x.max(axis=0),
-        "noisy-or": lambda x: 1 - (1 - x).prod(axis=0),
+        NOISY_OR: lambda x: 1 - (1 - x).prod(axis=0),
     }
     if name in plain:
         return plain[name]

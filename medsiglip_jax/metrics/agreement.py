@@ -5,6 +5,7 @@ whole patients; all figures come from the same resamples.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Float64
@@ -187,6 +188,11 @@ def class_figures_pair(
     resampling = Resampling(groups, None, samples, seed, level)
     n = len(np.asarray(labels))
     intervals = intervals_of(lambda w: one(w) - other(w), n, resampling)
+    unmoved = [i.value != 0 and i.low == i.high == i.value for i in intervals]
+    intervals = [
+        replace(i, low=np.nan, high=np.nan) if still else i
+        for i, still in zip(intervals, unmoved, strict=True)
+    ]
     return dict(zip(("accuracy", *_FIGURES), intervals, strict=True))
 
 

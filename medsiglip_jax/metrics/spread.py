@@ -241,6 +241,7 @@ def _formula(auc: float, shape: tuple[float, float]) -> float:
 
     Source: Newcombe, Stat. Med. 25 (2006), 559, method 5, of Hanley and McNeil's exponential model.
     """
+    auc = float(np.clip(auc, 0, 1))  # the mean of differences may be below 0
     curve = (1 - auc) / (2 - auc) + auc / (1 + auc)
     return auc * (1 - auc) * (shape[0] + shape[1] * curve)
 

@@ -122,7 +122,7 @@ def test_what_was_never_seen_is_listed_and_never_called():
     [
         (dict(scale="z"), "scale 'z'.*standard, unit, raw"),
         (dict(rule="best"), "rule is 'best'"),
-        (dict(strength=0.0), "strength is 0.0; expected a number above 0"),
+        (dict(strength=0.0), "strength is 0.0; expected 1e-12 to 1e12"),
         (dict(hidden=-1), "hidden is -1"),
         (dict(hidden=8, strength=1.0), "no strength with a hidden layer"),
         (dict(rule="sensitivity"), "at_least None"),

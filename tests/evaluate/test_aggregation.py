@@ -1,11 +1,14 @@
 """One score for each patient or study: the arithmetic, the labels, and what does not fit."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from scipy import special
 from sklearn.metrics import roc_auc_score
 
 from medsiglip_jax import metrics
-from medsiglip_jax.evaluate import aggregation, units
+from medsiglip_jax.evaluate import aggregation, tasks, units
 from medsiglip_jax.evaluate.learned import Learned
 from medsiglip_jax.evaluate.scores import Scores
 from medsiglip_jax.evaluate.units import Unit
@@ -18,6 +21,23 @@ def scored(seed=0, n=60, classes=2, patients=15):
     labels[rng.random(labels.shape) < 0.2] = np.nan
     values = rng.random((n, classes))
     return Scores([f"i{i}" for i in range(n)], ["a", "b"][:classes], values, labels, groups, {})
+
+
+def task(score):
+    return tasks.parse("t", {
+        "title": "T", "kind": "multi_label", "score": score, "data": {"adapter": "folders"},
+        "classes": [{"name": "a", "present": ["x"], "absent": ["y"]}],
+    })  # fmt: skip
+
+
+def test_noisy_or_of_log_odds_is_that_of_their_probabilities():
+    """Pairs of prompts have log odds, which rank, beside the probabilities that files state."""
+    scores = scored()
+    odds = replace(scores, scores=special.logit(scores.scores), log_odds=True)
+    of_odds = aggregation.of_units(odds, scores.groups, "noisy-or", exclusive=False)
+    want = aggregation.of_units(scores, scores.groups, "noisy-or", exclusive=False)
+    np.testing.assert_allclose(of_odds.stated, want.scores, rtol=1e-12)
+    aggregation.check(Unit("patient", "noisy-or"), task("pair_softmax"), scores.groups, {}, False)
 
 
 BY_HAND = {
@@ -89,9 +109,15 @@ def test_what_does_not_fit_is_one_line():
     for how in ("top0", "top", "median", "noisy_or", ""):
         with pytest.raises(ValueError, match="expected mean, max, topN"):
             Unit("patient", how)
-    scores.scores[0, 0] = 1.5
-    with pytest.raises(ValueError, match="noisy-or needs probabilities"):
-        aggregation.of_units(scores, scores.groups, "noisy-or", exclusive=False)
+    by_cosine = task("cosine")
+    with pytest.raises(ValueError, match="noisy-or needs probabilities, and scores by cosine are"):
+        aggregation.check(Unit("patient", "noisy-or"), by_cosine, scores.groups, {}, False)
+    with pytest.raises(ValueError, match="the first: 's'; choose another column"):
+        attributes = {"study": ["s"] * 60}
+        aggregation.check(Unit("study"), by_cosine, scores.groups, attributes, False)
+    with pytest.raises(ValueError, match="with --learn only patient"):
+        aggregation.check(Unit("study"), by_cosine, scores.groups, {"study": ["s"] * 60}, True)
+    aggregation.check(Unit("patient"), by_cosine, scores.groups, {}, True)
     with pytest.raises(ValueError, match="images of several patients, the first: 's'"):
         aggregation.of_units(scores, ["s"] * 60, "mean", exclusive=False)
     with pytest.raises(ValueError, match="per is 'study'; expected one of patient, sex"):
@@ -102,7 +128,5 @@ def test_what_does_not_fit_is_one_line():
     with pytest.raises(ValueError, match="the data names no patients"):
         aggregation.names(Unit(units.PATIENT), bare, {})
     learned = Learned("h", None, scores, scores)
-    with pytest.raises(ValueError, match="with --learn only patient"):
-        aggregation.of_learned(learned, Unit("study"), exclusive=False)
     of_patients = aggregation.of_learned(learned, Unit(units.PATIENT), exclusive=False)
     assert len(of_patients.validation.ids) == 15 and of_patients.probe is None

@@ -208,7 +208,7 @@ def test_not_inferior_is_a_lower_limit_above_the_margin(pair, capsys):
 
 
 def with_validation(folder, found, validation):
-    put(folder, found)
+    put(folder, replace(found, meta={"learned": {"drawn": False}, **found.meta}))
     return put(folder, validation, "validation.parquet")
 
 

@@ -60,20 +60,28 @@ def test_the_mean_is_judged_as_any_evaluation(three, tmp_path, capsys):
         assert row["auc"] == pytest.approx(roc_auc_score(labels[:, j], mean[:, j]), abs=1e-12)
         own = [roc_auc_score(labels[:, j], side.scores[:, j]) for side in sides]
         assert row["auc"] > max(own)  # of three that err independently
-    assert found["groups"] == 40 and found["provenance"]["average_of"] == names
+    assert found["groups"] == 40 and found["provenance"]["average_of"] == ", ".join(names)
     assert {row["attribute"] for row in found["subgroups"]} == {"sex"}
     points = found["held_out"]["zero_shot"]["operating_points"]
     validation = [scores.read(folder / learned.VALIDATION).scores for folder in three]
     thresholds = [p["threshold"] for p in points if p["class"] == "Alpha"]
     assert set(thresholds) <= set(np.mean(validation, axis=0)[:, 0])
     assert found["probe"] is None and recompute(out) == found
+    assert "model" not in found["provenance"]  # which differs
+    ensemble.average(three[:2], out)  # replaces an average
     assert cli.main(["compare", names[0], str(out), "--json"]) == 0
 
 
 def test_without_validation_images_everywhere_nothing_is_chosen(three, tmp_path):
-    (three[1] / learned.VALIDATION).unlink()
+    """Those that an earlier run left in a folder are not of this run."""
+    written(three[1], 7, learning=False)
     ensemble.average(three, tmp_path / "out")
     assert recompute(tmp_path / "out")["held_out"] is None
+    stale = scores.read(three[2] / learned.VALIDATION)
+    meta = {**stale.meta, "run": "another"}
+    scores.write(three[2] / learned.VALIDATION, replace(stale, meta=meta))
+    with pytest.raises(ValueError, match="are of different runs"):
+        ensemble.average([three[0], three[2]], tmp_path / "other")
 
 
 def test_what_has_no_mean_is_one_line(three, tmp_path, capsys):
@@ -92,7 +100,9 @@ def test_what_has_no_mean_is_one_line(three, tmp_path, capsys):
         ensemble.average([three[0], other], out)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         ensemble.average([three[0], tmp_path / "nowhere"], out)
-    (out).mkdir()
+    with pytest.raises(FileExistsError, match="holds an evaluation of a model"):
+        ensemble.average(three, three[0])
+    out.mkdir()
     (out / "mine.txt").write_text("x")
     with pytest.raises(FileExistsError, match="not an evaluation"):
         ensemble.average(three, out)

@@ -22,6 +22,7 @@ from medsiglip_jax.evaluate.options import EvaluateOptions
 from medsiglip_jax.evaluate.recompute import recompute
 from medsiglip_jax.evaluate.results.summary import summarize
 from medsiglip_jax.evaluate.scores import Scores
+from medsiglip_jax.evaluate.units import Unit
 from medsiglip_jax.evaluate.zero_shot import ClassPrompts
 from medsiglip_jax.inference import embed as embedding
 from medsiglip_jax.preprocess.dicom.rules import Rules
@@ -127,7 +128,8 @@ def test_patients_are_judged_by_one_score_each(done, capsys):
     assert cli.main(["evaluate", "--from", str(folder), *flags]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["images"] == 20 and found["groups"] is None
-    assert found["unit"] == {"per": "patient", "aggregate": "max", "images": 30}
+    unit = {"per": "patient", "aggregate": "max", "images": 30, "without_label": 0}
+    assert found["unit"] == unit
     run_ = scores.read(folder / "scores.parquet")
     patients = sorted(set(run_.groups))
     mine = [[i for i, g in enumerate(run_.groups) if g == p] for p in patients]
@@ -138,6 +140,10 @@ def test_patients_are_judged_by_one_score_each(done, capsys):
     assert "20 patients or groups. Each has one score, by max over its images (30 in all)" in report
     assert cli.main(["evaluate", "--from", str(folder), "--per", "sex", "--json"]) == 2
     assert "images of several patients" in capsys.readouterr().err
+    assert cli.main(["evaluate", "--from", str(folder), "--per", "", "--json"]) == 2
+    assert "expected one of patient, sex, age" in capsys.readouterr().err
+    assert cli.main(["evaluate", "--from", str(folder), "--per", "image", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == before
     assert cli.main(["evaluate", "--from", str(folder), "--aggregate", "max"]) == 2
     assert "--aggregate combines the scores of images, and needs --per" in capsys.readouterr().err
     assert recompute(folder) == before  # as evaluated
@@ -232,6 +238,21 @@ def test_prompts_may_be_combined_after_the_cosine(model, over, combined):
     by_embedding = zero_shot.class_prompts(model, groups).cosines(zimg)
     assert np.abs(by_embedding - got)[:, 0].max() > 1e-3
     np.testing.assert_allclose(by_embedding[:, 1:], got[:, 1:], atol=1e-12)  # of one prompt
+
+
+def test_a_wrong_unit_fails_before_anything_is_embedded(data, tmp_path):
+    def never():
+        raise AssertionError("the model was loaded")
+
+    task = tasks.read(str(data / "task.toml"))
+    wrong = {
+        "expected one of patient, sex": Unit("site"),
+        "images of several patients": Unit("sex"),
+        "noisy-or needs probabilities": Unit("patient", "noisy-or"),
+    }
+    for message, unit in wrong.items():
+        with pytest.raises(ValueError, match=message):
+            run.evaluate(task, never, data, tmp_path / "out", EvaluateOptions(unit=unit))
 
 
 def test_subgroups_by_any_column(data, model, tmp_path):

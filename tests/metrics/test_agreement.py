@@ -121,3 +121,11 @@ def test_the_intervals_hold_the_truth():
         for name, interval in found.items():
             held[name].append(float(truth[name]) in interval)
     assert all(0.87 <= np.mean(x) <= 1 for x in held.values()), held
+
+
+def test_a_difference_that_no_resample_moves_has_no_limits():
+    labels = np.arange(20) % 2
+    found = metrics.class_figures_pair(labels, 1 - labels, labels, samples=50)
+    assert found["accuracy"].value == 1 and np.isnan(found["accuracy"].low)
+    same = metrics.class_figures_pair(labels, labels, labels, samples=50)
+    assert (same["accuracy"].low, same["accuracy"].high) == (0, 0)

@@ -283,3 +283,11 @@ def test_it_is_quick():
 def test_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
         delong(**arguments)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_models_in_perfect_opposite_order_are_compared(sign):
+    """One finds the only positive first, the other last: no difference is larger."""
+    models = [np.array([1.0, 0, 0, 0]), np.array([0.0, 1, 1, 1])][::sign]
+    found = delong_test(*models, [1, 0, 0, 0])
+    assert found.difference.value == sign

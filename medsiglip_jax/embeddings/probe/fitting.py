@@ -78,6 +78,11 @@ def fit(
         scale=scale, strength=strength, hidden=hidden, seed=seed, rule=rule, at_least=at_least,
         provenance=joined.provenance,
     )  # fmt: skip
+    if not fitted.fitted.any():
+        raise ValueError(
+            f"{data}: the training rows have only one label of each of "
+            f"{', '.join(joined.examples.classes)}; there is nothing to learn"
+        )
     fitted.save(probe)
     given = {name: rows for name, rows in splits._asdict().items() if rows is not None}
     return {

@@ -61,7 +61,9 @@ def fit(train: Labelled, validation: Labelled, classes: int, units: int, seed: i
     if not fitted.any():
         raise ValueError("the training rows with a label are all of one class; 2 are needed")
     y, yv = (np.where(fitted, labels, np.nan) for labels in (y, yv))
-    if np.isnan(yv).all():
+    judged = (yv == 1).any(axis=1) if exclusive else ~np.isnan(yv).all(axis=1)
+    xv, yv = xv[judged], yv[judged]
+    if not len(yv):
         raise ValueError(
             "the validation rows have no labels, and a hidden layer is trained until their loss "
             "rises; give labelled validation rows, or fit a linear probe"
@@ -122,6 +124,8 @@ def _trained(
             best, lowest, best_epoch = params, value, number
         elif number - best_epoch >= _PATIENCE:
             break
+    if not best_epoch:
+        raise ValueError("the hidden layer learns nothing: its loss is not finite; change --scale")
     return best, best_epoch
 
 

@@ -24,6 +24,7 @@ from medsiglip_jax.files.failures import explained
 
 _FORMAT = "medsiglip_jax probe 1"
 _OWN, _OF_SCALING = ("coefficients", "intercepts", "thresholds"), ("mean", "deviation")
+_STRENGTHS = (1e-12, 1e12)  # beyond, float64 cannot hold the problem
 _OF_HIDDEN = ("hidden_weights", "hidden_biases")
 
 
@@ -248,8 +249,8 @@ def check_options(
 ) -> None:
     """Raises ValueError unless `fit` accepts these, ModuleNotFoundError without what it needs."""
     metrics.check_rule(rule, at_least)
-    if strength is not None and not 0 < strength < math.inf:
-        raise ValueError(f"strength is {strength}; expected a number above 0")
+    if strength is not None and not _STRENGTHS[0] <= strength <= _STRENGTHS[1]:
+        raise ValueError(f"strength is {strength}; expected 1e-12 to 1e12")
     if hidden < 0 or (hidden and strength is not None):
         raise ValueError(
             f"hidden is {hidden} and strength {strength}; expected 0 or more units, and "
@@ -270,7 +271,7 @@ def _fitted(
         facts = {"hidden": hidden, "seed": seed, "epochs": trained.epochs, "strengths": nothing}
         return trained, trained.hidden, facts
     # The strengths to choose from are those for features of mean square 1.
-    square = 1.0 if scale == "standard" else float((train.vectors**2).mean())
+    square = 1.0 if scale == "standard" else float((train.vectors**2).mean()) or 1.0
     tried = [c / square for c in logistic.STRENGTHS] if strength is None else [strength]
     fitted = logistic.fit(train, validation, classes, tried)
     return fitted, None, {"strengths": json_files.plain(fitted.strengths)}

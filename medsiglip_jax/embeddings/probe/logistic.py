@@ -85,6 +85,8 @@ def _fit_exclusive(
         return coefficients, intercepts
 
     def value(w, b):
+        if not len(yv):
+            return [(np.nan, np.nan)]
         w, b = expanded(w, b)
         logits = xv @ w.T + b
         loss = -special.log_softmax(logits, axis=1)[np.arange(len(yv)), yv].mean()

@@ -51,7 +51,8 @@ def fit_scaling(vectors: Float[np.ndarray, "n d"], scale: str) -> Scaling:
     mean, deviation = np.zeros(x.shape[1]), np.ones(x.shape[1])
     if scale == "standard":
         mean, deviation = x.mean(axis=0), x.std(axis=0)
-    return Scaling(mean, np.where(deviation > 0, deviation, 1), scale == "unit")
+    constant = deviation <= 1e-12 * np.abs(mean)  # but for rounding
+    return Scaling(mean, np.where(constant, 1, deviation), scale == "unit")
 
 
 def unit(vectors: Float[np.ndarray, "n d"]) -> Float64[np.ndarray, "n d"]:

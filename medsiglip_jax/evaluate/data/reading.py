@@ -3,12 +3,14 @@
 import functools
 import warnings
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from medsiglip_jax.data.labels import Policy
 from medsiglip_jax.evaluate.data import arrays, copies, csv_tables, folders
 from medsiglip_jax.evaluate.data.dataset import Dataset, where_to_get
+from medsiglip_jax.evaluate.data.layout import CsvData, FolderData
 from medsiglip_jax.evaluate.tasks import Task
 from medsiglip_jax.files import places
 from medsiglip_jax.preprocess import facts, sources
@@ -50,6 +52,11 @@ def read(
         raise FileNotFoundError(f"{given}: no such folder{where_to_get(task)}")
     root, notes = _root(task, given)
     copies.check_rule(prefer, root)
+    if prefer and not _searches(task.layout):
+        raise ValueError(
+            f"prefer is {prefer!r}, and task {task.name} says which file each image is; it applies "
+            "where a pattern finds files, or folders are listed"
+        )
     dataset = ADAPTERS[task.data["adapter"]](task, task.layout, root, policy, prefer)
     dataset = replace(dataset, notes=[*notes, *dataset.notes])
     if dataset.missing and not allow_missing:
@@ -93,6 +100,13 @@ def _root(task: Task, given: places.Place) -> tuple[places.Place, list[str]]:
     note = f"The data was read from {inside[0]}/, the only folder below --data that fits."
     warnings.warn(f"{given}: {note}", stacklevel=3)
     return given / inside[0], [note]
+
+
+def _searches(layout: Any) -> bool:
+    """Whether images are found by a pattern or in folders, so that one may have several files."""
+    if isinstance(layout, CsvData):
+        return bool(layout.images.find)
+    return isinstance(layout, FolderData)
 
 
 def texts(task: Task, dataset: Dataset) -> list[str]:

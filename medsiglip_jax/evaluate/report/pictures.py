@@ -15,6 +15,7 @@ from medsiglip_jax.pages import charts
 _ROWS, _END = 24, 10  # classes in a forest plot; of more, so many at each end
 _SHARE = (0.0, 1.0)
 _BINS = 30
+_MOST_NAMED = 60  # classes of a confusion matrix; more cells could not be told apart
 _ABOUT_ROC = (
     "A ring is the threshold with the highest Youden index on validation images, judged on these."
 )
@@ -187,7 +188,7 @@ def _pairs(x: np.ndarray, y: np.ndarray) -> list[tuple[float, float]]:
 def _matrices(
     results: Mapping[str, Any], scores: Scores, learned: Learned | None
 ) -> Iterator[Picture]:
-    if results["one_class_each"] is None:
+    if results["one_class_each"] is None or len(scores.classes) > _MOST_NAMED:
         return
     sides = {tables.scores_of(results): scores}
     if learned and learned.probe is not None:

@@ -29,8 +29,8 @@ def _summary(results: Mapping[str, Any]) -> ReportSection:
     text = [f"{results['images']:,} {tables.judged(results)}{whose}."]
     if unit := results["unit"]:
         text.append(
-            f"Each has one score, by {unit['aggregate']} over its images ({unit['images']:,} in "
-            "all); it has a finding if one of its images has it."
+            f"Each has one score, by {unit['aggregate']} over its images "
+            f"({unit['images']:,} in all){_whose_label(results, unit)}."
         )
     if macro is not None:
         text.append(
@@ -44,12 +44,19 @@ def _summary(results: Mapping[str, Any]) -> ReportSection:
     if published := results["published"]:
         same = "" if published["same_images"] else " on other images, so not directly comparable"
         text.append(f"Published: {published['where']}{same}. {published['note']}".strip())
-        if published["images"] not in (None, results["images"]) and published["same_images"]:
+        images = (results["unit"] or results)["images"]
+        if published["images"] not in (None, images) and published["same_images"]:
             text.append(f"The published figures are of {published['images']:,} images.")
     if answer := results["trained_on"]:
         answer = f"{answer[0].upper()}{answer[1:]}."
         text.append(f"Was MedSigLIP trained on these images? {answer}")
     return ReportSection("Result", " ".join([*text, *results["notes"]]))
+
+
+def _whose_label(results: Mapping[str, Any], unit: Mapping[str, Any]) -> str:
+    if results["one_class_each"] is None:
+        return "; it has a finding if one of its images has it"
+    return f"; {unit['without_label']:,} have images of several classes, and so no label"
 
 
 def classes(results: Mapping[str, Any]) -> ReportSection | None:
@@ -154,6 +161,8 @@ def _subgroups(results: Mapping[str, Any]) -> ReportSection | None:
         "Intervals are by patient where patients are known. p: of no difference to the others, "
         f"adjusted by Holm for the {len(rows)} rows of this table."
     )
+    if names := ", ".join(results["not_compared"]):
+        text += f" Not compared, because they have more than 20 values: {names}."
     return ReportSection("Subgroups", f"{text} {tables.FEW}", header, rows)
 
 

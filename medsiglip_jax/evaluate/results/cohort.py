@@ -13,7 +13,7 @@ _LOST = (
     "missing in the data set itself", "missing", "conflicting", "without a text", "unlabelled",
     "unreadable",
 )  # fmt: skip
-_MOST = 20  # levels of an attribute; of one with more, numbers are summarised and names counted
+MOST = 20  # levels of an attribute; of one with more, numbers are summarised and names counted
 
 
 def flow(counts: Mapping[str, int], images: int) -> list[dict[str, Any]]:
@@ -70,7 +70,7 @@ def _of_attribute(
         yield _row(value, [i for i, cell in enumerate(column) if cell], groups)
     levels = bands(name, column)
     distinct = sorted(set(levels))
-    if len(distinct) > _MOST:
+    if len(distinct) > MOST:
         if numbers is None:
             yield _row(f"{len(distinct):,} different values", range(len(column)), groups)
         return

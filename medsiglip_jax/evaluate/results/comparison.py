@@ -4,6 +4,7 @@ Both are of the same patients, so differences are paired: an image that is hard 
 which cancels. Whether the two intervals overlap does not answer the question.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -68,6 +69,9 @@ def compare(
                 "to compare; its report.md has the recalls"
             )
     a, b = (scores.read(folder / file) for folder in folders)
+    if units := [side.meta["unit"] for side in (a, b) if side.meta.get("unit")]:
+        what = f"judged per {units[0]['per']}"
+        warnings.warn(f"an evaluation is {what}; what is compared here is images", stacklevel=2)
     a, b, left_out = _same_images(a, b, allow_missing)
     b = _same_classes(a, b)
     _check_labels(a, b)
@@ -109,13 +113,21 @@ def compare_all(
     Raises:
         FileNotFoundError, ValueError: as `compare`.
     """
-    found = [compare(first, other, **options) for other in others]
+    found = [_named(first, other, **options) for other in others]
     for key in ("classes", "operating_points"):
         rows = _adjusted([row for one in found for row in one[key]])
         for one in found:
             one[key], rows = rows[: len(one[key])], rows[len(one[key]) :]
     macros = _adjusted([one["macro"] for one in found])
     return plain([{**one, "macro": macro} for one, macro in zip(found, macros, strict=True)])
+
+
+def _named(first: places.Given, other: places.Given, **options: Any) -> dict[str, Any]:
+    """`compare`, whose errors name the folder."""
+    try:
+        return compare(first, other, **options)
+    except ValueError as error:
+        raise ValueError(f"A is {first}, B is {other}: {error}") from None
 
 
 def _adjusted(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -36,7 +36,9 @@ def compare(
             splits although splits were drawn.
     """
     paths = [folder / _VALIDATION[file] for folder in folders if file in _VALIDATION]
-    if not paths or not all(path.is_file() for path in paths):
+    # A run without --learn leaves the validation scores of the run before it.
+    learned = file != scores.FILE or (a.meta.get("learned") and b.meta.get("learned"))
+    if not paths or not learned or not all(path.is_file() for path in paths):
         return []
     read = [scores.read(path) for path in paths]
     for path, side, found in zip(paths, (a, b), read, strict=True):

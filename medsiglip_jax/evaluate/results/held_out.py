@@ -17,7 +17,7 @@ RULES = (("youden", None), *itertools.product(("sensitivity", "specificity"), (0
 # Score rules whose numbers are probabilities already, which add up to 1 for an image. Those of
 # "pair_softmax", which has a softmax for each class, are log odds: see `Scores.log_odds`.
 PROBABILITIES = frozenset(("class_softmax", "classifier", "probe"))
-TOP_LABEL = "top label"
+TOP_LABEL, COMBINED = "top label", "combined"  # the latter is a rule of no distribution
 # A softmax in float64 reaches 0 and 1, whose logarithms no curve can be fitted to.
 _LEAST = 1e-15
 

@@ -10,6 +10,7 @@ from medsiglip_jax import metrics
 from medsiglip_jax.evaluate import tasks
 from medsiglip_jax.evaluate.learned import Learned
 from medsiglip_jax.evaluate.results import aucs, cohort, figures, held_out, probe
+from medsiglip_jax.evaluate.results.held_out import COMBINED
 from medsiglip_jax.evaluate.scores import Scores, known
 from medsiglip_jax.evaluate.tasks import Task
 from medsiglip_jax.files.json import plain
@@ -40,9 +41,13 @@ def summarize(
     """
     task = tasks.from_dict(scores.meta["task"])
     of_classes = aucs.of_classes(scores)
-    bands = {name: cohort.bands(name, values) for name, values in attributes.items()}
+    levels = {name: cohort.bands(name, values) for name, values in attributes.items()}
+    # All that are compared count in the adjustment of p-values.
+    bands = {name: column for name, column in levels.items() if len(set(column)) <= cohort.MOST}
     of_probe = learned and probe.compare(learned, task)
     macro = aucs.mean(scores, task.figures.mean) if scores.classes else None  # None for pairs
+    unit = scores.meta.get("unit") or {"aggregate": "mean"}
+    combined = unit["aggregate"] != "mean"
     content = {
         "task": task.name,
         "title": task.title,
@@ -55,12 +60,14 @@ def summarize(
         "classes": [_class(scores, task, j, c) for j, c in enumerate(of_classes.classes)],
         "one_class_each": _one_class_each(scores, task),
         "published": task.published and asdict(task.published),
-        "held_out": learned and _held_out(learned, task, _of_images(scores, bands, learned)),
+        "held_out": learned
+        and _held_out(learned, task, _of_images(scores, bands, learned), combined),
         "probe": of_probe,
         "retrieval": retrieval,
         "flow": cohort.flow(scores.meta["counts"], _images(scores)),
         "characteristics": cohort.characteristics(attributes, scores.groups),
         "subgroups": _subgroups(scores, bands),
+        "not_compared": [name for name in levels if name not in bands],
         "grid": [_cell(cell, task) for cell in cells],
         **{key: scores.meta[key] for key in ("counts", "provenance", "statistics")},
         "leaks": scores.meta.get("leaks", []),
@@ -90,11 +97,15 @@ def _of_images(
 
 
 def _held_out(
-    learned: Learned, task: Task, attributes: Mapping[str, Sequence[str]]
+    learned: Learned, task: Task, attributes: Mapping[str, Sequence[str]], combined: bool
 ) -> dict[str, Any]:
-    """Operating points and calibration of the prompts and of the probe."""
+    """Operating points and calibration of the prompts and of the probe.
+
+    `combined`: whether scores are no longer those of a distribution over the classes.
+    """
 
     def judge(validation: Scores, test: Scores, rule: str) -> dict[str, Any]:
+        rule = COMBINED if combined and task.exclusive else rule
         how = task.exclusive, learned.prevalence, attributes
         return held_out.judge(validation, test, rule, *how)
 
