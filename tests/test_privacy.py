@@ -283,6 +283,7 @@ def test_patients_are_hashed_unless_they_are_to_be_kept(given, run, monkeypatch)
     assert (code, printed, below) == (3, set(), {"kept/part-00000.parquet": {NUMBER, UID}})
 
 
+@pytest.mark.slow
 def test_slides(real_data, run, tmp_path):
     """A real one in DICOM, whole and cut off."""
     slide = pydicom.dcmread(real_data / "images" / "multiframe_camelyon_challenge_image.dcm")

@@ -317,6 +317,7 @@ def noise(folder, seed):
             image.resize((size, size), Image.Resampling.NEAREST).save(path)
 
 
+@pytest.mark.slow
 def test_labels_of_noise_on_a_doubled_folder_predict_nothing(tmp_path, checkpoint):
     """Counted twice, copies of training images were in the test: 0.847 (0.685 to 0.934)."""
     noise(tmp_path, 2)

@@ -49,6 +49,7 @@ def long_tailed(rng, classes=40, n=200):
     return rng.normal(size=labels.shape) + apart * labels, labels, areas
 
 
+@pytest.mark.slow
 def test_long_tailed_classes_hold_the_truth():
     """Of 40 classes some are absent and some have one image; the bootstrap fails here."""
     held = []

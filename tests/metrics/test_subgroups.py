@@ -89,6 +89,7 @@ def test_a_perfect_subgroup_has_a_gap_with_a_width():
     assert perfect.p == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("views", [False, True])
 def test_gaps_hold_the_truth(views):
     """Of patients with 3 images each, in subgroups of patients, or of images (such as views)."""

@@ -78,6 +78,7 @@ def losses(folder):
 # --------------------------------------------------------------------------------- end to end
 
 
+@pytest.mark.slow
 def test_from_scratch_to_a_checkpoint_that_transformers_reads(data, tmp_path):
     labels = dict(data__captions="a {label} scan", data__label="label")
     asked = config(
@@ -241,6 +242,7 @@ def test_epochs_are_counted_in_steps_and_a_long_warm_up_is_shortened(data, tmp_p
         assert finetune.run(dataclasses.replace(asked, epochs=2.0), tmp_path)["steps"] == 9
 
 
+@pytest.mark.slow
 def test_the_best_is_what_is_exported(data, tmp_path):
     """By the lowest loss, found between checkpoints: the state of that step, not of the last."""
     asked = config(data, total_steps=12, eval_every=3, checkpoint_every=5, learning_rate=1.0,
@@ -350,6 +352,7 @@ def test_resumed_is_uninterrupted_to_the_bit(data, ordinary, tmp_path):
     assert_same_run(tmp_path, ordinary, 6)
 
 
+@pytest.mark.slow
 def test_the_best_of_a_stopped_run_is_exported_on_any_machine(data, tmp_path):
     """With what only the run itself knows; and with nothing that has changed since."""
     asked = config(data, best="val_loss", validation="validation", eval_every=2)
