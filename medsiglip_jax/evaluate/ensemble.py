@@ -1,7 +1,7 @@
 """The mean of the scores of several evaluations: of checkpoints, or of ways to prepare pixels."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -39,13 +39,13 @@ def average(folders: Sequence[places.Given], output: places.Given) -> None:
     read_from, folder = [places.at(given) for given in folders], places.at(output)
     check_folder(folder)
     _check_output(folder)
-    means = _mean(read_from, scores.FILE)
+    sides = [scores.read(one / scores.FILE) for one in read_from]
+    means, metas = _mean(read_from, sides), [side.meta for side in sides]
     columns, meta = scores.read_columns(read_from[0] / scores.IMAGES)
     scores.check_runs(read_from[0], means.meta.get("run"), {scores.IMAGES: meta.get("run")})
-    metas = [scores.read(one / scores.FILE).meta for one in read_from]
     facts, validation = means.meta.get("learned") or {}, None
     if all(meta.get("learned") for meta in metas):
-        validation = _mean(read_from, learned.VALIDATION)
+        validation = _mean(read_from, list(map(_validation, read_from, metas)))
     else:  # what was drawn for it is of no use
         columns.pop(scores.PART, None)
     runs = [meta.get("run") for meta in metas]
@@ -76,9 +76,9 @@ def _common(provenances: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {key: value for key, value in first.items() if same(key)}
 
 
-def _mean(folders: Sequence[places.Place], file: str) -> Scores:
-    """The scores of the first, which are replaced by the means."""
-    first, *others = (_read(folder, file) for folder in folders)
+def _mean(folders: Sequence[places.Place], sides: Sequence[Scores]) -> Scores:
+    """The scores of the first, which are replaced by the means; `folders` are for messages."""
+    first, *others = sides
     values = [first.scores]
     for folder, other in zip(folders[1:], others, strict=True):
         try:
@@ -89,12 +89,10 @@ def _mean(folders: Sequence[places.Place], file: str) -> Scores:
     return replace(first, scores=np.mean(values, axis=0))
 
 
-def _read(folder: places.Place, file: str) -> Scores:
-    """Scores of the run of the folder."""
-    found = scores.read(folder / file)
-    if file != scores.FILE:
-        run = scores.read(folder / scores.FILE).meta.get("run")
-        scores.check_runs(folder, run, {file: found.meta.get("run")})
+def _validation(folder: places.Place, meta: Mapping[str, Any]) -> Scores:
+    """Scores of the validation images of the run of the folder."""
+    found = scores.read(folder / learned.VALIDATION)
+    scores.check_runs(folder, meta.get("run"), {learned.VALIDATION: found.meta.get("run")})
     return found
 
 

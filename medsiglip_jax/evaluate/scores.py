@@ -79,6 +79,13 @@ class Scores:
         return replace(self, ids=ids, scores=values, labels=labels, groups=groups)
 
 
+def in_order(scores: Scores, classes: Sequence[str]) -> Scores:
+    """The same classes in this order."""
+    order = [scores.classes.index(name) for name in classes]
+    values, labels = scores.scores[:, order], scores.labels[:, order]
+    return replace(scores, classes=classes, scores=values, labels=labels)
+
+
 def known(scores: Scores, column: int) -> metrics.Known:
     """Scores and labels of one class; no rows if the class has no scores.
 

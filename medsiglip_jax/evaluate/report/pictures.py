@@ -9,6 +9,7 @@ import numpy as np
 from medsiglip_jax import metrics
 from medsiglip_jax.evaluate.learned import Learned
 from medsiglip_jax.evaluate.report import learning, tables
+from medsiglip_jax.evaluate.results import figures
 from medsiglip_jax.evaluate.scores import Scores, known
 from medsiglip_jax.pages import charts
 
@@ -194,11 +195,11 @@ def _matrices(
     if learned and learned.probe is not None:
         sides["the probe's scores"] = learned.probe
     for name, side in sides.items():
-        rows = side.labels.sum(axis=1) == 1
-        values, count = side.scores[rows], len(side.classes)
+        values, _, labels = figures.one_class(side)
+        count = len(side.classes)
         called = np.where(np.isnan(values), -np.inf, values).argmax(axis=1)
         counts = np.zeros((count, count), int)
-        np.add.at(counts, (side.labels[rows].argmax(axis=1), called), 1)
+        np.add.at(counts, (labels, called), 1)
         yield Picture(f"confusion {name}", charts.matrix(name, side.classes, counts.tolist()))
 
 

@@ -6,7 +6,6 @@ which cancels. Whether the two intervals overlap does not answer the question.
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -174,8 +173,7 @@ def _same_classes(a: Scores, b: Scores) -> Scores:
     only_b = [name for name in b.classes if name not in a.classes]
     if only_a or only_b:
         raise ValueError(f"different classes: {_some(only_a)} only in A, {_some(only_b)} only in B")
-    order = [b.classes.index(name) for name in a.classes]
-    return replace(b, classes=a.classes, scores=b.scores[:, order], labels=b.labels[:, order])
+    return scores.in_order(b, a.classes)
 
 
 def _check_labels(a: Scores, b: Scores) -> None:

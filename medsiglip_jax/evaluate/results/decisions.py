@@ -37,29 +37,21 @@ def compare(
     """
     paths = [folder / _VALIDATION[file] for folder in folders if file in _VALIDATION]
     # A run without --learn leaves the validation scores of the run before it.
-    learned = file != scores.FILE or (a.meta.get("learned") and b.meta.get("learned"))
-    if not paths or not learned or not all(path.is_file() for path in paths):
+    of_these = file != scores.FILE or (a.meta.get("learned") and b.meta.get("learned"))
+    if not paths or not of_these or not all(path.is_file() for path in paths):
         return []
     read = [scores.read(path) for path in paths]
     for path, side, found in zip(paths, (a, b), read, strict=True):
         if run := side.meta.get("run"):
             scores.check_runs(path.parent, run, {path.name: found.meta.get("run")})
-    chosen = [_in_order(found, a.classes) for found in read]
     test = _test_images(a, folders[0], file) & _test_images(b, folders[1], file)
-    if not test.any():
+    of_others = any(sorted(found.classes) != sorted(a.classes) for found in read)
+    if of_others or not test.any():
         return []
+    chosen = [scores.in_order(found, a.classes) for found in read]
     rows = np.flatnonzero(test)
     sides = a.select(rows), b.select(rows)
     return [row for j in range(len(a.classes)) for row in _class(j, chosen, sides)]
-
-
-def _in_order(found: Scores, classes: Sequence[str]) -> Scores | None:
-    """With these classes in this order; None if it is of others."""
-    if sorted(found.classes) != sorted(classes):
-        return None
-    order = [found.classes.index(name) for name in classes]
-    values, labels = found.scores[:, order], found.labels[:, order]
-    return Scores(found.ids, classes, values, labels, found.groups, found.meta, found.log_odds)
 
 
 def _test_images(found: Scores, folder: places.Place, file: str) -> np.ndarray:
@@ -77,11 +69,9 @@ def _test_images(found: Scores, folder: places.Place, file: str) -> np.ndarray:
 
 
 def _class(
-    column: int, chosen: Sequence[Scores | None], sides: Sequence[Scores]
+    column: int, chosen: Sequence[Scores], sides: Sequence[Scores]
 ) -> Iterator[dict[str, Any]]:
-    if None in chosen:
-        return
-    of_validation = [scores.known(found, column) for found in chosen if found is not None]
+    of_validation = [scores.known(found, column) for found in chosen]
     of_a, of_b, labels, units = scores.common(sides[0], sides[1], column)
     if not all(len(np.unique(rows.positive)) == 2 for rows in of_validation) or not len(labels):
         return
@@ -137,27 +127,20 @@ def of_classes(a: Scores, b: Scores, statistics: aucs.Statistics) -> dict[str, A
         named[1], named[0], labels, groups=units, samples=statistics.resamples, seed=statistics.seed
     )
     right = _compared(named[0] == labels, named[1] == labels, units)
-    values = [_values(predicted, labels) for predicted in named]
+    del differences["accuracy"]  # `right` has it
+    if not _graded(a):
+        del differences["quadratic_kappa"]
     return {
         "accuracy": right,
         "figures": {
             name: {
-                "first": values[0][name],
-                "second": values[1][name],
+                "first": getattr(metrics, name)(named[0], labels),
+                "second": getattr(metrics, name)(named[1], labels),
                 **aucs.limits(difference, "difference"),
             }
             for name, difference in differences.items()
-            if name != "accuracy" and not (name == "quadratic_kappa" and not _graded(a))
         },
     }
-
-
-def _values(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    names = (
-        "balanced_accuracy", "macro_f1", "weighted_f1", "matthews", "cohen_kappa",
-        "quadratic_kappa",
-    )  # fmt: skip
-    return {name: getattr(metrics, name)(predicted, labels) for name in names}
 
 
 def _graded(found: Scores) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 from scipy import special
 
 from medsiglip_jax import metrics
-from medsiglip_jax.evaluate.results import aucs
+from medsiglip_jax.evaluate.results import aucs, figures
 from medsiglip_jax.evaluate.scores import Scores, known
 from medsiglip_jax.metrics.subgroups import FEW
 
@@ -237,8 +237,8 @@ def _temperature(
 
 def _exclusive(scores: Scores) -> tuple[np.ndarray, np.ndarray]:
     """Scores and class number of the images of exactly one class; a missing score is 0."""
-    rows = scores.labels.sum(axis=1) == 1
-    return np.nan_to_num(scores.scores[rows]), scores.labels[rows].argmax(axis=1)
+    values, _, labels = figures.one_class(scores)
+    return np.nan_to_num(values), labels
 
 
 def _errors(
