@@ -70,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     devices.prepare()
     warnings.showwarning = lambda message, *_, **__: output.note(f"warning: {message}")
     sys.excepthook = output.traceback
+    output.leave_out_what_is_raised_too()
     try:
         args = _parse(argv)
     except SystemExit as stop:  # --help and wrong flags

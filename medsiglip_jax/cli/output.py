@@ -1,9 +1,12 @@
 """What the commands print: results on stdout, notes and progress on stderr."""
 
+import logging
 import re
 import sys
+import threading
 import traceback as tracebacks
 import unicodedata
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -89,6 +92,30 @@ def traceback(*error: Any) -> None:
     """Prints the traceback of a bug on stderr, as `sys.excepthook`."""
     lines = "".join(tracebacks.format_exception(*error))
     print(printable(lines, sys.stderr.encoding), file=sys.stderr, flush=True)
+
+
+def leave_out_what_is_raised_too() -> None:
+    """Leaves out what threads say of a checkpoint that cannot be written, such as on a full disk.
+
+    The first of hundreds of errors, one per array, is raised, and the command says it in a line.
+    Orbax also logs it with a traceback, asyncio logs those that nobody waits for any more, and
+    TensorStore's threads, which find the event loop closed, print theirs.
+    """
+    logging.getLogger("absl").addFilter(_is_only_logged)
+    logging.getLogger("asyncio").addFilter(_is_only_logged)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    sys.unraisablehook = _unraisable
+
+
+def _is_only_logged(record: logging.LogRecord) -> bool:
+    raised_too = ("_SignalingThread.run() raised", "was never retrieved", "was destroyed but")
+    return not any(words in record.getMessage() for words in raised_too)
+
+
+def _unraisable(error: Any) -> None:
+    """Threads of C++ name no object; Python's own name the callback or the `__del__`."""
+    if error.object is not None or threading.current_thread() is threading.main_thread():
+        sys.__unraisablehook__(error)
 
 
 def progress_bar(unit: str, total: int | float | None = None, delay: float = 0):

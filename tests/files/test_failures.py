@@ -1,6 +1,7 @@
 """Whatever fails on a file is one line that names it, and of the right kind."""
 
 import errno
+import re
 import resource
 import subprocess
 import sys
@@ -92,6 +93,29 @@ def test_a_disk_that_is_full_while_orbax_writes(checkpoint, tmp_path):
     assert done.returncode == 1
     assert done.stderr == f"medsiglip-jax convert: {tmp_path / 'out'}: File too large\n"
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_while_a_checkpoint_is_written(tmp_path):
+    """One line: hundreds of arrays fail, in threads of orbax, asyncio and TensorStore."""
+    limited = (
+        "import functools, resource, sys; from dataclasses import replace\n"
+        "sys.dont_write_bytecode = True\n"
+        "from medsiglip_jax import cli; from medsiglip_jax.train import quickstart as q\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))\n"
+        "few = replace(q.QuickstartSettings(), total_steps=4, warmup_steps=2)\n"
+        "q.run = functools.partial(q.run, settings=few)\n"
+        "sys.exit(cli.main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", limited, "quickstart", "--workdir", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    lines = [line for line in re.split(r"[\r\n]+", done.stderr) if "step/s]" not in line and line]
+    folder = tmp_path / "out" / "training" / "checkpoints"
+    assert lines == [
+        f"medsiglip-jax quickstart: {folder}: no space left for a checkpoint (File too large); the "
+        "earlier ones are intact, and the same command resumes from them"
+    ]
 
 
 def test_documents_are_tables_of_limited_depth():
