@@ -1,0 +1,5 @@
+"""An HTTP server for embeddings and scores, which existing clients talk to unchanged."""
+
+from medsiglip_jax import lazy
+
+__getattr__, __dir__ = lazy(__name__, errors="InstanceError RequestError")
