@@ -17,8 +17,8 @@ from jaxtyping import Bool, Float32
 
 from medsiglip_jax.data.read_ahead import ahead
 from medsiglip_jax.data.rows import Rows
+from medsiglip_jax.inference.reader import Reader
 from medsiglip_jax.model.api import Model
-from medsiglip_jax.preprocess import sources, xla
 from medsiglip_jax.preprocess.bytes import Outage
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.facts import (
@@ -28,7 +28,6 @@ from medsiglip_jax.preprocess.facts import (
     UnreadableImage,
     describe,
     too_long,
-    within_memory,
 )
 
 _RUNNING = 2  # batches on the device: one computes while the next is copied to it
@@ -109,11 +108,8 @@ class Engine:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; expected at least 1")
         self._model, self._normalize, self._size = model, normalize, batch_size
-        vision, self._dicom, self._stored = model.config.vision, dicom, stored
+        self._reader, self._stored = Reader(model.config.vision, preset, dicom), stored
         self._any_refused, self._refused = any_refused, 0
-        resample = vision.pixels.resample if vision else "bicubic"
-        self._to_array, self._resize = xla.preset(preset, resample)
-        self._image_size = vision.image_size if vision else 0
         self._workers = os.cpu_count() or 1
         self._start = self._idle_since = time.perf_counter()
         self._busy = 0.0
@@ -151,7 +147,7 @@ class Engine:
         """Starts loading a batch; the function returned waits until it is done."""
         if batch[0].kind == "text":
             return pool.submit(self._tokens, batch).result
-        size = self._image_size
+        size = self._reader.size
         pixels = np.zeros((self._size, size, size, 3), np.uint8)
         names, known = batch.table.column("source").to_pylist(), batch.reasons
         images = [pool.submit(self._image, *row) for row in zip(names, pixels, known, strict=False)]
@@ -186,9 +182,8 @@ class Engine:
         if known is not None:
             return known, False, Facts()
         try:
-            pixels, facts = sources.read(source, self._to_array, self._dicom)
-            with within_memory():
-                out[...] = self._resize(pixels, len(out))
+            pixels, facts = self._reader.decode(source)
+            out[...] = self._reader.square(pixels)
             return None, False, facts
         except UnreadableImage as error:
             return error.reason, isinstance(error, Refused), Facts()

@@ -6,7 +6,7 @@ No message has a token, image bytes, a patient's tag or a path of the server in 
 from collections.abc import Mapping
 from typing import Any
 
-# Codes of the official container that say something here (data_accessors/errors, 2025-07), and ours.
+# Codes of the official container that say something here, and ours.
 INTERNAL = "INTERNAL_ERROR"
 INVALID_FIELD = "INVALID_REQUEST_FIELD_ERROR"
 CREDENTIALS = "INVALID_CREDENTIALS_ERROR"

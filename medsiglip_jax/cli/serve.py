@@ -1,0 +1,149 @@
+"""serve: embeddings and scores over HTTP."""
+
+import argparse
+import os
+import re
+from pathlib import PurePath
+from typing import Any
+
+from medsiglip_jax.cli import loading, reading
+from medsiglip_jax.cli.output import note, show
+from medsiglip_jax.cli.parser import REPEATED, Parser, add_flags
+
+_SIZE = re.compile(r"(\d+)\s*(|B|[kKMG]i?B?)")
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+
+
+def define_flags(sub: Parser) -> None:
+    loading.add_model(sub)
+    sub.set_defaults(dtype="auto")
+    flags = {
+        "--host A": "address to listen on, default %(default)s; 0.0.0.0 for all",
+        "--port N": "default %(default)s; on Vertex AI AIP_HTTP_PORT",
+        "--certfile F": "certificate chain of TLS, PEM",
+        "--keyfile F": "its private key",
+        "--api-key-file F": "file of keys, one per line; requests need one of them as "
+        "Authorization: Bearer KEY",
+        "--cors-origin O": "origin whose pages may ask, such as https://example.org; repeatable",
+        "--log-requests": "for an audit trail, write hash, size, model and version of each request",
+        "--drain-delay SECONDS": "between not ready and a closed socket on SIGTERM, default "
+        "%(default)s",
+    }
+    values: dict[str, Any] = {"host": "127.0.0.1", "port": 8080, "drain_delay": 5.0}
+    add_flags(sub, flags, cors_origin=REPEATED, **values)
+    flags = {
+        "--max-batch N": "the most rows of a batch, a power of two, default %(default)s",
+        "--max-wait-ms T": "how long a batch waits for rows that are being read, default "
+        "%(default)s",
+        "--queue N": "images, patches and texts that are accepted at a time, default %(default)s; "
+        "more are answered with 429",
+        "--max-body SIZE": "of a request, default %(default)s",
+        "--workers N": "threads that read and decode images; default all cores of this process",
+    }
+    limits = sub.add_argument_group("load")
+    add_flags(limits, flags, max_batch=64, max_wait_ms=5.0, queue=256, max_body="32MiB",
+              workers=int)  # fmt: skip
+    flags = {
+        "--allow-host H": "host that images are fetched from, such as pacs.example.org:8042 or "
+        "*.example.org; repeatable; by default no address is fetched",
+        "--allow-prefix P": "start of addresses in buckets (gs://…) and DICOM stores that the "
+        "server reads with its own credentials; repeatable",
+        "--allow-private": "allowed hosts may have private addresses",
+    }
+    add_flags(sub.add_argument_group("addresses in requests"), flags,
+              allow_host=REPEATED, allow_prefix=REPEATED)  # fmt: skip
+    flags = {
+        "--probe P.npz": "of probe fit, which /v1/classify then has by its name; repeatable",
+    }
+    add_flags(sub, flags, probe=REPEATED)
+    reading.add_preprocess(sub)
+    reading.add_dicom(sub)
+
+
+def serve(args: argparse.Namespace) -> int:
+    """Serve embeddings and scores over HTTP, on all devices of this machine. One server speaks
+    the contracts of Vertex AI's MedSigLIP container, OpenAI, Hugging Face, KServe v2
+    and Weaviate, and has /v1/classify of its own; /openapi.json describes them. HTTP/1.1
+    only, no gRPC. It listens at once and answers once the model is loaded
+    (/health/ready); SIGTERM drains it.
+
+    example:
+      medsiglip-jax serve --model google/medsiglip-448 --port 8080
+      medsiglip-jax serve --model M --host 0.0.0.0 --api-key-file keys.txt
+      medsiglip-jax serve --model M --probe findings.npz --allow-host images.example.org
+    """
+    try:
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"serve needs {error.name}: pip install 'medsiglip-jax[serve]'"
+        ) from None
+    from medsiglip_jax.serve import logs, run
+
+    settings = _settings(args)
+    probes = _probes(args.probe or ())
+    logs.to_stderr()
+    server: run.Server
+
+    def ready() -> None:
+        scheme = "https" if args.certfile else "http"
+        address = f"{scheme}://{settings.host}:{server.port}"
+        show({"address": address, "model": args.model}, args.json, lambda r: f"ready: {address}")
+
+    server = run.Server(
+        settings, _name(args.model), lambda: loading.load(args, loading.local_mesh()), probes,
+        tls=_tls(args), on_ready=ready,
+    )  # fmt: skip
+    note(f"loading {args.model}; listening on {settings.host}, port {server.port}")
+    server.run()
+    note("stopped; all requests that were accepted have been answered")
+    return 0
+
+
+def _settings(args: argparse.Namespace):
+    import dataclasses
+
+    from medsiglip_jax.serve import settings
+
+    rules = reading.dicom_rules(args)
+    if args.max_pixels is None:
+        rules = dataclasses.replace(rules, max_pixels=settings.MAX_PIXELS)
+    keys = settings.read_keys(args.api_key_file) if args.api_key_file else frozenset()
+    given = settings.Settings(
+        host=args.host, port=args.port, max_batch=args.max_batch, max_wait_ms=args.max_wait_ms,
+        queue=args.queue, max_body=_bytes(args.max_body), preprocess=args.preprocess, rules=rules,
+        api_keys=keys, allow_hosts=tuple(args.allow_host or ()),
+        allow_prefixes=tuple(args.allow_prefix or ()), allow_private=args.allow_private,
+        drain_delay=args.drain_delay, cors_origins=tuple(args.cors_origin or ()),
+        log_requests=args.log_requests, workers=args.workers or settings.processors(),
+    )  # fmt: skip
+    return settings.on_vertex(given, os.environ)
+
+
+def _bytes(text: str) -> int:
+    """A size such as 32MiB; k, M and G are powers of 1,024."""
+    if not (parsed := _SIZE.fullmatch(text.strip())):
+        raise ValueError(f"--max-body is {text!r}; expected a size such as 32MiB")
+    return int(parsed[1]) * _UNITS[parsed[2][:1].lower().replace("b", "")]
+
+
+def _probes(paths):
+    """The probes by the names of their files."""
+    from medsiglip_jax.embeddings.probe.linear import open_probe
+
+    names = [PurePath(path).stem for path in paths]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"--probe: several are named {', '.join(sorted(twice))}; rename one")
+    return {name: open_probe(path) for name, path in zip(names, paths, strict=True)}
+
+
+def _name(model: str) -> str:
+    """What requests call the model: a repository, or the name of its folder or file."""
+    return model if not os.path.exists(model) else PurePath(os.path.abspath(model)).name
+
+
+def _tls(args: argparse.Namespace) -> tuple[str, str] | None:
+    if bool(args.certfile) != bool(args.keyfile):
+        raise ValueError("--certfile and --keyfile belong together")
+    return (args.certfile, args.keyfile) if args.certfile else None

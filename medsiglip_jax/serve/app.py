@@ -1,0 +1,75 @@
+"""The application: all contracts on one port, behind the same keys, limits and log."""
+
+import hmac
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from medsiglip_jax.serve import health
+from medsiglip_jax.serve.contracts import native, vertex
+from medsiglip_jax.serve.http import as_request_error, plain
+from medsiglip_jax.serve.logs import RequestLog
+from medsiglip_jax.serve.state import State
+
+# A contract is a file and its name here.
+CONTRACTS = (vertex, native)
+
+
+def build(state: State) -> Starlette:
+    """The ASGI application of a server.
+
+    Args:
+        state: of the server; its service may come later.
+    """
+    routes = [*health.routes(state), *(r for c in CONTRACTS for r in c.routes(state))]
+    middleware = [Middleware(RequestLog, state=state)]
+    if origins := state.settings.cors_origins:
+        middleware.append(Middleware(
+            CORSMiddleware, allow_origins=list(origins), allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type", "x-request-id"],
+            expose_headers=["x-request-id", "retry-after"],
+        ))  # fmt: skip
+    if state.settings.api_keys:
+        middleware.append(Middleware(Keys, state=state))
+    return Starlette(
+        routes=routes,
+        middleware=middleware,
+        exception_handlers={HTTPException: _explained},
+        max_body_size=state.settings.max_body,
+    )
+
+
+async def _explained(request: Request, error: Exception) -> Response:
+    """What Starlette raises, such as for a path that there is not."""
+    assert isinstance(error, HTTPException)
+    problem = as_request_error(error)
+    return JSONResponse(plain(problem), problem.status, error.headers)
+
+
+class Keys:
+    """Middleware: expects an API key, but of orchestrators and of readers of the documentation."""
+
+    def __init__(self, app: ASGIApp, state: State):
+        self.app = app
+        self._keys = [key.encode() for key in state.settings.api_keys]
+        self._open = {
+            health.LIVE, health.READY, health.METRICS, state.settings.health_route, "/openapi.json",
+            "/ui", "/.well-known/live", "/.well-known/ready", "/v2/health/live", "/v2/health/ready",
+        }  # fmt: skip
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in self._open or self._known(scope):
+            await self.app(scope, receive, send)
+            return
+        body = {"error": "expected the header Authorization: Bearer KEY"}
+        await JSONResponse(body, 401, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
+
+    def _known(self, scope: Scope) -> bool:
+        scheme, _, key = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
+        matches = [hmac.compare_digest(key.strip(), known) for known in self._keys]  # all of them
+        return scheme.lower() == b"bearer" and any(matches)

@@ -1,0 +1,188 @@
+"""Our own routes: scores of images against texts, by a probe or by the model's own classifier."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from starlette.requests import Request
+from starlette.routing import Route
+
+from medsiglip_jax.embeddings.probe.linear import Probe
+from medsiglip_jax.inference import classifier
+from medsiglip_jax.inference.classify import probabilities
+from medsiglip_jax.preprocess.dicom.rules import from_dict
+from medsiglip_jax.serve.errors import InstanceError, RequestError, wrong_field
+from medsiglip_jax.serve.fields import Fields
+from medsiglip_jax.serve.http import endpoint
+from medsiglip_jax.serve.instances import Picture, Reading, Text, picture
+from medsiglip_jax.serve.service import Service, Vectors, in_order, unit
+from medsiglip_jax.serve.state import State
+
+# The name by which a request asks for the classifier that a model was fine-tuned with.
+CLASSIFIER = "classifier"
+Score = Callable[[Vectors], list[dict[str, Any]]]
+
+
+def routes(state: State) -> Sequence[Route]:
+    """/v1/classify and /v1/info."""
+
+    async def classify(service: Service, document: Any, request: Request) -> Any:
+        fields = Fields(document)
+        fields.only("model", "images", "texts", "probe")
+        name = fields.get("probe", str, "")
+        if bool(name) == ("texts" in fields):
+            raise RequestError(400, "expected either texts, or the name of a probe")
+        read = by_probe if name else by_texts
+        return {"model": state.name, "results": await read(state, service, fields)}
+
+    async def info(request: Request) -> Any:
+        from starlette.responses import JSONResponse
+
+        return JSONResponse(describe(state))
+
+    return [
+        Route("/v1/classify", endpoint(state, classify, failed), methods=["POST"]),
+        Route("/v1/info", info),
+    ]
+
+
+def failed(error: RequestError) -> Any:
+    """The body of an error on our own routes."""
+    return {"error": {"code": error.status, "message": error.message}}
+
+
+def describe(state: State) -> dict[str, Any]:
+    """What a client may want to know before it asks."""
+    from medsiglip_jax import __version__
+
+    config = state.service.model.config if state.service else None
+    heads = [CLASSIFIER] if config and config.classifier else []
+    return {
+        "model": state.name,
+        "version": __version__,
+        "ready": state.ready,
+        "image_size": config.image_size if config else None,
+        "embed_dim": config.embed_dim if config else None,
+        "probes": heads + sorted(state.probes),
+        "search": False,
+    }
+
+
+async def by_texts(state: State, service: Service, fields: Fields) -> list[Any]:
+    """Each image against each text: logit, sigmoid, and softmax over the texts."""
+    texts = fields.items("texts", str)
+    if not texts or not all(text.strip() for text in texts):
+        raise wrong_field("texts", "expected at least one, none of them empty")
+    pictures = images(fields, service.default_reading)
+    wanted = [p for p in pictures if not isinstance(p, InstanceError)]
+    answers = await service.embed([*map(Text, texts), *wanted])
+    of_texts, rest = answers[: len(texts)], answers[len(texts) :]
+    for i, text in enumerate(of_texts):
+        if isinstance(text, InstanceError):
+            raise wrong_field(f"texts[{i}]", text.description)
+    ztxt = np.stack([unit(text)[0] for text in of_texts if not isinstance(text, InstanceError)])
+
+    def score(vectors: Vectors) -> list[dict[str, Any]]:
+        logits = np.asarray(service.model.similarity(np.stack(unit(vectors)), ztxt), np.float64)
+        sigmoid, softmax = probabilities(logits)
+        rows = zip(texts, logits[0], sigmoid[0], softmax[0], strict=True)
+        return [
+            {"text": t, "logit": float(x), "sigmoid": float(p), "softmax": float(q)}
+            for t, x, p, q in rows
+        ]
+
+    return _results(service, pictures, rest, score)
+
+
+async def by_probe(state: State, service: Service, fields: Fields) -> list[Any]:
+    """Each image by a probe, or by the classifier, read as in its training."""
+    name = fields.get("probe", str)
+    if name == CLASSIFIER and service.model.config.classifier is not None:
+        reading, score = _of_classifier(service)
+    elif name in state.probes:
+        reading, score = _of_probe(service, state.probes[name])
+    else:
+        known = ", ".join(describe(state)["probes"]) or "none (--probe)"
+        raise wrong_field("probe", f"not one of this server's, which are: {known}")
+    pictures = images(fields, reading)
+    wanted = [p for p in pictures if not isinstance(p, InstanceError)]
+    return _results(service, pictures, await service.embed(wanted), score)
+
+
+def images(fields: Fields, reading: Reading) -> list[Picture | InstanceError]:
+    """The field "images": base64, data URIs, addresses, or objects with "bytes" or "url"."""
+    return [
+        image(value, f"{fields.at('images')}[{i}]", reading)
+        for i, value in enumerate(fields.get("images", list))
+    ]
+
+
+def image(value: Any, where: str, reading: Reading) -> Picture | InstanceError:
+    """One image of a request."""
+    if isinstance(value, dict):
+        fields = Fields(value, where)
+        fields.only("bytes", "url")
+        if ("bytes" in fields) == ("url" in fields):
+            raise wrong_field(where, "expected either bytes or url")
+        if "bytes" in fields:
+            return Picture(content=fields.get("bytes", str), reading=reading)
+        return Picture(address=fields.get("url", str), reading=reading)
+    if not isinstance(value, str):
+        raise wrong_field(where, "expected a string, or an object with bytes or url")
+    try:
+        return picture(value, where, reading)
+    except InstanceError as error:
+        return error
+
+
+def _of_probe(service: Service, probe: Probe) -> tuple[Reading, Score]:
+    made, limits = probe.provenance, service.settings.rules
+    rules = replace(from_dict(made.dicom), max_pixels=limits.max_pixels, max_side=limits.max_side)
+    normalize = unit if made.normalized else list
+
+    def score(vectors: Vectors) -> list[dict[str, Any]]:
+        shares = probe.predict(np.stack(normalize(vectors)))
+        rows = zip(probe.classes, shares[0], probe.positive(shares)[0], strict=True)
+        return [
+            {"label": label, "probability": _number(p), "positive": bool(positive)}
+            for label, p, positive in rows
+        ]
+
+    return Reading(made.preprocess or service.settings.preprocess, rules), score
+
+
+def _of_classifier(service: Service) -> tuple[Reading, Score]:
+    config = service.model.config
+    assert config.classifier is not None and config.vision is not None
+    rules = service.settings.rules.as_trained(config.classifier.dicom)
+    kind = "image" if config.classifier.pool == config.vision.pool else "features"
+
+    def score(vectors: Vectors) -> list[dict[str, Any]]:
+        logits, shares, positive = classifier.scores(service.model, np.stack(vectors))
+        assert config.classifier is not None
+        rows = zip(config.classifier.labels, logits[0], shares[0], positive[0], strict=True)
+        return [
+            {"label": label, "logit": float(x), "probability": float(p), "positive": bool(y)}
+            for label, x, p, y in rows
+        ]
+
+    return Reading(config.classifier.preprocess, rules, kind), score
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None  # a finding that could not be fitted
+
+
+def _results(
+    service: Service,
+    given: Sequence[Picture | InstanceError],
+    answers: Sequence[Vectors | InstanceError],
+    score: Score,
+) -> list[Any]:
+    for wrong in (i for i in given if isinstance(i, InstanceError)):
+        service.counted(wrong)
+    return [
+        {"error": a.to_dict()} if isinstance(a, InstanceError) else {"scores": score(a)}
+        for a in in_order(given, answers)
+    ]

@@ -1,0 +1,36 @@
+"""Whether the server lives and takes requests, and its numbers; none of it waits for the device."""
+
+from collections.abc import Sequence
+
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from medsiglip_jax.serve.state import State
+
+LIVE, READY, METRICS = "/health/live", "/health/ready", "/metrics"
+
+
+def routes(state: State) -> Sequence[Route]:
+    """Liveness, readiness, the official container's health, and /metrics."""
+
+    async def live(request: Request) -> Response:
+        return _told(state.alive)
+
+    async def ready(request: Request) -> Response:
+        return _told(state.ready)
+
+    async def metrics(request: Request) -> Response:
+        measures = state.measures
+        return Response(measures.text_format(), media_type=measures.media_type)
+
+    return [
+        Route(LIVE, live),
+        Route(READY, ready),
+        Route(state.settings.health_route, ready),
+        Route(METRICS, metrics),
+    ]
+
+
+def _told(well: bool) -> Response:
+    return PlainTextResponse("ok" if well else "not ok", 200 if well else 503)

@@ -1,0 +1,79 @@
+"""The content of a file in a request -> the squares that the image tower takes."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from medsiglip_jax.inference.reader import Reader
+from medsiglip_jax.preprocess.facts import UnreadableImage
+from medsiglip_jax.serve.errors import DIMENSIONS, OUTSIDE, UNREADABLE, InstanceError
+from medsiglip_jax.serve.instances import Patch, Picture
+
+
+def squares(data: bytes, picture: Picture, reader: Reader) -> list[UInt8[np.ndarray, "s s 3"]]:
+    """One square for the image, or one for each of its patches.
+
+    Args:
+        data: the file; DICOM, volumes and pictures are known by their content.
+        picture: which patches of it.
+        reader: the size and the rules.
+
+    Raises:
+        InstanceError: the image cannot be read, or a patch does not lie in it.
+    """
+    try:
+        pixels, _ = reader.decode(data)
+        return [reader.square(part) for part in _parts(pixels, picture, reader)]
+    except UnreadableImage as error:
+        raise InstanceError(UNREADABLE, error.reason) from None
+    except ModuleNotFoundError as error:
+        raise InstanceError(UNREADABLE, str(error)) from None
+    except ValueError as error:  # rules that do not say how a volume is read
+        raise InstanceError(UNREADABLE, str(error)) from None
+
+
+def _parts(pixels: np.ndarray, picture: Picture, reader: Reader) -> Iterator[np.ndarray]:
+    if picture.resized:
+        pixels = _resized(pixels, picture.resized, reader)
+    if not picture.patches:
+        yield pixels
+    for patch in picture.patches:
+        yield _cut(pixels, patch, picture.inside, reader)
+
+
+def _resized(pixels: np.ndarray, size: tuple[int, int], reader: Reader) -> np.ndarray:
+    """By the mean of an area where it shrinks, else bicubic, as the official container does with
+    OpenCV; PIL rounds otherwise, by one level at most where it shrinks."""
+    try:
+        reader.rules.check_size(*size)
+    except UnreadableImage as error:
+        raise InstanceError(DIMENSIONS, error.reason) from None
+    height, width, _ = pixels.shape
+    shrinks = size[0] * size[1] <= width * height
+    how = Image.Resampling.BOX if shrinks else Image.Resampling.BICUBIC
+    return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize(size, how))
+
+
+def _cut(pixels: np.ndarray, patch: Patch, inside: bool, reader: Reader) -> np.ndarray:
+    height, width, _ = pixels.shape
+    right, bottom = patch.x + patch.width, patch.y + patch.height
+    if patch.x >= 0 and patch.y >= 0 and right <= width and bottom <= height:
+        return pixels[patch.y : bottom, patch.x : right]
+    if inside:
+        raise InstanceError(
+            OUTSIDE,
+            f"the patch at {patch.x},{patch.y} of {patch.width}x{patch.height} does not lie in the "
+            f"image of {width}x{height}",
+        )
+    try:
+        reader.rules.check_size(patch.width, patch.height)
+    except UnreadableImage as error:
+        raise InstanceError(DIMENSIONS, error.reason) from None
+    page = np.zeros((patch.height, patch.width, 3), np.uint8)
+    left, top = max(patch.x, 0), max(patch.y, 0)
+    found = pixels[top : max(bottom, 0), left : max(right, 0)]
+    above, before = top - patch.y, left - patch.x
+    page[above : above + found.shape[0], before : before + found.shape[1]] = found
+    return page

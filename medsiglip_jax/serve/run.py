@@ -1,0 +1,136 @@
+"""A server from its first moment to its last: it listens, loads, answers, drains and ends."""
+
+import asyncio
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+from medsiglip_jax.embeddings.probe.linear import Probe
+from medsiglip_jax.model.api import Model
+from medsiglip_jax.serve.app import build
+from medsiglip_jax.serve.service import Fetches, Service
+from medsiglip_jax.serve.settings import Settings
+from medsiglip_jax.serve.state import State
+
+_KEEP_ALIVE = 75  # seconds; longer than the 60 of the load balancers that sit in front
+_BACKLOG = 2048
+
+
+class Server:
+    """Answers requests until it is stopped.
+
+    It listens before the model is loaded, and says 503 until then, so that an orchestrator sees
+    the difference between a slow start and none.
+
+    Attributes:
+        state: what its routes see.
+        port: where it listens.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        name: str,
+        load: Callable[[], Model],
+        probes: Mapping[str, Probe] | None = None,
+        fetcher: Fetches | None = None,
+        tls: tuple[str, str] | None = None,
+        on_ready: Callable[[], Any] = lambda: None,
+    ):
+        """Opens the port.
+
+        Args:
+            settings: of the server.
+            name: of the model, for requests and answers.
+            load: gives the model.
+            probes: by the names that requests have.
+            fetcher: of addresses; None refuses them all.
+            tls: files of the certificate chain and of its key; None speaks plain HTTP.
+            on_ready: called once the first request would be answered.
+
+        Raises:
+            OSError: the port is taken, or the certificate cannot be read.
+        """
+        self.state = State(settings, name, probes=dict(probes or {}))
+        self._load, self._fetcher, self._on_ready = load, fetcher, on_ready
+        self._socket = _listen(settings.host, settings.port)
+        self.port = self._socket.getsockname()[1]
+        config = uvicorn.Config(
+            build(self.state), log_config=None, access_log=False, server_header=False, ws="none",
+            lifespan="off", timeout_keep_alive=_KEEP_ALIVE, backlog=_BACKLOG,
+            ssl_certfile=tls and tls[0], ssl_keyfile=tls and tls[1],
+        )  # fmt: skip
+        self._uvicorn = _Uvicorn(config, self.state)
+        self._failure: BaseException | None = None
+
+    def run(self) -> None:
+        """Serves until a signal or `stop`; SIGTERM drains first, a second signal ends at once.
+
+        Raises:
+            Exception: what `load` or a probe that does not fit has raised.
+        """
+        loading = threading.Thread(target=self._start, name="loading", daemon=True)
+        loading.start()
+        try:
+            self._uvicorn.run(sockets=[self._socket])
+        finally:
+            self._socket.close()
+        if self._failure is not None:
+            raise self._failure
+        if self.state.service is not None:
+            self.state.service.close()
+
+    def stop(self) -> None:
+        """Ends `run` after what was accepted is answered; may be called from any thread."""
+        self._uvicorn.should_exit = True
+
+    def _start(self) -> None:
+        try:
+            service = Service(self._load(), self.state.settings, self.state.measures, self._fetcher)
+            service.start()
+        except BaseException as error:  # raised in `run`, on the main thread
+            self._failure = error
+            self.stop()
+            return
+        self.state.service = service
+        self._on_ready()
+
+
+class _Uvicorn(uvicorn.Server):
+    """Ends as Kubernetes needs it: not ready first, and the socket closed only some time later."""
+
+    def __init__(self, config: uvicorn.Config, state: State):
+        super().__init__(config)
+        self._state, self._loop = state, None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._state.draining or self._loop is None:
+            os._exit(128 + sig)
+        self._state.draining = True
+        # Nobody waits for the news at a terminal.
+        delay = 0.0 if sig == signal.SIGINT else self._state.settings.drain_delay
+        self._loop.call_soon_threadsafe(self._loop.call_later, delay, self._close)
+
+    def _close(self) -> None:
+        self.should_exit = True
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(
+            f"cannot listen on {host}, port {port}: {reason}; choose another (--host, --port)"
+        ) from None

@@ -1,0 +1,237 @@
+"""Instances in, vectors out: what every contract asks, and the limits that all of them share."""
+
+import asyncio
+import contextlib
+import functools
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float32
+
+from medsiglip_jax.inference.reader import Reader
+from medsiglip_jax.model.api import Model
+from medsiglip_jax.preprocess.facts import too_long
+from medsiglip_jax.serve import images
+from medsiglip_jax.serve.batching import Batcher
+from medsiglip_jax.serve.errors import (
+    INTERNAL,
+    INVALID_FIELD,
+    NOT_ALLOWED,
+    InstanceError,
+    RequestError,
+)
+from medsiglip_jax.serve.instances import Instance, Picture, Reading, Text, decoded
+from medsiglip_jax.serve.measures import Measures
+from medsiglip_jax.serve.settings import Settings
+
+Vector = Float32[np.ndarray, " d"]
+# Vectors of one instance: of a text and of an image one, of an image in patches one for each.
+Vectors = list[Vector]
+
+
+@runtime_checkable
+class Fetches(Protocol):
+    """What gets the content of an address, or raises InstanceError."""
+
+    def fetch(self, address: str) -> Awaitable[bytes]: ...
+
+    def close(self) -> Awaitable[None]: ...
+
+
+class Service:
+    """A model that answers several requests at a time.
+
+    Attributes:
+        model: whose embeddings they are.
+        settings: of the server.
+        measures: what /metrics tells.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        settings: Settings,
+        measures: Measures | None = None,
+        fetcher: Fetches | None = None,
+    ):
+        self.model, self.settings, self.measures = model, settings, measures or Measures()
+        self._fetcher = fetcher
+        wait = settings.max_wait_ms / 1000
+        self._batcher = Batcher(model, settings.max_batch, wait, self.measures)
+        self._pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="reader")
+        self._pending, self._pace = 0, _Pace()
+        self._texts: OrderedDict[str, Vector] = OrderedDict()
+        self._reader = functools.cache(functools.partial(Reader, model.config.vision))
+        self._ready = False
+        self.measures.watch(self._batcher.waiting, lambda: self._pending)
+
+    def start(self) -> None:
+        """Compiles all programs; minutes for a large model."""
+        self._batcher.start()
+        self._ready = True
+
+    def close(self) -> None:
+        """Ends the threads; what was accepted is answered."""
+        self._ready = False
+        self._batcher.close()
+        self._pool.shutdown()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the device answers."""
+        return self._batcher.alive
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request would be accepted now."""
+        return self._ready and self.alive and self._pending < self.settings.queue
+
+    @property
+    def default_reading(self) -> Reading:
+        """How an image becomes pixels where its contract does not say otherwise."""
+        return Reading(self.settings.preprocess, self.settings.rules)
+
+    async def embed(self, instances: Sequence[Instance]) -> list[Vectors | InstanceError]:
+        """Embeds each instance on its own: one that is wrong does not harm the others.
+
+        Returns:
+            In the order given, the vectors of each, float32 and not normalised, or what is wrong.
+
+        Raises:
+            RequestError: 429 if the queue is full, 413 if it can never hold so many.
+        """
+        rows = sum(i.rows if isinstance(i, Picture) else 1 for i in instances)
+        with self._admitted(rows):
+            return await asyncio.gather(*map(self._embed, instances))
+
+    async def run(self, function: Callable, *args):
+        """Runs what takes long, such as parsing a large request, in a thread of the pool."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
+
+    # ---------------------------------------------------------------------------- how many at once
+
+    @contextlib.contextmanager
+    def _admitted(self, rows: int) -> Iterator[None]:
+        most = self.settings.queue
+        if rows > most:
+            problem = f"{rows} images, patches and texts in one request; expected at most {most}"
+            raise RequestError(413, problem)
+        if self._pending + rows > most:
+            seconds = self._pace.seconds(self._pending)
+            problem = f"the queue of {most} is full; try again in {seconds} s"
+            raise RequestError(429, problem, {"Retry-After": str(seconds)})
+        self._pending += rows
+        try:
+            yield
+        finally:
+            self._pending -= rows
+            self._pace.add(rows)
+
+    # -------------------------------------------------------------------------------- one instance
+
+    async def _embed(self, instance: Instance) -> Vectors | InstanceError:
+        try:
+            if isinstance(instance, Text):
+                return [await self._embed_text(instance.text)]
+            return await self._embed_picture(instance)
+        except InstanceError as error:
+            return self.counted(error)
+        except Exception:  # a fault of ours in one instance; what it was may quote its content
+            return self.counted(InstanceError(INTERNAL, "internal error"))
+
+    def counted(self, error: InstanceError) -> InstanceError:
+        """The error, after it was counted in /metrics."""
+        self.measures.instance_error(error.code)
+        return error
+
+    async def _embed_text(self, text: str) -> Vector:
+        known = self._texts.get(text)
+        self.measures.text(known is not None)
+        if known is not None:
+            self._texts.move_to_end(text)
+            return known
+        if reason := too_long(text):
+            raise InstanceError(INVALID_FIELD, reason)
+        self._check_kind("text")
+        [vector] = await self._run("text", 1, lambda: self._tokens(text))
+        self._texts[text] = vector
+        while len(self._texts) > self.settings.cached_texts:
+            self._texts.popitem(last=False)
+        return vector
+
+    def _tokens(self, text: str) -> list[np.ndarray]:
+        return list(self.model.processor.tokenizer([text]))
+
+    async def _embed_picture(self, picture: Picture) -> Vectors:
+        reading = picture.reading or self.default_reading
+        self._check_kind(reading.kind)
+        data = b""
+        if picture.address is not None:
+            if self._fetcher is None:
+                raise InstanceError(NOT_ALLOWED, "this server fetches no addresses (--allow-host)")
+            data = await self._fetcher.fetch(picture.address)
+
+        def read() -> list[np.ndarray]:
+            content = data or decoded(picture.content or "")
+            return images.squares(content, picture, self._reader(reading.preset, reading.rules))
+
+        return await self._run(reading.kind, picture.rows, read)
+
+    def _check_kind(self, kind: str) -> None:
+        if kind not in self._batcher.kinds:
+            tower = "text" if kind == "text" else "image"
+            raise InstanceError(INVALID_FIELD, f"this model has no {tower} tower")
+
+    async def _run(self, kind: str, count: int, read: Callable[[], list[np.ndarray]]) -> Vectors:
+        """Announces rows, reads them in the pool, and waits for their vectors."""
+        self._batcher.coming(kind, count)
+        try:
+            rows = await self.run(read)
+        except BaseException:
+            self._batcher.coming(kind, -count)
+            raise
+        futures = [asyncio.wrap_future(self._batcher.submit(kind, row)) for row in rows]
+        return await asyncio.gather(*futures)
+
+
+class _Pace:
+    """How fast rows are answered, over the last ones."""
+
+    _KEPT = 32
+
+    def __init__(self) -> None:
+        self._done: list[tuple[float, int]] = []
+
+    def add(self, rows: int) -> None:
+        self._done = [*self._done[1 - self._KEPT :], (time.monotonic(), rows)]
+
+    def seconds(self, rows: int) -> int:
+        """In how many seconds so many rows will be answered, 1 to 600."""
+        if len(self._done) < 2:
+            return 1
+        passed = max(time.monotonic() - self._done[0][0], 1e-3)
+        rate = sum(count for _, count in self._done[1:]) / passed
+        return min(600, max(1, math.ceil(rows / max(rate, 1e-3))))
+
+
+def unit(vectors: Vectors) -> Vectors:
+    """The vectors divided by their norms, as `Model.encode_image` does it."""
+    return [v / (np.linalg.norm(v) + np.float32(1e-8)) for v in vectors]
+
+
+def in_order(
+    given: Sequence[Instance | InstanceError], answers: Sequence[Vectors | InstanceError]
+) -> list[Vectors | InstanceError]:
+    """The answers of a request in which some instances were wrong before they were embedded.
+
+    Args:
+        given: one for each instance of the request.
+        answers: of `embed`, for those that are no errors.
+    """
+    rest = iter(answers)
+    return [i if isinstance(i, InstanceError) else next(rest) for i in given]

@@ -1,0 +1,53 @@
+"""Whether the server loads, answers or drains: what its routes ask first."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from medsiglip_jax.embeddings.probe.linear import Probe
+from medsiglip_jax.serve.errors import RequestError
+from medsiglip_jax.serve.measures import Measures
+from medsiglip_jax.serve.service import Service
+from medsiglip_jax.serve.settings import Settings
+
+_RETRY = {"Retry-After": "5"}
+
+
+@dataclass
+class State:
+    """One server.
+
+    Attributes:
+        settings: what it was started with.
+        name: of the model, as requests and answers have it.
+        measures: what /metrics tells.
+        service: None while the model is loaded.
+        probes: by the names that requests have.
+        draining: it is asked to end: it still answers, and is no longer ready.
+    """
+
+    settings: Settings
+    name: str
+    measures: Measures = field(default_factory=Measures)
+    service: Service | None = None
+    probes: Mapping[str, Probe] = field(default_factory=dict)
+    draining: bool = False
+
+    def current(self) -> Service:
+        """The service.
+
+        Raises:
+            RequestError: 503, there is none yet.
+        """
+        if self.service is None:
+            raise RequestError(503, "the model is being loaded", _RETRY)
+        return self.service
+
+    @property
+    def alive(self) -> bool:
+        """Whether it is no use to wait any longer: false asks to be started anew."""
+        return self.service is None or self.service.alive
+
+    @property
+    def ready(self) -> bool:
+        """Whether new requests should come here."""
+        return self.service is not None and self.service.ready and not self.draining

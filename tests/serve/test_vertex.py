@@ -1,0 +1,115 @@
+"""The official container's contract: requests of its clients are answered field by field."""
+
+import json
+
+import numpy as np
+import pytest
+
+from medsiglip_jax.inference.encode import encode_files
+from medsiglip_jax.preprocess.dicom.rules import Rules
+
+ALIAS = "/v1/projects/p/locations/us/endpoints/7:predict"
+OFFICIAL = Rules("official")
+
+
+def image(content: str, **more) -> dict:
+    return {"image": {"input_bytes": content, **more}}
+
+
+@pytest.mark.parametrize("path", ["/predict", ALIAS])
+def test_vectors_are_those_of_embed(client, model, files, encoded, path):
+    texts = ["photo of a a", "scan of a b"]
+    asked = [{"text": texts[0]}, *map(image, encoded), {"text": texts[1]}]
+    answer = client.post(path, {"instances": asked, "parameters": {"ignored": 1}})
+    assert answer.status == 200
+    predictions = answer.body["predictions"]
+    assert [p["input_type"] for p in predictions] == ["text", *["image"] * len(files), "text"]
+    found = np.array([p["embedding"] for p in predictions])
+    zimg = encode_files(model, files, "serving", dicom=OFFICIAL)
+    ztxt = np.asarray(model.encode_text(model.processor.texts(texts)))
+    np.testing.assert_allclose(found, [ztxt[0], *zimg, ztxt[1]], atol=1e-5)
+    # The raw log temperature, as in the official container: the logit is exp(t) * cosine + b.
+    t, b = (float(np.asarray(model.params[name]).squeeze()) for name in "tb")
+    for prediction in predictions:
+        assert prediction["model_temperature"] == pytest.approx(t)
+        assert prediction["model_bias"] == pytest.approx(b)
+
+
+def test_patches_are_embedded_each_on_its_own(client, model, files, encoded):
+    from PIL import Image
+
+    places = [(0, 0, 64, 64), (10, 20, 100, 50)]
+    asked = [dict(zip(("x_origin", "y_origin", "width", "height"), p, strict=True)) for p in places]
+    answer = client.post(
+        "/predict", {"instances": [image(encoded[0], patch_coordinates_list=asked)]}
+    )
+    [prediction] = answer.body["predictions"]
+    assert [p["patch_coordinate"] for p in prediction["patch_embeddings"]] == asked
+    page = Image.open(files[0])
+    cut = [np.asarray(page.crop((x, y, x + w, y + h))) for x, y, w, h in places]
+    expected = model.encode_image(model.processor.images(cut, "serving"))
+    found = np.array([p["embedding"] for p in prediction["patch_embeddings"]])
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_patch_beyond_the_image_is_black_there_if_that_is_allowed(client, model, files, encoded):
+    place = {"x_origin": 150, "y_origin": 100, "width": 100, "height": 100}
+    extensions = {"require_patches_fully_in_source_image": "False"}
+    asked = image(encoded[0], patch_coordinates_list=[place], extensions=extensions)
+    answer = client.post("/predict", {"instances": [asked]})
+    [patch] = answer.body["predictions"][0]["patch_embeddings"]
+    from PIL import Image
+
+    page = np.zeros((100, 100, 3), np.uint8)
+    page[:50, :50] = np.asarray(Image.open(files[0]))[100:150, 150:200]
+    expected = model.encode_image(model.processor.images([page], "serving"))[0]
+    np.testing.assert_allclose(patch["embedding"], expected, atol=1e-5)
+
+
+def test_an_instance_that_is_wrong_does_not_harm_the_others(client, encoded):
+    wrong = {
+        "INVALID_REQUEST_FIELD_ERROR": image("***"),
+        "UNHANDLED_GENERIC_BYTES_ERROR": image("aGVsbG8="),
+        "PATCH_OUTSIDE_OF_IMAGE_DIMENSIONS_ERROR": image(
+            encoded[0], patch_coordinates_list=[{"x_origin": 180, "y_origin": 0}]
+        ),
+        "UNAPPROVED_SOURCE_ERROR": {"image": {"image_url": "http://127.0.0.1/x.png"}},
+        "INVALID_CREDENTIALS_ERROR": {
+            "image": {"gcs_uri": "gs://b/x.png", "access_credential": "secret-token"}
+        },
+    }
+    asked = [image(encoded[0]), *wrong.values(), {"text": ""}]
+    answer = client.post("/predict", {"instances": asked})
+    first, *errors, last = answer.body["predictions"]
+    assert answer.status == 200 and "embedding" in first and "embedding" in last
+    assert [error["error"]["code"] for error in errors] == list(wrong)
+    assert "secret-token" not in json.dumps(answer.body)
+
+
+@pytest.mark.parametrize("body, status, said", [
+    (b"", 400, "No JSON body."),
+    (b"{", 400, "No JSON body."),
+    (b"[]", 400, "No instances field in request."),
+    (b"{}", 400, "No instances field in request."),
+    (b'{"instances": 3}', 400, "instances: expected a list"),
+    (b'{"instances": [{"text": "a"}, 7]}', 400, "instances[1]: expected an object"),
+    (b'{"instances": [{"text": 7}]}', 400, "instances[0].text: expected a string"),
+    (b'{"instances": [{"image": {"input_bytes": "QQ==", "image_url": "http://x"}}]}', 400,
+     "instances[0].image: expected exactly one of"),
+    (b'{"instances": [{"image": {"input_bytes": "QQ==", "extra": "S3CRET"}}]}', 400,
+     "instances[0].image: a field that is not known"),
+    (b'{"instances": []}', 200, ""),
+])  # fmt: skip
+def test_what_the_schema_does_not_allow_is_named_by_its_place(client, body, status, said):
+    answer = client.post("/predict", body)
+    assert answer.status == status
+    if status == 200:
+        assert answer.body == {"predictions": []}
+        return
+    assert answer.body["error"].startswith(said)
+    assert len(json.dumps(answer.body)) < 1024 and "S3CRET" not in json.dumps(answer.body)
+
+
+def test_health_is_that_of_the_official_container(client):
+    answer = client.get("/health")
+    assert (answer.status, answer.body) == (200, b"ok")
