@@ -4,7 +4,7 @@ import base64
 import http.client
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,7 +55,7 @@ class Client:
 
 
 @contextmanager
-def serving(model: medsiglip_jax.Model, settings: Settings, **options: Any) -> Iterator[Client]:
+def _serving(model: medsiglip_jax.Model, settings: Settings, **options: Any) -> Iterator[Client]:
     """A server of this model on a free port, which is ready."""
     ready = threading.Event()
     server = run.Server(settings, "tiny", lambda: model, on_ready=ready.set, **options)
@@ -71,6 +71,12 @@ def serving(model: medsiglip_jax.Model, settings: Settings, **options: Any) -> I
 
 
 @pytest.fixture(scope="session")
+def serving() -> Callable[..., Any]:
+    """Starts a server: `with serving(model, settings) as client`."""
+    return _serving
+
+
+@pytest.fixture(scope="session")
 def model(checkpoint: Path) -> medsiglip_jax.Model:
     """The small model, with a tokenizer."""
     return medsiglip_jax.load(checkpoint)
@@ -79,7 +85,7 @@ def model(checkpoint: Path) -> medsiglip_jax.Model:
 @pytest.fixture(scope="session")
 def client(model: medsiglip_jax.Model) -> Iterator[Client]:
     """A server with default settings, for tests that do not change it."""
-    with serving(model, Settings(port=0, max_batch=16, drain_delay=0.0)) as asked:
+    with _serving(model, Settings(port=0, max_batch=16, drain_delay=0.0)) as asked:
         yield asked
 
 

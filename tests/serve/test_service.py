@@ -1,0 +1,173 @@
+"""Many requests at a time: what is accepted is answered, what is too much is refused at once."""
+
+import asyncio
+import json
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from medsiglip_jax.inference.encode import encode_files
+from medsiglip_jax.serve import batching
+from medsiglip_jax.serve.batching import Batcher
+from medsiglip_jax.serve.errors import InstanceError, RequestError
+from medsiglip_jax.serve.instances import Picture, Text
+from medsiglip_jax.serve.measures import Measures
+from medsiglip_jax.serve.service import Service, in_order
+from medsiglip_jax.serve.settings import Settings
+
+
+@pytest.fixture
+def service(model):
+    made = Service(model, Settings(max_batch=8, queue=16))
+    made.start()
+    yield made
+    made.close()
+
+
+def embed(service: Service, *requests: list) -> list:
+    """What several requests get that come at once: answers, or the error of the request."""
+
+    async def all_of_them():
+        return await asyncio.gather(*map(service.embed, requests), return_exceptions=True)
+
+    return asyncio.run(all_of_them())
+
+
+def batches(measures: Measures) -> list[tuple[float, float]]:
+    """(number of batches, number of rows) of each kind."""
+    found = {}
+    for line in measures.text_format().decode().splitlines():
+        if line.startswith("medsiglip_jax_batch_rows_"):
+            name, value = line.rsplit(" ", 1)
+            found[name.removeprefix("medsiglip_jax_batch_rows_")] = float(value)
+    return [(v, found[k.replace("count", "sum")]) for k, v in found.items() if k[:5] == "count"]
+
+
+def test_images_of_many_requests_share_batches_and_each_gets_its_own(
+    service, model, files, encoded
+):
+    asked = [[Picture(content=encoded[i % 4])] for i in range(12)]
+    answers = embed(service, *asked)
+    expected = encode_files(model, files, normalize=False)
+    for i, [[vector]] in enumerate(answers):
+        np.testing.assert_allclose(vector, expected[i % 4], atol=1e-5)
+    [(count, rows)] = batches(service.measures)
+    assert rows == 12 and count < 12
+
+
+def test_what_is_more_than_the_queue_is_refused_and_the_rest_is_answered(service, encoded):
+    asked = [[Picture(content=encoded[0])] * 5 for _ in range(6)]
+    answers = embed(service, *asked)
+    refused = [a for a in answers if isinstance(a, RequestError)]
+    assert len(refused) == 3 and all(a.status == 429 for a in refused)
+    assert all(int(a.headers["Retry-After"]) >= 1 for a in refused)
+    answered = [a for a in answers if isinstance(a, list)]
+    assert all(len(a) == 5 and all(isinstance(v, list) for v in a) for a in answered)
+    [again] = embed(service, asked[0])  # nothing is left behind
+    assert isinstance(again, list)
+
+
+def test_a_request_that_never_fits_says_how_much_would(service):
+    [error] = embed(service, [Text(f"{i}") for i in range(17)])
+    assert isinstance(error, RequestError)
+    assert error.status == 413 and "at most 16" in error.message
+
+
+def test_a_text_is_embedded_once(service, monkeypatch):
+    embed(service, [Text("lung")])
+    monkeypatch.setattr(service._batcher, "submit", None)  # would fail
+    [[[vector]]] = embed(service, [Text("lung")])
+    assert vector.shape == (service.model.config.embed_dim,)
+
+
+def test_a_batch_that_fails_leaves_the_server_alive(service, encoded, monkeypatch):
+    encoders = service._batcher._encoders
+    (encode, empty), calls = encoders["image"], []
+
+    def fails_once(values):
+        calls.append(len(values))
+        if len(calls) == 1:
+            raise RuntimeError("RESOURCE_EXHAUSTED: secret")
+        return encode(values)
+
+    monkeypatch.setitem(encoders, "image", (fails_once, empty))
+    [[error]] = embed(service, [Picture(content=encoded[0])])
+    assert isinstance(error, InstanceError) and "secret" not in str(error)
+    [[vectors]] = embed(service, [Picture(content=encoded[0])])
+    assert len(vectors) == 1 and service.alive and service.ready
+
+
+def test_numbers_that_are_not_finite_are_an_error_of_that_row_alone(service, monkeypatch):
+    encoders = service._batcher._encoders
+    encode, empty = encoders["text"]
+
+    def spoiled(values):
+        return encode(values).at[0].set(np.nan)
+
+    monkeypatch.setitem(encoders, "text", (spoiled, empty))
+    [answers] = embed(service, [Text("a"), Text("b")])
+    kinds = sorted(type(a).__name__ for a in answers)
+    assert kinds in (["InstanceError", "InstanceError"], ["InstanceError", "list"])
+    assert "not finite" in str(next(a for a in answers if isinstance(a, InstanceError)))
+
+
+def test_a_device_that_hangs_is_no_longer_alive(service, encoded, monkeypatch):
+    release = threading.Event()
+    encode, empty = service._batcher._encoders["image"]
+
+    def hangs(values):
+        release.wait(30)
+        return encode(values)
+
+    monkeypatch.setattr(batching, "STUCK_SECONDS", 0.2)
+    monkeypatch.setitem(service._batcher._encoders, "image", (hangs, empty))
+    thread = threading.Thread(target=embed, args=(service, [Picture(content=encoded[0])]))
+    thread.start()
+    time.sleep(0.6)
+    assert not service.alive and not service.ready
+    release.set()
+    thread.join()
+    assert service.alive
+
+
+def test_an_idle_device_takes_the_first_row_at_once_and_waits_for_those_announced(model):
+    batcher = Batcher(model, 8, max_wait=5.0, measures=(measures := Measures()))
+    batcher.start()
+    row = np.zeros(model.config.text.context_length, np.int32)
+    batcher.coming("text", 1)
+    start = time.perf_counter()
+    batcher.submit("text", row).result(30)
+    assert time.perf_counter() - start < 4  # not the five seconds that it may wait
+    batcher.coming("text", 3)
+    first = batcher.submit("text", row)
+    time.sleep(0.3)
+    assert not first.done()
+    rest = [batcher.submit("text", row) for _ in range(2)]
+    for future in (first, *rest):
+        future.result(30)
+    assert batches(measures) == [(2, 4)]
+    batcher.close()
+
+
+def test_rows_that_fail_to_be_read_are_not_waited_for(model, encoded):
+    made = Service(model, Settings(max_batch=8, max_wait_ms=20_000.0))
+    made.start()
+    start = time.perf_counter()
+    [[wrong, right]] = embed(made, [Picture(content="!"), Picture(content=encoded[0])])
+    assert time.perf_counter() - start < 15
+    assert isinstance(wrong, InstanceError) and isinstance(right, list)
+    made.close()
+
+
+def test_errors_keep_their_places():
+    wrong = InstanceError("X", "y")
+    vectors = [np.zeros(3, np.float32)]
+    found = in_order([wrong, Text("a"), wrong], [vectors])
+    assert [found[0], found[2]] == [wrong, wrong] and found[1] is vectors
+
+
+def test_an_error_is_one_short_line():
+    error = InstanceError("X", "a\n" * 2000)
+    assert len(json.dumps(error.to_dict())) < 700 and "\n" not in error.description
