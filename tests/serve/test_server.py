@@ -224,7 +224,7 @@ def test_settings_are_checked_by_name():
         ({"preprocess": "x"}, "preprocess is 'x'"), ({"health_route": "x"}, "health_route is 'x'"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=re.escape(said)):
-            Settings(**wrong)
+            Settings(**wrong)  # pyright: ignore[reportArgumentType]
 
 
 def test_vertex_sets_port_and_routes():
