@@ -1,0 +1,43 @@
+"""The page /ui: one HTML file whose script and style its headers name by their hashes."""
+
+import base64
+import hashlib
+import re
+from importlib import resources
+
+# As text, so that line ends are "\n" on every system: browsers hash them so.
+_HTML = (resources.files("medsiglip_jax.serve") / "ui.html").read_text(encoding="utf-8")
+
+
+def page() -> bytes:
+    """The page in UTF-8, to be sent with `HEADERS`."""
+    return _HTML.encode()
+
+
+def _source(tag: str) -> str:
+    """The only element of this kind, as a source of a Content-Security-Policy."""
+    (content,) = re.findall(f"<{tag}>(.*?)</{tag}>", _HTML, re.DOTALL)
+    digest = hashlib.sha256(content.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"
+
+
+_POLICY = {
+    "default-src": "'none'",
+    "script-src": _source("script"),
+    "style-src": _source("style"),
+    "img-src": "blob: data:",  # chosen files and fetched thumbnails; the empty icon
+    "connect-src": "'self'",
+    "base-uri": "'none'",
+    "form-action": "'none'",
+    "frame-ancestors": "'none'",
+    "require-trusted-types-for": "'script'",
+    "trusted-types": "'none'",
+}
+HEADERS = {
+    "Content-Type": "text/html; charset=utf-8",
+    "Content-Security-Policy": "; ".join(f"{name} {value}" for name, value in _POLICY.items()),
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",  # a page of an older version would ask for what is gone
+}
