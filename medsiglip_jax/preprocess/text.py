@@ -55,12 +55,16 @@ class TextEncoder(ABC):
         vocab_size: number of tokens, those that were added to the vocabulary included.
         added: how many tokens were added to the vocabulary.
         context_length: tokens per text, the end token included.
+        pad_id: the token that fills rows.
+        end_pads: whether it is the end token, too.
         sha256: identifies what decides about the ids.
     """
 
     vocab_size: int
     added: int = 0
     context_length: int
+    pad_id: int
+    end_pads: bool
     sha256: str
 
     def __call__(self, texts: Any, warn: bool = True) -> Int32[np.ndarray, "n length"]:
@@ -99,6 +103,10 @@ class TextEncoder(ABC):
         for i, text in enumerate(texts):
             out[i], cut[i] = self._row(_checked(text, i, len(texts)))
         return out, cut
+
+    def lengths(self, ids: Int32[np.ndarray, "n length"]) -> Int32[np.ndarray, " n"]:
+        """How many tokens of each row are not there to fill it; an end token counts."""
+        return (ids != self.pad_id).sum(axis=1, dtype=np.int32) + np.int32(self.end_pads)
 
     @abstractmethod
     def _row(self, text: str) -> tuple[list[int], bool]:
@@ -174,10 +182,9 @@ class Tokenizer(TextEncoder):
                 f" 1 and <unk> at 2; {WHERE}"
             )
         self._added = SPECIAL | dict(added or {})
-        self._pad_id = self._id(pad, name)
-        self._added.setdefault(
-            pad, AddedToken(self._pad_id, True, True)
-        )  # a special token is whole
+        self.pad_id = self._id(pad, name)
+        self.end_pads = self.pad_id == EOS_ID
+        self._added.setdefault(pad, AddedToken(self.pad_id, True, True))  # a special token is whole
         self.added = len({token.id for token in self._added.values() if token.id >= pieces})
         self.vocab_size = pieces + self.added
         longest_first = sorted(self._added, key=len, reverse=True)
@@ -194,7 +201,7 @@ class Tokenizer(TextEncoder):
 
     def _hash(self) -> str:
         """Of the model alone where it is used as SigLIP's."""
-        said = [self._lower_case, self._pad_id, self._pad_left, sorted(self._added.items())]
+        said = [self._lower_case, self.pad_id, self._pad_left, sorted(self._added.items())]
         usual = [True, EOS_ID, False, sorted(SPECIAL.items())]
         return hashlib.sha256(
             self.model_bytes + (b"" if said == usual else repr(said).encode())
@@ -204,7 +211,7 @@ class Tokenizer(TextEncoder):
         ids = self._encode(text)
         kept = ids[: self.context_length - 1]
         end = [] if kept and kept[-1] == EOS_ID else [EOS_ID]
-        padding = [self._pad_id] * (self.context_length - len(kept) - len(end))
+        padding = [self.pad_id] * (self.context_length - len(kept) - len(end))
         row = [*padding, *kept, *end] if self._pad_left else [*kept, *end, *padding]
         return row, len(ids) > len(kept)
 

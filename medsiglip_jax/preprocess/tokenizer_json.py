@@ -71,10 +71,11 @@ class JsonTokenizer(TextEncoder):
             )
         side = said.get("padding_side") or str(padding.get("direction") or "").lower()
         side = side or ("left" if gemma else "right")
-        pad_id = self._tokenizer.token_to_id(pad)
+        self.pad_id = self._tokenizer.token_to_id(pad)
+        self.end_pads = pad == said.get("eos_token")
         self._tokenizer.enable_truncation(context_length)
         self._tokenizer.enable_padding(
-            direction=side, pad_id=pad_id, pad_token=pad, length=context_length
+            direction=side, pad_id=self.pad_id, pad_token=pad, length=context_length
         )
         decides = [kind, pad, side, names, file.get("added_tokens")]
         self.sha256 = hashlib.sha256(data + to_hash(decides)).hexdigest()

@@ -35,6 +35,11 @@ class Fields:
     def __contains__(self, name: str) -> bool:
         return self._values.get(name) is not None
 
+    def is_a(self, name: str, kind: type) -> bool:
+        """Whether a field is there and of this kind of JSON."""
+        value = self._values.get(name)
+        return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
     def at(self, name: str) -> str:
         """The place of a field."""
         return f"{self.where}.{name}" if self.where else name

@@ -11,11 +11,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from medsiglip_jax.serve.errors import InstanceError, RequestError
-from medsiglip_jax.serve.service import Service
+from medsiglip_jax.serve.service import COUNTS, Service, TextCounts
 from medsiglip_jax.serve.state import State
 
 LOG = logging.getLogger("medsiglip_jax.serve")
 NOT_JSON = "expected a body of JSON"
+TEXTS_CUT = "x-texts-cut"  # header: how many texts of the request are longer than the model reads
 Handle = Callable[[Service, Any, Request], Awaitable[Any]]
 
 
@@ -36,6 +37,7 @@ def endpoint(
     """
 
     async def answer(request: Request) -> Response:
+        COUNTS.set(counts := TextCounts())
         try:
             document = await read_json(request)
             answered = await handle(state.current(), document, request)
@@ -45,7 +47,29 @@ def endpoint(
         except Exception as error:
             note_bug(error, request.scope.get("request_id", ""))
             return JSONResponse(failed(RequestError(500, "Internal server error.")), 500)
-        return answered if isinstance(answered, Response) else JSONResponse(answered)
+        response = answered if isinstance(answered, Response) else JSONResponse(answered)
+        if counts.cut:
+            response.headers[TEXTS_CUT] = str(counts.cut)
+        return response
+
+    return answer
+
+
+def getter(
+    tell: Callable[[Request], Any], failed: Callable[[RequestError], Any] = plain
+) -> Callable[[Request], Awaitable[Response]]:
+    """What Starlette calls for a route that takes no body.
+
+    Args:
+        tell: request -> what is answered, as JSON.
+        failed: as of `endpoint`.
+    """
+
+    async def answer(request: Request) -> Response:
+        try:
+            return JSONResponse(tell(request))
+        except RequestError as error:
+            return JSONResponse(failed(error), error.status, error.headers)
 
     return answer
 

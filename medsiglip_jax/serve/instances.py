@@ -5,6 +5,9 @@ import binascii
 import re
 from dataclasses import dataclass
 
+import numpy as np
+from jaxtyping import UInt8
+
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.serve.errors import INVALID_FIELD, InstanceError
 
@@ -69,7 +72,14 @@ class Picture:
         return len(self.patches) or 1
 
 
-Instance = Text | Picture
+@dataclass(frozen=True, eq=False)
+class Pixels:
+    """An image that is read and resized already."""
+
+    values: UInt8[np.ndarray, "s s 3"]
+
+
+Instance = Text | Picture | Pixels
 
 
 def picture(given: str, where: str, reading: Reading | None = None) -> Picture:

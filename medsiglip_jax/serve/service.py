@@ -6,8 +6,10 @@ import functools
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -25,13 +27,38 @@ from medsiglip_jax.serve.errors import (
     InstanceError,
     RequestError,
 )
-from medsiglip_jax.serve.instances import Instance, Picture, Reading, Text, decoded
+from medsiglip_jax.serve.instances import Instance, Picture, Pixels, Reading, Text, decoded
 from medsiglip_jax.serve.measures import Measures
 from medsiglip_jax.serve.settings import Settings
 
 Vector = Float32[np.ndarray, " d"]
 # Vectors of one instance: of a text and of an image one, of an image in patches one for each.
 Vectors = list[Vector]
+
+
+@dataclass
+class TextCounts:
+    """What became of the texts of one request.
+
+    Attributes:
+        tokens: that they have, end tokens included.
+        cut: texts that were longer than the model's context; it does not see their ends.
+    """
+
+    tokens: int = 0
+    cut: int = 0
+
+
+# Of the request that is being answered: `embed` adds to it, and a header tells of it on every
+# route. The tasks of a request share it.
+COUNTS: ContextVar[TextCounts] = ContextVar("text counts")
+
+
+@dataclass(frozen=True)
+class _KnownText:
+    vector: Vector
+    tokens: int
+    cut: bool
 
 
 @runtime_checkable
@@ -65,7 +92,7 @@ class Service:
         self._batcher = Batcher(model, settings.max_batch, wait, self.measures)
         self._pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="reader")
         self._pending, self._pace = 0, _Pace()
-        self._texts: OrderedDict[str, Vector] = OrderedDict()
+        self._texts: OrderedDict[str, _KnownText] = OrderedDict()
         self._reader = functools.cache(functools.partial(Reader, model.config.vision))
         self._ready = False
         self.measures.watch(self._batcher.waiting, lambda: self._pending)
@@ -138,6 +165,9 @@ class Service:
         try:
             if isinstance(instance, Text):
                 return [await self._embed_text(instance.text)]
+            if isinstance(instance, Pixels):
+                self._check_kind("image")
+                return await self._run("image", 1, lambda: [instance.values])
             return await self._embed_picture(instance)
         except InstanceError as error:
             return self.counted(error)
@@ -152,20 +182,36 @@ class Service:
     async def _embed_text(self, text: str) -> Vector:
         known = self._texts.get(text)
         self.measures.text(known is not None)
-        if known is not None:
+        if known is None:
+            known = self._texts[text] = await self._embed_new_text(text)
+            while len(self._texts) > self.settings.cached_texts:
+                self._texts.popitem(last=False)
+        else:
             self._texts.move_to_end(text)
-            return known
+        if counts := COUNTS.get(None):
+            counts.tokens += known.tokens
+            counts.cut += known.cut
+        return known.vector
+
+    async def _embed_new_text(self, text: str) -> _KnownText:
         if reason := too_long(text):
             raise InstanceError(INVALID_FIELD, reason)
         self._check_kind("text")
-        [vector] = await self._run("text", 1, lambda: self._tokens(text))
-        self._texts[text] = vector
-        while len(self._texts) > self.settings.cached_texts:
-            self._texts.popitem(last=False)
-        return vector
+        tokens, is_cut = 0, False
 
-    def _tokens(self, text: str) -> list[np.ndarray]:
-        return list(self.model.processor.tokenizer([text]))
+        def read() -> list[np.ndarray]:
+            nonlocal tokens, is_cut
+            tokenizer = self.model.processor.tokenizer
+            try:
+                ids, cut = tokenizer.ids_and_cut([text])
+            except ValueError:
+                problem = "the text cannot be written as UTF-8: it holds a lone surrogate"
+                raise InstanceError(INVALID_FIELD, problem) from None
+            tokens, is_cut = int(tokenizer.lengths(ids)[0]), bool(cut[0])
+            return list(ids)
+
+        [vector] = await self._run("text", 1, read)
+        return _KnownText(vector, tokens, is_cut)
 
     async def _embed_picture(self, picture: Picture) -> Vectors:
         reading = picture.reading or self.default_reading
@@ -222,6 +268,25 @@ class _Pace:
 def unit(vectors: Vectors) -> Vectors:
     """The vectors divided by their norms, as `Model.encode_image` does it."""
     return [v / (np.linalg.norm(v) + np.float32(1e-8)) for v in vectors]
+
+
+async def embed_all(service: Service, given: Mapping[str, Instance]) -> list[Vector]:
+    """One vector for each instance, where a contract has no error of a single one.
+
+    Args:
+        service: that embeds them.
+        given: by their places in the request, such as "input[3]"; none of them in patches.
+
+    Raises:
+        RequestError: with the place of the first that cannot be answered; 500 if that is our fault.
+    """
+    answers = await service.embed(list(given.values()))
+    for place, answer in zip(given, answers, strict=True):
+        if isinstance(answer, InstanceError):
+            status = 500 if answer.code == INTERNAL else 400
+            raise RequestError(status, f"{place}: {answer.description}")
+    return [vector for answer in answers if not isinstance(answer, InstanceError)
+            for vector in answer]  # fmt: skip
 
 
 def in_order(

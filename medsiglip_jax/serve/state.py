@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 
 from medsiglip_jax.embeddings.probe.linear import Probe
 from medsiglip_jax.serve.errors import RequestError
@@ -41,6 +42,15 @@ class State:
         if self.service is None:
             raise RequestError(503, "the model is being loaded", _RETRY)
         return self.service
+
+    def check_model(self, name: str) -> None:
+        """Accepts the name of the model, with or without the organisation before it.
+
+        Raises:
+            RequestError: 404, it is another.
+        """
+        if name not in (self.name, PurePosixPath(self.name).name):
+            raise RequestError(404, f"model: not served here; expected {self.name}")
 
     @property
     def alive(self) -> bool:

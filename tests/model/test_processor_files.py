@@ -168,6 +168,22 @@ def test_same_files_same_embeddings(make, image, tmp_path):
         assert_close(got, want, model_terms(medsiglip_jax.load(folder).config), 10)
 
 
+@pytest.mark.parametrize(
+    "make", [siglip_folder, *(SAME[n] for n in SAME if n.startswith("SigLIP 2"))]
+)
+def test_lengths_of_texts_are_those_of_the_attention_mask(make, tmp_path):
+    folder = make(tmp_path / "model")
+    texts = [*CAPTIONS, "", "IgG4IgG4 " * 40]
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)(
+        texts, padding="max_length", max_length=64, truncation=True, return_attention_mask=True
+    )
+    tokenizer = medsiglip_jax.load(folder).processor.tokenizer
+    ids, _ = tokenizer.ids_and_cut(texts)
+    lengths = tokenizer.lengths(ids)
+    assert lengths.tolist() == np.sum(theirs["attention_mask"], axis=1).tolist()
+    assert len(set(lengths.tolist())) > 3 and lengths.max() == 64
+
+
 def cut_on_the_left(folder):
     """As `tokenizer.json` keeps it; transformers takes it from there."""
     siglip2_folder(folder, "Siglip2Tokenizer")

@@ -208,6 +208,16 @@ def test_a_text_that_just_fits_is_not_cut(tokenizer):
         Tokenizer(tokenizer.model_bytes, context_length=n)(text)
 
 
+@pytest.mark.parametrize("options", [{}, {"pad": "<unk>"}, {"pad_left": True}])
+def test_lengths_count_the_end_token_but_no_padding(model_bytes, options):
+    tokenizer = Tokenizer(model_bytes, **options)
+    texts = ["", "normal colon", "chest " * 100]
+    ids, _ = tokenizer.ids_and_cut(texts)
+    pieces = [len(tokenizer._encode(text)) for text in texts]
+    assert pieces[0] == 0 < pieces[1] < 62 < pieces[2]
+    assert tokenizer.lengths(ids).tolist() == [1, pieces[1] + 1, 64]
+
+
 def test_literal_special_tokens(tokenizer):
     ids = tokenizer("normal </s> <unk>colon")[0]
     assert ids[:3].tolist() != [1, 1, 1] and 1 in ids[:20] and 2 in ids[:20]
