@@ -11,13 +11,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from medsiglip_jax.serve import health
-from medsiglip_jax.serve.contracts import native, vertex
-from medsiglip_jax.serve.http import as_request_error, plain
+from medsiglip_jax.serve.contracts import huggingface, kserve, native, openai, vertex, weaviate
+from medsiglip_jax.serve.http import TEXTS_CUT, as_request_error, plain
 from medsiglip_jax.serve.logs import RequestLog
 from medsiglip_jax.serve.state import State
 
 # A contract is a file and its name here.
-CONTRACTS = (vertex, native)
+CONTRACTS = (vertex, native, openai, huggingface, kserve, weaviate)
 
 
 def build(state: State) -> Starlette:
@@ -32,7 +32,7 @@ def build(state: State) -> Starlette:
         middleware.append(Middleware(
             CORSMiddleware, allow_origins=list(origins), allow_methods=["GET", "POST"],
             allow_headers=["authorization", "content-type", "x-request-id"],
-            expose_headers=["x-request-id", "retry-after"],
+            expose_headers=["x-request-id", "retry-after", TEXTS_CUT],
         ))  # fmt: skip
     if state.settings.api_keys:
         middleware.append(Middleware(Keys, state=state))

@@ -6,9 +6,11 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from medsiglip_jax.serve.openapi import Described, Operation
 from medsiglip_jax.serve.state import State
 
 LIVE, READY, METRICS = "/health/live", "/health/ready", "/metrics"
+_READY = Operation("Whether new requests should come here: 503 if not")
 
 
 def routes(state: State) -> Sequence[Route]:
@@ -25,10 +27,10 @@ def routes(state: State) -> Sequence[Route]:
         return Response(measures.text_format(), media_type=measures.media_type)
 
     return [
-        Route(LIVE, live),
-        Route(READY, ready),
-        Route(state.settings.health_route, ready),
-        Route(METRICS, metrics),
+        Described(LIVE, live, Operation("Whether it lives: 503 asks for a restart")),
+        Described(READY, ready, _READY),
+        Described(state.settings.health_route, ready, _READY),
+        Described(METRICS, metrics, Operation("Numbers for Prometheus")),
     ]
 
 

@@ -14,9 +14,22 @@ from medsiglip_jax.inference.classify import probabilities
 from medsiglip_jax.preprocess.dicom.rules import from_dict
 from medsiglip_jax.serve.errors import InstanceError, RequestError, wrong_field
 from medsiglip_jax.serve.fields import Fields
-from medsiglip_jax.serve.http import endpoint
+from medsiglip_jax.serve.http import endpoint, getter
 from medsiglip_jax.serve.instances import Picture, Reading, Text, picture
-from medsiglip_jax.serve.service import Service, Vectors, in_order, unit
+from medsiglip_jax.serve.openapi import (
+    BOOLEAN,
+    INTEGER,
+    NUMBER,
+    ONE_PIXEL,
+    STRING,
+    Described,
+    Operation,
+    array,
+    either,
+    obj,
+    optional,
+)
+from medsiglip_jax.serve.service import COUNTS, Service, Vectors, in_order, unit
 from medsiglip_jax.serve.state import State
 
 # The name by which a request asks for the classifier that a model was fine-tuned with.
@@ -34,16 +47,12 @@ def routes(state: State) -> Sequence[Route]:
         if bool(name) == ("texts" in fields):
             raise RequestError(400, "expected either texts, or the name of a probe")
         read = by_probe if name else by_texts
-        return {"model": state.name, "results": await read(state, service, fields)}
-
-    async def info(request: Request) -> Any:
-        from starlette.responses import JSONResponse
-
-        return JSONResponse(describe(state))
+        results = await read(state, service, fields)
+        return {"model": state.name, "cut": COUNTS.get().cut, "results": results}
 
     return [
-        Route("/v1/classify", endpoint(state, classify, failed), methods=["POST"]),
-        Route("/v1/info", info),
+        Described("/v1/classify", endpoint(state, classify, failed), _CLASSIFY),
+        Described("/v1/info", getter(lambda _: describe(state)), _INFO),
     ]
 
 
@@ -186,3 +195,33 @@ def _results(
         {"error": a.to_dict()} if isinstance(a, InstanceError) else {"scores": score(a)}
         for a in in_order(given, answers)
     ]
+
+
+_ERROR = obj({"error": obj({"code": INTEGER, "message": STRING})})
+_SCORES = array(either(
+    obj({"text": STRING, "logit": NUMBER, "sigmoid": NUMBER, "softmax": NUMBER}),
+    obj({"label": STRING, "probability": optional(NUMBER), "positive": BOOLEAN}, {"logit": NUMBER}),
+))  # fmt: skip
+_CLASSIFY = Operation(
+    "Scores of each image against texts, or by a probe or the model's own classifier",
+    body=obj(
+        {"images": array(either(STRING, obj({"bytes": STRING}), obj({"url": STRING})))},
+        {"texts": array(STRING), "probe": STRING},
+    ),
+    example={"images": [{"bytes": ONE_PIXEL}], "texts": ["a cat", "a dog"]},
+    answer=obj({
+        "model": STRING, "cut": INTEGER,
+        "results": array(either(
+            obj({"scores": _SCORES}),
+            obj({"error": obj({"code": STRING, "description": STRING})}),
+        )),
+    }),
+    error=_ERROR,
+)  # fmt: skip
+_INFO = Operation(
+    "What the model and the server are",
+    obj({"model": STRING, "version": STRING, "ready": BOOLEAN, "search": BOOLEAN,
+         "image_size": optional(INTEGER), "embed_dim": optional(INTEGER),
+         "probes": array(STRING)}),
+    error=_ERROR,
+)  # fmt: skip

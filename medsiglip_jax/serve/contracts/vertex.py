@@ -24,6 +24,19 @@ from medsiglip_jax.serve.errors import (
 from medsiglip_jax.serve.fields import Fields
 from medsiglip_jax.serve.http import NOT_JSON, endpoint
 from medsiglip_jax.serve.instances import Instance, Patch, Picture, Reading, Text
+from medsiglip_jax.serve.openapi import (
+    INTEGER,
+    NUMBER,
+    ONE_PIXEL,
+    STRING,
+    VECTOR,
+    Described,
+    Operation,
+    array,
+    either,
+    obj,
+    optional,
+)
 from medsiglip_jax.serve.service import Service, Vectors, in_order, unit
 from medsiglip_jax.serve.state import State
 
@@ -50,7 +63,7 @@ _SIDE = 448  # of a patch that does not say
 def routes(state: State) -> Sequence[Route]:
     """The route of predictions, and its alias of the REST API."""
     answer = endpoint(state, _predict, _failed)
-    return [Route(path, answer, methods=["POST"]) for path in (state.settings.predict_route, ALIAS)]
+    return [Described(path, answer, _PREDICT) for path in (state.settings.predict_route, ALIAS)]
 
 
 def _failed(error: RequestError) -> Any:
@@ -164,10 +177,8 @@ def _inside(extensions: Fields) -> bool:
     name = "require_patches_fully_in_source_image"
     if name not in extensions:
         return True
-    try:
-        said = str(extensions.get(name, bool)).lower()
-    except RequestError:
-        said = extensions.get(name, str).lower()
+    kind = bool if extensions.is_a(name, bool) else str
+    said = str(extensions.get(name, kind)).lower()
     if said not in ("true", "false"):
         raise InstanceError(INVALID_FIELD, f"{extensions.at(name)}: expected true or false")
     return said == "true"
@@ -197,3 +208,26 @@ def _scale(service: Service) -> dict[str, float | None]:
     params = service.model.params
     t, b = (float(np.asarray(params[k]).reshape(())) if k in params else None for k in "tb")
     return {"model_temperature": t, "model_bias": b}
+
+
+_PLACE = obj({"x_origin": INTEGER, "y_origin": INTEGER}, {"width": INTEGER, "height": INTEGER})
+_IMAGE = obj({}, {
+    **dict.fromkeys(_SOURCES, STRING), "access_credential": STRING,
+    "patch_coordinates_list": array(_PLACE),
+    "radiology_dicom_window_level": obj({"center": INTEGER, "width": INTEGER}),
+    "extensions": {"type": "object"},
+})  # fmt: skip
+_SCALE = {"input_type": {"enum": ["text", "image"]}, "model_temperature": optional(NUMBER),
+          "model_bias": optional(NUMBER)}  # fmt: skip
+_PATCHES = array(obj({"embedding": VECTOR, "patch_coordinate": _PLACE}))
+_PREDICT = Operation(
+    "Normalised embeddings of texts, of images, and of patches of images, as MedSigLIP's container "
+    "on Vertex AI answers; the logit is exp(model_temperature) * cosine + model_bias",
+    body=obj({"instances": array(either(obj({"text": STRING}), obj({"image": _IMAGE})))}),
+    example={"instances": [{"text": "a chest x-ray"}, {"image": {"input_bytes": ONE_PIXEL}}]},
+    answer=obj({"predictions": array(either(
+        obj({"embedding": VECTOR, **_SCALE}),
+        obj({"patch_embeddings": _PATCHES, **_SCALE}),
+        obj({"error": obj({"code": STRING, "description": STRING})}),
+    ))}),
+)  # fmt: skip

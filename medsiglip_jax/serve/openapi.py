@@ -1,0 +1,143 @@
+"""/openapi.json: what every route takes and answers, as the routes themselves say it."""
+
+import re
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from medsiglip_jax.serve.state import State
+
+PATH = "/openapi.json"
+Schema = Mapping[str, Any]
+_PARAMETER = re.compile(r"{(\w+)(?::\w+)?}")
+
+# A PNG of one pixel, for examples.
+ONE_PIXEL = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mOoAAAAegB5HunP9gAAAABJRU5ErkJggg=="
+)
+STRING: Schema = {"type": "string"}
+NUMBER: Schema = {"type": "number"}
+INTEGER: Schema = {"type": "integer"}
+BOOLEAN: Schema = {"type": "boolean"}
+
+
+def array(items: Schema) -> Schema:
+    """The schema of a list."""
+    return {"type": "array", "items": items}
+
+
+def optional(schema: Schema) -> Schema:
+    """The schema of what may be null."""
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def either(*schemas: Schema) -> Schema:
+    """The schema of what has one of several forms."""
+    return {"anyOf": list(schemas)}
+
+
+def obj(required: Mapping[str, Schema], others: Mapping[str, Schema] | None = None) -> Schema:
+    """The schema of an object."""
+    fields = {**required, **(others or {})}
+    return {"type": "object", "properties": fields, "required": list(required)}
+
+
+VECTOR = array(NUMBER)
+PLAIN_ERROR = obj({"error": STRING})
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What one route takes and answers.
+
+    Attributes:
+        summary: one line.
+        answer: the schema of its JSON; None if it answers text, or with a status of 204 nothing.
+        body: the schema of what it takes; None if it takes no body.
+        example: a body that every model with two towers answers with 200.
+        error: the schema of what it answers instead.
+        status: of an answer that is no error.
+        parameters: examples of what the path may have in its braces.
+    """
+
+    summary: str
+    answer: Schema | None = None
+    body: Schema | None = None
+    example: Any = None
+    error: Schema = field(default_factory=lambda: PLAIN_ERROR)
+    status: int = 200
+    parameters: Mapping[str, str] = field(default_factory=dict)
+
+
+class Described(Route):
+    """A route that says what it takes and answers; it takes POST if that has a body."""
+
+    def __init__(
+        self, path: str, endpoint: Callable[[Request], Awaitable[Response]], operation: Operation
+    ):
+        super().__init__(path, endpoint, methods=["GET" if operation.body is None else "POST"])
+        self.operation = operation
+
+
+def document(state: State, routes: Iterable[BaseRoute]) -> dict[str, Any]:
+    """The OpenAPI 3.1 document of a server.
+
+    Args:
+        state: of the server.
+        routes: of its application; those that are not described have a summary only.
+    """
+    from medsiglip_jax import __version__
+
+    paths: dict[str, dict[str, Any]] = {}
+    for route in routes:
+        if isinstance(route, Route):
+            path = _PARAMETER.sub(r"{\1}", route.path)
+            paths.setdefault(path, {}).update(_operations(route, path, state))
+    made: dict[str, Any] = {
+        "openapi": "3.1.0",
+        "info": {"title": "medsiglip-jax", "version": __version__},
+        "paths": paths,
+    }
+    if state.settings.api_keys:
+        made["components"] = {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}}
+        made["security"] = [{"key": []}]
+    return made
+
+
+def _operations(route: Route, path: str, state: State) -> Iterator[tuple[str, Any]]:
+    said = getattr(route, "operation", None) or Operation(route.name.replace("_", " "))
+    for method in sorted(route.methods or ()):
+        if method == "HEAD":  # of every GET
+            continue
+        described: dict[str, Any] = {
+            "summary": said.summary,
+            "operationId": re.sub(r"\W+", "_", f"{method.lower()}{path}").strip("_"),
+            "responses": {str(said.status): _answer(said), "default": _json("error", said.error)},
+        }
+        if parameters := [_parameter(name, said, state) for name in route.param_convertors]:
+            described["parameters"] = parameters
+        if said.body is not None:
+            content = {"schema": said.body, "example": said.example}
+            described["requestBody"] = {"required": True, "content": {"application/json": content}}
+        yield method.lower(), described
+
+
+def _answer(said: Operation) -> dict[str, Any]:
+    if said.answer is not None:
+        return _json("the answer", said.answer)
+    if said.status == 204:
+        return {"description": "no content"}
+    return {"description": "the answer", "content": {"text/plain": {"schema": STRING}}}
+
+
+def _json(description: str, schema: Schema) -> dict[str, Any]:
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+
+def _parameter(name: str, said: Operation, state: State) -> dict[str, Any]:
+    example = said.parameters.get(name, state.name if name == "model" else name)
+    return {"name": name, "in": "path", "required": True, "schema": STRING, "example": example}
