@@ -10,9 +10,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from medsiglip_jax.serve import health
+from medsiglip_jax.serve import health, openapi
 from medsiglip_jax.serve.contracts import huggingface, kserve, native, openai, vertex, weaviate
-from medsiglip_jax.serve.http import TEXTS_CUT, as_request_error, plain
+from medsiglip_jax.serve.http import TEXTS_CUT, as_request_error, getter, plain
 from medsiglip_jax.serve.logs import RequestLog
 from medsiglip_jax.serve.state import State
 
@@ -27,6 +27,10 @@ def build(state: State) -> Starlette:
         state: of the server; its service may come later.
     """
     routes = [*health.routes(state), *(r for c in CONTRACTS for r in c.routes(state))]
+    routes.append(openapi.Described(
+        openapi.PATH, getter(lambda _: openapi.document(state, routes)),
+        openapi.Operation("This document", {"type": "object"}),
+    ))  # fmt: skip
     middleware = [Middleware(RequestLog, state=state)]
     if origins := state.settings.cors_origins:
         middleware.append(Middleware(
@@ -58,7 +62,7 @@ class Keys:
         self.app = app
         self._keys = [key.encode() for key in state.settings.api_keys]
         self._open = {
-            health.LIVE, health.READY, health.METRICS, state.settings.health_route, "/openapi.json",
+            health.LIVE, health.READY, health.METRICS, state.settings.health_route, openapi.PATH,
             "/ui", "/.well-known/live", "/.well-known/ready", "/v2/health/live", "/v2/health/ready",
         }  # fmt: skip
 
