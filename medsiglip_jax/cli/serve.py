@@ -54,6 +54,7 @@ def define_flags(sub: Parser) -> None:
               allow_host=REPEATED, allow_prefix=REPEATED)  # fmt: skip
     flags = {
         "--probe P.npz": "of probe fit, which /v1/classify then has by its name; repeatable",
+        "--embeddings DIR": "output of embed by this model, which /v1/search and /ui search",
     }
     add_flags(sub, flags, probe=REPEATED)
     reading.add_preprocess(sub)
@@ -82,7 +83,7 @@ def serve(args: argparse.Namespace) -> int:
     from medsiglip_jax.serve import logs, run
 
     settings = _settings(args)
-    probes = _probes(args.probe or ())
+    probes, corpus = _probes(args.probe or ()), _corpus(args)
     logs.to_stderr()
     server: run.Server
 
@@ -93,7 +94,7 @@ def serve(args: argparse.Namespace) -> int:
 
     server = run.Server(
         settings, _name(args.model), lambda: loading.load(args, loading.local_mesh()), probes,
-        tls=_tls(args), on_ready=ready,
+        corpus, _fetcher(settings), _tls(args), ready,
     )  # fmt: skip
     note(f"loading {args.model}; listening on {settings.host}, port {server.port}")
     server.run()
@@ -136,6 +137,23 @@ def _probes(paths):
     if twice := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"--probe: several are named {', '.join(sorted(twice))}; rename one")
     return {name: open_probe(path) for name, path in zip(names, paths, strict=True)}
+
+
+def _corpus(args: argparse.Namespace):
+    from medsiglip_jax.serve.corpus import Corpus
+
+    return Corpus(args.embeddings) if args.embeddings else None
+
+
+def _fetcher(settings):
+    """What reads addresses; None if none are allowed."""
+    if not (settings.allow_hosts or settings.allow_prefixes):
+        return None
+    from medsiglip_jax.serve.addresses import AllowList
+    from medsiglip_jax.serve.fetching import Fetcher
+
+    allowed = AllowList(settings.allow_hosts, settings.allow_prefixes, settings.allow_private)
+    return Fetcher(allowed, max_bytes=settings.max_body, seconds=settings.fetch_seconds)
 
 
 def _name(model: str) -> str:

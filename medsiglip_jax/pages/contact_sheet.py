@@ -120,14 +120,15 @@ def write(
     for result in results:
         query, head = result["query"], SheetCell(result["query"], "query")
         if query in images:
-            head = SheetCell(_thumbnail(query, queries or dicom), "query", without(query))
+            head = SheetCell(thumbnail(query, queries or dicom), "query", without(query))
         hits = [(hit["source"], f"{hit['score']:.4f}", hit["id"]) for hit in result["hits"]]
-        cells = [SheetCell(_thumbnail(source, dicom), score, id) for source, score, id in hits]
+        cells = [SheetCell(thumbnail(source, dicom), score, id) for source, score, id in hits]
         sections.append(SheetSection(cells, head))
     draw(path, Sheet("Search", "Scores are cosines. Not a medical device.", sections))
 
 
-def _thumbnail(source: str, dicom: Rules) -> Image.Image | str:
+def thumbnail(source: str, dicom: Rules) -> Image.Image | str:
+    """A small picture of a source; "" if it cannot be read."""
     try:
         picture = Image.fromarray(sources.read(source, rules=dicom)[0])
     except UnreadableImage:

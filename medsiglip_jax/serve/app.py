@@ -8,16 +8,25 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from medsiglip_jax.serve import health, openapi
-from medsiglip_jax.serve.contracts import huggingface, kserve, native, openai, vertex, weaviate
+from medsiglip_jax.serve import health, openapi, page
+from medsiglip_jax.serve.contracts import (
+    huggingface,
+    kserve,
+    native,
+    openai,
+    search,
+    vertex,
+    weaviate,
+)
 from medsiglip_jax.serve.http import TEXTS_CUT, as_request_error, getter, plain
 from medsiglip_jax.serve.logs import RequestLog
 from medsiglip_jax.serve.state import State
 
 # A contract is a file and its name here.
-CONTRACTS = (vertex, native, openai, huggingface, kserve, weaviate)
+CONTRACTS = (vertex, native, search, openai, huggingface, kserve, weaviate)
 
 
 def build(state: State) -> Starlette:
@@ -26,7 +35,8 @@ def build(state: State) -> Starlette:
     Args:
         state: of the server; its service may come later.
     """
-    routes = [*health.routes(state), *(r for c in CONTRACTS for r in c.routes(state))]
+    routes: list[Route] = [*health.routes(state), *(r for c in CONTRACTS for r in c.routes(state))]
+    routes += page.routes(state)
     routes.append(openapi.Described(
         openapi.PATH, getter(lambda _: openapi.document(state, routes)),
         openapi.Operation("This document", {"type": "object"}),
@@ -63,7 +73,8 @@ class Keys:
         self._keys = [key.encode() for key in state.settings.api_keys]
         self._open = {
             health.LIVE, health.READY, health.METRICS, state.settings.health_route, openapi.PATH,
-            "/ui", "/.well-known/live", "/.well-known/ready", "/v2/health/live", "/v2/health/ready",
+            page.PATH, "/.well-known/live", "/.well-known/ready", "/v2/health/live",
+            "/v2/health/ready",
         }  # fmt: skip
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

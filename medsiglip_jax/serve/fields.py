@@ -53,6 +53,10 @@ class Fields:
             return default
         return checked(value, kind, self.at(name))
 
+    def value(self, name: str) -> Any:
+        """A field of any kind; None if it is not there."""
+        return self._values.get(name)
+
     def number(self, name: str, least: int, default: int | None = None) -> int:
         """A whole number from `least` on, and no more than a picture may have pixels."""
         value = self.get(name, int, default)

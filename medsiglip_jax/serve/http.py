@@ -36,23 +36,16 @@ def endpoint(
         failed: the body of an error in the form of this contract.
     """
 
-    async def answer(request: Request) -> Response:
+    async def respond(request: Request) -> Response:
         COUNTS.set(counts := TextCounts())
-        try:
-            document = await read_json(request)
-            answered = await handle(state.current(), document, request)
-        except (RequestError, InstanceError, HTTPException, ClientDisconnect) as error:
-            problem = as_request_error(error)
-            return JSONResponse(failed(problem), problem.status, problem.headers)
-        except Exception as error:
-            note_bug(error, request.scope.get("request_id", ""))
-            return JSONResponse(failed(RequestError(500, "Internal server error.")), 500)
+        document = await read_json(request)
+        answered = await handle(state.current(), document, request)
         response = answered if isinstance(answered, Response) else JSONResponse(answered)
         if counts.cut:
             response.headers[TEXTS_CUT] = str(counts.cut)
         return response
 
-    return answer
+    return answering(respond, failed)
 
 
 def getter(
@@ -65,11 +58,27 @@ def getter(
         failed: as of `endpoint`.
     """
 
+    async def respond(request: Request) -> Response:
+        return JSONResponse(tell(request))
+
+    return answering(respond, failed)
+
+
+def answering(
+    respond: Callable[[Request], Awaitable[Response]],
+    failed: Callable[[RequestError], Any] = plain,
+) -> Callable[[Request], Awaitable[Response]]:
+    """What Starlette calls for a route: `respond`, with errors in the form of its contract."""
+
     async def answer(request: Request) -> Response:
         try:
-            return JSONResponse(tell(request))
-        except RequestError as error:
-            return JSONResponse(failed(error), error.status, error.headers)
+            return await respond(request)
+        except (RequestError, InstanceError, HTTPException, ClientDisconnect) as error:
+            problem = as_request_error(error)
+            return JSONResponse(failed(problem), problem.status, problem.headers)
+        except Exception as error:
+            note_bug(error, request.scope.get("request_id", ""))
+            return JSONResponse(failed(RequestError(500, "Internal server error.")), 500)
 
     return answer
 

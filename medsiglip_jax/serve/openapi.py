@@ -56,7 +56,9 @@ class Operation:
 
     Attributes:
         summary: one line.
-        answer: the schema of its JSON; None if it answers text, or with a status of 204 nothing.
+        answer: the schema of its JSON; None if it answers something else, or with a status of 204
+            nothing.
+        media: the type of an answer that is not JSON.
         body: the schema of what it takes; None if it takes no body.
         example: a body that every model with two towers answers with 200.
         error: the schema of what it answers instead.
@@ -71,6 +73,7 @@ class Operation:
     error: Schema = field(default_factory=lambda: PLAIN_ERROR)
     status: int = 200
     parameters: Mapping[str, str] = field(default_factory=dict)
+    media: str = "text/plain"
 
 
 class Described(Route):
@@ -131,7 +134,7 @@ def _answer(said: Operation) -> dict[str, Any]:
         return _json("the answer", said.answer)
     if said.status == 204:
         return {"description": "no content"}
-    return {"description": "the answer", "content": {"text/plain": {"schema": STRING}}}
+    return {"description": "the answer", "content": {said.media: {"schema": STRING}}}
 
 
 def _json(description: str, schema: Schema) -> dict[str, Any]:

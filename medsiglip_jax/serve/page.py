@@ -5,8 +5,28 @@ import hashlib
 import re
 from importlib import resources
 
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from medsiglip_jax.serve.openapi import Described, Operation
+from medsiglip_jax.serve.state import State
+
+PATH = "/ui"
+
 # As text, so that line ends are "\n" on every system: browsers hash them so.
 _HTML = (resources.files("medsiglip_jax.serve") / "ui.html").read_text(encoding="utf-8")
+
+
+def routes(state: State) -> list[Route]:
+    """The page, where only this machine can reach it, or a key is asked for."""
+
+    async def show(request: Request) -> Response:
+        return Response(page(), headers=HEADERS)
+
+    if not (state.settings.is_loopback or state.settings.api_keys):
+        return []
+    return [Described(PATH, show, Operation("A page to try the server", media="text/html"))]
 
 
 def page() -> bytes:

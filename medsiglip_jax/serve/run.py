@@ -14,6 +14,7 @@ import uvicorn
 from medsiglip_jax.embeddings.probe.linear import Probe
 from medsiglip_jax.model.api import Model
 from medsiglip_jax.serve.app import build
+from medsiglip_jax.serve.corpus import Corpus
 from medsiglip_jax.serve.service import Fetches, Service
 from medsiglip_jax.serve.settings import Settings
 from medsiglip_jax.serve.state import State
@@ -39,6 +40,7 @@ class Server:
         name: str,
         load: Callable[[], Model],
         probes: Mapping[str, Probe] | None = None,
+        corpus: Corpus | None = None,
         fetcher: Fetches | None = None,
         tls: tuple[str, str] | None = None,
         on_ready: Callable[[], Any] = lambda: None,
@@ -50,6 +52,7 @@ class Server:
             name: of the model, for requests and answers.
             load: gives the model.
             probes: by the names that requests have.
+            corpus: embeddings of this model to search.
             fetcher: of addresses; None refuses them all.
             tls: files of the certificate chain and of its key; None speaks plain HTTP.
             on_ready: called once the first request would be answered.
@@ -57,7 +60,7 @@ class Server:
         Raises:
             OSError: the port is taken, or the certificate cannot be read.
         """
-        self.state = State(settings, name, probes=dict(probes or {}))
+        self.state = State(settings, name, probes=dict(probes or {}), corpus=corpus)
         self._load, self._fetcher, self._on_ready = load, fetcher, on_ready
         self._socket = _listen(settings.host, settings.port)
         self.port = self._socket.getsockname()[1]
@@ -66,14 +69,15 @@ class Server:
             lifespan="off", timeout_keep_alive=_KEEP_ALIVE, backlog=_BACKLOG,
             ssl_certfile=tls and tls[0], ssl_keyfile=tls and tls[1],
         )  # fmt: skip
-        self._uvicorn = _Uvicorn(config, self.state)
+        self._uvicorn = _Uvicorn(config, self.state, fetcher)
         self._failure: BaseException | None = None
 
     def run(self) -> None:
         """Serves until a signal or `stop`; SIGTERM drains first, a second signal ends at once.
 
         Raises:
-            Exception: what `load` or a probe that does not fit has raised.
+            Exception: what `load` has raised, or a ValueError if probes or embeddings are of
+                another model.
         """
         loading = threading.Thread(target=self._start, name="loading", daemon=True)
         loading.start()
@@ -92,7 +96,9 @@ class Server:
 
     def _start(self) -> None:
         try:
-            service = Service(self._load(), self.state.settings, self.state.measures, self._fetcher)
+            model = self._load()
+            self.state.check(model)
+            service = Service(model, self.state.settings, self.state.measures, self._fetcher)
             service.start()
         except BaseException as error:  # raised in `run`, on the main thread
             self._failure = error
@@ -105,13 +111,18 @@ class Server:
 class _Uvicorn(uvicorn.Server):
     """Ends as Kubernetes needs it: not ready first, and the socket closed only some time later."""
 
-    def __init__(self, config: uvicorn.Config, state: State):
+    def __init__(self, config: uvicorn.Config, state: State, fetcher: Fetches | None):
         super().__init__(config)
-        self._state, self._loop = state, None
+        self._state, self._fetcher, self._loop = state, fetcher, None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self._fetcher is not None:
+            await self._fetcher.close()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._state.draining or self._loop is None:

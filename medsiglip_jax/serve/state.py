@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from medsiglip_jax.embeddings.probe.linear import Probe
+from medsiglip_jax.embeddings.probe.prediction import check_model
+from medsiglip_jax.model.api import Model
+from medsiglip_jax.serve.corpus import Corpus
 from medsiglip_jax.serve.errors import RequestError
 from medsiglip_jax.serve.measures import Measures
 from medsiglip_jax.serve.service import Service
@@ -22,6 +25,7 @@ class State:
         name: of the model, as requests and answers have it.
         measures: what /metrics tells.
         service: None while the model is loaded.
+        corpus: the embeddings that are searched, if any.
         probes: by the names that requests have.
         draining: it is asked to end: it still answers, and is no longer ready.
     """
@@ -30,6 +34,7 @@ class State:
     name: str
     measures: Measures = field(default_factory=Measures)
     service: Service | None = None
+    corpus: Corpus | None = None
     probes: Mapping[str, Probe] = field(default_factory=dict)
     draining: bool = False
 
@@ -51,6 +56,16 @@ class State:
         """
         if name not in (self.name, PurePosixPath(self.name).name):
             raise RequestError(404, f"model: not served here; expected {self.name}")
+
+    def check(self, model: Model) -> None:
+        """Raises ValueError if probes or embeddings were made with another model."""
+        for name, probe in self.probes.items():
+            try:
+                check_model(probe, model)
+            except ValueError as error:
+                raise ValueError(f"probe {name}: {error}") from None
+        if self.corpus is not None:
+            self.corpus.check(model)
 
     @property
     def alive(self) -> bool:

@@ -87,7 +87,7 @@ def predict_inputs(
         ValueError: another model, a probe that does not record how its vectors were made, or inputs
             that are texts.
     """
-    preprocess, normalized = _check_model(fitted, model)
+    preprocess, normalized = check_model(fitted, model)
     rows = _images(inputs, parts, all_files)
     dicom = dicom or from_dict(fitted.provenance.dicom)
     batches = encode_rows(model, rows, preprocess, normalized, batch_size, dicom, on_progress)
@@ -127,7 +127,7 @@ def _images(inputs: Sequence[str], parts: Parts, all_files: bool) -> Rows:
     return rows
 
 
-def _check_model(fitted: Probe, model: Model) -> tuple[str, bool]:
+def check_model(fitted: Probe, model: Model) -> tuple[str, bool]:
     """Preset and normalisation of the probe's embeddings, which must be of this model."""
     wanted = fitted.provenance
     if wanted.preprocess is None or wanted.normalized is None:

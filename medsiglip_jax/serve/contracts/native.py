@@ -74,7 +74,7 @@ def describe(state: State) -> dict[str, Any]:
         "image_size": config.image_size if config else None,
         "embed_dim": config.embed_dim if config else None,
         "probes": heads + sorted(state.probes),
-        "search": False,
+        "search": state.corpus is not None,
     }
 
 
@@ -197,7 +197,8 @@ def _results(
     ]
 
 
-_ERROR = obj({"error": obj({"code": INTEGER, "message": STRING})})
+NATIVE_ERROR = obj({"error": obj({"code": INTEGER, "message": STRING})})
+IMAGE = either(STRING, obj({"bytes": STRING}), obj({"url": STRING}))
 _SCORES = array(either(
     obj({"text": STRING, "logit": NUMBER, "sigmoid": NUMBER, "softmax": NUMBER}),
     obj({"label": STRING, "probability": optional(NUMBER), "positive": BOOLEAN}, {"logit": NUMBER}),
@@ -205,7 +206,7 @@ _SCORES = array(either(
 _CLASSIFY = Operation(
     "Scores of each image against texts, or by a probe or the model's own classifier",
     body=obj(
-        {"images": array(either(STRING, obj({"bytes": STRING}), obj({"url": STRING})))},
+        {"images": array(IMAGE)},
         {"texts": array(STRING), "probe": STRING},
     ),
     example={"images": [{"bytes": ONE_PIXEL}], "texts": ["a cat", "a dog"]},
@@ -216,12 +217,12 @@ _CLASSIFY = Operation(
             obj({"error": obj({"code": STRING, "description": STRING})}),
         )),
     }),
-    error=_ERROR,
+    error=NATIVE_ERROR,
 )  # fmt: skip
 _INFO = Operation(
     "What the model and the server are",
     obj({"model": STRING, "version": STRING, "ready": BOOLEAN, "search": BOOLEAN,
          "image_size": optional(INTEGER), "embed_dim": optional(INTEGER),
          "probes": array(STRING)}),
-    error=_ERROR,
+    error=NATIVE_ERROR,
 )  # fmt: skip
