@@ -11,11 +11,15 @@ _NAMES = {str: "a string", int: "a whole number", bool: "true or false", list: "
 
 
 def checked(value: Any, kind: type[T], where: str) -> T:
-    """The value, if it is of this kind of JSON; bool is no number.
+    """The value, if it is of this kind of JSON; bool is no number, and 2.0 is a whole one.
+
+    Google's clients send whole numbers as 2.0, since protobuf's `Value` has no others.
 
     Raises:
         RequestError: 400, with the place and what was expected, never the value.
     """
+    if kind is int and isinstance(value, float) and value.is_integer():
+        value = int(value)
     if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value
     raise wrong_field(where, f"expected {_NAMES[kind]}")

@@ -52,6 +52,18 @@ def test_patches_are_embedded_each_on_its_own(client, model, files, encoded):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+def test_whole_numbers_may_be_floats_as_googles_clients_send_them(client, encoded):
+    place = {"x_origin": 2.0, "y_origin": 0.0, "width": 10.0, "height": 10.0}
+    answer = client.post(
+        "/predict", {"instances": [image(encoded[0], patch_coordinates_list=[place])]}
+    )
+    [patch] = answer.body["predictions"][0]["patch_embeddings"]
+    assert patch["patch_coordinate"] == place
+    asked = [image(encoded[0], patch_coordinates_list=[{**place, "width": 10.5}])]
+    answer = client.post("/predict", {"instances": asked})
+    assert answer.status == 400 and "width: expected a whole number" in answer.body["error"]
+
+
 def test_a_patch_beyond_the_image_is_black_there_if_that_is_allowed(client, model, files, encoded):
     place = {"x_origin": 150, "y_origin": 100, "width": 100, "height": 100}
     extensions = {"require_patches_fully_in_source_image": "False"}
