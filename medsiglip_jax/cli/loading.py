@@ -9,10 +9,13 @@ from medsiglip_jax.cli.parser import add_flags
 
 
 def add_model(
-    sub: argparse.ArgumentParser, required: bool = True, batch_on_accelerators: str = ""
+    sub: argparse.ArgumentParser,
+    required: bool = True,
+    batch_on_accelerators: str = "",
+    batches: bool = True,
 ) -> None:
-    """Flags of `load`, and --batch-size: by default 8, or what `batch_size` makes of None, which
-    `batch_on_accelerators` describes."""
+    """Flags of `load`, and with `batches` --batch-size: by default 8, or what `batch_size` makes of
+    None, which `batch_on_accelerators` describes."""
     from medsiglip_jax.model.attention import ATTENTION
     from medsiglip_jax.model.weights.checkpoint import DTYPES
 
@@ -26,11 +29,13 @@ def add_model(
         "--matmul-precision NAME": "jax's name of a precision; the default computes float32 in "
         "full on every device",
         "--attention NAME": f"one of {', '.join(ATTENTION)}; by default the fastest of the device",
-        "--batch-size N": "inputs per batch; default 8"
-        + (batch_on_accelerators and f", on accelerators {batch_on_accelerators}"),
     }
-    size = int if batch_on_accelerators else 8
-    add_flags(sub, flags, model={"required": required}, dtype="float32", batch_size=size)
+    add_flags(sub, flags, model={"required": required}, dtype="float32")
+    if batches:
+        said = "inputs per batch; default 8"
+        said += batch_on_accelerators and f", on accelerators {batch_on_accelerators}"
+        size = int if batch_on_accelerators else 8
+        add_flags(sub, {"--batch-size N": said}, batch_size=size)
 
 
 def load(args: argparse.Namespace, mesh=None, recorded: str | None = None):

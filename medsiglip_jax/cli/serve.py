@@ -15,8 +15,7 @@ _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 
 def define_flags(sub: Parser) -> None:
-    loading.add_model(sub)
-    sub.set_defaults(dtype="auto")
+    loading.add_model(sub, required=False, batches=False)
     flags = {
         "--host A": "address to listen on, default %(default)s; 0.0.0.0 for all",
         "--port N": "default %(default)s; on Vertex AI AIP_HTTP_PORT",
@@ -73,14 +72,14 @@ def serve(args: argparse.Namespace) -> int:
       medsiglip-jax serve --model M --host 0.0.0.0 --api-key-file keys.txt
       medsiglip-jax serve --model M --probe findings.npz --allow-host images.example.org
     """
+    args.model = args.model or os.environ.get("AIP_STORAGE_URI")  # as Vertex AI says it
+    if args.model is None:
+        raise ValueError("expected --model M, or AIP_STORAGE_URI in the environment")
     try:
-        import starlette  # noqa: F401
-        import uvicorn  # noqa: F401
+        from medsiglip_jax.serve import logs, run
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"serve needs {error.name}: pip install 'medsiglip-jax[serve]'"
-        ) from None
-    from medsiglip_jax.serve import logs, run
+        install = "pip install 'medsiglip-jax[serve]'"
+        raise ModuleNotFoundError(f"serve needs {error.name}: {install}") from None
 
     settings = _settings(args)
     probes, corpus = _probes(args.probe or ()), _corpus(args)
