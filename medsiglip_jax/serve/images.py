@@ -8,8 +8,11 @@ from PIL import Image
 
 from medsiglip_jax.inference.reader import Reader
 from medsiglip_jax.preprocess.facts import UnreadableImage
-from medsiglip_jax.serve.errors import DIMENSIONS, OUTSIDE, UNREADABLE, InstanceError
+from medsiglip_jax.serve.errors import DIMENSIONS, INVALID_FIELD, OUTSIDE, UNREADABLE, InstanceError
 from medsiglip_jax.serve.instances import Patch, Picture
+
+# The official container applies the window of a request to these, too.
+_RADIOGRAPHS = ("modality CR", "modality DX")
 
 
 def squares(data: bytes, picture: Picture, reader: Reader) -> list[UInt8[np.ndarray, "s s 3"]]:
@@ -24,7 +27,10 @@ def squares(data: bytes, picture: Picture, reader: Reader) -> list[UInt8[np.ndar
         InstanceError: the image cannot be read, or a patch does not lie in it.
     """
     try:
-        pixels, _ = reader.decode(data)
+        pixels, facts = reader.decode(data)
+        if reader.rules.ct_window and facts.seen.startswith(_RADIOGRAPHS):
+            problem = "a window is applied to CT; of radiographs the file's own is"
+            raise InstanceError(INVALID_FIELD, problem)
         return [reader.square(part) for part in _parts(pixels, picture, reader)]
     except UnreadableImage as error:
         raise InstanceError(UNREADABLE, error.reason) from None

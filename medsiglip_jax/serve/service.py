@@ -93,7 +93,8 @@ class Service:
         self._pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="reader")
         self._pending, self._pace = 0, _Pace()
         self._texts: OrderedDict[str, _KnownText] = OrderedDict()
-        self._reader = functools.cache(functools.partial(Reader, model.config.vision))
+        # A request may bring rules of its own, such as a window.
+        self._reader = functools.lru_cache(64)(functools.partial(Reader, model.config.vision))
         self._ready = False
         self.measures.watch(self._batcher.waiting, lambda: self._pending)
 

@@ -1,5 +1,7 @@
 """The official container's contract: requests of its clients are answered field by field."""
 
+import base64
+import io
 import json
 
 import numpy as np
@@ -125,3 +127,28 @@ def test_what_the_schema_does_not_allow_is_named_by_its_place(client, body, stat
 def test_health_is_that_of_the_official_container(client):
     answer = client.get("/health")
     assert (answer.status, answer.body) == (200, b"ok")
+
+
+def test_a_window_is_applied_to_ct_and_refused_for_radiographs(client, model):
+    pydicom = pytest.importorskip("pydicom")
+    from pydicom.data import get_testdata_file
+
+    dataset = pydicom.dcmread(get_testdata_file("CT_small.dcm", download=False))
+    ct = _written(dataset)
+    dataset.Modality = "CR"
+    window = {"center": 40, "width": 400}
+    asked = [
+        image(base64.b64encode(content).decode(), radiology_dicom_window_level=window)
+        for content in (ct, _written(dataset))
+    ]
+    first, second = client.post("/predict", {"instances": asked}).body["predictions"]
+    pixels = model.processor.images([ct], "serving", Rules("official", (400, 40)))
+    np.testing.assert_allclose(first["embedding"], model.encode_image(pixels)[0], atol=1e-5)
+    assert second["error"]["code"] == "INVALID_REQUEST_FIELD_ERROR"
+    assert "window" in second["error"]["description"]
+
+
+def _written(dataset) -> bytes:
+    written = io.BytesIO()
+    dataset.save_as(written)
+    return written.getvalue()
