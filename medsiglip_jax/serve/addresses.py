@@ -181,7 +181,6 @@ class AllowList:
 
     def _plain(self, text: str) -> Address:
         """An address of http(s) on a host of the list."""
-        _check_characters(text)
         parts = _HTTP.fullmatch(text)
         if not parts:
             raise _refused("neither http(s) nor below a prefix that this server reads from")

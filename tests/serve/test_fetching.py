@@ -40,45 +40,70 @@ PREFIXES = ["gs://bucket/prefix/", STORE]
 ADDRESSES = [
     # Other schemes
     "file:///etc/passwd", "ftp://good.example/a", "gopher://good.example:70/_x", "data:,x",
-    "data:image/png;base64,AAAA", "dict://good.example:11211/", "ws://good.example/", "s3://bucket/prefix/a",
-    "//good.example/a", "good.example/a", "http:good.example/a", "http:/good.example/a", "", "http://",
+    "data:image/png;base64,AAAA", "dict://good.example:11211/", "ws://good.example/",
+    "s3://bucket/prefix/a",
+    "//good.example/a", "good.example/a", "http:good.example/a", "http:/good.example/a", "",
+    "http://",
     "http:///a", "jar:http://good.example/a", "unix:///run/docker.sock",
     # Other hosts, or none
     "http://evil.example/", "http://good.example.evil.example/", "http://evilgood.example/",
-    "http://below.example/", "http://evilbelow.example/", "http://.below.example/", "http://a..below.example/",
-    "http://localhost/", "http://localhost./", "http://metadata.google.internal/computeMetadata/v1/",
+    "http://below.example/", "http://evilbelow.example/", "http://.below.example/",
+    "http://a..below.example/",
+    "http://localhost/", "http://localhost./",
+    "http://metadata.google.internal/computeMetadata/v1/",
     # Names and passwords, and what parsers disagree on
-    "http://good.example@evil.example/", "http://user:password@good.example/", "http://@good.example/",
+    "http://good.example@evil.example/", "http://user:password@good.example/",
+    "http://@good.example/",
     "http://good.example:80@evil.example/", "http://evil.example#@good.example/",
     "http://evil.example?@good.example/", "http://good.example\\@evil.example/",
-    "http:\\\\good.example/", "http://evil.example\\.good.example/", "http://good.example\t.evil.example/",
-    "http://good.example\n/", "http://good.example\r\nHost: evil.example/", "http://good.example\x00.evil/",
-    "http://good.example /", " http://good.example/", "\x01http://good.example/", "http://good.example\ud800/",
-    "http://good%2eexample/", "http://%67ood.example/", "http://%31%32%37.0.0.1/", "http://good.example%00/",
-    "http://good.example:/", "http://[good.example]/", "http://good.example]/", "http://good.example../",
+    "http:\\\\good.example/", "http://evil.example\\.good.example/",
+    "http://good.example\t.evil.example/",
+    "http://good.example\n/", "http://good.example\r\nHost: evil.example/",
+    "http://good.example\x00.evil/",
+    "http://good.example /", " http://good.example/", "\x01http://good.example/",
+    "http://good.example\ud800/",
+    "http://good%2eexample/", "http://%67ood.example/", "http://%31%32%37.0.0.1/",
+    "http://good.example%00/",
+    "http://good.example:/", "http://[good.example]/", "http://good.example]/",
+    "http://good.example../",
     "http://127。0。0。1/", "http://１２７.0.0.1/", "http://①②⑦.1/", "http://good.example／evil/",
     "http://good.example／@evil/", "http://good。example。evil/", "http://\u200b/", "http://..。/",
     "http://" + "a" * 254 + ".below.example/", "http://" + "ü" * 250 + ".below.example/",
-    "http://good.example/" + "a" * 2048,
+    "http://" + 5 * ("a" * 60 + ".") + "below.example/", "http://good.example/" + "a" * 2048,
+    "http://good.example/a\\b", "http://good.example/a\nb", "http://good.example/?\ud800",
+    "gs://bucket/prefix/\udfff",
     # Ports
-    "http://good.example:22/", "http://good.example:443/", "https://good.example:80/", "http://good.example:0/",
-    "http://good.example:65616/", "http://good.example:80:80/", "http://good.example:8０/", "http://odd.example/",
+    "http://good.example:22/", "http://good.example:443/", "https://good.example:80/",
+    "http://good.example:0/",
+    "http://good.example:65616/", "http://good.example:80:80/", "http://good.example:8０/",
+    "http://odd.example/",
     "http://odd.example:80/", "http://10.0.0.5/", "https://10.0.0.5:443/",
     # IP addresses: loopback, private, link-local, metadata, each in disguise
-    "http://127.0.0.1/", "http://127.1/", "http://2130706433/", "http://0x7f000001/", "http://0x7f.1/",
-    "http://0177.0.0.1/", "http://017700000001/", "http://127.0.0.1./", "http://0/", "http://0.0.0.0/",
-    "http://0x/", "http://10.0.0.6:8042/", "http://10.5:8042/", "http://0xa.0.0.5:8042/", "http://167772165:8042/",
-    "http://012.0.0.5:8042/", "http://10.0.0.05:8042/", "http://a.below.example.1/", "http://192.168.0.1/",
-    "http://172.16.0.1/", "http://169.254.169.254/latest/meta-data/", "http://0xa9fea9fe/", "http://2852039166/",
-    "http://100.64.0.1/", "http://224.0.0.1/", "http://255.255.255.255/", "http://[::1]/", "http://[::]/",
-    "http://[::ffff:127.0.0.1]/", "http://[::ffff:10.0.0.5]:8042/", "http://[::ffff:7f00:1]/", "http://[::127.0.0.1]/",
-    "http://[fd00:ec2::254]/", "http://[fe80::1]/", "http://[fe80::1%25eth0]/", "http://[fe80::1%eth0]/",
-    "http://[64:ff9b::7f00:1]/", "http://[2002:7f00:1::]/", "http://[::1", "http://::1/", "http://[::1]good.example/",
+    "http://127.0.0.1/", "http://127.1/", "http://2130706433/", "http://0x7f000001/",
+    "http://0x7f.1/",
+    "http://0177.0.0.1/", "http://017700000001/", "http://127.0.0.1./", "http://0/",
+    "http://0.0.0.0/",
+    "http://0x/", "http://10.0.0.6:8042/", "http://10.5:8042/", "http://0xa.0.0.5:8042/",
+    "http://167772165:8042/",
+    "http://012.0.0.5:8042/", "http://10.0.0.05:8042/", "http://a.below.example.1/",
+    "http://192.168.0.1/",
+    "http://172.16.0.1/", "http://169.254.169.254/latest/meta-data/", "http://0xa9fea9fe/",
+    "http://2852039166/",
+    "http://100.64.0.1/", "http://224.0.0.1/", "http://255.255.255.255/", "http://[::1]/",
+    "http://[::]/",
+    "http://[::ffff:127.0.0.1]/", "http://[::ffff:10.0.0.5]:8042/", "http://[::ffff:7f00:1]/",
+    "http://[::127.0.0.1]/",
+    "http://[fd00:ec2::254]/", "http://[fe80::1]/", "http://[fe80::1%25eth0]/",
+    "http://[fe80::1%eth0]/",
+    "http://[64:ff9b::7f00:1]/", "http://[2002:7f00:1::]/", "http://[::1", "http://::1/",
+    "http://[::1]good.example/",
     "http://[0:0:0:0:0:0:0:1]:80/", "http://[v1.a]/", "http://93.184.215.14/",
     # Outside of the prefixes
     "gs://bucket/other/a.png", "gs://bucket/prefixed.png", "gs://bucket/prefix/../other/a.png",
-    "gs://bucket/prefix/./a.png", "gs://bucket/prefix/a/..", "gs://bucket", "gs://bucket/", "gs://bucket2/prefix/a.png",
-    "gs://user@bucket/prefix/a.png", "gs://BUCKET/prefix/a.png", "GS://bucket/prefix/a.png", "gs:///bucket/prefix/a",
+    "gs://bucket/prefix/./a.png", "gs://bucket/prefix/a/..", "gs://bucket", "gs://bucket/",
+    "gs://bucket2/prefix/a.png",
+    "gs://user@bucket/prefix/a.png", "gs://BUCKET/prefix/a.png", "GS://bucket/prefix/a.png",
+    "gs:///bucket/prefix/a",
     "gs://bucket/prefix\\..\\other", "gs://bucket/prefix/a\nb", "gs://bucket//prefix/a.png",
     *(STORE.replace(old, new) + STUDY for old, new in (
         ("https", "http"), (".com", ".com:443"), (".com", ".com.evil.example"), (".com", ".com."),
@@ -420,7 +445,9 @@ def test_redirects_to_a_name_that_leads_inside():
     assert network.opened == [(PUBLIC, 80)] * len(LOOKUPS)
 
 
-@pytest.mark.parametrize("location", ["http://[::1", "\udcff", "http://good.example:9/", "/\udce4"])
+@pytest.mark.parametrize(
+    "location", ["http://[::1", "\udcff", "//good.exa\tmple/", "http://good.example:9/", "/\udce4"]
+)
 def test_redirects_that_no_client_should_read(location):
     answer = redirect("LOCATION").replace(b"LOCATION", location.encode("utf-8", "surrogateescape"))
     got, network, _ = ask("http://good.example/", lambda path: answer, AllowList(HOSTS), NAMES)
@@ -464,6 +491,7 @@ def test_cookies_are_not_kept_and_proxies_not_asked(monkeypatch):
     got, network, server = ask("http://good.example/", answers, AllowList(HOSTS), NAMES)
     assert got == b"image" and "Cookie" not in server.heads[1]
     assert f"User-Agent: medsiglip-jax/{__version__}\r\n" in server.heads[0]
+    assert "Accept-Encoding: identity\r\n" in server.heads[0]
     assert network.opened == [(PUBLIC, 80)] * 2
 
 
@@ -507,8 +535,10 @@ def tls(authority, monkeypatch):
 def test_the_certificate_is_of_the_name_and_not_of_the_ip_address(tls):
     names = {**NAMES, "a.below.example": [[PUBLIC]]}
     answers = lambda path: hostile.whole(b"image")  # noqa: E731
-    got, _, server = ask("https://good.example/a", answers, AllowList(HOSTS), names, tls)
+    address = "https://GOOD.example./%61 b.png?c=ü#d"
+    got, _, server = ask(address, answers, AllowList(HOSTS), names, tls)
     assert got == b"image" and server.names == ["good.example"]
+    assert server.heads[0].startswith("GET /%61%20b.png?c=%C3%BC HTTP/1.1\r\n")
     assert "Host: good.example\r\n" in server.heads[0]
     got, _, server = ask("https://a.below.example/", answers, AllowList(HOSTS), names, tls)
     assert (got.code, got.description) == (HTTP, "its server has no valid certificate")
