@@ -35,7 +35,7 @@ _PREFIX = re.compile(
 )
 _KEPT = "/%:@!$&'()*+,;=~?"  # what `quote` leaves as it is in paths and queries
 
-# Networks that allow_private=True opens: RFC 1918 and 6598, loopback, and RFC 4193.
+# Networks that `private=True` opens: RFC 1918 and 6598, loopback, and RFC 4193.
 _PRIVATE = [
     ip_network(net)
     for net in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "127.0.0.0/8",

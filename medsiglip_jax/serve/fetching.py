@@ -42,12 +42,12 @@ class Fetcher:
     Every hop is checked anew: its scheme, host and port, then all IP addresses that its name leads
     to. They are looked up once, and a connection, which may be used again, goes to one of them.
     Nothing is looked up for an address that the list does not allow. Certificates are checked
-    against the system's authorities, or those of SSL_CERT_FILE. Whatever a server does, at most
-    `concurrent * max_bytes` are being received.
+    against the system's authorities, or those of SSL_CERT_FILE. Whatever servers do, at most
+    `concurrent * max_bytes` are received at once, which are held twice for a moment.
 
     Args:
         allowed: what may be read; private networks only as it says.
-        max_bytes: of one answer, after decompression.
+        max_bytes: of one answer, as it is sent and after decompression.
         seconds: for one address in all, with its redirects and the wait for its turn.
         concurrent: how many addresses are read at once; more wait for their turn.
         lookup: (name, port) -> its IP addresses, at least one, or an OSError; by default the
@@ -270,7 +270,7 @@ def _said(error: Exception) -> str:
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return "its name cannot be looked up"
     if isinstance(error, aiohttp.ClientSSLError):
-        return "its server has no valid certificate"
+        return "its server has no valid certificate or TLS"
     if isinstance(error, aiohttp.ClientPayloadError | zlib.error):
         return "the answer ends early, or is damaged"
     if isinstance(error, aiohttp.ClientResponseError):

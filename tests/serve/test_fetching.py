@@ -479,6 +479,14 @@ def test_a_redirect_to_a_good_address_is_followed():
         assert "Host: a.below.example\r\n" in server.heads[-1]
 
 
+def test_a_port_of_its_own_is_told_to_the_server():
+    names = {"odd.example": [[PUBLIC]]}
+    got, _, server = ask(
+        "http://odd.example:8042/", lambda path: hostile.whole(b"image"), AllowList(HOSTS), names
+    )
+    assert got == b"image" and "Host: odd.example:8042\r\n" in server.heads[0]
+
+
 def test_cookies_are_not_kept_and_proxies_not_asked(monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
@@ -541,7 +549,7 @@ def test_the_certificate_is_of_the_name_and_not_of_the_ip_address(tls):
     assert server.heads[0].startswith("GET /%61%20b.png?c=%C3%BC HTTP/1.1\r\n")
     assert "Host: good.example\r\n" in server.heads[0]
     got, _, server = ask("https://a.below.example/", answers, AllowList(HOSTS), names, tls)
-    assert (got.code, got.description) == (HTTP, "its server has no valid certificate")
+    assert (got.code, got.description) == (HTTP, "its server has no valid certificate or TLS")
     assert not server.heads
 
 
