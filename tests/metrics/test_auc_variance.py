@@ -197,19 +197,19 @@ def test_patients_with_unequally_many_rows_do_not_make_the_variance_too_small():
 # --------------------------------------------------------------------------------------- the ends
 
 
-def newcombe(auc, m, n):
-    """The variance of method 5, Newcombe 2006, typed from the paper."""
-    n_star = (m + n) / 2 - 1
-    curve = n_star * (1 - auc) / (2 - auc) + n_star * auc / (1 + auc)
-    return auc * (1 - auc) * (1 + curve) / (m * n)
+def binormal(auc, m, n):
+    """The variance for normal scores: two pairs that share a row are right together as often as
+    two normal variables with a correlation of 0.5 are below the quantile of the AUC."""
+    both = stats.multivariate_normal(cov=[[1, 0.5], [0.5, 1]]).cdf([special.ndtri(auc)] * 2)
+    return (auc * (1 - auc) + (m + n - 2) * (both - auc**2)) / (m * n)
 
 
 def test_perfect_order_is_no_certainty():
     """The limit is the AUC at which a perfect order is as far as Student's t allows."""
     found = delong(np.arange(20), np.arange(20) >= 15)
     assert (found.value, found.high) == (1, 1)
-    error = math.sqrt(newcombe(found.low, 5, 15))
-    assert (1 - found.low) / error == pytest.approx(stats.t.ppf(0.975, 4), rel=1e-9)
+    error = math.sqrt(binormal(found.low, 5, 15))
+    assert (1 - found.low) / error == pytest.approx(stats.t.ppf(0.975, 4), rel=1e-5)
     assert found == delong(np.arange(20), np.arange(20) >= 15, student=True)
     upside_down = delong(-np.arange(20), np.arange(20) >= 15)
     assert (upside_down.value, upside_down.low) == (0, 0)
@@ -229,6 +229,22 @@ def test_an_almost_perfect_order_has_nearly_the_interval_of_a_perfect_one(positi
     published = delong(scores, labels)
     ratios = [(x.high - x.low) / (perfect.high - perfect.low) for x in (published, almost)]
     assert ratios[0] < 0.1 and 0.25 < ratios[1] < 1
+
+
+def test_tied_positives_are_no_certainty():
+    """Both positives in the middle of three ratings: they do not vary, but others would."""
+    labels = np.arange(302) < 2
+    ratings = np.concatenate([[1, 1], np.repeat([0, 1, 2], [150, 100, 50])])
+    tied = delong(ratings, labels, student=True)
+    assert tied.high - tied.low > 0.5
+    rng, held = np.random.default_rng(0), []
+    share = special.ndtr([0.5, 1.5])
+    steps = np.diff([0, *share, 1]), np.diff([0, *special.ndtr([-0.5, 0.5]), 1])  # a shift of 1
+    truth = steps[1] @ (np.cumsum(steps[0]) - steps[0] / 2)
+    for _ in range(200):
+        drawn = np.digitize(rng.normal(size=302) + labels, [0.5, 1.5])
+        held.append(truth in delong(drawn, labels, student=True))
+    assert np.mean(held) >= 0.93
 
 
 def test_two_perfect_scores_agree_without_certainty_and_one_score_with_itself_does():

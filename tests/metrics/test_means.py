@@ -74,6 +74,18 @@ def test_few_patients_have_no_interval_however_many_images():
     assert math.isnan(macro_delong(np.zeros((9, 2)), np.ones((9, 2))).auc.value)
 
 
+def test_many_images_of_few_patients_hold_the_truth_as_often_as_they_say():
+    """Images of a patient that are hardly alike tell more than one image of each patient would."""
+    held, units, areas = [], np.repeat(np.arange(8), 20), [0.7, 0.8, 0.9]
+    for seed in range(400):
+        rng = np.random.default_rng([3, seed])
+        scores, labels = exclusive(rng, 160, areas)
+        scores += 0.5 * rng.normal(size=(8, 3))[units]
+        truth = special.ndtr(special.ndtri(areas) / math.sqrt(1.25)).mean()
+        held.append(truth in macro_delong(scores, labels, groups=units).auc)
+    assert 0.93 <= np.mean(held) <= 0.97
+
+
 def test_perfect_classes_are_no_certainty_in_the_mean():
     labels = np.arange(60)[:, None] % 3 == np.arange(3)
     found = macro_delong(labels * 1.0, labels).auc

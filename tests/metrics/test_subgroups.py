@@ -82,11 +82,24 @@ def test_many_images_of_few_patients_are_flagged():
 
 def test_a_perfect_subgroup_has_a_gap_with_a_width():
     labels, part = np.arange(80) % 2, np.repeat(["a", "b"], 40)
-    perfect, _ = subgroup_aucs(labels * 1.0, labels, part)
+    noise = 2 * np.random.default_rng(0).normal(size=80) * (part == "b")
+    perfect, other = subgroup_aucs(labels + noise, labels, part)
     assert perfect.auc == delong(labels[:40], labels[:40]) and perfect.auc.low < 1
-    reach = 1 - perfect.auc.low
-    assert (perfect.gap.low, perfect.gap.high) == pytest.approx((-reach, reach))
-    assert perfect.p == 1
+    down, up = 1 - perfect.auc.low, other.auc.high - other.auc.value
+    assert perfect.gap.value - perfect.gap.low == pytest.approx(math.hypot(down, up))
+    assert perfect.gap.high - perfect.gap.value == pytest.approx(other.auc.value - other.auc.low)
+
+
+def test_gaps_of_nearly_perfect_aucs_have_no_limits():
+    """No gap of theirs could be told from none, however large it is in these patients."""
+    labels, part = np.arange(80) % 2, np.repeat(["a", "b"], 40)
+    scores = labels * 1.0
+    for swapped, withheld in ((0, True), (1, True), (12, False)):
+        wrong = np.flatnonzero((part == "b") & (labels == 0))[:swapped]
+        scores[wrong] = 2
+        perfect, _ = subgroup_aucs(scores, labels, part)
+        assert math.isnan(perfect.gap.low) is withheld and math.isnan(perfect.gap.high) is withheld
+        assert (perfect.p < 0.05) is not withheld
 
 
 @pytest.mark.slow
