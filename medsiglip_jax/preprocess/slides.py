@@ -200,6 +200,30 @@ def read(path: str, x: int, y: int, level: int, size: int) -> UInt8[np.ndarray, 
     return slide.region(x, y, level, size, size)
 
 
+def sizes(path: str) -> tuple[tuple[int, int], ...]:
+    """(width, height) of each level, the finest first; raises as `read`."""
+    return handles.opened(path, _open).sizes
+
+
+def region(
+    path: str, x: int, y: int, level: int, width: int, height: int
+) -> UInt8[np.ndarray, "h w 3"]:
+    """A rectangle that lies in a level, over white.
+
+    Args:
+        path: a local file.
+        x, y: its upper left corner, in pixels of that level.
+        level: of the pyramid; 0 is the finest.
+        width, height: in pixels of that level.
+
+    Raises:
+        UnreadableImage: not a slide, or damaged at this place; the reason, without the path.
+    """
+    slide = handles.opened(path, _open)
+    scale = slide.downsamples[level]
+    return slide.region(round(x * scale), round(y * scale), level, width, height)
+
+
 def _not_cut(slide: _Slide) -> UnreadableImage:
     """Why a slide cannot be cut into tiles."""
     if slide.mpp is None:

@@ -1,5 +1,7 @@
 """The content of a file in a request -> the squares that the image tower takes."""
 
+import os
+import tempfile
 from collections.abc import Iterator
 
 import numpy as np
@@ -7,9 +9,10 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from medsiglip_jax.inference.reader import Reader
+from medsiglip_jax.preprocess import formats
 from medsiglip_jax.preprocess.facts import UnreadableImage
 from medsiglip_jax.serve.errors import DIMENSIONS, INVALID_FIELD, OUTSIDE, UNREADABLE, InstanceError
-from medsiglip_jax.serve.instances import Patch, Picture
+from medsiglip_jax.serve.instances import Level, Patch, Picture
 
 # The official container applies the window of a request to these, too.
 _RADIOGRAPHS = ("modality CR", "modality DX")
@@ -27,6 +30,8 @@ def squares(data: bytes, picture: Picture, reader: Reader) -> list[UInt8[np.ndar
         InstanceError: the image cannot be read, or a patch does not lie in it.
     """
     try:
+        if picture.level is not None:
+            return list(_of_slide(data, picture, picture.level, reader))
         pixels, facts = reader.decode(data)
         if reader.rules.ct_window and facts.seen.startswith(_RADIOGRAPHS):
             problem = "a window is applied to CT; of radiographs the file's own is"
@@ -38,6 +43,28 @@ def squares(data: bytes, picture: Picture, reader: Reader) -> list[UInt8[np.ndar
         raise InstanceError(UNREADABLE, str(error)) from None
     except ValueError as error:  # rules that do not say how a volume is read
         raise InstanceError(UNREADABLE, str(error)) from None
+
+
+def _of_slide(data: bytes, picture: Picture, level: Level, reader: Reader) -> Iterator[np.ndarray]:
+    """The patches of one level, or all of it; OpenSlide reads files only."""
+    slides = formats.SLIDES.load()
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "slide.svs")
+        with open(path, "wb") as file:
+            file.write(data)
+        sizes = slides.sizes(path)
+        number = level.chosen(sizes)
+        width, height = sizes[number]
+        if picture.resized:
+            raise InstanceError(DIMENSIONS, "image_dimensions is not for levels of slides")
+        for patch in picture.patches or (Patch(0, 0, width, height),):
+            inside = 0 <= patch.x <= width - patch.width and 0 <= patch.y <= height - patch.height
+            if picture.inside and not inside:
+                raise _outside(patch, width, height)
+            reader.rules.check_size(patch.width, patch.height)
+            yield reader.square(
+                slides.region(path, patch.x, patch.y, number, patch.width, patch.height)
+            )
 
 
 def _parts(pixels: np.ndarray, picture: Picture, reader: Reader) -> Iterator[np.ndarray]:
@@ -62,17 +89,18 @@ def _resized(pixels: np.ndarray, size: tuple[int, int], reader: Reader) -> np.nd
     return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize(size, how))
 
 
+def _outside(patch: Patch, width: int, height: int) -> InstanceError:
+    place = f"the patch at {patch.x},{patch.y} of {patch.width}x{patch.height}"
+    return InstanceError(OUTSIDE, f"{place} does not lie in the image of {width}x{height}")
+
+
 def _cut(pixels: np.ndarray, patch: Patch, inside: bool, reader: Reader) -> np.ndarray:
     height, width, _ = pixels.shape
     right, bottom = patch.x + patch.width, patch.y + patch.height
     if patch.x >= 0 and patch.y >= 0 and right <= width and bottom <= height:
         return pixels[patch.y : bottom, patch.x : right]
     if inside:
-        raise InstanceError(
-            OUTSIDE,
-            f"the patch at {patch.x},{patch.y} of {patch.width}x{patch.height} does not lie in the "
-            f"image of {width}x{height}",
-        )
+        raise _outside(patch, width, height)
     try:
         reader.rules.check_size(patch.width, patch.height)
     except UnreadableImage as error:

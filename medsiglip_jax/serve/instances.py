@@ -3,6 +3,7 @@
 import base64
 import binascii
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +33,29 @@ class Patch:
 
 
 @dataclass(frozen=True)
+class Level:
+    """A level of a slide's pyramid: by its number, or by what it has to be at least as large as.
+
+    Attributes:
+        index: from 0, the finest; negative ones count from the end. Beyond, the nearest there is.
+        least: (width, height): the coarsest level that is no smaller, or else the finest.
+    """
+
+    index: int = 0
+    least: tuple[int, int] | None = None
+
+    def chosen(self, sizes: Sequence[tuple[int, int]]) -> int:
+        """Which of the levels with these (width, height), the finest first."""
+        count = len(sizes)
+        if self.least is None:
+            index = self.index + count if self.index < 0 else self.index
+            return min(max(index, 0), count - 1)
+        width, height = self.least
+        enough = [i for i, (w, h) in enumerate(sizes) if w >= width and h >= height]
+        return enough[-1] if enough else 0
+
+
+@dataclass(frozen=True)
 class Reading:
     """How an image becomes pixels.
 
@@ -57,6 +81,7 @@ class Picture:
             are black, if `inside` is false.
         inside: refuse patches that reach beyond the image.
         resized: (width, height) that the image is resized to before it is cut into patches.
+        level: of a slide, which is then read at that level; its patches are in pixels of it.
     """
 
     content: str | None = None
@@ -65,6 +90,7 @@ class Picture:
     inside: bool = True
     resized: tuple[int, int] | None = None
     reading: Reading | None = None
+    level: Level | None = None
 
     @property
     def rows(self) -> int:

@@ -152,3 +152,61 @@ def _written(dataset) -> bytes:
     written = io.BytesIO()
     dataset.save_as(written)
     return written.getvalue()
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory):
+    """A pyramid of two levels."""
+    pytest.importorskip("openslide")
+    tifffile = pytest.importorskip("tifffile")
+    rng = np.random.default_rng(0)
+    fine = rng.integers(0, 256, (512, 768, 3), np.uint8)
+    coarse = np.ascontiguousarray(fine[::2, ::2])
+    path = tmp_path_factory.mktemp("slides") / "a.svs"
+    with tifffile.TiffWriter(path) as file:
+        for level, pixels in enumerate((fine, coarse)):
+            said = f"Aperio Image Library v11.2.1\n{pixels.shape[1]}x{pixels.shape[0]} |MPP = 0.5"
+            file.write(
+                pixels, tile=(256, 256), photometric="rgb", compression="adobe_deflate",
+                description=said, metadata=None, subfiletype=int(level > 0),
+            )  # fmt: skip
+    return path, (fine, coarse)
+
+
+class Bucket:
+    """Stands for the fetcher, which tests of its own cover."""
+
+    def __init__(self, content: bytes):
+        self.content = content
+
+    async def fetch(self, address: str) -> bytes:
+        return self.content
+
+    async def close(self) -> None:
+        pass
+
+
+def test_patches_of_a_level_of_a_slide(model, slide, serving):
+    from medsiglip_jax.serve.settings import Settings
+
+    path, levels = slide
+    places = [(0, 0, 100, 80), (60, 40, 64, 64)]
+    asked = [dict(zip(("x_origin", "y_origin", "width", "height"), p, strict=True)) for p in places]
+    chosen = {(0, "index"): {"index": 0}, (1, "index"): {"index": -1}, (1, "far"): {"index": 9},
+              (1, "least"): {"width": 300, "height": 200}}  # fmt: skip
+    settings = Settings(port=0, max_batch=2, drain_delay=0.0)
+    with serving(model, settings, fetcher=Bucket(path.read_bytes())) as client:
+        instances = [
+            {"image": {"gcs_uri": "gs://b/a.svs", "openslide_pyramid_level": level,
+                       "patch_coordinates_list": asked}}
+            for level in chosen.values()
+        ]  # fmt: skip
+        beyond = {"x_origin": 350, "y_origin": 0, "width": 64, "height": 64}
+        instances.append({"image": {**instances[1]["image"], "patch_coordinates_list": [beyond]}})
+        *answers, last = client.post("/predict", {"instances": instances}).body["predictions"]
+    for (number, _), answer in zip(chosen, answers, strict=True):
+        cut = [levels[number][y : y + h, x : x + w] for x, y, w, h in places]
+        expected = model.encode_image(model.processor.images(cut, "serving"))
+        found = np.array([p["embedding"] for p in answer["patch_embeddings"]])
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert last["error"]["code"] == "PATCH_OUTSIDE_OF_IMAGE_DIMENSIONS_ERROR"

@@ -2,7 +2,8 @@
 python/serving, instance.yaml and prediction.yaml).
 
 What differs: an instance that cannot be answered does not harm the others; addresses are fetched
-only where the server allows them, and tokens in requests are not used.
+only where the server allows them, and tokens in requests are not used. What lies beyond a slide is
+white, as everywhere here, and not black.
 """
 
 import re
@@ -23,7 +24,7 @@ from medsiglip_jax.serve.errors import (
 )
 from medsiglip_jax.serve.fields import Fields
 from medsiglip_jax.serve.http import NOT_JSON, endpoint
-from medsiglip_jax.serve.instances import Instance, Patch, Picture, Reading, Text
+from medsiglip_jax.serve.instances import Instance, Level, Patch, Picture, Reading, Text
 from medsiglip_jax.serve.openapi import (
     INTEGER,
     NUMBER,
@@ -109,14 +110,24 @@ def _picture(fields: Fields, rules: Rules) -> Picture:
         raise wrong_field(fields.at(source), f"expected the form {_FORMS[source]}")
     patches = tuple(_patch(patch) for patch in _patches(fields))
     _check_credential(fields, source)
-    if "openslide_pyramid_level" in fields:
-        if source in ("input_bytes", "dicomweb_uri"):
-            raise wrong_field(fields.at("openslide_pyramid_level"), f"not with {source}")
-        raise InstanceError(INVALID_FIELD, "this server reads no levels of slides; send tiles")
+    level = _level(fields, source)
     inside, resized = _extensions(fields)
     reading = Reading("serving", _with_window(fields, rules))
     content, address = (value, None) if source == "input_bytes" else (None, value)
-    return Picture(content, address, patches, inside, resized, reading)
+    return Picture(content, address, patches, inside, resized, reading, level)
+
+
+def _level(fields: Fields, source: str) -> Level | None:
+    if "openslide_pyramid_level" not in fields:
+        return None
+    if source in ("input_bytes", "dicomweb_uri"):
+        raise wrong_field(fields.at("openslide_pyramid_level"), f"not with {source}")
+    level = fields.fields("openslide_pyramid_level")
+    if "index" in level:
+        level.only("index")
+        return Level(level.number("index", -(1 << 31)))
+    level.only("width", "height")
+    return Level(least=(level.number("width", 1), level.number("height", 1)))
 
 
 def _patches(fields: Fields) -> list[Fields]:
