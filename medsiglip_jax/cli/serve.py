@@ -3,6 +3,7 @@
 import argparse
 import os
 import re
+import sys
 from pathlib import PurePath
 from typing import Any
 
@@ -90,6 +91,7 @@ def serve(args: argparse.Namespace) -> int:
         scheme = "https" if args.certfile else "http"
         address = f"{scheme}://{settings.host}:{server.port}"
         show({"address": address, "model": args.model}, args.json, lambda r: f"ready: {address}")
+        sys.stdout.flush()  # to a pipe, too: whoever starts the server waits for this line
 
     server = run.Server(
         settings, _name(args.model), lambda: loading.load(args, loading.local_mesh()), probes,
