@@ -95,6 +95,8 @@ def decode_with_facts(
         raise FileNotFoundError(f"{describe(given)}: no such file") from None
     except ModuleNotFoundError:
         raise
+    except UnreadableImage as error:
+        raise error.of(describe(given)) from None
     except Exception as error:  # PIL plugins raise nearly every type there is on hostile input
         raise UnreadableImage(pil.reason(error), describe(given)) from None
 

@@ -10,8 +10,17 @@ from PIL import Image
 
 from medsiglip_jax.inference.reader import Reader
 from medsiglip_jax.preprocess import formats
+from medsiglip_jax.preprocess.dicom.official import WholeSlide
+from medsiglip_jax.preprocess.dicom.sniff import START, is_dicom
 from medsiglip_jax.preprocess.facts import UnreadableImage
-from medsiglip_jax.serve.errors import DIMENSIONS, INVALID_FIELD, OUTSIDE, UNREADABLE, InstanceError
+from medsiglip_jax.serve.errors import (
+    DICOM,
+    DIMENSIONS,
+    INVALID_FIELD,
+    OUTSIDE,
+    UNREADABLE,
+    InstanceError,
+)
 from medsiglip_jax.serve.instances import Level, Patch, Picture
 
 # The official container applies the window of a request to these, too.
@@ -32,13 +41,17 @@ def squares(data: bytes, picture: Picture, reader: Reader) -> list[UInt8[np.ndar
     try:
         if picture.level is not None:
             return list(_of_slide(data, picture, picture.level, reader))
-        pixels, facts = reader.decode(data)
+        try:
+            pixels, facts = reader.decode(data)
+        except WholeSlide:
+            return list(_of_slide(data, picture, Level(0), reader))
         if reader.rules.ct_window and facts.seen.startswith(_RADIOGRAPHS):
             problem = "a window is applied to CT; of radiographs the file's own is"
             raise InstanceError(INVALID_FIELD, problem)
         return [reader.square(part) for part in _parts(pixels, picture, reader)]
     except UnreadableImage as error:
-        raise InstanceError(UNREADABLE, error.reason) from None
+        code = DICOM if is_dicom(data[:START]) else UNREADABLE
+        raise InstanceError(code, error.reason) from None
     except ModuleNotFoundError as error:
         raise InstanceError(UNREADABLE, str(error)) from None
     except ValueError as error:  # rules that do not say how a volume is read

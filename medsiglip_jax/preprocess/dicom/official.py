@@ -35,10 +35,15 @@ BY_PIL = ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91")
 _SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 
 
+class WholeSlide(UnreadableImage):
+    """A level of a slide, whose frames are tiles: `slides` reads it, as another part of the
+    container does."""
+
+
 def check(header: Header) -> None:
     """Raises UnreadableImage, with the reason, for files that the container refuses."""
     if header.sop_class == _SLIDE:
-        raise UnreadableImage("official rules: whole slides are read by another path of theirs")
+        raise WholeSlide("official rules: whole slides are read by another path of theirs")
     if header.modality not in MODALITIES:
         raise UnreadableImage(
             f"official rules: modality {header.modality_named} is not served; expected one of "
