@@ -220,6 +220,9 @@ def mean(spreads: Sequence[Spread]) -> Total:
         counts.append(_effective(parts, several))
         wobble += weight**2 * np.sum([part.deviations for part in several], axis=0)
         rest += weight**4 * sum(part.rest for part in several)
+        # What a lone patient is given is taken for an estimate of two degrees of freedom: means of
+        # 13 findings of 100 patients are held by 94.4 % (92.3 if for certain), differences by 95.6.
+        rest += weight**4 * (len(parts) - len(several)) * of_one**2
     within, noise = weight**2 * float(np.sum(sums)), float((wobble**2).sum()) + rest
     if max(s.pairs for s in spreads) < 2:
         within = np.nan  # of one pair of patients, however many rows they have
