@@ -18,6 +18,7 @@ from medsiglip_jax.data.labels import Policy
 from medsiglip_jax.evaluate import run, tasks
 from medsiglip_jax.evaluate.data import arrays, folders, labels, reading, splits
 from medsiglip_jax.evaluate.data.arrays import pixmap
+from medsiglip_jax.evaluate.data.layout import LabelColumns
 from medsiglip_jax.preprocess.decode import decode
 from medsiglip_jax.preprocess.sources import read_bytes
 
@@ -948,3 +949,13 @@ def test_images_that_cells_name_stay_below_the_data(tmp_path):
             reading.read(task, tmp_path / "data")
     (tmp_path / "t.csv").write_text(f"image,label\n{tmp_path / 'a.png'},1\ndata/../a.png,0\n")
     assert len(reading.read(task, tmp_path)[1].ids) == 2
+
+
+def test_an_empty_cell_of_exclusive_classes_is_negative_of_none():
+    layout, rows = LabelColumns(column="dx"), [{"dx": "a"}, {"dx": ""}, {"dx": "b"}]
+    of_rows, _ = labels.of_rows(rows, ("a", "b"), layout, Policy(), exclusive=True)
+    assert np.isnan(of_rows[1]).all() and of_rows[0].tolist() == [1, 0]
+    with pytest.raises(ValueError, match=r"'dx': blank is 'negative', but .* leave out --blank"):
+        labels.of_rows(rows, ("a", "b"), layout, Policy(blank="negative"), exclusive=True)
+    findings, _ = labels.of_rows(rows, ("a", "b"), layout, Policy(blank="negative"))
+    assert findings[1].tolist() == [0, 0]

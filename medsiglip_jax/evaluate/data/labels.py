@@ -37,7 +37,8 @@ def of_rows(
         exclusive: an image shows exactly one class, so that an empty cell is unknown in any case.
 
     Raises:
-        ValueError: cells that are no labels, of all columns in one message.
+        ValueError: cells that are no labels, of all columns in one message; or `policy` gives empty
+            cells of exclusive classes a meaning.
     """
     if not layout.column:
         return _of_columns(rows, columns(rows, values, layout), policy)
@@ -56,6 +57,12 @@ def of_rows(
     for i, cell in enumerate(named):
         labels[i, [index[name] for name in cell if name in index]] = 1
     policy.check_names(values)
+    if exclusive and policy.blank != "ignore":
+        raise ValueError(
+            f"column {layout.column!r}: blank is {policy.blank!r}, but an image shows exactly one "
+            "of the classes, and is no negative of all; leave out --blank, and images without a "
+            "class are left out"
+        )
     empty = np.array([not cell for cell in named])
     for i, value in enumerate(values):
         labels[empty, i] = np.nan if exclusive else policy.of(value).label("")
