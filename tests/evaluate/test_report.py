@@ -203,6 +203,16 @@ def test_the_confusion_matrix_is_that_of_scikit_learn():
     assert shown == want.ravel().tolist()
 
 
+def test_both_confusion_matrices_are_of_the_images_that_were_held_out():
+    content, scores = evaluated(4)
+    test = scores.select(np.arange(0, len(scores.ids), 3))
+    probe = replace(test, scores=test.scores + 2 * test.labels)
+    learned = Learned("h", None, test, test, probe, probe, test, {})
+    for picture in gallery("Confusion", content, scores, learned):
+        shown = re.findall(r">(\d+)</text>", figure_of(picture.svg))
+        assert sum(map(int, shown)) == len(test.ids)
+
+
 def test_the_probe_is_drawn_beside_zero_shot_with_the_chosen_points():
     content, scores = evaluated(2)
     probe = replace(scores, scores=scores.scores + 2 * scores.labels)

@@ -192,8 +192,8 @@ def _matrices(
     if results["one_class_each"] is None or len(scores.classes) > _MOST_NAMED:
         return
     sides = {tables.scores_of(results): scores}
-    if learned and learned.probe is not None:
-        sides["the probe's scores"] = learned.probe
+    if learned and learned.probe is not None:  # of the same images, where some were held out
+        sides = {tables.scores_of(results): learned.zero_shot, "the probe's scores": learned.probe}
     for name, side in sides.items():
         values, _, labels = figures.one_class(side)
         count = len(side.classes)
