@@ -161,6 +161,11 @@ def _subgroups(results: Mapping[str, Any]) -> ReportSection | None:
         "Intervals are by patient where patients are known. p: of no difference to the others, "
         f"adjusted by Holm for the {len(rows)} rows of this table."
     )
+    if any(row["gap"] is not None and row["gap_low"] is None for row in results["subgroups"]):
+        text += (
+            " A difference without an interval: too few images of both are ordered wrong, or are "
+            "of two labels, to tell how far it is from none."
+        )
     if names := ", ".join(results["not_compared"]):
         text += f" Not compared, because they have more than 20 values: {names}."
     return ReportSection("Subgroups", f"{text} {tables.FEW}", header, rows)
