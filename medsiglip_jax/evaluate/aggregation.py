@@ -67,6 +67,19 @@ def names(unit: Unit, scores: Scores, attributes: Mapping[str, Sequence[str]]) -
     return column
 
 
+def both(
+    sides: Sequence[Scores],
+    units: Sequence[Unit],
+    exclusive: bool,
+    attributes: Mapping[str, Sequence[str]],
+) -> list[Scores]:
+    """`of_units` of two evaluations of the same images, which share attributes."""
+    return [
+        of_units(side, names(unit, side, attributes), unit.aggregate, exclusive)
+        for side, unit in zip(sides, units, strict=True)
+    ]
+
+
 def of_units(scores: Scores, unit_of: Sequence[str], how: str, exclusive: bool) -> Scores:
     """One row for each unit, in the order in which they appear.
 

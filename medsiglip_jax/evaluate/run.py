@@ -406,7 +406,7 @@ class EvaluationRun:
         scores.write(self.folder / learned.VALIDATION, validation)
         if probe:
             images = {name: len(split.images) for name, split in parts.images.items()}
-            of_run = {key: meta[key] for key in ("run", "provenance", "task")}
+            of_run = {key: meta[key] for key in ("run", "provenance", "task", "unit")}
             of_run |= {"how": origin, "images": images}
             learned.learn(self.folder, parts, self.options.draws, of_run, self.on_fit)
         facts = {"probe": probe, "prevalence": self.options.prevalence}

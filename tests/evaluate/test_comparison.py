@@ -275,6 +275,59 @@ def test_validation_images_of_another_run_choose_nothing(tmp_path):
         compare(*folders)
 
 
+def test_runs_judged_per_patient_are_compared_per_patient(tmp_path):
+    aggregates, rows = ("max", "mean"), np.arange(N) % 100
+    sides = [
+        make(k, meta={"unit": {"per": "patient", "aggregate": how}})
+        for k, how in enumerate(aggregates)
+    ]
+    folders = [put(tmp_path / f"{k}", side) for k, side in enumerate(sides)]
+    for folder, side in zip(folders, sides, strict=True):
+        scores.write_columns(folder / scores.IMAGES, {"id": side.ids})
+    found = compare(*folders, resamples=50)
+    of_patient = [
+        np.array([combine(side.scores[rows == i, 0]) for i in range(100)])
+        for side, combine in zip(sides, (np.max, np.mean), strict=True)
+    ]
+    labels = np.array([sides[0].labels[rows == i, 0].max() for i in range(100)])
+    want = metrics.delong_test(of_patient[1], of_patient[0], labels)
+    got = by_class(found)["Alpha"]
+    assert (got["difference"], got["p"]) == pytest.approx((want.difference.value, want.p))
+    assert found["unit"] == {"per": "patient", "count": 100, "aggregates": list(aggregates)}
+    said = f"100 of {N} images, judged per patient (max in A and mean in B)"
+    assert found["images"] == N and said in markdown(found)
+    other = put(tmp_path / "images", make(1))
+    with pytest.warns(UserWarning, match="per patient and per image; what is compared here is im"):
+        assert compare(folders[0], other, resamples=50)["unit"] is None
+
+
+def test_thresholds_of_runs_judged_per_patient_are_of_patients(tmp_path):
+    meta = {"run": "r", "learned": {"drawn": False}, "unit": {"per": "patient"}}
+    found = [make(seed, meta=meta) for seed in (1, 2)]
+    folders = [
+        with_validation(tmp_path / name, one, one) for name, one in zip("ab", found, strict=True)
+    ]
+    for folder in folders:
+        scores.write_columns(folder / scores.IMAGES, {"id": found[0].ids})
+    points = compare(*folders, resamples=50)["operating_points"]
+    alpha = [row["rows"] for row in points if (row["class"], row["rule"]) == ("Alpha", "youden")]
+    assert sum(alpha) == 100
+
+
+def test_accuracies_of_several_are_adjusted_together(tmp_path):
+    labels, task = np.eye(4)[np.arange(N) % 4], {"kind": "multi_class", "ordinal_from": 0}
+    noise = [k * np.random.default_rng(i).normal(size=(N, 4)) for i, k in enumerate((0.5, 0.8, 1))]
+    folders = [
+        put(tmp_path / f"{k}", make(labels=labels, scores=labels + e, meta={"task": task}))
+        for k, e in enumerate(noise)
+    ]
+    found = compare_all(folders[0], folders[1:], resamples=50)
+    right = [one["one_class_each"]["accuracy"] for one in found]
+    want = metrics.holm([row["p"] for row in right])
+    assert [row["p_holm"] for row in right] == pytest.approx(want.tolist())
+    assert right[0]["p_holm"] > right[0]["p"] or right[1]["p_holm"] > right[1]["p"]
+
+
 def test_images_with_one_class_have_accuracy_and_the_like(tmp_path):
     task = {"kind": "multi_class", "ordinal_from": 0}
     labels = np.eye(4)[np.random.default_rng(0).integers(4, size=N)]

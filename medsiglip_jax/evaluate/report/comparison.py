@@ -17,7 +17,7 @@ def sections(comparison: Mapping[str, Any]) -> Iterator[ReportSection]:
         lost = f"; left out: {left_out['first']:,} only in A, {left_out['second']:,} only in B"
     text = (
         f"A: {comparison['first']}. B: {comparison['second']}. "
-        f"{comparison['images']:,} images{whose}{lost}. Differences are B minus A, paired on the "
+        f"{_judged(comparison)}{whose}{lost}. Differences are B minus A, paired on the "
         "same images. Intervals and p are DeLong's with Student's t; p is also adjusted by Holm "
         f"for all classes together. {tables.FEW}"
     )
@@ -43,6 +43,16 @@ def sections(comparison: Mapping[str, Any]) -> Iterator[ReportSection]:
     if comparison["differs"]:
         rows = [(key, *map(_shown, pair)) for key, pair in comparison["differs"].items()]
         yield ReportSection("What was done differently", "", ("", "A", "B"), rows)
+
+
+def _judged(comparison: Mapping[str, Any]) -> str:
+    """What is compared, and how many there are of it."""
+    images = f"{comparison['images']:,} images"
+    if not (unit := comparison["unit"]):
+        return images
+    how = " in A and ".join(dict.fromkeys(unit["aggregates"]))
+    how += " in B" if " in A" in how else ""
+    return f"{unit['count']:,} of {images}, judged per {unit['per']} ({how})"
 
 
 _NOT_INFERIOR = ("not inferior",)
@@ -76,10 +86,14 @@ def _operating_points(comparison: Mapping[str, Any]) -> ReportSection:
 
 def _one_class_each(comparison: Mapping[str, Any]) -> ReportSection:
     each = comparison["one_class_each"]
-    rows = [("accuracy", *_compared(each["accuracy"]), p_value(each["accuracy"]["p"]))]
-    rows += [(name.replace("_", " "), *_compared(x), "") for name, x in each["figures"].items()]
-    text = f"Of the class of the highest score. {_BY_PATIENT} Other intervals are the bootstrap's."
-    header = ("", "A", "B", "B - A", "95 % interval", "p")
+    right = each["accuracy"]
+    rows = [("accuracy", *_compared(right), p_value(right["p"]), p_value(right["p_holm"]))]
+    rows += [(name.replace("_", " "), *_compared(x), "", "") for name, x in each["figures"].items()]
+    text = (
+        f"Of the class of the highest score. {_BY_PATIENT} Other intervals are the bootstrap's. p "
+        "is adjusted by Holm for all evaluations that are compared with A."
+    )
+    header = ("", "A", "B", "B - A", "95 % interval", "p", "p (Holm)")
     return ReportSection("One class for each image", text, header, rows)
 
 

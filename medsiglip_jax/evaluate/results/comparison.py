@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from medsiglip_jax import metrics
-from medsiglip_jax.evaluate import scores
+from medsiglip_jax.evaluate import aggregation, scores
 from medsiglip_jax.evaluate.results import aucs, decisions
 from medsiglip_jax.evaluate.scores import Scores
-from medsiglip_jax.files import places
+from medsiglip_jax.evaluate.units import Unit
+from medsiglip_jax.files import places, settings
 from medsiglip_jax.files.json import plain
 
 _NAMED = 3  # images or classes in a message
@@ -31,6 +32,9 @@ def compare(
     seed: int = 0,
 ) -> dict[str, Any]:
     """Compares two evaluations, paired, by patient where patients are known.
+
+    Where both were judged per patient, or per the same attribute, so is the comparison; where only
+    one was, images are compared, with a warning.
 
     A class has DeLong's interval of the difference of its AUCs and its p, also adjusted by Holm for
     the number of classes; the mean over classes likewise. Classes with or without which there are
@@ -49,9 +53,9 @@ def compare(
         seed: of the bootstrap.
 
     Returns:
-        JSON: `images`, `groups`, `left_out`, `margin`, `macro`, `classes`, `operating_points`,
-        `one_class_each`, `differs` (provenance) and `statistics`. None stands where a number is
-        undefined.
+        JSON: `images`, `unit`, `groups`, `left_out`, `margin`, `macro`, `classes`,
+        `operating_points`, `one_class_each`, `differs` (provenance) and `statistics`. None stands
+        where a number is undefined.
 
     Raises:
         FileNotFoundError: a folder has no such file.
@@ -68,27 +72,31 @@ def compare(
                 "to compare; its report.md has the recalls"
             )
     a, b = (scores.read(folder / file) for folder in folders)
-    if units := [side.meta["unit"] for side in (a, b) if side.meta.get("unit")]:
-        what = f"judged per {units[0]['per']}"
-        warnings.warn(f"an evaluation is {what}; what is compared here is images", stacklevel=2)
+    units = _same_units(a, b)
     a, b, left_out = _same_images(a, b, allow_missing)
     b = _same_classes(a, b)
     _check_labels(a, b)
+    points, images = decisions.compare(a, b, folders, file, units), len(a.ids)
+    if units:
+        attributes = _attributes(folders[0], a)
+        a, b = aggregation.both((a, b), units, decisions.exclusive(a), attributes)
     if not (a.learned & b.learned).any():
         raise ValueError(f"no class has scores in {file} of both A and B")
     classes = _adjusted([_class(a, b, j, margin) for j in range(len(a.classes))])
     statistics = aucs.Statistics(resamples, seed)
+    each = decisions.of_classes(a, b, statistics)
     content = {
         "first": str(folders[0]),
         "second": str(folders[1]),
-        "images": len(a.ids),
+        "images": images,
+        "unit": units and _unit(units, len(a.ids)),
         "groups": a.groups and len(set(a.groups)),
         "left_out": dict(zip(("first", "second"), left_out, strict=True)),
         "margin": margin,
         "macro": _macro(a, b, margin),
         "classes": classes,
-        "operating_points": _adjusted(decisions.compare(a, b, folders, file)),
-        "one_class_each": decisions.of_classes(a, b, statistics),
+        "operating_points": _adjusted(points),
+        "one_class_each": each and {**each, "accuracy": _adjusted([each["accuracy"]])[0]},
         "differs": _differences(a.meta.get("provenance", {}), b.meta.get("provenance", {})),
         "statistics": statistics._asdict(),
     }
@@ -117,6 +125,9 @@ def compare_all(
         rows = _adjusted([row for one in found for row in one[key]])
         for one in found:
             one[key], rows = rows[: len(one[key])], rows[len(one[key]) :]
+    single = [one["one_class_each"] for one in found if one["one_class_each"]]
+    for each, accuracy in zip(single, _adjusted([e["accuracy"] for e in single]), strict=True):
+        each["accuracy"] = accuracy
     macros = _adjusted([one["macro"] for one in found])
     return plain([{**one, "macro": macro} for one, macro in zip(found, macros, strict=True)])
 
@@ -165,6 +176,33 @@ def _same_images(a: Scores, b: Scores, allow_missing: bool) -> tuple[Scores, Sco
         raise ValueError("no image is in both A and B; are they of the same data set?")
     rows_a, rows_b = (np.array([rows[id] for id in common]) for rows in (in_a, in_b))
     return a.select(rows_a), b.select(rows_b), [len(only_a), len(only_b)]
+
+
+def _same_units(a: Scores, b: Scores) -> tuple[Unit, Unit] | None:
+    """What both were judged per, and how each combined scores; None for images."""
+    given = [side.meta.get("unit") for side in (a, b)]
+    units = [unit and settings.build(Unit, unit, "unit") for unit in given]
+    first, second = units
+    if first and second and first.per == second.per:
+        return first, second
+    if any(units):
+        judged = " and ".join(f"per {unit.per}" if unit else "per image" for unit in units)
+        warnings.warn(f"A and B are judged {judged}; what is compared here is images", stacklevel=3)
+    return None
+
+
+def _unit(units: tuple[Unit, Unit], count: int) -> dict[str, Any]:
+    return {"per": units[0].per, "count": count, "aggregates": [unit.aggregate for unit in units]}
+
+
+def _attributes(folder: places.Place, side: Scores) -> dict[str, list[str]]:
+    """Columns of the images that are compared; none of a probe's, which are judged per patient."""
+    columns, _ = scores.read_columns(folder / scores.IMAGES)
+    row_of = {id: row for row, id in enumerate(columns.pop("id"))}
+    if not row_of.keys() >= set(side.ids):
+        return {}
+    rows = [row_of[id] for id in side.ids]
+    return {name: [column[row] for row in rows] for name, column in columns.items()}
 
 
 def _same_classes(a: Scores, b: Scores) -> Scores:

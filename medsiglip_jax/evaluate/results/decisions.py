@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 
 from medsiglip_jax import metrics
-from medsiglip_jax.evaluate import learned, scores
+from medsiglip_jax.evaluate import aggregation, learned, scores
 from medsiglip_jax.evaluate.results import aucs, figures, held_out
 from medsiglip_jax.evaluate.scores import Scores
+from medsiglip_jax.evaluate.units import Unit
 from medsiglip_jax.files import places
 
 _SHARES = ("sensitivity", "specificity")
@@ -17,7 +18,11 @@ _VALIDATION = {scores.FILE: learned.VALIDATION, learned.PROBE: learned.PROBE_VAL
 
 
 def compare(
-    a: Scores, b: Scores, folders: Sequence[places.Place], file: str
+    a: Scores,
+    b: Scores,
+    folders: Sequence[places.Place],
+    file: str,
+    units: tuple[Unit, Unit] | None = None,
 ) -> list[dict[str, Any]]:
     """Sensitivities and specificities of both, at thresholds of their own validation images.
 
@@ -26,6 +31,7 @@ def compare(
         b: those of folder B, for the same images and classes.
         folders: A and B.
         file: of the scores.
+        units: what images of A and of B are judged per; None is single images.
 
     Returns:
         A row for each class, rule and share, with the p of `metrics.paired_shares`; none where a
@@ -50,7 +56,11 @@ def compare(
         return []
     chosen = [scores.in_order(found, a.classes) for found in read]
     rows = np.flatnonzero(test)
-    sides = a.select(rows), b.select(rows)
+    sides = [a.select(rows), b.select(rows)]
+    if units:  # of patients: of validation images nothing else is known
+        chosen, sides = (
+            aggregation.both(part, units, exclusive(a), {}) for part in (chosen, sides)
+        )
     return [row for j in range(len(a.classes)) for row in _class(j, chosen, sides)]
 
 
@@ -117,7 +127,7 @@ def of_classes(a: Scores, b: Scores, statistics: aucs.Statistics) -> dict[str, A
 
     The accuracy also has McNemar's test.
     """
-    if (a.meta.get("task") or {}).get("kind") != "multi_class":
+    if not exclusive(a):
         return None
     (of_a, units, labels), (of_b, _, _) = figures.one_class(a), figures.one_class(b)
     if not len(labels) or not (a.learned.all() and b.learned.all()):
@@ -141,6 +151,11 @@ def of_classes(a: Scores, b: Scores, statistics: aucs.Statistics) -> dict[str, A
             for name, difference in differences.items()
         },
     }
+
+
+def exclusive(found: Scores) -> bool:
+    """Whether an image shows exactly one class."""
+    return (found.meta.get("task") or {}).get("kind") == "multi_class"
 
 
 def _graded(found: Scores) -> bool:
