@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from medsiglip_jax import cli
-from medsiglip_jax.cli import app
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "scripts" / "serve"
@@ -182,8 +181,6 @@ def flags() -> set[str]:
 
 def test_the_server_knows_the_flags(capsys):
     assert {"--model", "--host", "--drain-delay", "--certfile"} <= flags()
-    if not any(module.__name__.endswith(".serve") for module in app.COMMANDS):
-        pytest.skip("there is no command `serve` yet")
     assert cli.main(["serve", "--help"]) == 0
     known = set(re.findall(r"--[\w-]+", capsys.readouterr().out))
     assert flags() <= known
