@@ -200,6 +200,18 @@ def test_a_class_that_was_not_learned_is_counted_as_in_the_main_table():
     assert tables["Linear probe against zero-shot"].rows[2][-2:] == ("13", "67")
 
 
+def test_a_probe_that_is_judged_per_patient_says_of_how_many():
+    content, tables, _ = report_of_grades(one_class_each(90, 1))
+    assert content["probe"]["judged"] == {"validation": 90, "test": 60}
+    assert "It is judged on 60 test images" in tables["Linear probe against zero-shot"].text
+    assert "by itself" not in tables["Learning from less"].text
+    content["probe"]["images"] |= {"validation": 180, "test": 120}  # two of each patient
+    tables = {s.title: s for s in sections.sections(content)}
+    said = "It is judged on 60 patients with 120 test images"
+    assert said in tables["Linear probe against zero-shot"].text
+    assert "each image is judged by itself" in tables["Learning from less"].text
+
+
 def test_why_there_is_no_threshold():
     _, tables, _ = report_of_findings((30, 0, 13), unlearned=(2,))
     text = tables["Operating points of the probe"].text

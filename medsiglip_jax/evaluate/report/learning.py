@@ -29,7 +29,7 @@ def probe_line(probe: Mapping[str, Any]) -> str:
     """The probe in one line."""
     difference = probe["difference"]
     return (
-        f"macro AUC {estimated(probe['macro_auc'])} on {probe['images']['test']:,} test images, "
+        f"macro AUC {estimated(probe['macro_auc'])} on {_judged(probe)}, "
         f"{signed(difference['value'])} ({interval(difference)}) against zero-shot on the same "
         "images"
     )
@@ -38,12 +38,19 @@ def probe_line(probe: Mapping[str, Any]) -> str:
 # ------------------------------------------------------------------------------------------ probe
 
 
+def _judged(probe: Mapping[str, Any], part: str = "test") -> str:
+    """The images of a part, and how many patients they were combined for."""
+    images, units = probe["images"][part], probe["judged"][part]
+    of = f"{units:,} patients with " if units != images else ""
+    return f"{of}{images:,} {part} images"
+
+
 def _probe(probe: Mapping[str, Any]) -> ReportSection:
     images, macro = probe["images"], probe["macro_auc"]
     head, cells = tables.auc_columns((macro, *probe["classes"]))
     text = [
         f"Logistic regression on the embeddings of {images['train']:,} training images; "
-        f"{_strength(probe)}. It is judged on {images['test']:,} test images, which it did not "
+        f"{_strength(probe)}. It is judged on {_judged(probe)}, which it did not "
         f"see. Splits: {probe['how']}. Features: {probe['scale']}.",
         "p: of DeLong's paired test with Student's t against zero-shot on the same images, "
         f"adjusted by Holm for the number of classes; the mean is tested alike. {tables.FEW}",
@@ -97,6 +104,8 @@ def _curves(probe: Mapping[str, Any]) -> ReportSection:
         "size differ by seed. Strengths of the logistic regression are chosen on all validation "
         "images; prototypes, the mean embedding of each class, need none."
     )
+    if probe["judged"] != {part: probe["images"][part] for part in probe["judged"]}:
+        text += " Here each image is judged by itself, not each patient."
     header = ("method", "training images", "draws", "mean AUC", "lowest to highest")
     return ReportSection("Learning from less", text, header, rows)
 

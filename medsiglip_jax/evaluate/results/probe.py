@@ -34,6 +34,7 @@ def compare(learned: Learned, task: Task) -> dict[str, Any] | None:
     return {
         "exclusive": task.exclusive,
         **{key: facts[key] for key in ("images", "how", "scale", "strengths")},
+        "judged": {"validation": len(learned.probe_validation.ids), "test": len(probe.ids)},
         "unchosen": _unchosen(learned.probe_validation, task.exclusive),
         "macro_auc": aucs.mean(probe, published.probe_mean),
         "undefined": of_classes.undefined,
