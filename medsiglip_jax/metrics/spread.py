@@ -15,9 +15,10 @@ from scipy import optimize, special
 from medsiglip_jax.metrics.intervals import Interval, correction_of_sizes
 
 # What Newcombe's variance weighs, in degrees of freedom, beside the estimated one, and the degrees
-# that Student's t has beyond those of the estimated one. In simulations of normal, logistic and
-# exponential scores with 5 to 30 positives and AUCs of 0.8 to 0.99, the worst of 32 coverages was
-# WORST %; it was 87.1 % with a weight of 4 and the same formula at the limits.
+# that Student's t has beyond those of the estimated one. In 1,000 draws each of scores that are
+# normal (of equal and of unequal variance), logistic or exponential, with 5, 10 or 30 positives,
+# 500 negatives and AUCs of 0.8 to 0.99, the worst of 48 coverages was 90.0 %; with a weight of 4,
+# and Newcombe's formula at the limits, it was 87.1 %.
 PRIOR, FREEDOM = 2, 4
 # As many times the variance of normal scores is expected at the most.
 MOST = 2.0
