@@ -238,7 +238,7 @@ def mean(spreads: Sequence[Spread]) -> Total:
     return Total(
         value=sum(s.value for s in spreads) / len(spreads),
         variance=float(np.maximum(variance, 0.0)),  # NaN stays NaN
-        degrees=2 * within**2 / noise if noise > 0 else 0.0,
+        degrees=float(2 * within**2 / noise) if noise > 0 else 0.0,
         there=there,
         pulls=pulls,
         expected=shared * weight**2 * sum(formula),

@@ -70,7 +70,7 @@ def subgroup_aucs(
     together (`spread.misordered`): five in one and none in the other are p = 0.06, so that limits
     always hold 0. They did in all of 1,000 draws of 60 and 140 patients with an AUC of 0.99. Of
     2,000 draws, gaps of 200 to 200 patients hold the truth in 95.5 %, of 40 to 360 in 96.9 % (97.1
-    at a prevalence of 0.15), of 30 to 70 with 4 images each in 95.3 % (`scripts/bench.py coverage`).
+    at a prevalence of 0.15), of 30 to 70 with 4 images in 95.3 % (`scripts/bench.py coverage`).
 
     Args:
       scores: [n] real numbers, higher meaning more positive.
