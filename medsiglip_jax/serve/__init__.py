@@ -2,4 +2,5 @@
 
 from medsiglip_jax import lazy
 
-__getattr__, __dir__ = lazy(__name__, errors="InstanceError RequestError")
+__getattr__, __dir__ = lazy(__name__, run="Server", settings="Settings", service="Service",
+                             errors="InstanceError RequestError")  # fmt: skip
