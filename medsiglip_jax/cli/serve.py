@@ -3,6 +3,7 @@
 import argparse
 import os
 import re
+import ssl
 import sys
 from pathlib import PurePath
 from typing import Any
@@ -83,7 +84,7 @@ def serve(args: argparse.Namespace) -> int:
         raise ModuleNotFoundError(f"serve needs {error.name}: {install}") from None
 
     settings = _settings(args)
-    probes, corpus = _probes(args.probe or ()), _corpus(args)
+    probes, corpus, tls = _probes(args.probe or ()), _corpus(args), _tls(args)
     logs.to_stderr()
     server: run.Server
 
@@ -95,10 +96,13 @@ def serve(args: argparse.Namespace) -> int:
 
     server = run.Server(
         settings, _name(args.model), lambda: loading.load(args, loading.local_mesh()), probes,
-        corpus, _fetcher(settings), _tls(args), ready,
+        corpus, _fetcher(settings), tls, ready,
     )  # fmt: skip
     note(f"loading {args.model}; listening on {settings.host}, port {server.port}")
     server.run()
+    if server.is_loading and server.signal:
+        note("stopped while the model was being loaded")
+        os._exit(128 + server.signal)  # Python would end beneath the compiler, which then aborts
     note("stopped; all requests that were accepted have been answered")
     return 0
 
@@ -165,4 +169,14 @@ def _name(model: str) -> str:
 def _tls(args: argparse.Namespace) -> tuple[str, str] | None:
     if bool(args.certfile) != bool(args.keyfile):
         raise ValueError("--certfile and --keyfile belong together")
-    return (args.certfile, args.keyfile) if args.certfile else None
+    if not args.certfile:
+        return None
+    for path in (args.certfile, args.keyfile):
+        with open(path, "rb"):  # whose error names it
+            pass
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(args.certfile, args.keyfile)
+    except ssl.SSLError:
+        both = f"--certfile {args.certfile}, --keyfile {args.keyfile}"
+        raise ValueError(f"{both}: expected a chain of certificates and its key, PEM") from None
+    return args.certfile, args.keyfile

@@ -71,6 +71,17 @@ class Server:
         )  # fmt: skip
         self._uvicorn = _Uvicorn(config, self.state, fetcher)
         self._failure: BaseException | None = None
+        self._loading = threading.Thread(target=self._start, name="loading", daemon=True)
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether the model is still being loaded or compiled, which nothing can interrupt."""
+        return self._loading.is_alive()
+
+    @property
+    def signal(self) -> int | None:
+        """The signal that ended `run`."""
+        return self._uvicorn.signal
 
     def run(self) -> None:
         """Serves until a signal or `stop`; SIGTERM drains first, a second signal ends at once.
@@ -79,8 +90,7 @@ class Server:
             Exception: what `load` has raised, or a ValueError if probes or embeddings are of
                 another model.
         """
-        loading = threading.Thread(target=self._start, name="loading", daemon=True)
-        loading.start()
+        self._loading.start()
         try:
             self._uvicorn.run(sockets=[self._socket])
         finally:
@@ -114,6 +124,7 @@ class _Uvicorn(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, state: State, fetcher: Fetches | None):
         super().__init__(config)
         self._state, self._fetcher, self._loop = state, fetcher, None
+        self.signal: int | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
@@ -127,7 +138,7 @@ class _Uvicorn(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._state.draining or self._loop is None:
             os._exit(128 + sig)
-        self._state.draining = True
+        self._state.draining, self.signal = True, sig
         # Nobody waits for the news at a terminal.
         delay = 0.0 if sig == signal.SIGINT else self._state.settings.drain_delay
         self._loop.call_soon_threadsafe(self._loop.call_later, delay, self._close)
