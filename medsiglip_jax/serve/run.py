@@ -14,6 +14,7 @@ import uvicorn
 from medsiglip_jax.embeddings.probe.linear import Probe
 from medsiglip_jax.model.api import Model
 from medsiglip_jax.serve.app import build
+from medsiglip_jax.serve.connections import Connection
 from medsiglip_jax.serve.corpus import Corpus
 from medsiglip_jax.serve.service import Fetches, Service
 from medsiglip_jax.serve.settings import Settings
@@ -67,7 +68,7 @@ class Server:
         config = uvicorn.Config(
             build(self.state), log_config=None, access_log=False, server_header=False, ws="none",
             lifespan="off", timeout_keep_alive=_KEEP_ALIVE, backlog=_BACKLOG,
-            ssl_certfile=tls and tls[0], ssl_keyfile=tls and tls[1],
+            http=Connection, ssl_certfile=tls and tls[0], ssl_keyfile=tls and tls[1],
         )  # fmt: skip
         self._uvicorn = _Uvicorn(config, self.state, fetcher)
         self._failure: BaseException | None = None
