@@ -10,6 +10,7 @@ from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.image import PRESETS
 
 MAX_PIXELS = 100_000_000  # of an image in a request; a file of somebody unknown may be a bomb
+_BODIES = 16  # of the largest size that are held at a time
 _PORT = Annotated[int, settings.between(0, 65535)]
 _POSITIVE = Annotated[int, settings.at_least(1)]
 _SECONDS = Annotated[float, settings.at_least(0)]
@@ -31,6 +32,7 @@ class Settings:
         max_wait_ms: how long a batch waits for rows that are being read.
         queue: rows (images, patches and texts) that are accepted at a time; more are refused.
         max_body: bytes of a request.
+        body_seconds: in which the body of a request has to be there.
         preprocess, rules: how images become pixels, but for the route of Vertex AI, which does as
             the official container: "serving", and rules "official".
         api_keys: one of them is expected with each request; none if it is empty.
@@ -50,6 +52,7 @@ class Settings:
     max_wait_ms: _SECONDS = 5.0
     queue: _POSITIVE = 256
     max_body: _POSITIVE = 32 << 20
+    body_seconds: Annotated[float, settings.more_than(0)] = 60.0
     preprocess: Annotated[str, settings.one_of(PRESETS)] = "big_vision"
     rules: Rules = Rules(max_pixels=MAX_PIXELS)
     api_keys: frozenset[str] = frozenset()
@@ -77,6 +80,11 @@ class Settings:
     def is_loopback(self) -> bool:
         """Whether only this machine can reach the server."""
         return self.host in ("127.0.0.1", "::1", "localhost")
+
+    @property
+    def max_bodies(self) -> int:
+        """Bytes of the bodies of all requests that are being answered."""
+        return _BODIES * self.max_body
 
 
 def on_vertex(given: Settings, environment: Mapping[str, str]) -> Settings:

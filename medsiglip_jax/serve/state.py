@@ -27,6 +27,7 @@ class State:
         service: None while the model is loaded.
         corpus: the embeddings that are searched, if any.
         probes: by the names that requests have.
+        held: bytes of the bodies of requests that are being answered.
         draining: it is asked to end: it still answers, and is no longer ready.
     """
 
@@ -36,6 +37,7 @@ class State:
     service: Service | None = None
     corpus: Corpus | None = None
     probes: Mapping[str, Probe] = field(default_factory=dict)
+    held: int = 0
     draining: bool = False
 
     def current(self) -> Service:
