@@ -35,6 +35,7 @@ from medsiglip_jax.serve.state import State
 ZERO_SHOT, TEXTS, IMAGES = (
     "zero-shot-image-classification", "feature-extraction", "image-feature-extraction",
 )  # fmt: skip
+_LONGEST = 10_000  # characters of a template, which is repeated for each label
 _TEMPLATE = "This is a photo of {}."  # transformers' default for this task
 _PATHS = ("/", "/models/{model:path}/pipeline/{task}", "/pipeline/{task}/{model:path}",
           "/models/{model:path}")  # fmt: skip
@@ -65,8 +66,9 @@ async def _classify(service: Service, fields: Fields, parameters: Fields) -> Any
     template = parameters.get("hypothesis_template", str, _TEMPLATE)
     if not labels:
         raise wrong_field("parameters.candidate_labels", "expected at least one")
-    if "{}" not in template:
-        raise wrong_field("parameters.hypothesis_template", "expected {} in it, for the label")
+    if template.count("{}") != 1 or len(template) > _LONGEST:
+        problem = f"expected {{}} in it, once, for the label, and at most {_LONGEST:,} characters"
+        raise wrong_field("parameters.hypothesis_template", problem)
     given: dict[str, Instance] = {"inputs": picture(fields.get("inputs", str), "inputs")}
     for i, label in enumerate(labels):
         given[f"parameters.candidate_labels[{i}]"] = Text(template.replace("{}", label))
