@@ -5,6 +5,8 @@ from typing import Any, TypeVar
 
 from medsiglip_jax.serve.errors import wrong_field
 
+# Of a list: ten million, which 32 MiB hold, would keep the event loop busy for half a minute.
+MOST_ELEMENTS = 65_536
 T = TypeVar("T")
 _NAMES = {str: "a string", int: "a whole number", bool: "true or false", list: "a list",
           dict: "an object"}  # fmt: skip
@@ -81,8 +83,16 @@ class Fields:
 
     def items(self, name: str, kind: type[T]) -> list[T]:
         """A field that is a list of things of one kind."""
-        values = enumerate(self.get(name, list))
+        values = enumerate(self.elements(name))
         return [checked(value, kind, f"{self.at(name)}[{i}]") for i, value in values]
+
+    def elements(self, name: str) -> list[Any]:
+        """A field that is a list of anything, of at most `MOST_ELEMENTS`."""
+        values = self.get(name, list)
+        if len(values) > MOST_ELEMENTS:
+            problem = f"{len(values):,} elements; expected at most {MOST_ELEMENTS:,}"
+            raise wrong_field(self.at(name), problem)
+        return values
 
     def objects(self, name: str) -> Iterator["Fields"]:
         """A field that is a list of objects."""

@@ -123,7 +123,7 @@ def images(fields: Fields, reading: Reading) -> list[Picture | InstanceError]:
     """The field "images": base64, data URIs, addresses, or objects with "bytes" or "url"."""
     return [
         image(value, f"{fields.at('images')}[{i}]", reading)
-        for i, value in enumerate(fields.get("images", list))
+        for i, value in enumerate(fields.elements("images"))
     ]
 
 
