@@ -1,5 +1,7 @@
 """Search in an embedding run, and the pictures of what is found, for the page and others."""
 
+import contextlib
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -29,6 +31,7 @@ from medsiglip_jax.serve.service import Service, unit
 from medsiglip_jax.serve.state import State
 
 _MOST = 1000
+_ROW = re.compile(r"[0-9]{1,18}")  # Starlette's own numbers may have so many digits that int fails
 _QUERIES = ("text", "image", "row")
 
 
@@ -49,10 +52,10 @@ def routes(state: State) -> Sequence[Route]:
         return {"hits": [{**hit, "thumbnail": f"/v1/thumbnails/{hit['row']}"} for hit in hits]}
 
     async def thumbnail(request: Request) -> Response:
-        try:
-            content = await state.current().run(corpus.thumbnail, request.path_params["row"])
-        except (IndexError, OSError):
-            content = None
+        row, content = request.path_params["row"], None
+        if _ROW.fullmatch(row):
+            with contextlib.suppress(IndexError, OSError):
+                content = await state.current().run(corpus.thumbnail, int(row))
         if content is None:
             raise RequestError(404, "no picture of this row")
         headers = {"X-Content-Type-Options": "nosniff"}
@@ -60,7 +63,7 @@ def routes(state: State) -> Sequence[Route]:
 
     return [
         Described("/v1/search", endpoint(state, search, failed), _SEARCH),
-        Described("/v1/thumbnails/{row:int}", answering(thumbnail, failed), _THUMBNAIL),
+        Described("/v1/thumbnails/{row}", answering(thumbnail, failed), _THUMBNAIL),
     ]
 
 
