@@ -15,6 +15,9 @@ from medsiglip_jax.serve.http import LOG
 from medsiglip_jax.serve.state import State
 
 HEADER = b"x-request-id"
+# Orchestrators ask these every few seconds. Names of models in paths may have any word in them.
+PROBES = ("/health/live", "/health/ready", "/health", "/.well-known/live", "/.well-known/ready",
+          "/v2/health/live", "/v2/health/ready")  # fmt: skip
 _ID = re.compile(rb"[\w.:/+=-]{1,128}", re.ASCII)
 _OWN = ("error", "at", "request", "fields")
 
@@ -24,6 +27,7 @@ class RequestLog:
 
     def __init__(self, app: ASGIApp, state: State):
         self.app, self.state = app, state
+        self._probes = {*PROBES, state.settings.health_route}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -35,7 +39,7 @@ class RequestLog:
         finally:
             route, seconds = noted.route(), time.perf_counter() - noted.start
             self.state.measures.request(route, noted.status, seconds, noted.size)
-            if not noted.is_probe:
+            if route not in self._probes:
                 LOG.info("request", extra={"fields": noted.line(route, seconds, self.state)})
 
 
@@ -48,8 +52,6 @@ class _Noted:
         given = dict(scope["headers"]).get(HEADER, b"")
         self.id = given if _ID.fullmatch(given) else secrets.token_hex(8).encode()
         scope["request_id"] = self.id.decode()
-        # Orchestrators ask every few seconds.
-        self.is_probe = "health" in scope["path"] or "/.well-known" in scope["path"]
 
     def receiving(self, receive: Receive) -> Receive:
         async def received() -> Message:
