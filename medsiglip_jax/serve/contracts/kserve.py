@@ -43,9 +43,10 @@ def routes(state: State) -> Sequence[Route]:
     async def infer(service: Service, document: Any, request: Request) -> Any:
         _check_path(state, request)
         fields = Fields(document)
+        named = {"id": _id(fields)} if "id" in fields else {}
         outputs = await _outputs(service, fields)
         answer = {"model_name": state.name, "model_version": VERSION, "outputs": outputs}
-        return {"id": fields.get("id", str), **answer} if "id" in fields else answer
+        return {**named, **answer}
 
     async def infer_json(request: Request) -> Response:
         if "inference-header-content-length" in request.headers:
@@ -93,6 +94,14 @@ def _check_path(state: State, request: Request) -> None:
         raise RequestError(404, f"version: there is one, {VERSION}")
 
 
+def _id(fields: Fields) -> str:
+    """The name of the request, which is answered as it came."""
+    name = fields.get("id", str)
+    if any("\ud800" <= letter <= "\udfff" for letter in name):
+        raise wrong_field("id", "it cannot be written as UTF-8: it holds a lone surrogate")
+    return name
+
+
 async def _outputs(service: Service, fields: Fields) -> list[Any]:
     given: dict[str, Instance] = {}
     counts: dict[str, int] = {}
@@ -137,7 +146,7 @@ def _shape(tensor: Fields) -> list[int]:
 def _strings(service: Service, tensor: Fields, name: str) -> dict[str, Instance]:
     """Elements of BYTES [n] or [n, 1], nested as the shape says or flat."""
     shape = _shape(tensor)
-    if math.prod(shape) != shape[0]:
+    if any(size != 1 for size in shape[1:]):  # a product of a million sizes would take minutes
         raise wrong_field(tensor.at("shape"), "expected [n]")
     flat = [value[0] if isinstance(value, list) and len(value) == 1 else value
             for value in tensor.get("data", list)]  # fmt: skip
@@ -156,8 +165,11 @@ def _pixels(service: Service, tensor: Fields, name: str) -> dict[str, Instance]:
     shape, where = _shape(tensor), tensor.at("data")
     if shape[1:] != [side, side, 3]:
         raise wrong_field(tensor.at("shape"), f"expected [n, {side}, {side}, 3]")
+    data = tensor.get("data", list)
+    if _holds_strings(data):
+        raise wrong_field(where, "expected whole numbers from 0 to 255")
     try:
-        values = np.asarray(tensor.get("data", list))
+        values = np.asarray(data)
     except (ValueError, OverflowError):
         raise wrong_field(where, "expected numbers in the order of the shape") from None
     if values.size != math.prod(shape):
@@ -166,6 +178,16 @@ def _pixels(service: Service, tensor: Fields, name: str) -> dict[str, Instance]:
         raise wrong_field(where, "expected whole numbers from 0 to 255")
     images = values.astype(np.uint8).reshape(shape)
     return {f"{where}[{i}]": Pixels(image) for i, image in enumerate(images)}
+
+
+def _holds_strings(data: list) -> bool:
+    """Whether there are strings at any depth: NumPy would make every element as long as they are,
+    40 GB of a string and a million numbers that fit into 12 MB."""
+    while data:
+        if any(isinstance(value, str) for value in data):
+            return True
+        data = [inner for value in data if isinstance(value, list) for inner in value]
+    return False
 
 
 def _server() -> Any:
