@@ -1,5 +1,6 @@
 """The application: all contracts on one port, behind the same keys, limits and log."""
 
+import functools
 import hmac
 
 from starlette.applications import Starlette
@@ -37,8 +38,9 @@ def build(state: State) -> Starlette:
     """
     routes: list[Route] = [*health.routes(state), *(r for c in CONTRACTS for r in c.routes(state))]
     routes += page.routes(state)
+    described = functools.cache(lambda: openapi.document(state, routes))  # milliseconds
     routes.append(openapi.Described(
-        openapi.PATH, getter(lambda _: openapi.document(state, routes)),
+        openapi.PATH, getter(lambda _: described()),
         openapi.Operation("This document", {"type": "object"}),
     ))  # fmt: skip
     middleware = [Middleware(RequestLog, state=state)]
