@@ -918,10 +918,10 @@ def _latencies(server: Server, seconds: float) -> dict[str, Any]:
 
 
 def _held(server: Server, clients: list[socket.socket], drips: bool) -> tuple[dict[str, Any], int]:
-    """Latencies meanwhile, and when the server closed them; how many were open after 100 s."""
+    """Latencies meanwhile, and when the server closed them; how many were open after 200 s."""
     start, ports = time.perf_counter(), {client.getsockname()[1] for client in clients}
-    seconds, rows, first = [0.0], [], 100.0
-    while ports and seconds[-1] < 100:
+    seconds, rows, first = [0.0], [], 200.0
+    while ports and seconds[-1] < 200:
         rows.append(_latencies(server, 1.0))
         for client in clients if drips else ():
             with contextlib.suppress(OSError):
@@ -929,7 +929,7 @@ def _held(server: Server, clients: list[socket.socket], drips: bool) -> tuple[di
                 client.recv(4096)
         ports &= server.clients()
         seconds.append(time.perf_counter() - start)
-        first = min(first, seconds[-1]) if len(ports) < len(clients) else 100.0
+        first = min(first, seconds[-1]) if len(ports) < len(clients) else 200.0
     for client in clients:
         client.close()
     row = {"good_p50_s": float(np.median([row["good_p50_s"] for row in rows])),
