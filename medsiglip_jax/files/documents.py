@@ -22,12 +22,19 @@ def parse_toml(text: str) -> dict[str, Any]:
         raise ValueError("nested too deeply") from None
 
 
-def loads(text: str | bytes) -> Any:
-    """What a JSON text holds, of any kind and depth; a ValueError if it is none."""
+def loads(text: str | bytes, strict: bool = False) -> Any:
+    """What a JSON text holds, of any kind and depth; a ValueError if it is none.
+
+    NaN and Infinity are no JSON, but old files of ours have them; `strict` refuses them.
+    """
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=_refuse if strict else None)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is no JSON")
 
 
 def _table(content: Any) -> dict[str, Any]:

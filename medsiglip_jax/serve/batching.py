@@ -59,7 +59,7 @@ class Batcher:
         # One batch computes while the next is copied to the device; a CPU does both itself.
         deep = 1 if jax.default_backend() == "cpu" else 2
         self._running = threading.Semaphore(deep)
-        self._fetcher = ThreadPoolExecutor(deep, thread_name_prefix="fetcher")
+        self._fetcher = ThreadPoolExecutor(deep, thread_name_prefix="results")
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
 
     def start(self) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import gc
-import json
 import logging
 import traceback
 from collections.abc import Awaitable, Callable, Iterator
@@ -13,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
+from medsiglip_jax.files import documents
 from medsiglip_jax.serve.errors import InstanceError, RequestError
 from medsiglip_jax.serve.service import COUNTS, Service, TextCounts
 from medsiglip_jax.serve.state import State
@@ -134,16 +134,12 @@ def _parse(body: bytes) -> Any:
     collects = gc.isenabled()
     gc.disable()
     try:
-        return json.loads(body, parse_constant=_refuse)
-    except (ValueError, RecursionError):  # ValueError also of bytes that are no UTF-8
+        return documents.loads(body, strict=True)
+    except ValueError:
         raise RequestError(400, NOT_JSON) from None
     finally:
         if collects:
             gc.enable()
-
-
-def _refuse(constant: str) -> Any:
-    raise ValueError(constant)  # NaN and Infinity are no JSON
 
 
 def as_request_error(

@@ -1,7 +1,6 @@
 """A line of JSON for each request: what was asked and how long it took, never what was in it."""
 
 import hashlib
-import json
 import logging
 import re
 import secrets
@@ -11,6 +10,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from medsiglip_jax.files.json_text import dumps
 from medsiglip_jax.serve.http import LOG
 from medsiglip_jax.serve.state import State
 
@@ -97,7 +97,7 @@ class _Lines(logging.Formatter):
         line = {"time": f"{when}.{record.msecs:03.0f}Z", "level": record.levelname.lower(),
                 "event": record.getMessage()}  # fmt: skip
         own = {name: getattr(record, name) for name in _OWN if hasattr(record, name)}
-        return json.dumps({**line, **own.pop("fields", {}), **own})
+        return dumps({**line, **own.pop("fields", {}), **own})
 
 
 def to_stderr() -> None:

@@ -156,15 +156,22 @@ def test_a_part_that_there_is_not_is_no_choice():
             labels.parse_policies(text, "ignore")
 
 
-@pytest.mark.parametrize(("blank", "exclusive", "want"), [
-    ("ignore", False, [np.nan, np.nan]), ("negative", False, [0, 0]),
-    ({"a": "negative"}, False, [0, np.nan]), ("negative", True, [np.nan, np.nan]),
+@pytest.mark.parametrize(("blank", "want"), [
+    ("ignore", [np.nan, np.nan]), ("negative", [0, 0]), ({"a": "negative"}, [0, np.nan]),
 ])  # fmt: skip
-def test_an_empty_cell_of_names(blank, exclusive, want):
-    """An image of exclusive classes shows one of them, whatever an empty cell means."""
+def test_an_empty_cell_of_names(blank, want):
     rows, layout = [{"names": "a|b"}, {"names": ""}], LabelColumns("names", separator="|")
-    found, _ = evaluated.of_rows(rows, ("a", "b"), layout, Policy(blank=blank), exclusive)
+    found, _ = evaluated.of_rows(rows, ("a", "b"), layout, Policy(blank=blank), False)
     np.testing.assert_array_equal(found, [[1, 1], want])
+
+
+def test_an_empty_cell_is_no_negative_of_all_exclusive_classes():
+    """An image shows one of them, whatever an empty cell means."""
+    rows, layout = [{"names": "a"}, {"names": ""}], LabelColumns("names", separator="|")
+    found, _ = evaluated.of_rows(rows, ("a", "b"), layout, Policy(blank="ignore"), True)
+    np.testing.assert_array_equal(found, [[1, 0], [np.nan, np.nan]])
+    with pytest.raises(ValueError, match="blank is 'negative', but an image shows exactly one"):
+        evaluated.of_rows(rows, ("a", "b"), layout, Policy(blank="negative"), True)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,16 @@ import urllib.request
 import pytest
 
 from medsiglip_jax import cli
+from medsiglip_jax.serve.http import LOG
 
 MODEL = ["--model", "nothing"]
+
+
+@pytest.fixture(autouse=True)
+def log_as_before(monkeypatch):
+    """The command sends the log of the whole process to stderr, which is the test's own."""
+    for name in ("handlers", "level", "propagate"):
+        monkeypatch.setattr(LOG, name, [] if name == "handlers" else getattr(LOG, name))
 
 
 @pytest.mark.parametrize("flags, said", [
