@@ -43,7 +43,8 @@ class Batcher:
     """Embeds rows as they come.
 
     An idle device takes the first row at once. While further rows are announced (`coming`), which
-    are being read and decoded, it waits for them, but for no longer than `max_wait` seconds.
+    are being read and decoded, or are likely to come, it waits for them, but for no longer than
+    `max_wait` seconds.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Batcher:
         self._coming = dict.fromkeys(self._encoders, 0)
         self._changed = threading.Condition()
         self._closed, self._busy_since = False, 0.0
+        self._last_rows, self._done_at = 0, 0.0
         # One batch computes while the next is copied to the device; a CPU does both itself.
         deep = 1 if jax.default_backend() == "cpu" else 2
         self._running = threading.Semaphore(deep)
@@ -139,14 +141,21 @@ class Batcher:
             heads = {kind: queue[0].since for kind, queue in self._queues.items() if queue}
             kind = min(heads, key=heads.__getitem__)
             queue, end = self._queues[kind], time.perf_counter() + self._max_wait
-            while len(queue) < self._max_batch and self._coming[kind]:
+            while len(queue) < self._max_batch and self._expects_more(kind):
                 if (left := end - time.perf_counter()) <= 0:
                     break
                 self._changed.wait(left)
             rows = [queue.popleft() for _ in range(min(len(queue), self._max_batch))]
-        now = time.perf_counter()
+        self._last_rows, now = len(rows), time.perf_counter()
         self._measures.batch(kind, len(rows), [now - row.since for row in rows])
         return kind, rows
+
+    def _expects_more(self, kind: str) -> bool:
+        """Whether rows are being read, or those who were just answered are likely to ask again:
+        else a batch of 1 and one of 15 would take turns where 16 clients ask without a pause."""
+        just_answered = time.perf_counter() - self._done_at < self._max_wait
+        fewer = len(self._queues[kind]) < self._last_rows
+        return self._coming[kind] > 0 or (just_answered and fewer)
 
     def _dispatch(self, kind: str, rows: list[_Row]) -> jax.Array:
         encode, empty = self._encoders[kind]
@@ -179,7 +188,7 @@ class Batcher:
             row.future.set_exception(InstanceError(INTERNAL, "the device failed on this batch"))
 
     def _done(self) -> None:
-        self._busy_since = 0.0
+        self._busy_since, self._done_at = 0.0, time.perf_counter()
         self._running.release()
 
 
