@@ -288,7 +288,7 @@ def throughput(args: argparse.Namespace, model: Path, files: list[Path]) -> list
         batches = "medsiglip_jax_batch_rows"
         mean = server.metric(f"{batches}_sum") / server.metric(f"{batches}_count")
         rate = statistics.median(len(files) / s for s in seconds)
-        rows.append({"what": "embed", "images_per_s": rate})
+        rows.append({"what": "encode_files, as embed", "images_per_s": rate})
         for side, several in reports.items():
             rates = [len(files) / report["seconds"] for report in several]
             row = {"what": f"{side}, 16 connections", "images_per_s": statistics.median(rates),

@@ -43,8 +43,11 @@ def add_preprocess(sub: Parser, default: str | None = "big_vision", said: str = 
     add_flags(sub, flags, preprocess=str if default is None else default)
 
 
-def add_dicom(sub: Parser, frames: str = "or middle (default)") -> None:
-    """Flags of `dicom_rules`; with `add_parts`, those of `rules_and_parts`."""
+def add_dicom(
+    sub: Parser, frames: str = "or middle (default)", max_pixels: int | None = None
+) -> None:
+    """Flags of `dicom_rules`; with `add_parts`, those of `rules_and_parts`. `max_pixels` is what a
+    command takes where the flag is not given, if not the usual."""
     flags = {
         "--dicom-rules R": "dicom (default) applies the standard's windows, and three windows to "
         "CT as in training; official gives the pixels of the official container, for the "
@@ -69,18 +72,19 @@ def add_dicom(sub: Parser, frames: str = "or middle (default)") -> None:
         "(PNG sBIT, TIFF tags), else full with a warning if the image comes out dark",
     }
     add_flags(sub.add_argument_group("16-bit grey"), flags)
-    add_limits(sub)
+    add_limits(sub, max_pixels=max_pixels)
 
 
-def add_limits(sub: Parser, default: str = "{}") -> None:
+def add_limits(sub: Parser, default: str = "{}", max_pixels: int | None = None) -> None:
     """Flags of the sizes of images; `default` describes their defaults, {} the numbers."""
     from medsiglip_jax.preprocess.facts import MAX_PIXELS, MAX_SIDE
 
-    usual = [default.format(n) for n in (MAX_PIXELS, MAX_SIDE)]
+    most = max_pixels or MAX_PIXELS
+    usual = [default.format(n) for n in (most, MAX_SIDE)]
     flags = {
         "--max-pixels N": f"the most pixels of an image, default {usual[0]}; larger ones are "
-        "listed as unreadable. What decoding may take grows with it: 1.75 GiB by default, and "
-        "more for files of many bytes",
+        "listed as unreadable. What decoding may take grows with it: "
+        f"{1.75 * most / MAX_PIXELS:.3g} GiB by default, and more for files of many bytes",
         "--max-side N": f"the longest side of an image in pixels, default {usual[1]}",
     }
     add_flags(sub.add_argument_group("large images"), flags, max_pixels=int, max_side=int)

@@ -17,8 +17,11 @@ _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 
 def define_flags(sub: Parser) -> None:
+    from medsiglip_jax.serve.settings import MAX_PIXELS
+
     loading.add_model(sub, required=False, batches=False)
     flags = {
+        "--name N": "of the model in requests and answers; default the last part of M",
         "--host A": "address to listen on, default %(default)s; 0.0.0.0 for all",
         "--port N": "default %(default)s; on Vertex AI AIP_HTTP_PORT",
         "--certfile F": "certificate chain of TLS, PEM",
@@ -37,7 +40,7 @@ def define_flags(sub: Parser) -> None:
         "--max-wait-ms T": "how long a batch waits for rows that are being read, default "
         "%(default)s",
         "--queue N": "images, patches and texts that are accepted at a time, default %(default)s; "
-        "more are answered with 429",
+        "more are answered with 429, and more in one request with 413",
         "--max-body SIZE": "of a request, default %(default)s",
         "--workers N": "threads that read and decode images; default all cores of this process",
     }
@@ -59,7 +62,7 @@ def define_flags(sub: Parser) -> None:
     }
     add_flags(sub, flags, probe=REPEATED)
     reading.add_preprocess(sub)
-    reading.add_dicom(sub)
+    reading.add_dicom(sub, max_pixels=MAX_PIXELS)
 
 
 def serve(args: argparse.Namespace) -> int:
@@ -89,14 +92,16 @@ def serve(args: argparse.Namespace) -> int:
     server: run.Server
 
     def ready() -> None:
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
         scheme = "https" if args.certfile else "http"
-        address = f"{scheme}://{settings.host}:{server.port}"
+        address = f"{scheme}://{host}:{server.port}"
         show({"address": address, "model": args.model}, args.json, lambda r: f"ready: {address}")
         sys.stdout.flush()  # to a pipe, too: whoever starts the server waits for this line
 
+    name = args.name or _name(args.model)
     server = run.Server(
-        settings, _name(args.model), lambda: loading.load(args, loading.local_mesh()), probes,
-        corpus, _fetcher(settings), tls, ready,
+        settings, name, lambda: loading.load(args, loading.local_mesh()), probes, corpus,
+        _fetcher(settings), tls, ready,
     )  # fmt: skip
     note(f"loading {args.model}; listening on {settings.host}, port {server.port}")
     server.run()
@@ -116,13 +121,14 @@ def _settings(args: argparse.Namespace):
     if args.max_pixels is None:
         rules = dataclasses.replace(rules, max_pixels=settings.MAX_PIXELS)
     keys = settings.read_keys(args.api_key_file) if args.api_key_file else frozenset()
+    workers = settings.processors() if args.workers is None else args.workers
     given = settings.Settings(
         host=args.host, port=args.port, max_batch=args.max_batch, max_wait_ms=args.max_wait_ms,
         queue=args.queue, max_body=_bytes(args.max_body), preprocess=args.preprocess, rules=rules,
         api_keys=keys, allow_hosts=tuple(args.allow_host or ()),
         allow_prefixes=tuple(args.allow_prefix or ()), allow_private=args.allow_private,
         drain_delay=args.drain_delay, cors_origins=tuple(args.cors_origin or ()),
-        log_requests=args.log_requests, workers=args.workers or settings.processors(),
+        log_requests=args.log_requests, workers=workers,
     )  # fmt: skip
     return settings.on_vertex(given, os.environ)
 
@@ -163,7 +169,8 @@ def _fetcher(settings):
 
 def _name(model: str) -> str:
     """What requests call the model: a repository, or the name of its folder or file."""
-    return model if not os.path.exists(model) else PurePath(os.path.abspath(model)).name
+    is_repository = "://" not in model and not os.path.exists(model)
+    return model if is_repository else PurePath(os.path.abspath(model.rstrip("/"))).name
 
 
 def _tls(args: argparse.Namespace) -> tuple[str, str] | None:

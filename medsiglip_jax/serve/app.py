@@ -2,6 +2,7 @@
 
 import functools
 import hmac
+import re
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -29,6 +30,9 @@ from medsiglip_jax.serve.state import State
 # A contract is a file and its name here.
 CONTRACTS = (vertex, native, search, openai, huggingface, kserve, weaviate)
 
+# Of this machine; HTTP/1.0 has no such header, which all browsers send.
+_OWN_HOST = re.compile(rb"((localhost|127\.0\.0\.1|\[::1\])(:\d+)?)?", re.IGNORECASE)
+
 
 def build(state: State) -> Starlette:
     """The ASGI application of a server.
@@ -44,6 +48,8 @@ def build(state: State) -> Starlette:
         openapi.Operation("This document", {"type": "object"}),
     ))  # fmt: skip
     middleware = [Middleware(RequestLog, state=state)]
+    if state.settings.is_loopback and not state.settings.api_keys:
+        middleware.append(Middleware(OwnHost))
     if origins := state.settings.cors_origins:
         middleware.append(Middleware(
             CORSMiddleware, allow_origins=list(origins), allow_methods=["GET", "POST"],
@@ -65,6 +71,25 @@ async def _explained(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     problem = as_request_error(error)
     return JSONResponse(plain(problem), problem.status, error.headers)
+
+
+class OwnHost:
+    """Middleware: answers to the names of this machine only.
+
+    A page of somebody's whose name is made to lead here (DNS rebinding) would otherwise be answered
+    as if it were our own.
+    """
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        host = dict(scope["headers"]).get(b"host", b"") if scope["type"] == "http" else b""
+        if _OWN_HOST.fullmatch(host):
+            await self.app(scope, receive, send)
+            return
+        problem = "expected localhost in the header Host; other names need --api-key-file"
+        await JSONResponse({"error": problem}, 421)(scope, receive, send)
 
 
 class Keys:

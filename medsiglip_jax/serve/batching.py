@@ -56,8 +56,8 @@ class Batcher:
         self._queues: Mapping[str, deque[_Row]] = {kind: deque() for kind in self._encoders}
         self._coming = dict.fromkeys(self._encoders, 0)
         self._changed = threading.Condition()
-        self._closed, self._busy_since = False, 0.0
-        self._last_rows, self._done_at = 0, 0.0
+        self._closed, self._last_rows, self._done_at = False, 0, 0.0
+        self._started: dict[int, float] = {}  # batches on the device, by the id of their rows
         # One batch computes while the next is copied to the device; a CPU does both itself.
         deep = 1 if jax.default_backend() == "cpu" else 2
         self._running = threading.Semaphore(deep)
@@ -88,8 +88,9 @@ class Batcher:
     @property
     def alive(self) -> bool:
         """Whether the device answers: its thread runs, and no batch takes forever."""
-        busy, now = self._busy_since, time.perf_counter()
-        return self._thread.is_alive() and not (busy and now - busy > STUCK_SECONDS)
+        oldest = min([*self._started.values()], default=None)
+        stuck = oldest is not None and time.perf_counter() - oldest > STUCK_SECONDS
+        return self._thread.is_alive() and not stuck
 
     def coming(self, kind: str, change: int) -> None:
         """Announces rows that are being read (+n), or says that they will not come after all."""
@@ -123,13 +124,16 @@ class Batcher:
             if taken is None:
                 return
             kind, rows = taken
-            self._busy_since = self._busy_since or time.perf_counter()
+            if not rows:  # those who asked have gone
+                self._running.release()
+                continue
+            start = self._started[id(rows)] = time.perf_counter()
             try:
                 vectors = self._dispatch(kind, rows)
             except Exception as error:
                 self._fail(rows, error)
             else:
-                self._fetcher.submit(self._fetch, rows, vectors, time.perf_counter())
+                self._fetcher.submit(self._fetch, rows, vectors, start)
 
     def _take(self) -> tuple[str, list[_Row]] | None:
         """The next batch, of the kind whose first row waits longest; None at the end."""
@@ -145,7 +149,8 @@ class Batcher:
                 if (left := end - time.perf_counter()) <= 0:
                     break
                 self._changed.wait(left)
-            rows = [queue.popleft() for _ in range(min(len(queue), self._max_batch))]
+            taken = [queue.popleft() for _ in range(min(len(queue), self._max_batch))]
+        rows = [row for row in taken if row.future.set_running_or_notify_cancel()]
         self._last_rows, now = len(rows), time.perf_counter()
         self._measures.batch(kind, len(rows), [now - row.since for row in rows])
         return kind, rows
@@ -171,8 +176,9 @@ class Batcher:
         except Exception as error:
             self._fail(rows, error)
             return
-        self._measures.device(time.perf_counter() - start)
-        self._done()
+        end = time.perf_counter()
+        self._measures.device(end - max(start, self._done_at))  # time shared with another: once
+        self._done(rows)
         for row, vector in zip(rows, values, strict=True):
             if np.isfinite(vector).all():
                 row.future.set_result(vector)
@@ -182,13 +188,14 @@ class Batcher:
 
     def _fail(self, rows: list[_Row], error: Exception) -> None:
         """The rows of one batch have no answer; the next batch may have one."""
-        self._done()
+        self._done(rows)
         self._measures.device_failed(error)
         for row in rows:
             row.future.set_exception(InstanceError(INTERNAL, "the device failed on this batch"))
 
-    def _done(self) -> None:
-        self._busy_since, self._done_at = 0.0, time.perf_counter()
+    def _done(self, rows: list[_Row]) -> None:
+        self._started.pop(id(rows), None)
+        self._done_at = time.perf_counter()
         self._running.release()
 
 

@@ -45,7 +45,7 @@ def squares(data: bytes, picture: Picture, reader: Reader) -> list[UInt8[np.ndar
             pixels, facts = reader.decode(data)
         except WholeSlide:
             return list(_of_slide(data, picture, Level(0), reader))
-        if reader.rules.ct_window and facts.seen.startswith(_RADIOGRAPHS):
+        if picture.windowed and facts.seen.startswith(_RADIOGRAPHS):
             problem = "a window is applied to CT; of radiographs the file's own is"
             raise InstanceError(INVALID_FIELD, problem)
         return [reader.square(part) for part in _parts(pixels, picture, reader)]

@@ -82,6 +82,7 @@ class Picture:
         inside: refuse patches that reach beyond the image.
         resized: (width, height) that the image is resized to before it is cut into patches.
         level: of a slide, which is then read at that level; its patches are in pixels of it.
+        windowed: the request asks for a window, `reading.rules.ct_window`.
     """
 
     content: str | None = None
@@ -91,6 +92,7 @@ class Picture:
     resized: tuple[int, int] | None = None
     reading: Reading | None = None
     level: Level | None = None
+    windowed: bool = False
 
     @property
     def rows(self) -> int:

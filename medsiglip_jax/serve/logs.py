@@ -33,7 +33,7 @@ class RequestLog:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        noted = _Noted(scope, self.state.settings.log_requests)
+        noted = _Noted(scope, self.state)
         try:
             await self.app(scope, noted.receiving(receive), noted.sending(send))
         finally:
@@ -46,9 +46,10 @@ class RequestLog:
 class _Noted:
     """What is noted of one request while it passes."""
 
-    def __init__(self, scope: Scope, hashed: bool):
+    def __init__(self, scope: Scope, state: State):
         self.scope, self.start, self.size, self.status = scope, time.perf_counter(), 0, 499
-        self.hash = hashlib.sha256() if hashed else None
+        self.hash = hashlib.sha256() if state.settings.log_requests else None
+        self.state = state
         given = dict(scope["headers"]).get(HEADER, b"")
         self.id = given if _ID.fullmatch(given) else secrets.token_hex(8).encode()
         scope["request_id"] = self.id.decode()
@@ -68,7 +69,8 @@ class _Noted:
         async def sent(message: Message) -> None:
             if message["type"] == "http.response.start":
                 self.status = message["status"]
-                message["headers"] = [*message.get("headers", ()), (HEADER, self.id)]
+                closing = [(b"connection", b"close")] if self.state.draining else []
+                message["headers"] = [*message.get("headers", ()), (HEADER, self.id), *closing]
             await send(message)
 
         return sent

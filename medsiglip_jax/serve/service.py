@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Float64
 
 from medsiglip_jax.inference.reader import Reader
 from medsiglip_jax.model.api import Model
@@ -68,6 +68,10 @@ class Fetches(Protocol):
     def fetch(self, address: str) -> Awaitable[bytes]: ...
 
     def close(self) -> Awaitable[None]: ...
+
+
+# Characters of a text whose vector is kept; more than 64 tokens have.
+_LONGEST_KEPT = 4096
 
 
 class Service:
@@ -134,8 +138,29 @@ class Service:
             RequestError: 429 if the queue is full, 413 if it can never hold so many.
         """
         rows = sum(i.rows if isinstance(i, Picture) else 1 for i in instances)
+        self.check_count(rows)
         with self._admitted(rows):
             return await asyncio.gather(*map(self._embed, instances))
+
+    def check_count(self, rows: int) -> None:
+        """Raises RequestError 413 if the queue can never hold so many rows."""
+        if rows > (most := self.settings.queue):
+            problem = f"{rows} images, patches and texts in one request; expected at most {most}"
+            raise RequestError(413, problem)
+
+    def similarity(
+        self, zimg: Float32[np.ndarray, "i d"], ztxt: Float32[np.ndarray, "t d"]
+    ) -> Float64[np.ndarray, "i t"]:
+        """`Model.similarity` of normalised vectors, which waits for neither device nor compiler.
+
+        Raises:
+            RequestError: 400, the model holds only one tower.
+        """
+        params = self.model.params
+        if "t" not in params:
+            raise RequestError(400, "this model has no temperature: it holds only one tower")
+        t, b = (np.asarray(params[name], np.float32).reshape(()) for name in "tb")
+        return (np.exp(t) * (zimg @ ztxt.T) + b).astype(np.float64)
 
     async def run(self, function: Callable, *args):
         """Runs what takes long, such as parsing a large request, in a thread of the pool."""
@@ -146,9 +171,6 @@ class Service:
     @contextlib.contextmanager
     def _admitted(self, rows: int) -> Iterator[None]:
         most = self.settings.queue
-        if rows > most:
-            problem = f"{rows} images, patches and texts in one request; expected at most {most}"
-            raise RequestError(413, problem)
         if self._pending + rows > most:
             seconds = self._pace.seconds(self._pending)
             problem = f"the queue of {most} is full; try again in {seconds} s"
@@ -184,7 +206,9 @@ class Service:
         known = self._texts.get(text)
         self.measures.text(known is not None)
         if known is None:
-            known = self._texts[text] = await self._embed_new_text(text)
+            known = await self._embed_new_text(text)
+            if len(text) <= _LONGEST_KEPT:
+                self._texts[text] = known
             while len(self._texts) > self.settings.cached_texts:
                 self._texts.popitem(last=False)
         else:
@@ -212,7 +236,7 @@ class Service:
             return list(ids)
 
         [vector] = await self._run("text", 1, read)
-        return _KnownText(vector, tokens, is_cut)
+        return _KnownText(vector.copy(), tokens, is_cut)
 
     async def _embed_picture(self, picture: Picture) -> Vectors:
         reading = picture.reading or self.default_reading
@@ -249,20 +273,22 @@ class Service:
 class _Pace:
     """How fast rows are answered, over the last ones."""
 
-    _KEPT = 32
+    _KEPT, _RECENT = 32, 60.0  # answers, and seconds
 
     def __init__(self) -> None:
         self._done: list[tuple[float, int]] = []
 
     def add(self, rows: int) -> None:
-        self._done = [*self._done[1 - self._KEPT :], (time.monotonic(), rows)]
+        if rows:
+            self._done = [*self._done[1 - self._KEPT :], (time.monotonic(), rows)]
 
     def seconds(self, rows: int) -> int:
         """In how many seconds so many rows will be answered, 1 to 600."""
-        if len(self._done) < 2:
+        now = time.monotonic()
+        recent = [(when, count) for when, count in self._done if now - when < self._RECENT]
+        if len(recent) < 2:
             return 1
-        passed = max(time.monotonic() - self._done[0][0], 1e-3)
-        rate = sum(count for _, count in self._done[1:]) / passed
+        rate = sum(count for _, count in recent[1:]) / max(now - recent[0][0], 1e-3)
         return min(600, max(1, math.ceil(rows / max(rate, 1e-3))))
 
 

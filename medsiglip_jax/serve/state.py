@@ -13,6 +13,8 @@ from medsiglip_jax.serve.measures import Measures
 from medsiglip_jax.serve.service import Service
 from medsiglip_jax.serve.settings import Settings
 
+# The name by which a request asks for the classifier that a model was fine-tuned with.
+CLASSIFIER = "classifier"
 _RETRY = {"Retry-After": "5"}
 
 
@@ -61,6 +63,8 @@ class State:
 
     def check(self, model: Model) -> None:
         """Raises ValueError if probes or embeddings were made with another model."""
+        if model.config.classifier and CLASSIFIER in self.probes:
+            raise ValueError(f"probe {CLASSIFIER}: the model has one of its own; rename the file")
         for name, probe in self.probes.items():
             try:
                 check_model(probe, model)

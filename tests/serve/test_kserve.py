@@ -120,7 +120,7 @@ def test_nothing_is_ready_while_the_model_is_loaded():
     from medsiglip_jax.serve.app import build
     from medsiglip_jax.serve.state import State
 
-    client = TestClient(build(State(Settings(), "tiny")))
+    client = TestClient(build(State(Settings(), "tiny")), base_url="http://localhost")
     statuses = {
         path: client.get(path).status_code
         for path in ("/v2/health/live", "/v2/health/ready", "/v2/models/tiny/ready",

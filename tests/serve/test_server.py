@@ -253,3 +253,19 @@ def test_keys_are_read_from_a_file_and_never_shown(tmp_path):
         with pytest.raises(ValueError, match=said) as caught:
             settings.read_keys(file)
         assert "short" not in str(caught.value).replace(str(file), "")
+
+
+def test_a_page_whose_name_leads_to_this_machine_is_not_answered(client, guarded):
+    body = {"instances": [{"text": "a"}]}
+    assert client.post("/predict", body, host="evil.example").status == 421
+    assert client.post("/predict", body, host="localhost:80").status == 200
+    key = f"Bearer {KEY}"  # which no page of others has
+    assert guarded.post("/predict", body, host="s.example", authorization=key).status == 200
+
+
+def test_clients_are_told_to_connect_elsewhere_while_it_drains(model, serving):
+    with serving(model, Settings(port=0, max_batch=1, drain_delay=0.0)) as client:
+        assert "connection" not in client.get("/v1/info").headers
+        client.server.state.draining = True
+        assert client.get("/v1/info").headers["connection"] == "close"
+        assert client.get("/health/ready").status == 503

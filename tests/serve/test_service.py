@@ -171,3 +171,68 @@ def test_errors_keep_their_places():
 def test_an_error_is_one_short_line():
     error = InstanceError("X", "a\n" * 2000)
     assert len(json.dumps(error.to_dict())) < 700 and "\n" not in error.description
+
+
+def test_a_row_that_is_cancelled_harms_no_other(model):
+    batcher = Batcher(model, 8, max_wait=0.5)
+    batcher.start()
+    row = np.zeros(model.config.text.context_length, np.int32)
+    batcher.coming("text", 5)  # one more than will come, so that all are in one batch
+    futures = [batcher.submit("text", row) for _ in range(4)]
+    assert futures[1].cancel()
+    for future in (futures[0], *futures[2:]):
+        assert future.result(30).shape == (model.config.embed_dim,)
+    batcher.coming("text", 1)
+    gone = batcher.submit("text", row)
+    gone.cancel()
+    batcher.coming("text", 1)
+    assert batcher.submit("text", row).result(30) is not None  # also after a batch of none
+    batcher.close()
+
+
+def test_the_older_of_two_batches_may_be_the_one_that_hangs(model, monkeypatch):
+    batcher = Batcher(model, 2, max_wait=0.0)
+    batcher.start()
+    monkeypatch.setattr(batching, "STUCK_SECONDS", 0.2)
+    batcher._started[-1] = time.perf_counter()
+    batcher.coming("text", 1)
+    batcher.submit("text", np.zeros(model.config.text.context_length, np.int32)).result(30)
+    time.sleep(0.3)
+    assert not batcher.alive
+    batcher.close()
+
+
+def test_texts_that_are_long_are_not_kept(service):
+    embed(service, [Text("lung " * 1000), Text("lung")])
+    assert list(service._texts) == ["lung"]
+    assert all(known.vector.base is None for known in service._texts.values())
+
+
+def test_scores_are_those_of_the_model(service):
+    rng = np.random.default_rng(0)
+    zimg, ztxt = (
+        x / np.linalg.norm(x, axis=1, keepdims=True)
+        for x in rng.normal(size=(2, 3, service.model.config.embed_dim)).astype(np.float32)
+    )
+    expected = np.asarray(service.model.similarity(zimg, ztxt))
+    np.testing.assert_allclose(service.similarity(zimg, ztxt), expected, rtol=1e-6, atol=1e-5)
+
+
+def test_the_time_to_wait_is_of_the_last_minute(monkeypatch):
+    from medsiglip_jax.serve.service import _Pace
+
+    now = [0.0]
+    monkeypatch.setattr("medsiglip_jax.serve.service.time.monotonic", lambda: now[0])
+    pace = _Pace()
+    assert pace.seconds(100) == 1
+    for _ in range(20):
+        now[0] += 1
+        pace.add(10)
+        pace.add(0)  # requests without instances say nothing
+    assert 9 <= pace.seconds(100) <= 11
+    now[0] += 3600
+    assert pace.seconds(100) == 1
+    for _ in range(3):
+        now[0] += 1
+        pace.add(10)
+    assert 8 <= pace.seconds(100) <= 12

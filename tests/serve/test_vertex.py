@@ -210,3 +210,13 @@ def test_patches_of_a_level_of_a_slide(model, slide, serving):
         found = np.array([p["embedding"] for p in answer["patch_embeddings"]])
         np.testing.assert_allclose(found, expected, atol=1e-5)
     assert last["error"]["code"] == "PATCH_OUTSIDE_OF_IMAGE_DIMENSIONS_ERROR"
+
+
+def test_an_address_is_measured_before_its_form_is_matched(client):
+    import time
+
+    start = time.perf_counter()
+    hostile = {"image": {"gcs_uri": "gs://a/" + "." * 500_000 + "/"}}
+    answer = client.post("/predict", {"instances": [hostile]})
+    assert answer.status == 400 and "2,048 characters" in answer.body["error"]
+    assert time.perf_counter() - start < 10  # hours, by the regular expression

@@ -174,6 +174,8 @@ def _pixels(service: Service, tensor: Fields, name: str) -> dict[str, Instance]:
         raise wrong_field(where, "expected numbers in the order of the shape") from None
     if values.size != math.prod(shape):
         raise wrong_field(where, f"{values.size} numbers; the shape says {math.prod(shape)}")
+    if values.ndim != 1 and list(values.shape) != shape:
+        raise wrong_field(where, f"nested as {list(values.shape)}; the shape says {shape}")
     if values.size and (values.dtype.kind != "i" or values.min() < 0 or values.max() > 255):
         raise wrong_field(where, "expected whole numbers from 0 to 255")
     images = values.astype(np.uint8).reshape(shape)

@@ -30,10 +30,8 @@ from medsiglip_jax.serve.openapi import (
     optional,
 )
 from medsiglip_jax.serve.service import COUNTS, Service, Vectors, in_order, unit
-from medsiglip_jax.serve.state import State
+from medsiglip_jax.serve.state import CLASSIFIER, State
 
-# The name by which a request asks for the classifier that a model was fine-tuned with.
-CLASSIFIER = "classifier"
 Score = Callable[[Vectors], list[dict[str, Any]]]
 
 
@@ -93,7 +91,7 @@ async def by_texts(state: State, service: Service, fields: Fields) -> list[Any]:
     ztxt = np.stack([unit(text)[0] for text in of_texts if not isinstance(text, InstanceError)])
 
     def score(vectors: Vectors) -> list[dict[str, Any]]:
-        logits = np.asarray(service.model.similarity(np.stack(unit(vectors)), ztxt), np.float64)
+        logits = service.similarity(np.stack(unit(vectors)), ztxt)
         sigmoid, softmax = probabilities(logits)
         rows = zip(texts, logits[0], sigmoid[0], softmax[0], strict=True)
         return [
@@ -101,7 +99,7 @@ async def by_texts(state: State, service: Service, fields: Fields) -> list[Any]:
             for t, x, p, q in rows
         ]
 
-    return _results(service, pictures, rest, score)
+    return await _results(service, pictures, rest, score)
 
 
 async def by_probe(state: State, service: Service, fields: Fields) -> list[Any]:
@@ -116,7 +114,7 @@ async def by_probe(state: State, service: Service, fields: Fields) -> list[Any]:
         raise wrong_field("probe", f"not one of this server's, which are: {known}")
     pictures = images(fields, reading)
     wanted = [p for p in pictures if not isinstance(p, InstanceError)]
-    return _results(service, pictures, await service.embed(wanted), score)
+    return await _results(service, pictures, await service.embed(wanted), score)
 
 
 def images(fields: Fields, reading: Reading) -> list[Picture | InstanceError]:
@@ -147,6 +145,7 @@ def image(value: Any, where: str, reading: Reading) -> Picture | InstanceError:
 
 def _of_probe(service: Service, probe: Probe) -> tuple[Reading, Score]:
     made, limits = probe.provenance, service.settings.rules
+    assert made.preprocess is not None  # or `State.check` has refused it
     rules = replace(from_dict(made.dicom), max_pixels=limits.max_pixels, max_side=limits.max_side)
     normalize = unit if made.normalized else list
 
@@ -158,7 +157,7 @@ def _of_probe(service: Service, probe: Probe) -> tuple[Reading, Score]:
             for label, p, positive in rows
         ]
 
-    return Reading(made.preprocess or service.settings.preprocess, rules), score
+    return Reading(made.preprocess, rules), score
 
 
 def _of_classifier(service: Service) -> tuple[Reading, Score]:
@@ -183,7 +182,7 @@ def _number(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None  # a finding that could not be fitted
 
 
-def _results(
+async def _results(
     service: Service,
     given: Sequence[Picture | InstanceError],
     answers: Sequence[Vectors | InstanceError],
@@ -191,10 +190,14 @@ def _results(
 ) -> list[Any]:
     for wrong in (i for i in given if isinstance(i, InstanceError)):
         service.counted(wrong)
-    return [
-        {"error": a.to_dict()} if isinstance(a, InstanceError) else {"scores": score(a)}
-        for a in in_order(given, answers)
-    ]
+
+    def scored() -> list[Any]:
+        return [
+            {"error": a.to_dict()} if isinstance(a, InstanceError) else {"scores": score(a)}
+            for a in in_order(given, answers)
+        ]
+
+    return await service.run(scored)
 
 
 NATIVE_ERROR = obj({"error": obj({"code": INTEGER, "message": STRING})})

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.routing import Route
 
 from medsiglip_jax.preprocess.dicom.rules import Rules
+from medsiglip_jax.serve.addresses import LONGEST
 from medsiglip_jax.serve.errors import (
     CREDENTIALS,
     INVALID_FIELD,
@@ -46,7 +47,7 @@ ALIAS = "/v1/projects/{project}/locations/{location}/endpoints/{endpoint}:predic
 _SOURCES = ("input_bytes", "image_url", "gcs_uri", "dicomweb_uri")
 _FORMS = {
     "image_url": r"https?://.+",
-    "gcs_uri": r"gs://[^/]+(/[^/]+)*/[^/]+\.[^/]+",
+    "gcs_uri": r"gs://[^/]+(/[^/]+)*/[^/]+\.[^/]+",  # quadratic in its length
     "dicomweb_uri": r"https://.+/studies/[0-9.]{1,64}/series/[0-9.]{1,64}/instances/[0-9.]{1,64}",
 }
 _OTHER = (
@@ -106,15 +107,23 @@ def _picture(fields: Fields, rules: Rules) -> Picture:
         raise wrong_field(fields.where, f"expected exactly one of {', '.join(_SOURCES)}")
     [source] = sources
     value = fields.get(source, str)
-    if source in _FORMS and not re.fullmatch(_FORMS[source], value):
-        raise wrong_field(fields.at(source), f"expected the form {_FORMS[source]}")
+    if source in _FORMS:
+        _check_address(fields.at(source), value, _FORMS[source])
     patches = tuple(_patch(patch) for patch in _patches(fields))
     _check_credential(fields, source)
     level = _level(fields, source)
     inside, resized = _extensions(fields)
     reading = Reading("serving", _with_window(fields, rules))
     content, address = (value, None) if source == "input_bytes" else (None, value)
-    return Picture(content, address, patches, inside, resized, reading, level)
+    windowed = "radiology_dicom_window_level" in fields
+    return Picture(content, address, patches, inside, resized, reading, level, windowed)
+
+
+def _check_address(where: str, value: str, form: str) -> None:
+    if len(value) > LONGEST:
+        raise wrong_field(where, f"expected at most {LONGEST:,} characters")
+    if not re.fullmatch(form, value):
+        raise wrong_field(where, f"expected the form {form}")
 
 
 def _level(fields: Fields, source: str) -> Level | None:
