@@ -273,7 +273,7 @@ def throughput(args: argparse.Namespace, model: Path, files: list[Path]) -> list
         direct = _direct(loaded, files)
         sides = {"ours": server.port, "unbatched": plain_port}
         reports: dict[str, list[dict]] = collections.defaultdict(list)
-        seconds = []
+        seconds, before = [], [0.0, 0.0]
         for turn in range(args.repeats + 1):
             start = time.perf_counter()
             direct()
@@ -285,8 +285,10 @@ def throughput(args: argparse.Namespace, model: Path, files: list[Path]) -> list
                         reports[side].append(report)
             if turn:
                 seconds.append(took)
-        batches = "medsiglip_jax_batch_rows"
-        mean = server.metric(f"{batches}_sum") / server.metric(f"{batches}_count")
+            else:
+                before = _batches(server)
+        rows_and_batches = np.subtract(_batches(server), before)
+        mean = float(rows_and_batches[0] / rows_and_batches[1])
         rate = statistics.median(len(files) / s for s in seconds)
         rows.append({"what": "encode_files, as embed", "images_per_s": rate})
         for side, several in reports.items():
@@ -296,8 +298,15 @@ def throughput(args: argparse.Namespace, model: Path, files: list[Path]) -> list
                    "client_cpu_s": statistics.median(r["client_cpu"] for r in several),
                    "answers": several[-1]["answers"]}  # fmt: skip
             rows.append(row | ({"mean_batch": mean} if side == "ours" else {}))
+        if sides["unbatched"] is None:
+            rows.append({"what": "unbatched", "not run": "FastAPI is not installed"})
         rows += _idle(sides, loaded, files)
     return rows
+
+
+def _batches(server: Server) -> list[float]:
+    """Rows and batches so far."""
+    return [server.metric(f"medsiglip_jax_batch_rows_{what}") for what in ("sum", "count")]
 
 
 def _direct(model: Any, files: list[Path], batch_size: int = 8) -> Any:

@@ -2,7 +2,8 @@
 
 Written for what InferenceClient of huggingface_hub 2.4 sends to an address; that of an Inference
 Endpoint is the root, those of the hosted API name model and task. The contract has no error of a
-single input: one that is wrong is a 400 that names it.
+single input: one that is wrong is a 400 that names it. Parameters that are not known are ignored,
+as there.
 """
 
 from collections.abc import Sequence
