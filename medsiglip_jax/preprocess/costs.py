@@ -29,6 +29,10 @@ _ALLOWED, _PER_BYTE = 10.5, 200
 # Pixels that may be gone over, for each that is allowed, and for each byte of the file. Scans of a
 # progressive JPEG, and frames before the one that is wanted, each go over all of them.
 _PASSES, _PASSED_PER_BYTE = 16, 500
+# JPEG 2000 is decoded at 15 million pixels a second, and PIL lets no other thread run meanwhile:
+# 6 kB stopped a server for 6 s. The share of the pixels that are allowed which any file may have,
+# and how many more for each of its bytes: 500 are 0.016 bits per pixel.
+_SLOW_SHARE, _SLOW_PER_BYTE = 1 / 8, 500
 _TILE_PART = 14  # bytes of the least that a tile of JPEG 2000 takes (ISO 15444-1 A.4)
 _SCAN = b"\xff\xda"  # the marker before each scan of a JPEG
 
@@ -57,6 +61,8 @@ class Costs:
                 f"decoding it takes {needed / 2**30:.1f} GiB (a decompression bomb?); pass a "
                 "smaller image, or raise --max-pixels"
             )
+        if self.image.format == "JPEG2000":
+            self._check_pace(length, rules)
         if self.image.format == "JPEG":
             self.check_passes(_content(stream).count(_SCAN), rules)
         if self.image.format == "TIFF":
@@ -71,6 +77,14 @@ class Costs:
             raise UnreadableImage(
                 f"{self.image.width}x{self.image.height} {self.image.format} that has to be decoded"
                 f" {count} times over (scans or frames): too much work for its size"
+            )
+
+    def _check_pace(self, length: int, rules: Rules) -> None:
+        """Refuses an image that takes long, and is so blank that its file can hold nothing."""
+        if self._pixels > _SLOW_SHARE * rules.max_pixels + _SLOW_PER_BYTE * length:
+            raise UnreadableImage(
+                f"{self.image.width}x{self.image.height} JPEG 2000 of {length} bytes: too much "
+                "work for its size (a decompression bomb?)"
             )
 
     @property

@@ -396,3 +396,15 @@ def test_hostile_inputs_in_processes_of_4_gb(torture):
     command = [sys.executable, str(script), "--count", str(50 * torture)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+def test_jpeg_2000_takes_time_as_its_file_is_worth():
+    """PIL's decoder keeps all other threads waiting: 6 kB of 100 megapixels stopped a server."""
+    with pytest.raises(UnreadableImage, match="6000x6000 JPEG 2000 of .* too much work"):
+        decode(blank("L", (6000, 6000), "JPEG2000"))
+    assert decode(blank("L", (2500, 2500), "JPEG2000")).shape == (2500, 2500, 3)
+    noise = np.random.default_rng(0).integers(0, 256, (2000, 3000), np.uint8)
+    written = io.BytesIO()
+    Image.fromarray(noise).save(written, "JPEG2000", quality_mode="rates", quality_layers=[100])
+    strict = Rules(max_pixels=6_000_000)  # of which it may have an eighth, and more for its bytes
+    assert decode(written.getvalue(), strict).shape == (2000, 3000, 3)
