@@ -82,12 +82,18 @@ def add_limits(sub: Parser, default: str = "{}", max_pixels: int | None = None) 
     most = max_pixels or MAX_PIXELS
     usual = [default.format(n) for n in (most, MAX_SIDE)]
     flags = {
-        "--max-pixels N": f"the most pixels of an image, default {usual[0]}; larger ones are "
-        "listed as unreadable. What decoding may take grows with it: "
+        "--max-pixels N": f"the most pixels of an image, such as 50M, default {usual[0]}; larger "
+        "ones are listed as unreadable. What decoding may take grows with it: "
         f"{1.75 * most / MAX_PIXELS:.3g} GiB by default, and more for files of many bytes",
         "--max-side N": f"the longest side of an image in pixels, default {usual[1]}",
     }
-    add_flags(sub.add_argument_group("large images"), flags, max_pixels=int, max_side=int)
+    numbers = {"max_pixels": {"type": number}, "max_side": int}
+    add_flags(sub.add_argument_group("large images"), flags, **numbers)
+
+
+def number(text: str) -> int:
+    """A whole number, or millions of them, such as 100M."""
+    return int(text.removesuffix("M")) * (1_000_000 if text.endswith("M") else 1)
 
 
 def _limits(args: argparse.Namespace) -> dict[str, int]:
