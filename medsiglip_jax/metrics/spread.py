@@ -102,7 +102,8 @@ class Total(NamedTuple):
       there, pulls: [u] as of `Spread`.
       expected: variance by Newcombe's formula at the AUCs of the classes, times how much their
         covariance adds to the estimated one.
-      shape: how it depends on the numbers of positives and negatives; see `_newcombe`.
+      shape: how it depends on the numbers of positives and negatives; see `_expected` and
+        `_binormal`.
       flat: whether only the positives, or only the negatives, vary: those that do not are tied, and
         the variance lacks their part.
     """
@@ -305,7 +306,7 @@ def score_limits(total: Total, level: float) -> tuple[float, float]:
 
     As Wilson's interval, it takes the variance at the limit, not at the estimate, and so has a
     width where the AUC is 0 or 1. From the estimate to the limit the variance changes as that of
-    `_binormal`; at the estimate it is the estimated one, where `_newcombe` also counts for `PRIOR`
+    `_binormal`; at the estimate it is the estimated one, where `_expected` also counts for `PRIOR`
     degrees of freedom (Smyth, Stat. Appl. Genet. Mol. Biol. 3 (2004), 3). Few positives, or nearly
     all in perfect order, say little about the variance and have few degrees; then the formula
     decides, as it does for positives that are all tied.
