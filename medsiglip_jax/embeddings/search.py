@@ -53,8 +53,7 @@ def search(
     """
     if not texts and not images:
         raise ValueError("expected at least one text or image to search for")
-    made = provenance.of_run(embeddings.manifest)
-    provenance.of_model(model).check(made, embeddings.folder)
+    check_model(embeddings, model)
     nothing = f"{embeddings.folder}: no rows of kind {embeddings.kind}"
     if not len(embeddings):
         raise ValueError(f"{nothing}, nor of any")
@@ -70,15 +69,22 @@ def search(
     k, named = rows.shape[1], embeddings.ids(rows.reshape(-1).tolist())
     record = index.read_record(embeddings) if approximate else None
     left_out = asdict(record.left_out if record else embeddings.left_out())
-    hits = (_hits(named[i * k : (i + 1) * k], scores[i].tolist()) for i in range(len(scores)))
+    hits = (named_hits(named[i * k : (i + 1) * k], scores[i].tolist()) for i in range(len(scores)))
     return [
         {"query": query, "hits": of_query, "left_out": left_out}
         for query, of_query in zip([*texts, *map(str, images)], hits, strict=True)
     ]
 
 
-def _hits(rows: Sequence[Mapping[str, str]], scores: Sequence[float]) -> list[dict[str, Any]]:
-    """Leaves out rows whose vector has no direction; their score is -inf."""
+def check_model(embeddings: store.Embeddings, model: Model) -> None:
+    """Raises ValueError if another model made the run."""
+    made = provenance.of_run(embeddings.manifest)
+    provenance.of_model(model).check(made, embeddings.folder)
+
+
+def named_hits(rows: Sequence[Mapping[str, str]], scores: Sequence[float]) -> list[dict[str, Any]]:
+    """`{"id", "source", "score"}` of each, but of the last, if their vectors have no direction:
+    their score is -inf."""
     return [
         {"id": row["id"], "source": row["source"], "score": score}
         for row, score in zip(rows, scores, strict=True)

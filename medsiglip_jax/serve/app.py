@@ -3,6 +3,7 @@
 import functools
 import hmac
 import re
+from collections.abc import Iterable
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -10,7 +11,6 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from medsiglip_jax.serve import health, openapi, page
@@ -40,12 +40,12 @@ def build(state: State) -> Starlette:
     Args:
         state: of the server; its service may come later.
     """
-    routes: list[Route] = [*health.routes(state), *(r for c in CONTRACTS for r in c.routes(state))]
-    routes += page.routes(state)
+    parts = (health, *CONTRACTS, page)
+    routes = [route for part in parts for route in part.routes(state)]
     described = functools.cache(lambda: openapi.document(state, routes))  # milliseconds
     routes.append(openapi.Described(
         openapi.PATH, getter(lambda _: described()),
-        openapi.Operation("This document", {"type": "object"}),
+        openapi.Operation("This document", {"type": "object"}, open=True),
     ))  # fmt: skip
     middleware = [Middleware(RequestLog, state=state)]
     if state.settings.is_loopback and not state.settings.api_keys:
@@ -57,7 +57,7 @@ def build(state: State) -> Starlette:
             expose_headers=["x-request-id", "retry-after", TEXTS_CUT],
         ))  # fmt: skip
     if state.settings.api_keys:
-        middleware.append(Middleware(Keys, state=state))
+        middleware.append(Middleware(Keys, keys=state.settings.api_keys, routes=routes))
     return Starlette(
         routes=routes,
         middleware=middleware,
@@ -95,14 +95,9 @@ class OwnHost:
 class Keys:
     """Middleware: expects an API key, but of orchestrators and of readers of the documentation."""
 
-    def __init__(self, app: ASGIApp, state: State):
-        self.app = app
-        self._keys = [key.encode() for key in state.settings.api_keys]
-        self._open = {
-            health.LIVE, health.READY, health.METRICS, state.settings.health_route, openapi.PATH,
-            page.PATH, "/.well-known/live", "/.well-known/ready", "/v2/health/live",
-            "/v2/health/ready",
-        }  # fmt: skip
+    def __init__(self, app: ASGIApp, keys: Iterable[str], routes: Iterable[openapi.Described]):
+        self.app, self._keys = app, [key.encode() for key in keys]
+        self._open = {r.path for r in routes if r.operation.open or r.operation.probe}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in self._open or self._known(scope):

@@ -1,13 +1,12 @@
 """An embedding run that the server searches, and the pictures of its rows."""
 
 import io
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
 
-from medsiglip_jax.embeddings import index, nearest, provenance, store
+from medsiglip_jax.embeddings import index, nearest, search, store
 from medsiglip_jax.files import places
 from medsiglip_jax.model.api import Model
 from medsiglip_jax.pages import contact_sheet
@@ -37,14 +36,15 @@ class Corpus:
 
     def check(self, model: Model) -> None:
         """Raises ValueError if another model made the run."""
-        made = provenance.of_run(self.embeddings.manifest)
-        provenance.of_model(model).check(made, self.embeddings.folder)
+        search.check_model(self.embeddings, model)
 
     def find(self, vector: Float32[np.ndarray, " d"], k: int) -> list[dict[str, Any]]:
         """The rows of images with the highest cosines, through the index if there is one."""
         k = min(k, len(self.embeddings))
         scores, rows = self._top_k(vector[None], self.embeddings, k)
-        return self._described(rows[0].tolist(), scores[0].tolist())
+        numbers = rows[0].tolist()
+        hits = search.named_hits(self.embeddings.ids(numbers), scores[0].tolist())
+        return [{"row": row, **hit} for row, hit in zip(numbers, hits, strict=False)]
 
     def vector(self, row: int) -> Float32[np.ndarray, " d"]:
         """The vector of a row, to search for what is similar.
@@ -74,15 +74,6 @@ class Corpus:
     def _check(self, row: int) -> None:
         if not 0 <= row < len(self.embeddings):
             raise IndexError(row)
-
-    def _described(self, rows: Sequence[int], scores: Sequence[float]) -> list[dict[str, Any]]:
-        """Leaves out rows whose vector has no direction; their score is -inf."""
-        found = zip(rows, self.embeddings.ids(rows), scores, strict=True)
-        return [
-            {"row": row, "id": named["id"], "source": named["source"], "score": score}
-            for row, named, score in found
-            if score >= -1
-        ]
 
 
 def _is_indexed(embeddings: store.Embeddings) -> bool:

@@ -30,7 +30,7 @@ class InstanceError(Exception):
 
     def __init__(self, code: str, description: str):
         self.code = code
-        self.description = " ".join(description.split())[:_LONGEST]
+        self.description = _one_line(description)
         super().__init__(f"{code}: {self.description}")
 
     def to_dict(self) -> dict[str, Any]:
@@ -48,8 +48,12 @@ class RequestError(Exception):
 
     def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None):
         self.status, self.headers = status, dict(headers or {})
-        self.message = " ".join(message.split())[:_LONGEST]
+        self.message = _one_line(message)
         super().__init__(self.message)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:_LONGEST]
 
 
 def wrong_field(where: str, problem: str) -> RequestError:

@@ -4,16 +4,16 @@ from collections.abc import Sequence
 
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
 
 from medsiglip_jax.serve.openapi import Described, Operation
 from medsiglip_jax.serve.state import State
 
 LIVE, READY, METRICS = "/health/live", "/health/ready", "/metrics"
-_READY = Operation("Whether new requests should come here: 503 if not")
+_LIVE = Operation("Whether it lives: 503 asks for a restart", probe=True)
+_READY = Operation("Whether new requests should come here: 503 if not", probe=True)
 
 
-def routes(state: State) -> Sequence[Route]:
+def routes(state: State) -> Sequence[Described]:
     """Liveness, readiness, the official container's health, and /metrics."""
 
     async def live(request: Request) -> Response:
@@ -27,10 +27,10 @@ def routes(state: State) -> Sequence[Route]:
         return Response(measures.text_format(), media_type=measures.media_type)
 
     return [
-        Described(LIVE, live, Operation("Whether it lives: 503 asks for a restart")),
+        Described(LIVE, live, _LIVE),
         Described(READY, ready, _READY),
         Described(state.settings.health_route, ready, _READY),
-        Described(METRICS, metrics, Operation("Numbers for Prometheus")),
+        Described(METRICS, metrics, Operation("Numbers for Prometheus", open=True)),
     ]
 
 

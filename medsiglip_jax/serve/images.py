@@ -92,14 +92,19 @@ def _parts(pixels: np.ndarray, picture: Picture, reader: Reader) -> Iterator[np.
 def _resized(pixels: np.ndarray, size: tuple[int, int], reader: Reader) -> np.ndarray:
     """By the mean of an area where it shrinks, else bicubic, as the official container does with
     OpenCV; PIL rounds otherwise, by one level at most where it shrinks."""
-    try:
-        reader.rules.check_size(*size)
-    except UnreadableImage as error:
-        raise InstanceError(DIMENSIONS, error.reason) from None
+    _check_size(reader, *size)
     height, width, _ = pixels.shape
     shrinks = size[0] * size[1] <= width * height
     how = Image.Resampling.BOX if shrinks else Image.Resampling.BICUBIC
     return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize(size, how))
+
+
+def _check_size(reader: Reader, width: int, height: int) -> None:
+    """Refuses to make an image of a size that a request asks for."""
+    try:
+        reader.rules.check_size(width, height)
+    except UnreadableImage as error:
+        raise InstanceError(DIMENSIONS, error.reason) from None
 
 
 def _outside(patch: Patch, width: int, height: int) -> InstanceError:
@@ -114,10 +119,7 @@ def _cut(pixels: np.ndarray, patch: Patch, inside: bool, reader: Reader) -> np.n
         return pixels[patch.y : bottom, patch.x : right]
     if inside:
         raise _outside(patch, width, height)
-    try:
-        reader.rules.check_size(patch.width, patch.height)
-    except UnreadableImage as error:
-        raise InstanceError(DIMENSIONS, error.reason) from None
+    _check_size(reader, patch.width, patch.height)
     page = np.zeros((patch.height, patch.width, 3), np.uint8)
     left, top = max(patch.x, 0), max(patch.y, 0)
     found = pixels[top : max(bottom, 0), left : max(right, 0)]

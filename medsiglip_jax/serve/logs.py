@@ -15,9 +15,6 @@ from medsiglip_jax.serve.http import LOG
 from medsiglip_jax.serve.state import State
 
 HEADER = b"x-request-id"
-# Orchestrators ask these every few seconds. Names of models in paths may have any word in them.
-PROBES = ("/health/live", "/health/ready", "/health", "/.well-known/live", "/.well-known/ready",
-          "/v2/health/live", "/v2/health/ready")  # fmt: skip
 _ID = re.compile(rb"[\w.:/+=-]{1,128}", re.ASCII)
 _OWN = ("error", "at", "request", "fields")
 
@@ -27,7 +24,6 @@ class RequestLog:
 
     def __init__(self, app: ASGIApp, state: State):
         self.app, self.state = app, state
-        self._probes = {*PROBES, state.settings.health_route}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -37,10 +33,10 @@ class RequestLog:
         try:
             await self.app(scope, noted.receiving(receive), noted.sending(send))
         finally:
-            route, seconds = noted.route(), time.perf_counter() - noted.start
-            self.state.measures.request(route, noted.status, seconds, noted.size)
-            if route not in self._probes:
-                LOG.info("request", extra={"fields": noted.line(route, seconds, self.state)})
+            seconds = time.perf_counter() - noted.start
+            self.state.measures.request(noted.path(), noted.status, seconds, noted.size)
+            if not noted.is_probe():
+                LOG.info("request", extra={"fields": noted.line(seconds)})
 
 
 class _Noted:
@@ -75,19 +71,28 @@ class _Noted:
 
         return sent
 
-    def route(self) -> str:
-        """The path of the route as it was declared, so that there are few of them."""
+    def path(self) -> str:
+        """That of the route as it was declared, so that there are few of them."""
         return getattr(self.scope.get("route"), "path", "other")
 
-    def line(self, route: str, seconds: float, state: State) -> dict[str, Any]:
+    def is_probe(self) -> bool:
+        """Whether it is of a route that says so; see `openapi.Operation`."""
+        operation = getattr(self.scope.get("route"), "operation", None)
+        return operation is not None and operation.probe
+
+    def line(self, seconds: float) -> dict[str, Any]:
         line: dict[str, Any] = {
-            "id": self.id.decode(), "route": route, "status": self.status,
+            "id": self.id.decode(), "route": self.path(), "status": self.status,
             "ms": round(1000 * seconds, 1), "bytes": self.size,
         }  # fmt: skip
         if self.hash is not None:
             from medsiglip_jax import __version__
 
-            line |= {"sha256": self.hash.hexdigest(), "model": state.name, "version": __version__}
+            line |= {
+                "sha256": self.hash.hexdigest(),
+                "model": self.state.name,
+                "version": __version__,
+            }
         return line
 
 

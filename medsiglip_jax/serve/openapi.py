@@ -7,7 +7,7 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import Route
 
 from medsiglip_jax.serve.state import State
 
@@ -58,6 +58,8 @@ class Operation:
         summary: one line.
         answer: the schema of its JSON; None if it answers something else, or with a status of 204
             nothing.
+        open: whether it is answered without a key.
+        probe: whether orchestrators ask it every few seconds: it needs no key, and is not logged.
         media: the type of an answer that is not JSON.
         body: the schema of what it takes; None if it takes no body.
         example: a body that every model with two towers answers with 200.
@@ -74,6 +76,8 @@ class Operation:
     status: int = 200
     parameters: Mapping[str, str] = field(default_factory=dict)
     media: str = "text/plain"
+    open: bool = False
+    probe: bool = False
 
 
 class Described(Route):
@@ -86,20 +90,19 @@ class Described(Route):
         self.operation = operation
 
 
-def document(state: State, routes: Iterable[BaseRoute]) -> dict[str, Any]:
+def document(state: State, routes: Iterable[Described]) -> dict[str, Any]:
     """The OpenAPI 3.1 document of a server.
 
     Args:
         state: of the server.
-        routes: of its application; those that are not described have a summary only.
+        routes: of its application.
     """
     from medsiglip_jax import __version__
 
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
-        if isinstance(route, Route):
-            path = _PARAMETER.sub(r"{\1}", route.path)
-            paths.setdefault(path, {}).update(_operations(route, path, state))
+        path = _PARAMETER.sub(r"{\1}", route.path)
+        paths.setdefault(path, {}).update(_operations(route, path, state))
     made: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {"title": "medsiglip-jax", "version": __version__},
@@ -111,8 +114,8 @@ def document(state: State, routes: Iterable[BaseRoute]) -> dict[str, Any]:
     return made
 
 
-def _operations(route: Route, path: str, state: State) -> Iterator[tuple[str, Any]]:
-    said = getattr(route, "operation", None) or Operation(route.name.replace("_", " "))
+def _operations(route: Described, path: str, state: State) -> Iterator[tuple[str, Any]]:
+    said = route.operation
     for method in sorted(route.methods or ()):
         if method == "HEAD":  # of every GET
             continue

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -17,6 +17,7 @@ from jaxtyping import Float32, Float64
 
 from medsiglip_jax.inference.reader import Reader
 from medsiglip_jax.model.api import Model
+from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.facts import too_long
 from medsiglip_jax.serve import images
 from medsiglip_jax.serve.batching import Batcher
@@ -81,6 +82,8 @@ class Service:
         model: whose embeddings they are.
         settings: of the server.
         measures: what /metrics tells.
+        scale: log temperature t and bias b: the logit is exp(t) * cosine + b; None of a
+            tower alone.
     """
 
     def __init__(
@@ -91,6 +94,9 @@ class Service:
         fetcher: Fetches | None = None,
     ):
         self.model, self.settings, self.measures = model, settings, measures or Measures()
+        # Read once: on an accelerator it would wait for the batches that are on their way.
+        scale = [np.asarray(model.params[k], np.float32).item() for k in "tb" if k in model.params]
+        self.scale = (scale[0], scale[1]) if scale else None
         self._fetcher = fetcher
         wait = settings.max_wait_ms / 1000
         self._batcher = Batcher(model, settings.max_batch, wait, self.measures)
@@ -128,8 +134,18 @@ class Service:
         """How an image becomes pixels where its contract does not say otherwise."""
         return Reading(self.settings.preprocess, self.settings.rules)
 
-    async def embed(self, instances: Sequence[Instance]) -> list[Vectors | InstanceError]:
+    def bounded(self, rules: Rules) -> Rules:
+        """Rules of something else, such as a probe's, with this server's limits of sizes."""
+        ours = self.settings.rules
+        return replace(rules, max_pixels=ours.max_pixels, max_side=ours.max_side)
+
+    async def embed(
+        self, instances: Sequence[Instance | InstanceError]
+    ) -> list[Vectors | InstanceError]:
         """Embeds each instance on its own: one that is wrong does not harm the others.
+
+        Args:
+            instances: of a request; errors of those that were wrong before stay in their places.
 
         Returns:
             In the order given, the vectors of each, float32 and not normalised, or what is wrong.
@@ -137,7 +153,7 @@ class Service:
         Raises:
             RequestError: 429 if the queue is full, 413 if it can never hold so many.
         """
-        rows = sum(i.rows if isinstance(i, Picture) else 1 for i in instances)
+        rows = sum(map(_rows, instances))
         self.check_count(rows)
         with self._admitted(rows):
             return await asyncio.gather(*map(self._embed, instances))
@@ -156,11 +172,10 @@ class Service:
         Raises:
             RequestError: 400, the model holds only one tower.
         """
-        params = self.model.params
-        if "t" not in params:
+        if self.scale is None:
             raise RequestError(400, "this model has no temperature: it holds only one tower")
-        t, b = (np.asarray(params[name], np.float32).reshape(()) for name in "tb")
-        return (np.exp(t) * (zimg @ ztxt.T) + b).astype(np.float64)
+        t, b = self.scale
+        return (np.exp(np.float32(t)) * (zimg @ ztxt.T) + np.float32(b)).astype(np.float64)
 
     async def run(self, function: Callable, *args):
         """Runs what takes long, such as parsing a large request, in a thread of the pool."""
@@ -184,8 +199,10 @@ class Service:
 
     # -------------------------------------------------------------------------------- one instance
 
-    async def _embed(self, instance: Instance) -> Vectors | InstanceError:
+    async def _embed(self, instance: Instance | InstanceError) -> Vectors | InstanceError:
         try:
+            if isinstance(instance, InstanceError):
+                raise instance
             if isinstance(instance, Text):
                 return [await self._embed_text(instance.text)]
             if isinstance(instance, Pixels):
@@ -193,14 +210,11 @@ class Service:
                 return await self._run("image", 1, lambda: [instance.values])
             return await self._embed_picture(instance)
         except InstanceError as error:
-            return self.counted(error)
+            wrong = error
         except Exception:  # a fault of ours in one instance; what it was may quote its content
-            return self.counted(InstanceError(INTERNAL, "internal error"))
-
-    def counted(self, error: InstanceError) -> InstanceError:
-        """The error, after it was counted in /metrics."""
-        self.measures.instance_error(error.code)
-        return error
+            wrong = InstanceError(INTERNAL, "internal error")
+        self.measures.instance_error(wrong.code)
+        return wrong
 
     async def _embed_text(self, text: str) -> Vector:
         known = self._texts.get(text)
@@ -292,6 +306,13 @@ class _Pace:
         return min(600, max(1, math.ceil(rows / max(rate, 1e-3))))
 
 
+def _rows(instance: Instance | InstanceError) -> int:
+    """How many vectors it gets."""
+    if isinstance(instance, InstanceError):
+        return 0
+    return instance.rows if isinstance(instance, Picture) else 1
+
+
 def unit(vectors: Vectors) -> Vectors:
     """The vectors divided by their norms, as `Model.encode_image` does it."""
     return [v / (np.linalg.norm(v) + np.float32(1e-8)) for v in vectors]
@@ -314,16 +335,3 @@ async def embed_all(service: Service, given: Mapping[str, Instance]) -> list[Vec
             raise RequestError(status, f"{place}: {answer.description}")
     return [vector for answer in answers if not isinstance(answer, InstanceError)
             for vector in answer]  # fmt: skip
-
-
-def in_order(
-    given: Sequence[Instance | InstanceError], answers: Sequence[Vectors | InstanceError]
-) -> list[Vectors | InstanceError]:
-    """The answers of a request in which some instances were wrong before they were embedded.
-
-    Args:
-        given: one for each instance of the request.
-        answers: of `embed`, for those that are no errors.
-    """
-    rest = iter(answers)
-    return [i if isinstance(i, InstanceError) else next(rest) for i in given]

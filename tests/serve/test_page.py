@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from medsiglip_jax.pages import charts, html
-from medsiglip_jax.serve.page import HEADERS, page
+from medsiglip_jax.serve.page import headers, page
 
 ROOT = Path(__file__).parents[2]
 TEXT = page().decode()
@@ -59,7 +59,7 @@ def elements():
 
 
 def policy():
-    directives = (line.split(" ", 1) for line in HEADERS["Content-Security-Policy"].split("; "))
+    directives = (line.split(" ", 1) for line in headers()["Content-Security-Policy"].split("; "))
     return {name: value for name, value in directives}
 
 
@@ -101,8 +101,8 @@ def test_the_policy_allows_nothing_but_what_the_page_does():
     }  # fmt: skip
     assert allowed["img-src"] == "blob: data:" and allowed["connect-src"] == "'self'"
     assert {"default-src", "base-uri", "form-action", "frame-ancestors"} <= set(policy())
-    assert HEADERS["X-Content-Type-Options"] == "nosniff"
-    assert HEADERS["Referrer-Policy"] == "no-referrer"
+    assert headers()["X-Content-Type-Options"] == "nosniff"
+    assert headers()["Referrer-Policy"] == "no-referrer"
 
 
 def test_the_script_asks_for_elements_that_are_there(elements):
@@ -143,10 +143,10 @@ class Server(BaseHTTPRequestHandler):
 
     def do_GET(self):
         json_type = {"Content-Type": "application/json"}
-        answers = {"/ui": (HEADERS, page()), "/v1/info": (json_type, json.dumps(INFO).encode())}
-        headers, body = answers[self.path]
+        answers = {"/ui": (headers(), page()), "/v1/info": (json_type, json.dumps(INFO).encode())}
+        sent, body = answers[self.path]
         self.send_response(200)
-        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+        for name, value in {**sent, "Content-Length": str(len(body))}.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)

@@ -14,7 +14,7 @@ from medsiglip_jax.serve.batching import Batcher
 from medsiglip_jax.serve.errors import InstanceError, RequestError
 from medsiglip_jax.serve.instances import Picture, Text
 from medsiglip_jax.serve.measures import Measures
-from medsiglip_jax.serve.service import Service, in_order
+from medsiglip_jax.serve.service import Service
 from medsiglip_jax.serve.settings import Settings
 
 
@@ -161,11 +161,11 @@ def test_rows_that_fail_to_be_read_are_not_waited_for(model, encoded):
     made.close()
 
 
-def test_errors_keep_their_places():
+def test_errors_keep_their_places(service):
     wrong = InstanceError("X", "y")
-    vectors = [np.zeros(3, np.float32)]
-    found = in_order([wrong, Text("a"), wrong], [vectors])
-    assert [found[0], found[2]] == [wrong, wrong] and found[1] is vectors
+    [[vectors]] = embed(service, [Text("a")])
+    [found] = embed(service, [wrong, Text("a"), wrong])
+    assert [found[0], found[2]] == [wrong, wrong] and found[1][0] is vectors[0]
 
 
 def test_an_error_is_one_short_line():

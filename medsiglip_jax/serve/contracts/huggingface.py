@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 from starlette.requests import Request
-from starlette.routing import Route
 
 from medsiglip_jax.inference.classify import probabilities
+from medsiglip_jax.serve.contracts.openai import check_dimensions
 from medsiglip_jax.serve.errors import RequestError, wrong_field
 from medsiglip_jax.serve.fields import Fields
 from medsiglip_jax.serve.http import endpoint
@@ -42,7 +42,7 @@ _PATHS = ("/", "/models/{model:path}/pipeline/{task}", "/pipeline/{task}/{model:
           "/models/{model:path}")  # fmt: skip
 
 
-def routes(state: State) -> Sequence[Route]:
+def routes(state: State) -> Sequence[Described]:
     """The root, and the paths of the hosted API."""
 
     async def infer(service: Service, document: Any, request: Request) -> Any:
@@ -99,9 +99,7 @@ def _check_options(service: Service, fields: Fields) -> None:
     fields.one_of("encoding_format", ("float",), "float")
     if "prompt_name" in fields:
         raise wrong_field("prompt_name", "this model has no prompts; send the whole text")
-    width = service.model.config.embed_dim
-    if fields.number("dimensions", 1, width) != width:
-        raise wrong_field("dimensions", f"vectors of this model have {width}, which are not cut")
+    check_dimensions(service, fields)
 
 
 _INFERENCE = Operation(

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
 from medsiglip_jax.serve.errors import RequestError, wrong_field
 from medsiglip_jax.serve.fields import Fields
@@ -37,7 +36,7 @@ _MODEL = "/v2/models/{model:path}"
 VERSION = "1"  # of the model, for those who ask for one: a server has one
 
 
-def routes(state: State) -> Sequence[Route]:
+def routes(state: State) -> Sequence[Described]:
     """Health, metadata, and inference."""
 
     async def infer(service: Service, document: Any, request: Request) -> Any:
@@ -73,7 +72,7 @@ def routes(state: State) -> Sequence[Route]:
         return _metadata(state, state.current())
 
     in_json = endpoint(state, infer)
-    found: list[Route] = [
+    found: list[Described] = [
         Described("/v2/health/live", live, _LIVE),
         Described("/v2/health/ready", ready, _READY),
         Described("/v2", getter(lambda _: _server()), _SERVER),
@@ -211,8 +210,10 @@ def _metadata(state: State, service: Service) -> Any:
 _TENSOR = {"name": STRING, "datatype": STRING, "shape": array(INTEGER)}
 _VALUES = {**_TENSOR, "data": array({})}
 _PATH = {"version": VERSION}
-_LIVE = Operation("Whether it is no use to wait any longer, if false", obj({"live": BOOLEAN}))
-_READY = Operation("Whether new requests should come here", obj({"ready": BOOLEAN}))
+_LIVE = Operation(
+    "Whether it is no use to wait any longer, if false", obj({"live": BOOLEAN}), probe=True
+)
+_READY = Operation("Whether new requests should come here", obj({"ready": BOOLEAN}), probe=True)
 _SERVER = Operation(
     "Name and version", obj({"name": STRING, "version": STRING, "extensions": array(STRING)})
 )

@@ -1,12 +1,10 @@
 """Our own routes: scores of images against texts, by a probe or by the model's own classifier."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from starlette.requests import Request
-from starlette.routing import Route
 
 from medsiglip_jax.embeddings.probe.linear import Probe
 from medsiglip_jax.inference import classifier
@@ -29,13 +27,13 @@ from medsiglip_jax.serve.openapi import (
     obj,
     optional,
 )
-from medsiglip_jax.serve.service import COUNTS, Service, Vectors, in_order, unit
+from medsiglip_jax.serve.service import COUNTS, Service, Vectors, unit
 from medsiglip_jax.serve.state import CLASSIFIER, State
 
 Score = Callable[[Vectors], list[dict[str, Any]]]
 
 
-def routes(state: State) -> Sequence[Route]:
+def routes(state: State) -> Sequence[Described]:
     """/v1/classify and /v1/info."""
 
     async def classify(service: Service, document: Any, request: Request) -> Any:
@@ -82,8 +80,7 @@ async def by_texts(state: State, service: Service, fields: Fields) -> list[Any]:
     if not texts or not all(text.strip() for text in texts):
         raise wrong_field("texts", "expected at least one, none of them empty")
     pictures = images(fields, service.default_reading)
-    wanted = [p for p in pictures if not isinstance(p, InstanceError)]
-    answers = await service.embed([*map(Text, texts), *wanted])
+    answers = await service.embed([*map(Text, texts), *pictures])
     of_texts, rest = answers[: len(texts)], answers[len(texts) :]
     for i, text in enumerate(of_texts):
         if isinstance(text, InstanceError):
@@ -99,7 +96,7 @@ async def by_texts(state: State, service: Service, fields: Fields) -> list[Any]:
             for t, x, p, q in rows
         ]
 
-    return await _results(service, pictures, rest, score)
+    return await _results(service, rest, score)
 
 
 async def by_probe(state: State, service: Service, fields: Fields) -> list[Any]:
@@ -112,9 +109,7 @@ async def by_probe(state: State, service: Service, fields: Fields) -> list[Any]:
     else:
         known = ", ".join(describe(state)["probes"]) or "none (--probe)"
         raise wrong_field("probe", f"not one of this server's, which are: {known}")
-    pictures = images(fields, reading)
-    wanted = [p for p in pictures if not isinstance(p, InstanceError)]
-    return await _results(service, pictures, await service.embed(wanted), score)
+    return await _results(service, await service.embed(images(fields, reading)), score)
 
 
 def images(fields: Fields, reading: Reading) -> list[Picture | InstanceError]:
@@ -144,9 +139,9 @@ def image(value: Any, where: str, reading: Reading) -> Picture | InstanceError:
 
 
 def _of_probe(service: Service, probe: Probe) -> tuple[Reading, Score]:
-    made, limits = probe.provenance, service.settings.rules
+    made = probe.provenance
     assert made.preprocess is not None  # or `State.check` has refused it
-    rules = replace(from_dict(made.dicom), max_pixels=limits.max_pixels, max_side=limits.max_side)
+    rules = service.bounded(from_dict(made.dicom))
     normalize = unit if made.normalized else list
 
     def score(vectors: Vectors) -> list[dict[str, Any]]:
@@ -183,18 +178,12 @@ def _number(value: float) -> float | None:
 
 
 async def _results(
-    service: Service,
-    given: Sequence[Picture | InstanceError],
-    answers: Sequence[Vectors | InstanceError],
-    score: Score,
+    service: Service, answers: Sequence[Vectors | InstanceError], score: Score
 ) -> list[Any]:
-    for wrong in (i for i in given if isinstance(i, InstanceError)):
-        service.counted(wrong)
-
     def scored() -> list[Any]:
         return [
             {"error": a.to_dict()} if isinstance(a, InstanceError) else {"scores": score(a)}
-            for a in in_order(given, answers)
+            for a in answers
         ]
 
     return await service.run(scored)

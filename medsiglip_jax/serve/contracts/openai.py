@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from starlette.requests import Request
-from starlette.routing import Route
 
 from medsiglip_jax.serve.errors import RequestError, wrong_field
 from medsiglip_jax.serve.fields import Fields
@@ -44,13 +43,13 @@ _KINDS = {
 }
 
 
-def routes(state: State) -> Sequence[Route]:
+def routes(state: State) -> Sequence[Described]:
     """/v1/embeddings and /v1/models."""
 
     async def embed(service: Service, document: Any, request: Request) -> Any:
         fields = Fields(document)
         state.check_model(fields.get("model", str, state.name))
-        _check_dimensions(service, fields)
+        check_dimensions(service, fields)
         encode = _ENCODINGS[fields.one_of("encoding_format", list(_ENCODINGS), "float")]
         given = dict(_conversation(fields) if "messages" in fields else _inputs(fields))
         vectors = unit(await embed_all(service, given))
@@ -83,7 +82,8 @@ def failed(error: RequestError) -> Any:
     return {"error": problem}
 
 
-def _check_dimensions(service: Service, fields: Fields) -> None:
+def check_dimensions(service: Service, fields: Fields) -> None:
+    """Refuses a field "dimensions" of other vectors than the model has."""
     actual = service.model.config.embed_dim
     if fields.number("dimensions", 1, actual) != actual:
         raise wrong_field("dimensions", f"vectors of this model have {actual}, which are not cut")

@@ -3,13 +3,11 @@
 import contextlib
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from medsiglip_jax.serve.contracts.native import IMAGE, NATIVE_ERROR, failed, image
 from medsiglip_jax.serve.corpus import Corpus
@@ -35,7 +33,7 @@ _ROW = re.compile(r"[0-9]{1,18}")  # Starlette's own numbers may have so many di
 _QUERIES = ("text", "image", "row")
 
 
-def routes(state: State) -> Sequence[Route]:
+def routes(state: State) -> Sequence[Described]:
     """/v1/search and /v1/thumbnails, if the server was given a run."""
     corpus = state.corpus
     if corpus is None:
@@ -80,15 +78,12 @@ async def _query(service: Service, corpus: Corpus, fields: Fields) -> np.ndarray
     if given == ["text"]:
         query = Text(fields.get("text", str))
     else:
-        limits = service.settings.rules
-        rules = replace(corpus.rules, max_pixels=limits.max_pixels, max_side=limits.max_side)
-        query = image(fields.value("image"), "image", Reading(corpus.preset, rules))
-    if not isinstance(query, InstanceError):
-        [answer] = await service.embed([query])
-        if not isinstance(answer, InstanceError):
-            return unit(answer)[0]
-        query = answer
-    raise wrong_field(given[0], query.description)
+        reading = Reading(corpus.preset, service.bounded(corpus.rules))
+        query = image(fields.value("image"), "image", reading)
+    [answer] = await service.embed([query])
+    if isinstance(answer, InstanceError):
+        raise wrong_field(given[0], answer.description)
+    return unit(answer)[0]
 
 
 _SEARCH = Operation(

@@ -8,11 +8,10 @@ white, as everywhere here, and not black.
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from starlette.requests import Request
-from starlette.routing import Route
 
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.serve.addresses import LONGEST
@@ -39,7 +38,7 @@ from medsiglip_jax.serve.openapi import (
     obj,
     optional,
 )
-from medsiglip_jax.serve.service import Service, Vectors, in_order, unit
+from medsiglip_jax.serve.service import Service, Vectors, unit
 from medsiglip_jax.serve.state import State
 
 # Where the clients of Vertex AI send the same over REST.
@@ -62,7 +61,7 @@ _PATCH = ("x_origin", "y_origin", "width", "height")
 _SIDE = 448  # of a patch that does not say
 
 
-def routes(state: State) -> Sequence[Route]:
+def routes(state: State) -> Sequence[Described]:
     """The route of predictions, and its alias of the REST API."""
     answer = endpoint(state, _predict, _failed)
     return [Described(path, answer, _PREDICT) for path in (state.settings.predict_route, ALIAS)]
@@ -75,13 +74,9 @@ def _failed(error: RequestError) -> Any:
 async def _predict(service: Service, document: Any, request: Request) -> Any:
     if not isinstance(document, dict) or "instances" not in document:
         raise RequestError(400, "No instances field in request.")
-    rules = Rules("official", max_pixels=service.settings.rules.max_pixels,
-                  max_side=service.settings.rules.max_side)  # fmt: skip
+    rules = service.bounded(Rules("official"))
     given = [_instance(fields, rules) for fields in Fields(document).objects("instances")]
-    wanted = [i for i in given if not isinstance(i, InstanceError)]
-    for wrong in (i for i in given if isinstance(i, InstanceError)):
-        service.counted(wrong)
-    answers = in_order(given, await service.embed(wanted))
+    answers = await service.embed(given)
     return {
         "predictions": [_prediction(service, i, a) for i, a in zip(given, answers, strict=True)]
     }
@@ -172,7 +167,7 @@ def _with_window(fields: Fields, rules: Rules) -> Rules:
     center, width = window.get("center", int), window.number("width", 1)
     if not -(1 << 31) < center < 1 << 31:
         raise wrong_field(window.at("center"), "expected a whole number of 32 bits")
-    return Rules("official", (width, center), max_pixels=rules.max_pixels, max_side=rules.max_side)
+    return replace(rules, ct_window=(width, center))
 
 
 def _extensions(fields: Fields) -> tuple[bool, tuple[int, int] | None]:
@@ -224,9 +219,7 @@ def _prediction(
 
 
 def _scale(service: Service) -> dict[str, float | None]:
-    """Log temperature t and bias b: the logit is exp(t) * cosine + b. A tower alone has neither."""
-    params = service.model.params
-    t, b = (float(np.asarray(params[k]).reshape(())) if k in params else None for k in "tb")
+    t, b = service.scale or (None, None)
     return {"model_temperature": t, "model_bias": b}
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from medsiglip_jax.serve.contracts import native
 from medsiglip_jax.serve.fields import Fields
@@ -21,7 +20,7 @@ from medsiglip_jax.serve.service import Service, embed_all, unit
 from medsiglip_jax.serve.state import State
 
 
-def routes(state: State) -> Sequence[Route]:
+def routes(state: State) -> Sequence[Described]:
     """/vectorize, /meta, and whether it lives and is ready."""
 
     async def vectorize(service: Service, document: Any, request: Request) -> Any:
@@ -43,11 +42,13 @@ def routes(state: State) -> Sequence[Route]:
     return [
         Described("/vectorize", endpoint(state, vectorize), _VECTORIZE),
         Described("/meta", getter(lambda _: native.describe(state)), _META),
-        Described("/.well-known/live", live, Operation("Whether it lives", status=204)),
-        Described("/.well-known/ready", ready, Operation("Whether it is ready", status=204)),
+        Described("/.well-known/live", live, _LIVE),
+        Described("/.well-known/ready", ready, _READY),
     ]
 
 
+_LIVE = Operation("Whether it lives", status=204, probe=True)
+_READY = Operation("Whether it is ready", status=204, probe=True)
 _META = Operation("What the model is", obj({"model": STRING, "version": STRING}))
 _VECTORIZE = Operation(
     "Normalised embeddings of texts and of images, which are base64",
