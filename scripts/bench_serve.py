@@ -36,6 +36,7 @@ from typing import Any
 import measure
 import numpy as np
 from PIL import Image
+from served import Served
 
 SIZE = "base-224"
 _PRESET = "serving"  # of the route that is asked
@@ -170,23 +171,8 @@ def told(process: "subprocess.Popen[bytes]") -> dict[str, Any]:
 # ------------------------------------------------------------------------------------- the server
 
 
-class Server:
-    """The command in a process of its own, ready."""
-
-    def __init__(self, model: Path, *flags: str):
-        self.port = _free_port()
-        command = [sys.executable, "-m", "medsiglip_jax", "serve", "--model", str(model), "--port",
-                   str(self.port), "--dtype", "float32", *flags]  # fmt: skip
-        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=self.log)
-        _wait_until_ready(self.port, self.process)
-
-    def __enter__(self) -> "Server":
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.process.terminate()
-        self.process.wait(120)
+class Server(Served):
+    """The server, and what it tells of itself."""
 
     def metric(self, name: str) -> float:
         """The sum of all series of this name in /metrics."""
@@ -194,14 +180,7 @@ class Server:
 
     def usage(self) -> dict[str, float]:
         """MiB of memory and number of threads."""
-        text = Path(f"/proc/{self.process.pid}/status").read_text()
-        fields = dict(line.split(":", 1) for line in text.splitlines())
-        return {"mib": int(fields["VmRSS"].split()[0]) / 1024, "threads": int(fields["Threads"])}
-
-    def written(self) -> str:
-        """Its log so far."""
-        self.log.seek(0)
-        return self.log.read()
+        return {"mib": self.status("VmRSS") / 1024, "threads": self.status("Threads")}
 
 
 def _metric(port: int, name: str) -> float:
@@ -412,7 +391,7 @@ def drain(args: argparse.Namespace, model: Path, files: list[Path]) -> list[dict
             time.sleep(0.1)
         took = time.perf_counter() - start
         report, code = told(process), server.process.returncode
-        lines = [json.loads(line) for line in server.written().splitlines() if line[:1] == "{"]
+        lines = [json.loads(line) for line in server.log().splitlines() if line[:1] == "{"]
     answered = sum(line.get("route") == "/predict" and line["status"] == 200 for line in lines)
     return [{
         "what": "SIGTERM under load", **report, "answered_by_the_server": answered,

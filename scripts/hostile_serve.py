@@ -22,7 +22,6 @@ import gzip
 import json
 import os
 import re
-import resource
 import signal
 import socket
 import subprocess
@@ -37,9 +36,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from served import ROOT, Served
 
-ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "scripts")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import planted_files  # noqa: E402
 
@@ -114,40 +113,20 @@ def write_model(folder: Path) -> None:
     subprocess.run(command, check=True, capture_output=True)
 
 
-class Server:
-    """The command in a process of its own, ready."""
+class Server(Served):
+    """The server, and what it costs."""
 
     def __init__(self, folder: Path, *flags: str):
-        command = [sys.executable, "-m", "medsiglip_jax", "serve", "--model", str(folder / "model"),
-                   "--port", "0", "--embeddings", str(folder / "run"), "--max-batch", "8",
-                   "--dtype", "float32", *flags]  # fmt: skip
-        self._log = tempfile.TemporaryFile("w+b")  # noqa: SIM115
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=self._log, text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
-        resource.prlimit(self.process.pid, resource.RLIMIT_AS, (LIMIT, LIMIT))
-        assert self.process.stdout
-        ready = self.process.stdout.readline()
-        if not ready:
-            raise SystemExit(f"the server has ended: {self.log()[-2000:]}")
-        self.port = int(ready.rpartition(":")[2])
-
-    def __enter__(self) -> "Server":
-        return self
+        own = ["--embeddings", str(folder / "run"), "--max-batch", "8", *flags]
+        super().__init__(folder / "model", *own, address_space=LIMIT)
 
     def __exit__(self, *_: Any) -> None:
-        self.process.kill()
+        self.process.kill()  # it would wait for the clients that are left hanging
         self.process.wait()
-
-    def log(self) -> str:
-        self._log.seek(0)
-        return self._log.read().decode("utf-8", "replace")
 
     def mib(self, name: str) -> float:
         """VmRSS, or VmHWM since `reset_peak`."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(status.partition(f"{name}:")[2].split()[0]) / 1024
+        return self.status(name) / 1024
 
     def reset_peak(self) -> None:
         Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")

@@ -18,19 +18,17 @@ import http.client
 import importlib.metadata
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from served import ROOT, Served, environment
 
-ROOT = Path(__file__).parents[1]
 TOLERANCE = 1e-5
 TEXTS = ["photo of a a", "scan of a b", "drawing of a f", "photo of a f"]
 LABELS = ["a a", "a b", "a c"]
@@ -54,10 +52,10 @@ def main() -> int:
         folder = Path(scratch)
         subprocess.run([args.python, __file__, "--prepare", folder], check=True, env=environment())
         given = Given(folder)
-        with server(args.python, folder / "model") as (process, port):
-            failed = [name for name, ask in CLIENTS.items() if not shown(name, ask, given, port)]
-            process.send_signal(signal.SIGTERM)
-            code = process.wait(60)
+        with Served(folder / "model", "--drain-delay", "0", python=args.python) as server:
+            asked = CLIENTS.items()
+            failed = [name for name, ask in asked if not shown(name, ask, given, server.port)]
+        code = server.process.returncode
     print(f"the server ended with exit code {code}")
     return 1 if failed or code else 0
 
@@ -143,34 +141,6 @@ def write_model(folder: Path) -> None:
     params = medsiglip_jax.init(references.SMALL).params | {"b": np.zeros(1, np.float32)}
     model = api.Model(params, references.SMALL, tokenizer=text.train(captions, 40))
     medsiglip_jax.save(model, folder)
-
-
-def environment() -> dict[str, str]:
-    """Of the main environment's processes: this checkout, whatever is installed there."""
-    return os.environ | {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
-
-
-@contextmanager
-def server(python: str, model: Path) -> Iterator[tuple[subprocess.Popen, int]]:
-    """`serve` on a free port, once it is ready."""
-    command = [python, "-m", "medsiglip_jax", "serve", "--model", str(model), "--port", "0",
-               "--drain-delay", "0"]  # fmt: skip
-    log = (model.parent / "log").open("w+")
-    process = subprocess.Popen(
-        command, env=environment(), stdout=subprocess.PIPE, stderr=log, text=True
-    )
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        if "://" not in line:
-            log.seek(0)
-            raise SystemExit(f"the server did not start: {log.read()[-2000:]}")
-        yield process, int(line.rpartition(":")[2])
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
-        log.close()
 
 
 class Given:
