@@ -165,15 +165,6 @@ def test_an_empty_cell_of_names(blank, want):
     np.testing.assert_array_equal(found, [[1, 1], want])
 
 
-def test_an_empty_cell_is_no_negative_of_all_exclusive_classes():
-    """An image shows one of them, whatever an empty cell means."""
-    rows, layout = [{"names": "a"}, {"names": ""}], LabelColumns("names", separator="|")
-    found, _ = evaluated.of_rows(rows, ("a", "b"), layout, Policy(blank="ignore"), True)
-    np.testing.assert_array_equal(found, [[1, 0], [np.nan, np.nan]])
-    with pytest.raises(ValueError, match="blank is 'negative', but an image shows exactly one"):
-        evaluated.of_rows(rows, ("a", "b"), layout, Policy(blank="negative"), True)
-
-
 @pytest.mark.parametrize(
     ("column", "want"),
     [

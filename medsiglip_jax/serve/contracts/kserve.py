@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 
 from medsiglip_jax.serve.errors import RequestError, wrong_field
 from medsiglip_jax.serve.fields import Fields
-from medsiglip_jax.serve.http import endpoint, getter, plain
+from medsiglip_jax.serve.http import answering, endpoint, getter
 from medsiglip_jax.serve.instances import Instance, Pixels, Text, picture
 from medsiglip_jax.serve.openapi import (
     BOOLEAN,
@@ -49,8 +49,7 @@ def routes(state: State) -> Sequence[Described]:
 
     async def infer_json(request: Request) -> Response:
         if "inference-header-content-length" in request.headers:
-            error = RequestError(400, "binary tensors are not taken; send JSON (binary_data=False)")
-            return JSONResponse(plain(error), error.status)
+            raise RequestError(400, "binary tensors are not taken; send JSON (binary_data=False)")
         return await in_json(request)
 
     async def live(request: Request) -> Response:
@@ -60,10 +59,7 @@ def routes(state: State) -> Sequence[Described]:
         return JSONResponse({"ready": state.ready}, 200 if state.ready else 503)
 
     async def model_ready(request: Request) -> Response:
-        try:
-            _check_path(state, request)
-        except RequestError as error:
-            return JSONResponse(plain(error), error.status)
+        _check_path(state, request)
         status = 200 if state.ready else 503
         return JSONResponse({"name": state.name, "ready": state.ready}, status)
 
@@ -80,8 +76,8 @@ def routes(state: State) -> Sequence[Described]:
     # The longer paths first, for the name of a model may have slashes.
     for path in (f"{_MODEL}/versions/{{version}}", _MODEL):
         found += [
-            Described(f"{path}/infer", infer_json, _INFER),
-            Described(f"{path}/ready", model_ready, _MODEL_READY),
+            Described(f"{path}/infer", answering(infer_json), _INFER),
+            Described(f"{path}/ready", answering(model_ready), _MODEL_READY),
             Described(path, getter(metadata), _METADATA),
         ]
     return found
