@@ -3,13 +3,13 @@
 Parity runs live where those are installed, and against tests/golden/preprocess.json everywhere.
 """
 
-import importlib.util
 import json
 import subprocess
 import sys
 import warnings
 from pathlib import Path
 
+import make_goldens_preprocess as goldens
 import numpy as np
 import pytest
 from PIL import Image
@@ -29,11 +29,6 @@ from medsiglip_jax.preprocess.load import load_images
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "preprocess.json").read_text())
-_spec = importlib.util.spec_from_file_location(
-    "make_goldens_preprocess", ROOT / "scripts" / "make_goldens_preprocess.py"
-)
-goldens = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(goldens)
 
 
 def noise(rng, *shape):

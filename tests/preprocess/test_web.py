@@ -1,14 +1,13 @@
 """Servers that are hostile or broken cost one row each, in bounded time and memory."""
 
 import gzip
-import importlib.util
 import io
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
+import hostile_http as hostile
 import numpy as np
 import pytest
 from PIL import Image
@@ -22,12 +21,6 @@ from medsiglip_jax.preprocess.facts import NoSuchFile, Refused, UnreadableImage
 from medsiglip_jax.preprocess.parts import Parts
 
 pytest.importorskip("aiohttp")
-
-SCRIPT = Path(__file__).parents[2] / "scripts" / "hostile_http.py"
-_spec = importlib.util.spec_from_file_location("hostile_http", SCRIPT)
-assert _spec is not None and _spec.loader is not None
-hostile = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(hostile)
 
 MOST = 1 << 20
 TOO_LARGE, TOO_SLOW = "more than 1,048,576 bytes", "no answer within 1 s"
@@ -216,5 +209,5 @@ def test_objects_of_other_file_systems_are_bounded_too():
 
 @pytest.mark.slow
 def test_a_table_of_hostile_servers_from_end_to_end():
-    done = subprocess.run([sys.executable, SCRIPT], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, hostile.__file__], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

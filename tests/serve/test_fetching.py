@@ -4,15 +4,14 @@ import asyncio
 import contextlib
 import datetime
 import gzip
-import importlib.util
 import re
 import socket
 import ssl
 import threading
 import time
 import zlib
-from pathlib import Path
 
+import hostile_http as hostile
 import pytest
 
 pytest.importorskip("aiohttp")
@@ -22,12 +21,6 @@ from medsiglip_jax.serve import fetching
 from medsiglip_jax.serve.addresses import AllowList
 from medsiglip_jax.serve.errors import CREDENTIALS, HTTP, NOT_ALLOWED, InstanceError
 from medsiglip_jax.serve.fetching import Fetcher, OwnCredentials
-
-SCRIPT = Path(__file__).parents[2] / "scripts" / "hostile_http.py"
-_spec = importlib.util.spec_from_file_location("hostile_http_of_serve", SCRIPT)
-assert _spec is not None and _spec.loader is not None
-hostile = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(hostile)
 
 PUBLIC, OTHER, PUBLIC_6 = "93.184.215.14", "203.1.113.9", "2606:2800:21f:cb07::1"
 STORE = "https://healthcare.googleapis.com/v1/projects/p/locations/l/datasets/d/dicomStores/s"

@@ -1,12 +1,10 @@
 """Requests that are broken, lie, cost too much or never end: they are refused, and others not."""
 
-import importlib.util
 import json
 import socket
-import sys
 import time
-from pathlib import Path
 
+import hostile_serve as hostile
 import numpy as np
 import pytest
 
@@ -14,13 +12,6 @@ from medsiglip_jax.serve import connections
 from medsiglip_jax.serve.corpus import Corpus
 from medsiglip_jax.serve.settings import Settings
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "hostile_serve.py"
-_spec = importlib.util.spec_from_file_location("hostile_serve", SCRIPT)
-assert _spec is not None and _spec.loader is not None
-hostile = importlib.util.module_from_spec(_spec)
-_path = list(sys.path)
-_spec.loader.exec_module(hostile)
-sys.path[:] = _path
 INFER = "/v2/models/tiny/infer"
 
 
