@@ -17,8 +17,8 @@ PACKAGE = Path(medsiglip_jax.__file__).parent
 
 # From the bottom up: a file imports files of its own room and of the rooms before it.
 ROOMS = (
-    "losses metrics files preprocess model data pages train inference embeddings evaluate plan "
-    "serve cli"
+    "losses metrics files preprocess model data pages train inference embeddings trust evaluate "
+    "plan serve cli"
 ).split()
 # Inside preprocess: what defines or calculates, then readers (all other files), then dispatch.
 DEFINE = (

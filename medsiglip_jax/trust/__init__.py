@@ -1,0 +1,5 @@
+"""What a hospital asks before it trusts an embedding: why this score, and is this image known."""
+
+from medsiglip_jax import lazy
+
+__getattr__, __dir__ = lazy(__name__)
