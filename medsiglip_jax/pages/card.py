@@ -10,9 +10,15 @@ from medsiglip_jax.pages import markdown
 
 Facts = Mapping[str, Any]
 
-_LIMITS = (
+NO_DEVICE = (
     "Not a medical device. It must not be used for diagnosis, and nothing here shows that it is "
-    "safe or effective for patients.",
+    "safe or effective for patients."
+)
+# What stands before a question that no run can answer.
+TO_FILL = "**To be filled in by a person:**"
+
+LIMITS = (
+    NO_DEVICE,
     "The scores are of the rows that this card names. Another hospital, scanner, population or "
     "mix of diseases may give other ones; measure them before use, by subgroup.",
     "Labels may have been learned from what goes along with them (a device, a marker, the "
@@ -49,13 +55,13 @@ def of_run(
     """
     sections = [
         f"# {markdown.escape(title)}",
-        _origin(run, exported),
-        "## Data\n\n" + markdown.bullets(_data(run)),
-        "## Training\n\n" + markdown.table(("setting", "value"), _settings(run["recipe"])),
-        _scores(metrics, test),
+        origin(run, exported),
+        "## Data\n\n" + markdown.bullets(training_data(run)),
+        "## Training\n\n" + markdown.table(("setting", "value"), settings(run["recipe"])),
+        scores(metrics, test),
         "## Use\n\n" + _use(run, labels),
-        "## Limits\n\n" + markdown.bullets(_LIMITS),
-        "## Terms\n\n" + _terms(run, base),
+        "## Limits\n\n" + markdown.bullets(LIMITS),
+        "## Terms\n\n" + terms(run, base),
     ]
     return _metadata(run, base, labels) + "\n\n".join(filter(None, sections)) + "\n"
 
@@ -72,7 +78,8 @@ def _metadata(run: Facts, base: Facts, labels: Sequence[str]) -> str:
     return "\n".join(["---", *lines, "tags: [medical, medsiglip, medsiglip-jax]", "---", "", ""])
 
 
-def _origin(run: Facts, exported: int) -> str:
+def origin(run: Facts, exported: int) -> str:
+    """What a run started from, and what of it was trained."""
     recipe = run["recipe"]
     weights = f" (sha256 of its weights {run['init_sha256']})" if run.get("init_sha256") else ""
     # Of a path only the last part, which says nothing about a machine.
@@ -85,7 +92,8 @@ def _origin(run: Facts, exported: int) -> str:
     )
 
 
-def _data(run: Facts) -> Iterable[str]:
+def training_data(run: Facts) -> Iterable[str]:
+    """The tables that a run learned from, and how many examples it had, as lines of Markdown."""
     for source in run["recipe"]["data"]:
         label = source.get("label")
         columns = ", ".join(label) if isinstance(label, list | tuple) else label
@@ -97,7 +105,8 @@ def _data(run: Facts) -> Iterable[str]:
         yield f"{len(run['classes'])} labels: {markdown.escape(', '.join(run['classes']))}"
 
 
-def _settings(recipe: Facts) -> Iterable[Sequence[str]]:
+def settings(recipe: Facts) -> Iterable[Sequence[str]]:
+    """Names and values of the settings that matter to the result."""
     for key in _SETTINGS:
         value = recipe.get(key)
         if isinstance(value, Mapping):
@@ -106,7 +115,8 @@ def _settings(recipe: Facts) -> Iterable[Sequence[str]]:
             yield key, str(value)
 
 
-def _scores(metrics: Facts, test: Facts | None) -> str:
+def scores(metrics: Facts, test: Facts | None) -> str:
+    """A section on validation and test rows, or nothing."""
     validation = [(k.removeprefix("val_"), number(v)) for k, v in metrics.items()
                   if k.startswith("val_")]  # fmt: skip
     parts = []
@@ -133,6 +143,11 @@ def test_rows(test: Facts) -> list[Sequence[str]]:
     ]  # fmt: skip
 
 
+def fill(question: str) -> str:
+    """A field that nothing recorded, as Markdown."""
+    return f"{TO_FILL} {question}"
+
+
 def number(x: Any) -> str:
     """Four decimals; "not defined" for None and NaN."""
     if x is None or (isinstance(x, float) and math.isnan(x)):
@@ -148,7 +163,8 @@ def _use(run: Facts, labels: Sequence[str]) -> str:
     )
 
 
-def _terms(run: Facts, base: Facts) -> str:
+def terms(run: Facts, base: Facts) -> str:
+    """A sentence on the terms of the base model, which apply to what is made of it."""
     if not run["recipe"]["init"]:
         return "The weights began at random; no other model's terms apply to them."
     name = base.get("license_name") or base.get("license")

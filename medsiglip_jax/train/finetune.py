@@ -28,7 +28,7 @@ from medsiglip_jax.train.recipe import Data, Recipe
 from medsiglip_jax.train.step import State
 
 CONFIG, EXPORT, REPORT, UNREADABLE = "config.json", "export", "report.html", "unreadable.jsonl"
-ADAPTER = "adapter"
+ADAPTER, EXPORTED = "adapter", "exported.json"
 _VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")  # recorded with a run
 # Keys that may change between a run and its resumption; others make another run of it.
 _FREE = frozenset(
@@ -50,8 +50,8 @@ def run(
         recipe: the run.
         workdir: local, gs:// or s3://; gets `config.json`, `metrics.jsonl`, `checkpoints/`,
             `export/` (Hugging Face layout; orbax's for a classifier with pool="map"),
-            `report.html` and, if need be, `adapter/` (PEFT), `unreadable.jsonl` and
-            `tensorboard/`.
+            `exported.json` (scores of the exported step), `report.html` and, if need be,
+            `adapter/` (PEFT), `unreadable.jsonl` and `tensorboard/`.
         on_start: called once with the prepared run, before the first step.
         on_step: see `loop.fit`.
         warn: called with each line that the user should see.
@@ -355,6 +355,8 @@ def _finish(
     adapter = _export_adapter(prepared, state, workdir / ADAPTER)
     if jax.process_index() == 0:
         report.write(workdir / REPORT, facts[0], lines, *facts[1:])
+        exported = {"step": step, "metrics": shown, "test": test}
+        json_files.write(workdir / EXPORTED, exported)
     return {
         "steps": done,
         "exported_step": step,

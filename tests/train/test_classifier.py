@@ -439,6 +439,19 @@ def test_the_card_says_what_was_recorded(run, data):
     assert str(data) not in text, "a path says where somebody works"
 
 
+def test_the_model_card_of_a_run_has_its_data_scores_and_hashes(run, tmp_path):
+    output, (folder, result) = tmp_path / "card.md", run
+    assert cli.main(["card", str(folder), "--output", str(output)]) == 0
+    text, recorded = output.read_text(), json.loads((folder / "config.json").read_text())
+    sha256 = medsiglip_jax.load(result["export"]).sha256
+    assert text.count(sha256) == 2 and recorded["data_sha256"] in text
+    assert "240 examples to train, 80 to validate" in text
+    assert f"a score for each of {', '.join(FINDINGS)}" in text
+    for name, value in result["metrics"].items():
+        if name.startswith("val_"):
+            assert f"| {name.removeprefix('val_')} | {value:.4f} |" in text
+
+
 def test_labels_are_no_markup_in_a_card(run):
     """The hub shows it as a page."""
     recorded = json.loads((run[0] / "config.json").read_text())

@@ -10,11 +10,12 @@ from medsiglip_jax.evaluate.report.tables import ReportSection, estimated, inter
 _MANY = 16  # classes; with more the report shows one rule of five
 
 
-def sections(results: Mapping[str, Any]) -> Iterator[ReportSection]:
-    """The probe and its curves, operating points and calibration."""
+def sections(results: Mapping[str, Any], curves: bool = True) -> Iterator[ReportSection]:
+    """The probe and, unless they are not wanted, its curves; operating points and calibration."""
     if probe := results["probe"]:
         yield _probe(probe)
-        yield _curves(probe)
+        if curves:
+            yield _curves(probe)
     if held_out := results["held_out"]:
         for key, name in {"zero_shot": tables.scores_of(results), "probe": "the probe"}.items():
             if judged := held_out[key]:

@@ -17,10 +17,21 @@ from medsiglip_jax.evaluate.report.tables import (
 
 def sections(results: Mapping[str, Any]) -> Iterator[ReportSection]:
     """A whole report but its pictures."""
-    first = _summary(results), classes(results), _grades(results), _grid(results)
-    last = _subgroups(results), recalls(results), _flow(results), _characteristics(results)
-    last = *last, _left_out(results), _provenance(results)
-    return filter(None, (*first, *learning.sections(results), *last))
+    yield from figures(results)
+    yield from filter(None, [_grid(results)])
+    yield from learning.sections(results)
+    yield from filter(None, [subgroups(results), recalls(results), *cohort(results)])
+    yield _provenance(results)
+
+
+def figures(results: Mapping[str, Any]) -> Iterator[ReportSection]:
+    """The main figures: in words, of classes and means, and of exclusive classes."""
+    return filter(None, (_summary(results), classes(results), _grades(results)))
+
+
+def cohort(results: Mapping[str, Any]) -> Iterator[ReportSection]:
+    """Which images were evaluated, and which were not."""
+    return filter(None, (_flow(results), _characteristics(results), _left_out(results)))
 
 
 def _summary(results: Mapping[str, Any]) -> ReportSection:
@@ -146,7 +157,8 @@ def _grid(results: Mapping[str, Any]) -> ReportSection | None:
     return ReportSection("All variants", text, header, rows)
 
 
-def _subgroups(results: Mapping[str, Any]) -> ReportSection | None:
+def subgroups(results: Mapping[str, Any]) -> ReportSection | None:
+    """AUCs of subgroups against the others; None where nothing is known of the images."""
     if not results["subgroups"]:
         return None
     header = ("", "subgroup", "class", "AUC", "95 % interval", "minus the others",

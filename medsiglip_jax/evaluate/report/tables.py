@@ -24,11 +24,15 @@ class ReportSection:
 
 def markdown(title: str, sections: Iterable[ReportSection]) -> str:
     """A report as Markdown."""
-    parts = [f"# {md.escape(title)}"]
-    for section in sections:
-        table = md.table(section.header, section.rows) if section.rows else ""
-        parts += [f"## {md.escape(section.title)}", md.escape(section.text), table]
-    return "\n\n".join(part for part in [*parts, CAUTION] if part) + "\n"
+    parts = [f"# {md.escape(title)}", *(in_markdown(section) for section in sections), CAUTION]
+    return "\n\n".join(parts) + "\n"
+
+
+def in_markdown(section: ReportSection, level: int = 2) -> str:
+    """A section, below a heading of a level."""
+    table = md.table(section.header, section.rows) if section.rows else ""
+    heading = f"{'#' * level} {md.escape(section.title)}"
+    return "\n\n".join(filter(None, (heading, md.escape(section.text), table)))
 
 
 def scores_of(results: Mapping[str, Any]) -> str:
