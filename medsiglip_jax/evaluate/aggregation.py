@@ -9,7 +9,7 @@ from scipy import special
 
 from medsiglip_jax.evaluate import zero_shot
 from medsiglip_jax.evaluate.learned import Learned
-from medsiglip_jax.evaluate.results.held_out import PROBABILITIES
+from medsiglip_jax.evaluate.results.calibrated import PROBABILITIES
 from medsiglip_jax.evaluate.scores import Scores
 from medsiglip_jax.evaluate.tasks import Task
 from medsiglip_jax.evaluate.units import NOISY_OR, PATIENT, Unit, combine

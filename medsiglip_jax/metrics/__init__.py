@@ -55,6 +55,7 @@ if TYPE_CHECKING:
         recall,
         recall_at_k,
     )
+    from medsiglip_jax.metrics.selective import Selective, aurc, selective_accuracy
     from medsiglip_jax.metrics.subgroups import (
         FEW,
         Subgroup,
@@ -74,15 +75,16 @@ if TYPE_CHECKING:
 __all__ = [
     "ClassAuc", "ClassAucs", "Comparison", "FEW", "Interval", "Known", "MeanAuc",
     "OperatingPoint", "Pair", "PairedShares", "Platt", "Ranks", "Recalibration", "Reliability",
-    "Retrieval", "Roc", "Subgroup", "SubgroupShare", "Temperature", "accuracy", "auc",
-    "average_precision", "balanced_accuracy", "bootstrap", "bootstrap_pair", "brier",
+    "Retrieval", "Roc", "Selective", "Subgroup", "SubgroupShare", "Temperature", "accuracy", "auc",
+    "aurc", "average_precision", "balanced_accuracy", "bootstrap", "bootstrap_pair", "brier",
     "check_rule", "choose_threshold", "class_aucs", "class_figures", "class_figures_pair",
     "cohen_kappa", "delong", "delong_test", "expected_calibration_error", "fewest_units",
     "fit_platt", "fit_temperature", "holm", "judge_classes", "known", "macro_auc",
     "macro_delong", "macro_delong_test", "macro_f1", "matthews", "median_rank",
     "operating_point", "paired_shares", "predictive_values", "proportion", "quadratic_kappa",
     "ranks", "recalibration", "recall", "recall_at_k", "reliability", "roc_curve",
-    "subgroup_aucs", "subgroup_shares", "top_k_accuracy", "top_label", "weighted_f1", "wilson",
+    "selective_accuracy", "subgroup_aucs", "subgroup_shares", "top_k_accuracy", "top_label",
+    "weighted_f1", "wilson",
 ]  # fmt: skip
 
 # No file is named like one of these: importing it would put the module in the place of the name.
@@ -101,6 +103,7 @@ __getattr__, __dir__ = lazy(
     ranking="Roc auc average_precision roc_curve",
     resampling="Pair bootstrap bootstrap_pair",
     retrieval="Ranks Retrieval median_rank ranks recall recall_at_k",
+    selective="Selective aurc selective_accuracy",
     subgroups="FEW Subgroup SubgroupShare subgroup_aucs subgroup_shares",
     thresholds="OperatingPoint check_rule choose_threshold judge_classes operating_point "
     "predictive_values",

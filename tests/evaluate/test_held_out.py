@@ -39,6 +39,45 @@ def of(scores, *classes):
     return scores.select(np.flatnonzero(scores.labels[:, list(classes)].any(axis=1)))
 
 
+# ---------------------------------------------------------------------------- selective prediction
+
+
+def test_the_highest_calibrated_probability_is_answered_first():
+    validation, test = one_class_each(90, 1), one_class_each(200, 2)
+    judged = held_out.judge(validation, test, "class_softmax", True)
+    (found,), (fitted,) = judged["selective"], judged["calibration"]
+    temperature = fitted["parameters"]["temperature"]
+    p = special.softmax(np.log(test.scores) / temperature, axis=1)
+    right = p.argmax(axis=1) == test.labels.argmax(axis=1)
+    assert found["aurc"]["value"] == pytest.approx(metrics.aurc(p.max(axis=1), right).value)
+    most = np.argsort(-p.max(axis=1))[:180]
+    assert found["accuracy"][1]["value"] == pytest.approx(right[most].mean())
+    whole = found["accuracy"][0]
+    assert found["curve"]["accuracy"][-1] == whole["value"] == right.mean()
+    assert found["curve"]["coverage"][-1] == whole["coverage"] == 1
+    assert found["accuracy"][-1]["value"] > whole["value"] > 0.5
+
+
+def test_findings_far_from_the_threshold_are_answered_first():
+    validation, test = one_class_each(90, 1), one_class_each(200, 2)
+    found = held_out.judge(validation, test, "classifier", False)["selective"]
+    assert [row["of"] for row in found] == CLASSES
+    threshold = metrics.choose_threshold(validation.scores[:, 1], validation.labels[:, 1])
+    right = (test.scores[:, 1] >= threshold) == (test.labels[:, 1] == 1)
+    far = np.abs(special.logit(test.scores[:, 1]) - special.logit(threshold))
+    assert found[1]["aurc"]["value"] == pytest.approx(metrics.aurc(far, right).value)
+
+
+def test_patients_decide_on_the_interval_of_accuracy_against_coverage():
+    validation, test = one_class_each(90, 1), one_class_each(200, 2)
+    groups = [f"p{i // 20}" for i in range(200)]
+    alone, of_patients = (
+        held_out.judge(validation, scores, "class_softmax", True)["selective"][0]["aurc"]
+        for scores in (test, replace(test, groups=groups))
+    )
+    assert alone["value"] == of_patients["value"] and alone["low"] != of_patients["low"]
+
+
 # ------------------------------------------------------------------------------------ calibration
 
 

@@ -69,6 +69,8 @@ def test_the_figures_of_the_evaluation_are_in_the_card(tmp_path, capsys):
         assert f"{row['auc']:.3f} | {row['low']:.3f} to {row['high']:.3f}" in text
     for point in content["held_out"]["zero_shot"]["operating_points"]:
         assert f"| {point['threshold']!r} |" in text
+    (answers,) = (r for r in content["held_out"]["zero_shot"]["selective"] if r["of"] == "edema")
+    assert f"| edema | {answers['aurc']['value']:.3f} (" in text
     assert SHA in text and "`serving`" in text and "somebody" not in text
     assert r"### Chest \| films" in text and "## Contraindicated uses" in text
     headings = re.findall(r"^## (.*)$", text, re.M)
@@ -86,6 +88,7 @@ def test_the_figures_of_the_evaluation_are_in_the_card(tmp_path, capsys):
         ({"slope": 4.0}, "zero-shot scores, nodule is overconfident after calibration"),
         ({"slope": 0.2}, "zero-shot scores, nodule is underconfident after calibration"),
         ({"signal": (1.2, 1.2, -1.2)}, "The calibration curve of zero-shot scores, nodule falls"),
+        ({"signal": (1.2, 1.2, -1.2)}, "nodule, confident answers are wrong as often as others"),
         ({}, "7 images could not be read"),
         ({}, "overlap in 1 ways that were allowed"),
     ],

@@ -10,7 +10,7 @@ Results = Mapping[str, Any]
 
 TESTED = (
     "classes no better than chance, below the published figure or of too few patients; subgroups "
-    "that are worse; calibration; unreadable and leaked images"
+    "that are worse; calibration and confidence; unreadable and leaked images"
 )
 
 
@@ -26,6 +26,7 @@ def known_failures(results: Results) -> Iterator[str]:
         if judged := (results["held_out"] or {}).get(key):
             yield from _shares(name, judged)
             yield from _calibration(name, judged)
+            yield from _confidence(name, judged)
     yield from _images(results)
 
 
@@ -80,6 +81,16 @@ def _calibration(name: str, judged: Results) -> Iterator[str]:
         elif slope and slope["low"] is not None and not slope["low"] <= 1 <= slope["high"]:
             how = "over" if slope["value"] < 1 else "under"
             yield f"{of} is {how}confident after calibration: slope {estimated(slope, 'value')}."
+
+
+def _confidence(name: str, judged: Results) -> Iterator[str]:
+    for row in judged["selective"]:
+        risk = 1 - row["accuracy"][0]["value"]
+        if risk and row["aurc"]["value"] >= risk:
+            yield (
+                f"Of {name}, {row['of']}, confident answers are wrong as often as others: AURC "
+                f"{estimated(row['aurc'], 'value')}, {tables.number(risk)} of all are wrong."
+            )
 
 
 def _images(results: Results) -> Iterator[str]:

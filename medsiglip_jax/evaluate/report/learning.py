@@ -24,6 +24,8 @@ def sections(results: Mapping[str, Any], curves: bool = True) -> Iterator[Report
                     yield _subgroups(name, judged)
                 if judged["calibration"]:
                     yield _calibration(name, judged)
+                if judged["selective"]:
+                    yield _selective(name, judged["selective"])
 
 
 def probe_line(probe: Mapping[str, Any]) -> str:
@@ -224,3 +226,25 @@ def _calibration(name: str, judged: Mapping[str, Any]) -> ReportSection:
         lines = [estimated(line, "value") if line else "–" for line in lines]
         rows.append((row["of"], f"{row['method']} ({parameters})", *map(number, errors), *lines))
     return ReportSection(f"Calibration of {name}", text, header, rows)
+
+
+# ---------------------------------------------------------------------------- selective prediction
+
+
+def _selective(name: str, rows: Sequence[Mapping[str, Any]]) -> ReportSection:
+    text = (
+        "Accuracy on test images if only the most confident answers are given. Confidence: of a "
+        "finding, the distance of its log odds from the threshold of Youden's rule; of exclusive "
+        "classes, the highest calibrated probability. Images that tie are answered together. AURC: "
+        "area under the curve of the share of wrong answers against coverage; 0 at best, and for "
+        "a confidence that knows nothing the share of wrong answers at full coverage. Least: for "
+        "one that puts all wrong answers last. Intervals are by patient where patients are known."
+    )
+    shares = [share["at_least"] for share in rows[0]["accuracy"]]
+    header = ("of", "AURC", "least", *(f"accuracy at {share:.0%}" for share in shares))
+    table = [
+        (row["of"], estimated(row["aurc"], "value"), number(row["least"]),
+         *(estimated(share, "value") for share in row["accuracy"]))
+        for row in rows
+    ]  # fmt: skip
+    return ReportSection(f"Accuracy against coverage of {name}", text, header, table)

@@ -26,6 +26,10 @@ _ABOUT_MATRIX = "Each image is called the class of its highest score."
 _ABOUT_SEEDS = (
     "Lines are means over seeds, whiskers the lowest and the highest, all on the same images."
 )
+_ABOUT_SELECTIVE = (
+    "Accuracy of the most confident answers by the share of images that get one. It rises to the "
+    "left where confidence tells right answers from wrong ones."
+)
 _ABOUT_CALIBRATION = (
     "Observed share of positives by predicted probability, on images that calibration did not "
     "see; the area of a dot is the number of images. ECE: expected calibration error."
@@ -68,6 +72,7 @@ def galleries(results: Mapping[str, Any], scores: Scores, learned: Learned | Non
         Gallery("Confusion", list(_matrices(results, scores, learned)), _ABOUT_MATRIX),
         Gallery("Learning", list(_learning(results)), _ABOUT_SEEDS),
         *_calibration(results),
+        *_selective(results),
     ]
     return [gallery for gallery in drawn if gallery.pictures]
 
@@ -233,13 +238,31 @@ def _by_method(rows: Sequence[Mapping[str, Any]], n: str) -> list[charts.Series]
     return series
 
 
-def _calibration(results: Mapping[str, Any]) -> Iterator[Gallery]:
+def _judged(results: Mapping[str, Any], rows: str) -> Iterator[tuple[str, Sequence[Mapping]]]:
+    """What is known of held-out images, by whose scores they have."""
     held_out = results.get("held_out") or {}
     own = tables.scores_of(results)
     for key, name in (("zero_shot", own), ("probe", "the probe's scores")):
-        rows = (held_out.get(key) or {}).get("calibration", ())
+        yield name, (held_out.get(key) or {}).get(rows, ())
+
+
+def _calibration(results: Mapping[str, Any]) -> Iterator[Gallery]:
+    for name, rows in _judged(results, "calibration"):
         drawn = [Picture(row["of"], _reliability(row)) for row in rows]
         yield Gallery(f"Reliability of {name}", _drawn(*drawn), _ABOUT_CALIBRATION)
+
+
+def _selective(results: Mapping[str, Any]) -> Iterator[Gallery]:
+    for name, rows in _judged(results, "selective"):
+        drawn = [Picture(row["of"], _coverage(row)) for row in rows]
+        yield Gallery(f"Accuracy against coverage of {name}", _drawn(*drawn), _ABOUT_SELECTIVE)
+
+
+def _coverage(row: Mapping[str, Any]) -> str:
+    points = list(zip(row["curve"]["coverage"], row["curve"]["accuracy"], strict=True))
+    label = f"AURC {tables.number(row['aurc']['value'])}"
+    axes = charts.Axis("coverage", _SHARE), charts.Axis("accuracy")
+    return charts.lines(row["of"], [charts.Series(label, points)], *axes, square=True)
 
 
 def _reliability(row: Mapping[str, Any]) -> str:
