@@ -44,7 +44,9 @@ def endpoint(
         COUNTS.set(counts := TextCounts())
         with _counted(state) as count:
             document = await read_json(request, count, state.settings.body_seconds)
-            answered = await handle(state.current(), document, request)
+            service = state.current()
+            with service.admitted():
+                answered = await handle(service, document, request)
         response = answered if isinstance(answered, Response) else JSONResponse(answered)
         if counts.cut:
             response.headers[TEXTS_CUT] = str(counts.cut)

@@ -53,6 +53,8 @@ class TextCounts:
 # Of the request that is being answered: `embed` adds to it, and a header tells of it on every
 # route. The tasks of a request share it.
 COUNTS: ContextVar[TextCounts] = ContextVar("text counts")
+# Places in the queue that the request that is being answered has.
+_PLACES: ContextVar[int] = ContextVar("places", default=0)
 
 
 @dataclass(frozen=True)
@@ -154,9 +156,11 @@ class Service:
             RequestError: 429 if the queue is full, 413 if it can never hold so many.
         """
         rows = sum(map(_rows, instances))
-        self.check_count(rows)
-        with self._admitted(rows):
-            return await asyncio.gather(*map(self._embed, instances))
+        with self.admitted(rows):
+            try:
+                return await asyncio.gather(*map(self._embed, instances))
+            finally:
+                self._pace.add(rows)
 
     def check_count(self, rows: int) -> None:
         """Raises RequestError 413 if the queue can never hold so many rows."""
@@ -178,24 +182,41 @@ class Service:
         return (np.exp(np.float32(t)) * (zimg @ ztxt.T) + np.float32(b)).astype(np.float64)
 
     async def run(self, function: Callable, *args):
-        """Runs what takes long, such as parsing a large request, in a thread of the pool."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
+        """Runs what takes long, such as parsing a large request, in a thread of the pool.
+
+        Raises:
+            RequestError: as `admitted`, of a request that has no place yet.
+        """
+        with self.admitted():
+            return await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
 
     # ---------------------------------------------------------------------------- how many at once
 
     @contextlib.contextmanager
-    def _admitted(self, rows: int) -> Iterator[None]:
-        most = self.settings.queue
-        if self._pending + rows > most:
+    def admitted(self, rows: int = 1) -> Iterator[None]:
+        """Keeps so many places in the queue for the request that is being answered, with those
+        that it has already.
+
+        Every route asks for one before any of its work waits for a thread, so that a full queue is
+        told at once, however busy the threads are.
+
+        Raises:
+            RequestError: 429 if the queue is full, 413 if it can never hold so many.
+        """
+        self.check_count(rows)
+        held, most = _PLACES.get(), self.settings.queue
+        more = max(0, rows - held)
+        if self._pending + more > most:
             seconds = self._pace.seconds(self._pending)
             problem = f"the queue of {most} is full; try again in {seconds} s"
             raise RequestError(429, problem, {"Retry-After": str(seconds)})
-        self._pending += rows
+        self._pending += more
+        token = _PLACES.set(held + more)
         try:
             yield
         finally:
-            self._pending -= rows
-            self._pace.add(rows)
+            _PLACES.reset(token)
+            self._pending -= more
 
     # -------------------------------------------------------------------------------- one instance
 

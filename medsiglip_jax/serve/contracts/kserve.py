@@ -8,7 +8,7 @@ tensors is not spoken.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -98,21 +98,28 @@ def _id(fields: Fields) -> str:
 
 
 async def _outputs(service: Service, fields: Fields) -> list[Any]:
+    tensors = dict(_tensors(fields))
+    counts = {name: _shape(tensor)[0] for name, tensor in tensors.items()}
+    wanted = _wanted(fields, [_OUTPUTS[name] for name in tensors])
     given: dict[str, Instance] = {}
-    counts: dict[str, int] = {}
-    for tensor in fields.objects("inputs"):
-        name = tensor.one_of("name", list(_OUTPUTS), "")
-        if name in counts:
-            raise wrong_field(tensor.at("name"), "there twice")
-        read = {"UINT8": _pixels, "BYTES": _strings}[_datatype(tensor, name)]
-        instances = await service.run(read, service, tensor, name)
-        counts[name] = len(instances)
-        given |= instances
-    wanted = _wanted(fields, [_OUTPUTS[name] for name in counts])
-    vectors = iter(unit(await embed_all(service, given)))
+    with service.admitted(sum(counts.values())):
+        for name, tensor in tensors.items():
+            read = {"UINT8": _pixels, "BYTES": _strings}[_datatype(tensor, name)]
+            given |= await service.run(read, service, tensor, name)
+        vectors = iter(unit(await embed_all(service, given)))
     made = [_tensor(_OUTPUTS[name], [next(vectors) for _ in range(n)], service)
             for name, n in counts.items()]  # fmt: skip
     return [tensor for tensor in made if tensor["name"] in wanted]
+
+
+def _tensors(fields: Fields) -> Iterator[tuple[str, Fields]]:
+    seen = set()
+    for tensor in fields.objects("inputs"):
+        name = tensor.one_of("name", list(_OUTPUTS), "")
+        if name in seen:
+            raise wrong_field(tensor.at("name"), "there twice")
+        seen.add(name)
+        yield name, tensor
 
 
 def _wanted(fields: Fields, made: list[str]) -> list[str]:
