@@ -43,7 +43,8 @@ class Fetcher:
     to. They are looked up once, and a connection, which may be used again, goes to one of them.
     Nothing is looked up for an address that the list does not allow. Certificates are checked
     against the system's authorities, or those of SSL_CERT_FILE. Whatever servers do, at most
-    `concurrent * max_bytes` are received at once, which are held twice for a moment.
+    `concurrent * max_bytes` are received at once, which are held twice for a moment; what is done
+    with them afterwards is counted elsewhere (`held`).
 
     Args:
         allowed: what may be read; private networks only as it says.

@@ -93,19 +93,14 @@ def answering(
 @contextlib.contextmanager
 def _counted(state: State) -> Iterator[Callable[[int], None]]:
     """What counts the bytes of one body as held until its request is answered."""
-    size, most = 0, state.settings.max_bodies
+    with state.held.counting() as hold:
 
-    def count(more: int) -> None:
-        nonlocal size
-        if state.held + more > most:
-            problem = f"bodies of {most:,} bytes are being answered; try again"
-            raise RequestError(429, problem, {"Retry-After": "1", **_CLOSE})
-        size, state.held = size + more, state.held + more
+        def count(more: int) -> None:
+            if not hold(more):
+                problem = f"requests of {state.held.most:,} bytes are being answered; try again"
+                raise RequestError(429, problem, {"Retry-After": "1", **_CLOSE})
 
-    try:
         yield count
-    finally:
-        state.held -= size
 
 
 async def read_json(request: Request, count: Callable[[int], None], seconds: float) -> Any:

@@ -109,7 +109,8 @@ class Server:
         try:
             model = self._load()
             self.state.check(model)
-            service = Service(model, self.state.settings, self.state.measures, self._fetcher)
+            state, fetcher = self.state, self._fetcher
+            service = Service(model, state.settings, state.measures, fetcher, state.held)
             service.start()
         except BaseException as error:  # raised in `run`, on the main thread
             self._failure = error

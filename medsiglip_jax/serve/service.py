@@ -22,12 +22,14 @@ from medsiglip_jax.preprocess.facts import too_long
 from medsiglip_jax.serve import images
 from medsiglip_jax.serve.batching import Batcher
 from medsiglip_jax.serve.errors import (
+    BUSY,
     INTERNAL,
     INVALID_FIELD,
     NOT_ALLOWED,
     InstanceError,
     RequestError,
 )
+from medsiglip_jax.serve.held import Held
 from medsiglip_jax.serve.instances import Instance, Picture, Pixels, Reading, Text, decoded
 from medsiglip_jax.serve.measures import Measures
 from medsiglip_jax.serve.settings import Settings
@@ -94,12 +96,13 @@ class Service:
         settings: Settings,
         measures: Measures | None = None,
         fetcher: Fetches | None = None,
+        held: Held | None = None,
     ):
         self.model, self.settings, self.measures = model, settings, measures or Measures()
         # Read once: on an accelerator it would wait for the batches that are on their way.
         scale = [np.asarray(model.params[k], np.float32).item() for k in "tb" if k in model.params]
         self.scale = (scale[0], scale[1]) if scale else None
-        self._fetcher = fetcher
+        self._fetcher, self._held = fetcher, held or Held(settings.max_held)
         wait = settings.max_wait_ms / 1000
         self._batcher = Batcher(model, settings.max_batch, wait, self.measures)
         self._pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="reader")
@@ -228,7 +231,8 @@ class Service:
                 return [await self._embed_text(instance.text)]
             if isinstance(instance, Pixels):
                 self._check_kind("image")
-                return await self._run("image", 1, lambda: [instance.values])
+                read = functools.partial(list, [instance.values])
+                return await self._encode("image", await self._read("image", 1, read))
             return await self._embed_picture(instance)
         except InstanceError as error:
             wrong = error
@@ -270,37 +274,51 @@ class Service:
             tokens, is_cut = int(tokenizer.lengths(ids)[0]), bool(cut[0])
             return list(ids)
 
-        [vector] = await self._run("text", 1, read)
+        [vector] = await self._encode("text", await self._read("text", 1, read))
         return _KnownText(vector.copy(), tokens, is_cut)
 
     async def _embed_picture(self, picture: Picture) -> Vectors:
         reading = picture.reading or self.default_reading
         self._check_kind(reading.kind)
-        data = b""
-        if picture.address is not None:
-            if self._fetcher is None:
-                raise InstanceError(NOT_ALLOWED, "this server fetches no addresses (--allow-host)")
-            data = await self._fetcher.fetch(picture.address)
+        return await self._encode(reading.kind, await self._read_picture(picture, reading))
 
-        def read() -> list[np.ndarray]:
-            content = data or decoded(picture.content or "")
-            return images.squares(content, picture, self._reader(reading.preset, reading.rules))
+    async def _read_picture(self, picture: Picture, reading: Reading) -> list[np.ndarray]:
+        """The rows of a picture; what was fetched for it is counted until it is decoded."""
+        with self._held.counting() as hold:
+            data = await self._fetch(picture.address) if picture.address is not None else b""
+            if not hold(len(data)):
+                problem = f"requests of {self._held.most:,} bytes are being answered; try again"
+                raise InstanceError(BUSY, problem)
 
-        return await self._run(reading.kind, picture.rows, read)
+            def read() -> list[np.ndarray]:
+                content = data or decoded(picture.content or "")
+                return images.squares(content, picture, self._reader(reading.preset, reading.rules))
+
+            return await self._read(reading.kind, picture.rows, read)
+
+    async def _fetch(self, address: str) -> bytes:
+        if self._fetcher is None:
+            raise InstanceError(NOT_ALLOWED, "this server fetches no addresses (--allow-host)")
+        return await self._fetcher.fetch(address)
 
     def _check_kind(self, kind: str) -> None:
         if kind not in self._batcher.kinds:
             tower = "text" if kind == "text" else "image"
             raise InstanceError(INVALID_FIELD, f"this model has no {tower} tower")
 
-    async def _run(self, kind: str, count: int, read: Callable[[], list[np.ndarray]]) -> Vectors:
-        """Announces rows, reads them in the pool, and waits for their vectors."""
+    async def _read(
+        self, kind: str, count: int, read: Callable[[], list[np.ndarray]]
+    ) -> list[np.ndarray]:
+        """Announces rows, and reads them in the pool."""
         self._batcher.coming(kind, count)
         try:
-            rows = await self.run(read)
+            return await self.run(read)
         except BaseException:
             self._batcher.coming(kind, -count)
             raise
+
+    async def _encode(self, kind: str, rows: list[np.ndarray]) -> Vectors:
+        """The vectors of rows that were announced."""
         futures = [asyncio.wrap_future(self._batcher.submit(kind, row)) for row in rows]
         return await asyncio.gather(*futures)
 
@@ -339,7 +357,9 @@ def unit(vectors: Vectors) -> Vectors:
     return [v / (np.linalg.norm(v) + np.float32(1e-8)) for v in vectors]
 
 
-async def embed_all(service: Service, given: Mapping[str, Instance]) -> list[Vector]:
+async def embed_all(
+    service: Service, given: Mapping[str, Instance | InstanceError]
+) -> list[Vector]:
     """One vector for each instance, where a contract has no error of a single one.
 
     Args:
@@ -347,12 +367,14 @@ async def embed_all(service: Service, given: Mapping[str, Instance]) -> list[Vec
         given: by their places in the request, such as "input[3]"; none of them in patches.
 
     Raises:
-        RequestError: with the place of the first that cannot be answered; 500 if that is our fault.
+        RequestError: with the place of the first that cannot be answered; 500 if that is our fault,
+            429 if it would be answered later.
     """
     answers = await service.embed(list(given.values()))
     for place, answer in zip(given, answers, strict=True):
         if isinstance(answer, InstanceError):
-            status = 500 if answer.code == INTERNAL else 400
-            raise RequestError(status, f"{place}: {answer.description}")
+            status = {INTERNAL: 500, BUSY: 429}.get(answer.code, 400)
+            headers = {"Retry-After": "1"} if answer.code == BUSY else {}
+            raise RequestError(status, f"{place}: {answer.description}", headers)
     return [vector for answer in answers if not isinstance(answer, InstanceError)
             for vector in answer]  # fmt: skip

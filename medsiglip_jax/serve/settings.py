@@ -10,7 +10,7 @@ from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.image import PRESETS
 
 MAX_PIXELS = 100_000_000  # of an image in a request; a file of somebody unknown may be a bomb
-_BODIES = 16  # of the largest size that are held at a time
+_BODIES = 16  # of the largest size, or as many bytes of fetched files, are held at a time
 _PORT = Annotated[int, settings.between(0, 65535)]
 _POSITIVE = Annotated[int, settings.at_least(1)]
 _SECONDS = Annotated[float, settings.at_least(0)]
@@ -82,8 +82,8 @@ class Settings:
         return self.host in ("127.0.0.1", "::1", "localhost")
 
     @property
-    def max_bodies(self) -> int:
-        """Bytes of the bodies of all requests that are being answered."""
+    def max_held(self) -> int:
+        """Bytes of the bodies of all requests, and of files that wait to be decoded."""
         return _BODIES * self.max_body
 
 

@@ -9,6 +9,7 @@ from medsiglip_jax.embeddings.probe.prediction import check_model
 from medsiglip_jax.model.api import Model
 from medsiglip_jax.serve.corpus import Corpus
 from medsiglip_jax.serve.errors import RequestError
+from medsiglip_jax.serve.held import Held
 from medsiglip_jax.serve.measures import Measures
 from medsiglip_jax.serve.service import Service
 from medsiglip_jax.serve.settings import Settings
@@ -29,7 +30,7 @@ class State:
         service: None while the model is loaded.
         corpus: the embeddings that are searched, if any.
         probes: by the names that requests have.
-        held: bytes of the bodies of requests that are being answered.
+        held: bytes of requests that are being answered.
         draining: it is asked to end: it still answers, and is no longer ready.
     """
 
@@ -39,8 +40,11 @@ class State:
     service: Service | None = None
     corpus: Corpus | None = None
     probes: Mapping[str, Probe] = field(default_factory=dict)
-    held: int = 0
+    held: Held = field(init=False)
     draining: bool = False
+
+    def __post_init__(self):
+        self.held = Held(self.settings.max_held)
 
     def current(self) -> Service:
         """The service.

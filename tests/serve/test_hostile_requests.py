@@ -106,7 +106,7 @@ def _dripping(port, start, piece, seconds):
 def test_a_body_that_takes_too_long_is_cut(short, head, piece):
     answer, seconds = _dripping(short.port, b"POST /predict HTTP/1.1\r\n" + head, piece, 20)
     assert answer.startswith(b"HTTP/1.1 408") and b"within 1 s" in answer and seconds < 10
-    assert short.server.state.held == 0
+    assert short.server.state.held.size == 0
 
 
 @pytest.mark.parametrize("start", [
@@ -166,12 +166,12 @@ def test_a_client_that_does_not_read_is_cut(short, monkeypatch, caplog):
 
 def test_bodies_are_held_up_to_a_limit_and_then_others_wait(short):
     state = short.server.state
-    assert state.settings.max_bodies == 16 * 20_000 and state.held == 0
-    state.held = state.settings.max_bodies - 100
+    assert state.settings.max_held == 16 * 20_000 and state.held.size == 0
+    state.held.size = state.settings.max_held - 100
     try:
         answer = short.post("/predict", {"instances": [{"text": "a" * 200}]})
         assert answer.status == 429 and answer.headers["retry-after"] == "1"
         assert short.post("/predict", {"instances": []}).status == 200
     finally:
-        state.held -= state.settings.max_bodies - 100
-    assert state.held == 0
+        state.held.size -= state.settings.max_held - 100
+    assert state.held.size == 0

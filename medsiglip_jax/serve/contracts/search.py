@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from medsiglip_jax.serve.contracts.native import IMAGE, NATIVE_ERROR, failed, image
 from medsiglip_jax.serve.corpus import Corpus
-from medsiglip_jax.serve.errors import InstanceError, RequestError, wrong_field
+from medsiglip_jax.serve.errors import RequestError, wrong_field
 from medsiglip_jax.serve.fields import Fields
 from medsiglip_jax.serve.http import answering, endpoint
 from medsiglip_jax.serve.instances import Reading, Text
@@ -25,7 +25,7 @@ from medsiglip_jax.serve.openapi import (
     obj,
     optional,
 )
-from medsiglip_jax.serve.service import Service, unit
+from medsiglip_jax.serve.service import Service, embed_all, unit
 from medsiglip_jax.serve.state import State
 
 _MOST = 1000
@@ -80,10 +80,7 @@ async def _query(service: Service, corpus: Corpus, fields: Fields) -> np.ndarray
     else:
         reading = Reading(corpus.preset, service.bounded(corpus.rules))
         query = image(fields.value("image"), "image", reading)
-    [answer] = await service.embed([query])
-    if isinstance(answer, InstanceError):
-        raise wrong_field(given[0], answer.description)
-    return unit(answer)[0]
+    return unit(await embed_all(service, {given[0]: query}))[0]
 
 
 _SEARCH = Operation(
