@@ -62,7 +62,6 @@ def build(state: State) -> Starlette:
         routes=routes,
         middleware=middleware,
         exception_handlers={HTTPException: _explained},
-        max_body_size=state.settings.max_body,
     )
 
 

@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 from medsiglip_jax.files import documents
 from medsiglip_jax.serve.errors import InstanceError, RequestError
 from medsiglip_jax.serve.service import COUNTS, Service, TextCounts
+from medsiglip_jax.serve.settings import Settings
 from medsiglip_jax.serve.state import State
 
 LOG = logging.getLogger("medsiglip_jax.serve")
@@ -43,7 +44,7 @@ def endpoint(
     async def respond(request: Request) -> Response:
         COUNTS.set(counts := TextCounts())
         with _counted(state) as count:
-            document = await read_json(request, count, state.settings.body_seconds)
+            document = await read_json(request, count, state.settings)
             service = state.current()
             with service.admitted():
                 answered = await handle(service, document, request)
@@ -103,26 +104,35 @@ def _counted(state: State) -> Iterator[Callable[[int], None]]:
         yield count
 
 
-async def read_json(request: Request, count: Callable[[int], None], seconds: float) -> Any:
-    """The document in a body.
+async def read_json(request: Request, count: Callable[[int], None], settings: Settings) -> Any:
+    """The document in a body. Every route that reads one does so here.
 
     Args:
         request: whose body it is.
         count: called with the size of each part of it.
-        seconds: in which it has to be there.
+        settings: how long it may be, and how long it may take.
 
     Raises:
         RequestError: 400, it is no JSON; 408, it takes too long; 413, it is too long.
     """
-    parts = []
+    parts, size, seconds = [], 0, settings.body_seconds
+    _check_size(int(request.headers.get("content-length", 0)), settings)
     try:
         async with asyncio.timeout(seconds):
             async for part in request.stream():
+                size += len(part)
+                _check_size(size, settings)
                 count(len(part))
                 parts.append(part)
     except TimeoutError:
         raise RequestError(408, f"the body was not there within {seconds:g} s", _CLOSE) from None
     return _parse(b"".join(parts))
+
+
+def _check_size(size: int, settings: Settings) -> None:
+    if size > settings.max_body:
+        problem = "the body is larger than this server takes (--max-body)"
+        raise RequestError(413, problem, _CLOSE)
 
 
 def _parse(body: bytes) -> Any:
@@ -149,8 +159,6 @@ def as_request_error(
         return RequestError(400, error.description)
     if isinstance(error, ClientDisconnect):
         return RequestError(400, "the client has gone")
-    if error.status_code == 413:
-        return RequestError(413, "the body is larger than this server takes (--max-body)")
     return RequestError(error.status_code, str(error.detail))
 
 

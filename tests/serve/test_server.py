@@ -1,5 +1,6 @@
 """The server around the contracts: keys, limits, ids, logs, numbers, and how it ends."""
 
+import functools
 import http.client
 import json
 import logging
@@ -50,16 +51,33 @@ def test_orchestrators_need_no_key(guarded):
     assert guarded.get("/v1/info").status == 401
 
 
+@pytest.mark.parametrize("path, place", [
+    ("/predict", ["error"]), ("/v1/embeddings", ["error", "message"]),
+    ("/v2/models/tiny/infer", ["error"]), ("/", ["error"]), ("/vectorize", ["error"]),
+    ("/v1/classify", ["error", "message"]),
+])  # fmt: skip
 @pytest.mark.parametrize("chunked", [False, True])
-def test_a_body_that_is_too_long_is_refused_while_it_arrives(guarded, chunked):
+def test_a_body_that_is_too_long_is_refused_in_the_words_of_its_contract(
+    guarded, chunked, path, place
+):
     connection = http.client.HTTPConnection("127.0.0.1", guarded.port, timeout=30)
     parts = (b"x" * 10_000 for _ in range(3))
     body = parts if chunked else b"x" * 30_000
-    connection.request("POST", "/predict", body, {"Authorization": f"Bearer {KEY}"},
-                       encode_chunked=chunked)  # fmt: skip
+    headers = {"Authorization": f"Bearer {KEY}", "X-Request-Id": "long-1"}
+    connection.request("POST", path, body, headers, encode_chunked=chunked)
     answer = connection.getresponse()
-    assert answer.status == 413
+    assert answer.status == 413 and answer.headers["connection"] == "close"
+    assert answer.headers["x-request-id"] == "long-1"
+    said = functools.reduce(lambda found, name: found[name], place, json.loads(answer.read()))
+    assert said == "the body is larger than this server takes (--max-body)"
     connection.close()
+
+
+def test_a_length_that_is_too_large_is_refused_before_the_body_is_asked_for(guarded):
+    with socket.create_connection(("127.0.0.1", guarded.port), timeout=30) as connection:
+        head = f"Authorization: Bearer {KEY}\r\nExpect: 100-continue\r\nContent-Length: 20001"
+        connection.sendall(f"POST /predict HTTP/1.1\r\n{head}\r\n\r\n".encode())
+        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 413 ")
 
 
 def test_a_request_keeps_the_id_that_it_came_with_and_else_gets_one(client):
