@@ -37,6 +37,7 @@ class Connection(HttpToolsProtocol):
         self.pipeline.clear()
         if self._answered is not None:
             self._answered.disconnected = True  # else it would write to what is closed
+            self._answered.message_event.set()  # and go on working
 
     def data_received(self, data: bytes) -> None:
         if self._head is None and (self.cycle is None or self.cycle.response_complete):

@@ -5,8 +5,8 @@ import contextlib
 import gc
 import logging
 import traceback
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from typing import Any, TypeVar
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -21,7 +21,9 @@ from medsiglip_jax.serve.state import State
 LOG = logging.getLogger("medsiglip_jax.serve")
 NOT_JSON = "expected a body of JSON"
 TEXTS_CUT = "x-texts-cut"  # header: how many texts of the request are longer than the model reads
+GONE = 499  # nginx's status, in the log and in /metrics, of a client that has gone
 _CLOSE = {"Connection": "close"}  # of those who would go on sending
+T = TypeVar("T")
 Handle = Callable[[Service, Any, Request], Awaitable[Any]]
 
 
@@ -41,14 +43,17 @@ def endpoint(
         failed: the body of an error in the form of this contract.
     """
 
+    async def answer(document: Any, request: Request) -> Response:
+        service = state.current()
+        with service.admitted():
+            answered = await handle(service, document, request)
+        return answered if isinstance(answered, Response) else JSONResponse(answered)
+
     async def respond(request: Request) -> Response:
         COUNTS.set(counts := TextCounts())
         with _counted(state) as count:
             document = await read_json(request, count, state.settings)
-            service = state.current()
-            with service.admitted():
-                answered = await handle(service, document, request)
-        response = answered if isinstance(answered, Response) else JSONResponse(answered)
+            response = await unless_gone(request, answer(document, request))
         if counts.cut:
             response.headers[TEXTS_CUT] = str(counts.cut)
         return response
@@ -89,6 +94,34 @@ def answering(
             return JSONResponse(failed(RequestError(500, "Internal server error.")), 500)
 
     return answer
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """What work for a request gives, which is cancelled if its client goes before: then nothing
+    more of it is read, decoded or computed, but for what has begun.
+
+    Args:
+        request: whose body has been read, or is of no interest.
+        work: what is awaited.
+
+    Raises:
+        ClientDisconnect: the client has gone.
+    """
+    working = asyncio.ensure_future(work)
+    watching = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        watching.cancel()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 @contextlib.contextmanager
@@ -158,7 +191,7 @@ def as_request_error(
     if isinstance(error, InstanceError):
         return RequestError(400, error.description)
     if isinstance(error, ClientDisconnect):
-        return RequestError(400, "the client has gone")
+        return RequestError(GONE, "the client has gone")
     return RequestError(error.status_code, str(error.detail))
 
 

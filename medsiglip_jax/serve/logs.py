@@ -11,7 +11,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from medsiglip_jax.files.json_text import dumps
-from medsiglip_jax.serve.http import LOG
+from medsiglip_jax.serve.http import GONE, LOG
 from medsiglip_jax.serve.state import State
 
 HEADER = b"x-request-id"
@@ -43,7 +43,7 @@ class _Noted:
     """What is noted of one request while it passes."""
 
     def __init__(self, scope: Scope, state: State):
-        self.scope, self.start, self.size, self.status = scope, time.perf_counter(), 0, 499
+        self.scope, self.start, self.size, self.status = scope, time.perf_counter(), 0, GONE
         self.hash = hashlib.sha256() if state.settings.log_requests else None
         self.state = state
         given = dict(scope["headers"]).get(HEADER, b"")

@@ -1,5 +1,7 @@
 """A full queue is told at once on every route, and who has gone keeps no place in it."""
 
+import json
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -132,3 +134,77 @@ def test_a_fetched_file_beyond_the_limit_is_an_error_that_says_so(small):
     assert wrong["error"]["code"] == "TOO_MANY_REQUESTS_ERROR" and "embedding" in right
     assert named.status == 429 and named.headers["retry-after"] == "1"
     assert held.size == 0
+
+
+def left(port, path, document):
+    """Asks, and goes at once."""
+    body = json.dumps(document).encode()
+    method = "GET" if document is None else "POST"
+    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: gone\r\n"
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        yield
+    yield
+
+
+@pytest.mark.parametrize("path, document, places", [
+    ("/predict", {"instances": [{"image": {"input_bytes": "AAAA"}}, ADDRESS]}, 2),
+    ("/v1/embeddings", {"input": ["a text that nobody has asked for", "and another"]}, 2),
+    (INFER, {"inputs": [TEXTS]}, 2), ("/v1/search", {"row": 0}, 1), ("/v1/thumbnails/0", None, 1),
+])  # fmt: skip
+def test_nothing_more_is_done_for_a_client_that_has_gone(
+    small, path, document, places, monkeypatch
+):
+    service, lines = small.server.state.service, []
+    monkeypatch.setattr("medsiglip_jax.serve.logs.LOG.info", lambda *_, extra: lines.append(extra))
+    monkeypatch.setattr(service._batcher, "submit", None)  # would fail
+    with busy(small, 0):
+        client = left(small.port, path, document)
+        next(client)
+        wait_for(lambda: service._pending == places)
+        next(client)
+        wait_for(lambda: service._pending == 0 and lines)
+        queue = service._pool._work_queue
+        waiting = [queue.get_nowait() for _ in range(queue.qsize())]
+        assert waiting and all(item.future.cancelled() for item in waiting)
+    [line] = lines
+    assert (line["fields"]["status"], line["fields"]["id"]) == (499, "gone")
+    assert 'code="499"' in small.get("/metrics").body.decode()
+    assert small.server.state.held.size == 0
+
+
+def test_of_several_requests_of_one_connection_the_one_at_work_is_told(small):
+    """uvicorn itself tells the last one only."""
+    service = small.server.state.service
+    body = json.dumps({"row": 0}).encode()
+    asked = f"POST /v1/search HTTP/1.1\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+    with busy(small, 0):
+        with socket.create_connection(("127.0.0.1", small.port)) as client:
+            client.sendall(asked + b"GET /health HTTP/1.1\r\n\r\n")
+            wait_for(lambda: service._pending == 1)
+        wait_for(lambda: service._pending == 0)
+
+
+def test_rows_that_wait_for_the_device_go_with_their_client(small, monkeypatch):
+    service, release = small.server.state.service, threading.Event()
+    encode, empty = service._batcher._encoders["text"]
+    encoded = []
+
+    def slow(values):
+        encoded.append(len(values))
+        release.wait(30)
+        return encode(values)
+
+    monkeypatch.setitem(service._batcher._encoders, "text", (slow, empty))
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(small.post, "/predict", {"instances": [{"text": "the first text"}]})
+        wait_for(lambda: encoded)
+        client = left(small.port, "/v1/embeddings", {"input": ["x", "y"]})
+        next(client)
+        wait_for(lambda: service._batcher.waiting() == 2)
+        next(client)
+        wait_for(lambda: service._pending == 1)
+        release.set()
+        assert first.result(30).status == 200
+    wait_for(lambda: service._batcher.waiting() == 0)
+    assert encoded == [1]

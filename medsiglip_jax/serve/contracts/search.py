@@ -13,7 +13,7 @@ from medsiglip_jax.serve.contracts.native import IMAGE, NATIVE_ERROR, failed, im
 from medsiglip_jax.serve.corpus import Corpus
 from medsiglip_jax.serve.errors import RequestError, wrong_field
 from medsiglip_jax.serve.fields import Fields
-from medsiglip_jax.serve.http import answering, endpoint
+from medsiglip_jax.serve.http import answering, endpoint, unless_gone
 from medsiglip_jax.serve.instances import Reading, Text
 from medsiglip_jax.serve.openapi import (
     INTEGER,
@@ -53,7 +53,8 @@ def routes(state: State) -> Sequence[Described]:
         row, content = request.path_params["row"], None
         if _ROW.fullmatch(row):
             with contextlib.suppress(IndexError, OSError):
-                content = await state.current().run(corpus.thumbnail, int(row))
+                drawing = state.current().run(corpus.thumbnail, int(row))
+                content = await unless_gone(request, drawing)
         if content is None:
             raise RequestError(404, "no picture of this row")
         headers = {"X-Content-Type-Options": "nosniff"}
