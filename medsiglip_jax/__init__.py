@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from medsiglip_jax.model.api import Model, init, load, save
     from medsiglip_jax.model.config import ModelConfig
     from medsiglip_jax.model.sharding import make_mesh
+    from medsiglip_jax.trust.explanation import explain
 
-__all__ = ["Model", "ModelConfig", "encode_files", "init", "load", "make_mesh", "save"]
+__all__ = ["Model", "ModelConfig", "encode_files", "explain", "init", "load", "make_mesh", "save"]
 __all__ += ["__version__", "losses", "metrics", "preprocess"]
 
 
@@ -54,4 +55,5 @@ __getattr__, __dir__ = lazy(
     model__api="Model init load save",
     model__config="ModelConfig",
     model__sharding="make_mesh",
+    trust__explanation="explain",
 )

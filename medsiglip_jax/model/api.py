@@ -199,7 +199,7 @@ class Model:
             return jnp.zeros((0, *shape), jnp.float32)
         if isinstance(rows, Tracer):
             return encode(self.params, rows)
-        size = self._piece_size(n, batch_size, tower)
+        size = self.piece_size(n, batch_size, tower)
         pieces = []
         for start in range(0, n, size):
             piece = rows[start : start + size]
@@ -212,7 +212,7 @@ class Model:
             pieces.append(encode(self.params, piece)[: size - missing])
         return jnp.concatenate(pieces) if len(pieces) > 1 else pieces[0]
 
-    def _piece_size(self, rows: int, batch_size: int, tower: VisionConfig | TextConfig) -> int:
+    def piece_size(self, rows: int, batch_size: int, tower: VisionConfig | TextConfig) -> int:
         """Rows per call: on a CPU as many as stay in cache; elsewhere a power of two up to
         `batch_size`, so that few programs are compiled, and a multiple of the mesh."""
         if jax.default_backend() == "cpu" and not self.mesh:

@@ -49,12 +49,12 @@ def load_images(
             DICOM files that say that annotation is burned in, of those with something unusual about
             their values (`Facts.seen`), and of images of 16 bits that come out dark.
     """
-    items, resize, size = _as_list(items), preset(preprocess, resample), check_size(size)
+    items, resize, size = as_list(items), preset(preprocess, resample), check_size(size)
     out = np.empty((len(items), size, size, 3), np.uint8)
 
     def load(i: int) -> Facts:
         try:
-            pixels, facts = _decoded(items[i], dicom)
+            pixels, facts = decoded(items[i], dicom)
             with within_memory():
                 out[i] = resize(pixels, size)
         except UnreadableImage as error:
@@ -103,7 +103,8 @@ def warn_about_pixels(turned: int, burned_in: int, unusual: int, dark: int, coun
         warnings.warn(f"{dark} of {count} {DARK}", stacklevel=3)
 
 
-def _decoded(item: Any, rules: Rules) -> tuple[np.ndarray, Facts]:
+def decoded(item: Any, rules: Rules = Rules()) -> tuple[UInt8[np.ndarray, "h w 3"], Facts]:
+    """One of the images that `load_images` takes, at its own size; raises what that raises."""
     if isinstance(item, Mapping) and not item.get("bytes"):
         item = item.get("path") or item  # `decode` says what is wrong
     if isinstance(item, (str, os.PathLike)):
@@ -111,7 +112,8 @@ def _decoded(item: Any, rules: Rules) -> tuple[np.ndarray, Facts]:
     return decode_with_facts(item, rules=rules)
 
 
-def _as_list(items: Any) -> list:
+def as_list(items: Any) -> list:
+    """What `load_images` takes, one image or several, as a list of images."""
     if isinstance(items, np.ndarray):
         several = items.ndim == 4 or items.dtype.kind in "OSU"  # a batch, or an array of paths
     elif is_tensor(items):

@@ -2,4 +2,6 @@
 
 from medsiglip_jax import lazy
 
-__getattr__, __dir__ = lazy(__name__)
+__getattr__, __dir__ = lazy(
+    __name__, explanation="ExplainOptions Explainer Explanation explain",
+)  # fmt: skip
