@@ -46,7 +46,11 @@ def endpoint(
     async def answer(document: Any, request: Request) -> Response:
         service = state.current()
         with service.admitted():
-            answered = await handle(service, document, request)
+            try:
+                answered = await handle(service, document, request)
+            except InstanceError as error:  # of a contract that has none of a single instance
+                state.measures.instance_error(error.code)
+                raise
         return answered if isinstance(answered, Response) else JSONResponse(answered)
 
     async def respond(request: Request) -> Response:

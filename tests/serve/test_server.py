@@ -145,6 +145,26 @@ def test_metrics_count_requests_and_instances(client, encoded):
     assert "somebody" not in client.get("/metrics").body.decode()
 
 
+@pytest.mark.parametrize("path, document", [
+    ("/predict", {"instances": [{"image": {"input_bytes": "*"}}]}),
+    ("/v1/classify", {"texts": ["a"], "images": ["data:x"]}),
+    ("/v1/embeddings", {"modality": "image", "input": ["data:x"]}),
+    ("/", {"inputs": "data:x", "parameters": {"candidate_labels": ["a"]}}),
+    ("/v2/models/tiny/infer", {"inputs": [
+        {"name": "image", "datatype": "BYTES", "shape": [1], "data": ["data:x"]}]}),
+    ("/vectorize", {"images": ["data:x"]}),
+])  # fmt: skip
+def test_what_is_wrong_with_one_instance_is_counted_once_on_every_route(client, path, document):
+    name = 'medsiglip_jax_instance_errors_total{code="INVALID_REQUEST_FIELD_ERROR"} '
+
+    def counted() -> float:
+        return float((client.get("/metrics").body.decode() + f"{name}0").split(name)[1].split()[0])
+
+    before = counted()
+    assert client.post(path, document).status in (200, 400)
+    assert counted() == before + 1
+
+
 @pytest.mark.parametrize("method, path, status", [
     ("GET", "/predict", 405), ("POST", "/health", 405), ("GET", "/nothing", 404),
     ("GET", "/../etc/passwd", 404), ("GET", "/%2e%2e/etc/passwd", 404),
