@@ -7,9 +7,10 @@ import time
 
 import numpy as np
 import pytest
+from starlette.responses import JSONResponse
 
 from medsiglip_jax.inference.encode import encode_files
-from medsiglip_jax.serve import batching
+from medsiglip_jax.serve import batching, http
 from medsiglip_jax.serve.batching import Batcher
 from medsiglip_jax.serve.errors import InstanceError, RequestError
 from medsiglip_jax.serve.instances import Picture, Text
@@ -236,3 +237,27 @@ def test_the_time_to_wait_is_of_the_last_minute(monkeypatch):
         now[0] += 1
         pace.add(10)
     assert 8 <= pace.seconds(100) <= 12
+
+
+def test_others_have_their_turns_while_a_large_answer_is_written():
+    vectors = np.random.default_rng(0).normal(size=(64, 1152)).tolist()
+    odd = {"a": [], "b": {}, "ü\n": [1, None, True, "x", 0.1], "c": [{"d": [[1], [2, [3]]]}, 4]}
+    flat = [value for vector in vectors for value in vector]
+    turns = 0
+
+    async def count_turns():
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def written(document):
+        counting = asyncio.ensure_future(count_turns())
+        content = await http.write_json(document)
+        counting.cancel()
+        return content
+
+    for document, least in ((odd, 0), (vectors, 30), ({"data": flat}, 30), ([], 0), ("é", 0)):
+        turns = 0
+        content = asyncio.run(written(document))
+        assert content == JSONResponse(document).body and turns >= least
