@@ -48,6 +48,17 @@ def opened(path: str, opener: Callable[[str], T]) -> T:
         raise error.of(error.source) from None
 
 
+def forget(folder: str) -> None:
+    """Lets go of the files of a folder that is about to be deleted, which else stay open.
+
+    They are closed once no thread reads them any more.
+    """
+    start = os.path.join(folder, "")
+    with _lock:
+        for key in [key for key in _open if key[1].startswith(start)]:
+            del _open[key]
+
+
 def _state(path: str) -> tuple[int, int] | None:
     try:
         status = os.stat(path)

@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from medsiglip_jax.inference.reader import Reader
-from medsiglip_jax.preprocess import formats
+from medsiglip_jax.preprocess import formats, handles
 from medsiglip_jax.preprocess.dicom.official import WholeSlide
 from medsiglip_jax.preprocess.dicom.sniff import START, is_dicom
 from medsiglip_jax.preprocess.facts import UnreadableImage
@@ -60,24 +60,32 @@ def squares(data: bytes, picture: Picture, reader: Reader) -> list[UInt8[np.ndar
 
 def _of_slide(data: bytes, picture: Picture, level: Level, reader: Reader) -> Iterator[np.ndarray]:
     """The patches of one level, or all of it; OpenSlide reads files only."""
-    slides = formats.SLIDES.load()
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "slide.svs")
         with open(path, "wb") as file:
             file.write(data)
-        sizes = slides.sizes(path)
-        number = level.chosen(sizes)
-        width, height = sizes[number]
-        if picture.resized:
-            raise InstanceError(DIMENSIONS, "image_dimensions is not for levels of slides")
-        for patch in picture.patches or (Patch(0, 0, width, height),):
-            inside = 0 <= patch.x <= width - patch.width and 0 <= patch.y <= height - patch.height
-            if picture.inside and not inside:
-                raise _outside(patch, width, height)
-            reader.rules.check_size(patch.width, patch.height)
-            yield reader.square(
-                slides.region(path, patch.x, patch.y, number, patch.width, patch.height)
-            )
+        try:
+            yield from _of_slide_file(path, picture, level, reader)
+        finally:
+            handles.forget(folder)
+
+
+def _of_slide_file(
+    path: str, picture: Picture, level: Level, reader: Reader
+) -> Iterator[np.ndarray]:
+    slides = formats.SLIDES.load()
+    sizes = slides.sizes(path)
+    number = level.chosen(sizes)
+    width, height = sizes[number]
+    if picture.resized:
+        raise InstanceError(DIMENSIONS, "image_dimensions is not for levels of slides")
+    for patch in picture.patches or (Patch(0, 0, width, height),):
+        inside = 0 <= patch.x <= width - patch.width and 0 <= patch.y <= height - patch.height
+        if picture.inside and not inside:
+            raise _outside(patch, width, height)
+        reader.rules.check_size(patch.width, patch.height)
+        region = slides.region(path, patch.x, patch.y, number, patch.width, patch.height)
+        yield reader.square(region)
 
 
 def _parts(pixels: np.ndarray, picture: Picture, reader: Reader) -> Iterator[np.ndarray]:

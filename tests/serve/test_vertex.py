@@ -1,13 +1,17 @@
 """The official container's contract: requests of its clients are answered field by field."""
 
 import base64
+import contextlib
 import io
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from medsiglip_jax.inference.encode import encode_files
+from medsiglip_jax.preprocess import handles
 from medsiglip_jax.preprocess.dicom.rules import Rules
 
 ALIAS = "/v1/projects/p/locations/us/endpoints/7:predict"
@@ -210,6 +214,17 @@ def test_patches_of_a_level_of_a_slide(model, slide, serving):
         found = np.array([p["embedding"] for p in answer["patch_embeddings"]])
         np.testing.assert_allclose(found, expected, atol=1e-5)
     assert last["error"]["code"] == "PATCH_OUTSIDE_OF_IMAGE_DIMENSIONS_ERROR"
+    assert not [path for path in _open_files() if path.endswith("slide.svs (deleted)")]
+    assert not [key for key in handles._open if key[1].endswith("slide.svs")]
+
+
+def _open_files() -> list[str]:
+    """Of this process, which is the server's; where it can be told."""
+    found = []
+    for link in Path("/proc/self/fd").glob("*"):
+        with contextlib.suppress(OSError):  # the listing's own
+            found.append(os.readlink(link))
+    return found
 
 
 def test_an_address_is_measured_before_its_form_is_matched(client):
