@@ -59,6 +59,7 @@ class Fetcher:
 
     Raises:
         ModuleNotFoundError: there are prefixes, and google-auth is not installed.
+        ValueError: there are prefixes, and no credentials can be found.
     """
 
     def __init__(
@@ -216,33 +217,39 @@ class OwnCredentials:
 
     Raises:
         ModuleNotFoundError: google-auth is not installed.
+        ValueError: there are none.
     """
 
     def __init__(self):
         try:
-            import google.auth  # noqa: F401
+            import google.auth
+            from google.auth.exceptions import GoogleAuthError
         except ModuleNotFoundError:
             raise ModuleNotFoundError(
                 "--allow-prefix needs google-auth: pip install 'medsiglip-jax[gcs]'"
             ) from None
-        self._found: Any = None
+        try:
+            self._found, _ = google.auth.default(scopes=[_SCOPE])
+        except GoogleAuthError:
+            raise ValueError(
+                "--allow-prefix needs Google's application default credentials, of which none can "
+                "be found: run `gcloud auth application-default login`, or set "
+                "GOOGLE_APPLICATION_CREDENTIALS to a key file"
+            ) from None
         self._lock = threading.Lock()
 
     def headers(self) -> Mapping[str, str]:
         """What authorizes a request; blocks while a token is asked for.
 
         Raises:
-            InstanceError: CREDENTIALS, there are none, or they have expired.
+            InstanceError: CREDENTIALS, they have expired.
         """
-        import google.auth
         from google.auth.exceptions import GoogleAuthError
         from google.auth.transport.requests import Request
 
         headers: dict[str, str] = {}
         try:
             with self._lock:
-                if self._found is None:
-                    self._found, _ = google.auth.default(scopes=[_SCOPE])
                 self._found.before_request(Request(), "GET", "", headers)
         except GoogleAuthError:
             raise InstanceError(CREDENTIALS, "this server has no valid credentials") from None

@@ -35,11 +35,13 @@ def log_as_before(monkeypatch):
     ([*MODEL, "--probe", "a/p.npz", "--probe", "b/p.npz"], "several are named p; rename one"),
     ([*MODEL, "--embeddings", "none"], "no such folder: none"),
     ([*MODEL, "--allow-host", "x y"], "--allow-host 'x y': expected"),
+    ([*MODEL, "--allow-prefix", "gs://b"], "--allow-prefix needs Google's application default"),
     ([*MODEL, "--port", "0"], "nothing: no such file or folder"),
 ])  # fmt: skip
 def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, flags, said):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("AIP_STORAGE_URI", raising=False)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "none.json")
     (tmp_path / "text").write_text("hello world\n")
     assert cli.main(["serve", *flags]) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if "loading" not in line]

@@ -624,12 +624,20 @@ def test_credentials_of_google(monkeypatch):
     monkeypatch.setattr(google, "default", lambda scopes: (Credentials("of-google"), "project"))
     assert OwnCredentials().headers()["authorization"] == "Bearer of-google"
 
+    def expired(*_):
+        raise google.exceptions.RefreshError("of someone")
+
+    monkeypatch.setattr(Credentials, "before_request", expired)
+    got = fetch("gs://bucket/prefix/a.png", AllowList((), PREFIXES), Network(GOOGLE))
+    assert got.code == CREDENTIALS and "someone" not in got.description
+
     def none(scopes):
         raise google.exceptions.DefaultCredentialsError("/home/someone/key.json is not there")
 
     monkeypatch.setattr(google, "default", none)
-    got = fetch("gs://bucket/prefix/a.png", AllowList((), PREFIXES), Network(GOOGLE))
-    assert got.code == CREDENTIALS and "someone" not in got.description
+    with pytest.raises(ValueError, match="^--allow-prefix needs .* application-default login"):
+        Fetcher(AllowList((), PREFIXES))
+    Fetcher(AllowList(HOSTS))  # which needs none
 
 
 # ------------------------------------------------------------------------- servers on this machine
