@@ -23,8 +23,8 @@ from medsiglip_jax.files import limits
 
 # In the order of --help.
 _ALL = (
-    "quickstart info convert classify preview embed search probe evaluate compare finetune plan "
-    "card serve"
+    "quickstart info convert classify preview embed search probe evaluate compare explain "
+    "finetune plan card serve"
 )
 COMMANDS = tuple(import_module(f"medsiglip_jax.cli.{name}") for name in _ALL.split())
 _GIVEN_WRONG = (

@@ -18,13 +18,11 @@ from medsiglip_jax.files.json_text import dumps
 from medsiglip_jax.inference.classify import encode_texts, probabilities
 from medsiglip_jax.inference.encode import encode_rows
 from medsiglip_jax.model.api import Model
+from medsiglip_jax.pages.colours import viridis
 from medsiglip_jax.pages.contact_sheet import save_png
 from medsiglip_jax.preprocess import facts, formats
 from medsiglip_jax.preprocess.parts import Parts
 
-# Ten colours of matplotlib's viridis (CC0): equal steps look equal, also to the colour-blind.
-_VIRIDIS = "440154 482878 3e4a89 31688e 26828e 1f9e89 35b779 6ece58 b5de2b fde725"
-_COLOURS = np.array([list(bytes.fromhex(colour)) for colour in _VIRIDIS.split()])
 _OPACITY = 0.6  # of colours over the slide, which is drawn in grey, so that every colour is a score
 _GLASS = 243  # grey of empty glass in the picture, and so the background of the legend
 _MARGIN, _LEGEND, _BAR, _LEADING, _LEAST = 24, 300, 14, 20, 480  # pixels
@@ -143,17 +141,11 @@ def draw(
     score = table["score"].to_numpy()
     low, high = float(score.min()), float(score.max())
     field = _field(thumbnail.shape[:2], scale, table, side)
-    colours = colour((field - low) / ((high - low) or 1.0))
+    colours = viridis((field - low) / ((high - low) or 1.0))
     grey = np.asarray(Image.fromarray(thumbnail).convert("L"), np.float32)[..., None]
     opacity = np.where(np.isnan(field), 0, _OPACITY)[..., None]
     blended = np.rint(grey + opacity * (colours - grey)).astype(np.uint8)
     return _page(Image.fromarray(blended), low, high, texts)
-
-
-def colour(share: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape 3"]:
-    """Red, green and blue, 0 to 255, of shares from 0 to 1; NaN has the colour of 0."""
-    share, stops = np.nan_to_num(share), np.linspace(0, 1, len(_COLOURS))
-    return np.stack([np.interp(share, stops, channel) for channel in _COLOURS.T], -1)
 
 
 def _field(shape: tuple[int, int], scale: float, table: pa.Table, side: np.ndarray) -> np.ndarray:
@@ -180,7 +172,7 @@ def _page(picture: Image.Image, low: float, high: float, texts: Sequence[str]) -
     for line, ink in lines:
         pen.text((_MARGIN, top), line, ink, font)
         top += _LEADING
-    bar = colour(np.broadcast_to(np.linspace(0, 1, _LEGEND), (_BAR, _LEGEND)))
+    bar = viridis(np.broadcast_to(np.linspace(0, 1, _LEGEND), (_BAR, _LEGEND)))
     bar = np.rint(_GLASS + _OPACITY * (bar - _GLASS)).astype(np.uint8)
     page.paste(Image.fromarray(bar), (_MARGIN, top + 4))
     top += _BAR + 6

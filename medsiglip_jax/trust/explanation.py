@@ -36,7 +36,7 @@ class ExplainOptions:
             implementations take them; None takes more where the logit bends more, and doubles them
             from 4 on until the map sums to the difference that it explains within 1 %.
         max_steps: where doubling ends.
-        fill: what the curves of insertion and deletion replace patches by, "mean" (the mean colour
+        fill: what the curves of insertion and deletion replace parts of the image by, "mean" (the mean colour
             of the image) or "blur".
         seed: of the random maps that each map is compared with.
         batch_size: images in each call of the tower; on a CPU often fewer, which is faster there.

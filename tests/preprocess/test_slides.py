@@ -30,6 +30,7 @@ import medsiglip_jax
 from medsiglip_jax import cli
 from medsiglip_jax.data import expansion, inputs
 from medsiglip_jax.inference import heatmap, shards
+from medsiglip_jax.pages import colours
 from medsiglip_jax.preprocess import codec as files
 from medsiglip_jax.preprocess import slides, sources, tissue, xla
 from medsiglip_jax.preprocess.dicom.rules import Rules
@@ -818,7 +819,7 @@ def test_without_openslide_one_line_says_what_to_install(slide, checkpoint, monk
 
 def test_colours_get_lighter_evenly():
     """In CIELAB: equal steps of the score look equal, in grey, too."""
-    lightness = rgb2lab(heatmap.colour(np.linspace(0, 1, 101))[None] / 255)[0, :, 0]
+    lightness = rgb2lab(colours.viridis(np.linspace(0, 1, 101))[None] / 255)[0, :, 0]
     assert (np.diff(lightness) > 0).all()
     steps = lightness[10:] - lightness[:-10]
     assert steps.max() < 1.3 * steps.min()
@@ -835,7 +836,7 @@ def test_pixels_are_hot_where_the_score_is(slide):
     grey = np.asarray(Image.fromarray(pixels).convert("L"), float)[..., None]
     share = (score - score.min()) / (score.max() - score.min())
     seen = np.zeros(pixels.shape[:2], bool)
-    for (x, y, _, size), hot in zip(places(found), heatmap.colour(share), strict=True):
+    for (x, y, _, size), hot in zip(places(found), colours.viridis(share), strict=True):
         left, top, right, bottom = (round(v / scale) for v in (x, y, x + size, y + size))
         inner = np.s_[top:bottom, left:right]
         seen[inner] = True

@@ -1,8 +1,9 @@
 """Whether a map names what the score depends on: insertion and deletion curves.
 
-Deletion fills the patches of an image, those first that the map ranks highest; insertion puts them
-in the same order into an image that is nothing but fill (Petsiuk et al. 2018, arXiv 1806.07421).
-With a good map the logit is high early while patches come, and low early while they go.
+Deletion fills the cells of an image (see `cell_side`), those first that the map ranks highest;
+insertion puts them in the same order into an image that is nothing but fill (Petsiuk et al. 2018,
+arXiv 1806.07421). With a good map the logit rises early while cells come, and falls early while
+they go.
 
 Any map does this better than none, so each is measured beside random maps that are as smooth
 (2404.01415: most metrics hardly tell methods from chance). They have the map's own spectrum, with
@@ -16,13 +17,13 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64
 from scipy import ndimage
 
-from medsiglip_jax.trust.maps.geometry import by_patches
+from medsiglip_jax.trust.maps.geometry import by_cells, cell_side
 from medsiglip_jax.trust.maps.gradients import LEAST
 from medsiglip_jax.trust.maps.targets import Target
 from medsiglip_jax.trust.maps.tower import Pixels, Tower
 
 RANDOM_MAPS = 4
-_STEPS = 10  # of a curve; fewer where there are fewer patches
+_STEPS = 10  # of a curve; fewer where there are fewer cells
 FILLS = ("mean", "blur")
 
 
@@ -31,7 +32,7 @@ class Faithfulness:
     """How good a map is.
 
     Attributes:
-        shares: of the patches that were inserted or deleted, 0 to 1.
+        shares: of the cells that were inserted or deleted, 0 to 1.
         insertion, deletion: the logit at each share.
         insertion_minus_deletion: the area between the curves, divided by |F(image) - F(fill)|, but
             by 0.1 at least. 0 is what a map without any meaning gets on average.
@@ -56,7 +57,7 @@ class Faithfulness:
 
 
 def fill_of(image: Pixels, fill: str = "mean") -> Pixels:
-    """What patches are replaced by: the mean colour of the image, or the image blurred.
+    """What cells are replaced by: the mean colour of the image, or the image blurred.
 
     Raises:
         ValueError: `fill` is neither "mean" nor "blur".
@@ -77,8 +78,7 @@ def measure(
     fill: str = "mean",
     seed: int = 0,
 ) -> Faithfulness:
-    """Insertion and deletion by the patches of the model, in ten steps, which with four random maps
-    takes 92 forward passes.
+    """Insertion and deletion in ten steps, which with four random maps takes 92 forward passes.
 
     Args:
         tower: the image tower.
@@ -90,12 +90,13 @@ def measure(
     """
     vision = tower.config.vision
     assert vision is not None
-    patches = by_patches(values, vision.patch_size)
-    steps = min(_STEPS, patches.size)
+    side = cell_side(vision.image_size, vision.patch_size)
+    cells = by_cells(values, side)
+    steps = min(_STEPS, cells.size)
     shares = np.linspace(0, 1, steps + 1)
-    maps = [patches, *random_maps(patches, RANDOM_MAPS, seed)]
+    maps = [cells, *random_maps(cells, RANDOM_MAPS, seed)]
     kept = [mask for one in maps for mask in _kept(one, shares[1:-1])]
-    images = _filled(image, fill_of(image, fill), kept, vision.patch_size)
+    images = _filled(image, fill_of(image, fill), kept, side)
     whole, empty, *logits = target.logits(tower.embed(images)).astype(np.float64)
     curves = np.array(logits).reshape(len(maps), 2, steps - 1)
     ends = np.broadcast_to([[[empty, whole]], [[whole, empty]]], (len(maps), 2, 1, 2))[:, :, 0]
@@ -118,7 +119,7 @@ def random_maps(
 def _kept(
     values: Float[np.ndarray, "g g"], shares: Float[np.ndarray, " k"]
 ) -> Iterator[Bool[np.ndarray, "g g"]]:
-    """Which patches of the image are there at each step, of the insertion and then the deletion."""
+    """Which cells of the image are there at each step, of the insertion and then the deletion."""
     order = np.argsort(-values, axis=None, kind="stable")
     rank = np.empty(values.size, int)
     rank[order] = np.arange(values.size)
@@ -128,14 +129,12 @@ def _kept(
     yield from (~mask for mask in inserted)
 
 
-def _filled(
-    image: Pixels, fill: Pixels, kept: Sequence[np.ndarray], patch: int
-) -> Iterator[Pixels]:
+def _filled(image: Pixels, fill: Pixels, kept: Sequence[np.ndarray], side: int) -> Iterator[Pixels]:
     """The image, the fill, and the image with fill where nothing is kept."""
     yield image
     yield np.ascontiguousarray(fill)
     for mask in kept:
-        pixels = np.kron(mask, np.ones((patch, patch), bool))
+        pixels = np.kron(mask, np.ones((side, side), bool))
         missing = len(image) - len(pixels)
-        pixels = np.pad(pixels, (0, missing), mode="edge")  # beyond the last patch: no matter
+        pixels = np.pad(pixels, (0, missing), mode="edge")  # beyond the last cell: no matter
         yield np.where(pixels[..., None], image, fill)

@@ -1,4 +1,4 @@
-"""Maps of the square that the model takes -> maps of the original pixels, and back to patches."""
+"""Maps of the square that the model takes -> maps of the original pixels, and to the squares that are measured."""
 
 import numpy as np
 from jaxtyping import Float, Float32
@@ -6,6 +6,7 @@ from jaxtyping import Float, Float32
 from medsiglip_jax.preprocess.image import PRESETS, before, big_vision_pad, serving
 
 # Presets that put the image into the centre of a black square; the others squash it.
+_CELLS = 8
 PADDED = {function.__name__ for function in (big_vision_pad, serving)}
 
 
@@ -47,8 +48,15 @@ def on_padding(values: Float[np.ndarray, "s s"], shape: tuple[int, int], preproc
     return float(values.sum() - to_original(values, shape, preprocess).sum(dtype=np.float64))
 
 
-def by_patches(values: Float[np.ndarray, "s s"], patch: int) -> Float[np.ndarray, "g g"]:
-    """The sum over each patch of the model; pixels beyond the last whole one are left out."""
-    grid = len(values) // patch
-    whole = values[: grid * patch, : grid * patch]
-    return whole.reshape(grid, patch, grid, patch).sum(axis=(1, 3))
+def cell_side(image_size: int, patch_size: int) -> int:
+    """Side of the squares in which maps are measured: that of the patches, or a whole fraction of
+    it if there are fewer than 8 patches to a side, since maps of 4 patches hardly differ."""
+    sides = [side for side in range(1, patch_size + 1) if patch_size % side == 0]
+    return max((side for side in sides if image_size // side >= _CELLS), default=1)
+
+
+def by_cells(values: Float[np.ndarray, "s s"], side: int) -> Float[np.ndarray, "g g"]:
+    """The sum over squares of this side; pixels beyond the last whole one are left out."""
+    grid = len(values) // side
+    whole = values[: grid * side, : grid * side]
+    return whole.reshape(grid, side, grid, side).sum(axis=(1, 3))
