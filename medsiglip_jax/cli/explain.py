@@ -20,8 +20,8 @@ _FLAGS = {
     "--steps N": "steps of ig, spread evenly; by default as many as the map needs to sum to the "
     "logit's difference from mid-grey within 1 %%",
     "--max-steps N": "the most that are tried, default %(default)s",
-    "--fill F": "what replaces parts of the image when a map is measured: mean (default), the mean colour, or "
-    "blur",
+    "--fill F": "what replaces parts of the image when a map is measured: mean (default), its mean "
+    "colour, or blur",
 }
 
 

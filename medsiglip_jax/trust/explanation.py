@@ -36,8 +36,8 @@ class ExplainOptions:
             implementations take them; None takes more where the logit bends more, and doubles them
             from 4 on until the map sums to the difference that it explains within 1 %.
         max_steps: where doubling ends.
-        fill: what the curves of insertion and deletion replace parts of the image by, "mean" (the mean colour
-            of the image) or "blur".
+        fill: what parts of the image are replaced by for the curves of insertion and deletion:
+            "mean" (its mean colour) or "blur".
         seed: of the random maps that each map is compared with.
         batch_size: images in each call of the tower; on a CPU often fewer, which is faster there.
     """
@@ -96,7 +96,7 @@ class Explanation:
 
     @property
     def better(self) -> bool:
-        """Whether the map is better than every random map; if not, it should not be believed."""
+        """Whether the map is better than random maps; if not, it should not be believed."""
         return self.faithfulness.better
 
     @property

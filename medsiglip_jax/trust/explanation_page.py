@@ -14,7 +14,7 @@ from medsiglip_jax.trust.explanation import Explanation
 from medsiglip_jax.trust.maps.rollout import LABEL
 
 MARK = "medsiglip_jax explain"
-_STYLE = f"""body{{max-width:1320px}}h2{{overflow-wrap:anywhere}}section{{border-top:1px solid
+_STYLE = f"""body{{max-width:1320px}}h2{{overflow-wrap:anywhere}}figure{{margin:0}}section{{border-top:1px solid
 {html.themed(html.RULE)};padding:4px 0 20px}}.row{{display:flex;flex-wrap:wrap;gap:24px}}
 .row>*{{margin:0;flex:0 1 400px;min-width:0}}.row img{{display:block;width:100%;
 max-width:400px;background:{html.themed(html.PAPER)}}}.bar{{height:14px;margin-top:8px}}
@@ -25,7 +25,7 @@ _INTRODUCTION = (
     "speaks for it, violet against it. Beside each map stands how well it does: the cells that "
     "it ranks highest are put first into an empty image (insertion) or taken first out of the "
     "image (deletion), and the area between the two curves is compared with that of random maps "
-    "that are as smooth. A map that is not better than all of them is drawn grey."
+    "that are as smooth. A map that is not better than these on average is drawn grey."
 )
 
 

@@ -93,13 +93,17 @@ def draw(pixels: UInt8[np.ndarray, "h w 3"], explanation: Explanation) -> Image.
     """The picture with what it shows and the scale below it."""
     picture, font = blend(pixels, explanation), ImageFont.load_default(14)
     width = max(picture.width, _LEAST_WIDTH)
-    lines = [part for line in notes(explanation) for part in textwrap.wrap(line, width // 8)]
+    lines = [
+        (part, _GREY if number else _INK)
+        for number, line in enumerate(notes(explanation))
+        for part in textwrap.wrap(line, width // 8)
+    ]
     height = picture.height + _MARGIN * 2 + _LEADING * (len(lines) + 2) + _BAR + _MARGIN
     page = Image.new("RGB", (width + 2 * _MARGIN, height), "white")
     page.paste(picture, (_MARGIN, _MARGIN))
     pen, top = ImageDraw.Draw(page), picture.height + 2 * _MARGIN
-    for number, line in enumerate(lines):
-        pen.text((_MARGIN, top), line, _INK if number == 0 else _GREY, font)
+    for line, ink in lines:
+        pen.text((_MARGIN, top), line, ink, font)
         top += _LEADING
     page.paste(scale_bar(width, explanation.better, explanation.of_text), (_MARGIN, top + 4))
     low, high = scale_ends(explanation)

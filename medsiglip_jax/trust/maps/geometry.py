@@ -1,4 +1,4 @@
-"""Maps of the square that the model takes -> maps of the original pixels, and to the squares that are measured."""
+"""Maps of the square that the model takes -> maps of the original pixels, and of larger cells."""
 
 import numpy as np
 from jaxtyping import Float, Float32
@@ -6,7 +6,7 @@ from jaxtyping import Float, Float32
 from medsiglip_jax.preprocess.image import PRESETS, before, big_vision_pad, serving
 
 # Presets that put the image into the centre of a black square; the others squash it.
-_CELLS = 8
+_CELLS = 5
 PADDED = {function.__name__ for function in (big_vision_pad, serving)}
 
 
@@ -50,7 +50,7 @@ def on_padding(values: Float[np.ndarray, "s s"], shape: tuple[int, int], preproc
 
 def cell_side(image_size: int, patch_size: int) -> int:
     """Side of the squares in which maps are measured: that of the patches, or a whole fraction of
-    it if there are fewer than 8 patches to a side, since maps of 4 patches hardly differ."""
+    it if there are fewer than 5 patches to a side, since maps of 4 patches hardly differ."""
     sides = [side for side in range(1, patch_size + 1) if patch_size % side == 0]
     return max((side for side in sides if image_size // side >= _CELLS), default=1)
 
