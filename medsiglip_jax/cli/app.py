@@ -24,7 +24,7 @@ from medsiglip_jax.files import limits
 # In the order of --help.
 _ALL = (
     "quickstart info convert classify preview embed search probe evaluate compare explain "
-    "finetune plan card serve"
+    "monitor finetune plan card serve"
 )
 COMMANDS = tuple(import_module(f"medsiglip_jax.cli.{name}") for name in _ALL.split())
 _GIVEN_WRONG = (
@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for module in COMMANDS:
         name = module.__name__.rpartition(".")[2]
-        if name == "probe":  # a group of commands
+        if name in ("probe", "monitor"):  # groups of commands
             module.add(commands)
         else:
             command(commands, getattr(module, name), module.define_flags, json=name != "convert")

@@ -119,9 +119,19 @@ def is_table_of(*headers: str) -> _IsOwn:
 
 def is_probe(path: str) -> bool:
     """Whether a file is a probe, of whatever version."""
+    return _holds(path, "metadata", "coefficients")
+
+
+def is_reference(path: str) -> bool:
+    """Whether a file is a reference of the monitor, of whatever version."""
+    return _holds(path, "metadata", "vectors", "mahalanobis")
+
+
+def _holds(path: str, *names: str) -> bool:
+    """Whether a file is an .npz with arrays of these names."""
     try:
         with zipfile.ZipFile(path) as file:
-            return {"metadata.npy", "coefficients.npy"} <= set(file.namelist())
+            return {f"{name}.npy" for name in names} <= set(file.namelist())
     except zipfile.BadZipFile:
         return False
 

@@ -123,7 +123,7 @@ def _anderson(x, y):
 
 def test_anderson_darling_of_two_and_two_by_hand():
     window = np.array([[True, True, False, False]])
-    # Of 1, 2 | 3, 4: after 1, 2 and 3 values (4 - 2)^2 / 3, (8 - 4)^2 / 4 and (8 - 6)^2 / 3, over 4.
+    # After 1, 2 and 3 values: (4 - 2)^2 / 3, (8 - 4)^2 / 4 and (8 - 6)^2 / 3; over 2 * 2.
     assert samples.anderson_darling(np.arange(4.0), window) == pytest.approx([5 / 3])
 
 

@@ -99,7 +99,7 @@ def read(
     """
     table = tables.read_table(str(data), all_files)
     label = (label,) if isinstance(label, str) else label
-    key, table = (id, table) if id else _with_ids(table)
+    key, table = (id, table) if id else with_ids(table)
     in_run = group in pseudonyms.COLUMNS and embeddings.manifest.identifiers is not None
     of_run = group if in_run and group not in table.columns else None
     for name in (None if of_run else group, split):
@@ -112,7 +112,29 @@ def read(
     return join(rows, embeddings, of_run)
 
 
-def _with_ids(table: tables.Table) -> tuple[str, tables.Table]:
+def read_labels(
+    data: places.Given,
+    label: str | Sequence[str] = (),
+    id: str | None = None,
+    classes: Sequence[str] | None = None,
+) -> Examples:
+    """The ids and labels of a table, without embeddings.
+
+    Args:
+        data, label, id: as for `read`.
+        classes: names and order of the classes, if the label is one column of class names; default
+            those that occur.
+    """
+    table = tables.read_table(str(data))
+    key, table = (id, table) if id else with_ids(table)
+    column = _label(table, (label,) if isinstance(label, str) else label)
+    return examples.read(
+        table, image=None, id=key, text=None, label=column, group=None, split=None,
+        classes=classes if isinstance(column, str) else None,
+    )  # fmt: skip
+
+
+def with_ids(table: tables.Table) -> tuple[str, tables.Table]:
     """The column of ids that `embed` would take, and the table with it."""
     if "id" in table.columns or (image := table.find("image", "image")) is None:
         return ("id" if "id" in table.columns else "image"), table

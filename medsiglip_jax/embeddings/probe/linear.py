@@ -1,6 +1,7 @@
 """A probe: logistic regression on frozen embeddings, or on a hidden layer of them, saved with what
 its use requires."""
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -90,6 +91,16 @@ class Probe:
             ValueError: the name does not end in .npz.
         """
         check_name(path)
+        with storage.new_file(places.at(path)) as partial, open(partial, "wb") as file:
+            self._write(file)
+
+    def to_bytes(self) -> bytes:
+        """What `save` writes, for a file of something that holds a probe; see `read_probe`."""
+        stream = io.BytesIO()
+        self._write(stream)
+        return stream.getvalue()
+
+    def _write(self, file: Any) -> None:
         metadata = {
             "format": _FORMAT, "classes": self.classes, "exclusive": self.exclusive,
             "unit": self.scaling.unit, "provenance": asdict(self.provenance),
@@ -98,8 +109,7 @@ class Probe:
         arrays = {name: getattr(self, name) for name in _OWN}
         arrays |= {name: getattr(self.scaling, name) for name in _OF_SCALING}
         arrays |= dict(zip(_OF_HIDDEN, self.hidden or (), strict=False))
-        with storage.new_file(places.at(path)) as partial, open(partial, "wb") as file:
-            np.savez(file, metadata=np.array(json_files.dumps(metadata)), **arrays)
+        np.savez(file, metadata=np.array(json_files.dumps(metadata)), **arrays)
 
 
 def check_name(path: places.Given) -> None:
@@ -120,7 +130,7 @@ def open_probe(path: places.Given) -> Probe:
         raise FileNotFoundError(f"no such file: {path}")
     with explained(path, "not a probe that this version can read"), place.open("rb") as file:
         with arrays.opened(file) as content:
-            return _read(content)
+            return read_probe(content)
 
 
 @dataclass(frozen=True)
@@ -135,7 +145,8 @@ class _Metadata:
     facts: Mapping[str, Any]
 
 
-def _read(file: arrays.Npz) -> Probe:
+def read_probe(file: arrays.Npz) -> Probe:
+    """A probe from its open file, for `open_probe`, which explains what is wrong with it."""
     shape = file.headers["metadata"].shape
     if shape:
         raise ValueError(f"its metadata has the shape {shape}; expected one text")

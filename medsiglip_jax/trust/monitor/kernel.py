@@ -54,8 +54,8 @@ def mmd(x: Float32[np.ndarray, "n d"], y: Float32[np.ndarray, "m d"], bandwidth:
         bandwidth: see `median_bandwidth`.
     """
     return mmd_of_sums(
-        len(x), len(y), _kernel_sum(x, x, bandwidth), _kernel_sum(y, y, bandwidth),
-        _kernel_sum(x, y, bandwidth),
+        len(x), len(y), kernel_sum(x, x, bandwidth), kernel_sum(y, y, bandwidth),
+        kernel_sum(x, y, bandwidth),
     )  # fmt: skip
 
 
@@ -84,7 +84,10 @@ def mmd_of_windows(
     return mmd_of_sums(n, len(x) - n, own, rest, touching - own), total
 
 
-def _kernel_sum(x: np.ndarray, y: np.ndarray, bandwidth: float) -> float:
+def kernel_sum(
+    x: Float32[np.ndarray, "n d"], y: Float32[np.ndarray, "m d"], bandwidth: float
+) -> float:
+    """The sum of the kernel of all pairs."""
     return sum(float(k.sum(dtype=np.float64)) for _, k in _blocks(x, y, bandwidth))
 
 

@@ -4,7 +4,7 @@
 many windows at a time, because thresholds come from windows of the reference.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
@@ -55,8 +55,8 @@ def anderson_darling(values: Float[np.ndarray, " n"], windows: Windows) -> Stati
 
 def chi_squared(categories: Int64[np.ndarray, " n"], windows: Windows) -> Statistics:
     """Pearson's statistic of the table of category by window or not."""
-    table = np.eye(int(categories.max(initial=-1)) + 1)[categories]
-    table = table[:, table.any(axis=0)]
+    values, numbers = np.unique(categories, return_inverse=True)
+    table = np.eye(len(values))[numbers]
     counts, total = windows @ table, table.sum(axis=0)
     share = windows.mean(axis=1, keepdims=True)
     # Both rows of the table have the same differences from what is expected, but for the sign.
@@ -143,7 +143,3 @@ def _known(scores: np.ndarray, labels: np.ndarray) -> Iterator[tuple[np.ndarray,
         rows = np.flatnonzero(np.isfinite(label) & np.isfinite(score))
         if len(np.unique(label[rows])) == 2:
             yield rows, score[rows], label[rows]
-
-
-# What compares rows of a window with others.
-Statistic = Callable[[Windows], Statistics]

@@ -1,0 +1,112 @@
+"""What is usual: how much windows of the reference differ from its rest, beside new ones."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import Bool, Float32, Float64, Int64
+
+from medsiglip_jax.trust.monitor import kernel, samples, scores, windows
+from medsiglip_jax.trust.monitor.reference import Reference
+from medsiglip_jax.trust.monitor.scores import Scored
+from medsiglip_jax.trust.monitor.thresholds import Measured
+
+_Null = Mapping[str, Float64[np.ndarray, " b"]]
+
+
+class Control:
+    """Some images of a reference, all or those of a stratum, that new ones are compared with.
+
+    Distances and scores of a new window are compared with those of the reference by the same
+    statistic as those of a window of the reference with its rest. That is what new windows of equal
+    size would give, but for a rest that is smaller by the window, which makes thresholds a little
+    larger. Categories are counted in windows of old and new images together (a permutation test):
+    the reference alone cannot tell how often a value comes that it has never seen.
+    """
+
+    def __init__(
+        self, reference: Reference, scored: Scored, rows: Int64[np.ndarray, " n"], seed: int
+    ):
+        self.rows, self._seed = rows, seed
+        self._groups, self._scored = reference.groups[rows], scored.take(rows)
+        self._vectors, self._mean = reference.centred[rows], reference.gaussian.mean
+        self._bandwidth, self._total = reference.bandwidth, 0.0
+        self._nulls: dict[tuple[int, int], _Null] = {}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def largest(self) -> int:
+        """Rows of the largest window that can be compared: half of these."""
+        return len(self) // 2
+
+    def measure(
+        self,
+        vectors: Float32[np.ndarray, "k d"],
+        new: Scored,
+        groups: Int64[np.ndarray, " k"],
+        draws: int,
+    ) -> dict[str, Measured]:
+        """The statistics of a window of new images, and those of `draws` windows in control.
+
+        Args:
+            vectors: embeddings of the new images, at most `largest`.
+            new: what else is compared of them.
+            groups: their patients.
+            draws: windows in control.
+        """
+        size, n = len(vectors), len(self)
+        key = (size, draws)
+        if key not in self._nulls:
+            self._nulls[key] = self._null(size, draws)
+        null, both = self._nulls[key], scores.join(self._scored, new)
+        window = np.arange(n + size)[None] >= n
+        found = {"mmd": np.array([self._mmd(vectors)]), **_compared(both, window)}
+        measured = {name: Measured(float(found[name][0]), null[name]) for name in found}
+        if both.categories:
+            pooled = np.append(self._groups, self._groups.max() + 1 + groups)
+            drawn = windows.draw(pooled, size, draws, self._random(size))
+            for name, x in both.categories.items():
+                statistic = float(samples.chi_squared(x, window)[0])
+                measured[name] = Measured(statistic, samples.chi_squared(x, drawn))
+        return measured
+
+    def _null(self, size: int, draws: int) -> _Null:
+        drawn = windows.draw(self._groups, size, draws, self._random(size))
+        distances, self._total = kernel.mmd_of_windows(self._vectors, drawn, self._bandwidth)
+        return {"mmd": distances, **_compared(self._scored, drawn)}
+
+    def _mmd(self, vectors: Float32[np.ndarray, "k d"]) -> float:
+        new = kernel.centred(vectors, self._mean)
+        within, between = (kernel.kernel_sum(new, x, self._bandwidth) for x in (new, self._vectors))
+        n, m = len(self), len(new)
+        return kernel.mmd_of_sums(n, m, self._total, within, between)
+
+    def _random(self, size: int) -> np.random.Generator:
+        return np.random.default_rng((self._seed, len(self), size))
+
+
+def _compared(
+    images: Scored, drawn: Bool[np.ndarray, "b n"]
+) -> dict[str, Float64[np.ndarray, " b"]]:
+    """The statistics of windows of images whose null comes from the reference alone."""
+    found = {n: samples.anderson_darling(x, drawn) for n, x in images.distances.items()}
+    found |= {n: samples.kolmogorov_smirnov(x, drawn) for n, x in images.scores.items()}
+    if images.labels is not None and images.predicted is not None:
+        found["auc"] = samples.auc_drop(images.predicted, images.labels, drawn)
+        shift = samples.calibration_shift(images.predicted, images.labels, drawn)
+        found["calibration"] = shift
+    return found
+
+
+def unreadable(before: tuple[int, int], now: tuple[int, int], draws: int, seed: int) -> Measured:
+    """The share of new files that cannot be read, and of windows of old and new files together.
+
+    Args:
+        before, now: number of unreadable files, and of all.
+        draws: windows in control.
+        seed: of the draws.
+    """
+    bad, of = before[0] + now[0], before[1] + now[1]
+    drawn = np.random.default_rng(seed).hypergeometric(bad, of - bad, now[1], draws)
+    return Measured(now[0] / now[1], drawn / now[1])

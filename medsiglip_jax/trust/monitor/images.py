@@ -1,0 +1,246 @@
+"""The images of an embedding run, with what tables say of them."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Float64, Int64
+
+from medsiglip_jax.data import tables
+from medsiglip_jax.data.labels import label_columns
+from medsiglip_jax.embeddings.probe import features
+from medsiglip_jax.embeddings.store import Embeddings
+from medsiglip_jax.files import places
+from medsiglip_jax.inference.manifest import MANIFEST
+
+UNKNOWN = "(unknown)"  # the category of images about which the table says nothing
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of the table of metadata mean what.
+
+    Attributes:
+        by: strata: each of their values is looked at by itself, and how often it occurs.
+        compare: how often each of their values occurs.
+        group: patients; default "patient" of the embeddings, if they have it.
+        time: when the image was made.
+        id: of the embeddings; default "id", or the column of images.
+    """
+
+    by: tuple[str, ...] = ()
+    compare: tuple[str, ...] = ()
+    group: str | None = None
+    time: str | None = None
+    id: str | None = None
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*self.by, *self.compare)))
+
+    @property
+    def of_table(self) -> tuple[str, ...]:
+        """Those that only a table can have."""
+        return tuple(filter(None, (*self.categories, self.time)))
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """Labels 0, 1 and NaN (unknown), a column for each class."""
+
+    classes: tuple[str, ...]
+    values: Float64[np.ndarray, "n c"]
+
+    def take(self, rows: np.ndarray) -> "Labels":
+        return Labels(self.classes, self.values[rows])
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Images of a run.
+
+    Attributes:
+        vectors: their embeddings.
+        groups: number of the patient of each.
+        categories: column of the table -> the value of each image.
+        times: when each was made, or empty.
+        ids: of the embeddings.
+        rows: their numbers in the run.
+        labels: if they are known.
+    """
+
+    vectors: Float32[np.ndarray, "n d"]
+    groups: Int64[np.ndarray, " n"]
+    categories: Mapping[str, list[str]]
+    times: list[str]
+    ids: list[str]
+    rows: Int64[np.ndarray, " n"]
+    labels: Labels | None = None
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def take(self, rows: Int64[np.ndarray, " k"]) -> "Images":
+        """Some of the images."""
+        categories = {n: [c[i] for i in rows.tolist()] for n, c in self.categories.items()}
+        times = [self.times[i] for i in rows.tolist()] if self.times else []
+        ids = [self.ids[i] for i in rows.tolist()]
+        labels = self.labels.take(rows) if self.labels else None
+        return Images(
+            self.vectors[rows], self.groups[rows], categories, times, ids, self.rows[rows], labels
+        )
+
+
+@dataclass(frozen=True)
+class Given:
+    """Tables that belong to a run.
+
+    Attributes:
+        metadata: table with the columns, or None.
+        columns: of it.
+        labels: table of labels, or None.
+        label: its columns; default as for `probe fit`.
+        classes: names and order of the classes, if that is one column of class names.
+    """
+
+    metadata: places.Given | None = None
+    columns: Columns = field(default_factory=Columns)
+    labels: places.Given | None = None
+    label: tuple[str, ...] = ()
+    classes: tuple[str, ...] | None = None
+
+    def __post_init__(self):
+        if self.columns.of_table and self.metadata is None:
+            named = ", ".join(self.columns.of_table)
+            raise ValueError(f"the columns {named} need a table that has them (--metadata TABLE)")
+
+
+def from_arrays(
+    vectors: Float32[np.ndarray, "n d"], groups: Int64[np.ndarray, " n"] | None = None
+) -> Images:
+    """Images of which only the embeddings are known, and maybe the patients."""
+    rows = np.arange(len(vectors))
+    own = rows if groups is None else groups
+    return Images(vectors, own, {}, [], list(map(str, rows)), rows)
+
+
+def open_run(folder: places.Given, on_rows: Any = int) -> Embeddings:
+    """The embedding run in a folder, or that of the test images of an evaluation there."""
+    place = places.at(folder)
+    if not (place / MANIFEST).is_file() and (place / "embeddings").is_dir():
+        inside = sorted(places.visible(place / "embeddings"))
+        runs = [n for n in inside if not n.endswith(("-train", "-validation"))]
+        if len(runs) != 1:
+            raise ValueError(
+                f"{folder}: an evaluation with {len(runs)} embedding runs of its test images; name "
+                f"one of {', '.join(str(place / 'embeddings' / n) for n in inside) or 'them'}"
+            )
+        place = place / "embeddings" / runs[0]
+    return Embeddings(place, "image", on_rows)
+
+
+def read(embeddings: Embeddings, given: Given, most: int | None = None, seed: int = 0) -> Images:
+    """Reads the images of a run.
+
+    Args:
+        embeddings: the run, of kind image.
+        given: tables about the images, joined by id.
+        most: take at most so many images, of patients drawn at random; None takes all.
+        seed: of that draw.
+
+    Raises:
+        ValueError: there are none, tables do not fit, or vectors have no direction.
+    """
+    named = enumerate(embeddings.names(range(len(embeddings))))
+    found = [(n, row["id"]) for n, row in named if row["kind"] == "image"]
+    if not found:
+        raise ValueError(f"{embeddings.folder}: no rows of kind image")
+    rows, ids = np.array([n for n, _ in found]), [id for _, id in found]
+    cells = _cells(ids, given)
+    groups = _groups(embeddings, rows, given.columns.group, cells)
+    labels = _labels(ids, given)
+    kept = np.arange(len(rows)) if most is None else _drawn(groups, most, seed)
+    categories = {name: cells[name] for name in given.columns.categories}
+    times = cells[given.columns.time] if given.columns.time else []
+    everything = Images(
+        np.zeros((len(rows), 0), np.float32), groups, categories, times, ids, rows, labels
+    )
+    images = everything.take(kept)
+    vectors = embeddings.gather(images.rows).astype(np.float32, copy=False)
+    return Images(
+        vectors, images.groups, images.categories, images.times, images.ids, images.rows,
+        images.labels,
+    )  # fmt: skip
+
+
+def _drawn(groups: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """Rows of whole patients, at most so many, ascending."""
+    if len(groups) <= most:
+        return np.arange(len(groups))
+    patients, codes, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    order = np.random.default_rng(seed).permutation(len(patients))
+    chosen = order[np.cumsum(sizes[order]) <= most]
+    return np.flatnonzero(np.isin(codes, chosen))
+
+
+def _cells(ids: Sequence[str], given: Given) -> dict[str, list[str]]:
+    """The cells of the columns that are asked for, in the order of the ids."""
+    if given.metadata is None:
+        return {}
+    table = tables.read_table(str(given.metadata))
+    own = given.columns
+    key, table = (own.id, table) if own.id else features.with_ids(table)
+    names = [n for n in (*own.of_table, own.group) if n and (n != own.group or table.has(n, (n,)))]
+    columns = {name: table.column(name, blank=True) for name in (key, *names)}
+    table.raise_problems()
+    numbers = {id: i for i, id in enumerate(columns[key] or ())}
+    where = [numbers.get(id, -1) for id in ids]
+    if not any(n >= 0 for n in where):
+        raise ValueError(
+            f"{given.metadata}: none of {len(ids):,} images is in column {key!r}; the ids of the "
+            f"embeddings are like {ids[0]!r} (--id-column COL)"
+        )
+    return {
+        name: [(column[n] if n >= 0 else "") or UNKNOWN for n in where]
+        for name, column in columns.items()
+        if name != key and column is not None
+    }
+
+
+def _groups(
+    embeddings: Embeddings, rows: np.ndarray, group: str | None, cells: Mapping[str, list[str]]
+) -> Int64[np.ndarray, " n"]:
+    """The number of the patient of each row; rows without one are patients of their own."""
+    in_run = embeddings.manifest.identifiers is not None
+    if group is not None and group in cells:
+        names: Sequence[str | None] = [c if c != UNKNOWN else None for c in cells[group]]
+    elif in_run and group in (None, "patient", "study", "series"):
+        column = group or "patient"
+        names = [row[column] for row in embeddings.ids(rows.tolist(), (column,))]
+    elif group is None:
+        return np.arange(len(rows))
+    else:
+        raise ValueError(f"no column {group!r} in --metadata or in {embeddings.folder}")
+    alone = (f"row {n}" for n in itertools.count())
+    keys = [f"patient {name}" if name else next(alone) for name in names]
+    return np.unique(keys, return_inverse=True)[1].astype(np.int64)
+
+
+def _labels(ids: Sequence[str], given: Given) -> Labels | None:
+    """Labels by id; those of other images are ignored, as a table may be of a longer time."""
+    if given.labels is None:
+        return None
+    found = features.read_labels(given.labels, given.label, given.columns.id, given.classes)
+    assert found.labels is not None
+    numbers = {name: i for i, name in enumerate(found.names)}
+    where = np.array([numbers.get(id, -1) for id in ids])
+    if (where < 0).all():
+        raise ValueError(
+            f"{given.labels}: has labels of none of {len(ids):,} images; their ids are like "
+            f"{ids[0]!r} (--id-column COL)"
+        )
+    values = label_columns(found.labels, len(found.classes))[where]
+    values[where < 0] = np.nan
+    return Labels(tuple(found.classes), values)
