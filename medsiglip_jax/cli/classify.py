@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from medsiglip_jax.cli import loading, output, outputs, parser, reading
+from medsiglip_jax.cli import abstaining, loading, output, outputs, parser, reading
 
 _FLAGS = {
     "images IMAGE...": "image files, or parts of them: FILE#frame=N, SLIDE#tile=X,Y,LEVEL,SIZE",
@@ -22,6 +22,7 @@ def define_flags(sub: parser.Parser) -> None:
     loading.add_model(sub)
     reading.add_preprocess(sub, None, "big_vision, or with --labels that of the training")
     reading.add_parts(sub)
+    abstaining.add_abstention(sub, unsure=True)
     outputs.add_overwrite(sub, heatmap=outputs.is_heatmap)
 
 
@@ -36,7 +37,8 @@ def classify(args: argparse.Namespace) -> int:
              to 'which of these fits best', even when none fits
 
     With --labels: the logit and the probability of each label, and whether it reaches
-    the threshold that was chosen on the validation rows of the training.
+    the threshold that was chosen on the validation rows of the training. With
+    --reference images unlike the known ones get no_assist and a reason, no scores.
 
     example:
       medsiglip-jax classify --model google/medsiglip-448 --text "a chest X-ray with pneumonia"
@@ -44,6 +46,7 @@ def classify(args: argparse.Namespace) -> int:
       medsiglip-jax classify --model run/export --labels scan1.png
     """
     from medsiglip_jax.data import expansion
+    from medsiglip_jax.embeddings import provenance
     from medsiglip_jax.inference import classifier
     from medsiglip_jax.inference.classify import classify as run
 
@@ -51,22 +54,42 @@ def classify(args: argparse.Namespace) -> int:
         raise ValueError("expected either --text, once for each text, or --labels")
     if args.heatmap is not None:
         return _heatmap(args)
+    if args.text:
+        parser.refuse_unused(args, "with --text, whose scores are not calibrated,", ("unsure",))
     rules, parts = reading.rules_and_parts(args)
+    known = abstaining.known_images(args)
     skipped: Counter[str] = Counter()
     with output.progress_bar("file", delay=2.0) as files:
         images = expansion.names(args.images, parts, files.update, args.all_files, skipped)
     expansion.warn_of_unused(rules, images)
     model = loading.load(args)
+    preset = args.preprocess or "big_vision"
     with output.progress_bar("image", len(images)) as bar:
-        options = args.preprocess, args.batch_size, bar.update, rules
+        options = args.batch_size, bar.update, rules
         if args.labels:
-            results = classifier.classify_labels(model, images, *options)
+            judge = known and abstaining.abstention(args, known, _made(model, args, rules))
+            results = classifier.classify_labels(
+                model, images, args.preprocess, *options, abstention=judge
+            )
         else:
-            results = run(model, images, args.text, args.preprocess or "big_vision", *options[1:])
+            made = provenance.of_model(model, preset, True, rules)
+            judge = abstaining.abstention(args, known, made)
+            results = run(model, images, args.text, preset, *options, judge)
     lines = _labels if args.labels else _logits
     output.show(results, args.json, lambda r: output.scored(r, lines))
     reading.note_skipped(skipped, args)
     return 3 if any("error" in result for result in results) else 0
+
+
+def _made(model, args: argparse.Namespace, rules):
+    """The provenance of the features that a classifier reads."""
+    from medsiglip_jax.embeddings import provenance
+
+    own = model.config.classifier
+    if own is None:
+        return provenance.of_model(model.features)  # which says that there is none
+    rules = rules.as_trained(own.dicom)
+    return provenance.of_model(model.features, args.preprocess or own.preprocess, False, rules)
 
 
 def _logits(scores: list[dict[str, Any]]) -> Iterator[str]:
@@ -89,7 +112,7 @@ def _heatmap(args: argparse.Namespace) -> int:
     from medsiglip_jax.inference import heatmap
     from medsiglip_jax.preprocess.parts import Parts
 
-    unused = *reading.DICOM, "series", "labels", "all_files"
+    unused = *reading.DICOM, "series", "labels", "all_files", "reference", "abstain_at", "unsure"
     parser.refuse_unused(args, "with --heatmap", unused)
     parts = Parts(mpp=args.mpp, slide_mpp=args.slide_mpp, tissue=args.tissue)
     if len(args.images) != 1:

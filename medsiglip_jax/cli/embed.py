@@ -8,7 +8,7 @@ import signal
 import time
 from typing import Any
 
-from medsiglip_jax.cli import loading, reading
+from medsiglip_jax.cli import abstaining, loading, reading
 from medsiglip_jax.cli.output import note, progress_bar, show
 from medsiglip_jax.cli.parser import REQUIRED, Parser, add_flags
 
@@ -52,14 +52,16 @@ def define_flags(sub: Parser) -> None:
     loading.add_model(sub, batch_on_accelerators=most)
     reading.add_preprocess(sub)
     reading.add_parts(sub)
+    abstaining.add_abstention(sub)
     loading.add_processes(sub)
 
 
 def embed(args: argparse.Namespace) -> int:
     """Embed images and texts to Parquet, any number, resumable. Writes the columns id,
     source, kind (image or text) and embedding; for tiles also x, y, level, size and
-    mpp; with --groups or --series also patient, study and series. Part of a file is
-    named FILE#frame=N or FILE#tile=X,Y,LEVEL,SIZE. The same command again resumes a
+    mpp; with --groups or --series also patient, study and series; with --reference
+    also distance and no_assist. Part of a file is named FILE#frame=N or
+    FILE#tile=X,Y,LEVEL,SIZE. The same command again resumes a
     killed run and ends with the same files. On several hosts start it on each with
     --distributed.
 
@@ -77,6 +79,7 @@ def embed(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from medsiglip_jax.data import expansion, inputs
+    from medsiglip_jax.embeddings import provenance
     from medsiglip_jax.files import places
     from medsiglip_jax.inference import embed as embedding
     from medsiglip_jax.inference import run_folder
@@ -91,6 +94,7 @@ def embed(args: argparse.Namespace) -> int:
         max_errors=args.max_errors,
         dicom=rules, identifiers=identifiers,
     )  # fmt: skip
+    known = processes.run_on(lambda: abstaining.known_images(args))
     columns = {"image": args.image_column, "text": args.text_column, "id": args.id_column}
     with progress_bar("file", delay=2.0) as bar:
         listed = lambda: inputs.rows(  # noqa: E731
@@ -105,7 +109,9 @@ def embed(args: argparse.Namespace) -> int:
     assert model is not None
     images = "image" in rows.table["kind"].unique().to_pylist()
     size = processes.run_on(lambda: loading.batch_size(args, model if images else None))
-    options = dataclasses.replace(options, batch_size=size)
+    made = provenance.of_model(model, args.preprocess, not args.raw, rules)
+    judge = processes.run_on(lambda: abstaining.abstention(args, known, made))
+    options = dataclasses.replace(options, batch_size=size, abstention=judge)
     count = -(-len(rows) // jax.process_count())  # a process is told of its own rows only
     with tqdm(total=count, unit="input", disable=None) as bar:
         progress = _EmbedProgress(bar)

@@ -72,13 +72,14 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def scored(results: Iterable[dict[str, Any]], to_lines: Callable[[Any], Iterable[str]]) -> str:
-    """Each image with the lines that are made of its scores, or why it is unreadable."""
+    """Each image with the lines that are made of its scores, or why it has none."""
     from medsiglip_jax.preprocess.facts import describe
 
     lines = []
     for result in results:
-        unreadable = [f"  unreadable: {result['error']}"] if "error" in result else []
-        lines += [describe(result["image"]), *(unreadable or to_lines(result["scores"]))]
+        said = {"unreadable": result.get("error"), "no answer": result.get("no_assist")}
+        without = [f"  {what}: {why}" for what, why in said.items() if why]
+        lines += [describe(result["image"]), *(without or to_lines(result["scores"]))]
     return "\n".join(lines)
 
 

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Iterator
 from typing import Any
 
-from medsiglip_jax.cli import output, outputs, reading
+from medsiglip_jax.cli import abstaining, output, outputs, reading
 from medsiglip_jax.cli.loading import add_model, load
 from medsiglip_jax.cli.parser import (
     REPEATED,
@@ -59,6 +59,8 @@ _PREDICT = {
     "--probe P": "file that probe fit wrote; not needed for a --model that has a classifier",
     "--embeddings DIR": "folder that embed wrote, instead of images",
     "--output FILE": "file for the scores of --embeddings, .csv or .parquet",
+    "--rank R": "sort as a triage list: uncertainty, the least certain first; or score, the "
+    "highest probability first; images without an answer come before all",
 }
 _CURVE = {
     "--method M": "logistic (default), knn or prototypes",
@@ -85,7 +87,9 @@ def _add_predict_flags(sub: Parser) -> None:
     add_flags(sub, _PREDICT, inputs={"nargs": "*"})
     reading.add_queries(sub)
     add_model(sub, required=False)
-    outputs.add_overwrite(sub, output=outputs.is_table_of("id,.*,positive"))
+    abstaining.add_abstention(sub, unsure=True)
+    own = outputs.is_table_of("id,.*,positive(,distance,no_assist)?")
+    outputs.add_overwrite(sub, output=own)
 
 
 def _add_curve_flags(sub: Parser) -> None:
@@ -151,11 +155,16 @@ def probe_predict(args: argparse.Namespace) -> int:
       medsiglip-jax probe predict --probe pneumonia.npz --model google/medsiglip-448 scan.png
       medsiglip-jax probe predict --probe pneumonia.npz --embeddings new --output new.csv
       medsiglip-jax probe predict --model run/export scan.png
+      medsiglip-jax probe predict --probe pneumonia.npz --embeddings new --output new.csv
+        --reference reference.npz --rank uncertainty
     """
+    from medsiglip_jax.embeddings import provenance
     from medsiglip_jax.embeddings.probe import linear, prediction
     from medsiglip_jax.embeddings.store import Embeddings
     from medsiglip_jax.preprocess.dicom.rules import from_dict
 
+    if args.rank is not None and args.rank not in prediction.RANKS:
+        raise ValueError(f"--rank is {args.rank}; expected one of {', '.join(prediction.RANKS)}")
     if not args.probe:
         return _predict_by_classifier(args)
     probe = linear.open_probe(args.probe)
@@ -163,22 +172,31 @@ def probe_predict(args: argparse.Namespace) -> int:
         if args.inputs or not args.output:
             raise ValueError("--embeddings needs --output FILE and no INPUT")
         refuse_unused(args, "with --embeddings", reading.QUERIES)
-        count = prediction.predict(probe, Embeddings(args.embeddings), args.output)
+        run, known = Embeddings(args.embeddings), abstaining.known_images(args)
+        judge = abstaining.abstention(args, known, provenance.of_run(run.manifest))
+        count = prediction.predict(probe, run, args.output, judge, args.rank)
         result = {"output": args.output, "rows": count}
         output.show(result, args.json, lambda r: f"{args.output}: {count:,}")
         return 0
     if not args.inputs or not args.model or args.output:
         raise ValueError("expected --model with INPUT, or --embeddings with --output")
     dicom, parts = reading.queries(args, from_dict(probe.provenance.dicom), args.inputs)
+    known = abstaining.known_images(args)
     with output.progress_bar("image") as bar:
+        model = load(args)
+        made = provenance.of_model(model, *prediction.check_model(probe, model), dicom)
         results = prediction.predict_inputs(
-            probe, load(args), args.inputs, batch_size=args.batch_size, dicom=dicom, parts=parts,
+            probe, model, args.inputs, batch_size=args.batch_size, dicom=dicom, parts=parts,
             all_files=args.all_files, on_progress=bar.update,
+            abstention=abstaining.abstention(args, known, made),
         )  # fmt: skip
+    if args.rank:
+        results = prediction.ranked(results, probe.exclusive, args.rank)
     return _show_scores(results, args)
 
 
 def _predict_by_classifier(args: argparse.Namespace) -> int:
+    from medsiglip_jax.embeddings import provenance
     from medsiglip_jax.embeddings.probe import prediction
     from medsiglip_jax.preprocess.dicom.rules import Rules
 
@@ -187,11 +205,20 @@ def _predict_by_classifier(args: argparse.Namespace) -> int:
             "expected --probe P, or without it --model M, which has a classifier, and INPUT"
         )
     dicom, parts = reading.queries(args, Rules(), args.inputs)
+    known = abstaining.known_images(args)
     with output.progress_bar("image") as bar:
+        model = load(args)
+        features, own = model.features, model.config.classifier  # or an error that there is none
+        assert own is not None
+        rules = dicom.as_trained(own.dicom)
+        made = provenance.of_model(features, own.preprocess, False, rules)
         results = prediction.predict_by_classifier(
-            load(args), args.inputs, batch_size=args.batch_size, dicom=dicom, parts=parts,
+            model, args.inputs, batch_size=args.batch_size, dicom=dicom, parts=parts,
             all_files=args.all_files, on_progress=bar.update,
+            abstention=abstaining.abstention(args, known, made),
         )  # fmt: skip
+    if args.rank:
+        results = prediction.ranked(results, not own.multi_label, args.rank)
     return _show_scores(results, args)
 
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import PurePath
 from typing import Any
 
-from medsiglip_jax.cli import loading, reading
+from medsiglip_jax.cli import abstaining, loading, reading
 from medsiglip_jax.cli.output import note, show
 from medsiglip_jax.cli.parser import REPEATED, Parser, add_flags
 
@@ -61,6 +61,7 @@ def define_flags(sub: Parser) -> None:
         "--embeddings DIR": "output of embed by this model, which /v1/search and /ui search",
     }
     add_flags(sub, flags, probe=REPEATED)
+    abstaining.add_abstention(sub, unsure=True)
     reading.add_preprocess(sub)
     reading.add_dicom(sub, max_pixels=MAX_PIXELS)
 
@@ -87,6 +88,7 @@ def serve(args: argparse.Namespace) -> int:
         raise ModuleNotFoundError(f"serve needs {error.name}: {install}") from None
 
     settings = _settings(args)
+    known = abstaining.known_images(args)
     probes, corpus, tls = _probes(args.probe or ()), _corpus(args), _tls(args)
     logs.to_stderr()
     server: run.Server
@@ -101,7 +103,7 @@ def serve(args: argparse.Namespace) -> int:
     name = args.name or _name(args.model)
     server = run.Server(
         settings, name, lambda: loading.load(args, loading.local_mesh()), probes, corpus,
-        _fetcher(settings), tls, ready,
+        _fetcher(settings), tls, ready, known, abstaining.limits(args, known),
     )  # fmt: skip
     note(f"loading {args.model}; listening on {settings.host}, port {server.port}")
     server.run()

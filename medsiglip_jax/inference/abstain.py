@@ -3,9 +3,11 @@
 `monitor fit` writes the reference; this file needs of it only the distances, and nothing but NumPy.
 """
 
+import hashlib
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64
@@ -77,6 +79,13 @@ def conformal_quantile(held_out: Float64[np.ndarray, " n"], at: float) -> float:
     return float(np.sort(held_out)[rank - 1])
 
 
+class Judged(NamedTuple):
+    """How far rows are from the reference, and why there is no answer for each, or None."""
+
+    distances: Float64[np.ndarray, " n"]
+    reasons: list[str | None]
+
+
 @dataclass(frozen=True, eq=False)
 class Abstention:
     """When no answer is given.
@@ -85,12 +94,14 @@ class Abstention:
         gaussian: what the reference knows.
         limit: the distance beyond which an image is not known.
         at: the share of images in control that are within the limit.
+        reference: SHA-256 of the file.
         unsure: calibrated scores between these two are no answer; None for any answer.
     """
 
     gaussian: Gaussian
     limit: float
     at: float
+    reference: str
     unsure: tuple[float, float] | None = None
 
     def __post_init__(self):
@@ -98,30 +109,27 @@ class Abstention:
             low, high = self.unsure
             raise ValueError(f"unsure is {low} to {high}; expected LOW below HIGH, both in [0, 1]")
 
-    def distances(self, vectors: Float[np.ndarray, "n d"]) -> Float64[np.ndarray, " n"]:
-        """How far embeddings, made as those of the reference, lie from what it knows."""
-        return self.gaussian.distances(vectors)
-
-    def reasons(
+    def judge(
         self,
-        distances: Float64[np.ndarray, " n"],
+        vectors: Float[np.ndarray, "n d"],
         probabilities: Float[np.ndarray, "n c"] | None = None,
         classes: Sequence[str] = (),
         exclusive: bool = False,
-    ) -> list[str | None]:
-        """Why there is no answer for each row, or None.
+    ) -> Judged:
+        """Says of each row whether there is an answer.
 
         Args:
-            distances: of its embedding.
+            vectors: embeddings, made as those of the reference.
             probabilities: calibrated scores of classes, where there are any.
             classes: their names.
             exclusive: whether a row has exactly one class, so that only its highest score counts.
         """
+        distances = self.gaussian.distances(vectors)
         reasons = [self._far(distance) for distance in distances.tolist()]
-        if self.unsure is None or probabilities is None:
-            return reasons
-        unsure = (self._unsure(row, classes, exclusive) for row in probabilities)
-        return [far or other for far, other in zip(reasons, unsure, strict=True)]
+        if self.unsure is not None and probabilities is not None:
+            unsure = (self._unsure(row, classes, exclusive) for row in probabilities)
+            reasons = [far or other for far, other in zip(reasons, unsure, strict=True)]
+        return Judged(distances, reasons)
 
     def _far(self, distance: float) -> str | None:
         if distance <= self.limit:  # false for NaN, too
@@ -150,15 +158,18 @@ class KnownImages:
         gaussian: of their embeddings.
         held_out: the distance of each by a fit without its patient.
         provenance: how the embeddings were made, as JSON has it.
+        sha256: of the file.
     """
 
     gaussian: Gaussian
     held_out: Float64[np.ndarray, " n"]
     provenance: Mapping[str, Any]
+    sha256: str
 
     def abstention(self, at: float, unsure: tuple[float, float] | None = None) -> Abstention:
         """Abstains on a share of 1 - at of images in control, and on unsure scores."""
-        return Abstention(self.gaussian, conformal_quantile(self.held_out, at), at, unsure)
+        limit = conformal_quantile(self.held_out, at)
+        return Abstention(self.gaussian, limit, at, self.sha256, unsure)
 
 
 def open_reference(path: places.Given) -> KnownImages:
@@ -171,15 +182,14 @@ def open_reference(path: places.Given) -> KnownImages:
     place = places.at(path)
     if not place.is_file():
         raise FileNotFoundError(f"no such file: {path}")
-    problem = "not a reference that this version can read"
-    with explained(path, problem, "monitor fit writes one"), place.open("rb") as file:
-        with arrays.opened(file) as content:
+    data, problem = place.read_bytes(), "not a reference that this version can read"
+    with explained(path, problem, "monitor fit writes one"):
+        with arrays.opened(io.BytesIO(data)) as content:
             metadata = read_metadata(content)
             made = metadata["provenance"]
             gaussian = read_gaussian(content, metadata, int(made["dim"]))
-            return KnownImages(
-                gaussian, read_floats(content, "mahalanobis", (gaussian.rows,)), made
-            )
+            held_out = read_floats(content, "mahalanobis", (gaussian.rows,))
+    return KnownImages(gaussian, held_out, made, hashlib.sha256(data).hexdigest())
 
 
 def read_metadata(file: arrays.Npz) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64
 
 from medsiglip_jax.data.rows import Rows
+from medsiglip_jax.inference.abstain import Abstention, Judged
 from medsiglip_jax.inference.classify import probabilities
 from medsiglip_jax.inference.encode import encode_rows, image_rows, score_rows
 from medsiglip_jax.model import towers
@@ -27,6 +28,7 @@ def classify_labels(
     on_batch: Callable[[int], Any] = int,
     dicom: Rules = Rules(),
     keys: Sequence[str] = _KEYS,
+    abstention: Abstention | None = None,
 ) -> list[dict[str, Any]]:
     """Scores images with the labels of a model that has a classifier.
 
@@ -38,10 +40,12 @@ def classify_labels(
         on_batch: called with the number of images just done, for progress.
         dicom: how DICOM files become pixels; see `rules_of`.
         keys: of a label and its scores.
+        abstention: when there is no answer; see `trust.known`.
 
     Returns:
         For each image `{"image": path, "scores": [{"label", "logit", "probability", "positive"},
-        …]}` in the order of the labels, or `{"image": path, "error": reason}`.
+        …]}` in the order of the labels, or `{"image": path, "error": reason}`; with `abstention` as
+        `score_rows` has it.
 
     Raises:
         ValueError: the model has no classifier.
@@ -51,7 +55,15 @@ def classify_labels(
     preset = preprocess or model.config.classifier.preprocess
     dicom = rules_of(model.config.classifier, dicom)
     batches = encode_rows(features, rows, preset, False, batch_size, dicom, on_batch)
-    return score_rows(batches, lambda z: scores(model, z), keys, model.config.classifier.labels)
+    own, multi_label = model.config.classifier.labels, model.config.classifier.multi_label
+
+    def judge(vectors: np.ndarray, arrays: Sequence[np.ndarray]) -> Judged:
+        assert abstention is not None
+        return abstention.judge(vectors, arrays[1], own, not multi_label)
+
+    return score_rows(
+        batches, lambda z: scores(model, z), keys, own, None if abstention is None else judge
+    )
 
 
 def rules_of(classifier: ClassifierConfig, asked: Rules) -> Rules:

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Float64, Shaped
 
+from medsiglip_jax.inference.abstain import Abstention
 from medsiglip_jax.inference.encode import encode_rows, image_rows, score_rows
 from medsiglip_jax.model.api import Model
 from medsiglip_jax.preprocess.dicom.rules import Rules
@@ -21,6 +22,7 @@ def classify(
     batch_size: int = 8,
     on_batch: Callable[[int], Any] = int,
     dicom: Rules = Rules(),
+    abstention: Abstention | None = None,
 ) -> list[dict[str, Any]]:
     """Scores every image against every text.
 
@@ -32,11 +34,12 @@ def classify(
         batch_size: images per call of the encoder.
         on_batch: called with the number of images just done, for progress.
         dicom: how DICOM files become pixels.
+        abstention: when there is no answer; see `trust.known`.
 
     Returns:
         For each image `{"image": path, "scores": [{"text", "logit", "sigmoid", "softmax"}, …]}`
         with scores in the order of `texts`, or `{"image": path, "error": reason}` if it is
-        unreadable.
+        unreadable; with `abstention` as `score_rows` has it.
 
     Raises:
         ValueError: as `encode_texts` and `probabilities`.
@@ -49,7 +52,8 @@ def classify(
         logits = np.asarray(model.similarity(zimg, ztxt), np.float64)
         return [logits, *probabilities(logits)]
 
-    return score_rows(batches, score, ("text", "logit", "sigmoid", "softmax"), texts)
+    judge = None if abstention is None else lambda vectors, scores: abstention.judge(vectors)
+    return score_rows(batches, score, ("text", "logit", "sigmoid", "softmax"), texts, judge)
 
 
 def encode_texts(model: Model, texts: Sequence[str]) -> jax.Array:

@@ -26,6 +26,7 @@ from medsiglip_jax.files import locks, places, settings
 from medsiglip_jax.files.places import Place
 from medsiglip_jax.inference import encode, pseudonyms, run_folder, shards
 from medsiglip_jax.inference import manifest as records
+from medsiglip_jax.inference.abstain import Abstention
 from medsiglip_jax.inference.engine import Embedded, Engine
 from medsiglip_jax.model import api, processes
 from medsiglip_jax.model.config import PixelConfig
@@ -52,6 +53,8 @@ class EmbedOptions:
         dicom: how DICOM files become pixels.
         identifiers: None, or add columns with the patient, study and series of DICOM files:
             "hashed" (see `pseudonyms`), or "kept" as they are.
+        abstention: None, or add the columns `distance` from what a reference knows, and `no_assist`
+            with a reason where an image is too far; both are null for texts. See `trust.known`.
     """
 
     preprocess: str = "big_vision"
@@ -62,6 +65,7 @@ class EmbedOptions:
     max_errors: Annotated[int | None, settings.at_least(0)] = None
     dicom: Rules = Rules()
     identifiers: Annotated[str | None, settings.one_of((*pseudonyms.KINDS, None))] = None
+    abstention: Abstention | None = None
 
     def __post_init__(self):
         image.preset(self.preprocess)
@@ -142,6 +146,7 @@ def _record(
     model: api.Model, rows: Rows, options: EmbedOptions, naming: pseudonyms.Naming | None
 ) -> records.RunRecord:
     pixels = model.config.vision.pixels if model.config.vision else PixelConfig()
+    known = options.abstention
     return records.RunRecord(
         model=records.Weights(model.source, model.sha256),
         tokenizer_sha256=model.processor.tokenizer_sha256,
@@ -154,6 +159,7 @@ def _record(
         dtype=model.compute.dtype,
         matmul_precision=model.compute.precision,
         stored=options.stored,
+        reference=known and {"sha256": known.reference, "at": known.at},
         dim=model.config.embed_dim,
         shard_size=options.shard_size,
         rows=len(rows),
@@ -207,7 +213,7 @@ class _Shards:
                     shard.append(batch := next(results))
                     on_progress(EmbedProgress(len(batch.rows), engine.busy(), len(batch.errors)))
                     self._add_errors(batch)
-                table = shards.shard_table(shard, self.run, self.naming)
+                table = shards.shard_table(shard, self.run, self.naming, options.abstention)
                 self.check()
                 shards.write_parquet(shards.path_of(self.folder, number), table)
 

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from medsiglip_jax.data.rows import Rows, from_tuples
+from medsiglip_jax.inference.abstain import Judged
 from medsiglip_jax.inference.engine import Embedded, Engine
 from medsiglip_jax.model.api import Model
 from medsiglip_jax.preprocess.dicom.rules import Rules
@@ -126,29 +127,41 @@ def score_rows(
     score: Callable[[np.ndarray], Iterable[np.ndarray]],
     keys: Sequence[str],
     names: Sequence[str],
+    judge: Callable[[np.ndarray, Sequence[np.ndarray]], Judged] | None = None,
 ) -> list[dict[str, Any]]:
-    """Lists the scores of rows, or why a row is unreadable.
+    """Lists the scores of rows, or why a row is unreadable or gets no answer.
 
     Args:
         batches: from `encode_rows`.
         score: vectors [n, d] -> arrays [n, names], one for each key but the first.
         keys: of a name and its scores.
         names: of what is scored.
+        judge: vectors and their scores -> how far they are from what is known.
 
     Returns:
         For each row `{"image": source, "scores": [{key: name or score, …}, …]}`, or
-        `{"image": source, "error": reason}`.
+        `{"image": source, "error": reason}`. With `judge` also "distance"; and "no_assist" with the
+        reason, in place of "scores", where there is no answer.
     """
     results: list[dict[str, Any]] = []
     for batch in batches:
-        scored = zip(*(array.tolist() for array in score(batch.vectors)), strict=True)
+        arrays = list(score(batch.vectors))
+        scored = zip(*(array.tolist() for array in arrays), strict=True)
+        judged = iter(zip(*judge(batch.vectors, arrays), strict=True)) if judge else None
         for name, reason in zip(batch.rows.shown.to_pylist(), batch.reasons, strict=True):
             if reason:
                 results.append({"image": name, "error": reason})
                 continue
             cells = zip(names, *next(scored), strict=True)
-            scores = [dict(zip(keys, cell, strict=True)) for cell in cells]
-            results.append({"image": name, "scores": scores})
+            found: dict[str, Any] = {"image": name}
+            distance, no_answer = next(judged) if judged else (None, None)
+            if distance is not None:
+                found["distance"] = float(distance)
+            if no_answer:
+                found["no_assist"] = no_answer
+            else:
+                found["scores"] = [dict(zip(keys, cell, strict=True)) for cell in cells]
+            results.append(found)
     return results
 
 

@@ -53,6 +53,8 @@ class RunRecord:
         normalized: unit vectors, or the raw pooled output.
         dtype, matmul_precision: of the computation.
         stored: element type of the vectors in the files.
+        reference: `sha256` of the reference of known images, and the share `at` of them that is
+            within the limit; None without the columns `distance` and `no_assist`.
         dim: numbers per vector.
         shard_size: input rows per Parquet file.
         rows, rows_sha256: number and digest of the inputs.
@@ -71,6 +73,7 @@ class RunRecord:
     dtype: str | None = None
     matmul_precision: str | None = None
     stored: str | None = None
+    reference: Mapping[str, Any] | None = None
     dim: Annotated[int, settings.between(1, 1_000_000)]
     shard_size: int | None = None
     rows: int | None = None

@@ -13,6 +13,7 @@ from medsiglip_jax.files.documents import parse
 from medsiglip_jax.files.failures import explained
 from medsiglip_jax.files.json_text import dumps
 from medsiglip_jax.inference import pseudonyms
+from medsiglip_jax.inference.abstain import Abstention
 from medsiglip_jax.inference.engine import Embedded
 from medsiglip_jax.inference.manifest import COUNTS, ERRORS, MOST_ROWS, RunRecord
 from medsiglip_jax.inference.pseudonyms import Naming
@@ -29,9 +30,18 @@ def path_of(folder: places.Place, number: int) -> places.Place:
     return folder / f"part-{number:05d}.parquet"
 
 
-def shard_table(batches: Sequence[Embedded], run: RunRecord, naming: Naming | None) -> pa.Table:
+def shard_table(
+    batches: Sequence[Embedded],
+    run: RunRecord,
+    naming: Naming | None,
+    abstention: Abstention | None = None,
+) -> pa.Table:
     """A shard as it is written; its metadata is the run and a note of what came of its rows."""
-    table = pa.concat_tables([_batch_table(batch, run, naming) for batch in batches])
+    tables = [_batch_table(batch, run, naming) for batch in batches]
+    if abstention is not None:
+        judged = zip(tables, batches, strict=True)
+        tables = [_with_judgement(table, batch, abstention) for table, batch in judged]
+    table = pa.concat_tables(tables)
     note = {
         "errors": [error for batch in batches for error in batch.errors],
         **{name: sum(getattr(batch, name) for batch in batches) for name in COUNTS},
@@ -57,6 +67,21 @@ def _batch_table(batch: Embedded, run: RunRecord, naming: Naming | None) -> pa.T
     return pa.table(
         [*columns, pa.FixedSizeListArray.from_arrays(values, type=vector)],
         schema=pa.schema([*fields, pa.field("embedding", vector, nullable=False)]),
+    )
+
+
+def _with_judgement(table: pa.Table, batch: Embedded, abstention: Abstention) -> pa.Table:
+    """A batch with the columns `distance` and `no_assist` before the embeddings; null for texts."""
+    distances, reasons = [None] * table.num_rows, [None] * table.num_rows
+    if table.num_rows and batch.rows[0].kind == "image":  # a batch has one kind
+        far, reasons = abstention.judge(batch.vectors)
+        distances = far.tolist()
+    at = table.num_columns - 1
+    table = table.add_column(
+        at, pa.field("no_assist", pa.string()), [pa.array(reasons, pa.string())]
+    )
+    return table.add_column(
+        at, pa.field("distance", pa.float64()), [pa.array(distances, pa.float64())]
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import uvicorn
 
 from medsiglip_jax.embeddings.probe.linear import Probe
+from medsiglip_jax.inference.abstain import Abstention, KnownImages
 from medsiglip_jax.model.api import Model
 from medsiglip_jax.serve.app import build
 from medsiglip_jax.serve.connections import Connection
@@ -45,6 +46,8 @@ class Server:
         fetcher: Fetches | None = None,
         tls: tuple[str, str] | None = None,
         on_ready: Callable[[], Any] = lambda: None,
+        known: KnownImages | None = None,
+        abstention: Abstention | None = None,
     ):
         """Opens the port.
 
@@ -57,11 +60,16 @@ class Server:
             fetcher: of addresses; None refuses them all.
             tls: files of the certificate chain and of its key; None speaks plain HTTP.
             on_ready: called once the first request would be answered.
+            known: images of a reference, which must be of this model.
+            abstention: of that reference; /v1/classify says when there is no answer.
 
         Raises:
             OSError: the port is taken, or the certificate cannot be read.
         """
-        self.state = State(settings, name, probes=dict(probes or {}), corpus=corpus)
+        self.state = State(
+            settings, name, probes=dict(probes or {}), corpus=corpus, known=known,
+            abstention=abstention,
+        )  # fmt: skip
         self._load, self._fetcher, self._on_ready = load, fetcher, on_ready
         self._socket = _listen(settings.host, settings.port)
         self.port = self._socket.getsockname()[1]

@@ -1,18 +1,22 @@
 """Whether the server loads, answers or drains: what its routes ask first."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
+from medsiglip_jax.embeddings import provenance
 from medsiglip_jax.embeddings.probe.linear import Probe
 from medsiglip_jax.embeddings.probe.prediction import check_model
+from medsiglip_jax.inference.abstain import Abstention, KnownImages
 from medsiglip_jax.model.api import Model
+from medsiglip_jax.preprocess.dicom.rules import from_dict
 from medsiglip_jax.serve.corpus import Corpus
 from medsiglip_jax.serve.errors import RequestError
 from medsiglip_jax.serve.held import Held
 from medsiglip_jax.serve.measures import Measures
 from medsiglip_jax.serve.service import Service
 from medsiglip_jax.serve.settings import Settings
+from medsiglip_jax.trust import known as trust
 
 # The name by which a request asks for the classifier that a model was fine-tuned with.
 CLASSIFIER = "classifier"
@@ -30,6 +34,8 @@ class State:
         service: None while the model is loaded.
         corpus: the embeddings that are searched, if any.
         probes: by the names that requests have.
+        known: the images that a reference knows, if unknown ones get no answer.
+        abstention: when that is.
         held: bytes of requests that are being answered.
         draining: it is asked to end: it still answers, and is no longer ready.
     """
@@ -40,6 +46,8 @@ class State:
     service: Service | None = None
     corpus: Corpus | None = None
     probes: Mapping[str, Probe] = field(default_factory=dict)
+    known: KnownImages | None = None
+    abstention: Abstention | None = None
     held: Held = field(init=False)
     draining: bool = False
 
@@ -66,7 +74,8 @@ class State:
             raise RequestError(404, f"model: not served here; expected {self.name}")
 
     def check(self, model: Model) -> None:
-        """Raises ValueError if probes or embeddings were made with another model."""
+        """Raises ValueError if probes, embeddings or a reference were made with another model, or
+        the reference with other pixels than those that are scored here."""
         if model.config.classifier and CLASSIFIER in self.probes:
             raise ValueError(f"probe {CLASSIFIER}: the model has one of its own; rename the file")
         for name, probe in self.probes.items():
@@ -76,6 +85,24 @@ class State:
                 raise ValueError(f"probe {name}: {error}") from None
         if self.corpus is not None:
             self.corpus.check(model)
+        if self.known is not None:
+            for what, made in self._scored(model):
+                trust.check(self.known, made, "--reference", what)
+
+    def _scored(self, model: Model) -> Iterator[tuple[str, provenance.Provenance]]:
+        """How the embeddings are made that /v1/classify scores."""
+        settings, own = self.settings, model.config.classifier
+        if model.config.text is not None:
+            yield "images", provenance.of_model(model, settings.preprocess, True, settings.rules)
+        for name, probe in self.probes.items():
+            preset, normalized = check_model(probe, model)
+            rules = from_dict(probe.provenance.dicom)
+            made = provenance.of_model(model, preset, normalized, rules)
+            yield f"images of probe {name}", made
+        if own is not None:
+            rules = settings.rules.as_trained(own.dicom)
+            made = provenance.of_model(model.features, own.preprocess, False, rules)
+            yield f"images of the {CLASSIFIER}", made
 
     @property
     def alive(self) -> bool:

@@ -1,6 +1,7 @@
 """Our own routes: scores of images against texts, by a probe or by the model's own classifier."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ from starlette.requests import Request
 
 from medsiglip_jax.embeddings.probe.linear import Probe
 from medsiglip_jax.inference import classifier
+from medsiglip_jax.inference.abstain import Abstention
 from medsiglip_jax.inference.classify import probabilities
 from medsiglip_jax.preprocess.dicom.rules import from_dict
 from medsiglip_jax.serve.errors import InstanceError, RequestError, wrong_field
@@ -30,7 +32,20 @@ from medsiglip_jax.serve.openapi import (
 from medsiglip_jax.serve.service import COUNTS, Service, Vectors, unit
 from medsiglip_jax.serve.state import CLASSIFIER, State
 
-Score = Callable[[Vectors], list[dict[str, Any]]]
+
+@dataclass(frozen=True)
+class Scoring:
+    """How images get scores.
+
+    Attributes:
+        score: vectors of an image -> scores of texts or labels.
+        normalize: what is done to the vectors first.
+        exclusive: whether an image has exactly one label.
+    """
+
+    score: Callable[[Vectors], list[dict[str, Any]]]
+    normalize: Callable[[Vectors], Vectors]
+    exclusive: bool = False
 
 
 def routes(state: State) -> Sequence[Described]:
@@ -96,20 +111,20 @@ async def by_texts(state: State, service: Service, fields: Fields) -> list[Any]:
             for t, x, p, q in rows
         ]
 
-    return await _results(service, rest, score)
+    return await _results(state, service, rest, Scoring(score, unit))
 
 
 async def by_probe(state: State, service: Service, fields: Fields) -> list[Any]:
     """Each image by a probe, or by the classifier, read as in its training."""
     name = fields.get("probe", str)
     if name == CLASSIFIER and service.model.config.classifier is not None:
-        reading, score = _of_classifier(service)
+        reading, scoring = _of_classifier(service)
     elif name in state.probes:
-        reading, score = _of_probe(service, state.probes[name])
+        reading, scoring = _of_probe(service, state.probes[name])
     else:
         known = ", ".join(describe(state)["probes"]) or "none (--probe)"
         raise wrong_field("probe", f"not one of this server's, which are: {known}")
-    return await _results(service, await service.embed(images(fields, reading)), score)
+    return await _results(state, service, await service.embed(images(fields, reading)), scoring)
 
 
 def images(fields: Fields, reading: Reading) -> list[Picture | InstanceError]:
@@ -138,7 +153,7 @@ def image(value: Any, where: str, reading: Reading) -> Picture | InstanceError:
         return error
 
 
-def _of_probe(service: Service, probe: Probe) -> tuple[Reading, Score]:
+def _of_probe(service: Service, probe: Probe) -> tuple[Reading, Scoring]:
     made = probe.provenance
     assert made.preprocess is not None  # or `State.check` has refused it
     rules = service.bounded(from_dict(made.dicom))
@@ -152,10 +167,10 @@ def _of_probe(service: Service, probe: Probe) -> tuple[Reading, Score]:
             for label, p, positive in rows
         ]
 
-    return Reading(made.preprocess, rules), score
+    return Reading(made.preprocess, rules), Scoring(score, normalize, probe.exclusive)
 
 
-def _of_classifier(service: Service) -> tuple[Reading, Score]:
+def _of_classifier(service: Service) -> tuple[Reading, Scoring]:
     config = service.model.config
     assert config.classifier is not None and config.vision is not None
     rules = service.settings.rules.as_trained(config.classifier.dicom)
@@ -170,7 +185,8 @@ def _of_classifier(service: Service) -> tuple[Reading, Score]:
             for label, x, p, y in rows
         ]
 
-    return Reading(config.classifier.preprocess, rules, kind), score
+    scoring = Scoring(score, list, not config.classifier.multi_label)
+    return Reading(config.classifier.preprocess, rules, kind), scoring
 
 
 def _number(value: float) -> float | None:
@@ -178,15 +194,34 @@ def _number(value: float) -> float | None:
 
 
 async def _results(
-    service: Service, answers: Sequence[Vectors | InstanceError], score: Score
+    state: State,
+    service: Service,
+    answers: Sequence[Vectors | InstanceError],
+    scoring: Scoring,
 ) -> list[Any]:
     def scored() -> list[Any]:
         return [
-            {"error": a.to_dict()} if isinstance(a, InstanceError) else {"scores": score(a)}
+            {"error": a.to_dict()}
+            if isinstance(a, InstanceError)
+            else _answer(a, scoring, state.abstention)
             for a in answers
         ]
 
     return await service.run(scored)
+
+
+def _answer(vectors: Vectors, scoring: Scoring, abstention: Abstention | None) -> dict[str, Any]:
+    """The scores of one image or, if there is a reference, maybe why there are none."""
+    scores = scoring.score(vectors)
+    if abstention is None:
+        return {"scores": scores}
+    shares = [score.get("probability", np.nan) for score in scores]
+    labels = [score["label"] for score in scores] if "label" in scores[0] else []
+    probabilities = np.array([shares], float) if labels else None
+    rows = np.stack(scoring.normalize(vectors))
+    distances, [reason] = abstention.judge(rows, probabilities, labels, scoring.exclusive)
+    told = {"distance": float(distances[0])}
+    return {**told, "no_assist": reason} if reason else {**told, "scores": scores}
 
 
 NATIVE_ERROR = obj({"error": obj({"code": INTEGER, "message": STRING})})
@@ -205,7 +240,8 @@ _CLASSIFY = Operation(
     answer=obj({
         "model": STRING, "cut": INTEGER,
         "results": array(either(
-            obj({"scores": _SCORES}),
+            obj({"scores": _SCORES}, {"distance": NUMBER}),
+            obj({"no_assist": STRING, "distance": NUMBER}),
             obj({"error": obj({"code": STRING, "description": STRING})}),
         )),
     }),
