@@ -413,7 +413,8 @@ def chunked(rng: Rng, route: Route, secret: str) -> Attempt:
         (size + b" \r\n" + body + b"\r\n0\r\n\r\n", True), (b"+" + size + b"\r\n" + body, True),
     ]  # fmt: skip
     data, complete = forms[int(rng.integers(len(forms)))]
-    head = f"POST {route.path} HTTP/1.1\r\nHost: a\r\n{_key(secret)}\r\nTransfer-Encoding: chunked"
+    head = f"POST {route.path} HTTP/1.1\r\nHost: localhost\r\n{_key(secret)}\r\n"
+    head += "Transfer-Encoding: chunked"
     return Attempt(head.encode() + b"\r\n\r\n" + data, complete=complete)
 
 
@@ -421,7 +422,7 @@ def lengths(rng: Rng, route: Route, secret: str) -> Attempt:
     """Lengths that are wrong, there twice, or contradict each other."""
     body = json.dumps(document_of(rng, route, secret)).encode()
     n, te = len(body), "Transfer-Encoding: chunked"
-    second = f"GET /{secret} HTTP/1.1\r\nHost: a\r\n\r\n".encode()
+    second = f"GET /{secret} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
     forms = [
         ([f"Content-Length: {n // 2}"], body, True), ([f"Content-Length: {n + 99}"], body, False),
         (["Content-Length: -1"], body, True), (["Content-Length: 9999999999999999999999"],
@@ -442,7 +443,7 @@ def lengths(rng: Rng, route: Route, secret: str) -> Attempt:
         (["Transfer-Encoding:\x0bchunked"], b"0\r\n\r\n" + second, True),
     ]  # fmt: skip
     given, data, complete = forms[int(rng.integers(len(forms)))]
-    lines = [f"POST {route.path} HTTP/1.1", "Host: a", _key(secret), *given]
+    lines = [f"POST {route.path} HTTP/1.1", "Host: localhost", _key(secret), *given]
     return Attempt("\r\n".join(lines).encode() + b"\r\n\r\n" + data, complete=complete)
 
 
@@ -514,7 +515,7 @@ def paths(rng: Rng, route: Route, secret: str) -> Attempt:
     ]  # fmt: skip
     path = forms[int(rng.integers(len(forms)))]
     if rng.random() < 0.5:
-        head = f"GET {path} HTTP/1.1\r\nHost: a\r\n{_key(secret)}\r\n\r\n"
+        head = f"GET {path} HTTP/1.1\r\nHost: localhost\r\n{_key(secret)}\r\n\r\n"
         return Attempt(head.encode("utf-8"))
     body = json.dumps(document_of(rng, route, secret)).encode()
     return Attempt(post(path, body, _key(secret)))
@@ -689,6 +690,9 @@ def bodies(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {"rows": rows, "wrong": wrong}
 
 
+HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
 def measured(server: Server, sent: bytes) -> tuple[dict[str, Any], Answer]:
     """What a request costs: CPU seconds, memory at its peak, and the longest wait of others."""
     waits: list[float] = []
@@ -697,7 +701,7 @@ def measured(server: Server, sent: bytes) -> tuple[dict[str, Any], Answer]:
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         running = pool.submit(exchange, server.port, sent)
         while not running.done():
-            waits.append(exchange(server.port, b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n").seconds)
+            waits.append(exchange(server.port, HEALTH).seconds)
             time.sleep(0.02)
         answer = running.result()
     said = _said(answer.body) if answer.status else "no answer"
@@ -858,7 +862,7 @@ def slow(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         for name, start in DRIPS.items():
             if args.only not in name:
                 continue
-            count = 20 if name == "never reads" else 200  # whose 8,000 answers cost a minute
+            count = 20 if name == "never reads" else 200  # each of which asks 400 times
             address = ("127.0.0.1", server.port)
             clients = [socket.create_connection(address) for _ in range(count)]
             for client in clients:
@@ -877,11 +881,11 @@ def slow(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 DRIPS = {
     "half a head": b"POST /predict HTTP/1.1\r\nHost: ",
     "headers without end": b"GET /health HTTP/1.1\r\nX-A: ",
-    "a body": b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n[",
-    "chunks": b"POST /predict HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5",
+    "a body": b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n[",
+    "chunks": b"POST /predict HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n5",
     "a body after the answer": b"GET /health HTTP/1.1\r\nContent-Length: 1000000\r\n\r\n[",
     "silent": b"",
-    "never reads": b"GET /openapi.json HTTP/1.1\r\nHost: a\r\n\r\n" * 400,
+    "never reads": b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 400,
 }
 
 

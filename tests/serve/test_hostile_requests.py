@@ -81,6 +81,18 @@ def test_a_model_whose_name_has_health_in_it_has_its_requests_in_the_log(client,
 # ---------------------------------------------------------------------------- clients that are slow
 
 
+@pytest.mark.parametrize("name", ["never reads", "a body", "chunks", "a body after the answer"])
+def test_the_slow_clients_of_the_script_get_past_the_check_of_their_host(client, name):
+    """Refused with a few bytes, those that never read would have been idle ones."""
+    head = hostile.DRIPS[name].partition(b"\r\n\r\n")[0]
+    ends = {"never reads": b"", "chunks": b"1\r\n1\r\n0\r\n\r\n"}
+    sent = head.replace(b"1000000", b"1") + b"\r\n\r\n" + ends.get(name, b"1")
+    answer = hostile.exchange(client.port, sent)
+    assert answer.status == (200 if b"GET" in head else 400), answer.all
+    if name == "never reads":
+        assert len(answer.body) > 20_000  # and 400 of them are more than the buffers of a socket
+
+
 def _dripping(port, start, piece, seconds):
     """What was answered to a client that sends a piece each 0.1 s, and when it was closed."""
     begin, found = time.perf_counter(), b""
