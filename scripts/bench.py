@@ -15,6 +15,7 @@
     python scripts/bench.py search                         # exact search, against faiss
     python scripts/bench.py evaluate                       # bootstrap, against scikit-learn
     python scripts/bench.py probe                          # linear probe, against scikit-learn
+    python scripts/bench.py monitor                        # drift of 1,000 images against 5,000
     python scripts/bench.py dicom                          # DICOM files, against pydicom and PIL
     python scripts/bench.py slides                         # tiles, against an OpenSlide loop
     python scripts/bench.py coverage                       # do intervals hold the truth
@@ -35,6 +36,7 @@ import bench_embed
 import bench_encode
 import bench_evaluate
 import bench_load
+import bench_monitor
 import bench_probe
 import bench_search
 import bench_slides
@@ -75,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     bench_search.add_parsers(commands, _common)
     bench_evaluate.add_parsers(commands)
     bench_probe.add_parsers(commands)
+    bench_monitor.add_parsers(commands)
     bench_dicom.add_parsers(commands)
     bench_slides.add_parsers(commands)
     bench_attention.add_parsers(commands)

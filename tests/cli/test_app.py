@@ -111,8 +111,8 @@ def test_every_command_has_help_with_an_example(run):
     listed = run("--help")[1]
     for name in names:
         assert f"\n    {name}" in listed
-    names += ["probe fit", "probe predict", "probe curve"]
-    for name in set(names) - {"probe"}:
+    names += ["probe fit", "probe predict", "probe curve", "monitor fit", "monitor check"]
+    for name in set(names) - {"probe", "monitor"}:
         code, out, _ = run(*name.split(), "--help")
         assert code == 0 and f"example:\n  medsiglip-jax {name} " in out
 

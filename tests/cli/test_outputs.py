@@ -47,6 +47,8 @@ COMMANDS = {
                   "--output", "labels.csv"],
     "probe predict": ["probe", "predict", "--probe", "p.npz", "--embeddings", "embeddings",
                       "--output", "embeddings/part-00000.parquet"],
+    "monitor fit": ["monitor", "fit", "--embeddings", "embeddings", "--metadata", "labels.csv",
+                    "--output", "labels.csv"],
     "evaluate": ["evaluate", "--task", "idrid", *MODEL, "--data", "scans", "--output", "scans"],
     "embed": ["embed", *MODEL, "scans", "--output", "scans"],
 }  # fmt: skip
@@ -83,6 +85,8 @@ OWN = {
                                "part.parquet"]),
     "model.npz": (b"PK\x03\x04", ["probe", "fit", "--data", "labels.csv", "--embeddings",
                                   "embeddings", "--output", "model.npz"]),
+    "known.npz": (b"PK\x03\x04", ["monitor", "fit", "--embeddings", "embeddings", "--output",
+                                  "known.npz"]),
     "notes.md": (b"# Mine\n", ["compare", "a", "b", "--output", "notes.md"]),
     "heat.parquet": (b"PAR1", ["classify", *MODEL, "--text", "a", "scans/a.png", "--heatmap",
                                "heat.png"]),
