@@ -302,6 +302,8 @@ def embedding_files(folder: Path) -> dict[str, Kind]:
     from medsiglip_jax.inference.manifest import RunRecord, Weights
     from medsiglip_jax.model.weights import outputs
     from medsiglip_jax.preprocess.dicom import rules
+    from medsiglip_jax.trust import known as trust
+    from medsiglip_jax.trust.monitor import images, reference, scores
 
     dicom = rules.Rules().to_dict()
     vectors, labels = draw(20)
@@ -333,6 +335,21 @@ def embedding_files(folder: Path) -> dict[str, Kind]:
         probe.predict(vectors)
         rules.from_dict(probe.provenance.dicom)
 
+    twice = np.concatenate([vectors, vectors + 0.1])  # as many images as a reference needs
+    known = images.Images(
+        twice, np.arange(40), {"scanner": ["a", "b"] * 20}, [], [""] * 40, np.arange(40)
+    )
+    prompts = reference.Prompts(("a photo",), vectors[:1], 1.0, -2.0)
+    probe = linear.open_probe(folder / "probe.npz")
+    fitted = reference.build(known, made, by=("scanner",), prompts=prompts, probe=probe)
+    fitted.save(folder / "reference.npz")
+
+    def check() -> None:
+        scores.of_reference(reference.open_reference(folder / "reference.npz"))
+
+    def abstention() -> None:
+        trust.open_abstention(folder / "reference.npz", made, 0.9).judge(vectors)
+
     record = RunRecord(model=Weights("m", "x"), preprocess="big_vision", normalized=True, dim=12)
     (folder / "begun").mkdir()
     (folder / "begun" / "run.json").write_text(json.dumps(record.to_dict()))
@@ -348,6 +365,8 @@ def embedding_files(folder: Path) -> dict[str, Kind]:
         "manifest.json, finished": Kind(run / "manifest.json", finish),
         "run.json": Kind(folder / "begun" / "run.json", resume),
         "a probe": Kind(folder / "probe.npz", predict, Probe),
+        "a reference": Kind(folder / "reference.npz", check, Probe),
+        "a reference, to abstain": Kind(folder / "reference.npz", abstention, Probe),
     }
     shutil.copytree(run, folder / "indexed")
     with contextlib.suppress(ModuleNotFoundError):

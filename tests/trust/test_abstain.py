@@ -1,11 +1,11 @@
 """No answer: how often on known images, and what the commands say instead."""
 
-import csv
 import json
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from embeddings.embedding_runs import read_csv
 from known_images import DIM, vectors
 
 from medsiglip_jax.embeddings.provenance import Provenance
@@ -69,18 +69,18 @@ def test_a_table_of_scores_has_no_answer_for_unknown_images(run, write, probe, r
     new, out = write("new", x), tmp_path / "scores.csv"
     flags = ["--probe", probe, "--embeddings", new, "--output", out, "--reference", reference]
     assert run("probe", "predict", *flags)[0] == 0
-    rows = list(csv.DictReader(out.open()))
+    rows = read_csv(out)
     unknown = [row["id"] for row in rows if row["no_assist"]]
     assert {"new3", "new7"} <= set(unknown) and len(unknown) <= 4
     assert rows[3]["a"] == rows[3]["positive"] == "" and float(rows[3]["distance"]) > 10
     assert float(rows[0]["a"]) >= 0 and not rows[0]["no_assist"]
     assert run("probe", "predict", *flags, "--rank", "uncertainty")[0] == 0  # the file is its own
-    rows = list(csv.DictReader(out.open()))
+    rows = read_csv(out)
     assert {"new3", "new7"} <= {row["id"] for row in rows[: len(unknown)]}
     highest = [max(float(row[c]) for c in "abc") for row in rows[len(unknown) :]]
     assert highest == sorted(highest)
     code, _, err = run("probe", "predict", *flags, "--unsure", 0.4, 0.95)
-    rows = list(csv.DictReader(out.open()))
+    rows = read_csv(out)
     assert sum("unsure" in row["no_assist"] for row in rows) == sum(h < 0.95 for h in highest)
 
 
@@ -100,17 +100,24 @@ def test_triage_of_findings_and_classes():
 
 
 @pytest.fixture(scope="module")
-def of_images(checkpoint, untouched_pictures, tmp_path_factory):
-    """A reference that knows 120 vectors of the model's own, around those of noise."""
+def known_pixels(checkpoint):
+    """One picture of noise with a little more noise, 121 times."""
+    import medsiglip_jax
+
+    side, rng = medsiglip_jax.load(checkpoint).config.image_size, np.random.default_rng(0)
+    one = rng.integers(40, 200, (1, side, side, 3))
+    return (one + rng.integers(-30, 30, (121, side, side, 3))).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def of_images(checkpoint, known_pixels, tmp_path_factory):
+    """A reference that knows all but the last of them."""
     import medsiglip_jax
     from medsiglip_jax.embeddings import provenance
     from medsiglip_jax.preprocess.dicom.rules import Rules
 
     model = medsiglip_jax.load(checkpoint)
-    rng = np.random.default_rng(0)
-    side = model.config.image_size
-    noise = rng.integers(0, 256, (120, side, side, 3), dtype=np.uint8)
-    z = np.asarray(model.encode_image(noise), np.float32)
+    z = np.asarray(model.encode_image(known_pixels[:-1]), np.float32)
     made = provenance.of_model(model, "big_vision", True, Rules())
     path = tmp_path_factory.mktemp("known") / "known.npz"
     reference.build(images.from_arrays(z), made).save(path)
@@ -118,13 +125,12 @@ def of_images(checkpoint, untouched_pictures, tmp_path_factory):
 
 
 @pytest.fixture
-def pair(tmp_path):
-    """A picture of noise, as the reference knows, and a white one."""
+def pair(known_pixels, tmp_path):
+    """The last of them, and its negative."""
     from PIL import Image
 
-    rng = np.random.default_rng(1)
-    Image.fromarray(rng.integers(0, 256, (56, 56, 3), dtype=np.uint8)).save(tmp_path / "a.png")
-    Image.new("RGB", (56, 56), "white").save(tmp_path / "b.png")
+    for name, pixels in (("a", known_pixels[-1]), ("b", 255 - known_pixels[-1])):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
     return [tmp_path / "a.png", tmp_path / "b.png"]
 
 
