@@ -1,8 +1,8 @@
 """The command line: which commands there are, and what their exit codes mean.
 
 0 done; 1 the machine failed, or a bug; 2 something given is wrong; 3 done, but some inputs were
-unreadable and are listed; 4 `monitor check` alarms; 128 + N stopped by signal N, everything saved. With --json, stdout is one
-JSON document and nothing else.
+unreadable and are listed; 4 `monitor check` alarms; 128 + N stopped by signal N, everything saved.
+With --json, stdout is one JSON document and nothing else.
 """
 
 import argparse

@@ -26,6 +26,7 @@ _CAUTION = (
     "An alarm says that images differ from the reference, not that results are wrong; no alarm "
     "does not say that they are right. Not a medical device."
 )
+_DRAWN = 4  # lines of a picture, which can be told apart in the dark, too
 _SAID = {
     "mmd": "maximum mean discrepancy of the embeddings",
     "mahalanobis": "Mahalanobis distances from the reference (Anderson-Darling)",
@@ -132,17 +133,24 @@ def _timeline(result: Mapping[str, Any]) -> Iterator[str]:
     if len(windows) < 2:
         return
     yield "<h2>Over time</h2>" + html.paragraph(
-        "Each statistic divided by its threshold: above 1 the test alarms, which the ring marks. "
+        "Each statistic divided by its threshold: above 1 the test alarms, which the ring marks. Of "
+        f"each stratum the {_DRAWN} tests that came nearest to an alarm are drawn. "
         "Windows are numbered from the first, "
         f"{windows[0]['name']}, to the last, {windows[-1]['name']}."
     )
     for stratum in _strata(windows):
         names = dict.fromkeys(t for w in windows for t in w["strata"].get(stratum, {}))
         series = [_series(name, stratum, windows) for name in names]
+        nearest = sorted(series, key=_highest, reverse=True)[:_DRAWN]
+        series = [line for line in series if line in nearest]
         yield charts.lines(
             stratum, series, Axis("window", (0, len(windows) + 1)), Axis("statistic / threshold"),
             levels={"threshold": 1.0},
         )  # fmt: skip
+
+
+def _highest(series: Series) -> float:
+    return max((share for _, share in series.points if share is not None), default=0.0)
 
 
 def _series(test: str, stratum: str, windows: list[Mapping[str, Any]]) -> Series:
