@@ -14,8 +14,9 @@ from medsiglip_jax.trust.explanation import Explanation
 from medsiglip_jax.trust.maps.rollout import LABEL
 
 MARK = "medsiglip_jax explain"
-_STYLE = f"""body{{max-width:1320px}}h2{{overflow-wrap:anywhere}}figure{{margin:0}}section{{border-top:1px solid
-{html.themed(html.RULE)};padding:4px 0 20px}}.row{{display:flex;flex-wrap:wrap;gap:24px}}
+_STYLE = f"""body{{max-width:1320px}}h2{{overflow-wrap:anywhere}}figure{{margin:0}}
+section{{border-top:1px solid {html.themed(html.RULE)};padding:4px 0 20px}}
+.row{{display:flex;flex-wrap:wrap;gap:24px}}
 .row>*{{margin:0;flex:0 1 400px;min-width:0}}.row img{{display:block;width:100%;
 max-width:400px;background:{html.themed(html.PAPER)}}}.bar{{height:14px;margin-top:8px}}
 figcaption{{font-size:13px;color:{html.themed(html.FAINT)};display:flex;

@@ -154,7 +154,7 @@ def test_the_true_map_of_a_linear_function_beats_random_ones_and_its_opposite_do
     assert np.all(np.diff(measured.shares) > 0) and len(measured.shares) == 11
     assert measured.better and measured.insertion_minus_deletion > measured.random + 0.5
     area = np.trapezoid(measured.insertion - measured.deletion, measured.shares)
-    assert measured.insertion_minus_deletion == pytest.approx(area / (whole - empty), rel=1e-4)
+    assert measured.insertion_minus_deletion == pytest.approx(area / (whole - empty), rel=1e-2)
     opposite = faithfulness.measure(LINEAR, TARGET, bright, -exact)
     assert not opposite.better
     assert opposite.insertion_minus_deletion == pytest.approx(

@@ -34,8 +34,9 @@ class Faithfulness:
     Attributes:
         shares: of the cells that were inserted or deleted, 0 to 1.
         insertion, deletion: the logit at each share.
-        insertion_minus_deletion: the area between the curves, divided by |F(image) - F(fill)|, but
-            by 0.1 at least. 0 is what a map without any meaning gets on average.
+        insertion_minus_deletion: the area between the curves, divided by the range of the logits on
+            them and on those of the random maps, and by 0.1 at least: -1 to 1, and 0 is what a map
+            without any meaning gets on average.
         random_maps: the same of each random map.
     """
 
@@ -101,7 +102,7 @@ def measure(
     curves = np.array(logits).reshape(len(maps), 2, steps - 1)
     ends = np.broadcast_to([[[empty, whole]], [[whole, empty]]], (len(maps), 2, 1, 2))[:, :, 0]
     curves = np.concatenate([ends[..., :1], curves, ends[..., 1:]], axis=-1)
-    areas = np.trapezoid(curves[:, 0] - curves[:, 1], shares) / max(abs(whole - empty), LEAST)
+    areas = np.trapezoid(curves[:, 0] - curves[:, 1], shares) / max(np.ptp(curves), LEAST)
     own, *random = areas.tolist()
     return Faithfulness(shares, curves[0, 0], curves[0, 1], own, tuple(random))
 
