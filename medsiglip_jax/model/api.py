@@ -54,9 +54,8 @@ class Model:
         self.checkpoint, self.companions = checkpoint, tuple(companions)
         self._identity = identity
         self.processor = Processor(config, tokenizer)
-        self._image = jax.jit(lambda p, x: towers.encode_image(p, x, config, compute)[0])
-        self._tokens = jax.jit(lambda p, x: towers.encode_image(p, x, config, compute)[1])
-        self._text = jax.jit(lambda p, x: towers.encode_text(p, x, config, compute))
+        self._image, self._tokens = _image_encoders(config.vision, compute)
+        self._text = _text_encoder(config.text, compute)
 
     @property
     def source(self) -> str | None:
@@ -221,6 +220,22 @@ class Model:
         devices = self.mesh.shape["data"] if self.mesh else 1
         size = min(batch_size, 1 << (rows - 1).bit_length())
         return -(-size // devices) * devices
+
+
+# Models of one architecture share their encoders, so that only the first is traced and compiled.
+@functools.lru_cache(maxsize=32)
+def _image_encoders(vision: VisionConfig | None, compute: Compute) -> tuple[Any, Any]:
+    """Compiled functions of (params, images): embeddings, and patch tokens."""
+
+    def encode(params, images):
+        return towers.encode_image(params, images, ModelConfig(vision, None), compute)
+
+    return jax.jit(lambda p, x: encode(p, x)[0]), jax.jit(lambda p, x: encode(p, x)[1])
+
+
+@functools.lru_cache(maxsize=32)
+def _text_encoder(text: TextConfig | None, compute: Compute) -> Any:
+    return jax.jit(lambda p, x: towers.encode_text(p, x, ModelConfig(None, text), compute))
 
 
 # The MLP's hidden activations of one 1,024-token image are 17.6 MB. malloc gives buffers above
