@@ -256,10 +256,10 @@ def small(pool="mean", multi_label=False, thresholds=(), dicom=Rules()):
 IMAGES = np.random.default_rng(1).integers(0, 256, (5, 8, 8, 3), np.uint8)
 
 
-@pytest.mark.parametrize("pool, format", [
-    ("mean", "huggingface"), ("mean", "orbax"), ("map", "orbax"),
+@pytest.mark.parametrize("pool, format, thresholds", [
+    ("mean", "huggingface", ()), ("mean", "huggingface", (0.25, None, 0.5)),
+    ("mean", "orbax", ()), ("map", "orbax", (0.25, None, 0.5)),
 ])  # fmt: skip
-@pytest.mark.parametrize("thresholds", [(), (0.25, None, 0.5)])
 def test_layouts_keep_labels_and_thresholds(tmp_path, pool, format, thresholds):
     model = small(pool, thresholds=thresholds, dicom=Rules("official", (350, 40), grey16="full"))
     medsiglip_jax.save(model, tmp_path / "m", format=format)
@@ -310,8 +310,7 @@ def test_layouts_that_cannot_hold_a_classifier_say_so(tmp_path, pool, format, sa
 
 
 @pytest.mark.float
-@pytest.mark.parametrize("labels", [2, 5])
-@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("labels, several", [(2, False), (5, True)])
 def test_classifiers_that_transformers_wrote(tmp_path, labels, several):
     """Two labels without names of their own are not in config.json at all."""
     transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")

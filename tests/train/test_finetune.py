@@ -276,12 +276,6 @@ def test_what_is_not_finite_is_said_with_its_step(tmp_path):
     assert not list(finetune.NotFinite(tmp_path, 5)(lines[2] | {"val_auc": 0.5}))
 
 
-def test_a_best_that_is_no_metric(data, tmp_path):
-    asked = config(data, eval_every=2, validation="validation", best="val_acc")
-    with pytest.raises(ValueError, match="best is 'val_acc', .*: val_loss, val_positive"):
-        finetune.run(asked, tmp_path)
-
-
 def test_a_share_is_held_out_of_the_training_split_alone(data, tmp_path):
     """Rows of other splits are neither trained nor validated on, which is said; two sources keep
     apart."""
@@ -484,31 +478,37 @@ def shard_everything(monkeypatch):
     monkeypatch.setattr(sharding, "FSDP_MIN_BYTES", 0)
 
 
+def is_split(prepared):
+    """Whether parameters lie in parts on the devices."""
+    block = prepared.state["params"]["img"]["Transformer"]["encoderblock"]
+    return "data" in block["MlpBlock_0"]["Dense_0"]["kernel"].sharding.spec
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [
-    pytest.param({"mesh": {"data": 8}, "loss_chunk": 2}, marks=pytest.mark.slow),
-    {"mesh": SHARDED},
+    {"mesh": {"data": 8}, "loss_chunk": 2}, {"mesh": SHARDED},
 ])  # fmt: skip
 def test_eight_devices_give_the_same_curve(data, ordinary, tmp_path, changes, shard_everything):
-    split = []
-
-    def on_start(prepared):
-        kernel = prepared.state["params"]["img"]["Transformer"]["encoderblock"]["MlpBlock_0"][
-            "Dense_0"
-        ]
-        split.append(kernel["kernel"].sharding.spec)
-
-    finetune.run(config(data, **ORDINARY, **changes), tmp_path, on_start)
-    assert ("data" in split[0]) == ("fsdp" in changes["mesh"])
+    runs = []
+    finetune.run(config(data, **ORDINARY, **changes), tmp_path, runs.append)
+    assert is_split(runs[0]) == ("fsdp" in changes["mesh"])
     np.testing.assert_allclose(losses(tmp_path), losses(ordinary), atol=1e-5)
 
 
-def test_a_checkpoint_of_eight_devices_restores_on_one(data, ordinary, tmp_path, shard_everything):
+def test_eight_devices_begin_and_one_goes_on(data, ordinary, tmp_path, shard_everything):
+    """The curve of the first steps is that of eight, whose checkpoint one device restores."""
+    split = []
+
     def crash(done, values):
         if done == 4:
             raise Crash
 
     with pytest.raises(Crash):
-        finetune.run(config(data, mesh=SHARDED, **ORDINARY), tmp_path, on_step=crash)
+        finetune.run(
+            config(data, mesh=SHARDED, **ORDINARY), tmp_path,
+            lambda prepared: split.append(is_split(prepared)), crash,
+        )  # fmt: skip
+    assert split == [True] and len(losses(tmp_path)) == 4
     changed = []
     finetune.run(config(data, **ORDINARY), tmp_path, warn=changed.append)
     assert len(changed) == 1 and "mesh" in changed[0]

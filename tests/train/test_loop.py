@@ -145,6 +145,13 @@ def test_the_best_is_kept_beside_the_latest(tmp_path):
         assert checkpoints.steps() == [2, 5] and checkpoints.best_step() == 2
 
 
+def test_a_best_that_is_no_metric(tmp_path):
+    options = LoopOptions(5, eval_every=2, best="val_acc")
+    with pytest.raises(ValueError, match="best is 'val_acc', .* of this run: val_loss, val_auc$"):
+        fit(tmp_path, new_state(), step, batches, options,
+            lambda state: {"val_loss": 1.0, "val_auc": 0.5})  # fmt: skip
+
+
 def test_an_undefined_metric_is_null_and_never_the_best(tmp_path):
     scores = {1: np.nan, 2: 0.9, 3: np.nan, 4: np.nan}
     options = LoopOptions(4, eval_every=1, checkpoint_every=1, keep=1, best="val_auc")

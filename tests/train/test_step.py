@@ -281,10 +281,9 @@ def test_frozen_parts_stay_and_have_no_optimiser_state():
     assert moved["txt"]["Embed_0"]["embedding"] > 0
 
 
-def test_gradients_with_frozen_blocks_are_those_of_the_whole_model():
+def test_gradients_with_frozen_blocks_are_those_of_the_whole_model(descent):
     """What trains moves exactly as it does when everything trains."""
-    params, batch = medsiglip_jax.init(CONFIG).params, make_batch()
-    step = make_train_step(PAIRS, DESCENT)
+    params, batch, step = medsiglip_jax.init(CONFIG).params, make_batch(), descent[0]
     everything, (metrics,) = run(step, init_state(params, DESCENT), batch, steps=1)
     params = medsiglip_jax.init(CONFIG).params
     part = freeze.partition(("img/Transformer/encoderblock_0/.*", "txt/.*"), params)
