@@ -142,14 +142,13 @@ def model():
 
 def test_batches_are_functions_of_seed_and_step(digits, model):
     recipe = dataclasses.replace(SHORT, total_steps=90)  # 84 steps are an epoch
-    once, again, other = (
-        list(quickstart.batches(digits[0], model, seed, recipe)) for seed in (0, 0, 1)
-    )
+    once, again = (list(quickstart.batches(digits[0], model, 0, recipe)) for _ in range(2))
+    other = next(quickstart.batches(digits[0], model, 1, recipe))
     assert len(once) == 90
     for a, b in zip(once, again, strict=True):
         for name in a:
             np.testing.assert_array_equal(a[name], b[name])
-    assert not np.array_equal(once[0]["image"], other[0]["image"])
+    assert not np.array_equal(once[0]["image"], other["image"])
     assert not np.array_equal(once[0]["image"], once[84]["image"])
     longer = quickstart.batches(digits[0], model, 0, dataclasses.replace(recipe, total_steps=600))
     np.testing.assert_array_equal(next(longer)["text"], once[0]["text"])
