@@ -225,6 +225,3 @@ def read_floats(file: arrays.Npz, name: str, shape: tuple[int, ...]) -> np.ndarr
     if not np.isfinite(values).all():
         raise ValueError(f"{name} has values that are NaN or infinite; fit it again")
     return values.astype(np.float64)
-
-
-readread_floats = read_floats
