@@ -67,9 +67,12 @@ def warnings_of_threads():
 
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
-    """What one test compiled, another, or a process that it starts, need not compile again."""
+    """What one test compiled, another, in whatever process, need not compile again."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # each worker has a folder within that of the run
+        folder = folder.parent
     settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_compilation_cache_dir": str(folder / "compiled"),
         "jax_persistent_cache_min_compile_time_secs": 0.1,
     }
     for name, value in settings.items():
