@@ -182,6 +182,22 @@ def test_a_reference_is_read_as_it_was_written(known, probe, table, tmp_path):
     assert not names  # neither ids nor patients
 
 
+def test_windows_in_control_rarely_alarm_and_others_mostly_do():
+    """60 windows of 100 new images each; scripts/monitor_power.py does it with a model's own."""
+
+    def alarms(x):
+        compared = check.Comparison(made, images.from_arrays(x), 0.05, 0)
+        cut = windows.cut(len(x), 100, [])
+        return [compared.verdict(w, compared.measure(w))["alarm"] for w in cut]
+
+    made = reference.build(images.from_arrays(vectors(500, 0)[0]), Provenance(8))
+    assert sum(alarms(vectors(6000, 1)[0])) <= 9  # more than 9 of 60 at 5 % have p 0.001
+    assert sum(alarms(vectors(1000, 2, scale=1.25)[0])) >= 8
+    x, labels = vectors(4000, 3)
+    mixed = np.random.default_rng(0).permutation(np.flatnonzero((labels == 0) | (x[:, 7] > 0.4)))
+    assert sum(alarms(x[mixed[:1000]])) >= 8  # twice as many of one class
+
+
 def test_patients_are_drawn_whole_so_that_copies_do_not_alarm():
     """Ten images of each patient, all alike: a window has as few patients as it looks."""
     rng = np.random.default_rng(0)

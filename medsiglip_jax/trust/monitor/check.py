@@ -184,7 +184,6 @@ class Comparison:
     def _of_classes(self, new: Scored, images: Images) -> dict[str, Any]:
         """AUC with its interval, and calibration where scores are probabilities, by class."""
         assert new.labels is not None and new.predicted is not None and images.labels is not None
-        calibrated = scores.are_probabilities(self.reference, images.labels.classes)
         found = {}
         for k, name in enumerate(images.labels.classes):
             rows = np.isfinite(new.labels[:, k])
@@ -192,7 +191,7 @@ class Comparison:
             area = metrics.delong(score, label, groups=images.groups[rows], student=True)
             found[name] = {"auc": area.value, "low": area.low, "high": area.high,
                            "positives": int(label.sum()), "labels": len(label)}  # fmt: skip
-            if calibrated:
+            if new.calibrated:
                 error = metrics.expected_calibration_error(score, label)
                 found[name] |= {"calibration_error": error, "predicted": float(score.mean())}
         return found

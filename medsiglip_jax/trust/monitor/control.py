@@ -19,8 +19,9 @@ class Control:
     Distances and scores of a new window are compared with those of the reference by the same
     statistic as those of a window of the reference with its rest. That is what new windows of equal
     size would give, but for a rest that is smaller by the window, which makes thresholds a little
-    larger. Categories are counted in windows of old and new images together (a permutation test):
-    the reference alone cannot tell how often a value comes that it has never seen.
+    larger. Categories and errors are counted in windows of old and new images together (a
+    permutation test): the reference alone cannot tell how often a value or an error comes that it
+    has never seen.
     """
 
     def __init__(
@@ -63,12 +64,11 @@ class Control:
         window = np.arange(n + size)[None] >= n
         found = {"mmd": np.array([self._mmd(vectors)]), **_compared(both, window)}
         measured = {name: Measured(float(found[name][0]), null[name]) for name in found}
-        if both.categories:
+        if counted := _counted(both, window):
             pooled = np.append(self._groups, self._groups.max() + 1 + groups)
-            drawn = windows.draw(pooled, size, draws, self._random(size))
-            for name, x in both.categories.items():
-                statistic = float(samples.chi_squared(x, window)[0])
-                measured[name] = Measured(statistic, samples.chi_squared(x, drawn))
+            drawn = _counted(both, windows.draw(pooled, size, draws, self._random(size)))
+            for name, statistic in counted.items():
+                measured[name] = Measured(float(statistic[0]), drawn[name])
         return measured
 
     def _null(self, size: int, draws: int) -> _Null:
@@ -91,11 +91,19 @@ def _compared(
 ) -> dict[str, Float64[np.ndarray, " b"]]:
     """The statistics of windows of images whose null comes from the reference alone."""
     found = {n: samples.anderson_darling(x, drawn) for n, x in images.distances.items()}
-    found |= {n: samples.kolmogorov_smirnov(x, drawn) for n, x in images.scores.items()}
+    return found | {n: samples.kolmogorov_smirnov(x, drawn) for n, x in images.scores.items()}
+
+
+def _counted(
+    images: Scored, drawn: Bool[np.ndarray, "b n"]
+) -> dict[str, Float64[np.ndarray, " b"]]:
+    """The statistics of windows of old and new images together."""
+    found = {n: samples.chi_squared(x, drawn) for n, x in images.categories.items()}
     if images.labels is not None and images.predicted is not None:
         found["auc"] = samples.auc_drop(images.predicted, images.labels, drawn)
-        shift = samples.calibration_shift(images.predicted, images.labels, drawn)
-        found["calibration"] = shift
+        if images.calibrated:
+            shift = samples.calibration_shift(images.predicted, images.labels, drawn)
+            found["calibration"] = shift
     return found
 
 

@@ -37,7 +37,7 @@ _SAID = {
     "probe_label": "how often each class is the likeliest (chi-squared)",
     "disagreement": "how often probe and zero-shot scores name different labels (chi-squared)",
     "unreadable": "share of files that cannot be read",
-    "auc": "by how much the AUC is lower",
+    "auc": "by how much the AUC is lower, the most different class",
     "calibration": "by how much labels minus probabilities differ in the mean",
 }
 _DESCRIBED = {
@@ -133,8 +133,8 @@ def _timeline(result: Mapping[str, Any]) -> Iterator[str]:
     if len(windows) < 2:
         return
     yield "<h2>Over time</h2>" + html.paragraph(
-        "Each statistic divided by its threshold: above 1 the test alarms, which the ring marks. Of "
-        f"each stratum the {_DRAWN} tests that came nearest to an alarm are drawn. "
+        "Each statistic divided by its threshold: above 1 the test alarms, which the ring marks. "
+        f"Of each stratum the {_DRAWN} tests that came nearest to an alarm are drawn. "
         "Windows are numbered from the first, "
         f"{windows[0]['name']}, to the last, {windows[-1]['name']}."
     )

@@ -22,6 +22,7 @@ class Scored:
         categories: name of a test -> number of the category of each image.
         labels: 0, 1 and NaN by class, if they are known.
         predicted: scores by class, if labels are known.
+        calibrated: whether those are probabilities, which can be compared with labels.
     """
 
     distances: Mapping[str, Float64[np.ndarray, " n"]]
@@ -29,6 +30,7 @@ class Scored:
     categories: Mapping[str, Int64[np.ndarray, " n"]]
     labels: Float64[np.ndarray, "n c"] | None = None
     predicted: Float64[np.ndarray, "n c"] | None = None
+    calibrated: bool = False
 
     def take(self, rows: Int64[np.ndarray, " k"]) -> "Scored":
         """Some of the images."""
@@ -39,7 +41,7 @@ class Scored:
         return Scored(
             taken(self.distances), taken(self.scores), taken(self.categories),
             None if self.labels is None else self.labels[rows],
-            None if self.predicted is None else self.predicted[rows],
+            None if self.predicted is None else self.predicted[rows], self.calibrated,
         )  # fmt: skip
 
 
@@ -54,6 +56,7 @@ def join(first: Scored, second: Scored) -> Scored:
         joined(first.distances, second.distances), joined(first.scores, second.scores),
         joined(first.categories, second.categories),
         *(None if a is None or b is None else np.concatenate([a, b]) for a, b in rest),
+        calibrated=second.calibrated,
     )  # fmt: skip
 
 
@@ -119,9 +122,9 @@ def _scored(
             f"labels of {', '.join(labels.classes)}, and the reference has those of "
             f"{', '.join(reference.labels.classes)}; expected the same (--label)"
         )
-    return Scored(
-        distances, scores, categories, labels.values, _of_classes(reference, scores, labels.classes)
-    )
+    predicted = _of_classes(reference, scores, labels.classes)
+    calibrated = _are_probabilities(reference, labels.classes)
+    return Scored(distances, scores, categories, labels.values, predicted, calibrated)
 
 
 def _disagreement(
@@ -148,8 +151,9 @@ def _of_classes(
     reference: Reference, scores: Mapping[str, np.ndarray], classes: Sequence[str]
 ) -> Float64[np.ndarray, "n c"]:
     """The scores of classes: the probe's of that name, or those of the one text that names it."""
-    probe, prompts = reference.probe, reference.prompts
-    if probe is not None and set(classes) <= set(named := _fitted_classes(reference)):
+    prompts = reference.prompts
+    if _are_probabilities(reference, classes):
+        named = _fitted_classes(reference)
         return scores["probe"][:, [named.index(name) for name in classes]]
     texts = [text.casefold() for text in prompts.texts] if prompts else []
     found = [[i for i, text in enumerate(texts) if _plain(c) in text] for c in classes]
@@ -167,10 +171,11 @@ def _plain(name: str) -> str:
 
 def _fitted_classes(reference: Reference) -> list[str]:
     probe = reference.probe
-    assert probe is not None
+    if probe is None:
+        return []
     return [name for name, fitted in zip(probe.classes, probe.fitted, strict=True) if fitted]
 
 
-def are_probabilities(reference: Reference, classes: Sequence[str]) -> bool:
+def _are_probabilities(reference: Reference, classes: Sequence[str]) -> bool:
     """Whether the scores of classes are the probe's, so that their calibration means something."""
-    return reference.probe is not None and set(classes) <= set(_fitted_classes(reference))
+    return set(classes) <= set(_fitted_classes(reference))
