@@ -45,8 +45,8 @@ _FIT = {
 _CHECK = {
     "--reference FILE": "file that monitor fit wrote",
     "--embeddings DIR": "folder of new images that embed wrote, or evaluate",
-    "--output DIR": "folder for report.html, monitor.json and metrics.prom; an earlier report "
-    "there is replaced",
+    "--output DIR": "folder for report.html, which shows the most unusual images, monitor.json and "
+    "metrics.prom; an earlier report there is replaced",
     "--window W": "cut the images into windows: of N images in their order, or of a time such as "
     "7d; default one window of all",
     "--time COL": "column of --metadata with the time of each image, ISO 8601",

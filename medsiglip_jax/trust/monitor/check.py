@@ -96,7 +96,12 @@ class Comparison:
         before = scores.of_reference(reference)
         if before.labels is None and self.new.labels is not None:
             self.notes.append("labels are described, not tested: the reference has none (--labels)")
-        self._before, self._strata = before, {}
+        if _all_different(reference.groups) and not _all_different(images.groups):
+            self.notes.append(
+                "the reference knows no patients and these images do (--group), so that thresholds "
+                "take images of one patient for independent ones"
+            )
+        self._strata = {}
         for name, column, value, rows in reference.strata():
             if name == "all" or len(rows) >= 2 * FEWEST:
                 self._strata[name] = column, value, Control(reference, before, rows, seed)
@@ -213,3 +218,7 @@ class Comparison:
              "p": float((1 + (known >= distances[i]).sum()) / (1 + len(known)))}
             for row, i in zip(named, order.tolist(), strict=True)
         ]  # fmt: skip
+
+
+def _all_different(groups: Int64[np.ndarray, " n"]) -> bool:
+    return len(np.unique(groups)) == len(groups)

@@ -242,7 +242,10 @@ def _sheet(result: Mapping[str, Any], dicom: Rules) -> str:
 
 
 def _figure(row: Mapping[str, Any], dicom: Rules) -> str:
-    content = contact_sheet.thumbnail(row["source"], dicom)
+    try:
+        content = contact_sheet.thumbnail(row["source"], dicom)
+    except (OSError, ModuleNotFoundError):  # a report without a picture is better than none
+        content = ""
     shown = "<p>cannot be read</p>"
     if isinstance(content, Image.Image):
         stream = io.BytesIO()
