@@ -222,3 +222,23 @@ def test_patients_are_drawn_whole_so_that_copies_do_not_alarm():
             found += compared.verdict(window, compared.measure(window))["alarm"]
         alarms[by_patient] = found
     assert alarms[True] <= 2 < 8 <= alarms[False]
+
+
+def test_probe_and_prompts_disagree_where_their_likeliest_labels_differ(probe):
+    from medsiglip_jax.embeddings.probe import linear
+    from medsiglip_jax.trust.monitor import scores
+
+    fitted, x = linear.open_probe(probe), vectors(80, 0)[0]
+    prompts = reference.Prompts(("a", "b", "c"), np.eye(3, 8, dtype=np.float32), 1.0, -2.0)
+    known = images.from_arrays(x)
+    made = reference.build(known, fitted.provenance, prompts=prompts, probe=fitted)
+    found = scores.of_images(made, known)
+    cosines = x[:, :3] / np.linalg.norm(x, axis=1, keepdims=True)
+    np.testing.assert_allclose(found.scores["zero_shot"], np.exp(1) * cosines - 2, atol=1e-5)
+    np.testing.assert_allclose(found.scores["probe"], fitted.predict(x))
+    differ = cosines.argmax(axis=1) != fitted.predict(x).argmax(axis=1)
+    assert found.categories["disagreement"].tolist() == differ.astype(int).tolist()
+    assert 0 < differ.sum() < 40
+    fewer = reference.Prompts(("a", "b"), np.eye(2, 8, dtype=np.float32), 1.0, -2.0)
+    made = reference.build(known, fitted.provenance, prompts=fewer, probe=fitted)
+    assert "disagreement" not in scores.of_images(made, known).categories
