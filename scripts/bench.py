@@ -16,6 +16,7 @@
     python scripts/bench.py evaluate                       # bootstrap, against scikit-learn
     python scripts/bench.py probe                          # linear probe, against scikit-learn
     python scripts/bench.py monitor                        # drift of 1,000 images against 5,000
+    python scripts/bench.py explain --size base-224        # maps, in forward passes
     python scripts/bench.py dicom                          # DICOM files, against pydicom and PIL
     python scripts/bench.py slides                         # tiles, against an OpenSlide loop
     python scripts/bench.py coverage                       # do intervals hold the truth
@@ -35,6 +36,7 @@ import bench_dicom
 import bench_embed
 import bench_encode
 import bench_evaluate
+import bench_explain
 import bench_load
 import bench_monitor
 import bench_probe
@@ -76,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     bench_embed.add_parsers(commands, _common)
     bench_search.add_parsers(commands, _common)
     bench_evaluate.add_parsers(commands)
+    bench_explain.add_parsers(commands, _common)
     bench_probe.add_parsers(commands)
     bench_monitor.add_parsers(commands)
     bench_dicom.add_parsers(commands)

@@ -316,6 +316,16 @@ def test_preview(given, run):
 
 
 @pytest.mark.filterwarnings("default")
+def test_explain(given, run):
+    explain = ["explain", given / "in", "--text", "a b", "--steps", "4", "--output"]
+    for n, flags in enumerate(PRINTED):
+        output = given / "out" / f"{n}"
+        code, printed, *_ = run(*explain, output, *flags)
+        assert code == 3 and "annotation" in printed and (output / "explain.json").exists()
+        assert (output / "good.npz").exists() and not (output / "short.npz").exists()
+
+
+@pytest.mark.filterwarnings("default")
 def test_probe(given, run):
     out = given / "out"
     rows = [f"{n}.dcm,{'ab'[n % 2]},{'train' if n < 4 else 'val'}" for n in range(8)]

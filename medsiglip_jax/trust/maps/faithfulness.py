@@ -10,6 +10,7 @@ Any map does this better than none, so each is measured beside random maps that 
 the phases of noise.
 """
 
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -34,9 +35,9 @@ class Faithfulness:
     Attributes:
         shares: of the cells that were inserted or deleted, 0 to 1.
         insertion, deletion: the logit at each share.
-        insertion_minus_deletion: the area between the curves, divided by the range of the logits on
-            them and on those of the random maps, and by 0.1 at least: -1 to 1, and 0 is what a map
-            without any meaning gets on average.
+        insertion_minus_deletion: the area between the curves as shares of the way between the
+            logits of fill and image (0.1 apart at least), where a curve beyond either counts as
+            being there: -1 to 1. A map without any meaning gets 0 on average.
         random_maps: the same of each random map.
     """
 
@@ -95,20 +96,22 @@ def measure(
     cells = by_cells(values, side)
     steps = min(_STEPS, cells.size)
     shares = np.linspace(0, 1, steps + 1)
-    maps = [cells, *random_maps(cells, RANDOM_MAPS, seed)]
+    # Other random maps for other images: chance does not favour the same places in all of them.
+    maps = [cells, *random_maps(cells, RANDOM_MAPS, (seed, zlib.crc32(image.tobytes())))]
     kept = [mask for one in maps for mask in _kept(one, shares[1:-1])]
     images = _filled(image, fill_of(image, fill), kept, side)
     whole, empty, *logits = target.logits(tower.embed(images)).astype(np.float64)
     curves = np.array(logits).reshape(len(maps), 2, steps - 1)
     ends = np.broadcast_to([[[empty, whole]], [[whole, empty]]], (len(maps), 2, 1, 2))[:, :, 0]
     curves = np.concatenate([ends[..., :1], curves, ends[..., 1:]], axis=-1)
-    areas = np.trapezoid(curves[:, 0] - curves[:, 1], shares) / max(np.ptp(curves), LEAST)
-    own, *random = areas.tolist()
+    low, high = sorted((whole, empty))
+    way = np.clip((curves - low) / max(high - low, LEAST), 0, 1)
+    own, *random = np.trapezoid(way[:, 0] - way[:, 1], shares).tolist()
     return Faithfulness(shares, curves[0, 0], curves[0, 1], own, tuple(random))
 
 
 def random_maps(
-    values: Float[np.ndarray, "g g"], count: int, seed: int
+    values: Float[np.ndarray, "g g"], count: int, seed: int | tuple[int, int]
 ) -> Iterator[Float[np.ndarray, "g g"]]:
     """Maps with the spectrum of `values`, and so as smooth, with the phases of white noise."""
     spectrum, rng = np.abs(np.fft.fft2(values)), np.random.default_rng(seed)
