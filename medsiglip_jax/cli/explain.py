@@ -46,7 +46,8 @@ def explain(args: argparse.Namespace) -> int:
                passes of the image tower
     rollout    where the model looks, whatever the text: no explanation of a text
 
-    An ig of 16 steps takes about 130 passes, and measuring any map 92.
+    An ig that needs 16 steps takes about as long as 120 passes, and measuring any
+    map 92.
 
     example:
       medsiglip-jax explain --model google/medsiglip-448 --text "a chest X-ray with pneumonia"

@@ -29,7 +29,7 @@ TEXT = TextConfig(
     vocab_size=96, context_length=16, width=16, depth=1, mlp_dim=16, num_heads=1, embed_dim=64
 )
 TEXTS = [quickstart.PROMPT.format(word=quickstart.WORDS[digit]) for digit in DIGITS]
-IMAGES = 5  # that are explained
+IMAGES = 8  # that are explained
 
 
 def scribbles(rng, n):
@@ -114,17 +114,18 @@ def shown():
 
 
 def correlation(maps, others):
-    return np.mean([np.corrcoef(a.map.ravel(), b.map.ravel())[0, 1]
-                    for a, b in zip(maps, others, strict=True)])  # fmt: skip
+    """The mean over the images that both have maps of."""
+    pairs = [(a.map.ravel(), b.map.ravel()) for a, b in zip(maps, others, strict=False)]
+    return np.mean([np.corrcoef(*pair)[0, 1] for pair in pairs])
 
 
-def explained(model, shown, method, others=1):
-    """Maps of each image for its own text, and for so many other ones."""
+def explained(model, shown, method, count=IMAGES, texts=2):
+    """Maps of the first images, each for its own text and then for other ones."""
     images, labels, _ = shown
     made = [
-        explain(model, image, [TEXTS[(label + n) % len(TEXTS)] for n in range(1 + others)],
+        explain(model, image, [TEXTS[(label + n) % len(TEXTS)] for n in range(texts)],
                 method=method, batch_size=16)
-        for image, label in zip(images[:IMAGES], labels[:IMAGES], strict=True)
+        for image, label in zip(images[:count], labels[:count], strict=True)
     ]  # fmt: skip
     return list(zip(*made, strict=True))
 
@@ -142,7 +143,7 @@ def test_maps_are_of_the_text_and_of_the_model(models, shown, method):
     own, other = explained(models[0], shown, method)
     better = np.mean([e.insertion_minus_deletion - e.random for e in own])
     other_text = correlation(own, other)
-    random_weights = correlation(own, *explained(models[1], shown, method, others=0))
+    random_weights = correlation(own, *explained(models[1], shown, method, 3, 1))
     figures = f"{method}: {better:.2f} above random, another text {other_text:.2f}, random "
     print(figures + f"weights {random_weights:.2f}, digit found {found(own, shown):.2f}")
     assert better >= 0.4
