@@ -8,7 +8,7 @@ import medsiglip_jax
 from medsiglip_jax.embeddings import provenance
 from medsiglip_jax.embeddings.probe import linear
 from medsiglip_jax.model import api
-from medsiglip_jax.model.config import ClassifierConfig, ModelConfig
+from medsiglip_jax.model.config import ClassifierConfig, ModelConfig, VisionConfig
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.trust.explanation import explain
 
@@ -94,7 +94,8 @@ def fitted(model, exclusive=True, scale="standard", hidden=0):
 @pytest.mark.parametrize("kind", [{"scale": "standard"}, {"scale": "unit"}, {"hidden": 4}])
 def test_the_logit_of_a_label_of_a_probe(model, exclusive, kind):
     probe = fitted(model, exclusive, **kind)
-    (made,) = explain(model, PICTURE, probe=probe, label="b", steps=16)
+    method = "ig" if exclusive else "rollout"  # compiling gradients takes long
+    (made,) = explain(model, PICTURE, probe=probe, label="b", method=method)
     vector = np.asarray(model.encode_image(model.processor.images([PICTURE])))
     p = probe.predict(vector)[0, 1]
     assert made.score == pytest.approx(np.log(p / (1 - p)), abs=2e-3)
@@ -154,3 +155,24 @@ def test_a_map_that_is_not_complete_warns(model):
     with pytest.warns(UserWarning, match="after 1 steps the map's sum is off by"):
         (made,) = explain(model, PICTURE, TEXTS[0], steps=1)
     assert made.completeness > 0.01
+
+
+def test_on_several_devices_as_on_one(model, checkpoint):
+    mesh = medsiglip_jax.make_mesh()
+    split = medsiglip_jax.load(checkpoint, mesh=mesh, fsdp=True)
+    for method in ("ig", "occlusion", "rollout"):
+        (one,), (several,) = (
+            explain(m, PICTURE, TEXTS[0], method=method, batch_size=16) for m in (model, split)
+        )
+        scale = np.abs(one.map).max()
+        np.testing.assert_allclose(several.map, one.map, atol=1e-3 * scale)
+        assert several.score == pytest.approx(one.score, rel=1e-4)
+
+
+def test_a_tower_without_a_pooling_head():
+    vision = VisionConfig(28, 14, width=16, depth=2, mlp_dim=16, num_heads=2, pool="mean")
+    headless = medsiglip_jax.init(ModelConfig(vision))
+    probe = fitted(headless)
+    for method in ("ig", "rollout"):
+        (made,) = explain(headless, PICTURE, probe=probe, label="c", method=method)
+        assert np.isfinite(made.map).all() and made.map.std() > 0

@@ -165,3 +165,14 @@ def found(maps, shown):
         y, x = np.unravel_index(patches.argmax(), patches.shape)
         tops.append(top <= 8 * y < top + CELL and left <= 8 * x < left + CELL)
     return np.mean(tops)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2))
+def test_maps_of_the_quickstart_are_complete(tmp_path, seed):
+    """Of a digit of each kind for every text; a warning would be an error."""
+    quickstart.run(tmp_path, seed, progress=False)
+    texts = [quickstart.PROMPT.format(word=word) for word in quickstart.WORDS]
+    made = explain(api.load(tmp_path / "model"), sorted((tmp_path / "held_out").iterdir()), texts)
+    assert len(made) == 100
+    assert all(e.steps <= 64 and e.completeness <= 0.01 for e in made)
