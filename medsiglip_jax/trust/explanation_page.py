@@ -108,7 +108,8 @@ def _figures(explanation: Explanation) -> str:
         ("method", explanation.method if explanation.of_text else f"rollout: {LABEL}"),
     ]
     if explanation.steps is not None:
-        rows.append(("steps", f"{explanation.steps}"))
+        name = "steps" if explanation.method == "ig" else "occluded images"
+        rows.append((name, f"{explanation.steps}"))
     if explanation.completeness is not None:
         rows.append(("sum of the map is off by", f"{explanation.completeness:.2%}"))
     if explanation.on_padding:

@@ -15,7 +15,7 @@ from medsiglip_jax.trust.maps.rollout import LABEL
 # The ends of the scale, the same in all pictures: so many times the value that every pixel would
 # have if the whole score lay evenly on the image.
 SCALE = 10.0
-_OPACITY = 0.8  # at the ends of the scale; the square root of the value goes down to none at 0
+_OPACITY = 0.8  # at the ends of the scale, and in proportion to the value below them
 _SMOOTHING = 1 / 64  # deviation, of the longer side: half a patch of 14 of 448 pixels
 _LONGEST, _SHORTEST = 1024, 384  # of the longer side of a picture, in pixels
 _MARGIN, _BAR, _LEADING, _LEAST_WIDTH = 20, 14, 20, 420  # pixels
@@ -51,7 +51,7 @@ def _relative(explanation: Explanation) -> Float[np.ndarray, "h w"]:
 def _over(below: np.ndarray, values: np.ndarray, coloured: bool) -> Image.Image:
     """Values in colours over levels of grey."""
     share = np.clip(values / SCALE, -1, 1)
-    opacity = (_OPACITY * np.sqrt(np.abs(share)))[..., None]
+    opacity = (_OPACITY * np.abs(share))[..., None]
     place = (share + 1) / 2
     above = viridis(place) if coloured else np.repeat(255 * place[..., None], 3, axis=-1)
     levels = below[..., None] + opacity * (above - below[..., None])

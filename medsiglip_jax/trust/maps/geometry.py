@@ -43,7 +43,7 @@ def overlaps(cells: int, pixels: int) -> Float32[np.ndarray, "pixels cells"]:
 
 def on_padding(values: Float[np.ndarray, "s s"], shape: tuple[int, int], preprocess: str) -> float:
     """The sum of what `to_original` leaves out."""
-    if preprocess not in PADDED:
+    if preprocess not in PADDED or shape[0] == shape[1]:
         return 0.0
     return float(values.sum() - to_original(values, shape, preprocess).sum(dtype=np.float64))
 
