@@ -5,7 +5,7 @@ import io
 import os
 import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from http.client import responses
 from pathlib import Path
 from typing import Any
@@ -180,6 +180,12 @@ def _is_utf8(name: str) -> bool:
 def visible(folder: Place) -> set[str]:
     """The names in a folder that are not hidden, as locks and temporary files are."""
     return {p.name for p in folder.iterdir() if not p.name.startswith(".")}
+
+
+def foreign(folder: Place, own: Collection[str] = ()) -> set[str]:
+    """The names in a folder, hidden ones too, that would be lost if it were replaced, besides those
+    of `own` and what macOS leaves in each folder that somebody looks at."""
+    return {p.name for p in folder.iterdir()} - {*own, ".DS_Store"}
 
 
 def check_new(path: Place) -> None:

@@ -197,7 +197,7 @@ def check_folder(folder: places.Place, images: Sequence[str], overwrite: bool) -
         return
     if not folder.is_dir():
         raise FileExistsError(f"{folder}: is a file; --output wants a folder")
-    if not overwrite and (others := places.visible(folder) - _own(folder)):
+    if not overwrite and (others := places.foreign(folder, _own(folder))):
         raise FileExistsError(
             f"{folder}: holds {describe(min(others))}, which no explanation wrote; choose a new "
             "folder, or replace it with --overwrite"

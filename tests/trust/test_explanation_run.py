@@ -91,11 +91,13 @@ def test_what_is_not_of_the_command_stays(run, tmp_path, untouched_pictures):
     (out / "notes.txt").write_text("mine")
     code, _, err = run(*flags, image)
     assert code == 2 and "holds notes.txt, which no explanation wrote" in err
+    (out / "notes.txt").rename(out / ".notes")
+    assert run(*flags, image)[0] == 2 and (out / ".notes").read_text() == "mine"
     own = out / "own.png"
     own.write_bytes(image.read_bytes())
     code, _, err = run(*flags, own, "--overwrite")
     assert code == 2 and "lies in" in err and own.exists()
-    assert run(*flags, image, "--overwrite")[0] == 0 and not (out / "notes.txt").exists()
+    assert run(*flags, image, "--overwrite")[0] == 0 and not (out / ".notes").exists()
     code, _, err = run(*TEXT, image, "--output", image)
     assert code == 2 and err.count("\n") == 1
 

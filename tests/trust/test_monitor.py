@@ -45,10 +45,21 @@ def test_the_report_is_a_page_json_and_metrics(run, write, reference, tmp_path):
     assert alarms["mmd"] == 1 and alarms["unreadable"] == 0
     assert all(family.documentation for family in families.values())
     assert run("monitor", "check", *flags)[0] == 4  # an earlier report is replaced
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "notes").touch()
-    code, _, err = run("monitor", "check", *flags[:-1], tmp_path / "mine")
-    assert code == 2 and "no report of monitor check" in err
+
+
+@pytest.mark.parametrize("mine", ["notes", ".ssh", "monitor.json", "report/notes"])
+def test_a_folder_with_anything_but_a_report_is_never_replaced(
+    run, write, reference, tmp_path, mine
+):
+    flags = ["--reference", reference, "--embeddings", write("e", vectors(90, 3)[0])]
+    if mine == "report/notes":
+        assert run("monitor", "check", *flags, "--output", tmp_path / "mine" / "report")[0] == 0
+    path = tmp_path / "mine" / mine
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("{}")
+    code, _, err = run("monitor", "check", *flags, "--output", path.parent)
+    assert code == 2 and f"{path.name}, which no monitor check wrote" in err
+    assert path.read_text() == "{}"
 
 
 def test_names_of_strata_are_escaped_for_prometheus():

@@ -13,6 +13,7 @@ from typing import Any
 
 from PIL import Image
 
+from medsiglip_jax.files import json as json_files
 from medsiglip_jax.files import places, storage
 from medsiglip_jax.files.credentials import without
 from medsiglip_jax.files.json_text import dumps
@@ -20,6 +21,7 @@ from medsiglip_jax.pages import charts, contact_sheet, html
 from medsiglip_jax.pages.charts import Axis, Series
 from medsiglip_jax.pages.html import escape, themed
 from medsiglip_jax.preprocess.dicom.rules import Rules
+from medsiglip_jax.preprocess.facts import describe
 
 PAGE, METRICS, MARKER = "report.html", "metrics.prom", "monitor.json"
 _CAUTION = (
@@ -58,13 +60,25 @@ figcaption{{overflow-wrap:anywhere}}figcaption b{{display:block}}"""
 
 
 def check_folder(folder: places.Given) -> None:
-    """Raises FileExistsError if a folder holds anything but an earlier report."""
+    """Raises FileExistsError if a folder holds anything but an earlier report, all of which `write`
+    would remove."""
     place = places.at(folder)
-    if place.is_file() or (
-        place.is_dir() and places.visible(place) and not (place / MARKER).is_file()
-    ):
-        raise FileExistsError(f"{place}: holds something that is no report of monitor check; "
-                              "choose a new folder")  # fmt: skip
+    if place.is_file():
+        raise FileExistsError(f"{place}: is a file; --output wants a folder")
+    if place.is_dir() and (others := places.foreign(place, _own(place))):
+        raise FileExistsError(
+            f"{place}: holds {describe(min(others))}, which no monitor check wrote; choose a new "
+            "folder"
+        )
+
+
+def _own(folder: places.Place) -> set[str]:
+    """Names of the files of an earlier report in a folder."""
+    try:
+        record = json_files.read(folder / MARKER)
+        return {PAGE, METRICS, MARKER} if record.keys() >= {"alarm", "strata"} else set()
+    except (OSError, ValueError, AttributeError):
+        return set()
 
 
 def write(folder: places.Given, result: Mapping[str, Any], dicom: Rules = Rules()) -> None:
