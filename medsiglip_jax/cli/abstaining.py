@@ -12,8 +12,8 @@ _FLAGS = {
     "--abstain-at X": f"share of known images that do get an answer, default {_AT}",
 }
 _UNSURE = {
-    "--unsure LOW HIGH": "also no answer where the probability lies between these two: that of any "
-    "finding, or the highest of exclusive classes; needs --reference",
+    "--unsure LOW HIGH": "also no answer where the probability of any finding lies between these "
+    "two, or the highest of exclusive classes is below HIGH; needs --reference",
 }
 
 

@@ -95,7 +95,8 @@ class Abstention:
         limit: the distance beyond which an image is not known.
         at: the share of images in control that are within the limit.
         reference: SHA-256 of the file.
-        unsure: calibrated scores between these two are no answer; None for any answer.
+        unsure: calibrated scores between these two are no answer, and of exclusive classes a
+            highest one below the second; None for any answer.
     """
 
     gaussian: Gaussian
@@ -127,8 +128,8 @@ class Abstention:
         distances = self.gaussian.distances(vectors)
         reasons = [self._far(distance) for distance in distances.tolist()]
         if self.unsure is not None and probabilities is not None:
-            unsure = (self._unsure(row, classes, exclusive) for row in probabilities)
-            reasons = [far or other for far, other in zip(reasons, unsure, strict=True)]
+            rows = zip(reasons, probabilities, strict=True)
+            reasons = [far or self._unsure(row, classes, exclusive) for far, row in rows]
         return Judged(distances, reasons)
 
     def _far(self, distance: float) -> str | None:
@@ -142,8 +143,11 @@ class Abstention:
     def _unsure(self, row: np.ndarray, classes: Sequence[str], exclusive: bool) -> str | None:
         assert self.unsure is not None
         low, high = self.unsure
-        looked_at = [int(np.nanargmax(row))] if exclusive else range(len(row))
-        found = [k for k in looked_at if low < row[k] < high]
+        if exclusive:  # a highest probability of at most LOW is less sure still
+            k = int(np.nanargmax(row))
+            named = f"unsure: {classes[k]} {row[k]:.3g}, the likeliest, is below {high:g}"
+            return named if row[k] < high else None
+        found = [k for k, p in enumerate(row) if low < p < high]
         if not found:
             return None
         named = ", ".join(f"{classes[k]} {row[k]:.3g}" for k in found)
