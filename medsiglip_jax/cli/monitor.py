@@ -84,7 +84,7 @@ def monitor_fit(args: argparse.Namespace) -> int:
     """
     from medsiglip_jax.embeddings.probe import linear
     from medsiglip_jax.files import places
-    from medsiglip_jax.trust.monitor import images, reference
+    from medsiglip_jax.trust.monitor import images, reference, scores
 
     if bool(args.text) != bool(args.model):
         raise ValueError("--text and --model belong together: the model embeds the texts")
@@ -98,6 +98,7 @@ def monitor_fit(args: argparse.Namespace) -> int:
             run, given, model=model, texts=args.text or (), probe=probe, most=args.rows,
             seed=args.seed,
         )  # fmt: skip
+    scores.of_reference(fitted)  # labels without scores of them are an error now, not at each check
     fitted.save(args.output)
     sizes = {name: len(rows) for name, _, _, rows in fitted.strata()}
     result = {"reference": args.output, **fitted.facts, "strata": sizes,

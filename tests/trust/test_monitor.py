@@ -100,6 +100,35 @@ def test_strata_scores_labels_and_time(run, write, known, probe, table, tmp_path
     assert set(classes) == {"a", "b", "c"} and classes["a"]["low"] <= classes["a"]["auc"]
 
 
+def test_images_after_the_last_window_are_told(run, write, reference, tmp_path):
+    flags = ["--reference", reference, "--embeddings", write("tail", vectors(90, 1)[0]), "--json"]
+    flags += ["--output", tmp_path / "report", "--window"]
+    _, text, err = run("monitor", "check", *flags, 40)
+    assert json.loads(text)["notes"] == ["the last 10 images are too few for a window; not tested"]
+    assert "the last 10 images" in err
+    assert json.loads(run("monitor", "check", *flags, 30)[1])["notes"] == []
+
+
+def test_labels_without_scores_of_them_are_no_reference(run, known, table, tmp_path):
+    flags = ["--embeddings", known, "--labels", table, "--label", "grade"]
+    code, _, err = run("monitor", "fit", *flags, "--output", tmp_path / "r.npz")
+    assert code == 2 and "has no scores of them" in err and not (tmp_path / "r.npz").exists()
+
+
+def test_rows_of_one_image_must_agree(run, known, table, tmp_path):
+    from embeddings.embedding_runs import read_csv, write_table
+
+    rows = read_csv(table)
+    columns = {name: [row[name] for row in (*rows, rows[0])] for name in ("id", "scanner")}
+    flags = ["monitor", "fit", "--embeddings", known, "--by", "scanner", "--output"]
+    path = write_table(tmp_path / "t.csv", **columns)
+    assert run(*flags, tmp_path / "r.npz", "--metadata", path)[0] == 0
+    columns["scanner"][-1] = "another"
+    path = write_table(tmp_path / "t.csv", **columns)
+    code, _, err = run(*flags, tmp_path / "s.npz", "--metadata", path)
+    assert code == 2 and "rows of id 'known0' differ in scanner" in err
+
+
 def test_a_value_that_the_reference_has_never_seen_alarms(run, write, known, table, tmp_path):
     from embeddings.embedding_runs import read_csv, write_table
 

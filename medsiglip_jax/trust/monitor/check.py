@@ -59,6 +59,8 @@ def check(
     images = read(embeddings, given)
     run, cutting = Comparison(reference, images, level, seed), cut(len(images), size, images.times)
     run.check_sizes(cutting)
+    if left := len(images) - sum(len(window.rows) for window in cutting):
+        run.notes.append(f"the last {left:,} images are too few for a window; not tested")
     measured = {}
     for window in cutting:
         measured[window.name] = run.measure(window)

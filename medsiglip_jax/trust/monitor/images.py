@@ -195,6 +195,7 @@ def _cells(ids: Sequence[str], given: Given) -> dict[str, list[str]]:
     names = [n for n in (*own.of_table, own.group) if n and (n != own.group or table.has(n, (n,)))]
     columns = {name: table.column(name, blank=True) for name in (key, *names)}
     table.raise_problems()
+    _check_once(str(given.metadata), columns, key)
     numbers = {id: i for i, id in enumerate(columns[key] or ())}
     where = [numbers.get(id, -1) for id in ids]
     if not any(n >= 0 for n in where):
@@ -207,6 +208,18 @@ def _cells(ids: Sequence[str], given: Given) -> dict[str, list[str]]:
         for name, column in columns.items()
         if name != key and column is not None
     }
+
+
+def _check_once(path: str, columns: Mapping[str, list[str] | None], key: str) -> None:
+    """Raises ValueError if rows of the same id differ; of equal ones any will do."""
+    cells: dict[str, tuple] = {}
+    named = [column for column in columns.values() if column is not None]
+    for id, *row in zip(columns[key] or (), *named, strict=True):
+        if id and cells.setdefault(id, tuple(row)) != tuple(row):
+            others = ", ".join(name for name in columns if name != key)
+            raise ValueError(
+                f"{path}: rows of {key} {id!r} differ in {others}; expected one row for each image"
+            )
 
 
 def _groups(
