@@ -282,3 +282,26 @@ def test_probe_and_prompts_disagree_where_their_likeliest_labels_differ(probe):
     fewer = reference.Prompts(("a", "b"), np.eye(2, 8, dtype=np.float32), 1.0, -2.0)
     made = reference.build(known, fitted.provenance, prompts=fewer, probe=fitted)
     assert "disagreement" not in scores.of_images(made, known).categories
+
+
+def test_a_window_with_labels_of_a_half_is_held_to_windows_of_as_many_labels():
+    from medsiglip_jax.trust.monitor.control import Control
+    from medsiglip_jax.trust.monitor.scores import Scored
+
+    def scored(n, seed):
+        rng = np.random.default_rng(seed)
+        shares = rng.random((n, 1))
+        return Scored({}, {}, {}, (rng.random((n, 1)) < shares).astype(float), shares, True)
+
+    known = reference.build(images.from_arrays(vectors(200, 0)[0]), Provenance(8))
+    control = Control(known, scored(200, 1), np.arange(200), 0)
+    x, new = vectors(60, 1)[0], scored(60, 2)
+    every = control.measure(x, new, np.arange(60), 99)
+    new.labels[::2] = np.nan
+    half = control.measure(x, new, np.arange(60), 99)
+    alone = control.measure(x[1::2], new.take(np.arange(1, 60, 2)), np.arange(30), 99)
+    for name in ("auc", "calibration"):
+        assert half[name].statistic == alone[name].statistic != every[name].statistic
+        assert np.array_equal(half[name].null, alone[name].null)
+    new.labels[:30] = np.nan  # 15 labels say nothing
+    assert "auc" not in control.measure(x, new, np.arange(60), 99)

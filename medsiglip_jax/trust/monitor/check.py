@@ -103,6 +103,7 @@ class Comparison:
                 "the reference knows no patients and these images do (--group), so that thresholds "
                 "take images of one patient for independent ones"
             )
+        self._labels_compared = before.labels is not None and self.new.labels is not None
         self._strata = {}
         for name, column, value, rows in reference.strata():
             if name == "all" or len(rows) >= 2 * FEWEST:
@@ -133,6 +134,11 @@ class Comparison:
             rows = self._rows(window, column, value)
             if FEWEST <= len(rows) <= usual.largest:
                 found[name] = self._measure(usual, rows, name == "all")
+                if self._labels_compared and "auc" not in found[name]:
+                    self.notes.append(
+                        f"{window.name}, {name}: labels are described, not tested: there are fewer "
+                        f"than {FEWEST} labelled images, or more than half of the reference's"
+                    )
             elif len(rows) >= FEWEST:
                 self.notes.append(
                     f"{window.name}, {name}: {len(rows):,} images, and the reference has only "

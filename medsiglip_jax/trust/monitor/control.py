@@ -9,6 +9,7 @@ from medsiglip_jax.trust.monitor import kernel, samples, scores, windows
 from medsiglip_jax.trust.monitor.reference import Reference
 from medsiglip_jax.trust.monitor.scores import Scored
 from medsiglip_jax.trust.monitor.thresholds import Measured
+from medsiglip_jax.trust.monitor.windows import FEWEST
 
 _Null = Mapping[str, Float64[np.ndarray, " b"]]
 
@@ -19,7 +20,7 @@ class Control:
     Distances and scores of a new window are compared with those of the reference by the same
     statistic as those of a window of the reference with its rest. That is what new windows of equal
     size would give, but for a rest that is smaller by the window, which makes thresholds a little
-    larger. Categories and errors are counted in windows of old and new images together (a
+    larger. Categories, labels and errors are compared in windows of old and new images together (a
     permutation test): the reference alone cannot tell how often a value or an error comes that it
     has never seen.
     """
@@ -64,12 +65,34 @@ class Control:
         window = np.arange(n + size)[None] >= n
         found = {"mmd": np.array([self._mmd(vectors)]), **_compared(both, window)}
         measured = {name: Measured(float(found[name][0]), null[name]) for name in found}
-        if counted := _counted(both, window):
+        if both.categories:
             pooled = np.append(self._groups, self._groups.max() + 1 + groups)
-            drawn = _counted(both, windows.draw(pooled, size, draws, self._random(size)))
-            for name, statistic in counted.items():
-                measured[name] = Measured(float(statistic[0]), drawn[name])
-        return measured
+            drawn = windows.draw(pooled, size, draws, self._random(size))
+            for name, x in both.categories.items():
+                statistic = float(samples.chi_squared(x, window)[0])
+                measured[name] = Measured(statistic, samples.chi_squared(x, drawn))
+        return measured | self._of_labels(new, groups, draws)
+
+    def _of_labels(
+        self, new: Scored, groups: Int64[np.ndarray, " m"], draws: int
+    ) -> dict[str, Measured]:
+        """The tests of labels, among the rows that have one, old and new ones together.
+
+        Often only the older part of a window has its labels yet. Beside windows in control that all
+        have theirs, of 100 rows with 20 labels 34 % alarmed in calibration at a level of 5 %.
+        """
+        if self._scored.labels is None or new.labels is None:
+            return {}
+        known, rows = _labelled(self._scored), _labelled(new)
+        size = len(rows)
+        if not FEWEST <= size <= len(known) // 2:
+            return {}
+        both = scores.join(self._scored.take(known), new.take(rows))
+        window = np.arange(len(known) + size)[None] >= len(known)
+        pooled = np.append(self._groups[known], self._groups.max() + 1 + groups[rows])
+        drawn = windows.draw(pooled, size, draws, self._random(size))
+        null, found = (_compared_labels(both, of) for of in (drawn, window))
+        return {name: Measured(float(found[name][0]), null[name]) for name in found}
 
     def _null(self, size: int, draws: int) -> _Null:
         drawn = windows.draw(self._groups, size, draws, self._random(size))
@@ -94,16 +117,21 @@ def _compared(
     return found | {n: samples.kolmogorov_smirnov(x, drawn) for n, x in images.scores.items()}
 
 
-def _counted(
+def _labelled(images: Scored) -> Int64[np.ndarray, " k"]:
+    """The rows of which any label is known."""
+    assert images.labels is not None
+    return np.flatnonzero(np.isfinite(images.labels).any(axis=1))
+
+
+def _compared_labels(
     images: Scored, drawn: Bool[np.ndarray, "b n"]
 ) -> dict[str, Float64[np.ndarray, " b"]]:
-    """The statistics of windows of old and new images together."""
-    found = {n: samples.chi_squared(x, drawn) for n, x in images.categories.items()}
-    if images.labels is not None and images.predicted is not None:
-        found["auc"] = samples.auc_drop(images.predicted, images.labels, drawn)
-        if images.calibrated:
-            shift = samples.calibration_shift(images.predicted, images.labels, drawn)
-            found["calibration"] = shift
+    """The statistics of windows of labelled images."""
+    assert images.labels is not None and images.predicted is not None
+    compared = images.predicted, images.labels, drawn
+    found = {"auc": samples.auc_drop(*compared)}
+    if images.calibrated:
+        found["calibration"] = samples.calibration_shift(*compared)
     return found
 
 
