@@ -42,7 +42,7 @@ if TYPE_CHECKING:
         class_aucs,
         macro_auc,
     )
-    from medsiglip_jax.metrics.intervals import Interval, holm, proportion, wilson
+    from medsiglip_jax.metrics.intervals import Interval, holm, mean, proportion, wilson
     from medsiglip_jax.metrics.means import MeanAuc, macro_delong, macro_delong_test
     from medsiglip_jax.metrics.paired import PairedShares, paired_shares
     from medsiglip_jax.metrics.ranking import Roc, auc, average_precision, roc_curve
@@ -80,7 +80,7 @@ __all__ = [
     "check_rule", "choose_threshold", "class_aucs", "class_figures", "class_figures_pair",
     "cohen_kappa", "delong", "delong_test", "expected_calibration_error", "fewest_units",
     "fit_platt", "fit_temperature", "holm", "judge_classes", "known", "macro_auc",
-    "macro_delong", "macro_delong_test", "macro_f1", "matthews", "median_rank",
+    "macro_delong", "macro_delong_test", "macro_f1", "matthews", "mean", "median_rank",
     "operating_point", "paired_shares", "predictive_values", "proportion", "quadratic_kappa",
     "ranks", "recalibration", "recall", "recall_at_k", "reliability", "roc_curve",
     "selective_accuracy", "subgroup_aucs", "subgroup_shares", "top_k_accuracy", "top_label",
@@ -97,7 +97,7 @@ __getattr__, __dir__ = lazy(
     "fit_platt fit_temperature recalibration reliability top_label",
     checks="Known fewest_units known",
     classes="ClassAuc ClassAucs accuracy class_aucs macro_auc",
-    intervals="Interval holm proportion wilson",
+    intervals="Interval holm mean proportion wilson",
     means="MeanAuc macro_delong macro_delong_test",
     paired="PairedShares paired_shares",
     ranking="Roc auc average_precision roc_curve",

@@ -90,6 +90,35 @@ def proportion(
     return _score_interval(p, min(n, p * (1 - p) / variance), reach)
 
 
+def mean(values: ArrayLike, groups: ArrayLike | None = None, level: float = 0.95) -> Interval:
+    """Returns the mean of rows with Student's t interval; NaN without rows.
+
+    With groups, such as patients, the variance is that of their sums, with the correction of
+    `correction_of_sizes`. The interval is NaN for a single group.
+
+    Args:
+      values: [n], such as the overlap of two regions in each image.
+      groups: [n] the group of each row; groups are independent of each other.
+      level: confidence level.
+
+    Raises:
+      ValueError: `groups` is not [n], or `level` is out of range.
+    """
+    values = np.asarray(values, np.float64)
+    check_level(level)
+    n = len(values)
+    if not n:
+        return Interval(np.nan, np.nan, np.nan)
+    units = np.arange(n) if groups is None else codes("groups", groups, n)
+    value, count = float(values.mean()), int(units.max()) + 1
+    if count == 1:
+        return Interval(value, np.nan, np.nan)
+    apart = np.bincount(units, values - value) / n
+    variance = float((apart**2).sum()) * correction_of_sizes(np.bincount(units))
+    half = float(special.stdtrit(count - 1, 0.5 + level / 2)) * np.sqrt(variance)
+    return Interval(value, value - float(half), value + float(half))
+
+
 def correction_of_sizes(rows: Int64[np.ndarray, " k"]) -> float:
     """Bessel's correction for a mean over k > 1 patients with so many rows.
 
