@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 from medsiglip_jax.evaluate import zero_shot
 from medsiglip_jax.evaluate.data import layout
+from medsiglip_jax.evaluate.data.layout import RegionFile
 from medsiglip_jax.evaluate.options import AS_GIVEN, GridCell
 from medsiglip_jax.files import places, settings
 from medsiglip_jax.files.documents import parse as parse_json
@@ -105,6 +106,8 @@ class Task:
         score: a rule of `zero_shot.RULES`; "" for pairs.
         parts: "train" and "validation", if the data set has them -> settings that replace those of
             `data`, key by key; an empty value or false removes the key.
+        regions: what `data.layout` describes, of a file that says where classes lie in images of
+            `data`; its `kind` names one of `layout.REGIONS`.
         retrieval: which texts are searched for with an image: "text" (the column `data.text`),
             "prompts" (the first prompt of the image's class), or "" (no retrieval).
         classes: in the order of tables; empty where the data says what they are.
@@ -129,6 +132,7 @@ class Task:
     kind: Annotated[str, settings.one_of(("multi_label", "multi_class", "pairs"))]
     score: Annotated[str, _empty_or(tuple(zero_shot.RULES))] = ""
     parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    regions: Mapping[str, Any] = field(default_factory=dict)
     retrieval: Annotated[str, _empty_or(_RETRIEVAL)] = ""
     classes: tuple[Class, ...] = ()
     source: str = ""
@@ -157,6 +161,11 @@ class Task:
     def layout(self) -> Any:
         """How the data lies on disk, as its adapter takes it."""
         return layout.build(self.data)
+
+    @functools.cached_property
+    def region_file(self) -> RegionFile | None:
+        """The file of regions; None where the task has none."""
+        return layout.build_regions(self.regions) if self.regions else None
 
     @property
     def figures(self) -> Published:
@@ -343,8 +352,23 @@ def _data_problems(task: Task) -> Iterator[str]:
             layout.build(table)
         except ValueError as error:
             yield f"{where}: {error}"
+    if task.regions:
+        yield from _region_problems(task)
     if task.retrieval == "text" and not task.data.get("text"):
         yield "retrieval by text needs data.text, the column of texts"
+
+
+def _region_problems(task: Task) -> Iterator[str]:
+    """What is wrong with the file of regions, and classes of it that the task does not have."""
+    try:
+        file = layout.build_regions(task.regions)
+    except ValueError as error:
+        yield f"regions: {error}"
+        return
+    named = {*file.names.values(), *filter(None, [getattr(file, "class_", "")])}
+    known = {c.name for c in task.classes}
+    if known and (unknown := sorted(named - known)):
+        yield f"regions name no classes: {', '.join(unknown)}"
 
 
 def _reading_problems(readings: Mapping[str, Any]) -> Iterator[str]:
@@ -364,7 +388,9 @@ def _kind_problems(task: Task) -> Iterator[str]:
     if task.retrieval == "prompts" and not task.exclusive:
         yield "retrieval by prompts needs kind 'multi_class', one class per image"
     if task.kind == "pairs":
-        of_classes = ("classes", "template", "score", "readings", "means", "ordinal_from")
+        of_classes = (
+            "classes", "template", "score", "readings", "means", "ordinal_from", "regions",
+        )  # fmt: skip
         if unused := [key for key in of_classes if getattr(task, key)]:
             yield f"kind is 'pairs', which has no {', '.join(unused)}"
         return

@@ -82,7 +82,7 @@ def read(task: Task, layout: CsvData, root: Place, policy: Policy, prefer: str =
 
 def fits(task: Task, layout: CsvData, root: Place) -> bool:
     """Whether a folder has every table that is not optional."""
-    return all(files_of(table, root) for table in layout.tables if not table.optional)
+    return all(files_of(table.file, root) for table in layout.tables if not table.optional)
 
 
 def _groups(
@@ -114,7 +114,7 @@ def _tables(task: Task, layout: CsvData, root: Place) -> list[tuple[Table, Place
     """The tables and their files, without optional ones that do not exist."""
     tables, problems = [], []
     for table in layout.tables:
-        first = files_of(table, root)
+        first = files_of(table.file, root)
         if len(first) > 1:
             problems.append(f"{len(first)} files match {table.file}, expected one: {first[:3]}")
         elif first:
@@ -126,9 +126,9 @@ def _tables(task: Task, layout: CsvData, root: Place) -> list[tuple[Table, Place
     return tables
 
 
-def files_of(table: Table, root: Place) -> list[Place]:
+def files_of(names: Sequence[str], root: Place) -> list[Place]:
     """The files that the first of its names which any matches stands for, compressed or not."""
-    matches = (sorted(root.glob(name + gz)) for name in table.file for gz in ("", ".gz"))
+    matches = (sorted(root.glob(name + gz)) for name in names for gz in ("", ".gz"))
     return next((paths for paths in matches if paths), [])
 
 

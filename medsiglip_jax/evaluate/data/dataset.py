@@ -30,6 +30,7 @@ class Dataset:
         part: the part of the data set that the images come from; "" is the test part.
         pool: id -> source of all images of that part, whatever their labels and whichever were
             drawn. They are embedded together, so that other labels or draws need no new embeddings.
+        root: the folder that ids are paths below.
     """
 
     ids: Sequence[str]
@@ -45,6 +46,7 @@ class Dataset:
     texts: Sequence[str] | None = None
     part: str = ""
     pool: Mapping[str, str] = field(default_factory=dict)
+    root: Place | None = None
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -1,9 +1,10 @@
-"""How a data set lies on disk: what `[data]` of a task file may say, one dataclass per adapter.
+"""How a data set lies on disk: what `[data]` and `[regions]` of a task file may say.
 
-An adapter turns a folder into a `dataset.Dataset`. Paths are relative to that folder and do not
-lead out of it.
+There is a dataclass for each adapter, which turns a folder into a `dataset.Dataset`, and for each
+kind of regions. Paths are relative to the folder and do not lead out of it.
 """
 
+import re
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -227,7 +228,86 @@ class ArrayData:
             raise ValueError(f"{' and '.join(lacking)}: lacks file")
 
 
+@dataclass(frozen=True, kw_only=True)
+class RegionFile:
+    """A file that says where in the images their classes lie.
+
+    Attributes:
+        file: alternatives, each a glob.
+        names: what the file calls a class -> the class, where the two differ.
+        parse: regular expression over the path of an image, of which `name` takes named groups.
+        name: what the file calls an image, with {group}; by default by the name of its file.
+            Folder, suffix and case do not matter.
+        note: what should stand beside the result, such as figures that others published.
+    """
+
+    file: _Paths
+    names: Mapping[str, str] = field(default_factory=dict)
+    parse: str = ""
+    name: str = ""
+    note: str = ""
+
+    def __post_init__(self):
+        if bool(self.parse) != bool(self.name):
+            raise ValueError("parse and name need each other")
+        try:
+            pattern = re.compile(self.parse)
+        except re.error as error:
+            raise ValueError(f"parse is no regular expression ({error})") from None
+        used = {name for _, name, _, _ in string.Formatter().parse(self.name) if name is not None}
+        if unknown := sorted(used - pattern.groupindex.keys()):
+            raise ValueError(f"name takes {', '.join(unknown)}, which parse has no group of")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationFile(RegionFile):
+    """Kind "rle": JSON, image -> class -> {"size": [height, width], "counts": COCO's run lengths},
+    as CheXlocalize has it. A class without a pixel is not in the image."""
+
+
+_Columns = str | tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoxTable(RegionFile):
+    """Kind "boxes": a table with a row for each box, in pixels from the upper left corner.
+
+    Every column may be several, of which one is there. Rows without coordinates have no box.
+
+    Attributes:
+        image: column of the names of images.
+        finding: column of classes; "" where all boxes are of the class `class_`.
+        x, y: columns of the left and upper edge.
+        width, height: columns.
+        x_max, y_max: columns of the right and lower edge, in place of width and height.
+        size: height and width of the images that the boxes were drawn on. Without it, images of
+            another size pass as long as the boxes lie within them.
+    """
+
+    image: _Columns
+    x: _Columns
+    y: _Columns
+    finding: _Columns = ""
+    class_: str = ""
+    width: _Columns = ""
+    height: _Columns = ""
+    x_max: _Columns = ""
+    y_max: _Columns = ""
+    size: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        super().__post_init__()
+        if bool(self.finding) == bool(self.class_):
+            raise ValueError("expected either finding, a column, or class")
+        sides = [bool(side) for side in (self.width, self.height, self.x_max, self.y_max)]
+        if sides not in ([True, True, False, False], [False, False, True, True]):
+            raise ValueError("expected either width and height, or x_max and y_max")
+        if self.size and (len(self.size) != 2 or min(self.size) < 1):
+            raise ValueError(f"size is {list(self.size)}; expected [height, width]")
+
+
 LAYOUTS = {"csv": CsvData, "folders": FolderData, "npz": ArrayData, "h5": ArrayData}
+REGIONS = {"rle": SegmentationFile, "boxes": BoxTable}
 
 
 def build(data: Mapping[str, Any]) -> Any:
@@ -236,9 +316,21 @@ def build(data: Mapping[str, Any]) -> Any:
     Raises:
         ValueError: all that is wrong with it.
     """
-    adapter = data.get("adapter")
-    if not isinstance(adapter, str) or adapter not in LAYOUTS:
-        shown = settings.shown(adapter)
-        raise ValueError(f"adapter is {shown}; expected one of {', '.join(LAYOUTS)}")
-    table = {key: value for key, value in data.items() if key != "adapter"}
-    return settings.build(LAYOUTS[adapter], table, "the table")
+    return _of_kind(data, "adapter", LAYOUTS)
+
+
+def build_regions(regions: Mapping[str, Any]) -> SegmentationFile | BoxTable:
+    """The file that `[regions]` of a task file describes, of the class that its kind has.
+
+    Raises:
+        ValueError: all that is wrong with it.
+    """
+    return _of_kind(regions, "kind", REGIONS)
+
+
+def _of_kind(table: Mapping[str, Any], key: str, kinds: Mapping[str, Any]) -> Any:
+    kind = table.get(key)
+    if not isinstance(kind, str) or kind not in kinds:
+        raise ValueError(f"{key} is {settings.shown(kind)}; expected one of {', '.join(kinds)}")
+    content = {name: value for name, value in table.items() if name != key}
+    return settings.build(kinds[kind], content, "the table")

@@ -70,7 +70,7 @@ def read(
     task = task if task.classes else task.with_classes(dataset.values)
     dataset = dataset.captioned() if task.kind == "pairs" else dataset
     pool = dict(zip(dataset.ids, dataset.sources, strict=True))
-    dataset = replace(dataset.once().labelled(), pool=pool)
+    dataset = replace(dataset.once().labelled(), pool=pool, root=root)
     if not len(dataset):
         what = "text" if task.kind == "pairs" else "label"
         raise ValueError(f"{root}: none of the images of {task.title} has a {what}")
