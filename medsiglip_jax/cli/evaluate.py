@@ -37,6 +37,12 @@ _LEARNING = {
     "--seeds N": "draws of each size, default 3",
     "--prevalence X": "prevalence at which to state PPV and NPV, besides that of the test images",
 }
+_EXPLAIN = {
+    "--explain METHOD": "make maps of what speaks for a class, in images for which the data set "
+    "says where it lies, and measure whether the maps lie there: ig (integrated gradients), "
+    "occlusion or rollout; of tasks with regions, see --list",
+    "--explain-images N": "draw N of these images by --seed; default all",
+}
 _STATISTICS = {
     "--uncertain P": f"{parser.UNCERTAIN}; a rule may begin with a part, such as "
     "test:ignore,train:positive,train:Edema=negative",
@@ -49,7 +55,7 @@ _STATISTICS = {
     "--aggregate HOW": "with --per: mean (default), max, topN (mean of the N highest, such as "
     "top3) or noisy-or of the scores of its images",
     "--resamples N": "of the bootstrap; default 2000",
-    "--seed N": "of the bootstrap, and of splits that have to be drawn",
+    "--seed N": "of the bootstrap, and of splits and images that have to be drawn",
 }
 
 
@@ -75,6 +81,7 @@ def define_flags(sub: parser.Parser) -> None:
     group, sizes = sub.add_argument_group("learning"), {"nargs": "*", "type": int}
     learn = {"nargs": "?", "const": "probe"}
     parser.add_flags(group, _LEARNING, learn=learn, sizes=sizes, seeds=int, prevalence=float)
+    parser.add_flags(sub.add_argument_group("maps"), _EXPLAIN, explain_images=int)
     group = sub.add_argument_group("labels and statistics")
     statistics = {"by": parser.REPEATED, "uncertain": "ignore", "blank": "ignore"}
     parser.add_flags(group, _STATISTICS, **statistics, resamples=int, seed=0)
@@ -104,10 +111,12 @@ def evaluate(args: argparse.Namespace) -> int:
     results = _recompute(args) if args.again or args.average else _run(args)
     show(results, args.json, lambda r: _text(output, r))
     lost = {k: n for k, n in results["counts"].items() if k.startswith(("missing", "unreadable"))}
+    if maps := (results["localization"] or {}).get("errors"):
+        note(f"{maps:,} maps could not be measured; localization.parquet has the reasons")
     if any(lost.values()):
         shown = ", ".join(f"{count:,} {name}" for name, count in lost.items() if count)
         note(f"went on without {shown} images")
-    return 3 if any(lost.values()) else 0
+    return 3 if maps or any(lost.values()) else 0
 
 
 # What --from takes; any other flag would need other scores than those in the folder.
@@ -149,11 +158,17 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     task, options = tasks.read(args.task), _options(args)
     task = task.with_prompts(args.prompts) if args.prompts else task
     recorded = run.recorded_dtype(args.output, args.embeddings)
-    with progress_bar("image") as images, progress_bar("fit", delay=0.5) as fits:
+    bars = progress_bar("image"), progress_bar("fit", delay=0.5), progress_bar("map", delay=0.5)
+    with bars[0] as images, bars[1] as fits, bars[2] as maps:
+
+        def begin_maps(count: int, of_images: int) -> None:
+            note(f"{count:,} maps of {of_images:,} images to make by {options.explain}")
+            maps.reset(count)
+
         return run.evaluate(
             task, lambda: _model(args, recorded), args.data, args.output, options,
             args.embeddings, lambda progress: images.update(progress.rows), images.reset,
-            fits.update,
+            fits.update, begin_maps, maps.update,
         )  # fmt: skip
 
 
@@ -198,6 +213,8 @@ def _options(args: argparse.Namespace):
         dicom=reading.dicom_rules(args),
         by=tuple(args.by or ()),
         unit=_unit(args),
+        explain=args.explain or "",
+        explain_images=args.explain_images,
     )
 
 
@@ -214,16 +231,19 @@ def _task(task: dict[str, Any]) -> str:
     for key in ("source", "access", "trained_on", "prompts_source"):
         if task[key]:
             lines.append(f"    {key.replace('_', ' ')}: {task[key]}")
+    if task["regions"]:
+        lines.append(f"    regions: {' or '.join(task['regions']['file'])}")
     return "\n".join(lines)
 
 
 def _text(output: str, results: dict[str, Any]) -> str:
+    from medsiglip_jax.evaluate.report import localization
     from medsiglip_jax.evaluate.report.sections import classes, recalls
     from medsiglip_jax.evaluate.report.tables import judged, number
 
     macro, images = results["macro_auc"], f"{results['images']:,} {judged(results)}"
     head = f"macro AUC {number(macro['auc'])}, {images}" if macro else images
-    sections = filter(None, (classes(results), recalls(results)))
+    sections = filter(None, (classes(results), recalls(results), localization.section(results)))
     lines = [line for section in sections for line in table(section.header, section.rows)]
     return "\n".join(
         [f"{results['title']}: {head}", *lines, *_learned(results), f"{output}/report.html"]

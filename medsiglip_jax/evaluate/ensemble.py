@@ -50,7 +50,7 @@ def average(folders: Sequence[places.Given], output: places.Given) -> None:
         columns.pop(scores.PART, None)
     runs = [meta.get("run") for meta in metas]
     run = hashlib.sha256(to_hash(["average", runs])).hexdigest()
-    changed = {"run": run, "cells": [], "retrieval": False}
+    changed = {"run": run, "cells": [], "retrieval": False, "localization": None}
     changed["provenance"] = _common([meta["provenance"] for meta in metas])
     changed["provenance"]["average_of"] = ", ".join(map(str, folders))
     changed["leaks"] = [leak for meta in metas for leak in meta.get("leaks") or ()]

@@ -9,6 +9,7 @@ from medsiglip_jax.evaluate import zero_shot
 from medsiglip_jax.evaluate.units import Unit
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.image import preset
+from medsiglip_jax.trust.explanation import ExplainOptions
 
 AS_GIVEN, DEFAULT = "as given", "big_vision"
 # What is learned -> the parts of the data set that it needs.
@@ -62,6 +63,9 @@ class EvaluateOptions:
         by: columns of the tables, such as hospitals, to compare subgroups by besides those of the
             task.
         unit: what is judged instead of single images.
+        explain: a method of `trust.explanation.METHODS`: maps of the classes are made for the
+            images in which the data set says where they lie, and measured by that; "" is none.
+        explain_images: at most so many of these images; None is all.
     """
 
     preprocess: str | None = None
@@ -85,6 +89,8 @@ class EvaluateOptions:
     export: bool = False
     by: tuple[str, ...] = ()
     unit: Unit | None = None
+    explain: str = ""
+    explain_images: int | None = None
 
     def policy_of(self, part: str) -> Policy:
         """What labels of a part mean."""
@@ -103,6 +109,13 @@ class EvaluateOptions:
         if self.learn not in LEARN:
             choices = ", ".join(filter(None, LEARN))
             raise ValueError(f"learn is {self.learn!r}; expected one of {choices}")
+        if self.explain:
+            ExplainOptions(self.explain)
+        if self.explain_images is not None and not (self.explain and self.explain_images > 0):
+            raise ValueError(
+                f"explain_images is {self.explain_images}; expected at least 1, together with "
+                "--explain"
+            )
         if self.prevalence is not None and not (self.learn and 0 < self.prevalence < 1):
             raise ValueError(
                 f"prevalence is {self.prevalence}; expected a share between 0 and 1, together with "

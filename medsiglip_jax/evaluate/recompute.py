@@ -5,10 +5,19 @@ from typing import Any
 
 import numpy as np
 
-from medsiglip_jax.evaluate import aggregation, learned, options, retrieval, scores, tasks
+from medsiglip_jax.evaluate import (
+    aggregation,
+    learned,
+    localization,
+    options,
+    retrieval,
+    scores,
+    tasks,
+)
 from medsiglip_jax.evaluate.learned import Learned
 from medsiglip_jax.evaluate.report import document
 from medsiglip_jax.evaluate.report import export as exports
+from medsiglip_jax.evaluate.results import maps as of_maps
 from medsiglip_jax.evaluate.results.summary import summarize
 from medsiglip_jax.evaluate.scores import GRID, PART, Scores
 from medsiglip_jax.evaluate.units import IMAGE, Unit
@@ -57,11 +66,16 @@ def recompute(
     runs = {f"{GRID}/{name}": cell.meta.get("run") for name, cell in cells.items()}
     ranks = retrieval.read(folder / retrieval.FILE) if run.meta.get("retrieval") else None
     runs |= {} if ranks is None else {retrieval.FILE: retrieval.run_of(ranks)}
+    maps = None
+    if run.meta.get("localization"):
+        maps = localization.read(folder / localization.FILE)
+        runs[localization.FILE] = maps[1].run
     scores.check_runs(folder, run.meta.get("run"), runs)
     recalls = None if ranks is None else retrieval.summary(ranks)
     learning = learned.read(folder, held_out, facts) if facts else None
     run, attributes, judged, learning = _of_units(run, attributes, [*cells.values()], learning)
-    content = summarize(run, attributes, judged, learning, recalls)
+    localized = maps and of_maps.summary(*maps, run.classes)
+    content = summarize(run, attributes, judged, learning, recalls, localized)
     texts = {
         "report.md": document.markdown(content),
         "report.html": document.page(content, run, learning),

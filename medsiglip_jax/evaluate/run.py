@@ -5,6 +5,7 @@
     DIR/images.parquet       id, sex, age, view and what else is known
     DIR/grid/*.parquet       scores of the variants, with `grid`
     DIR/retrieval.parquet    ranks of texts and images, of tasks with texts
+    DIR/localization.parquet whether maps lie where the finding is; `localization` has its files
     DIR/scores.parquet       id, class, score, label, group
     DIR/report.html, DIR/report.md, and last DIR/results.json
 
@@ -30,6 +31,7 @@ from medsiglip_jax.evaluate import (
     aggregation,
     image_embeddings,
     learned,
+    localization,
     near_copies,
     retrieval,
     scores,
@@ -55,6 +57,7 @@ from medsiglip_jax.model.api import Model
 from medsiglip_jax.model.config import ClassifierConfig
 from medsiglip_jax.preprocess.image import PRESETS
 from medsiglip_jax.preprocess.load import warn_about_pixels
+from medsiglip_jax.trust.maps.targets import of_classifier
 
 EMBEDDINGS = "embeddings"
 # What an evaluation that was begun has in its folder.
@@ -72,6 +75,8 @@ def evaluate(
     on_progress: Callable[[EmbedProgress], Any] = lambda progress: None,
     on_total: Callable[[int], Any] = int,
     on_fit: Callable[[], Any] = int,
+    on_maps: Callable[[int, int], Any] = lambda maps, images: None,
+    on_map: Callable[[int], Any] = int,
 ) -> dict[str, Any]:
     """Scores a model on a task, writes a report, and returns the content of results.json.
 
@@ -86,6 +91,7 @@ def evaluate(
         on_progress: see `embed.embed`.
         on_total: called with the number of images that `on_progress` will count.
         on_fit: called after each fit of what is learned.
+        on_maps, on_map: see `localization.compute`.
 
     Raises:
         FileExistsError: `output` holds something else than an evaluation.
@@ -110,6 +116,7 @@ def evaluate(
     if options.unit:
         whole, learning = splits.whole, bool(options.learn)
         aggregation.check(options.unit, task, whole.groups, whole.attributes, learning)
+    plan = localization.plan_maps(task, splits.whole, options)
     model = model if isinstance(model, Model) else model()
     if model.config.classifier:
         task = _by_classifier(task, model.config.classifier, options)
@@ -121,7 +128,8 @@ def evaluate(
     if embeddings is None:
         presets = len(PRESETS) - 1 if options.grid else 0  # beside the run's own
         on_total(splits.images() + presets * len(splits.whole.pool))
-    EvaluationRun(task, splits, model, folder, options, embeddings, on_progress, on_fit).write()
+    run = EvaluationRun(task, splits, model, folder, options, embeddings, on_progress, on_fit)
+    run.write(plan, on_maps, on_map)
     return recompute(folder, export=options.export)
 
 
@@ -196,7 +204,12 @@ class EvaluationRun:
         # Files of labels may hold images, too, and be large; every cell of a grid names them.
         self.labels = functools.cache(_labels)
 
-    def write(self) -> None:
+    def write(
+        self,
+        plan: localization.MapPlan | None,
+        on_maps: Callable[[int, int], Any],
+        on_map: Callable[[int], Any],
+    ) -> None:
         """Writes the files; the scores of the run itself, or the images of pairs, last.
 
         Whatever takes long or may fail comes before the first file of an earlier run is replaced.
@@ -216,6 +229,12 @@ class EvaluationRun:
         meta = self._meta(main, embedded)
         meta |= {"cells": [cell.file for cell in cells], "retrieval": ranks is not None}
         meta["leaks"] = [leak.to_dict() for leak in leaks]
+        maps = None
+        if plan is not None:
+            maps = localization.compute(
+                plan, self._map_inputs(main, meta), self.folder, on_maps, on_map
+            )
+        meta["localization"] = plan and {**asdict(plan.facts), "images": plan.dataset.ids}
         meta["task"]["notes"] += (*self._said(), *map(_sentence, leaks))
         meta["counts"] |= _left_out(splits)
         if splits:
@@ -229,6 +248,9 @@ class EvaluationRun:
             scores.write(self.folder / scores.GRID / cell.file, of_cell)
         if ranks is not None:
             retrieval.write(self.folder / retrieval.FILE, ranks, run)
+        if maps is not None and plan is not None:
+            facts = replace(plan.facts, run=run)
+            localization.write(self.folder / localization.FILE, maps, facts)
         if splits:
             meta["learned"] = self._learn(main, learnable, meta)
         if zero_shot is None:
@@ -241,7 +263,7 @@ class EvaluationRun:
     def _identity(self, meta: Mapping[str, Any], images: list[int], digest: str) -> str:
         """Identity of the run, which all of its files name; `digest` is of what is learned."""
         draws = asdict(self.options.draws) if self.options.learn == "probe" else {}
-        keys = ("task", "provenance", "counts", "cells", "retrieval", "leaks")
+        keys = ("task", "provenance", "counts", "cells", "retrieval", "leaks", "localization")
         identity = [*(meta[key] for key in keys), images, digest, draws]
         return hashlib.sha256(to_hash(identity, sort_keys=True)).hexdigest()
 
@@ -352,6 +374,22 @@ class EvaluationRun:
             values = zero_shot.score(self.task.score, embedded.vectors, *prompts, factor)
         found = learned.scores_of(embedded.dataset, classes, values, self._meta(cell, embedded))
         return replace(found, log_odds=zero_shot.rule(self.task.score).log_odds)
+
+    def _map_inputs(self, cell: GridCell, meta: Mapping[str, Any]) -> localization.MapInputs:
+        """Maps are made of what the scores of the cell rank images by."""
+        if self.classifier:
+            names = [c.name for c in self.task.classes]
+            own = [_columns(name, self.classifier.labels)[0] for name in names]
+            labels = [self.classifier.labels[column] for column in own]
+            targets = {n: of_classifier(self.model, x) for n, x in zip(names, labels, strict=True)}
+        else:
+            prompts = self.prompts[cell.reading]
+            assert prompts is not None
+            factor = self._factor(cell)
+            targets = localization.targets_of_prompts(self.model, self.task, *prompts, factor)
+        return localization.MapInputs(
+            targets, cell.preprocess, self.options.dicom, meta["provenance"]
+        )
 
     def _factor(self, cell: GridCell) -> float:
         softmax = "softmax" in self.task.score

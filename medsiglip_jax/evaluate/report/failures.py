@@ -10,7 +10,8 @@ Results = Mapping[str, Any]
 
 TESTED = (
     "classes no better than chance, below the published figure or of too few patients; subgroups "
-    "that are worse; calibration and confidence; unreadable and leaked images"
+    "that are worse; maps that point elsewhere; calibration and confidence; unreadable and leaked "
+    "images"
 )
 
 
@@ -22,6 +23,7 @@ def known_failures(results: Results) -> Iterator[str]:
     """
     yield from _classes(results)
     yield from _subgroups(results)
+    yield from _maps(results)
     for key, name in {"zero_shot": tables.scores_of(results), "probe": "the probe"}.items():
         if judged := (results["held_out"] or {}).get(key):
             yield from _shares(name, judged)
@@ -60,6 +62,17 @@ def _subgroups(results: Results) -> Iterator[str]:
 
 def _subgroup(row: Results) -> str:
     return f"Images of {row['attribute'].replace('_', ' ')} {row['subgroup']}"
+
+
+def _maps(results: Results) -> Iterator[str]:
+    found = results.get("localization") or {"classes": []}
+    for row in found["classes"]:
+        rate, chance = row["hit_rate"], row["chance"]
+        if rate["low"] is not None and rate["low"] <= chance:
+            yield (
+                f"Maps of {row['class']} are not shown to point at it more often than a random "
+                f"point: hit rate {estimated(rate, 'value')}, chance {tables.number(chance)}."
+            )
 
 
 def _shares(name: str, judged: Results) -> Iterator[str]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from medsiglip_jax.evaluate import retrieval
-from medsiglip_jax.evaluate.report import learning, tables
+from medsiglip_jax.evaluate.report import learning, localization, tables
 from medsiglip_jax.evaluate.report.tables import (
     ReportSection,
     estimated,
@@ -20,7 +20,8 @@ def sections(results: Mapping[str, Any]) -> Iterator[ReportSection]:
     yield from figures(results)
     yield from filter(None, [_grid(results)])
     yield from learning.sections(results)
-    yield from filter(None, [subgroups(results), recalls(results), *cohort(results)])
+    others = localization.section(results), subgroups(results), recalls(results)
+    yield from filter(None, [*others, *cohort(results)])
     yield _provenance(results)
 
 

@@ -23,6 +23,7 @@ def summarize(
     cells: Sequence[Scores] = (),
     learned: Learned | None = None,
     retrieval: Mapping[str, Any] | None = None,
+    localization: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Computes the content of results.json.
 
@@ -35,6 +36,7 @@ def summarize(
         cells: of the grid.
         learned: from training and validation images.
         retrieval: see `retrieval.summary`.
+        localization: see `results.maps.summary`.
 
     Returns:
         JSON without NaN: None stands where a number is undefined.
@@ -64,6 +66,7 @@ def summarize(
         and _held_out(learned, task, _of_images(scores, bands, learned), combined),
         "probe": of_probe,
         "retrieval": retrieval,
+        "localization": localization,
         "flow": cohort.flow(scores.meta["counts"], _images(scores)),
         "characteristics": cohort.characteristics(attributes, scores.groups),
         "subgroups": _subgroups(scores, bands),
