@@ -1,6 +1,6 @@
 """What is usual: how much windows of the reference differ from its rest, beside new ones."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
@@ -11,7 +11,9 @@ from medsiglip_jax.trust.monitor.scores import Scored
 from medsiglip_jax.trust.monitor.thresholds import Measured
 from medsiglip_jax.trust.monitor.windows import FEWEST
 
+_CELLS = 1_000_000  # of a table of windows and rows at a time, 8 MB of float64
 _Null = Mapping[str, Float64[np.ndarray, " b"]]
+_Statistics = Callable[[Scored, np.ndarray], _Null]
 
 
 class Control:
@@ -66,11 +68,8 @@ class Control:
         found = {"mmd": np.array([self._mmd(vectors)]), **_compared(both, window)}
         measured = {name: Measured(float(found[name][0]), null[name]) for name in found}
         if both.categories:
-            pooled = np.append(self._groups, self._groups.max() + 1 + groups)
-            drawn = windows.draw(pooled, size, draws, self._random(size))
-            for name, x in both.categories.items():
-                statistic = float(samples.chi_squared(x, window)[0])
-                measured[name] = Measured(statistic, samples.chi_squared(x, drawn))
+            drawn = self._drawn(np.arange(n), groups, draws)
+            measured |= _judged(_counted, both, window, drawn)
         return measured | self._of_labels(new, groups, draws)
 
     def _of_labels(
@@ -89,15 +88,20 @@ class Control:
             return {}
         both = scores.join(self._scored.take(known), new.take(rows))
         window = np.arange(len(known) + size)[None] >= len(known)
-        pooled = np.append(self._groups[known], self._groups.max() + 1 + groups[rows])
-        drawn = windows.draw(pooled, size, draws, self._random(size))
-        null, found = (_compared_labels(both, of) for of in (drawn, window))
-        return {name: Measured(float(found[name][0]), null[name]) for name in found}
+        drawn = self._drawn(known, groups[rows], draws)
+        return _judged(_compared_labels, both, window, drawn)
+
+    def _drawn(
+        self, known: Int64[np.ndarray, " k"], groups: Int64[np.ndarray, " m"], draws: int
+    ) -> Bool[np.ndarray, "b n"]:
+        """Windows of some old rows and all new ones together, as large as the new ones are."""
+        pooled = np.append(self._groups[known], self._groups.max() + 1 + groups)
+        return windows.draw(pooled, len(groups), draws, self._random(len(groups)))
 
     def _null(self, size: int, draws: int) -> _Null:
         drawn = windows.draw(self._groups, size, draws, self._random(size))
         distances, self._total = kernel.mmd_of_windows(self._vectors, drawn, self._bandwidth)
-        return {"mmd": distances, **_compared(self._scored, drawn)}
+        return {"mmd": distances, **_in_parts(_compared, self._scored, drawn)}
 
     def _mmd(self, vectors: Float32[np.ndarray, "k d"]) -> float:
         new = kernel.centred(vectors, self._mean)
@@ -109,12 +113,32 @@ class Control:
         return np.random.default_rng((self._seed, len(self), size))
 
 
+def _judged(
+    statistics: _Statistics, images: Scored, window: np.ndarray, drawn: np.ndarray
+) -> dict[str, Measured]:
+    """The statistics of one window beside those of drawn ones."""
+    found, null = statistics(images, window), _in_parts(statistics, images, drawn)
+    return {name: Measured(float(found[name][0]), null[name]) for name in found}
+
+
+def _in_parts(statistics: _Statistics, images: Scored, drawn: np.ndarray) -> _Null:
+    """Statistics of many windows, some windows at a time."""
+    size = max(1, _CELLS // drawn.shape[1])
+    parts = [statistics(images, drawn[i : i + size]) for i in range(0, len(drawn), size)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
 def _compared(
     images: Scored, drawn: Bool[np.ndarray, "b n"]
 ) -> dict[str, Float64[np.ndarray, " b"]]:
     """The statistics of windows of images whose null comes from the reference alone."""
     found = {n: samples.anderson_darling(x, drawn) for n, x in images.distances.items()}
     return found | {n: samples.kolmogorov_smirnov(x, drawn) for n, x in images.scores.items()}
+
+
+def _counted(images: Scored, drawn: Bool[np.ndarray, "b n"]) -> _Null:
+    """The statistics of windows of categories."""
+    return {name: samples.chi_squared(x, drawn) for name, x in images.categories.items()}
 
 
 def _labelled(images: Scored) -> Int64[np.ndarray, " k"]:

@@ -79,7 +79,7 @@ def mmd_of_windows(
         all_of[rows] = kernel.sum(axis=1, dtype=np.float64)
         own += np.einsum("nb,nb->b", kernel @ inside, inside[rows], dtype=np.float64)
     total, n = float(all_of.sum()), windows.sum(axis=1)
-    touching = windows @ all_of
+    touching = np.array([all_of[window].sum() for window in windows])
     rest = total - 2 * touching + own
     return mmd_of_sums(n, len(x) - n, own, rest, touching - own), total
 

@@ -115,7 +115,7 @@ def page(result: Mapping[str, Any], dicom: Rules) -> Iterator[str]:
 
 
 def _summary(result: Mapping[str, Any]) -> str:
-    known, windows = result["reference"], result["windows"]
+    known, windows = result["reference"], [w for w in result["windows"] if w["strata"]]
     alarms = [window["name"] for window in windows if window["alarm"]]
     of = f"{result['images']:,} images against a reference of {known['images']:,}"
     if len(windows) == 1:

@@ -13,7 +13,6 @@ from medsiglip_jax.metrics.ranking import auc_of_weights
 
 Windows = Bool[np.ndarray, "b n"]
 Statistics = Float64[np.ndarray, " b"]
-_CELLS = 4_000_000  # of a table of windows and rows at a time, 32 MB of float64
 
 
 def kolmogorov_smirnov(values: Float[np.ndarray, "n c"], windows: Windows) -> Statistics:
@@ -24,11 +23,9 @@ def kolmogorov_smirnov(values: Float[np.ndarray, "n c"], windows: Windows) -> St
     found = np.zeros(len(windows))
     for column in values.T:
         order, last = _sorted(column)
-        for part in _parts(windows):
-            inside = windows[part][:, order]
-            shares = [_cumulated(rows)[:, last] for rows in (inside, ~inside)]
-            largest = np.abs(shares[0] - shares[1]).max(axis=1)
-            found[part] = np.maximum(found[part], largest)
+        inside = windows[:, order]
+        shares = [_cumulated(rows)[:, last] for rows in (inside, ~inside)]
+        found = np.maximum(found, np.abs(shares[0] - shares[1]).max(axis=1))
     return found
 
 
@@ -43,14 +40,11 @@ def anderson_darling(values: Float[np.ndarray, " n"], windows: Windows) -> Stati
     order, last = _sorted(values)
     below = np.arange(1, len(values) + 1)[last]  # rows up to each value
     ties, below = np.diff(below, prepend=0)[:-1], below[:-1]
-    found = np.empty(len(windows))
-    for part in _parts(windows):
-        inside = windows[part][:, order]
-        n = inside.sum(axis=1, keepdims=True)
-        counts = np.cumsum(inside, axis=1)[:, last[:-1]]
-        gaps = (counts * float(len(values)) - n * below) ** 2 / (below * (len(values) - below))
-        found[part] = (gaps * ties).sum(axis=1) / (n * (len(values) - n))[:, 0]
-    return found
+    inside = windows[:, order]
+    n = inside.sum(axis=1, keepdims=True)
+    counts = np.cumsum(inside, axis=1)[:, last[:-1]]
+    gaps = (counts * float(len(values)) - n * below) ** 2 / (below * (len(values) - below))
+    return (gaps * ties).sum(axis=1) / (n * (len(values) - n))[:, 0]
 
 
 def chi_squared(categories: Int64[np.ndarray, " n"], windows: Windows) -> Statistics:
@@ -129,12 +123,6 @@ def _sorted(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _cumulated(rows: Bool[np.ndarray, "b n"]) -> Float64[np.ndarray, "b n"]:
     return np.cumsum(rows, axis=1) / rows.sum(axis=1, keepdims=True)
-
-
-def _parts(windows: Windows) -> Iterator[slice]:
-    """Windows that are looked at together."""
-    size = max(1, _CELLS // max(1, windows.shape[1]))
-    yield from (slice(start, start + size) for start in range(0, len(windows), size))
 
 
 def _known(scores: np.ndarray, labels: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
