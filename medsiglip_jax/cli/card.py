@@ -49,12 +49,18 @@ def card(args: argparse.Namespace) -> int:
             f"{', '.join(others)}: evaluated other weights than those of {args.source[0]}; a card "
             "is of one model, so give the evaluations of that"
         )
-    text = model_card.write(args.title or folders[0].name, run, list(evaluations.values()))
+    title = args.title or _name(folders[0])
+    text = model_card.write(title, run, list(evaluations.values()))
     with storage.new_file(places.at(args.output)) as partial:
         partial.write_text(f"{text}\n{_mark(text)}\n", encoding="utf-8")
     result = {"output": args.output, "to_be_filled_in": text.count(TO_FILL)}
     show(result, args.json, _said)
     return 0
+
+
+def _name(folder: "Place") -> str:
+    """The name of a folder, also of "." and ".."."""
+    return folder.name if folder.name not in ("", "..") else folder.resolve().name
 
 
 def _said(result: dict[str, Any]) -> str:

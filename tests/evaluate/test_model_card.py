@@ -9,6 +9,7 @@ import pytest
 from medsiglip_jax.cli import main
 from medsiglip_jax.evaluate import tasks
 from medsiglip_jax.evaluate.learned import Learned
+from medsiglip_jax.evaluate.report import model_card
 from medsiglip_jax.evaluate.report.failures import known_failures
 from medsiglip_jax.evaluate.results.summary import summarize
 from medsiglip_jax.evaluate.scores import Scores
@@ -118,6 +119,21 @@ def test_a_card_is_of_one_model(tmp_path, capsys):
     given = ["card", folder(tmp_path), other, "--output", str(tmp_path / "card.md")]
     assert main(given) == 2 and not (tmp_path / "card.md").exists()
     assert f"{other}: evaluated other weights" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", [".", "sub/.."])
+def test_the_title_is_the_name_of_the_folder(tmp_path, monkeypatch, given):
+    evaluation = folder(tmp_path, "chest")
+    (tmp_path / "chest" / "sub").mkdir()
+    monkeypatch.chdir(evaluation)
+    assert main(["card", given, "--output", str(tmp_path / "card.md")]) == 0
+    assert (tmp_path / "card.md").read_text().startswith("# chest\n")
+
+
+def test_a_run_from_random_weights_names_none_that_it_started_from():
+    config = {"init_sha256": None, "data_sha256": "d", "versions": {}}
+    rows = dict(model_card._provenance(model_card.FineTuned(config, {}, "e"), []))
+    assert rows["weights, SHA-256"] == "e" and "None" not in str(rows)
 
 
 def test_a_card_that_somebody_has_edited_is_kept(tmp_path, capsys):

@@ -215,7 +215,8 @@ def _failures(evaluations: Sequence[Facts]) -> Iterator[str]:
 def _provenance(run: FineTuned | None, evaluations: Sequence[Facts]) -> Iterator[Sequence[str]]:
     if run:
         yield "weights, SHA-256", run.sha256
-        yield "weights it started from, SHA-256", str(run.config["init_sha256"])
+        if run.config["init_sha256"]:  # or it started from random weights
+            yield "weights it started from, SHA-256", run.config["init_sha256"]
         yield "training data, SHA-256", run.config["data_sha256"]
         yield "trained with", _versions(run.config["versions"])
     for results in evaluations:
