@@ -39,7 +39,7 @@ def explain(args: argparse.Namespace) -> int:
     Every map is measured: the cells that it ranks highest are inserted into an
     empty image, and deleted from the image. The area between the two curves of the
     logit stands beside that of random maps which are as smooth, and a map that is
-    not better than these is drawn grey.
+    not better than all of these is drawn grey.
 
     ig         integrated gradients of the logit, from mid-grey to the image
     occlusion  what the logit loses when squares of two sizes turn mid-grey; 274

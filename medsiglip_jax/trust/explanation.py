@@ -96,7 +96,7 @@ class Explanation:
 
     @property
     def better(self) -> bool:
-        """Whether the map is better than random maps; if not, it should not be believed."""
+        """Whether the map is better than all random maps; if not, it should not be believed."""
         return self.faithfulness.better
 
     @property

@@ -26,7 +26,7 @@ _INTRODUCTION = (
     "speaks for it, violet against it. Beside each map stands how well it does: the cells that "
     "it ranks highest are put first into an empty image (insertion) or taken first out of the "
     "image (deletion), and the area between the two curves is compared with that of random maps "
-    "that are as smooth. A map that is not better than these on average is drawn grey."
+    "that are as smooth. A map that is not better than all of them is drawn grey."
 )
 
 

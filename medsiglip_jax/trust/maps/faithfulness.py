@@ -54,8 +54,12 @@ class Faithfulness:
 
     @property
     def better(self) -> bool:
-        """Whether the map is better than the random maps are on average."""
-        return self.insertion_minus_deletion > self.random
+        """Whether the map is better than every random map.
+
+        One without any meaning is so with a probability of 1 / 5; of 60 maps of smooth noise, on
+        the quickstart's model, 8 were, while 30 were better than the mean of the random maps.
+        """
+        return self.insertion_minus_deletion > max(self.random_maps)
 
 
 def fill_of(image: Pixels, fill: str = "mean") -> Pixels:
