@@ -132,7 +132,8 @@ def test_the_title_is_the_name_of_the_folder(tmp_path, monkeypatch, given):
 
 def test_a_run_from_random_weights_names_none_that_it_started_from():
     config = {"init_sha256": None, "data_sha256": "d", "versions": {}}
-    rows = dict(model_card._provenance(model_card.FineTuned(config, {}, "e"), []))
+    made = model_card._provenance(model_card.FineTuned(config, {}, "e"), [])
+    rows = {name: value for name, value in made}
     assert rows["weights, SHA-256"] == "e" and "None" not in str(rows)
 
 

@@ -96,6 +96,11 @@ def test_strata_scores_labels_and_time(run, write, known, probe, table, tmp_path
     flags = "--time", "when", "--window", "4w", "--output", tmp_path / "report"
     windows = json.loads(run(*check, *flags, "--json")[1])["windows"]
     assert [w["name"] for w in windows] == ["whole run", "2026-01-10", "2026-02-07", "2026-03-07"]
+    partial = tmp_path / "partial.csv"
+    with open(table, encoding="utf-8") as file:
+        partial.write_text("".join(line for line in file if not line.startswith("later7,")))
+    code, _, err = run(*check, *flags, "--metadata", partial)
+    assert code == 2 and "has no when of 1 of 90 images, the first 'later7'" in err
     classes = windows[1]["described"]["classes"]
     assert set(classes) == {"a", "b", "c"} and classes["a"]["low"] <= classes["a"]["auc"]
 
@@ -297,6 +302,7 @@ def test_a_window_with_labels_of_a_half_is_held_to_windows_of_as_many_labels():
     control = Control(known, scored(200, 1), np.arange(200), 0)
     x, new = vectors(60, 1)[0], scored(60, 2)
     every = control.measure(x, new, np.arange(60), 99)
+    assert new.labels is not None
     new.labels[::2] = np.nan
     half = control.measure(x, new, np.arange(60), 99)
     alone = control.measure(x[1::2], new.take(np.arange(1, 60, 2)), np.arange(30), 99)

@@ -164,6 +164,11 @@ def read(embeddings: Embeddings, given: Given, most: int | None = None, seed: in
     kept = np.arange(len(rows)) if most is None else _drawn(groups, most, seed)
     categories = {name: cells[name] for name in given.columns.categories}
     times = cells[given.columns.time] if given.columns.time else []
+    if missing := [id for id, time in zip(ids, times, strict=False) if time == UNKNOWN]:
+        raise ValueError(
+            f"{given.metadata}: has no {given.columns.time} of {len(missing):,} of {len(ids):,} "
+            f"images, the first {missing[0]!r}; expected one of each, or --window N without --time"
+        )
     everything = Images(
         np.zeros((len(rows), 0), np.float32), groups, categories, times, ids, rows, labels
     )
