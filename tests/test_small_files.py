@@ -298,7 +298,7 @@ def embedding_files(folder: Path) -> dict[str, Kind]:
 
     from medsiglip_jax.embeddings import index, nearest, provenance, store
     from medsiglip_jax.embeddings.probe import linear
-    from medsiglip_jax.inference import run_folder, shards
+    from medsiglip_jax.inference import abstain, run_folder, shards
     from medsiglip_jax.inference.manifest import RunRecord, Weights
     from medsiglip_jax.model.weights import outputs
     from medsiglip_jax.preprocess.dicom import rules
@@ -348,7 +348,9 @@ def embedding_files(folder: Path) -> dict[str, Kind]:
         scores.of_reference(reference.open_reference(folder / "reference.npz"))
 
     def abstention() -> None:
-        trust.open_abstention(folder / "reference.npz", made, 0.9).judge(vectors)
+        known = abstain.open_reference(folder / "reference.npz")
+        trust.check(known, made, folder / "reference.npz")
+        known.abstention(0.9).judge(vectors)
 
     record = RunRecord(model=Weights("m", "x"), preprocess="big_vision", normalized=True, dim=12)
     (folder / "begun").mkdir()

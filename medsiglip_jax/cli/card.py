@@ -39,6 +39,7 @@ def card(args: argparse.Namespace) -> int:
     from medsiglip_jax.files import places, storage
     from medsiglip_jax.pages.card import TO_FILL
 
+    places.check_suffix(args.output, ".md")
     folders = [places.at(given) for given in args.source]
     runs, evaluations = _read(folders)
     if len(runs) > 1:

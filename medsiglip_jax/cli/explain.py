@@ -39,7 +39,8 @@ def explain(args: argparse.Namespace) -> int:
     Every map is measured: the cells that it ranks highest are inserted into an
     empty image, and deleted from the image. The area between the two curves of the
     logit stands beside that of random maps which are as smooth, and a map that is
-    not better than all of these is drawn grey.
+    not better than all four of these is drawn grey; one in five of maps without any
+    meaning is better by chance.
 
     ig         integrated gradients of the logit, from mid-grey to the image
     occlusion  what the logit loses when squares of two sizes turn mid-grey; 274
@@ -58,6 +59,10 @@ def explain(args: argparse.Namespace) -> int:
     from medsiglip_jax.files import places
     from medsiglip_jax.trust import explanation, explanation_run
 
+    if args.method != "ig":
+        parser.refuse_unused(args, f"with --method {args.method}", ("steps", "max_steps"))
+    elif args.steps:
+        parser.refuse_unused(args, "with --steps", ("max_steps",))
     rules, parts = reading.rules_and_parts(args)
     options = explanation.ExplainOptions(
         args.method, args.steps, args.max_steps, args.fill, batch_size=args.batch_size

@@ -114,8 +114,9 @@ def monitor_check(args: argparse.Namespace) -> int:
     """Compare new images with a reference; the exit code is 4 if something has changed.
     Tests distances (mmd, mahalanobis, knn), scores, labels, metadata and the share of
     unreadable files, each with a threshold from windows of the reference, and together
-    by Holm. An alarm says that images differ, not that results are wrong; no alarm does
-    not say that they are right.
+    by Holm. An alarm says that images differ, not that results are wrong, and results
+    may be wrong without one. The level is that of one window: of many windows in
+    control some alarm by chance, and one that does is enough for exit code 4.
 
     example:
       medsiglip-jax monitor check --reference reference.npz --embeddings new --output report

@@ -106,6 +106,8 @@ def serve(args: argparse.Namespace) -> int:
         _fetcher(settings), tls, ready, known, abstaining.limits(args, known),
     )  # fmt: skip
     note(f"loading {args.model}; listening on {settings.host}, port {server.port}")
+    if known is not None:
+        note("/v1/classify has no answer for images unlike --reference; other routes answer all")
     server.run()
     if server.is_loading and server.signal:
         note("stopped while the model was being loaded")

@@ -234,7 +234,7 @@ def explain(
         model: with an image tower; for texts with both, and a tokenizer.
         images: one or several, of any kind that `model.processor.images` takes.
         texts: one or several.
-        contrast: a text of which the answer is not to be, such as "a normal chest X-ray". Without
+        contrast: a text to compare with, such as "a normal chest X-ray". Without
             one, what the image shows of any text counts, too.
         probe: explain a label of this probe instead of texts.
         label: of the probe; without a probe, of the classifier that the model was fine-tuned with.

@@ -19,6 +19,7 @@ _OPACITY = 0.8  # at the ends of the scale, and in proportion to the value below
 _SMOOTHING = 1 / 64  # deviation, of the longer side: half a patch of 14 of 448 pixels
 _LONGEST, _SHORTEST = 1024, 384  # of the longer side of a picture, in pixels
 _MARGIN, _BAR, _LEADING, _LEAST_WIDTH = 20, 14, 20, 420  # pixels
+_PADDING = 0.1  # of the difference that is explained; more on the padding is told
 _INK, _GREY = "#1f2933", "#52606d"
 
 
@@ -84,6 +85,11 @@ def notes(explanation: Explanation) -> list[str]:
     )
     if explanation.completeness is not None and explanation.completeness > 0.01:
         lines.append(f"incomplete: its sum is off by {explanation.completeness:.1%}")
+    whole = abs(explanation.score - explanation.baseline_score)
+    if abs(explanation.on_padding) > _PADDING * max(whole, LEAST):
+        lines.append(
+            f"{explanation.on_padding:+.2f} of the logit comes from the padding, which is not shown"
+        )
     if not explanation.better:
         lines.append("Not better than random maps: drawn grey, and not to be relied on.")
     return lines

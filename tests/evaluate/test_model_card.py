@@ -137,6 +137,17 @@ def test_a_run_from_random_weights_names_none_that_it_started_from():
     assert rows["weights, SHA-256"] == "e" and "None" not in str(rows)
 
 
+def test_weights_without_a_hash_may_be_any(tmp_path, capsys):
+    model = {"source": "memory", "sha256": None}
+    none = evaluated()["provenance"] | {"model": model}
+    folders = [folder(tmp_path, name, provenance=none) for name in ("a", "b")]
+    output = ["--output", str(tmp_path / "card.md")]
+    assert main(["card", folders[0], *output]) == 0
+    assert main(["card", *folders, *output]) == 2
+    assert "other weights" in capsys.readouterr().err
+    assert main(["card", folders[0], "--output", str(tmp_path / "card.txt")]) == 2
+
+
 def test_a_card_that_somebody_has_edited_is_kept(tmp_path, capsys):
     output = tmp_path / "card.md"
     given = ["card", folder(tmp_path), "--output", str(output), "--title", "Chest"]

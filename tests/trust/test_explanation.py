@@ -140,6 +140,7 @@ def test_what_does_not_fit_a_probe(model):
     probe = fitted(model)
     for more, message in (
         (dict(label="z"), "label is 'z'; the probe has 'a', 'b', 'c'"),
+        ({}, "which label to explain is missing .* the probe has 'a', 'b', 'c'"),
         (dict(label="a", contrast="b"), "contrast is for texts"),
         (dict(label="a", preprocess="serving"), "fitted to 'big_vision'"),
         (dict(label="a", dicom=Rules("official")), "dicom is"),

@@ -107,6 +107,8 @@ def test_what_is_not_of_the_command_stays(run, tmp_path, untouched_pictures):
     [
         ([], "expected either texts, or a label"),
         ([*TEXT, "--method", "gradcam"], "method is 'gradcam'"),
+        ([*TEXT, "--method", "occlusion", "--steps", "5"], "no effect: --steps"),
+        ([*TEXT, "--steps", "5", "--max-steps", "8"], "no effect: --max-steps"),
         (["--label", "a"], "no classifier"),
         (["--probe", "gone.npz", "--label", "a"], "no such file: gone.npz"),
     ],

@@ -62,10 +62,17 @@ def test_a_folder_with_anything_but_a_report_is_never_replaced(
     assert path.read_text() == "{}"
 
 
+def test_the_images_of_the_reference_are_no_new_ones(run, known, reference, tmp_path):
+    flags = ["--reference", reference, "--embeddings", known, "--output", tmp_path / "report"]
+    code, _, err = run("monitor", "check", *flags)
+    assert code == 2 and "the reference was made of these embeddings" in err
+
+
 def test_names_of_strata_are_escaped_for_prometheus():
-    verdict = {"statistic": 1.0, "p": 0.5, "threshold": float("inf"), "alarm": False}
+    verdict = {"statistic": float("nan"), "p": 0.5, "threshold": float("inf"), "alarm": False}
     result = {"alarm": False, "rows": {}, "strata": {'a"\\\n': {"mmd": verdict}}}
     lines = report.prometheus(result).splitlines()
+    assert any("_statistic{" in line and line.endswith(" NaN") for line in lines)
     assert 'medsiglip_jax_monitor_threshold{stratum="a\\"\\\\\\n",test="mmd"} +Inf' in lines
 
 

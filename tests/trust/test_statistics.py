@@ -171,13 +171,17 @@ def test_new_rows_are_cut_by_number_and_by_time():
     assert [len(w.rows) for w in windows.cut(250, 100, [])] == [100, 100, 50]
     assert [len(w.rows) for w in windows.cut(210, 100, [])] == [100, 100]  # ten say nothing
     assert [len(w.rows) for w in windows.cut(5, 100, [])] == [5]
-    times = ["2026-03-02T23:00", "2026-03-08 10:00", "2026-03-09T01:00+00:00", "20260330"]
+    times = ["2026-03-02T23:00", "2026-03-08 10:00", "2026-03-09T01:00", "20260330"]
     cut = windows.cut(4, windows.parse_size("7d"), times)
     assert [(w.name, w.rows.tolist()) for w in cut] == [
         ("2026-03-02", [0, 1]), ("2026-03-09", [2]), ("2026-03-30", [3]),
     ]  # fmt: skip
     with pytest.raises(ValueError, match="time 'soon' of row 1: expected ISO 8601"):
         windows.cut(1, windows.parse_size("12h"), ["soon"])
+    zoned = ["2026-03-02T10:00Z", "2026-03-02T10:00+02:00"]
+    assert len(windows.cut(2, windows.parse_size("2h"), zoned)) == 2
+    with pytest.raises(ValueError, match="one has a time zone and the other not"):
+        windows.cut(2, windows.parse_size("12h"), ["2026-03-02T10:00", "2026-03-02T10:00Z"])
     with pytest.raises(ValueError, match="--time"):
         windows.cut(1, windows.parse_size("4w"), [])
     for wrong in ("7", "0d", "d", "-3", "1y"):

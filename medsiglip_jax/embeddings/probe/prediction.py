@@ -78,7 +78,7 @@ def predict(
         columns[name] = [None if no else cell for cell, no in zip(cells, reasons, strict=True)]
     if abstention is not None:
         columns["distance"] = np.concatenate([part.distances for part in judged]).tolist()
-        columns["no_assist"] = [reason or "" for reason in reasons]
+        columns["no_assist"] = reasons
     output.write(scores_file, {n: [cells[i] for i in order] for n, cells in columns.items()})
     return len(ids)
 

@@ -93,7 +93,8 @@ def _calibration(name: str, judged: Results) -> Iterator[str]:
             yield f"The calibration curve of {of} falls: validation images are ordered wrong."
         elif slope and slope["low"] is not None and not slope["low"] <= 1 <= slope["high"]:
             how = "over" if slope["value"] < 1 else "under"
-            yield f"{of} is {how}confident after calibration: slope {estimated(slope, 'value')}."
+            found = estimated(slope, "value")
+            yield f"{of} is {how}confident after calibration: slope {found}, not adjusted."
 
 
 def _confidence(name: str, judged: Results) -> Iterator[str]:

@@ -65,7 +65,7 @@ def write(title: str, run: FineTuned | None, evaluations: Sequence[Facts]) -> st
 
 _PREFACE = (
     f"Written by medsiglip-jax {__version__} from what its runs have recorded. {card.NO_DEVICE} "
-    "Fields that no run can know say that a person has to fill them in."
+    "What no run can know, a person has to fill in; these fields are marked."
 )
 _TERMS = "the terms of the weights and of the data."
 _CARE = (
@@ -240,10 +240,12 @@ def check(results: Facts) -> None:
 
 
 def different_weights(run: FineTuned | None, evaluations: Mapping[str, Facts]) -> Iterable[str]:
-    """Names of the evaluations that are of other weights than the run, or than the first one."""
+    """Names of the evaluations that are of other weights than the run, or than the first one, or
+    may be: weights that no file holds have no hash."""
     shas = {name: _weights(results) for name, results in evaluations.items()}
     of_model = run.sha256 if run else next(iter(shas.values()), None)
-    return [name for name, sha in shas.items() if sha != of_model]
+    alone = run is None and len(shas) == 1
+    return [name for name, sha in shas.items() if not alone and (sha is None or sha != of_model)]
 
 
 def _weights(results: Facts) -> str | None:

@@ -146,6 +146,9 @@ def of_classifier(model: Model, label: str | None) -> Target:
 def _index(label: str | None, labels: Sequence[str], what: str) -> int:
     if label is None and len(labels) == 1:
         return 0
+    if label is None:
+        named = ", ".join(map(repr, labels))
+        raise ValueError(f"which label to explain is missing (label=, --label); {what} has {named}")
     if label not in labels:
         raise ValueError(f"label is {label!r}; {what} has {', '.join(map(repr, labels))}")
     return labels.index(label)

@@ -56,6 +56,10 @@ def check(
     if not 0 < level < 1:
         raise ValueError(f"level is {level}; expected more than 0 and less than 1, such as 0.05")
     reference.provenance.check(provenance.of_run(embeddings.manifest), embeddings.folder)
+    if embeddings.digest == reference.facts.get("embeddings"):
+        raise ValueError(
+            f"{embeddings.folder}: the reference was made of these embeddings; expected new ones"
+        )
     images = read(embeddings, given)
     run, cutting = Comparison(reference, images, level, seed), cut(len(images), size, images.times)
     run.check_sizes(cutting)

@@ -25,8 +25,8 @@ from medsiglip_jax.preprocess.facts import describe
 
 PAGE, METRICS, MARKER = "report.html", "metrics.prom", "monitor.json"
 _CAUTION = (
-    "An alarm says that images differ from the reference, not that results are wrong; no alarm "
-    "does not say that they are right. Not a medical device."
+    "An alarm says that images differ from the reference, not that results are wrong, and "
+    "results may be wrong without one. Not a medical device."
 )
 _DRAWN = 4  # lines of a picture, which can be told apart in the dark, too
 _SAID = {
@@ -319,4 +319,6 @@ def _label(text: str) -> str:
 def _value(value: float | bool) -> str:
     if isinstance(value, bool):
         return str(int(value))
+    if math.isnan(value):
+        return "NaN"
     return f"{value!r}" if math.isfinite(value) else "+Inf"

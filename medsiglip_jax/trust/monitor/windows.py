@@ -109,5 +109,12 @@ def _parsed(times: Sequence[str]) -> list[datetime.datetime]:
                 f"time {text!r} of row {row}: expected ISO 8601, such as 2026-03-02T10:30 or "
                 "20260302"
             ) from None
-        parsed.append(time.astimezone(datetime.UTC).replace(tzinfo=None) if time.tzinfo else time)
-    return parsed
+        parsed.append(time)
+    zoned = [time.tzinfo is not None for time in parsed]
+    if any(zoned) and not all(zoned):
+        first, other = times[zoned.index(True)], times[zoned.index(False)]
+        raise ValueError(
+            f"times {first!r} and {other!r}: one has a time zone and the other not; expected one "
+            "for all or for none"
+        )
+    return [t.astimezone(datetime.UTC).replace(tzinfo=None) if t.tzinfo else t for t in parsed]
