@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import gc
-import json
 import logging
 import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
@@ -13,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from medsiglip_jax.files import documents
+from medsiglip_jax.files import documents, json_text
 from medsiglip_jax.serve.errors import InstanceError, RequestError
 from medsiglip_jax.serve.service import COUNTS, Service, TextCounts
 from medsiglip_jax.serve.settings import Settings
@@ -24,9 +23,7 @@ NOT_JSON = "expected a body of JSON"
 TEXTS_CUT = "x-texts-cut"  # header: how many texts of the request are longer than the model reads
 GONE = 499  # nginx's status, in the log and in /metrics, of a client that has gone
 _CLOSE = {"Connection": "close"}  # of those who would go on sending
-_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-# Numbers that are written at once, and characters after which others have a turn: 1 to 2 ms each.
-_AT_ONCE, _TURN = 2048, 1 << 15
+_TURN = 1 << 15  # characters after which others have a turn: 1 to 2 ms
 T = TypeVar("T")
 Handle = Callable[[Service, Any, Request], Awaitable[Any]]
 
@@ -199,34 +196,13 @@ async def write_json(document: Any) -> bytes:
     in which no other thread runs.
     """
     parts, size = [], 0
-    for part in _json_parts(document):
+    for part in json_text.parts(document):
         parts.append(part)
         size += len(part)
         if size > _TURN:
             await asyncio.sleep(0)
             size = 0
     return "".join(parts).encode()
-
-
-def _json_parts(value: Any) -> Iterator[str]:
-    """The JSON of a value: what holds no lists or objects itself is written at once, but for long
-    lists."""
-    if isinstance(value, dict) and any(isinstance(v, dict | list) for v in value.values()):
-        for i, (name, inner) in enumerate(value.items()):
-            yield f"{',' if i else '{'}{_JSON.encode(name)}:"
-            yield from _json_parts(inner)
-        yield "}"
-    elif isinstance(value, list) and value and isinstance(value[0], dict | list):
-        for i, inner in enumerate(value):
-            yield "," if i else "["
-            yield from _json_parts(inner)
-        yield "]"
-    elif isinstance(value, list) and len(value) > _AT_ONCE:
-        for i in range(0, len(value), _AT_ONCE):
-            yield ("," if i else "[") + _JSON.encode(value[i : i + _AT_ONCE])[1:-1]
-        yield "]"
-    else:
-        yield _JSON.encode(value)
 
 
 def as_request_error(
