@@ -80,6 +80,20 @@ def compilation_cache(tmp_path_factory):
         os.environ[name.upper()] = str(value)
 
 
+@pytest.fixture
+def run(capsys):
+    """Runs a command line in this process -> (exit code, stdout, stderr)."""
+    from medsiglip_jax import cli
+
+    def call(*argv):
+        code = cli.main([str(a) for a in argv])
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return code, out, err
+
+    return call
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real files, or a skip that says how to get it."""

@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as npy
 
+from medsiglip_jax.files import places
+from medsiglip_jax.files.failures import explained
+
 # zlib packs up to 1,032 to one, but weights hardly at all and images far below 100 to one. What
 # unpacks to more than so many bytes and is packed more tightly was made to fill the memory.
 _TIGHTEST, _HARMLESS = 100, 256 << 20
@@ -93,6 +96,21 @@ def _header(file: Any) -> Header:
     if any(type(side) is not int or side < 0 for side in shape):
         raise ValueError(f"an array has the shape {shape}")
     return Header(shape, dtype)
+
+
+@contextlib.contextmanager
+def opened_file(path: places.Given, problem: str, advice: str = "") -> Iterator[Npz]:
+    """Opens a file of ours; what is wrong with it is explained, see `failures.explained`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is something else.
+    """
+    place = places.at(path)
+    if not place.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    with explained(path, problem, advice), place.open("rb") as file, opened(file) as content:
+        yield content
 
 
 @contextlib.contextmanager

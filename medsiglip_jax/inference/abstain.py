@@ -4,7 +4,6 @@
 """
 
 import hashlib
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,9 +13,10 @@ from jaxtyping import Float, Float32, Float64
 
 from medsiglip_jax.files import arrays, places
 from medsiglip_jax.files.documents import parse
-from medsiglip_jax.files.failures import explained
 
 FORMAT = "medsiglip_jax reference 1"
+# What is wrong with a file that is none, and what to do.
+NO_REFERENCE = ("not a reference that this version can read", "monitor fit writes one")
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,17 +183,13 @@ def open_reference(path: places.Given) -> KnownImages:
         FileNotFoundError: no such file.
         ValueError: it is not a reference, or one of another version.
     """
-    place = places.at(path)
-    if not place.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
-    data, problem = place.read_bytes(), "not a reference that this version can read"
-    with explained(path, problem, "monitor fit writes one"):
-        with arrays.opened(io.BytesIO(data)) as content:
-            metadata = read_metadata(content)
-            made = metadata["provenance"]
-            gaussian = read_gaussian(content, metadata, int(made["dim"]))
-            held_out = read_floats(content, "mahalanobis", (gaussian.rows,))
-    return KnownImages(gaussian, held_out, made, hashlib.sha256(data).hexdigest())
+    with arrays.opened_file(path, *NO_REFERENCE) as content:
+        metadata = read_metadata(content)
+        made = metadata["provenance"]
+        gaussian = read_gaussian(content, metadata, int(made["dim"]))
+        held_out = read_floats(content, "mahalanobis", (gaussian.rows,))
+    sha256 = hashlib.sha256(places.at(path).read_bytes()).hexdigest()
+    return KnownImages(gaussian, held_out, made, sha256)
 
 
 def read_metadata(file: arrays.Npz) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from medsiglip_jax.preprocess.dicom.rules import MIDDLE, Rules
 from medsiglip_jax.preprocess.facts import Facts, UnreadableImage, describe
 from medsiglip_jax.preprocess.load import warn_about_pixels
 from medsiglip_jax.preprocess.names import parse
-from medsiglip_jax.trust import explanation_page, overlay
+from medsiglip_jax.trust import explanation_page, folders, overlay
 from medsiglip_jax.trust.explanation import Explainer, Explanation
 
 RECORD, PAGE = "explain.json", "explain.html"
@@ -193,15 +193,9 @@ def check_folder(folder: places.Place, images: Sequence[str], overwrite: bool) -
                     f"{describe(source)} lies in {folder}, which would be replaced; choose another "
                     "folder for the output"
                 )
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise FileExistsError(f"{folder}: is a file; --output wants a folder")
-    if not overwrite and (others := places.foreign(folder, _own(folder))):
-        raise FileExistsError(
-            f"{folder}: holds {describe(min(others))}, which no explanation wrote; choose a new "
-            "folder, or replace it with --overwrite"
-        )
+    own = None if overwrite else _own(folder)
+    advice = "choose a new folder, or replace it with --overwrite"
+    folders.check(folder, own, "explanation", advice)
 
 
 def _own(folder: places.Place) -> set[str]:

@@ -4,21 +4,7 @@ import pytest
 from embeddings.embedding_runs import MADE, write_run, write_table
 from known_images import DIM, FACTS, vectors
 
-from medsiglip_jax import cli
 from medsiglip_jax.embeddings.probe import linear
-
-
-@pytest.fixture
-def run(capsys):
-    """Runs a command line in this process -> (exit code, stdout, stderr)."""
-
-    def call(*argv):
-        code = cli.main([str(a) for a in argv])
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return code, out, err
-
-    return call
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,6 @@ from medsiglip_jax.embeddings.probe.scaling import Scaling, fit_scaling
 from medsiglip_jax.embeddings.provenance import Provenance
 from medsiglip_jax.files import arrays, places, settings, storage
 from medsiglip_jax.files import json as json_files
-from medsiglip_jax.files.failures import explained
 
 _FORMAT = "medsiglip_jax probe 1"
 _OWN, _OF_SCALING = ("coefficients", "intercepts", "thresholds"), ("mean", "deviation")
@@ -125,12 +124,8 @@ def open_probe(path: places.Given) -> Probe:
         FileNotFoundError: no such file.
         ValueError: it is not a probe, or one of another version.
     """
-    place = places.at(path)
-    if not place.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
-    with explained(path, "not a probe that this version can read"), place.open("rb") as file:
-        with arrays.opened(file) as content:
-            return read_probe(content)
+    with arrays.opened_file(path, "not a probe that this version can read") as content:
+        return read_probe(content)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from medsiglip_jax.embeddings.provenance import Provenance
 from medsiglip_jax.embeddings.store import Embeddings
 from medsiglip_jax.files import arrays, places, settings, storage
 from medsiglip_jax.files import json as json_files
-from medsiglip_jax.files.failures import explained
 from medsiglip_jax.inference import abstain
 from medsiglip_jax.inference.abstain import Gaussian
 from medsiglip_jax.inference.classify import encode_texts
@@ -283,13 +282,8 @@ def open_reference(path: places.Given) -> Reference:
         FileNotFoundError: no such file.
         ValueError: it is not a reference, or one of another version.
     """
-    place = places.at(path)
-    if not place.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
-    problem = "not a reference that this version can read"
-    with explained(path, problem, "monitor fit writes one"), place.open("rb") as file:
-        with arrays.opened(file) as content:
-            return _read(content)
+    with arrays.opened_file(path, *abstain.NO_REFERENCE) as content:
+        return _read(content)
 
 
 def _read(file: arrays.Npz) -> Reference:

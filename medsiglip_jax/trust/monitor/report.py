@@ -21,7 +21,7 @@ from medsiglip_jax.pages import charts, contact_sheet, html
 from medsiglip_jax.pages.charts import Axis, Series
 from medsiglip_jax.pages.html import escape, themed
 from medsiglip_jax.preprocess.dicom.rules import Rules
-from medsiglip_jax.preprocess.facts import describe
+from medsiglip_jax.trust import folders
 
 PAGE, METRICS, MARKER = "report.html", "metrics.prom", "monitor.json"
 _CAUTION = (
@@ -63,13 +63,7 @@ def check_folder(folder: places.Given) -> None:
     """Raises FileExistsError if a folder holds anything but an earlier report, all of which `write`
     would remove."""
     place = places.at(folder)
-    if place.is_file():
-        raise FileExistsError(f"{place}: is a file; --output wants a folder")
-    if place.is_dir() and (others := places.foreign(place, _own(place))):
-        raise FileExistsError(
-            f"{place}: holds {describe(min(others))}, which no monitor check wrote; choose a new "
-            "folder"
-        )
+    folders.check(place, _own(place), "monitor check", "choose a new folder")
 
 
 def _own(folder: places.Place) -> set[str]:
