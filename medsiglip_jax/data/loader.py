@@ -110,20 +110,20 @@ def batches(
         ValueError: at once, not at the first batch: a size that does not fit, or a path such as
             gs:// without the package that reads it.
     """
-    part = _part(input, batch_size, process_index, process_count)
+    places = part(input, batch_size, process_index, process_count)
     steps = range(start_step, np.iinfo(np.int64).max if total_steps is None else total_steps)
     load = functools.partial(_load_row, input, codec or pil_codec(input.preprocess, input.dicom))
     pool = ThreadPoolExecutor(workers or os.cpu_count() or 1, thread_name_prefix="loader")
 
     def start(step: int) -> Callable[[], Batch]:
         """Starts loading a batch; the function returned waits until it is done."""
-        plan = np.stack(input.order.at(step * batch_size + part), axis=1).tolist()
+        plan = np.stack(input.order.at(step * batch_size + places), axis=1).tolist()
         images = np.zeros((len(plan), input.image_size, input.image_size, 3), np.uint8)
         rows = [pool.submit(load, place, out) for place, out in zip(plan, images, strict=True)]
-        columns = pool.submit(_columns, input, plan)
+        others = pool.submit(columns, input, plan)
 
         def finish() -> Batch:
-            batch, reasons = columns.result(), [row.result() for row in rows]
+            batch, reasons = others.result(), [row.result() for row in rows]
             for path, reason in zip(batch.pop("paths"), reasons, strict=True):
                 if reason and path:
                     on_error(path, reason)
@@ -147,12 +147,17 @@ def epoch_batches(input: Input, batch_size: int, **options: Any) -> Iterator[Bat
     The sources follow each other. All hosts get the same number of batches; the last one is padded
     with zeros and `mask` False. Batches, errors and `options` are those of `batches`.
     """
-    once = replace(input, order=Once(input.order.sizes), augment=Augment())
-    steps = -(-sum(input.order.sizes) // max(1, batch_size))
+    once, steps = epoch(input, batch_size)
     return batches(once, batch_size, 0, steps, **options)
 
 
-def _part(input: Input, batch_size: int, index: int, count: int) -> np.ndarray:
+def epoch(input: Input, batch_size: int) -> tuple[Input, int]:
+    """The input that has every row once, without augmentation, and how many steps that takes."""
+    once = replace(input, order=Once(input.order.sizes), augment=Augment())
+    return once, -(-sum(input.order.sizes) // max(1, batch_size))
+
+
+def part(input: Input, batch_size: int, index: int, count: int) -> np.ndarray:
     """The places of this host in a global batch; raises the errors of `batches`."""
     if batch_size < 1 or batch_size % count:
         raise ValueError(f"batch_size is {batch_size}, expected a multiple of {count} hosts")
@@ -164,7 +169,7 @@ def _part(input: Input, batch_size: int, index: int, count: int) -> np.ndarray:
     return np.arange(index * batch_size // count, (index + 1) * batch_size // count)
 
 
-def _columns(input: Input, plan: Sequence[Sequence[Any]]) -> dict[str, Any]:
+def columns(input: Input, plan: Sequence[Sequence[Any]]) -> dict[str, Any]:
     """A batch without its pixels, but with their `paths`, "" for padding.
 
     Args:
