@@ -59,6 +59,7 @@ def test_normalize_false_is_the_pooler_output(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_live_full_size(tmp_path):
     """So400m/448 with random weights, two batch sizes; 7 GB of memory, minutes."""
     pytest.importorskip("transformers", reason="live parity needs torch and transformers")

@@ -106,6 +106,7 @@ def test_live_gradients(tmp_path, seed, rows):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_live_gradients_at_full_size(tmp_path):
     """So400m/448, all 888 tensors; 15 GB of memory, 4 GB of disk, minutes."""
     pytest.importorskip("torch", reason="live parity needs torch and transformers")
