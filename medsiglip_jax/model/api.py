@@ -1,32 +1,38 @@
 """load, save, init, and the model object that they give and take."""
 
+import copy
 import dataclasses
 import functools
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from medsiglip_jax.files import places, storage
 from medsiglip_jax.files.places import Given
 from medsiglip_jax.model import attention as attentions
-from medsiglip_jax.model import devices, sharding, towers, tree
+from medsiglip_jax.model import devices, portable, sharding, towers, tree
 from medsiglip_jax.model.config import ModelConfig, TextConfig, VisionConfig, named
 from medsiglip_jax.model.processor import Processor, tokenizer_path
 from medsiglip_jax.model.towers import Compute
 from medsiglip_jax.model.weights import layouts, processors, random
-from medsiglip_jax.model.weights.checkpoint import Checkpoint, dtype_of
+from medsiglip_jax.model.weights.checkpoint import Checkpoint, dtype_name, dtype_of
 from medsiglip_jax.preprocess import tokenizer_files
 
 
 class Model:
     """A model: parameters, architecture, and compiled encoders.
+
+    It can be pickled and copied. A pickle holds the parameters as numpy arrays, the tokenizer and
+    the other small files, and becomes a model on the default device of the process that reads it;
+    `copy.deepcopy` shares the arrays, which cannot change, and stays on the same devices.
 
     Attributes:
         config: the architecture.
@@ -43,11 +49,11 @@ class Model:
         params: dict[str, Any],
         config: ModelConfig,
         *,
-        tokenizer: str | os.PathLike | bytes | None = None,
+        tokenizer: str | os.PathLike | bytes | Mapping[str, bytes] | None = None,
         compute: Compute = Compute(),
         mesh: jax.sharding.Mesh | None = None,
         checkpoint: Checkpoint | None = None,
-        companions: Sequence[Path] = (),
+        companions: Sequence[portable.Companion] = (),
         identity: str = "",
     ):
         self.config, self.params, self.compute, self.mesh = config, params, compute, mesh
@@ -56,6 +62,30 @@ class Model:
         self.processor = Processor(config, tokenizer)
         self._image, self._tokens = _image_encoders(config.vision, compute)
         self._text = _text_encoder(config.text, compute)
+
+    def __repr__(self) -> str:
+        return portable.line(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return portable.state(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        sha256 = state.pop("sha256")
+        params = jax.tree.map(jax.device_put, state.pop("params"))
+        compute = portable.compute_here(state.pop("compute"), state["config"])
+        self.__init__(params, compute=compute, **state)
+        self.__dict__["sha256"] = sha256  # the weight files may not be on this machine
+
+    def __copy__(self) -> "Model":
+        other = object.__new__(Model)
+        other.__dict__ |= self.__dict__
+        return other
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Model":
+        other = self.__copy__()
+        copied = lambda x: x if isinstance(x, jax.Array) else copy.deepcopy(x, memo)  # noqa: E731
+        other.params = jax.tree.map(copied, self.params)
+        return other
 
     @property
     def source(self) -> str | None:
@@ -108,6 +138,12 @@ class Model:
         Returns:
             float32 [n, D]; for models without a pooling head (MedGemma, Gemma 3) the mean of the
             patch tokens.
+
+        Raises:
+            ValueError: another shape or type, or floats beyond the range that the model takes.
+
+        Warns:
+            UserWarning: floats that look like [0, 1], since none of them is negative.
         """
         images = self._check_images(images)
         z = self._run(self._image, images, batch_size, self.config.vision, self.config.embed_dim)
@@ -124,7 +160,19 @@ class Model:
     def encode_text(
         self, tokens: Any, normalize: bool = True, batch_size: int = 256
     ) -> Float[Array, "n d"]:
-        """Embeds token ids int32 [n, context_length] from `processor.texts`; float32 [n, D]."""
+        """Embeds texts.
+
+        Args:
+            tokens: a string or a sequence of strings, or their token ids int32
+                [n, context_length] from `processor.texts`.
+            normalize: divide by the L2 norm.
+            batch_size: maximum number of texts per call of the compiled encoder.
+
+        Returns:
+            float32 [n, D]; [1, D] for one string.
+        """
+        strings = _strings(tokens)
+        tokens = tokens if strings is None else self.processor.texts(strings)
         tokens = self._check_tokens(tokens)
         z = self._run(self._text, tokens, batch_size, self.config.text, self.config.embed_dim)
         return towers.normalize(z) if normalize else z
@@ -162,6 +210,12 @@ class Model:
                     f"images spans [{low:.3g}, {high:.3g}]; expected floats in [{darkest:.4g}, "
                     f"{brightest:.4g}], or uint8 (SigLIP takes x / 127.5 - 1, not ImageNet's "
                     "mean and deviation)"
+                )
+            if darkest < 0 <= low < high <= 1:
+                warnings.warn(
+                    f"images spans [{low:.3g}, {high:.3g}] and has nothing below mid-grey, which "
+                    "is 0: floats in [0, 1] must become [-1, 1] first (2 * x - 1), or give uint8",
+                    stacklevel=3,
                 )
         return images.astype(np.float32)
 
@@ -222,6 +276,16 @@ class Model:
         return -(-size // devices) * devices
 
 
+def _strings(texts: Any) -> list[str] | None:
+    """Texts that are not tokenized yet, as a list (an empty one is a list of no texts), or None."""
+    if isinstance(texts, str):
+        return [texts]
+    if isinstance(texts, list | tuple):
+        return list(texts) if all(isinstance(text, str) for text in texts) else None
+    kind = getattr(getattr(texts, "dtype", None), "kind", "")  # of numpy and pandas
+    return list(texts) if kind and kind in "OUT" else None
+
+
 # Models of one architecture share their encoders, so that only the first is traced and compiled.
 @functools.lru_cache(maxsize=32)
 def _image_encoders(vision: VisionConfig | None, compute: Compute) -> tuple[Any, Any]:
@@ -245,7 +309,7 @@ _CPU_PIECE_BYTES = 32 << 20
 
 def load(
     source: str | os.PathLike,
-    dtype: str = "float32",
+    dtype: DTypeLike = "float32",
     mesh: jax.sharding.Mesh | None = None,
     tokenizer: str | os.PathLike | None = None,
     matmul_precision: str | None = None,
@@ -260,8 +324,9 @@ def load(
         source: a Hugging Face repo id, a checkpoint folder in HF layout, a folder of a PEFT (LoRA)
             adapter, which is merged with its base, a big_vision .npz, or a folder this project
             wrote.
-        dtype: storage and compute type: "float32", "bfloat16", "float16", or "auto" (bfloat16 on
-            accelerators that have it, float32 elsewhere).
+        dtype: storage and compute type: "float32", "bfloat16", "float16" or what numpy and jax
+            call so (jnp.bfloat16), or "auto" (bfloat16 on accelerators that have it, float32
+            elsewhere).
         mesh: from `make_mesh`; parameters are replicated over it and batches split.
         tokenizer: a spiece.model, a tokenizer.json or a folder that has one, to use instead of the
             checkpoint's.
@@ -295,7 +360,7 @@ def load(
     )  # fmt: skip
 
 
-def init(name: str | ModelConfig, seed: int = 0, dtype: str = "float32") -> Model:
+def init(name: str | ModelConfig, seed: int = 0, dtype: DTypeLike = "float32") -> Model:
     """A model with random weights of a named size ("so400m-448") or a given architecture."""
     dtype = _resolved(dtype)
     config, compute = named(name) if isinstance(name, str) else name, compute_for(dtype)
@@ -364,8 +429,9 @@ def describe(source: str | os.PathLike, token: str | None = None) -> dict[str, A
     }
 
 
-def _resolved(dtype: str, mesh: jax.sharding.Mesh | None = None) -> str:
-    """What a dtype is on a mesh, or on this process's device, if it is "auto"."""
+def _resolved(dtype: DTypeLike, mesh: jax.sharding.Mesh | None = None) -> str:
+    """The name of a dtype; of "auto", that on a mesh, or on this process's device."""
+    dtype = dtype_name(dtype)
     device = mesh.devices.flat[0] if mesh else devices.default()
     return devices.auto_dtype(device) if dtype == devices.AUTO else dtype
 

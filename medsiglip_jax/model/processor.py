@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,14 @@ class Processor:
     Attributes:
         config: the architecture.
         tokenizer_source: a `spiece.model` or `tokenizer.json`, which those beside it belong to; the
-            content of a `spiece.model`; or None.
+            content of a `spiece.model`, or of all these files by their names; or None.
     """
 
-    def __init__(self, config: ModelConfig, tokenizer: str | os.PathLike | bytes | None):
+    def __init__(
+        self,
+        config: ModelConfig,
+        tokenizer: str | os.PathLike | bytes | Mapping[str, bytes] | None,
+    ):
         self.config, self.tokenizer_source = config, tokenizer
 
     def images(
@@ -73,7 +77,7 @@ class Processor:
         if source is None:
             raise FileNotFoundError(_no_tokenizer(rows))
         files = tokenizer_files.read_files(source)
-        name = "tokenizer" if isinstance(source, bytes) else source
+        name = "tokenizer" if isinstance(source, bytes | Mapping) else source
         with explained(name, "not a tokenizer that is supported"):
             tokenizer = tokenizer_files.open_tokenizer(files, self.config.text.context_length)
         if not _belong_together(tokenizer, rows):

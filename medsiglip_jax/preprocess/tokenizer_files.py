@@ -34,12 +34,12 @@ def main_file(folder: Path) -> Path | None:
     return folder / there[0] if there else None
 
 
-def read_files(source: str | os.PathLike | bytes) -> dict[str, bytes]:
+def read_files(source: str | os.PathLike | bytes | Mapping[str, bytes]) -> dict[str, bytes]:
     """The tokenizer's files by their names.
 
     Args:
         source: a folder, the `spiece.model` or `tokenizer.json` in one, which takes those beside it
-            along, or the content of a `spiece.model`.
+            along, the content of a `spiece.model`, or what this function has returned.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -47,6 +47,8 @@ def read_files(source: str | os.PathLike | bytes) -> dict[str, bytes]:
     """
     if isinstance(source, (bytes, bytearray)):
         return {SENTENCEPIECE: bytes(source)}
+    if isinstance(source, Mapping):
+        return dict(source)
     path = Path(source)
     with text.explained(path):
         if path.is_dir():

@@ -18,6 +18,16 @@ DTYPES = {str(np.dtype(d)): np.dtype(d) for d in ("float32", ml_dtypes.bfloat16,
 FLOATS = {np.dtype("float64"), *DTYPES.values()}
 
 
+def dtype_name(dtype: Any) -> str:
+    """What `DTYPES` calls an element type of numpy or jax; a string stays as it is."""
+    try:
+        return dtype if isinstance(dtype, str) else np.dtype(dtype).name
+    except TypeError:
+        raise ValueError(
+            f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}, by name or as jnp has it"
+        ) from None
+
+
 def dtype_of(name: str) -> np.dtype:
     """The element type called `name`; a ValueError if it is not one of `DTYPES`."""
     if name not in DTYPES:

@@ -83,7 +83,7 @@ def complete(folder: Path, config: ModelConfig) -> None:
             json_files.write(folder / name, content)
 
 
-def terms(companions: Sequence[Path]) -> dict[str, str]:
+def terms(companions: Sequence[Any]) -> dict[str, str]:
     """`license`, `license_name` and `license_link` of the model card among the files, if it has
     them in its metadata."""
     card = next((file for file in companions if file.name == "README.md"), None)
