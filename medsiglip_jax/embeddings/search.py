@@ -61,7 +61,8 @@ def search(
     preprocess = embeddings.manifest.preprocess
     vectors = [np.asarray(encode_texts(model, texts))] if texts else []
     if images:
-        vectors.append(encode_files(model, images, preprocess, batch_size=batch_size, dicom=dicom))
+        found = encode_files(model, images, preprocess, batch_size=batch_size, dicom=dicom)
+        vectors.append(found.complete())
     find = index.top_k if approximate else nearest.top_k
     scores, rows = find(np.concatenate(vectors), embeddings, min(k, len(embeddings)))
     if not rows.size:

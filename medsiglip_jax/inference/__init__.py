@@ -3,7 +3,7 @@
 from medsiglip_jax import lazy
 
 __getattr__, __dir__ = lazy(
-    __name__, engine="Embedded Engine", encode="encode_files", embed="EmbedOptions",
+    __name__, engine="Embedded Engine", encode="Encoded encode_files", embed="EmbedOptions",
     manifest="Manifest parse_manifest", classify="", heatmap="", preview="PreviewOptions",
     pseudonyms="",
 )  # fmt: skip

@@ -1,7 +1,6 @@
 """Images scored by the classifier that a model was fine-tuned with."""
 
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,7 +25,7 @@ def classify_labels(
     preprocess: str | None = None,
     batch_size: int = 8,
     on_batch: Callable[[int], Any] = int,
-    dicom: Rules = Rules(),
+    dicom: Rules | None = None,
     keys: Sequence[str] = _KEYS,
     abstention: Abstention | None = None,
 ) -> list[dict[str, Any]]:
@@ -38,7 +37,7 @@ def classify_labels(
         preprocess: pixel preset; by default the one that the classifier was trained with.
         batch_size: images per call of the encoder.
         on_batch: called with the number of images just done, for progress.
-        dicom: how DICOM files become pixels; see `rules_of`.
+        dicom: how DICOM files become pixels; by default as in the training of the classifier.
         keys: of a label and its scores.
         abstention: when there is no answer; see `trust.known`.
 
@@ -52,9 +51,8 @@ def classify_labels(
     """
     features, rows = model.features, images if isinstance(images, Rows) else image_rows(images)
     assert model.config.classifier is not None
-    preset = preprocess or model.config.classifier.preprocess
-    dicom = rules_of(model.config.classifier, dicom)
-    batches = encode_rows(features, rows, preset, False, batch_size, dicom, on_batch)
+    how = model.config.prepared(preprocess, dicom)
+    batches = encode_rows(features, rows, how.preprocess, False, batch_size, how.dicom, on_batch)
     own, multi_label = model.config.classifier.labels, model.config.classifier.multi_label
 
     def judge(vectors: np.ndarray, arrays: Sequence[np.ndarray]) -> Judged:
@@ -64,19 +62,6 @@ def classify_labels(
     return score_rows(
         batches, lambda z: scores(model, z), keys, own, None if abstention is None else judge
     )
-
-
-def rules_of(classifier: ClassifierConfig, asked: Rules) -> Rules:
-    """How images are read for a classifier: as asked for, and else as in its training, with a
-    warning of what that is."""
-    rules = asked.as_trained(classifier.dicom)
-    changed = [f"{k} {v!r}" for k, v in rules.to_dict().items() if v != asked.to_dict()[k]]
-    if changed:
-        warnings.warn(
-            f"images are read as in the training of the classifier: {', '.join(changed)}",
-            stacklevel=3,
-        )
-    return rules
 
 
 def scores(model: Model, features: Float[np.ndarray, "n d"]) -> tuple[

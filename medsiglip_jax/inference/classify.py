@@ -18,10 +18,10 @@ def classify(
     model: Model,
     images: Sequence[str | os.PathLike],
     texts: Sequence[str],
-    preprocess: str = "big_vision",
+    preprocess: str | None = None,
     batch_size: int = 8,
     on_batch: Callable[[int], Any] = int,
-    dicom: Rules = Rules(),
+    dicom: Rules | None = None,
     abstention: Abstention | None = None,
 ) -> list[dict[str, Any]]:
     """Scores every image against every text.
@@ -30,10 +30,10 @@ def classify(
         model: with both towers and a tokenizer.
         images: paths, URIs or parts of files, see `preprocess.sources`.
         texts: at least one.
-        preprocess: pixel preset.
+        preprocess: pixel preset; by default as `encode_files`.
         batch_size: images per call of the encoder.
         on_batch: called with the number of images just done, for progress.
-        dicom: how DICOM files become pixels.
+        dicom: how DICOM files become pixels; default likewise.
         abstention: when there is no answer; see `trust.known`.
 
     Returns:
@@ -45,8 +45,8 @@ def classify(
         ValueError: as `encode_texts` and `probabilities`.
     """
     ztxt = encode_texts(model, texts)
-    rows = image_rows(images)
-    batches = encode_rows(model, rows, preprocess, True, batch_size, dicom, on_batch)
+    rows, how = image_rows(images), model.config.prepared(preprocess, dicom)
+    batches = encode_rows(model, rows, how.preprocess, True, batch_size, how.dicom, on_batch)
 
     def score(zimg: np.ndarray) -> list[np.ndarray]:
         logits = np.asarray(model.similarity(zimg, ztxt), np.float64)

@@ -1,13 +1,14 @@
-"""Embeddings of files in one call, for Python: paths in, one array out."""
+"""Embeddings of files in one call, for Python: paths in, vectors and errors out."""
 
+import itertools
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import closing
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
 
 from medsiglip_jax.data.rows import Rows, from_tuples
 from medsiglip_jax.inference.abstain import Judged
@@ -17,63 +18,97 @@ from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.load import warn_about_pixels
 from medsiglip_jax.preprocess.names import MIDDLE
 
+T = TypeVar("T")
 _NAMED = 20  # unreadable files named in an error, of maybe a million
+
+
+class Encoded(NamedTuple):
+    """What `encode_files` gives.
+
+    Attributes:
+        vectors: float32 [k, D], of the k files that can be read, in the order they were given.
+        indices: int64 [k], which of the files these are, from 0.
+        errors: (path, reason) of every other file, in order; an address is without credentials.
+    """
+
+    vectors: Float32[np.ndarray, "k d"]
+    indices: Int64[np.ndarray, " k"]
+    errors: list[tuple[str, str]]
+
+    def complete(self) -> Float32[np.ndarray, "k d"]:
+        """The vectors, where every file was readable.
+
+        Raises:
+            ValueError: some were not; it names up to 20 of them and why.
+        """
+        if not self.errors:
+            return self.vectors
+        shown = [f"{source}: {reason}" for source, reason in self.errors[:_NAMED]]
+        shown += [f"and {len(self.errors) - _NAMED} more"] * (len(self.errors) > _NAMED)
+        count = len(self.errors) + len(self.vectors)
+        raise ValueError(f"{len(self.errors)} of {count} images cannot be read: {'; '.join(shown)}")
 
 
 def encode_files(
     model: Model,
-    paths: Sequence[str | os.PathLike],
-    preprocess: str = "big_vision",
+    paths: str | os.PathLike | Iterable[str | os.PathLike],
+    preprocess: str | None = None,
     *,
     normalize: bool = True,
     batch_size: int = 8,
-    dicom: Rules = Rules(),
-    unreadable: str = "raise",
+    dicom: Rules | None = None,
     on_batch: Callable[[int], Any] = int,
-) -> Float32[np.ndarray, "n d"]:
+) -> Encoded:
     """Embeds image files; they are read and decoded while the device computes.
 
-    For more vectors than fit into memory, or a job that survives being killed, use `embed`.
+    Only a few batches of pixels and paths are in memory at a time, so that `paths` may be a
+    generator of any length; the vectors are. For more vectors than fit, or a job that survives
+    being killed, use `embed`.
 
     Args:
         model: with an image tower.
-        paths: local paths or URIs, or parts of files such as "ct.nii.gz#frame=3".
-        preprocess: pixel preset.
+        paths: local paths or URIs, or parts of files such as "ct.nii.gz#frame=3"; or one of them.
+        preprocess: pixel preset; by default that of the model's training where its export
+            remembers one, else "big_vision".
         normalize: divide by the L2 norm.
         batch_size: images per call of the encoder, over all devices of the model.
-        dicom: how DICOM files and NIfTI volumes become pixels.
-        unreadable: "raise", or "nan" for a row of NaN in place of each unreadable image.
+        dicom: how DICOM files and NIfTI volumes become pixels; default likewise.
         on_batch: called with the number of images just done, for progress.
 
     Returns:
-        float32 [n, D], in the order of `paths`.
+        The vectors of the readable files, which files these are, and why the others have none.
 
     Raises:
-        ValueError: images that cannot be read, with their names and reasons; or an argument that is
-            wrong.
+        ValueError: an argument is wrong.
         OSError: a disk or a network fails; that is never taken for an unreadable image.
 
     Warns:
         UserWarning: some images carry an EXIF orientation, which is not applied, declare
             annotation burned into their pixels, or come out dark (`Facts.dark`).
     """
-    if unreadable not in ("raise", "nan"):
-        raise ValueError(f'unreadable is {unreadable!r}; expected "raise" or "nan"')
-    rows = image_rows(paths)
-    vectors = np.full((len(rows), model.config.embed_dim), np.nan, np.float32)
-    errors, start = [], 0
-    for batch in encode_rows(model, rows, preprocess, normalize, batch_size, dicom, on_batch):
-        vectors[start : start + len(batch.rows)][batch.readable] = batch.vectors
-        start += len(batch.rows)
+    paths = [paths] if isinstance(paths, str | os.PathLike) else paths
+    size = _batch_size(len(paths), batch_size) if isinstance(paths, Sized) else batch_size
+    model.processor.images([])  # or the error of a model without an image tower
+    how = model.config.prepared(preprocess, dicom)
+    engine = Engine(model, how.preprocess, normalize, size, how.dicom)
+    vectors = [np.zeros((0, model.config.embed_dim), np.float32)]
+    readable: list[np.ndarray] = [np.zeros(0, bool)]
+    errors: list[tuple[str, str]] = []
+    batches = (image_rows(batch) for batch in _batched(paths, size))
+    for batch in _run(engine, batches, how.dicom, on_batch):
+        vectors.append(batch.vectors)
+        readable.append(batch.readable)
         errors += batch.errors
-    if errors and unreadable == "raise":
-        shown = [f"{source}: {reason}" for source, reason in errors[:_NAMED]]
-        shown += [f"and {len(errors) - _NAMED} more"] * (len(errors) > _NAMED)
-        raise ValueError(f"{len(errors)} of {len(rows)} images cannot be read: {'; '.join(shown)}")
-    return vectors
+    return Encoded(np.concatenate(vectors), np.flatnonzero(np.concatenate(readable)), errors)
 
 
-def image_rows(paths: Sequence[str | os.PathLike]) -> Rows:
+def _batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch
+
+
+def image_rows(paths: Iterable[str | os.PathLike]) -> Rows:
     """Image files as rows, each with its path as its id."""
     names = [os.fspath(path) for path in paths]
     return Rows(from_tuples((name, name, "image", None) for name in names))
@@ -90,33 +125,45 @@ def encode_rows(
 ) -> Iterator[Embedded]:
     """Embeds rows through an `Engine`, in order; warns once about pixels that need a look.
 
-    Batches are of equal size, to pad little: 9 rows in batches of at most 8 become 5 and 4.
-
     Args:
         model: with the towers that the rows need.
         rows: images, texts or both.
-        preprocess, normalize, batch_size, dicom, on_batch: as for `encode_files`.
+        preprocess: pixel preset.
+        dicom: how DICOM files and volumes become pixels.
+        normalize, batch_size, on_batch: as for `encode_files`.
 
     Raises:
         ValueError: `batch_size` below 1, an unknown preset, or a tower or tokenizer is missing.
         OSError: a disk or a network fails.
     """
     check_towers(model, rows)
-    batches = -(-len(rows) // max(1, batch_size)) or 1
-    size = min(batch_size, max(1, -(-len(rows) // batches)))
+    size = _batch_size(len(rows), batch_size)
     engine = Engine(model, preprocess, normalize, size, dicom)
+    yield from _run(engine, rows.batches(size), dicom, on_batch)
+
+
+def _batch_size(rows: int, most: int) -> int:
+    """Batches are of equal size, to pad little: 9 rows in batches of at most 8 become 5 and 4."""
+    batches = -(-rows // max(1, most)) or 1
+    return min(most, max(1, -(-rows // batches)))
+
+
+def _run(
+    engine: Engine, batches: Iterable[Rows], dicom: Rules, on_batch: Callable[[int], Any]
+) -> Iterator[Embedded]:
+    """The batches with their embeddings; warns once, at the end, about what their pixels need."""
     found = dict.fromkeys(("turned", "burned_in", "unusual", "dark"), 0)
-    several = 0
-    with closing(engine.run(rows.batches(size))) as results:
+    several = count = 0
+    with closing(engine.run(batches)) as results:
         for batch in results:
-            found = {name: count + getattr(batch, name) for name, count in found.items()}
-            several += batch.multi_frame
+            found = {name: n + getattr(batch, name) for name, n in found.items()}
+            several, count = several + batch.multi_frame, count + len(batch.rows)
             yield batch
             on_batch(len(batch.rows))
-    warn_about_pixels(**found, count=len(rows))
+    warn_about_pixels(**found, count=count)
     if several and dicom.frame == MIDDLE:
         warnings.warn(
-            f"{several} of {len(rows)} files have several frames, slices or pages; one of each was "
+            f"{several} of {count} files have several frames, slices or pages; one of each was "
             "taken, the middle one, or of pictures the first (--frame)",
             stacklevel=2,
         )

@@ -50,7 +50,7 @@ def heatmap(
     rows: Rows,
     texts: Sequence[str],
     output: places.Given,
-    preprocess: str = "big_vision",
+    preprocess: str | None = None,
     batch_size: int = 8,
     on_batch: Callable[[int], Any] = int,
 ) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def heatmap(
         rows: from `tiles`.
         texts: the score is the softmax over them; with one text it is the sigmoid.
         output: the picture, .png; the table is written beside it, .parquet.
-        preprocess: pixel preset.
+        preprocess: pixel preset; by default as `encode.encode_files`.
         batch_size: tiles per call of the encoder.
         on_batch: called with the number of tiles just done, for progress.
 
@@ -76,7 +76,8 @@ def heatmap(
     slides = formats.SLIDES.load()
     places.check_suffix(output, ".png")
     ztxt, tables, errors = encode_texts(model, texts), [], []
-    for batch in encode_rows(model, rows, preprocess, batch_size=batch_size, on_batch=on_batch):
+    preset = model.config.prepared(preprocess).preprocess
+    for batch in encode_rows(model, rows, preset, batch_size=batch_size, on_batch=on_batch):
         logits = np.asarray(model.similarity(batch.vectors, ztxt))
         tables.append(_table(batch.rows.table.filter(pa.array(batch.readable)), logits))
         errors += batch.errors

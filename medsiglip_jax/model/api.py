@@ -112,8 +112,9 @@ class Model:
         if pool == "mean":
             img = {name: part for name, part in img.items() if name != "MAPHead_0"}
         same = pool == self.config.vision.pool
+        config = ModelConfig(vision, None, preparation=self.config.trained)
         return Model(
-            {"img": img}, ModelConfig(vision, None), compute=self.compute, mesh=self.mesh,
+            {"img": img}, config, compute=self.compute, mesh=self.mesh,
             checkpoint=self.checkpoint, identity="" if same else f" {pool}",
         )  # fmt: skip
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from medsiglip_jax.files import settings
 from medsiglip_jax.preprocess.dicom.rules import Rules
+from medsiglip_jax.preprocess.image import preset
 
 
 @dataclass(frozen=True)
@@ -169,13 +170,40 @@ class ClassifierConfig:
 
 
 @dataclass(frozen=True)
+class Preparation:
+    """How image files become what the image tower takes.
+
+    Attributes:
+        preprocess: the pixel preset.
+        dicom: how DICOM files, volumes and 16-bit grey become pixels.
+    """
+
+    preprocess: str = "big_vision"
+    dicom: Rules = Rules()
+
+    def __post_init__(self):
+        preset(self.preprocess)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {"preprocess": self.preprocess, "dicom": self.dicom.to_dict()}
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Both towers; one of them is None if the checkpoint lacks it. A classifier reads the image
-    tower."""
+    tower.
+
+    Attributes:
+        vision, text, classifier: see there.
+        preparation: how images were prepared when the model was fine-tuned here, or None. Of a
+            model that has a classifier, the classifier says it.
+    """
 
     vision: VisionConfig | None = None
     text: TextConfig | None = None
     classifier: ClassifierConfig | None = None
+    preparation: Preparation | None = None
 
     def __post_init__(self):
         if self.classifier and not self.vision:
@@ -198,6 +226,22 @@ class ModelConfig:
                 if (value := getattr(tower, name, 0)) > largest:
                     where = f"{type(tower).__name__}.{name}"
                     raise ValueError(f"{where} is {value}; expected at most {largest:,}")
+
+    @property
+    def trained(self) -> Preparation | None:
+        """How images were prepared in training, if the checkpoint says so."""
+        if self.classifier:
+            return Preparation(self.classifier.preprocess, self.classifier.dicom)
+        return self.preparation
+
+    def prepared(self, preprocess: str | None = None, dicom: Rules | None = None) -> Preparation:
+        """How images are prepared: as asked for, else as in training, else by the defaults.
+
+        Frames, slide labels and limits of sizes are not taken from training.
+        """
+        own = self.trained or Preparation()
+        rules = Rules().as_trained(own.dicom) if dicom is None else dicom
+        return Preparation(preprocess or own.preprocess, rules)
 
     @property
     def image_size(self) -> int | None:

@@ -36,7 +36,7 @@ class Processor:
         self.config, self.tokenizer_source = config, tokenizer
 
     def images(
-        self, items: Any, preprocess: str = "big_vision", dicom: Rules = Rules()
+        self, items: Any, preprocess: str | None = None, dicom: Rules | None = None
     ) -> UInt8[np.ndarray, "n h w 3"]:
         """Decodes and resizes images.
 
@@ -46,8 +46,9 @@ class Processor:
                 `datasets`. DICOM is recognised by its content.
             preprocess: "big_vision" (squash, TF2 bilinear), "huggingface" (squash, PIL bicubic, or
                 what the model's processor files say), "serving" (zero-pad to a square, PIL
-                bicubic) or "big_vision_pad" (zero-pad, TF2 bilinear).
-            dicom: how DICOM files become pixels, see `preprocess.dicom.rules`.
+                bicubic) or "big_vision_pad" (zero-pad, TF2 bilinear); by default that of the
+                model's training where its export remembers one, else "big_vision".
+            dicom: how DICOM files become pixels, see `preprocess.dicom.rules`; default likewise.
 
         Returns:
             uint8 [n, image_size, image_size, 3].
@@ -55,7 +56,9 @@ class Processor:
         vision = self.config.vision
         if vision is None:
             raise ValueError("this model has no image tower")
-        return load_images(items, vision.image_size, preprocess, dicom, vision.pixels.resample)
+        how = self.config.prepared(preprocess, dicom)
+        size, resample = vision.image_size, vision.pixels.resample
+        return load_images(items, size, how.preprocess, how.dicom, resample)
 
     def texts(self, strings: str | Sequence[str]) -> Int32[np.ndarray, "n l"]:
         """Tokenizes strings, to exactly `context_length` ids each (64 for MedSigLIP).

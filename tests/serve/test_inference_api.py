@@ -23,7 +23,7 @@ def test_zero_shot_scores_are_sigmoids_the_highest_first(
     assert answer.status == 200
     texts = [(template or "This is a photo of {}.").format(label) for label in LABELS]
     ztxt = model.encode_text(model.processor.texts(texts))
-    logits = np.asarray(model.similarity(encode_files(model, files[:1]), ztxt))
+    logits = np.asarray(model.similarity(encode_files(model, files[:1]).vectors, ztxt))
     expected = dict(zip(LABELS, probabilities(logits)[0][0], strict=True))
     scores = [found["score"] for found in answer.body]
     assert scores == sorted(scores, reverse=True)
@@ -43,7 +43,7 @@ def test_features_of_texts(client, model, given, normalize, path):
 
 def test_features_of_images(client, model, files, encoded):
     answer = client.post(IMAGES, {"inputs": encoded})
-    np.testing.assert_allclose(answer.body, encode_files(model, files), atol=1e-5)
+    np.testing.assert_allclose(answer.body, encode_files(model, files).vectors, atol=1e-5)
 
 
 def test_a_text_that_is_cut(client):

@@ -59,7 +59,7 @@ def test_usage_counts_tokens_and_a_header_the_texts_that_were_cut(client, model)
 
 def test_images_as_infinity_takes_them(client, model, files, encoded):
     answer = ask(client, input=[*map(data_uri, encoded)], modality="image")
-    np.testing.assert_allclose(vectors(answer), encode_files(model, files), atol=1e-5)
+    np.testing.assert_allclose(vectors(answer), encode_files(model, files).vectors, atol=1e-5)
     assert answer.body["usage"]["prompt_tokens"] == 0
 
 
@@ -67,7 +67,7 @@ def test_images_as_infinity_takes_them(client, model, files, encoded):
 def test_an_image_as_vllm_takes_it(client, model, files, encoded, empty):
     part = {"type": "image_url", "image_url": {"url": data_uri(encoded[1])}}
     answer = ask(client, messages=[{"role": "user", "content": [part, *empty]}])
-    np.testing.assert_allclose(vectors(answer), encode_files(model, files[1:2]), atol=1e-5)
+    np.testing.assert_allclose(vectors(answer), encode_files(model, files[1:2]).vectors, atol=1e-5)
 
 
 @pytest.mark.parametrize("content", [TEXTS[0], [{"type": "text", "text": TEXTS[0]}]])

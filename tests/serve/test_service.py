@@ -51,7 +51,7 @@ def test_images_of_many_requests_share_batches_and_each_gets_its_own(
 ):
     asked = [[Picture(content=encoded[i % 4])] for i in range(12)]
     answers = embed(service, *asked)
-    expected = encode_files(model, files, normalize=False)
+    expected = encode_files(model, files, normalize=False).vectors
     for i, [[vector]] in enumerate(answers):
         np.testing.assert_allclose(vector, expected[i % 4], atol=1e-5)
     [(count, rows)] = batches(service.measures)

@@ -31,7 +31,7 @@ def test_vectors_are_those_of_embed(client, model, files, encoded, path):
     predictions = answer.body["predictions"]
     assert [p["input_type"] for p in predictions] == ["text", *["image"] * len(files), "text"]
     found = np.array([p["embedding"] for p in predictions])
-    zimg = encode_files(model, files, "serving", dicom=OFFICIAL)
+    zimg = encode_files(model, files, "serving", dicom=OFFICIAL).vectors
     ztxt = np.asarray(model.encode_text(model.processor.texts(texts)))
     np.testing.assert_allclose(found, [ztxt[0], *zimg, ztxt[1]], atol=1e-5)
     # The raw log temperature, as in the official container: the logit is exp(t) * cosine + b.

@@ -13,7 +13,7 @@ def test_vectors_of_texts_and_images(client, model, files, encoded):
     assert answer.status == 200 and set(answer.body) == {"textVectors", "imageVectors"}
     ztxt = model.encode_text(model.processor.texts(TEXTS))
     np.testing.assert_allclose(answer.body["textVectors"], ztxt, atol=1e-5)
-    zimg = encode_files(model, files)
+    zimg = encode_files(model, files).vectors
     np.testing.assert_allclose(answer.body["imageVectors"], zimg, atol=1e-5)
 
 

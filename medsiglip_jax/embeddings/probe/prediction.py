@@ -181,7 +181,7 @@ def predict_by_classifier(
     inputs: Sequence[str],
     *,
     batch_size: int = 8,
-    dicom: Rules = Rules(),
+    dicom: Rules | None = None,
     parts: Parts = Parts(),
     all_files: bool = False,
     on_progress: Callable[[int], Any] = int,

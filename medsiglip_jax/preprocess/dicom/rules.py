@@ -1,7 +1,7 @@
 """The rules by which files become pixels: a small object that commands take and record."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -14,6 +14,8 @@ VOLUMES = ("ct", "percentile")
 GREY16 = ("stretch", "full")
 # What must be equal for vectors to be compared.
 _TREATMENT = ("name", "ct_window", "window", "grey16")
+# What a model remembers of its training: these, and what its volumes held.
+TRAINED = (*_TREATMENT, "volume")
 # What is recorded only where it is not the default: it says which images are read, and changes no
 # pixel of one, so that runs from before it existed can be resumed.
 _LIMITS = ("max_pixels", "max_side")
@@ -101,12 +103,11 @@ class Rules:
         frame, volume = self.frame if frame is None else frame, volume or self.volume
         return replace(self, frame=frame, volume=volume)
 
-    def as_trained(self, trained: "Rules") -> "Rules":
-        """These rules and, where they are the default, those that a classifier was trained with;
-        frames, slide labels and limits of sizes stay."""
-        names = (*_TREATMENT, "volume")
-        unasked = [name for name in names if getattr(self, name) == getattr(Rules(), name)]
-        return replace(self, **{name: getattr(trained, name) for name in unasked})
+    def as_trained(self, trained: "Rules", asked: Collection[str] = ()) -> "Rules":
+        """These rules and, where they are the default and not `asked` for by name, those that a
+        model was trained with; frames, slide labels and limits of sizes stay."""
+        default = {name for name in TRAINED if getattr(self, name) == getattr(Rules(), name)}
+        return replace(self, **{name: getattr(trained, name) for name in default - {*asked}})
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON restores it."""

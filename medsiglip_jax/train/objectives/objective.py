@@ -1,5 +1,6 @@
 """What an objective is: all that training and planning ask about what a model is trained for."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
@@ -11,7 +12,7 @@ from jax import ShapeDtypeStruct
 
 from medsiglip_jax.data.examples import Examples
 from medsiglip_jax.files.settings import at_least, one_of
-from medsiglip_jax.model.config import ModelConfig
+from medsiglip_jax.model.config import ModelConfig, Preparation
 from medsiglip_jax.model.towers import Compute
 from medsiglip_jax.preprocess.dicom.rules import Rules
 
@@ -184,6 +185,7 @@ class Objective:
             config: of the model.
             params: trained, adapters merged, with what `added` has added.
             labels: what was learned.
-            reading: how a classifier is read.
+            reading: how images were read, and the probabilities of a classifier are.
         """
-        return config, params
+        made = Preparation(reading.preprocess, reading.dicom)
+        return dataclasses.replace(config, preparation=made), params
