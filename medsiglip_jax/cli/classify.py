@@ -20,7 +20,7 @@ _FLAGS = {
 def define_flags(sub: parser.Parser) -> None:
     parser.add_flags(sub, _FLAGS, text=parser.REPEATED)
     loading.add_model(sub)
-    reading.add_preprocess(sub, None, "big_vision, or with --labels that of the training")
+    reading.add_preprocess(sub)
     reading.add_parts(sub)
     abstaining.add_abstention(sub, unsure=True)
     outputs.add_overwrite(sub, heatmap=outputs.is_heatmap)
@@ -63,33 +63,20 @@ def classify(args: argparse.Namespace) -> int:
         images = expansion.names(args.images, parts, files.update, args.all_files, skipped)
     expansion.warn_of_unused(rules, images)
     model = loading.load(args)
-    preset = args.preprocess or "big_vision"
+    how = reading.prepared(args, rules, model.config)
     with output.progress_bar("image", len(images)) as bar:
-        options = args.batch_size, bar.update, rules
+        options = how.preprocess, args.batch_size, bar.update, how.dicom
+        encoder = model.features if args.labels else model  # or an error: there are no labels
+        made = provenance.of_model(encoder, how.preprocess, not args.labels, how.dicom)
+        judge = abstaining.abstention(args, known, made)
         if args.labels:
-            judge = known and abstaining.abstention(args, known, _made(model, args, rules))
-            results = classifier.classify_labels(
-                model, images, args.preprocess, *options, abstention=judge
-            )
+            results = classifier.classify_labels(model, images, *options, abstention=judge)
         else:
-            made = provenance.of_model(model, preset, True, rules)
-            judge = abstaining.abstention(args, known, made)
-            results = run(model, images, args.text, preset, *options, judge)
+            results = run(model, images, args.text, *options, judge)
     lines = _labels if args.labels else _logits
     output.show(results, args.json, lambda r: output.scored(r, lines))
     reading.note_skipped(skipped, args)
     return 3 if any("error" in result for result in results) else 0
-
-
-def _made(model, args: argparse.Namespace, rules):
-    """The provenance of the features that a classifier reads."""
-    from medsiglip_jax.embeddings import provenance
-
-    own = model.config.classifier
-    if own is None:
-        return provenance.of_model(model.features)  # which says that there is none
-    rules = rules.as_trained(own.dicom)
-    return provenance.of_model(model.features, args.preprocess or own.preprocess, False, rules)
 
 
 def _logits(scores: list[dict[str, Any]]) -> Iterator[str]:
@@ -110,6 +97,7 @@ def _labels(scores: list[dict[str, Any]]) -> Iterator[str]:
 def _heatmap(args: argparse.Namespace) -> int:
     from medsiglip_jax.files import places
     from medsiglip_jax.inference import heatmap
+    from medsiglip_jax.preprocess.dicom.rules import Rules
     from medsiglip_jax.preprocess.parts import Parts
 
     unused = *reading.DICOM, "series", "labels", "all_files", "reference", "abstain_at", "unsure"
@@ -120,10 +108,11 @@ def _heatmap(args: argparse.Namespace) -> int:
     places.check_suffix(args.heatmap, ".png")
     rows = heatmap.tiles(args.images[0], parts)
     model = loading.load(args, loading.local_mesh())
+    how = reading.prepared(args, Rules(), model.config)
     with output.progress_bar("tile", len(rows)) as bar:
         result = heatmap.heatmap(
-            model, args.images[0], rows, args.text, args.heatmap, args.preprocess or "big_vision",
-            args.batch_size, bar.update,
+            model, args.images[0], rows, args.text, args.heatmap, how.preprocess, args.batch_size,
+            bar.update,
         )  # fmt: skip
     output.show(result, args.json, _heatmap_text)
     return 3 if result["errors"] else 0

@@ -89,7 +89,7 @@ def embed(args: argparse.Namespace) -> int:
     rules, parts = reading.rules_and_parts(args)
     identifiers = "kept" if args.keep_uids else "hashed" if args.groups or args.series else None
     options = embedding.EmbedOptions(
-        preprocess=args.preprocess, normalize=not args.raw, stored=args.stored,
+        normalize=not args.raw, stored=args.stored,
         shard_size=args.shard_size, batch_size=8 if args.batch_size is None else args.batch_size,
         max_errors=args.max_errors,
         dicom=rules, identifiers=identifiers,
@@ -107,11 +107,14 @@ def embed(args: argparse.Namespace) -> int:
     recorded = processes.run_on(lambda: run_folder.recorded_dtype(places.at(args.output)))
     model = processes.run_on(lambda: loading.load(args, loading.local_mesh(), recorded))
     assert model is not None
+    how = reading.prepared(args, rules, model.config)
     images = "image" in rows.table["kind"].unique().to_pylist()
     size = processes.run_on(lambda: loading.batch_size(args, model if images else None))
-    made = provenance.of_model(model, args.preprocess, not args.raw, rules)
+    made = provenance.of_model(model, how.preprocess, not args.raw, how.dicom)
     judge = processes.run_on(lambda: abstaining.abstention(args, known, made))
-    options = dataclasses.replace(options, batch_size=size, abstention=judge)
+    options = dataclasses.replace(
+        options, preprocess=how.preprocess, dicom=how.dicom, batch_size=size, abstention=judge
+    )
     count = -(-len(rows) // jax.process_count())  # a process is told of its own rows only
     with tqdm(total=count, unit="input", disable=None) as bar:
         progress = _EmbedProgress(bar)

@@ -61,7 +61,8 @@ _STATISTICS = {
 
 def define_flags(sub: parser.Parser) -> None:
     scores = {
-        "--preprocess P": reading.preset_help(),
+        "--preprocess P": "default big_vision, or that of the model's training where that is "
+        f"known; {reading.preset_help()}",
         "--prompts FILE": ".toml or .json: class = [prompts]",
         "--reading NAME": "one of the task's readings of prompts that were published ambiguously",
         "--score RULE": "pos_minus_neg, pair_softmax, class_softmax or cosine",
@@ -176,6 +177,7 @@ def _model(args: argparse.Namespace, recorded: str | None):
     model = load(args, local_mesh(), recorded)
     if model.config.classifier and args.prompts:
         raise ValueError("the model is a classifier, which scores without prompts: no --prompts")
+    reading.prepared(args, reading.dicom_rules(args), model.config)  # says what is unlike training
     return model
 
 
@@ -211,6 +213,7 @@ def _options(args: argparse.Namespace):
         learn=args.learn or "",
         draws=Draws(**draws),
         dicom=reading.dicom_rules(args),
+        asked=frozenset(reading.asked(args)),
         by=tuple(args.by or ()),
         unit=_unit(args),
         explain=args.explain or "",

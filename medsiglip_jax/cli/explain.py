@@ -29,7 +29,7 @@ def define_flags(sub: parser.Parser) -> None:
     values = {"method": "ig", "steps": int, "max_steps": 64, "fill": "mean"}
     parser.add_flags(sub, _FLAGS, text=parser.REPEATED, output=parser.REQUIRED, **values)
     loading.add_model(sub)
-    reading.add_preprocess(sub, None, "big_vision, or that of the probe or the classifier")
+    reading.add_preprocess(sub, own="the probe's or the model's")
     reading.add_parts(sub)
     outputs.add_overwrite(sub)
 
@@ -57,6 +57,7 @@ def explain(args: argparse.Namespace) -> int:
     from medsiglip_jax.data import expansion
     from medsiglip_jax.embeddings.probe import linear
     from medsiglip_jax.files import places
+    from medsiglip_jax.preprocess.dicom.rules import from_dict
     from medsiglip_jax.trust import explanation, explanation_run
 
     if args.method != "ig":
@@ -76,8 +77,14 @@ def explain(args: argparse.Namespace) -> int:
     model = loading.load(args)
     asked = args.text or [], args.contrast, probe, args.label, args.preprocess
     targets = explanation.targets_of(model, *asked)
-    rules = explanation.rules_of(model, probe, args.label, rules)
-    explainer = explanation.Explainer(targets, args.preprocess, options)
+    preset = args.preprocess
+    if probe:
+        rules = rules.as_trained(from_dict(probe.provenance.dicom), reading.asked(args))
+    else:
+        how = reading.prepared(args, rules, model.config)
+        preset, rules = how.preprocess, how.dicom
+    rules = explanation.rules_of(model, probe, rules)
+    explainer = explanation.Explainer(targets, preset, options)
     with output.progress_bar("image", len(images)) as bar:
         result = explanation_run.run(
             explainer, images, args.output, rules, args.overwrite, bar.update

@@ -20,7 +20,7 @@ _FLAGS = {
 
 def define_flags(sub: Parser) -> None:
     add_flags(sub, _FLAGS, output=REQUIRED, size=448, limit=100, seed=int, image_column="image")
-    reading.add_preprocess(sub)
+    reading.add_preprocess(sub, "big_vision")
     reading.add_parts(sub)
     outputs.add_overwrite(sub, output=outputs.is_picture)
 

@@ -210,8 +210,8 @@ def _predict_by_classifier(args: argparse.Namespace) -> int:
         model = load(args)
         features, own = model.features, model.config.classifier  # or an error that there is none
         assert own is not None
-        rules = dicom.as_trained(own.dicom)
-        made = provenance.of_model(features, own.preprocess, False, rules)
+        dicom = reading.prepared(args, dicom, model.config).dicom
+        made = provenance.of_model(features, own.preprocess, False, dicom)
         results = prediction.predict_by_classifier(
             model, args.inputs, batch_size=args.batch_size, dicom=dicom, parts=parts,
             all_files=args.all_files, on_progress=bar.update,

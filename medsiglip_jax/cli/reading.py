@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from medsiglip_jax.cli.output import note
 from medsiglip_jax.cli.parser import Parser, add_flags, refuse_unused
@@ -37,9 +38,10 @@ def preset_help() -> str:
     )
 
 
-def add_preprocess(sub: Parser, default: str | None = "big_vision", said: str = "") -> None:
-    """The flag --preprocess; `said` describes its default where that is None."""
-    flags = {"--preprocess P": f"default {said or '%(default)s'}; {preset_help()}"}
+def add_preprocess(sub: Parser, default: str | None = None, own: str = "the model's") -> None:
+    """The flag --preprocess. Without a `default` it is that of `own` training, see `prepared`."""
+    said = f"big_vision, or that of {own} training where that is known"
+    flags = {"--preprocess P": f"default {default or said}; {preset_help()}"}
     add_flags(sub, flags, preprocess=str if default is None else default)
 
 
@@ -49,9 +51,9 @@ def add_dicom(
     """Flags of `dicom_rules`; with `add_parts`, those of `rules_and_parts`. `max_pixels` is what a
     command takes where the flag is not given, if not the usual."""
     flags = {
-        "--dicom-rules R": "dicom (default) applies the standard's windows, and three windows to "
-        "CT as in training; official gives the pixels of the official container, for the "
-        "modalities that it serves",
+        "--dicom-rules R": "dicom (default, if the model was not trained with others) applies the "
+        "standard's windows, and three windows to CT as in MedSigLIP's training; official gives "
+        "the pixels of the official container, for the modalities that it serves",
         "--ct-window W/L": "show CT in one window of this width and level in HU, such as 350/40 or "
         "1500/-600; ignored for values in other units",
         "--window N": "which window to apply where a file has several, from 0; default the first",
@@ -65,7 +67,7 @@ def add_dicom(
         "are listed as unreadable",
     }
     group = sub.add_argument_group(_FILES)
-    add_flags(group, flags, dicom_rules="dicom", window=0, frame="middle")
+    add_flags(group, flags, dicom_rules=str, window=int, frame="middle")
     flags = {
         "--grey16 G": "which values of 16-bit grey in PNG and TIFF are black and white: stretch, "
         "the image's 0.5th and 99.5th percentile; full, 0 and 65535; by default what the file says "
@@ -108,12 +110,56 @@ def dicom_rules(args: argparse.Namespace):
 
 
 def _rules(args: argparse.Namespace, frame: str):
-    from medsiglip_jax.preprocess.dicom.rules import parse
+    from medsiglip_jax.preprocess.dicom.rules import NAMES, parse
 
     return parse(
-        args.dicom_rules, args.ct_window, args.window, frame, args.volume, args.grey16,
-        args.slide_labels, **_limits(args),
+        args.dicom_rules or NAMES[0], args.ct_window, args.window or 0, frame, args.volume,
+        args.grey16, args.slide_labels, **_limits(args),
     )  # fmt: skip
+
+
+# Flags of what a model remembers of its training, and the fields of `Rules` that they set.
+_TRAINED = {name: name for name in ("ct_window", "window", "volume", "grey16")}
+_TRAINED = {"dicom_rules": "name", **_TRAINED}
+
+
+def asked(args: argparse.Namespace) -> list[str]:
+    """The fields of `Rules` that flags ask for, of those that a model remembers."""
+    return [name for flag, name in _TRAINED.items() if getattr(args, flag, None) is not None]
+
+
+def prepared(args: argparse.Namespace, rules, config):
+    """How images are prepared for a model: as the flags say, else as in its training, else by the
+    defaults. Says on stderr what is taken from training, and which flags contradict it.
+
+    Args:
+        args: the flags of `add_dicom` or `add_queries`, and maybe that of `add_preprocess`.
+        rules: what `dicom_rules`, `rules_and_parts` or `queries` made of them.
+        config: of the model.
+
+    Returns:
+        A `Preparation`.
+    """
+    preset = getattr(args, "preprocess", None)
+    made = config.prepared(preset, rules, asked(args))
+    if config.trained is None:
+        return made
+    own, usual = _remembered(config.trained), _remembered(type(made)())
+    given = {"preprocess": preset, **{flag: getattr(args, flag, None) for flag in _TRAINED}}
+    taken = [f"{k} {v}" for k, v in own.items() if given[k] is None and v != usual[k]]
+    if taken:
+        note(f"images are prepared as in the training of the model: {', '.join(taken)}")
+    used = _remembered(made)
+    if other := [k for k, v in given.items() if v is not None and used[k] != own[k]]:
+        flags = ", ".join(f"--{k.replace('_', '-')} {given[k]} ({own[k]})" for k in other)
+        note(f"as asked, but unlike the training of the model (in brackets): {flags}")
+    return made
+
+
+def _remembered(preparation) -> dict[str, Any]:
+    """What a model remembers, by the names of the flags."""
+    rules = {flag: getattr(preparation.dicom, name) for flag, name in _TRAINED.items()}
+    return {"preprocess": preparation.preprocess, **rules}
 
 
 def add_parts(sub: Parser) -> None:

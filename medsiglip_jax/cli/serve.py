@@ -100,9 +100,14 @@ def serve(args: argparse.Namespace) -> int:
         show({"address": address, "model": args.model}, args.json, lambda r: f"ready: {address}")
         sys.stdout.flush()  # to a pipe, too: whoever starts the server waits for this line
 
+    def load():
+        model = loading.load(args, loading.local_mesh())
+        reading.prepared(args, settings.rules, model.config)  # says what is unlike its training
+        return model
+
     name = args.name or _name(args.model)
     server = run.Server(
-        settings, name, lambda: loading.load(args, loading.local_mesh()), probes, corpus,
+        settings, name, load, probes, corpus,
         _fetcher(settings), tls, ready, known, abstaining.limits(args, known),
     )  # fmt: skip
     note(f"loading {args.model}; listening on {settings.host}, port {server.port}")
@@ -129,6 +134,7 @@ def _settings(args: argparse.Namespace):
     given = settings.Settings(
         host=args.host, port=args.port, max_batch=args.max_batch, max_wait_ms=args.max_wait_ms,
         queue=args.queue, max_body=_bytes(args.max_body), preprocess=args.preprocess, rules=rules,
+        asked=frozenset(reading.asked(args)),
         api_keys=keys, allow_hosts=tuple(args.allow_host or ()),
         allow_prefixes=tuple(args.allow_prefix or ()), allow_private=args.allow_private,
         drain_delay=args.drain_delay, cors_origins=tuple(args.cors_origin or ()),

@@ -38,7 +38,8 @@ class EvaluateOptions:
     """How a task is run.
 
     Attributes:
-        preprocess: pixel preset; None is that of the given embeddings, or "big_vision".
+        preprocess: pixel preset; None is that of the given embeddings, or of the model's
+            training, or "big_vision".
         score: a rule of `zero_shot.RULES`; None is the task's own.
         reading: a name in the task's `readings`, or "as given".
         over_prompts: how several prompts of a class become one; see `zero_shot.class_prompts`.
@@ -59,6 +60,8 @@ class EvaluateOptions:
         draws: of learning curves.
         prevalence: at which to state predictive values, besides that of the test images.
         dicom: how DICOM files become pixels.
+        asked: which fields of `dicom` are asked for; the others are as in the model's training
+            where that is known and they are at their defaults.
         export: also write every table and figure of the report as a file.
         by: columns of the tables, such as hospitals, to compare subgroups by besides those of the
             task.
@@ -86,6 +89,7 @@ class EvaluateOptions:
     draws: Draws = Draws()
     prevalence: float | None = None
     dicom: Rules = Rules()
+    asked: frozenset[str] = frozenset()
     export: bool = False
     by: tuple[str, ...] = ()
     unit: Unit | None = None

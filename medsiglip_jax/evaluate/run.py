@@ -45,7 +45,7 @@ from medsiglip_jax.evaluate.data.leaks import Leak, refuse
 from medsiglip_jax.evaluate.data.splits import Splits
 from medsiglip_jax.evaluate.image_embeddings import ImageEmbeddings
 from medsiglip_jax.evaluate.learned import LabelledSplits
-from medsiglip_jax.evaluate.options import AS_GIVEN, DEFAULT, LEARN, EvaluateOptions, GridCell
+from medsiglip_jax.evaluate.options import AS_GIVEN, LEARN, EvaluateOptions, GridCell
 from medsiglip_jax.evaluate.recompute import RESULTS, recompute
 from medsiglip_jax.evaluate.zero_shot import ClassPrompts
 from medsiglip_jax.files import places
@@ -194,6 +194,9 @@ class EvaluationRun:
         self.classifier = model.config.classifier
         # Of embeddings: a classifier may read other features than `encode_image` gives.
         self.encoder = model.features if self.classifier else model
+        self.prepared = model.config.prepared(options.preprocess, options.dicom, options.asked)
+        self.asked_rules = options.dicom
+        options = replace(options, dicom=self.prepared.dicom)
         self.options, self.embeddings = options, embeddings
         self.on_progress, self.on_fit = on_progress, on_fit
         names = [AS_GIVEN, *task.readings] if options.grid else [options.reading]
@@ -216,8 +219,7 @@ class EvaluationRun:
         """
         options = self.options
         cells = self._grid() if options.grid else {}
-        preprocess = self.classifier.preprocess if self.classifier else DEFAULT
-        embedded = self._embeddings(options.preprocess or preprocess, self.splits.whole)
+        embedded = self._embeddings(self.prepared.preprocess, self.splits.whole)
         main = GridCell(embedded.manifest.preprocess, options.reading, options.temperature)
         zero_shot = self._scores(main, embedded) if self.task.classes else None
         ranks = None
@@ -316,7 +318,7 @@ class EvaluationRun:
         folder = self.folder / EMBEDDINGS / "-".join(filter(None, (preprocess, dataset.part)))
         if folder not in self.embedded:
             size, dicom = self.options.batch_size, self.options.dicom
-            expansion.warn_of_unused(dicom, dataset.pool.values())
+            expansion.warn_of_unused(self.asked_rules, dataset.pool.values())
             pool = ((id, source, "image", None) for id, source in dataset.pool.items())
             options = EmbedOptions(
                 preprocess, self.classifier is None, shard_size=_SHARD, batch_size=size, dicom=dicom

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -234,13 +234,25 @@ class ModelConfig:
             return Preparation(self.classifier.preprocess, self.classifier.dicom)
         return self.preparation
 
-    def prepared(self, preprocess: str | None = None, dicom: Rules | None = None) -> Preparation:
+    def prepared(
+        self,
+        preprocess: str | None = None,
+        dicom: Rules | None = None,
+        asked: Collection[str] | None = None,
+    ) -> Preparation:
         """How images are prepared: as asked for, else as in training, else by the defaults.
 
-        Frames, slide labels and limits of sizes are not taken from training.
+        Args:
+            preprocess: the pixel preset that is asked for.
+            dicom: the rules that are asked for. Frames, slide labels and limits of sizes are never
+                taken from training.
+            asked: the names of the fields of `dicom` that are asked for, where not all of them are;
+                the others are as in training if they are at their defaults.
         """
         own = self.trained or Preparation()
-        rules = Rules().as_trained(own.dicom) if dicom is None else dicom
+        if dicom is None:
+            dicom, asked = Rules(), ()
+        rules = dicom if asked is None else dicom.as_trained(own.dicom, asked)
         return Preparation(preprocess or own.preprocess, rules)
 
     @property

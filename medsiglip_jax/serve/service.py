@@ -137,7 +137,8 @@ class Service:
     @property
     def default_reading(self) -> Reading:
         """How an image becomes pixels where its contract does not say otherwise."""
-        return Reading(self.settings.preprocess, self.settings.rules)
+        how = self.settings.prepared(self.model.config)
+        return Reading(how.preprocess, how.dicom)
 
     def bounded(self, rules: Rules) -> Rules:
         """Rules of something else, such as a probe's, with this server's limits of sizes."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated
 
 from medsiglip_jax.files import settings
+from medsiglip_jax.model.config import ModelConfig, Preparation
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.image import PRESETS
 
@@ -33,8 +34,9 @@ class Settings:
         queue: rows (images, patches and texts) that are accepted at a time; more are refused.
         max_body: bytes of a request.
         body_seconds: in which the body of a request has to be there.
-        preprocess, rules: how images become pixels, but for the route of Vertex AI, which does as
-            the official container: "serving", and rules "official".
+        preprocess, rules, asked: how images become pixels, see `ModelConfig.prepared`; but for the
+            route of Vertex AI, which does as the official container: "serving", and rules
+            "official".
         api_keys: one of them is expected with each request; none if it is empty.
         allow_hosts, allow_prefixes, allow_private: which addresses are fetched, see `fetching`.
         fetch_seconds: in which an address has to be fetched.
@@ -53,8 +55,9 @@ class Settings:
     queue: _POSITIVE = 256
     max_body: _POSITIVE = 32 << 20
     body_seconds: Annotated[float, settings.more_than(0)] = 60.0
-    preprocess: Annotated[str, settings.one_of(PRESETS)] = "big_vision"
+    preprocess: Annotated[str | None, settings.one_of(PRESETS)] = None
     rules: Rules = Rules(max_pixels=MAX_PIXELS)
+    asked: frozenset[str] = frozenset()
     api_keys: frozenset[str] = frozenset()
     allow_hosts: tuple[str, ...] = ()
     allow_prefixes: tuple[str, ...] = ()
@@ -75,6 +78,10 @@ class Settings:
         for name in ("predict_route", "health_route"):
             if not (route := getattr(self, name)).startswith("/"):
                 raise ValueError(f"{name} is {route!r}; expected a path that starts with /")
+
+    def prepared(self, config: ModelConfig) -> Preparation:
+        """How images become pixels for a model."""
+        return config.prepared(self.preprocess, self.rules, self.asked)
 
     @property
     def is_loopback(self) -> bool:

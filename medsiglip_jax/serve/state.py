@@ -91,17 +91,16 @@ class State:
 
     def _scored(self, model: Model) -> Iterator[tuple[str, provenance.Provenance]]:
         """How the embeddings are made that /v1/classify scores."""
-        settings, own = self.settings, model.config.classifier
+        how = self.settings.prepared(model.config)
         if model.config.text is not None:
-            yield "images", provenance.of_model(model, settings.preprocess, True, settings.rules)
+            yield "images", provenance.of_model(model, how.preprocess, True, how.dicom)
         for name, probe in self.probes.items():
             preset, normalized = check_model(probe, model)
             rules = from_dict(probe.provenance.dicom)
             made = provenance.of_model(model, preset, normalized, rules)
             yield f"images of probe {name}", made
-        if own is not None:
-            rules = settings.rules.as_trained(own.dicom)
-            made = provenance.of_model(model.features, own.preprocess, False, rules)
+        if model.config.classifier is not None:
+            made = provenance.of_model(model.features, how.preprocess, False, how.dicom)
             yield f"images of the {CLASSIFIER}", made
 
     @property

@@ -413,7 +413,7 @@ def _export_adapter(
         prepared.model.config, whole, prepared.labels, reading
     )
     if config.classifier and config.classifier.pool == "map":  # transformers' takes the mean
-        config = dataclasses.replace(config, classifier=None)
+        config = dataclasses.replace(config, classifier=None, preparation=config.trained)
     trained = set(tree.flatten(state["params"]))
     lora.export(recipe.lora, whole, trained, config, recipe.init, folder)
     return folder

@@ -7,7 +7,7 @@ scale * x @ a @ b. `b` starts at zero, so that training starts at the model give
 import re
 import zlib
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from medsiglip_jax.files import storage
 from medsiglip_jax.files.places import Place
 from medsiglip_jax.model import processes, tree
 from medsiglip_jax.model.config import ModelConfig
-from medsiglip_jax.model.weights import peft
+from medsiglip_jax.model.weights import peft, processors
 
 Params = dict[str, Any]
 
@@ -125,6 +125,9 @@ def export(
     settings = dict(base_model_name_or_path=base, r=config.rank, lora_alpha=config.alpha)
     with storage.new_folder(folder, overwrite=True, marker=peft.CONFIG) as partial:
         peft.write_folder(partial, factors, others, architecture, settings)
+        # The adapter alone is no classifier, even if its export is one.
+        alone = replace(architecture, classifier=None, preparation=architecture.trained)
+        processors.write_preparation(partial, alone)
 
 
 def _split(

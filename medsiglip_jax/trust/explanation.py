@@ -11,7 +11,6 @@ from jaxtyping import Float32, UInt8
 from medsiglip_jax.embeddings import provenance
 from medsiglip_jax.embeddings.probe.linear import Probe
 from medsiglip_jax.files import settings
-from medsiglip_jax.inference import classifier
 from medsiglip_jax.model.api import Model
 from medsiglip_jax.preprocess import image as presets
 from medsiglip_jax.preprocess.dicom.rules import Rules, from_dict
@@ -140,9 +139,8 @@ class Explainer:
         preprocess: str | None = None,
         options: ExplainOptions = ExplainOptions(),
     ):
-        self.targets, self.options = targets, options
-        self.preprocess = preprocess or targets[0].preprocess or "big_vision"
-        model = targets[0].model
+        self.targets, self.options, model = targets, options, targets[0].model
+        self.preprocess = preprocess or targets[0].preprocess or model.config.prepared().preprocess
         self._tower = Tower.of(model, options.batch_size)
         assert model.config.vision is not None
         resample = model.config.vision.pixels.resample
@@ -239,8 +237,9 @@ def explain(
         probe: explain a label of this probe instead of texts.
         label: of the probe; without a probe, of the classifier that the model was fine-tuned with.
         method: "ig", "occlusion" or "rollout"; see `ExplainOptions` for this and the next ones.
-        preprocess: pixel preset; by default that of the probe or the classifier, or "big_vision".
-        dicom: how DICOM files become pixels; by default as for the probe or the classifier.
+        preprocess: pixel preset; by default that of the probe or of the model's training, or
+            "big_vision".
+        dicom: how DICOM files become pixels; default likewise.
         steps, max_steps, fill, seed, batch_size: see `ExplainOptions`.
         on_image: called with 1 after each image, for progress.
 
@@ -261,7 +260,7 @@ def explain(
     texts = [texts] if isinstance(texts, str) else list(texts)
     chosen = targets_of(model, texts, contrast, probe, label, preprocess)
     explainer = Explainer(chosen, preprocess, options)
-    rules = rules_of(model, probe, label, dicom)
+    rules = rules_of(model, probe, dicom)
     results, found = [], []
     for item in as_list(images):
         pixels, facts = decoded(item, rules)
@@ -306,19 +305,15 @@ def targets_of(
     return [target]
 
 
-def rules_of(
-    model: Model, probe: Probe | None, label: str | None, dicom: Rules | None = None
-) -> Rules:
-    """How images are read: as asked for, and else as for the probe or the classifier.
+def rules_of(model: Model, probe: Probe | None, dicom: Rules | None = None) -> Rules:
+    """How images are read: as asked for, and else as for the probe or in the model's training.
 
     Raises:
         ValueError: other rules than those of the probe are asked for.
     """
     if probe is not None:
         recorded = from_dict(probe.provenance.dicom)
-        rules = recorded if dicom is None else dicom.as_trained(recorded)
+        rules = recorded if dicom is None else dicom
         probe.provenance.check(provenance.of_model(model, dicom=rules), "these images")
         return rules
-    if label is not None and model.config.classifier is not None:
-        return classifier.rules_of(model.config.classifier, dicom or Rules())
-    return dicom or Rules()
+    return model.config.prepared(dicom=dicom).dicom

@@ -1,6 +1,5 @@
 """The JSON files of Hugging Face SigLIP folders: architecture, image processor, tokenizer."""
 
-import dataclasses
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -47,13 +46,6 @@ def is_classifier(raw: dict[str, Any]) -> bool:
 
 def parse(raw: dict[str, Any]) -> ModelConfig:
     """The architecture that a config.json describes; ValueError or TypeError if it is no SigLIP."""
-    config = _towers(raw)
-    if config.classifier is None and (ours := raw.get(_OURS)) is not None:
-        return dataclasses.replace(config, preparation=settings.build(Preparation, ours, _OURS))
-    return config
-
-
-def _towers(raw: dict[str, Any]) -> ModelConfig:
     kind, vision = raw.get("model_type"), raw.get("vision_config") or {}
     if is_classifier(raw):
         return ModelConfig(_vision(vision), None, _classifier(raw))
@@ -273,12 +265,11 @@ def model(config: ModelConfig, dtype: str) -> dict[str, Any]:
     )
     if config.classifier:
         return _written_classifier(config, config.classifier, vision, dtype)
-    ours = {_OURS: config.preparation.to_dict()} if config.preparation else {}
     if vision and text:
-        both = {"vision_config": vision, "text_config": text, **ours}
+        both = {"vision_config": vision, "text_config": text}
         return dict(architectures=["SiglipModel"], model_type="siglip", dtype=dtype, **both)
     if vision:
-        return dict(vision, architectures=["SiglipVisionModel"], dtype=dtype, **ours)
+        return dict(vision, architectures=["SiglipVisionModel"], dtype=dtype)
     raise ValueError("the Hugging Face layout needs an image tower; this model has only text")
 
 

@@ -109,10 +109,11 @@ def _open(path: Path, source: object, token: str | None, adapters: tuple) -> Che
 
 def _with_companions(checkpoint: Checkpoint, format: str, path: Path) -> Checkpoint:
     folder = path if path.is_dir() else path.parent
+    config = processors.with_pixels(checkpoint.config, folder)
     return replace(
         checkpoint,
         format=format,
-        config=processors.with_pixels(checkpoint.config, folder),
+        config=processors.with_preparation(config, path),
         tokenizer=tokenizer_files.main_file(folder),
         companions=processors.companions(path) if path.is_dir() else (),
     )

@@ -2,19 +2,22 @@
 
 import dataclasses
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from medsiglip_jax.files import json as json_files
-from medsiglip_jax.model.config import ModelConfig, PixelConfig
+from medsiglip_jax.files import settings
+from medsiglip_jax.model.config import ModelConfig, PixelConfig, Preparation
 from medsiglip_jax.model.weights import huggingface_config
 from medsiglip_jax.model.weights.checkpoint import explained
 
 PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
 _KEPT = {".json", ".txt", ".md", ".model", ".jinja", ".yaml", ".yml", ""}
 # Of the layouts themselves, which write them anew.
-_OWN = ("config.json", "adapter_config.json", "medsiglip_jax.json", ".index.json")
+PREPARATION = "preparation.json"
+_OWN = (PREPARATION, "config.json", "adapter_config.json", "medsiglip_jax.json", ".index.json")
 
 
 def companions(folder: Path) -> tuple[Path, ...]:
@@ -64,11 +67,33 @@ def with_pixels(config: ModelConfig, folder: Path) -> ModelConfig:
     return dataclasses.replace(config, vision=dataclasses.replace(config.vision, pixels=pixels))
 
 
+def with_preparation(config: ModelConfig, folder: Path) -> ModelConfig:
+    """The architecture with how images were prepared in training, if a file in a folder says so.
+
+    Raises:
+        CheckpointError: the file says something that is not done here.
+    """
+    if not (folder / PREPARATION).is_file() or config.classifier:
+        return config
+    with explained(folder / PREPARATION, "not how images were prepared in training"):
+        content = json_files.parse((folder / PREPARATION).read_bytes())
+        made = settings.build(Preparation, content, PREPARATION)
+    return dataclasses.replace(config, preparation=made)
+
+
+def write_preparation(folder: Path, config: ModelConfig) -> None:
+    """Writes that file for a model that says so, and not in its classifier."""
+    if config.preparation and not config.classifier:
+        json_files.write(folder / PREPARATION, config.preparation.to_dict())
+
+
 def complete(folder: Path, config: ModelConfig) -> None:
     """Makes the image processors in a folder those of a model, which may have another resolution.
 
-    Writes one if there is none and the model's pixels are not SigLIP's.
+    Writes one if there is none and the model's pixels are not SigLIP's; and how images were
+    prepared in training.
     """
+    write_preparation(folder, config)
     if config.vision is None:
         return
     found, side = image_processors(folder), config.vision.image_size
@@ -99,4 +124,10 @@ def check_plain(config: ModelConfig) -> None:
         raise ValueError(
             "an .npz file cannot say that this model's pixels are normalised or resampled in its "
             "own way; write a folder instead (a path without .npz)"
+        )
+    if config.trained:
+        warnings.warn(
+            f"an .npz file cannot say that images were prepared with {config.trained.preprocess!r} "
+            "when this model was trained; write a folder to keep that (a path without .npz)",
+            stacklevel=3,
         )

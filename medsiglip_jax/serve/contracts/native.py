@@ -1,7 +1,7 @@
 """Our own routes: scores of images against texts, by a probe or by the model's own classifier."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -173,7 +173,6 @@ def _of_probe(service: Service, probe: Probe) -> tuple[Reading, Scoring]:
 def _of_classifier(service: Service) -> tuple[Reading, Scoring]:
     config = service.model.config
     assert config.classifier is not None and config.vision is not None
-    rules = service.settings.rules.as_trained(config.classifier.dicom)
     kind = "image" if config.classifier.pool == config.vision.pool else "features"
 
     def score(vectors: Vectors) -> list[dict[str, Any]]:
@@ -186,7 +185,7 @@ def _of_classifier(service: Service) -> tuple[Reading, Scoring]:
         ]
 
     scoring = Scoring(score, list, not config.classifier.multi_label)
-    return Reading(config.classifier.preprocess, rules, kind), scoring
+    return replace(service.default_reading, kind=kind), scoring
 
 
 def _number(value: float) -> float | None:
