@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
         if name in ("probe", "monitor"):  # groups of commands
             module.add(commands)
         else:
-            command(commands, getattr(module, name), module.define_flags, json=name != "convert")
+            command(commands, getattr(module, name), module.define_flags)
     return top
 
 

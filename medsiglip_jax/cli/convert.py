@@ -1,8 +1,9 @@
 """convert: a checkpoint in another layout, dtype or resolution."""
 
 import argparse
+from typing import Any
 
-from medsiglip_jax.cli import loading
+from medsiglip_jax.cli import loading, output
 from medsiglip_jax.cli.parser import REQUIRED, Parser, add_flags
 
 
@@ -44,5 +45,17 @@ def convert(args: argparse.Namespace) -> int:
     if args.resolution is not None:
         model.params, model.config = resize_positions(model.params, model.config, args.resolution)
     api.save(model, args.destination, format=args.format)
-    print(f"{args.destination}: {args.format}, {dtype}, {api.tree.size(model.params):,} parameters")
+    result = {
+        "source": args.source,
+        "destination": args.destination,
+        "format": args.format,
+        "dtype": dtype,
+        "image_size": model.config.vision and model.config.vision.image_size,
+        "parameters": api.tree.size(model.params),
+    }
+    output.show(result, args.json, _text)
     return 0
+
+
+def _text(result: dict[str, Any]) -> str:
+    return "{destination}: {format}, {dtype}, {parameters:,} parameters".format(**result)

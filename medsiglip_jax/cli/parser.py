@@ -53,7 +53,6 @@ def command(
     commands,
     function: Callable[[argparse.Namespace], int],
     add_own_flags: Callable[[Parser], None],
-    json: bool = True,
 ) -> None:
     """Adds a command.
 
@@ -64,14 +63,12 @@ def command(
             command lines that work at its end. The first sentence, on one line, is that of the
             list of commands.
         add_own_flags: adds the command's flags to its parser.
-        json: whether there is also --json.
     """
 
     def add_all_flags(sub: Parser) -> None:
         add_own_flags(sub)
         add_flags(sub.add_argument_group("files on other machines"), _REMOTE, **_REMOTE_TYPES)
-        if json:
-            add_flags(sub, {"--json": "print the result as one JSON document on stdout"})
+        add_flags(sub, {"--json": "print the result as one JSON document on stdout"})
 
     text = inspect.getdoc(function) or ""
     description, _, example = text.partition("\n\nexample:\n")

@@ -5,20 +5,22 @@ import dataclasses
 from typing import Any
 
 from medsiglip_jax.cli.output import note, show, table
-from medsiglip_jax.cli.parser import REPEATED, REQUIRED, Parser, add_config, add_flags
+from medsiglip_jax.cli.parser import REQUIRED, Parser, add_config, add_flags
 from medsiglip_jax.plan.topologies import shown
 
 _FLAGS = {
-    "--topology T": "TPUs: v5e:4x4, or v5e-16 as Cloud TPU names it, or v5e:4x4*2 for two slices; "
-    "NVIDIA cards: h100, or h100-8 for a host with 8, or h100-8*4 for four hosts; repeatable with "
-    "--sweep",
+    "--topology T...": "TPUs: v5e:4x4, or v5e-16 as Cloud TPU names it, or v5e:4x4*2 for two "
+    "slices; NVIDIA cards: h100, or h100-8 for a host with 8, or h100-8*4 for four hosts; several "
+    "are compared in one table",
     "--card FILE": "take cards from a file in the form of plan/cards.toml, too",
-    "--embed": "embed images instead of training",
+    "--embed": "embed images instead of training: the computation of the image tower, beside the "
+    "weights of both towers",
     "--dtype T": "with --embed: to compute with, instead of the config's dtype; also float16",
     "--quick": "TPUs: tell only the least memory needed, in seconds",
     "--max-batch": "find the largest batch that fits",
-    "--sweep": "compare topologies and recomputation policies",
-    "--remat R": "with --sweep: compare this policy; repeatable, by default all for training",
+    "--sweep": "compare recomputation policies, too",
+    "--remat R...": "recompute so in the backward pass, instead of as in the config; several are "
+    "compared in one table",
     "--no-advice": "do not search for changes that make it fit",
     "--examples N": "report the chip-hours for N examples",
     "--utilisation U": "share of the chip's peak that the chip-hours assume, default 0.4; measure "
@@ -28,9 +30,9 @@ _FLAGS = {
 
 def define_flags(sub: Parser) -> None:
     add_config(sub)
-    remat = {"choices": ("none", "dots", "block"), **REPEATED}
-    topology = REPEATED | REQUIRED
-    add_flags(sub, _FLAGS, topology=topology, remat=remat, examples=int, utilisation=0.4)
+    several = {"action": "extend"}
+    remat = {"choices": ("none", "dots", "block"), **several}
+    add_flags(sub, _FLAGS, topology=several | REQUIRED, remat=remat, examples=int, utilisation=0.4)
 
 
 def plan(args: argparse.Namespace) -> int:
@@ -46,52 +48,70 @@ def plan(args: argparse.Namespace) -> int:
       medsiglip-jax plan --config tpu_slice --topology v5e:4x4
       medsiglip-jax plan --config contrastive --topology h100 --config.batch_size=32
       medsiglip-jax plan --config lora --topology v5e:2x2 --max-batch
-      medsiglip-jax plan --config contrastive --topology v5e-16 --topology v6e-16 --sweep --quick
+      medsiglip-jax plan --config contrastive --topology v5e-16 v6e-16 h100-8 --sweep --quick
     """
     from medsiglip_jax.plan import bound, gpus, topologies, verdict
     from medsiglip_jax.train import configs
 
-    if len(args.topology) > 1 and not args.sweep:
-        raise ValueError("several topologies need --sweep")
-    if args.sweep and args.max_batch:
-        raise ValueError("--max-batch takes one topology and no --sweep")
     bound.check(1 if args.examples is None else args.examples, args.utilisation)
     recipe = configs.read(args.config, args.overrides)
     if args.dtype and not args.embed:
         raise ValueError("--dtype is for --embed; a train step takes --config.dtype")
     if args.embed:  # there is no backward pass
+        if args.remat:
+            raise ValueError("--remat is of a backward pass, and --embed has none")
         recipe = dataclasses.replace(recipe, remat="none", dtype=args.dtype or recipe.dtype)
     cards = gpus.read(args.card) if args.card else None
     places = [topologies.parse(name, cards) for name in args.topology]
+    remats = args.remat or [recipe.remat]
+    if args.sweep and not args.remat and not args.embed:
+        remats = ["none", "dots", "block"]
+    several = args.sweep or len(places) > 1 or len(remats) > 1
+    if several and args.max_batch:
+        raise ValueError("--max-batch takes one topology, one --remat and no --sweep")
     for place in places:
         place.check_installed()
-    questions = [verdict.Question(recipe, place, args.embed, args.quick) for place in places]
-    question = questions[0]
-    if args.sweep:
-        remats = args.remat or ([recipe.remat] if args.embed else ["none", "dots", "block"])
+    recipe = dataclasses.replace(recipe, remat=remats[0])
+    question = verdict.Question(recipe, places[0], args.embed, args.quick)
+    if several:
         plans = verdict.sweep(question, places, remats, note)
+        for result in plans:
+            place = next(place for place in places if str(place) == result["topology"])
+            _add_chip_hours(result, place, args)
         show(plans, args.json, _sweep_text)
-        return 0
-    if args.quick and not question.topology.quick:
-        note("--quick makes no difference for cards: half a minute compiles the whole program")
+    else:
+        show(_plan_of_one(question, args), args.json, _text)
+    return 0
+
+
+def _plan_of_one(question, args: argparse.Namespace) -> dict[str, Any]:
+    """The plan of one run, with whatever else was asked for."""
+    from medsiglip_jax.plan import verdict
+
+    takes = "half a minute"
     if question.topology.quick:
         takes = "seconds" if args.quick else "minutes"
-    else:
-        takes = "half a minute"
+    elif args.quick:
+        note("--quick makes no difference for cards: half a minute compiles the whole program")
     note(f"compiling for {question.topology}; this takes {takes}")
     result = verdict.plan(question)
-    if args.examples is not None:
-        result["chip_hours"] = bound.chip_hours(
-            result["model_flops"], question.topology, result["dtype"], recipe.batch_size,
-            args.examples, args.utilisation,
-        )  # fmt: skip
-        result["examples"], result["utilisation"] = args.examples, args.utilisation
+    _add_chip_hours(result, question.topology, args)
     if args.max_batch:
         result["max_batch_per_chip"] = verdict.max_batch(question, note)
     if not result["fits"] and not args.no_advice:
         result["advice"] = verdict.advice(question, note)
-    show(result, args.json, _text)
-    return 0
+    return result
+
+
+def _add_chip_hours(result: dict[str, Any], topology, args: argparse.Namespace) -> None:
+    from medsiglip_jax.plan import bound
+
+    if args.examples is not None:
+        result["chip_hours"] = bound.chip_hours(
+            result["model_flops"], topology, result["dtype"], result["batch_size"],
+            args.examples, args.utilisation,
+        )  # fmt: skip
+        result["examples"], result["utilisation"] = args.examples, args.utilisation
 
 
 _RESOURCES = {
@@ -130,6 +150,7 @@ def _text(p: dict[str, Any]) -> str:
     bounds = ", ".join(f"{_RESOURCES[name]} {s:.4g} s" for name, s in p["bound"].items())
     lines += [
         f"attention       {p['attention']}",
+        *_towers(p),
         f"FLOPs a step    {p['flops'] / 1e12:,.1f} T, {p['model_flops'] / 1e12:,.1f} T without "
         "recomputation; counted from the architecture",
         f"bound           {p['bound_seconds']:.4g} s a step, "
@@ -156,6 +177,15 @@ def _text(p: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _towers(p: dict[str, Any]) -> list[str]:
+    """What of the model a plan of embedding is about."""
+    if "tower" not in p:
+        return []
+    text = p["text_tower_bytes"]
+    beside = f"; the {shown(text)} of the text tower are in memory, unused" if text else ""
+    return [f"computes        the image tower alone{beside}"]
+
+
 def _verdict(p: dict[str, Any]) -> str:
     if not p["fits"]:
         return "does not fit"
@@ -163,13 +193,16 @@ def _verdict(p: dict[str, Any]) -> str:
 
 
 def _sweep_text(plans: list[dict[str, Any]]) -> str:
+    hours = ("chip-hours",) if "chip_hours" in plans[0] else ()
     rows = [
         (
             p["topology"], p["remat"], "yes" if p["fits"] else "no", shown(p["peak_bytes"]),
             shown(p["allowed_bytes"]), f"{p['bound_seconds']:.4g}", p["limit"],
             f"{1e3 * p['chip_seconds_per_example']:.3g}",
+            *(f"{p['chip_hours']:,.1f}" for _ in hours),
         )
         for p in plans
     ]  # fmt: skip
     header = ("topology", "remat", "fits", "needs", "of", "bound s", "limit", "chip-ms/example")
+    header += hours
     return "\n".join(table(header, rows))

@@ -53,7 +53,8 @@ def compiled(
 
     Returns:
         `compiled`, `attention` (of the image tower), `flops`, `state_bytes`, `largest` (bytes of
-        arrays by name), `trained` and `parameters`; if it was compiled `memory` (bytes by part),
+        arrays by name), `trained` and `parameters`; with `embed` `text_tower_bytes`, of weights
+        that lie beside the image tower; if it was compiled `memory` (bytes by part),
         `xla_flops`, `collectives` and `kernels` (how many calls of which library the program has;
         None: not known), else `needed` (bytes) and `message`. All sizes are those of one device.
 
@@ -243,6 +244,7 @@ def _embedding(recipe: Recipe, devices: list[Any]) -> tuple[Any, dict]:
     # The program takes only what it reads; the other weights are on the device all the same.
     others = {name: x for name, x in params.items() if name != "img"}
     facts["other_weights"] = _facts(others, count, "")["state_bytes"]
+    facts["text_tower_bytes"] = _facts(params.get("txt", {}), count, "")["state_bytes"]
     return model._image.lower(params, images), facts
 
 

@@ -98,6 +98,7 @@ def plan(question: Question) -> Plan:
     bounds = bound.seconds(answer, topology, question.arithmetic)
     flops = answer["flops"]["model"] + answer["flops"]["recomputed"]
     peak = None if peak is None else peak * chip.devices
+    text = answer.get("text_tower_bytes", 0)
     largest = collections.Counter(answer["largest"]).most_common(5)
     return {
         "topology": str(topology),
@@ -107,6 +108,7 @@ def plan(question: Question) -> Plan:
         "dtype": question.arithmetic,
         "remat": question.recipe.remat,
         "attention": answer["attention"],
+        **({"tower": "img", "text_tower_bytes": text * chip.devices} if question.embed else {}),
         "fits": peak is not None and peak <= allowed and (answer["compiled"] or question.quick),
         "compiled": answer["compiled"],
         "peak_bytes": peak,

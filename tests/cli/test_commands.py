@@ -175,8 +175,15 @@ def test_convert_and_info(run, checkpoint, tmp_path, format):
         "convert", checkpoint, out, "--format", format, "--dtype", "bfloat16", "--resolution", 42
     )
     assert code == 0 and "bfloat16" in text
+    command = ("convert", checkpoint, tmp_path / "again", "--format", format, "--resolution", 42)
+    code, text, _ = run(*command, "--json")
+    converted = json.loads(text)
+    assert code == 0 and converted["destination"] == str(tmp_path / "again")
     code, text, _ = run("info", out, "--json")
     content = json.loads(text)
+    assert {key: converted[key] for key in ("format", "image_size", "parameters")} == {
+        "format": content["format"], "image_size": 42, "parameters": content["parameters"]
+    }  # fmt: skip
     assert code == 0 and content["format"] == format and content["dtype"] == "bfloat16"
     assert content["config"]["vision"]["image_size"] == 42
     assert content["tokenizer"].endswith("spiece.model")

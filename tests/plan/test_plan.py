@@ -321,7 +321,8 @@ def test_without_libtpu_it_says_what_to_install(monkeypatch, capsys):
     (["--topology", "v9:4x4"], "v9:4x4' is unknown"),
     (["--topology", "v5e:4x4", "--config.batch_size=24"], "24 is not divisible by the 16 devices"),
     (["--topology", "v5e:2x2", "--config.mesh.data=8"], "mesh.data is 8; expected at most the 4"),
-    (["--topology", "v5e:2x2", "--topology", "v5e:4x4"], "need --sweep"),
+    (["--topology", "v5e:2x2", "v5e:4x4", "--max-batch"], "--max-batch takes one topology"),
+    (["--topology", "v5e:2x2", "--embed", "--remat", "block"], "--embed has none"),
     (["--topology", "v5e:2x2", "--examples", "5", "--utilisation", "40"], "utilisation is 40"),
     (["--topology", "v5e:2x2", "--config.batch_siez=3"], "no key batch_siez"),
 ])  # fmt: skip
@@ -364,11 +365,17 @@ def test_the_largest_batch_and_the_advice(made_up):
     assert "--config.objective.accumulate=4" in verdict.advice(larger, lines.append)[-1]["change"]
 
 
-def test_a_sweep_has_the_cheapest_first_and_what_does_not_fit_last(made_up, tmp_path, capsys):
-    """80 rows on 4 chips of 14.96 GiB fit with remat "block" only, on 8 with all."""
+@pytest.fixture
+def eighty(tmp_path):
+    """A config file with batches of 80."""
     config = tmp_path / "config.py"
     config.write_text(f"def get_config(arg=None):\n    return {TINY | {'batch_size': 80}!r}\n")
-    flags = ["plan", "--config", str(config), "--sweep", "--quick", "--topology", "v5e-4"]
+    return str(config)
+
+
+def test_a_sweep_has_the_cheapest_first_and_what_does_not_fit_last(made_up, eighty, capsys):
+    """80 rows on 4 chips of 14.96 GiB fit with remat "block" only, on 8 with all."""
+    flags = ["plan", "--config", eighty, "--sweep", "--quick", "--topology", "v5e-4"]
     flags += ["--topology", "v5e-8", "--remat", "none", "--remat", "block"]
     assert cli.main([*flags, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -382,6 +389,28 @@ def test_a_sweep_has_the_cheapest_first_and_what_does_not_fit_last(made_up, tmp_
     first, *rest = capsys.readouterr().out.splitlines()
     assert first.split()[:3] == ["topology", "remat", "fits"]
     assert [line.split()[2] for line in rest] == ["yes", "yes", "yes", "no"]
+
+
+def test_several_topologies_are_compared_with_the_configs_own_policy(made_up, eighty, capsys):
+    """In one flag or several; a plan in the table is the one that its topology has alone."""
+    flags = ["plan", "--config", eighty, "--quick", "--no-advice", "--json", "--examples=1000"]
+
+    def plans(*more):
+        assert cli.main([*flags, *more]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    found = plans("--topology", "v5e-4", "v5e-8")
+    assert [(p["topology"], p["remat"]) for p in found] == [
+        ("v5e:2x4", "none"),
+        ("v5e:2x2", "none"),
+    ]
+    assert found == plans("--topology", "v5e-4", "--topology", "v5e-8")
+    for several in found:
+        alone = plans("--topology", several["topology"])
+        assert {key: several[key] for key in alone} == alone
+    one, two = plans("--topology", "v5e-8", "--remat", "none", "block")
+    assert [one["remat"], two["remat"]] == ["none", "block"]
+    assert plans("--topology", "v5e-8", "--remat", "block").items() <= two.items()
 
 
 # ----------------------------------------------------------------------------- with the compiler
