@@ -6,6 +6,7 @@ With --json, stdout is one JSON document and nothing else.
 """
 
 import argparse
+import atexit
 import contextlib
 import os
 import signal
@@ -19,7 +20,7 @@ from typing import Any
 from medsiglip_jax import __version__
 from medsiglip_jax.cli import devices, output, outputs
 from medsiglip_jax.cli.parser import Parser, command
-from medsiglip_jax.files import limits
+from medsiglip_jax.files import limits, threads
 
 # In the order of --help.
 _ALL = (
@@ -79,12 +80,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # --help and wrong flags
         return stop.code if isinstance(stop.code, int) else 2
     try:
-        bounds = limits.parse(args.protocols, args.max_bytes, args.timeout)
-        with _signals(), limits.use(bounds):
+        bounds = limits.parse(args.protocols, args.max_bytes, args.timeout, args.read_timeout)
+        reading = threads.use(getattr(args, "workers", None))
+        with _signals(), limits.use(bounds), reading:
             outputs.check(args)
             code = args.run(args)
             sys.stdout.flush()
-            return code
+            return _without_waiting(code)
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
@@ -93,7 +95,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         if code is None:
             raise  # a bug: the traceback is what helps
         output.note(f"medsiglip-jax {args.run.__name__.replace('_', ' ')}: {line}")
-        return code
+        return _without_waiting(code)
+
+
+def _without_waiting(code: int) -> int:
+    """The exit code, with which the process is to end even if a thread hangs in a library."""
+    if threads.are_left():
+        atexit.register(_leave, code)
+    return code
+
+
+def _leave(code: int) -> None:
+    if threads.are_left():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _open_closed_streams() -> None:

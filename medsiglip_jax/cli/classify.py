@@ -59,8 +59,9 @@ def classify(args: argparse.Namespace) -> int:
     rules, parts = reading.rules_and_parts(args)
     known = abstaining.known_images(args)
     skipped: Counter[str] = Counter()
-    with output.progress_bar("file", delay=2.0) as files:
-        images = expansion.names(args.images, parts, files.update, args.all_files, skipped)
+    images = reading.listed(
+        lambda on_file: expansion.names(args.images, parts, on_file, args.all_files, skipped)
+    )
     expansion.warn_of_unused(rules, images)
     model = loading.load(args)
     how = reading.prepared(args, rules, model.config)

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import datetime
 import os
 import signal
 import time
@@ -11,9 +10,6 @@ from typing import Any
 from medsiglip_jax.cli import abstaining, loading, reading
 from medsiglip_jax.cli.output import note, progress_bar, show
 from medsiglip_jax.cli.parser import REQUIRED, Parser, add_flags
-
-_SECONDS_BETWEEN_LINES = 60.0  # if stderr is not a terminal
-
 
 _COLUMNS = {
     "--image-column NAME": "default %(default)s, or what others call it, such as file_name or path",
@@ -76,7 +72,6 @@ def embed(args: argparse.Namespace) -> int:
     if args.distributed or args.coordinator:  # jax.distributed would swallow it
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     import jax
-    from tqdm import tqdm
 
     from medsiglip_jax.data import expansion, inputs
     from medsiglip_jax.embeddings import provenance
@@ -96,12 +91,10 @@ def embed(args: argparse.Namespace) -> int:
     )  # fmt: skip
     known = processes.run_on(lambda: abstaining.known_images(args))
     columns = {"image": args.image_column, "text": args.text_column, "id": args.id_column}
-    with progress_bar("file", delay=2.0) as bar:
-        listed = lambda: inputs.rows(  # noqa: E731
-            args.inputs, root=args.root, parts=parts, all_files=args.all_files,
-            on_file=bar.update, **columns,
-        )  # fmt: skip
-        rows = processes.run_on(listed)
+    rows = processes.run_on(lambda: reading.listed(lambda on_file: inputs.rows(
+        args.inputs, root=args.root, parts=parts, all_files=args.all_files, on_file=on_file,
+        **columns,
+    )))  # fmt: skip
     assert rows is not None
     expansion.warn_of_unused(rules, rows.images)
     recorded = processes.run_on(lambda: run_folder.recorded_dtype(places.at(args.output)))
@@ -116,7 +109,7 @@ def embed(args: argparse.Namespace) -> int:
         options, preprocess=how.preprocess, dicom=how.dicom, batch_size=size, abstention=judge
     )
     count = -(-len(rows) // jax.process_count())  # a process is told of its own rows only
-    with tqdm(total=count, unit="input", disable=None) as bar:
+    with progress_bar("input", count) as bar:
         progress = _EmbedProgress(bar)
         result = embedding.embed(model, rows, args.output, options, progress.update).to_dict()
     if main_process:
@@ -149,40 +142,23 @@ def _warn(result: dict[str, Any], where: str) -> None:
 
 
 class _EmbedProgress:
-    """A bar on stderr with inputs/s, time left, and how busy the device is."""
+    """A bar with inputs/s, time left, how busy the device is, and how many are unreadable."""
 
     def __init__(self, bar):
         self._bar = bar
         self._start, self._rows, self._busy, self._errors = time.perf_counter(), 0, 0.0, 0
-        self._total, self._before, self._printed_at = self._bar.total, 0, self._start
 
     def update(self, progress) -> None:
         if progress.busy is None:
-            if not self._bar.disable:  # rows of an earlier run do not count for the rate
-                self._bar.initial += progress.rows
-            self._bar.update(progress.rows)
-            self._before += progress.rows
-            return
-        self._rows, self._busy = self._rows + progress.rows, progress.busy
-        self._errors += progress.errors
-        shown = {"device busy": f"{progress.busy:.0%}"}
-        if self._errors:
-            shown["unreadable"] = str(self._errors)
-        self._bar.set_postfix(shown, refresh=False)
+            self._bar.initial += progress.rows  # rows of an earlier run do not count for the rate
+        else:
+            self._rows, self._busy = self._rows + progress.rows, progress.busy
+            self._errors += progress.errors
+            shown = {"device busy": f"{progress.busy:.0%}"}
+            if self._errors:
+                shown["unreadable"] = str(self._errors)
+            self._bar.set_postfix(shown, refresh=False)
         self._bar.update(progress.rows)
-        if self._bar.disable and time.perf_counter() > self._printed_at + _SECONDS_BETWEEN_LINES:
-            self._print_line()
-
-    def _print_line(self) -> None:
-        """Prints the bar as one line, for logs."""
-        self._printed_at = time.perf_counter()
-        rate = self._rows / (self._printed_at - self._start)
-        done = self._before + self._rows
-        left = datetime.timedelta(seconds=round((self._total - done) / rate))
-        note(
-            f"{done:,} of {self._total:,} inputs, {rate:.1f}/s, {left} left, device busy "
-            f"{self._busy:.0%}, {self._errors} unreadable"
-        )
 
     def summary(self, output: str, result: dict[str, Any]) -> str:
         text = f"{output}: {result['embedded']:,} of {result['rows']:,} embedded"

@@ -69,8 +69,9 @@ def explain(args: argparse.Namespace) -> int:
         args.method, args.steps, args.max_steps, args.fill, batch_size=args.batch_size
     )
     skipped: Counter[str] = Counter()
-    with output.progress_bar("file", delay=2.0) as files:
-        images = expansion.names(args.images, parts, files.update, args.all_files, skipped)
+    images = reading.listed(
+        lambda on_file: expansion.names(args.images, parts, on_file, args.all_files, skipped)
+    )
     expansion.warn_of_unused(rules, images)
     explanation_run.check_folder(places.at(args.output), images, args.overwrite)
     probe = linear.open_probe(args.probe) if args.probe else None

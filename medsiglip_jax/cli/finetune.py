@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import sys
+import time
 from contextlib import closing
 from typing import Any
 
@@ -121,23 +122,23 @@ def _only_export(args: argparse.Namespace) -> bool:
 
 
 class _Training:
-    """A bar on stderr with loss, images/s and time left, and lines that the user should see."""
+    """Progress with loss, images/s and time left, and lines that the user should see."""
 
     def __init__(self, quiet: bool):
         self._quiet, self._bar, self._batch = quiet, None, 0
         self._before: int | None = None
+        self._clock = 0.0
 
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
 
     def start(self, prepared) -> None:
-        from tqdm import tqdm
-
         from medsiglip_jax.model import tree
 
-        if not self._quiet:
-            loading.note_export(prepared.model)
+        if self._quiet:
+            return
+        loading.note_export(prepared.model)
         trained, total = tree.size(prepared.state["params"]), tree.size(prepared.model.params)
         rows, held_out = (sum(map(len, part)) for part in (prepared.training, prepared.held_out))
         self.warn(
@@ -145,21 +146,22 @@ class _Training:
             f"{total:,} parameters; the first step compiles"
         )
         self._batch = prepared.recipe.batch_size
-        disable = True if self._quiet else None  # None: unless stderr is a terminal
-        self._bar = tqdm(total=prepared.recipe.total_steps, unit="step", disable=disable)
+        self._bar = output.progress_bar("step", prepared.recipe.total_steps)
 
     def step(self, done: int, values: dict[str, float] | None) -> None:
-        bar = self._bar
-        assert bar is not None
+        if (bar := self._bar) is None:
+            return
         if self._before is None:  # the steps of an earlier run do not count for the speed
             self._before = bar.initial = bar.n = bar.last_print_n = done
             return
         if done == self._before + 1:
             bar.unpause()  # else the time left would count the compilation for every step
+            self._clock = time.perf_counter()
         if values:
             shown = {"loss": f"{values['loss']:.3f}"}
-            if rate := bar.format_dict["rate"]:
-                shown["images/s"] = f"{rate * self._batch:.1f}"
+            if (steps := done - self._before - 1) > 0:
+                rate = steps * self._batch / (time.perf_counter() - self._clock)
+                shown["images/s"] = f"{rate:.1f}"
             for name, key in (("exp(t)", "temperature"), ("b", "bias"), ("grad", "grad_norm")):
                 if key in values:
                     shown[name] = f"{values[key]:.3g}"

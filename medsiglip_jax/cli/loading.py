@@ -14,8 +14,8 @@ def add_model(
     batch_on_accelerators: str = "",
     batches: bool = True,
 ) -> None:
-    """Flags of `load`, and with `batches` --batch-size: by default 8, or what `batch_size` makes of
-    None, which `batch_on_accelerators` describes."""
+    """Flags of `load`, and with `batches` --workers and --batch-size: by default 8, or what
+    `batch_size` makes of None, which `batch_on_accelerators` describes."""
     from medsiglip_jax.model.attention import ATTENTION
     from medsiglip_jax.model.weights.checkpoint import DTYPES
 
@@ -35,7 +35,10 @@ def add_model(
         said = "inputs per batch; default 8"
         said += batch_on_accelerators and f", on accelerators {batch_on_accelerators}"
         size = int if batch_on_accelerators else 8
-        add_flags(sub, {"--batch-size N": said}, batch_size=size)
+        threads = "threads that read and decode images; default the cores of this process, or the "
+        threads += "CPU quota of its container"
+        add_flags(sub, {"--batch-size N": said, "--workers N": threads}, batch_size=size,
+                  workers=int)  # fmt: skip
 
 
 def load(args: argparse.Namespace, mesh=None, recorded: str | None = None):

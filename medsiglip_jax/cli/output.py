@@ -1,13 +1,15 @@
 """What the commands print: results on stdout, notes and progress on stderr."""
 
+import datetime
 import logging
 import re
 import sys
 import threading
+import time
 import traceback as tracebacks
 import unicodedata
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from medsiglip_jax.files.credentials import without_in_text
@@ -120,7 +122,74 @@ def _unraisable(error: Any) -> None:
 
 
 def progress_bar(unit: str, total: int | float | None = None, delay: float = 0):
-    """A bar on stderr if that is a terminal, shown once the work has taken `delay` seconds."""
+    """Progress on stderr: on a terminal a bar of tqdm, shown once the work has taken `delay`
+    seconds; else `_Lines`, which is used in the same way."""
+    if not sys.stderr.isatty():
+        return _Lines(unit, total)
     from tqdm import tqdm
 
-    return tqdm(total=total, unit=unit, unit_scale=True, disable=None, delay=delay)
+    return tqdm(total=total, unit=unit, unit_scale=True, delay=delay)
+
+
+_SECONDS_BETWEEN_LINES = 60.0
+
+
+class _Lines:
+    """What a bar is on a terminal, in a log: a line a minute, also while a step takes longer.
+
+    Work that takes less than a minute says nothing. Where nothing moves, there are lines only if it
+    is known that there is more to do.
+    """
+
+    def __init__(self, unit: str, total: int | float | None):
+        self.unit, self.total, self.n, self.initial = unit, total, 0, 0
+        self._start, self._postfix = time.monotonic(), ""
+        self._printed = 0
+        self._closed = threading.Event()
+        threading.Thread(target=self._print_lines, daemon=True).start()
+
+    def __enter__(self) -> "_Lines":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._closed.set()
+
+    def update(self, n: int | float = 1) -> None:
+        self.n += n
+
+    def reset(self, total: int | float | None = None) -> None:
+        """Begins anew, with another total if one is given."""
+        self.n = self.initial = self._printed = 0
+        self._start, self.total = time.monotonic(), total or self.total
+
+    def unpause(self) -> None:
+        """Takes now for the start."""
+        self._start = time.monotonic()
+
+    def set_postfix(self, shown: Mapping[str, str], refresh: bool = False) -> None:
+        """What each line says at its end."""
+        self._postfix = "".join(f", {name} {value}" for name, value in shown.items())
+
+    def _print_lines(self) -> None:
+        while not self._closed.wait(_SECONDS_BETWEEN_LINES):
+            unfinished = self.n < self.total if self.total else self.n != self._printed
+            if unfinished:
+                self._printed = self.n
+                note(self.line(time.monotonic() - self._start))
+
+    def line(self, seconds: float) -> str:
+        """The line after so many seconds; what was there at the start does not count for the
+        rate."""
+        done, rate = self.n - self.initial, (self.n - self.initial) / seconds
+        of = f" of {self.total:,.0f}" if self.total else ""
+        text = f"{self.n:,.0f}{of} {self.unit}s in {_duration(seconds)}, {rate:.3g}/s"
+        if self.total and done:
+            text += f", {_duration((self.total - self.n) / rate)} left"
+        return text + self._postfix
+
+
+def _duration(seconds: float) -> str:
+    return str(datetime.timedelta(seconds=round(seconds)))

@@ -23,8 +23,11 @@ _REMOTE = {
     f"image; default {Limits().max_bytes}",
     "--timeout SECONDS": "for a server to begin to answer, and to go on; default "
     f"{Limits().timeout:g}",
+    "--read-timeout SECONDS": "for one input to be read and decoded, wherever it is; then its disk "
+    f"or mount is taken to be gone, and the command stops. 0 waits for ever; default "
+    f"{Limits().read_timeout:g}",
 }
-_REMOTE_TYPES = {"max_bytes": int, "timeout": float}
+_REMOTE_TYPES = {"max_bytes": int, "timeout": float, "read_timeout": float}
 
 
 class Parser(argparse.ArgumentParser):

@@ -45,11 +45,10 @@ def preview(args: argparse.Namespace) -> int:
     places.check_suffix(args.output, *contact_sheet.SUFFIXES)
     dicom, parts = reading.rules_and_parts(args)
     options = previews.PreviewOptions(args.size, args.preprocess, dicom, args.limit, args.seed)
-    with output.progress_bar("file", delay=2.0) as bar:
-        rows = inputs.rows(
-            args.inputs, root=args.root, image=args.image_column, text=None, parts=parts,
-            all_files=args.all_files, on_file=bar.update,
-        )  # fmt: skip
+    rows = reading.listed(lambda on_file: inputs.rows(
+        args.inputs, root=args.root, image=args.image_column, text=None, parts=parts,
+        all_files=args.all_files, on_file=on_file,
+    ))  # fmt: skip
     expansion.warn_of_unused(dicom, rows.images)
     with output.progress_bar("image") as bar:
         result = previews.preview(rows, args.output, options, bar.update)

@@ -2,11 +2,14 @@
 
 import argparse
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
-from medsiglip_jax.cli.output import note
+from medsiglip_jax.cli.output import note, progress_bar
 from medsiglip_jax.cli.parser import Parser, add_flags, refuse_unused
+from medsiglip_jax.files import threads
+
+T = TypeVar("T")
 
 # Names of the flags of `add_limits`, and with them of `add_dicom` and of `add_queries`.
 _LIMITS = ("max_pixels", "max_side")
@@ -160,6 +163,13 @@ def _remembered(preparation) -> dict[str, Any]:
     """What a model remembers, by the names of the flags."""
     rules = {flag: getattr(preparation.dicom, name) for flag, name in _TRAINED.items()}
     return {"preprocess": preparation.preprocess, **rules}
+
+
+def listed(make: Callable[[Callable[..., None]], T]) -> T:
+    """What `make` lists, which is called with the function to call after each file; raises an
+    OSError where the disk of the files does not answer."""
+    with progress_bar("file", delay=2.0) as bar:
+        return threads.watched(make, bar.update, "the list of inputs")
 
 
 def add_parts(sub: Parser) -> None:

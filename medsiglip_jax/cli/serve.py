@@ -42,7 +42,8 @@ def define_flags(sub: Parser) -> None:
         "--queue N": "images, patches and texts that are accepted at a time, default %(default)s; "
         "more are answered with 429, and more in one request with 413",
         "--max-body SIZE": "of a request, default %(default)s",
-        "--workers N": "threads that read and decode images; default all cores of this process",
+        "--workers N": "threads that read and decode images; default the cores of this process, "
+        "or the CPU quota of its container",
     }
     limits = sub.add_argument_group("load")
     add_flags(limits, flags, max_batch=64, max_wait_ms=5.0, queue=256, max_body="32MiB",
@@ -124,13 +125,13 @@ def serve(args: argparse.Namespace) -> int:
 def _settings(args: argparse.Namespace):
     import dataclasses
 
+    from medsiglip_jax.files import threads
     from medsiglip_jax.serve import settings
 
     rules = reading.dicom_rules(args)
     if args.max_pixels is None:
         rules = dataclasses.replace(rules, max_pixels=settings.MAX_PIXELS)
     keys = settings.read_keys(args.api_key_file) if args.api_key_file else frozenset()
-    workers = settings.processors() if args.workers is None else args.workers
     given = settings.Settings(
         host=args.host, port=args.port, max_batch=args.max_batch, max_wait_ms=args.max_wait_ms,
         queue=args.queue, max_body=_bytes(args.max_body), preprocess=args.preprocess, rules=rules,
@@ -138,7 +139,7 @@ def _settings(args: argparse.Namespace):
         api_keys=keys, allow_hosts=tuple(args.allow_host or ()),
         allow_prefixes=tuple(args.allow_prefix or ()), allow_private=args.allow_private,
         drain_delay=args.drain_delay, cors_origins=tuple(args.cors_origin or ()),
-        log_requests=args.log_requests, workers=workers,
+        log_requests=args.log_requests, workers=threads.workers(),
     )  # fmt: skip
     return settings.on_vertex(given, os.environ)
 

@@ -8,7 +8,6 @@ import os
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,10 +16,11 @@ import pyarrow.compute as pc
 
 from medsiglip_jax.data.listing import File, expand
 from medsiglip_jax.data.rows import EXTRA, REASON
+from medsiglip_jax.files.threads import Threads
 from medsiglip_jax.preprocess import formats, sources
 from medsiglip_jax.preprocess.dicom import series
 from medsiglip_jax.preprocess.dicom.rules import Rules
-from medsiglip_jax.preprocess.facts import UnreadableImage
+from medsiglip_jax.preprocess.facts import UnreadableImage, describe
 from medsiglip_jax.preprocess.names import Cell, Frame, Part, Range, Tile, Whole, parse, part_of
 from medsiglip_jax.preprocess.parts import Parts
 
@@ -164,7 +164,7 @@ def _pieces(
     if parts.series:
         of_all = _series(images, parts, on_file, skipped)
     else:
-        of_all = _in_threads(lambda row: _piece(row, images[row], parts), len(images), on_file)
+        of_all = _in_threads(lambda row: _piece(row, images[row], parts), images, on_file)
     pieces = list(_without_repeated_slides(of_all))
     if images and not any(piece.rows for piece in pieces):
         reasons = [f"no series has the images asked for (--frame {parts.frame})"] * parts.series
@@ -195,7 +195,7 @@ def _series(
     def look(row: int) -> list[series.Plane] | _Piece:
         return _planes(images[row], parts) or _piece(row, images[row], parts)
 
-    looks = list(_in_threads(look, len(images), on_file))
+    looks = list(_in_threads(look, images, on_file))
     planes = [[] if isinstance(look, _Piece) else look for look in looks]
     stacks = series.into_stacks(planes, by_time="time" in parts.choices)
     chosen = [stack for stack in stacks.stacks if stack.kind.has(parts.choices)]
@@ -344,9 +344,13 @@ def _warn(subject: str, *counts: tuple[int, str]) -> None:
         warnings.warn(f"{subject}: {'; '.join(notes)}", stacklevel=3)
 
 
-def _in_threads(make: Callable[[int], Any], count: int, on_file: OnFile) -> Iterator[Any]:
-    with ThreadPoolExecutor(_WORKERS) as pool:
-        for start in range(0, count, _BLOCK):
-            for result in pool.map(make, range(start, min(start + _BLOCK, count))):
+def _in_threads(
+    make: Callable[[int], Any], images: Sequence[str], on_file: OnFile
+) -> Iterator[Any]:
+    """What `make` makes of the number of each image, in order."""
+    with Threads("headers", _WORKERS) as pool:
+        for start in range(0, len(images), _BLOCK):
+            rows = range(start, min(start + _BLOCK, len(images)))
+            for result in pool.map(make, rows, lambda row: describe(images[row])):
                 on_file(1)
                 yield result

@@ -5,9 +5,7 @@ pixels. A batch is a function of (input, step) alone, so that a run resumes by s
 """
 
 import functools
-import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +16,7 @@ from medsiglip_jax.data.examples import Examples
 from medsiglip_jax.data.order import Once, Order
 from medsiglip_jax.data.read_ahead import ahead
 from medsiglip_jax.files.places import check_protocol
+from medsiglip_jax.files.threads import Threads
 from medsiglip_jax.preprocess import image as presets
 from medsiglip_jax.preprocess.augment import Augment
 from medsiglip_jax.preprocess.codec import Codec, load_image, pil_codec
@@ -103,7 +102,7 @@ def batches(
         process_index: this host.
         process_count: number of hosts.
         on_error: called with path and reason for every masked image, in the order of the rows.
-        workers: number of threads; default the number of cores.
+        workers: number of threads; default `threads.workers`.
         codec: how images are decoded and resized; default with PIL and numpy.
 
     Raises:
@@ -113,18 +112,20 @@ def batches(
     places = part(input, batch_size, process_index, process_count)
     steps = range(start_step, np.iinfo(np.int64).max if total_steps is None else total_steps)
     load = functools.partial(_load_row, input, codec or pil_codec(input.preprocess, input.dicom))
-    pool = ThreadPoolExecutor(workers or os.cpu_count() or 1, thread_name_prefix="loader")
+    pool = Threads("loader", workers)
 
     def start(step: int) -> Callable[[], Batch]:
         """Starts loading a batch; the function returned waits until it is done."""
         plan = np.stack(input.order.at(step * batch_size + places), axis=1).tolist()
         images = np.zeros((len(plan), input.image_size, input.image_size, 3), np.uint8)
+        others = pool.submit(columns, input, plan)  # first: it names what is waited for
         rows = [pool.submit(load, place, out) for place, out in zip(plan, images, strict=True)]
-        others = pool.submit(columns, input, plan)
 
         def finish() -> Batch:
-            batch, reasons = others.result(), [row.result() for row in rows]
-            for path, reason in zip(batch.pop("paths"), reasons, strict=True):
+            batch = others.result()
+            paths = batch.pop("paths")
+            reasons = [pool.result(row, path) for row, path in zip(rows, paths, strict=True)]
+            for path, reason in zip(paths, reasons, strict=True):
                 if reason and path:
                     on_error(path, reason)
             return {"image": images, "mask": np.array([not reason for reason in reasons]), **batch}
@@ -136,7 +137,7 @@ def batches(
             for finish in ahead(map(start, steps), _PREFETCH):
                 yield finish()
         finally:
-            pool.shutdown(cancel_futures=True)
+            pool.close()
 
     return stream()
 

@@ -1,7 +1,6 @@
 """Reads an embedding run in blocks: many vectors in little memory."""
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Float32, Int64
 
 from medsiglip_jax.data.read_ahead import ahead
-from medsiglip_jax.files import places
+from medsiglip_jax.files import places, threads
 from medsiglip_jax.inference.manifest import MANIFEST, Manifest, parse_manifest
 from medsiglip_jax.preprocess.facts import describe
 
@@ -328,7 +327,7 @@ def _blocks_of(streams: Sequence[Iterator[Block]]) -> Iterator[Block]:
     While a block is in use, the next of its stream and the first of the following streams are read:
     decoding Parquet takes longer than scoring.
     """
-    width = min(4, os.cpu_count() or 1)
+    width = min(4, threads.processors())
     with ThreadPoolExecutor(width) as pool:
         started = ((blocks, pool.submit(next, blocks, None)) for blocks in streams)
         try:

@@ -4,7 +4,6 @@ Every command that runs the model over files does so here; `encode` has the func
 """
 
 import itertools
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -17,6 +16,7 @@ from jaxtyping import Bool, Float32
 
 from medsiglip_jax.data.read_ahead import ahead
 from medsiglip_jax.data.rows import Rows
+from medsiglip_jax.files.threads import Threads, workers
 from medsiglip_jax.inference.reader import Reader
 from medsiglip_jax.model.api import Model
 from medsiglip_jax.preprocess.bytes import Outage
@@ -92,7 +92,9 @@ class Engine:
     one compiled program serves all of them; rows that cannot be read are zeros in it, and are left
     out of the result, as are those whose embeddings are not finite in the type to be `stored`.
     Where `REFUSED_IN_ROW` of them are `Refused` in a row, that is an `Outage`, unless `any_refused`
-    says that it is not.
+    says that it is not. `threads` read and decode, by default `workers()`. An image that takes
+    longer than `Limits.read_timeout` ends the run with `Stalled`, an OSError: it is no damaged
+    file, since on a mount that is gone each further one would hang, too, until no thread is left.
     """
 
     def __init__(
@@ -104,13 +106,14 @@ class Engine:
         dicom: Rules = Rules(),
         stored: str = "float32",
         any_refused: bool = False,
+        threads: int | None = None,
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; expected at least 1")
         self._model, self._normalize, self._size = model, normalize, batch_size
         self._reader, self._stored = Reader(model.config.vision, preset, dicom), stored
         self._any_refused, self._refused = any_refused, 0
-        self._workers = os.cpu_count() or 1
+        self._workers = threads or workers()
         self._start = self._idle_since = time.perf_counter()
         self._busy = 0.0
 
@@ -121,7 +124,7 @@ class Engine:
     def run(self, batches: Iterable[Rows]) -> Generator[Embedded]:
         """Yields the batches in order; each has rows of one kind, at most `batch_size`."""
         self._start = self._idle_since = time.perf_counter()
-        loader = ThreadPoolExecutor(self._workers, thread_name_prefix="loader")
+        loader = Threads("loader", self._workers)
         fetcher = ThreadPoolExecutor(1, thread_name_prefix="fetcher")
         running: deque[Future[Embedded]] = deque()
         try:
@@ -140,10 +143,10 @@ class Engine:
             while running:
                 yield running.popleft().result()
         finally:
-            for pool in (loader, fetcher):
-                pool.shutdown(cancel_futures=True)
+            loader.close()
+            fetcher.shutdown(cancel_futures=True)
 
-    def _load(self, batch: Rows, pool: ThreadPoolExecutor) -> Callable[[], _Loaded]:
+    def _load(self, batch: Rows, pool: Threads) -> Callable[[], _Loaded]:
         """Starts loading a batch; the function returned waits until it is done."""
         if batch[0].kind == "text":
             return pool.submit(self._tokens, batch).result
@@ -153,7 +156,8 @@ class Engine:
         images = [pool.submit(self._image, *row) for row in zip(names, pixels, known, strict=False)]
 
         def wait() -> _Loaded:
-            results = (image.result() for image in images)
+            waited = zip(images, names, strict=True)
+            results = (pool.result(image, describe(name)) for image, name in waited)
             reasons, refused, facts = zip(*results, strict=True)
             return _Loaded(pixels, list(reasons), list(facts), refused=refused)
 

@@ -1,8 +1,6 @@
 """Shows the exact inputs of the model on a contact sheet, each with a note of how it was made."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -10,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from medsiglip_jax.data.rows import Row, Rows
-from medsiglip_jax.files import places, settings
+from medsiglip_jax.files import places, settings, threads
 from medsiglip_jax.files.credentials import without
 from medsiglip_jax.pages import contact_sheet
 from medsiglip_jax.preprocess import sources
@@ -70,8 +68,9 @@ def preview(
     places.check_suffix(output, *contact_sheet.SUFFIXES)
     chosen, left_out = _choose(rows, options)
     cells, images = [], []
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for cell, image in pool.map(lambda row: _look(row, options), chosen):
+    with threads.Threads("images", min(8, threads.workers())) as pool:
+        look = lambda row: _look(row, options)  # noqa: E731
+        for cell, image in pool.map(look, chosen, lambda row: describe(row.source)):
             cells.append(cell)
             images.append(image)
             on_progress(1)

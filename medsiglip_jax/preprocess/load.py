@@ -3,17 +3,17 @@
 import os
 import warnings
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from medsiglip_jax.files.threads import Threads, workers
 from medsiglip_jax.preprocess import sources
 from medsiglip_jax.preprocess.decode import decode_with_facts, is_tensor
 from medsiglip_jax.preprocess.dicom.rules import Rules
-from medsiglip_jax.preprocess.facts import DARK, Facts, UnreadableImage, within_memory
+from medsiglip_jax.preprocess.facts import DARK, Facts, UnreadableImage, describe, within_memory
 from medsiglip_jax.preprocess.image import check_size, preset
 
 
@@ -41,7 +41,7 @@ def load_images(
     Raises:
         UnreadableImage: an image that cannot be used, by position and name; also a
             FileNotFoundError if it does not exist.
-        OSError: the disk or the network fails.
+        OSError: the disk or the network fails, or does not answer in `Limits.read_timeout`.
         ValueError: unknown preset, or a size below 1.
 
     Warns:
@@ -62,8 +62,8 @@ def load_images(
             raise error.of(": ".join(filter(None, (position, error.source)))) from error
         return facts
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        facts = list(pool.map(load, range(len(items))))
+    with Threads("images", min(8, workers())) as pool:
+        facts = list(pool.map(load, range(len(items)), lambda i: describe(items[i])))
     turned, burned_in = sum(f.orientation != 1 for f in facts), sum(f.burned_in for f in facts)
     unusual, dark = sum(f.unusual for f in facts), sum(f.dark for f in facts)
     warn_about_pixels(turned, burned_in, unusual, dark, len(items))

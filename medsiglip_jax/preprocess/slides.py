@@ -17,6 +17,7 @@ import openslide
 from jaxtyping import UInt8
 from PIL import Image
 
+from medsiglip_jax.files import threads
 from medsiglip_jax.preprocess import facts, handles, tissue
 from medsiglip_jax.preprocess.dicom import sniff
 from medsiglip_jax.preprocess.facts import NoSuchFile, UnreadableImage, check_size
@@ -321,6 +322,6 @@ def _thumbnail(slide: _Slide) -> tuple[np.ndarray, float]:
             place[:] = _DAMAGED
 
     corners = [(x, y) for y in range(0, height, block) for x in range(0, width, block)]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(threads.workers()) as pool:
         list(pool.map(fill, *zip(*corners, strict=True)))
     return out, factor * downsample

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated
 
-from medsiglip_jax.files import settings
+from medsiglip_jax.files import settings, threads
 from medsiglip_jax.model.config import ModelConfig, Preparation
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.image import PRESETS
@@ -15,12 +15,6 @@ _BODIES = 16  # of the largest size, or as many bytes of fetched files, are held
 _PORT = Annotated[int, settings.between(0, 65535)]
 _POSITIVE = Annotated[int, settings.at_least(1)]
 _SECONDS = Annotated[float, settings.at_least(0)]
-
-
-def processors() -> int:
-    """How many cores this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -66,7 +60,7 @@ class Settings:
     drain_delay: _SECONDS = 5.0
     cors_origins: tuple[str, ...] = ()
     log_requests: bool = False
-    workers: _POSITIVE = processors()
+    workers: _POSITIVE = threads.processors()
     cached_texts: Annotated[int, settings.at_least(0)] = 10_000
     predict_route: str = "/predict"
     health_route: str = "/health"

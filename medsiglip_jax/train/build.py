@@ -107,7 +107,9 @@ class PreparedRun:
 
     def _loading(self, on_error: Callable[[str, str], None]) -> dict[str, Any]:
         process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-        return {"on_error": on_error, "codec": self._codec, **process}
+        return {
+            "on_error": on_error, "codec": self._codec, "workers": self.recipe.workers, **process
+        }  # fmt: skip
 
     @functools.cached_property
     def _codec(self) -> codec.Codec:

@@ -116,6 +116,8 @@ class Recipe:
         augment: random changes of the training images.
         validation: the name of a split, a share of the groups to hold out, or None.
         loader: "auto" (TensorFlow decodes if it is installed), "tf" or "pil"; the pixels are equal.
+        workers: threads that read and decode images, on each host; by default the cores of the
+            process, or the CPU quota of its container.
         temperature: initial exp(t) of random weights.
         bias: initial b of random weights.
         log_every: steps between lines of metrics.
@@ -152,6 +154,7 @@ class Recipe:
     augment: Augment = field(default_factory=Augment)
     validation: Annotated[str | float | None, _SPLIT] = None
     loader: Annotated[str, settings.one_of(("auto", "tf", "pil"))] = "auto"
+    workers: Annotated[int | None, settings.at_least(1)] = None
     temperature: Annotated[float, settings.more_than(0)] = 10.0
     bias: float = -10.0
     log_every: _Count = 10

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from medsiglip_jax.files import places
+from medsiglip_jax.files import places, threads
 from medsiglip_jax.files.credentials import without
 from medsiglip_jax.model import towers, tree
 from medsiglip_jax.model.weights import (
@@ -214,7 +214,7 @@ def load_params(
             _check_finite(checkpoint, path, int((~jnp.isfinite(leaf)).sum()))
         return params
     params = {}
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(max_workers=min(8, threads.processors())) as pool:
         for path, leaf in checkpoint.leaves.items():
             host = _read(checkpoint, path, leaf, target, pool)
             if (sharding := flat_shardings.get(path)) is None:
