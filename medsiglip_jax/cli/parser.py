@@ -2,6 +2,10 @@
 
 import argparse
 import inspect
+import itertools
+import os
+import re
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -40,16 +44,42 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args, add_flags: Callable[["Parser"], None] | None = None, **kwargs):
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
         self._add_flags = add_flags
+        self._given: list[str] = []
 
-    def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
         add_flags, self._add_flags = self._add_flags, None
         if add_flags:
             add_flags(self)
-        return super().parse_known_args(*args, **kwargs)
+        self._given = list(sys.argv[1:] if args is None else args)
+        namespace, rest = super().parse_known_args(args, namespace)
+        if "--" in rest and (name := self._list_of_names()):  # after others, before flags
+            end = rest.index("--")
+            getattr(namespace, name).extend(rest[end + 1 :])
+            rest = rest[:end]
+        return namespace, rest
+
+    def _list_of_names(self) -> str | None:
+        lists = (
+            action.dest for action in self._get_positional_actions() if action.nargs in ("+", "*")
+        )
+        return next(lists, None)
 
     def error(self, message: str):
-        output.note(f"{self.prog}: {message} (see {self.prog} --help)")
+        output.note(f"{self.prog}: {message}{self._hint()} (see {self.prog} --help)")
         self.exit(2)
+
+    def _hint(self) -> str:
+        """What to do about the first word that begins with a hyphen and so was read as a flag; no
+        flag of ours but -h has a single one."""
+        before = itertools.takewhile(lambda word: word != "--", self._given)
+        for flag, word in itertools.pairwise(("", *before)):
+            single = re.match(r"-[^-]", word) and word != "-h"
+            if single or (word.startswith("--") and os.path.lexists(word)):
+                action = self._option_string_actions.get(flag)
+                is_value = action is not None and action.nargs is None
+                write = f"{flag}={word}" if is_value else f"./{word}, or -- before the last names"
+                return f"; {word} begins with a hyphen and is read as a flag: write {write}"
+        return ""
 
 
 def command(

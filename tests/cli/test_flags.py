@@ -1,11 +1,16 @@
 """Flags that several commands share."""
 
+import argparse
+import re
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+import medsiglip_jax
 from medsiglip_jax import cli
-from medsiglip_jax.cli import loading, parser, reading
+from medsiglip_jax.cli import app, loading, parser, reading
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.parts import Parts
 
@@ -32,3 +37,75 @@ def test_no_flag_is_short_for_another(capsys):
     assert cli.main(["embed", "x", "--model", "m", "--output", "o", "--max-error=3"]) == 2
     assert "unrecognized arguments: --max-error=3" in capsys.readouterr().err
     assert cli.main(["--versio"]) == 2
+
+
+# Flags of other programs that messages and comments name, a style of CSS, and flags of XLA.
+OF_OTHERS = {"--dereference", "--hard-dereference", "--sparse", "--file", "--local-dir", "--images",
+             "--depth", "--c", "--xla"}  # fmt: skip
+
+
+def flags(parsed: argparse.ArgumentParser) -> Iterator[str]:
+    """The flags of a parser and of the commands below it."""
+    if isinstance(parsed, parser.Parser) and (add := parsed._add_flags):
+        parsed._add_flags = None
+        add(parsed)
+    for action in parsed._actions:
+        yield from action.option_strings
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from flags(command)
+
+
+def named(text: str) -> set[str]:
+    """The flags that a program names."""
+    return set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", text))
+
+
+def test_every_flag_that_a_message_names_exists():
+    known = {*flags(app.parser()), *OF_OTHERS}
+    package = Path(medsiglip_jax.__file__).parent
+    found = {path: named(path.read_text("utf-8")) for path in package.rglob("*.py")}
+    assert {"--id-column", "--output", "--tissue"} <= set().union(*found.values())
+    assert not {str(path): wrong for path, flags in found.items() if (wrong := flags - known)}
+    assert named("name it (--id COLUMN, --label)") - known == {"--id"}
+
+
+def test_a_name_with_a_hyphen_is_a_name_behind_two():
+    """In every command that takes names, also where others stand before the flags."""
+    for argv in (
+        ["classify", "--model", "M", "--text", "T", "--", "-5669.png", "-b.png"],
+        ["classify", "-5669.png", "--model", "M", "--text", "T", "--", "-b.png"],
+        ["embed", "a.png", "--model", "M", "--output=-out", "--", "-5669.png", "--b.png"],
+        ["probe", "predict", "--model", "M", "a.png", "--json", "--", "-b.png"],
+        ["preview", "--output", "o", "--", "-a.png"], ["card", "a", "--output", "c", "--", "-b"],
+        ["compare", "a", "b", "--output", "c", "--", "-c"], ["info", "--", "-m"],
+    ):  # fmt: skip
+        if argv[1].startswith("-5669"):
+            argv[1] = "./-5669.png"
+        args = app._parse(argv)
+        names = getattr(args, "inputs", None) or getattr(args, "images", None)
+        names = names or getattr(args, "second", None) or args.source
+        after = argv[argv.index("--") + 1 :]
+        assert list(names)[-len(after) :] == after or names == after[0], argv
+        assert "a.png" not in argv or "a.png" in names
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ("classify --model M --text T -5669.png", "write ./-5669.png, or -- before the last names"),
+        ("classify --model M --text -T x.png", "-T begins with a hyphen and is read as a flag: "
+         "write --text=-T "),
+        ("embed x.png --model M --output -out", "write --output=-out "),
+        ("compare -a b", "write ./-a, "),
+    ],
+)  # fmt: skip
+def test_a_name_with_a_hyphen_that_was_taken_for_a_flag_is_explained(argv, said, capsys):
+    assert cli.main(argv.split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
+def test_a_mistyped_flag_is_no_name(capsys):
+    assert cli.main("embed x.png --model M --outptu o".split()) == 2
+    assert "hyphen" not in capsys.readouterr().err

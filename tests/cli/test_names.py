@@ -102,3 +102,37 @@ def test_an_output_whose_name_is_not_utf8_is_refused(run, checkpoint, untouched_
     out = tmp_path / os.fsdecode(b"\xff")
     code, _, err = run("embed", untouched_pictures, "--model", checkpoint, "--output", out)
     assert code == 2 and "UTF-8" in err and not out.exists()
+
+
+@pytest.mark.filterwarnings("default")
+def test_names_that_begin_with_a_hyphen_are_names_everywhere(
+    run, checkpoint, untouched_pictures, tmp_path, monkeypatch
+):
+    """The official notebooks' own images are called so. Given, in a folder, met by a glob that we
+    expand, in a table and in a list, and for outputs."""
+    monkeypatch.chdir(tmp_path)
+    data = (untouched_pictures / "0.png").read_bytes()
+    for name in ("-5669.png", "--b.png", "-f/-c.png"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)
+    (tmp_path / "-t.csv").write_text("image\n-5669.png\n--b.png\n")
+    (tmp_path / "-l.txt").write_text("-5669.png\n-f/-c.png\n")
+    wanted = {
+        "-f": {"-c.png"}, "-*.png": {"-5669.png", "--b.png"}, "-t.csv": {"-5669.png", "--b.png"},
+        "-l.txt": {"-5669.png", "-f/-c.png"},
+        "-5669.png": {"-5669.png"},
+    }  # fmt: skip
+    for number, (given, ids) in enumerate(wanted.items()):
+        code, _, err = run("embed", "--model", checkpoint, f"--output=-o{number}", "--", given)
+        assert code == 0, err
+        assert {
+            *pyarrow.parquet.read_table(f"-o{number}/part-00000.parquet")["id"].to_pylist()
+        } == ids
+    code, out, _ = run(
+        "search", "--embeddings=-o1", "--model", checkpoint, "--image=-5669.png", "--output=-h.csv",
+        "--json",
+    )  # fmt: skip
+    (result,) = json.loads(out)
+    assert code == 0 and result["query"] == "-5669.png" and len(result["hits"]) == 2
+    assert "'-5669.png" in (tmp_path / "-h.csv").read_text()  # no formula to a spreadsheet

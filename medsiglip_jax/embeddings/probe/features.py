@@ -171,7 +171,7 @@ def join(rows: Examples, embeddings: store.Embeddings, group: str | None = None)
         raise ValueError(
             f"{len(missing)} of {len(rows)} labels have no embedding in {embeddings.folder}, the "
             f"first {missing[0]!r}; {unreadable} of its inputs could not be read, and its ids are "
-            f"like {first!r}. Labels are joined by id (--id COLUMN)"
+            f"like {first!r}. Labels are joined by id (--id-column COL)"
         )
     kept = rows.select(present)
     wanted = np.array([numbers[id] for id in kept.names])
