@@ -55,7 +55,7 @@ HEAVY = {
         "preprocess.xla",
         "preprocess.parquet",
     },
-    "h5py": {"evaluate.data.arrays"},
+    "h5py": {"evaluate.data.arrays", "embeddings.elsewhere.hdf5"},
     "pydicom": {"preprocess.dicom.file"},
     "imagecodecs": {"preprocess.dicom.frames"},
     "nibabel": {"preprocess.volumes"},

@@ -39,7 +39,7 @@ _DATA = {
     "--group COL": "column of patients, each of whom stays within one split; if D has no such "
     "column, also patient, study or series of embed --groups",
     "--split COL": "column of train, validation and test",
-    "--id-column COL": "column of the ids of the embeddings",
+    "--id-column COL": "column of the ids of the embeddings, or of the paths of their images",
     "--validation X": "fraction of the rows to draw for validation if no split names them; default "
     "%(default)s",
     "--seed N": "of that draw, default %(default)s",
@@ -119,8 +119,8 @@ def probe_fit(args: argparse.Namespace) -> int:
         uncertain=parse_uncertain(args.uncertain), all_files=args.all_files,
     )  # fmt: skip
     output.show(result, args.json, _fit_text)
-    if result["missing"]:
-        output.note(f"{result['missing']} labels have no embedding and were skipped")
+    if result["missing"] or result["unlabelled"] or result["joined_by"] != "id":
+        output.note(result["joined"])
     return 0
 
 
@@ -159,8 +159,8 @@ def probe_predict(args: argparse.Namespace) -> int:
         --reference reference.npz --rank uncertainty
     """
     from medsiglip_jax.embeddings import provenance
+    from medsiglip_jax.embeddings.elsewhere.formats import open_embeddings
     from medsiglip_jax.embeddings.probe import linear, prediction
-    from medsiglip_jax.embeddings.store import Embeddings
     from medsiglip_jax.preprocess.dicom.rules import from_dict
 
     if args.rank is not None and args.rank not in prediction.RANKS:
@@ -172,7 +172,7 @@ def probe_predict(args: argparse.Namespace) -> int:
         if args.inputs or not args.output:
             raise ValueError("--embeddings needs --output FILE and no INPUT")
         refuse_unused(args, "with --embeddings", reading.QUERIES)
-        run, known = Embeddings(args.embeddings), abstaining.known_images(args)
+        run, known = open_embeddings(args.embeddings), abstaining.known_images(args)
         judge = abstaining.abstention(args, known, provenance.of_run(run.manifest))
         count = prediction.predict(probe, run, args.output, judge, args.rank)
         result = {"output": args.output, "rows": count}
@@ -243,12 +243,12 @@ def probe_curve(args: argparse.Namespace) -> int:
         --split split --group patient
     """
     from medsiglip_jax.data.labels import parse_uncertain
+    from medsiglip_jax.embeddings.elsewhere.formats import open_embeddings
     from medsiglip_jax.embeddings.probe import features, learning
     from medsiglip_jax.embeddings.probe.logistic import Labelled
-    from medsiglip_jax.embeddings.store import Embeddings
 
     examples = features.read(
-        args.data, Embeddings(args.embeddings), label=args.label or (), group=args.group,
+        args.data, open_embeddings(args.embeddings), label=args.label or (), group=args.group,
         split=args.split, id=args.id_column, uncertain=parse_uncertain(args.uncertain),
         all_files=args.all_files,
     )  # fmt: skip

@@ -126,7 +126,8 @@ def _text(results: list[dict[str, Any]]) -> str:
 
 
 def _pairs(args: argparse.Namespace) -> int:
-    from medsiglip_jax.embeddings import output, store
+    from medsiglip_jax.embeddings import output
+    from medsiglip_jax.embeddings.elsewhere.formats import open_embeddings
     from medsiglip_jax.embeddings.search import duplicates, write_pairs
     from medsiglip_jax.files import places
 
@@ -134,8 +135,8 @@ def _pairs(args: argparse.Namespace) -> int:
         places.check_suffix(args.output, *output.SUFFIXES)
     threshold = 0.98 if args.threshold is None else args.threshold
     limit = 100_000 if args.limit is None else args.limit
-    first = store.Embeddings(args.embeddings, args.kind)
-    second = store.Embeddings(args.against, args.kind) if args.against else None
+    first = open_embeddings(args.embeddings, args.kind)
+    second = open_embeddings(args.against, args.kind) if args.against else None
     pairs = len(first) * (len(second) if second else (len(first) + 1) / 2)
     with progress_bar("pair", pairs) as bar:
         result = duplicates(first, threshold, second, limit, bar.update)
@@ -187,8 +188,8 @@ def _note_left_out(folder: str, left_out: dict[str, Any]) -> None:
 
 
 def _opened(args: argparse.Namespace, bar, passes: int = 1):
-    from medsiglip_jax.embeddings.store import Embeddings
+    from medsiglip_jax.embeddings.elsewhere.formats import open_embeddings
 
-    embeddings = Embeddings(args.embeddings, args.kind, bar.update)
+    embeddings = open_embeddings(args.embeddings, args.kind, bar.update)
     bar.total = passes * len(embeddings)
     return embeddings

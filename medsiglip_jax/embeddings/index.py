@@ -71,7 +71,7 @@ def build(embeddings: store.Embeddings) -> dict[str, Any]:
         FileExistsError: another process is building one here.
         ValueError: there is nothing to index.
     """
-    places.refuse_remote(embeddings.folder)
+    _check_folder(embeddings)
     with lock(embeddings.folder / ".index.lock"):
         return _build(embeddings)
 
@@ -146,7 +146,7 @@ def read_record(embeddings: store.Embeddings) -> IndexRecord:
         FileNotFoundError: there is no index.
         ValueError: the record is damaged, or of another run or kind of rows.
     """
-    places.refuse_remote(embeddings.folder)
+    _check_folder(embeddings)
     path = embeddings.folder / FACTS
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; --build-index makes the index")
@@ -157,6 +157,12 @@ def read_record(embeddings: store.Embeddings) -> IndexRecord:
         rows = f"embeddings that have changed since, or of kind {record.kind}"
         raise ValueError(f"{path}: the index is of {rows}; {_again(embeddings)}")
     return record
+
+
+def _check_folder(embeddings: store.Embeddings) -> None:
+    places.refuse_remote(embeddings.folder)
+    if embeddings.folder.is_file():
+        raise ValueError(f"{embeddings.folder}: only what embed wrote has an index; search exactly")
 
 
 def _again(embeddings: store.Embeddings) -> str:

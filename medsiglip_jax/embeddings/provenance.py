@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from medsiglip_jax.files import settings
-from medsiglip_jax.inference.manifest import Manifest
+from medsiglip_jax.inference.manifest import UNKNOWN, Manifest
 from medsiglip_jax.model.api import Model
 from medsiglip_jax.model.config import PixelConfig
 from medsiglip_jax.preprocess.dicom.rules import Rules, from_dict, treatment
@@ -95,7 +95,9 @@ def of_model(
 
 
 def of_run(manifest: Manifest) -> Provenance:
-    """The provenance of the vectors that `embed` wrote."""
+    """The provenance of the vectors that `embed` wrote, or another program (`elsewhere`)."""
+    if manifest.preprocess == UNKNOWN:
+        return Provenance(manifest.dim, normalized=manifest.normalized, source="another program")
     return Provenance(
         manifest.dim, manifest.model.sha256 or _UNSAVED, manifest.preprocess, manifest.normalized,
         manifest.model.source or _UNSAVED, manifest.dicom, manifest.expansion.get("mpp"),

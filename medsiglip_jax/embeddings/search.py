@@ -3,6 +3,7 @@
 `nearest` and `near_duplicates` do the same for vectors without files.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -15,9 +16,11 @@ from medsiglip_jax.files import places
 from medsiglip_jax.files.credentials import without
 from medsiglip_jax.inference.classify import encode_texts
 from medsiglip_jax.inference.encode import encode_files
+from medsiglip_jax.inference.manifest import UNKNOWN
 from medsiglip_jax.model.api import Model
 from medsiglip_jax.preprocess.dicom.rules import Rules
 
+_PRESET = "big_vision"  # of images that are compared with vectors of unknown origin
 PAIR_COLUMNS: tuple[str, ...] = ("id", "source", "other_id", "other_source", "score")
 HIT_COLUMNS: tuple[str, ...] = ("query", "rank", "id", "source", "score")
 
@@ -59,6 +62,9 @@ def search(
         raise ValueError(f"{nothing}, nor of any")
     dicom = dicom or embeddings.manifest.dicom_rules
     preprocess = embeddings.manifest.preprocess
+    if preprocess == UNKNOWN and images:
+        preprocess = _PRESET
+        warnings.warn(f"query images are prepared by the preset {_PRESET}", stacklevel=2)
     vectors = [np.asarray(encode_texts(model, texts))] if texts else []
     if images:
         found = encode_files(model, images, preprocess, batch_size=batch_size, dicom=dicom)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int64
 
-from medsiglip_jax.embeddings.store import Embeddings
+from medsiglip_jax.embeddings import joining
+from medsiglip_jax.embeddings.elsewhere.formats import open_embeddings
 from medsiglip_jax.evaluate.data.dataset import Dataset
 from medsiglip_jax.files import places
 from medsiglip_jax.inference.manifest import Manifest
@@ -40,12 +41,13 @@ class ImageEmbeddings:
 
 
 def read(folder: places.Given, dataset: Dataset) -> ImageEmbeddings:
-    """Reads the embeddings of the images of a data set: those of the same file, or else id.
+    """Reads the embeddings of the images of a data set: those of the same file, or else id, or
+    where there are none, as of vectors made elsewhere, those of a path with the same end.
 
     Raises:
         ValueError: the folder has no embedding of any image.
     """
-    embeddings = Embeddings(folder)
+    embeddings = open_embeddings(folder)
     numbers: dict[str, int] = {}
     for number, row in enumerate(embeddings.ids(range(len(embeddings)))):
         if row["kind"] == "image":
@@ -53,6 +55,8 @@ def read(folder: places.Given, dataset: Dataset) -> ImageEmbeddings:
             numbers[row["source"]] = number
     pairs = zip(dataset.ids, dataset.sources, strict=True)
     matches = np.array([numbers.get(path, numbers.get(f"id {id}", -1)) for id, path in pairs])
+    if (matches < 0).all():
+        matches = np.array(joining.join(dataset.sources, embeddings).rows)
     images = np.flatnonzero(matches >= 0)
     if not len(images):
         raise ValueError(

@@ -1,5 +1,5 @@
-"""NumPy's .npz files of unknown origin: sizes are known before anything is unpacked, and nothing is
-ever unpickled."""
+"""NumPy's .npz and .npy files of unknown origin: sizes are known before anything is unpacked, and
+nothing is ever unpickled."""
 
 import contextlib
 import math
@@ -48,7 +48,7 @@ class Npz:
         self._archive, members = archive, archive.infolist()
         if sum(member.compress_size for member in members) > size:
             raise ValueError("its arrays overlap: together they are larger than the file")
-        self.headers = {_name(member): _checked(archive, member) for member in members}
+        self.headers = {_name(member): _member(archive, member) for member in members}
         if len(self.headers) < len(members):
             raise ValueError("two of its arrays have the same name")
         if (total := sum(h.nbytes for h in self.headers.values())) > max(
@@ -68,20 +68,44 @@ class Npz:
             return npy.read_array(file, allow_pickle=False)
 
 
+class Npy:
+    """An open .npy.
+
+    Attributes:
+        header: of its array.
+    """
+
+    def __init__(self, file: Any):
+        """Reads and checks the header in an open file.
+
+        Raises:
+            ValueError: it is no .npy, holds Python objects, or is not as large as its header says.
+        """
+        self._file, self.header = file, _checked("its array", file, _size(file))
+
+    def read(self) -> np.ndarray:
+        """The array."""
+        self._file.seek(0)
+        return npy.read_array(self._file, allow_pickle=False)
+
+
 def _name(member: zipfile.ZipInfo) -> str:
     return member.filename.removesuffix(".npy")
 
 
-def _checked(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Header:
-    name = _name(member)
+def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Header:
     with archive.open(member) as file:
-        header = _header(file)
-        start = file.tell()
+        return _checked(_name(member), file, member.file_size)
+
+
+def _checked(name: str, file: Any, size: int) -> Header:
+    header = _header(file)
+    start = file.tell()
     if header.dtype.hasobject:
         raise ValueError(f"{name} holds pickled objects, which could run code and are not read")
-    if start + header.nbytes != member.file_size:
+    if start + header.nbytes != size:
         raise ValueError(
-            f"{name} has {member.file_size - start:,} bytes, and its header says {header.shape} "
+            f"{name} has {size - start:,} bytes, and its header says {header.shape} "
             f"of {header.dtype}, which are {header.nbytes:,}"
         )
     return header
@@ -122,7 +146,11 @@ def opened(file: Any) -> Iterator[Npz]:
     """
     with zipfile.ZipFile(file) as archive:
         assert archive.fp
-        position = archive.fp.tell()
-        size = archive.fp.seek(0, 2)
-        archive.fp.seek(position)
-        yield Npz(archive, size)
+        yield Npz(archive, _size(archive.fp))
+
+
+def _size(file: Any) -> int:
+    position = file.tell()
+    size = file.seek(0, 2)
+    file.seek(position)
+    return size

@@ -11,6 +11,8 @@ from medsiglip_jax.model.config import PixelConfig
 from medsiglip_jax.preprocess.dicom import rules
 
 RUN, MANIFEST, ERRORS = "run.json", "manifest.json", "errors.parquet"
+# The preset of vectors that another program made (`embeddings.elsewhere`).
+UNKNOWN = "unknown"
 MOST_ROWS = 10**12  # of a part; what is more is no number of rows
 
 
@@ -45,7 +47,7 @@ class RunRecord:
     Attributes:
         model: the weights.
         tokenizer_sha256: of the SentencePiece model and of what else decides about ids, or None.
-        preprocess: pixel preset.
+        preprocess: pixel preset, or `UNKNOWN`.
         pixels: the model's normalisation and resampling, where they are not SigLIP's.
         dicom: `Rules.to_dict` of the rules by which DICOM files became pixels.
         expansion: `Parts.to_dict`, what was made of files that hold more than one image.

@@ -48,7 +48,7 @@ def test_labels_of_one_column_or_of_several(table):
     "columns, how, message",
     [
         (dict(image=["p00/0.png", "x"], label=["a", "b"]), {}, "1 of 2 labels have no embedding"),
-        (dict(image=["x", "y"], label=["a", "b"]), {}, "2 of 2 .*the first 'x'.*are like 'p"),
+        (dict(image=["x", "y"], label=["a", "b"]), {}, "2 of 2 .*the first 'x'.*the first 'p"),
         (dict(scan=["x"], label=["a"]), {}, "no column 'image'"),
         (dict(id=["p00/0.png"], label=["a"]), {"label": "grade"}, "no column 'grade'; there are"),
         (dict(id=["p00/0.png"]), {}, "no column 'label'"),

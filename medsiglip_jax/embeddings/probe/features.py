@@ -13,10 +13,12 @@ from jaxtyping import Float
 from medsiglip_jax.data import examples, inputs, tables
 from medsiglip_jax.data.examples import Examples
 from medsiglip_jax.data.labels import is_finding
-from medsiglip_jax.embeddings import provenance, store
+from medsiglip_jax.embeddings import joining, provenance, store
+from medsiglip_jax.embeddings.joining import Joined
 from medsiglip_jax.embeddings.provenance import Provenance
 from medsiglip_jax.files import places
 from medsiglip_jax.inference import pseudonyms
+from medsiglip_jax.inference.manifest import UNKNOWN
 from medsiglip_jax.preprocess.names import Frame, Tile, parse
 
 # Names of the split on which choices are made; the first that exists is used.
@@ -31,16 +33,21 @@ class Features:
         vectors: one for each row of `examples`.
         examples: ids, labels, classes, groups and splits, without images.
         provenance: how the vectors were made.
-        missing: number of rows left out because embed could not read their image.
+        joined: how labels and embeddings were joined, and what was not.
     """
 
     vectors: Float[np.ndarray, "n d"]
     examples: Examples
     provenance: Provenance
-    missing: int = 0
+    joined: Joined | None = None
 
     def __len__(self) -> int:
         return len(self.vectors)
+
+    @property
+    def missing(self) -> int:
+        """Number of rows left out because they have no embedding."""
+        return len(self.joined.missing) if self.joined else 0
 
     @property
     def labels(self) -> np.ndarray:
@@ -74,7 +81,7 @@ def read(
     uncertain: str | Mapping[str, str] = "ignore",
     all_files: bool = False,
 ) -> Features:
-    """Joins labels with the embeddings of the same ids.
+    """Joins labels with the embeddings of the same ids, sources or names; see `joining.join`.
 
     Args:
         data: a table (.csv, .tsv, .parquet, .jsonl), or the folder of class folders that was
@@ -87,18 +94,21 @@ def read(
             no such column, `patient`, `study` and `series` are taken from the embeddings, if those
             were made with such columns; rows without one are grouped by file, with a warning.
         split: column of split names; default "split", if it exists.
-        id: column of ids; default "id" or, where that does not exist, the column of images:
-            `embed` names an image of a table without ids by its path as it stands there, and a
-            picture in a table by the path that is recorded with it, or else by file and row.
+        id: column of ids or paths; default "id" or, where that does not exist or has no id of an
+            embedding, the column of images: `embed` names an image of a table without ids by its
+            path as it stands there, and a picture in a table by the path that is recorded with it,
+            or else by file and row.
         uncertain, all_files: see `examples.read`.
 
     Raises:
         FileNotFoundError: no such file or folder.
         ValueError: what is wrong with the table; or more labels have no embedding than there are
-            images that embed could not read; or no embedding has the group.
+            images that embed could not read; or a label fits two images; or no embedding has the
+            group.
     """
     table = tables.read_table(str(data), all_files)
     label = (label,) if isinstance(label, str) else label
+    images = None if id or "id" not in table.columns else table.find("image", "image")
     key, table = (id, table) if id else with_ids(table)
     in_run = group in pseudonyms.COLUMNS and embeddings.manifest.identifiers is not None
     of_run = group if in_run and group not in table.columns else None
@@ -109,7 +119,12 @@ def read(
         table, image=None, id=key, text=None, label=_label(table, label),
         group=None if of_run else group or "group", split=split or "split", uncertain=uncertain,
     )  # fmt: skip
-    return join(rows, embeddings, of_run)
+    joined = joining.join(rows.names, embeddings, table.root)
+    if not joined.by and images is not None and not table.holds_pictures(images):
+        rows = replace(rows, ids=table.column(images))
+        table.raise_problems()
+        joined = joining.join(rows.names, embeddings, table.root)
+    return join(rows, embeddings, joined, of_run)
 
 
 def read_labels(
@@ -154,31 +169,42 @@ def _label(table: tables.Table, names: Sequence[str]) -> str | Sequence[str] | N
     return tuple(names)
 
 
-def join(rows: Examples, embeddings: store.Embeddings, group: str | None = None) -> Features:
+def join(
+    rows: Examples, embeddings: store.Embeddings, joined: Joined, group: str | None = None
+) -> Features:
     """The vectors of rows with ids; see `read` for rows without an embedding.
 
     Args:
         rows: with labels.
         embeddings: with vectors.
+        joined: which vector belongs to which row.
         group: column of the embeddings to take the groups from.
     """
-    numbers = _numbers(rows.names, embeddings)
-    present = [i for i, id in enumerate(rows.names) if id in numbers]
-    missing = [id for id in rows.names if id not in numbers]
     unreadable = embeddings.manifest.errors
-    if not present or len(missing) > unreadable:
-        first = embeddings.ids([0])[0]["id"] if len(embeddings) else None
+    known = embeddings.manifest.preprocess != UNKNOWN  # of others nobody knows what was unreadable
+    if not joined.by or (known and len(joined.missing) > unreadable):
         raise ValueError(
-            f"{len(missing)} of {len(rows)} labels have no embedding in {embeddings.folder}, the "
-            f"first {missing[0]!r}; {unreadable} of its inputs could not be read, and its ids are "
-            f"like {first!r}. Labels are joined by id (--id-column COL)"
+            f"{len(joined.missing)} of {len(rows)} labels have no embedding in "
+            f"{embeddings.folder}, the first {joined.missing[0]!r}; {unreadable} of its inputs "
+            f"could not be read, and {_others(embeddings, joined)}. Labels are joined by id, by "
+            "source or by the end of a path (--id-column COL)"
         )
-    kept = rows.select(present)
-    wanted = np.array([numbers[id] for id in kept.names])
+    present = [i for i, row in enumerate(joined.rows) if row >= 0]
+    kept, wanted = rows.select(present), np.array([joined.rows[i] for i in present])
     if group is not None:
         kept = replace(kept, groups=_groups(embeddings, wanted.tolist(), group))
     vectors, made = embeddings.gather(wanted), provenance.of_run(embeddings.manifest)
-    return Features(vectors, kept, made, len(missing))
+    return Features(vectors, kept, made, joined)
+
+
+def _others(embeddings: store.Embeddings, joined: Joined) -> str:
+    """What the embeddings without a label are like."""
+    count, first = joined.others
+    if not count:
+        return "all embeddings have a label"
+    row = next(r for r in embeddings.names(range(len(embeddings))) if r["id"] == first)
+    source = f" of {row['source']!r}" if row["source"] != first else ""
+    return f"{count} embeddings have no label, the first {first!r}{source}"
 
 
 def _groups(embeddings: store.Embeddings, rows: Sequence[int], column: str) -> list[str]:
@@ -200,12 +226,6 @@ def _groups(embeddings: store.Embeddings, rows: Sequence[int], column: str) -> l
 def _file(source: str) -> str:
     file, part = parse(source)
     return file if isinstance(part, (Frame, Tile)) else source
-
-
-def _numbers(ids: Sequence[str], embeddings: store.Embeddings) -> dict[str, int]:
-    """Row numbers of the images with these ids, as far as they exist."""
-    wanted, rows = set(ids), enumerate(embeddings.names(range(len(embeddings))))
-    return {row["id"]: n for n, row in rows if row["kind"] == "image" and row["id"] in wanted}
 
 
 def split(features: Features, validation: float = 0.2, seed: int = 0) -> Splits:

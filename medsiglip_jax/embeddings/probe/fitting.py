@@ -8,8 +8,8 @@ import numpy as np
 
 from medsiglip_jax import metrics
 from medsiglip_jax.data.labels import label_columns, lacking
+from medsiglip_jax.embeddings.elsewhere.formats import open_embeddings
 from medsiglip_jax.embeddings.probe import features, linear
-from medsiglip_jax.embeddings.store import Embeddings
 from medsiglip_jax.files import json as json_files
 from medsiglip_jax.files import places
 
@@ -53,7 +53,9 @@ def fit(
         uncertain, all_files: see `examples.read`.
 
     Returns:
-        `probe` (path), `rows` of each split, `missing` (labels without an embedding), and for
+        `probe` (path), `rows` of each split, `joined_by` ("id", "source" or "the end of the path"),
+        `missing` (labels without an embedding), `unlabelled` (embeddings without a label), `joined`
+        (both in a sentence, with the first of each), and for
         "validation" (too good, for choices were made on it) and "test" (if there is one):
         `macro_auc`, `undefined` (classes without an AUC), and for each class `auc`, `low`, `high`,
         `threshold`, `sensitivity`, `specificity`, `positives`, `negatives`, `missing`; undefined
@@ -66,7 +68,7 @@ def fit(
     linear.check_name(probe)
     linear.check_options(rule, at_least, strength, hidden)
     joined = features.read(
-        data, Embeddings(embeddings), label=label, group=group, split=split, id=id,
+        data, open_embeddings(embeddings), label=label, group=group, split=split, id=id,
         uncertain=uncertain, all_files=all_files,
     )  # fmt: skip
     splits = features.split(joined, validation, seed)
@@ -84,11 +86,15 @@ def fit(
             f"{', '.join(joined.examples.classes)}; there is nothing to learn"
         )
     fitted.save(probe)
+    assert (how := joined.joined) is not None
     given = {name: rows for name, rows in splits._asdict().items() if rows is not None}
     return {
         "probe": str(probe),
         "rows": {name: len(rows) for name, rows in given.items()},
-        "missing": joined.missing,
+        "joined_by": how.by,
+        "missing": len(how.missing),
+        "unlabelled": how.others[0],
+        "joined": str(how),
         **{name: judge(fitted, rows) for name, rows in given.items() if name != "train"},
     }
 

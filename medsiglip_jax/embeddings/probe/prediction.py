@@ -223,7 +223,8 @@ def check_model(fitted: Probe, model: Model) -> tuple[str, bool]:
     if wanted.preprocess is None or wanted.normalized is None:
         raise ValueError(
             "the probe was fitted to arrays and does not record how images become such vectors; "
-            "fit it with provenance=, or to what embed wrote"
+            "give vectors made in the same way (--embeddings), or fit it to what embed wrote (in "
+            "Python with provenance=)"
         )
     made = provenance.of_model(model, wanted.preprocess, wanted.normalized)
     wanted.check(made, "these images")

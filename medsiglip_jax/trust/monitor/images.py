@@ -10,6 +10,7 @@ from jaxtyping import Float32, Float64, Int64
 
 from medsiglip_jax.data import tables
 from medsiglip_jax.data.labels import label_columns
+from medsiglip_jax.embeddings.elsewhere.formats import open_embeddings
 from medsiglip_jax.embeddings.probe import features
 from medsiglip_jax.embeddings.store import Embeddings
 from medsiglip_jax.files import places
@@ -138,7 +139,7 @@ def open_run(folder: places.Given, on_rows: Any = int) -> Embeddings:
                 f"one of {', '.join(str(place / 'embeddings' / n) for n in inside) or 'them'}"
             )
         place = place / "embeddings" / runs[0]
-    return Embeddings(place, "image", on_rows)
+    return open_embeddings(place, "image", on_rows)
 
 
 def read(embeddings: Embeddings, given: Given, most: int | None = None, seed: int = 0) -> Images:
