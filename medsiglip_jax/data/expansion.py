@@ -14,8 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from medsiglip_jax.data.dicomweb import instances
 from medsiglip_jax.data.listing import File, expand
 from medsiglip_jax.data.rows import EXTRA, REASON
+from medsiglip_jax.files import dicomweb
 from medsiglip_jax.files.threads import Threads
 from medsiglip_jax.preprocess import formats, sources
 from medsiglip_jax.preprocess.dicom import series
@@ -85,6 +87,8 @@ def is_image(file: File, parts: Parts) -> bool:
 
 
 def _images(name: str, parts: Parts, all_files: bool, skipped: Counter[str]) -> list[str]:
+    if dicomweb.is_address(name):
+        return instances(name)
     if not os.path.isdir(name):
         return [name]
     images = []

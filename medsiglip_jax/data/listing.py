@@ -7,7 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from medsiglip_jax.data.dicomweb import instances
+from medsiglip_jax.files import dicomweb
 from medsiglip_jax.files.credentials import without
+from medsiglip_jax.files.dicomweb import is_instance, over_https
 from medsiglip_jax.files.places import (
     WEB,
     Failed,
@@ -75,16 +78,31 @@ def expand(inputs: Sequence[Given], all_files: bool = False) -> list[Iterable[Fi
     * Globs match files, with `**` at any depth. A file whose own name looks like a glob is that
       file.
     * A part of a file (`preprocess.names`) is listed as it stands.
+    * A study or series of a DICOMweb server (`files.dicomweb`) are its instances.
 
     Raises:
         FileNotFoundError: all inputs that do not exist, and globs that match nothing.
     """
     given = list(map(str, inputs))
-    listed = [(_remote if is_remote(path) else _local)(path, all_files) for path in given]
+    listed = [_listed(path, all_files) for path in given]
     missing = [path for path, files in zip(given, listed, strict=True) if files is None]
     if missing:
         raise FileNotFoundError(f"no such file or folder: {', '.join(map(describe, missing))}")
     return [files for files in listed if files is not None]
+
+
+def _listed(path: str, all_files: bool) -> Iterable[File] | None:
+    if dicomweb.is_address(path):
+        return _of_dicomweb(path)
+    return (_remote if is_remote(path) else _local)(path, all_files)
+
+
+def _of_dicomweb(address: str) -> list[File]:
+    """The instances of a study or series, which are named below it."""
+    found = instances(address)
+    above = f"{over_https(address).rstrip('/')}/"
+    root = above if not is_instance(address) else f"{found[0].rpartition('/')[0]}/"
+    return [File("image", root, uri[len(root) :]) for uri in found]
 
 
 def walk(

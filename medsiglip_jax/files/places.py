@@ -14,7 +14,7 @@ import fsspec
 import fsspec.core
 from upath import UPath
 
-from medsiglip_jax.files import limits
+from medsiglip_jax.files import dicomweb, limits
 from medsiglip_jax.files.credentials import without
 
 # A local path, or a remote place with the same methods.
@@ -96,7 +96,8 @@ def _options(uri: str) -> dict[str, Any]:
         return {}
     from medsiglip_jax.files import web  # aiohttp comes with gcsfs
 
-    return web.options(protocol)
+    headers = dicomweb.headers(uri)
+    return {**web.options(protocol), **({"headers": headers} if headers else {})}
 
 
 def refuse_remote(path: Given) -> None:
@@ -257,6 +258,8 @@ def open_binary(path: str) -> Any:
     """
     if not is_remote(path):
         return at(path).open("rb")
+    if dicomweb.is_instance(path):
+        return io.BytesIO(read_bytes(path))
     system, name = file_system(path)
     with in_words(path):
         stream = system.open(name, "rb")
@@ -279,6 +282,8 @@ def read_bytes(path: str, start: int | None = None, end: int | None = None) -> b
         return at(path).read_bytes()
     system, name = file_system(path)
     with in_words(path):
+        if dicomweb.is_instance(path):
+            return dicomweb.unpacked(system.cat_file(name))[start:end]
         if start is not None or path.partition("://")[0] in _COUNTED:
             return system.cat_file(name, start=start, end=end)
         with system.open(name, "rb") as file:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from medsiglip_jax.files import limits, places
+from medsiglip_jax.files import dicomweb, limits, places
 from medsiglip_jax.files.credentials import without_in_text
 from medsiglip_jax.preprocess.facts import (
     NO_MEMORY,
@@ -54,6 +54,7 @@ def read_bytes(file: str, span: Range | None = None) -> bytes:
         UnreadableImage: there is no such file, it may not be read, or it is remote and too large;
             the reason, without the path. `Refused` if its server says so, or fails again and again.
         Outage: the disk or the network fails, which says nothing about the file.
+        dicomweb.NotSet: the token of a server is not set as it has to be.
     """
     file = _without_scheme(file)
     remote = "://" in file
@@ -136,7 +137,10 @@ class _Stream:
 
 
 def _without_scheme(file: str) -> str:
-    """The path of file:///a/b, which may be a pipe or a device as any other path."""
+    """The path of file:///a/b, which may be a pipe or a device as any other path; dicomweb:// is
+    https://."""
+    if file.startswith(dicomweb.SCHEME):
+        return dicomweb.over_https(file)
     return str(places.at(file)) if file.startswith(("file://", "local://")) else file
 
 
@@ -178,6 +182,8 @@ def _translated(file: str, span: Range | None, error: BaseException) -> Exceptio
     """`UnreadableImage` or `Outage`; remote file systems raise types of their own."""
     if isinstance(error, UnreadableImage):
         return type(error)(error.reason)
+    if isinstance(error, dicomweb.NotSet):
+        return dicomweb.NotSet(str(error))
     if "://" in file and (of_object := _of_object(file, error)):
         return of_object
     if isinstance(error, FileNotFoundError):

@@ -5,10 +5,8 @@ IP addresses from us, follows no redirect by itself, and knows neither proxies n
 """
 
 import asyncio
-import re
 import socket
 import ssl
-import threading
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,18 +17,13 @@ from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from medsiglip_jax import __version__
+from medsiglip_jax.files import dicomweb, google
 from medsiglip_jax.serve.addresses import Address, AllowList
 from medsiglip_jax.serve.errors import CREDENTIALS, HTTP, InstanceError
 
 REDIRECTS = 5
 _STEP = 1 << 18  # bytes that are decompressed at once
 _REDIRECTED = (301, 302, 303, 307, 308)
-# An instance in DICOMweb as one file, in the transfer syntax in which it is stored; without it,
-# servers answer in multipart (DICOM PS3.18, section 10.4.1).
-_INSTANCE = re.compile(r"/studies/[0-9.]+/series/[0-9.]+/instances/[0-9.]+$")
-_AS_STORED = "application/dicom; transfer-syntax=*"
-# Cloud Healthcare takes no narrower one that Cloud Storage takes, too; IAM says what may be read.
-_SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 
 Lookup = Callable[[str, int], Awaitable[Sequence[str]]]
 OpenSocket = Callable[[tuple[Any, ...]], socket.socket]
@@ -151,7 +144,7 @@ class Fetcher:
             raise InstanceError(HTTP, f"more than {self._max_bytes:,} bytes")
 
     async def _headers(self, hop: Address) -> Mapping[str, str]:
-        accept = {"Accept": _AS_STORED} if _INSTANCE.search(hop.target) else {}
+        accept = {"Accept": dicomweb.AS_STORED} if dicomweb.INSTANCE.search(hop.target) else {}
         if not hop.own_credentials or self._credentials is None:
             return accept
         return {**await self._in_thread(self._credentials), **accept}
@@ -213,7 +206,7 @@ class _Resolver(AbstractResolver):
 
 
 class OwnCredentials:
-    """Google's application default credentials: those of gcloud, of a key file, or of the machine.
+    """Google's application default credentials.
 
     Raises:
         ModuleNotFoundError: google-auth is not installed.
@@ -221,22 +214,7 @@ class OwnCredentials:
     """
 
     def __init__(self):
-        try:
-            import google.auth
-            from google.auth.exceptions import GoogleAuthError
-        except ModuleNotFoundError:
-            raise ModuleNotFoundError(
-                "--allow-prefix needs google-auth: pip install 'medsiglip-jax[gcs]'"
-            ) from None
-        try:
-            self._found, _ = google.auth.default(scopes=[_SCOPE])
-        except GoogleAuthError:
-            raise ValueError(
-                "--allow-prefix needs Google's application default credentials, of which none can "
-                "be found: run `gcloud auth application-default login`, or set "
-                "GOOGLE_APPLICATION_CREDENTIALS to a key file"
-            ) from None
-        self._lock = threading.Lock()
+        self._google = google.Credentials("--allow-prefix")
 
     def headers(self) -> Mapping[str, str]:
         """What authorizes a request; blocks while a token is asked for.
@@ -244,16 +222,10 @@ class OwnCredentials:
         Raises:
             InstanceError: CREDENTIALS, they have expired.
         """
-        from google.auth.exceptions import GoogleAuthError
-        from google.auth.transport.requests import Request
-
-        headers: dict[str, str] = {}
         try:
-            with self._lock:
-                self._found.before_request(Request(), "GET", "", headers)
-        except GoogleAuthError:
+            return self._google.headers()
+        except google.Expired:
             raise InstanceError(CREDENTIALS, "this server has no valid credentials") from None
-        return headers
 
 
 def _decompressor(answer: aiohttp.ClientResponse) -> Any:
