@@ -30,6 +30,10 @@ def encode(args) -> dict:
         calls = {"ours": ours}
         for name in args.beside:
             calls[name] = _our_call(params, images, architecture, args, at_once, name)[0]
+        if args.products:
+            calls["other products"] = _our_call(
+                params, images, architecture, args, at_once, args.attention, other_products=True
+            )[0]
         if reference is not None:
             calls["torch"] = _torch_call(reference, images, args.dtype)
         times = measure.interleaved(calls, args.repeats)
@@ -51,13 +55,18 @@ def encode(args) -> dict:
     }
 
 
-def _our_call(params, images, architecture, args, at_once: int, attention: str | None):
+def _our_call(
+    params, images, architecture, args, at_once: int, attention: str | None, other_products=False
+):
+    import dataclasses
+
     import jax
 
     from medsiglip_jax.model import api
     from medsiglip_jax.model import towers as model
 
     compute = api.compute_for(args.dtype, args.precision, attention)
+    compute = dataclasses.replace(compute, wide=compute.wide != other_products)
     params = jax.tree.map(lambda x: x.astype(args.dtype), params)
     pieces = [jax.device_put(images[i : i + at_once]) for i in range(0, len(images), at_once)]
     start = time.perf_counter()
@@ -123,6 +132,10 @@ def add_parsers(commands, common) -> None:
     )
     sub.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     sub.add_argument("--beside", nargs="+", default=[], help="more attention back ends of ours")
+    sub.add_argument(
+        "--products", action="store_true", help="also with what this CPU does not choose: products "
+        "of bfloat16 in float32, or in bfloat16"
+    )  # fmt: skip
     sub.add_argument("--gpu", action="store_true", help="on a GPU; torch compiled")
     sub.add_argument("--precision", help="our matmul precision (default as the library's)")
     sub.set_defaults(run=encode)

@@ -1,6 +1,8 @@
 """What the devices are that a program runs on, or is compiled for."""
 
 import re
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -30,3 +32,29 @@ def auto_dtype(device: Any) -> str:
     """
     old = (capability(device) or (8, 0)) < (8, 0)
     return "float32" if device.platform == "cpu" or old else "bfloat16"
+
+
+# The image tower of So400m/448 in bfloat16, products in float32 beside those in bfloat16, times as
+# fast on two cores (`bench.py encode --dtype bfloat16 --products`):
+# BENCH
+_FAST = {"amx_bf16", "avx512_bf16"}
+
+
+def wide_products(device: Any, dtype: str) -> bool:
+    """Whether products of this element type are asked for in float32, and rounded afterwards.
+
+    Both accumulate in float32, and the second rounds once, so that its numbers are the better ones.
+    Which is faster on a CPU depends on whether the CPU multiplies in bfloat16 itself; elsewhere it
+    is the same.
+    """
+    return device.platform == "cpu" and dtype == "bfloat16" and bool(_FAST & _cpu_flags())
+
+
+@cache
+def _cpu_flags() -> frozenset[str]:
+    """What Linux says that the first core can do; nothing elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line.split() for line in lines if line.startswith("flags")), ()))

@@ -41,6 +41,8 @@ class Compute:
         rows: sharding of the rows of activations over a mesh. Without it the compiler, where
             parameters are split too, splits the width of the activations instead and has every
             device work on the whole batch. Most attention back ends need it as well.
+        wide: whether products give float32, which is then rounded to `dtype`; faster on some CPUs,
+            see `devices.wide_products`.
     """
 
     dtype: str = "float32"
@@ -48,6 +50,7 @@ class Compute:
     attention: str = "xla"
     remat: str = "none"
     rows: NamedSharding | None = None
+    wide: bool = False
 
     def __post_init__(self):
         if self.attention not in ATTENTION:
@@ -69,6 +72,20 @@ REMAT: dict[str, Callable | None] = {
 
 
 # --------------------------------------------------------------------------------- modules
+
+
+def _wide_dot(x: Array, y: Array, dimensions: Any, precision: Any = None, **_: Any) -> Array:
+    """`lax.dot_general` in float32, rounded to the element type of `x`."""
+    product = jax.lax.dot_general(
+        x, y, dimensions, precision=precision, preferred_element_type=jnp.float32
+    )
+    return product.astype(x.dtype)
+
+
+def _dense(compute: Compute, *, general: bool = False) -> Callable:
+    """nn.Dense, or nn.DenseGeneral, that computes so."""
+    dot = _wide_dot if compute.wide else None
+    return partial(nn.DenseGeneral if general else nn.Dense, dtype=compute.dtype, dot_general=dot)
 
 
 def _adapt(module: nn.Module, name: str, x: Array, y: Array) -> Array:
@@ -95,7 +112,7 @@ class MultiHeadDotProductAttention(nn.Module):
         self, x_q: Float[Array, "b q d"], x_kv: Float[Array, "b k d"]
     ) -> Float[Array, "b q d"]:
         width = x_q.shape[-1]
-        dense = partial(nn.DenseGeneral, dtype=self.compute.dtype)
+        dense = _dense(self.compute, general=True)
         heads = (self.num_heads, width // self.num_heads)
         q = _adapt(self, "query", x_q, dense(heads, name="query")(x_q))
         k = _adapt(self, "key", x_kv, dense(heads, name="key")(x_kv))
@@ -138,7 +155,7 @@ class MlpBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        dense = partial(nn.Dense, dtype=self.compute.dtype)
+        dense = _dense(self.compute)
         width = x.shape[-1]
         x = _gelu(_adapt(self, "Dense_0", x, dense(self.mlp_dim, name="Dense_0")(x)))
         return _adapt(self, "Dense_1", x, dense(width, name="Dense_1")(x))
@@ -210,20 +227,22 @@ class PatchEmbedding(nn.Module):
         p = self.patch_size
         kernel = self.param("kernel", _ZEROS, (p, p, 3, self.width))
         bias = self.param("bias", _ZEROS, (self.width,))
-        return _embed_patches(images, kernel, bias, self.pixels, self.compute.dtype)
+        return _embed_patches(images, kernel, bias, self.pixels, self.compute)
 
 
 @partial(jax.checkpoint, static_argnums=(3, 4))
 def _embed_patches(
-    images: Array, kernel: Array, bias: Array, pixels: PixelConfig, dtype: str
+    images: Array, kernel: Array, bias: Array, pixels: PixelConfig, compute: Compute
 ) -> Array:
     """Backward recomputes the patches from the images, which stay uint8 until then."""
-    p, width = kernel.shape[0], kernel.shape[-1]
+    p, width, dtype = kernel.shape[0], kernel.shape[-1], compute.dtype
     b, h, w = images.shape[0], images.shape[1] // p, images.shape[2] // p
     x = normalize_pixels(images, pixels)[:, : h * p, : w * p].astype(dtype)
     x = x.reshape(b, h, p, w, p, 3)
     x = x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * w, p * p * 3)
-    return x @ kernel.astype(dtype).reshape(-1, width) + bias.astype(dtype)
+    dot = _wide_dot if compute.wide else jax.lax.dot_general
+    x = dot(x, kernel.astype(dtype).reshape(-1, width), (((2,), (0,)), ((), ())))
+    return x + bias.astype(dtype)
 
 
 def _add_positions(module: nn.Module, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
@@ -258,7 +277,7 @@ class TextTower(nn.Module):
         x = _add_positions(self, x)
         x = Encoder(c, self.compute, name="Encoder_0")(x)
         # Last position, which sticky EOS makes an </s> (big_vision ops_text.py:77-111).
-        return nn.Dense(c.embed_dim, dtype=self.compute.dtype, name="head")(x[:, -1])
+        return _dense(self.compute)(c.embed_dim, name="head")(x[:, -1])
 
 
 # ------------------------------------------------------------------------- pure functions

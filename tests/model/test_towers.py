@@ -72,9 +72,10 @@ def test_remat_changes_neither_value_nor_gradient(params):
             assert_close(got, want, 2 * TERMS, largest)
 
 
-def test_bfloat16_is_close_and_stays_bfloat16_inside(params, images):
+@pytest.mark.parametrize("wide", [False, True])
+def test_bfloat16_is_close_and_stays_bfloat16_inside(params, images, wide):
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
-    compute = Compute(dtype="bfloat16", precision="default")
+    compute = Compute(dtype="bfloat16", precision="default", wide=wide)
     z, _ = encode_image(params, images, TINY)
     z16, _ = encode_image(half, images, TINY, compute)
     assert z16.dtype == jnp.float32
