@@ -45,7 +45,7 @@ HEAVY = {
     },
     "sentencepiece": {"preprocess.text"},
     "tokenizers": {"preprocess.tokenizer_json"},
-    "safetensors": {"model.weights.huggingface"},
+    "safetensors": {"model.weights.safetensors"},
     "huggingface_hub": {"model.weights.hub"},
     "pyarrow": {
         "data",

@@ -8,10 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from medsiglip_jax.files import json as json_files
 from medsiglip_jax.files import places
@@ -28,6 +25,7 @@ from medsiglip_jax.model.weights.checkpoint import (
     why_unreadable,
 )
 from medsiglip_jax.model.weights.names import Entry, entries, tensor_shape
+from medsiglip_jax.model.weights.safetensors import DTYPES, Tensors
 from medsiglip_jax.preprocess import tokenizer_files
 
 _CONFIG = "config.json"
@@ -47,7 +45,7 @@ def open_folder(path: Path) -> Checkpoint:
         tensors, problems, left_out = _select_of_gemma(names)
     else:
         tensors, problems, left_out = _select(names, raw["model_type"]), [], []
-    shapes = {name: _shape(stored, handle) for name, (stored, handle) in tensors.items()}
+    shapes = {name: file.shape(stored) for name, (stored, file) in tensors.items()}
     if wrong := huggingface_config.contradictions(config, shapes):
         raise CheckpointError(path / _CONFIG, wrong)
     leaves, unused = _leaves(config, tensors)
@@ -61,10 +59,6 @@ _NO_POOLING = (
     "no pooling head in this checkpoint: encode_image returns the mean of the patch tokens, "
     "which no contrastive training has aligned with any text"
 )
-
-
-def _shape(name: str, handle: Any) -> tuple[int, ...]:
-    return tuple(handle.get_slice(name).get_shape())
 
 
 def _leaves(config: ModelConfig, tensors: dict[str, tuple]) -> tuple[dict[str, Leaf], list[str]]:
@@ -81,15 +75,16 @@ def _leaves(config: ModelConfig, tensors: dict[str, tuple]) -> tuple[dict[str, L
             if entry.name not in tensors:
                 problems.append(f"missing tensor {entry.name}")
                 continue
-            name, handle = tensors[entry.name]
-            stored, shape = handle.get_slice(name).get_dtype(), entry.part(parameter.shape)
-            dtype = _DTYPES.get(stored, dtype)
-            got, want = _shape(name, handle), tensor_shape(entry, shape)
-            if stored not in _DTYPES:
-                problems.append(f"{name} is {stored}; expected a float type, {_NAMES}")
+            name, file = tensors[entry.name]
+            stored, shape = file.stored(name), entry.part(parameter.shape)
+            dtype = DTYPES.get(stored, dtype)
+            got, want = file.shape(name), tensor_shape(entry, shape)
+            if stored not in DTYPES:
+                expected = f"expected a float type, {', '.join(DTYPES)}"
+                problems.append(f"{name} is {stored}; {expected}")
             elif got != want:
                 problems.append(f"{name} has shape {got}, the configuration wants {want}")
-            readers.append(partial(_read_tensor, handle, name, entry, shape))
+            readers.append(partial(_read_tensor, file, name, entry, shape))
         leaves[path] = Leaf(parameter.shape, dtype, tuple(readers), tuple(problems))
     return leaves, sorted(unused)
 
@@ -102,14 +97,8 @@ def grouped(config: ModelConfig, key: str) -> dict[str, list[Entry]]:
     return groups
 
 
-def _read_tensor(handle, name: str, entry: Entry, shape: tuple[int, ...]) -> np.ndarray:
-    return entry.to_jax(handle.get_tensor(name), shape)
-
-
-# The names of `FLOATS` in safetensors.
-_DTYPES = {"F64": np.dtype("f8"), "F32": np.dtype("f4"), "F16": np.dtype("f2")}
-_DTYPES["BF16"] = np.dtype(ml_dtypes.bfloat16)
-_NAMES = ", ".join(_DTYPES)
+def _read_tensor(file: Tensors, name: str, entry: Entry, shape: tuple[int, ...]) -> np.ndarray:
+    return entry.to_jax(file.read(name), shape)
 
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -155,21 +144,22 @@ def _is_weights(name: Any, *suffixes: str) -> bool:
     return places.is_plain_name(name) and name.endswith(suffixes)
 
 
-def open_files(path: Path, files: list[Path]) -> dict[str, Any]:
-    """Tensor -> its open file (the library checks header size, offsets and file length)."""
-    handles, problems = {}, []
+def open_files(path: Path, files: list[Path]) -> dict[str, Tensors]:
+    """Tensor -> its open file."""
+    found: dict[str, Tensors] = {}
+    problems = []
     for file in files:
         try:
-            handle = safe_open(file, framework="numpy")
-        except (SafetensorError, OSError, ValueError) as error:
+            opened = Tensors(file)
+        except (OSError, ValueError) as error:
             problems.append(f"{file.name} is not a readable safetensors file: {reason(error)}")
             continue
-        twice = handles.keys() & handle.keys()
+        twice = found.keys() & set(opened.names())
         problems += [f"tensor {name} is in two files, also in {file.name}" for name in twice]
-        handles |= dict.fromkeys(handle.keys(), handle)
+        found |= dict.fromkeys(opened.names(), opened)
     if problems:
         raise CheckpointError(path, problems)
-    return handles
+    return found
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -202,12 +192,12 @@ def _check_prefix(path: Path, names: dict[str, Any], config: ModelConfig) -> Non
 
 
 def _select(names: dict[str, Any], kind: str) -> dict[str, tuple]:
-    """SigLIP name -> (name in the file, handle)."""
+    """SigLIP name -> (name in the file, the file)."""
     alone = _ALONE.get(kind, "")
     tensors: dict[str, tuple] = {}
-    for name, handle in names.items():
+    for name, file in names.items():
         if not name.endswith(_POSITION_IDS):
-            tensors[name if name.startswith(alone) else alone + name] = (name, handle)
+            tensors[name if name.startswith(alone) else alone + name] = (name, file)
     return tensors
 
 
@@ -215,18 +205,18 @@ def _select_of_gemma(names: dict[str, Any]) -> tuple[dict[str, tuple], list[str]
     """Finds the tensors of the SigLIP vision tower in a Gemma checkpoint.
 
     Returns:
-        SigLIP name -> (name in the file, handle); problems; the parts that were left out.
+        SigLIP name -> (name in the file, the file); problems; the parts that were left out.
     """
     tensors: dict[str, tuple] = {}
     left_out, problems, tower = set(), [], _ALONE["siglip_vision_model"]
-    for name, handle in names.items():
+    for name, file in names.items():
         prefix = next((p for p in GEMMA_PREFIXES if name.startswith(p)), None)
         if prefix:  # transformers 5 writes it without the tower's own first part
             plain = name.removeprefix(prefix).removeprefix(tower)
             if plain.startswith("head."):  # Gemma reads the patch tokens, whatever pools them
                 left_out.add("the tower's pooling head, which Gemma does not use")
             else:
-                tensors[tower + plain] = (name, handle)
+                tensors[tower + plain] = (name, file)
         elif name.startswith(GEMMA_OTHERS):
             left_out.add(name.removeprefix("model.").split(".")[0])
         else:
@@ -268,16 +258,10 @@ def tensor(group: list[Entry], flat: Mapping[str, Any]) -> np.ndarray:
     return np.concatenate(parts).reshape(shape)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes a safetensors file as torch's users read it."""
-    contiguous = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
-    save_file(contiguous, path, metadata={"format": "pt"})
-
-
 def _write_safetensors(path: Path, params: dict[str, Any], config: ModelConfig) -> None:
     """Streams tensor by tensor: the library's own writer would hold a second copy of everything."""
     flat, groups = tree.flatten(params), grouped(config, "name")
-    codes = {dtype: code for code, dtype in _DTYPES.items()}
+    codes = {dtype: code for code, dtype in DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, group in groups.items():

@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 
 from medsiglip_jax.files import places, threads
@@ -37,6 +36,8 @@ from medsiglip_jax.model.weights.checkpoint import (
     copy,
     dtype_of,
     explained,
+    not_finite,
+    release,
     why_unreadable,
 )
 from medsiglip_jax.preprocess import tokenizer_files
@@ -229,9 +230,11 @@ def _read(checkpoint, path, leaf, dtype, pool) -> np.ndarray:
     targets = list(out) if len(leaf.parts) > 1 else [out]
 
     def fill(target, read) -> int:
+        values = read()
         with np.errstate(over="ignore"):  # what does not fit is infinite, and counted
-            copy(target, read().reshape(target.shape))  # a stack of one may come without axis 0
-        return _not_finite(target)
+            wrong = copy(target, values.reshape(target.shape))  # a stack of one may lack axis 0
+        release(values)
+        return wrong
 
     with explained(checkpoint.source, f"{path} cannot be read"):
         wrong = sum(pool.map(fill, targets, leaf.parts))
@@ -253,19 +256,18 @@ def check_values(checkpoint: Checkpoint, shapes: dict[str, Any]) -> None:
         stored = {p: jax.ShapeDtypeStruct(leaf.shape, checkpoint.leaves[p].dtype)
                   for p, leaf in tree.items(shapes)}  # fmt: skip
         for path, leaf in tree.items(checkpoint.restore(tree.unflatten(stored))):
-            _check_finite(checkpoint, path, _not_finite(np.asarray(leaf)))
+            _check_finite(checkpoint, path, not_finite(np.asarray(leaf)))
         return
     for path, leaf in checkpoint.leaves.items():
         with explained(checkpoint.source, f"{path} cannot be read"):
-            wrong = sum(_not_finite(read()) for read in leaf.parts)
+            wrong = sum(_count_not_finite(read()) for read in leaf.parts)
         _check_finite(checkpoint, path, wrong)
 
 
-def _not_finite(values: np.ndarray) -> int:
-    """How many of the values are NaN or infinite."""
-    if values.dtype == np.dtype(ml_dtypes.bfloat16):  # by its exponent: numpy has no fast way
-        return int(np.count_nonzero((values.view(np.uint16) & 0x7F80) == 0x7F80))
-    return values.size - int(np.count_nonzero(np.isfinite(values)))
+def _count_not_finite(values: np.ndarray) -> int:
+    wrong = not_finite(values)
+    release(values)
+    return wrong
 
 
 def _check_finite(checkpoint: Checkpoint, path: str, wrong: int) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from medsiglip_jax.files import json as json_files
 from medsiglip_jax.model import towers, tree
 from medsiglip_jax.model.config import ModelConfig
-from medsiglip_jax.model.weights import huggingface
+from medsiglip_jax.model.weights import huggingface, safetensors
 from medsiglip_jax.model.weights.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -113,8 +113,8 @@ _FACTOR = re.compile(r"(.+)\.lora_(?:embedding_)?([AB])(?:\.weight)?")
 def _parts(folder: Path) -> dict[str, Part]:
     """The adapted modules and the tensors that were saved whole, by their names in the model."""
     parts: dict[str, Part] = {}
-    for name, handle in huggingface.open_files(folder, [folder / WEIGHTS]).items():
-        shape, read = tuple(handle.get_slice(name).get_shape()), partial(handle.get_tensor, name)
+    for name, file in huggingface.open_files(folder, [folder / WEIGHTS]).items():
+        shape, read = file.shape(name), partial(file.read, name)
         # What a layer had before it was wrapped, such as its bias, is under base_layer.
         plain = name.removeprefix(_PREFIX).replace(".base_layer.", ".")
         match = _FACTOR.fullmatch(plain)
@@ -370,5 +370,5 @@ def write_folder(
         inference_mode=True,
         **({"modules_to_save": ["classifier"]} if config.classifier else {}),
     )
-    huggingface.write_tensors(folder / WEIGHTS, tensors)
+    safetensors.write(folder / WEIGHTS, tensors)
     json_files.write(folder / CONFIG, fixed | dict(settings))
