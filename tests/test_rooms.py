@@ -35,6 +35,7 @@ HEAVY = {
     "optax": {"train.optim", "embeddings.probe.hidden"},
     "ml_collections": {"train.configs"},
     "tensorflow": {
+        "data.tf.encoded",
         "data.tf.kernels",
         "data.tf.ops",
         "data.tf.pipeline",

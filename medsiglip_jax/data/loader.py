@@ -125,9 +125,7 @@ def batches(
             batch = others.result()
             paths = batch.pop("paths")
             reasons = [pool.result(row, path) for row, path in zip(rows, paths, strict=True)]
-            for path, reason in zip(paths, reasons, strict=True):
-                if reason and path:
-                    on_error(path, reason)
+            report(paths, reasons, on_error)
             return {"image": images, "mask": np.array([not reason for reason in reasons]), **batch}
 
         return finish
@@ -156,6 +154,13 @@ def epoch(input: Input, batch_size: int) -> tuple[Input, int]:
     """The input that has every row once, without augmentation, and how many steps that takes."""
     once = replace(input, order=Once(input.order.sizes), augment=Augment())
     return once, -(-sum(input.order.sizes) // max(1, batch_size))
+
+
+def report(paths: Sequence[str], reasons: Sequence[str], on_error: OnError) -> None:
+    """Calls `on_error` for every row of a batch that could not be read; padding has no path."""
+    for path, reason in zip(paths, reasons, strict=True):
+        if reason and path:
+            on_error(path, reason)
 
 
 def part(input: Input, batch_size: int, index: int, count: int) -> np.ndarray:

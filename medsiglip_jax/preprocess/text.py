@@ -191,6 +191,15 @@ class Tokenizer(TextEncoder):
         self._split = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
         self.sha256 = self._hash()
 
+    def plain_ids(self, text: str, end: bool = True) -> list[int]:
+        """The ids of a text as it is, as big_vision makes them: with its punctuation, and with
+        `</s>` at the `end`, not padded."""
+        return [*self._processor.encode(text), *([EOS_ID] if end else [])]
+
+    def id_of(self, token: str) -> int:
+        """The id of a piece, such as "<pad>"; ValueError if there is none of that name."""
+        return self._id(token, "the tokenizer")
+
     def _id(self, token: str, name: str) -> int:
         if token in self._added:
             return self._added[token].id

@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -61,10 +62,11 @@ class PreparedRun:
 
     def batches(self, on_error: Callable[[str, str], None], start: int) -> Iterator[Any]:
         """The training batches from step `start` on, on their devices."""
-        recipe, loading = self.recipe, self._loading(on_error)
+        recipe = self.recipe
         weights = tuple(data.weight for data in recipe.data)
         rows = self._input(self.training, None if None in weights else weights)
-        source = loader.batches(rows, recipe.batch_size, start, recipe.total_steps, **loading)
+        make = self._loader.batches
+        source = make(rows, recipe.batch_size, start, recipe.total_steps, **self._how(on_error))
         for batch in source:
             if not batch["mask"].any() and jax.process_count() == 1:
                 raise ValueError(
@@ -101,24 +103,45 @@ class PreparedRun:
     def _encoded(
         self, sources: tuple[Examples, ...], params: Params, on_error: Callable[[str, str], None]
     ) -> dict[str, np.ndarray]:
-        loading = self._loading(on_error)
-        batches = loader.epoch_batches(self._input(sources), self.recipe.batch_size, **loading)
+        rows, size = self._input(sources), self.recipe.batch_size
+        batches = self._loader.epoch_batches(rows, size, **self._how(on_error))
         return validation.collect(self._encode, params, batches, self.mesh)
 
-    def _loading(self, on_error: Callable[[str, str], None]) -> dict[str, Any]:
-        process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-        return {
-            "on_error": on_error, "codec": self._codec, "workers": self.recipe.workers, **process
-        }  # fmt: skip
+    @functools.cached_property
+    def _loader(self) -> ModuleType:
+        """Who makes batches: `data.loader`, or what does so in tf.data."""
+        recipe = self.recipe
+        has_tensorflow = importlib.util.find_spec("tensorflow") is not None
+        wanted = recipe.loader == "tfdata" or recipe.data_service is not None
+        if wanted or (recipe.loader == "auto" and has_tensorflow):
+            try:
+                return importlib.import_module("medsiglip_jax.data.tf.pipeline")
+            except ModuleNotFoundError:
+                raise ModuleNotFoundError(
+                    "loader 'tfdata' and data_service need TensorFlow; pip install "
+                    "'medsiglip-jax[train]', or take loader 'pil'"
+                ) from None
+        return loader
+
+    def _how(self, on_error: Callable[[str, str], None]) -> dict[str, Any]:
+        """The other arguments of what makes batches."""
+        vision = self.model.config.vision
+        assert vision is not None
+        how: dict[str, Any] = {"on_error": on_error, "workers": self.recipe.workers}
+        how |= {"process_index": jax.process_index(), "process_count": jax.process_count()}
+        if self._loader is loader:
+            return {**how, "codec": self._codec}
+        service = self.recipe.data_service
+        return {**how, "resample": vision.pixels.resample, "data_service": service}
 
     @functools.cached_property
     def _codec(self) -> codec.Codec:
-        """Who decodes: TensorFlow, a quarter faster, if it is installed, or else PIL and XLA."""
-        installed = importlib.util.find_spec("tensorflow") is not None
+        """Who decodes in threads: TensorFlow, a quarter faster, if it is installed, or else PIL and
+        XLA."""
         vision = self.model.config.vision
         assert vision is not None
         pixels = self.recipe.preprocess, self.recipe.dicom, vision.pixels.resample
-        if self.recipe.loader == "pil" or (self.recipe.loader == "auto" and not installed):
+        if self.recipe.loader != "threads" or importlib.util.find_spec("tensorflow") is None:
             return xla.codec(*pixels)
         from medsiglip_jax.data.tf import tf_codec
 

@@ -33,7 +33,8 @@ _VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")  # recorded wi
 # Keys that may change between a run and its resumption; others make another run of it.
 _FREE = frozenset(
     "total_steps epochs log_every eval_every checkpoint_every keep best max_unreadable max_skipped "
-    "loader workers mesh attention remat loss_chunk tensorboard learning_rate optimizer".split()
+    "loader workers data_service mesh attention remat loss_chunk tensorboard learning_rate "
+    "optimizer".split()
 )
 
 

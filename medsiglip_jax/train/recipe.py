@@ -26,6 +26,7 @@ _SPLIT = settings.Check(
 )
 _Count = Annotated[int, settings.at_least(1)]
 _Interval = Annotated[int, settings.at_least(0)]
+LOADERS = ("auto", "tfdata", "threads", "pil")
 
 
 @dataclass(frozen=True)
@@ -115,9 +116,13 @@ class Recipe:
         dicom: how DICOM and NIfTI files become pixels; a name alone is enough.
         augment: random changes of the training images.
         validation: the name of a split, a share of the groups to hold out, or None.
-        loader: "auto" (TensorFlow decodes if it is installed), "tf" or "pil"; the pixels are equal.
+        loader: who makes the batches, which are equal to the bit: "tfdata", a tf.data pipeline;
+            "threads", with TensorFlow's decoder if it is installed; "pil", threads without it; or
+            "auto", "tfdata" if TensorFlow is installed and else "pil".
         workers: threads that read and decode images, on each host; by default the cores of the
             process, or the CPU quota of its container.
+        data_service: the dispatcher of a tf.data service, "grpc://HOST:PORT", whose workers read
+            and decode for hosts that are too slow (`python -m medsiglip_jax.data.tf.service`).
         temperature: initial exp(t) of random weights.
         bias: initial b of random weights.
         log_every: steps between lines of metrics.
@@ -153,8 +158,9 @@ class Recipe:
     dicom: Rules = Rules()
     augment: Augment = field(default_factory=Augment)
     validation: Annotated[str | float | None, _SPLIT] = None
-    loader: Annotated[str, settings.one_of(("auto", "tf", "pil"))] = "auto"
+    loader: Annotated[str, settings.one_of(LOADERS)] = "auto"
     workers: Annotated[int | None, settings.at_least(1)] = None
+    data_service: str | None = None
     temperature: Annotated[float, settings.more_than(0)] = 10.0
     bias: float = -10.0
     log_every: _Count = 10
@@ -194,6 +200,10 @@ def _contradictions(r: Recipe) -> Iterator[str]:
     if r.batch_size % r.objective.accumulate:
         pieces = r.objective.accumulate
         yield f"objective.accumulate is {pieces}; expected a divisor of batch_size {r.batch_size}"
+    if r.data_service is not None and not re.fullmatch(r"grpc://[^/:]+:\d{1,5}", r.data_service):
+        yield f"data_service is {r.data_service!r}; expected grpc://HOST:PORT of a dispatcher"
+    if r.data_service is not None and r.loader not in ("auto", "tfdata"):
+        yield f"data_service is given, and loader is {r.loader!r}; expected loader 'tfdata'"
     if r.lora and r.freeze:
         yield f"freeze is {r.freeze!r}; expected either lora or freeze, not both"
 

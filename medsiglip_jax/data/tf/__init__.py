@@ -4,5 +4,5 @@ from medsiglip_jax import lazy
 
 __getattr__, __dir__ = lazy(
     __name__, kernels="tf_codec", pipeline="dataset epoch_dataset batches epoch_batches",
-    ops="pp", service="",
+    encoded="pp_dataset", ops="pp", service="",
 )  # fmt: skip

@@ -106,9 +106,8 @@ def epoch_batches(input: Input, batch_size: int, **options: Any) -> Iterator[Bat
 
 
 def _report(paths: np.ndarray, reasons: np.ndarray, on_error: OnError) -> None:
-    for path, reason in zip(paths.tolist(), reasons.tolist(), strict=True):
-        if reason and path:
-            on_error(os.fsdecode(path), reason.decode())
+    names = [os.fsdecode(path) for path in paths.tolist()]
+    loader.report(names, [reason.decode() for reason in reasons.tolist()], on_error)
 
 
 class _Source:
@@ -139,7 +138,7 @@ class _Source:
         self.dataset = tf.data.Dataset.zip(images, self._columns(input, steps)).map(_merged)
         self.dataset = self.dataset.with_options(ordered(workers))
 
-    def next_of(self, arriving: Iterator[Batch]) -> Batch | None:
+    def next_of(self, arriving: Iterator[Any]) -> Batch | None:
         """The next batch, or None at the end; raises what Python raised inside the graph."""
         try:
             return next(arriving, None)

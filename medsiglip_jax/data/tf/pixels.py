@@ -7,6 +7,8 @@ those of the threads; everything that is no plain JPEG; and augmentation.
 An image that TensorFlow refuses must keep its place. Each is a data set of one element, decoded in
 the graph without its errors, and followed by what Python makes of it; the first one is taken.
 """
+# TensorFlow's stubs take no functions of several arguments.
+# pyright: reportArgumentType=false
 
 import os
 from collections.abc import Callable

@@ -71,25 +71,24 @@ class PixelRows:
     def plan(self, step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The paths of a step as bytes, and the places."""
         places = self.places(int(step))
-        paths = [self.images[s][r] if r >= 0 else "" for s, _, r in places.tolist()]
+        rows = [(int(source), int(row)) for source, _, row in places]
+        paths = [self.images[source][row] if row >= 0 else "" for source, row in rows]
         return np.array([os.fsencode(path) for path in paths], object), places
 
-    def fetch(
-        self, path: bytes, place: np.ndarray
-    ) -> tuple[bytes, np.ndarray, np.ndarray, np.ndarray, bytes]:
+    def fetch(self, path: bytes, place: np.ndarray) -> tuple[bytes, np.ndarray, np.ndarray, bytes]:
         """Reads an image, and decodes what the graph does not.
 
         Returns:
-            The bytes of a plain JPEG, or none; else the cropped pixels, uint8 [h, w, 3]; its size
-            and the window to keep of it; and why it cannot be read.
+            The bytes of a plain JPEG, or none; else the cropped pixels, uint8 [h, w, 3]; the window
+            that is kept of it; and why it cannot be read.
         """
-        blank, nothing = (b"", _BLANK), np.zeros(4, np.int32)
+        nothing = np.zeros(4, np.int32)
         if place[2] < 0:
-            return *blank, nothing, PADDING.encode()
+            return b"", _BLANK, nothing, PADDING.encode()
         try:
             found, _ = sources.read(os.fsdecode(path), rules=self.dicom, decode=self._opened)
         except UnreadableImage as error:
-            return *blank, nothing, error.reason.encode()
+            return b"", _BLANK, nothing, error.reason.encode()
         height, width = found.size if isinstance(found, _Jpeg) else found.shape[:2]
         kept = np.array(window(self.augment, height, width, self._key(place)), np.int32)
         if isinstance(found, _Jpeg):
