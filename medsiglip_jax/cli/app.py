@@ -24,7 +24,7 @@ from medsiglip_jax.files import limits, threads
 
 # In the order of --help.
 _ALL = (
-    "quickstart info convert classify preview embed search probe evaluate compare explain "
+    "quickstart examples info convert classify preview embed search probe evaluate compare explain "
     "monitor finetune plan card serve"
 )
 COMMANDS = tuple(import_module(f"medsiglip_jax.cli.{name}") for name in _ALL.split())

@@ -89,8 +89,9 @@ def run(
 
     Args:
         workdir: gets `training/` (metrics and checkpoint), `model/` (Hugging Face layout),
-            `predictions.png` and `held_out/` (an image of each digit to try the model on). They
-            replace those of an earlier quickstart.
+            `predictions.png`, `held_out/` (an image of each digit to try the model on) and
+            `digits/` (all held-out images, and the table `digits.csv` of them, which the worked
+            examples use). They replace those of an earlier quickstart.
         seed: of the split, the initial weights, the order and the augmentation.
         progress: whether a bar is shown on stderr.
         settings: sizes and hyperparameters.
@@ -120,6 +121,8 @@ def run(
             for digit in range(10):
                 scan = held_out.scans[held_out.labels == digit][0]
                 Image.fromarray(scan).save(folder / f"{digit}.png")
+        with storage.new_folder(workdir / "digits", overwrite=True) as folder:
+            write_table(folder, held_out)
     return {
         "held_out_accuracy": metrics.accuracy(scores, held_out.labels),
         "macro_auc": metrics.macro_auc(scores, held_out.labels),
@@ -140,7 +143,7 @@ def _check_installed() -> None:
 def _claim(workdir: Path) -> None:
     """Refuses to replace a model that no quickstart wrote."""
     marker = workdir / ".quickstart"
-    for name in ("training", "model", "predictions.png", "held_out"):
+    for name in ("training", "model", "predictions.png", "held_out", "digits"):
         if (workdir / name).exists() and not marker.exists():
             raise FileExistsError(
                 f"{workdir / name}: exists, and no quickstart wrote it; choose another workdir"
@@ -266,6 +269,24 @@ def shift(
 
 
 # ------------------------------------------------------------------------------------ looking
+
+
+def write_table(folder: Path, held_out: Digits) -> None:
+    """Writes images and `digits.csv` with the columns id, image, label and split.
+
+    The quickstart's model has not seen these images, so they are split once more, the same way for
+    every digit: 60 % train, 15 % validation, 25 % test.
+    """
+    (folder / "images").mkdir()
+    lines = ["id,image,label,split"]
+    count = [0] * 10
+    for number, (scan, digit) in enumerate(zip(held_out.scans, held_out.labels, strict=True)):
+        name = f"images/{number:03}.png"
+        Image.fromarray(scan).save(folder / name)
+        place, count[digit] = count[digit] % 20, count[digit] + 1
+        split = "train" if place < 12 else "validation" if place < 15 else "test"
+        lines.append(f"{number:03},{name},{WORDS[digit]},{split}")
+    (folder / "digits.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def classify(model: api.Model, scans: UInt8[np.ndarray, "n 8 8"]) -> Float32[np.ndarray, "n 10"]:
