@@ -104,7 +104,7 @@ def _evaluation(path: "Place") -> dict[str, Any]:
 def _run(folder: "Place") -> "FineTuned":
     from medsiglip_jax.evaluate.report.model_card import FineTuned
     from medsiglip_jax.files import json
-    from medsiglip_jax.model.weights import layouts, processors
+    from medsiglip_jax.model.weights import layouts, readme
     from medsiglip_jax.train import finetune
 
     config, exported = (
@@ -113,7 +113,9 @@ def _run(folder: "Place") -> "FineTuned":
     )
     checkpoint = layouts.open_checkpoint(str(folder / finetune.EXPORT))
     classifier = checkpoint.config.classifier
-    labels, terms = classifier.labels if classifier else (), processors.terms(checkpoint.companions)
+    labels = classifier.labels if classifier else ()
+    init = config["recipe"].get("init")
+    terms = readme.terms(checkpoint.companions, checkpoint.config, init)
     return FineTuned(config, exported, layouts.digest(checkpoint), labels, terms)
 
 

@@ -22,7 +22,7 @@ from medsiglip_jax.model import devices, portable, sharding, towers, tree
 from medsiglip_jax.model.config import ModelConfig, TextConfig, VisionConfig, named
 from medsiglip_jax.model.processor import Processor, tokenizer_path
 from medsiglip_jax.model.towers import Compute
-from medsiglip_jax.model.weights import layouts, processors, random
+from medsiglip_jax.model.weights import layouts, processors, random, readme
 from medsiglip_jax.model.weights.checkpoint import Checkpoint, dtype_name, dtype_of
 from medsiglip_jax.preprocess import tokenizer_files
 
@@ -380,6 +380,10 @@ def save(
     """Writes a model with its dtype, tokenizer and the files that lay beside the weights; the
     folder appears whole or not at all.
 
+    A Hugging Face folder has a README.md with the metadata of the hub (that of the source, if there
+    is one) and, for both towers, the files by which sentence-transformers loads it and pads texts
+    as in training.
+
     Args:
         model: what to write.
         folder: a new folder, local or in a bucket (gs://…); for "big_vision" also a path that ends
@@ -404,6 +408,10 @@ def save(
         return
     files = {file.name: file.read_bytes() for file in model.companions}
     files |= (model.processor.tokenizer_files() if model.config.text else {}) | dict(extra or {})
+    if layout is layouts.LAYOUTS["huggingface"] and readme.NAME not in files:
+        terms = readme.terms((), model.config, model.source)
+        content = readme.written(model.config, model.compute.dtype, model.source, terms)
+        files[readme.NAME] = content.encode()
     with storage.new_folder(path, overwrite, layout.marker) as partial:
         for name, content in files.items():
             (partial / name).write_bytes(content)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from medsiglip_jax.files.json_text import dumps
+from medsiglip_jax.files import front_matter
 from medsiglip_jax.pages import markdown
 
 Facts = Mapping[str, Any]
@@ -67,15 +67,12 @@ def of_run(
 
 
 def _metadata(run: Facts, base: Facts, labels: Sequence[str]) -> str:
-    """YAML of plain values, each as JSON writes it, which YAML reads too."""
-    values: dict[str, Any] = {"library_name": "transformers"}
+    task = "image-classification" if labels else "zero-shot-image-classification"
+    values: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": task}
     if run.get("init_repo"):
         values["base_model"] = run["init_repo"]
-    values |= {key: base[key] for key in ("license", "license_name", "license_link") if key in base}
-    if labels:
-        values["pipeline_tag"] = "image-classification"
-    lines = [f"{key}: {dumps(str(x), ensure_ascii=False)}" for key, x in values.items()]
-    return "\n".join(["---", *lines, "tags: [medical, medsiglip, medsiglip-jax]", "---", "", ""])
+    values |= {key: base[key] for key in front_matter.TERMS if key in base}
+    return front_matter.written(values)
 
 
 def origin(run: Facts, exported: int) -> str:

@@ -18,7 +18,7 @@ from medsiglip_jax.files import json as json_files
 from medsiglip_jax.files.failures import explained
 from medsiglip_jax.files.json_text import dumps, to_hash
 from medsiglip_jax.model import api, devices, processes, tree
-from medsiglip_jax.model.weights import hub, processors
+from medsiglip_jax.model.weights import hub, readme
 from medsiglip_jax.pages import card
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.train import build, freeze, loop, lora, report
@@ -392,7 +392,7 @@ def export(
     model = api.Model(params, config, tokenizer=tokenizer, companions=companions)
     layout = "orbax" if config.classifier and config.classifier.pool == "map" else "huggingface"
     labels = config.classifier.labels if config.classifier else ()
-    terms = processors.terms(companions)
+    terms = readme.terms(companions, base.config, recipe.init)
     cards = {"README.md": card.of_run(*facts, terms, folder.parent.name, labels).encode()}
     for file in companions:
         if file.name == "README.md":

@@ -26,7 +26,7 @@ class FineTuned:
         exported: the content of its exported.json.
         sha256: of the weights that it exported (`layouts.digest`).
         labels: of its classifier, if it trained one.
-        base: the terms that its export states (`processors.terms`).
+        base: the terms that its export states (`readme.terms`).
     """
 
     config: Facts

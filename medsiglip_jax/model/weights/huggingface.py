@@ -244,6 +244,8 @@ def write_folder(folder: Path, params: dict[str, Any], config: ModelConfig) -> N
         files[tokenizer_files.CONFIG] = huggingface_config.tokenizer(config.text)
         special = {"eos_token": "</s>", "pad_token": "</s>", "unk_token": "<unk>"}
         files[tokenizer_files.SPECIAL_MAP] = special
+    if config.vision and config.text:
+        files |= huggingface_config.sentence_transformers(config.text)
     for name, content in files.items():
         json_files.write(folder / name, content)
     _write_safetensors(folder / "model.safetensors", params, config)

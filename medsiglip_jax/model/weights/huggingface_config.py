@@ -246,6 +246,9 @@ def pixels(raw: dict[str, Any], image_size: int) -> PixelConfig:
 
 # ------------------------------------------------------------------------------------ writing
 
+# Of sentence-transformers: the modules of a model, and the settings of its first one.
+SENTENCE_MODULES, SENTENCE_MODULE = "modules.json", "sentence_bert_config.json"
+
 
 def model(config: ModelConfig, dtype: str) -> dict[str, Any]:
     """config.json; ValueError for a model that the layout cannot hold."""
@@ -325,6 +328,28 @@ def preprocessor(vision: VisionConfig) -> dict[str, Any]:
         image_mean=list(vision.pixels.mean),
         image_std=list(vision.pixels.std),
     )
+
+
+def sentence_transformers(text: TextConfig) -> dict[str, Any]:
+    """The files of a folder with both towers that sentence-transformers 6 reads.
+
+    It pads texts to the longest of a batch unless it is told otherwise, and a SigLIP pools at the
+    last position, whatever token is there.
+    """
+    padded = dict(padding="max_length", max_length=text.context_length, return_attention_mask=False)
+    kind = "sentence_transformers.base.modules.transformer.Transformer"
+    return {
+        SENTENCE_MODULES: [dict(idx=0, name="0", path="", type=kind)],
+        SENTENCE_MODULE: dict(
+            transformer_task="feature-extraction",
+            modality_config={
+                kind: dict(method=f"get_{kind}_features", method_output_name="pooler_output")
+                for kind in ("text", "image")
+            },
+            module_output_name="sentence_embedding",
+            processing_kwargs={"text": padded},
+        ),
+    }
 
 
 def tokenizer(text: TextConfig) -> dict[str, Any]:

@@ -1,9 +1,7 @@
 """The files beside the weights: what they say about pixels, and which of them `save` keeps."""
 
 import dataclasses
-import re
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,10 @@ PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
 _KEPT = {".json", ".txt", ".md", ".model", ".jinja", ".yaml", ".yml", ""}
 # Of the layouts themselves, which write them anew.
 PREPARATION = "preparation.json"
-_OWN = (PREPARATION, "config.json", "adapter_config.json", "medsiglip_jax.json", ".index.json")
+_OWN = (
+    PREPARATION, huggingface_config.SENTENCE_MODULES, huggingface_config.SENTENCE_MODULE,
+    "config.json", "adapter_config.json", "medsiglip_jax.json", ".index.json",
+)  # fmt: skip
 
 
 def companions(folder: Path) -> tuple[Path, ...]:
@@ -106,16 +107,6 @@ def complete(folder: Path, config: ModelConfig) -> None:
         if part.get("size") != size:
             part["size"] = size
             json_files.write(folder / name, content)
-
-
-def terms(companions: Sequence[Any]) -> dict[str, str]:
-    """`license`, `license_name` and `license_link` of the model card among the files, if it has
-    them in its metadata."""
-    card = next((file for file in companions if file.name == "README.md"), None)
-    text = card.read_text(encoding="utf-8", errors="replace") if card else ""
-    metadata = text[3:].partition("\n---")[0] if text.startswith("---") else ""
-    found = re.findall(r"^(license(?:_name|_link)?): *(.+?) *$", metadata, re.M)
-    return {name: value.strip("\"'") for name, value in found}
 
 
 def check_plain(config: ModelConfig) -> None:
