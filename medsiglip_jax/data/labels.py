@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Float32, Float64, Int32, Int64
+from jaxtyping import Bool, Float, Float32, Float64, Int32, Int64
 
 # What messages say of a cell that is no label.
 EXPECTED = "expected 0, 1, true, false, yes, no, -1 (uncertain) or nothing, got"
@@ -195,6 +195,20 @@ def lacking(labels: np.ndarray, classes: Sequence[str]) -> list[str]:
         if names := [classes[k] for k in np.flatnonzero(without).tolist()]:
             lines.append(f"{what} of the finding {', '.join(names)}")
     return lines
+
+
+def two_valued(
+    labels: Int32[np.ndarray, " n"] | Int64[np.ndarray, " n"] | Float[np.ndarray, "n c"],
+    classes: int,
+) -> Bool[np.ndarray, " c"]:
+    """Whether a class is shown by some images and known to be absent from others, as for an AUC.
+
+    Args:
+        labels: of classes, negative unknown; or of findings, NaN unknown.
+        classes: how many there are.
+    """
+    columns = label_columns(labels, classes)
+    return (columns == 1).any(axis=0) & (columns == 0).any(axis=0)
 
 
 def label_columns(

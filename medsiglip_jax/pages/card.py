@@ -25,8 +25,8 @@ LIMITS = (
     "scanner) instead of from the finding.",
 )
 _SETTINGS = (
-    "objective total_steps batch_size learning_rate optimizer freeze lora augment preprocess dtype "
-    "seed validation best"
+    "objective total_steps batch_size learning_rate optimizer ema freeze lora augment preprocess "
+    "dtype seed validation best"
 ).split()
 
 

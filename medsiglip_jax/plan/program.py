@@ -155,7 +155,7 @@ def _step(recipe: Recipe, devices: list[Any]) -> tuple[Any, dict]:
     params = freeze.join(params, _placed(added, whole))
     part, optimizer = build.what_trains(recipe, params)
     trained, frozen = _split(part, params)
-    state = state_shapes(trained, optimizer, frozen)
+    state = state_shapes(trained, optimizer, frozen, recipe.ema is not None)
     loss = objective.loss(config, compute, labels, recipe.loss_chunk)
     step: Any = build.train_step(recipe, loss, optimizer, state, mesh)
     batch = _placed(objective.batch(config, recipe.batch_size, labels), rows)

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from medsiglip_jax.data import examples, loader, tfds
 from medsiglip_jax.data.examples import Examples
-from medsiglip_jax.data.labels import lacking
+from medsiglip_jax.data.labels import lacking, two_valued
 from medsiglip_jax.data.order import Order
 from medsiglip_jax.data.tables import SPLITS
 from medsiglip_jax.model import api, processor, sharding, towers, tree
@@ -77,7 +77,7 @@ class PreparedRun:
 
     def evaluate(self, on_error: Callable[[str, str], None], state: step.State) -> dict[str, float]:
         """The objective's metrics on the held-out examples."""
-        params, recipe = freeze.join(state["params"], state["frozen"]), self.recipe
+        params, recipe = step.learned(state), self.recipe
         encoded = self._encoded(self.held_out, params, on_error)
         zclass = None if self._prompts is None else self._encode_prompts(params)
         return recipe.objective.metrics(encoded, params, self.loss, recipe.batch_size, zclass)
@@ -93,7 +93,7 @@ class PreparedRun:
         """
         if not self.held_out or not self.recipe.objective.judged:
             return np.zeros(0), None
-        params = freeze.join(state["params"], state["frozen"])
+        params = step.learned(state)
         rows = [self._encoded(sources, params, on_error) for sources in (self.held_out, self.test)
                 if sources]  # fmt: skip
         scores = [self.recipe.objective.probabilities(x, params, self.labels) for x in rows]
@@ -164,9 +164,10 @@ class PreparedRun:
     @functools.cached_property
     def _prompts(self) -> np.ndarray | None:
         """Tokens of one caption per class, if texts are made of labels."""
-        captions, classes = self.recipe.data[0].captions, self.labels.classes
-        if captions is None or not classes or "txt" not in self.recipe.objective.towers:
+        if not _is_zero_shot(self.recipe, self.labels):
             return None
+        captions, classes = self.recipe.data[0].captions, self.labels.classes
+        assert captions is not None
         texts = examples.class_captions(captions, classes)
         return self.model.processor.texts([texts[name] for name in classes])
 
@@ -189,22 +190,20 @@ def prepare(recipe: Recipe) -> PreparedRun:
     recipe = _with_steps(recipe, sum(map(len, training)))
     for data, source in zip(recipe.data, training, strict=True):
         objective.check_columns(source, data.path)
+    labels = _labels(training)
+    _check_labels(recipe, labels, held_out, test)
     compute_of(recipe, None, mesh)  # what cannot be used there is said before weights are loaded
     model = _model(recipe, mesh)
     compute = compute_of(recipe, model.config, mesh)
     if "txt" in objective.towers:
         for source in training:  # warns now, once, of texts that are cut or a missing tokenizer
             model.processor.texts((source.texts or ())[:10_000])
-    labels = _labels(training)
-    if "labels" in objective.columns and labels.values is not None:
-        for line in (*_without_label(labels.values), *lacking(labels.values, labels.classes)):
-            warnings.warn(f"training examples: {line}", stacklevel=2)
     added = additions(recipe, model.params, model.config, labels)
     added = jax.device_put(added, mesh and sharding.replicated(mesh))
     params = freeze.join(model.params, added)
     part, optimizer = what_trains(recipe, params)
     trainable, frozen = part.split(params)
-    state = step.init_state(trainable, optimizer, frozen)
+    state = step.init_state(trainable, optimizer, frozen, recipe.ema is not None)
     # Otherwise the stacks that the split has cut would stay in memory beside their pieces.
     model.params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), model.params)
     loss = objective.loss(model.config, compute, labels, recipe.loss_chunk)
@@ -214,17 +213,60 @@ def prepare(recipe: Recipe) -> PreparedRun:
     )  # fmt: skip
 
 
+def _is_zero_shot(recipe: Recipe, labels: Labels) -> bool:
+    """Whether classes are scored by a caption of each."""
+    captions = recipe.data[0].captions is not None
+    return captions and bool(labels.classes) and "txt" in recipe.objective.towers
+
+
+def _check_labels(
+    recipe: Recipe, labels: Labels, held_out: Sequence[Examples], test: Sequence[Examples]
+) -> None:
+    """Says what the labels of each split lack, before any weights are loaded.
+
+    Raises:
+        ValueError: there is nothing to learn, or the metric that is to choose the best checkpoint
+            does not exist or cannot be computed.
+    """
+    zero_shot, taught = _is_zero_shot(recipe, labels), "labels" in recipe.objective.columns
+    names = recipe.objective.metric_names(labels, zero_shot)
+    if recipe.best is not None and recipe.best not in names:
+        raise ValueError(
+            f"best is {recipe.best!r}; expected one of the validation metrics of this run: "
+            f"{', '.join(names)}"
+        )
+    if taught:
+        _tell_lacking("training", labels, "so there is nothing to learn")
+    if taught or zero_shot:
+        others = f"choose others, or another metric of {', '.join(names)}"
+        useless = f"so that best='val_auc' is undefined; {others}"
+        _tell_lacking("validation", _labels(held_out), useless if recipe.best == "val_auc" else "")
+        _tell_lacking("test", _labels(test))
+
+
+def _tell_lacking(split: str, labels: Labels, useless: str = "") -> None:
+    """Warns of what the labels of a split lack; with `useless`, what follows if no class has both
+    images that show it and others, that is a ValueError."""
+    if labels.values is None:
+        return
+    lines = [*_without_label(labels.values), *lacking(labels.values, labels.classes)]
+    if useless and not two_valued(labels.values, len(labels.classes)).any():
+        raise ValueError(f"{split} examples: {'; '.join(lines)}; {useless}")
+    for line in lines:
+        warnings.warn(f"{split} examples: {line}", stacklevel=4)
+
+
 def _without_label(labels: np.ndarray) -> Iterator[str]:
-    """Says how many rows have none, which count as examples and teach nothing."""
+    """Says how many rows have none, which count as examples."""
     unknown = np.isnan(labels).all(axis=1) if labels.ndim == 2 else labels < 0
     if count := int(unknown.sum()):
-        yield f"{count} of {len(labels)} have no label and teach nothing"
+        yield f"{count} of {len(labels)} have no label"
 
 
-def _labels(training: Sequence[Examples]) -> Labels:
-    classes = training[0].classes
-    columns = [source.labels for source in training if source.labels is not None]
-    if not columns or any(source.classes != classes for source in training):
+def _labels(sources: Sequence[Examples]) -> Labels:
+    classes = sources[0].classes if sources else ()
+    columns = [source.labels for source in sources if source.labels is not None]
+    if not columns or any(source.classes != classes for source in sources):
         return Labels(classes)  # the loader refuses to mix sources with different classes
     values = np.concatenate(columns)
     return Labels(classes, values.ndim == 2, values)
@@ -236,7 +278,8 @@ def train_step(
     """The compiled step of a run; `state` may be abstract."""
     objective = recipe.objective
     places = jax.tree.map(lambda x: x.sharding, state) if mesh else None
-    return step.make_train_step(loss, optimizer, objective.accumulate, objective.negatives, places)
+    pieces = objective.accumulate, objective.negatives
+    return step.make_train_step(loss, optimizer, *pieces, places, recipe.ema)
 
 
 def mesh_of(recipe: Recipe, devices: Sequence[Any] | None = None) -> Mesh | None:

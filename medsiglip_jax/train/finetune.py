@@ -21,11 +21,11 @@ from medsiglip_jax.model import api, devices, processes, tree
 from medsiglip_jax.model.weights import hub, readme
 from medsiglip_jax.pages import card
 from medsiglip_jax.preprocess.dicom.rules import Rules
-from medsiglip_jax.train import build, freeze, loop, lora, report
+from medsiglip_jax.train import build, loop, lora, report
 from medsiglip_jax.train import recipe as recipes
 from medsiglip_jax.train.objectives.objective import Reading
 from medsiglip_jax.train.recipe import Data, Recipe
-from medsiglip_jax.train.step import State
+from medsiglip_jax.train.step import State, learned
 
 CONFIG, EXPORT, REPORT, UNREADABLE = "config.json", "export", "report.html", "unreadable.jsonl"
 ADAPTER, EXPORTED = "adapter", "exported.json"
@@ -381,7 +381,7 @@ def export(
 ) -> None:
     """Writes the model in Hugging Face layout, adapters merged; with orbax where that layout has no
     place for its classifier. `facts` are those of its card."""
-    whole = prepared.part.whole(freeze.join(state["params"], state["frozen"]))
+    whole = prepared.part.whole(learned(state))
     params = processes.gathered(lora.merge(whole))
     if jax.process_index():
         return
@@ -408,7 +408,7 @@ def _export_adapter(
     recipe, base = prepared.recipe, prepared.model.checkpoint
     if not recipe.lora or recipe.init is None or (base and base.config.classifier):
         return None
-    whole = prepared.part.whole(freeze.join(state["params"], state["frozen"]))
+    whole = prepared.part.whole(learned(state))
     reading = Reading(recipe.preprocess, recipe.dicom)
     config, whole = recipe.objective.exported(
         prepared.model.config, whole, prepared.labels, reading

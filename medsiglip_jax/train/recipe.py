@@ -24,6 +24,7 @@ from medsiglip_jax.train.optim import OptimizerConfig
 _SPLIT = settings.Check(
     lambda x: isinstance(x, str) or 0 < x < 1, "a split's name, or a share between 0 and 1"
 )
+_DECAY = settings.Check(lambda x: 0 < x < 1, "more than 0 and less than 1")
 _Count = Annotated[int, settings.at_least(1)]
 _Interval = Annotated[int, settings.at_least(0)]
 LOADERS = ("auto", "tfdata", "threads", "pil")
@@ -105,6 +106,8 @@ class Recipe:
         lora: train adapters only, and what `lora.train` names.
         optimizer: how the weights are updated; its name alone is enough.
         learning_rate: the peak of the schedule.
+        ema: decay of a moving average of what trains, such as 0.9999, which is then evaluated and
+            exported; after n updates at most n / (9 + n). None keeps none.
         mesh: the devices; None takes all and keeps the parameters whole on each.
         remat: what is recomputed in the backward pass to save memory: "none", "dots" or "block".
         loss_chunk: side of the tiles of the pairwise loss, which bounds its memory.
@@ -149,6 +152,7 @@ class Recipe:
     lora: LoRA | None = None
     optimizer: OptimizerConfig = OptimizerConfig()
     learning_rate: Annotated[float, settings.more_than(0)] = 1e-4
+    ema: Annotated[float | None, _DECAY] = None
     mesh: MeshConfig | None = None
     remat: Annotated[str, settings.one_of(REMAT)] = "none"
     loss_chunk: Annotated[int | None, settings.at_least(1)] = None

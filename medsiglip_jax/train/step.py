@@ -16,27 +16,32 @@ State = dict[str, Any]
 Metrics = dict[str, Any]
 
 
-def init_state(params: Params, optimizer: optim.Optimizer, frozen: Params | None = None) -> State:
+def init_state(
+    params: Params, optimizer: optim.Optimizer, frozen: Params | None = None, average: bool = False
+) -> State:
     """The state before the first step.
 
     {"params" (what trains), "frozen", "opt_state", "step" (batches seen), "skipped" (updates that
-    were not made because loss or gradient was not finite), "skipped_in_row"}. The optimiser's state
-    is created on the devices of its parameter. The train step donates the whole state: the arrays
-    of `params` and `frozen` are deleted by the first step.
+    were not made because loss or gradient was not finite), "skipped_in_row"}, and with `average`
+    "ema", the moving average of "params". What is new is created on the devices of its parameter.
+    The train step donates the whole state: the arrays of `params` and `frozen` are deleted by the
+    first step.
     """
     # No weakly typed leaf (jnp.full without a dtype): the step returns none, and would be compiled
     # again for the second call.
     params = jax.tree.map(lambda x: jnp.asarray(x, x.dtype), params)
-    init, places = partial(_opt_state_and_counts, optimizer), None
+    init, places = partial(_new_state, optimizer, average), None
     if isinstance(_whole(params), NamedSharding):
         places = _shardings(jax.eval_shape(init, params), params)
     state = jax.jit(init, out_shardings=places)(params)
     return {"params": params, "frozen": frozen or {}, **state}
 
 
-def state_shapes(params: Params, optimizer: optim.Optimizer, frozen: Params) -> State:
+def state_shapes(
+    params: Params, optimizer: optim.Optimizer, frozen: Params, average: bool = False
+) -> State:
     """What `init_state` returns, for parameters given as `jax.ShapeDtypeStruct` with shardings."""
-    shapes = jax.eval_shape(partial(_opt_state_and_counts, optimizer), params)
+    shapes = jax.eval_shape(partial(_new_state, optimizer, average), params)
     state = place_shapes(shapes, _shardings(shapes, params))
     return {"params": params, "frozen": frozen, **state}
 
@@ -48,9 +53,17 @@ def place_shapes(shapes: Any, places: Any) -> Any:
     )
 
 
-def _opt_state_and_counts(optimizer: optim.Optimizer, params: Params) -> State:
+def _new_state(optimizer: optim.Optimizer, average: bool, params: Params) -> State:
     counts = {name: jnp.zeros((), jnp.int32) for name in ("step", "skipped", "skipped_in_row")}
-    return {"opt_state": optimizer.init(params), **counts}
+    # Copied, because the step donates the average and the parameters.
+    ema = {"ema": jax.tree.map(jnp.copy, params)} if average else {}
+    return {"opt_state": optimizer.init(params), **ema, **counts}
+
+
+def learned(state: State) -> Params:
+    """The parameters to evaluate and to export: with their moving average, if there is one, in
+    place of those that train."""
+    return freeze.join(state.get("ema", state["params"]), state["frozen"])
 
 
 def _whole(params: Params) -> Sharding:
@@ -61,12 +74,12 @@ def _whole(params: Params) -> Sharding:
 
 
 def _shardings(state: State, params: Params) -> State:
-    """A moment is split as its parameter, anything else is whole on every device."""
+    """A moment or average is split as its parameter, anything else is whole on every device."""
     flat, whole = tree.flatten(params), _whole(params)
 
     def sharding_of(keys, leaf):
         names = [key.key for key in keys if isinstance(key, jax.tree_util.DictKey)]
-        parameter = flat.get("/".join(names[1:]))  # the first is "opt_state"
+        parameter = flat.get("/".join(names[1:]))  # the first is "opt_state" or "ema"
         if parameter is None or parameter.shape != leaf.shape:
             return whole
         return parameter.sharding
@@ -80,6 +93,7 @@ def make_train_step(
     accumulate: int = 1,
     negatives: str = "batch",
     places: State | None = None,
+    ema: float | None = None,
 ) -> Callable[[State, Batch], tuple[State, Metrics]]:
     """Returns the compiled `step(state, batch) -> (state, metrics)`; it donates `state`.
 
@@ -98,6 +112,8 @@ def make_train_step(
             another, easier objective.
         places: tree of shardings of the state, so that it comes back with the shardings it had; by
             default the compiler chooses them, and other ones make the step compile twice.
+        ema: decay of the moving average in the state; None: the state has none. After n updates it
+            is at most n / (9 + n), or short runs would export little but what they started from.
     """
     if accumulate < 1 or negatives not in NEGATIVES:
         raise ValueError(
@@ -117,6 +133,11 @@ def make_train_step(
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
         new_params, opt_state = optimizer.apply(params, grads, state["opt_state"])
         keep = partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
+        average = {}
+        if ema is not None:
+            updates = state["step"] - state["skipped"] + 1
+            new = _moved(state["ema"], new_params, jnp.maximum(1 - ema, 9 / (updates + 9)))
+            average = {"ema": keep(new, state["ema"])}
         in_row = jnp.where(finite, 0, state["skipped_in_row"] + 1)
         metrics = {
             "loss": value,
@@ -129,12 +150,18 @@ def make_train_step(
             "params": keep(new_params, params),
             "frozen": frozen,
             "opt_state": keep(opt_state, state["opt_state"]),
+            **average,
             "step": state["step"] + 1,
             "skipped": state["skipped"] + ~finite,
             "skipped_in_row": in_row,
         }, metrics
 
     return step
+
+
+def _moved(average: Params, params: Params, share: Any) -> Params:
+    """The average with a share of the way to the parameters."""
+    return jax.tree.map(lambda a, p: a + (share * (p - a)).astype(a.dtype), average, params)
 
 
 def _temperature(params: Params) -> Metrics:

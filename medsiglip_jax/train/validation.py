@@ -50,6 +50,11 @@ def collect(
     return {name: x[encoded["mask"]] for name, x in (encoded | {"row": rows}).items()}
 
 
+def class_metrics(multi_label: bool) -> tuple[str, ...]:
+    """The names of what `class_scores` returns."""
+    return ("val_auc",) if multi_label else ("val_accuracy", "val_auc")
+
+
 def class_scores(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """`val_accuracy` of one class per image, and the macro one-vs-rest `val_auc`.
 

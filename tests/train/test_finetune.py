@@ -209,7 +209,7 @@ def test_rows_without_a_label_are_counted(data, tmp_path, label, cells):
         data, data__path=f"{tmp_path}/m.csv", data__label=label, data__positives=None,
         objective__name="classification", tokenizer=None, **changes,
     )  # fmt: skip
-    with pytest.warns(UserWarning, match="1 of 5 have no label and teach nothing"):
+    with pytest.warns(UserWarning, match="1 of 5 have no label"):
         build.prepare(asked)
 
 

@@ -123,6 +123,9 @@ class Classification(Objective):
         idle = self.pool == "mean" and "MAPHead_0" in params["img"]
         return (*super().unused(params), *(["img/MAPHead_0/.*"] if idle else []))
 
+    def metric_names(self, labels: Labels, zero_shot: bool) -> tuple[str, ...]:
+        return ("val_loss", *validation.class_metrics(labels.multi_label))
+
     def metrics(
         self, encoded: Batch, params: Params, loss: Loss, batch_size: int, zclass: Any = None
     ) -> dict[str, float]:

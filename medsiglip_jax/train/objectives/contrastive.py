@@ -74,6 +74,10 @@ class Contrastive(Objective):
     def loss_bytes(self, rows: int, loss_chunk: int | None) -> dict[str, int]:
         return {"loss: a tile of pairs": 4 * min(rows, loss_chunk or rows) ** 2}
 
+    def metric_names(self, labels: Labels, zero_shot: bool) -> tuple[str, ...]:
+        scores = validation.class_metrics(labels.multi_label) if zero_shot else ()
+        return ("val_loss", "val_positive", "val_negative", "val_recall@1", *scores)
+
     def metrics(
         self, encoded: Batch, params: Params, loss: Loss, batch_size: int, zclass: Any = None
     ) -> dict[str, float]:

@@ -148,6 +148,15 @@ class Objective:
             batch["label"] = ShapeDtypeStruct(shape, dtype)
         return batch
 
+    def metric_names(self, labels: Labels, zero_shot: bool) -> tuple[str, ...]:
+        """The names of what `metrics` returns.
+
+        Args:
+            labels: of the examples.
+            zero_shot: whether it gets `zclass`.
+        """
+        return ("val_loss",)
+
     def metrics(
         self, encoded: Batch, params: Params, loss: Loss, batch_size: int, zclass: Any = None
     ) -> dict[str, float]:
