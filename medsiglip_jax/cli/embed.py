@@ -69,8 +69,8 @@ def embed(args: argparse.Namespace) -> int:
       medsiglip-jax embed --model M --output out --mpp 0.5 slides/
     """
     main_process = loading.join_other_processes(args)  # before anything asks for a device
-    if args.distributed or args.coordinator:  # jax.distributed would swallow it
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if args.distributed or args.coordinator:  # jax.distributed has a handler that swallows it
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
     import jax
 
     from medsiglip_jax.data import expansion, inputs

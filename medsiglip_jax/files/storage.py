@@ -54,6 +54,13 @@ def new_file(path: Place) -> Iterator[Path]:
             _upload(partial, path)
 
 
+def remove(path: Place) -> None:
+    """Removes a file, if it is there, and what killed writers of it have left."""
+    if isinstance(path, Path):
+        _remove_leftovers(path)
+    path.unlink(missing_ok=True)
+
+
 _HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
 

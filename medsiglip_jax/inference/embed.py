@@ -3,28 +3,27 @@
 An output folder holds `run.json` (what was asked, written first), `part-NNNNN.parquet` (one per
 shard of the inputs, each written whole; unreadable inputs are noted in its metadata),
 `errors.parquet`, and `manifest.json`, which is written last: its presence means that the run is
-complete. None of them says when or how often the run was started, so an interrupted run ends with
-the same bytes as an uninterrupted one.
+complete. Until then there may be an `unfinished-NNNNN.parquet` (see `unfinished`). None of them
+says when or how often the run was started, so an interrupted run ends with the same bytes as an
+uninterrupted one.
 """
 # Arrow makes its compute functions when it is imported.
 # pyright: reportAttributeAccessIssue=false
 
-import importlib.metadata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import jax
 import pyarrow.compute as pc
 
-from medsiglip_jax import __version__
 from medsiglip_jax.data.rows import Rows
 from medsiglip_jax.files import json as json_files
 from medsiglip_jax.files import locks, places, settings
 from medsiglip_jax.files.places import Place
-from medsiglip_jax.inference import encode, pseudonyms, run_folder, shards
+from medsiglip_jax.inference import decoders, encode, pseudonyms, run_folder, shards, unfinished
 from medsiglip_jax.inference import manifest as records
 from medsiglip_jax.inference.abstain import Abstention
 from medsiglip_jax.inference.engine import Embedded, Engine
@@ -33,8 +32,6 @@ from medsiglip_jax.model.config import PixelConfig
 from medsiglip_jax.preprocess import formats, image, sources
 from medsiglip_jax.preprocess.dicom.rules import Rules
 
-# The packages that make pixels and vectors; those of DICOM, volumes and slides are optional.
-_MAKERS = ("jax", *formats.PACKAGES)
 _MISSING_IN_ROW = 1000  # this many missing files one after the other mean that a disk is gone
 
 
@@ -55,6 +52,8 @@ class EmbedOptions:
             "hashed" (see `pseudonyms`), or "kept" as they are.
         abstention: None, or add the columns `distance` from what a reference knows, and `no_assist`
             with a reason where an image is too far; both are null for texts. See `trust.known`.
+        workers: threads that read and decode images; default `files.threads.workers`.
+        save_seconds: so often the rows of an unfinished shard are saved, beside when the run stops.
     """
 
     preprocess: str = "big_vision"
@@ -66,6 +65,8 @@ class EmbedOptions:
     dicom: Rules = Rules()
     identifiers: Annotated[str | None, settings.one_of((*pseudonyms.KINDS, None))] = None
     abstention: Abstention | None = None
+    workers: Annotated[int | None, settings.at_least(1)] = None
+    save_seconds: Annotated[float, settings.at_least(0)] = 600.0
 
     def __post_init__(self):
         image.preset(self.preprocess)
@@ -110,8 +111,9 @@ def embed(
     Raises:
         FileExistsError: `output` holds something else, or another run is writing there.
         ValueError: there are more unreadable inputs than `options.max_errors`. They are listed in
-            errors.parquet, and finished shards are kept.
+            errors.parquet, and what is embedded is kept.
         OSError: a disk or a network fails; that is never taken for an unreadable input.
+        KeyboardInterrupt: or whatever else ends it: what is embedded is kept.
     """
     alone = jax.process_count() == 1
     naming = processes.run_on(lambda: pseudonyms.naming(options.identifiers, alone))
@@ -125,7 +127,9 @@ def embed(
         assert check is not None
         if (folder / records.MANIFEST).is_file():
             on_progress(EmbedProgress(len(rows)))
-            return run_folder.finished_manifest(folder)
+            manifest = run_folder.finished_manifest(folder)
+            decoders.check(manifest.versions, folder)
+            return manifest
         with run_folder.report_failure(folder):
             job = _Shards(rows, folder, options, run, naming, check)
             job.embed(model, on_progress)
@@ -164,19 +168,8 @@ def _record(
         shard_size=options.shard_size,
         rows=len(rows),
         rows_sha256=rows.sha256(),
-        versions={
-            "medsiglip_jax": __version__,
-            **{name: _version(name) for name in _MAKERS},
-            "libopenslide": formats.libopenslide(),
-        },
+        versions=decoders.of_every_run(),
     )
-
-
-def _version(package: str) -> str | None:
-    """Without importing it; None where it is not installed."""
-    with suppress(importlib.metadata.PackageNotFoundError):
-        return importlib.metadata.version(package)
-    return None
 
 
 class _Shards:
@@ -189,6 +182,8 @@ class _Shards:
         self.count = -(-len(rows) // options.shard_size)
         self.errors: list[Sequence[str]] = []
         self.missing = 0  # missing files one after the other, up to now
+        self.begun: dict[int, unfinished.UnfinishedShard] = {}
+        self.schema = shards.schema_of(run, rows.extra, naming, options.abstention)
 
     def embed(self, model: api.Model, on_progress: Callable[[EmbedProgress], Any]) -> None:
         """Embeds and writes the shards of this process that are not there yet."""
@@ -197,25 +192,50 @@ class _Shards:
         mine = range(jax.process_index(), self.count, jax.process_count())
         for number in done.intersection(mine):
             on_progress(EmbedProgress(len(self._shard(number))))
-        if options.max_errors is not None:
-            for note in self._notes(done.intersection(mine)):
-                self.errors += note.errors
+        for note in self._notes(done):
+            self.errors += note.errors
         todo = [number for number in mine if number not in done]
-        batches = (b for number in todo for b in self._shard(number).batches(options.batch_size))
         engine = Engine(
             model, options.preprocess, options.normalize, options.batch_size, options.dicom,
-            options.stored, options.max_errors is not None,
+            options.stored, options.max_errors is not None, options.workers,
         )  # fmt: skip
-        with closing(engine.run(batches)) as results:
+        with closing(engine.run(self._batches(todo))) as results:
             for number in todo:
-                shard: list[Embedded] = []
-                while sum(len(batch.rows) for batch in shard) < len(self._shard(number)):
-                    shard.append(batch := next(results))
-                    on_progress(EmbedProgress(len(batch.rows), engine.busy(), len(batch.errors)))
-                    self._add_errors(batch)
-                table = shards.shard_table(shard, self.run, self.naming, options.abstention)
-                self.check()
-                shards.write_parquet(shards.path_of(self.folder, number), table)
+                shard = self._begun(number)
+                if shard.rows:
+                    on_progress(EmbedProgress(shard.rows))
+                with shard.saved_on_failure():
+                    self._count_errors(shard.errors)
+                    while shard.rows < shard.size:
+                        batch = next(results)
+                        self._add(batch, shard)
+                        on_progress(
+                            EmbedProgress(len(batch.rows), engine.busy(), len(batch.errors))
+                        )
+                    self.check()
+                    shards.write_parquet(shards.path_of(self.folder, number), shard.table())
+                shard.remove()
+
+    def _batches(self, todo: Sequence[int]) -> Iterator[Rows]:
+        """What is left of these shards; whole batches are kept of those that were begun."""
+        for number in todo:
+            rest = self._shard(number)[self._begun(number).rows :]
+            yield from rest.batches(self.options.batch_size)
+
+    def _begun(self, number: int) -> unfinished.UnfinishedShard:
+        """What is done of a shard; the engine asks for it ahead of the others."""
+        if number not in self.begun:
+            self.begun[number] = unfinished.UnfinishedShard(
+                self.folder, number, len(self._shard(number)), self.run, self.schema,
+                self.options.save_seconds, self.check,
+            )  # fmt: skip
+        return self.begun[number]
+
+    def _add(self, batch: Embedded, shard: unfinished.UnfinishedShard) -> None:
+        """Adds a batch to its shard, unless there are now too many errors."""
+        self._add_errors(batch)
+        table = shards.batch_table(batch, self.schema, self.naming, self.options.abstention)
+        shard.add(len(batch.rows), table, shards.note_of(batch), batch.reasons[-1] is None)
 
     def commit(self) -> records.Manifest:
         """Waits for the other processes, collects the notes of the shards, writes the manifest."""
@@ -225,7 +245,7 @@ class _Shards:
         notes = self._notes(range(self.count))
         self.errors = [error for note in notes for error in note.errors]
         shards.write_errors(self.folder, self.errors)
-        self._check_errors()
+        self._count_errors(())
         sums: dict[str, Any] = {
             name: sum(getattr(note, name) for note in notes) for name in records.COUNTS
         }
@@ -234,11 +254,13 @@ class _Shards:
             for path, note in zip(paths, notes, strict=True)
         )
         embedded = sum(part.rows for part in parts)
+        versions = decoders.together(self.run.versions, *(note.versions for note in notes))
         manifest = records.Manifest(
-            **vars(self.run), **sums, embedded=embedded, errors=len(self.errors),
-            skipped=self.rows.skipped, parts=parts,
+            **{**vars(self.run), "versions": versions}, **sums, embedded=embedded,
+            errors=len(self.errors), skipped=self.rows.skipped, parts=parts,
         )  # fmt: skip
         self.check()
+        unfinished.remove_all(self.folder)
         json_files.write(self.folder / records.MANIFEST, manifest.to_dict())
         return manifest
 
@@ -251,9 +273,13 @@ class _Shards:
         return self.rows[number * size : (number + 1) * size]
 
     def _notes(self, numbers: Iterable[int]) -> list[shards.Note]:
+        """Those of shards that are done, whose rows were made with the decoders of this machine."""
         paths = [shards.path_of(self.folder, number) for number in sorted(numbers)]
         with ThreadPoolExecutor(16) as pool:
-            return list(pool.map(shards.read_note, paths))
+            notes = list(pool.map(shards.read_note, paths))
+        for path, note in zip(paths, notes, strict=True):
+            decoders.check(note.versions, path)
+        return notes
 
     def _add_errors(self, batch: Embedded) -> None:
         """Counts the unreadable inputs of a batch, and ends the run when there are too many.
@@ -264,25 +290,25 @@ class _Shards:
                 gone.
         """
         errors = batch.errors
-        self.errors += errors
-        self._check_errors()
+        self._count_errors(errors)
         all_missing = set(batch.reasons) == {"no such file"}
         self.missing = self.missing + len(errors) if all_missing else 0
         if self.options.max_errors is None and self.missing >= _MISSING_IN_ROW:
             raise OSError(
                 f"{self.missing} inputs in a row are missing, the last {errors[-1][0]}; is a disk "
-                "gone? Finished shards are kept, and the same command resumes; if the files really "
-                "do not exist, set max_errors to their number"
+                "gone? What is embedded is kept, and the same command resumes; if the files "
+                "really do not exist, set max_errors to their number"
             )
 
-    def _check_errors(self) -> None:
-        """If there are more errors than the limit, writes them and raises ValueError."""
+    def _count_errors(self, errors: Iterable[Sequence[str]]) -> None:
+        """Adds errors; if there are more than the limit, writes them and raises ValueError."""
+        self.errors += errors
         limit = self.options.max_errors
         if limit is not None and len(self.errors) > limit:
             shards.write_errors(self.folder, self.errors)
             source, reason = self.errors[-1]
             raise ValueError(
                 f"{len(self.errors)} inputs could not be read, more than max_errors={limit}; "
-                f"the last is {source}: {reason}. All are listed in {records.ERRORS}. Finished "
-                "shards are kept, and the same command with a higher limit resumes"
+                f"the last is {source}: {reason}. All are listed in {records.ERRORS}. What "
+                "is embedded is kept, and the same command with a higher limit resumes"
             )

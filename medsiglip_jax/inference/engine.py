@@ -6,7 +6,7 @@ Every command that runs the model over files does so here; `encode` has the func
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -49,6 +49,7 @@ class Embedded:
         dark: number of images of 16 bits that come out dark (`Facts.dark`).
         subjects: patient, study and series of each readable row, where the file names them.
         cut: number of texts that were longer than the model's context and were cut.
+        formats: names of the formats (`preprocess.formats`) whose readers were asked.
     """
 
     rows: Rows
@@ -61,6 +62,7 @@ class Embedded:
     dark: int
     subjects: list[Subject | None]
     cut: int
+    formats: frozenset[str]
 
     @property
     def readable(self) -> Bool[np.ndarray, " n"]:
@@ -83,6 +85,7 @@ class _Loaded:
     facts: list[Facts]
     cut: int = 0
     refused: tuple[bool, ...] = ()
+    formats: frozenset[str] = frozenset()
 
 
 class Engine:
@@ -158,8 +161,9 @@ class Engine:
         def wait() -> _Loaded:
             waited = zip(images, names, strict=True)
             results = (pool.result(image, describe(name)) for image, name in waited)
-            reasons, refused, facts = zip(*results, strict=True)
-            return _Loaded(pixels, list(reasons), list(facts), refused=refused)
+            reasons, refused, facts, asked = zip(*results, strict=True)
+            formats = frozenset(itertools.chain(*asked))
+            return _Loaded(pixels, list(reasons), list(facts), 0, refused, formats)
 
         return wait
 
@@ -177,20 +181,21 @@ class Engine:
 
     def _image(
         self, source: str, out: np.ndarray, known: str | None = None
-    ) -> tuple[str | None, bool, Facts]:
+    ) -> tuple[str | None, bool, Facts, Sequence[str]]:
         """Fills `out`, or returns why the image cannot be read, which may be known already, and
-        whether it was refused.
+        whether it was refused; and the formats whose readers were asked.
 
         Not the error itself: its traceback holds all that was read, 256 MiB of a deflated bomb.
         """
         if known is not None:
-            return known, False, Facts()
+            return known, False, Facts(), ()
+        asked: list[str] = []
         try:
-            pixels, facts = self._reader.decode(source)
+            pixels, facts = self._reader.decode(source, lambda format: asked.append(format.name))
             out[...] = self._reader.square(pixels)
-            return None, False, facts
+            return None, False, facts, asked
         except UnreadableImage as error:
-            return error.reason, isinstance(error, Refused), Facts()
+            return error.reason, isinstance(error, Refused), Facts(), asked
 
     def _check_refused(self, batch: Rows, loaded: _Loaded) -> None:
         """Raises an Outage when too many images in a row are refused."""
@@ -237,6 +242,7 @@ class Engine:
             dark=sum(facts.dark for facts in loaded.facts),
             subjects=list(itertools.compress(subjects, readable)),
             cut=loaded.cut,
+            formats=loaded.formats,
         )  # fmt: skip
 
     def _not_finite(self, vector: np.ndarray) -> str | None:

@@ -60,8 +60,10 @@ class RunRecord:
         dim: numbers per vector.
         shard_size: input rows per Parquet file.
         rows, rows_sha256: number and digest of the inputs.
-        versions: of the packages that make pixels and vectors, and of libopenslide; None where one
-            is not installed.
+        versions: of the packages that make pixels and vectors; None where one is not installed. In
+            `run.json` those that every run uses. A part also names those of the decoders that its
+            files were given to, and the manifest those of all parts: a run goes on with the
+            versions that its rows so far were made with, whatever else is installed or updated.
     """
 
     model: Weights

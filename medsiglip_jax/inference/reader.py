@@ -1,5 +1,8 @@
 """One image, named or in memory, -> the square that a model's image tower takes."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from jaxtyping import UInt8
 
@@ -8,6 +11,7 @@ from medsiglip_jax.preprocess import sources, xla
 from medsiglip_jax.preprocess.decode import decode_with_facts
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.facts import Facts, within_memory
+from medsiglip_jax.preprocess.formats import Format
 
 
 class Reader:
@@ -23,14 +27,20 @@ class Reader:
         self._to_array, self._resize = xla.preset(preset, resample)
         self.size, self.rules = vision.image_size if vision else 0, rules
 
-    def decode(self, image: str | bytes) -> tuple[UInt8[np.ndarray, "h w 3"], Facts]:
+    def decode(
+        self, image: str | bytes, on_format: Callable[[Format], Any] = lambda format: None
+    ) -> tuple[UInt8[np.ndarray, "h w 3"], Facts]:
         """The pixels of a source (see `preprocess.names`), or of the content of a file.
+
+        Args:
+            image: the source or the content.
+            on_format: as for `preprocess.sources.read`; not called for content.
 
         Raises:
             UnreadableImage, OSError, ModuleNotFoundError: as `preprocess.sources.read`.
         """
         if isinstance(image, str):
-            return sources.read(image, self._to_array, self.rules)
+            return sources.read(image, self._to_array, self.rules, None, on_format)
         with within_memory():
             return decode_with_facts(image, self._to_array, self.rules)
 

@@ -6,6 +6,7 @@ Which reader that takes is looked up in `formats`.
 import io
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ def read(
     to_array: ToArray = np.asarray,
     rules: Rules = Rules(),
     decode: Callable[[bytes], tuple[Any, Facts]] | None = None,
+    on_format: Callable[[Format], Any] = lambda format: None,
 ) -> tuple[Any, Facts]:
     """The pixels of a source: the one way from a name to what the model sees.
 
@@ -41,6 +43,7 @@ def read(
         to_array: PIL image of mode RGB -> uint8 [H, W, 3].
         rules: how DICOM files and NIfTI volumes become pixels.
         decode: makes pixels of the bytes of an image; default `decode_with_facts`.
+        on_format: called with the format whose reader is asked, also if that cannot read it.
 
     Returns:
         uint8 [H, W, 3], which may be read-only, or what `decode` made; and facts.
@@ -54,7 +57,7 @@ def read(
     """
     try:
         with within_memory():
-            return _read(source, to_array, rules, decode)
+            return _read(source, to_array, rules, decode, on_format)
     except UnreadableImage as error:
         raise error.of(describe(source)) from error
 
@@ -64,18 +67,21 @@ def _read(
     to_array: ToArray,
     rules: Rules,
     decode: Callable[[bytes], tuple[Any, Facts]] | None,
+    on_format: Callable[[Format], Any],
 ) -> tuple[Any, Facts]:
     file, part = parse(source)
     if isinstance(part, Tile):
+        on_format(formats.SLIDES)
         return spread(formats.SLIDES.load().read(file, *part), to_array), Facts()
     named = None if isinstance(part, (Range, Cell)) else formats.by_name(file)
     if isinstance(part, Frame) or (named is not None and named.part is Frame):
         _check(named, source, rules)
-        opened = handles.opened(file, _open)
+        opened = _opened(file, on_format)
         number = part.number if isinstance(part, Frame) else rules.chosen(opened.frames)
         pixels, facts = opened.render(number, rules)
         return spread(pixels, to_array), facts
     if named is not None:  # a slide, which may have gigabytes
+        on_format(formats.SLIDES)
         formats.SLIDES.load().check(file)
         raise UnreadableImage(
             "a whole slide; expected tiles of it: --mpp, or FILE#tile=X,Y,LEVEL,SIZE"
@@ -84,16 +90,40 @@ def _read(
     if suffix.lower() == ".img" and part is None and os.path.exists(f"{stem}.hdr"):
         raise UnreadableImage(NIFTI_PAIR)
     data = _bytes(file, part)
+    on_format(formats.by_content(data[: formats.START]))
     return decode(data) if decode else decode_with_facts(data, to_array, rules)
 
 
-def _open(file: str) -> Any:
+@dataclass(frozen=True)
+class _Opened:
+    """A file that stays open, and its format."""
+
+    format: Format
+    file: Any
+
+    @property
+    def nbytes(self) -> int:
+        return getattr(self.file, "nbytes", 0)
+
+
+def _opened(file: str, on_format: Callable[[Format], Any]) -> Any:
+    """An open file, of this read or an earlier one."""
+    try:
+        opened = handles.opened(file, _open)
+    except UnreadableImage:  # of frames, only those of DICOM files have names without a suffix
+        on_format(formats.by_suffix(file) or formats.DICOM)
+        raise
+    on_format(opened.format)
+    return opened.file
+
+
+def _open(file: str) -> _Opened:
     named = formats.by_name(file)
     if named is not None and named.part is Frame:
-        return named.load().open_file(file)
+        return _Opened(named, named.load().open_file(file))
     data = read_bytes(file)  # which may be a range of a shard
     format = formats.by_content(data[: formats.START])
-    return format.load().open_bytes(data)
+    return _Opened(format, format.load().open_bytes(data))
 
 
 def check_rules(source: str, rules: Rules) -> None:

@@ -16,11 +16,9 @@ import time
 import warnings
 import zlib
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
-import openslide
 import pyarrow.parquet as pq
 import pytest
 import references
@@ -130,24 +128,6 @@ def test_the_same_weights_from_elsewhere_go_on(model, checkpoint, pictures, tmp_
         embed(medsiglip_jax.load(tmp_path / "other"), rows, out)
 
 
-def test_other_decoders_are_another_run(model, pictures, tmp_path, monkeypatch):
-    rows, out, real = manifest.rows([pictures]), tmp_path / "out", metadata.version
-
-    def version(name):
-        if name == "openslide-python":
-            raise metadata.PackageNotFoundError(name)
-        return "9.9" if name == "nibabel" else real(name)
-
-    monkeypatch.setattr(metadata, "version", version)
-    found = embed(model, rows, out).versions
-    assert (found["openslide-python"], found["nibabel"]) == (None, "9.9")
-    assert found["libopenslide"] == openslide.__library_version__
-    assert found["pydicom"] == real("pydicom") and found["imagecodecs"] == real("imagecodecs")
-    monkeypatch.undo()
-    with pytest.raises(FileExistsError, match=r"another run \(versions differ\)"):
-        embed(model, rows, out)
-
-
 def test_two_runs_on_one_folder(model, pictures, tmp_path):
     out = tmp_path / "out"
     with locks.lock(out / ".lock"), pytest.raises(FileExistsError, match="another run"):
@@ -170,7 +150,10 @@ def test_an_interrupted_run_resumes_where_it_stopped(model, pictures, tmp_path):
     with pytest.raises(Stop):
         embed(model, rows, tmp_path / "out", options, stop)
     left = sorted(p.name for p in (tmp_path / "out").iterdir())
-    assert left == ["part-00000.parquet", "part-00001.parquet", "run.json"]
+    assert left == [
+        "part-00000.parquet", "part-00001.parquet", "run.json", "unfinished-00002.parquet",
+    ]  # fmt: skip
+    left.pop()
     stamps = [(tmp_path / "out" / n).stat().st_mtime_ns for n in left]
     embed(model, rows, tmp_path / "out", EmbedOptions(shard_size=2))
     assert stamps == [(tmp_path / "out" / n).stat().st_mtime_ns for n in left[:2]] + stamps[2:]
@@ -644,7 +627,8 @@ import sys, medsiglip_jax
 from medsiglip_jax.data import inputs as manifest
 from medsiglip_jax.inference.embed import EmbedOptions, embed
 model, inputs, out = sys.argv[1:]
-rows, options = manifest.rows([inputs]), EmbedOptions(batch_size=32, shard_size=50)
+rows = manifest.rows([inputs])
+options = EmbedOptions(batch_size=8, shard_size=50, save_seconds=0.01)  # also killed while it saves
 embed(medsiglip_jax.load(model), rows, out, options, lambda progress: print(flush=True))
 """
 
