@@ -519,7 +519,7 @@ def test_what_is_read_from_other_machines_has_limits_that_are_flags(
 
 
 def test_files_that_vanish_all_at_once_are_a_disk_that_is_gone(model, tmp_path, monkeypatch):
-    monkeypatch.setattr("medsiglip_jax.inference.embed._MISSING_IN_ROW", 30)
+    monkeypatch.setattr("medsiglip_jax.inference.shard_work._MISSING_IN_ROW", 30)
     (tmp_path / "m.csv").write_text("image\n" + "\n".join(f"gone/{i}.png" for i in range(60)))
     rows = manifest.rows([tmp_path / "m.csv"])
     with pytest.raises(OSError, match="in a row are missing, the last .*gone/3.*disk gone"):
