@@ -78,12 +78,13 @@ Graph = Mapping[str, set[str]]
 def sources(package: Path) -> dict[str, Path]:
     """Every file of the package by its dotted name below it; faces end in `.__init__`.
 
-    A wheel also has a copy of `configs/` in `train/recipes`, which is no part of a room.
+    A wheel also has copies of `configs/` in `train/recipes` and of the worked examples in
+    `examples`, which are no part of a room.
     """
     return {
         ".".join(path.relative_to(package).with_suffix("").parts): path
         for path in package.rglob("*.py")
-        if "recipes" not in path.relative_to(package).parts
+        if not {"recipes", "examples"} & set(path.relative_to(package).parts)
     }
 
 

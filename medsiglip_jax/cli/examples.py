@@ -56,6 +56,8 @@ def _copy(folder: str, overwrite: bool) -> list[str]:
     from medsiglip_jax.files import places, storage
 
     places.refuse_remote(folder)
+    if Path(folder).is_file():
+        raise ValueError(f"{folder}: a file; --copy needs the name of a folder")
     files = {path.name: path.read_bytes() for path in sorted(_FOLDER.iterdir())
              if path.suffix in _SUFFIXES}  # fmt: skip
     present = {name for name in files if (Path(folder) / name).exists()}

@@ -9,7 +9,7 @@
 # - **Before:** run `medsiglip-jax quickstart` once; `MEDSIGLIP_QUICKSTART` names its folder.
 #   Training needs `pip install 'medsiglip-jax[train]'`.
 # - **With the real weights:** set `MODEL = "google/medsiglip-448"` and leave out the last two lines
-#   of `settings`. For SCIN write a row for each image with a column of 0 and 1 for each condition,
+#   of `config`. For SCIN write a row for each image with a column of 0 and 1 for each condition,
 #   and its `case_id` as the column `group`, so that no case is on both sides of a split.
 # - **Cost:** half a minute here. The recipe needs one GPU of 24 GB.
 
@@ -32,12 +32,12 @@ with open(f"{DIGITS}/digits.csv") as file, open("findings.csv", "w", newline="")
     csv.writer(table).writerows([["image", "split", "even", "loop"], *rows])
 
 # %%
-settings = {"init": MODEL, "data.path": "findings.csv", "data.label": ("even", "loop")}
-settings |= {"objective.pos_weight": "balanced", "validation": "validation", "freeze": ()}
-settings |= {"batch_size": 32, "total_steps": 60, "eval_every": 20, "checkpoint_every": 20}
-settings |= {"learning_rate": 1e-3, "dtype": "float32"}
+config = {"init": MODEL, "data.path": "findings.csv", "data.label": ("even", "loop")}
+config |= {"objective.pos_weight": "balanced", "validation": "validation"}
+config |= {"total_steps": 60, "eval_every": 20, "checkpoint_every": 20, "batch_size": 32}
+config |= {"freeze": (), "learning_rate": 1e-3, "dtype": "float32"}
 finetune = "medsiglip_jax finetune --config classification --workdir findings --json".split()
-flags = [f"--config.{key}={value}" for key, value in settings.items()]
+flags = [f"--config.{key}={value}" for key, value in config.items()]
 done = subprocess.run([sys.executable, "-m", *finetune, *flags], check=True, stdout=subprocess.PIPE)
 
 # %% [markdown]

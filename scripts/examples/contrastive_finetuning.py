@@ -9,7 +9,7 @@
 # - **Before:** run `medsiglip-jax quickstart` once; `MEDSIGLIP_QUICKSTART` names its folder.
 #   Training needs `pip install 'medsiglip-jax[train]'`.
 # - **With the real weights:** set `MODEL = "google/medsiglip-448"`, write `pairs.csv` of your own
-#   images and captions, and leave out the last line of `settings`.
+#   images and captions, and leave out the last line of `config`.
 # - **Cost:** half a minute here. The recipe `contrastive` is for one GPU of 80 GB or a TPU slice;
 #   `--config lora` needs less memory.
 
@@ -40,10 +40,10 @@ with open(f"{DIGITS}/digits.csv") as file, open("pairs.csv", "w", newline="") as
 # command again resumes a run that was stopped.
 
 # %%
-settings = {"init": MODEL, "data.path": "pairs.csv", "data.root": DIGITS, "total_steps": 60}
-settings |= {"validation": "validation", "learning_rate": 1e-3, "batch_size": 32}
+config = {"init": MODEL, "data.path": "pairs.csv", "data.root": DIGITS, "validation": "validation"}
+config |= {"total_steps": 60, "batch_size": 32, "learning_rate": 1e-3, "dtype": "float32"}
 finetune = "medsiglip_jax finetune --config contrastive --workdir even_odd".split()
-flags = [f"--config.{key}={value}" for key, value in settings.items()]
+flags = [f"--config.{key}={value}" for key, value in config.items()]
 subprocess.run([sys.executable, "-m", *finetune, *flags], check=True)
 
 # %% [markdown]
