@@ -5,7 +5,7 @@ from typing import Any
 
 from medsiglip_jax.cli import output, outputs
 from medsiglip_jax.cli.loading import add_model, load
-from medsiglip_jax.cli.parser import REPEATED, REQUIRED, Parser, add_flags, command
+from medsiglip_jax.cli.parser import REPEATED, REQUIRED, SEPARATOR, Parser, add_flags, command
 
 _ALARM = 4  # exit code
 
@@ -28,6 +28,7 @@ _TABLES = {
     "drawn by patient",
     "--labels TABLE": "table of labels, by id, for AUC and calibration",
     "--label COL": "column of labels, as for probe fit; repeat for several findings",
+    "--label-separator S": SEPARATOR,
 }
 _FIT = {
     "--embeddings DIR": "folder that embed wrote, or evaluate, of images in control which neither "
@@ -151,4 +152,5 @@ def _given(args: argparse.Namespace, by, compare, time: str | None, probe) -> An
 
     columns = Columns(by, compare, args.group, time, args.id_column)
     classes = probe.classes if probe is not None and probe.exclusive else None
-    return Given(args.metadata, columns, args.labels, tuple(args.label or ()), classes)
+    return Given(args.metadata, columns, args.labels, tuple(args.label or ()), classes,
+                 args.label_separator)  # fmt: skip

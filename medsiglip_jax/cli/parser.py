@@ -15,10 +15,14 @@ from medsiglip_jax.files.limits import Limits
 # Values of `add_flags`.
 REQUIRED = {"required": True}
 REPEATED = {"action": "append"}
-# The help of --uncertain.
+# The help of --uncertain and --label-separator.
 UNCERTAIN = (
     "what the label -1 (uncertain) means: ignore (default), positive or negative; or by finding, "
     "such as Edema=positive,Fracture=negative"
+)
+SEPARATOR = (
+    "what stands between the classes in a cell of --label, such as | in Edema|Effusion; none if "
+    "each cell is one class; lists need none"
 )
 _REMOTE = {
     "--protocols NAMES": "also read and write over these protocols, such as s3 or s3,ftp; the "

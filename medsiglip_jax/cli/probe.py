@@ -9,6 +9,7 @@ from medsiglip_jax.cli.loading import add_model, load
 from medsiglip_jax.cli.parser import (
     REPEATED,
     REQUIRED,
+    SEPARATOR,
     UNCERTAIN,
     Parser,
     add_flags,
@@ -35,6 +36,7 @@ _DATA = {
     "--embeddings DIR": "folder that embed wrote",
     "--label COL": "column of class names, or of a finding: 0, 1, true, false, yes, no, and -1 "
     "(uncertain); repeat for several findings",
+    "--label-separator S": SEPARATOR,
     "--uncertain P": UNCERTAIN,
     "--group COL": "column of patients, each of whom stays within one split; if D has no such "
     "column, also patient, study or series of embed --groups",
@@ -116,7 +118,8 @@ def probe_fit(args: argparse.Namespace) -> int:
         split=args.split, id=args.id_column, scale=args.scale, strength=args.strength,
         hidden=args.hidden, rule=args.rule, at_least=args.at_least, validation=args.validation,
         seed=args.seed,
-        uncertain=parse_uncertain(args.uncertain), all_files=args.all_files,
+        uncertain=parse_uncertain(args.uncertain), label_separator=args.label_separator,
+        all_files=args.all_files,
     )  # fmt: skip
     output.show(result, args.json, _fit_text)
     if result["missing"] or result["unlabelled"] or result["joined_by"] != "id":
@@ -250,7 +253,7 @@ def probe_curve(args: argparse.Namespace) -> int:
     examples = features.read(
         args.data, open_embeddings(args.embeddings), label=args.label or (), group=args.group,
         split=args.split, id=args.id_column, uncertain=parse_uncertain(args.uncertain),
-        all_files=args.all_files,
+        label_separator=args.label_separator, all_files=args.all_files,
     )  # fmt: skip
     splits = features.split(examples, args.validation, args.seed)
     if splits.test is None:

@@ -22,6 +22,7 @@ from pyarrow import ArrowException, parquet
 
 from medsiglip_jax.data import spreadsheets
 from medsiglip_jax.files.documents import loads
+from medsiglip_jax.files.json_text import dumps
 from medsiglip_jax.files.places import in_words, open_binary, read_bytes
 from medsiglip_jax.preprocess.names import escaped
 
@@ -187,6 +188,19 @@ class ParquetColumns(Mapping[str, pyarrow.ChunkedArray]):
         """The type of a column."""
         return self.schema.field(self._names.index(name)).type
 
+    def lists(self, name: str) -> list[str]:
+        """The cells of a column of lists of names, in JSON; "" where there is none.
+
+        Raises:
+            ValueError: they hold more names than text may have bytes.
+        """
+        field = self.schema.field(self._names.index(name))
+        column = self._read(lambda file: file.read([field.name])).column(0)
+        if sum(chunk.nbytes for chunk in column.chunks) > MAX_BYTES:
+            raise ValueError(f"{self._path}: column {name!r}: more than {MAX_BYTES} bytes")
+        cells = (cell for chunk in column.chunks for cell in chunk.to_pylist())
+        return ["" if cell is None else dumps([x for x in cell if x is not None]) for cell in cells]
+
     def pictures(self, name: str) -> tuple[pyarrow.ChunkedArray, np.ndarray]:
         """Of a column of pictures their names outside of the file, "" where they had none, and
         which rows hold the bytes of one. The bytes are read only if some are missing."""
@@ -280,6 +294,15 @@ def strings(values: pyarrow.Array) -> pyarrow.Array:
 def is_textual(type: pyarrow.DataType) -> bool:
     """Whether values of this type can be cells of a CSV file."""
     return not (pyarrow.types.is_nested(type) or _is_bytes(type))
+
+
+def is_names(type: pyarrow.DataType) -> bool:
+    """Whether values of this type are lists of names, or of numbers that stand for them."""
+    types = pyarrow.types
+    if not any(is_kind(type) for is_kind in (types.is_list, types.is_large_list)):
+        return False
+    of = type.value_type
+    return types.is_string(of) or types.is_large_string(of) or types.is_integer(of)
 
 
 def is_pictures(type: pyarrow.DataType) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int32
 
+from medsiglip_jax.data import label_lists
 from medsiglip_jax.data import labels as label_cells
 from medsiglip_jax.data.tables import Table, read_table, write_parquet
 from medsiglip_jax.preprocess.facts import too_long
@@ -102,6 +103,7 @@ def read(
     positives: str | None = None,
     id: str | None = None,
     uncertain: str | Mapping[str, str] = "ignore",
+    label_separator: str | None = None,
     all_files: bool = False,
 ) -> Examples:
     """Reads a table, a folder of class folders, or TFRecord shards with their index.
@@ -128,6 +130,8 @@ def read(
         id: column of ids.
         uncertain: what -1 is in a finding: "ignore" (like an empty cell, with a warning),
             "positive" or "negative", for all or by finding; see `labels.Policy`.
+        label_separator: what stands between the classes in a cell of one column of labels, such as
+            "|"; "none" if each cell is one class. Lists need none; see `label_lists.read`.
         all_files: know images in class folders by their content, whatever their suffix.
 
     Raises:
@@ -145,8 +149,13 @@ def read(
     if long := [row for row, cell in enumerate(texts or ()) if too_long(cell)]:
         table.report(text, [""] * len(table.lines), long, str(too_long((texts or [])[long[0]])))
     groups, splits = table.column(group, optional), table.column(split, optional)
+    lists = None
+    if isinstance(label, str) and captions is None:
+        lists = label_lists.read(table, label, label_separator, classes)
     if label is None:
         labels = None
+    elif lists is not None:
+        labels, classes = lists
     elif isinstance(label, str) and (classes or captions or not _is_finding(table, label)):
         given = bool(classes)
         labels, classes = _class_indices(table, label, classes)

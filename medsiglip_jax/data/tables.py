@@ -22,6 +22,7 @@ from medsiglip_jax.data.columns import (
     ParquetColumns,
     check_text,
     filled,
+    is_names,
     is_pictures,
     is_textual,
     joined,
@@ -123,6 +124,18 @@ class Table:
             raise ValueError(f"{self.path}: column {name!r}: {error}; split the table") from None
         chunks = [strings(chunk) for chunk in column.chunks]
         return pyarrow.chunked_array(chunks, pyarrow.large_string())
+
+    def lists(self, name: str) -> list[str] | None:
+        """The cells of a column as text, and lists as JSON or Python has them; None without such a
+        column."""
+        if name not in self.columns:
+            return None
+        column = self.columns[name]
+        if isinstance(self.columns, ParquetColumns) and is_names(self.columns.schema_of(name)):
+            return self.columns.lists(name)
+        if self.refused.get(name, "").startswith("holds a list"):
+            return [text for chunk in column.chunks for text in strings(chunk).to_pylist()]
+        return self.strings(name).to_pylist()
 
     def find(self, role: str, name: str) -> str | None:
         """The column of images or texts, which is known by other names, too, unless it was named.

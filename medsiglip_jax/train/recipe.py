@@ -46,6 +46,8 @@ class Data:
             false, yes, no, and -1 (uncertain).
         uncertain: what -1 is in a finding: "ignore" (like an empty cell), "positive" or "negative",
             for all findings or by finding, such as {"Edema": "positive", "*": "ignore"}.
+        label_separator: what stands between the classes in a cell of one column of labels, such as
+            "|"; "none" if each cell is one class. Lists need none.
         split: the column that names the split of each row.
         group: the column of patients, cases or studies; a group stays on one side of a split.
         captions: how to make texts of labels: "a photo of {label}", or {class: caption}.
@@ -61,6 +63,7 @@ class Data:
     text: str = "text"
     label: str | tuple[str, ...] | None = None
     uncertain: str | Mapping[str, str] = "ignore"
+    label_separator: str | None = None
     split: str = "split"
     group: str = "group"
     captions: str | Mapping[str, str] | None = None

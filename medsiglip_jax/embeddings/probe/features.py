@@ -79,6 +79,7 @@ def read(
     split: str | None = None,
     id: str | None = None,
     uncertain: str | Mapping[str, str] = "ignore",
+    label_separator: str | None = None,
     all_files: bool = False,
 ) -> Features:
     """Joins labels with the embeddings of the same ids, sources or names; see `joining.join`.
@@ -98,7 +99,7 @@ def read(
             embedding, the column of images: `embed` names an image of a table without ids by its
             path as it stands there, and a picture in a table by the path that is recorded with it,
             or else by file and row.
-        uncertain, all_files: see `examples.read`.
+        uncertain, label_separator, all_files: see `examples.read`.
 
     Raises:
         FileNotFoundError: no such file or folder.
@@ -118,6 +119,7 @@ def read(
     rows = examples.read(
         table, image=None, id=key, text=None, label=_label(table, label),
         group=None if of_run else group or "group", split=split or "split", uncertain=uncertain,
+        label_separator=label_separator,
     )  # fmt: skip
     joined = joining.join(rows.names, embeddings, table.root)
     if not joined.by and images is not None and not table.holds_pictures(images):
@@ -132,11 +134,12 @@ def read_labels(
     label: str | Sequence[str] = (),
     id: str | None = None,
     classes: Sequence[str] | None = None,
+    label_separator: str | None = None,
 ) -> Examples:
     """The ids and labels of a table, without embeddings.
 
     Args:
-        data, label, id: as for `read`.
+        data, label, id, label_separator: as for `read`.
         classes: names and order of the classes, if the label is one column of class names; default
             those that occur.
     """
@@ -145,7 +148,7 @@ def read_labels(
     column = _label(table, (label,) if isinstance(label, str) else label)
     return examples.read(
         table, image=None, id=key, text=None, label=column, group=None, split=None,
-        classes=classes if isinstance(column, str) else None,
+        classes=classes if isinstance(column, str) else None, label_separator=label_separator,
     )  # fmt: skip
 
 
@@ -164,7 +167,7 @@ def with_ids(table: tables.Table) -> tuple[str, tables.Table]:
 def _label(table: tables.Table, names: Sequence[str]) -> str | Sequence[str] | None:
     if not names:
         return table.label or "label"
-    if len(names) == 1 and not is_finding(table.strings(names[0]).to_pylist()):
+    if len(names) == 1 and not is_finding(table.lists(names[0]) or [""]):
         return names[0]
     return tuple(names)
 

@@ -31,6 +31,7 @@ def fit(
     validation: float = 0.2,
     seed: int = 0,
     uncertain: str | Mapping[str, str] = "ignore",
+    label_separator: str | None = None,
     all_files: bool = False,
 ) -> dict[str, Any]:
     """Fits a probe to labels and embeddings, writes it, and reports how good it is.
@@ -50,7 +51,7 @@ def fit(
         at_least: the sensitivity or specificity that the rule asks for.
         validation: share of the rows held out for choices, if no split is named for them.
         seed: of that draw, and of the hidden layer.
-        uncertain, all_files: see `examples.read`.
+        uncertain, label_separator, all_files: see `examples.read`.
 
     Returns:
         `probe` (path), `rows` of each split, `joined_by` ("id", "source" or "the end of the path"),
@@ -69,7 +70,7 @@ def fit(
     linear.check_options(rule, at_least, strength, hidden)
     joined = features.read(
         data, open_embeddings(embeddings), label=label, group=group, split=split, id=id,
-        uncertain=uncertain, all_files=all_files,
+        uncertain=uncertain, label_separator=label_separator, all_files=all_files,
     )  # fmt: skip
     splits = features.split(joined, validation, seed)
     train, chosen = splits.train, splits.validation

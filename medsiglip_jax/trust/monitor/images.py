@@ -104,6 +104,7 @@ class Given:
         labels: table of labels, or None.
         label: its columns; default as for `probe fit`.
         classes: names and order of the classes, if that is one column of class names.
+        label_separator: see `examples.read`.
     """
 
     metadata: places.Given | None = None
@@ -111,6 +112,7 @@ class Given:
     labels: places.Given | None = None
     label: tuple[str, ...] = ()
     classes: tuple[str, ...] | None = None
+    label_separator: str | None = None
 
     def __post_init__(self):
         if self.columns.of_table and self.metadata is None:
@@ -251,7 +253,9 @@ def _labels(ids: Sequence[str], given: Given) -> Labels | None:
     """Labels by id; those of other images are ignored, as a table may be of a longer time."""
     if given.labels is None:
         return None
-    found = features.read_labels(given.labels, given.label, given.columns.id, given.classes)
+    found = features.read_labels(
+        given.labels, given.label, given.columns.id, given.classes, given.label_separator
+    )
     assert found.labels is not None
     numbers = {name: i for i, name in enumerate(found.names)}
     where = np.array([numbers.get(id, -1) for id in ids])
