@@ -98,7 +98,7 @@ def add_processes(sub: argparse.ArgumentParser) -> None:
     """Flags of `join_other_processes`."""
     flags = {
         "--distributed": "this is one process of several, started on every host; on Cloud TPU, "
-        "Slurm and Open MPI they find each other",
+        "Slurm and Open MPI they find each other; without any of these it runs alone",
         "--coordinator HOST:PORT": "address of process 0, for other launchers; needs --processes "
         "and --process-id",
         "--processes N": "number of processes",
@@ -111,16 +111,38 @@ def join_other_processes(args: argparse.Namespace) -> bool:
     """Starts jax.distributed if asked to; returns whether this process prints the results.
 
     Raises:
-        ValueError: the number of processes is given, but not where process 0 is.
+        ValueError: of the number of processes, that of this one and where process 0 is some are
+            given, and no launcher knows the others.
     """
     import jax
 
-    if args.distributed or args.coordinator:
-        jax.distributed.initialize(args.coordinator, args.processes, args.process_id)
+    given = args.coordinator, args.processes, args.process_id
+    if (args.distributed or args.coordinator) and _initialize(*given):
         _keep_stdout_for_results()
-    elif args.processes is not None or args.process_id is not None:  # each would do the whole job
-        raise ValueError("--processes and --process-id need --coordinator HOST:PORT")
+    elif given != (None, None, None):  # each process would do the whole job
+        raise ValueError(
+            "--processes and --process-id need --coordinator HOST:PORT, and the other way round, "
+            "where no launcher (Cloud TPU, Slurm, Open MPI) knows them"
+        )
+    elif args.distributed:
+        output.note(
+            "--distributed: no launcher (Cloud TPU, Slurm, Open MPI) here, so this process runs "
+            "alone; for several processes give --coordinator, --processes and --process-id"
+        )
     return jax.process_index() == 0
+
+
+def _initialize(coordinator: str | None, count: int | None, index: int | None) -> bool:
+    """Joins the processes; False where neither flags nor a launcher tell who they are."""
+    import jax
+
+    try:
+        jax.distributed.initialize(coordinator, count, index)
+    except ValueError as error:
+        if "be defined" not in str(error):  # jax: "coordinator_address should be defined."
+            raise
+        return False
+    return True
 
 
 def _keep_stdout_for_results() -> None:

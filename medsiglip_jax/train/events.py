@@ -37,18 +37,17 @@ class EventFile:
         self._started = False
         self._write(file_version="brain.Event:2")
 
-    def __call__(self, line: Mapping[str, Any]) -> None:
-        """Writes the numbers of a line of `metrics.jsonl`."""
+    def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Writes metrics."""
         if not self._started:
             start = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
-            self._write(step=line["step"], session_log=start)
+            self._write(step=step, session_log=start)
             self._started = True
         values = [
             tf.compat.v1.Summary.Value(tag=name, simple_value=value)
-            for name, value in line.items()
-            if name != "step" and isinstance(value, (int, float))
+            for name, value in metrics.items()
         ]
-        self._write(step=line["step"], summary=tf.compat.v1.Summary(value=values))
+        self._write(step=step, summary=tf.compat.v1.Summary(value=values))
 
     def _write(self, **event: Any) -> None:
         event_proto = tf.compat.v1.Event(wall_time=time.time(), **event)

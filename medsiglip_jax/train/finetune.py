@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +21,7 @@ from medsiglip_jax.model import api, devices, processes, tree
 from medsiglip_jax.model.weights import hub, readme
 from medsiglip_jax.pages import card
 from medsiglip_jax.preprocess.dicom.rules import Rules
-from medsiglip_jax.train import build, loop, lora, report
+from medsiglip_jax.train import build, loggers, loop, lora, report
 from medsiglip_jax.train import recipe as recipes
 from medsiglip_jax.train.objectives.objective import Reading
 from medsiglip_jax.train.recipe import Data, Recipe
@@ -33,7 +33,7 @@ _VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")  # recorded wi
 # Keys that may change between a run and its resumption; others make another run of it.
 _FREE = frozenset(
     "total_steps epochs log_every eval_every checkpoint_every keep best max_unreadable max_skipped "
-    "loader workers data_service mesh attention remat loss_chunk tensorboard learning_rate "
+    "loader workers data_service mesh attention remat loss_chunk tensorboard logger learning_rate "
     "optimizer".split()
 )
 
@@ -44,6 +44,7 @@ def run(
     on_start: Callable[[build.PreparedRun], None] = lambda prepared: None,
     on_step: Callable[[int, dict[str, float] | None], None] = lambda done, values: None,
     warn: Callable[[str], None] = lambda line: None,
+    on_metrics: loggers.OnMetrics | None = None,
 ) -> dict[str, Any]:
     """Fine-tunes, or resumes the run in `workdir`.
 
@@ -56,6 +57,8 @@ def run(
         on_start: called once with the prepared run, before the first step.
         on_step: see `loop.fit`.
         warn: called with each line that the user should see.
+        on_metrics: called in process 0 with the step and the metrics of each line of
+            `metrics.jsonl`, as a recipe's `logger` is; what it raises is a warning.
 
     Returns:
         `steps`, `exported_step` (the last, or the best), the `metrics` at it, `export`, `adapter`
@@ -71,17 +74,16 @@ def run(
     workdir = places.at(workdir)
     with ExitStack() as stack:
         check = processes.run_on(lambda: stack.enter_context(_opened(workdir)), 0)
+        starts = processes.run_on(lambda: _loggers(recipe, workdir, on_metrics), 0) or {}
         prepared = build.prepare(_with_dtype(recipe, workdir))
         recipe = prepared.recipe  # with the number of steps
         processes.run_on(lambda: _claim(workdir, prepared, warn), 0)
         on_start(prepared)
         unreadable = Unreadable(workdir, recipe.max_unreadable)
         not_finite = NotFinite(workdir, recipe.max_skipped)
-        write_event = None
-        if recipe.tensorboard and jax.process_index() == 0:
-            from medsiglip_jax.train.events import EventFile
-
-            write_event = stack.enter_context(closing(EventFile(workdir / "tensorboard")))
+        logged = stack.enter_context(loggers.Loggers(warn))
+        for name, start in starts.items():
+            logged.add(name, start, {**(_config_of(workdir) or {}), "workdir": str(workdir)})
 
         def on_log(line: dict[str, Any]) -> None:
             if check is not None:
@@ -89,8 +91,7 @@ def run(
             unreadable.check()
             for problem in not_finite(line):
                 warn(problem)
-            if write_event is not None:
-                write_event(line)
+            logged(line)
 
         parts = prepared.loss, prepared.optimizer, prepared.state, prepared.mesh
         step, options = build.train_step(recipe, *parts), _options(recipe)
@@ -136,6 +137,22 @@ def export_last(workdir: places.Given) -> dict[str, Any]:
             raise FileNotFoundError(f"{workdir}: this run has no checkpoint yet to export")
         state = {**checkpoint[1], "frozen": prepared.state["frozen"]}
         return _finish(workdir, prepared, state, Unreadable(workdir, recipe.max_unreadable))
+
+
+def _loggers(
+    recipe: Recipe, workdir: places.Place, on_metrics: loggers.OnMetrics | None
+) -> dict[str, loggers.Start]:
+    """What starts those who get the metrics, by the names that messages call them."""
+    starts: dict[str, loggers.Start] = {}
+    if recipe.tensorboard:
+        from medsiglip_jax.train.events import EventFile
+
+        starts["tensorboard"] = lambda config: EventFile(workdir / "tensorboard")
+    if recipe.logger is not None:
+        starts[f"logger {recipe.logger}"] = loggers.find(recipe.logger)
+    if on_metrics is not None:
+        starts["on_metrics"] = lambda config: on_metrics
+    return starts
 
 
 def _with_dtype(recipe: Recipe, workdir: places.Place) -> Recipe:

@@ -133,6 +133,8 @@ class Recipe:
         bias: initial b of random weights.
         log_every: steps between lines of metrics.
         tensorboard: whether the metrics are written to `tensorboard/`, too; needs TensorFlow.
+        logger: "module:function" or "file.py:function"; the function gets the run's config once
+            and returns what is called with (step, {metric: value}), such as `wandb.log`'s.
         eval_every: steps between evaluations; 0 evaluates only after the last step.
         checkpoint_every: steps between checkpoints; 0 saves only after the last step.
         keep: number of latest checkpoints to keep.
@@ -172,6 +174,7 @@ class Recipe:
     bias: float = -10.0
     log_every: _Count = 10
     tensorboard: bool = False
+    logger: str | None = None
     eval_every: _Interval = 0
     checkpoint_every: _Interval = 1000
     keep: _Count = 2

@@ -222,9 +222,26 @@ def test_finetune(run, tmp_path, pictures, checkpoint):
         f"        data=dict(path={str(tmp_path / 'rows.csv')!r}, root={str(pictures)!r}),\n"
         "        mesh=dict(data=1), loader='pil'))\n"
     )
+    (tmp_path / "log.py").write_text(
+        "import json\n"
+        "def start(config):\n"
+        f"    file = open({str(tmp_path / 'log')!r}, 'a')\n"
+        "    print(config['recipe']['batch_size'], config['workdir'], file=file)\n"
+        "    return lambda step, metrics: print(step, json.dumps(metrics), file=file, flush=True)\n"
+    )
     flags = ["finetune", "--config", tmp_path / "config.py", "--workdir", tmp_path / "run"]
-    code, out, err = run(*flags, "--json", "--config.log_every=1")
+    code, _, err = run(*flags, "--config.logger=gone.py:start")
+    assert code == 2 and "expected module:function or file.py:function" in err
+    assert not (tmp_path / "run" / "config.json").exists()
+    code, out, err = run(
+        *flags, "--json", "--config.log_every=1", f"--config.logger={tmp_path}/log.py:start"
+    )
     result = json.loads(out)
+    start, *lines = (tmp_path / "log").read_text().splitlines()
+    assert start == f"4 {tmp_path / 'run'}"
+    logged = [(int(step), json.loads(rest)) for step, rest in (x.split(" ", 1) for x in lines)]
+    written = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    assert logged == [(line.pop("step"), line) for line in written]
     # notes.md in the folder is no image: masked, listed, and said so by the exit code.
     assert code == 3 and result["unreadable"] > 0 and result["steps"] == 2
     exported, before = (medsiglip_jax.load(f).config for f in (result["export"], checkpoint))

@@ -1,12 +1,15 @@
 """Flags that several commands share."""
 
 import argparse
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import pytest
+from jax._src import distributed
 
 import medsiglip_jax
 from medsiglip_jax import cli
@@ -24,13 +27,36 @@ def test_queries_are_read_as_it_is_recorded():
         assert (rules, parts) == (replace(recorded, frame=frame), Parts(frame, bool(series)))
 
 
-@pytest.mark.parametrize("flags", [["--processes", "2"], ["--process-id", "1"]])
-def test_a_process_of_several_has_to_know_where_the_others_are(flags):
+@pytest.fixture
+def no_launcher(monkeypatch):
+    """No variable of Slurm, Open MPI, Kubernetes or JAX, wherever the tests run."""
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "OMPI_", "JAX_COORD", "JAX_PROC", "KUBERNETES_", "TPU_")):
+            monkeypatch.delenv(name)
+    # What `jax.distributed.initialize` calls after it has checked that JAX has not started yet.
+    monkeypatch.setattr("jax.distributed.initialize", distributed.global_state.initialize)
+
+
+@pytest.mark.parametrize("flags", [
+    ["--processes", "2"], ["--process-id", "1"], ["--distributed", "--processes", "2"],
+    ["--coordinator", "localhost:1"], ["--coordinator", "localhost:1", "--processes", "2"],
+])  # fmt: skip
+def test_a_process_of_several_has_to_know_where_the_others_are(flags, no_launcher):
     flagged = parser.Parser()
     loading.add_processes(flagged)
     with pytest.raises(ValueError, match="--processes and --process-id need --coordinator"):
         loading.join_other_processes(flagged.parse_args(flags))
     assert loading.join_other_processes(flagged.parse_args([]))
+
+
+def test_bare_distributed_on_one_machine_is_one_process_and_says_so(no_launcher, capsys):
+    flagged = parser.Parser()
+    loading.add_processes(flagged)
+    assert loading.join_other_processes(flagged.parse_args(["--distributed"]))
+    out, err = capsys.readouterr()
+    assert not out and err.count("\n") == 1
+    assert "this process runs alone" in err and "--coordinator" in err
+    assert distributed.global_state.client is None and jax.process_count() == 1
 
 
 def test_no_flag_is_short_for_another(capsys):

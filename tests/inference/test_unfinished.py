@@ -22,8 +22,7 @@ from medsiglip_jax import cli
 from medsiglip_jax.data import inputs
 from medsiglip_jax.data.expansion import Parts
 from medsiglip_jax.files import limits, storage, threads
-from medsiglip_jax.inference import embed as embedding
-from medsiglip_jax.inference import shards, unfinished
+from medsiglip_jax.inference import shard_work, shards, unfinished
 from medsiglip_jax.inference.abstain import Abstention, Gaussian
 from medsiglip_jax.inference.embed import EmbedOptions, embed
 from medsiglip_jax.inference.manifest import ERRORS, RUN
@@ -138,15 +137,15 @@ def test_a_signal_keeps_the_rows_and_the_command_resumes(
     checkpoint, files, tmp_path, monkeypatch, capsys, number
 ):
     """With --distributed as well, where jax.distributed has a handler of its own: not tried."""
-    counted, add = [], embedding._Shards._add
+    counted, add = [], shard_work.ShardWork._add
 
     def count(self, batch, shard):
         add(self, batch, shard)
         counted.append(len(batch.rows))
-        if sum(counted) == 9 and "stopped" in str(self.folder):
+        if sum(counted) == 9 and "stopped" in str(self.job.folder):
             os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(embedding._Shards, "_add", count)
+    monkeypatch.setattr(shard_work.ShardWork, "_add", count)
     command = ["embed", "--model", str(checkpoint), "--batch-size", "3", str(files), "--output"]
     assert cli.main([*command, str(tmp_path / "whole")]) == 3
     total = sum(counted)

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 
 from medsiglip_jax import cli
-from medsiglip_jax.model import sharding
+from medsiglip_jax.model import sharding, towers
+from medsiglip_jax.model.config import named
 from medsiglip_jax.plan import bound, collectives, program, tpus, verdict, worker
-from medsiglip_jax.plan.topologies import GIB, parse
+from medsiglip_jax.plan.topologies import GIB, parse, shown
 from medsiglip_jax.plan.tpus import CHIPS
 from medsiglip_jax.plan.verdict import Question
 from medsiglip_jax.train import configs, flops, recipe
@@ -38,6 +39,14 @@ needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
     reason="libtpu is not installed; pip install '.[plan]'",
 )
+
+
+@pytest.fixture
+def eighty(tmp_path):
+    """A config file with batches of 80."""
+    config = tmp_path / "config.py"
+    config.write_text(f"def get_config(arg=None):\n    return {TINY | {'batch_size': 80}!r}\n")
+    return str(config)
 
 
 # ------------------------------------------------------------------------------------ topologies
@@ -116,9 +125,6 @@ def test_recomputation_is_no_model_flops():
 
 def test_flops_of_the_full_model_are_the_published():
     """490.13 GMAC an image by timm's count of vit_so400m_patch16_siglip_512, of the same tokens."""
-    from medsiglip_jax.model import towers
-    from medsiglip_jax.model.config import named
-
     config = named("so400m-448")
     count = flops.of_embedding(config, towers.param_shapes(config), 1)
     assert count.model / 2e9 == pytest.approx(490.13, rel=0.002)
@@ -259,14 +265,39 @@ def test_parameters_split_over_devices_leave_the_batch_split(monkeypatch):
 
 def test_fsdp_over_devices_that_divide_nothing_is_refused():
     """Widths are 1152 and 4304: 8 devices divide them, and 5 do not, nor do the 256 of a pod."""
-    from medsiglip_jax.model import towers
-    from medsiglip_jax.model.config import named
-
     shapes = towers.param_shapes(named("so400m-448"))
     sharding.param_shardings(shapes, sharding.make_mesh(8), fsdp=True)
     with pytest.raises(ValueError, match="over 5 devices: no axis of img/"):
         sharding.param_shardings(shapes, sharding.make_mesh(5), fsdp=True)
     sharding.param_shardings(shapes, sharding.make_mesh(5))
+
+
+@pytest.mark.parametrize("changes", [{}, {"lora": {"rank": 4}}])
+def test_an_average_takes_what_trains_once_more(changes):
+    """Not what is frozen: with adapters it is as small as they are."""
+    facts = [
+        program._step(recipe.from_dict(TINY | changes | {"ema": ema}), jax.devices()[:1])[1]
+        for ema in (None, 0.999)
+    ]
+    assert facts[1]["state_bytes"] - facts[0]["state_bytes"] == 4 * facts[0]["trained"]
+
+
+def test_a_plan_to_embed_says_what_the_text_tower_occupies(eighty, monkeypatch, capsys):
+    def ask(question):
+        _, facts = program._embedding(question.recipe, jax.devices()[:1])
+        return {"compiled": False, "needed": GIB, "message": "", "seconds": 0.0,
+                "compiler_bytes": 0, **facts}  # fmt: skip
+
+    monkeypatch.setattr(tpus.Slice, "check_installed", lambda self: None)
+    monkeypatch.setattr(Question, "ask", ask)
+    flags = ["plan", "--config", eighty, "--embed", "--quick", "--topology", "v5e-1"]
+    assert cli.main([*flags, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    size = jax.tree.reduce(lambda n, x: n + x.size, towers.param_shapes(named("tiny-56"))["txt"], 0)
+    assert found["tower"] == "img" and found["text_tower_bytes"] == 2 * size  # in bfloat16
+    assert cli.main(flags) == 0
+    line = f"the image tower alone; the {shown(2 * size)} of the text tower are in memory, unused"
+    assert line in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------------- requests and mistakes
@@ -363,14 +394,6 @@ def test_the_largest_batch_and_the_advice(made_up):
     assert tried[-1]["change"].endswith("--config.mesh.fsdp=True --config.remat=block")
     larger = question.with_recipe(batch_size=320)
     assert "--config.objective.accumulate=4" in verdict.advice(larger, lines.append)[-1]["change"]
-
-
-@pytest.fixture
-def eighty(tmp_path):
-    """A config file with batches of 80."""
-    config = tmp_path / "config.py"
-    config.write_text(f"def get_config(arg=None):\n    return {TINY | {'batch_size': 80}!r}\n")
-    return str(config)
 
 
 def test_a_sweep_has_the_cheapest_first_and_what_does_not_fit_last(made_up, eighty, capsys):

@@ -21,6 +21,7 @@ from medsiglip_jax.files import places, storage
 from medsiglip_jax.model import devices, sharding, tree
 from medsiglip_jax.preprocess import text
 from medsiglip_jax.train import build, finetune, loop, recipe
+from medsiglip_jax.train.objectives.objective import Labels
 
 MODEL = dict(
     vision=dict(image_size=8, patch_size=4, width=16, depth=2, mlp_dim=16, num_heads=2, pool="map"),
@@ -176,6 +177,9 @@ def test_classification(data, start, tmp_path, label):
     )  # fmt: skip
     result = finetune.run(asked, tmp_path)
     assert result["metrics"]["val_auc"] > 0.9
+    shown = {name for name in result["metrics"] if name.startswith("val_")}
+    several = Labels(multi_label=not isinstance(label, str))
+    assert shown == set(asked.objective.metric_names(several, False)), "what `best` may be"
     exported = medsiglip_jax.load(tmp_path / "export").config
     assert exported.classifier is not None and exported.text is None
     assert len(exported.classifier.labels) == (3 if isinstance(label, str) else 2)
@@ -198,6 +202,50 @@ def test_labels_that_teach_nothing_are_told_before_training(data, tmp_path):
     assert prepared.labels.values[:, 2].tolist() == [0, 1, 0, 1]
     with pytest.raises(ValueError, match="uncertain is 'perhaps'; expected one of ignore"):
         config(data, data__uncertain="perhaps")
+
+
+def one_valued(data, folder, label, train, held_out):
+    """A recipe whose training rows alternate between the cells of `train`."""
+    rows = [f"{i}.png,train,{train[i % 2]}\n" for i in range(8)]
+    rows += [f"{i}.png,validation,{held_out}\n" for i in range(8, 12)]
+    (folder / "m.csv").write_text("image,split,a,b\n" + "".join(rows))
+    return config(
+        data, data__path=f"{folder}/m.csv", data__label=label, data__positives=None,
+        objective__name="classification", tokenizer=None, validation="validation",
+    )  # fmt: skip
+
+
+FINDINGS = ("a", "b")
+
+
+@pytest.mark.parametrize("label, train, held_out, lines", [
+    ("a", ["x,", "y,"], "x,", ["no image of the class y", "all images are of one class, x"]),
+    (FINDINGS, ["1,0", "0,1"], "1,0",
+     ["no positive of the finding b", "no negative of the finding a"]),
+    (FINDINGS, ["1,0", "0,1"], ",1",
+     ["no known label of the finding a", "no negative of the finding b"]),
+])  # fmt: skip
+def test_validation_labels_of_one_value_are_told_at_the_start(
+    data, tmp_path, label, train, held_out, lines
+):
+    """And refused if the best checkpoint is to be chosen by a metric that they leave undefined."""
+    asked = one_valued(data, tmp_path, label, train, held_out)
+    with pytest.warns(UserWarning) as told:
+        build.prepare(asked)
+    assert [str(w.message) for w in told] == [f"validation examples: {line}" for line in lines]
+    with pytest.raises(ValueError, match=f"{'; '.join(lines)}; so that best='val_auc' is undef"):
+        build.prepare(dataclasses.replace(asked, best="val_auc"))
+
+
+@pytest.mark.parametrize("label, train, held_out, say", [
+    ("a", ["x,", "x,"], "y,", "no image of the class y; all images are of one class, x"),
+    (FINDINGS, ["1,0", "1,0"], "0,1", "no positive of the finding b; no negative of the finding a"),
+    (FINDINGS, ["1,", "1,"], "0,1", "no known label of the finding b; no negative of the findi"),
+])  # fmt: skip
+def test_training_labels_of_one_value_are_refused(data, tmp_path, label, train, held_out, say):
+    with pytest.raises(ValueError, match=f"training examples: {say}.*nothing to learn"):
+        finetune.run(one_valued(data, tmp_path, label, train, held_out), tmp_path / "run")
+    assert not places.visible(tmp_path / "run")
 
 
 @pytest.mark.parametrize("label, cells", [("a", "4.png,,1"), (("a", "b"), "4.png,,")])
@@ -345,6 +393,38 @@ def test_resumed_is_uninterrupted_to_the_bit(data, ordinary, tmp_path):
     )
     finetune.run(asked, tmp_path)
     assert_same_run(tmp_path, ordinary, 6)
+
+
+def test_an_average_is_resumed_to_the_bit_evaluated_and_exported(data, start, tmp_path):
+    """That of adapters, and of what trains in full beside them."""
+    asked = config(
+        data, init=start, model=None, tokenizer=None, lora={"rank": 2}, ema=0.9, learning_rate=0.1,
+        checkpoint_every=2, validation="validation", data__label="label",
+        data__captions="a {label} scan",
+    )  # fmt: skip
+
+    def crash(done, values):
+        if done == 5:
+            raise Crash
+
+    result = finetune.run(asked, tmp_path / "whole")
+    with pytest.raises(Crash):
+        finetune.run(asked, tmp_path / "cut", on_step=crash)
+    finetune.run(asked, tmp_path / "cut")
+    assert_same_run(tmp_path / "cut", tmp_path / "whole", 6)
+
+    saved = saved_state(tmp_path / "whole", 6)
+    assert tree.flatten(saved["ema"]).keys() == tree.flatten(saved["params"]).keys()
+    assert saved["ema"]["t"] != saved["params"]["t"]
+    assert params_of(result["export"])["t"] == saved["ema"]["t"]
+    exported = dataclasses.replace(asked, init=result["export"], lora=None, ema=None)
+    prepared = build.prepare(exported)
+    scores = prepared.evaluate(pytest.fail, prepared.state)
+    logged = {k: v for k, v in result["metrics"].items() if k.startswith("val_")}
+    assert logged == pytest.approx(scores, rel=1e-4)
+    assert set(logged) == set(asked.objective.metric_names(prepared.labels, True))
+    with pytest.raises(FileExistsError, match="another config .ema: 0.9 -> None"):
+        finetune.run(dataclasses.replace(asked, ema=None), tmp_path / "whole")
 
 
 @pytest.mark.slow
@@ -605,6 +685,12 @@ def test_credentials_of_addresses_are_not_recorded(tmp_path):
     ({"lora": {"rank": 2}, "freeze": ("img/.*",)}, "either lora or freeze"),
     ({"mesh": {"data": 0}}, "mesh.data is 0; expected at least 1"),
     ({"best": "val_auc"}, "no best without validation"),
+    ({"best": "val_acc", "validation": "validation", "objective": "classification",
+      "data__label": "label"}, "'val_acc'; expected one of .*: val_loss, val_accuracy, val_auc$"),
+    ({"best": "val_auc", "validation": "validation"}, "'val_auc'; expected .*val_recall@1$"),
+    ({"best": "val_accuracy", "validation": "validation", "objective": "classification",
+      "data__label": ("bright", "grey")}, "'val_accuracy'; expected one of .*: val_loss, val_auc$"),
+    ({"ema": 1.0}, "ema is 1.0; expected more than 0 and less than 1"),
     ({"lora": {"train": ("txt/haed/.*",)}}, "match no parameter: 'txt/haed"),
     ({"objective__name": "classification", "objective__pos_weight": "balanced",
       "data__label": "label"}, "pos_weight is for several findings"),

@@ -17,8 +17,8 @@ from medsiglip_jax.model.towers import Compute
 from medsiglip_jax.train import freeze, lora, optim
 from medsiglip_jax.train.objectives.classification import Classification
 from medsiglip_jax.train.objectives.contrastive import Contrastive
-from medsiglip_jax.train.objectives.objective import Labels
-from medsiglip_jax.train.step import init_state, make_train_step
+from medsiglip_jax.train.objectives.objective import Labels, Loss
+from medsiglip_jax.train.step import init_state, learned, make_train_step
 
 CONFIG = two_towers(
     image_size=8, patch_size=4, width=8, depth=2, mlp_dim=16, num_heads=2, vocab_size=12,
@@ -177,11 +177,21 @@ def test_the_whole_state_lies_on_the_mesh():
     mesh = sharding.make_mesh()
     params = {"layer": {"kernel": jnp.ones((8, 8)), "bias": jnp.ones(8)}}
     params = jax.device_put(params, sharding.param_shardings(params, mesh))
-    state = init_state(params, adamw_of(RATE, optim.schedule("cosine", 10)))
-    assert (
-        len(jax.tree.leaves(state)) == 2 + 4 + 2 + 3
-    )  # parameters, moments, optax's and our counts
+    state = init_state(params, adamw_of(RATE, optim.schedule("cosine", 10)), average=True)
+    # Parameters, their average, moments, optax's and our counts.
+    assert len(jax.tree.leaves(state)) == 2 + 2 + 4 + 2 + 3
     assert {x.sharding.num_devices for x in jax.tree.leaves(state)} == {8}
+
+
+def test_an_average_is_split_as_its_parameter(monkeypatch):
+    monkeypatch.setattr(sharding, "FSDP_MIN_BYTES", 0)
+    mesh = sharding.make_mesh()
+    params = {"layer": {"kernel": jnp.ones((8, 16)), "bias": jnp.ones(8)}}
+    params = jax.device_put(params, sharding.param_shardings(params, mesh, fsdp=True))
+    state = init_state(params, DESCENT, average=True)
+    jax.tree.map(lambda a, p: pytest.fail() if a.sharding != p.sharding else 0,
+                 state["ema"], params)  # fmt: skip
+    assert "data" in state["ema"]["layer"]["kernel"].sharding.spec
 
 
 def assert_same(result, expected, expected_metrics):
@@ -258,6 +268,28 @@ def test_what_is_not_finite_is_skipped_and_counted(adamw):
     state, metrics = step(state, make_pairs())
     assert metrics["skipped_in_row"] == 0 and state["skipped"] == 2
     assert metrics["learning_rate"] == pytest.approx(float(optimizer.learning_rate(1)))
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.9999])
+def test_the_average_is_that_of_the_parameters_after_every_update(decay):
+    """The recurrence in float64; an update that is skipped does not count, and the bound of the
+    first updates holds."""
+    scale = Loss(lambda p, b: {"z": p["w"] * b["x"]}, lambda p, e, b: ((e["z"] - 1) ** 2).mean())
+    batch = {"x": np.float32([[1, 2, 3]]), "mask": np.ones(1, bool)}
+    state = init_state({"w": jnp.zeros(3)}, DESCENT, average=True)
+    step, want, updates = make_train_step(scale, DESCENT, ema=decay), np.zeros(3), 0
+    for bad in (False, False, True, False, True, True, False, False):
+        before = np.asarray(state["ema"]["w"])
+        state, _ = step(state, {**batch, "x": batch["x"] * (np.nan if bad else 1)})
+        if bad:
+            np.testing.assert_array_equal(state["ema"]["w"], before)
+            continue
+        updates += 1
+        held = min(decay, updates / (9 + updates))
+        want = held * want + (1 - held) * np.asarray(state["params"]["w"], np.float64)
+        np.testing.assert_allclose(state["ema"]["w"], want, rtol=1e-6)
+    assert (np.asarray(learned(state)["w"]) == np.asarray(state["ema"]["w"])).all()
+    assert np.abs(want - np.asarray(state["params"]["w"])).max() > 1e-3, "nothing was averaged"
 
 
 # ------------------------------------------------------------------------------ parts of it
