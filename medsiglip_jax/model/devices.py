@@ -35,7 +35,7 @@ def auto_dtype(device: Any) -> str:
 
 
 # The image tower of So400m/448 in bfloat16, products in float32 beside those in bfloat16, times as
-# fast on two cores (`bench.py encode --dtype bfloat16 --products`):
+# fast on two cores (`bench.py encode` in bfloat16, with both kinds of products):
 # BENCH
 _FAST = {"amx_bf16", "avx512_bf16"}
 

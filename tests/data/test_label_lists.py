@@ -50,7 +50,8 @@ def test_lists_are_several_classes_without_being_asked(tmp_path, form):
     turned = examples.read(table_of(tmp_path, form), label="label", classes=CLASSES[::-1])
     assert turned.classes == CLASSES[::-1]
     np.testing.assert_array_equal(turned.labels, np.array(LABELS)[:, ::-1])
-    with pytest.raises(ValueError, match="(line [12]|row 1): names none of the classes Edema, Mass: "):
+    problem = "(line [12]|row 1): names none of the classes Edema, Mass: "
+    with pytest.raises(ValueError, match=problem):
         examples.read(table_of(tmp_path, form), label="label", classes=["Edema", "Mass"])
 
 
