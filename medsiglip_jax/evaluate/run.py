@@ -120,8 +120,6 @@ def evaluate(
     model = model if isinstance(model, Model) else model()
     if model.config.classifier:
         task = _by_classifier(task, model.config.classifier, options)
-        dicom = classifier.rules_of(model.config.classifier, options.dicom)
-        options = replace(options, dicom=dicom)
     elif task.score == zero_shot.CLASSIFIER:
         raise ValueError(f"--score {task.score} is of models with a classifier; this one has none")
     task.check_prompts()

@@ -220,7 +220,7 @@ def test_finetune(run, tmp_path, pictures, checkpoint):
         "def get_config(arg=None):\n"
         f"    return ConfigDict(dict(init={str(checkpoint)!r}, total_steps=2, batch_size=4,\n"
         f"        data=dict(path={str(tmp_path / 'rows.csv')!r}, root={str(pictures)!r}),\n"
-        "        mesh=dict(data=1), loader='pil'))\n"
+        "        mesh=dict(data=1), loader='pil', preprocess='serving'))\n"
     )
     (tmp_path / "log.py").write_text(
         "import json\n"
@@ -245,7 +245,7 @@ def test_finetune(run, tmp_path, pictures, checkpoint):
     # notes.md in the folder is no image: masked, listed, and said so by the exit code.
     assert code == 3 and result["unreadable"] > 0 and result["steps"] == 2
     exported, before = (medsiglip_jax.load(f).config for f in (result["export"], checkpoint))
-    assert exported == dataclasses.replace(before, preparation=Preparation())
+    assert exported == dataclasses.replace(before, preparation=Preparation("serving"))
 
     code, out, err = run(*flags, "--config.log_every=1")
     assert code in (0, 3) and "report.html" in out

@@ -1,5 +1,6 @@
 """Adapters that leave here: peft and we load the same model from the folder."""
 
+import dataclasses
 import shutil
 
 import jax
@@ -9,7 +10,7 @@ import references
 
 import medsiglip_jax
 from medsiglip_jax.model import api, tree
-from medsiglip_jax.model.config import ModelConfig
+from medsiglip_jax.model.config import ModelConfig, Preparation
 from medsiglip_jax.train import freeze, lora
 
 TARGETS = ".*/(query|out|Dense_0)/kernel"  # also of the pooling head, whose attention is one tensor
@@ -27,6 +28,7 @@ def trained(tmp_path, config, train):
     rng = np.random.default_rng(0)
     moving = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype(np.float32), moving)
     whole, paths = part.whole(freeze.join(moving, frozen)), set(tree.flatten(moving))
+    config = dataclasses.replace(config, preparation=Preparation("serving"))
     lora.export(settings, whole, paths, config, str(tmp_path / "base"), tmp_path / "adapter")
     return lora.merge(whole)
 
@@ -40,6 +42,7 @@ def test_an_adapter_is_the_model_that_was_trained(tmp_path, towers):
         config, train = ModelConfig(config.vision, None), TRAIN[1:3]
     want = trained(tmp_path, config, train)
     ours = medsiglip_jax.load(tmp_path / "adapter")
+    assert ours.config == dataclasses.replace(config, preparation=Preparation("serving"))
     for path, leaf in tree.items(want):
         got = tree.flatten(ours.params)[path]
         references.assert_close(got, leaf, terms=3, largest=1)

@@ -42,14 +42,16 @@ def metadata(config: ModelConfig, base: str | None, terms: dict[str, str]) -> di
     return values | ({"base_model": base} if base else {}) | terms
 
 
-def written(config: ModelConfig, dtype: str, source: str | None, terms: dict[str, str]) -> str:
-    """The README.md of a model that brings none."""
+def written(config: ModelConfig, source: str | None, terms: dict[str, str]) -> str:
+    """The README.md of a model that brings none.
+
+    `save` keeps a README.md that it finds, so that nothing here depends on dtype or resolution.
+    """
     is_repo = source and hub.is_repo_id(source) and not Path(source).exists()
     base = source if is_repo else None
-    size = f"for images of {config.image_size} pixels, {dtype}"
     lines = [
         "# A SigLIP model\n",
-        f"Written by medsiglip-jax {version('medsiglip-jax')} {size}. `transformers` and "
+        f"Written by medsiglip-jax {version('medsiglip-jax')}. `transformers` and "
         "`medsiglip_jax.load` load this folder.",
     ]
     if config.text:
