@@ -55,8 +55,9 @@ def read(folder: places.Given, dataset: Dataset) -> ImageEmbeddings:
             numbers[row["source"]] = number
     pairs = zip(dataset.ids, dataset.sources, strict=True)
     matches = np.array([numbers.get(path, numbers.get(f"id {id}", -1)) for id, path in pairs])
-    if (matches < 0).all():
-        matches = np.array(joining.join(dataset.sources, embeddings).rows)
+    for names in (dataset.sources, dataset.ids):
+        if (matches < 0).all():
+            matches = np.array(joining.join(names, embeddings).rows)
     images = np.flatnonzero(matches >= 0)
     if not len(images):
         raise ValueError(

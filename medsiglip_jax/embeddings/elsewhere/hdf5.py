@@ -71,7 +71,7 @@ def _texts(dataset: Any) -> list[str]:
         return found.texts(np.asarray(dataset[:]))
     texts, size = [], 0
     for start in range(0, len(dataset), _BLOCK):
-        block = dataset.asstr()[start : start + _BLOCK].tolist()
+        block = dataset.asstr("utf-8")[start : start + _BLOCK].tolist()
         size += sum(map(len, block))
         found.check_bytes(size)
         texts += block
