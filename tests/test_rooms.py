@@ -64,6 +64,7 @@ HEAVY = {
     "skimage": {"preprocess.tissue"},
     "sklearn": {"train.quickstart"},
     "usearch": {"embeddings.index"},
+    "shtab": {"cli.completion"},
     "starlette": {"serve"},
     "uvicorn": {"serve"},
     "prometheus_client": {"serve"},

@@ -25,7 +25,7 @@ from medsiglip_jax.files import limits, threads
 # In the order of --help.
 _ALL = (
     "quickstart examples info convert classify preview embed search probe evaluate compare explain "
-    "monitor finetune plan card serve"
+    "monitor finetune plan card serve completion"
 )
 COMMANDS = tuple(import_module(f"medsiglip_jax.cli.{name}") for name in _ALL.split())
 _GIVEN_WRONG = (
@@ -39,7 +39,7 @@ _MACHINE_FAILED = (
 _OF_NETWORKS = ("aiohttp", "gcsfs")
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     top = Parser(
         prog="medsiglip-jax",
         description="MedSigLIP in JAX: medical images and texts in one embedding space.",

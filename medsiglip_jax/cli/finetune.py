@@ -9,17 +9,7 @@ from contextlib import closing
 from typing import Any
 
 from medsiglip_jax.cli import loading, output
-from medsiglip_jax.cli.parser import REQUIRED, Parser, add_config, add_flags, refuse_unused
-
-
-class _Keys(argparse.Action):
-    """Prints what a config may hold, and ends."""
-
-    def __call__(self, parser, *_):
-        from medsiglip_jax.train import recipe
-
-        print(recipe.describe(), end="")
-        parser.exit()
+from medsiglip_jax.cli.parser import Parser, add_config, add_flags, refuse_unused
 
 
 class _CopyConfig(argparse.Action):
@@ -38,7 +28,7 @@ class _CopyConfig(argparse.Action):
 
 
 _FLAGS = {
-    "--keys": "list all keys of a config, and exit",
+    "--keys": "list all keys of a config, and do nothing else",
     "--copy-config": "write a recipe to a file of your own, to be edited, and exit",
     "--workdir D": "gets checkpoints/, metrics.jsonl, config.json, export/, report.html, and with "
     "lora adapter/, for PEFT",
@@ -51,9 +41,8 @@ _FLAGS = {
 
 def define_flags(sub: Parser) -> None:
     add_config(sub, required=False)
-    keys = {"nargs": 0, "action": _Keys}
     copy = {"nargs": 2, "action": _CopyConfig, "metavar": ("NAME", "FILE")}
-    add_flags(sub, _FLAGS, keys=keys, copy_config=copy, workdir=REQUIRED)
+    add_flags(sub, _FLAGS, copy_config=copy)
     loading.add_processes(sub)
 
 
@@ -69,8 +58,12 @@ def finetune(args: argparse.Namespace) -> int:
       medsiglip-jax finetune --workdir run --export-only --push-to-hub me/my-model
     """
     from medsiglip_jax.train import configs
+    from medsiglip_jax.train import recipe as recipes
     from medsiglip_jax.train.finetune import export_last, run
 
+    if args.keys:
+        output.show(recipes.keys(), args.json, lambda _: recipes.describe().rstrip("\n"))
+        return 0
     recipe = None if _only_export(args) else configs.read(args.config, args.overrides)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax narrates every save
     for name, value in (("TF_CPP_MIN_LOG_LEVEL", "3"), ("TF_ENABLE_ONEDNN_OPTS", "0")):
@@ -111,6 +104,8 @@ def _pushed(args: argparse.Namespace, result: dict[str, Any]) -> dict[str, Any]:
 
 def _only_export(args: argparse.Namespace) -> bool:
     """Whether nothing is to be trained; an error if a flag is missing or has no effect."""
+    if args.workdir is None:
+        raise ValueError("--workdir is missing")
     if args.export_only:
         where, flags = "with --export-only", ("config", "distributed", "coordinator")
         refuse_unused(args, where, (*flags, "processes", "process_id"))

@@ -50,10 +50,20 @@ class Parser(argparse.ArgumentParser):
         self._add_flags = add_flags
         self._given: list[str] = []
 
-    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    def complete(self) -> None:
+        """Adds its flags, if they are not there yet."""
         add_flags, self._add_flags = self._add_flags, None
         if add_flags:
             add_flags(self)
+
+    def commands(self) -> dict[str, "Parser"]:
+        """The parsers of its commands, or of the actions of a group, by name."""
+        self.complete()
+        groups = [a.choices for a in self._actions if isinstance(a, argparse._SubParsersAction)]
+        return {name: sub for choices in groups for name, sub in choices.items()}
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        self.complete()
         self._given = list(sys.argv[1:] if args is None else args)
         namespace, rest = super().parse_known_args(args, namespace)
         if "--" in rest and (name := self._list_of_names()):  # after others, before flags

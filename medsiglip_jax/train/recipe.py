@@ -3,8 +3,8 @@
 import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Annotated, Any, get_type_hints
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Annotated, Any, get_args, get_type_hints
 
 from medsiglip_jax.data.labels import Policy
 from medsiglip_jax.files import settings
@@ -235,28 +235,56 @@ GROUPS = {
 }
 
 
+def keys() -> list[dict[str, Any]]:
+    """Every key as plain values, for JSON.
+
+    Returns:
+        For each its `key`, such as "optimizer.b1"; `type`, as Python writes it; whether it is
+        `required`; its `default` where that is a plain value, else None; its `meaning`, as the
+        docstrings here have it; and `only_with`, the name of the variant that has it, or None.
+    """
+    groups = {"": (Recipe,), **GROUPS}
+    return [key for group, kinds in groups.items() for key in _keys(group, kinds)]
+
+
 def describe() -> str:
-    """Every key with its default and meaning, as the docstrings here have them."""
-    lines = _described("", [Recipe])
-    for group, kinds in GROUPS.items():
-        lines |= _described(f"{group}.", kinds)
-    return "".join(f"  --config.{key}\n      {meaning}\n" for key, meaning in lines.items())
+    """Every key with its default and meaning, as text."""
+    return "".join(f"  --config.{_titled(key)}\n      {_explained(key)}\n" for key in keys())
 
 
-def _described(prefix: str, kinds: Sequence[Any]) -> dict[str, str]:
-    """Key, with its default, -> meaning; what only one of several kinds has names that kind."""
+def _titled(key: Mapping[str, Any]) -> str:
+    default = key["default"]
+    return key["key"] + (f" (default {default!r})" if default is not None else "")
+
+
+def _explained(key: Mapping[str, Any]) -> str:
+    return (f"With {key['only_with']}: " if key["only_with"] else "") + key["meaning"]
+
+
+def _keys(group: str, kinds: Sequence[Any]) -> Iterator[dict[str, Any]]:
+    """Those of a group, one of several kinds; what they share is the first one's."""
     shared = set.intersection(*({f.name for f in fields(kind)} for kind in kinds))
-    lines: dict[str, str] = {}
     for kind in kinds:
-        meanings = _meanings(kind)
+        meanings, types = _meanings(kind), get_type_hints(kind)
         for f in fields(kind):
             if f.name in shared and kind is not kinds[0]:
                 continue
             plain = isinstance(f.default, (str, int, float, tuple))
-            default = f" (default {f.default!r})" if plain else ""
-            owner = "" if f.name in shared else f"With {kind.name}: "
-            lines[f"{prefix}{f.name}{default}"] = owner + meanings[f.name]
-    return lines
+            yield {
+                "key": f"{group}.{f.name}" if group else f.name,
+                "type": _named(types[f.name]),
+                "required": f.default is MISSING and f.default_factory is MISSING,
+                "default": f.default if plain else None,
+                "meaning": meanings[f.name],
+                "only_with": None if f.name in shared else kind.name,
+            }
+
+
+def _named(hint: Any) -> str:
+    """A type as Python writes it, without the modules of its parts."""
+    name = hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)
+    name = re.sub(r"\b(?:\w+\.)+(?=\w)", "", name)
+    return re.sub(r"Optional\[(.+)\]", r"\1 | None", name)
 
 
 def _meanings(kind: type) -> dict[str, str]:

@@ -14,7 +14,7 @@ def records(file):
 def test_metrics_are_scalars_of_their_step(tmp_path):
     write = events.EventFile(tmp_path / "tensorboard")
     write(3, {"loss": 1.5, "val_auc": 0.75})
-    write(6, {"loss": 1})
+    write(6, {"loss": 1.0})
     write.close()
     (file,) = (tmp_path / "tensorboard").iterdir()
     found = [(e.step, {v.tag: v.simple_value for v in e.summary.value}) for e in records(file)]

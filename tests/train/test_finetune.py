@@ -245,7 +245,7 @@ def test_validation_labels_of_one_value_are_told_at_the_start(
 def test_training_labels_of_one_value_are_refused(data, tmp_path, label, train, held_out, say):
     with pytest.raises(ValueError, match=f"training examples: {say}.*nothing to learn"):
         finetune.run(one_valued(data, tmp_path, label, train, held_out), tmp_path / "run")
-    assert not places.visible(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("label, cells", [("a", "4.png,,1"), (("a", "b"), "4.png,,")])
@@ -395,6 +395,7 @@ def test_resumed_is_uninterrupted_to_the_bit(data, ordinary, tmp_path):
     assert_same_run(tmp_path, ordinary, 6)
 
 
+@pytest.mark.slow
 def test_an_average_is_resumed_to_the_bit_evaluated_and_exported(data, start, tmp_path):
     """That of adapters, and of what trains in full beside them."""
     asked = config(

@@ -84,8 +84,8 @@ def test_a_function_is_found_in_a_module_or_a_file(tmp_path, monkeypatch):
     assert loggers.find("mine.py:start")(3) == 3
     assert loggers.find("math:sqrt") is math.sqrt
     for name, say in {
-        "mine.py": "expected module:function or file.py:function$",
-        "mine.py:": "expected module:function or file.py:function$",
+        "mine.py": "file.py:function$",
+        "mine.py:": "file.py:function$",
         "mine.py:stop": "has no attribute 'stop'",
         "mine.py:number": "number is no function",
         "gone.py:start": "No such file",

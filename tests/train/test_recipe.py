@@ -1,6 +1,7 @@
 """Recipes: strict keys, types and values, all problems at once."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -58,6 +59,16 @@ def test_every_key_is_described():
                 "objective.pool (default 'map')"):  # fmt: skip
         assert f"--config.{key}" in text
     assert "Attributes" not in text and "\n\n" not in text
+    found = {key["key"]: key for key in recipe.keys()}
+    assert json.loads(json.dumps(found)).keys() == found.keys()
+    assert text.count("--config.") == len(found) and all(key["meaning"] for key in found.values())
+    assert [name for name, key in found.items() if key["required"]] == ["data", "data.path"]
+    assert found["total_steps"] == {
+        "key": "total_steps", "type": "int | None", "required": False, "default": None,
+        "meaning": "number of updates.", "only_with": None,
+    }  # fmt: skip
+    assert found["optimizer.b2"]["default"] == recipe.OptimizerConfig().b2
+    assert found["objective.pool"]["only_with"] == "classification"
 
 
 def test_a_run_needs_steps_or_epochs():
