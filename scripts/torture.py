@@ -4,9 +4,12 @@
     python scripts/torture.py tests --times 10 -k kill  # only the kills
     python scripts/torture.py writers                   # every writer under five faults, hours
     python scripts/torture.py writers --rounds 2 --interruptions 1 -k search --json
+    python scripts/torture.py parts --times 20          # of three processes one is killed
+    python scripts/torture.py ray --times 20            # of two Ray actors one is killed
 
 `tests` repeats the tests that are marked torture. `writers` is what `torture_writers.py` says; its
-exit code is 1 if anything was mixed, lost, changed or left over.
+exit code is 1 if anything was mixed, lost, changed or left over. `parts` and `ray` are in
+`torture_shards.py`.
 """
 
 import argparse
@@ -36,6 +39,11 @@ def main() -> int:
     writers.add_argument("-k", default="", metavar="WORD", help="only writers whose name holds it")
     writers.add_argument("--json", action="store_true")
     writers.set_defaults(run=run_writers)
+    for kind in ("parts", "ray"):
+        shards = commands.add_parser(kind, help="processes that share a run, one of them killed")
+        shards.add_argument("--times", type=int, default=20, help="rounds; default 20")
+        shards.add_argument("--seed", type=int, default=0, help="of the moments; default 0")
+        shards.set_defaults(run=run_shards, kind=kind)
     args = parser.parse_args()
     return args.run(args)
 
@@ -53,6 +61,12 @@ def run_writers(args: argparse.Namespace) -> int:
     import torture_writers
 
     return torture_writers.run(args.rounds, args.interruptions, args.seed, args.k, args.json)
+
+
+def run_shards(args: argparse.Namespace) -> int:
+    import torture_shards
+
+    return torture_shards.run(args.kind, args.times, args.seed)
 
 
 if __name__ == "__main__":

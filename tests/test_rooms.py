@@ -64,6 +64,7 @@ HEAVY = {
     "skimage": {"preprocess.tissue"},
     "sklearn": {"train.quickstart"},
     "usearch": {"embeddings.index"},
+    "ray": {"inference.ray_runner"},
     "shtab": {"cli.completion"},
     "starlette": {"serve"},
     "uvicorn": {"serve"},

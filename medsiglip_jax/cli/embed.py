@@ -7,7 +7,7 @@ import signal
 import time
 from typing import Any
 
-from medsiglip_jax.cli import abstaining, loading, reading
+from medsiglip_jax.cli import abstaining, loading, reading, runners
 from medsiglip_jax.cli.output import note, progress_bar, show
 from medsiglip_jax.cli.parser import REQUIRED, Parser, add_flags
 
@@ -50,6 +50,7 @@ def define_flags(sub: Parser) -> None:
     reading.add_parts(sub)
     abstaining.add_abstention(sub)
     loading.add_processes(sub)
+    runners.add_runners(sub)
 
 
 def embed(args: argparse.Namespace) -> int:
@@ -59,7 +60,8 @@ def embed(args: argparse.Namespace) -> int:
     also distance and no_assist. Part of a file is named FILE#frame=N or
     FILE#tile=X,Y,LEVEL,SIZE. The same command again resumes a
     killed run and ends with the same files. On several hosts start it on each with
-    --distributed.
+    --distributed, or with --part I/N where they need no contact, or once with --runner
+    ray.
 
     example:
       medsiglip-jax embed --model google/medsiglip-448 --output embeddings scans/ notes.txt
@@ -67,7 +69,10 @@ def embed(args: argparse.Namespace) -> int:
       medsiglip-jax embed --model M --output out 'shards/*.tar'
       medsiglip-jax embed --model M --output out --series --frame every=5 --volume ct ct/
       medsiglip-jax embed --model M --output out --mpp 0.5 slides/
+      medsiglip-jax embed --model M --output out --part $SLURM_ARRAY_TASK_ID/64 scans/
+      medsiglip-jax embed --model M --output out --runner ray --address auto scans/
     """
+    part = runners.part(args)
     main_process = loading.join_other_processes(args)  # before anything asks for a device
     if args.distributed or args.coordinator:  # jax.distributed has a handler that swallows it
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
@@ -79,8 +84,10 @@ def embed(args: argparse.Namespace) -> int:
     from medsiglip_jax.inference import embed as embedding
     from medsiglip_jax.inference import run_folder
     from medsiglip_jax.inference.manifest import ERRORS
+    from medsiglip_jax.inference.share import Share
     from medsiglip_jax.model import processes
 
+    runner = runners.runner(args)
     rules, parts = reading.rules_and_parts(args)
     identifiers = "kept" if args.keep_uids else "hashed" if args.groups or args.series else None
     options = embedding.EmbedOptions(
@@ -98,25 +105,44 @@ def embed(args: argparse.Namespace) -> int:
     assert rows is not None
     expansion.warn_of_unused(rules, rows.images)
     recorded = processes.run_on(lambda: run_folder.recorded_dtype(places.at(args.output)))
-    model = processes.run_on(lambda: loading.load(args, loading.local_mesh(), recorded))
+    mesh = None if runner else loading.local_mesh()
+    model = processes.run_on(lambda: loading.load(args, mesh, recorded, weights=not runner))
     assert model is not None
     how = reading.prepared(args, rules, model.config)
     images = "image" in rows.table["kind"].unique().to_pylist()
     size = processes.run_on(lambda: loading.batch_size(args, model if images else None))
-    made = provenance.of_model(model, how.preprocess, not args.raw, how.dicom)
-    judge = processes.run_on(lambda: abstaining.abstention(args, known, made))
+    origin = provenance.of_model(model, how.preprocess, not args.raw, how.dicom)
+    judge = processes.run_on(lambda: abstaining.abstention(args, known, origin))
     options = dataclasses.replace(
         options, preprocess=how.preprocess, dicom=how.dicom, batch_size=size, abstention=judge
     )
-    count = -(-len(rows) // jax.process_count())  # a process is told of its own rows only
+    mine = part or Share(jax.process_index(), jax.process_count())
+    count = mine.rows(len(rows), options.shard_size)
     with progress_bar("input", count) as bar:
         progress = _EmbedProgress(bar)
-        result = embedding.embed(model, rows, args.output, options, progress.update).to_dict()
+        to_run = (model, rows, args.output)
+        if part:
+            made = embedding.embed_part(*to_run, part, options, progress.update)
+        else:
+            made = embedding.embed(*to_run, options, progress.update, runner)
+    result = made.to_dict()
+    if isinstance(made, embedding.Incomplete):
+        show(result, args.json, lambda r: _to_come(args.output, r))
+        return 0
     if main_process:
         show(result, args.json, lambda r: progress.summary(args.output, r))
         reading.note_skipped(result["skipped"], args)
         _warn(result, os.path.join(args.output, ERRORS))
     return 3 if result["errors"] else 0
+
+
+def _to_come(output: str, result: dict[str, Any]) -> str:
+    """What a part says that is not the last to finish."""
+    return (
+        f"{output}: part {result['part']} is done; {result['missing_shards']:,} of "
+        f"{result['shards']:,} shards are missing, of parts "
+        f"{', '.join(map(str, result['missing_parts']))}. The last to finish writes the manifest"
+    )
 
 
 def _warn(result: dict[str, Any], where: str) -> None:
@@ -155,6 +181,8 @@ class _EmbedProgress:
             self._rows, self._busy = self._rows + progress.rows, progress.busy
             self._errors += progress.errors
             shown = {"device busy": f"{progress.busy:.0%}"}
+            if progress.actors is not None:
+                shown["actors"] = str(progress.actors)
             if self._errors:
                 shown["unreadable"] = str(self._errors)
             self._bar.set_postfix(shown, refresh=False)

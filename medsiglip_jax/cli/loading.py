@@ -7,6 +7,9 @@ import sys
 from medsiglip_jax.cli import output
 from medsiglip_jax.cli.parser import add_flags
 
+# The flags that say which model it is.
+OF_MODELS = ("model", "dtype", "tokenizer", "matmul_precision", "attention")
+
 
 def add_model(
     sub: argparse.ArgumentParser,
@@ -41,7 +44,7 @@ def add_model(
                   workers=int)  # fmt: skip
 
 
-def load(args: argparse.Namespace, mesh=None, recorded: str | None = None):
+def load(args: argparse.Namespace, mesh=None, recorded: str | None = None, weights: bool = True):
     """The model that the flags of `add_model` ask for.
 
     Args:
@@ -49,13 +52,16 @@ def load(args: argparse.Namespace, mesh=None, recorded: str | None = None):
         mesh: the devices.
         recorded: the dtype of what this adds to, such as the earlier part of a run, or None;
             --dtype auto takes it.
+        weights: without them, `model.params` is empty.
     """
     from medsiglip_jax.model import api
 
     if args.dtype == "auto":
         args.dtype = recorded or "auto"
-    settings = ("dtype", "tokenizer", "matmul_precision", "attention")
-    model = api.load(args.model, mesh=mesh, **{name: getattr(args, name) for name in settings})
+    load = api.load if weights else api.without_weights
+    source, *settings = (getattr(args, name) for name in OF_MODELS)
+    named = dict(zip(OF_MODELS[1:], settings, strict=True))
+    model = load(source, mesh=mesh, **named)
     note_export(model)
     return model
 

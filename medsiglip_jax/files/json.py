@@ -22,8 +22,9 @@ def read(path: Place, problem: str = "not a JSON object", advice: str = "") -> d
         return parse(path.read_text(encoding="utf-8"))
 
 
-def write(path: Place, content: Any) -> None:
-    """Writes a JSON file, complete or not at all; one that exists is replaced."""
+def write(path: Place, content: Any, exclusive: bool = False) -> None:
+    """Writes a JSON file, complete or not at all; one that exists is replaced, or with `exclusive`
+    a FileExistsError."""
     text = dumps(content, indent=2)
-    with storage.new_file(path) as partial:
+    with storage.new_file(path, exclusive) as partial:
         partial.write_text(text + "\n", encoding="utf-8")

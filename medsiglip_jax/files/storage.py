@@ -27,13 +27,14 @@ UPLOAD_SECONDS = 10.0
 
 
 @contextlib.contextmanager
-def new_file(path: Place) -> Iterator[Path]:
+def new_file(path: Place, exclusive: bool = False) -> Iterator[Path]:
     """Yields a temporary local path, whose content appears at `path` in one step on success.
 
     On a disk the temporary file lies beside `path`, is synced and renamed; in a bucket it is
     uploaded at once. A file that exists is replaced, a link by the file itself. Of several writers
-    the last wins, whole. On any error the temporary file is removed, and what a killed writer left
-    by the next one.
+    the last wins, whole; with `exclusive` the first does, and the others get a FileExistsError, as
+    far as the file system can tell. On any error the temporary file is removed, and what a killed
+    writer left by the next one.
     """
     if isinstance(path, Path):
         check_writable(path)
@@ -44,14 +45,24 @@ def new_file(path: Place) -> Iterator[Path]:
             with writing(path):
                 yield partial
                 _sync(partial)
-                os.replace(partial, path)
+                _link(partial, path) if exclusive else os.replace(partial, path)
                 _sync(path.parent)
         finally:
             partial.unlink(missing_ok=True)
     else:
         with tempfile.TemporaryDirectory() as folder:
             yield (partial := Path(folder, path.name))
-            _upload(partial, path)
+            _upload(partial, path, exclusive)
+
+
+def _link(file: Path, path: Path) -> None:
+    """Gives a file another name, which must be new."""
+    try:
+        os.link(file, path)
+    except FileExistsError:
+        raise
+    except OSError:  # no hard links: exFAT, some network disks
+        os.replace(file, path)
 
 
 def remove(path: Place) -> None:
@@ -181,7 +192,11 @@ def _replace_remote_folder(path: UPath, folder: Path, marker: str) -> None:
 _BUCKETS = frozenset("gs gcs s3 s3a az abfs abfss adl hf oci memory".split())
 
 
-def _upload(file: Path, path: UPath) -> None:
+def _upload(file: Path, path: UPath, exclusive: bool = False) -> None:
+    if exclusive:
+        with contextlib.suppress(TypeError, ValueError, NotImplementedError):  # has no such mode
+            path.fs.pipe_file(path.path, file.read_bytes(), mode="create")
+            return
     if path.protocol in _BUCKETS:
         path.fs.put_file(str(file), path.path)
         return

@@ -10,10 +10,10 @@ uninterrupted one.
 # Arrow makes its compute functions when it is imported.
 # pyright: reportAttributeAccessIssue=false
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import pyarrow.compute as pc
@@ -26,14 +26,47 @@ from medsiglip_jax.inference import manifest as records
 from medsiglip_jax.inference.shard_work import (
     EmbedOptions,
     EmbedProgress,
+    Errors,
     Job,
     ShardWork,
     check_errors,
 )
+from medsiglip_jax.inference.share import Share
 from medsiglip_jax.model import api, processes
 from medsiglip_jax.model.config import PixelConfig
 from medsiglip_jax.preprocess import formats, sources
 from medsiglip_jax.preprocess.dicom.rules import Rules
+
+T = TypeVar("T")
+
+
+# Embeds those shards of a job that are to be done, given the errors of the others, and yields the
+# progress.
+Runner = Callable[[Job, Sequence[int], locks.Check, Errors], Generator[EmbedProgress]]
+
+
+@dataclass(frozen=True)
+class Incomplete:
+    """What is there after a part of a run, where other parts have not finished.
+
+    Attributes:
+        part: the one that is done.
+        shards: the number of shards of the run.
+        missing: the numbers of those that are not there yet.
+    """
+
+    part: Share
+    shards: int
+    missing: Sequence[int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it; `missing_parts` are the indices of the parts with such shards."""
+        return {
+            "part": str(self.part),
+            "shards": self.shards,
+            "missing_shards": len(self.missing),
+            "missing_parts": self.part.owners(self.missing),
+        }
 
 
 def embed(
@@ -42,6 +75,7 @@ def embed(
     output: places.Given,
     options: EmbedOptions = EmbedOptions(),
     on_progress: Callable[[EmbedProgress], Any] = lambda progress: None,
+    runner: Runner | None = None,
 ) -> records.Manifest:
     """Embeds rows into a folder; the same call again resumes the run, or returns its manifest.
 
@@ -54,6 +88,8 @@ def embed(
         output: a new folder, or that of the same run interrupted; local or remote (gs://).
         options: see `EmbedOptions`.
         on_progress: called after every batch.
+        runner: None embeds with `model` in this process; or `ray_runner.RayRunner`, for which
+            `model` needs no weights.
 
     Raises:
         FileExistsError: `output` holds something else, or another run is writing there.
@@ -62,43 +98,107 @@ def embed(
         OSError: a disk or a network fails; that is never taken for an unreadable input.
         KeyboardInterrupt: or whatever else ends it: what is embedded is kept.
     """
-    alone = jax.process_count() == 1
+    share = Share(jax.process_index(), jax.process_count())
+
+    def finish(job: Job, check: locks.Check) -> records.Manifest:
+        if share.index:
+            return run_folder.finished_manifest(job.folder)
+        if share.count > 1:
+            run_folder.wait_for(job.folder, {job.path(n).name for n in range(job.count)})
+        return _commit(job, check)
+
+    return _embed(model, rows, output, options, on_progress, share, runner, finish)
+
+
+def embed_part(
+    model: api.Model,
+    rows: Rows,
+    output: places.Given,
+    part: Share,
+    options: EmbedOptions = EmbedOptions(),
+    on_progress: Callable[[EmbedProgress], Any] = lambda progress: None,
+) -> records.Manifest | Incomplete:
+    """Embeds one part of a run, whose processes know nothing of each other: a Slurm array, or an
+    indexed job of Kubernetes. They may run at the same time or one after the other.
+
+    Each part embeds its shards, and the one that finishes last writes the manifest. A part that
+    failed is repeated; so is any part to see what is missing.
+
+    Args:
+        model, rows, output, options, on_progress: as for `embed`, and the same for each part.
+        part: which one this is.
+
+    Returns:
+        The manifest, if this part is the last to finish or all were finished before.
+
+    Raises:
+        FileExistsError: this part is running already; else as `embed`.
+        ValueError, OSError: as `embed`; `max_errors` counts those of this part, and in the last one
+            those of all.
+    """
+
+    def finish(job: Job, check: locks.Check) -> records.Manifest | Incomplete:
+        if missing := job.missing():
+            return Incomplete(part, job.count, missing)
+        return run_folder.once(job.folder, lambda check: _commit(job, check))
+
+    return _embed(model, rows, output, options, on_progress, part, None, finish)
+
+
+def _embed(
+    model: api.Model,
+    rows: Rows,
+    output: places.Given,
+    options: EmbedOptions,
+    on_progress: Callable[[EmbedProgress], Any],
+    share: Share,
+    runner: Runner | None,
+    finish: Callable[[Job, locks.Check], T],
+) -> records.Manifest | T:
+    """Embeds the shards of a share that are not there yet; what follows is `finish`."""
+    alone = share.count == 1
     naming = processes.run_on(lambda: pseudonyms.naming(options.identifiers, alone))
-    folder, run = places.at(output), _record(model, rows, options, naming)
+    folder, run = places.at(output), record(model, rows, options, naming)
     encode.check_towers(model, rows)
     _check_volumes(rows, options.dicom)
     with ExitStack() as stack:
-        hold = lambda: stack.enter_context(run_folder.hold(folder, run))  # noqa: E731
+        hold = lambda: stack.enter_context(run_folder.hold(folder, run, share.index))  # noqa: E731
         first = processes.run_on(hold, 0)  # process 0 says what the folder holds
         check = processes.run_on(lambda: first or hold())
         assert check is not None
         if (folder / records.MANIFEST).is_file():
-            on_progress(EmbedProgress(len(rows)))
+            on_progress(EmbedProgress(share.rows(len(rows), options.shard_size)))
             manifest = run_folder.finished_manifest(folder)
             decoders.check(manifest.versions, folder)
             return manifest
         with run_folder.report_failure(folder):
             job = Job(rows, folder, options, run, naming)
-            mine = Share(jax.process_index(), jax.process_count())
-            ShardWork(job, check).embed(model, mine.of(job.count), on_progress)
-            if mine.index == 0:
-                if mine.count > 1:
-                    wanted = {job.path(number).name for number in range(job.count)}
-                    run_folder.wait_for(folder, wanted)
-                return _commit(job, check)
-            return run_folder.finished_manifest(folder)
+            _embed_rest(job, model, share, runner, check, on_progress)
+            return finish(job, check)
 
 
-@dataclass(frozen=True)
-class Share:
-    """Which shards are those of one process of several: every `count`-th, from `index` on."""
-
-    index: int = 0
-    count: int = 1
-
-    def of(self, shards: int) -> range:
-        """The numbers among so many shards."""
-        return range(self.index, shards, self.count)
+def _embed_rest(
+    job: Job,
+    model: api.Model,
+    share: Share,
+    runner: Runner | None,
+    check: locks.Check,
+    on_progress: Callable[[EmbedProgress], Any],
+) -> None:
+    """Counts the shards that are there already, and has the others embedded."""
+    mine = share.of(job.count)
+    done = job.done().intersection(mine)
+    for number in done:
+        on_progress(EmbedProgress(len(job.shard(number))))
+    errors = [error for note in job.notes(done) for error in note.errors]
+    todo = [number for number in mine if number not in done]
+    if runner:
+        steps = runner(job, todo, check, errors)
+    else:
+        steps = ShardWork(job, model, check, errors).embed(todo)
+    with closing(steps):
+        for progress in steps:
+            on_progress(progress)
 
 
 def _check_volumes(rows: Rows, rules: Rules) -> None:
@@ -109,9 +209,10 @@ def _check_volumes(rows: Rows, rules: Rules) -> None:
             sources.check_rules(column[number].as_py(), rules)
 
 
-def _record(
+def record(
     model: api.Model, rows: Rows, options: EmbedOptions, naming: pseudonyms.Naming | None
 ) -> records.RunRecord:
+    """What identifies a run on this machine."""
     pixels = model.config.vision.pixels if model.config.vision else PixelConfig()
     known = options.abstention
     return records.RunRecord(

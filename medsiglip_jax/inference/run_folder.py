@@ -5,8 +5,8 @@ are there; the others wait for it, and all of them stop when one leaves a note t
 """
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import jax
@@ -20,8 +20,9 @@ _POLL_SECONDS = 1.0  # between two looks at what the other processes have writte
 
 
 @contextmanager
-def hold(folder: Place, run: RunRecord) -> Iterator[Check]:
-    """Holds the folder for this process of a run, and writes `run.json` if it is new.
+def hold(folder: Place, run: RunRecord, index: int = 0) -> Iterator[Check]:
+    """Holds the folder for one process of a run, the `index`-th, and writes `run.json` if it is
+    new.
 
     Yields:
         A function that raises FileExistsError if another run has taken over.
@@ -29,23 +30,47 @@ def hold(folder: Place, run: RunRecord) -> Iterator[Check]:
     Raises:
         FileExistsError: it holds another run or something else, or another process is writing.
     """
-    index = jax.process_index()
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder}: is a file; --output wants a folder")
     with lock(folder / (f".lock-{index}" if index else ".lock")) as check:
         _failure(folder, index).unlink(missing_ok=True)
-        if not (folder / RUN).is_file():
-            if visible(folder):
-                raise FileExistsError(
-                    f"{folder}: not empty, and not an embedding run; choose a new folder"
-                )
-            json_files.write(folder / RUN, run.to_dict())
-        elif differ := run.differences(_read_json(folder / RUN)):
-            raise FileExistsError(
-                f"{folder}: holds another run ({', '.join(differ)} differ); repeat that command "
-                "to finish it, or choose a new folder"
-            )
+        _write_or_compare(folder, run)
         yield check
+
+
+def _write_or_compare(folder: Place, run: RunRecord) -> None:
+    """Writes `run.json`; where another process was first, it is held against what that wrote."""
+    names = visible(folder)
+    if RUN not in names:
+        if names:
+            raise FileExistsError(
+                f"{folder}: not empty, and not an embedding run; choose a new folder"
+            )
+        with suppress(FileExistsError):
+            return json_files.write(folder / RUN, run.to_dict(), exclusive=True)
+    if differ := run.differences(read_run(folder)):
+        raise FileExistsError(
+            f"{folder}: holds another run ({', '.join(differ)} differ); repeat that command "
+            "to finish it, or choose a new folder"
+        )
+
+
+def read_run(folder: Place) -> dict[str, Any]:
+    """The content of `run.json`."""
+    return _read_json(folder / RUN)
+
+
+def once(folder: Place, commit: Callable[[Check], Manifest]) -> Manifest:
+    """Has one of several processes write the manifest, and returns it in all of them.
+
+    Where one ends before it has written it, another does.
+    """
+    while not (folder / MANIFEST).is_file():
+        with suppress(FileExistsError), lock(folder / ".lock-commit") as check:
+            if not (folder / MANIFEST).is_file():
+                return commit(check)
+        time.sleep(_POLL_SECONDS)
+    return finished_manifest(folder)
 
 
 def recorded_dtype(folder: Place) -> str | None:

@@ -4,14 +4,14 @@ A shard is the unit of commit, and comes out the same whoever embeds it. Which p
 decided above, in `embed`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from medsiglip_jax.data.rows import Rows
-from medsiglip_jax.files import locks, settings
+from medsiglip_jax.files import locks, places, settings
 from medsiglip_jax.files.places import Place
 from medsiglip_jax.inference import decoders, pseudonyms, shards, unfinished
 from medsiglip_jax.inference import manifest as records
@@ -21,6 +21,8 @@ from medsiglip_jax.model import api
 from medsiglip_jax.preprocess import image
 from medsiglip_jax.preprocess.dicom.rules import Rules
 
+# (source, reason) of unreadable inputs.
+Errors = Sequence[Sequence[str]]
 _MISSING_IN_ROW = 1000  # this many missing files one after the other mean that a disk is gone
 
 
@@ -71,11 +73,14 @@ class EmbedProgress:
         busy: share of the time since this run began in which the device was working; None for rows
             of an earlier run.
         errors: unreadable inputs among `rows`.
+        actors: how many are at work, with Ray. Where one is lost, `rows` and `errors` are negative:
+            what it had of its shard is to be done again.
     """
 
     rows: int
     busy: float | None = None
     errors: int = 0
+    actors: int | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,10 @@ class Job:
     run: records.RunRecord
     naming: pseudonyms.Naming | None
 
+    def __reduce__(self):
+        """Pickles the folder by its name: the connection of a bucket is of this process."""
+        return _unpickled, (self.rows, str(self.folder), self.options, self.run, self.naming)
+
     @property
     def count(self) -> int:
         """The number of shards."""
@@ -115,6 +124,10 @@ class Job:
         names = {p.name for p in self.folder.iterdir()}
         return {n for n in range(self.count) if self.path(n).name in names}
 
+    def missing(self) -> list[int]:
+        """The shards that are not there yet."""
+        return sorted(set(range(self.count)) - self.done())
+
     def notes(self, numbers: Iterable[int]) -> list[shards.Note]:
         """What came of shards that are there, in order; their rows were made with the decoders of
         this machine."""
@@ -126,55 +139,47 @@ class Job:
         return notes
 
 
+def _unpickled(rows: Rows, folder: str, *others: Any) -> Job:
+    return Job(rows, places.at(folder), *others)
+
+
 class ShardWork:
     """One process at work on shards of a run, of which it counts the unreadable inputs."""
 
-    def __init__(self, job: Job, check: locks.Check):
-        """`check` is called before anything is written."""
-        self.job, self.check = job, check
-        self.errors: list[Sequence[str]] = []
+    def __init__(self, job: Job, model: api.Model, check: locks.Check, errors: Errors = ()):
+        """`check` is called before anything is written; `errors` are known already."""
+        self.job, self.model, self.check, self.errors = job, model, check, list(errors)
         self.missing = 0  # missing files one after the other, up to now
         self.begun: dict[int, unfinished.UnfinishedShard] = {}
         naming, known = job.naming, job.options.abstention
         self.schema = shards.schema_of(job.run, job.rows.extra, naming, known)
 
-    def embed(
-        self,
-        model: api.Model,
-        numbers: Iterable[int],
-        on_progress: Callable[[EmbedProgress], Any],
-    ) -> None:
-        """Embeds these shards, and writes each as soon as it is complete; those that are there
-        already are only counted.
+    def embed(self, numbers: Sequence[int]) -> Generator[EmbedProgress]:
+        """Embeds these shards, and writes each as soon as it is complete.
+
+        Yields:
+            The progress, after every batch.
 
         Raises:
             ValueError: there are more unreadable inputs than `max_errors`.
             OSError: a disk or a network fails.
         """
-        job, options, numbers = self.job, self.job.options, list(numbers)
-        done = job.done().intersection(numbers)
-        for number in done:
-            on_progress(EmbedProgress(len(job.shard(number))))
-        for note in job.notes(done):
-            self.errors += note.errors
-        todo = [number for number in numbers if number not in done]
+        job, options = self.job, self.job.options
         engine = Engine(
-            model, options.preprocess, options.normalize, options.batch_size, options.dicom,
+            self.model, options.preprocess, options.normalize, options.batch_size, options.dicom,
             options.stored, options.max_errors is not None, options.workers,
         )  # fmt: skip
-        with closing(engine.run(self._batches(todo))) as results:
-            for number in todo:
+        with closing(engine.run(self._batches(numbers))) as results:
+            for number in numbers:
                 shard = self._begun(number)
                 if shard.rows:
-                    on_progress(EmbedProgress(shard.rows))
+                    yield EmbedProgress(shard.rows)
                 with shard.saved_on_failure():
                     self._count_errors(shard.errors)
                     while shard.rows < shard.size:
                         batch = next(results)
                         self._add(batch, shard)
-                        on_progress(
-                            EmbedProgress(len(batch.rows), engine.busy(), len(batch.errors))
-                        )
+                        yield EmbedProgress(len(batch.rows), engine.busy(), len(batch.errors))
                     self.check()
                     shards.write_parquet(job.path(number), shard.table())
                 shard.remove()
@@ -226,7 +231,7 @@ class ShardWork:
         check_errors(self.job, self.errors)
 
 
-def check_errors(job: Job, errors: Sequence[Sequence[str]]) -> None:
+def check_errors(job: Job, errors: Errors) -> None:
     """If there are more errors than the limit, writes them and raises ValueError."""
     limit = job.options.max_errors
     if limit is not None and len(errors) > limit:

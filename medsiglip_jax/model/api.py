@@ -343,6 +343,25 @@ def load(
         CheckpointError: the checkpoint is damaged or of another model; the message lists every
             problem, and nothing is loaded.
     """
+    model = without_weights(source, dtype, mesh, tokenizer, matmul_precision, attention, token)
+    assert model.checkpoint
+    shapes = towers.param_shapes(model.config, model.compute.dtype)
+    shardings = sharding.param_shardings(shapes, mesh, fsdp) if mesh else None
+    model.params = layouts.load_params(model.checkpoint, model.compute.dtype, shardings)
+    return model
+
+
+def without_weights(
+    source: str | os.PathLike,
+    dtype: str = "float32",
+    mesh: jax.sharding.Mesh | None = None,
+    tokenizer: str | os.PathLike | None = None,
+    matmul_precision: str | None = None,
+    attention: str | None = None,
+    token: str | None = None,
+) -> Model:
+    """What `load` gives, but with empty `params`: for who needs only the architecture, the
+    processor and what identifies the weights. The arguments are those of `load`."""
     dtype = _resolved(dtype, mesh)
     compute = compute_for(dtype, matmul_precision, attention, mesh)  # before anything is fetched
     opened = layouts.open_checkpoint(source, token)
@@ -351,13 +370,9 @@ def load(
     companions = opened.companions
     if tokenizer:
         companions = [path for path in companions if path.name not in tokenizer_files.NAMES]
-    tokenizer = tokenizer_path(tokenizer) or opened.tokenizer
-    shapes = towers.param_shapes(opened.config, dtype)
-    shardings = sharding.param_shardings(shapes, mesh, fsdp) if mesh else None
-    params = layouts.load_params(opened, dtype, shardings)
     return Model(
-        params, opened.config, tokenizer=tokenizer, compute=compute, mesh=mesh, checkpoint=opened,
-        companions=companions,
+        {}, opened.config, tokenizer=tokenizer_path(tokenizer) or opened.tokenizer, compute=compute,
+        mesh=mesh, checkpoint=opened, companions=companions,
     )  # fmt: skip
 
 

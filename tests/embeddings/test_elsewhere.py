@@ -354,7 +354,7 @@ HOSTILE = {
     "external.h5": (external_h5, "/v lies in another file"),
     "linked.h5": (linked_h5, "expected one list of vectors"),
     "many.h5": (many_h5, "more than 1,000 arrays"),
-    "noise.h5": (lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(2000)), "no vectors th"),
+    "noise.h5": (lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(2000)), "no vectors"),
     "ragged.parquet": (parquet_of(v=[[1.0], [1.0, 2.0]], id=["a", "b"]), "have 1 to 2 numbers"),
     "null.parquet": (parquet_of(v=[[1.0], None], id=["a", "b"]), "1 of 2 rows have no vector"),
     "texts.parquet": (parquet_of(id=["a", "b"]), "expected one list of vectors"),

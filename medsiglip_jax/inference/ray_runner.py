@@ -1,0 +1,376 @@
+"""Embeds the shards of a run with Ray actors, each of which holds the model.
+
+The driver hands out one shard at a time. An actor writes it to the output folder by the same code
+as a run without Ray, so that the files are the same. An actor may be lost at any time, with its
+machine or without: its shard goes to another one, and a new actor takes its place as soon as the
+cluster has room for it.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+import time
+import warnings
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from medsiglip_jax.data.rows import Rows
+from medsiglip_jax.files import locks
+from medsiglip_jax.inference import embed, run_folder
+from medsiglip_jax.inference.manifest import RUN
+from medsiglip_jax.inference.shard_work import EmbedProgress, Errors, Job, ShardWork, check_errors
+from medsiglip_jax.model.api import Model
+from medsiglip_jax.preprocess import names
+
+_POLL_SECONDS = 1.0  # between two looks at how large the cluster is
+_PATIENCE = 60.0  # seconds without any actor after which the user is told
+_GRACE = 20.0  # seconds for actors to end their batch when the run is stopped
+_TRIES = 10  # actors that may be lost over one shard, or one after the other before they start
+_PER_ACCELERATOR = 64  # rows of a batch, as for commands that know nothing of the memory
+_OBJECT_STORE = 128 << 20  # bytes, beside the rows; progress is all that it holds
+
+
+@dataclass(frozen=True)
+class RayRunner:
+    """Starts or joins a Ray cluster, and has its actors embed shards.
+
+    Attributes:
+        load: loads the model in an actor; it is pickled.
+        address: of a cluster, such as "auto" on one of its hosts, or None for one on this machine.
+            The hosts have to reach the model, the inputs and the output by the same names.
+        actors: the largest number; a cluster that scales by demand grows for them. None is as many
+            as the cluster has room for, which may change.
+        resources: what an actor reserves, by Ray's names: "CPU", "GPU", "TPU" or others. None is
+            one GPU and its share of the CPUs, or a whole host where there are none.
+        batch_size: rows per call of the encoder; None is 8, or 64 per accelerator of an actor.
+    """
+
+    load: Callable[[], Model]
+    address: str | None = None
+    actors: int | None = None
+    resources: Mapping[str, float] | None = None
+    batch_size: int | None = None
+
+    def __call__(
+        self, job: Job, numbers: Sequence[int], check: locks.Check, errors: Errors
+    ) -> Generator[EmbedProgress]:
+        """Embeds shards of a job; a `medsiglip_jax.inference.embed.Runner`."""
+        if not numbers:
+            return
+        with _connected(self.address, job.rows):
+            resources = self.resources or _default_resources()
+            _check_room(resources, self.address)
+            accelerators = int(resources.get("GPU", 0) + resources.get("TPU", 0))
+            size = self.batch_size or _PER_ACCELERATOR * accelerators or 8
+            job = replace(job, options=replace(job.options, batch_size=size))
+            with contextlib.closing(_Driver(self, job, resources, errors).run(numbers)) as steps:
+                for progress in steps:
+                    check()
+                    yield progress
+
+
+def import_ray() -> Any:
+    """The package, set not to report to its makers.
+
+    Raises:
+        ModuleNotFoundError: it is not installed.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # warns if it is not set
+    try:
+        import ray
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            "--runner ray needs Ray: pip install 'medsiglip-jax[ray]'"
+        ) from None
+    return ray
+
+
+@contextlib.contextmanager
+def _connected(address: str | None, rows: Rows) -> Iterator[None]:
+    """Joins a cluster, or starts one here for as long as the run takes; one that this process has
+    joined already is used as it is."""
+    ray = import_ray()
+    if ray.is_initialized():
+        yield
+        return
+    options: dict[str, Any] = {"address": address}
+    if address is None:
+        store = _OBJECT_STORE + 2 * rows.table.nbytes
+        options = {"include_dashboard": False, "object_store_memory": store}
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with warnings.catch_warnings():  # jax warns of forks; those of Ray start other programs
+            warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
+            ray.init(**options, log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"--address {address}: no Ray cluster answers there: {reason}") from None
+    if main:
+        signal.signal(signal.SIGTERM, before)  # Ray's own ends the process
+    try:
+        # A thread of Ray prints what has become of lost workers, at length.
+        with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
+            yield
+    finally:
+        ray.shutdown()
+
+
+def _hosts() -> list[dict[str, float]]:
+    """The resources of the hosts of the cluster."""
+    return [node["Resources"] for node in import_ray().nodes() if node["Alive"]]
+
+
+def _default_resources() -> dict[str, float]:
+    """One GPU with its share of the CPUs; else a whole host, of which the smallest decides."""
+    hosts = [host for host in _hosts() if host.get("CPU", 0) >= 1]
+    for name in ("GPU", "TPU"):
+        if having := [host for host in hosts if host.get(name, 0) >= 1]:
+            share = 1.0 if name == "GPU" else min(host[name] for host in having)
+            cpus = min(host["CPU"] * share // host[name] for host in having)
+            return {name: share, "CPU": max(1.0, cpus)}
+    return {"CPU": min((host["CPU"] for host in hosts), default=1.0)}
+
+
+def _room(resources: Mapping[str, float]) -> int:
+    """How many actors the cluster has room for, if nothing else runs there."""
+    asked = {name: number for name, number in resources.items() if number}
+    return sum(
+        int(min(host.get(name, 0) // number for name, number in asked.items())) for host in _hosts()
+    )
+
+
+def _check_room(resources: Mapping[str, float], address: str | None) -> None:
+    if not address and not _room(resources):
+        asked, there = (
+            ", ".join(f"{name}={number:g}" for name, number in some.items() if name in resources)
+            for some in (resources, *_hosts()[:1])
+        )
+        raise ValueError(f"--actor-resources {asked}: this machine has {there or 'none of them'}")
+
+
+# ------------------------------------------------------------------------------------ the actors
+
+
+class _Actor:
+    """Embeds shards in a process of its own, with a model of its own."""
+
+    def start(self, load: Callable[[], Model], job: list[Any], folder: str, probe: str) -> str:
+        """Loads the model, and makes sure that this host would embed just as the others do.
+
+        Args:
+            load: of `RayRunner`.
+            job: the reference of the `Job`.
+            folder: in which the command was started, where relative names begin.
+            probe: an input that the driver sees, or "".
+
+        Returns:
+            The name of the host.
+
+        Raises:
+            ValueError: it has other weights, decoders or files.
+        """
+        with contextlib.suppress(OSError):
+            os.chdir(folder)
+        host, model = socket.gethostname(), load()
+        (shared,) = import_ray().get(job)
+        if not (shared.folder / RUN).is_file():
+            raise ValueError(
+                f"{host} does not see {shared.folder / RUN}: --output has to be a folder that all "
+                "hosts reach by that name, on a network disk or gs://"
+            )
+        if probe and not os.path.exists(probe):
+            raise ValueError(f"{host} does not see {probe}: all hosts have to reach the inputs")
+        run = embed.record(model, shared.rows, shared.options, shared.naming)
+        if differ := run.differences(run_folder.read_run(shared.folder)):
+            raise ValueError(
+                f"{host} would make other embeddings than the run ({', '.join(differ)} differ); "
+                "install the same versions and give all hosts the same model"
+            )
+        self._work = ShardWork(shared, model, lambda: None)  # the driver holds the folder
+        return host
+
+    def embed(self, number: int) -> Generator[EmbedProgress]:
+        """Embeds a shard, or what it can until the driver cancels it."""
+        with contextlib.closing(self._work.embed([number])) as steps:
+            for progress in steps:
+                yield progress
+                if import_ray().get_runtime_context().is_canceled():
+                    return
+
+
+@dataclass
+class _Turn:
+    """An actor at work on a shard, and what it has done of it."""
+
+    actor: Any
+    host: str
+    number: int
+    rows: int = 0
+    errors: int = 0
+    busy: float = 0.0
+
+
+class _Driver:
+    """Hands out shards, and takes note of who has which."""
+
+    def __init__(self, runner: RayRunner, job: Job, resources: Mapping[str, float], errors: Errors):
+        self._ray = import_ray()
+        self._runner, self._job, self._resources = runner, job, resources
+        self._errors = list(errors)
+        self._todo: deque[int] = deque()
+        self._idle: list[tuple[Any, str]] = []
+        self._starting: dict[Any, Any] = {}  # what `start` returns -> the actor
+        self._working: dict[Any, _Turn] = {}  # what `embed` yields -> the turn
+        self._lost: Counter[int | None] = Counter()  # by shard; None is before it had one
+        self._shared, self._probe = self._ray.put(job), _probe(job.rows)
+        self._remote = self._ray.remote(_Actor).options(
+            num_cpus=resources.get("CPU", 0), num_gpus=resources.get("GPU", 0),
+            resources={n: x for n, x in resources.items() if n not in ("CPU", "GPU")},
+        )  # fmt: skip
+        self._waiting_since: float | None = time.monotonic()
+
+    def run(self, numbers: Sequence[int]) -> Generator[EmbedProgress]:
+        """Returns when all these shards are written."""
+        self._todo.extend(numbers)
+        try:
+            while self._todo or self._working:
+                self._hand_out()
+                self._start_actors()
+                self._tell_of_no_actors()
+                waited = [*self._starting, *self._working]
+                for ref in self._ray.wait(waited, timeout=_POLL_SECONDS)[0]:
+                    if ref in self._starting:
+                        self._started(ref)
+                    else:
+                        yield from self._step(ref)
+        finally:
+            self._stop()
+
+    def _hand_out(self) -> None:
+        while self._todo and self._idle:
+            (actor, host), number = self._idle.pop(), self._todo.popleft()
+            ref = actor.embed.options(num_returns="streaming").remote(number)
+            self._working[ref] = _Turn(actor, host, number)
+
+    def _start_actors(self) -> None:
+        """Asks for actors while there are shards for them."""
+        most = self._runner.actors or max(1, _room(self._resources))
+        wanted = min(most - len(self._working), len(self._todo))
+        while len(self._starting) < wanted:
+            actor = self._remote.remote()
+            shared = [self._shared]
+            ref = actor.start.remote(self._runner.load, shared, os.getcwd(), self._probe)
+            self._starting[ref] = actor
+
+    def _tell_of_no_actors(self) -> None:
+        """Warns once if nothing happens, since an actor that finds no room waits for ever."""
+        if self._working:
+            self._waiting_since = None
+        elif self._waiting_since and time.monotonic() > self._waiting_since + _PATIENCE:
+            asked = ", ".join(f"{name}={number:g}" for name, number in self._resources.items())
+            warnings.warn(
+                f"no actor has started yet: the model is loading, or the cluster has no host with "
+                f"{asked} to spare (--actor-resources)",
+                stacklevel=2,
+            )
+            self._waiting_since = None
+
+    def _started(self, ref: Any) -> None:
+        actor = self._starting.pop(ref)
+        try:
+            self._idle.append((actor, self._get(ref)))
+            self._lost[None] = 0
+        except self._ray.exceptions.RayError as error:
+            self._count_loss(None, "before it had loaded the model", error)
+
+    def _step(self, ref: Any) -> Generator[EmbedProgress]:
+        """Takes the next progress of an actor, or notes that it has finished or is lost."""
+        turn = self._working[ref]
+        try:
+            progress = self._get(next(ref))
+            turn.rows, turn.errors = turn.rows + progress.rows, turn.errors + progress.errors
+            turn.busy = progress.busy or 0.0
+            yield self._progress(progress)
+        except StopIteration:
+            del self._working[ref]
+            self._finished(turn)
+        except self._ray.exceptions.RayError as error:
+            del self._working[ref]
+            self._todo.appendleft(turn.number)
+            self._count_loss(turn.number, f"on {turn.host} with shard {turn.number}", error)
+            yield self._progress(EmbedProgress(-turn.rows, 0.0, -turn.errors))
+
+    def _progress(self, progress: EmbedProgress) -> EmbedProgress:
+        busy = [turn.busy for turn in self._working.values()]
+        if progress.busy is not None:
+            progress = replace(progress, busy=sum(busy) / max(1, len(busy)))
+        return replace(progress, actors=len(self._working) + len(self._idle))
+
+    def _get(self, ref: Any) -> Any:
+        """A result of an actor.
+
+        Raises:
+            RayError: the actor or its result is lost.
+            Exception: what the actor has raised.
+        """
+        try:
+            return self._ray.get(ref)
+        except self._ray.exceptions.RayTaskError as error:
+            raise error.cause from error
+
+    def _finished(self, turn: _Turn) -> None:
+        path = self._job.path(turn.number)
+        if not path.is_file():
+            raise ValueError(
+                f"{turn.host} has written {path}, which is not here: --output has to be a folder "
+                "that all hosts reach by that name, on a network disk or gs://"
+            )
+        self._idle.append((turn.actor, turn.host))
+        if self._job.options.max_errors is not None:
+            (note,) = self._job.notes([turn.number])
+            self._errors += note.errors
+            check_errors(self._job, self._errors)
+
+    def _count_loss(self, number: int | None, when: str, error: Exception) -> None:
+        """Warns of a lost actor.
+
+        Raises:
+            OSError: that has happened too often.
+        """
+        self._lost[number] += 1
+        reason = " ".join(str(error).split())
+        if self._lost[number] >= _TRIES:
+            raise OSError(
+                f"{self._lost[number]} actors were lost {when}: {reason}. Finished shards are "
+                "kept, and the same command resumes"
+            )
+        warnings.warn(f"an actor was lost {when}: {reason[:300]}", stacklevel=2)
+
+    def _stop(self) -> None:
+        """Ends actors that are at work, when the run is stopped, after the batch that they have."""
+        end = time.monotonic() + _GRACE
+        for ref in self._working:
+            self._ray.cancel(ref)
+        while self._working and (left := end - time.monotonic()) > 0:
+            for ref in self._ray.wait([*self._working], timeout=left)[0]:
+                try:
+                    next(ref)
+                except StopIteration:
+                    del self._working[ref]
+        actors = [turn.actor for turn in self._working.values()]
+        for actor in (*actors, *self._starting.values(), *(actor for actor, _ in self._idle)):
+            self._ray.kill(actor)
+
+
+def _probe(rows: Rows) -> str:
+    """The first local file among the inputs, as an absolute path, if it is there; or ""."""
+    for source in rows.images:
+        file = names.parse(source)[0]
+        return os.path.abspath(file) if os.path.exists(file) else ""
+    return ""
