@@ -339,7 +339,7 @@ def test_rows_that_cannot_be_kept_do_not_hide_why_the_run_ended(model, rows, tmp
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(storage, "new_file", full)
-    monkeypatch.setattr("medsiglip_jax.files.json.write", lambda *_: None)
+    monkeypatch.setattr("medsiglip_jax.files.json.write", lambda *_, **__: None)
     with pytest.warns(UserWarning, match="rows of an unfinished shard are lost: .*No space left"):
         stopped_after(model, rows, tmp_path / "out", EmbedOptions(batch_size=3), 9)
 
