@@ -39,7 +39,6 @@ from medsiglip_jax.preprocess.dicom.rules import Rules
 
 T = TypeVar("T")
 
-
 # Embeds those shards of a job that are to be done, given the errors of the others, and yields the
 # progress.
 Runner = Callable[[Job, Sequence[int], locks.Check, Errors], Generator[EmbedProgress]]
@@ -253,8 +252,8 @@ def _commit(job: Job, check: locks.Check) -> records.Manifest:
     embedded = sum(part.rows for part in parts)
     versions = decoders.together(job.run.versions, *(note.versions for note in notes))
     manifest = records.Manifest(
-        **{**vars(job.run), "versions": versions}, **sums, embedded=embedded, errors=len(errors),
-        skipped=job.rows.skipped, parts=parts,
+        **{**vars(job.run), "versions": versions}, **sums, embedded=embedded,
+        errors=len(errors), skipped=job.rows.skipped, parts=parts,
     )  # fmt: skip
     check()
     unfinished.remove_all(job.folder)

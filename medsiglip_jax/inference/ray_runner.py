@@ -47,6 +47,9 @@ class RayRunner:
         resources: what an actor reserves, by Ray's names: "CPU", "GPU", "TPU" or others. None is
             one GPU and its share of the CPUs, or a whole host where there are none.
         batch_size: rows per call of the encoder; None is 8, or 64 per accelerator of an actor.
+
+    An actor reads and decodes with as many threads as it has CPUs, unless `EmbedOptions.workers`
+    says otherwise.
     """
 
     load: Callable[[], Model]
@@ -66,7 +69,8 @@ class RayRunner:
             _check_room(resources, self.address)
             accelerators = int(resources.get("GPU", 0) + resources.get("TPU", 0))
             size = self.batch_size or _PER_ACCELERATOR * accelerators or 8
-            job = replace(job, options=replace(job.options, batch_size=size))
+            workers = job.options.workers or int(resources.get("CPU", 0)) or None
+            job = replace(job, options=replace(job.options, batch_size=size, workers=workers))
             with contextlib.closing(_Driver(self, job, resources, errors).run(numbers)) as steps:
                 for progress in steps:
                     check()
@@ -347,8 +351,8 @@ class _Driver:
         reason = " ".join(str(error).split())
         if self._lost[number] >= _TRIES:
             raise OSError(
-                f"{self._lost[number]} actors were lost {when}: {reason}. Finished shards are "
-                "kept, and the same command resumes"
+                f"{self._lost[number]} actors were lost {when}: {reason}. What is "
+                "embedded is kept, and the same command resumes"
             )
         warnings.warn(f"an actor was lost {when}: {reason[:300]}", stacklevel=2)
 

@@ -129,8 +129,8 @@ class Job:
         return sorted(set(range(self.count)) - self.done())
 
     def notes(self, numbers: Iterable[int]) -> list[shards.Note]:
-        """What came of shards that are there, in order; their rows were made with the decoders of
-        this machine."""
+        """What came of shards that are there, in order, if their rows were made with the decoders
+        of this machine."""
         paths = [self.path(number) for number in sorted(numbers)]
         with ThreadPoolExecutor(16) as pool:
             notes = list(pool.map(shards.read_note, paths))
@@ -151,8 +151,7 @@ class ShardWork:
         self.job, self.model, self.check, self.errors = job, model, check, list(errors)
         self.missing = 0  # missing files one after the other, up to now
         self.begun: dict[int, unfinished.UnfinishedShard] = {}
-        naming, known = job.naming, job.options.abstention
-        self.schema = shards.schema_of(job.run, job.rows.extra, naming, known)
+        self.schema = shards.schema_of(job.run, job.rows.extra, job.naming, job.options.abstention)
 
     def embed(self, numbers: Sequence[int]) -> Generator[EmbedProgress]:
         """Embeds these shards, and writes each as soon as it is complete.
@@ -184,16 +183,16 @@ class ShardWork:
                     shards.write_parquet(job.path(number), shard.table())
                 shard.remove()
 
-    def _batches(self, todo: Sequence[int]) -> Iterator[Rows]:
+    def _batches(self, numbers: Iterable[int]) -> Iterator[Rows]:
         """What is left of these shards; whole batches are kept of those that were begun."""
-        for number in todo:
+        for number in numbers:
             rest = self.job.shard(number)[self._begun(number).rows :]
             yield from rest.batches(self.job.options.batch_size)
 
     def _begun(self, number: int) -> unfinished.UnfinishedShard:
         """What is done of a shard; the engine asks for it ahead of the others."""
-        job = self.job
         if number not in self.begun:
+            job = self.job
             self.begun[number] = unfinished.UnfinishedShard(
                 job.folder, number, len(job.shard(number)), job.run, self.schema,
                 job.options.save_seconds, self.check,
@@ -203,8 +202,13 @@ class ShardWork:
     def _add(self, batch: Embedded, shard: unfinished.UnfinishedShard) -> None:
         """Adds a batch to its shard, unless there are now too many errors."""
         self._add_errors(batch)
-        table = shards.batch_table(batch, self.schema, self.job.naming, self.job.options.abstention)
+        job = self.job
+        table = shards.batch_table(batch, self.schema, job.naming, job.options.abstention)
         shard.add(len(batch.rows), table, shards.note_of(batch), batch.reasons[-1] is None)
+
+    def _count_errors(self, errors: Iterable[Sequence[str]]) -> None:
+        self.errors += errors
+        check_errors(self.job, self.errors)
 
     def _add_errors(self, batch: Embedded) -> None:
         """Counts the unreadable inputs of a batch, and ends the run when there are too many.
@@ -224,11 +228,6 @@ class ShardWork:
                 "gone? What is embedded is kept, and the same command resumes; if the files "
                 "really do not exist, set max_errors to their number"
             )
-
-    def _count_errors(self, errors: Iterable[Sequence[str]]) -> None:
-        """Adds errors, and ends the run when there are too many."""
-        self.errors += errors
-        check_errors(self.job, self.errors)
 
 
 def check_errors(job: Job, errors: Errors) -> None:
