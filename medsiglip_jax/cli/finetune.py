@@ -120,8 +120,8 @@ class _Training:
     """Progress with loss, images/s and time left, and lines that the user should see."""
 
     def __init__(self, quiet: bool):
-        self._quiet, self._bar, self._batch = quiet, None, 0
-        self._before: int | None = None
+        self._quiet, self._bar = quiet, None
+        self._batch = self._steps = self._before = 0
         self._clock = 0.0
 
     def close(self) -> None:
@@ -140,14 +140,13 @@ class _Training:
             f"{rows:,} examples, {held_out:,} held out; training {trained:,} of "
             f"{total:,} parameters; the first step compiles"
         )
-        self._batch = prepared.recipe.batch_size
-        self._bar = output.progress_bar("step", prepared.recipe.total_steps)
+        self._batch, self._steps = prepared.recipe.batch_size, prepared.recipe.total_steps
 
     def step(self, done: int, values: dict[str, float] | None) -> None:
-        if (bar := self._bar) is None:
+        if self._quiet:
             return
-        if self._before is None:  # the steps of an earlier run do not count for the speed
-            self._before = bar.initial = bar.n = bar.last_print_n = done
+        if (bar := self._bar) is None:  # the steps of an earlier run do not count for the speed
+            self._before, self._bar = done, output.progress_bar("step", self._steps, initial=done)
             return
         if done == self._before + 1:
             bar.unpause()  # else the time left would count the compilation for every step

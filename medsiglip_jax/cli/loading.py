@@ -38,10 +38,14 @@ def add_model(
         said = "inputs per batch; default 8"
         said += batch_on_accelerators and f", on accelerators {batch_on_accelerators}"
         size = int if batch_on_accelerators else 8
-        threads = "threads that read and decode images; default the cores of this process, or the "
-        threads += "CPU quota of its container"
-        add_flags(sub, {"--batch-size N": said, "--workers N": threads}, batch_size=size,
-                  workers=int)  # fmt: skip
+        add_flags(sub, {"--batch-size N": said}, batch_size=size)
+        add_workers(sub)
+
+
+def add_workers(sub: argparse.ArgumentParser) -> None:
+    """The flag --workers, which `cli.app` passes on to `files.threads`."""
+    said = "threads that read and decode images; default the cores of this process, or the CPU "
+    add_flags(sub, {"--workers N": f"{said}quota of its container"}, workers=int)
 
 
 def load(args: argparse.Namespace, mesh=None, recorded: str | None = None, weights: bool = True):

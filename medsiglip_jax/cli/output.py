@@ -121,14 +121,16 @@ def _unraisable(error: Any) -> None:
         sys.__unraisablehook__(error)
 
 
-def progress_bar(unit: str, total: int | float | None = None, delay: float = 0):
+def progress_bar(
+    unit: str, total: int | float | None = None, delay: float = 0, initial: int = 0
+) -> Any:
     """Progress on stderr: on a terminal a bar of tqdm, shown once the work has taken `delay`
-    seconds; else `_Lines`, which is used in the same way."""
+    seconds; else `_Lines`, which is used in the same way. `initial` units were done before."""
     if not sys.stderr.isatty():
-        return _Lines(unit, total)
+        return _Lines(unit, total, initial)
     from tqdm import tqdm
 
-    return tqdm(total=total, unit=unit, unit_scale=True, delay=delay)
+    return tqdm(total=total, unit=unit, unit_scale=True, delay=delay, initial=initial)
 
 
 _SECONDS_BETWEEN_LINES = 60.0
@@ -141,8 +143,8 @@ class _Lines:
     is known that there is more to do.
     """
 
-    def __init__(self, unit: str, total: int | float | None):
-        self.unit, self.total, self.n, self.initial = unit, total, 0, 0
+    def __init__(self, unit: str, total: int | float | None = None, initial: int = 0):
+        self.unit, self.total, self.n, self.initial = unit, total, initial, initial
         self._start, self._postfix = time.monotonic(), ""
         self._printed = 0
         self._closed = threading.Event()

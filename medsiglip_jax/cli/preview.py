@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from medsiglip_jax.cli import output, outputs, reading
+from medsiglip_jax.cli import loading, output, outputs, reading
 from medsiglip_jax.cli.parser import REQUIRED, Parser, add_flags
 
 _FLAGS = {
@@ -22,6 +22,7 @@ def define_flags(sub: Parser) -> None:
     add_flags(sub, _FLAGS, output=REQUIRED, size=448, limit=100, seed=int, image_column="image")
     reading.add_preprocess(sub, "big_vision")
     reading.add_parts(sub)
+    loading.add_workers(sub)
     outputs.add_overwrite(sub, output=outputs.is_picture)
 
 

@@ -64,9 +64,7 @@ def test_of_work_without_an_end_a_line_comes_only_when_there_is_news(often, caps
 
 
 def test_rows_of_an_earlier_run_do_not_count_for_the_rate():
-    lines = output._Lines("input", 100)
-    lines.initial = 50
-    lines.update(50)
+    lines = output._Lines("input", 100, 50)
     lines.update(10)
     assert lines.line(20.0) == "60 of 100 inputs in 0:00:20, 0.5/s, 0:01:20 left"
     lines.close()

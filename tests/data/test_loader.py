@@ -12,6 +12,9 @@ from medsiglip_jax.data import loader
 from medsiglip_jax.data.examples import Examples
 from medsiglip_jax.data.loader import Input
 from medsiglip_jax.data.order import Order
+from medsiglip_jax.files import limits
+from medsiglip_jax.files.threads import Stalled
+from medsiglip_jax.preprocess import bytes as content
 from medsiglip_jax.preprocess.augment import Augment, recolour, window
 from medsiglip_jax.preprocess.codec import load_image, pil_codec
 from medsiglip_jax.preprocess.decode import decode
@@ -170,6 +173,21 @@ def test_threads_end_when_the_consumer_stops(images):
     assert threading.active_count() > before
     stream.close()
     assert threading.active_count() == before
+
+
+def test_a_dead_mount_ends_the_stream_and_names_the_image(images, monkeypatch):
+    release, real = threading.Event(), content._read
+
+    def hang(file, span):
+        if file == images[2]:
+            release.wait()
+        return real(file, span)
+
+    monkeypatch.setattr(content, "_read", hang)
+    monkeypatch.setattr(limits, "_limits", limits.parse(None, None, None, 0.2))
+    with pytest.raises(Stalled, match=f"^{images[2]}: not read within"):
+        list(loader.epoch_batches(make(images), 2, workers=1))
+    release.set()
 
 
 @pytest.mark.parametrize(
