@@ -21,7 +21,7 @@ import medsiglip_jax
 from medsiglip_jax import cli
 from medsiglip_jax.data import inputs
 from medsiglip_jax.data.expansion import Parts
-from medsiglip_jax.files import limits, storage, threads
+from medsiglip_jax.files import limits, locks, places, storage, threads
 from medsiglip_jax.inference import shard_work, shards, unfinished
 from medsiglip_jax.inference.abstain import Abstention, Gaussian
 from medsiglip_jax.inference.embed import EmbedOptions, embed
@@ -93,7 +93,6 @@ def assert_same_bytes(one, two):
 
 
 OPTIONS = {
-    "plain": EmbedOptions(batch_size=3),
     "all columns": EmbedOptions(batch_size=3, stored="float16", identifiers="kept"),
     "several shards": EmbedOptions(batch_size=3, shard_size=7, normalize=False),
 }
@@ -132,32 +131,35 @@ def test_distances_and_reasons_are_kept(model, rows, tmp_path):
     assert_same_bytes(tmp_path / "out", tmp_path / "whole")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_keeps_the_rows_and_the_command_resumes(
-    checkpoint, files, tmp_path, monkeypatch, capsys, number
+    checkpoint, files, tmp_path, monkeypatch, capsys
 ):
-    """With --distributed as well, where jax.distributed has a handler of its own: not tried."""
-    counted, add = [], shard_work.ShardWork._add
+    """By the handlers of the command line, in the middle of the only shard."""
+    counted, add, signals = [], shard_work.ShardWork._add, []
 
     def count(self, batch, shard):
         add(self, batch, shard)
         counted.append(len(batch.rows))
-        if sum(counted) == 9 and "stopped" in str(self.job.folder):
-            os.kill(os.getpid(), number)
+        if sum(counted) == 9 and signals:
+            os.kill(os.getpid(), signals.pop())
+
+    def run(out):
+        counted[:] = []
+        command = ["embed", "--model", str(checkpoint), "--batch-size", "3", "--workers", "2"]
+        code = cli.main([*command, str(files), "--output", str(out)])
+        return code, sum(counted)
 
     monkeypatch.setattr(shard_work.ShardWork, "_add", count)
-    command = ["embed", "--model", str(checkpoint), "--batch-size", "3", str(files), "--output"]
-    assert cli.main([*command, str(tmp_path / "whole")]) == 3
-    total = sum(counted)
-    counted[:] = []
-    assert cli.main([*command, str(tmp_path / "stopped")]) == 128 + number
-    assert f"{signal.Signals(number).name}: stopped" in capsys.readouterr().err
-    assert (tmp_path / "stopped" / NAME).is_file() and not list(tmp_path.glob("stopped/part*"))
-    os.rename(tmp_path / "stopped", tmp_path / "out")
-    counted[:] = []
-    assert cli.main([*command, str(tmp_path / "out")]) == 3
-    assert sum(counted) == total - 9
-    assert_same_bytes(tmp_path / "out", tmp_path / "whole")
+    code, total = run(tmp_path / "whole")
+    assert code == 3
+    for number in (signal.SIGINT, signal.SIGTERM):
+        out = tmp_path / number.name
+        signals.append(number)
+        assert run(out) == (128 + number, 9)
+        assert f"{number.name}: stopped" in capsys.readouterr().err
+        assert sorted(os.listdir(out)) == [RUN, NAME]
+        assert run(out) == (3, total - 9)
+        assert_same_bytes(out, tmp_path / "whole")
 
 
 def copied_after(model, rows, out, options, count, copy):
@@ -238,10 +240,9 @@ def test_another_batch_size_may_resume(model, rows, tmp_path):
         assert one == two
 
 
-def test_a_bucket_keeps_them_as_well(model, rows, tmp_path, bucket):
-    from medsiglip_jax.files import places
-
-    options, out = EmbedOptions(batch_size=3), places.at(f"{bucket}/out")
+def test_a_bucket_keeps_them_as_well(model, rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "HEARTBEAT", 0.1)
+    options, out = EmbedOptions(batch_size=3), places.at("memory://unfinished/out")
     embed(model, rows, tmp_path / "whole", options)
     stopped_after(model, rows, out, options, 9)
     assert finished(model, rows, out, options) == (len(rows) - 9, 9)
