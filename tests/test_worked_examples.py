@@ -35,7 +35,7 @@ NEEDS = {
 
 
 def numbers(pattern, out):
-    return [float(number) for number in re.findall(pattern, out)]
+    return [float(number) for number in re.findall(pattern, out, re.MULTILINE)]
 
 
 def shows_quick_start(out):
