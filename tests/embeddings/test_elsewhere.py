@@ -23,6 +23,7 @@ from medsiglip_jax.embeddings.search import search
 from medsiglip_jax.evaluate import image_embeddings
 from medsiglip_jax.evaluate.data.dataset import Dataset
 from medsiglip_jax.files import limits
+from medsiglip_jax.trust.monitor import images as monitored
 
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -194,7 +195,7 @@ def called(capsys, *argv):
 
 
 def test_the_commands_take_them(capsys, tmp_path):
-    """probe fit and predict, search, and monitor: as from a folder of embed."""
+    """probe fit and predict, search, and what monitor reads: as from a folder of embed."""
     x, labels = draw(200)
     ids = [f"{i}.png" for i in range(200)]
     write_labelled_run(tmp_path / "run", ids, x, normalized=False)
@@ -220,17 +221,8 @@ def test_the_commands_take_them(capsys, tmp_path):
     assert sorted(pair["score"] for pair in of_run) == sorted(pair["score"] for pair in of_file)
     code, _, err = called(capsys, "search", "--embeddings", tmp_path / "v.h5", "--build-index")
     assert code == 2 and "only what embed wrote has an index" in err
-    reference = tmp_path / "r.npz"
-    fit = ["--embeddings", tmp_path / "v.h5", "--output", reference]
-    code, _, err = called(capsys, "monitor", "fit", *fit)
-    assert code == 0, err
-    save_npz(tmp_path / "new.npz", [f"new {i}" for i in range(60)], draw(60, seed=3)[0])
-    check = ["--reference", reference, "--embeddings", tmp_path / "new.npz"]
-    code, _, err = called(capsys, "monitor", "check", *check, "--output", tmp_path / "report")
-    assert code in (0, 4), err
-    code, _, err = called(capsys, "monitor", "check", "--reference", reference, "--embeddings",
-                          tmp_path / "v.h5", "--output", tmp_path / "again")  # fmt: skip
-    assert code == 2 and "the reference was made of these embeddings" in err
+    watched = monitored.read(monitored.open_run(tmp_path / "v.h5"), monitored.Given())
+    np.testing.assert_array_equal(watched.vectors, x)
 
 
 def test_a_probe_of_them_takes_no_images(capsys, tmp_path, checkpoint, pictures):
