@@ -31,7 +31,8 @@ def define_flags(sub: Parser) -> None:
     flags = {
         "inputs INPUT...": f"files ({', '.join(format.name for format in FORMATS)}), folders "
         "(searched recursively) and globs; .txt with one text per line; tables (.csv .tsv .jsonl "
-        ".parquet); .tar (WebDataset) and .tfrecord shards; local or gs://",
+        ".parquet); .tar (WebDataset) and .tfrecord shards; local or gs://; studies, series and "
+        "instances of DICOMweb, https://HOST/…/studies/UID",
         "--output DIR": "new folder for the result",
         "--shard-size N": "rows per Parquet file, default %(default)s",
         "--raw": "do not divide by the L2 norm",

@@ -24,7 +24,8 @@ _FILES = {
     "a resized copy: largest (most pixels), or a folder below --data; default: stop and list them",
     "--allow-leaks": "go on with training, validation and test parts that share patients, images "
     "or copies of images, which the report then says; default: stop and list them",
-    "--embeddings E": "output folder of embed, for these images and this checkpoint",
+    "--embeddings E": "output folder of embed, or vectors of another program as for search, for "
+    "these images and this checkpoint",
     "--export": "also write every table as .csv and .tex and every figure as .svg (and .png with "
     "the extra figures) to DIR/export",
 }

@@ -15,10 +15,14 @@ from medsiglip_jax.files.limits import Limits
 # Values of `add_flags`.
 REQUIRED = {"required": True}
 REPEATED = {"action": "append"}
-# The help of --uncertain and --label-separator.
+# The help of --uncertain, of --embeddings and of --label-separator.
 UNCERTAIN = (
     "what the label -1 (uncertain) means: ignore (default), positive or negative; or by finding, "
     "such as Edema=positive,Fracture=negative"
+)
+VECTORS = (
+    "folder that embed wrote; or vectors of another program: .npz, .npy, .h5, .parquet, .csv or "
+    "JSON lines, such as a batch prediction of Vertex AI"
 )
 SEPARATOR = (
     "what stands between the classes in a cell of --label, such as | in Edema|Effusion; none if "

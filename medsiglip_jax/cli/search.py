@@ -7,7 +7,7 @@ from typing import Any
 from medsiglip_jax.cli import outputs
 from medsiglip_jax.cli.loading import add_model, load
 from medsiglip_jax.cli.output import note, progress_bar, show
-from medsiglip_jax.cli.parser import REPEATED, REQUIRED, Parser, add_flags, refuse_unused
+from medsiglip_jax.cli.parser import REPEATED, REQUIRED, VECTORS, Parser, add_flags, refuse_unused
 from medsiglip_jax.cli.reading import QUERIES, add_queries, note_skipped, queries
 
 # Flags without effect on each kind of search.
@@ -22,7 +22,7 @@ _UNUSED = {
 
 
 _FLAGS = {
-    "--embeddings DIR": "folder that embed wrote",
+    "--embeddings DIR": VECTORS,
     "--text Q": "repeat for each text",
     "--image F": "repeat for each image file",
     "--top-k K": "number of hits, default 10",

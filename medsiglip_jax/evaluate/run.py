@@ -302,10 +302,11 @@ class EvaluationRun:
             wanted = provenance.of_model(self.encoder, options.preprocess, raw, options.dicom)
             wanted.check(provenance.of_run(embedded.manifest), folder)
         if embedded.lost and not self.options.allow_missing:
+            listed = folder / ERRORS
+            where = f"; {listed} lists those that could not be read" if listed.is_file() else ""
             raise ValueError(
                 f"{embedded.lost:,} of {len(dataset):,} {f'{name} ' if name else ''}images have no "
-                f"embedding; {folder / ERRORS} lists those that could not be read. --allow-missing "
-                "goes on without them"
+                f"embedding{where}. --allow-missing goes on without them"
             )
         return embedded
 
