@@ -132,6 +132,8 @@ def draw(
 ) -> Image.Image:
     """A picture of the scores over the slide, with a legend.
 
+    A colour is the same score in every picture: the scale goes from 0 to 1.
+
     Args:
         thumbnail: of the slide.
         scale: pixels of level 0 per pixel of the thumbnail.
@@ -140,13 +142,12 @@ def draw(
         texts: the first is the one that was scored.
     """
     score = table["score"].to_numpy()
-    low, high = float(score.min()), float(score.max())
     field = _field(thumbnail.shape[:2], scale, table, side)
-    colours = viridis((field - low) / ((high - low) or 1.0))
+    colours = viridis(field)
     grey = np.asarray(Image.fromarray(thumbnail).convert("L"), np.float32)[..., None]
     opacity = np.where(np.isnan(field), 0, _OPACITY)[..., None]
     blended = np.rint(grey + opacity * (colours - grey)).astype(np.uint8)
-    return _page(Image.fromarray(blended), low, high, texts)
+    return _page(Image.fromarray(blended), float(score.min()), float(score.max()), texts)
 
 
 def _field(shape: tuple[int, int], scale: float, table: pa.Table, side: np.ndarray) -> np.ndarray:
@@ -160,13 +161,13 @@ def _field(shape: tuple[int, int], scale: float, table: pa.Table, side: np.ndarr
 
 
 def _page(picture: Image.Image, low: float, high: float, texts: Sequence[str]) -> Image.Image:
-    """The picture, and the legend below it."""
+    """The picture, and the legend below it, with the lowest and the highest score."""
     width = max(picture.width, _LEAST)
     against = f"softmax against: {', '.join(texts[1:])}" if len(texts) > 1 else "sigmoid"
     lines = [(line, _INK) for line in textwrap.wrap(texts[0], width // 8)]
     lines += [(line, _GREY) for line in textwrap.wrap(against, width // 8)]
     top = picture.height + 2 * _MARGIN
-    height = top + _LEADING * (len(lines) + 2) + _BAR + _MARGIN
+    height = top + _LEADING * (len(lines) + 3) + _BAR + _MARGIN
     page = Image.new("RGB", (width + 2 * _MARGIN, height), "white")
     page.paste(picture, (_MARGIN, _MARGIN))
     pen, font = ImageDraw.Draw(page), ImageFont.load_default(14)
@@ -177,7 +178,9 @@ def _page(picture: Image.Image, low: float, high: float, texts: Sequence[str]) -
     bar = np.rint(_GLASS + _OPACITY * (bar - _GLASS)).astype(np.uint8)
     page.paste(Image.fromarray(bar), (_MARGIN, top + 4))
     top += _BAR + 6
-    pen.text((_MARGIN, top), f"{low:.3g}", _INK, font)
-    pen.text((_MARGIN + _LEGEND, top), f"{high:.3g}", _INK, font, anchor="ra")
-    pen.text((_MARGIN, top + _LEADING), "Not a medical device.", _GREY, font)
+    for share, anchor in ((0, "la"), (0.5, "ma"), (1, "ra")):
+        pen.text((_MARGIN + share * _LEGEND, top), f"{share:g}", _INK, font, anchor=anchor)
+    scores = f"scores of the tiles here: {low:.3g} to {high:.3g}"
+    pen.text((_MARGIN, top + _LEADING), scores, _GREY, font)
+    pen.text((_MARGIN, top + 2 * _LEADING), "Not a medical device.", _GREY, font)
     return page

@@ -3,6 +3,7 @@
 Figures are at most 460 pixels wide, so that text is readable on a phone, and are never scaled up.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -49,7 +50,8 @@ class Axis:
     """What an axis shows.
 
     Attributes:
-        label: below the x axis, above the y axis.
+        label: below the x axis, above the y axis; it says, too, where values are logarithmic, or
+            begin above 0.
         limits: its ends; None is the range of the data, for y with a margin.
         log: logarithmic; values up to 0 are left out.
     """
@@ -262,12 +264,31 @@ def _frame(across: _Scale, down: _Scale, x: Axis, y: Axis) -> str:
     axis = f'<path d="M{left} {bottom}H{right}{stubs}" fill="none" stroke="{GREY}"/>'
     parts = [_path(grid, RULE), axis]
     parts += [_text(left - 6, at + 4, name, "end") for at, name in rungs]
-    parts += [_text(at, bottom + 16, name, "middle") for at, name in marks]
+    parts += [_text(at, bottom + 16, name, "middle") for at, name in _apart(marks)]
     if y.label:
-        parts.append(_text(left, top - 8, y.label))
+        parts.append(_text(left, top - 8, _labelled(y.label, down)))
     if x.label:
-        parts.append(_text(right, bottom + 16 + _LINE, x.label, "end"))
+        log = across.log  # an x axis that begins elsewhere misleads nobody
+        label = _labelled(x.label, across) if log else x.label
+        parts.append(_text(right, bottom + 16 + _LINE, label, "end"))
     return "".join(parts)
+
+
+def _labelled(label: str, scale: _Scale) -> str:
+    """What an axis shows, and how, where that is not in proportion."""
+    if scale.log:
+        return f"{label} (log scale)"
+    return f"{label} (axis cut)" if scale.low > 0 else label
+
+
+def _apart(marks: Sequence[tuple[float, str]]) -> Sequence[tuple[float, str]]:
+    """As many names of ticks, side by side, as have room."""
+    for every in range(1, len(marks)):
+        kept = marks[::every]
+        pairs = itertools.pairwise(kept)
+        if all(b - a >= (_wide(m) + _wide(n)) / 2 + 4 for (a, m), (b, n) in pairs):
+            return kept
+    return marks[:1]
 
 
 def _names(values: Sequence[float], log: bool) -> list[str]:
@@ -276,7 +297,15 @@ def _names(values: Sequence[float], log: bool) -> list[str]:
         decimals = max(0, -math.floor(math.log10(values[1] - values[0]) + 1e-9))
         if decimals <= 4:
             return [f"{v:,.{decimals}f}" for v in values]
+        if max(map(abs, values)) < 1e-3:
+            return [_scientific(v) for v in values]
     return [_tidy(v) for v in values]
+
+
+def _scientific(value: Real) -> str:
+    """2e-5, 1e-4."""
+    digits, _, power = f"{value:.3e}".partition("e")
+    return f"{digits.rstrip('0').rstrip('.')}e{int(power)}" if value else "0"
 
 
 def _tidy(value: Real) -> str:
@@ -318,8 +347,8 @@ def forest(title: str, estimates: Sequence[Estimate], x: Axis, mark: str = "") -
     grid = "".join(f"M{at:.1f} {top}V{bottom}" for at, _ in marks)
     parts = [_title(title, _FOREST), legend, _path(grid, RULE)]
     parts.append(_path(f"M{left:.1f} {bottom}H{across.end}", GREY))
-    parts.append(_text(across.end, bottom + 16 + _LINE, x.label, "end"))
-    parts += [_text(at, bottom + 16, name, "middle") for at, name in marks]
+    parts.append(_text(across.end, bottom + 16 + _LINE, _labelled(x.label, across), "end"))
+    parts += [_text(at, bottom + 16, name, "middle") for at, name in _apart(marks)]
     if x.limits is not None:
         parts.append(_path(f"M{across(x.limits[0]):.1f} {top}V{bottom}", GREY, extra=_dash("3 3")))
     first = next((i for i, e in enumerate(estimates) if e.summary), 0)
@@ -358,12 +387,13 @@ def _estimate(e: Estimate, y: Real, left: Real, across: _Scale) -> str:
 
 
 _CELL, _MOST_CELLS, _NUMBERED = 46, 460, 12
+_DEEPEST = 0.5  # opacity of a cell; numbers are readable over it by day and by night
 
 
 def matrix(title: str, names: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
     """A figure of a confusion matrix, or "" of no classes: rows are labels, columns are called.
 
-    A cell is as dark as its share of its row. Of more than twelve classes counts are tooltips.
+    A cell is as deep as its share of its row. Of more than twelve classes counts are tooltips.
     """
     if not names:
         return ""
@@ -394,14 +424,13 @@ def matrix(title: str, names: Sequence[str], counts: Sequence[Sequence[int]]) ->
 def _cell(at: tuple[Real, Real], size: Real, share: float, number: str, hint: str) -> str:
     x, y = at
     box = f'x="{x:.1f}" y="{y:.1f}" width="{size}" height="{size}"'
-    colour = "#ffffff" if share > 0.5 else INK
     letters = (
         f'<text x="{x + size / 2:.1f}" y="{y + size / 2 + 4:.1f}" text-anchor="middle" '
-        f'fill="{colour}">{number}</text>'
+        f'fill="{INK}">{number}</text>'
     )
     return (
         f'<g><title>{escape(hint)}</title><rect {box} fill="{COLOURS[0]}" '
-        f'fill-opacity="{share:.3f}" stroke="{RULE}"/>{letters if number else ""}</g>'
+        f'fill-opacity="{_DEEPEST * share:.3f}" stroke="{RULE}"/>{letters if number else ""}</g>'
     )
 
 

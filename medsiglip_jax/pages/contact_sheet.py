@@ -13,7 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from medsiglip_jax.files import places, storage
 from medsiglip_jax.files.credentials import without
-from medsiglip_jax.pages.html import GREY, INK, PAPER, RULE, escape, page, paragraph, themed
+from medsiglip_jax.pages.html import FAINT, INK, PAPER, RULE, escape, page, paragraph, themed
 from medsiglip_jax.preprocess import sources
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.facts import MAX_PIXELS, UnreadableImage
@@ -143,7 +143,7 @@ def _style(side: int) -> str:
     return f"""body{{margin:24px;padding:0}}section{{display:flex;gap:16px;padding:16px 0;
 border-top:1px solid {themed(RULE)}}}div{{display:flex;flex-wrap:wrap;gap:12px}}figure{{margin:0;
 width:{side}px;flex:none;font-size:14px}}img,figure>p{{width:{side}px;height:{side}px;margin:0;
-object-fit:contain;background:{themed(PAPER)}}}figure>p{{display:flex;align-items:center;color:{themed(GREY)};
+object-fit:contain;background:{themed(PAPER)}}}figure>p{{display:flex;align-items:center;color:{themed(FAINT)};
 justify-content:center;overflow-wrap:anywhere;overflow:hidden}}
 figcaption{{overflow-wrap:anywhere}}b,span{{display:block}}"""
 
@@ -217,12 +217,12 @@ def _put(canvas: Image.Image, corner: tuple[int, int], cell: SheetCell, sheet: S
         canvas.paste(cell.content, (x + (width - size[0]) // 2, y + (width - size[1]) // 2))
     else:
         text = _wrapped(cell.content or cell.label, width - 12, font)[: width // LEADING]
-        pen.multiline_text((x + 6, y + 6), "\n".join(text), GREY, font)
+        pen.multiline_text((x + 6, y + 6), "\n".join(text), FAINT, font)
     lines = [_end(cell.label, width, font)] if cell.label else []
     lines += [line for note in cell.notes for line in _wrapped(note, width, font)]
     pen.text((x, y + width + 2), _end(cell.bold, width, font), INK, font)
     for n, line in enumerate(lines[: sheet.label // LEADING - 1], start=1):
-        pen.text((x, y + width + 2 + n * LEADING), line, GREY, font)
+        pen.text((x, y + width + 2 + n * LEADING), line, FAINT, font)
 
 
 def _wrapped(text: str, width: int, font: Any) -> list[str]:

@@ -11,9 +11,11 @@ from html import escape
 
 __all__ = ["escape", "page", "paragraph", "table", "themed", "unthemed"]
 
-INK, FAINT, GREY = "#1f2933", "#52606d", "#7b8794"  # letters, smaller letters, axes
+# Letters, smaller letters, and lines of axes, which are too faint for letters.
+INK, FAINT, GREY = "#1f2933", "#52606d", "#7b8794"
 RULE, PAPER = "#e4e7eb", "#eef1f4"  # lines of grids and tables, what stands behind pictures
 LINK = "#0072b2"
+GROUND, DARK_GROUND = "#ffffff", "#12181f"  # what everything stands on, by day and by night
 _DARK = {INK: "#e4e7eb", FAINT: "#9aa5b1", GREY: "#7b8794", RULE: "#323f4b", PAPER: "#1f2933",
          LINK: "#56b4e9"}  # fmt: skip
 
@@ -30,7 +32,7 @@ def unthemed(svg: str) -> str:
 
 _NIGHT = "".join(f"--c{light[1:]}:{dark};" for light, dark in _DARK.items())
 _STYLE = f""":root{{color-scheme:light dark}}
-@media (prefers-color-scheme:dark){{:root{{{_NIGHT}background:#12181f}}}}
+@media (prefers-color-scheme:dark){{:root{{{_NIGHT}background:{DARK_GROUND}}}}}
 body{{font:15px/1.5 system-ui,sans-serif;color:{themed(INK)};margin:32px auto;padding:0 16px}}
 h1{{font-size:24px}}h2{{font-size:18px;margin-top:32px}}table{{border-collapse:collapse;
 margin:12px 0;font-size:14px}}td,th{{padding:3px 14px 3px 0;text-align:left;vertical-align:top}}

@@ -297,7 +297,7 @@ def classify(model: api.Model, scans: UInt8[np.ndarray, "n 8 8"]) -> Float32[np.
 
 
 CELL, PITCH, MARGIN = 96, 108, 28  # pixels: an image, from column to column, around the page
-INK, GREY, LIGHT, RED = "#1f2933", "#7b8794", "#cbd2d9", "#c81e1e"
+INK, GREY, LIGHT, RED = "#1f2933", "#52606d", "#cbd2d9", "#c81e1e"
 
 
 def draw(held_out: Digits, scores: Float32[np.ndarray, "n 10"], rows: int = 4) -> Image.Image:

@@ -96,7 +96,9 @@ def _plot(title: str, keys: Sequence[str], lines: Sequence[Values]) -> str:
         if len(points) > 1
     ]
     last = max((x for s in series for x, _ in s.points), default=0)
-    return charts.lines(title, series, charts.Axis("step", (0.0, float(last))))
+    # What is a share of 1 says where its axis is cut; the title names the others.
+    y = charts.Axis("share" if "val_auc" in keys else "")
+    return charts.lines(title, series, charts.Axis("step", (0.0, float(last))), y)
 
 
 def _number(value: Any) -> bool:

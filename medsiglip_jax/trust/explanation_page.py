@@ -20,13 +20,17 @@ section{{border-top:1px solid {html.themed(html.RULE)};padding:4px 0 20px}}
 .row>*{{margin:0;flex:0 1 400px;min-width:0}}.row img{{display:block;width:100%;
 max-width:400px;background:{html.themed(html.PAPER)}}}.bar{{height:14px;margin-top:8px}}
 figcaption{{font-size:13px;color:{html.themed(html.FAINT)};display:flex;
-justify-content:space-between;gap:12px;margin-top:4px}}.warning{{font-weight:600}}"""
+gap:12px;margin-top:4px}}figcaption>*{{flex:1}}
+figcaption>:nth-child(2){{text-align:center}}
+figcaption>:last-child:not(:first-child){{text-align:right}}.warning{{font-weight:600}}"""
 _INTRODUCTION = (
     "A map shows which parts of an image the logit of a text, or of a label, comes from; yellow "
-    "speaks for it, violet against it. Beside each map stands how well it does: the cells that "
-    "it ranks highest are put first into an empty image (insertion) or taken first out of the "
-    "image (deletion), and the area between the two curves is compared with that of random maps "
-    "that are as smooth. A map that is not better than all of them is drawn grey."
+    "speaks for it, violet against it. A colour means the same in every picture: the numbers of "
+    "the scale are multiples of the value of a map that lies evenly on the image. Beside each map "
+    "stands how well it does: the cells that it ranks highest are put first into an empty image "
+    "(insertion) or taken first out of the image (deletion), and the area between the two curves "
+    "is compared with that of random maps that are as smooth. A map that is not better than all "
+    "of them is drawn grey."
 )
 
 
@@ -67,7 +71,7 @@ def _part(pixels: np.ndarray, explanation: Explanation, original: str) -> str:
     picture = overlay.blend(pixels, explanation)
     return (
         f"<h3>{html.escape(first)}</h3>{said}<div class=row>{original}"
-        f"{_figure(picture, first, *overlay.scale_ends(explanation), bar=_bar(explanation))}"
+        f"{_figure(picture, first, *overlay.scale_marks(explanation), bar=_bar(explanation))}"
         f"<div>{_curves(explanation)}{_figures(explanation)}</div></div>\n"
     )
 

@@ -66,11 +66,11 @@ def scale_bar(width: int, coloured: bool, signed: bool = True) -> Image.Image:
     return _over(np.full(values.shape, 128.0), values, coloured)
 
 
-def scale_ends(explanation: Explanation) -> tuple[str, str]:
-    """What the ends of the scale are."""
+def scale_marks(explanation: Explanation) -> tuple[str, ...]:
+    """What stands below the scale, evenly spread."""
     if not explanation.of_text:
         return "0", f"{SCALE:g} times an even share of the attention"
-    return f"-{SCALE:g}: against", f"for: {SCALE:g} times an even share of the score"
+    return f"against: -{SCALE:g}", "0", f"for: {SCALE:g}"
 
 
 def notes(explanation: Explanation) -> list[str]:
@@ -112,10 +112,12 @@ def draw(pixels: UInt8[np.ndarray, "h w 3"], explanation: Explanation) -> Image.
         pen.text((_MARGIN, top), line, ink, font)
         top += _LEADING
     page.paste(scale_bar(width, explanation.better, explanation.of_text), (_MARGIN, top + 4))
-    low, high = scale_ends(explanation)
-    pen.text((_MARGIN, top + _BAR + 6), low, _GREY, font)
-    pen.text((_MARGIN + width, top + _BAR + 6), high, _GREY, font, anchor="ra")
-    pen.text((_MARGIN, top + _BAR + 6 + _LEADING), "Not a medical device.", _GREY, font)
+    top, marks = top + _BAR + 6, scale_marks(explanation)
+    for mark, share in zip(marks, np.linspace(0, 1, len(marks)).tolist(), strict=True):
+        anchor = {0: "la", 1: "ra"}.get(share, "ma")
+        pen.text((_MARGIN + share * width, top), mark, _GREY, font, anchor=anchor)
+    unit = "Multiples of an even share of the score. " if explanation.of_text else ""
+    pen.text((_MARGIN, top + _LEADING), f"{unit}Not a medical device.", _GREY, font)
     return page
 
 

@@ -49,6 +49,42 @@ def test_log_ticks_are_few_and_inside(seed):
     assert charts.log_ticks(3000, 4000) == charts.ticks(3000, 4000)
 
 
+@pytest.mark.parametrize("square", [True, False])
+@pytest.mark.parametrize("seed", range(20))
+def test_names_of_ticks_never_overlap(seed, square):
+    """However long they are, and however small the figure."""
+    rng = np.random.default_rng(seed)
+    low = float(rng.normal() * 10.0 ** rng.integers(-7, 6))
+    high = low + abs(low) * float(10.0 ** rng.uniform(-2.5, 2))
+    points = [(low, 0.0), (high, 1.0)]
+    figure = charts.lines("t", [Series("", points)], Axis("n", (low, high)), square=square)
+    found = re.findall(rf'<text x="({NUMBER})" y="({NUMBER})"[^>]*middle">([^<]+)<', figure)
+    places = sorted((float(x), name) for x, _, name in found)
+    assert len(places) >= 1 and len({y for _, y, _ in found}) == 1
+    for (a, one), (b, two) in zip(places, places[1:], strict=False):
+        assert b - a >= (charts._wide(one) + charts._wide(two)) / 2, (one, two)
+
+
+def test_small_ticks_are_all_written_alike():
+    figure = charts.lines("Learning rate", [Series("", [(0, 0.0), (9, 1e-4)])])
+    names = re.findall(r'text-anchor="end">([^<]+)<', figure)
+    assert names == ["0", "2e-5", "4e-5", "6e-5", "8e-5", "1e-4"]
+
+
+def test_an_axis_says_that_it_is_cut_or_logarithmic():
+    def words(low, **changes):
+        axes = Axis("n", (1, 100), **changes), Axis("AUC")
+        return charts.lines("t", [Series("", [(1, low), (100, 0.9)])], *axes)
+
+    assert ">AUC (axis cut)<" in words(0.7) and ">AUC<" in words(-0.1)
+    assert ">n (log scale)<" in words(0.7, log=True) and ">n<" in words(0.7)
+    full = charts.lines("t", [Series("", [(1, 0.7)])], Axis("n"), Axis("share", (0, 1)))
+    assert ">share<" in full
+    rows = [Estimate("a", 0.8)]
+    assert ">AUC (axis cut)<" in charts.forest("t", rows, Axis("AUC", (0.5, 1)))
+    assert ">score<" in charts.forest("t", rows, Axis("score", (0, 1)))
+
+
 # ----------------------------------------------------------------------------------------- charts
 
 
@@ -196,7 +232,8 @@ def test_a_matrix_has_a_cell_for_each_pair(count):
     cells = list(parsed(figure).iter("rect"))
     shares = np.array([float(c.get("fill-opacity")) for c in cells]).reshape(count, count)
     total = np.maximum(1, np.sum(counts, axis=1, keepdims=True))
-    np.testing.assert_allclose(shares, np.array(counts) / total, atol=5e-4)
+    deepest = charts._DEEPEST
+    np.testing.assert_allclose(shares, deepest * np.array(counts) / total, atol=5e-4)
     width = float(parsed(figure).find("svg").get("width"))
     right = [float(c.get("x")) + float(c.get("width")) for c in cells]
     assert max(right) <= width + 1e-6 and width <= 610

@@ -834,9 +834,8 @@ def test_pixels_are_hot_where_the_score_is(slide):
     side = found["size"].astype(float)
     page = np.asarray(heatmap.draw(pixels, scale, table, side, ["hot", "cold"]), float)[24:, 24:]
     grey = np.asarray(Image.fromarray(pixels).convert("L"), float)[..., None]
-    share = (score - score.min()) / (score.max() - score.min())
     seen = np.zeros(pixels.shape[:2], bool)
-    for (x, y, _, size), hot in zip(places(found), colours.viridis(share), strict=True):
+    for (x, y, _, size), hot in zip(places(found), colours.viridis(score), strict=True):
         left, top, right, bottom = (round(v / scale) for v in (x, y, x + size, y + size))
         inner = np.s_[top:bottom, left:right]
         seen[inner] = True
@@ -844,6 +843,16 @@ def test_pixels_are_hot_where_the_score_is(slide):
     height, width = seen.shape
     np.testing.assert_allclose(page[:height, :width][~seen], np.broadcast_to(
         grey, (height, width, 3))[~seen], atol=1)  # fmt: skip
+
+
+@pytest.mark.parametrize("others", [[0.01, 0.02], [0.6, 0.99]])
+def test_a_colour_is_the_same_score_in_every_heatmap(others):
+    """Whatever other scores there are in the picture."""
+    glass = np.full((64, 96, 3), 243, np.uint8)
+    table = pa.table({"x": [0, 32, 64], "y": [0, 0, 0], "score": np.float32([0.3, *others])})
+    page = np.asarray(heatmap.draw(glass, 1.0, table, np.full(3, 32.0), ["a"]), float)
+    want = 0.4 * 243 + 0.6 * colours.viridis(np.float32(0.3))
+    np.testing.assert_allclose(page[24 + 16, 24 + 16], want, atol=1)
 
 
 def test_the_heatmap_of_a_slide(slide, checkpoint, tmp_path, capsys):

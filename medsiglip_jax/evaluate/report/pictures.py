@@ -221,7 +221,8 @@ def _learning(results: Mapping[str, Any]) -> Iterator[Picture]:
         ("Few-shot: macro AUC", "few_shot", "shots", "training images of each class"),
     ):
         series = _by_method(probe.get(key) or (), n)
-        drawn = charts.lines(title, series, charts.Axis(label, log=True), levels=levels)
+        axes = charts.Axis(label, log=True), charts.Axis("AUC")
+        drawn = charts.lines(title, series, *axes, levels=levels)
         yield from _drawn(Picture(key, drawn))
 
 

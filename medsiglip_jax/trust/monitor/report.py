@@ -55,7 +55,7 @@ vertical-align:top;max-width:100%}}div{{overflow-x:auto}}td+td{{white-space:nowr
 .sheet{{display:flex;flex-wrap:wrap;gap:12px}}.sheet figure{{width:160px;margin:0;font-size:13px}}
 .sheet img,.sheet figure>p{{width:160px;height:160px;margin:0;object-fit:contain;
 background:{themed(html.PAPER)}}}.sheet figure>p{{display:flex;align-items:center;
-justify-content:center;color:{themed(html.GREY)}}}
+justify-content:center;color:{themed(html.FAINT)}}}
 figcaption{{overflow-wrap:anywhere}}figcaption b{{display:block}}"""
 
 
