@@ -1,5 +1,5 @@
-"""The recipes of scripts/cluster: shells that pass signals and exit codes on, and pages that tell what
-checked each file and compute their figures."""
+"""The recipes of scripts/cluster: shells that pass signals and exit codes on, and pages that tell
+what checked each file and compute their figures."""
 
 import contextlib
 import io
