@@ -66,7 +66,7 @@ class Parser(argparse.ArgumentParser):
         groups = [a.choices for a in self._actions if isinstance(a, argparse._SubParsersAction)]
         return {name: sub for choices in groups for name, sub in choices.items()}
 
-    def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore
         self.complete()
         self._given = list(sys.argv[1:] if args is None else args)
         namespace, rest = super().parse_known_args(self._given, namespace)

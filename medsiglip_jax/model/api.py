@@ -353,7 +353,7 @@ def load(
 
 def without_weights(
     source: str | os.PathLike,
-    dtype: str = "float32",
+    dtype: DTypeLike = "float32",
     mesh: jax.sharding.Mesh | None = None,
     tokenizer: str | os.PathLike | None = None,
     matmul_precision: str | None = None,

@@ -27,7 +27,7 @@ def find(name: str) -> Start:
     if not colon or not function:
         raise ValueError(expected)
     try:
-        start = getattr(_module(module), function)
+        start: Any = getattr(_module(module), function)
     except Exception as error:  # whatever a user's file may do wrong
         raise ValueError(f"{expected}: {type(error).__name__}: {error}") from error
     if not callable(start):
