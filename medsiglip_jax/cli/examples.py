@@ -32,8 +32,8 @@ def examples(args: argparse.Namespace) -> int:
     the real weights.
 
     example:
-      medsiglip-jax quickstart
       medsiglip-jax examples --copy examples
+      medsiglip-jax quickstart
       python examples/quick_start.py
     """
     if args.overwrite and not args.copy:

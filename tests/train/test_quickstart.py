@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 import medsiglip_jax
+from medsiglip_jax.data import examples
 from medsiglip_jax.files import locks
 from medsiglip_jax.preprocess.text import Tokenizer
 from medsiglip_jax.train import quickstart
@@ -48,7 +49,9 @@ def test_the_folder_is_an_ordinary_model(first):
         model.encode_text(model.processor.texts(prompts)),
     )
     assert np.mean(logits.argmax(axis=1) == held_out.labels) == first["held_out_accuracy"]
-    sample = Path(first["model"]).parent / "held_out" / "3.png"
+    workdir = Path(first["model"]).parent
+    assert len(list((workdir / "digits" / "images").iterdir())) == len(held_out.labels)
+    sample = workdir / "held_out" / "3.png"
     assert model.processor.images(sample).shape == (1, 16, 16, 3)
 
 
@@ -126,6 +129,19 @@ def test_split_depends_on_the_seed_alone(digits):
     np.testing.assert_array_equal(quickstart.load_digits(0, 0.25)[1].scans, digits[1].scans)
     other = quickstart.load_digits(1, 0.25)[1]
     assert not np.array_equal(other.scans, digits[1].scans)
+
+
+def test_the_table_holds_what_was_held_out(digits, tmp_path):
+    """For those who train further: every digit is in every split, in the same shares."""
+    _, held_out = digits
+    quickstart.write_table(tmp_path, held_out)
+    rows = examples.read(tmp_path / "digits.csv", label="label", classes=quickstart.WORDS)
+    scans = [np.asarray(Image.open(path)) for path in rows.images]
+    np.testing.assert_array_equal(scans, held_out.scans)
+    np.testing.assert_array_equal(rows.labels, held_out.labels)
+    for split, share in {"train": 0.6, "validation": 0.15, "test": 0.25}.items():
+        counts = np.bincount(rows.of_split(split).labels, minlength=10)
+        np.testing.assert_allclose(counts / np.bincount(held_out.labels), share, atol=0.06)
 
 
 # -------------------------------------------------------------------------------- the batches
