@@ -13,7 +13,6 @@ line on an error, or quotes a planted word.
 import argparse
 import collections
 import contextlib
-import faulthandler
 import io
 import json
 import os
@@ -35,12 +34,13 @@ import pyarrow.parquet as pq
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "scripts")]
 
+import measure  # noqa: E402
 import planted_files  # noqa: E402
 import worst_images  # noqa: E402
 
 Rng = np.random.Generator
 LIMIT = 4 << 30  # bytes of address space of a process
-PER_PROCESS, SECONDS = 50, 90
+PER_PROCESS, SECONDS = 50, 90  # files; of CPU time, of a file
 WORDS = [f"Wolpertinger{n:03d}" for n in range(100)]
 LEFT_OUT = ("rgb.avif", "lossless.webp", "lossy.webp", "alpha.webp", "jxl.dcm", "j2k.dcm")
 
@@ -156,9 +156,9 @@ def read_all(paths: list[str]) -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (LIMIT, LIMIT))
     for path in paths:
-        faulthandler.dump_traceback_later(SECONDS, exit=True)
         start = time.process_time()
-        code, said, wrong = outcome(path)
+        with measure.cpu_limit(SECONDS):
+            code, said, wrong = outcome(path)
         seconds = round(time.process_time() - start, 1)
         row = row_of(path, code, said, wrong, seconds, peak())
         print(json.dumps(row, ensure_ascii=True), flush=True)

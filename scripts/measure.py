@@ -1,12 +1,16 @@
 """What every benchmark needs: turns, medians, and the machine beside the figures."""
 
+import contextlib
 import datetime
+import faulthandler
 import importlib.metadata
 import os
 import platform
+import signal
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 SIDES = ("ours", "torch")
@@ -23,6 +27,23 @@ def interleaved(calls: dict, repeats: int) -> dict[str, list[float]]:
             if turn:
                 times[side].append(time.perf_counter() - start)
     return times
+
+
+@contextlib.contextmanager
+def cpu_limit(seconds: float) -> Iterator[None]:
+    """Ends the process with a traceback when the block takes more CPU time, of all its threads.
+
+    On a busy machine that is no sooner than on an idle one. What waits takes no CPU time: the block
+    hangs if it is not done after 20 times as long by the clock.
+    """
+    faulthandler.register(signal.SIGPROF, chain=True)  # by default the signal ends a process
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    faulthandler.dump_traceback_later(20 * seconds, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def environment() -> dict:

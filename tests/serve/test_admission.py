@@ -3,12 +3,12 @@
 import json
 import socket
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from waiting import wait_for
 
 from medsiglip_jax.serve.corpus import Corpus
 from medsiglip_jax.serve.settings import Settings
@@ -70,13 +70,6 @@ def busy(client, places):
     finally:
         service._pending -= places
         release.set()
-
-
-def wait_for(happens):
-    end = time.perf_counter() + 30
-    while not happens() and time.perf_counter() < end:
-        time.sleep(0.01)
-    assert happens()
 
 
 @pytest.mark.parametrize("path, document, places", [

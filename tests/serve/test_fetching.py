@@ -13,6 +13,7 @@ import zlib
 
 import hostile_http as hostile
 import pytest
+from waiting import HANGS
 
 pytest.importorskip("aiohttp")
 
@@ -675,7 +676,7 @@ def test_each_hostile_server_costs_one_error_within_its_seconds(servers):
     fetcher = Fetcher(loopback(servers), max_bytes=MOST, seconds=1.0)
     start = time.perf_counter()
     got = dict(zip(servers, running(fetcher, all_of_them()), strict=True))
-    assert time.perf_counter() - start < 10
+    assert time.perf_counter() - start < HANGS
     for name in hostile.READABLE:
         assert got.pop(name) == hostile.picture(), name
     assert got.pop("empty") == b""
@@ -766,19 +767,18 @@ def test_fetches_that_hang_take_turns_and_hold_up_nothing_else():
         hanging = [asyncio.create_task(outcome(fetcher, silent.url)) for _ in range(100)]
         ticks = []
         while not all(task.done() for task in hanging):
-            start = time.perf_counter()
             await asyncio.sleep(0.01)
-            ticks.append(time.perf_counter() - start)
-        return [task.result() for task in hanging], sorted(ticks)
+            ticks.append(sum(task.done() for task in hanging))
+        return [task.result() for task in hanging], ticks
 
     fetcher = Fetcher(AllowList([host]), seconds=1.5, concurrent=8, open_socket=open_socket)
-    start = time.perf_counter()
     got, ticks = running(fetcher, many())
     silent.close()
-    assert time.perf_counter() - start < 5
     assert {error.description for error in got} == {"not read within 1.5 s"}
     assert max(most) == 8
-    assert ticks[len(ticks) // 2] < 0.1
+    # The loop ran while all of them hung; had it waited for one after the other, it would have run
+    # once for each.
+    assert ticks.count(0) > 3
 
 
 def test_names_that_cannot_be_looked_up_hold_no_thread_of_others(monkeypatch):
@@ -788,16 +788,15 @@ def test_names_that_cannot_be_looked_up_hold_no_thread_of_others(monkeypatch):
     async def many():
         hanging = [asyncio.create_task(outcome(fetcher, "http://good.example/")) for _ in range(40)]
         await asyncio.sleep(0.1)
-        start = time.perf_counter()
-        await asyncio.gather(*(asyncio.to_thread(int) for _ in range(8)))
-        waited = time.perf_counter() - start
+        # Forty of them would hold every thread until the answer, which comes last.
+        await asyncio.wait_for(asyncio.gather(*(asyncio.to_thread(int) for _ in range(8))), 20)
         got = await asyncio.gather(*hanging)
         answer.set()
-        return got, waited
+        return got
 
     fetcher = Fetcher(AllowList(HOSTS), seconds=1.0)
-    got, waited = running(fetcher, many())
-    assert waited < 0.5 and {error.description for error in got} == {"not read within 1 s"}
+    got = running(fetcher, many())
+    assert {error.description for error in got} == {"not read within 1 s"}
 
 
 def test_turns_are_handed_on_whatever_becomes_of_a_fetch(servers):

@@ -230,8 +230,8 @@ def _open_files() -> list[str]:
 def test_an_address_is_measured_before_its_form_is_matched(client):
     import time
 
-    start = time.perf_counter()
+    start = time.process_time()  # of the server, too, which is a thread
     hostile = {"image": {"gcs_uri": "gs://a/" + "." * 500_000 + "/"}}
     answer = client.post("/predict", {"instances": [hostile]})
     assert answer.status == 400 and "2,048 characters" in answer.body["error"]
-    assert time.perf_counter() - start < 10  # hours, by the regular expression
+    assert time.process_time() - start < 10  # hours, by the regular expression
