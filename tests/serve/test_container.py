@@ -104,8 +104,8 @@ def test_the_extras_are_of_the_package():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     chosen = arguments(BUILD)["EXTRAS"].split(",")
     devices = re.search(r"([\w|]+)\) extras=\"\$EXTRAS,\$DEVICE\"", values(BUILD, "RUN")[0])
-    assert devices and set(devices[1].split("|")) == {"cuda12", "cuda13"}
-    assert set(chosen) | {"cuda12", "cuda13"} <= set(project["optional-dependencies"])
+    assert devices and set(devices[1].split("|")) == {"cuda12", "cuda13", "tpu"}
+    assert set(chosen) | {"cuda12", "cuda13", "tpu"} <= set(project["optional-dependencies"])
     assert "serve" in chosen
 
 
