@@ -18,10 +18,11 @@ from medsiglip_jax.files import json as json_files
 from medsiglip_jax.files.failures import explained
 from medsiglip_jax.files.json_text import dumps, to_hash
 from medsiglip_jax.model import api, devices, processes, tree
+from medsiglip_jax.model.config import ModelConfig
 from medsiglip_jax.model.weights import hub, readme
 from medsiglip_jax.pages import card
-from medsiglip_jax.preprocess.dicom.rules import Rules
-from medsiglip_jax.train import build, loggers, loop, lora, report
+from medsiglip_jax.preprocess.dicom.rules import TRAINED, Rules
+from medsiglip_jax.train import build, freeze, loggers, loop, lora, report
 from medsiglip_jax.train import recipe as recipes
 from medsiglip_jax.train.objectives.objective import Reading
 from medsiglip_jax.train.recipe import Data, Recipe
@@ -78,6 +79,8 @@ def run(
         prepared = build.prepare(_with_dtype(recipe, workdir))
         recipe = prepared.recipe  # with the number of steps
         processes.run_on(lambda: _claim(workdir, prepared, warn), 0)
+        if jax.process_index() == 0 and (line := unlike_before(recipe, prepared.model.config)):
+            warn(line)
         on_start(prepared)
         unreadable = Unreadable(workdir, recipe.max_unreadable)
         not_finite = NotFinite(workdir, recipe.max_skipped)
@@ -99,6 +102,20 @@ def run(
         evaluate = functools.partial(prepared.evaluate, unreadable) if prepared.held_out else None
         state = loop.fit(workdir, prepared.state, step, batches, options, evaluate, on_step, on_log)
         return _finish(workdir, prepared, state, unreadable)
+
+
+def unlike_before(recipe: Recipe, config: ModelConfig) -> str | None:
+    """A line on images that are prepared otherwise than when the model to start from was trained
+    here; None if they are not."""
+    if (before := config.preparation) is None:
+        return None
+    pairs = {"preprocess": (recipe.preprocess, before.preprocess)}
+    pairs |= {f"dicom.{n}": (getattr(recipe.dicom, n), getattr(before.dicom, n)) for n in TRAINED}
+    differ = [f"{name} {now} instead of {was}" for name, (now, was) in pairs.items() if now != was]
+    if not differ:
+        return None
+    what = f"images are prepared otherwise than in the training of {recipe.init}"
+    return f"{what}: {', '.join(differ)}"
 
 
 def export_last(workdir: places.Given) -> dict[str, Any]:

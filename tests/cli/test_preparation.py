@@ -14,6 +14,8 @@ from medsiglip_jax.inference.classify import classify
 from medsiglip_jax.model.config import ClassifierConfig, ModelConfig, Preparation
 from medsiglip_jax.model.weights.checkpoint import CheckpointError
 from medsiglip_jax.preprocess.dicom.rules import Rules
+from medsiglip_jax.train import finetune
+from medsiglip_jax.train.recipe import from_dict
 from medsiglip_jax.trust import explanation
 
 TRAINED = Preparation("serving", Rules("official", grey16="stretch"))
@@ -145,6 +147,20 @@ def test_embed_records_it_and_search_reads_queries_like_it(tuned, wide, tmp_path
     )
     hit = json.loads(text)[0]["hits"][0]
     assert code == 0 and hit["score"] == pytest.approx(1, abs=1e-6)
+
+
+def test_fine_tuning_further_with_other_pixels_is_told():
+    config = ModelConfig(medsiglip_jax.init("tiny-56").config.vision, preparation=TRAINED)
+    data = [{"path": "rows.csv"}]
+    same = from_dict(dict(init="old", data=data, total_steps=1, **TRAINED.to_dict()))
+    assert finetune.unlike_before(same, config) is None
+    other = dataclasses.replace(same, preprocess="big_vision", dicom=Rules("official", window=1))
+    line = finetune.unlike_before(other, config)
+    assert line is not None and line.endswith(
+        "of old: preprocess big_vision instead of serving, dicom.window 1 instead of 0, "
+        "dicom.grey16 None instead of stretch"
+    )
+    assert finetune.unlike_before(other, dataclasses.replace(config, preparation=None)) is None
 
 
 def test_serve_uses_it():
