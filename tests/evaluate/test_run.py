@@ -460,6 +460,27 @@ def test_existing_embeddings(data, model, done, checkpoint, tmp_path, capsys):
         run.evaluate(task, model, tmp_path / "elsewhere", tmp_path / "b", options, embedded)
 
 
+@pytest.mark.filterwarnings("default")
+def test_vectors_of_another_program_will_do(data, model, done, tmp_path):
+    """The same scores, with what is not known of them said; of another size they are refused."""
+    parts = sorted((done[0] / "embeddings" / "big_vision").glob("part-*.parquet"))
+    table = pq.read_table(parts)
+    vectors = np.array(table["embedding"].to_pylist(), np.float32)
+    names = np.array(table["source"].to_pylist())
+    np.savez(tmp_path / "v.npz", embeddings=vectors, paths=names)
+    task, options = tasks.read(str(data / "task.toml")), EvaluateOptions(resamples=200)
+    got = run.evaluate(task, model, data, tmp_path / "out", options, tmp_path / "v.npz")
+    assert [c["auc"] for c in got["classes"]] == [c["auc"] for c in done[1]["classes"]]
+    assert got["provenance"]["preprocess"] == "unknown"
+    assert got["provenance"]["model"] == {"source": None, "sha256": None}
+    np.savez(tmp_path / "short.npz", embeddings=vectors[:, :-1], paths=names)
+    with pytest.raises(ValueError, match="short.npz: made with another program, .*dim is 15"):
+        run.evaluate(task, model, data, tmp_path / "b", options, tmp_path / "short.npz")
+    np.savez(tmp_path / "few.npz", embeddings=vectors[1:], paths=names[1:])
+    with pytest.raises(ValueError, match="1 of 30 images have no embedding. --allow-missing goes"):
+        run.evaluate(task, model, data, tmp_path / "b", options, tmp_path / "few.npz")
+
+
 def test_embed_of_the_folder_will_do(data, model, done, tmp_path):
     from medsiglip_jax.data import inputs
 
