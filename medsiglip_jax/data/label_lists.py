@@ -93,8 +93,8 @@ def _ask(
         if rows:
             table.report(name, cells, rows, "one class or several?")
             table.problems.append(
-                f"--label-separator '{mark}' (in a recipe data.label_separator) reads several, and "
-                f"--label-separator {WHOLE} one"
+                f"pass --label-separator '{mark}' if such a cell names several, or "
+                f"--label-separator {WHOLE} if it is one (in a recipe data.label_separator)"
             )
             return
 

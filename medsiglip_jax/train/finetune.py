@@ -22,7 +22,7 @@ from medsiglip_jax.model.config import ModelConfig
 from medsiglip_jax.model.weights import hub, readme
 from medsiglip_jax.pages import card
 from medsiglip_jax.preprocess.dicom.rules import TRAINED, Rules
-from medsiglip_jax.train import build, freeze, loggers, loop, lora, report
+from medsiglip_jax.train import build, loggers, loop, lora, report
 from medsiglip_jax.train import recipe as recipes
 from medsiglip_jax.train.objectives.objective import Reading
 from medsiglip_jax.train.recipe import Data, Recipe

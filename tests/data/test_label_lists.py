@@ -70,8 +70,9 @@ def test_a_separator_splits_where_it_is_given(tmp_path, mark):
 @pytest.mark.parametrize("mark", ["|", ";", ", "])
 def test_nobody_guesses_whether_a_cell_is_one_class(tmp_path, mark):
     path = csv(tmp_path, ["Mass", f"Edema{mark}Effusion", "Effusion", "Edema"])
-    said = rf"line 3: one class or several\? 'Edema.*Effusion'; --label-separator '\{mark.strip()}'"
-    with pytest.raises(ValueError, match=said + ".*--label-separator none one") as asked:
+    asked_of = r"line 3: one class or several\? 'Edema.*Effusion'; "
+    said = rf"{asked_of}pass --label-separator '\{mark.strip()}'"
+    with pytest.raises(ValueError, match=said + ".*--label-separator none if it is one") as asked:
         examples.read(path, label="label")
     assert "\n" not in str(asked.value)
     given = examples.read(path, label="label", classes=["Mass", f"Edema{mark}Effusion", "Effusion",

@@ -14,6 +14,7 @@ from medsiglip_jax.embeddings.elsewhere.found import Found
 from medsiglip_jax.embeddings.elsewhere.imported import Imported
 from medsiglip_jax.embeddings.probe import features
 from medsiglip_jax.files import places
+from medsiglip_jax.trust.monitor import images as monitored
 
 
 def run_of(*pairs, lacking=()):
@@ -132,3 +133,20 @@ def test_the_command_says_how_it_joined(capsys, tmp_path):
     assert result["joined_by"] == "the end of the path"
     assert "50 rows are joined by the end of the path; 1 have no embedding, the first " in err
     assert "/mnt/p/gone.png; 10 embeddings are of no row, the first p/5" in err
+
+
+def test_what_tables_say_of_watched_images_is_joined_alike(tmp_path):
+    """Of monitor: the table is of a longer time, and of the disk that the images lay on before."""
+    ids = [f"p{i % 4}/{i}.png" for i in range(20)]
+    run = write_labelled_run(tmp_path / "run", ids, draw(20)[0])
+    order = [*range(19, -1, -1), 99]
+    data = write_table(
+        tmp_path / "t.csv", image=[f"/mnt/p{i % 4}/{i}.png" for i in order], scanner=order,
+        label=[i % 2 for i in order],
+    )  # fmt: skip
+    columns = monitored.Columns(by=("scanner",))
+    found = monitored.read(run, monitored.Given(data, columns, labels=data, label=("label",)))
+    assert found.labels is not None
+    numbers = [int(id.rpartition("/")[2][:-4]) for id in found.ids]
+    assert found.categories["scanner"] == list(map(str, numbers))
+    assert found.labels.values[:, 0].tolist() == [n % 2 for n in numbers]

@@ -10,6 +10,7 @@ from jaxtyping import Float32, Float64, Int64
 
 from medsiglip_jax.data import tables
 from medsiglip_jax.data.labels import label_columns
+from medsiglip_jax.embeddings import joining
 from medsiglip_jax.embeddings.elsewhere.formats import open_embeddings
 from medsiglip_jax.embeddings.probe import features
 from medsiglip_jax.embeddings.store import Embeddings
@@ -149,7 +150,7 @@ def read(embeddings: Embeddings, given: Given, most: int | None = None, seed: in
 
     Args:
         embeddings: the run, of kind image.
-        given: tables about the images, joined by id.
+        given: tables about the images, joined by id, source or the end of a path.
         most: take at most so many images, of patients drawn at random; None takes all.
         seed: of that draw.
 
@@ -161,9 +162,9 @@ def read(embeddings: Embeddings, given: Given, most: int | None = None, seed: in
     if not found:
         raise ValueError(f"{embeddings.folder}: no rows of kind image")
     rows, ids = np.array([n for n, _ in found]), [id for _, id in found]
-    cells = _cells(ids, given)
+    cells = _cells(embeddings, rows, given)
     groups = _groups(embeddings, rows, given.columns.group, cells)
-    labels = _labels(ids, given)
+    labels = _labels(embeddings, rows, given)
     kept = np.arange(len(rows)) if most is None else _drawn(groups, most, seed)
     categories = {name: cells[name] for name in given.columns.categories}
     times = cells[given.columns.time] if given.columns.time else []
@@ -193,8 +194,8 @@ def _drawn(groups: np.ndarray, most: int, seed: int) -> np.ndarray:
     return np.flatnonzero(np.isin(codes, chosen))
 
 
-def _cells(ids: Sequence[str], given: Given) -> dict[str, list[str]]:
-    """The cells of the columns that are asked for, in the order of the ids."""
+def _cells(embeddings: Embeddings, rows: np.ndarray, given: Given) -> dict[str, list[str]]:
+    """The cells of the columns that are asked for, of each of the rows."""
     if given.metadata is None:
         return {}
     table = tables.read_table(str(given.metadata))
@@ -204,18 +205,29 @@ def _cells(ids: Sequence[str], given: Given) -> dict[str, list[str]]:
     columns = {name: table.column(name, blank=True) for name in (key, *names)}
     table.raise_problems()
     _check_once(str(given.metadata), columns, key)
-    numbers = {id: i for i, id in enumerate(columns[key] or ())}
-    where = [numbers.get(id, -1) for id in ids]
+    where = _places(columns[key] or (), embeddings, rows, table.root).tolist()
     if not any(n >= 0 for n in where):
+        first = embeddings.ids(rows[:1].tolist())[0]["id"]
         raise ValueError(
-            f"{given.metadata}: none of {len(ids):,} images is in column {key!r}; the ids of the "
-            f"embeddings are like {ids[0]!r} (--id-column COL)"
+            f"{given.metadata}: none of {len(rows):,} images is in column {key!r}; the ids of the "
+            f"embeddings are like {first!r} (--id-column COL)"
         )
     return {
         name: [(column[n] if n >= 0 else "") or UNKNOWN for n in where]
         for name, column in columns.items()
         if name != key and column is not None
     }
+
+
+def _places(
+    names: Sequence[str], embeddings: Embeddings, rows: np.ndarray, root: str = ""
+) -> Int64[np.ndarray, " n"]:
+    """Where in a table each of the rows of a run is, -1 if nowhere; see `joining.join`."""
+    joined = joining.join(list(dict.fromkeys(filter(None, names))), embeddings, root)
+    last = {name: place for place, name in enumerate(names)}
+    pairs = zip(dict.fromkeys(filter(None, names)), joined.rows, strict=True)
+    place_of = {row: last[name] for name, row in pairs if row >= 0}
+    return np.array([place_of.get(row, -1) for row in rows.tolist()], np.int64)
 
 
 def _check_once(path: str, columns: Mapping[str, list[str] | None], key: str) -> None:
@@ -249,20 +261,20 @@ def _groups(
     return np.unique(keys, return_inverse=True)[1].astype(np.int64)
 
 
-def _labels(ids: Sequence[str], given: Given) -> Labels | None:
-    """Labels by id; those of other images are ignored, as a table may be of a longer time."""
+def _labels(embeddings: Embeddings, rows: np.ndarray, given: Given) -> Labels | None:
+    """Labels of the rows; those of other images are ignored, as a table may be of a longer time."""
     if given.labels is None:
         return None
     found = features.read_labels(
         given.labels, given.label, given.columns.id, given.classes, given.label_separator
     )
     assert found.labels is not None
-    numbers = {name: i for i, name in enumerate(found.names)}
-    where = np.array([numbers.get(id, -1) for id in ids])
+    where = _places(found.names, embeddings, rows)
     if (where < 0).all():
+        first = embeddings.ids(rows[:1].tolist())[0]["id"]
         raise ValueError(
-            f"{given.labels}: has labels of none of {len(ids):,} images; their ids are like "
-            f"{ids[0]!r} (--id-column COL)"
+            f"{given.labels}: has labels of none of {len(rows):,} images; their ids are like "
+            f"{first!r} (--id-column COL)"
         )
     values = label_columns(found.labels, len(found.classes))[where]
     values[where < 0] = np.nan
