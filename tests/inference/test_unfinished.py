@@ -102,7 +102,7 @@ OPTIONS = {
 def test_wherever_a_run_stops_only_the_rest_is_embedded(model, rows, tmp_path, options):
     embed(model, rows, tmp_path / "whole", options)
     assert not list((tmp_path / "whole").glob("unfinished*"))
-    for count in (1, 7, 13, 20):
+    for count in (1, 7, 20):
         out = tmp_path / str(count)
         stopped_after(model, rows, out, options, count)
         now, before = finished(model, rows, out, options)

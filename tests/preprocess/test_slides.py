@@ -499,6 +499,9 @@ def test_embedding_a_slide(slide, checkpoint, tmp_path, monkeypatch):
     vectors = model.encode_image(model.processor.images(pixels))
     assert_close([r["embedding"] for r in rows[:-1]], vectors, TERMS)
 
+    versions = json.loads((tmp_path / "whole" / "manifest.json").read_text())["versions"]
+    assert versions["libopenslide"] == openslide.__library_version__ and "nibabel" not in versions
+
     # Killed after a shard, and started again.
     monkeypatch.setattr(shards, "write_parquet", stopping(shards.write_parquet))
     with pytest.raises(RuntimeError):
