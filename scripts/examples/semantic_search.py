@@ -7,7 +7,7 @@
 # - **With the real weights:** set `MODEL = "google/medsiglip-448"` and `IMAGES` to a folder or a
 #   table of yours; ask with sentences such as "a chest X-ray with a pleural effusion".
 # - **Cost:** seconds here. Embedding takes 4.5 s for each image on two CPU cores, once; a search
-#   among a million vectors takes 0.7 s.
+#   among a million vectors in memory takes 0.7 s.
 
 # %%
 import csv

@@ -8,7 +8,7 @@
 #   server needs `pip install 'medsiglip-jax[serve]'`.
 # - **With the real weights:** set `MODEL = "google/medsiglip-448"`. Where a server runs already,
 #   set `ADDRESS` to it and leave out the cell that starts one.
-# - **Cost:** ten seconds here. With the real weights the server first reads 3.5 GB and compiles;
+# - **Cost:** 15 seconds here. With the real weights the server first reads 3.5 GB and compiles;
 #   after that an image takes as long as it does in Python.
 
 # %%

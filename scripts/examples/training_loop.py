@@ -9,7 +9,7 @@
 # - **With the real weights:** set `MODEL = "google/medsiglip-448"` and read a table of yours with
 #   the columns image and text. Parameters, gradients and AdamW's moments take 14 GB in float32.
 #   `medsiglip-jax finetune` is this loop with checkpoints, several hosts and a report.
-# - **Cost:** 15 seconds here, most of it compiling.
+# - **Cost:** 20 seconds here, most of it compiling.
 
 # %%
 import os
