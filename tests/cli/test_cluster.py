@@ -1,10 +1,12 @@
-"""The recipes of scripts/cluster: shells that pass signals and exit codes on, and pages that tell
-what checked each file and compute their figures."""
+"""The recipes of scripts/cluster: commands that our parser takes, shells that pass signals and exit
+codes on, and a page that tells what checked each file."""
 
 import contextlib
 import io
+import itertools
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -13,7 +15,37 @@ from pathlib import Path
 import check_cluster
 import pytest
 
+from medsiglip_jax.cli import app
+from medsiglip_jax.train import configs
+
+PAGES = sorted(check_cluster.FOLDER.glob("*.md"))
 RECIPES = check_cluster.recipes()
+
+
+def commands(path: Path) -> list[list[str]]:
+    """The words of every command of ours in a file, with values for its variables."""
+    text = re.sub(r"^# ?", "", path.read_text(encoding="utf-8"), flags=re.M)
+    text = re.sub(r"\\\n\s*", " ", text)
+    start = "^" if path in PAGES else ""
+    return [words(line) for line in re.findall(rf"{start}medsiglip-jax (.*)", text, re.M)]
+
+
+def words(line: str) -> list[str]:
+    """Up to the operator of the shell that ends a command."""
+    line = re.sub(r"\$\w+", lambda name: "64" if name[0] == "$parts" else "1", line.rstrip('"'))
+    lexer = shlex.shlex(line, posix=True, punctuation_chars="&|;<>")
+    lexer.whitespace_split = True
+    return list(itertools.takewhile(lambda word: word[0] not in "&|;<>", lexer))
+
+
+@pytest.mark.parametrize("path", [*RECIPES, *PAGES], ids=lambda path: path.name)
+def test_our_parser_takes_every_command(path):
+    found = commands(path)
+    assert found or path in PAGES
+    for line in found:
+        args = app._parse(line)
+        if line[0] in ("finetune", "plan"):  # its keys exist
+            configs.read(args.config, args.overrides)
 
 
 @pytest.mark.parametrize("name", ["kubernetes.yaml", "gke_tpu.yaml", "vertex.yaml"])
