@@ -35,7 +35,7 @@ def script(parser: Parser, shell: str) -> str:
         ModuleNotFoundError: shtab is not installed.
     """
     try:
-        import shtab
+        import shtab  # pyright: ignore[reportMissingImports]  of an extra
     except ModuleNotFoundError:
         raise ModuleNotFoundError(
             "completion needs shtab: pip install 'medsiglip-jax[completion]'"

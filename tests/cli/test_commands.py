@@ -224,10 +224,12 @@ def test_finetune(run, tmp_path, pictures, checkpoint):
     )
     (tmp_path / "log.py").write_text(
         "import json\n"
+        "def write(*words):\n"
+        f"    with open({str(tmp_path / 'log')!r}, 'a') as file:\n"
+        "        print(*words, file=file)\n"
         "def start(config):\n"
-        f"    file = open({str(tmp_path / 'log')!r}, 'a')\n"
-        "    print(config['recipe']['batch_size'], config['workdir'], file=file)\n"
-        "    return lambda step, metrics: print(step, json.dumps(metrics), file=file, flush=True)\n"
+        "    write(config['recipe']['batch_size'], config['workdir'])\n"
+        "    return lambda step, metrics: write(step, json.dumps(metrics))\n"
     )
     flags = ["finetune", "--config", tmp_path / "config.py", "--workdir", tmp_path / "run"]
     code, _, err = run(*flags, "--config.logger=gone.py:start")

@@ -854,7 +854,7 @@ def test_a_colour_is_the_same_score_in_every_heatmap(others):
     glass = np.full((64, 96, 3), 243, np.uint8)
     table = pa.table({"x": [0, 32, 64], "y": [0, 0, 0], "score": np.float32([0.3, *others])})
     page = np.asarray(heatmap.draw(glass, 1.0, table, np.full(3, 32.0), ["a"]), float)
-    want = 0.4 * 243 + 0.6 * colours.viridis(np.float32(0.3))
+    want = 0.4 * 243 + 0.6 * colours.viridis(np.float32([0.3]))[0]
     np.testing.assert_allclose(page[24 + 16, 24 + 16], want, atol=1)
 
 
