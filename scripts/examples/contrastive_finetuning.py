@@ -54,5 +54,5 @@ test = examples.read("pairs.csv", root=DIGITS).of_split("test")
 for source in (MODEL, "even_odd/export"):
     model = medsiglip_jax.load(source)
     zimg = model.encode_image(model.processor.images(test.images))
-    best = model.similarity(zimg, model.encode_text(model.processor.texts(TEXTS))).argmax(1)
+    best = model.similarity(zimg, model.encode_text(TEXTS)).argmax(1)
     print(f"{source}: accuracy {np.mean(np.array(TEXTS)[best] == test.texts):.2f}")

@@ -48,6 +48,6 @@ subprocess.run([sys.executable, "-m", *embed, MODEL, "series"], check=True)
 rows = pq.read_table("ct/part-00000.parquet").to_pylist()
 model = medsiglip_jax.load(MODEL)
 zimg = np.array([row["embedding"] for row in rows])
-ztxt = model.encode_text(model.processor.texts(["a handwritten zero"]))
+ztxt = model.encode_text(["a handwritten zero"])
 for row, logits in zip(rows, model.similarity(zimg, ztxt), strict=True):
     print(f"{row['source']}  {logits[0]:5.1f}")
