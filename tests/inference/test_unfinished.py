@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import subprocess
+import threading
 from dataclasses import replace
 from importlib import metadata
 
@@ -135,11 +136,12 @@ def test_a_signal_keeps_the_rows_and_the_command_resumes(
     checkpoint, files, tmp_path, monkeypatch, capsys
 ):
     """By the handlers of the command line, in the middle of the only shard."""
-    counted, add, signals = [], shard_work.ShardWork._add, []
+    counted, add, signals, loaders = [], shard_work.ShardWork._add, [], set()
 
     def count(self, batch, shard):
         add(self, batch, shard)
         counted.append(len(batch.rows))
+        loaders.add(sum(t.name.startswith("loader") for t in threading.enumerate()))
         if sum(counted) == 9 and signals:
             os.kill(os.getpid(), signals.pop())
 
@@ -151,7 +153,7 @@ def test_a_signal_keeps_the_rows_and_the_command_resumes(
 
     monkeypatch.setattr(shard_work.ShardWork, "_add", count)
     code, total = run(tmp_path / "whole")
-    assert code == 3
+    assert code == 3 and loaders == {2}  # --workers
     for number in (signal.SIGINT, signal.SIGTERM):
         out = tmp_path / number.name
         signals.append(number)
@@ -384,8 +386,6 @@ def test_the_errors_so_far_count(model, files, tmp_path):
 @pytest.fixture
 def hanging(monkeypatch):
     """A dead mount: reading 08.png and what is after it never ends, until the test has."""
-    import threading
-
     release, read = threading.Event(), content._read
 
     def hang(file, span):
