@@ -627,7 +627,7 @@ from medsiglip_jax.data import inputs as manifest
 from medsiglip_jax.inference.embed import EmbedOptions, embed
 model, inputs, out = sys.argv[1:]
 rows = manifest.rows([inputs])
-options = EmbedOptions(batch_size=8, shard_size=50, save_seconds=0.01)  # also killed while it saves
+options = EmbedOptions(batch_size=32, shard_size=50, save_seconds=0.01)  # kills meet saves, too
 embed(medsiglip_jax.load(model), rows, out, options, lambda progress: print(flush=True))
 """
 
