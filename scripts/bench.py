@@ -8,7 +8,7 @@
     python scripts/bench.py train --gpu --size so400m-448 --dtype bfloat16 --attention cudnn
     python scripts/bench.py step lora                      # one full-size step
     python scripts/bench.py loss                           # memory of the pairwise loss
-    python scripts/bench.py input                          # JPEG files to pixels
+    python scripts/bench.py input --cores 2                # files to pixels, threads and tf.data
     python scripts/bench.py embed                          # JPEG files to vectors
     python scripts/bench.py embed --size small --images 256 --batch 32 --loop dataloader
     python scripts/bench.py memory                         # of jobs of 1,000 to 100,000 rows
@@ -37,6 +37,7 @@ import bench_embed
 import bench_encode
 import bench_evaluate
 import bench_explain
+import bench_input
 import bench_load
 import bench_monitor
 import bench_probe
@@ -75,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     bench_encode.add_parsers(commands, _common)
     bench_load.add_parsers(commands, _common)
     bench_train.add_parsers(commands, _common)
+    bench_input.add_parsers(commands, _common)
     bench_embed.add_parsers(commands, _common)
     bench_search.add_parsers(commands, _common)
     bench_evaluate.add_parsers(commands)

@@ -17,7 +17,7 @@ def dicom(args) -> dict:
     from medsiglip_jax.preprocess import xla
 
     codec, rows = xla.codec("big_vision"), []
-    for name, data in _files().items():
+    for name, data in files().items():
         calls = {
             "ours": functools.partial(_ours, codec, data, args.size),
             "plain": functools.partial(_plain, data, args.size),
@@ -53,7 +53,7 @@ def _plain(data: bytes, size: int):
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
 
 
-def _files() -> dict[str, bytes]:
+def files() -> dict[str, bytes]:
     """Radiographs with and without a window, CT, CT as JPEG 2000, and a colour image.
 
     Pixels are noise, on which JPEG 2000 takes ten times as long as on a real head (pydicom's

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 import bench_encode
-import bench_train
+import bench_input
 import measure
 
 # Of a model so small that reading and resizing is all the work: 16 tokens of 448-px images.
@@ -24,7 +24,7 @@ def embed(args) -> dict:
     """
     architecture = _architecture(args.size)
     with tempfile.TemporaryDirectory(prefix="medsiglip_bench_") as folder:
-        paths = bench_train.pictures(Path(folder), args.images)
+        paths = bench_input.pictures(Path(folder), args.images)
         ours = _our_job(architecture, paths, Path(folder), args)
         calls = {"ours": ours}
         if not args.without_torch:
@@ -42,7 +42,7 @@ def radiographs_and_photos(folder: Path, count: int) -> None:
     from PIL import Image
 
     (folder / "drawn").mkdir()
-    pictures = [Image.open(path) for path in bench_train.pictures(folder / "drawn", 4)]
+    pictures = [Image.open(path) for path in bench_input.pictures(folder / "drawn", 4)]
     for i in range(count):
         picture = pictures[i // 2 % len(pictures)]
         picture = picture.resize((512, 512)) if i % 2 else picture.convert("L")

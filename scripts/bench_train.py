@@ -1,12 +1,9 @@
-"""The benchmarks of training, for bench.py: the step, the loss's memory, the input pipeline."""
+"""The benchmarks of training, for bench.py: the step, the loss's memory."""
 
 import dataclasses
-import os
 import resource
 import statistics
-import tempfile
 import time
-from pathlib import Path
 
 import measure
 
@@ -273,76 +270,6 @@ def loss(args) -> dict:
     return {"batch": args.rows, "dim": args.dim, "unit": "MB", "rows": rows}
 
 
-# ----------------------------------------------------------------------------- input pipeline
-
-
-def input(args) -> dict:
-    """Images/s of the loaders and of a plain PIL loader, from 1024-px JPEG files to 448 px."""
-    os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[: args.cores]))
-    os.environ["TF_CPP_MIN_LOG_LEVEL"], os.environ["TF_ENABLE_ONEDNN_OPTS"] = "3", "0"
-    from concurrent.futures import ThreadPoolExecutor
-
-    import numpy as np
-    from PIL import Image
-
-    from medsiglip_jax.data import loader, tf
-    from medsiglip_jax.data.examples import Examples
-    from medsiglip_jax.data.loader import Input
-    from medsiglip_jax.data.order import Order
-    from medsiglip_jax.preprocess import xla
-    from medsiglip_jax.preprocess.codec import pil_codec
-
-    with tempfile.TemporaryDirectory(prefix="medsiglip_bench_") as folder:
-        paths = pictures(Path(folder), args.images)
-        rows = Examples(paths)
-        source = Input((rows,), Order((len(rows),)), 448)
-
-        def plain():
-            def load(path):
-                with Image.open(path) as image:
-                    small = image.convert("RGB").resize((448, 448), Image.Resampling.BILINEAR)
-                    return np.asarray(small)
-
-            with ThreadPoolExecutor(args.cores) as pool:
-                for start in range(0, len(paths), 16):
-                    np.stack(list(pool.map(load, paths[start : start + 16])))
-
-        def ours(codec):
-            return lambda: list(
-                loader.epoch_batches(source, 16, workers=args.cores, codec=codec("big_vision"))
-            )
-
-        codecs = {"numpy": pil_codec, "xla": xla.codec, "tensorflow": tf.tf_codec}
-        calls = {"pil": plain} | {name: ours(codec) for name, codec in codecs.items()}
-        times = measure.interleaved(calls, args.repeats)
-    medians = {name: statistics.median(x) for name, x in times.items()}
-    result = [
-        {
-            "loader": name,
-            "images_per_second": measure.summary([args.images / s for s in times[name]]),
-            "ratio_to_pil": round(medians["pil"] / medians[name], 3),
-        }
-        for name in calls
-    ]
-    return {"cores_used": args.cores, "unit": "images/s, 1024-px JPEG to 448 px", "rows": result}
-
-
-def pictures(folder: Path, count: int) -> list[str]:
-    """JPEG files with the detail of a photograph: noise of several scales."""
-    import numpy as np
-    from PIL import Image
-
-    rng, paths = np.random.default_rng(0), []
-    for i in range(count):
-        pixels = np.zeros((1024, 1024, 3))
-        for size in (8, 64, 512):
-            noise = rng.integers(0, 256, (size, size, 3), np.uint8)
-            pixels += np.asarray(Image.fromarray(noise).resize((1024, 1024))) / 3
-        paths.append(str(folder / f"{i}.jpg"))
-        Image.fromarray(pixels.astype(np.uint8)).save(paths[-1], quality=90)
-    return paths
-
-
 def add_parsers(commands, common) -> None:
     """The sub-commands; `common` adds the flags that all share."""
     sub = commands.add_parser("train", help="the train step, images/s")
@@ -368,9 +295,3 @@ def add_parsers(commands, common) -> None:
     sub.add_argument("--dim", type=int, default=1152)
     sub.add_argument("--chunk", type=int, default=1024)
     sub.set_defaults(run=loss)
-
-    sub = commands.add_parser("input", help="decoding and resizing, images/s")
-    common(sub, "so400m-448")
-    sub.add_argument("--cores", type=int, default=1)
-    sub.add_argument("--images", type=int, default=64)
-    sub.set_defaults(run=input)

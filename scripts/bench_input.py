@@ -1,0 +1,152 @@
+"""The benchmark of the input pipeline, for bench.py: files to pixels, threads against tf.data."""
+
+import itertools
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import measure
+
+BATCH, SIZE = 16, 448
+
+
+def input(args) -> dict:
+    """Images/s of the loaders, and of a plain PIL loop where PIL reads the files, to 448 px."""
+    os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[: args.cores]))
+    os.environ["TF_CPP_MIN_LOG_LEVEL"], os.environ["TF_ENABLE_ONEDNN_OPTS"] = "3", "0"
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="medsiglip_bench_") as folder:
+        for kind in args.kinds:
+            images = MAKE[kind](Path(folder, kind), args.images)
+            rows += _rows(kind, _timed(_calls(images, args.cores), args.repeats), args.images)
+    return {"cores_used": args.cores, "unit": f"images/s to {SIZE} px", "rows": rows}
+
+
+def _timed(calls: dict[str, Callable], repeats: int) -> dict[str, list[tuple[float, float]]]:
+    """Seconds and CPU seconds of each call, in turns, after one turn of warming up."""
+    times = {name: [] for name in calls}
+    for turn, (name, call) in itertools.product(range(repeats + 1), calls.items()):
+        wall, cpu = time.perf_counter(), time.process_time()
+        call()
+        if turn:
+            times[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+    return times
+
+
+def _rows(kind: str, times: dict[str, list[tuple[float, float]]], count: int) -> list[dict]:
+    def median(name: str, clock: int) -> float:
+        return statistics.median(turn[clock] for turn in times[name])
+
+    return [
+        {
+            "files": kind,
+            "loader": name,
+            "images_per_second": measure.summary([count / wall for wall, _ in turns]),
+            "images_per_cpu_second": measure.summary([count / cpu for _, cpu in turns]),
+            "ratio_to_threads": round(median("threads", 0) / median(name, 0), 3),
+            "ratio_to_threads_cpu": round(median("threads", 1) / median(name, 1), 3),
+        }
+        for name, turns in times.items()
+    ]
+
+
+def _calls(images: list[str], cores: int) -> dict[str, Callable]:
+    from medsiglip_jax.data import loader
+    from medsiglip_jax.data.examples import Examples
+    from medsiglip_jax.data.loader import Input
+    from medsiglip_jax.data.order import Order
+    from medsiglip_jax.data.tf import pipeline, tf_codec
+    from medsiglip_jax.preprocess import xla
+
+    rows = Input((Examples(images),), Order((len(images),)), SIZE)
+
+    # Making a graph takes some 0.4 s, once per run.
+    graph = pipeline.epoch_dataset(rows, BATCH, workers=cores)
+
+    def drain(**options) -> Callable:
+        return lambda: [None for _ in loader.epoch_batches(rows, BATCH, workers=cores, **options)]
+
+    calls: dict[str, Callable] = {
+        "threads without TensorFlow": drain(codec=xla.codec("big_vision")),
+        "threads": drain(codec=tf_codec("big_vision")),
+        "tf.data": lambda: [None for _ in graph],
+    }
+    return calls if "#" in images[0] or images[0].endswith("dcm") else {
+        "plain PIL": lambda: _plain(images, cores), **calls
+    }  # fmt: skip
+
+
+def _plain(paths: list[str], cores: int) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    import numpy as np
+    from PIL import Image
+
+    def load(path):
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BILINEAR))
+
+    with ThreadPoolExecutor(cores) as pool:
+        for start in range(0, len(paths), BATCH):
+            np.stack(list(pool.map(load, paths[start : start + BATCH])))
+
+
+# ------------------------------------------------------------------------------------ the files
+
+
+def pictures(folder: Path, count: int, suffix: str = ".jpg") -> list[str]:
+    """Files with the detail of a photograph: noise of several scales, 1024 px."""
+    import numpy as np
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    rng, paths = np.random.default_rng(0), []
+    for i in range(count):
+        pixels = np.zeros((1024, 1024, 3))
+        for size in (8, 64, 512):
+            noise = rng.integers(0, 256, (size, size, 3), np.uint8)
+            pixels += np.asarray(Image.fromarray(noise).resize((1024, 1024))) / 3
+        paths.append(str(folder / f"{i}{suffix}"))
+        Image.fromarray(pixels.astype(np.uint8)).save(paths[-1], quality=90)
+    return paths
+
+
+def _dicom(folder: Path, count: int) -> list[str]:
+    """A CT slice without compression, as often as needed."""
+    import bench_dicom
+
+    folder.mkdir()
+    content = bench_dicom.files()["CT 512x512"]
+    paths = [folder / f"{i}.dcm" for i in range(count)]
+    for path in paths:
+        path.write_bytes(content)
+    return [str(path) for path in paths]
+
+
+def _tfrecord(folder: Path, count: int) -> list[str]:
+    from medsiglip_jax.data import examples, tfrecord
+
+    jpeg = examples.Examples(pictures(folder / "jpeg", count))
+    tfrecord.write_shards(jpeg, folder / "shards", 2)
+    return list(examples.read(folder / "shards").images)
+
+
+MAKE: dict[str, Callable[[Path, int], list[str]]] = {
+    "jpeg": pictures,
+    "png": lambda folder, count: pictures(folder, count, ".png"),
+    "dicom": _dicom,
+    "tfrecord": _tfrecord,
+}
+
+
+def add_parsers(commands, common) -> None:
+    """The sub-command; `common` adds the flags that all share."""
+    sub = commands.add_parser("input", help="decoding and resizing, images/s")
+    common(sub, "so400m-448")
+    sub.add_argument("--cores", type=int, default=1)
+    sub.add_argument("--images", type=int, default=64)
+    sub.add_argument("--kinds", nargs="+", choices=MAKE, default=list(MAKE))
+    sub.set_defaults(run=input)
