@@ -1,4 +1,4 @@
-"""Tables of rows as columns: CSV, Parquet, JSONL, class folders, the index of TFRecord shards."""
+"""Tables of rows as columns: CSV, Parquet, JSONL, class folders, tar and TFRecord shards."""
 # Arrow makes its compute functions when it is imported.
 # pyright: reportAttributeAccessIssue=false
 
@@ -17,7 +17,7 @@ import pyarrow
 import pyarrow.compute as pc
 from pyarrow import parquet
 
-from medsiglip_jax.data import roles
+from medsiglip_jax.data import roles, tar
 from medsiglip_jax.data.columns import (
     ParquetColumns,
     check_text,
@@ -42,7 +42,9 @@ SPLITS = frozenset("train val valid validation dev test".split())
 # the metadata of Parquet files that holds their label and classes.
 INDEX, METADATA = "manifest.parquet", b"medsiglip_jax"
 
-_EXPECTED = "expected .csv, .tsv, .parquet, .jsonl, a folder of class folders, or .tfrecord shards"
+_EXPECTED = (
+    "expected .csv, .tsv, .parquet, .jsonl, a folder of class folders, .tar or .tfrecord shards"
+)
 _NO_STRINGS = pyarrow.chunked_array([], pyarrow.large_string())
 
 
@@ -241,7 +243,7 @@ class Table:
 
 
 def read_table(path: str, all_files: bool = False) -> Table:
-    """Reads a table file, a folder of class folders, or the index of TFRecord shards.
+    """Reads a table file, a folder of class folders, tar shards, or the index of TFRecord shards.
 
     Args:
         path: local or a URI; a glob names some of the shards of a folder.
@@ -252,6 +254,8 @@ def read_table(path: str, all_files: bool = False) -> Table:
         ValueError: it cannot be read as what its name says, or has no rows.
     """
     shards = glob.glob(path) if glob.has_magic(path) and not os.path.exists(path) else []
+    if tars := _tars(path, shards):
+        return _webdataset(path, tars, all_files)
     if others := [name for name in shards if ".tfrecord" not in os.path.basename(name)]:
         raise ValueError(
             f"{path}: matches {len(shards)} files that are not all TFRecord shards, such as "
@@ -267,6 +271,43 @@ def read_table(path: str, all_files: bool = False) -> Table:
     if not table.lines:
         raise ValueError(f"{path}: no rows")
     return table
+
+
+def _tars(path: str, matches: Sequence[str]) -> list[str]:
+    """The WebDataset shards that a path names; none if it names something else."""
+    if path.endswith(".tar"):
+        matches = matches or [path]
+    elif os.path.isdir(path):
+        with os.scandir(path) as found:
+            entries = [entry for entry in found if not entry.name.startswith(".")]
+        # Beside class folders a .tar is mostly what they were unpacked from.
+        folders = any(entry.is_dir() for entry in entries)
+        matches = [] if folders else [e.path for e in entries if e.name.endswith(".tar")]
+    return sorted(matches) if all(match.endswith(".tar") for match in matches) else []
+
+
+def _webdataset(path: str, shards: Sequence[str], all_files: bool) -> Table:
+    """A row per image of tar shards, with its caption; see `tar.entries`."""
+    skipped: Counter[str] = Counter()
+    found = [pair for shard in shards for pair in tar.pairs(shard, skipped, all_files)]
+    problems = [f"{os.path.basename(x.source)}: {x.reason}" for x in found if x.reason]
+    rows = [pair for pair in found if not pair.reason]
+    for line in describe_skipped(skipped, all_files, "--all-files, or data.all_files of a recipe,"):
+        warnings.warn(f"{path}: {line}", stacklevel=4)
+    columns = {"image": [os.path.basename(pair.source) for pair in rows]}
+    if any(pair.text for pair in rows):
+        columns["text"] = [pair.text or "" for pair in rows]
+    if not rows and not problems:
+        raise ValueError(f"{path}: no images")
+    arrays = {name: pyarrow.chunked_array([column]) for name, column in columns.items()}
+    root, keys = _parent(shards[0]), [pair.key for pair in rows]
+    return Table(path, root, arrays, keys, "sample", problems=_first(problems))
+
+
+def _first(problems: Sequence[str]) -> list[str]:
+    """The first few, and how many more there are."""
+    more = [f"and {len(problems) - 5} more"] * (len(problems) > 5)
+    return [*problems[:5], *more]
 
 
 def _table_file(path: str) -> Table:

@@ -94,6 +94,19 @@ def entries(path: str, skipped: Counter[str], all_files: bool = False) -> Iterat
                 yield entry
 
 
+def pairs(path: str, skipped: Counter[str], all_files: bool = False) -> Iterator[Entry]:
+    """Yields every image of a shard with its text, None if it has none; and what cannot be used,
+    or is a text without an image, with the reason. Arguments and errors are those of `entries`."""
+    found = list(entries(path, skipped, all_files))
+    texts = {entry.key: entry.text for entry in found if entry.kind == "text" and not entry.reason}
+    keys = {entry.key for entry in found if entry.kind == "image" and not entry.reason}
+    for entry in found:
+        if entry.kind == "text" and not entry.reason and entry.key not in keys:
+            yield entry._replace(reason=f"the text {entry.key!r} has no image")
+        elif entry.kind == "image" or entry.reason:
+            yield entry._replace(text=texts.get(entry.key))
+
+
 def _members(path: str, stream: Any, skipped: Counter[str], all_files: bool) -> Iterator[_Member]:
     for member in _headers(path, stream):
         name = member.name.removeprefix("./")

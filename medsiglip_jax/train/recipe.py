@@ -35,7 +35,8 @@ class Data:
     """One source of examples: the arguments of `examples.read`, and its weight in the mixture.
 
     Attributes:
-        path: a CSV, Parquet or JSONL table, a folder of class folders, TFRecord shards, or
+        path: a CSV, Parquet or JSONL table, a folder of class folders, TFRecord shards, WebDataset
+            .tar with captions in .txt or .json, or
             "tfds:NAME[/CONFIG][:VERSION]", a data set that TFDS has prepared (`tfds build NAME`);
             `image`, `text`, `label` and so on then name its features.
         root: the folder that image paths are relative to, by default that of the table; for

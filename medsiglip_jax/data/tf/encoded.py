@@ -13,7 +13,7 @@ import tensorflow as tf
 from medsiglip_jax.data import loader
 from medsiglip_jax.data.loader import Input, OnError
 from medsiglip_jax.data.tf.ops import KEY, pp
-from medsiglip_jax.data.tf.pixels import ordered, range_of
+from medsiglip_jax.data.tf.pixels import as_it_is, ordered, range_of
 from medsiglip_jax.data.tf.rows import PADDING
 from medsiglip_jax.preprocess import sources
 from medsiglip_jax.preprocess.facts import UnreadableImage
@@ -65,16 +65,19 @@ def pp_dataset(
     first = plan(np.int64(start_step))
     types = [tf.as_dtype(column.dtype) for column in first.values()]
 
+    @as_it_is
     def planned(step: tf.Tensor) -> dict[str, tf.Tensor]:
         tensors = tf.numpy_function(lambda step: list(plan(step).values()), [step], types)
         pairs = zip(tensors, first.values(), strict=True)
         return dict(zip(first, [tf.ensure_shape(t, c.shape) for t, c in pairs], strict=True))
 
+    @as_it_is
     def fetched(row: dict[str, tf.Tensor]) -> tuple[dict[str, tf.Tensor], ...]:
         content, reason = tf.numpy_function(_fetch, [row["paths"]], [tf.string, tf.string])
         said = {"path": row.pop("paths"), "reason": tf.ensure_shape(reason, [])}
         return {"image": tf.ensure_shape(content, []), **row}, said
 
+    @as_it_is
     def made(row: dict[str, tf.Tensor], said: dict[str, tf.Tensor]) -> Any:
         with tf.control_dependencies([tf.debugging.assert_equal(said["reason"], "")]):
             row = tf.nest.map_structure(tf.identity, row)
@@ -86,14 +89,17 @@ def pp_dataset(
     _check_shapes(specs, string)
     blank = tf.nest.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), specs)
 
+    @as_it_is
     def masked(row: dict[str, tf.Tensor], said: dict[str, tf.Tensor]) -> Any:
         reason = tf.where(said["reason"] == "", _REFUSED, said["reason"])
         return blank, {**said, "reason": reason}
 
+    @as_it_is
     def one(row: dict[str, tf.Tensor], said: dict[str, tf.Tensor]) -> tf.data.Dataset:
         row_alone = tf.data.Dataset.from_tensors((row, said))
         return row_alone.map(made).ignore_errors().concatenate(row_alone.map(masked)).take(1)
 
+    @as_it_is
     def reported(batch: dict[str, Any], said: dict[str, tf.Tensor]) -> dict[str, Any]:
         def report(paths: np.ndarray, reasons: np.ndarray) -> np.ndarray:
             names = [os.fsdecode(path) for path in paths.tolist()]
@@ -110,7 +116,7 @@ def pp_dataset(
 
 
 def _plan(
-    input: Input, batch_size: int, places: np.ndarray, step: np.ndarray
+    input: Input, batch_size: int, places: np.ndarray, step: np.integer
 ) -> dict[str, np.ndarray]:
     """The columns of a step, and the keys of its rows."""
     rows = np.stack(input.order.at(int(step) * batch_size + places), axis=1)

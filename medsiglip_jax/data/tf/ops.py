@@ -44,6 +44,7 @@ def pp(string: str, tokenizer: Tokenizer | None = None) -> Callable[[Mapping[str
     segments = [text.strip() for text in string.split("|") if text.strip()]
     steps = [_step(text, at, tokenizer) for at, text in enumerate(segments, start=1)]
 
+    @tf.autograph.experimental.do_not_convert
     def run(example: Mapping[str, Any]) -> Data:
         data = dict(example)
         key = data.pop(KEY, None)

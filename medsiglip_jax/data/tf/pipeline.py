@@ -9,7 +9,14 @@ import tensorflow as tf
 
 from medsiglip_jax.data import loader
 from medsiglip_jax.data.loader import Batch, Input, OnError
-from medsiglip_jax.data.tf.pixels import kept_by, local_call, ordered, pixel_batches, range_of
+from medsiglip_jax.data.tf.pixels import (
+    as_it_is,
+    kept_by,
+    local_call,
+    ordered,
+    pixel_batches,
+    range_of,
+)
 from medsiglip_jax.data.tf.rows import PixelRows
 from medsiglip_jax.data.tf.service import served_batches
 
@@ -42,6 +49,7 @@ def dataset(
     """
     rows = _Source(input, batch_size, start_step, total_steps, **options)
 
+    @as_it_is
     def report(batch: dict[str, Any]) -> dict[str, Any]:
         def call(paths: np.ndarray, reasons: np.ndarray) -> np.ndarray:
             _report(paths, reasons, on_error)
@@ -158,6 +166,7 @@ class _Source:
         types = [tf.as_dtype(column.dtype) for column in first.values()]
         call = kept_by(lambda step: list(columns(int(step)).values()), self._rows.failures)
 
+        @as_it_is
         def in_graph(step: tf.Tensor) -> dict[str, tf.Tensor]:
             tensors = tf.numpy_function(call, [step], types)
             for tensor, column in zip(tensors, first.values(), strict=True):
@@ -167,6 +176,7 @@ class _Source:
         return range_of(steps).map(in_graph)
 
 
+@as_it_is
 def _merged(images: dict[str, tf.Tensor], columns: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     reasons = images["reason"]
     return {"image": images["image"], "mask": reasons == "", "reasons": reasons, **columns}

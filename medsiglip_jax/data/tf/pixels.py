@@ -21,6 +21,10 @@ from medsiglip_jax.data.tf.rows import PixelRows
 # name of a method of `PixelRows`, arguments, types of what it returns -> tensors
 Call = Callable[[str, list[Any], list[tf.DType]], list[tf.Tensor]]
 
+# Of a function of a graph: TensorFlow would rewrite its source first, which takes half of the time
+# that a graph takes to be made.
+as_it_is = tf.autograph.experimental.do_not_convert
+
 
 def pixel_batches(
     rows: PixelRows, steps: range, call: Call, workers: int | None = None
@@ -38,11 +42,13 @@ def pixel_batches(
     """
     count, size = rows.part[1] - rows.part[0], rows.image_size
 
+    @as_it_is
     def plan(step: tf.Tensor) -> tuple[tf.Tensor, ...]:
         paths, places = call("plan", [step], [tf.string, tf.int64])
         numbers = tf.fill([count], step)
         return numbers, tf.ensure_shape(paths, [count]), tf.ensure_shape(places, [count, 3])
 
+    @as_it_is
     def fetch(step: tf.Tensor, path: tf.Tensor, place: tf.Tensor) -> tuple[tf.Tensor, ...]:
         types = [tf.string, tf.uint8, tf.int32, tf.string]
         data, pixels, kept, reason = call("fetch", [path, place], types)
@@ -50,11 +56,13 @@ def pixel_batches(
         tensors = zip((data, pixels, kept, reason), shapes, strict=True)
         return step, place, *(tf.ensure_shape(tensor, shape) for tensor, shape in tensors)
 
+    @as_it_is
     def in_graph(step, place, data, pixels, kept, reason):
         is_jpeg = tf.strings.length(data) > 0
         pixels = tf.cond(is_jpeg, lambda: _jpeg(data, kept), lambda: pixels)
         return step, place, *resized(pixels, reason)
 
+    @as_it_is
     def in_python(step, place, data, pixels, kept, reason):
         pixels, reason = call("decode", [data, kept], [tf.uint8, tf.string])
         return step, place, *resized(pixels, reason)
@@ -65,15 +73,21 @@ def pixel_batches(
         pixels, refusal = call("resize", [pixels], [tf.uint8, tf.string])
         return pixels, tf.where(reason == "", refusal, reason)
 
+    @as_it_is
     def decoded(*row: tf.Tensor) -> tf.data.Dataset:
         one = tf.data.Dataset.from_tensors(row)
         return one.map(in_graph).ignore_errors().concatenate(one.map(in_python)).take(1)
 
+    @as_it_is
     def finished(step, place, image, reason) -> dict[str, tf.Tensor]:
         if rows.augment.flip or rows.augment.colour:
             (image,) = call("recolour", [image, place], [tf.uint8])
         image = tf.where(reason == "", image, tf.zeros_like(image))
-        return {"step": step, "image": tf.ensure_shape(image, [size] * 2 + [3]), "reason": reason}
+        return {
+            "step": step,
+            "image": tf.ensure_shape(image, [size] * 2 + [3]),
+            "reason": tf.ensure_shape(reason, []),
+        }
 
     threads = workers or os.cpu_count() or 1
     images = (

@@ -68,7 +68,7 @@ class PixelRows:
         positions = int(step) * self.batch_size + np.arange(*self.part)
         return np.stack(self.order.at(positions), axis=1)
 
-    def plan(self, step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def plan(self, step: np.integer) -> tuple[np.ndarray, np.ndarray]:
         """The paths of a step as bytes, and the places."""
         places = self.places(int(step))
         rows = [(int(source), int(row)) for source, _, row in places]

@@ -19,7 +19,7 @@ import socket
 import sys
 import threading
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -34,6 +34,8 @@ from medsiglip_jax.files.documents import parse
 from medsiglip_jax.files.json_text import dumps
 from medsiglip_jax.preprocess.augment import Augment
 from medsiglip_jax.preprocess.dicom.rules import Rules
+
+Pixels = dict[str, Any]  # an element of `pixels.pixel_batches`
 
 _TOKEN = "medsiglip_jax.data.tf.service"
 _METHODS = frozenset((b"plan", b"fetch", b"decode", b"resize", b"recolour"))
@@ -68,21 +70,28 @@ def served_batches(
         )
     )
 
-    def make(step: int) -> dict[str, tf.Tensor]:
+    def make(step: int) -> Pixels:
         return next(iter(pixel_batches(rows, range(step, step + 1), local_call(rows), workers)))
 
-    def in_order() -> Iterator[dict[str, tf.Tensor]]:
-        waiting: dict[int, dict[str, tf.Tensor]] = {}
-        iterator = iter(arriving)
-        for step in steps:
-            while step not in waiting and len(waiting) < _AHEAD:
-                if (batch := _next(iterator, address, rows)) is None:
-                    break
-                if (number := int(batch["step"][0])) >= step:
-                    waiting[number] = batch
-            yield waiting.pop(step) if step in waiting else make(step)
+    def ordered() -> Iterator[Pixels]:
+        return in_order(_arriving(arriving, address, rows), steps, make)
 
-    return tf.data.Dataset.from_generator(in_order, output_signature=arriving.element_spec)
+    return tf.data.Dataset.from_generator(ordered, output_signature=arriving.element_spec)
+
+
+def in_order(
+    arriving: Iterator[Pixels], steps: Iterable[int], make: Callable[[int], Pixels]
+) -> Iterator[Pixels]:
+    """Yields the batches of `steps` in order, which arrive in another; those that do not come are
+    made."""
+    waiting: dict[int, Pixels] = {}
+    for step in steps:
+        while step not in waiting and len(waiting) < _AHEAD:
+            if (batch := next(arriving, None)) is None:
+                break
+            if (number := int(batch["step"][0])) >= step:
+                waiting[number] = batch
+        yield waiting.pop(step) if step in waiting else make(step)
 
 
 def check_address(address: str) -> tuple[str, int]:
@@ -103,17 +112,18 @@ def check_answers(address: str) -> None:
         ) from None
 
 
-def _next(iterator: Any, address: str, rows: PixelRows) -> dict[str, tf.Tensor] | None:
+def _arriving(dataset: Iterable[Pixels], address: str, rows: PixelRows) -> Iterator[Pixels]:
+    """The batches as they come, and in words why they do not."""
     try:
-        return next(iterator, None)
+        yield from dataset
     except tf.errors.OpError as error:
+        message = f"a worker failed: {error.message}"
         if "Could not find callback" in error.message and _TOKEN in error.message:
-            failure = ValueError(
-                f"data_service {address}: one of its workers is a plain one of TensorFlow, which "
-                f"lacks our decoders; start workers with {_START} worker {address}"
+            message = (
+                "one of its workers is a plain one of TensorFlow, which lacks our decoders; start "
+                f"workers with {_START} worker {address}"
             )
-        else:
-            failure = ValueError(f"data_service {address}: a worker failed: {error.message}")
+        failure = ValueError(f"data_service {address}: {message}")
         rows.failures.append(failure)
         raise failure from error
 
