@@ -83,14 +83,15 @@ def parts(times: int, seed: int) -> collections.Counter[str]:
 # --------------------------------------------------------------------------------------------- ray
 
 
-def actors() -> list[int]:
-    """Process ids of the Ray actors below this process."""
+def actors(title: bytes = b"ray::_Actor") -> list[int]:
+    """Process ids of the Ray actors below this process whose title begins so; "ray::_Actor.embed"
+    is one at work."""
     parents, found = {}, []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             stat = (folder / "stat").read_text().rpartition(")")[2].split()
             parents[int(folder.name)] = int(stat[1])
-            if (folder / "cmdline").read_bytes().startswith(b"ray::_Actor"):
+            if (folder / "cmdline").read_bytes().startswith(title):
                 found.append(int(folder.name))
         except (OSError, IndexError):  # it has just ended
             continue
@@ -129,17 +130,12 @@ def ray(times: int, seed: int) -> collections.Counter[str]:
     from medsiglip_jax.data import inputs
     from medsiglip_jax.inference import embed, ray_runner
 
-    package, model, rows = (
-        ray_runner.import_ray(),
-        medsiglip_jax.load(MODEL),
-        inputs.rows(["images"]),
-    )
+    model, rows = medsiglip_jax.load(MODEL), inputs.rows(["images"])
     options = embed.EmbedOptions(shard_size=8, batch_size=2)
     load = functools.partial(medsiglip_jax.load, str(Path(MODEL).absolute()))
     runner = ray_runner.RayRunner(load, actors=2, resources={"CPU": 1}, batch_size=2)
     embed.embed(model, rows, "whole", options)
-    package.init(num_cpus=2, include_dashboard=False, object_store_memory=128 << 20,
-                 log_to_driver=False, logging_level="ERROR")  # fmt: skip
+    ray_runner.init(num_cpus=2, include_dashboard=False, object_store_memory=128 << 20)
 
     def one(number: int, rng: np.random.Generator) -> str:
         batches = int(rng.integers(1, len(rows) // 2))
@@ -154,7 +150,7 @@ def ray(times: int, seed: int) -> collections.Counter[str]:
     try:
         return rounds(one, times, seed)
     finally:
-        package.shutdown()
+        ray_runner.import_ray().shutdown()
 
 
 # ------------------------------------------------------------------------------------------- rounds

@@ -34,6 +34,10 @@ _PER_ACCELERATOR = 64  # rows of a batch, as for commands that know nothing of t
 _OBJECT_STORE = 128 << 20  # bytes, beside the rows; progress is all that it holds
 
 
+# Ray's name of a resource -> how much of it.
+Resources = Mapping[str, float | int]
+
+
 @dataclass(frozen=True)
 class RayRunner:
     """Starts or joins a Ray cluster, and has its actors embed shards.
@@ -55,7 +59,7 @@ class RayRunner:
     load: Callable[[], Model]
     address: str | None = None
     actors: int | None = None
-    resources: Mapping[str, float] | None = None
+    resources: Resources | None = None
     batch_size: int | None = None
 
     def __call__(
@@ -94,6 +98,17 @@ def import_ray() -> Any:
     return ray
 
 
+def init(**options: Any) -> None:
+    """`ray.init`, which leaves logs and signals as they are."""
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM)
+    with warnings.catch_warnings():  # jax warns of forks; those of Ray start other programs
+        warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
+        import_ray().init(**options, log_to_driver=False, logging_level="ERROR")
+    if main:
+        signal.signal(signal.SIGTERM, before)  # Ray's own ends the process
+
+
 @contextlib.contextmanager
 def _connected(address: str | None, rows: Rows) -> Iterator[None]:
     """Joins a cluster, or starts one here for as long as the run takes; one that this process has
@@ -106,17 +121,11 @@ def _connected(address: str | None, rows: Rows) -> Iterator[None]:
     if address is None:
         store = _OBJECT_STORE + 2 * rows.table.nbytes
         options = {"include_dashboard": False, "object_store_memory": store}
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGTERM)
     try:
-        with warnings.catch_warnings():  # jax warns of forks; those of Ray start other programs
-            warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
-            ray.init(**options, log_to_driver=False, logging_level="ERROR")
+        init(**options)
     except (ConnectionError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"--address {address}: no Ray cluster answers there: {reason}") from None
-    if main:
-        signal.signal(signal.SIGTERM, before)  # Ray's own ends the process
     try:
         # A thread of Ray prints what has become of lost workers, at length.
         with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
@@ -141,7 +150,7 @@ def _default_resources() -> dict[str, float]:
     return {"CPU": min((host["CPU"] for host in hosts), default=1.0)}
 
 
-def _room(resources: Mapping[str, float]) -> int:
+def _room(resources: Resources) -> int:
     """How many actors the cluster has room for, if nothing else runs there."""
     asked = {name: number for name, number in resources.items() if number}
     return sum(
@@ -149,7 +158,7 @@ def _room(resources: Mapping[str, float]) -> int:
     )
 
 
-def _check_room(resources: Mapping[str, float], address: str | None) -> None:
+def _check_room(resources: Resources, address: str | None) -> None:
     if not address and not _room(resources):
         asked, there = (
             ", ".join(f"{name}={number:g}" for name, number in some.items() if name in resources)
@@ -223,7 +232,7 @@ class _Turn:
 class _Driver:
     """Hands out shards, and takes note of who has which."""
 
-    def __init__(self, runner: RayRunner, job: Job, resources: Mapping[str, float], errors: Errors):
+    def __init__(self, runner: RayRunner, job: Job, resources: Resources, errors: Errors):
         self._ray = import_ray()
         self._runner, self._job, self._resources = runner, job, resources
         self._errors = list(errors)
