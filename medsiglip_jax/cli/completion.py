@@ -1,6 +1,7 @@
 """completion: what a shell completes, made of the parsers of all commands."""
 
 import argparse
+from typing import Any
 
 from medsiglip_jax.cli import output
 from medsiglip_jax.cli.parser import Parser, add_flags
@@ -44,7 +45,7 @@ def script(parser: Parser, shell: str) -> str:
     return shtab.complete(parser, shell)
 
 
-def _complete_files(parser: Parser, file: dict[str, str]) -> None:
+def _complete_files(parser: Parser, file: Any) -> None:
     """Has files completed wherever any text may stand, as shells do by default."""
     for command in parser.commands().values():
         _complete_files(command, file)

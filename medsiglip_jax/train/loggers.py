@@ -6,7 +6,7 @@ import importlib.util
 import os
 from collections.abc import Callable, Mapping
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 OnMetrics = Callable[[int, dict[str, float]], Any]
 # The content of the run's `config.json` and its `workdir` -> what gets the metrics.
@@ -27,12 +27,12 @@ def find(name: str) -> Start:
     if not colon or not function:
         raise ValueError(expected)
     try:
-        start: Any = getattr(_module(module), function)
+        start = getattr(_module(module), function)
     except Exception as error:  # whatever a user's file may do wrong
         raise ValueError(f"{expected}: {type(error).__name__}: {error}") from error
     if not callable(start):
         raise ValueError(f"{expected}: {function} is no function")
-    return start
+    return cast(Start, start)
 
 
 def _module(name: str) -> ModuleType:
