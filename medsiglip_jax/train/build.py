@@ -110,10 +110,7 @@ class PreparedRun:
     @functools.cached_property
     def _loader(self) -> ModuleType:
         """Who makes batches: `data.loader`, or what does so in tf.data."""
-        recipe = self.recipe
-        has_tensorflow = importlib.util.find_spec("tensorflow") is not None
-        wanted = recipe.loader == "tfdata" or recipe.data_service is not None
-        if wanted or (recipe.loader == "auto" and has_tensorflow):
+        if self.recipe.loader == "tfdata" or self.recipe.data_service is not None:
             try:
                 return importlib.import_module("medsiglip_jax.data.tf.pipeline")
             except ModuleNotFoundError:
@@ -141,7 +138,7 @@ class PreparedRun:
         vision = self.model.config.vision
         assert vision is not None
         pixels = self.recipe.preprocess, self.recipe.dicom, vision.pixels.resample
-        if self.recipe.loader != "threads" or importlib.util.find_spec("tensorflow") is None:
+        if self.recipe.loader == "pil" or importlib.util.find_spec("tensorflow") is None:
             return xla.codec(*pixels)
         from medsiglip_jax.data.tf import tf_codec
 

@@ -29,7 +29,11 @@ def tokenizer():
 
 
 def run(string, tokenizer=None, **values):
-    return pp(string, tokenizer)({"key": tf.constant(KEY), **values})
+    return pp(string, tokenizer)(example(KEY, **values))
+
+
+def example(key, **values):
+    return {"key": tf.constant(key), **{name: tf.constant(x) for name, x in values.items()}}
 
 
 def truncated(pixels):
@@ -49,7 +53,7 @@ REFERENCES = {
         tf.image.resize(x, (16, 16), "bicubic", antialias=True)
     ),
     "resize_small(20)": lambda x: reference_small(x, 20),
-    "central_crop(30)": lambda x: x[(x.shape[0] - 30) // 2 :][:30, (x.shape[1] - 30) // 2 :][:, :30],
+    "central_crop(30)": lambda x: tf.image.crop_to_bounding_box(x, 5, 11, 30, 30),
     "central_crop": lambda x: x[:, 6:47],
     "value_range(-1, 1)": lambda x: -1 + (tf.cast(x, tf.float32) / 255.0) * 2,
     "value_range(0, 1, 50, [200, 100, 150], True)": lambda x: tf.clip_by_value(
@@ -83,19 +87,20 @@ def test_what_is_drawn_depends_on_the_key_alone(picture):
     one, again = (run(string, image=picture)["image"].numpy() for _ in range(2))
     np.testing.assert_array_equal(one, again)
     assert one.shape == (8, 12, 3)
-    other = pp(string)({"key": tf.constant(KEY + 1), "image": picture})["image"].numpy()
+    other = pp(string)(example(KEY + 1, image=picture))["image"].numpy()
     assert (one != other).any()
     whole = run("decode", image=picture)["image"].numpy()
-    keys = [tf.constant([0, 0, 0, row], tf.int64) for row in range(40)]
-    flips = [pp("decode|flip_lr")({"key": key, "image": picture})["image"].numpy() for key in keys]
+    rows = [example(np.array([0, 0, 0, row]), image=picture) for row in range(16)]
+    flips = [pp("decode|flip_lr")(row)["image"].numpy() for row in rows]
     flipped = [(image == whole[:, ::-1]).all() for image in flips]
-    assert 8 < sum(flipped) < 32
+    assert 2 < sum(flipped) < 14
     assert all((f == whole).all() or mirrored for f, mirrored in zip(flips, flipped, strict=True))
-    crops = [pp("decode|random_crop(9)")({"key": key, "image": picture})["image"] for key in keys]
+    crops = [pp("decode|random_crop(9)")(row)["image"].numpy() for row in rows]
     windows = {whole[y : y + 9, x : x + 9].tobytes() for y in range(33) for x in range(45)}
-    assert {crop.numpy().tobytes() for crop in crops} <= windows and len(set(map(bytes, crops))) > 5
+    drawn = {crop.tobytes() for crop in crops}
+    assert drawn <= windows and len(drawn) > 5
     with pytest.raises(ValueError, match="op 2 'flip_lr': draws, and the example has no 'key'"):
-        pp("decode|flip_lr")({"image": picture})
+        pp("decode|flip_lr")({"image": tf.constant(picture)})
 
 
 @pytest.mark.parametrize("eos, pad", [("sticky", 1), ("yes", 0), ("none", 0)])
@@ -118,7 +123,7 @@ def test_tokens_are_those_of_sentencepiece_with_punctuation(tokenizer, eos, pad)
     [
         (
             "decode|randaug(2,10)",
-            r"op 2 'randaug\(2,10\)': unknown op 'randaug'; known are central",
+            r"op 2 'randaug\(2,10\)': unknown op 'randaug'; known are ce",
         ),
         ("resize(size)", "op 1.*literals"),
         ("resize(448", "op 1.*literals"),
@@ -134,7 +139,9 @@ def test_a_wrong_string_says_which_op(string, message):
 
 
 def test_a_value_that_is_not_there_is_named(picture):
-    with pytest.raises(ValueError, match="op 2 'lower': no 'text' in the example, only image"):
+    with pytest.raises(
+        ValueError, match="op 2 'lower': no value 'text' in the example; there are image"
+    ):
         run("decode|lower", image=picture)
 
 

@@ -79,6 +79,26 @@ def losses(folder):
 # --------------------------------------------------------------------------------- end to end
 
 
+@pytest.mark.parametrize("loader", ["tfdata", "threads"])
+def test_a_run_is_the_same_whoever_loads(data, tmp_path, loader):
+    """Metrics to the bit and the list of the unreadable, with augmentation."""
+    pytest.importorskip("tensorflow")
+    (tmp_path / "data").mkdir()
+    for file in data.iterdir():
+        shutil.copy(file, tmp_path / "data")
+    (tmp_path / "data" / "4.png").write_bytes(b"broken")
+    changes = dict(augment={"crop": [0.3, 1.0], "flip": True, "colour": 0.2})
+    lines = {}
+    for name in ("pil", loader):
+        folder = tmp_path / name
+        asked = config(tmp_path / "data", loader=name, validation="validation", **changes)
+        finetune.run(asked, folder)
+        metrics = storage.read_lines(folder / loop.METRICS)
+        metrics = [{k: v for k, v in x.items() if k not in loop.TIMES} for x in metrics]
+        lines[name] = metrics, (folder / finetune.UNREADABLE).read_text()
+    assert lines["pil"] == lines[loader] and "4.png" in lines[loader][1]
+
+
 @pytest.mark.slow
 def test_from_scratch_to_a_checkpoint_that_transformers_reads(data, tmp_path):
     labels = dict(data__captions="a {label} scan", data__label="label")

@@ -113,7 +113,9 @@ def _folded(key: tf.Tensor, position: int) -> tf.Tensor:
 # ---------------------------------------------------------------------------------- of one value
 
 
-def _on_value(factory: Callable[..., Apply], default: str | None = "image") -> Callable:
+def _on_value(
+    factory: Callable[..., Apply], source: str | None = "image", target: str | None = "image"
+) -> Callable:
     """An op on the value of a key, with the arguments that say which (big_vision pp/utils.py)."""
 
     def make(
@@ -121,11 +123,11 @@ def _on_value(factory: Callable[..., Apply], default: str | None = "image") -> C
         **kwargs: Any,
     ) -> Callable[[Data, Seed], Data]:  # fmt: skip
         inspect.signature(factory).bind(*args, **kwargs)
-        source, target = key or inkey or default, key or outkey or inkey or default
-        if source is None or target is None:
+        read, written = key or inkey or source, key or outkey or target
+        if read is None or written is None:
             raise ValueError("needs inkey")
         apply = factory(*args, **kwargs)
-        return lambda data, seed: {**data, target: apply(data[source], seed)}
+        return lambda data, seed: {**data, written: apply(data[read], seed)}
 
     return make
 
@@ -184,8 +186,8 @@ def _random_crop(size: Any) -> Apply:
 
 def _inception_crop(
     size: Any = None,
-    area_min: float = 5,
-    area_max: float = 100,
+    area_min: int | float = 5,
+    area_max: int | float = 100,
     method: str = "bilinear",
     antialias: bool = False,
 ) -> Apply:
@@ -206,7 +208,11 @@ def _flip_lr() -> Apply:
 
 
 def _value_range(
-    vmin: float = -1, vmax: float = 1, in_min: Any = 0, in_max: Any = 255.0, clip_values=False
+    vmin: int | float = -1,
+    vmax: int | float = 1,
+    in_min: Any = 0,
+    in_max: Any = 255.0,
+    clip_values=False,
 ) -> Apply:
     def apply(image: tf.Tensor, seed: Seed) -> tf.Tensor:
         low, high = tf.constant(in_min, tf.float32), tf.constant(in_max, tf.float32)
@@ -234,8 +240,9 @@ def _tokenize(
         raise ValueError(f"eos is {eos!r}; expected 'none', 'yes' or 'sticky'")
     pad = tokenizer.id_of(pad_value) if isinstance(pad_value, str) else pad_value
 
-    def ids(text: bytes) -> np.ndarray:
-        row = tokenizer.plain_ids(text.decode("utf-8", "replace"), end=eos != "none")
+    def ids(text: Any) -> np.ndarray:
+        content = text if isinstance(text, bytes) else text.item()  # an array outside of graphs
+        row = tokenizer.plain_ids(content.decode("utf-8", "replace"), end=eos != "none")
         if eos == "sticky" and len(row) >= max_len:
             row = [*row[: max_len - 1], row[-1]]
         return np.array((row + [pad] * max_len)[:max_len], np.int32)
@@ -288,10 +295,10 @@ OPS: dict[str, Callable[..., Callable[[Data, Seed], Data]]] = {
     "flip_lr": _on_value(_flip_lr),
     "inception_crop": _on_value(_inception_crop),
     "keep": _keep,
-    "lower": _on_value(_lower, "text"),
+    "lower": _on_value(_lower, "text", "text"),
     "random_crop": _on_value(_random_crop),
     "resize": _on_value(_resize),
     "resize_small": _on_value(_resize_small),
-    "tokenize": _on_value(_tokenize, None),
+    "tokenize": _on_value(_tokenize, None, "labels"),
     "value_range": _on_value(_value_range),
 }
