@@ -135,7 +135,9 @@ def ray(times: int, seed: int) -> collections.Counter[str]:
     load = functools.partial(medsiglip_jax.load, str(Path(MODEL).absolute()))
     runner = ray_runner.RayRunner(load, actors=2, resources={"CPU": 1}, batch_size=2)
     embed.embed(model, rows, "whole", options)
-    ray_runner.init(num_cpus=2, include_dashboard=False, object_store_memory=128 << 20)
+    ray_runner.init(
+        address="local", num_cpus=2, include_dashboard=False, object_store_memory=128 << 20
+    )
 
     def one(number: int, rng: np.random.Generator) -> str:
         batches = int(rng.integers(1, len(rows) // 2))

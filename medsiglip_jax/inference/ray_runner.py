@@ -120,7 +120,7 @@ def _connected(address: str | None, rows: Rows) -> Iterator[None]:
     options: dict[str, Any] = {"address": address}
     if address is None:
         store = _OBJECT_STORE + 2 * rows.table.nbytes
-        options = {"include_dashboard": False, "object_store_memory": store}
+        options = {"address": "local", "include_dashboard": False, "object_store_memory": store}
     try:
         init(**options)
     except (ConnectionError, ValueError) as error:

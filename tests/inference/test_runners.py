@@ -284,7 +284,9 @@ def test_a_host_that_is_not_like_the_others_is_refused(model, rows, tmp_path, mo
 @pytest.fixture
 def cluster():
     """A cluster with room for two actors, on this machine."""
-    ray_runner.init(num_cpus=2, include_dashboard=False, object_store_memory=128 << 20)
+    ray_runner.init(
+        address="local", num_cpus=2, include_dashboard=False, object_store_memory=128 << 20
+    )
     yield
     ray_runner.import_ray().shutdown()
 
