@@ -7,8 +7,8 @@ those of the threads; everything that is no plain JPEG; and augmentation.
 An image that TensorFlow refuses must keep its place. Each is a data set of one element, decoded in
 the graph without its errors, and followed by what Python makes of it; the first one is taken.
 
-Beside the threads of `loader`, with the same decoder, this makes 0.66 (DICOM) to 1.15 (JPEG) times
-as many images per second of CPU time (`bench.py input`): the calls of Python cost what is gained.
+Beside the threads of `loader`, with the same decoder, this makes 0.68 (DICOM) to 0.95 (PNG) times
+as many images per second of CPU time (`bench.py input`).
 """
 # TensorFlow's stubs take no functions of several arguments.
 # pyright: reportArgumentType=false
