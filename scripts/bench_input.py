@@ -80,7 +80,7 @@ def _loaders(images: list[str], cores: int) -> dict[str, Callable[[], Iterator]]
 
     loaders = {
         "threads without TensorFlow": threads(xla.codec),
-        "threads": threads(tf_codec),
+        "threads": threads(lambda preset: tf_codec(preset, others=xla.codec(preset))),
         "tf.data": lambda: pipeline.batches(rows, BATCH, workers=cores),
     }
     return loaders if "#" in images[0] or images[0].endswith("dcm") else {

@@ -13,6 +13,7 @@ from medsiglip_jax.data import loader
 from medsiglip_jax.data.examples import Examples
 from medsiglip_jax.data.loader import Input
 from medsiglip_jax.data.order import Order
+from medsiglip_jax.preprocess import xla
 from medsiglip_jax.preprocess.augment import Augment
 from medsiglip_jax.preprocess.decode import decode
 from medsiglip_jax.preprocess.dicom.rules import Rules
@@ -28,7 +29,8 @@ SIZE = 24
 
 
 def codec(input):
-    return tf_codec(input.preprocess, input.dicom)
+    """As training has it."""
+    return tf_codec(input.preprocess, input.dicom, others=xla.codec(input.preprocess, input.dicom))
 
 
 def jpeg(mode="RGB", size=(53, 41), **options):

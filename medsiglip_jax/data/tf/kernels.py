@@ -6,6 +6,7 @@ defined by `tf.image.resize`. Everything else, and every file that TensorFlow re
 """
 
 import io
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,32 +20,46 @@ from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.image import preset
 
 
-def tf_codec(preprocess: str, dicom: Rules = Rules(), resample: str = "bicubic") -> codec.Codec:
+def tf_codec(
+    preprocess: str,
+    dicom: Rules = Rules(),
+    resample: str = "bicubic",
+    others: codec.Codec | None = None,
+) -> codec.Codec:
     """TensorFlow's decoder, and its resize for the preset "big_vision".
 
     Args:
         preprocess: name of a preset of `preprocess.image`.
         dicom: how DICOM files become pixels.
         resample: how the model's own processor resizes, see `preprocess.image.preset`.
+        others: what decodes and resizes all but plain JPEG, such as `preprocess.xla.codec`, which
+            reads DICOM files at 1.4 times the rate; by default PIL decodes and TensorFlow resizes.
 
     Raises:
         ValueError: no preset of that name.
     """
     tf.config.set_visible_devices([], "GPU")  # or it takes the memory that JAX needs
-    if preprocess == "big_vision":
-        return codec.Codec(lambda data: _decode(data, dicom), _resize, dicom)
-    resize = preset(preprocess, resample)
-    return codec.Codec(lambda data: np.asarray(_decode(data, dicom)), resize, dicom)
+    resize = _resize if preprocess == "big_vision" else _by_numpy(preset(preprocess, resample))
+    others = others or codec.Codec(lambda data: decode(data, dicom), resize, dicom)
+
+    def resized(image: Any, size: int) -> np.ndarray:
+        return (resize if isinstance(image, tf.Tensor) else others.resize)(image, size)
+
+    return codec.Codec(lambda data: _decode(data, dicom, others), resized, dicom)
 
 
-def _decode(data: bytes, dicom: Rules) -> Any:
-    """uint8 [H,W,3] as a tensor or an array, bit-equal to `decode`; raises what that raises."""
+def _decode(data: bytes, dicom: Rules, others: codec.Codec) -> Any:
+    """uint8 [H,W,3], a tensor of plain JPEG, bit-equal to `decode`; raises what that raises."""
     if size_of_plain_jpeg(data, dicom):
         try:
             return tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE")
         except tf.errors.InvalidArgumentError:
             pass
-    return decode(data, dicom)
+    return others.decode(data)
+
+
+def _by_numpy(resize: Callable[[np.ndarray, int], np.ndarray]) -> Callable[[Any, int], np.ndarray]:
+    return lambda image, size: resize(np.asarray(image), size)
 
 
 def size_of_plain_jpeg(data: bytes, rules: Rules) -> tuple[int, int] | None:
