@@ -281,7 +281,7 @@ def _tars(path: str, matches: Sequence[str]) -> list[str]:
         with os.scandir(path) as found:
             entries = [entry for entry in found if not entry.name.startswith(".")]
         # Beside class folders a .tar is mostly what they were unpacked from.
-        folders = any(entry.is_dir() for entry in entries)
+        folders = any(os.path.isdir(entry.path) for entry in entries)
         matches = [] if folders else [e.path for e in entries if e.name.endswith(".tar")]
     return sorted(matches) if all(match.endswith(".tar") for match in matches) else []
 
