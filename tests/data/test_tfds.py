@@ -287,7 +287,7 @@ def test_names_in_json_files_lead_nowhere_else(data_dir, chest):
         tfds.read("tfds:evil0", label="label")
 
 
-@pytest.mark.filterwarnings("ignore:validation examples: ")  # two images have not all classes
+@pytest.mark.filterwarnings("ignore:(validation|test) examples: ")  # few images, not all classes
 def test_a_recipe_trains_on_it(chest):
     asked = recipe.from_dict(
         dict(
