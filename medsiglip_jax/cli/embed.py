@@ -95,7 +95,7 @@ def embed(args: argparse.Namespace) -> int:
         normalize=not args.raw, stored=args.stored,
         shard_size=args.shard_size, batch_size=8 if args.batch_size is None else args.batch_size,
         max_errors=args.max_errors,
-        dicom=rules, identifiers=identifiers,
+        dicom=rules, identifiers=identifiers, workers=args.workers,
     )  # fmt: skip
     known = processes.run_on(lambda: abstaining.known_images(args))
     columns = {"image": args.image_column, "text": args.text_column, "id": args.id_column}
