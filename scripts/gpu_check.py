@@ -185,7 +185,9 @@ def products(args) -> dict:
 def encode(args) -> dict:
     """The image tower at every batch size: our default attention, "xla", and compiled torch."""
     return bench_encode.encode(
-        _options(args, batch=args.batches, at_once=None, precision=None, beside=["xla"])
+        _options(
+            args, batch=args.batches, at_once=None, precision=None, products=False, beside=["xla"]
+        )
     )
 
 

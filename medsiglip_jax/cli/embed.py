@@ -11,6 +11,7 @@ from medsiglip_jax.cli import abstaining, loading, reading, runners
 from medsiglip_jax.cli.output import note, progress_bar, show
 from medsiglip_jax.cli.parser import REQUIRED, Parser, add_flags
 
+_NAMED = 20  # parts that are missing, of maybe a thousand
 _COLUMNS = {
     "--image-column NAME": "default %(default)s, or what others call it, such as file_name or path",
     "--text-column NAME": "default %(default)s, or what others call it, such as caption or report",
@@ -139,10 +140,13 @@ def embed(args: argparse.Namespace) -> int:
 
 def _to_come(output: str, result: dict[str, Any]) -> str:
     """What a part says that is not the last to finish."""
+    parts = result["missing_parts"]
+    named = ", ".join(map(str, parts[:_NAMED]))
+    named += f" and {len(parts) - _NAMED:,} more" if len(parts) > _NAMED else ""
     return (
         f"{output}: part {result['part']} is done; {result['missing_shards']:,} of "
-        f"{result['shards']:,} shards are missing, of parts "
-        f"{', '.join(map(str, result['missing_parts']))}. The last to finish writes the manifest"
+        f"{result['shards']:,} shards are missing, of parts {named}. The last to finish writes the "
+        "manifest and lists what was unreadable"
     )
 
 

@@ -76,13 +76,14 @@ def runner(args: argparse.Namespace) -> Any:
     kept = {name: getattr(args, name) for name in loading.OF_MODELS}
     load = functools.partial(_load_in_actor, kept, limits.current())
     resources = _resources(args.actor_resources) if args.actor_resources else None
-    return ray_runner.RayRunner(load, args.address, args.actors, resources, args.batch_size)
+    size = args.batch_size or 0
+    return ray_runner.RayRunner(load, args.address, args.actors, resources, size)
 
 
 def _load_in_actor(flags: dict[str, Any], bounds: Any) -> Any:
     from medsiglip_jax.files import limits
 
-    limits.use(bounds).__enter__()  # until the actor ends
+    limits.keep(bounds)
     return loading.load(argparse.Namespace(**flags), loading.local_mesh())
 
 

@@ -57,15 +57,21 @@ def current() -> Limits:
     return _limits
 
 
+def keep(limits: Limits) -> None:
+    """Sets the limits of this process for good."""
+    global _limits
+    _limits = limits
+
+
 @contextlib.contextmanager
 def use(limits: Limits) -> Iterator[None]:
     """Sets the limits of this process until the end of the block."""
-    global _limits
-    before, _limits = _limits, limits
+    before = _limits
+    keep(limits)
     try:
         yield
     finally:
-        _limits = before
+        keep(before)
 
 
 def allow(protocol: str) -> None:

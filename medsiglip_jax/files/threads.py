@@ -31,11 +31,15 @@ class Stalled(OSError):
     """A file was not read in time, which says more about its disk than about the file."""
 
     def __init__(self, name: str, seconds: float):
+        self._given = name, seconds
         super().__init__(
             f"{name}: not read within {seconds:g} s; is its disk or network mount gone? What is "
             "finished is kept, and the same command starts over or resumes. If the file only takes "
             "long, raise --read-timeout (0 waits for ever); if it never ends, leave it out"
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:  # it comes from other processes, too
+        return type(self), self._given
 
 
 class Threads:
@@ -99,7 +103,8 @@ class Threads:
         """Cancels what has not begun, and waits a moment for what has."""
         with contextlib.suppress(queue.Empty):
             while True:
-                self._tasks.get_nowait()[0].cancel()
+                if task := self._tasks.get_nowait():
+                    task[0].cancel()
         for _ in self._threads:
             self._tasks.put(None)
         end = time.monotonic() + self._grace

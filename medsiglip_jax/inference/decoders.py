@@ -45,16 +45,17 @@ def _place(name: str) -> tuple[int, str]:
     return (_ORDER.index(name) if name in _ORDER else len(_ORDER)), name
 
 
-def check(versions: Versions, file: Any) -> None:
-    """Raises FileExistsError if rows in `file` were made with other versions than are installed."""
+def check(versions: Versions, file: Any, aim: str = "to finish the run") -> None:
+    """Raises FileExistsError if rows in `file` were made with other versions than are installed;
+    `aim` is what the right ones are wanted for."""
     installed = {"medsiglip_jax": __version__, _LIBRARY: formats.libopenslide()}
     for name, before in versions.items():
         now = installed[name] if name in installed else _version(name)
         if now != before:
             raise FileExistsError(
                 f"{file}: holds rows of another run (versions differ: {name} {before or 'missing'} "
-                f"there, {now or 'missing'} here); install that version to finish the run, or "
-                "choose a new folder"
+                f"there, {now or 'missing'} here); install that version {aim}, or choose a new "
+                "folder"
             )
 
 

@@ -168,7 +168,7 @@ def _embed(
         if (folder / records.MANIFEST).is_file():
             on_progress(EmbedProgress(share.rows(len(rows), options.shard_size)))
             manifest = run_folder.finished_manifest(folder)
-            decoders.check(manifest.versions, folder)
+            decoders.check(manifest.versions, folder, "to make it again; it is complete")
             return manifest
         with run_folder.report_failure(folder):
             job = Job(rows, folder, options, run, naming)
@@ -186,10 +186,13 @@ def _embed_rest(
 ) -> None:
     """Counts the shards that are there already, and has the others embedded."""
     mine = share.of(job.count)
-    done = job.done().intersection(mine)
+    there = sorted(job.done())
+    done = set(there).intersection(mine)
     for number in done:
         on_progress(EmbedProgress(len(job.shard(number))))
-    errors = [error for note in job.notes(done) for error in note.errors]
+    # Also those of others: parts by other decoders would be refused when all the work is done.
+    notes = zip(there, job.notes(there), strict=True)
+    errors = [error for number, note in notes if number in done for error in note.errors]
     todo = [number for number in mine if number not in done]
     if runner:
         steps = runner(job, todo, check, errors)

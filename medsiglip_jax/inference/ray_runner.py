@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 import warnings
@@ -22,7 +23,14 @@ from medsiglip_jax.data.rows import Rows
 from medsiglip_jax.files import locks
 from medsiglip_jax.inference import embed, run_folder
 from medsiglip_jax.inference.manifest import RUN
-from medsiglip_jax.inference.shard_work import EmbedProgress, Errors, Job, ShardWork, check_errors
+from medsiglip_jax.inference.shard_work import (
+    EmbedOptions,
+    EmbedProgress,
+    Errors,
+    Job,
+    ShardWork,
+    check_errors,
+)
 from medsiglip_jax.model.api import Model
 from medsiglip_jax.preprocess import names
 
@@ -50,7 +58,8 @@ class RayRunner:
             as the cluster has room for, which may change.
         resources: what an actor reserves, by Ray's names: "CPU", "GPU", "TPU" or others. None is
             one GPU and its share of the CPUs, or a whole host where there are none.
-        batch_size: rows per call of the encoder; None is 8, or 64 per accelerator of an actor.
+        batch_size: rows per call of the encoder, in place of that of the options; 0 is 64 per
+            accelerator of an actor, or 8.
 
     An actor reads and decodes with as many threads as it has CPUs, unless `EmbedOptions.workers`
     says otherwise.
@@ -68,17 +77,25 @@ class RayRunner:
         """Embeds shards of a job; a `medsiglip_jax.inference.embed.Runner`."""
         if not numbers:
             return
+        stdout = sys.stdout
         with _connected(self.address, job.rows):
             resources = self.resources or _default_resources()
             _check_room(resources, self.address)
             accelerators = int(resources.get("GPU", 0) + resources.get("TPU", 0))
-            size = self.batch_size or _PER_ACCELERATOR * accelerators or 8
+            size = self.rows_per_call(job.options, accelerators)
             workers = job.options.workers or int(resources.get("CPU", 0)) or None
             job = replace(job, options=replace(job.options, batch_size=size, workers=workers))
             with contextlib.closing(_Driver(self, job, resources, errors).run(numbers)) as steps:
                 for progress in steps:
                     check()
-                    yield progress
+                    with contextlib.redirect_stdout(stdout):
+                        yield progress
+
+    def rows_per_call(self, options: EmbedOptions, accelerators: int) -> int:
+        """The batch size of an actor that has so many accelerators."""
+        if self.batch_size is None:
+            return options.batch_size
+        return self.batch_size or _PER_ACCELERATOR * accelerators or 8
 
 
 def import_ray() -> Any:
@@ -188,10 +205,17 @@ class _Actor:
         Raises:
             ValueError: it has other weights, decoders or files.
         """
-        with contextlib.suppress(OSError):
-            os.chdir(folder)
-        host, model = socket.gethostname(), load()
+        host = socket.gethostname()
         (shared,) = import_ray().get(job)
+        try:
+            os.chdir(folder)
+        except OSError:
+            if any(map(_is_relative, shared.rows.images)):
+                raise ValueError(
+                    f"{host} does not see {folder}, where the names of inputs begin: give them as "
+                    "absolute paths that all hosts reach"
+                ) from None
+        model = load()
         if not (shared.folder / RUN).is_file():
             raise ValueError(
                 f"{host} does not see {shared.folder / RUN}: --output has to be a folder that all "
@@ -225,6 +249,7 @@ class _Turn:
     host: str
     number: int
     rows: int = 0
+    kept: int = 0  # rows of an earlier run, beside `rows`
     errors: int = 0
     busy: float = 0.0
 
@@ -241,7 +266,7 @@ class _Driver:
         self._starting: dict[Any, Any] = {}  # what `start` returns -> the actor
         self._working: dict[Any, _Turn] = {}  # what `embed` yields -> the turn
         self._lost: Counter[int | None] = Counter()  # by shard; None is before it had one
-        self._shared, self._probe = self._ray.put(job), _probe(job.rows)
+        self._shared, self._probe = self._ray.put(_for_actors(job)), _probe(job.rows)
         self._remote = self._ray.remote(_Actor).options(
             num_cpus=resources.get("CPU", 0), num_gpus=resources.get("GPU", 0),
             resources={n: x for n, x in resources.items() if n not in ("CPU", "GPU")},
@@ -307,7 +332,10 @@ class _Driver:
         turn = self._working[ref]
         try:
             progress = self._get(next(ref))
-            turn.rows, turn.errors = turn.rows + progress.rows, turn.errors + progress.errors
+            if progress.busy is None:
+                turn.kept += progress.rows
+            else:
+                turn.rows, turn.errors = turn.rows + progress.rows, turn.errors + progress.errors
             turn.busy = progress.busy or 0.0
             yield self._progress(progress)
         except StopIteration:
@@ -317,6 +345,7 @@ class _Driver:
             del self._working[ref]
             self._todo.appendleft(turn.number)
             self._count_loss(turn.number, f"on {turn.host} with shard {turn.number}", error)
+            yield self._progress(EmbedProgress(-turn.kept))
             yield self._progress(EmbedProgress(-turn.rows, 0.0, -turn.errors))
 
     def _progress(self, progress: EmbedProgress) -> EmbedProgress:
@@ -336,6 +365,9 @@ class _Driver:
             return self._ray.get(ref)
         except self._ray.exceptions.RayTaskError as error:
             raise error.cause from error
+        except self._ray.exceptions.UnserializableException as error:  # no loss: it has answered
+            reason = " ".join(str(error).split())
+            raise OSError(f"an actor has failed: {reason[:1000]}") from None
 
     def _finished(self, turn: _Turn) -> None:
         path = self._job.path(turn.number)
@@ -379,6 +411,18 @@ class _Driver:
         actors = [turn.actor for turn in self._working.values()]
         for actor in (*actors, *self._starting.values(), *(actor for actor, _ in self._idle)):
             self._ray.kill(actor)
+
+
+def _for_actors(job: Job) -> Job:
+    """Without the limit on errors, of which an actor knows its own only: the driver counts. That
+    there is one says that many refused addresses are no outage."""
+    if job.options.max_errors is None:
+        return job
+    return replace(job, options=replace(job.options, max_errors=sys.maxsize))
+
+
+def _is_relative(source: str) -> bool:
+    return not os.path.isabs(source) and "://" not in source
 
 
 def _probe(rows: Rows) -> str:

@@ -6,7 +6,7 @@ are there; the others wait for it, and all of them stop when one leaves a note t
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import jax
@@ -66,10 +66,14 @@ def once(folder: Place, commit: Callable[[Check], Manifest]) -> Manifest:
     Where one ends before it has written it, another does.
     """
     while not (folder / MANIFEST).is_file():
-        with suppress(FileExistsError), lock(folder / ".lock-commit") as check:
+        with ExitStack() as stack:
+            try:
+                check = stack.enter_context(lock(folder / ".lock-commit"))
+            except FileExistsError:  # another part is at it
+                time.sleep(_POLL_SECONDS)
+                continue
             if not (folder / MANIFEST).is_file():
                 return commit(check)
-        time.sleep(_POLL_SECONDS)
     return finished_manifest(folder)
 
 

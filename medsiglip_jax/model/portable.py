@@ -83,6 +83,8 @@ def sha256(model: Any) -> str | None:
 def compute_here(compute: Compute, config: Any) -> Compute:
     """The same arithmetic on this process's device, whose attention back ends may be others."""
     device = devices.default()
+    wide = devices.wide_products(device, compute.dtype)
+    compute = dataclasses.replace(compute, wide=wide)
     try:
         attention.check(compute.attention, device, compute.dtype, config.vision)
     except ValueError:

@@ -45,6 +45,9 @@ class UnreadableImage(ValueError):
         super().__init__(f"{source}: {reason}" if source else reason)
         self.reason, self.source = reason, source
 
+    def __reduce__(self) -> tuple[Any, ...]:  # it comes from other processes, too
+        return type(self), (self.reason, self.source)
+
     def of(self, source: str) -> "UnreadableImage":
         """The same error, of the image that is named so."""
         return type(self)(self.reason, source)

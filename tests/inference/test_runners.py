@@ -15,10 +15,11 @@ from PIL import Image
 
 import medsiglip_jax
 from medsiglip_jax import cli
+from medsiglip_jax.cli import loading, runners
 from medsiglip_jax.data import inputs
 from medsiglip_jax.files import limits, locks, places, storage
+from medsiglip_jax.inference import decoders, ray_runner, run_folder, share
 from medsiglip_jax.inference import embed as embedding
-from medsiglip_jax.inference import ray_runner, run_folder, share
 from medsiglip_jax.inference.embed import EmbedOptions, Incomplete, embed, embed_part
 from medsiglip_jax.inference.manifest import Manifest, Weights
 from medsiglip_jax.inference.share import Share
@@ -137,6 +138,26 @@ def test_who_dies_while_it_writes_the_manifest_is_replaced(tmp_path, monkeypatch
             waiting = pool.submit(run_folder.once, tmp_path, commit)
             assert not waiting.done() and not looks
         assert waiting.result(60) == manifest and len(looks) == 1
+
+
+def test_a_manifest_that_is_refused_ends_the_part(tmp_path):
+    """The error of a part that used another decoder is of the type of a lock that is held."""
+
+    def commit(check):
+        raise FileExistsError("part-00001.parquet: holds rows of another run (versions differ)")
+
+    with pytest.raises(FileExistsError, match="versions differ"):
+        run_folder.once(tmp_path, commit)
+
+
+def test_parts_of_other_decoders_are_refused_before_the_work(model, rows, tmp_path, monkeypatch):
+    embed_part(model, rows, tmp_path / "out", Share(0, 3), OPTIONS)
+    monkeypatch.setattr(decoders, "_version", lambda name: "0.0")
+    monkeypatch.setattr(decoders, "of_every_run", lambda: run_versions)
+    run_versions = json.loads((tmp_path / "out" / "run.json").read_text())["versions"]
+    with pytest.raises(FileExistsError, match="versions differ: .*to finish the run"):
+        embed_part(model, rows, tmp_path / "out", Share(1, 3), OPTIONS)
+    assert not (tmp_path / "out" / "part-00001.parquet").exists()
 
 
 def test_a_part_that_runs_already_is_refused_and_others_are_not(model, rows, tmp_path):
@@ -320,3 +341,33 @@ def test_an_actor_that_is_killed_costs_nothing(checkpoint, model, tmp_path, clus
     strict = replace(OPTIONS, max_errors=0)
     with pytest.raises(ValueError, match="1 inputs could not be read, more than max_errors=0"):
         embed(model, rows[16:18], tmp_path / "few", strict, runner=runner)
+
+
+def test_actors_have_the_limits_of_the_command(monkeypatch):
+    monkeypatch.setattr(loading, "load", lambda *_: limits.current())
+    before, bounds = limits.current(), limits.Limits(timeout=7.0, read_timeout=3.0)
+    try:
+        assert runners._load_in_actor({}, bounds) == bounds == limits.current()
+    finally:
+        limits.keep(before)
+
+
+@pytest.mark.parametrize("flags, count", [([], None), (["--workers", "3"], 3)])
+def test_whoever_embeds_is_told_how_many_threads(checkpoint, images, monkeypatch, flags, count):
+    told = []
+
+    def see(model, rows, output, options, *_):
+        told.append(options.workers)
+        raise ValueError("seen")
+
+    monkeypatch.setattr(embedding, "embed", see)
+    command = ["embed", "--model", str(checkpoint), "--output", "out", str(images), *flags]
+    assert cli.main(command) == 2 and told == [count]
+
+
+def test_the_batch_of_the_options_is_that_of_the_actors():
+    """Unless the runner was given one: the files are those of a run without Ray."""
+    sizes = [ray_runner.RayRunner(int, batch_size=size).rows_per_call(OPTIONS, 2) for size in
+             (None, 5, 0)]  # fmt: skip
+    assert sizes == [OPTIONS.batch_size, 5, 128]
+    assert ray_runner.RayRunner(int, batch_size=0).rows_per_call(OPTIONS, 0) == 8

@@ -167,6 +167,7 @@ def found(maps, shown):
     return np.mean(tops)
 
 
+@pytest.mark.float
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_maps_of_the_quickstart_are_complete(tmp_path, seed):

@@ -40,9 +40,12 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be loaded; the message lists every problem found."""
 
     def __init__(self, source: object, problems: list[str]):
-        self.problems = problems
+        self.source, self.problems = source, problems
         lines = problems if len(problems) == 1 else [f"{len(problems)} problems", *problems]
         super().__init__(f"{source}: " + "\n  ".join(lines))
+
+    def __reduce__(self) -> tuple[Any, ...]:  # it comes from other processes, too
+        return type(self), (self.source, self.problems)
 
 
 def explained(source: object, problem: str) -> AbstractContextManager[None]:
@@ -181,6 +184,8 @@ def release(values: np.ndarray) -> None:
 
     Otherwise a file that was read once stays in the memory of the process.
     """
+    if not values.size:
+        return
     low, high = np.lib.array_utils.byte_bounds(values)
     base: Any = values
     while isinstance(base, np.ndarray | memoryview):
