@@ -35,8 +35,8 @@ def auto_dtype(device: Any) -> str:
 
 
 # How many times as fast products of bfloat16 are with float32 results as with bfloat16 ones, on two
-# cores, jax 0.10.2: 2.3 in the image tower of So400m/448 on an Intel Xeon with AMX (`bench.py encode`
-# in bfloat16, with both kinds of products, 2026-11-30; products alone 2 to 2.7), and 0.8 for products
+# cores, jax 0.10.2: 2.3 in the image tower of So400m/448 on an Intel Xeon with AMX (both kinds in
+# turns in `bench.py encode`, bfloat16, 2026-11-30; products alone 2 to 2.7), and 0.8 for products
 # alone on an AMD EPYC Milan, which has neither of these.
 _FAST = {"amx_bf16", "avx512_bf16"}
 
