@@ -10,7 +10,7 @@ SHELLS = ("bash", "zsh", "fish", "tcsh", "powershell")
 
 
 def define_flags(sub: Parser) -> None:
-    add_flags(sub, {"shell": f"one of {', '.join(SHELLS)}"}, shell={"choices": SHELLS})
+    add_flags(sub, {"shell SHELL": f"one of {', '.join(SHELLS)}"}, shell={"choices": SHELLS})
 
 
 def completion(args: argparse.Namespace) -> int:

@@ -92,4 +92,5 @@ def test_the_script_is_all_that_is_printed(run):
     assert code == 0 and not err and out == completion.script(app.parser(), "bash").rstrip() + "\n"
     assert json.loads(run("completion", "fish", "--json")[1])["shell"] == "fish"
     assert run("completion", "ksh")[0] == 2
+    assert run("completion", "--help")[1].count("powershell") == 1
     assert isinstance(app.parser(), argparse.ArgumentParser)
