@@ -31,7 +31,7 @@ _TABLES = {
     "--label-separator S": SEPARATOR,
 }
 _FIT = {
-    "--embeddings DIR": "folder that embed wrote, or evaluate, or vectors of another program as "
+    "--embeddings E": "folder that embed wrote, or evaluate, or vectors of another program as "
     "for search, of images in control which neither the model nor the probe was trained on",
     "--output FILE": "file for the reference, .npz",
     "--probe P": "file of probe fit, whose scores are watched",
@@ -45,7 +45,7 @@ _FIT = {
 }
 _CHECK = {
     "--reference FILE": "file that monitor fit wrote",
-    "--embeddings DIR": "folder of new images that embed wrote, or evaluate; or vectors as for fit",
+    "--embeddings E": "folder of new images that embed wrote, or evaluate; or vectors as for fit",
     "--output DIR": "folder for report.html, which shows the most unusual images, monitor.json and "
     "metrics.prom; an earlier report there is replaced",
     "--window W": "cut the images into windows: of N images in their order, or of a time such as "

@@ -34,7 +34,7 @@ def _add_actions(sub: Parser) -> None:
 _DATA = {
     "--data D": "table of labels: CSV, TSV, Parquet or JSONL; or the folder of class folders that "
     "was embedded",
-    "--embeddings DIR": VECTORS,
+    "--embeddings E": VECTORS,
     "--label COL": "column of class names, or of a finding: 0, 1, true, false, yes, no, and -1 "
     "(uncertain); repeat for several findings",
     "--label-separator S": SEPARATOR,
@@ -60,7 +60,7 @@ _FIT = {
 _PREDICT = {
     "inputs INPUT": "images, as for embed",
     "--probe P": "file that probe fit wrote; not needed for a --model that has a classifier",
-    "--embeddings DIR": f"{VECTORS}; instead of images",
+    "--embeddings E": f"{VECTORS}; instead of images",
     "--output FILE": "file for the scores of --embeddings, .csv or .parquet",
     "--rank R": "sort as a triage list: uncertainty, the least certain first; or score, the "
     "highest probability first; images without an answer come before all",

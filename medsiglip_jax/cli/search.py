@@ -22,7 +22,7 @@ _UNUSED = {
 
 
 _FLAGS = {
-    "--embeddings DIR": VECTORS,
+    "--embeddings E": VECTORS,
     "--text Q": "repeat for each text",
     "--image F": "repeat for each image file",
     "--top-k K": "number of hits, default 10",
@@ -32,14 +32,14 @@ _FLAGS = {
 }
 _WHICH_PAIRS = {
     "--self": "list pairs of near duplicates among the embeddings",
-    "--against DIR": "list pairs with the embeddings in DIR: test and train",
+    "--against E": "list pairs with the embeddings in E: test and train",
 }
 _PAIRS = {
     "--threshold S": "minimum cosine of a pair, default 0.98",
     "--limit N": "list the N nearest pairs, default 100000",
 }
 _APPROXIMATE = {
-    "--build-index": "write DIR/index.usearch and report its recall",
+    "--build-index": "write index.usearch into the folder of --embeddings and report its recall",
     "--approximate": "search through the index",
 }
 
