@@ -37,6 +37,8 @@ _FREE = frozenset(
     "loader workers data_service mesh attention remat loss_chunk tensorboard logger learning_rate "
     "optimizer".split()
 )
+# What a run is exported with, whatever machines it had: its dispatcher may have stopped, too.
+_ALONE = {"mesh": {"data": 1}, "attention": None, "loader": "auto", "data_service": None}
 
 
 def run(
@@ -137,8 +139,7 @@ def export_last(workdir: places.Given) -> dict[str, Any]:
     before = _config_of(workdir)
     if before is None:
         raise FileNotFoundError(f"{workdir}: no fine-tuning run here (no config.json of one)")
-    recorded = recipes.from_dict(before["recipe"])
-    recipe = dataclasses.replace(recorded, mesh=recipes.MeshConfig(data=1), attention=None)
+    recipe = recipes.from_dict(before["recipe"] | _ALONE)
     with _opened(workdir):
         prepared = build.prepare(recipe)
         now = {"init": prepared.model.sha256, "classes": list(prepared.training[0].classes)}

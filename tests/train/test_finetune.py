@@ -464,7 +464,8 @@ def test_the_best_of_a_stopped_run_is_exported_on_any_machine(data, tmp_path):
     run = json.loads((tmp_path / "config.json").read_text())
 
     def recorded(**changes):
-        changed = run | {"recipe": run["recipe"] | {"mesh": {"data": 64, "fsdp": False}}}
+        gone = {"mesh": {"data": 64, "fsdp": False}, "data_service": "grpc://gone:1"}
+        changed = run | {"recipe": run["recipe"] | gone | {"loader": "tf"}}
         (tmp_path / "config.json").write_text(json.dumps(changed | changes))
 
     recorded()
