@@ -413,7 +413,7 @@ def _without_classifier(model: api.Model) -> api.Model:
             stacklevel=2,
         )
         del model.params["classifier"]
-        model.config = replace(model.config, classifier=None)
+        model.config = replace(model.config, classifier=None, preparation=model.config.trained)
     return model
 
 

@@ -109,7 +109,7 @@ def run(
 def unlike_before(recipe: Recipe, config: ModelConfig) -> str | None:
     """A line on images that are prepared otherwise than when the model to start from was trained
     here; None if they are not."""
-    if (before := config.preparation) is None:
+    if (before := config.trained) is None:
         return None
     pairs = {"preprocess": (recipe.preprocess, before.preprocess)}
     pairs |= {f"dicom.{n}": (getattr(recipe.dicom, n), getattr(before.dicom, n)) for n in TRAINED}
