@@ -98,7 +98,6 @@ def _labels(scores: list[dict[str, Any]]) -> Iterator[str]:
 def _heatmap(args: argparse.Namespace) -> int:
     from medsiglip_jax.files import places
     from medsiglip_jax.inference import heatmap
-    from medsiglip_jax.preprocess.dicom.rules import Rules
     from medsiglip_jax.preprocess.parts import Parts
 
     unused = *reading.DICOM, "series", "labels", "all_files", "reference", "abstain_at", "unsure"
@@ -109,7 +108,7 @@ def _heatmap(args: argparse.Namespace) -> int:
     places.check_suffix(args.heatmap, ".png")
     rows = heatmap.tiles(args.images[0], parts)
     model = loading.load(args, loading.local_mesh())
-    how = reading.prepared(args, Rules(), model.config)
+    how = reading.prepared(args, None, model.config)
     with output.progress_bar("tile", len(rows)) as bar:
         result = heatmap.heatmap(
             model, args.images[0], rows, args.text, args.heatmap, how.preprocess, args.batch_size,

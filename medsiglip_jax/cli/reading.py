@@ -137,7 +137,8 @@ def prepared(args: argparse.Namespace, rules, config):
 
     Args:
         args: the flags of `add_dicom` or `add_queries`, and maybe that of `add_preprocess`.
-        rules: what `dicom_rules`, `rules_and_parts` or `queries` made of them.
+        rules: what `dicom_rules`, `rules_and_parts` or `queries` made of them; None for images that
+            have none, such as tiles of slides.
         config: of the model.
 
     Returns:
@@ -148,8 +149,9 @@ def prepared(args: argparse.Namespace, rules, config):
     if config.trained is None:
         return made
     own, usual = _remembered(config.trained), _remembered(type(made)())
-    given = {"preprocess": preset, **{flag: getattr(args, flag, None) for flag in _TRAINED}}
-    taken = [f"{k} {v}" for k, v in own.items() if given[k] is None and v != usual[k]]
+    flags = () if rules is None else _TRAINED
+    given = {"preprocess": preset, **{flag: getattr(args, flag, None) for flag in flags}}
+    taken = [f"{k} {own[k]}" for k, v in given.items() if v is None and own[k] != usual[k]]
     if taken:
         note(f"images are prepared as in the training of the model: {', '.join(taken)}")
     used = _remembered(made)

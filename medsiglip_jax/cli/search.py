@@ -8,7 +8,7 @@ from medsiglip_jax.cli import outputs
 from medsiglip_jax.cli.loading import add_model, load
 from medsiglip_jax.cli.output import note, progress_bar, show
 from medsiglip_jax.cli.parser import REPEATED, REQUIRED, VECTORS, Parser, add_flags, refuse_unused
-from medsiglip_jax.cli.reading import QUERIES, add_queries, note_skipped, queries
+from medsiglip_jax.cli.reading import QUERIES, add_queries, note_skipped, prepared, queries
 
 # Flags without effect on each kind of search.
 _UNUSED = {
@@ -84,6 +84,7 @@ def _hits(args: argparse.Namespace) -> int:
     from medsiglip_jax.embeddings import output
     from medsiglip_jax.embeddings.search import search, write_hits
     from medsiglip_jax.files import places
+    from medsiglip_jax.inference.manifest import UNKNOWN
     from medsiglip_jax.pages import contact_sheet
 
     if not (args.text or args.image) or not args.model:
@@ -100,8 +101,11 @@ def _hits(args: argparse.Namespace) -> int:
         dicom, parts = queries(args, recorded, args.image or [])
         skipped: Counter[str] = Counter()
         images = expansion.names(args.image or [], parts, all_files=args.all_files, skipped=skipped)
+        model = load(args, recorded=embeddings.manifest.dtype)
+        if images and embeddings.manifest.preprocess == UNKNOWN:
+            dicom = prepared(args, dicom, model.config).dicom
         results = search(
-            load(args, recorded=embeddings.manifest.dtype), embeddings, args.text or [], images,
+            model, embeddings, args.text or [], images,
             10 if args.top_k is None else args.top_k,
             approximate=args.approximate, batch_size=args.batch_size, dicom=dicom,
         )  # fmt: skip

@@ -18,9 +18,9 @@ from medsiglip_jax.inference.classify import encode_texts
 from medsiglip_jax.inference.encode import encode_files
 from medsiglip_jax.inference.manifest import UNKNOWN
 from medsiglip_jax.model.api import Model
+from medsiglip_jax.model.config import Preparation
 from medsiglip_jax.preprocess.dicom.rules import Rules
 
-_PRESET = "big_vision"  # of images that are compared with vectors of unknown origin
 PAIR_COLUMNS: tuple[str, ...] = ("id", "source", "other_id", "other_source", "score")
 HIT_COLUMNS: tuple[str, ...] = ("query", "rank", "id", "source", "score")
 
@@ -45,7 +45,8 @@ def search(
         k: hits per query.
         approximate: search through the index that `index.build` wrote, not through every vector.
         batch_size: images per call of the encoder.
-        dicom: how DICOM files become pixels; default as the run records it.
+        dicom: how DICOM files become pixels; default as the run records it, or as in the training
+            of the model beside vectors of another program.
 
     Returns:
         Per query, texts first, `{"query", "hits": [{"id", "source", "score"}, …], "left_out"}`; the
@@ -60,14 +61,12 @@ def search(
     nothing = f"{embeddings.folder}: no rows of kind {embeddings.kind}"
     if not len(embeddings):
         raise ValueError(f"{nothing}, nor of any")
-    dicom = dicom or embeddings.manifest.dicom_rules
-    preprocess = embeddings.manifest.preprocess
-    if preprocess == UNKNOWN and images:
-        preprocess = _PRESET
-        warnings.warn(f"query images are prepared by the preset {_PRESET}", stacklevel=2)
+    how = _preparation(model, embeddings, dicom)
+    if embeddings.manifest.preprocess == UNKNOWN and images:
+        warnings.warn(f"query images are prepared by the preset {how.preprocess}", stacklevel=2)
     vectors = [np.asarray(encode_texts(model, texts))] if texts else []
     if images:
-        found = encode_files(model, images, preprocess, batch_size=batch_size, dicom=dicom)
+        found = encode_files(model, images, how.preprocess, batch_size=batch_size, dicom=how.dicom)
         vectors.append(found.complete())
     find = index.top_k if approximate else nearest.top_k
     scores, rows = find(np.concatenate(vectors), embeddings, min(k, len(embeddings)))
@@ -81,6 +80,14 @@ def search(
         {"query": query, "hits": of_query, "left_out": left_out}
         for query, of_query in zip([*texts, *map(str, images)], hits, strict=True)
     ]
+
+
+def _preparation(model: Model, embeddings: store.Embeddings, dicom: Rules | None) -> Preparation:
+    """As those of the run were; where nobody knows that, as in the training of the model."""
+    made = embeddings.manifest
+    if made.preprocess == UNKNOWN:
+        return model.config.prepared(None, dicom)
+    return Preparation(made.preprocess, dicom or made.dicom_rules)
 
 
 def check_model(embeddings: store.Embeddings, model: Model) -> None:

@@ -1,5 +1,6 @@
 """A model remembers how images were prepared in its training, and every command does the same."""
 
+import argparse
 import dataclasses
 import json
 import shutil
@@ -9,12 +10,15 @@ import pytest
 from PIL import Image
 
 import medsiglip_jax
+from medsiglip_jax.cli import reading
+from medsiglip_jax.embeddings.elsewhere.formats import open_embeddings
+from medsiglip_jax.embeddings.search import search
 from medsiglip_jax.files import json as json_files
 from medsiglip_jax.inference.classify import classify
 from medsiglip_jax.model.config import ClassifierConfig, ModelConfig, Preparation
 from medsiglip_jax.model.weights.checkpoint import CheckpointError
 from medsiglip_jax.preprocess.dicom.rules import Rules
-from medsiglip_jax.train import finetune
+from medsiglip_jax.train import build, finetune
 from medsiglip_jax.train.recipe import from_dict
 from medsiglip_jax.trust import explanation
 
@@ -149,6 +153,34 @@ def test_embed_records_it_and_search_reads_queries_like_it(tuned, wide, tmp_path
     assert code == 0 and hit["score"] == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:.*which preprocessing made them is not recorded")
+@pytest.mark.filterwarnings("ignore:query images are prepared")
+def test_queries_beside_vectors_of_another_program_are_read_as_in_training(
+    tuned, wide, tmp_path, run
+):
+    model = medsiglip_jax.load(tuned)
+    vectors = medsiglip_jax.encode_files(model, [str(wide)]).complete()
+    np.savez(tmp_path / "v.npz", id=["wide"], vectors=vectors)
+    flags = "--embeddings", tmp_path / "v.npz", "--model", tuned
+    code, text, err = run("search", *flags, "--image", wide, "--json")
+    assert code == 0 and SAID in err
+    assert json.loads(text)[0]["hits"][0]["score"] == pytest.approx(1, abs=1e-6)
+    assert SAID not in run("search", *flags, "--text", "a b")[2]
+    with pytest.warns(UserWarning, match="by the preset serving"):
+        (found,) = search(model, open_embeddings(tmp_path / "v.npz"), [], [str(wide)])
+    assert found["hits"][0]["score"] == pytest.approx(1, abs=1e-6)
+
+
+def test_of_tiles_of_slides_only_the_preset_is_told(capsys):
+    """No rule is for them."""
+    config = ModelConfig(medsiglip_jax.init("tiny-56").config.vision, preparation=TRAINED)
+    assert reading.prepared(argparse.Namespace(), None, config).preprocess == "serving"
+    assert capsys.readouterr().err.endswith("training of the model: preprocess serving\n")
+    asked = argparse.Namespace(preprocess="big_vision")
+    assert reading.prepared(asked, None, config).preprocess == "big_vision"
+    assert capsys.readouterr().err.endswith(": --preprocess big_vision (serving)\n")
+
+
 def test_fine_tuning_further_with_other_pixels_is_told():
     config = ModelConfig(medsiglip_jax.init("tiny-56").config.vision, preparation=TRAINED)
     data = [{"path": "rows.csv"}]
@@ -161,6 +193,13 @@ def test_fine_tuning_further_with_other_pixels_is_told():
         "dicom.grey16 None instead of stretch"
     )
     assert finetune.unlike_before(other, dataclasses.replace(config, preparation=None)) is None
+    classifier = ClassifierConfig(("a", "b"), preprocess=TRAINED.preprocess, dicom=TRAINED.dicom)
+    old = medsiglip_jax.init(ModelConfig(config.vision, classifier=classifier))
+    with pytest.warns(UserWarning, match="is a classifier"):
+        start = build._without_classifier(old).config
+    assert start.classifier is None
+    assert finetune.unlike_before(other, start) == line
+    assert finetune.unlike_before(same, start) is None
 
 
 def test_serve_uses_it():
