@@ -425,7 +425,7 @@ def save(
     files |= (model.processor.tokenizer_files() if model.config.text else {}) | dict(extra or {})
     if layout is layouts.LAYOUTS["huggingface"] and readme.NAME not in files:
         terms = readme.terms((), model.config, model.source)
-        content = readme.written(model.config, model.source, terms)
+        content = readme.written(model.config, model.checkpoint, terms)
         files[readme.NAME] = content.encode()
     with storage.new_folder(path, overwrite, layout.marker) as partial:
         for name, content in files.items():

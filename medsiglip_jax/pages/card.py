@@ -6,6 +6,8 @@ from pathlib import PurePath
 from typing import Any
 
 from medsiglip_jax.files import front_matter
+from medsiglip_jax.model.config import ModelConfig
+from medsiglip_jax.model.weights import readme
 from medsiglip_jax.pages import markdown
 
 Facts = Mapping[str, Any]
@@ -37,7 +39,7 @@ def of_run(
     test: Facts | None,
     base: Facts,
     title: str,
-    labels: Sequence[str] = (),
+    config: ModelConfig,
 ) -> str:
     """The card of a fine-tuned model.
 
@@ -48,7 +50,7 @@ def of_run(
         test: of the test rows, from `metrics.judge_classes`, or None.
         base: metadata of the base model's own card (`license`, `license_name`, `license_link`).
         title: the name of the model.
-        labels: of its classifier, if it is one.
+        config: of the model.
 
     Returns:
         Markdown that begins with the metadata that the Hugging Face hub reads.
@@ -59,20 +61,12 @@ def of_run(
         "## Data\n\n" + markdown.bullets(training_data(run)),
         "## Training\n\n" + markdown.table(("setting", "value"), settings(run["recipe"])),
         scores(metrics, test),
-        "## Use\n\n" + _use(run, labels),
+        "## Use\n\n" + _use(run, config),
         "## Limits\n\n" + markdown.bullets(LIMITS),
         "## Terms\n\n" + terms(run, base),
     ]
-    return _metadata(run, base, labels) + "\n\n".join(filter(None, sections)) + "\n"
-
-
-def _metadata(run: Facts, base: Facts, labels: Sequence[str]) -> str:
-    task = "image-classification" if labels else "zero-shot-image-classification"
-    values: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": task}
-    if run.get("init_repo"):
-        values["base_model"] = run["init_repo"]
-    values |= {key: base[key] for key in front_matter.TERMS if key in base}
-    return front_matter.written(values)
+    metadata = front_matter.written(readme.metadata(config, run.get("init_repo"), base))
+    return metadata + "\n\n".join(filter(None, sections)) + "\n"
 
 
 def origin(run: Facts, exported: int) -> str:
@@ -152,11 +146,15 @@ def number(x: Any) -> str:
     return f"{float(x):.4f}"
 
 
-def _use(run: Facts, labels: Sequence[str]) -> str:
-    preset, what = run["recipe"]["preprocess"], "--labels" if labels else '--text "a caption"'
+def _use(run: Facts, config: ModelConfig) -> str:
+    preset, command, what = run["recipe"]["preprocess"], "classify", '--text "a caption"'
+    if config.classifier:
+        what = "--labels"
+    elif not config.text:
+        command, what = "embed", "--output vectors"
     return (
-        f"Images were prepared with the preset `{preset}`; other preparation gives other scores.\n"
-        f"\n```\nmedsiglip-jax classify --model FOLDER {what} --preprocess {preset} IMAGE\n```"
+        f"Images were prepared with the preset `{preset}`; other preparation gives other results.\n"
+        f"\n```\nmedsiglip-jax {command} --model FOLDER {what} --preprocess {preset} IMAGE\n```"
     )
 
 

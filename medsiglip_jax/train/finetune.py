@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,7 +18,7 @@ from medsiglip_jax.files.failures import explained
 from medsiglip_jax.files.json_text import dumps, to_hash
 from medsiglip_jax.model import api, devices, processes, tree
 from medsiglip_jax.model.config import ModelConfig
-from medsiglip_jax.model.weights import hub, readme
+from medsiglip_jax.model.weights import readme
 from medsiglip_jax.pages import card
 from medsiglip_jax.preprocess.dicom.rules import TRAINED, Rules
 from medsiglip_jax.train import build, loggers, loop, lora, report
@@ -335,7 +334,7 @@ def _compare(workdir: places.Place, before: dict, run: dict, saved: bool, warn) 
 
 
 def _identity(prepared: build.PreparedRun) -> dict[str, Any]:
-    digest = hashlib.sha256()
+    digest, checkpoint = hashlib.sha256(), prepared.model.checkpoint
     for rows in prepared.training:
         columns = [list(rows.images), list(rows.texts or ()), np.asarray(rows.labels).tolist()]
         digest.update(to_hash(columns))
@@ -343,7 +342,7 @@ def _identity(prepared: build.PreparedRun) -> dict[str, Any]:
         "recipe": _without_credentials(dataclasses.asdict(prepared.recipe)),
         "model": prepared.model.config.to_dict(),
         "init_sha256": prepared.model.sha256,
-        "init_repo": _repo_of(prepared.recipe.init),
+        "init_repo": checkpoint.repo if checkpoint else None,
         "data_sha256": digest.hexdigest(),
         "examples": [len(rows) for rows in prepared.training],
         "held_out": sum(map(len, prepared.held_out)),
@@ -364,12 +363,6 @@ def _without_credentials(setting: Any) -> Any:
     if isinstance(setting, list | tuple):
         return [_without_credentials(value) for value in setting]
     return credentials.without(setting) if isinstance(setting, str) else setting
-
-
-def _repo_of(init: str | None) -> str | None:
-    """The name of what a run started from on the Hugging Face hub, if it is from there."""
-    there = init is not None and hub.is_repo_id(init) and not Path(init).exists()
-    return init if there else None
 
 
 def _finish(
@@ -426,9 +419,8 @@ def export(
     tokenizer, companions = base.processor.tokenizer_source, base.companions
     model = api.Model(params, config, tokenizer=tokenizer, companions=companions)
     layout = "orbax" if config.classifier and config.classifier.pool == "map" else "huggingface"
-    labels = config.classifier.labels if config.classifier else ()
     terms = readme.terms(companions, base.config, recipe.init)
-    cards = {"README.md": card.of_run(*facts, terms, folder.parent.name, labels).encode()}
+    cards = {"README.md": card.of_run(*facts, terms, folder.parent.name, config).encode()}
     for file in companions:
         if file.name == "README.md":
             cards["README.base.md"] = file.read_bytes()  # the terms may lie there

@@ -13,7 +13,8 @@ from references import SMALL
 
 import medsiglip_jax
 from medsiglip_jax.model.config import NAMED, ClassifierConfig, ModelConfig
-from medsiglip_jax.model.weights import readme
+from medsiglip_jax.model.weights import hub, readme
+from medsiglip_jax.model.weights.checkpoint import Checkpoint
 
 # The longest is longer than 64 tokens; a SigLIP's tokenizer makes small letters of the capitals.
 TEXTS = ["a photo of a b", "SCAN, of a C!", "d", "", "drawing of a f and " * 30]
@@ -122,7 +123,8 @@ def test_the_terms_of_medsiglip_are_stated(tmp_path):
     """By its architecture, where no file says them; weights that began at random have none."""
     config, other = NAMED["so400m-448"], NAMED["so400m-384"]
     terms = readme.terms((), config, "models/local")
-    text = readme.written(config, "google/medsiglip-448", terms)
+    origin = Checkpoint("google/medsiglip-448", config, {}, (), repo="google/medsiglip-448")
+    text = readme.written(config, origin, terms)
     (tmp_path / "README.md").write_text(text)
     data = ModelCard.load(tmp_path / "README.md").data
     assert (data.license, data.license_name) == ("other", "health-ai-developer-foundations")
@@ -131,4 +133,18 @@ def test_the_terms_of_medsiglip_are_stated(tmp_path):
     assert readme.terms((), config, None) == readme.terms((), other, "models/local") == {}
     said = _Card('---\nlicense: "mit"\n---\n')
     assert readme.terms([said], config, "models/local") == {"license": "mit"}
-    assert "base_model" not in readme.written(config, str(tmp_path), {})
+
+
+def test_only_what_the_hub_gave_is_a_base_on_the_hub(tmp_path, monkeypatch):
+    """Not a folder whose relative path looks like a name there, though it is gone by now."""
+    vision = ModelConfig(NAMED["tiny-56"].vision)
+    medsiglip_jax.save(medsiglip_jax.init(vision), tmp_path / "runs" / "model")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hub, "download", lambda repo, token: tmp_path / "runs" / "model")
+    models = {name: medsiglip_jax.load(name) for name in ("runs/model", "someone/model")}
+    (tmp_path / "runs").rename(tmp_path / "elsewhere")
+    for name, model in models.items():
+        model.companions = ()
+        medsiglip_jax.save(model, tmp_path / name / "again")
+        written = (tmp_path / name / "again" / "README.md").read_text()
+        assert ("base_model" in written) == (name == "someone/model")

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from medsiglip_jax.model.config import NAMED, ClassifierConfig, ModelConfig
 from medsiglip_jax.pages import card, markdown
 
 HOSTILE = [
@@ -55,7 +56,8 @@ def test_a_card_is_plain_text_and_strict_yaml():
     base = {"license": evil, "license_name": evil, "license_link": evil}
     row = dict.fromkeys(("auc", "low", "high", "sensitivity", "specificity", "threshold"), 0.5)
     test = {"macro_auc": 0.5, "classes": {evil: row | {"positives": 1, "negatives": 2}}}
-    text = card.of_run(run, 5, {f"val_{evil}": 0.5}, test, base, evil, [evil])
+    config = ModelConfig(NAMED["tiny-56"].vision, None, ClassifierConfig((evil,)))
+    text = card.of_run(run, 5, {f"val_{evil}": 0.5}, test, base, evil, config)
     head, body = text.split("\n---\n", 1)
     yaml = pytest.importorskip("yaml").safe_load(head.removeprefix("---\n"))
     assert yaml["license_name"] == yaml["base_model"] == evil

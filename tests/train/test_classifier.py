@@ -18,6 +18,7 @@ from medsiglip_jax.inference import classifier
 from medsiglip_jax.inference.classifier import classify_labels
 from medsiglip_jax.model import api, config
 from medsiglip_jax.model.config import ClassifierConfig, ModelConfig, VisionConfig
+from medsiglip_jax.model.weights import hub as weights_hub
 from medsiglip_jax.pages import card
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.train import finetune, recipe
@@ -457,7 +458,8 @@ def test_labels_are_no_markup_in_a_card(run):
     cells = {**dict.fromkeys(("auc", "low", "high", "sensitivity", "specificity", "threshold")),
              "positives": 1, "negatives": 1}  # fmt: skip
     test = {"macro_auc": 0.5, "classes": dict.fromkeys(hostile, cells)}
-    text = card.of_run(recorded | {"classes": hostile}, 1, {}, test, {}, "t", hostile)
+    classifier = ModelConfig(config.NAMED["tiny-56"].vision, None, ClassifierConfig(hostile))
+    text = card.of_run(recorded | {"classes": hostile}, 1, {}, test, {}, "t", classifier)
     assert "<script" not in text and "4 labels: &lt;script" in text and "two lines" in text
     for row in (line for line in text.splitlines() if "not defined to" in line):
         assert len(re.findall(r"(?<!\\)\|", row)) == 9, row
@@ -468,11 +470,13 @@ def test_the_base_models_terms_and_card_are_kept(data, run, tmp_path, monkeypatc
     medsiglip_jax.save(medsiglip_jax.load(run[1]["export"]).features, base)
     metadata = '---\nlicense: other\nlicense_name: "some-terms"\nlicense_link: https://e.org\n---\n'
     (base / "README.md").write_text(f"{metadata}# Base")
-    finetune.run(asked(data, model=None, init=str(base), total_steps=1), tmp_path / "run")
+    monkeypatch.setattr(weights_hub, "download", lambda repo, token: base)
+    finetune.run(asked(data, model=None, init="someone/model", total_steps=1), tmp_path / "run")
     export = tmp_path / "run" / "export"
     text = (export / "README.md").read_text()
     assert "apply to this one too: some-terms (https://e.org)" in text
-    assert 'license_name: "some-terms"' in text and "from `base`" in text
+    assert 'license_name: "some-terms"' in text and "from `someone/model`" in text
+    assert 'base_model: "someone/model"' in text
     assert (export / "README.base.md").read_text().endswith("# Base")
 
 
@@ -480,9 +484,24 @@ def test_the_base_models_terms_and_card_are_kept(data, run, tmp_path, monkeypatc
 def test_a_card_names_a_base_on_the_hub_and_of_a_folder_only_the_last_part(run, repo):
     facts = json.loads((run[0] / "config.json").read_text())
     facts["recipe"]["init"], facts["init_repo"] = repo or "runs/base", repo
-    written = card.of_run(facts, 1, {}, None, {}, "model")
+    written = card.of_run(facts, 1, {}, None, {}, "model", config.NAMED["tiny-56"])
     assert ('base_model: "google/medsiglip-448"' in written) == bool(repo)
     assert f"from `{repo or 'base'}`" in written and "runs/base" not in written
+
+
+@pytest.mark.parametrize(
+    ("changes", "task", "command"),
+    [
+        ({}, "zero-shot-image-classification", 'classify --model FOLDER --text "a caption"'),
+        ({"text": None}, "image-feature-extraction", "embed --model FOLDER --output vectors"),
+        ({"classifier": ClassifierConfig(("a",))}, "image-classification", "FOLDER --labels"),
+    ],
+)
+def test_a_card_says_what_the_model_can_do(run, changes, task, command):
+    facts = json.loads((run[0] / "config.json").read_text())
+    model = dataclasses.replace(config.NAMED["tiny-56"], **changes)
+    written = card.of_run(facts, 1, {}, None, {}, "model", model)
+    assert f'pipeline_tag: "{task}"\n' in written and command in written
 
 
 @pytest.fixture

@@ -87,6 +87,7 @@ class Checkpoint:
         format: the name of its layout, which `layouts` enters.
         tokenizer: the file beside the weights that holds the vocabulary, or None; likewise.
         companions: the other files of its folder: processors, model card, licence; likewise.
+        repo: its name on the Hugging Face hub, if it was loaded from there.
     """
 
     source: str
@@ -99,6 +100,7 @@ class Checkpoint:
     format: str = ""
     tokenizer: Path | None = None
     companions: Sequence[Path] = ()
+    repo: str | None = None
 
     @property
     def dtype(self) -> str:

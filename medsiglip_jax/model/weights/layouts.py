@@ -73,7 +73,7 @@ def _open_source(source: str | os.PathLike, token: str | None, adapters: tuple) 
     remote = places.is_remote(source)
     if not remote and not path.exists() and path.suffix != ".npz" and hub.is_repo_id(str(source)):
         opened = _open(hub.download(str(source), token), source, token, adapters)
-        return replace(opened, source=str(source))
+        return replace(opened, source=str(source), repo=str(source))
     if problem := outputs.explained(place):
         raise CheckpointError(source, [problem])
     if export := outputs.exported(place):

@@ -229,6 +229,7 @@ def open_folder(folder: Path, base: Checkpoint) -> Checkpoint:
     return replace(
         base,
         source=str(folder),
+        repo=None,
         leaves=_merged(base, changes),
         files=(*base.files, folder / CONFIG, folder / WEIGHTS),
         notes=[*notes, *base.notes],

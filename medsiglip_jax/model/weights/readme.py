@@ -1,13 +1,12 @@
 """The README.md of a Hugging Face folder whose source has none, and the terms of the weights."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from medsiglip_jax.files import front_matter
 from medsiglip_jax.model.config import NAMED, ModelConfig
-from medsiglip_jax.model.weights import hub
+from medsiglip_jax.model.weights.checkpoint import Checkpoint
 
 NAME = "README.md"
 _MEDSIGLIP = {
@@ -32,23 +31,27 @@ def terms(companions: Iterable[Any], config: ModelConfig, source: str | None) ->
     return said or (dict(_MEDSIGLIP) if is_medsiglip else {})
 
 
-def metadata(config: ModelConfig, base: str | None, terms: dict[str, str]) -> dict[str, str]:
+def metadata(config: ModelConfig, base: str | None, terms: Mapping[str, str]) -> dict[str, str]:
     """What the hub reads of a model: the library, the task, the base and the terms."""
     task = "zero-shot-image-classification" if config.text else "image-feature-extraction"
     values = {
         "library_name": "transformers",
         "pipeline_tag": "image-classification" if config.classifier else task,
     }
-    return values | ({"base_model": base} if base else {}) | terms
+    return values | ({"base_model": base} if base else {}) | dict(terms)
 
 
-def written(config: ModelConfig, source: str | None, terms: dict[str, str]) -> str:
+def written(config: ModelConfig, origin: Checkpoint | None, terms: Mapping[str, str]) -> str:
     """The README.md of a model that brings none.
 
     `save` keeps a README.md that it finds, so that nothing here depends on dtype or resolution.
+
+    Args:
+        config: the architecture.
+        origin: what the weights were loaded from, if they were.
+        terms: those of the weights.
     """
-    is_repo = source and hub.is_repo_id(source) and not Path(source).exists()
-    base = source if is_repo else None
+    base = origin.repo if origin else None
     lines = [
         "# A SigLIP model\n",
         f"Written by medsiglip-jax {version('medsiglip-jax')}. `transformers` and "
@@ -62,6 +65,6 @@ def written(config: ModelConfig, source: str | None, terms: dict[str, str]) -> s
         )
     if made := config.trained:
         lines.append(f"Images were prepared with the preset `{made.preprocess}` in training.")
-    if source and not terms:
+    if origin and not terms:
         lines.append("The terms of the weights that it was made from apply to it too.")
     return front_matter.written(metadata(config, base, terms)) + "\n".join(lines) + "\n"
