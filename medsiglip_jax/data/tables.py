@@ -289,18 +289,20 @@ def _tars(path: str, matches: Sequence[str]) -> list[str]:
 def _webdataset(path: str, shards: Sequence[str], all_files: bool) -> Table:
     """A row per image of tar shards, with its caption; see `tar.entries`."""
     skipped: Counter[str] = Counter()
+    common = os.path.commonprefix(list(shards))
+    below = len(common) - len(os.path.basename(common))  # where names start below their folder
     found = [pair for shard in shards for pair in tar.pairs(shard, skipped, all_files)]
-    problems = [f"{os.path.basename(x.source)}: {x.reason}" for x in found if x.reason]
+    problems = [f"{x.source[below:]}: {x.reason}" for x in found if x.reason]
     rows = [pair for pair in found if not pair.reason]
     for line in describe_skipped(skipped, all_files, "--all-files, or data.all_files of a recipe,"):
         warnings.warn(f"{path}: {line}", stacklevel=4)
-    columns = {"image": [os.path.basename(pair.source) for pair in rows]}
+    columns = {"image": [pair.source[below:] for pair in rows]}
     if any(pair.text for pair in rows):
         columns["text"] = [pair.text or "" for pair in rows]
     if not rows and not problems:
         raise ValueError(f"{path}: no images")
     arrays = {name: pyarrow.chunked_array([column]) for name, column in columns.items()}
-    root, keys = _parent(shards[0]), [pair.key for pair in rows]
+    root, keys = _parent(common), [pair.key for pair in rows]
     return Table(path, root, arrays, keys, "sample", problems=_first(problems))
 
 

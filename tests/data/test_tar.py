@@ -10,7 +10,7 @@ from image_files import cells, contents, put
 from PIL import Image
 from test_inputs import tar_of
 
-from medsiglip_jax.data import examples, inputs, tar
+from medsiglip_jax.data import examples, inputs, tables, tar
 from medsiglip_jax.preprocess.parts import Parts
 from medsiglip_jax.preprocess.sources import read_bytes
 
@@ -152,3 +152,24 @@ def test_shards_are_examples_to_train_on(tmp_path):
     (tmp_path / "class" / "1.png").write_bytes(b"x")
     with pytest.warns(UserWarning, match="skipped other files.*[.]tar 3"):
         assert examples.read(tmp_path).classes == ("class",)
+
+
+@pytest.mark.parametrize("folders", [("a", "b"), ("site-1/x", "site-2"), ("site", "site/deeper")])
+def test_shards_of_equal_names_in_several_folders_are_told_apart(tmp_path, monkeypatch, folders):
+    for folder in folders:
+        pairs = [(f"k{i}.{kind}", f"{folder} {i}") for i in range(2) for kind in ("png", "txt")]
+        content = tar_of({name: text.encode() for name, text in pairs})
+        put(f"{tmp_path}/{folder}/000.tar", content)
+    paths = sorted(f"{tmp_path}/{folder}/000.tar" for folder in folders)
+    monkeypatch.setattr(tables.glob, "glob", lambda pattern: paths)
+    found = examples.read(f"{tmp_path}/*/000.tar")
+    assert len(found) == len(set(found.images)) == 4
+    assert [read_bytes(image).decode() for image in found.images] == found.texts
+
+
+def test_shards_below_the_folder_of_the_process_are_found(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("a", "b"):
+        put(f"{tmp_path}/{folder}/000.tar", tar_of({"k.png": folder.encode()}))
+    found = examples.read("*/000.tar").images
+    assert [read_bytes(image) for image in found] == [b"a", b"b"]
