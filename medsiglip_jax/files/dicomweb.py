@@ -150,14 +150,19 @@ def _check(server: str, token: str) -> None:
 
 def _of_google() -> Mapping[str, str]:
     try:
-        return _google().headers()
-    except (ModuleNotFoundError, ValueError, google.Expired):
+        return found.headers() if (found := _google()) else {}
+    except google.Expired:
         return {}  # the server says 401, and `advice` what to do
 
 
 @functools.cache
-def _google() -> google.Credentials:
-    return google.Credentials("Cloud Healthcare")
+def _google() -> google.Credentials | None:
+    """None where there are none: to look for them asks the metadata server of a machine, too,
+    which would take seconds for each address of a table."""
+    try:
+        return google.Credentials("Cloud Healthcare")
+    except (ModuleNotFoundError, ValueError):
+        return None
 
 
 def advice(address: str) -> str:

@@ -1,5 +1,6 @@
 """DICOMweb: studies and series of a server give what the same files give on disk."""
 
+import functools
 import json
 import threading
 from collections.abc import Iterator
@@ -229,6 +230,21 @@ def test_the_credentials_of_google_go_to_google(monkeypatch):
     monkeypatch.setattr(Credentials, "headers", lambda self: expired())
     assert set(dicomweb.headers(address)) == {"Accept"}
     assert "gcloud" in dicomweb.advice(address)
+
+
+def test_credentials_that_google_has_not_are_looked_for_once(monkeypatch):
+    auth = pytest.importorskip("google.auth")
+    asked = []
+
+    def default(**_):
+        asked.append(1)
+        raise auth.exceptions.DefaultCredentialsError("none")
+
+    monkeypatch.setattr(auth, "default", default)
+    monkeypatch.setattr(dicomweb, "_google", functools.cache(dicomweb._google.__wrapped__))
+    study = "https://healthcare.googleapis.com/v1/dicomWeb/studies/1/series/2/instances/"
+    found = [dicomweb.headers(f"{study}{number}") for number in range(5)]
+    assert len(asked) == 1 and all(set(headers) == {"Accept"} for headers in found)
 
 
 @pytest.mark.parametrize(
