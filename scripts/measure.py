@@ -78,8 +78,9 @@ def cpu() -> str:
 
 
 def cores() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+    from medsiglip_jax.files import threads
+
+    return threads.processors()
 
 
 def summary(values: list[float]) -> dict:
