@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 
 from medsiglip_jax.cli.output import note, progress_bar
 from medsiglip_jax.cli.parser import Parser, add_flags, refuse_unused
-from medsiglip_jax.files import threads
 
 T = TypeVar("T")
 
@@ -168,10 +167,9 @@ def _remembered(preparation) -> dict[str, Any]:
 
 
 def listed(make: Callable[[Callable[..., None]], T]) -> T:
-    """What `make` lists, which is called with the function to call after each file; raises an
-    OSError where the disk of the files does not answer."""
+    """What `make` lists, which is called with the function to call after each file."""
     with progress_bar("file", delay=2.0) as bar:
-        return threads.watched(make, bar.update, "the list of inputs")
+        return make(bar.update)
 
 
 def add_parts(sub: Parser) -> None:

@@ -14,11 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from medsiglip_jax.data.dicomweb import instances
 from medsiglip_jax.data.listing import File, expand
 from medsiglip_jax.data.rows import EXTRA, REASON
 from medsiglip_jax.files import dicomweb
-from medsiglip_jax.files.threads import Threads
+from medsiglip_jax.files.threads import Step, Threads, watched
 from medsiglip_jax.preprocess import formats, sources
 from medsiglip_jax.preprocess.dicom import series
 from medsiglip_jax.preprocess.dicom.rules import Rules
@@ -27,6 +26,7 @@ from medsiglip_jax.preprocess.names import Cell, Frame, Part, Range, Tile, Whole
 from medsiglip_jax.preprocess.parts import Parts
 
 OnFile = Callable[[int], Any]
+LIST = "the list of inputs"  # in messages
 # Headers are small, and a network disk takes a while to answer for each.
 _WORKERS = 16
 _BLOCK = 4096  # files whose headers may be read ahead
@@ -74,7 +74,12 @@ def names(
     A local folder stands for the images in it; `all_files` and `skipped` are as for `inputs.rows`.
     """
     skipped = Counter() if skipped is None else skipped
-    images = [source for name in given for source in _images(name, parts, all_files, skipped)]
+    images = watched(
+        lambda on_step: [
+            source for name in given for source in _images(name, parts, all_files, skipped, on_step)
+        ],
+        LIST,
+    )
     if not _asked(parts):
         return images
     pieces = _pieces(images, parts, on_file, skipped)
@@ -86,13 +91,14 @@ def is_image(file: File, parts: Parts) -> bool:
     return file.format == "image" or (file.format == "slide" and parts.mpp is not None)
 
 
-def _images(name: str, parts: Parts, all_files: bool, skipped: Counter[str]) -> list[str]:
-    if dicomweb.is_address(name):
-        return instances(name)
-    if not os.path.isdir(name):
+def _images(
+    name: str, parts: Parts, all_files: bool, skipped: Counter[str], on_step: Step
+) -> list[str]:
+    on_step()
+    if not (dicomweb.is_address(name) or os.path.isdir(name)):
         return [name]
     images = []
-    for file in itertools.chain.from_iterable(expand([name], all_files)):
+    for file in itertools.chain.from_iterable(expand([name], all_files, on_step)):
         if is_image(file, parts):
             images.append(file.path)
         else:

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from medsiglip_jax.data import expansion, roles, tar
 from medsiglip_jax.data.columns import filled, joined, read_text_bytes
-from medsiglip_jax.data.listing import TABLE_SUFFIXES, File, expand
+from medsiglip_jax.data.listing import TABLE_SUFFIXES, File, expand, waiting
 from medsiglip_jax.data.rows import (
     REASON,
     SCHEMA,
@@ -28,6 +28,7 @@ from medsiglip_jax.data.rows import (
     without_credentials,
 )
 from medsiglip_jax.data.tables import INDEX, Table, read_index, read_table
+from medsiglip_jax.files.threads import Step, watched
 from medsiglip_jax.preprocess.facts import describe
 from medsiglip_jax.preprocess.formats import FORMATS
 from medsiglip_jax.preprocess.names import Tile
@@ -98,6 +99,7 @@ def rows(
     Raises:
         FileNotFoundError: all inputs that do not exist.
         ModuleNotFoundError: the package that reads a file is not installed.
+        Stalled: a disk does not answer, see `threads.watched`.
         ValueError: there is nothing to embed, an input is given twice, a file is wrong, or it is
             not clear which column of a table is meant.
 
@@ -106,10 +108,14 @@ def rows(
     """
     columns = {"image": image, "text": text, "id": id}
     skipped: Counter[str] = Counter()
-    listed = itertools.chain.from_iterable(expand(inputs, all_files))
-    listing = _Listing(columns, str(root or ""), all_files, skipped)
-    tables = listing.tables(_counted(listed, skipped, parts))
-    table = pa.concat_tables([_SCHEMA.empty_table(), *tables], promote_options="default")
+
+    def read(on_step: Step) -> list[pa.Table]:
+        listed = itertools.chain.from_iterable(expand(inputs, all_files, on_step))
+        listing = _Listing(columns, str(root or ""), all_files, skipped, on_step)
+        return list(listing.tables(_counted(listed, skipped, parts)))
+
+    tables = [_SCHEMA.empty_table(), *watched(read, expansion.LIST)]
+    table = pa.concat_tables(tables, promote_options="default")
     table = expansion.table(_with_public_ids(table), parts, on_file, skipped)
     if not len(table):
         raise ValueError(_nothing(inputs, skipped))
@@ -205,9 +211,11 @@ def _repeated(table: pa.Table) -> np.ndarray:
 class _Listing:
     """Files -> rows, with what is asked for of tables and shards, and the count of the rest."""
 
-    def __init__(self, columns: _Columns, root: str, all_files: bool, skipped: Counter[str]):
+    def __init__(
+        self, columns: _Columns, root: str, all_files: bool, skipped: Counter[str], on_step: Step
+    ):
         self._columns, self._root = columns, root
-        self._all_files, self._skipped = all_files, skipped
+        self._all_files, self._skipped, self._on_step = all_files, skipped, on_step
 
     def tables(self, files: Iterable[File]) -> Iterator[pa.Table]:
         for (format, folder), group in itertools.groupby(files, _group):
@@ -215,12 +223,16 @@ class _Listing:
                 yield from map(self._of_table, group)
             elif format == "tfrecord":
                 names = {os.path.basename(file.name) for file in group}
-                yield _of_table(read_index(folder, names), _DEFAULT, "", self._skipped)
+                with waiting(folder, self._on_step):
+                    table = _of_table(read_index(folder, names), _DEFAULT, "", self._skipped)
+                yield table
             else:
                 yield from self._of_files(group)
 
     def _of_table(self, file: File) -> pa.Table:
-        return _of_table(read_table(file.path), self._columns, self._root, self._skipped)
+        with waiting(file.path, self._on_step):
+            table = read_table(file.path)
+            return _of_table(table, self._columns, self._root, self._skipped)
 
     def _of_files(self, files: Iterable[File]) -> Iterator[pa.Table]:
         """Rows without a reason lack that column, as most tables do."""
@@ -233,13 +245,15 @@ class _Listing:
         if file.format == "image":
             yield file.name, file.path, "image", None, file.root, None
         elif file.format == "tar":
-            for entry in tar.entries(file.path, self._skipped, self._all_files):
+            members = tar.entries(file.path, self._skipped, self._all_files, self._on_step)
+            for entry in members:
                 yield *entry[:4], f"{file.path}/", entry.reason
         else:
             yield from self._of_text(file)
 
     def _of_text(self, file: File) -> Iterator[_Cells]:
-        lines = list(_lines(file.path))
+        with waiting(file.path, self._on_step):
+            lines = list(_lines(file.path))
         named = [roles.names_image(text) for _, text, _ in lines]
         if lines and all(named):
             yield from self._of_list(file, lines)

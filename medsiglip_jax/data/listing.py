@@ -4,13 +4,13 @@ import glob
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from medsiglip_jax.data.dicomweb import instances
 from medsiglip_jax.files import dicomweb
 from medsiglip_jax.files.credentials import without
-from medsiglip_jax.files.dicomweb import is_instance, over_https
 from medsiglip_jax.files.places import (
     WEB,
     Failed,
@@ -21,9 +21,12 @@ from medsiglip_jax.files.places import (
     is_remote,
     open_binary,
 )
+from medsiglip_jax.files.threads import Step, stepping
 from medsiglip_jax.preprocess import formats
 from medsiglip_jax.preprocess.facts import describe
 from medsiglip_jax.preprocess.names import Part, Tile, parse
+
+T = TypeVar("T")
 
 # Of images whose content says what they are, so that they can also be members of a shard.
 IMAGE_SUFFIXES = frozenset(suffix for f in formats.FORMATS if f.sniff for suffix in f.suffixes)
@@ -66,7 +69,9 @@ class File(NamedTuple):
         return match[0].lower() if match else "no suffix"
 
 
-def expand(inputs: Sequence[Given], all_files: bool = False) -> list[Iterable[File]]:
+def expand(
+    inputs: Sequence[Given], all_files: bool = False, on_step: Step = lambda: None
+) -> list[Iterable[File]]:
     """Lists the files that each input names: itself, those of a folder, those that a glob matches.
 
     * Folders are searched recursively, in sorted order, for images, slides, .txt, .tar and
@@ -80,28 +85,44 @@ def expand(inputs: Sequence[Given], all_files: bool = False) -> list[Iterable[Fi
     * A part of a file (`preprocess.names`) is listed as it stands.
     * A study or series of a DICOMweb server (`files.dicomweb`) are its instances.
 
+    `on_step` is called again and again, also while the files are taken, as long as disks and
+    servers answer.
+
     Raises:
         FileNotFoundError: all inputs that do not exist, and globs that match nothing.
     """
     given = list(map(str, inputs))
-    listed = [_listed(path, all_files) for path in given]
+    listed = [_listed(path, all_files, on_step) for path in given]
     missing = [path for path, files in zip(given, listed, strict=True) if files is None]
     if missing:
         raise FileNotFoundError(f"no such file or folder: {', '.join(map(describe, missing))}")
-    return [files for files in listed if files is not None]
+    return [_each(files, on_step) for files in listed if files is not None]
 
 
-def _listed(path: str, all_files: bool) -> Iterable[File] | None:
-    if dicomweb.is_address(path):
-        return _of_dicomweb(path)
-    return (_remote if is_remote(path) else _local)(path, all_files)
+def _each(items: Iterable[T], on_step: Step) -> Iterator[T]:
+    for item in items:
+        on_step()
+        yield item
+
+
+def _listed(path: str, all_files: bool, on_step: Step) -> Iterable[File] | None:
+    on_step()
+    if not is_remote(path):
+        return _local(path, all_files, on_step)
+    with waiting(path, on_step):
+        return _of_dicomweb(path) if dicomweb.is_address(path) else _remote(path, all_files)
+
+
+def waiting(path: str, on_step: Step) -> AbstractContextManager[None]:
+    """A block of one long read, in which `on_step` is called of what is remote; see `stepping`."""
+    return stepping(on_step) if is_remote(path) else nullcontext()
 
 
 def _of_dicomweb(address: str) -> list[File]:
     """The instances of a study or series, which are named below it."""
     found = instances(address)
-    above = f"{over_https(address).rstrip('/')}/"
-    root = above if not is_instance(address) else f"{found[0].rpartition('/')[0]}/"
+    above = f"{dicomweb.over_https(address).rstrip('/')}/"
+    root = above if not dicomweb.is_instance(address) else f"{found[0].rpartition('/')[0]}/"
     return [File("image", root, uri[len(root) :]) for uri in found]
 
 
@@ -141,7 +162,7 @@ def _is_folder(entry: os.DirEntry) -> bool:
         return False
 
 
-def _local(path: str, all_files: bool) -> Iterable[File] | None:
+def _local(path: str, all_files: bool, on_step: Step) -> Iterable[File] | None:
     path = str(at(path)) if "://" in path else path  # file:// is local
     if os.path.isdir(path):
         root = "" if Path(path) == Path() else f"{str(Path(path)).rstrip('/')}/"
@@ -152,8 +173,9 @@ def _local(path: str, all_files: bool) -> Iterable[File] | None:
     if not glob.has_magic(path):
         return None
     root = _fixed_part(path)
-    names = sorted(glob.glob(path[len(root) :], root_dir=root or None, recursive=True))
-    return _matched(root, (name for name in names if os.path.isfile(root + name)))
+    found = glob.iglob(path[len(root) :], root_dir=root or None, recursive=True)
+    names = sorted(_each(found, on_step))
+    return _matched(root, (n for n in _each(names, on_step) if os.path.isfile(root + n)))
 
 
 def _remote(uri: str, all_files: bool) -> Iterable[File] | None:

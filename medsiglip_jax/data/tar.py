@@ -12,6 +12,7 @@ from medsiglip_jax.data.listing import IMAGE_SUFFIXES, File
 from medsiglip_jax.data.roles import caption_of
 from medsiglip_jax.files.documents import loads
 from medsiglip_jax.files.places import in_words, open_binary
+from medsiglip_jax.files.threads import Step
 from medsiglip_jax.preprocess import formats
 
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -64,7 +65,9 @@ class _Member(NamedTuple):
         return folder + slash + ".".join([first, *rest])
 
 
-def entries(path: str, skipped: Counter[str], all_files: bool = False) -> Iterator[Entry]:
+def entries(
+    path: str, skipped: Counter[str], all_files: bool = False, on_member: Step = lambda: None
+) -> Iterator[Entry]:
     """Yields every image and every text of a shard, in the order of the tar.
 
     A member is named KEY.EXTENSION. The extension starts at the last dot, so that a key may be a
@@ -77,13 +80,14 @@ def entries(path: str, skipped: Counter[str], all_files: bool = False) -> Iterat
         path: local or a URI.
         skipped: gets the number of other members, by suffix.
         all_files: also look for images among members of other suffixes, by their content.
+        on_member: called for each member, whatever it is.
 
     Raises:
         ValueError: it is compressed, cut off or not a tar.
     """
     first: dict[tuple[str, str], str] = {}
     with in_words(path), open_binary(path) as stream:
-        members = _members(path, stream, skipped, all_files)
+        members = _members(path, stream, skipped, all_files, on_member)
         for _, group in itertools.groupby(members, lambda member: member.sample):
             for member, entry in _sample(path, stream, list(group), skipped):
                 kind, key = entry.kind, entry.key
@@ -107,8 +111,11 @@ def pairs(path: str, skipped: Counter[str], all_files: bool = False) -> Iterator
             yield entry._replace(text=texts.get(entry.key))
 
 
-def _members(path: str, stream: Any, skipped: Counter[str], all_files: bool) -> Iterator[_Member]:
+def _members(
+    path: str, stream: Any, skipped: Counter[str], all_files: bool, on_member: Step
+) -> Iterator[_Member]:
     for member in _headers(path, stream):
+        on_member()
         name = member.name.removeprefix("./")
         stem, suffix = os.path.splitext(name)
         if member.isdir() or "/." in f"/{name}":

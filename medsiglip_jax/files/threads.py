@@ -20,6 +20,7 @@ from medsiglip_jax.files import limits
 
 T = TypeVar("T")
 Item = TypeVar("Item")
+Step = Callable[[], Any]  # says that a file was listed
 
 # Seconds for which the end of other work waits for files that are being read. A machine that is
 # taken away gives about 30 seconds after SIGTERM, in which the rows so far are to be saved.
@@ -116,19 +117,18 @@ class Threads:
 _left: list[threading.Thread] = []  # behind by pools that have been closed
 
 
-def watched(make: Callable[[Callable[..., None]], T], on_step: Callable[..., Any], name: str) -> T:
+def watched(make: Callable[[Step], T], name: str) -> T:
     """What `make` returns, which a thread calls with a function that it has to call again and
-    again, with what `on_step` takes.
+    again.
 
     Raises:
         Stalled: it has not done so, nor returned, for `limits.Limits.read_timeout` seconds.
     """
     seconds, last = limits.current().read_timeout, time.monotonic()
 
-    def step(*args: Any) -> None:
+    def step() -> None:
         nonlocal last
         last = time.monotonic()
-        on_step(*args)
 
     with Threads("watched", 1, grace=0.0) as pool:
         future = pool.submit(make, step)
@@ -140,6 +140,23 @@ def watched(make: Callable[[Callable[..., None]], T], on_step: Callable[..., Any
                 return future.result(left if seconds else None)
             if future.done():
                 return future.result()
+
+
+@contextlib.contextmanager
+def stepping(step: Step) -> Iterator[None]:
+    """Calls the function that `watched` gives again and again until the end of the block: of
+    requests, which have limits of their own on time, and of which one call may make thousands."""
+    seconds, ended = limits.current().read_timeout, threading.Event()
+
+    def repeat() -> None:
+        while not ended.wait(seconds / 4 or None):
+            step()
+
+    threading.Thread(target=repeat, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
 
 
 def are_left() -> bool:

@@ -1,6 +1,8 @@
 """Folders, links and globs, local and remote: which files they name, and in which order."""
 
 import io
+import threading
+import time
 from collections import Counter
 
 import fsspec
@@ -8,8 +10,10 @@ import numpy as np
 import pytest
 from image_files import FILES, cells, contents, put
 from PIL import Image
+from test_inputs import tar_of
 
-from medsiglip_jax.data import expansion, inputs, tables
+from medsiglip_jax.data import expansion, inputs, listing, tables, tar
+from medsiglip_jax.files import limits, threads
 from medsiglip_jax.preprocess.parts import Parts
 
 
@@ -99,3 +103,52 @@ def test_all_files_are_looked_into_on_request(tmp_path):
     skipped = Counter()
     assert expansion.names([str(tmp_path / "x")], Parts(), skipped=skipped) == [f"{tmp_path}/x/8"]
     assert skipped == left_out
+
+
+def slowly(items):
+    for item in items:
+        time.sleep(0.2)
+        yield item
+
+
+def test_a_list_that_grows_is_never_given_up(tmp_path, monkeypatch):
+    """Each of these takes longer than the limit, and no file or request does."""
+    for name in "abcd":
+        (tmp_path / f"{name}.png").write_bytes(b"x")
+    members = {f"{n}.{kind}": b"x" for n, kind in enumerate(("png", "cap", "cap", "png"))}
+    put(f"{tmp_path}/s.tar", tar_of(members))
+    put("memory://slow/a.png", b"x")
+    monkeypatch.setattr(limits, "_limits", limits.parse(None, None, None, 0.5))
+    with monkeypatch.context() as patch:
+        patch.setattr(listing, "walk", lambda *a, walk=listing.walk: slowly(walk(*a)))
+        assert len(inputs.rows([tmp_path])) == 6
+        assert len(expansion.names([str(tmp_path)], Parts())) == 4
+    with monkeypatch.context() as patch:
+        patch.setattr(tar, "_headers", lambda *a, headers=tar._headers: slowly(headers(*a)))
+        assert len(inputs.rows([tmp_path / "s.tar"])) == 2
+    with monkeypatch.context() as patch:  # pages of a bucket, which are one call
+        memory = type(fsspec.filesystem("memory"))
+        patch.setattr(memory, "find", lambda *a, find=memory.find: time.sleep(0.8) or find(*a))
+        assert len(inputs.rows(["memory://slow"])) == 1
+    with monkeypatch.context() as patch:  # what follows reads nothing
+        patch.setattr(inputs, "public_ids", lambda ids: time.sleep(0.8))
+        assert len(inputs.rows([tmp_path / "a.png"])) == 1
+
+
+def test_a_list_that_ends_nowhere_is_given_up(tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(b"x")
+    release = threading.Event()
+
+    def hang(*_):
+        yield "a.png"
+        release.wait()
+
+    monkeypatch.setattr(listing, "walk", hang)
+    monkeypatch.setattr(limits, "_limits", limits.parse(None, None, None, 0.3))
+    for make in (
+        lambda: inputs.rows([tmp_path]),
+        lambda: expansion.names([str(tmp_path)], Parts()),
+    ):
+        with pytest.raises(threads.Stalled, match="the list of inputs: not read within 0.3 s"):
+            make()
+    release.set()
