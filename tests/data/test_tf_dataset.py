@@ -168,6 +168,22 @@ def test_what_is_no_fault_of_an_image_ends_the_run_as_it_is(images, monkeypatch)
         list(pipelines.batches(make(images), 2, 0, 1))
 
 
+def test_what_fails_in_the_graph_is_no_unreadable_image(images, monkeypatch):
+    """Once, as memory runs out: Python has no bytes to decode instead."""
+    failed, real = [], rows.PixelRows.resize
+
+    def fail_once(self, pixels):
+        if not failed:
+            failed.append(1)
+            raise MemoryError("of the graph")
+        return real(self, pixels)
+
+    monkeypatch.setattr(rows.PixelRows, "resize", fail_once)
+    (image,) = [path for path in images if path.endswith("/rgb.png")]
+    with pytest.raises(MemoryError, match="of the graph"):
+        list(pipelines.epoch_batches(make([image], preprocess="serving"), 1))
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

@@ -15,6 +15,7 @@ from medsiglip_jax.data.loader import Input, OnError
 from medsiglip_jax.data.tf.ops import KEY, pp
 from medsiglip_jax.data.tf.pixels import as_it_is, ordered, range_of
 from medsiglip_jax.data.tf.rows import PADDING
+from medsiglip_jax.files import threads
 from medsiglip_jax.preprocess import sources
 from medsiglip_jax.preprocess.facts import UnreadableImage
 from medsiglip_jax.preprocess.text import Tokenizer
@@ -51,7 +52,7 @@ def pp_dataset(
         process_index: this host.
         process_count: number of hosts.
         on_error: called with path and reason for every masked image, when a batch is made.
-        workers: number of threads; default the number of cores.
+        workers: number of threads; default `threads.workers`.
 
     Raises:
         ValueError: a string or a size that does not fit, or a value without a fixed shape, so that
@@ -109,8 +110,8 @@ def pp_dataset(
         call = tf.numpy_function(report, [said["path"], said["reason"]], tf.bool)
         return {**batch, "mask": tf.ensure_shape(call, [len(places)])}
 
-    threads = workers or os.cpu_count() or 1
-    batches = rows.interleave(one, 2 * threads, num_parallel_calls=tf.data.AUTOTUNE)
+    workers = workers or threads.workers()
+    batches = rows.interleave(one, 2 * workers, num_parallel_calls=tf.data.AUTOTUNE)
     batches = batches.batch(len(places), drop_remainder=True).map(reported)
     return batches.with_options(ordered(workers)).prefetch(2)
 

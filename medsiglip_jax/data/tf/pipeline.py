@@ -1,4 +1,7 @@
-"""The batches of `loader` from a tf.data pipeline, to the bit."""
+"""The batches of `loader` from a tf.data pipeline, to the bit.
+
+Nothing here ends a read of a disk that does not answer: `limits.Limits.read_timeout` does not hold.
+"""
 
 import os
 from collections.abc import Iterator
@@ -19,6 +22,7 @@ from medsiglip_jax.data.tf.pixels import (
 )
 from medsiglip_jax.data.tf.rows import PixelRows
 from medsiglip_jax.data.tf.service import served_batches
+from medsiglip_jax.files import threads
 
 _PREFETCH = 2  # batches in preparation beyond the one that is waited for, as in `loader`
 
@@ -88,7 +92,7 @@ def batches(
         **options:
             process_index: this host; default 0.
             process_count: number of hosts; default 1.
-            workers: number of threads; default the number of cores.
+            workers: number of threads; default `threads.workers`.
             resample: how the model's own processor resizes, see `preprocess.image.preset`.
             data_service: the dispatcher of a tf.data service, "grpc://HOST:PORT", whose workers
                 read and decode the images; see `service`.
@@ -136,6 +140,7 @@ class _Source:
     ):
         tf.config.set_visible_devices([], "GPU")  # or it takes the memory that JAX needs
         places = loader.part(input, batch_size, process_index, process_count)
+        workers = workers or threads.workers()
         steps = range(start_step, np.iinfo(np.int64).max if total_steps is None else total_steps)
         self._rows = PixelRows.of(input, batch_size, places, resample)
         if data_service is None:

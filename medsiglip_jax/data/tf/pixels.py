@@ -13,13 +13,13 @@ as many images per second of CPU time (`bench.py input`).
 # TensorFlow's stubs take no functions of several arguments.
 # pyright: reportArgumentType=false
 
-import os
 from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 
 from medsiglip_jax.data.tf.rows import PixelRows
+from medsiglip_jax.files import threads
 
 # name of a method of `PixelRows`, arguments, types of what it returns -> tensors
 Call = Callable[[str, list[Any], list[tf.DType]], list[tf.Tensor]]
@@ -41,7 +41,7 @@ def pixel_batches(
         rows: what determines them.
         steps: which.
         call: how the graph calls a method of `rows`.
-        workers: number of threads; default the number of cores.
+        workers: number of threads; default `threads.workers`.
     """
     count, size = rows.part[1] - rows.part[0], rows.image_size
 
@@ -92,13 +92,13 @@ def pixel_batches(
             "reason": tf.ensure_shape(reason, []),
         }
 
-    threads = workers or os.cpu_count() or 1
+    count_of_threads = workers or threads.workers()
     images = (
         range_of(steps)
         .map(plan)
         .unbatch()
         .map(fetch, tf.data.AUTOTUNE)
-        .interleave(decoded, cycle_length=2 * threads, num_parallel_calls=tf.data.AUTOTUNE)
+        .interleave(decoded, cycle_length=2 * count_of_threads, num_parallel_calls=tf.data.AUTOTUNE)
         .map(finished, tf.data.AUTOTUNE)
         .batch(count, drop_remainder=True)
     )

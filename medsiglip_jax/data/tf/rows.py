@@ -101,7 +101,13 @@ class PixelRows:
         return decode(data, self.dicom), Facts()
 
     def decode(self, data: bytes, kept: np.ndarray) -> tuple[np.ndarray, bytes]:
-        """What `fetch` returns of a JPEG that TensorFlow refuses: pixels, or why there are none."""
+        """What `fetch` returns of a JPEG that TensorFlow refuses: pixels, or why there are none.
+
+        Raises:
+            MemoryError: there is no JPEG, so that the graph failed at pixels that are good.
+        """
+        if not data:
+            raise MemoryError("tf.data failed at an image that was decoded, as without memory")
         try:
             with within_memory():
                 return _cropped(decode(data, self.dicom), kept), b""
