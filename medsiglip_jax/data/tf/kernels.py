@@ -52,7 +52,7 @@ def _decode(data: bytes, dicom: Rules, others: codec.Codec) -> Any:
     """uint8 [H,W,3], a tensor of plain JPEG, bit-equal to `decode`; raises what that raises."""
     if size_of_plain_jpeg(data, dicom):
         try:
-            return tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE")
+            return decode_jpeg(data)
         except tf.errors.InvalidArgumentError:
             pass
     return others.decode(data)
@@ -85,8 +85,20 @@ def _resize(image: Any, size: int) -> np.ndarray:
     """The preset "big_vision", by the kernel that defines it."""
     if tuple(image.shape[:2]) == (size, size):
         return np.array(image)
-    # What tf.image.resize(antialias=False) calls, without 0.1 ms of Python around it.
-    resized = tf.raw_ops.ResizeBilinear(
+    # The cast truncates (big_vision pp/ops_image.py:57-87).
+    return bilinear(image, size).numpy()[0].astype(np.uint8)
+
+
+def decode_jpeg(data: Any, channels: int = 3) -> tf.Tensor:
+    """uint8 [H,W,channels] of the bytes of a JPEG, with the DCT that PIL uses; also in a graph."""
+    return tf.io.decode_jpeg(data, channels=channels, dct_method="INTEGER_ACCURATE")
+
+
+def bilinear(image: Any, size: int) -> tf.Tensor:
+    """float32 [1,size,size,3] of an image [H,W,3]; also in a graph.
+
+    It is what tf.image.resize(antialias=False) calls, without 0.1 ms of Python around it.
+    """
+    return tf.raw_ops.ResizeBilinear(
         images=tf.expand_dims(image, 0), size=(size, size), half_pixel_centers=True
     )
-    return resized.numpy()[0].astype(np.uint8)  # truncates (big_vision pp/ops_image.py:57-87)

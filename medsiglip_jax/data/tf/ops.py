@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from medsiglip_jax.data.tf.kernels import decode_jpeg
 from medsiglip_jax.preprocess.text import Tokenizer
 
 Data = dict[str, Any]
@@ -135,7 +136,7 @@ def _on_value(
 def _decode(channels: int = 3, precise: bool = False) -> Apply:
     def apply(content: tf.Tensor, seed: Seed) -> tf.Tensor:
         if precise:
-            return tf.io.decode_jpeg(content, channels=channels, dct_method="INTEGER_ACCURATE")
+            return decode_jpeg(content, channels)
         image = tf.io.decode_image(content, channels=channels, expand_animations=False)
         return tf.ensure_shape(image, [None, None, channels])
 
