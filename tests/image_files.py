@@ -1,6 +1,9 @@
-"""Files of images for tests of listing: their content need not be an image."""
+"""Files of images for several tests; for those of listing their content need not be an image."""
 
 from pathlib import Path
+
+import numpy as np
+from PIL import Image
 
 from medsiglip_jax.files.places import file_system
 from medsiglip_jax.preprocess.sources import read_bytes
@@ -9,6 +12,13 @@ FILES = {
     "b.png": b"\x89PNG b", "sub/1.2.840.png": b"\x89PNG uid", "sub/deep/c.JPEG": b"\xff\xd8 c",
     "z.tif": b"II z",
 }  # fmt: skip
+
+
+def write_pictures(folder, count, rng):
+    """Writes 00.png, 01.png, …: noise, 31 pixels wide and of several heights."""
+    for i in range(count):
+        pixels = rng.integers(0, 256, (rng.integers(9, 60), 31, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i:02d}.png")
 
 
 def put(path, content):

@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import references
+from image_files import write_pictures
 from PIL import Image
 
 import medsiglip_jax
@@ -182,9 +183,7 @@ def reference(model, many, tmp_path_factory):
 def many(tmp_path_factory):
     """Forty images and a damaged one."""
     folder, rng = tmp_path_factory.mktemp("many"), np.random.default_rng(1)
-    for i in range(40):
-        pixels = rng.integers(0, 256, (rng.integers(9, 60), 31, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{i:02d}.png")
+    write_pictures(folder, 40, rng)
     (folder / "17.jpg").write_bytes(b"\xff\xd8\xff\xe0 not really")
     return folder
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from image_files import write_pictures
 from PIL import Image
 
 import medsiglip_jax
@@ -37,9 +38,7 @@ def model(checkpoint):
 def images(tmp_path_factory):
     """Twenty-five images and a damaged one."""
     folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(1)
-    for i in range(25):
-        pixels = rng.integers(0, 256, (rng.integers(9, 60), 31, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{i:02d}.png")
+    write_pictures(folder, 25, rng)
     (folder / "17.jpg").write_bytes(b"\xff\xd8\xff\xe0 not really")
     return folder
 

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import references
 from dicom_files import made
+from image_files import write_pictures
 from PIL import Image
 
 import medsiglip_jax
@@ -42,9 +43,7 @@ def model(checkpoint):
 def files(tmp_path_factory):
     """Twenty pictures, of which 03 and 10 are damaged, a DICOM file without a suffix, and texts."""
     folder, rng = tmp_path_factory.mktemp("files"), np.random.default_rng(1)
-    for i in range(20):
-        pixels = rng.integers(0, 256, (rng.integers(9, 60), 31, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{i:02d}.png")
+    write_pictures(folder, 20, rng)
     for i in (3, 10):
         (folder / f"{i:02d}.png").write_bytes(b"\x89PNG not really")
     slice_ = made(rng.integers(0, 4096, (12, 9), np.uint16), PatientID="p", StudyInstanceUID="1.2")
