@@ -4,11 +4,10 @@ import ast
 import errno
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+import source_files
 
-import medsiglip_jax
 from medsiglip_jax.files import storage
 
 POSIX = {"fcntl", "grp", "pwd", "resource", "termios"}
@@ -30,8 +29,8 @@ def imported_at_once(code: str) -> Iterator[str]:
 def test_every_module_imports_without_what_only_posix_has():
     code = "try:\n    import pwd\nexcept ImportError:\n    pass\ndef f():\n    import grp"
     assert list(imported_at_once(code)) == ["pwd"]
-    for path in Path(medsiglip_jax.__file__).parent.rglob("*.py"):
-        assert not POSIX & set(imported_at_once(path.read_text(encoding="utf-8"))), path
+    for path, text in source_files.texts().items():
+        assert not POSIX & set(imported_at_once(text)), path
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EINVAL])

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 
-import medsiglip_jax
+from source_files import PACKAGE
 
-PACKAGE = Path(medsiglip_jax.__file__).parent
+import medsiglip_jax
 
 # From the bottom up: a file imports files of its own room and of the rooms before it.
 ROOMS = (
@@ -78,15 +78,10 @@ Graph = Mapping[str, set[str]]
 
 
 def sources(package: Path) -> dict[str, Path]:
-    """Every file of the package by its dotted name below it; faces end in `.__init__`.
-
-    A wheel also has copies of `configs/` in `train/recipes` and of the worked examples in
-    `examples`, which are no part of a room.
-    """
+    """Every file of the package by its dotted name below it; faces end in `.__init__`."""
     return {
         ".".join(path.relative_to(package).with_suffix("").parts): path
         for path in package.rglob("*.py")
-        if not {"recipes", "examples"} & set(path.relative_to(package).parts)
     }
 
 

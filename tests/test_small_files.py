@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import source_files
 
 from medsiglip_jax.files.failures import explained
 
@@ -546,14 +547,7 @@ def outcome(kind: Kind) -> str | None:
 
 def test_json_and_toml_are_read_in_one_place():
     """Where depth and types are checked: `files.documents`."""
-    import medsiglip_jax
-
-    package = Path(medsiglip_jax.__file__).parent
     reads = re.compile(r"\b(json|tomllib)\.loads?\(|\bnp\.load\(")
-    found = {
-        path.relative_to(package).as_posix()
-        for path in package.rglob("*.py")
-        if reads.search(path.read_text(encoding="utf-8"))
-    }
+    found = {path for path, text in source_files.texts().items() if reads.search(text)}
     # big_vision reads one array at a time of a file that `files.arrays` has checked.
     assert found == {"files/documents.py", "model/weights/big_vision.py"}

@@ -5,13 +5,12 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import pytest
+import source_files
 from jax._src import distributed
 
-import medsiglip_jax
 from medsiglip_jax import cli
 from medsiglip_jax.cli import app, loading, parser, reading
 from medsiglip_jax.preprocess.dicom.rules import Rules
@@ -89,10 +88,9 @@ def named(text: str) -> set[str]:
 
 def test_every_flag_that_a_message_names_exists():
     known = {*flags(app.parser()), *OF_OTHERS}
-    package = Path(medsiglip_jax.__file__).parent
-    found = {path: named(path.read_text("utf-8")) for path in package.rglob("*.py")}
+    found = {path: named(text) for path, text in source_files.texts().items()}
     assert {"--id-column", "--output", "--tissue"} <= set().union(*found.values())
-    assert not {str(path): wrong for path, flags in found.items() if (wrong := flags - known)}
+    assert not {path: wrong for path, flags in found.items() if (wrong := flags - known)}
     assert named("name it (--id COLUMN, --label)") - known == {"--id"}
 
 

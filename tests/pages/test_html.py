@@ -3,12 +3,11 @@
 import importlib
 import re
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
+import source_files
 
-import medsiglip_jax
 from medsiglip_jax.inference import heatmap
 from medsiglip_jax.pages import charts, contact_sheet, html
 from medsiglip_jax.train import quickstart
@@ -98,7 +97,6 @@ class Palette:
         return self._set.get(name, light or otherwise)
 
 
-PACKAGE = Path(medsiglip_jax.__file__).parent
 FIGURES = (
     charts.lines("t", [charts.Series("a", [(0, 1), (1, 2)])], charts.Axis("x"), charts.Axis("y"))
     + charts.forest("t", [charts.Estimate("a", 0.6, summary=True)], charts.Axis("AUC", (0.5, 1)))
@@ -108,14 +106,14 @@ FIGURES = (
 
 def pages():
     """Every page by the file that holds its colours, and the page /ui."""
-    for path in PACKAGE.rglob("*.py"):
-        if not re.search(r"[^-\w]color:", path.read_text()) or path.name == "html.py":
+    for path, text in source_files.texts().items():
+        if not re.search(r"[^-\w]color:", text) or path == "pages/html.py":
             continue
-        name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+        name = f"medsiglip_jax.{path.removesuffix('.py').replace('/', '.')}"
         module = importlib.import_module(name)
         style = contact_sheet._style(160) if module is contact_sheet else module._STYLE
         yield name, "".join(html.page("t", style, [FIGURES], "c"))
-    yield "serve/ui.html", (PACKAGE / "serve" / "ui.html").read_text()
+    yield "serve/ui.html", (source_files.PACKAGE / "serve" / "ui.html").read_text()
 
 
 @pytest.mark.parametrize("night", [False, True], ids=["day", "night"])
