@@ -9,7 +9,7 @@ from medsiglip_jax.cli import abstaining, loading, output, outputs, parser, read
 
 _FLAGS = {
     "images IMAGE...": "image files, or parts of them: FILE#frame=N, SLIDE#tile=X,Y,LEVEL,SIZE",
-    "--text T": "repeat for each text",
+    "--text T": "a text to score the images against; repeat for several",
     "--labels": "score with the labels of a model that finetune --config classification trained, "
     "instead of texts",
     "--heatmap OUT.png": "score the tiles of one slide (at --mpp, default 0.5) against the first "

@@ -8,7 +8,7 @@ from medsiglip_jax.cli import loading, output, outputs, parser, reading
 
 _FLAGS = {
     "images IMAGE...": "image files, or parts of them: FILE#frame=N, SLIDE#tile=X,Y,LEVEL,SIZE",
-    "--text T": "explain the logit of this text; repeat for each text",
+    "--text T": "explain the logit of this text; repeat for several",
     "--contrast T": "explain how far the logit of each text is above that of this one",
     "--probe P": "explain a label of this probe, which probe fit wrote, instead of texts",
     "--label L": "which label of the probe; without --probe, of the classifier that finetune "

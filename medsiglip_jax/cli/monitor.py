@@ -5,20 +5,25 @@ from typing import Any
 
 from medsiglip_jax.cli import output, outputs
 from medsiglip_jax.cli.loading import add_model, load
-from medsiglip_jax.cli.parser import REPEATED, REQUIRED, SEPARATOR, Parser, add_flags, command
+from medsiglip_jax.cli.parser import REPEATED, REQUIRED, SEPARATOR, Parser, add_flags, group
 
 _ALARM = 4  # exit code
 
 
+_GROUP = """
+    Has something changed: compare new embeddings with a reference. The reference is fitted once, to
+    images that are in control; each later window of images is then checked against it.
+
+    example:
+      medsiglip-jax monitor fit --embeddings reference --output reference.npz
+      medsiglip-jax monitor check --reference reference.npz --embeddings week --output report
+"""
+
+
 def add(commands) -> None:
-    help = "has something changed: compare new embeddings with a reference"
-    commands.add_parser("monitor", help=help, add_flags=_add_actions)
-
-
-def _add_actions(sub: Parser) -> None:
-    actions = sub.add_subparsers(title="actions", metavar="ACTION", required=True)
-    command(actions, monitor_fit, _add_fit_flags)
-    command(actions, monitor_check, _add_check_flags)
+    group(commands, "monitor", _GROUP, {
+        monitor_fit: _add_fit_flags, monitor_check: _add_check_flags,
+    })  # fmt: skip
 
 
 _TABLES = {

@@ -121,18 +121,45 @@ def command(
         add_flags(sub.add_argument_group("files on other machines"), _REMOTE, **_REMOTE_TYPES)
         add_flags(sub, {"--json": "print the result as one JSON document on stdout"})
 
-    text = inspect.getdoc(function) or ""
+    name = function.__name__.rpartition("_")[2]
+    sub = _add(commands, name, inspect.getdoc(function) or "", add_all_flags)
+    sub.set_defaults(run=function, default_of=sub.get_default)
+
+
+def group(
+    commands,
+    name: str,
+    text: str,
+    actions: Mapping[Callable[[argparse.Namespace], int], Callable[[Parser], None]],
+) -> None:
+    """Adds a group of commands, such as `probe`.
+
+    Args:
+        commands: what `add_subparsers` returned.
+        name: of the group.
+        text: of --help, in the form of a command's docstring.
+        actions: what `command` takes for each of its commands.
+    """
+
+    def add_actions(sub: Parser) -> None:
+        subs = sub.add_subparsers(title="actions", metavar="ACTION", required=True)
+        for function, add_own_flags in actions.items():
+            command(subs, function, add_own_flags)
+
+    _add(commands, name, inspect.cleandoc(text), add_actions)
+
+
+def _add(commands, name: str, text: str, add_flags: Callable[[Parser], None]) -> Parser:
     description, _, example = text.partition("\n\nexample:\n")
     summary = description.partition(".")[0]  # in the list without its capital, but for "AUC"
-    sub = commands.add_parser(
-        function.__name__.rpartition("_")[2],
+    return commands.add_parser(
+        name,
         help=summary if summary[:2].isupper() else summary[:1].lower() + summary[1:],
         description=description,
         epilog=f"example:\n{example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        add_flags=add_all_flags,
+        add_flags=add_flags,
     )
-    sub.set_defaults(run=function, default_of=sub.get_default)
 
 
 def add_flags(sub: argparse._ActionsContainer, flags: Mapping[str, str], /, **values: Any) -> None:

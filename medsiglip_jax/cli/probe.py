@@ -14,21 +14,26 @@ from medsiglip_jax.cli.parser import (
     VECTORS,
     Parser,
     add_flags,
-    command,
+    group,
     refuse_unused,
 )
 
+_GROUP = """
+    A linear classifier on embeddings: fit, predict, curve. Learns labels from the vectors that
+    embed wrote, and scores new images or vectors with what it learned.
+
+    example:
+      medsiglip-jax embed --model google/medsiglip-448 --output embeddings scans/
+      medsiglip-jax probe fit --data labels.csv --embeddings embeddings --label pneumonia
+        --group patient --output pneumonia.npz
+      medsiglip-jax probe predict --probe pneumonia.npz --model google/medsiglip-448 scan.png
+"""
+
 
 def add(commands) -> None:
-    help = "a linear classifier on embeddings: fit, predict, curve"
-    commands.add_parser("probe", help=help, add_flags=_add_actions)
-
-
-def _add_actions(sub: Parser) -> None:
-    actions = sub.add_subparsers(title="actions", metavar="ACTION", required=True)
-    command(actions, probe_fit, _add_fit_flags)
-    command(actions, probe_predict, _add_predict_flags)
-    command(actions, probe_curve, _add_curve_flags)
+    group(commands, "probe", _GROUP, {
+        probe_fit: _add_fit_flags, probe_predict: _add_predict_flags, probe_curve: _add_curve_flags,
+    })  # fmt: skip
 
 
 _DATA = {

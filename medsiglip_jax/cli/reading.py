@@ -63,7 +63,7 @@ def add_dicom(
         "Hounsfield units; percentile for MR and others, scaled from the volume's 0.5th to its "
         "99.5th percentile",
         "--frame N": f"which frame, slice or page of a file to take, from 0; {frames}. Of pictures "
-        "such as TIFF and GIF middle is the first. Ignored for files of one",
+        "such as TIFF and GIF middle is the first. Ignored for files that hold one image",
         "--slide-labels": "read the LABEL and OVERVIEW images of slides in DICOM, and the label "
         "and macro pages of those in TIFF, which mostly show the patient's name; by default they "
         "are listed as unreadable",

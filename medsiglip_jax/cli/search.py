@@ -23,8 +23,8 @@ _UNUSED = {
 
 _FLAGS = {
     "--embeddings E": VECTORS,
-    "--text Q": "repeat for each text",
-    "--image F": "repeat for each image file",
+    "--text Q": "a text to search for; repeat for several",
+    "--image F": "an image to search by; repeat for several",
     "--top-k K": "number of hits, default 10",
     "--kind": "which embeddings to search, default %(default)s",
     "--sheet FILE": "draw the hits on a page, .html or .png",

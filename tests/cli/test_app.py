@@ -107,14 +107,16 @@ def test_closed_streams_are_quiet_and_reach_no_file(untouched_pictures, tmp_path
 
 
 def test_every_command_has_help_with_an_example(run):
-    names = [module.__name__.rpartition(".")[2] for module in app.COMMANDS]
+    """The groups probe and monitor, too, whose example begins with what comes before them."""
     listed = run("--help")[1]
-    for name in names:
+    commands = app.parser().commands()
+    assert len(commands) == len(app.COMMANDS) and "probe" in commands
+    for name, command in commands.items():
         assert f"\n    {name}" in listed
-    names += ["probe fit", "probe predict", "probe curve", "monitor fit", "monitor check"]
-    for name in set(names) - {"probe", "monitor"}:
-        code, out, _ = run(*name.split(), "--help")
-        assert code == 0 and f"example:\n  medsiglip-jax {name} " in out
+        for action in ("", *command.commands()):
+            code, out, _ = run(name, *action.split(), "--help")
+            example = out.partition("\nexample:\n")[2]
+            assert code == 0 and f"  medsiglip-jax {name} {action}".rstrip() + " " in example
 
 
 def test_help_says_what_is_easily_missed(run):
