@@ -11,19 +11,11 @@ from typing import Any, NamedTuple, TypeVar
 from medsiglip_jax.data.dicomweb import instances
 from medsiglip_jax.files import dicomweb
 from medsiglip_jax.files.credentials import without
-from medsiglip_jax.files.places import (
-    WEB,
-    Failed,
-    Given,
-    at,
-    file_system,
-    in_words,
-    is_remote,
-    open_binary,
-)
+from medsiglip_jax.files.places import WEB, Failed, Given, at, file_system, in_words, is_remote
 from medsiglip_jax.files.threads import Step, stepping
+from medsiglip_jax.preprocess import bytes as content
 from medsiglip_jax.preprocess import formats
-from medsiglip_jax.preprocess.facts import describe
+from medsiglip_jax.preprocess.facts import UnreadableImage, describe
 from medsiglip_jax.preprocess.names import Part, Tile, parse
 
 T = TypeVar("T")
@@ -38,6 +30,8 @@ _IN_FOLDERS = {"image", "slide", "text", "tar", "tfrecord"}
 _COMPRESSED_TAR = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$", re.IGNORECASE)
 # An index of the DICOM files beside it, always of this name (PS3.10 8.6).
 _DICOM_INDEX = "DICOMDIR"
+# Where gcsfs ends a list of objects, without a word (core.py, `_sequential_list_objects_helper`).
+_MOST_OF_GCSFS = 10_000_000
 # The last part of a DICOM UID, which is a number, is no suffix.
 _SUFFIX = re.compile(r"\.(?!\d+$)\w{1,10}$", re.ASCII)
 
@@ -90,6 +84,8 @@ def expand(
 
     Raises:
         FileNotFoundError: all inputs that do not exist, and globs that match nothing.
+        Outage: a disk or network fails while the content of a file is looked at.
+        ValueError: a bucket holds more objects than can be listed.
     """
     given = list(map(str, inputs))
     listed = [_listed(path, all_files, on_step) for path in given]
@@ -120,10 +116,10 @@ def waiting(path: str, on_step: Step) -> AbstractContextManager[None]:
 
 def _of_dicomweb(address: str) -> list[File]:
     """The instances of a study or series, which are named below it."""
-    found = instances(address)
+    uris = instances(address)
     above = f"{dicomweb.over_https(address).rstrip('/')}/"
-    root = above if not dicomweb.is_instance(address) else f"{found[0].rpartition('/')[0]}/"
-    return [File("image", root, uri[len(root) :]) for uri in found]
+    root = above if not dicomweb.is_instance(address) else f"{uris[0].rpartition('/')[0]}/"
+    return [File("image", root, uri[len(root) :]) for uri in uris]
 
 
 def walk(
@@ -173,8 +169,8 @@ def _local(path: str, all_files: bool, on_step: Step) -> Iterable[File] | None:
     if not glob.has_magic(path):
         return None
     root = _fixed_part(path)
-    found = glob.iglob(path[len(root) :], root_dir=root or None, recursive=True)
-    names = sorted(_each(found, on_step))
+    matches = glob.iglob(path[len(root) :], root_dir=root or None, recursive=True)
+    names = sorted(_each(matches, on_step))
     return _matched(root, (n for n in _each(names, on_step) if os.path.isfile(root + n)))
 
 
@@ -184,7 +180,7 @@ def _remote(uri: str, all_files: bool) -> Iterable[File] | None:
         file, part = parse(path)
         if _info(system, file, uri)["type"] != "directory":
             return [_named(uri, part)]
-        names = sorted(_visible(path, system.find(path)), key=_order_of_walk)
+        names = sorted(_visible(path, _found_below(system, path, uri)), key=_order_of_walk)
         is_image = _is_any_image if all_files else lambda path: False
         return _in_folder(f"{uri.rstrip('/')}/", names, is_image)
     except FileNotFoundError:
@@ -194,6 +190,21 @@ def _remote(uri: str, all_files: bool) -> Iterable[File] | None:
     entries = system.glob(path, detail=True)
     names = sorted(name for name, info in entries.items() if info["type"] != "directory")
     return _matched(root, _visible(file_system(root)[1], names))
+
+
+def _found_below(system: Any, folder: str, uri: str) -> list[str]:
+    """All files of a remote folder.
+
+    Raises:
+        ValueError: the list may lack some.
+    """
+    names = system.find(folder)
+    if uri.startswith("gs://") and len(names) >= _MOST_OF_GCSFS:
+        raise ValueError(
+            f"{uri}: holds {len(names):,} objects or more, and no more can be listed at once; name "
+            "the folders in it instead, or a table of its files"
+        )
+    return names
 
 
 def _info(system: Any, file: str, uri: str) -> Mapping[str, Any]:
@@ -233,25 +244,26 @@ def _in_folder(root: str, names: Iterable[str], is_image: Callable[[str], bool])
 
 def _has_known_content(path: str) -> bool:
     """Whether a local file without a suffix is of a format that says so in its first bytes."""
-    name = os.path.basename(path)
-    if _SUFFIX.search(name) or name == _DICOM_INDEX or not os.path.isfile(path):
+    if _SUFFIX.search(os.path.basename(path)):
         return False
-    try:
-        with open(path, "rb") as file:
-            return formats.by_content(file.read(formats.START)) is not formats.PICTURES
-    except OSError:
-        return False
+    return _starts_as(path, lambda start: formats.by_content(start) is not formats.PICTURES)
 
 
 def _is_any_image(path: str) -> bool:
     """Whether a file, local or remote, is an image by its first bytes, whatever its name."""
+    return _starts_as(path, formats.is_image)
+
+
+def _starts_as(path: str, is_image: Callable[[bytes], bool]) -> bool:
+    """Whether a file is an image by its first bytes. One that may not be read counts as an image,
+    for it may be one, and reading it says why it cannot be read."""
     if os.path.basename(path) == _DICOM_INDEX or not (is_remote(path) or os.path.isfile(path)):
         return False
     try:
-        with open_binary(path) as file:
-            return formats.is_image(file.read(formats.START))
-    except OSError:
-        return False
+        start = content.looked_at(path, None, lambda stream: stream.read(formats.START))
+    except UnreadableImage:
+        return True
+    return is_image(start)
 
 
 def _matched(root: str, names: Iterable[str]) -> list[File] | None:

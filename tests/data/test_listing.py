@@ -1,5 +1,6 @@
 """Folders, links and globs, local and remote: which files they name, and in which order."""
 
+import errno
 import io
 import threading
 import time
@@ -14,6 +15,9 @@ from test_inputs import tar_of
 
 from medsiglip_jax.data import expansion, inputs, listing, tables, tar
 from medsiglip_jax.files import limits, threads
+from medsiglip_jax.preprocess import bytes as file_bytes
+from medsiglip_jax.preprocess import sources
+from medsiglip_jax.preprocess.facts import UnreadableImage
 from medsiglip_jax.preprocess.parts import Parts
 
 
@@ -152,3 +156,41 @@ def test_a_list_that_ends_nowhere_is_given_up(tmp_path, monkeypatch):
         with pytest.raises(threads.Stalled, match="the list of inputs: not read within 0.3 s"):
             make()
     release.set()
+
+
+@pytest.mark.parametrize("failures", [1, None])
+def test_what_cannot_be_looked_into_is_no_other_file(monkeypatch, failures):
+    """A network that fails once is asked again; what may not be read is a row, with the reason."""
+    for name in ("a.CT", "b.CT"):
+        put(f"memory://looked/{name}", bytes(128) + b"DICM")
+    memory, left = type(fsspec.filesystem("memory")), [failures]
+
+    def fail(self, path, *args, **kwargs):
+        if path.endswith("a.CT") and left[0] != 0:
+            left[0] = left[0] and left[0] - 1
+            raise PermissionError(path) if failures is None else OSError(errno.EIO, "gone")
+        return original(self, path, *args, **kwargs)
+
+    original = memory.open
+    monkeypatch.setattr(memory, "open", fail)
+    monkeypatch.setattr(file_bytes, "_PAUSES", (0.0,))
+    found = inputs.rows(["memory://looked"], all_files=True)
+    assert [row.id for row in found] == ["a.CT", "b.CT"] and not found.skipped
+    if failures is None:
+        with pytest.raises(UnreadableImage, match="permission denied"):
+            sources.read(found[0].source)
+
+
+def test_a_bucket_whose_list_is_cut_short_is_refused(monkeypatch):
+    class Bucket:
+        def info(self, path):
+            return {"type": "directory"}
+
+        def find(self, path):
+            return [f"b/x/{n}.png" for n in range(3)]
+
+    monkeypatch.setattr(listing, "file_system", lambda uri: (Bucket(), "b/x"))
+    assert len(inputs.rows(["gs://b/x"])) == 3
+    monkeypatch.setattr(listing, "_MOST_OF_GCSFS", 3)
+    with pytest.raises(ValueError, match="^gs://b/x: holds 3 objects or more.*name the folders"):
+        inputs.rows(["gs://b/x"])
