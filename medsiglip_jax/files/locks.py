@@ -51,8 +51,9 @@ def lock(path: Place) -> Iterator[Check]:
         with contextlib.suppress(PermissionError):  # Windows cannot remove open files
             path.unlink(missing_ok=True)
         held.release()
-        if made and not any(path.parent.iterdir()):
-            path.parent.rmdir()
+        if made:
+            with contextlib.suppress(OSError):  # it is not empty
+                path.parent.rmdir()
 
 
 def _locked(path: Path) -> FileLock | None:

@@ -41,6 +41,19 @@ def test_a_folder_made_for_nothing_goes_again(tmp_path):
     assert os.listdir(tmp_path / "new") == ["file"]
 
 
+def test_a_folder_that_another_run_begins_to_use_stays(tmp_path, monkeypatch):
+    """Whatever the moment at which it does: between a look into the folder and its removal, too."""
+
+    def rmdir(folder):
+        (folder / "file").write_text("x")
+        os.rmdir(folder)
+
+    monkeypatch.setattr(type(tmp_path), "rmdir", rmdir)
+    with locks.lock(tmp_path / "new" / ".lock"):
+        pass
+    assert os.listdir(tmp_path / "new") == ["file"]
+
+
 def test_one_holder_at_a_time_though_the_file_comes_and_goes(tmp_path):
     inside, seen = [], []
 
