@@ -9,7 +9,6 @@ import contextlib
 import math
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -17,7 +16,7 @@ import openslide
 from jaxtyping import UInt8
 from PIL import Image
 
-from medsiglip_jax.files import threads
+from medsiglip_jax.files.threads import Threads
 from medsiglip_jax.preprocess import facts, handles, tissue
 from medsiglip_jax.preprocess.dicom import sniff
 from medsiglip_jax.preprocess.facts import NoSuchFile, UnreadableImage, check_size
@@ -267,7 +266,7 @@ def tiles(path: str, parts: Parts) -> Tiles:
         )
     width, height = slide.sizes[level]
     left, top = (np.rint(np.arange(0, n, size) * downsample) for n in (width, height))
-    row, column = np.nonzero(_kept(slide, left, top, size * downsample, parts.tissue))
+    row, column = np.nonzero(_kept(slide, path, left, top, size * downsample, parts.tissue))
     order = np.lexsort((column, row, column // _STRIP))
     x, y = left[column[order]].astype(np.int32), top[row[order]].astype(np.int32)
     levels, sizes = np.full_like(x, level), np.full_like(x, size)
@@ -287,11 +286,12 @@ def _level(slide: _Slide, path: str, parts: Parts) -> tuple[int, float]:
 
 
 def _kept(
-    slide: _Slide, left: np.ndarray, top: np.ndarray, side: float, least: float
+    slide: _Slide, path: str, left: np.ndarray, top: np.ndarray, side: float, least: float
 ) -> np.ndarray:
+    """Which squares of a grid, with edges at `left` and `top` in pixels of level 0, hold tissue."""
     if least == 0:
         return np.ones((len(top), len(left)), bool)
-    pixels, scale = _thumbnail(slide)
+    pixels, scale = _thumbnail(slide, path)
     fractions = tissue.fractions(tissue.mask(pixels), left / scale, top / scale, side / scale)
     return fractions >= least - 1e-6  # a sum of 1 may be rounded down
 
@@ -299,12 +299,17 @@ def _kept(
 def thumbnail(path: str) -> tuple[UInt8[np.ndarray, "h w 3"], float]:
     """A slide in at most 2048 pixels a side, and how many pixels of level 0 each of them spans.
 
-    It is read in blocks, even if that means the whole of a slide that has a single level.
+    It is read in blocks, even if that means the whole of a slide that has a single level. Blocks
+    that are damaged have a colour, as tissue has.
+
+    Raises:
+        UnreadableImage: not a slide; the reason, without the path.
+        Stalled: a block is not read in time, see `files.threads`.
     """
-    return _thumbnail(handles.opened(path, _open))
+    return _thumbnail(handles.opened(path, _open), path)
 
 
-def _thumbnail(slide: _Slide) -> tuple[np.ndarray, float]:
+def _thumbnail(slide: _Slide, path: str) -> tuple[np.ndarray, float]:
     large = (i for i, sides in enumerate(slide.sizes) if max(sides) >= _THUMBNAIL // 2)
     level = max(large, default=0)
     (width, height), downsample = slide.sizes[level], slide.downsamples[level]
@@ -312,7 +317,8 @@ def _thumbnail(slide: _Slide) -> tuple[np.ndarray, float]:
     block = factor * max(1, _BLOCK // factor)
     out = np.empty((-(-height // factor), -(-width // factor), 3), np.uint8)
 
-    def fill(left: int, top: int) -> None:
+    def fill(corner: tuple[int, int]) -> None:
+        left, top = corner
         sides = min(block, width - left), min(block, height - top)
         place = out[top // factor :, left // factor :][: block // factor, : block // factor]
         try:
@@ -322,6 +328,6 @@ def _thumbnail(slide: _Slide) -> tuple[np.ndarray, float]:
             place[:] = _DAMAGED
 
     corners = [(x, y) for y in range(0, height, block) for x in range(0, width, block)]
-    with ThreadPoolExecutor(threads.workers()) as pool:
-        list(pool.map(fill, *zip(*corners, strict=True)))
+    with Threads("thumbnail") as pool:
+        list(pool.map(fill, corners, lambda corner: facts.describe(path)))
     return out, factor * downsample

@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,8 @@ from skimage.morphology import dilation, erosion
 import medsiglip_jax
 from medsiglip_jax import cli
 from medsiglip_jax.data import expansion, inputs
+from medsiglip_jax.files import limits
+from medsiglip_jax.files.threads import Stalled
 from medsiglip_jax.inference import heatmap, shards
 from medsiglip_jax.pages import colours
 from medsiglip_jax.preprocess import codec as files
@@ -381,6 +384,25 @@ def test_tissue_is_where_it_was_painted_to_a_pixel(slide):
     nine = np.ones((3, 3), bool)
     assert not (erosion(expected, nine) & ~found).any()
     assert not (found & ~dilation(expected, nine)).any()
+
+
+def test_a_thumbnail_whose_disk_does_not_answer_is_given_up(monkeypatch):
+    """And its threads do not keep the process: those of a ThreadPoolExecutor would."""
+
+    class Hanging:
+        sizes, downsamples, mpp, shared, nbytes = ((600, 600),), (1.0,), None, None, 0
+        release = threading.Event()
+
+        def region(self, x, y, level, width, height):
+            self.release.wait(5)
+            return np.zeros((height, width, 3), np.uint8)
+
+    monkeypatch.setattr(slides.handles, "opened", lambda path, opener: Hanging())
+    monkeypatch.setattr(limits, "_limits", limits.parse(None, None, None, 0.2))
+    with pytest.raises(Stalled, match="^a.svs: not read within 0.2 s"):
+        slides.thumbnail("a.svs")
+    assert all(t.daemon for t in threading.enumerate() if t.name.startswith("thumbnail"))
+    Hanging.release.set()
 
 
 def test_glass_and_black_margins_are_no_tissue_and_specks_and_holes_go():
