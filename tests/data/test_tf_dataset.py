@@ -250,6 +250,20 @@ def test_what_travels_is_all_that_the_pixels_depend_on(images, monkeypatch):
         service._unpacked(packed)
 
 
+def test_a_worker_keeps_what_it_needs_and_not_all_runs_that_there_were(images, monkeypatch):
+    monkeypatch.setattr(service, "_known", {})
+    packed = [
+        service._packed(rows.PixelRows.of(make(images[n:]), 8, np.arange(8), "bilinear"))
+        for n in range(len(images) - 8)
+    ]
+    for key, content in enumerate(packed):
+        service._serve(bytes([key]), content, b"plan", np.int64(0))
+        pixels = np.zeros((8, 8, 3), np.uint8)
+        for kept in {0, key}:  # which a run calls again and again, and brings along once
+            service._serve(bytes([kept]), b"", b"recolour", pixels, np.zeros(3, np.int64))
+    assert len(service._known) == service._KEPT and bytes([0]) in service._known
+
+
 @pytest.mark.slow
 def test_a_worker_in_another_process(images):
     command = [sys.executable, "-m", "medsiglip_jax.data.tf.service"]

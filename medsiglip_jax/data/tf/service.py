@@ -45,7 +45,10 @@ _AHEAD = 16  # steps that may wait for an earlier one before that is made here
 _MOST = 1 << 30  # bytes of what travels in a graph, which may have 2 GiB
 _PATIENCE = 10.0  # seconds; TensorFlow itself would wait for a dispatcher for an hour
 
-_known: dict[bytes, PixelRows] = {}  # in a worker, by the hash of what came with the graph
+# In a worker, by the hash of what came with the graph: those that were called last, the latest at
+# the end. A worker outlives many runs, and the list of the images of each may take a gigabyte.
+_known: dict[bytes, PixelRows] = {}
+_KEPT = 16  # a run calls two in turns: for training and for validation
 _lock = threading.Lock()
 
 
@@ -201,9 +204,11 @@ def _serve(key: bytes, content: bytes, name: bytes, *arguments: Any) -> Any:
     if name not in _METHODS:
         raise ValueError(f"no function {name!r} for graphs")
     with _lock:
-        if key not in _known:
-            _known[key] = _unpacked(content)
-    return getattr(_known[key], name.decode())(*arguments)
+        rows = _known.pop(key, None) or _unpacked(content)
+        _known[key] = rows
+        if len(_known) > _KEPT:
+            del _known[next(iter(_known))]
+    return getattr(rows, name.decode())(*arguments)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
