@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 import tarfile
+import threading
 
 import numpy as np
 import pytest
@@ -16,6 +17,9 @@ from medsiglip_jax.data import examples, loader
 from medsiglip_jax.data.examples import Examples
 from medsiglip_jax.data.loader import Input
 from medsiglip_jax.data.order import Order
+from medsiglip_jax.files import limits
+from medsiglip_jax.files.threads import Stalled
+from medsiglip_jax.preprocess import bytes as file_bytes
 from medsiglip_jax.preprocess import sources
 from medsiglip_jax.preprocess.augment import Augment
 
@@ -182,6 +186,27 @@ def test_what_fails_in_the_graph_is_no_unreadable_image(images, monkeypatch):
     (image,) = [path for path in images if path.endswith("/rgb.png")]
     with pytest.raises(MemoryError, match="of the graph"):
         list(pipelines.epoch_batches(make([image], preprocess="serving"), 1))
+
+
+@pytest.mark.parametrize("make_batches", ["pixels", "pp"])
+def test_a_disk_that_does_not_answer_ends_the_run(images, monkeypatch, make_batches):
+    release, read = threading.Event(), file_bytes._read
+
+    def hang(file, span):
+        if file.endswith("b.jpg"):
+            release.wait(60)
+        return read(file, span)
+
+    monkeypatch.setattr(file_bytes, "_read", hang)
+    monkeypatch.setattr(limits, "_limits", limits.parse(None, None, None, 0.5))
+    input = make([path for path in images if path.endswith((".jpg", ".png"))])
+    with pytest.raises((Stalled, tf.errors.OpError), match="b.jpg: not read within 0.5 s"):
+        if make_batches == "pixels":
+            list(pipelines.epoch_batches(input, 2))
+        else:
+            string = f"decode|resize({SIZE})|keep('image')"
+            list(pipelines.pp_dataset(input, string, 2, 0, 20))
+    release.set()
 
 
 @pytest.mark.parametrize(

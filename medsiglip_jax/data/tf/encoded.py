@@ -14,10 +14,11 @@ from medsiglip_jax.data import loader
 from medsiglip_jax.data.loader import Input, OnError
 from medsiglip_jax.data.tf.ops import KEY, pp
 from medsiglip_jax.data.tf.pixels import as_it_is, ordered, range_of
+from medsiglip_jax.data.tf.reading import Reader
 from medsiglip_jax.data.tf.rows import PADDING
 from medsiglip_jax.files import threads
 from medsiglip_jax.preprocess import sources
-from medsiglip_jax.preprocess.facts import UnreadableImage
+from medsiglip_jax.preprocess.facts import UnreadableImage, describe
 from medsiglip_jax.preprocess.text import Tokenizer
 
 _REFUSED = b"the ops of pp refuse it"
@@ -63,6 +64,8 @@ def pp_dataset(
     steps = range(start_step, np.iinfo(np.int64).max if total_steps is None else total_steps)
     input = replace(input, tokenize=lambda texts: np.array([t.encode() for t in texts], object))
     plan = functools.partial(_plan, input, batch_size, places)
+    workers = workers or threads.workers()
+    fetch = functools.partial(_fetch, Reader(workers))
     first = plan(np.int64(start_step))
     types = [tf.as_dtype(column.dtype) for column in first.values()]
 
@@ -74,7 +77,7 @@ def pp_dataset(
 
     @as_it_is
     def fetched(row: dict[str, tf.Tensor]) -> tuple[dict[str, tf.Tensor], ...]:
-        content, reason = tf.numpy_function(_fetch, [row["paths"]], [tf.string, tf.string])
+        content, reason = tf.numpy_function(fetch, [row["paths"]], [tf.string, tf.string])
         said = {"path": row.pop("paths"), "reason": tf.ensure_shape(reason, [])}
         return {"image": tf.ensure_shape(content, []), **row}, said
 
@@ -110,7 +113,6 @@ def pp_dataset(
         call = tf.numpy_function(report, [said["path"], said["reason"]], tf.bool)
         return {**batch, "mask": tf.ensure_shape(call, [len(places)])}
 
-    workers = workers or threads.workers()
     batches = rows.interleave(one, 2 * workers, num_parallel_calls=tf.data.AUTOTUNE)
     batches = batches.batch(len(places), drop_remainder=True).map(reported)
     return batches.with_options(ordered(workers)).prefetch(2)
@@ -127,12 +129,13 @@ def _plan(
     return {"paths": paths, KEY: keys, **columns}
 
 
-def _fetch(path: bytes) -> tuple[bytes, bytes]:
+def _fetch(reader: Reader, path: bytes) -> tuple[bytes, bytes]:
     """The bytes of an image, or why there are none."""
     if not path:
         return b"", PADDING.encode()
+    source = os.fsdecode(path)
     try:
-        return sources.read_bytes(os.fsdecode(path)), b""
+        return reader(describe(source), functools.partial(sources.read_bytes, source)), b""
     except UnreadableImage as error:
         return b"", error.reason.encode()
 

@@ -1,7 +1,4 @@
-"""The batches of `loader` from a tf.data pipeline, to the bit.
-
-Nothing here ends a read of a disk that does not answer: `limits.Limits.read_timeout` does not hold.
-"""
+"""The batches of `loader` from a tf.data pipeline, to the bit."""
 
 import os
 from collections.abc import Iterator
@@ -142,7 +139,7 @@ class _Source:
         places = loader.part(input, batch_size, process_index, process_count)
         workers = workers or threads.workers()
         steps = range(start_step, np.iinfo(np.int64).max if total_steps is None else total_steps)
-        self._rows = PixelRows.of(input, batch_size, places, resample)
+        self._rows = PixelRows.of(input, batch_size, places, resample, workers)
         if data_service is None:
             call = local_call(self._rows)
             images = pixel_batches(self._rows, steps, call, workers)

@@ -11,11 +11,12 @@ import numpy as np
 from medsiglip_jax.data import loader
 from medsiglip_jax.data.order import Once, Order
 from medsiglip_jax.data.tf.kernels import size_of_plain_jpeg
+from medsiglip_jax.data.tf.reading import Reader
 from medsiglip_jax.preprocess import sources
 from medsiglip_jax.preprocess.augment import Augment, recolour, window
 from medsiglip_jax.preprocess.decode import decode
 from medsiglip_jax.preprocess.dicom.rules import Rules
-from medsiglip_jax.preprocess.facts import Facts, UnreadableImage, within_memory
+from medsiglip_jax.preprocess.facts import Facts, UnreadableImage, describe, within_memory
 from medsiglip_jax.preprocess.image import preset
 
 PADDING = "padding"
@@ -38,6 +39,7 @@ class PixelRows:
         seed: of the augmentation.
         dicom: how DICOM files become pixels.
         failures: what the methods raised, since TensorFlow passes on the message alone.
+        reader: reads the files.
     """
 
     images: Sequence[Sequence[str]]
@@ -51,16 +53,23 @@ class PixelRows:
     seed: int
     dicom: Rules
     failures: list[Exception] = field(default_factory=list, compare=False)
+    reader: Reader = field(default_factory=Reader, compare=False)
 
     @classmethod
     def of(
-        cls, input: loader.Input, batch_size: int, places: np.ndarray, resample: str
+        cls,
+        input: loader.Input,
+        batch_size: int,
+        places: np.ndarray,
+        resample: str,
+        workers: int | None = None,
     ) -> "PixelRows":
+        """The rows of an input at these places of a global batch, read by `workers` threads."""
         images = tuple(source.images for source in input.examples)
         part = int(places[0]), int(places[-1]) + 1
         return cls(
             images, input.order, batch_size, part, input.image_size, input.preprocess, resample,
-            input.augment, input.seed, input.dicom,
+            input.augment, input.seed, input.dicom, reader=Reader(workers),
         )  # fmt: skip
 
     def places(self, step: int) -> np.ndarray:
@@ -81,19 +90,25 @@ class PixelRows:
         Returns:
             The bytes of a plain JPEG, or none; else the cropped pixels, uint8 [h, w, 3]; the window
             that is kept of it; and why it cannot be read.
+
+        Raises:
+            Outage: the disk or the network fails.
+            Stalled: it does not answer.
         """
         nothing = np.zeros(4, np.int32)
         if place[2] < 0:
             return b"", _BLANK, nothing, PADDING.encode()
+        source = os.fsdecode(path)
+        read = functools.partial(sources.read, source, rules=self.dicom, decode=self._opened)
         try:
-            found, _ = sources.read(os.fsdecode(path), rules=self.dicom, decode=self._opened)
+            image, _ = self.reader(describe(source), read)
         except UnreadableImage as error:
             return b"", _BLANK, nothing, error.reason.encode()
-        height, width = found.size if isinstance(found, _Jpeg) else found.shape[:2]
+        height, width = image.size if isinstance(image, _Jpeg) else image.shape[:2]
         kept = np.array(window(self.augment, height, width, self._key(place)), np.int32)
-        if isinstance(found, _Jpeg):
-            return found.data, _BLANK, kept, b""
-        return b"", _cropped(found, kept), kept, b""
+        if isinstance(image, _Jpeg):
+            return image.data, _BLANK, kept, b""
+        return b"", _cropped(image, kept), kept, b""
 
     def _opened(self, data: bytes) -> tuple[Any, Facts]:
         if size := size_of_plain_jpeg(data, self.dicom):
