@@ -2,6 +2,7 @@
 programs that compile quickly; and the fixtures that several rooms share."""
 
 import contextlib
+import gc
 import os
 from collections.abc import Iterator
 from importlib import import_module
@@ -20,7 +21,11 @@ os.environ["EPATH_USE_TF"] = "false"  # TensorFlow's client of gs:// knows no em
 # Nearly all time of the tests goes into compiling small programs. A train step takes a core 11.5 s
 # with XLA's defaults, 6 s without its optimisations, 2 s if it is also emitted one operation at a
 # time, which XLA can no longer do in jax 0.11. It ends a process that asks for what it cannot do.
-COMPILE_QUICKLY = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
+# LLVM takes 1.9 s of a core for a step in one piece, 3.3 for its 32 pieces in several threads.
+COMPILE_QUICKLY = [
+    "--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_parallel_codegen_split_count=1",
+]  # fmt: skip
 if jax.__version_info__ < (0, 11):
     COMPILE_QUICKLY.append("--xla_cpu_use_fusion_emitters=false")
 
@@ -54,6 +59,16 @@ def pytest_configure(config):
     if not config.getoption("optimised"):
         flags = [os.environ.get("XLA_FLAGS", ""), *COMPILE_QUICKLY]
         os.environ["XLA_FLAGS"] = " ".join(flags).strip()
+
+
+def pytest_collection():
+    gc.disable()
+
+
+def pytest_collection_finish():
+    """What was read stays, and took a fifth of the time when it was searched for garbage."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
