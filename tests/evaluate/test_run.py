@@ -632,6 +632,7 @@ def test_digits_brings_its_data_and_model(checkpoint, tmp_path, capsys, monkeypa
     np.testing.assert_array_equal(labels, held_out.labels)
 
 
+@pytest.mark.float
 @pytest.mark.slow
 def test_digits_in_full(tmp_path, capsys):
     assert cli.main(["evaluate", "--task", "digits", "--output", str(tmp_path), "--json"]) == 0

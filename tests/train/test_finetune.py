@@ -79,24 +79,29 @@ def losses(folder):
 # --------------------------------------------------------------------------------- end to end
 
 
-@pytest.mark.parametrize("loader", ["tfdata", "threads"])
-def test_a_run_is_the_same_whoever_loads(data, tmp_path, loader):
-    """Metrics to the bit and the list of the unreadable, with augmentation."""
+def test_a_run_is_the_same_whoever_loads(data, tmp_path):
+    """Metrics to the bit and the list of the unreadable, with augmentation, of two tables."""
     pytest.importorskip("tensorflow")
     (tmp_path / "data").mkdir()
     for file in data.iterdir():
         shutil.copy(file, tmp_path / "data")
     (tmp_path / "data" / "4.png").write_bytes(b"broken")
-    changes = dict(augment={"crop": [0.3, 1.0], "flip": True, "colour": 0.2})
+    shutil.copy(data / "rows.csv", tmp_path / "data" / "again.csv")
+    changes = dict(
+        augment={"crop": [0.3, 1.0], "flip": True, "colour": 0.2},
+        data=[{"path": str(tmp_path / "data" / name), "positives": "text"}
+              for name in ("rows.csv", "again.csv")],
+        tokenizer=str(tmp_path / "data"), validation="validation",
+    )  # fmt: skip
     lines = {}
-    for name in ("pil", loader):
+    for name in ("pil", "tfdata", "threads"):
         folder = tmp_path / name
-        asked = config(tmp_path / "data", loader=name, validation="validation", **changes)
-        finetune.run(asked, folder)
+        finetune.run(config(tmp_path / "data", loader=name, **changes), folder)
+        assert (folder / "export" / "spiece.model").is_file(), "of a tokenizer given as a folder"
         metrics = storage.read_lines(folder / loop.METRICS)
         metrics = [{k: v for k, v in x.items() if k not in loop.TIMES} for x in metrics]
         lines[name] = metrics, (folder / finetune.UNREADABLE).read_text()
-    assert lines["pil"] == lines[loader] and "4.png" in lines[loader][1]
+    assert lines["pil"] == lines["tfdata"] == lines["threads"] and "4.png" in lines["pil"][1]
 
 
 @pytest.mark.slow
@@ -357,13 +362,10 @@ def test_a_share_is_held_out_of_the_training_split_alone(data, tmp_path):
     sources = [
         {"path": str(data / name), "positives": "text"} for name in ("rows.csv", "other.csv")
     ]
-    runs = []
-    asked = config(data, data=sources, validation=0.3, tokenizer=str(data))
+    asked = config(data, data=sources, validation=0.3)
     unused = "(rows|other).csv: rows of these splits are not used: 'validation' 12$"
     with pytest.warns(UserWarning, match=unused):
-        finetune.run(asked, tmp_path, runs.append)
-    assert (tmp_path / "export" / "spiece.model").is_file(), "of a tokenizer given as a folder"
-    (prepared,) = runs
+        prepared = build.prepare(asked)
     assert [len(x) for x in prepared.training] == [27, 27] and [
         len(x) for x in prepared.held_out
     ] == [9, 9]

@@ -156,46 +156,49 @@ def model():
     return medsiglip_jax.Model({}, config, tokenizer=tokenizer)
 
 
-def test_batches_are_functions_of_seed_and_step(digits, model):
-    recipe = dataclasses.replace(SHORT, total_steps=90)  # 84 steps are an epoch
-    once, again = (list(quickstart.batches(digits[0], model, 0, recipe)) for _ in range(2))
-    other = next(quickstart.batches(digits[0], model, 1, recipe))
-    assert len(once) == 90
+@pytest.fixture(scope="module")
+def few(digits):
+    """10 batches and a rest: all images are resized before the first batch."""
+    return quickstart.Digits(digits[0].scans[:165], digits[0].labels[:165])
+
+
+def test_batches_are_functions_of_seed_and_step(few, model):
+    recipe = dataclasses.replace(SHORT, total_steps=16)  # 10 steps are an epoch
+    once, again = (list(quickstart.batches(few, model, 0, recipe)) for _ in range(2))
+    other = next(quickstart.batches(few, model, 1, recipe))
+    assert len(once) == 16
     for a, b in zip(once, again, strict=True):
         for name in a:
             np.testing.assert_array_equal(a[name], b[name])
     assert not np.array_equal(once[0]["image"], other["image"])
-    assert not np.array_equal(once[0]["image"], once[84]["image"])
-    longer = quickstart.batches(digits[0], model, 0, dataclasses.replace(recipe, total_steps=600))
+    assert not np.array_equal(once[0]["image"], once[10]["image"])
+    longer = quickstart.batches(few, model, 0, dataclasses.replace(recipe, total_steps=600))
     np.testing.assert_array_equal(next(longer)["text"], once[0]["text"])
 
 
-def test_an_epoch_shows_each_image_once(digits, model):
-    recipe = dataclasses.replace(SHORT, total_steps=84, shift=0)
-    batches = list(quickstart.batches(digits[0], model, 0, recipe))
+def test_an_epoch_shows_each_image_once(few, model):
+    recipe = dataclasses.replace(SHORT, total_steps=10, shift=0)
+    batches = list(quickstart.batches(few, model, 0, recipe))
     seen = {image.tobytes() for batch in batches for image in batch["image"]}
-    assert len(seen) == 84 * 16
-    assert seen <= {x.tobytes() for x in model.processor.images(list(digits[0].scans))}
+    assert len(seen) == 10 * 16
+    assert seen <= {x.tobytes() for x in model.processor.images(list(few.scans))}
 
 
-def test_captions_and_images_show_the_digit_of_positives(digits, model):
+def test_captions_and_images_show_the_digit_of_positives(few, model):
     recipe = dataclasses.replace(SHORT, shift=0)
     digit_of = {
         image.tobytes(): label
-        for image, label in zip(
-            model.processor.images(list(digits[0].scans)), digits[0].labels, strict=True
-        )
+        for image, label in zip(model.processor.images(list(few.scans)), few.labels, strict=True)
     }
-    for batch in quickstart.batches(digits[0], model, 0, recipe):
+    texts = [model.processor.texts(quickstart.captions(digit)).tolist() for digit in range(10)]
+    for batch in quickstart.batches(few, model, 0, recipe):
         assert batch["image"].dtype == np.uint8 and batch["text"].dtype == np.int32
         assert batch["mask"].all()
         for image, tokens, label in zip(
             batch["image"], batch["text"], batch["positives"], strict=True
         ):
             assert digit_of[image.tobytes()] == label
-            assert (
-                tokens.tolist() in model.processor.texts(quickstart.captions(int(label))).tolist()
-            )
+            assert tokens.tolist() in texts[label]
 
 
 def test_captions_are_distinct_and_uncut(model):
@@ -232,8 +235,9 @@ def test_picture_marks_mistakes(digits, mistakes):
 # ------------------------------------------------------------------------------ at full length
 
 
+@pytest.mark.float
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", (2, 3, 4))  # tests/trust/test_toy.py trains with 0 and 1
 def test_accuracy(tmp_path, seed):
     result = quickstart.run(tmp_path, seed)
     assert result["held_out_accuracy"] >= 0.95
