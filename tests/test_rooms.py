@@ -57,7 +57,7 @@ HEAVY = {
         "preprocess.parquet",
     },
     "h5py": {"evaluate.data.arrays", "embeddings.elsewhere.hdf5"},
-    "pydicom": {"preprocess.dicom.file"},
+    "pydicom": {"preprocess.dicom.file", "preprocess.dicom.tags"},
     "imagecodecs": {"preprocess.dicom.frames"},
     "nibabel": {"preprocess.volumes"},
     "openslide": {"preprocess.slides", "preprocess.formats"},

@@ -22,14 +22,14 @@ import os
 import re
 import struct
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from medsiglip_jax.preprocess import grey16
+from medsiglip_jax.preprocess import grey16, tiff
 from medsiglip_jax.preprocess.costs import Costs
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.facts import NO_MEMORY, Facts, UnreadableImage, mute
@@ -58,15 +58,11 @@ _DESCRIPTION_TAG = 0x010E
 # A line of it, as scanners of slides name what they photograph beside the tissue: "Label",
 # "macro 1280x431", "Label_Image". Both mostly show the patient's name.
 _LABEL = re.compile(r"^\s*(label|macro)([ _]image)?(\s+\d+x\d+)?\s*(\||$)", re.I | re.M)
-_SUBFILE, _WIDTH, _HEIGHT = 254, 256, 257  # tags of TIFF directories
-_REDUCED, _MASK = 1, 4  # bits of NewSubfileType
-_INTEGERS = {3: "H", 4: "I"}  # SHORT and LONG
-_MOST_TAGS = 1 << 16  # of a directory; there are no more in an ordinary TIFF
 # Larger images are converted in bands: PIL and numpy would hold them three times for a moment.
 _AT_ONCE = 1 << 25  # pixels
 _BAND = 1 << 22
-# Of what PIL says, that which quotes nothing of the file: a header's words may be a name.
-_SAID = re.compile(
+# What PIL says without quoting the file: words of a header may be a name.
+_QUOTABLE = re.compile(
     "image file is truncated|truncated file read|not enough image data|buffer overrun|broken data "
     "stream|decoding error|unrecognized data stream|codec configuration error|broken png file|"
     "unknown pixel mode|unsupported bmp|not a tiff|cannot handle this data type",
@@ -171,73 +167,16 @@ def _no_page(image: Image.Image, count: int, number: int) -> UnreadableImage:
 def _label(image: Image.Image) -> str | None:
     """Whether the description of a TIFF page says that it is the label or the macro of a slide."""
     text = getattr(image, "tag_v2", {}).get(_DESCRIPTION_TAG)
-    found = _LABEL.search(text) if isinstance(text, str) else None
-    return found and found[1].lower()
+    match = _LABEL.search(text) if isinstance(text, str) else None
+    return match and match[1].lower()
 
 
 def _pages(image: Image.Image) -> Sequence[int]:
-    """What to seek for each page or frame of an open file that is not loaded yet."""
+    """The positions to seek for each page or frame of an open file that is not loaded yet."""
     if image.format == "TIFF":
-        return _pages_of_tiff(image.fp)  # pyright: ignore[reportAttributeAccessIssue]
+        return tiff.pages(image.fp)  # pyright: ignore[reportAttributeAccessIssue]
     # PIL counts the layers of a PSD from 1, and opens it as a whole.
     return range(getattr(image, "n_frames", 1)) if image.format in _PAGED else [image.tell()]
-
-
-class _Directory(NamedTuple):
-    """What a TIFF says of an image; 0 where it does not say."""
-
-    subfile: int
-    size: int
-
-
-def _pages_of_tiff(stream: Any) -> Sequence[int]:
-    """Numbers of the directories that are pages. Only what is smaller than another image can be a
-    reduced version of it, whatever it says."""
-    directories = list(_directories(stream))
-    largest = max((d.size for d in directories if not d.subfile & _REDUCED), default=0)
-    pages = [
-        number
-        for number, (subfile, size) in enumerate(directories)
-        if not subfile & _MASK and not (subfile & _REDUCED and size < largest)
-    ]
-    return pages or [0]
-
-
-def _directories(stream: Any) -> Iterator[_Directory]:
-    """The directories of a TIFF that are whole: the first page is readable without those after it,
-    of which PIL would complain (TIFF 6.0, section 2; BigTIFF)."""
-    stream.seek(0)
-    start = stream.read(16)
-    left, order = stream.seek(0, io.SEEK_END), "<" if start[:2] == b"II" else ">"
-    is_big = struct.unpack(f"{order}H", start[2:4])[0] == 43
-    number, entry, count = ("Q", "HHQ8s", "Q") if is_big else ("I", "HHI4s", "H")
-    (at,) = struct.unpack_from(order + number, start, 8 if is_big else 4)
-    seen: set[int] = set()
-    while at and at not in seen and left > 0:  # directories that share bytes would never end
-        stream.seek(at)
-        (length,) = _unpacked(stream, order + count) or (0,)
-        entries = stream.read(min(length, _MOST_TAGS) * struct.calcsize(order + entry))
-        left -= len(entries)
-        if (after := _unpacked(stream, order + number)) is None:
-            return
-        seen.add(at)
-        yield _directory(struct.iter_unpack(order + entry, entries), order)
-        (at,) = after
-
-
-def _unpacked(stream: Any, form: str) -> tuple[int, ...] | None:
-    """Numbers of a stream; None where it ends."""
-    data = stream.read(struct.calcsize(form))
-    return struct.unpack(form, data) if len(data) == struct.calcsize(form) else None
-
-
-def _directory(entries: Iterator[tuple[int, int, int, bytes]], order: str) -> _Directory:
-    values = {
-        tag: struct.unpack_from(order + _INTEGERS[kind], value)[0]
-        for tag, kind, _, value in entries
-        if tag in (_SUBFILE, _WIDTH, _HEIGHT) and kind in _INTEGERS
-    }
-    return _Directory(values.get(_SUBFILE, 0), values.get(_WIDTH, 0) * values.get(_HEIGHT, 0))
 
 
 def from_image(image: Image.Image, to_array: ToArray, rules: Rules) -> tuple[np.ndarray, Facts]:
@@ -289,8 +228,8 @@ def _open(stream: Any) -> Image.Image:
 
 
 def reason(error: Exception) -> str:
-    """What to say of an error that a reader raised: its own words where they quote nothing of the
-    file, else its type."""
+    """The reason to give for an error that a reader raised: its own words where they quote nothing
+    of the file, else its type."""
     if isinstance(error, UnreadableImage):
         return error.reason
     if isinstance(error, MemoryError):
@@ -301,8 +240,8 @@ def reason(error: Exception) -> str:
         return "not an image file PIL can read"
     if isinstance(error, OSError) and error.errno is not None:
         return os.strerror(error.errno)
-    said = _SAID.search(str(error))
-    return f"corrupt or unsupported image ({said[0].lower() if said else type(error).__name__})"
+    words = _QUOTABLE.search(str(error))
+    return f"corrupt or unsupported image ({words[0].lower() if words else type(error).__name__})"
 
 
 def _rgb(image: Image.Image, to_array: ToArray, rules: Rules) -> tuple[np.ndarray, Facts]:

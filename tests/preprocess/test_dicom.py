@@ -41,6 +41,7 @@ from medsiglip_jax.preprocess import codec as files
 from medsiglip_jax.preprocess import xla
 from medsiglip_jax.preprocess.decode import decode, decode_with_facts
 from medsiglip_jax.preprocess.dicom import file, grey, official, pixels, sniff
+from medsiglip_jax.preprocess.dicom import tags as dicom_tags
 from medsiglip_jax.preprocess.dicom.rules import Rules, from_dict, parse
 from medsiglip_jax.preprocess.facts import UnreadableImage
 from medsiglip_jax.preprocess.image import serving, value_range
@@ -743,9 +744,9 @@ def test_files_without_a_preamble_begin_with_any_of_the_usual_elements(first):
 def test_deflated_files_and_bombs(monkeypatch):
     deflated = (WHEEL / "test_files/image_dfl.dcm").read_bytes()
     assert decode(deflated).shape == (512, 512, 3)
-    monkeypatch.setattr(file, "MAX_INFLATED", 1000)
+    monkeypatch.setattr(dicom_tags, "MAX_INFLATED", 1000)
     assert "inflates to more than the limit of 1000 bytes" in reason(deflated)
-    monkeypatch.setattr(file, "MAX_INFLATED", 1 << 20)
+    monkeypatch.setattr(dicom_tags, "MAX_INFLATED", 1 << 20)
     start = sniff.transfer_syntax(deflated)[1]
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
     bomb = packer.compress(bytes(50 << 20)) + packer.flush()
@@ -761,14 +762,14 @@ def test_more_elements_than_the_limit_are_refused(monkeypatch):
     flood = plain[:start] + items + b"\xfe\xff\xdd\xe0\0\0\0\0" + plain[start:]
     for data in (plain, tables, flood):  # empty items are left out
         assert decode(data).shape == (4, 4, 3)
-    monkeypatch.setattr(file, "MAX_READS", 900)
-    monkeypatch.setattr(file, "MAX_ITEMS", 59)
+    monkeypatch.setattr(dicom_tags, "MAX_READS", 900)
+    monkeypatch.setattr(dicom_tags, "MAX_ITEMS", 59)
     assert decode(plain).shape == (4, 4, 3)
     assert reason(flood).startswith("DICOM with more elements than the limit")
     assert reason(tables) == "DICOM with VOILUTSequence of more items than the limit"
-    monkeypatch.setattr(file, "MAX_ITEMS", 60)
+    monkeypatch.setattr(dicom_tags, "MAX_ITEMS", 60)
     assert decode(tables).shape == (4, 4, 3)
-    monkeypatch.setattr(file, "MAX_SEQUENCE", 999)
+    monkeypatch.setattr(dicom_tags, "MAX_SEQUENCE", 999)
     assert "VOILUTSequence" in reason(tables)
 
 

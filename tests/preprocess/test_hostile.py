@@ -26,7 +26,7 @@ from medsiglip_jax.data.loader import Input, epoch_batches
 from medsiglip_jax.data.order import Order
 from medsiglip_jax.inference.manifest import RunRecord
 from medsiglip_jax.preprocess import bytes as content
-from medsiglip_jax.preprocess import facts, image, pil, sources, xla
+from medsiglip_jax.preprocess import facts, image, sources, tiff, xla
 from medsiglip_jax.preprocess.decode import decode
 from medsiglip_jax.preprocess.dicom import rules as dicom_rules
 from medsiglip_jax.preprocess.dicom.rules import Rules
@@ -217,7 +217,7 @@ def test_directories_of_a_tiff_that_share_bytes_end():
         at = 8 + 12 * n
         struct.pack_into("<H", data, at, count)
         struct.pack_into("<I", data, at + 2 + 12 * count, at + 12)
-    assert len(list(pil._directories(io.BytesIO(bytes(data))))) < 4
+    assert len(list(tiff.directories(io.BytesIO(bytes(data))))) < 4
 
 
 # ----------------------------------------------------------------------------------- lack of memory

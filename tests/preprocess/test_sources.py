@@ -23,7 +23,7 @@ from medsiglip_jax.pages import contact_sheet
 from medsiglip_jax.preprocess import codec as files
 from medsiglip_jax.preprocess import handles, sources
 from medsiglip_jax.preprocess.decode import decode
-from medsiglip_jax.preprocess.dicom import file
+from medsiglip_jax.preprocess.dicom import planes
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.facts import UnreadableImage
 from medsiglip_jax.preprocess.load import load_images
@@ -109,7 +109,7 @@ def test_parts_choose():
 
 @pytest.mark.filterwarnings("ignore:--series has no effect")
 def test_a_number_of_frames_that_lies_is_not_believed(tmp_path, monkeypatch):
-    monkeypatch.setattr(file, "Plane", None)  # a million of them take seconds
+    monkeypatch.setattr(planes, "Plane", None)  # a million of them take seconds
     lie, path = {"NumberOfFrames": str(1 << 20)}, tmp_path / "a.dcm"
     for syntax in (EXPLICIT, DEFLATED, JPEG):
         encoded = [b"abcd"] if syntax == JPEG else None

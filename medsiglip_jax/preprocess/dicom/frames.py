@@ -14,8 +14,9 @@ import numpy as np
 from PIL import Image
 
 from medsiglip_jax.preprocess.dicom import streams
-from medsiglip_jax.preprocess.dicom.file import damaged, name_of
+from medsiglip_jax.preprocess.dicom.file import name_of
 from medsiglip_jax.preprocess.dicom.header import Header
+from medsiglip_jax.preprocess.dicom.tags import damaged
 from medsiglip_jax.preprocess.facts import UnreadableImage
 
 _PREFIX = "1.2.840.10008.1.2."
@@ -52,8 +53,8 @@ def check(syntax: str) -> None:
             "DICOM in a transfer syntax that is not decoded here (of a vendor, or unknown)"
         )
     video = any(word in name for word in ("MPEG", "HEVC"))
-    do = ": it is a video, whose frames ffmpeg can extract" if video else ""
-    raise UnreadableImage(f"DICOM in the transfer syntax {name}, which is not decoded here{do}")
+    advice = ": it is a video, whose frames ffmpeg can extract" if video else ""
+    raise UnreadableImage(f"DICOM in the transfer syntax {name}, which is not decoded here{advice}")
 
 
 def decode(encoded: bytes, header: Header) -> Decoded:

@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
 
 from medsiglip_jax.preprocess.dicom.series import Kind
+from medsiglip_jax.preprocess.dicom.tags import Tags
 
 # Storage classes (PS3.4 B.5) whose pixels are classes, measures or doses.
 _NOT_IMAGES = {
@@ -42,16 +42,6 @@ TAGS = (
 )
 
 
-@runtime_checkable
-class Tags(Protocol):
-    """The elements of a data set, as `file` reads them."""
-
-    def label(self, name: str) -> str: ...
-    def words(self, name: str) -> Sequence[str]: ...
-    def first(self, name: Any) -> float | None: ...
-    def nested(self, groups: Any, macro: str) -> "Tags": ...  # or these, where there is none
-
-
 def refusal(tags: Tags, slide_labels: bool = False) -> str | None:
     """Why a file is not to be read as an image; None if it is one.
 
@@ -60,8 +50,8 @@ def refusal(tags: Tags, slide_labels: bool = False) -> str | None:
         slide_labels: whether labels and overviews of slides are asked for.
     """
     modality = tags.label("Modality").upper()
-    if what := _NOT_IMAGES.get(tags.label("SOPClassUID")) or _NOT_MODALITIES.get(modality):
-        return f"DICOM that holds {what}, which is not an image"
+    if name := _NOT_IMAGES.get(tags.label("SOPClassUID")) or _NOT_MODALITIES.get(modality):
+        return f"DICOM that holds {name}, which is not an image"
     shown = [name.lower() for name in _LABELS if name in tags.words("ImageType")]
     if tags.label("SpecimenLabelInImage").upper() == "YES":
         shown.append("specimen label")
@@ -73,7 +63,7 @@ def refusal(tags: Tags, slide_labels: bool = False) -> str | None:
     return None
 
 
-def of_frame(tags: Tags, groups: Any) -> Kind:
+def of_frame(tags: Tags, groups: Sequence[Tags]) -> Kind:
     """What tells a frame from others at its place.
 
     Args:

@@ -7,15 +7,11 @@ from jaxtyping import UInt8
 
 from medsiglip_jax.preprocess import costs
 from medsiglip_jax.preprocess.dicom import colour, frames, grey, official, samples, sniff
-from medsiglip_jax.preprocess.dicom.file import (  # noqa: F401
-    File,
-    count_frames,
-    damaged,
-    is_label,
-    planes,
-)
+from medsiglip_jax.preprocess.dicom.file import File
 from medsiglip_jax.preprocess.dicom.header import Header
+from medsiglip_jax.preprocess.dicom.planes import count_frames, is_label, planes  # noqa: F401
 from medsiglip_jax.preprocess.dicom.rules import Rules
+from medsiglip_jax.preprocess.dicom.tags import damaged
 from medsiglip_jax.preprocess.facts import Facts, UnreadableImage
 
 _BITS = (1, 8, 16, 32, 64)

@@ -14,8 +14,9 @@ from jaxtyping import Int, UInt8
 from medsiglip_jax.preprocess import handles
 from medsiglip_jax.preprocess.bytes import open_binary, read_bytes
 from medsiglip_jax.preprocess.dicom import kinds, pixels, sniff
-from medsiglip_jax.preprocess.dicom.file import damaged, header_of
+from medsiglip_jax.preprocess.dicom.planes import header_of
 from medsiglip_jax.preprocess.dicom.rules import Rules
+from medsiglip_jax.preprocess.dicom.tags import Tags, damaged
 from medsiglip_jax.preprocess.facts import UnreadableImage
 
 _RULES = Rules()
@@ -95,18 +96,18 @@ def _open(path: str) -> pixels.Image:
 def _levels(path: str) -> list[tuple[str, Tiling]]:
     """The files of the slide that lie in the same folder, the finest first."""
     own, folder = _tiling_of(path), os.path.dirname(path)
-    found = {path: own}
+    levels = {path: own}
     for entry in os.scandir(folder or ".") if own.series else ():
         other = os.path.join(folder, entry.name)
-        if other not in found and entry.is_file() and (level := _known_tiling(other)) is not None:
+        if other not in levels and entry.is_file() and (level := _known_tiling(other)) is not None:
             if level.series == own.series:
-                found[other] = level
-    volumes = {name: level for name, level in found.items() if level.is_volume} or {path: own}
+                levels[other] = level
+    volumes = {name: level for name, level in levels.items() if level.is_volume} or {path: own}
     return sorted(volumes.items(), key=lambda item: -item[1].size[0])
 
 
 def _known_tiling(path: str) -> Tiling | None:
-    """None for files that are no slides, or damaged."""
+    """The tiling of a file; None if it is no slide, or damaged."""
     try:
         status = os.stat(path)
         return _cached_tiling(path, status.st_size, status.st_mtime_ns)
@@ -184,7 +185,7 @@ def tiling(stream: Any) -> Tiling:
         )
 
 
-def _place_of(group: Any) -> tuple[float, ...]:
+def _place_of(group: Tags) -> tuple[float, ...]:
     at = group.nested([group], "PlanePositionSlideSequence")
     names = (f"{name}PositionInTotalImagePixelMatrix" for name in ("Column", "Row"))
     place = [value for name in names if (value := at.first(name)) is not None]
