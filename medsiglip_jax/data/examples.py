@@ -111,8 +111,8 @@ def read(
     Args:
         path: .csv, .tsv, .parquet or .jsonl, local or a URI; a folder of class folders, or of
             split folders (`tables.SPLITS`) that hold them; a folder or glob of .tfrecord shards, or
-            of WebDataset's .tar, as a single one, too, with captions in .txt or .json;
-            or what `read_table` made of one.
+            of WebDataset's .tar, as a single one, too, with captions in .txt or .json (the column
+            "text") and classes in .cls (the column "label"); or what `read_table` made of one.
         root: what relative image paths are relative to; default the folder of the table.
         image: column of image paths, or in Parquet of pictures; None if only ids are wanted. Under
             its default name it is also known by other names (`roles`).

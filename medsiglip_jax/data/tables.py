@@ -7,7 +7,7 @@ import itertools
 import os
 import warnings
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from medsiglip_jax.data.columns import (
     strings,
 )
 from medsiglip_jax.data.listing import TABLE_SUFFIXES, expand
-from medsiglip_jax.data.rows import describe_skipped, seen_before
+from medsiglip_jax.data.rows import describe_skipped, from_tuples, seen_before
 from medsiglip_jax.files import places, settings, storage
 from medsiglip_jax.files.documents import parse
 from medsiglip_jax.files.failures import explained
@@ -45,6 +45,10 @@ INDEX, METADATA = "manifest.parquet", b"medsiglip_jax"
 _EXPECTED = (
     "expected .csv, .tsv, .parquet, .jsonl, a folder of class folders, .tar or .tfrecord shards"
 )
+# What `describe_skipped` names to have other files looked into.
+_OPTION = "--all-files, or data.all_files of a recipe,"
+# The columns of WebDataset shards, of which the last two may be missing.
+_SAMPLES = pyarrow.schema(dict.fromkeys(("image", "text", "label"), pyarrow.large_string()))
 _NO_STRINGS = pyarrow.chunked_array([], pyarrow.large_string())
 
 
@@ -287,23 +291,39 @@ def _tars(path: str, matches: Sequence[str]) -> list[str]:
 
 
 def _webdataset(path: str, shards: Sequence[str], all_files: bool) -> Table:
-    """A row per image of tar shards, with its caption; see `tar.entries`."""
+    """A row per image of tar shards, with its caption and class label; see `tar.entries`."""
     skipped: Counter[str] = Counter()
     common = os.path.commonprefix(list(shards))
     below = len(common) - len(os.path.basename(common))  # where names start below their folder
-    found = [pair for shard in shards for pair in tar.pairs(shard, skipped, all_files)]
-    problems = [f"{x.source[below:]}: {x.reason}" for x in found if x.reason]
-    rows = [pair for pair in found if not pair.reason]
-    for line in describe_skipped(skipped, all_files, "--all-files, or data.all_files of a recipe,"):
+    problems: list[str] = []
+    keys: list[str] = []
+    blocks = [_SAMPLES.empty_table()]
+    for shard in shards:  # as Python objects one shard at a time
+        blocks.append(_samples(tar.pairs(shard, skipped, all_files), below, keys, problems))
+    for line in describe_skipped(skipped, all_files, _OPTION):
         warnings.warn(f"{path}: {line}", stacklevel=4)
-    columns = {"image": [pair.source[below:] for pair in rows]}
-    if any(pair.text for pair in rows):
-        columns["text"] = [pair.text or "" for pair in rows]
-    if not rows and not problems:
+    if not keys and not problems:
         raise ValueError(f"{path}: no images")
-    arrays = {name: pyarrow.chunked_array([column]) for name, column in columns.items()}
-    root, keys = _parent(common), [pair.key for pair in rows]
-    return Table(path, root, arrays, keys, "sample", problems=_first(problems))
+    table = pyarrow.concat_tables(blocks)
+    columns = {name: table[name] for name in _SAMPLES.names}
+    columns = {name: x for name, x in columns.items() if name == "image" or x.null_count < len(x)}
+    return Table(path, _parent(common), columns, keys, "sample", problems=_first(problems))
+
+
+def _samples(
+    pairs: Iterable[tar.Entry], below: int, keys: list[str], problems: list[str]
+) -> pyarrow.Table:
+    """Rows of `_SAMPLES`; adds their keys, and what is wrong with others, to the lists. Names start
+    at character `below` of their path."""
+    rows = []
+    for pair in pairs:
+        name = pair.source[below:]
+        if pair.reason is None:
+            keys.append(pair.key)
+            rows.append((name, pair.text, pair.label))
+        else:
+            problems.append(f"{name}: {pair.reason}")
+    return from_tuples(rows, _SAMPLES)
 
 
 def _first(problems: Sequence[str]) -> list[str]:
@@ -407,7 +427,7 @@ def _class_folders(path: str, all_files: bool) -> Table:
     listed = list(itertools.chain.from_iterable(expand([path], all_files)))
     names = [file.name for file in listed if file.format == "image"]
     skipped = Counter(file.suffix for file in listed if file.format != "image")
-    for line in describe_skipped(skipped, all_files, "--all-files, or data.all_files of a recipe,"):
+    for line in describe_skipped(skipped, all_files, _OPTION):
         warnings.warn(f"{path}: {line}", stacklevel=4)
     files = [name.split("/") for name in names]
     tops = {file[0] for file in files}

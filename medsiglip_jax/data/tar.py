@@ -4,7 +4,7 @@ import itertools
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from medsiglip_jax.data.columns import decode
@@ -17,20 +17,24 @@ from medsiglip_jax.preprocess import formats
 
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _BLOCK = 512
-_TEXTS = frozenset((".txt", ".json"))
+# What members hold that are no images. Class labels are a number in ASCII, by WebDataset's decoder
+# for "cls" (webdataset/autodecode.py), or a name.
+_TEXTS = {".txt": "text", ".json": "text"}
+_LABELS = {".cls": "label"}
 _MOST_TEXT = 1 << 24  # bytes of one; the model reads 64 tokens
 
 
 class Entry(NamedTuple):
-    """An image or a text of a shard.
+    """An image, a text or a class label of a shard.
 
     Attributes:
-        key: equal for an image and its text; the whole name where there is a reason.
-        source: of an image "path#offset:length", which `preprocess.sources` reads; of a text the
+        key: equal for an image, its text and its label; the whole name where there is a reason.
+        source: of an image "path#offset:length", which `preprocess.sources` reads; of others the
             tar.
-        kind: "image" or "text".
-        text: of a text.
+        kind: "image", "text" or "label".
+        text: of a text, or of a label.
         reason: why it cannot be used.
+        label: of an image, where `pairs` has given it one.
     """
 
     key: str
@@ -38,11 +42,12 @@ class Entry(NamedTuple):
     kind: str
     text: str | None = None
     reason: str | None = None
+    label: str | None = None
 
 
 class _Member(NamedTuple):
-    """An image or a text: its name with and without the suffix, where it lies, and what is wrong
-    with it."""
+    """What an entry may be made of: its name with and without the suffix, where it lies, and what
+    is wrong with it."""
 
     name: str
     stem: str
@@ -52,8 +57,8 @@ class _Member(NamedTuple):
     reason: str | None
 
     @property
-    def is_text(self) -> bool:
-        return self.suffix in _TEXTS
+    def kind(self) -> str:
+        return (_TEXTS | _LABELS).get(self.suffix, "image")
 
     @property
     def sample(self) -> str:
@@ -66,28 +71,35 @@ class _Member(NamedTuple):
 
 
 def entries(
-    path: str, skipped: Counter[str], all_files: bool = False, on_member: Step = lambda: None
+    path: str,
+    skipped: Counter[str],
+    all_files: bool = False,
+    on_member: Step = lambda: None,
+    labels: bool = False,
 ) -> Iterator[Entry]:
     """Yields every image and every text of a shard, in the order of the tar.
 
     A member is named KEY.EXTENSION. The extension starts at the last dot, so that a key may be a
-    DICOM UID; or at an earlier dot if that makes a pair of one image and one text, such as
-    s.input.jpg and s.outputs.txt. A text is a .txt or, where there is none, the caption in a .json,
-    which is img2dataset's layout. What is no image or text, as a link, or the second of its key,
-    has a reason. Hidden members and empty .txt are left out.
+    DICOM UID; or at an earlier dot if one image, and at most one text and one label, then have the
+    same key, such as s.input.jpg and s.outputs.txt. A text is a .txt or, where there is none, the
+    caption in a .json, which is img2dataset's layout. A label is a .cls, as WebDataset has it. What
+    is none of these, as a link, or the second of its key, has a reason. Hidden members and empty
+    .txt are left out.
 
     Args:
         path: local or a URI.
         skipped: gets the number of other members, by suffix.
         all_files: also look for images among members of other suffixes, by their content.
         on_member: called for each member, whatever it is.
+        labels: yield the class labels, too, which are else among the other members.
 
     Raises:
         ValueError: it is compressed, cut off or not a tar.
     """
     first: dict[tuple[str, str], str] = {}
     with in_words(path), open_binary(path) as stream:
-        members = _members(path, stream, skipped, all_files, on_member)
+        known = {*IMAGE_SUFFIXES, *_TEXTS, *(_LABELS if labels else ())}
+        members = _members(path, stream, known, skipped, all_files, on_member)
         for _, group in itertools.groupby(members, lambda member: member.sample):
             for member, entry in _sample(path, stream, list(group), skipped):
                 kind, key = entry.kind, entry.key
@@ -99,32 +111,43 @@ def entries(
 
 
 def pairs(path: str, skipped: Counter[str], all_files: bool = False) -> Iterator[Entry]:
-    """Yields every image of a shard with its text, None if it has none; and what cannot be used,
-    or is a text without an image, with the reason. Arguments and errors are those of `entries`."""
-    found = list(entries(path, skipped, all_files))
-    texts = {entry.key: entry.text for entry in found if entry.kind == "text" and not entry.reason}
-    keys = {entry.key for entry in found if entry.kind == "image" and not entry.reason}
+    """Yields every image of a shard with its text and its label, None where it has none; and what
+    cannot be used, or is a text or label without an image, with the reason. Arguments and errors
+    are those of `entries`."""
+    found = list(entries(path, skipped, all_files, labels=True))
+    good = [entry for entry in found if entry.reason is None]
+    texts, labels = (
+        {entry.key: entry.text for entry in good if entry.kind == kind}
+        for kind in ("text", "label")
+    )
+    keys = {entry.key for entry in good if entry.kind == "image"}
     for entry in found:
-        if entry.kind == "text" and not entry.reason and entry.key not in keys:
-            yield entry._replace(reason=f"the text {entry.key!r} has no image")
-        elif entry.kind == "image" or entry.reason:
-            yield entry._replace(text=texts.get(entry.key))
+        if entry.kind == "image" or entry.reason is not None:
+            yield entry._replace(text=texts.get(entry.key), label=labels.get(entry.key))
+        elif entry.key not in keys:
+            yield entry._replace(reason=f"the {entry.kind} {entry.key!r} has no image")
 
 
 def _members(
-    path: str, stream: Any, skipped: Counter[str], all_files: bool, on_member: Step
+    path: str,
+    stream: Any,
+    known: Collection[str],
+    skipped: Counter[str],
+    all_files: bool,
+    on_member: Step,
 ) -> Iterator[_Member]:
+    """The members of `known` suffixes, and with `all_files` images of any other."""
     for member in _headers(path, stream):
         on_member()
         name = member.name.removeprefix("./")
         stem, suffix = os.path.splitext(name)
         if member.isdir() or "/." in f"/{name}":
             continue
-        known = suffix.lower() in IMAGE_SUFFIXES | _TEXTS
-        if not known and all_files and member.isreg():
+        is_known = suffix.lower() in known
+        if not is_known and all_files and member.isreg():
             stream.seek(member.offset_data)
-            known = formats.is_image(stream.read(min(formats.START, member.size)))
-        if known:
+            is_known = formats.is_image(stream.read(min(formats.START, member.size)))
+        if is_known:
             place = member.offset_data, member.size
             yield _Member(name, stem, suffix.lower(), *place, _problem(member) or None)
         else:
@@ -134,15 +157,19 @@ def _members(
 def _sample(
     path: str, stream: Any, members: Sequence[_Member], skipped: Counter[str]
 ) -> Iterator[tuple[_Member, Entry]]:
-    """The images and texts among members of one sample."""
-    images = [member for member in members if not member.is_text and not member.reason]
-    texts = _texts(path, stream, members, skipped)
-    pair = len(images) == len(texts) == 1 and images[0].stem != next(iter(texts)).stem
+    """The images, texts and labels among members of one sample."""
+    good = [member for member in members if not member.reason]
+    texts = _texts(stream, [member for member in good if member.kind == "text"], skipped)
+    texts |= {member: _text(stream, member) for member in good if member.kind == "label"}
+    used = [member for member in good if member.kind == "image" or member in texts]
+    counts = Counter(member.kind for member in used)
+    several_stems = len({member.stem for member in used}) > 1
+    is_one = several_stems and counts["image"] == 1 == max(counts.values())
     for member in members:
-        key, kind = member.sample if pair else member.stem, "text" if member.is_text else "image"
+        key, kind = member.sample if is_one else member.stem, member.kind
         if member.reason:
             yield member, Entry(member.name, path, kind, reason=member.reason)
-        elif not member.is_text:
+        elif kind == "image":
             yield member, Entry(key, f"{path}#{member.offset}:{member.size}", kind)
         elif member in texts:
             text, reason = texts[member]
@@ -150,14 +177,13 @@ def _sample(
 
 
 def _texts(
-    path: str, stream: Any, members: Sequence[_Member], skipped: Counter[str]
+    stream: Any, members: Sequence[_Member], skipped: Counter[str]
 ) -> dict[_Member, tuple[str | None, str | None]]:
     """The texts of one sample, or what is wrong with them; a .json is read only where there is no
     .txt of its name."""
     texts: dict[_Member, tuple[str | None, str | None]] = {}
     stems: set[str] = set()
-    readable = [member for member in members if member.is_text and not member.reason]
-    for member in sorted(readable, key=lambda member: member.suffix == ".json"):
+    for member in sorted(members, key=lambda member: member.suffix == ".json"):
         if member.stem in stems and member.suffix == ".json":
             continue
         text, reason = _text(stream, member)

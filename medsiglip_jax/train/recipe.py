@@ -36,9 +36,9 @@ class Data:
 
     Attributes:
         path: a CSV, Parquet or JSONL table, a folder of class folders, TFRecord shards, WebDataset
-            .tar with captions in .txt or .json, or
-            "tfds:NAME[/CONFIG][:VERSION]", a data set that TFDS has prepared (`tfds build NAME`);
-            `image`, `text`, `label` and so on then name its features.
+            .tar with captions in .txt or .json (the column "text") and classes in .cls (the column
+            "label"), or "tfds:NAME[/CONFIG][:VERSION]", a data set that TFDS has prepared
+            (`tfds build NAME`); `image`, `text`, `label` and so on then name its features.
         root: the folder that image paths are relative to, by default that of the table; for
             "tfds:…" the data_dir, by default $TFDS_DATA_DIR or ~/tensorflow_datasets.
         image: the column of image paths.

@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+import tracemalloc
 from collections import Counter
 
 import pytest
@@ -152,6 +153,51 @@ def test_shards_are_examples_to_train_on(tmp_path):
     (tmp_path / "class" / "1.png").write_bytes(b"x")
     with pytest.warns(UserWarning, match="skipped other files.*[.]tar 3"):
         assert examples.read(tmp_path).classes == ("class",)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("{}.png", "{}.cls"), ("{}.input.jpg", "{}.cls"), ("1.2.{}.dcm", "1.2.{}.txt", "1.2.{}.cls"),
+     ("{}.input.png", "{}.outputs.txt", "{}.target.cls")],
+)  # fmt: skip
+def test_class_labels_are_those_of_webdataset(tmp_path, names):
+    """Numbers in ASCII, with or without a line end; an empty one is unknown."""
+    for shard, labels in enumerate((["0", "10\n"], ["2", " "])):
+        cells = [(name.format(i), label) for i, label in enumerate(labels) for name in names]
+        members = {name: label if name.endswith(".cls") else "x" for name, label in cells}
+        put(f"{tmp_path}/{shard}.tar", tar_of({n: text.encode() for n, text in members.items()}))
+    found = examples.read(tmp_path, label="label")
+    assert found.classes == ("0", "2", "10") and found.labels.tolist() == [0, 2, 1, -1]
+    assert (found.texts is None) == (len(names) == 2)
+    assert examples.read(tmp_path).labels is None  # nobody has asked for them
+
+
+def test_class_labels_that_cannot_be_used_are_named(tmp_path):
+    members = {
+        "a.cls": b"1", "b.png": b"x", "b.cls": "é".encode("latin1"), "c.png": b"x", "c.cls": b"cat",
+    }  # fmt: skip
+    put(f"{tmp_path}/s.tar", tar_of(members))
+    with pytest.raises(ValueError, match="the label 'a' has no image; .*b.cls, line 1: not UTF-8"):
+        examples.read(tmp_path / "s.tar", label="label")
+    found = inputs.rows([tmp_path / "s.tar"])  # which embeds images and texts
+    assert [row.id for row in found] == ["b", "c"] and found.skipped == {".cls": 3}
+
+
+def test_only_one_shard_is_in_memory_as_python_objects(tmp_path, monkeypatch):
+    def pairs(shard, *_):
+        for i in range(2000):
+            yield tar.Entry(f"k{i}", f"{shard}#{i}:1", "image", f"{i} {'word ' * 500}")
+
+    def peak(count):
+        tracemalloc.start()
+        tables._webdataset("s", [f"{n}.tar" for n in range(count)], False)
+        size = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return size
+
+    monkeypatch.setattr(tables.tar, "pairs", pairs)
+    peak(1)
+    assert peak(8) < 1.5 * peak(1)  # the keys of all are kept
 
 
 @pytest.mark.parametrize("folders", [("a", "b"), ("site-1/x", "site-2"), ("site", "site/deeper")])
