@@ -1,7 +1,8 @@
-"""CSV, JSONL and Parquet files -> columns, as Arrow arrays."""
+"""CSV and JSONL files -> columns, as Arrow arrays, and what Arrow arrays can be as columns."""
 # Arrow makes its compute functions when it is imported.
 # pyright: reportAttributeAccessIssue=false
 
+import codecs
 import csv
 import gzip
 import io
@@ -12,21 +13,20 @@ import warnings
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow
 import pyarrow.compute as pc
-from pyarrow import ArrowException, parquet
 
 from medsiglip_jax.data import spreadsheets
 from medsiglip_jax.files.documents import loads
-from medsiglip_jax.files.json_text import dumps
-from medsiglip_jax.files.places import in_words, open_binary, read_bytes
+from medsiglip_jax.files.places import read_bytes
 from medsiglip_jax.preprocess.names import escaped
 
 _BLOCK = 65536  # rows that are Python objects at a time
+_PART = 1 << 20  # bytes of text that are decoded at a time
 # Rows of a table, which take some 150 bytes each, and bytes of its text. A Parquet file of 200 kB
 # may hold 100 million empty cells, or one text 20 million times.
 MAX_ROWS, MAX_BYTES = 1 << 24, 1 << 31
@@ -56,7 +56,7 @@ def read_lines(path: str) -> tuple[dict[str, pyarrow.ChunkedArray], Sequence[int
     lines, tables = array("q"), [pyarrow.table({})]
     while block := list(itertools.islice(rows, _BLOCK)):
         lines.extend(line for line, _ in block)
-        _check_rows(path, len(lines))
+        check_rows(path, len(lines))
         names = dict.fromkeys(name for _, row in block for name in row)
         cells = {name: [row.get(name) for _, row in block] for name in names}
         where = f"{path}, to line {lines[-1]}"
@@ -89,7 +89,7 @@ def _csv_lines(path: str) -> _NumberedRows:
             cells = spreadsheets.unprotect(row)
             protected += cells != row
             if not header:
-                header = _header(path, cells)
+                header = column_names(path, cells)
             elif len(row) == len(header):
                 yield reader.line_num, dict(zip(header, cells, strict=True))
             else:
@@ -115,14 +115,14 @@ def _plain_name(path: str) -> str:
 
 
 def _delimiter(path: str, text: io.TextIOWrapper) -> str:
-    """What separates cells: what is usual, unless only another splits all rows into as many."""
+    """The character between cells: the usual one, unless only another splits all rows alike."""
     usual = "\t" if _plain_name(path).endswith(".tsv") else ","
     choices = dict.fromkeys((usual, *_DELIMITERS))
-    found = next((delimiter for delimiter in choices if _fits(text, delimiter)), usual)
+    chosen = next((delimiter for delimiter in choices if _fits(text, delimiter)), usual)
     text.seek(0)
-    if found != usual:
-        warnings.warn(f"{path}: read as cells separated by {found!r}, not {usual!r}", stacklevel=2)
-    return found
+    if chosen != usual:
+        warnings.warn(f"{path}: read as cells separated by {chosen!r}, not {usual!r}", stacklevel=2)
+    return chosen
 
 
 def _fits(text: io.TextIOWrapper, delimiter: str) -> bool:
@@ -153,7 +153,9 @@ def _jsonl_lines(path: str, refused: dict[str, str]) -> _NumberedRows:
         yield number, {name: _cell(value) for name, value in row.items()}
 
 
-def _header(path: str, row: Sequence[str]) -> list[str]:
+def column_names(path: str, row: Sequence[str]) -> list[str]:
+    """The names in the header of a table, without blanks around them; ValueError if two are
+    equal."""
     names = [name.strip() for name in row]
     # Spreadsheets leave columns without a name, which nobody can ask for.
     counts = Counter(names)
@@ -162,83 +164,8 @@ def _header(path: str, row: Sequence[str]) -> list[str]:
     return names
 
 
-class ParquetColumns(Mapping[str, pyarrow.ChunkedArray]):
-    """The columns of a Parquet file, of any type, each read when it is asked for.
-
-    Attributes:
-        schema: the schema of the file.
-        rows: the number of rows.
-    """
-
-    def __init__(self, path: str):
-        self._path = path
-        self.schema, self.rows = self._read(lambda f: (f.schema_arrow, f.metadata.num_rows))
-        _check_rows(path, self.rows)
-        self._names = _header(path, self.schema.names)
-
-    def __getitem__(self, name: str) -> pyarrow.ChunkedArray:
-        if name not in self:
-            raise KeyError(name)
-        field = self.schema.field(self._names.index(name))
-        if not is_textual(field.type):  # perhaps pictures, which would not be used
-            return pyarrow.chunked_array([], field.type)
-        return self._read(lambda file: file.read([field.name]), field.name).column(0)
-
-    def schema_of(self, name: str) -> pyarrow.DataType:
-        """The type of a column."""
-        return self.schema.field(self._names.index(name)).type
-
-    def lists(self, name: str) -> list[str]:
-        """The cells of a column of lists of names, in JSON; "" where there is none.
-
-        Raises:
-            ValueError: they hold more names than text may have bytes.
-        """
-        field = self.schema.field(self._names.index(name))
-        column = self._read(lambda file: file.read([field.name])).column(0)
-        if sum(chunk.nbytes for chunk in column.chunks) > MAX_BYTES:
-            raise ValueError(f"{self._path}: column {name!r}: more than {MAX_BYTES} bytes")
-        cells = (cell for chunk in column.chunks for cell in chunk.to_pylist())
-        return ["" if cell is None else dumps([x for x in cell if x is not None]) for cell in cells]
-
-    def pictures(self, name: str) -> tuple[pyarrow.ChunkedArray, np.ndarray]:
-        """Of a column of pictures their names outside of the file, "" where they had none, and
-        which rows hold the bytes of one. The bytes are read only if some are missing."""
-        field = self.schema.field(self._names.index(name))
-        leaf = f"{field.name}.bytes" if pyarrow.types.is_struct(field.type) else field.name
-        nested = dict((f.name, f.type) for f in field.type) if leaf != field.name else {}
-        names = pyarrow.nulls(self.rows, pyarrow.large_string()).fill_null("")
-        if "path" in nested and is_textual(nested["path"]):
-            # Also of a column "image.path" beside "image", to which Arrow gives the same name.
-            table = self._read(lambda file: file.read([f"{field.name}.path"]))
-            names = pyarrow.concat_arrays(
-                [names[:0], *(strings(c.field("path")) for c in table[field.name].chunks)]
-            )
-        inside = self._read(lambda file: _present(file, field.name, leaf))
-        return pyarrow.chunked_array([names]), inside
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names  # without reading it
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def _read(self, read: Callable[[parquet.ParquetFile], Any], column: str = "") -> Any:
-        """What `read` makes of the file; equal texts of a column are kept once."""
-        with in_words(self._path), open_binary(self._path) as stream:
-            try:
-                return read(parquet.ParquetFile(stream, read_dictionary=[column] * bool(column)))
-            except MemoryError:
-                raise
-            except (ArrowException, OSError) as error:
-                reason = str(error).splitlines()[0]
-                raise ValueError(f"{self._path}: not a Parquet file ({reason})") from None
-
-
-def _check_rows(path: str, rows: int) -> None:
+def check_rows(path: str, rows: int) -> None:
+    """Raises ValueError if a table has more than `MAX_ROWS` rows."""
     if rows > MAX_ROWS:
         raise ValueError(f"{path}: {rows} rows, more than the limit of {MAX_ROWS}; split the table")
 
@@ -258,27 +185,6 @@ def _text_bytes(values: pyarrow.Array) -> int:
         return 0
     lengths = pc.cast(pc.binary_length(values.dictionary), pyarrow.int64())
     return pc.sum(lengths.take(values.indices)).as_py() or 0
-
-
-def _present(file: parquet.ParquetFile, name: str, leaf: str) -> np.ndarray:
-    """Which rows have a value that is not empty in a column, or in the leaf of its bytes."""
-    groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
-    leaves = [file.metadata.schema.column(i).path for i in range(file.metadata.num_columns)]
-    place, present = leaves.index(leaf), [np.zeros(0, bool)]
-    for number, group in enumerate(groups):
-        statistics = group.column(place).statistics
-        if statistics is not None and statistics.has_null_count and not statistics.null_count:
-            present.append(np.ones(group.num_rows, bool))
-            continue
-        column = file.read_row_group(number, [leaf])[name]
-        for chunk in column.chunks:
-            values = chunk.field("bytes") if pyarrow.types.is_struct(chunk.type) else chunk
-            lengths = pc.fill_null(pc.binary_length(values.cast(pyarrow.large_binary())), 0)
-            present.append(
-                (lengths.to_numpy(zero_copy_only=False) > 0)
-                & chunk.is_valid().to_numpy(zero_copy_only=False)
-            )
-    return np.concatenate(present)
 
 
 def strings(values: pyarrow.Array) -> pyarrow.Array:
@@ -301,8 +207,8 @@ def is_names(type: pyarrow.DataType) -> bool:
     types = pyarrow.types
     if not any(is_kind(type) for is_kind in (types.is_list, types.is_large_list)):
         return False
-    of = type.value_type
-    return types.is_string(of) or types.is_large_string(of) or types.is_integer(of)
+    item = type.value_type
+    return types.is_string(item) or types.is_large_string(item) or types.is_integer(item)
 
 
 def is_pictures(type: pyarrow.DataType) -> bool:
@@ -369,8 +275,19 @@ def read_text_bytes(path: str) -> bytes:
 
 def _open_text(path: str, newline: str) -> io.TextIOWrapper:
     data = read_text_bytes(path)
-    decode(path, data)  # the stream would not name the line that is not UTF-8
+    _check_utf8(path, data)  # the stream would not name the line that is not UTF-8
     return io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline=newline)
+
+
+def _check_utf8(path: str, data: bytes) -> None:
+    """Raises the error of `decode`, without a copy of the text, which may take gigabytes."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        for start in range(0, len(data), _PART):
+            decoder.decode(data[start : start + _PART])
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        decode(path, data)
 
 
 def _cell(value: Any) -> str:

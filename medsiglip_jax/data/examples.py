@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from medsiglip_jax.data import label_lists
-from medsiglip_jax.data import labels as label_cells
-from medsiglip_jax.data.tables import Table, read_table, write_parquet
+from medsiglip_jax.data import label_columns
+from medsiglip_jax.data.labels import Policy
+from medsiglip_jax.data.table import Table
+from medsiglip_jax.data.tables import read_table, write_parquet
 from medsiglip_jax.preprocess.facts import too_long
 
 
@@ -150,29 +151,13 @@ def read(
     if long := [row for row, cell in enumerate(texts or ()) if too_long(cell)]:
         table.report(text, [""] * len(table.lines), long, str(too_long((texts or [])[long[0]])))
     groups, splits = table.column(group, optional), table.column(split, optional)
-    lists = None
-    if isinstance(label, str) and captions is None:
-        lists = label_lists.read(table, label, label_separator, classes)
-    if label is None:
-        labels = None
-    elif lists is not None:
-        labels, classes = lists
-    elif isinstance(label, str) and (classes or captions or not _is_finding(table, label)):
-        given = bool(classes)
-        labels, classes = _class_indices(table, label, classes)
-        if not given:
-            _warn_of_numbers_below_0(table, label, classes)
-    else:
-        if isinstance(label, str):
-            warnings.warn(
-                f"{table.path}: column {label!r} is read as a finding, since it holds -1 "
-                "(uncertain); give classes= if its cells are names of classes",
-                stacklevel=2,
-            )
-        classes = (label,) if isinstance(label, str) else tuple(label)
-        if len(set(classes)) < len(classes):
-            table.problems.append(f"label names a finding twice: {', '.join(classes)}")
-        labels = _findings(table, classes, label_cells.Policy(uncertain))
+    labels = None
+    if label is not None:
+        policy = Policy(uncertain)
+        are_classes = captions is not None  # which are made of the names of the classes
+        labels, classes = label_columns.read(
+            table, label, classes, policy, label_separator, are_classes
+        )
     if captions is not None and texts is None:
         texts = _captions(table, label if isinstance(label, str) else None, captions, classes)
     pairs = _positive_ids(table, positives, texts, labels)
@@ -184,57 +169,17 @@ def _images(table: Table, name: str | None, root: str) -> list[str]:
     """The sources of the images; a row without one is a problem."""
     if name is None:
         return []
-    before, found = len(table.problems), table.find("image", name)
-    if found is None:
+    before, column = len(table.problems), table.find("image", name)
+    if column is None:
         if len(table.problems) == before:
             table.has(name)
         return []
-    images = table.images(found)
+    images = table.images(column)
     if len(table.problems) > before:
         return []
     missing = np.flatnonzero(~images.given).tolist()
-    table.report(found, [""] * len(table.lines), missing, "no value")
+    table.report(column, [""] * len(table.lines), missing, "no value")
     return images.sources(f"{root.rstrip('/')}/").to_pylist()
-
-
-def _class_indices(
-    table: Table, column: str, classes: tuple[str, ...]
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    cells = table.column(column, blank=True) or []
-    classes = classes or label_cells.sorted_classes(cells)
-    index = {name: i for i, name in enumerate(classes)} | {"": -1}
-    unknown = [row for row, cell in enumerate(cells) if cell not in index]
-    table.report(column, cells, unknown, f"not among the classes {', '.join(classes[:20])}:")
-    return np.array([index.get(cell, -1) for cell in cells], np.int32), classes
-
-
-def _warn_of_numbers_below_0(table: Table, name: str, classes: Sequence[str]) -> None:
-    """A -1 mostly means that nobody knows, and not a class of that name."""
-    if found := [c for c in classes if label_cells.is_uncertain(c) and c.startswith("-")]:
-        warnings.warn(
-            f"{table.path}: column {name!r} is read as names of classes, of which {found[0]} is one"
-            f"; leave cells empty where the class is unknown",
-            stacklevel=3,
-        )
-
-
-def _is_finding(table: Table, name: str) -> bool:
-    """Whether a column holds labels of a finding and nothing else, some of them uncertain."""
-    cells = set(table.strings(name).to_pylist()) if name in table.columns else set()
-    return label_cells.is_finding(cells) and any(map(label_cells.is_uncertain, cells))
-
-
-def _findings(table: Table, names: Sequence[str], policy: label_cells.Policy) -> np.ndarray:
-    policy.check_names(names)
-    columns = [table.column(name, blank=True) or [] for name in names]
-    table.raise_problems()  # with a column missing there is no matrix
-    labels = []
-    for name, cells in zip(names, columns, strict=True):
-        values, wrong = label_cells.finding(cells, policy.of(name))
-        table.report(name, cells, wrong, label_cells.EXPECTED)
-        labels.append(values)
-    label_cells.warn_of_uncertain(table.path, dict(zip(names, columns, strict=True)), policy)
-    return np.stack(labels, axis=1)
 
 
 def _captions(

@@ -3,7 +3,6 @@
 # pyright: reportAttributeAccessIssue=false
 
 import codecs
-import hashlib
 import itertools
 import os
 import re
@@ -17,19 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from medsiglip_jax.data import expansion, roles, tar
-from medsiglip_jax.data.columns import filled, joined, read_text_bytes
+from medsiglip_jax.data.columns import filled, read_text_bytes
+from medsiglip_jax.data.ids import kept, with_public_ids, with_unique_ids
 from medsiglip_jax.data.listing import TABLE_SUFFIXES, File, expand, waiting
-from medsiglip_jax.data.rows import (
-    REASON,
-    SCHEMA,
-    Rows,
-    from_tuples,
-    seen_before,
-    without_credentials,
-)
-from medsiglip_jax.data.tables import INDEX, Table, read_index, read_table
+from medsiglip_jax.data.rows import REASON, SCHEMA, Rows, from_tuples, seen_before
+from medsiglip_jax.data.table import Table
+from medsiglip_jax.data.tables import INDEX, read_index, read_table
 from medsiglip_jax.files.threads import Step, watched
-from medsiglip_jax.preprocess.facts import describe
 from medsiglip_jax.preprocess.formats import FORMATS
 from medsiglip_jax.preprocess.names import Tile
 from medsiglip_jax.preprocess.parts import Parts
@@ -116,10 +109,10 @@ def rows(
 
     tables = [_SCHEMA.empty_table(), *watched(read, expansion.LIST)]
     table = pa.concat_tables(tables, promote_options="default")
-    table = expansion.table(_with_public_ids(table), parts, on_file, skipped)
+    table = expansion.table(with_public_ids(table), parts, on_file, skipped)
     if not len(table):
         raise ValueError(_nothing(inputs, skipped))
-    return Rows(_with_unique_ids(table), skipped, parts)
+    return Rows(with_unique_ids(table), skipped, parts)
 
 
 def _nothing(inputs: Sequence[Any], skipped: Counter[str]) -> str:
@@ -149,63 +142,6 @@ def _counted(files: Iterable[File], skipped: Counter[str], parts: Parts) -> Iter
             skipped[file.suffix] += 1
     if lonely := sum(folder not in shards for folder in indexes):
         skipped[".parquet"] += lonely
-
-
-def _with_public_ids(table: pa.Table) -> pa.Table:
-    """Rows whose ids show no credentials of addresses (see `public_ids`)."""
-    prefix = table["prefix"].cast(pa.large_string())
-    ids, shown = public_ids(joined(prefix, table["id"])), without_credentials(prefix)
-    if ids is None:
-        return table
-    pairs = zip(ids.to_pylist(), shown.to_pylist(), strict=True)
-    cut = pa.array((id.removeprefix(prefix) for id, prefix in pairs), pa.large_string())
-    place, field = len(_SCHEMA) - 1, _SCHEMA.field("prefix")
-    table = table.set_column(place, field, shown.cast(pa.string()).dictionary_encode())
-    return table.set_column(0, "id", cut)
-
-
-def public_ids(ids: pa.ChunkedArray) -> pa.ChunkedArray | None:
-    """Ids without the credentials of addresses; None if they have none.
-
-    Where several would then be equal, as those of a server that names its images in queries, 12
-    digits of a hash of the query tell them apart.
-    """
-    shown = without_credentials(ids)
-    if shown.equals(ids):
-        return None
-    count = Counter(shown.to_pylist())
-    pairs = zip(ids.to_pylist(), shown.to_pylist(), strict=True)
-    made = (_hashed(id, name) if id != name and count[name] > 1 else name for id, name in pairs)
-    return pa.chunked_array([pa.array(made, pa.large_string())])
-
-
-def _hashed(id: str, name: str) -> str:
-    query = id.partition("?")[2]
-    return f"{name}~{hashlib.sha256(query.encode()).hexdigest()[:12]}" if query else name
-
-
-def _with_unique_ids(table: pa.Table) -> pa.Table:
-    if not len(_repeated(table)):
-        return table
-    prefix = table["prefix"].cast(pa.large_string())
-    table = table.set_column(0, "id", joined(prefix, table["id"]))
-    if len(repeated := _repeated(table)):
-        row = Rows(table)[int(repeated[0])]
-        raise ValueError(
-            f"{row.id} is given twice, the second time as {describe(row.source)} "
-            f"({len(repeated)} such rows);"
-            " name each input once, and use each id in one table"
-        )
-    return table
-
-
-def _repeated(table: pa.Table) -> np.ndarray:
-    """Numbers of the rows whose id an earlier row of their kind has; unreadable ones need none."""
-    good = np.ones(len(table), bool)
-    if REASON.name in table.column_names:
-        good = pc.is_null(table[REASON.name]).to_numpy()
-    rows = np.flatnonzero(good)
-    return rows[seen_before(_kept(table["kind"], good), _kept(table["id"], good))]
 
 
 class _Listing:
@@ -336,21 +272,21 @@ def _named(table: Table, columns: _Columns) -> dict[str, str]:
     Raises:
         ValueError: there are neither images nor texts, or it is not clear which column is meant.
     """
-    found = {
+    named = {
         role: column
         for role, name in columns.items()
         if name is not None and (column := table.find(role, name)) is not None
     }
-    if found.keys() & {"image", "text"} == {"text"} and columns["image"] and not table.problems:
-        table.check_texts_only(found.values())
-    if not found.keys() & {"image", "text"} and not table.problems:
+    if named.keys() & {"image", "text"} == {"text"} and columns["image"] and not table.problems:
+        table.check_texts_only(named.values())
+    if not named.keys() & {"image", "text"} and not table.problems:
         wanted = " or ".join(repr(columns[role]) for role in ("image", "text") if columns[role])
         there = ", ".join(table.columns)
         table.problems.append(
             f"no column {wanted}; there are {there}; name it (--image-column, --text-column)"
         )
     table.raise_problems()
-    return found
+    return named
 
 
 def _blank(table: Table) -> pa.ChunkedArray:
@@ -360,7 +296,7 @@ def _blank(table: Table) -> pa.ChunkedArray:
 def _check_ids(table: Table, name: str | None, id: pa.ChunkedArray, used: np.ndarray) -> None:
     given = filled(id)
     table.report(name, id, np.flatnonzero(used & ~given).tolist(), "no value")
-    ids, places = _kept(id, used & given), np.flatnonzero(used & given)
+    ids, places = kept(id, used & given), np.flatnonzero(used & given)
     if len(repeated := np.flatnonzero(seen_before(ids))):
         value = ids[int(repeated[0])]
         first, second = places[pc.index(ids, value).as_py()], places[repeated[0]]
@@ -377,17 +313,13 @@ def _of_kind(
     count = int(mask.sum())
     repeat = lambda value: pa.repeat(pa.scalar(value, pa.large_string()), count)  # noqa: E731
     columns = [
-        _kept(id, mask),
-        repeat(path) if source is None else _kept(source, mask),
+        kept(id, mask),
+        repeat(path) if source is None else kept(source, mask),
         pa.DictionaryArray.from_arrays(np.zeros(count, np.int8), [kind]),
-        repeat(None) if text is None else _kept(text, mask),
-        _kept(prefix, mask),
+        repeat(None) if text is None else kept(text, mask),
+        kept(prefix, mask),
     ]
     return pa.table(columns, schema=_SCHEMA)
-
-
-def _kept(column: Any, mask: np.ndarray) -> Any:
-    return column if mask.all() else column.filter(pa.array(mask))
 
 
 def _slashed(folder: str) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from medsiglip_jax.data.labels import sorted_classes
-from medsiglip_jax.data.tables import Table
+from medsiglip_jax.data.table import Table
 from medsiglip_jax.files.documents import loads
 
 WHOLE = "none"  # as a separator: each cell is one name, whatever it holds
@@ -45,11 +45,11 @@ def read(
         return None
     wrong = [row for row, names in enumerate(lists) if isinstance(names, str)]
     table.report(name, cells, wrong, "expected a list of names, as in other rows, got")
-    found = [names if isinstance(names, list) else None for names in lists]
-    classes = tuple(classes) or sorted_classes(n for names in found for n in names or ())
-    unknown = [row for row, names in enumerate(found) if names and {*names} - {*classes}]
+    known = [names if isinstance(names, list) else None for names in lists]
+    classes = tuple(classes) or sorted_classes(n for names in known for n in names or ())
+    unknown = [row for row, names in enumerate(known) if names and {*names} - {*classes}]
     table.report(name, cells, unknown, f"names none of the classes {', '.join(classes[:20])}:")
-    return _matrix(found, classes), classes
+    return _matrix(known, classes), classes
 
 
 def _pairs(lists: Sequence, cells: Sequence) -> Iterable[tuple]:
@@ -106,10 +106,10 @@ def _splits(cell: str, mark: str, given: set[str]) -> bool:
     return len(parts) > 1 and all(parts) and (mark != "," or {*parts} <= given)
 
 
-def _matrix(found: Sequence[list[str] | None], classes: Sequence[str]) -> np.ndarray:
+def _matrix(lists: Sequence[list[str] | None], classes: Sequence[str]) -> np.ndarray:
     index = {name: k for k, name in enumerate(classes)}
-    labels = np.zeros((len(found), len(classes)), np.float32)
-    for row, names in enumerate(found):
+    labels = np.zeros((len(lists), len(classes)), np.float32)
+    for row, names in enumerate(lists):
         if names is None:
             labels[row] = np.nan
         else:

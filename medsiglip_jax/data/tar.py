@@ -114,14 +114,14 @@ def pairs(path: str, skipped: Counter[str], all_files: bool = False) -> Iterator
     """Yields every image of a shard with its text and its label, None where it has none; and what
     cannot be used, or is a text or label without an image, with the reason. Arguments and errors
     are those of `entries`."""
-    found = list(entries(path, skipped, all_files, labels=True))
-    good = [entry for entry in found if entry.reason is None]
+    members = list(entries(path, skipped, all_files, labels=True))
+    good = [entry for entry in members if entry.reason is None]
     texts, labels = (
         {entry.key: entry.text for entry in good if entry.kind == kind}
         for kind in ("text", "label")
     )
     keys = {entry.key for entry in good if entry.kind == "image"}
-    for entry in found:
+    for entry in members:
         if entry.kind == "image" or entry.reason is not None:
             yield entry._replace(text=texts.get(entry.key), label=labels.get(entry.key))
         elif entry.key not in keys:

@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+import tracemalloc
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,8 @@ import pytest
 from pyarrow import parquet
 
 from medsiglip_jax.data import columns
-from medsiglip_jax.data.columns import ParquetColumns, read_lines
+from medsiglip_jax.data.columns import read_lines
+from medsiglip_jax.data.parquet_columns import ParquetColumns
 
 
 def put(tmp_path, name, data):
@@ -60,6 +62,24 @@ def test_a_bad_file_is_one_message(tmp_path, name, data, message):
     with pytest.raises(ValueError, match=message) as caught:
         read_lines(path)
     assert str(caught.value).startswith(path) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["é", "日本", "😀"])  # of 2, 3 and 4 bytes, cut anywhere
+def test_a_text_file_is_not_in_memory_as_a_string(tmp_path, monkeypatch, text):
+    monkeypatch.setattr(columns, "_PART", 1 << 16)
+    size = 3 << 20
+    count = size // len(text.encode())
+    path = put(tmp_path, "m.csv", f"\ufeffimage\n{text * count}\n")
+    columns._open_text(path, "").close()
+    tracemalloc.start()
+    columns._open_text(path, "").close()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2.5 * size  # with the text 3 to 6
+    assert read_lines(path)[0]["image"].to_pylist() == [text * count]
+    bad = put(tmp_path, "n.csv", f"image\n{text * count}\n".encode() + text.encode()[:1])
+    with pytest.raises(ValueError, match="n.csv, line 3: not UTF-8 text"):
+        read_lines(bad)
 
 
 def test_a_cell_that_is_not_unicode_is_told_and_ends_nothing(tmp_path):

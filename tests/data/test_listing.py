@@ -13,7 +13,7 @@ from image_files import FILES, cells, contents, put
 from PIL import Image
 from test_inputs import tar_of
 
-from medsiglip_jax.data import expansion, inputs, listing, tables, tar
+from medsiglip_jax.data import expansion, ids, inputs, listing, tables, tar
 from medsiglip_jax.files import limits, threads
 from medsiglip_jax.preprocess import bytes as file_bytes
 from medsiglip_jax.preprocess import sources
@@ -135,7 +135,7 @@ def test_a_list_that_grows_is_never_given_up(tmp_path, monkeypatch):
         patch.setattr(memory, "find", lambda *a, find=memory.find: time.sleep(0.8) or find(*a))
         assert len(inputs.rows(["memory://slow"])) == 1
     with monkeypatch.context() as patch:  # what follows reads nothing
-        patch.setattr(inputs, "public_ids", lambda ids: time.sleep(0.8))
+        patch.setattr(ids, "public_ids", lambda ids: time.sleep(0.8))
         assert len(inputs.rows([tmp_path / "a.png"])) == 1
 
 

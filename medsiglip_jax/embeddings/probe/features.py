@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from medsiglip_jax.data import examples, inputs, tables
+from medsiglip_jax.data import examples, tables
 from medsiglip_jax.data.examples import Examples
+from medsiglip_jax.data.ids import public_ids
 from medsiglip_jax.data.labels import is_finding
 from medsiglip_jax.embeddings import joining, provenance, store
 from medsiglip_jax.embeddings.joining import Joined
@@ -158,7 +159,7 @@ def with_ids(table: tables.Table) -> tuple[str, tables.Table]:
         return ("id" if "id" in table.columns else "image"), table
     if table.holds_pictures(image):
         ids, _ = table.default_ids(table.images(image))
-    elif (ids := inputs.public_ids(table.strings(image))) is None:
+    elif (ids := public_ids(table.strings(image))) is None:
         return image, table
     columns: Any = table.columns  # read as they are asked for
     return "id", replace(table, columns=ChainMap({"id": ids}, columns))
