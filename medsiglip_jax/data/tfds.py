@@ -286,7 +286,7 @@ def _columns(source: Prepared) -> dict[str, list[Any]]:
         if len(rows) != length:
             raise ValueError(f"{path}: {len(rows)} examples, {length} by {_INFO}; prepare it again")
         for name, feature in features.items():
-            columns[name] += [_cell(feature, row[name]) for row in rows]
+            columns[name] += [_cell(feature, row[name], f"{path}: {name!r}") for row in rows]
         splits += [split] * length
     return columns | {"split": splits}
 
@@ -305,10 +305,20 @@ def _rows(path: str, source: Prepared) -> list[dict[str, Any]]:
         raise FileNotFoundError(f"{path}: no such file; prepare the data set again") from None
 
 
-def _cell(feature: Feature, value: Any) -> Any:
-    """A value as a table has it."""
+def _cell(feature: Feature, value: Any, where: str) -> Any:
+    """A value as a table has it.
+
+    Raises:
+        ValueError: a class that there is not; `where` is the file and the feature.
+    """
     if feature.kind == "class":
-        unknown = value < 0  # TFDS's -1
-        return None if unknown else feature.classes[value] if feature.classes else str(value)
+        if value < 0:  # TFDS's -1: unknown
+            return None
+        if feature.classes and value >= len(feature.classes):
+            raise ValueError(
+                f"{where} is class {value}, of {len(feature.classes)} classes by {_FEATURES}; "
+                "prepare the data set again"
+            )
+        return feature.classes[value] if feature.classes else str(value)
     # A string may hold any bytes, and one that nobody asks for must not stop the indexing.
     return value.decode(errors="replace") if isinstance(value, bytes) else value

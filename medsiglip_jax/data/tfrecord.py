@@ -110,15 +110,18 @@ def index_shards(
         Examples whose images are "shard#offset:length".
 
     Raises:
-        ValueError: a file is not TFRecord or is cut off, or an example lacks a feature.
+        ValueError: there are no examples, a file is not TFRecord or is cut off, an example lacks a
+            feature, or one is not of the right type.
     """
     others = [name for name in (text, label) if name]
     optional = {"text"} - {label}
     rows = [row for path in paths for row in read_shard(path, [image], others, optional)]
-    texts = [row[text].decode() for row in rows if text in row]
+    if not rows:
+        raise ValueError(f"{', '.join(paths) or 'no shards'}: no examples")
+    texts = [_decoded(row[text], text, row[image]) for row in rows if text and text in row]
     if texts and len(texts) < len(rows):
         raise ValueError(f"only {len(texts)} of {len(rows)} examples have the feature {text!r}")
-    indices, classes = _classes([row[label] for row in rows]) if label else (None, ())
+    indices, classes = _classes(rows, label, image) if label else (None, ())
     return Examples([row[image] for row in rows], texts or None, indices, classes)
 
 
@@ -146,12 +149,25 @@ def read_shard(
         yield row
 
 
-def _classes(labels: Sequence[Any]) -> tuple[np.ndarray, tuple[str, ...]]:
+def _decoded(value: Any, name: str, where: str) -> str:
+    """The text of a feature of the example at `where`."""
+    if not isinstance(value, bytes):
+        raise ValueError(f"{where}: feature {name!r} is {value!r}; expected text")
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: feature {name!r} is not UTF-8 text ({error.reason})") from None
+
+
+def _classes(
+    rows: Sequence[Mapping[str, Any]], label: str, image: str
+) -> tuple[np.ndarray, tuple[str, ...]]:
     """Whole numbers as they are (-1 is unknown), so that all splits agree; names sorted."""
-    if all(isinstance(label, int) for label in labels):
+    labels = [row[label] for row in rows]
+    if all(isinstance(value, int) for value in labels):
         indices = np.array(labels, np.int32)
         return indices, tuple(map(str, range(max(labels) + 1)))
-    names = [label.decode() for label in labels]
+    names = [_decoded(row[label], label, row[image]) for row in rows]
     classes, indices = np.unique(names, return_inverse=True)
     return indices.astype(np.int32), tuple(classes.tolist())
 

@@ -264,6 +264,16 @@ def test_json_files_that_are_damaged_are_named(chest):
         tfds.read("tfds:chest")
 
 
+def test_a_class_that_there_is_not_is_named_with_its_shard(chest):
+    folder = chest[0].parent
+    (folder / "features.json").write_text(
+        json.dumps(features_dict(**FEATURES | {"label": class_label(1)}))
+    )
+    (folder / "label.labels.txt").write_text("only\n")
+    with pytest.raises(ValueError, match=r"tfrecord-\S+: 'label' is class \d, of 1 classes"):
+        tfds.read("tfds:chest", label="label")
+
+
 def test_names_in_json_files_lead_nowhere_else(data_dir, chest):
     """Neither to shards elsewhere, nor to an index that is written elsewhere."""
     info = json.loads((chest[0].parent / "dataset_info.json").read_text())

@@ -88,6 +88,31 @@ def test_shards_are_standard_examples_and_can_be_indexed(readable, tmp_path):
     assert tfrecord.index_shards(paths, label="group").classes == ("p0", "p1", "p2", "p3", "p4")
 
 
+@pytest.mark.parametrize(
+    "feature, value, message",
+    [
+        ("label", b"caf\xe9", "'label' is not UTF-8 text"),
+        ("label", 0.5, "'label' is 0.5; expected text"),
+        ("text", b"\xff", "'text' is not UTF-8 text"),
+        ("text", 3, "'text' is 3; expected text"),
+        ("label", None, "no examples"),
+    ],
+)
+def test_features_of_the_wrong_type_are_named_with_their_place(tmp_path, feature, value, message):
+    path = str(tmp_path / "s.tfrecord")
+    with tf.io.TFRecordWriter(path) as writer:
+        for cell in () if value is None else (b"a" if feature == "text" else b"b", value):
+            cell = np.float32([cell]) if isinstance(cell, float) else cell
+            cell = np.int64(cell) if isinstance(cell, int) else cell
+            features = {"image": b"x", "text": b"t", "label": b"l", feature: cell}
+            features = {name: tfrecord._feature(cell) for name, cell in features.items()}
+            example = tf.train.Example(features=tf.train.Features(feature=features))
+            writer.write(example.SerializeToString())
+    with pytest.raises(ValueError, match=message) as error:
+        tfrecord.index_shards([path], label="label")
+    assert str(error.value).startswith(path)
+
+
 def test_what_is_no_shard_is_refused(readable, tmp_path):
     tfrecord.write_shards(full(readable), tmp_path / "shards", 1)
     (path,) = (tmp_path / "shards").glob("*.tfrecord")
