@@ -58,6 +58,8 @@ def pp_dataset(
     Raises:
         ValueError: a string or a size that does not fit, or a value without a fixed shape, so that
             no batch can be made of it.
+        tf.errors.OpError: when a batch is taken: the disk or the network fails, or does not answer
+            in `Limits.read_timeout`.
     """
     make = pp(string, tokenizer)
     places = loader.part(input, batch_size, process_index, process_count)
@@ -78,14 +80,14 @@ def pp_dataset(
     @as_it_is
     def fetched(row: dict[str, tf.Tensor]) -> tuple[dict[str, tf.Tensor], ...]:
         content, reason = tf.numpy_function(fetch, [row["paths"]], [tf.string, tf.string])
-        said = {"path": row.pop("paths"), "reason": tf.ensure_shape(reason, [])}
-        return {"image": tf.ensure_shape(content, []), **row}, said
+        outcome = {"path": row.pop("paths"), "reason": tf.ensure_shape(reason, [])}
+        return {"image": tf.ensure_shape(content, []), **row}, outcome
 
     @as_it_is
-    def made(row: dict[str, tf.Tensor], said: dict[str, tf.Tensor]) -> Any:
-        with tf.control_dependencies([tf.debugging.assert_equal(said["reason"], "")]):
+    def made(row: dict[str, tf.Tensor], outcome: dict[str, tf.Tensor]) -> Any:
+        with tf.control_dependencies([tf.debugging.assert_equal(outcome["reason"], "")]):
             row = tf.nest.map_structure(tf.identity, row)
-        return make(row), said
+        return make(row), outcome
 
     rows = range_of(steps).map(planned).unbatch().map(fetched, tf.data.AUTOTUNE)
     specs: Any = rows.map(made).element_spec
@@ -94,26 +96,26 @@ def pp_dataset(
     blank = tf.nest.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), specs)
 
     @as_it_is
-    def masked(row: dict[str, tf.Tensor], said: dict[str, tf.Tensor]) -> Any:
-        reason = tf.where(said["reason"] == "", _REFUSED, said["reason"])
-        return blank, {**said, "reason": reason}
+    def masked(row: dict[str, tf.Tensor], outcome: dict[str, tf.Tensor]) -> Any:
+        reason = tf.where(outcome["reason"] == "", _REFUSED, outcome["reason"])
+        return blank, {**outcome, "reason": reason}
 
     @as_it_is
-    def one(row: dict[str, tf.Tensor], said: dict[str, tf.Tensor]) -> tf.data.Dataset:
-        row_alone = tf.data.Dataset.from_tensors((row, said))
-        return row_alone.map(made).ignore_errors().concatenate(row_alone.map(masked)).take(1)
+    def single(row: dict[str, tf.Tensor], outcome: dict[str, tf.Tensor]) -> tf.data.Dataset:
+        alone = tf.data.Dataset.from_tensors((row, outcome))
+        return alone.map(made).ignore_errors().concatenate(alone.map(masked)).take(1)
 
     @as_it_is
-    def reported(batch: dict[str, Any], said: dict[str, tf.Tensor]) -> dict[str, Any]:
+    def reported(batch: dict[str, Any], outcome: dict[str, tf.Tensor]) -> dict[str, Any]:
         def report(paths: np.ndarray, reasons: np.ndarray) -> np.ndarray:
             names = [os.fsdecode(path) for path in paths.tolist()]
             loader.report(names, [reason.decode() for reason in reasons.tolist()], on_error)
             return reasons == b""
 
-        call = tf.numpy_function(report, [said["path"], said["reason"]], tf.bool)
+        call = tf.numpy_function(report, [outcome["path"], outcome["reason"]], tf.bool)
         return {**batch, "mask": tf.ensure_shape(call, [len(places)])}
 
-    batches = rows.interleave(one, 2 * workers, num_parallel_calls=tf.data.AUTOTUNE)
+    batches = rows.interleave(single, 2 * workers, num_parallel_calls=tf.data.AUTOTUNE)
     batches = batches.batch(len(places), drop_remainder=True).map(reported)
     return batches.with_options(ordered(workers)).prefetch(2)
 

@@ -163,7 +163,8 @@ def _resize_small(smaller: int, method: str = "area", antialias: bool = False) -
 
 
 def _as_before(image: tf.Tensor, resized: tf.Tensor) -> tf.Tensor:
-    """In the type of the image: uint8 is cut off, not rounded (pp/ops_image.py:57-87)."""
+    """The resized image in the dtype of the image: truncated to uint8, not rounded
+    (pp/ops_image.py:57-87)."""
     dtype = image.dtype
     return tf.cast(tf.clip_by_value(resized, dtype.min, dtype.max), dtype)
 

@@ -95,7 +95,7 @@ def batches(
                 read and decode the images; see `service`.
 
     Raises:
-        ValueError: at once, as `loader.batches` does.
+        ValueError, OSError: as `loader.batches` does.
     """
     source = _Source(input, batch_size, start_step, total_steps, **options)
 
@@ -158,7 +158,7 @@ class _Source:
             raise
 
     def _columns(self, input: Input, steps: range) -> tf.data.Dataset:
-        """What batches have beside pixels."""
+        """The columns of batches beside their pixels."""
 
         def columns(step: int) -> dict[str, np.ndarray]:
             batch = loader.columns(input, self._rows.places(step).tolist())

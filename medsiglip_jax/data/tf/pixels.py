@@ -79,8 +79,8 @@ def pixel_batches(
 
     @as_it_is
     def decoded(*row: tf.Tensor) -> tf.data.Dataset:
-        one = tf.data.Dataset.from_tensors(row)
-        return one.map(in_graph).ignore_errors().concatenate(one.map(in_python)).take(1)
+        alone = tf.data.Dataset.from_tensors(row)
+        return alone.map(in_graph).ignore_errors().concatenate(alone.map(in_python)).take(1)
 
     @as_it_is
     def finished(step, place, image, reason) -> dict[str, tf.Tensor]:
@@ -107,6 +107,7 @@ def pixel_batches(
 
 
 def range_of(steps: range) -> tf.data.Dataset:
+    """The numbers of steps, int64 []."""
     return tf.data.Dataset.range(steps.start, steps.stop)
 
 
@@ -120,6 +121,8 @@ def _resized(image: tf.Tensor, size: int) -> tf.Tensor:
 
 
 def ordered(workers: int | None) -> tf.data.Options:
+    """Options of a pipeline that keeps its order, with `workers` threads; None takes those of
+    TensorFlow."""
     options = tf.data.Options()
     options.deterministic = True
     options.threading.max_intra_op_parallelism = 1  # a core per image, not several

@@ -30,7 +30,8 @@ class Reader:
 
         Args:
             name: of what is read, for the message.
-            read: reads one file.
+            read: reads one file. It must not refer to the reader, whose threads would else be the
+                last that do, and would have to wait for themselves.
 
         Raises:
             Stalled: it takes more than `limits.Limits.read_timeout` seconds.

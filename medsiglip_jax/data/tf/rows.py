@@ -99,7 +99,8 @@ class PixelRows:
         if place[2] < 0:
             return b"", _BLANK, nothing, PADDING.encode()
         source = os.fsdecode(path)
-        read = functools.partial(sources.read, source, rules=self.dicom, decode=self._opened)
+        opened = functools.partial(_opened, rules=self.dicom)
+        read = functools.partial(sources.read, source, rules=self.dicom, decode=opened)
         try:
             image, _ = self.reader(describe(source), read)
         except UnreadableImage as error:
@@ -109,11 +110,6 @@ class PixelRows:
         if isinstance(image, _Jpeg):
             return image.data, _BLANK, kept, b""
         return b"", _cropped(image, kept), kept, b""
-
-    def _opened(self, data: bytes) -> tuple[Any, Facts]:
-        if size := size_of_plain_jpeg(data, self.dicom):
-            return _Jpeg(data, size), Facts()
-        return decode(data, self.dicom), Facts()
 
     def decode(self, data: bytes, kept: np.ndarray) -> tuple[np.ndarray, bytes]:
         """What `fetch` returns of a JPEG that TensorFlow refuses: pixels, or why there are none.
@@ -155,6 +151,13 @@ class _Jpeg:
 
     data: bytes
     size: tuple[int, int]
+
+
+def _opened(data: bytes, rules: Rules) -> tuple[Any, Facts]:
+    """A `_Jpeg`, or the pixels of any other image."""
+    if size := size_of_plain_jpeg(data, rules):
+        return _Jpeg(data, size), Facts()
+    return decode(data, rules), Facts()
 
 
 def _cropped(pixels: np.ndarray, kept: np.ndarray) -> np.ndarray:

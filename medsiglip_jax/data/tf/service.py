@@ -183,7 +183,7 @@ def _unpacked(content: bytes) -> PixelRows:
 
 
 def _versions() -> dict[str, str]:
-    """Of what makes the pixels."""
+    """The versions of the packages that make the pixels."""
     packages = {name: metadata.version(name) for name in ("numpy", "pillow")}
     return {"medsiglip-jax": __version__, **packages, "tensorflow": tf.__version__}
 
