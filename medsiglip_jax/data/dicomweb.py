@@ -19,11 +19,11 @@ def instances(address: str) -> list[str]:
     """
     if dicomweb.is_instance(address):
         return [dicomweb.over_https(address)]
-    found = sorted(set(_listed(address)))
-    if not found:
+    listed = sorted(set(_listed(address)))
+    if not listed:
         raise ValueError(f"{describe(address)}: no instances")
     study = dicomweb.study(address)
-    return [f"{study}series/{series}/instances/{uid}" for series, _, uid in found]
+    return [f"{study}series/{series}/instances/{uid}" for series, _, uid in listed]
 
 
 def _listed(address: str) -> Iterator[tuple[str, int, str]]:

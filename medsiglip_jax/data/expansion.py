@@ -357,7 +357,7 @@ def _warn(subject: str, *counts: tuple[int, str]) -> None:
 def _in_threads(
     make: Callable[[int], Any], images: Sequence[str], on_file: OnFile
 ) -> Iterator[Any]:
-    """What `make` makes of the number of each image, in order."""
+    """The results of `make` for the number of each image, in order."""
     with Threads("headers", _WORKERS) as pool:
         for start in range(0, len(images), _BLOCK):
             rows = range(start, min(start + _BLOCK, len(images)))

@@ -146,6 +146,7 @@ def finding(
 
 
 def is_uncertain(cell: str) -> bool:
+    """Whether a cell is -1 or "uncertain"."""
     return cell.lower() in _UNCERTAIN
 
 
@@ -187,13 +188,13 @@ def lacking(labels: np.ndarray, classes: Sequence[str]) -> list[str]:
         if np.count_nonzero(counts) == 1:
             lines.append(f"all images are of one class, {classes[int(counts.argmax())]}")
         return lines
-    said = (("no known label", np.isfinite), ("no positive", _is_1), ("no negative", _is_0))
+    problems = (("no known label", np.isfinite), ("no positive", _is_1), ("no negative", _is_0))
     lines, done = [], np.zeros(labels.shape[1], bool)
-    for what, holds in said:
+    for problem, holds in problems:
         without = ~holds(labels).any(axis=0) & ~done
         done |= without
         if names := [classes[k] for k in np.flatnonzero(without).tolist()]:
-            lines.append(f"{what} of the finding {', '.join(names)}")
+            lines.append(f"{problem} of the finding {', '.join(names)}")
     return lines
 
 
@@ -237,5 +238,5 @@ def _is_0(labels: np.ndarray) -> np.ndarray:
 
 def sorted_classes(names: Iterable[str]) -> tuple[str, ...]:
     """The class names among cells of which some may be empty; sorted as numbers if all are."""
-    found = sorted(set(names) - {""})
-    return tuple(sorted(found, key=int) if all(map(str.isdecimal, found)) else found)
+    classes = sorted(set(names) - {""})
+    return tuple(sorted(classes, key=int) if all(map(str.isdecimal, classes)) else classes)

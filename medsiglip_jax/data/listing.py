@@ -54,11 +54,12 @@ class File(NamedTuple):
 
     @property
     def path(self) -> str:
+        """The local path or URI."""
         return self.root + self.name
 
     @property
     def suffix(self) -> str:
-        """In lower case, of a compressed tar in full; "no suffix" if there is none."""
+        """The suffix in lower case, of a compressed tar in full, or "no suffix"."""
         match = _COMPRESSED_TAR.search(self.name) or _SUFFIX.search(self.name)
         return match[0].lower() if match else "no suffix"
 
@@ -208,8 +209,8 @@ def _found_below(system: Any, folder: str, uri: str) -> list[str]:
 
 
 def _info(system: Any, file: str, uri: str) -> Mapping[str, Any]:
-    """What is known of a remote file. Of an address whose server refuses or fails reading it says
-    so, as in a table: one of many does not end a run."""
+    """Facts about a remote file. An address whose server refuses or fails counts as a file: reading
+    it says so, as in a table, since one of many does not end a run."""
     try:
         with in_words(uri):
             return system.info(file)

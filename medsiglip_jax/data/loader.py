@@ -69,7 +69,7 @@ class Input:
 
     @functools.cached_property
     def id_offsets(self) -> list[int]:
-        """What is added to the `positives` of each source so that no two sources share an id."""
+        """The number to add to the `positives` of each source, so that no two share an id."""
         ids = [source.positives for source in self.examples]
         counts = [0 if i is None else max(0, int(i.max()) + 1) for i in ids]
         return np.cumsum([0, *counts[:-1]]).tolist()
@@ -108,6 +108,8 @@ def batches(
     Raises:
         ValueError: at once, not at the first batch: a size that does not fit, or a path such as
             gs:// without the package that reads it.
+        OSError: when a batch is taken: the disk or the network fails (`Outage`), or does not answer
+            in `Limits.read_timeout` (`Stalled`).
     """
     places = part(input, batch_size, process_index, process_count)
     steps = range(start_step, np.iinfo(np.int64).max if total_steps is None else total_steps)

@@ -47,17 +47,17 @@ def find(columns: Mapping[str, pyarrow.ChunkedArray], role: str) -> str | None:
     names = IMAGE if role == "image" else TEXT
     known = {name: _plain(name) for name in columns if _plain(name) in names}
     named_so = [name for name, plain in known.items() if plain == role]
-    found = [name for name in named_so or known if role == "text" or _fits(columns[name])]
-    if len(found) > 1:
-        which = " or ".join(map(repr, found))
+    fitting = [name for name in named_so or known if role == "text" or _fits(columns[name])]
+    if len(fitting) > 1:
+        which = " or ".join(map(repr, fitting))
         raise Question(f"which column is the {role}, {which}? Name it ({_OPTIONS[role]})")
-    return found[0] if found else None
+    return fitting[0] if fitting else None
 
 
 def check_texts_only(columns: Mapping[str, pyarrow.ChunkedArray], others: Iterable[str]) -> None:
     """Raises Question if one of the `others` looks as if it held images."""
-    if found := [name for name in others if _looks_like_images(columns[name])]:
-        which = " or ".join(map(repr, found))
+    if likely := [name for name in others if _looks_like_images(columns[name])]:
+        which = " or ".join(map(repr, likely))
         raise Question(
             f"no column of images is named, but {which} looks like one; name it "
             f"({_OPTIONS['image']}), or leave it out"
@@ -92,7 +92,7 @@ def _fits(column: pyarrow.ChunkedArray) -> bool:
 
 
 def _looks_like_images(column: pyarrow.ChunkedArray) -> bool:
-    """Also of lists of images, or of their names, which no row can have."""
+    """Whether cells look like images, or like lists of them, which no row can have."""
     if not is_textual(column.type):
         several = pyarrow.types.is_list(column.type) or pyarrow.types.is_large_list(column.type)
         return is_pictures(column.type.value_type if several else column.type)

@@ -188,11 +188,11 @@ def seen_before(*columns: pa.ChunkedArray) -> np.ndarray:
     order = np.argsort(hashes)
     same = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
     suspects = np.union1d(order[same], order[same + 1])
-    found = [column.take(pa.array(suspects, pa.int64())) for column in columns]
-    repeated, met = np.zeros(len(hashes), bool), set()
-    for position, row in zip(suspects, _tuples(found), strict=True):
-        repeated[position] = row in met
-        met.add(row)
+    candidates = [column.take(pa.array(suspects, pa.int64())) for column in columns]
+    repeated, seen = np.zeros(len(hashes), bool), set()
+    for position, row in zip(suspects, _tuples(candidates), strict=True):
+        repeated[position] = row in seen
+        seen.add(row)
     return repeated
 
 
@@ -204,7 +204,7 @@ def _tuples(columns: Sequence[pa.ChunkedArray]) -> Iterator[tuple[Any, ...]]:
 
 
 def _lengths(strings: pa.Array) -> np.ndarray:
-    """In bytes, -1 for null."""
+    """The length of each string in bytes, -1 for null."""
     return pc.fill_null(pc.binary_length(_plain(strings)), -1).to_numpy(zero_copy_only=False)
 
 

@@ -28,6 +28,7 @@ class Header:
 
     @property
     def nbytes(self) -> int:
+        """The size of the array in memory, in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
@@ -128,7 +129,7 @@ def opened_file(path: places.Given, problem: str, advice: str = "") -> Iterator[
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is something else.
+        ValueError: it is no .npz, or one that `Npz` refuses.
     """
     place = places.at(path)
     if not place.is_file():

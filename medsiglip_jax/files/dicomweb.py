@@ -36,7 +36,7 @@ _ADDRESS = re.compile(
     rf"(?:/series/(?P<series>{_UID})(?P<instance>/instances/{_UID})?)?/?"
 )
 _QUERY = re.compile(rf"https?://[^?#]+/studies/{_UID}(?:/series/{_UID})?/instances\?[^#]*")
-_STUDY, _SERIES, _INSTANCE, _NUMBER = "0020000D", "0020000E", "00080018", "00200013"
+_SERIES, _INSTANCE, _NUMBER = "0020000E", "00080018", "00200013"
 
 
 class NotSet(ValueError):
@@ -60,7 +60,7 @@ def is_instance(address: str) -> bool:
 
 
 def query(address: str, offset: int) -> str:
-    """What lists the instances of a study or series, from one on."""
+    """The address that lists the instances of a study or series, from number `offset` on."""
     return f"{over_https(address).rstrip('/')}/instances?limit={_PAGE}&offset={offset}"
 
 
@@ -68,11 +68,11 @@ def listed(address: str, answer: bytes) -> list[tuple[str, int, str]]:
     """(series, number, UID) of each instance in the answer to a `query`.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is no such answer.
     """
     try:
-        found = loads(answer) if answer.strip() else []  # 204, of nothing
-        return [_named(address, instance) for instance in found]
+        instances = loads(answer) if answer.strip() else []  # HTTP 204: there are none
+        return [_named(address, instance) for instance in instances]
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
         raise ValueError("its answer is no list of instances in JSON (QIDO-RS)") from None
 
@@ -102,10 +102,10 @@ def study(address: str) -> str:
 
 
 def headers(address: str) -> dict[str, str]:
-    """What is sent with a request; nothing where the address is not one of DICOMweb.
+    """The headers of a request; none where the address is not one of DICOMweb.
 
     Raises:
-        NotSet: the token is there, and not where it may be sent.
+        NotSet: a token is set, and not for which server, or it is no token.
     """
     if is_instance(address):
         accept = _OR_MULTIPART
@@ -138,7 +138,7 @@ def _read(file: str) -> str:
 
 
 def _check(server: str, token: str) -> None:
-    """Raises ValueError, without the token."""
+    """Raises NotSet, whose message does not quote the token."""
     if not re.match(r"(https|dicomweb)://.|http://(localhost|127\.0\.0\.1|\[::1\])(:|/|$)", server):
         raise NotSet(
             f"{SERVER} has to be set beside {TOKEN} or {TOKEN_FILE}: the start of the addresses "
@@ -150,15 +150,15 @@ def _check(server: str, token: str) -> None:
 
 def _of_google() -> Mapping[str, str]:
     try:
-        return found.headers() if (found := _google()) else {}
+        return credentials.headers() if (credentials := _google()) else {}
     except google.Expired:
         return {}  # the server says 401, and `advice` what to do
 
 
 @functools.cache
 def _google() -> google.Credentials | None:
-    """None where there are none: to look for them asks the metadata server of a machine, too,
-    which would take seconds for each address of a table."""
+    """Google's credentials, or None. They are looked for once: where there are none, that asks the
+    metadata server of a machine, which would take seconds for each address of a table."""
     try:
         return google.Credentials("Cloud Healthcare")
     except (ModuleNotFoundError, ValueError):
@@ -166,7 +166,7 @@ def _google() -> google.Credentials | None:
 
 
 def advice(address: str) -> str:
-    """What to do where a server wants credentials."""
+    """Says what to do where a server wants credentials."""
     if address.startswith(_GOOGLE):
         return "log in (gcloud auth application-default login; pip install 'medsiglip-jax[gcs]')"
     return f"set {TOKEN} or {TOKEN_FILE}, and {SERVER} to the start of the address"

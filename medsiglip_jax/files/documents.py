@@ -40,7 +40,7 @@ def _refuse(constant: str) -> Any:
 def _table(content: Any) -> dict[str, Any]:
     if not isinstance(content, dict):
         kind = "null" if content is None else f"a {type(content).__name__}"
-        raise ValueError(f"it holds {kind}")
+        raise ValueError(f"it holds {kind}, expected an object of named values")
     if _deeper(content, _DEEPEST):
         raise ValueError(f"nested more than {_DEEPEST} levels deep")
     return content

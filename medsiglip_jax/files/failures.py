@@ -1,4 +1,4 @@
-"""What fails on a file, in one line: its content is wrong, or the machine cannot write it."""
+"""Failures on a file as one line: its content is wrong, or the machine cannot write it."""
 
 import contextlib
 import errno

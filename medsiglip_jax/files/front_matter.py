@@ -16,7 +16,7 @@ def written(values: Mapping[str, str], tags: Sequence[str] = TAGS) -> str:
 
 
 def terms(text: str) -> dict[str, str]:
-    """What of `TERMS` a README.md says, if it begins with metadata."""
+    """Those of `TERMS` that the metadata of a README.md name -> what they say."""
     metadata = text[3:].partition("\n---")[0] if text.startswith("---") else ""
-    found = re.findall(rf"^({'|'.join(TERMS)}): *(.+?) *$", metadata, re.M)
-    return {name: value.strip("\"'") for name, value in found}
+    lines = re.findall(rf"^({'|'.join(TERMS)}): *(.+?) *$", metadata, re.M)
+    return {name: value.strip("\"'") for name, value in lines}

@@ -15,36 +15,36 @@ class Credentials:
     """Application default credentials.
 
     Args:
-        asked: what needs them, for messages.
+        purpose: what needs them, for messages.
 
     Raises:
         ModuleNotFoundError: google-auth is not installed.
         ValueError: there are none.
     """
 
-    def __init__(self, asked: str):
+    def __init__(self, purpose: str):
         try:
             import google.auth
             from google.auth.exceptions import GoogleAuthError
         except ModuleNotFoundError:
             raise ModuleNotFoundError(
-                f"{asked} needs google-auth: pip install 'medsiglip-jax[gcs]'"
+                f"{purpose} needs google-auth: pip install 'medsiglip-jax[gcs]'"
             ) from None
         try:
-            self._found, _ = google.auth.default(scopes=[_SCOPE])
+            self._credentials, _ = google.auth.default(scopes=[_SCOPE])
         except GoogleAuthError:
             raise ValueError(
-                f"{asked} needs Google's application default credentials, of which none can "
+                f"{purpose} needs Google's application default credentials, of which none can "
                 "be found: run `gcloud auth application-default login`, or set "
                 "GOOGLE_APPLICATION_CREDENTIALS to a key file"
             ) from None
         self._lock = threading.Lock()
 
     def headers(self) -> Mapping[str, str]:
-        """What authorizes a request; blocks while a token is asked for.
+        """The headers that authorize a request; blocks while a token is asked for.
 
         Raises:
-            Expired: they have.
+            Expired: the credentials are not valid any more.
         """
         from google.auth.exceptions import GoogleAuthError
         from google.auth.transport.requests import Request
@@ -52,7 +52,7 @@ class Credentials:
         headers: dict[str, str] = {}
         try:
             with self._lock:
-                self._found.before_request(Request(), "GET", "", headers)
+                self._credentials.before_request(Request(), "GET", "", headers)
         except GoogleAuthError:
             raise Expired("Google's application default credentials are not valid") from None
         return headers

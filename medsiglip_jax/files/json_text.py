@@ -53,5 +53,5 @@ def parts(value: Any) -> Iterator[str]:
 
 
 def to_hash(content: Any, **options: Any) -> bytes:
-    """What stands for `content` in a hash, and is never read: NaN may be in it, as ever."""
+    """The bytes of `content` to be hashed; nobody reads them, so NaN may be among its values."""
     return json.dumps(content, **options).encode()

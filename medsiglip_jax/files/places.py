@@ -85,7 +85,7 @@ _COUNTED = ("gs", "http", "https")
 
 
 def _options(uri: str) -> dict[str, Any]:
-    """What the file system of a URI is made with.
+    """The arguments of the file system of a URI.
 
     Raises:
         ValueError: as `check_protocol` does.

@@ -34,18 +34,22 @@ class Check:
 
 
 def one_of(choices: Collection[Any]) -> Check:
+    """The value is among these."""
     return Check(lambda value: value in choices, f"one of {', '.join(map(str, choices))}")
 
 
 def at_least(bound: int | float) -> Check:
+    """The value is `bound` or more."""
     return Check(lambda value: value >= bound, f"at least {bound}")
 
 
 def more_than(bound: int | float) -> Check:
+    """The value is more than `bound`."""
     return Check(lambda value: value > bound, f"more than {bound}")
 
 
 def between(low: int | float, high: int | float) -> Check:
+    """The value is from `low` to `high`, both included."""
     return Check(lambda value: low <= value <= high, f"{low} to {high:,}")
 
 

@@ -28,7 +28,7 @@ _began: ContextVar[float] = ContextVar("began")
 
 
 def options(protocol: str) -> dict[str, Any]:
-    """What fsspec's file system of a protocol is made with, so that its answers are measured."""
+    """Arguments of fsspec's file system of a protocol, with which its answers are measured."""
     return _options(protocol, limits.current().timeout)
 
 
@@ -140,7 +140,7 @@ def explained(error: BaseException) -> tuple[str, bool] | None:
 
 
 def _without_answer(error: BaseException) -> tuple[str, bool] | None:
-    """The same where no server was reached."""
+    """`explained` of errors that come before any answer of a server."""
     of_system = getattr(error, "os_error", error)
     if isinstance(error, aiohttp.ClientConnectorDNSError) or isinstance(of_system, socket.gaierror):
         unknown = isinstance(of_system, socket.gaierror) and of_system.errno == socket.EAI_NONAME

@@ -44,7 +44,7 @@ class Outage(OSError):
 
 
 class _Failing(Outage):
-    """What becomes `Refused` if it lasts; the message is the reason alone."""
+    """An outage that becomes `Refused` if it lasts; the message is the reason alone."""
 
 
 def read_bytes(file: str, span: Range | None = None) -> bytes:
@@ -88,7 +88,11 @@ def open_binary(file: str, span: Range | None = None) -> Any:
 
 
 def looked_at(file: str, span: Range | None, look: Callable[[Any], T]) -> T:
-    """What `look` makes of a stream of the bytes; where the network fails, it is called again."""
+    """The result of `look` for a stream of the bytes; where the network fails, it is called again.
+
+    Raises:
+        UnreadableImage, Outage: as `read_bytes` does, and whatever `look` raises.
+    """
 
     def look_once() -> T:
         with open_binary(file, span) as stream:
@@ -197,9 +201,9 @@ def _translated(file: str, span: Range | None, error: BaseException) -> Exceptio
     message = getattr(error, "strerror", None)
     if "://" not in file and getattr(error, "errno", None) in _OF_THE_FILE:
         return UnreadableImage(message or str(error))
-    said = without_in_text(" ".join(str(error).split()))[:200]
+    words = without_in_text(" ".join(str(error).split()))[:200]
     source = file if span is None else part_of(file, span)
-    reason = message or f"{type(error).__name__}: {said}"
+    reason = message or f"{type(error).__name__}: {words}"
     return Outage(f"{describe(source)}: cannot be read: {reason}")
 
 
@@ -250,7 +254,7 @@ def _http_status(error: BaseException) -> int | None:
 
 
 def _with_retries(make: Callable[[], T], remote: bool) -> T:
-    """What `make` returns; where a network fails, it is called again.
+    """The result of `make`, which is called again where a network fails.
 
     One server is asked again only within the time that it may take to answer, so that one that is
     silent costs that time once.

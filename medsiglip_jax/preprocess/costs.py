@@ -20,9 +20,9 @@ from medsiglip_jax.preprocess.facts import UnreadableImage
 # Bytes per pixel that a decoder takes at its peak, the result included (measured); of others 4.
 _PEAK = {"WEBP": 19, "AVIF": 21}
 _PROGRESSIVE, _INT32, _GREY_ALPHA = 10, 16, 15
-# Of JPEG 2000: bytes of the result, and of each sample of the tile that is decoded.
+# JPEG 2000: bytes per pixel of the result, and per sample of the tile that is being decoded.
 _RESULT, _SAMPLE = 4, 6
-_FRAME_SAMPLE = 5  # of a frame of DICOM: of codecs JPEG 2000 takes most
+_FRAME_SAMPLE = 5  # bytes per sample of a frame of DICOM, by JPEG 2000, the codec that takes most
 # What any file may take, for each pixel that `Rules.max_pixels` allows: 1.75 GiB. And for each byte
 # that the file has.
 _ALLOWED, _PER_BYTE = 10.5, 200
@@ -47,7 +47,7 @@ class Costs:
         """Refuses an image that takes more memory or time than its file can be worth.
 
         Raises:
-            UnreadableImage: so.
+            UnreadableImage: it takes more, or is cut off.
         """
         if (stream := getattr(self.image, "fp", None)) is None:  # it is in memory already
             return
@@ -145,7 +145,7 @@ def _length(stream: Any) -> int:
 
 
 def _content(stream: Any) -> bytes:
-    """The same of its content."""
+    """The bytes of a file; its position is kept."""
     position = stream.tell()
     try:
         stream.seek(0)

@@ -18,9 +18,8 @@ MAX_PIXELS = 2 * 89_478_485
 # The longest side that JPEG has. Within MAX_PIXELS alone one row of 178,956,970 pixels, a PNG of
 # 174 kB, would be padded to a square, or resized through rows of that length: 23 GB.
 MAX_SIDE = 65_500
-
-
-# Of a text. Those that the model reads, 64 tokens, end long before; 200 MB would take gigabytes.
+# The longest text that is tokenized. The model reads 64 tokens, which end long before; a text of
+# 200 MB would take gigabytes.
 MAX_CHARACTERS = 1 << 20
 # Why an image is not read where it is the machine that has too little.
 NO_MEMORY = "reading it takes more memory than there is"
@@ -49,7 +48,7 @@ class UnreadableImage(ValueError):
         return type(self), (self.reason, self.source)
 
     def of(self, source: str) -> "UnreadableImage":
-        """The same error, of the image that is named so."""
+        """The same error with the name of its image."""
         return type(self)(self.reason, source)
 
 
@@ -101,7 +100,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Facts:
-    """What to tell about an image beside its pixels.
+    """Facts about an image that its pixels do not show.
 
     Attributes:
         orientation: EXIF's, 1..8, which was *not* applied; 1 is upright.

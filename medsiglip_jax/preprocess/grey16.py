@@ -100,7 +100,7 @@ def is_dark(most: int) -> bool:
 
 
 def stated_by(image: Image.Image) -> Stated | None:
-    """What an image file says of its range; None where it does not, or has been loaded already."""
+    """The range that an image file states; None if it states none, or has been loaded already."""
     try:
         if image.format == "PNG":
             bits = _significant_bits(image.fp)  # pyright: ignore[reportAttributeAccessIssue]
@@ -116,7 +116,7 @@ def is_inverted(image: Image.Image) -> bool:
 
 
 def _significant_bits(stream: Any) -> int | None:
-    """What the first byte of sBIT says, which stands before the pixels; the position is kept."""
+    """The first byte of sBIT, which precedes the pixels; the position of the stream is kept."""
     position = stream.tell()
     stream.seek(8)
     try:
@@ -143,5 +143,5 @@ def _first(value: Any) -> Any:
 
 
 def _of_bits(bits: int | None, where: str) -> Stated | None:
-    """None also for 16 bits and more, which is what all other images are taken for."""
+    """The range of so many bits; None for 16 and more, which is taken where a file says nothing."""
     return Stated(0.0, 2.0**bits - 1, where) if bits and bits < 16 else None

@@ -113,10 +113,10 @@ def _check_resize(image: np.ndarray, size: Any) -> tuple[int, int]:
         )
     if np.shape(size) != (2,):
         raise ValueError(f"size is {size!r}, expected (height, width)")
-    return check_size(size[0]), check_size(size[1])
+    return checked_size(size[0]), checked_size(size[1])
 
 
-def check_size(size: Any) -> int:
+def checked_size(size: Any) -> int:
     """The number, if it is a whole number of at least 1; ValueError otherwise."""
     if not isinstance(size, (int, np.integer)) or isinstance(size, bool) or size < 1:
         raise ValueError(f"size is {size!r}, expected whole numbers >= 1 (pixels)")
@@ -136,7 +136,7 @@ def big_vision_pad(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.nda
 
     Rows are padded when they are read: the square, 1.2 GB for a 20000x500 strip, never exists.
     """
-    size, (height, width) = check_size(size), image.shape[:2]
+    size, (height, width) = checked_size(size), image.shape[:2]
     side = max(height, width)
     above = before(height, side)
 
@@ -155,7 +155,7 @@ def huggingface(
 
     Bilinear where the model's own processor files say so, as SigLIP 2's do.
     """
-    return _resized(image, check_size(size), size, Image.Resampling[resample.upper()])
+    return _resized(image, checked_size(size), size, Image.Resampling[resample.upper()])
 
 
 def serving(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "s s 3"]:
@@ -178,7 +178,7 @@ def serving(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "
     Raises:
         UnreadableImage: so elongated that the padded image would not fit in memory.
     """
-    size, side = check_size(size), max(image.shape[:2])
+    size, side = checked_size(size), max(image.shape[:2])
     if side * size > facts.MAX_PIXELS:
         raise UnreadableImage(
             f"{image.shape[1]}x{image.shape[0]} image is too elongated to be padded to a square;"
@@ -270,8 +270,8 @@ def _bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return _resized(image, height, width, Image.Resampling.BICUBIC)
 
 
-def _resized(image: np.ndarray, height: int, width: int, how: Image.Resampling) -> np.ndarray:
-    pixels = np.array(_picture(image).resize((width, height), how))
+def _resized(image: np.ndarray, height: int, width: int, resample: Image.Resampling) -> np.ndarray:
+    pixels = np.array(_picture(image).resize((width, height), resample))
     return np.ascontiguousarray(pixels[..., :3])
 
 

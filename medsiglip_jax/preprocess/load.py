@@ -14,7 +14,7 @@ from medsiglip_jax.preprocess import sources
 from medsiglip_jax.preprocess.decode import decode_with_facts, is_tensor
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.facts import DARK, Facts, UnreadableImage, describe, within_memory
-from medsiglip_jax.preprocess.image import check_size, preset
+from medsiglip_jax.preprocess.image import checked_size, preset
 
 
 def load_images(
@@ -49,7 +49,7 @@ def load_images(
             DICOM files that say that annotation is burned in, of those with something unusual about
             their values (`Facts.seen`), and of images of 16 bits that come out dark.
     """
-    items, resize, size = as_list(items), preset(preprocess, resample), check_size(size)
+    items, resize, size = as_list(items), preset(preprocess, resample), checked_size(size)
     out = np.empty((len(items), size, size, 3), np.uint8)
 
     def load(i: int) -> Facts:
@@ -113,7 +113,7 @@ def decoded(item: Any, rules: Rules = Rules()) -> tuple[UInt8[np.ndarray, "h w 3
 
 
 def as_list(items: Any) -> list:
-    """What `load_images` takes, one image or several, as a list of images."""
+    """The images that `load_images` is given, one or several, as a list."""
     if isinstance(items, np.ndarray):
         several = items.ndim == 4 or items.dtype.kind in "OSU"  # a batch, or an array of paths
     elif is_tensor(items):

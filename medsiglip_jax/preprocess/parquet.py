@@ -83,8 +83,8 @@ class _Table:
         return self._groups[key]
 
     def _look(self, ask: Any, column: str = "") -> Any:
-        """What `ask` says of the file. Equal pictures of a column are kept once, as they are in the
-        file: 50 kB may hold one of a megabyte a thousand times."""
+        """The result of `ask` for the file. Equal pictures of a column are kept once: 50 kB of a
+        file may hold one of a megabyte a thousand times."""
         metadata = getattr(self, "_metadata", None)
         options: Any = {"read_dictionary": [column]} if column else {}
 

@@ -91,7 +91,7 @@ class Parts:
 
     @property
     def single_frame(self) -> int | str:
-        """What `Rules.frame` is, for files of which one frame is read."""
+        """The value of `Rules.frame`, for files of which one frame is read."""
         return self._slices if self.step is None else MIDDLE
 
     def chosen(self, count: int) -> range:
@@ -102,7 +102,7 @@ class Parts:
         return range(first, min(first + 1, count))
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON restores it."""
+        """The attributes, as JSON gives them back."""
         return asdict(self)
 
 

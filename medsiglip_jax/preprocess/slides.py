@@ -79,7 +79,7 @@ class _OfOpenSlide:
         self._turn = threading.Lock() if vendor == "dicom" else contextlib.nullcontext()
 
     def region(self, x: int, y: int, level: int, width: int, height: int) -> np.ndarray:
-        """As of `_Slide`.
+        """See `_Slide.region`.
 
         After an error OpenSlide refuses all further reads through that handle, also to other
         threads, whose tiles may be intact. So the handle is replaced, and this region is read
@@ -110,7 +110,7 @@ class _OfOpenSlide:
 
 
 def _open(path: str) -> _Slide:
-    """By OpenSlide, or for DICOM that it does not open from the frames."""
+    """Opens a slide by OpenSlide, or from its frames if it is DICOM that OpenSlide cannot read."""
     try:
         return _OfOpenSlide(path)
     except UnreadableImage:

@@ -188,8 +188,8 @@ def size(source: str) -> tuple[int, int]:
     def of_picture(format: Format, stream: Any) -> tuple[int, int] | None:
         return format.load().size(stream) if format is formats.PICTURES else None
 
-    if part is None and (found := _from_header(file, None, of_picture)):
-        return found
+    if part is None and (in_header := _from_header(file, None, of_picture)):
+        return in_header
     height, width = read(source, rules=Rules(volume="percentile"))[0].shape[:2]
     return width, height
 

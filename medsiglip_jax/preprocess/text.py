@@ -209,11 +209,11 @@ class Tokenizer(TextEncoder):
         return number
 
     def _hash(self) -> str:
-        """Of the model alone where it is used as SigLIP's."""
-        said = [self._lower_case, self.pad_id, self._pad_left, sorted(self._added.items())]
+        """The hash of the model and of its use, or of the model alone if used as in SigLIP."""
+        settings = [self._lower_case, self.pad_id, self._pad_left, sorted(self._added.items())]
         usual = [True, EOS_ID, False, sorted(SPECIAL.items())]
         return hashlib.sha256(
-            self.model_bytes + (b"" if said == usual else repr(said).encode())
+            self.model_bytes + (b"" if settings == usual else repr(settings).encode())
         ).hexdigest()
 
     def _row(self, text: str) -> tuple[list[int], bool]:

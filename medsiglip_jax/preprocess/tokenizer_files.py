@@ -29,7 +29,7 @@ def main_file(folder: Path) -> Path | None:
         files = {CONFIG: (folder / CONFIG).read_bytes()}
         try:
             there = [SENTENCEPIECE if _kind(files) == _SIGLIP else JSON]
-        except ValueError:  # it is said when a text comes
+        except ValueError:  # `open_tokenizer` says so when a text comes
             pass
     return folder / there[0] if there else None
 
@@ -79,25 +79,25 @@ def open_tokenizer(files: Mapping[str, bytes], context_length: int = 64) -> Text
             f"{CONFIG} names a {kind}, whose {JSON} is missing; save it with transformers "
             "(AutoTokenizer.from_pretrained and save_pretrained) and put it beside the weights"
         )
-    said = _said(files, config)
+    options = _options(files, config)
     if "added_tokens_decoder" in config:
-        said["added_tokens"] = _listed(files, config)
-    return tokenizer_json.JsonTokenizer(files[JSON], kind, said, context_length)
+        options["added_tokens"] = _listed(files, config)
+    return tokenizer_json.JsonTokenizer(files[JSON], kind, options, context_length)
 
 
 def _siglip(files: Mapping[str, bytes], config: dict, context_length: int) -> TextEncoder:
     if SENTENCEPIECE not in files:
         raise FileNotFoundError(f"no {SENTENCEPIECE} here; {text.WHERE}")
-    said = _said(files, config)
+    options = _options(files, config)
     for name, want in (("eos_token", "</s>"), ("unk_token", "<unk>")):
-        if (got := said.get(name, want)) != want:
+        if (got := options.get(name, want)) != want:
             raise ValueError(f"{CONFIG}: {name} is {got!r}; expected {want!r}")
     return text.Tokenizer(
         files[SENTENCEPIECE],
         context_length,
         lower_case=bool(config.get("do_lower_case", True)),
-        added=_added(files, config, said),
-        pad=said.get("pad_token", "</s>"),
+        added=_added(files, config, options),
+        pad=options.get("pad_token", "</s>"),
         pad_left=config.get("padding_side") == "left",
     )
 
@@ -137,23 +137,25 @@ def _object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
         return parse(files[name])
 
 
-def _said(files: Mapping[str, bytes], config: dict) -> dict[str, Any]:
+def _options(files: Mapping[str, bytes], config: dict) -> dict[str, Any]:
     """The special tokens by name, as strings; those of the config come first.
 
     transformers reads `special_tokens_map.json` only if the config lists no added tokens.
     """
     legacy = {} if "added_tokens_decoder" in config else _object(files, SPECIAL_MAP)
-    said: dict[str, Any] = {name: _content(value) for name, value in (config | legacy).items()
+    options: dict[str, Any] = {name: _content(value) for name, value in (config | legacy).items()
             if name.endswith("_token") and value and not isinstance(value, bool)}  # fmt: skip
-    said |= {side: config[side] for side in ("padding_side", "truncation_side") if config.get(side)}
+    options |= {
+        side: config[side] for side in ("padding_side", "truncation_side") if config.get(side)
+    }
     extra = (config | legacy).get("extra_special_tokens") or config.get("additional_special_tokens")
     extra = list(extra.values()) if isinstance(extra, dict) else extra or []
     if not isinstance(extra, list):
         raise ValueError(
             f"{CONFIG}: extra_special_tokens is {settings.shown(extra)}; expected a list of tokens"
         )
-    said["extra_special_tokens"] = [_content(token) for token in extra]
-    return said
+    options["extra_special_tokens"] = [_content(token) for token in extra]
+    return options
 
 
 def _content(token: Any) -> str:
@@ -186,13 +188,13 @@ def _listed(files: Mapping[str, bytes], config: dict) -> list[dict[str, Any]]:
     return sorted(complete, key=lambda token: token["id"])
 
 
-def _added(files: Mapping[str, bytes], config: dict, said: dict) -> dict[str, AddedToken]:
+def _added(files: Mapping[str, bytes], config: dict, options: dict) -> dict[str, AddedToken]:
     """The tokens that were added to a SentencePiece model, by their text."""
     flags, listed = ("id", "lstrip", "rstrip", "single_word"), _listed(files, config)
     added = {token["content"]: AddedToken(*(token[flag] for flag in flags)) for token in listed}
-    named = {value for name, value in said.items() if name.endswith("_token")}
-    named -= {*text.SPECIAL, said.get("pad_token")}
-    unlisted = [t for t in (*sorted(named), *said["extra_special_tokens"]) if t not in added]
+    named = {value for name, value in options.items() if name.endswith("_token")}
+    named -= {*text.SPECIAL, options.get("pad_token")}
+    unlisted = [t for t in (*sorted(named), *options["extra_special_tokens"]) if t not in added]
     if unlisted:
         raise ValueError(
             f"{CONFIG} names the special token {unlisted[0]!r}, which has no number; save the "

@@ -32,13 +32,15 @@ _TOKENS = [f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls"
 class JsonTokenizer(TextEncoder):
     """The tokenizer that a `tokenizer.json` describes."""
 
-    def __init__(self, data: bytes, kind: str, said: Mapping[str, Any], context_length: int = 64):
+    def __init__(
+        self, data: bytes, kind: str, options: Mapping[str, Any], context_length: int = 64
+    ):
         """Reads a tokenizer.
 
         Args:
             data: the content of `tokenizer.json`.
             kind: the class that transformers reads it with, one of `CLASSES`.
-            said: what the files beside it say: special tokens by name, `extra_special_tokens`,
+            options: what the files beside it say: special tokens by name, `extra_special_tokens`,
                 `padding_side`, `truncation_side` and, with its properties, every token of
                 `added_tokens`.
             context_length: tokens per text.
@@ -47,32 +49,32 @@ class JsonTokenizer(TextEncoder):
             ModuleNotFoundError: `tokenizers` is not installed.
             ValueError: it cannot be read, cuts texts on the left, or says nothing about padding.
         """
-        said = CLASSES[kind] | dict(said)
+        options = CLASSES[kind] | dict(options)
         gemma = kind in (GEMMA, SIGLIP2)
         file = _object(data)
-        cut = said.get("truncation_side") or (file.get("truncation") or {}).get("direction")
+        cut = options.get("truncation_side") or (file.get("truncation") or {}).get("direction")
         if str(cut or "right").lower() != "right":
             raise ValueError(f"tokenizer.json cuts long texts at {cut!r}; expected 'Right'")
-        if "added_tokens" in said:
-            file["added_tokens"] = said["added_tokens"]
+        if "added_tokens" in options:
+            file["added_tokens"] = options["added_tokens"]
         if gemma:
             _as_gemma(file, lower_case=kind == SIGLIP2)
         self.context_length, self._tokenizer = context_length, _open(file)
-        names = [said[name] for name in _TOKENS if said.get(name)]
-        self._tokenizer.add_special_tokens([*names, *said.get("extra_special_tokens", ())])
+        names = [options[name] for name in _TOKENS if options.get(name)]
+        self._tokenizer.add_special_tokens([*names, *options.get("extra_special_tokens", ())])
         self.vocab_size = self._tokenizer.get_vocab_size()
         self.added = self.vocab_size - self._tokenizer.get_vocab_size(with_added_tokens=False)
         padding = file.get("padding") or {}
-        pad = said.get("pad_token") or padding.get("pad_token")
+        pad = options.get("pad_token") or padding.get("pad_token")
         if pad is None:
             raise ValueError(
                 "tokenizer.json and tokenizer_config.json name no pad_token, and every text is "
                 f"padded to {context_length} tokens; name it in tokenizer_config.json"
             )
-        side = said.get("padding_side") or str(padding.get("direction") or "").lower()
+        side = options.get("padding_side") or str(padding.get("direction") or "").lower()
         side = side or ("left" if gemma else "right")
         self.pad_id = self._tokenizer.token_to_id(pad)
-        self.end_pads = pad == said.get("eos_token")
+        self.end_pads = pad == options.get("eos_token")
         self._tokenizer.enable_truncation(context_length)
         self._tokenizer.enable_padding(
             direction=side, pad_id=self.pad_id, pad_token=pad, length=context_length

@@ -44,7 +44,7 @@ _COLOURS = (tuple("RGB"), tuple("RGBA"))  # fields of nibabel's dtypes; alpha is
 _GZIP = b"\x1f\x8b"
 _SAMPLED = 64  # evenly spaced slices that percentiles are computed from
 _BAND = 1 << 24  # voxels of a slice that are copied at a time
-_VALUES = 1 << 24  # and how many of their values at most
+_VALUES = 1 << 24  # how many of their values are taken at most
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class Volume:
         return _shaded(plane, shade), Facts(frames=self.frames, frame=number, seen=seen)
 
     def _fractions(self, rules: Rules) -> tuple[grey.Fractions, str]:
-        """For one grey channel or for three; and the same in words."""
+        """How measured values become one grey channel, or three, and a description of it."""
         if rules.volume == "ct":
             return grey.in_windows([rules.ct_window] if rules.ct_window else grey.CT_WINDOWS)
         low, high = self._percentiles()

@@ -90,7 +90,7 @@ class _Shown:
         return _is_one_level(fractions(values))
 
     def limits(self) -> tuple[float, float]:
-        """`PERCENTILES`."""
+        """The measured values at `PERCENTILES` of these pixels; zeros if there are none."""
         x, counts = self.histogram
         if not len(x):
             return 0.0, 0.0
@@ -105,7 +105,8 @@ def _is_one_level(shares: np.ndarray) -> bool:
 
 
 def _fractions(shown: _Shown, header: Header, rules: Rules) -> tuple[Fractions, str]:
-    """By the windows of CT, else by VOI LUT, window, bits in use, or percentiles of the frame.
+    """How measured values become grey, and a description of it: by the windows of CT, else by VOI
+    LUT, window, bits in use, or percentiles of the frame.
 
     The words are widths and levels, as in `--ct-window`; none of the file's own texts.
     """
@@ -167,7 +168,7 @@ def measured(stored: Values, header: Header) -> Values:
 
 
 def rescaled(stored: np.ndarray, header: Header) -> np.ndarray:
-    """In float64, by slope and intercept; unchanged where one is missing."""
+    """Stored values times slope plus intercept, in float64; unchanged where one is missing."""
     if header.slope is None or header.intercept is None:
         return stored
     return stored.astype(np.float64, copy=False) * header.slope + header.intercept

@@ -38,7 +38,7 @@ class Lut:
 
     @property
     def note(self) -> str:
-        """What to tell of entries that do not have the bits that the file says; "" if they do."""
+        """A note on entries that do not have the bits that the file says; "" if they do."""
         if self.bits_in_use == self.bits:
             return ""
         return f"entries of {self.bits_in_use} bits, said to be of {self.bits}"
@@ -111,6 +111,7 @@ class Header:
 
     @property
     def grey(self) -> bool:
+        """Whether stored values are levels of grey."""
         return self.photometric in ("MONOCHROME1", "MONOCHROME2")
 
     @property

@@ -110,10 +110,10 @@ class Rules:
         return replace(self, **{name: getattr(trained, name) for name in default - {*asked}})
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON restores it."""
+        """The attributes, as JSON gives them back."""
         usual = {name for name in _LIMITS if getattr(self, name) == getattr(Rules(), name)}
-        said = {name: value for name, value in asdict(self).items() if name not in usual}
-        return {**said, "ct_window": self.ct_window and list(self.ct_window)}
+        recorded = {name: value for name, value in asdict(self).items() if name not in usual}
+        return {**recorded, "ct_window": self.ct_window and list(self.ct_window)}
 
 
 def from_dict(recorded: Mapping[str, Any] | None) -> Rules:

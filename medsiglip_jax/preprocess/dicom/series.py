@@ -158,13 +158,13 @@ def options(kinds: Sequence[Kind]) -> list[str]:
     """
     common = frozenset.intersection(*(kind.types for kind in kinds))
     types = {name for kind in kinds for name in kind.types - common if name in _NAMED}
-    found = [f"type={name}" for name in _NAMED if name in types]
+    choices = [f"type={name}" for name in _NAMED if name in types]
     for name in ("b", "echo"):
         values = sorted({v for kind in kinds if (v := getattr(kind, name)) is not None})
-        found += [f"{name}={value:g}" for value in values[:_SHOWN] if len(values) > 1]
+        choices += [f"{name}={value:g}" for value in values[:_SHOWN] if len(values) > 1]
     last = max(kind.time for kind in kinds)
-    found += [f"time=0 to time={last}"] * (last > 0)
-    return found or ["type=NAME, a part of their Image Type"]
+    choices += [f"time=0 to time={last}"] * (last > 0)
+    return choices or ["type=NAME, a part of their Image Type"]
 
 
 def _by_direction(frames: Iterable[_Frame]) -> list[tuple[np.ndarray | None, list[_Frame]]]:
@@ -204,23 +204,23 @@ def _by_kind(frames: list[_Frame], by_time: bool) -> list[tuple[Kind, list[_Fram
     groups = defaultdict(list)
     for frame in frames:
         groups[tuple(getattr(frame.plane.kind, name) for name in traits)].append(frame)
-    found = []
+    kinds = []
     for group in groups.values():
         numbers, times = _times(group), defaultdict(list)
         for frame, number in zip(group, numbers, strict=True):
             times[number].append(frame)
         if len(set(map(_place, group))) == 1 and not by_time:
-            found.append((_common(group), [times[n][0] for n in sorted(times)]))
+            kinds.append((_common(group), [times[n][0] for n in sorted(times)]))
         else:
-            found += [(_common(times[n])._replace(time=n), times[n]) for n in sorted(times)]
-    return found
+            kinds += [(_common(times[n])._replace(time=n), times[n]) for n in sorted(times)]
+    return kinds
 
 
 def _differs_at_a_place(frames: Iterable[_Frame], name: str) -> bool:
     values = defaultdict(set)
     for frame in frames:
         values[_place(frame)].add(getattr(frame.plane.kind, name))
-    return any(len(found) > 1 for found in values.values())
+    return any(len(at_place) > 1 for at_place in values.values())
 
 
 def _place(frame: _Frame) -> tuple[float, ...]:
