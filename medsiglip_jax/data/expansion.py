@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import os
 import warnings
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from medsiglip_jax.data import left_out
 from medsiglip_jax.data.listing import File, expand
 from medsiglip_jax.data.rows import EXTRA, REASON
 from medsiglip_jax.files import dicomweb
@@ -172,10 +173,10 @@ def _pieces(
         ValueError: there were some, and nothing is left.
     """
     if parts.series:
-        of_all = _series(images, parts, on_file, skipped)
+        with_repeats = _series(images, parts, on_file, skipped)
     else:
-        of_all = _in_threads(lambda row: _piece(row, images[row], parts), images, on_file)
-    pieces = list(_without_repeated_slides(of_all))
+        with_repeats = _in_threads(lambda row: _piece(row, images[row], parts), images, on_file)
+    pieces = list(_without_repeated_slides(with_repeats))
     if images and not any(piece.rows for piece in pieces):
         reasons = [f"no series has the images asked for (--frame {parts.frame})"] * parts.series
         if parts.mpp is not None:
@@ -185,7 +186,10 @@ def _pieces(
         others = " and all others" if len(images) > 1 else ""
         raise ValueError(f"{images[0]}{others}: {', and '.join(reasons)}")
     if parts.mpp is not None:
-        _warn_of_slides(images, pieces, parts, skipped)
+        slides = [piece for piece in pieces if piece.columns]
+        empty = sum(not piece.rows for piece in slides)
+        overruled = [piece.overruled for piece in slides if piece.overruled is not None]
+        left_out.warn_of_slides(images, len(slides), empty, overruled, parts, skipped)
     return pieces
 
 
@@ -210,7 +214,7 @@ def _series(
     stacks = series.into_stacks(planes, by_time="time" in parts.choices)
     chosen = [stack for stack in stacks.stacks if stack.kind.has(parts.choices)]
     others = sum(isinstance(look, _Piece) and not look.columns for look in looks)
-    _warn_of_series(stacks, chosen, others if parts.choices else 0, parts, skipped)
+    left_out.warn_of_series(stacks, chosen, others if parts.choices else 0, parts, skipped)
     places: list[tuple[int, _Piece | series.Stack]] = [
         *((min(stack.slots).file, stack) for stack in chosen),
         *((look.row, look) for look in looks if isinstance(look, _Piece)),
@@ -284,74 +288,6 @@ def warn_of_unused(rules: Rules, sources: Iterable[str]) -> None:
 def _is_picture(source: str) -> bool:
     file, part = parse(source)
     return formats.by_suffix(file) is formats.PICTURES and not isinstance(part, (Range, Cell))
-
-
-def _warn_of_series(
-    stacks: series.Stacks,
-    chosen: Sequence[series.Stack],
-    others: int,
-    parts: Parts,
-    skipped: Counter[str],
-) -> None:
-    sorted_by = Counter(stack.order for stack in chosen if len(stack.slots) > 1)
-    lacking = sum(not parts.chosen(len(stack.slots)) for stack in chosen)
-    lacking += len({stack.places for stack in stacks.stacks} - {stack.places for stack in chosen})
-    skipped.update({"copies of DICOM files": stacks.copies, "series without that slice": lacking})
-    if not stacks.stacks:
-        warnings.warn("--series has no effect: no input is a slice of a DICOM series", stacklevel=2)
-    several, choices = _several(chosen)
-    unplaced = "series do not say where their slices are: sorted by"
-    _warn(
-        "DICOM series",
-        (stacks.copies, "files are copies of others and left out"),
-        (stacks.split, "series have several orientations, each sorted by itself"),
-        (several, f"series have several images at one place, {choices}"),
-        *((sorted_by[order], f"{unplaced} {order}") for order in ("instance number", "name")),
-        (lacking, f"series have no images for --frame {parts.frame} and are left out"),
-        (others, "files are in no series, so that --frame does not choose among their images"),
-    )
-
-
-def _several(stacks: Iterable[series.Stack]) -> tuple[int, str]:
-    """How many series have several images at one place; of the fullest how many, and choices."""
-    groups = defaultdict(list)
-    for stack in stacks:
-        groups[stack.places].append(stack)
-    several = [group for group in groups.values() if len(group) > 1]
-    if not several:
-        return 0, ""
-    fullest = max(several, key=len)
-    places = fullest[0].extent
-    count = len(fullest) if places > 1 else sum(len(stack.slots) for stack in fullest)
-    options = ", ".join(series.options([stack.kind for stack in fullest]))
-    return len(several), (
-        f"up to {count} at each of {places} places, and each kind is sorted by itself "
-        f"(--frame takes one kind: {options})"
-    )
-
-
-def _warn_of_slides(
-    images: Sequence[str], pieces: Sequence[_Piece], parts: Parts, skipped: Counter[str]
-) -> None:
-    empty = sum(bool(piece.columns) and not piece.rows for piece in pieces)
-    overruled = [piece.overruled for piece in pieces if piece.overruled is not None]
-    another = f"record another resolution, such as {overruled[0]:.4g} um/px" if overruled else ""
-    skipped["slides without enough tissue"] += empty
-    remote = sum("://" in s and s.lower().endswith(formats.MAY_BE_SLIDES) for s in images)
-    if not remote and not any(piece.columns for piece in pieces):
-        warnings.warn("--mpp has no effect: no input is a slide", stacklevel=2)
-    _warn(
-        "slides",
-        (empty, f"have no tile with enough tissue (--tissue {parts.tissue:g}) and are left out"),
-        (len(overruled), f"{another}; that of --slide-mpp, {parts.slide_mpp} um/px, is used"),
-        (remote, "remote files are not cut into tiles: OpenSlide reads local files only"),
-    )
-
-
-def _warn(subject: str, *counts: tuple[int, str]) -> None:
-    """Says once what a user may not expect, and how often it is so."""
-    if notes := [f"{count} {what}" for count, what in counts if count]:
-        warnings.warn(f"{subject}: {'; '.join(notes)}", stacklevel=3)
 
 
 def _in_threads(
