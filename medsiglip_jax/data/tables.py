@@ -84,30 +84,36 @@ def _tars(path: str, matches: Sequence[str]) -> list[str]:
 
 
 def _webdataset(path: str, shards: Sequence[str], all_files: bool) -> Table:
-    """A row per image of tar shards, with its caption and class label; see `tar.entries`."""
+    """A row per image of tar shards, with its caption and class label; see `tar.entries`. What is
+    wrong with a label is a problem only for whom wants labels."""
     skipped: Counter[str] = Counter()
     common = os.path.commonprefix(list(shards))
     below = len(common) - len(os.path.basename(common))  # where names start below their folder
-    problems: list[str] = []
     keys: list[str] = []
+    others: list[str] = []
+    labels: list[str] = []
+    problems = {"image": others, "text": others, "label": labels}
     blocks = [_SAMPLES.empty_table()]
     for shard in shards:  # as Python objects one shard at a time
         blocks.append(_samples(tar.pairs(shard, skipped, all_files), below, keys, problems))
     for line in describe_skipped(skipped, all_files, _OPTION):
         warnings.warn(f"{path}: {line}", stacklevel=4)
-    if not keys and not problems:
+    if not keys and not others:
         raise ValueError(f"{path}: no images")
     table = pyarrow.concat_tables(blocks)
     columns = {name: table[name] for name in _SAMPLES.names}
     columns = {name: x for name, x in columns.items() if name == "image" or x.null_count < len(x)}
-    return Table(path, _parent(common), columns, keys, "sample", problems=_first(problems))
+    refused = {"label": f"has bad cells ({'; '.join(_first(labels))})"} if labels else {}
+    return Table(
+        path, _parent(common), columns, keys, "sample", refused=refused, problems=_first(others)
+    )
 
 
 def _samples(
-    pairs: Iterable[tar.Entry], below: int, keys: list[str], problems: list[str]
+    pairs: Iterable[tar.Entry], below: int, keys: list[str], problems: Mapping[str, list[str]]
 ) -> pyarrow.Table:
-    """Rows of `_SAMPLES`; adds their keys, and what is wrong with others, to the lists. Names start
-    at character `below` of their path."""
+    """Rows of `_SAMPLES`; adds their keys, and what is wrong with others by their kind, to the
+    lists. Names start at character `below` of their path."""
     rows = []
     for pair in pairs:
         name = pair.source[below:]
@@ -115,7 +121,7 @@ def _samples(
             keys.append(pair.key)
             rows.append((name, pair.text, pair.label))
         else:
-            problems.append(f"{name}: {pair.reason}")
+            problems[pair.kind].append(f"{name}: {pair.reason}")
     return from_tuples(rows, _SAMPLES)
 
 

@@ -80,8 +80,8 @@ def entries(
     """Yields every image and every text of a shard, in the order of the tar.
 
     A member is named KEY.EXTENSION. The extension starts at the last dot, so that a key may be a
-    DICOM UID; or at an earlier dot if one image, and at most one text and one label, then have the
-    same key, such as s.input.jpg and s.outputs.txt. A text is a .txt or, where there is none, the
+    DICOM UID; or at an earlier dot if one image, at most one text, and labels then have the same
+    key, such as s.input.jpg and s.outputs.txt. A text is a .txt or, where there is none, the
     caption in a .json, which is img2dataset's layout. A label is a .cls, as WebDataset has it. What
     is none of these, as a link, or the second of its key, has a reason. Hidden members and empty
     .txt are left out.
@@ -164,7 +164,7 @@ def _sample(
     used = [member for member in good if member.kind == "image" or member in texts]
     counts = Counter(member.kind for member in used)
     several_stems = len({member.stem for member in used}) > 1
-    is_one = several_stems and counts["image"] == 1 == max(counts.values())
+    is_one = several_stems and counts["image"] == 1 and counts["text"] <= 1
     for member in members:
         key, kind = member.sample if is_one else member.stem, member.kind
         if member.reason:

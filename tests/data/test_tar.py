@@ -179,8 +179,17 @@ def test_class_labels_that_cannot_be_used_are_named(tmp_path):
     put(f"{tmp_path}/s.tar", tar_of(members))
     with pytest.raises(ValueError, match="the label 'a' has no image; .*b.cls, line 1: not UTF-8"):
         examples.read(tmp_path / "s.tar", label="label")
+    assert len(examples.read(tmp_path / "s.tar")) == 2  # without labels all is well
     found = inputs.rows([tmp_path / "s.tar"])  # which embeds images and texts
     assert [row.id for row in found] == ["b", "c"] and found.skipped == {".cls": 3}
+
+
+def test_several_labels_of_a_sample_part_no_image_from_its_text(tmp_path):
+    members = {"s.input.jpg": b"x", "s.outputs.txt": b"t", "s.age.cls": b"1", "s.sex.cls": b"0"}
+    put(f"{tmp_path}/s.tar", tar_of(members))
+    assert examples.read(tmp_path / "s.tar").texts == ["t"]
+    with pytest.raises(ValueError, match="s.sex.cls is a second label of the key 's', after s.age"):
+        examples.read(tmp_path / "s.tar", label="label")
 
 
 def test_only_one_shard_is_in_memory_as_python_objects(tmp_path, monkeypatch):
