@@ -101,8 +101,9 @@ def _webdataset(path: str, shards: Sequence[str], all_files: bool) -> Table:
     if not keys and not others:
         raise ValueError(f"{path}: no images")
     table = pyarrow.concat_tables(blocks)
-    columns = {name: table[name] for name in _SAMPLES.names}
-    columns = {name: x for name, x in columns.items() if name == "image" or x.null_count < len(x)}
+    present = {"image", *(["label"] if labels else [])}
+    present |= {name for name in _SAMPLES.names if table[name].null_count < len(table)}
+    columns = {name: table[name] for name in _SAMPLES.names if name in present}
     refused = {"label": f"has bad cells ({'; '.join(_first(labels))})"} if labels else {}
     return Table(
         path, _parent(common), columns, keys, "sample", refused=refused, problems=_first(others)

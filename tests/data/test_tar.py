@@ -180,6 +180,9 @@ def test_class_labels_that_cannot_be_used_are_named(tmp_path):
     with pytest.raises(ValueError, match="the label 'a' has no image; .*b.cls, line 1: not UTF-8"):
         examples.read(tmp_path / "s.tar", label="label")
     assert len(examples.read(tmp_path / "s.tar")) == 2  # without labels all is well
+    put(f"{tmp_path}/t.tar", tar_of({"b.png": b"x", "b.cls": b"\xff"}))
+    with pytest.raises(ValueError, match="column 'label' has bad cells .*b.cls, line 1: not UTF-8"):
+        examples.read(tmp_path / "t.tar", label="label")
     found = inputs.rows([tmp_path / "s.tar"])  # which embeds images and texts
     assert [row.id for row in found] == ["b", "c"] and found.skipped == {".cls": 3}
 
