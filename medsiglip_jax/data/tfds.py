@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 from tqdm import tqdm
 
 from medsiglip_jax.data import examples, tables
@@ -277,18 +278,20 @@ def _index(source: Prepared) -> Path:
     return path
 
 
-def _columns(source: Prepared) -> dict[str, list[Any]]:
+def _columns(source: Prepared) -> dict[str, pyarrow.ChunkedArray]:
     """The columns of all splits: every feature with a single value, and "split"."""
     features = {name: source.features[name] for name in source.names("image", "class", "value")}
-    columns, splits, shards = {name: [] for name in features}, [], list(source.shards())
+    shards, blocks = list(source.shards()), [pyarrow.table({name: [] for name in features})]
     for split, path, length in tqdm(shards, f"indexing {source.path}", unit="shard", disable=None):
         rows = _rows(path, source)
         if len(rows) != length:
             raise ValueError(f"{path}: {len(rows)} examples, {length} by {_INFO}; prepare it again")
+        columns: dict[str, list[Any]] = {"split": [split] * length}  # of one shard at a time
         for name, feature in features.items():
-            columns[name] += [_cell(feature, row[name], f"{path}: {name!r}") for row in rows]
-        splits += [split] * length
-    return columns | {"split": splits}
+            columns[name] = [_cell(feature, row[name], f"{path}: {name!r}") for row in rows]
+        blocks.append(pyarrow.table(columns))
+    table = pyarrow.concat_tables(blocks, promote_options="default")
+    return dict(zip(table.column_names, table.columns, strict=True))
 
 
 def _rows(path: str, source: Prepared) -> list[dict[str, Any]]:
