@@ -21,6 +21,7 @@ from medsiglip_jax import __version__
 from medsiglip_jax.cli import devices, output, outputs
 from medsiglip_jax.cli.parser import Parser, command
 from medsiglip_jax.files import limits, threads
+from medsiglip_jax.model import peers
 
 # In the order of --help.
 _ALL = (
@@ -82,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         bounds = limits.parse(args.protocols, args.max_bytes, args.timeout, args.read_timeout)
         reading = threads.use(getattr(args, "workers", None))
-        with _signals(), limits.use(bounds), reading:
+        with _signals(), limits.use(bounds), reading, peers.ending():
             outputs.check(args)
             code = args.run(args)
             sys.stdout.flush()
@@ -91,6 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
     except BaseException as error:
+        if peers.is_lost():  # and a line has named the process
+            return _without_waiting(1)
         code, line = _explained(error)
         if code is None:
             raise  # a bug: the traceback is what helps
@@ -99,14 +102,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _without_waiting(code: int) -> int:
-    """The exit code, with which the process is to end even if a thread hangs in a library."""
-    if threads.are_left():
+    """The exit code, with which the process is to end even if a thread hangs in a library, or
+    other processes of the run go on."""
+    if threads.are_left() or peers.has_ended():
         atexit.register(_leave, code)
     return code
 
 
 def _leave(code: int) -> None:
-    if threads.are_left():
+    if threads.are_left() or peers.has_ended():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

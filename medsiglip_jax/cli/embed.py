@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import os
-import signal
 import time
 from typing import Any
 
@@ -75,9 +74,8 @@ def embed(args: argparse.Namespace) -> int:
       medsiglip-jax embed --model M --output out --runner ray --address auto scans/
     """
     part = runners.part(args)
-    main_process = loading.join_other_processes(args)  # before anything asks for a device
-    if args.distributed or args.coordinator:  # jax.distributed has a handler that swallows it
-        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+    # Before anything asks for a device.
+    main_process = loading.join_other_processes(args, lambda: "embeds what is missing")
     import jax
 
     from medsiglip_jax.data import expansion, inputs

@@ -73,7 +73,7 @@ def finetune(args: argparse.Namespace) -> int:
     if recipe is None:
         output.show(_pushed(args, export_last(args.workdir)), args.json, _text)
         return 0
-    main_process = loading.join_other_processes(args)
+    main_process = loading.join_other_processes(args, lambda: _resumes(args.workdir))
     with closing(_Training(quiet=not main_process)) as shown:
         result = run(recipe, args.workdir, shown.start, shown.step, shown.warn)
     if main_process:
@@ -114,6 +114,15 @@ def _only_export(args: argparse.Namespace) -> bool:
     elif args.config is None:
         raise ValueError("--config is missing (or --export-only, to export a run that has stopped)")
     return args.export_only
+
+
+def _resumes(workdir: str) -> str:
+    """What the same command does with a run that has been stopped."""
+    from medsiglip_jax.files import places
+    from medsiglip_jax.train import loop
+
+    saved = loop.saved_steps(places.at(workdir))
+    return f"resumes from step {max(saved)}" if saved else "starts over: no checkpoint is saved yet"
 
 
 class _Training:

@@ -2,7 +2,9 @@
 
 import argparse
 import os
+import signal
 import sys
+from collections.abc import Callable
 
 from medsiglip_jax.cli import output
 from medsiglip_jax.cli.parser import add_flags
@@ -117,8 +119,12 @@ def add_processes(sub: argparse.ArgumentParser) -> None:
     add_flags(sub, flags, processes=int, process_id=int)
 
 
-def join_other_processes(args: argparse.Namespace) -> bool:
+def join_other_processes(args: argparse.Namespace, resumes: Callable[[], str]) -> bool:
     """Starts jax.distributed if asked to; returns whether this process prints the results.
+
+    Args:
+        args: the flags of `add_processes`.
+        resumes: what the same command does where another process was lost.
 
     Raises:
         ValueError: of the number of processes, that of this one and where process 0 is some are
@@ -126,9 +132,17 @@ def join_other_processes(args: argparse.Namespace) -> bool:
     """
     import jax
 
+    from medsiglip_jax.model import processes
+
+    def say(line: str) -> None:
+        again = f"the same command again on every host {resumes()}"
+        output.note(f"medsiglip-jax {args.run.__name__}: {line}; {again}")
+
     given = args.coordinator, args.processes, args.process_id
-    if (args.distributed or args.coordinator) and _initialize(*given):
+    if (args.distributed or args.coordinator) and processes.join(*given, say):
         _keep_stdout_for_results()
+        # jax.distributed has a handler of its own, which swallows it.
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
     elif given != (None, None, None):  # each process would do the whole job
         raise ValueError(
             "--processes and --process-id need --coordinator HOST:PORT, and the other way round, "
@@ -140,19 +154,6 @@ def join_other_processes(args: argparse.Namespace) -> bool:
             "alone; for several processes give --coordinator, --processes and --process-id"
         )
     return jax.process_index() == 0
-
-
-def _initialize(coordinator: str | None, count: int | None, index: int | None) -> bool:
-    """Joins the processes; False where neither flags nor a launcher tell who they are."""
-    import jax
-
-    try:
-        jax.distributed.initialize(coordinator, count, index)
-    except ValueError as error:
-        if "be defined" not in str(error):  # jax: "coordinator_address should be defined."
-            raise
-        return False
-    return True
 
 
 def _keep_stdout_for_results() -> None:

@@ -1,12 +1,62 @@
 """Work that the processes of one run do together (`jax.distributed`)."""
 
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
+from medsiglip_jax.model import peers
+
 T = TypeVar("T")
+_KEY, _KEY_SECONDS = "medsiglip_jax/peers", 60
+_START_SECONDS = 300  # for all processes to start
+
+
+def join(
+    coordinator: str | None, count: int | None, index: int | None, say: Callable[[str], None]
+) -> bool:
+    """Joins the processes of a run by `jax.distributed.initialize`, and watches them.
+
+    Args:
+        coordinator: HOST:PORT of process 0; it, `count` and `index` may be None where a launcher
+            (Cloud TPU, Slurm, Open MPI, Kubernetes) knows them.
+        count: the number of processes.
+        index: the number of this one, from 0.
+        say: prints the line on a process that is lost.
+
+    Returns:
+        False where neither arguments nor a launcher tell who they are.
+
+    Raises:
+        RuntimeError: not all have started within 5 minutes, or JAX has computed already.
+    """
+    # Not public: how `initialize` finds the launcher, and the store of keys that it makes.
+    from jax._src import clusters, distributed
+
+    coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    coordinator, count, index, _ = clusters.ClusterEnv.auto_detect_unset_distributed_params(
+        coordinator, count, index, None, None, _START_SECONDS
+    )
+    if coordinator is None or count is None or index is None:
+        return False
+    host, _, port = coordinator.rpartition(":")
+    host = host.strip("[]")
+    relay = peers.Relay(host, int(port)) if index else None
+    jax.distributed.initialize(
+        relay.address if relay else coordinator, count, index,
+        initialization_timeout=_START_SECONDS, heartbeat_timeout_seconds=peers.JAX_SECONDS,
+    )  # fmt: skip
+    watch, client = peers.Watch(index, count, say), distributed.global_state.client
+    assert client is not None
+    if relay:
+        relay.holds.set()
+        watch.connect(host, client.blocking_key_value_get(_KEY, _KEY_SECONDS * 1000))
+    else:
+        client.key_value_set(_KEY, watch.listen(host))
+    peers.use(watch)
+    return True
 
 
 def allgather_int(value: int) -> np.ndarray:

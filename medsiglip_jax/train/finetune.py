@@ -302,8 +302,7 @@ class _RecordedRecipe:
 def _claim(workdir: places.Place, prepared: build.PreparedRun, warn: Callable[[str], None]) -> None:
     """Writes config.json, after comparing this run with one that is there already."""
     run, before = _identity(prepared), _config_of(workdir)
-    folder = workdir / loop.CHECKPOINTS
-    saved = folder.is_dir() and any(p.name.isdigit() for p in folder.iterdir())
+    saved = bool(loop.saved_steps(workdir))
     if before is not None:
         _compare(workdir, before, run, saved, warn)
     with storage.new_file(workdir / CONFIG) as partial:

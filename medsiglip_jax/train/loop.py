@@ -54,6 +54,13 @@ class LoopOptions:
         return done == self.total_steps or bool(every and done % every == 0)
 
 
+def saved_steps(workdir: places.Place) -> list[int]:
+    """The steps that have a checkpoint, without opening them."""
+    folder = workdir / CHECKPOINTS
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
 class Stopped(Exception):
     """A signal ended the run after a step, and its checkpoint was saved."""
 

@@ -44,14 +44,14 @@ def test_a_process_of_several_has_to_know_where_the_others_are(flags, no_launche
     flagged = parser.Parser()
     loading.add_processes(flagged)
     with pytest.raises(ValueError, match="--processes and --process-id need --coordinator"):
-        loading.join_other_processes(flagged.parse_args(flags))
-    assert loading.join_other_processes(flagged.parse_args([]))
+        loading.join_other_processes(flagged.parse_args(flags), str)
+    assert loading.join_other_processes(flagged.parse_args([]), str)
 
 
 def test_bare_distributed_on_one_machine_is_one_process_and_says_so(no_launcher, capsys):
     flagged = parser.Parser()
     loading.add_processes(flagged)
-    assert loading.join_other_processes(flagged.parse_args(["--distributed"]))
+    assert loading.join_other_processes(flagged.parse_args(["--distributed"]), str)
     out, err = capsys.readouterr()
     assert not out and err.count("\n") == 1
     assert "this process runs alone" in err and "--coordinator" in err

@@ -1,0 +1,328 @@
+"""The processes of one run watch each other: where one is lost, the others end and say which.
+
+Process 0 has a connection to each of the others, on which both sides send a heartbeat. A process
+that is killed closes its connection; one that has stopped, or whose host is gone, is silent.
+
+Jax has heartbeats, too, but what follows there is LOG(FATAL): a stack trace and SIGABRT, which
+nothing in Python can catch. Up to jax 0.11.2 its client takes a Python function as
+`missed_heartbeat_callback`, but calling it ends in std::bad_cast. Jax therefore has more time than
+this module takes (`JAX_SECONDS`), and does not see the end of its connection to process 0
+(`Relay`).
+"""
+
+import atexit
+import contextlib
+import os
+import secrets
+import selectors
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+JAX_SECONDS = 300  # after which jax ends what does not end by itself; two heartbeats fit into it
+_BEAT = 5.0  # seconds between heartbeats
+# Seconds without a heartbeat after which a process is lost. Loading a library of gigabytes from a
+# network disk holds Python's lock, and with it the heartbeat, for tens of seconds.
+_LIMIT = 40.0
+_GRACE = 10.0  # seconds for this process to save what it has, and for others that fail with it
+_TICK = 0.2  # seconds
+# What an error says if the network between processes, or another of them, has failed.
+_COLLECTIVES = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "collective")
+
+
+class Relay:
+    """A port of this machine whose connections are passed on to process 0, for jax's client.
+
+    Once `holds` is set, the end of process 0 is not passed on: jax would abort this process before
+    `Watch` can say what has happened.
+    """
+
+    def __init__(self, host: str, port: int):
+        self.holds = threading.Event()
+        self._target = host, port
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._server.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            inner, _ = self._server.accept()
+            try:
+                outer = socket.create_connection(self._target, timeout=_GRACE)
+            except OSError:  # process 0 has not started yet; jax tries again
+                inner.close()
+                continue
+            outer.settimeout(None)
+            threading.Thread(target=self._up, args=(inner, outer), daemon=True).start()
+            threading.Thread(target=self._down, args=(outer, inner), daemon=True).start()
+
+    def _up(self, inner: socket.socket, outer: socket.socket) -> None:
+        _copy(inner, outer)
+        _close(outer)
+
+    def _down(self, outer: socket.socket, inner: socket.socket) -> None:
+        _copy(outer, inner)
+        if not self.holds.is_set():
+            _close(inner)
+
+
+def _copy(source: socket.socket, target: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(1 << 16):
+            target.sendall(data)
+
+
+def _close(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)  # wakes the thread that waits for it
+    connection.close()
+
+
+@dataclass
+class _Peer:
+    """The other end of a connection; `index` is None until it has said which process it is."""
+
+    connection: socket.socket
+    heard: float
+    index: int | None = None
+    where: str = ""
+    unread: bytes = b""
+    done: bool = False
+    over: bool = False  # it ends because it has failed, or because another is lost
+
+
+class Watch:
+    """This process's connections to the others, and the thread that listens to them.
+
+    What is sent are lines: "hello TOKEN INDEX WHERE" first, "" as a heartbeat, "done" when a
+    process has finished, from process 0 when all have, and "over TEXT" when all have to end.
+    """
+
+    def __init__(self, index: int, count: int, say: Callable[[str], None]):
+        """Watches nobody yet; `say` prints the line on a process that is lost."""
+        self._index, self._count, self._say = index, count, say
+        self._where = f"host {socket.gethostname()}, pid {os.getpid()}"
+        self._token = secrets.token_hex(8)
+        self._peers: list[_Peer] = []
+        self._selector = selectors.DefaultSelector()
+        self._lock = threading.Lock()
+        self._over: str | None = None  # why all end
+        self._done = self._failed = self._unwound = False
+        self._met, self._stopped = threading.Event(), threading.Event()
+        self._started = self._sent = time.monotonic()
+
+    def listen(self, host: str) -> str:
+        """What the others need for `connect`; for process 0, which they reach as `host`."""
+        family = socket.getaddrinfo(host, None)[0][0]
+        server = socket.create_server(("", 0), family=family, backlog=self._count)
+        self._selector.register(server, selectors.EVENT_READ, lambda: self._accept(server))
+        return f"{server.getsockname()[1]} {self._token}"
+
+    def connect(self, host: str, said: str) -> None:
+        """Connects with process 0, which has said this in `listen`."""
+        port, self._token = said.split()
+        self._add(socket.create_connection((host, int(port)), timeout=_LIMIT))
+
+    def start(self) -> None:
+        """Begins to listen."""
+        threading.Thread(target=self._run, name="peers", daemon=True).start()
+
+    def finish(self) -> None:
+        """Waits until all processes have finished."""
+        self._done = True
+        if self._index:
+            self._send("done")
+        self._met.wait()
+
+    def fail(self, error: BaseException) -> None:
+        """Ends the others, for this process ends by an error; unless that has come of theirs."""
+        if any(word in str(error) for word in _COLLECTIVES):
+            self._wait(lambda: self.is_lost, _LIMIT + _BEAT)
+        with self._lock:
+            self._unwound = True
+            if self.is_lost:
+                return
+            self._failed = True
+        self._send(f"over {self._name(self._index, self._where)} has failed or was stopped, as its "
+                   "own message says")  # fmt: skip
+        if self._index == 0:  # the others may still need its keys and values to end
+            self._wait(lambda: all(peer.over for peer in self._known()), _GRACE)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether this process ends because of another one, and has said so."""
+        return self._stopped.is_set()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether this process ends, and not together with all others after their work."""
+        return self._failed or self.is_lost
+
+    @staticmethod
+    def _wait(condition: Callable[[], bool], seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while not condition() and time.monotonic() < end:
+            time.sleep(_TICK)
+
+    # --------------------------------------------------------------------------- in its thread
+
+    def _run(self) -> None:
+        while not self._met.is_set():
+            for key, _ in self._selector.select(_TICK):
+                key.data()
+            self._beat()
+            if not self._over:
+                self._judge()
+
+    def _accept(self, server: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            self._add(server.accept()[0])
+
+    def _add(self, connection: socket.socket) -> None:
+        connection.settimeout(_LIMIT)
+        peer = _Peer(connection, time.monotonic())
+        self._selector.register(connection, selectors.EVENT_READ, lambda: self._receive(peer))
+        self._peers.append(peer)
+        if self._index:
+            self._send(f"hello {self._token} {self._index} {self._where}")
+
+    def _receive(self, peer: _Peer) -> None:
+        try:
+            data = peer.connection.recv(1 << 16)
+        except OSError:
+            data = b""
+        if not data:
+            return self._remove(peer)
+        peer.heard = time.monotonic()
+        *lines, peer.unread = (peer.unread + data).split(b"\n")
+        for line in lines:
+            self._take(peer, *line.decode(errors="replace").partition(" ")[::2])
+
+    def _remove(self, peer: _Peer) -> None:
+        self._selector.unregister(peer.connection)
+        peer.connection.close()
+        said_so, peer.over = peer.over, True
+        if peer.index is not None and not said_so:
+            self._lose(peer, "it was killed or has crashed")
+
+    def _take(self, peer: _Peer, word: str, rest: str) -> None:
+        """Does what a line says; nothing that a stranger sends."""
+        if word == "hello":
+            token, index, where = (*rest.split(" ", 2), "", "")[:3]
+            if token == self._token and index.isdecimal():
+                peer.index, peer.where = int(index), where
+                if self._index == 0:
+                    self._send(f"hello {self._token} 0 {self._where}", peer)
+        elif peer.index is None:
+            return
+        elif word == "done":
+            peer.done = True
+            if self._index:
+                self._met.set()
+        elif word == "over":
+            peer.over = True
+            self._end(rest, _GRACE)
+
+    def _beat(self) -> None:
+        if time.monotonic() > self._sent + _BEAT:
+            self._sent = time.monotonic()
+            self._send("")
+
+    def _judge(self) -> None:
+        now, known = time.monotonic(), self._known()
+        for peer in known:
+            if now > peer.heard + _LIMIT:
+                return self._lose(peer, f"no heartbeat for {now - peer.heard:.0f} s")
+        others = range(1, self._count) if self._index == 0 else (0,)
+        missing = set(others) - {peer.index for peer in known}
+        if missing and now > self._started + _LIMIT:
+            return self._end(f"{self._name(min(missing))} was lost: it never answered", 0.0)
+        if self._index == 0 and self._done and not missing and all(peer.done for peer in known):
+            self._send("done")
+            self._met.set()
+
+    def _known(self) -> list[_Peer]:
+        """The connections of processes of this run, and not of strangers."""
+        return [peer for peer in self._peers if peer.index is not None]
+
+    def _name(self, index: int | None, where: str = "") -> str:
+        return f"process {index} of {self._count}" + (f" ({where})" if where else "")
+
+    def _lose(self, peer: _Peer, why: str) -> None:
+        self._end(f"{self._name(peer.index, peer.where)} was lost: {why}", 0.0)
+
+    def _end(self, text: str, patience: float) -> None:
+        """Ends this process in so many seconds, in which it may end by an error of its own."""
+        if self._over:
+            return
+        self._over = text
+        if self._index == 0:
+            self._send(f"over {text}")
+        timer = threading.Timer(patience, self._stop)
+        timer.daemon = True
+        timer.start()
+
+    def _stop(self) -> None:
+        """Says why, and interrupts the main thread, which may be in a collective without end."""
+        with self._lock:
+            if self._failed:
+                return
+            self._stopped.set()
+            self._say(str(self._over))
+            if not self._unwound:
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+        time.sleep(_GRACE)
+        _leave()
+
+    def _send(self, line: str, only: _Peer | None = None) -> None:
+        for peer in [only] if only else [*self._peers]:
+            if not peer.over or line.startswith("over"):
+                with contextlib.suppress(OSError):  # `_receive` meets the end of the connection
+                    peer.connection.sendall(f"{line}\n".encode())
+
+
+_watch: Watch | None = None  # of this process
+
+
+def use(watch: Watch) -> None:
+    """Makes `ending` look after it."""
+    global _watch
+    _watch = watch
+    watch.start()
+
+
+def is_lost() -> bool:
+    """Whether this process ends because of another one, and has said so."""
+    return _watch is not None and _watch.is_lost
+
+
+def has_ended() -> bool:
+    """Whether this process ends without waiting for the others."""
+    return _watch is not None and _watch.has_ended
+
+
+@contextlib.contextmanager
+def ending() -> Iterator[None]:
+    """Has the other processes of the run, if there are any, end with the work of this one.
+
+    After an error this process ends without waiting for them, as jax would do for minutes.
+    """
+    try:
+        yield
+        if _watch:
+            _watch.finish()
+    except BaseException as error:
+        if _watch:
+            atexit.register(_leave)  # of a bug, whose traceback comes after this
+            _watch.fail(error)
+        raise
+
+
+def _leave() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
