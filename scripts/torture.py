@@ -6,10 +6,11 @@
     python scripts/torture.py writers --rounds 2 --interruptions 1 -k search --json
     python scripts/torture.py parts --times 20          # of three processes one is killed
     python scripts/torture.py ray --times 20            # of two Ray actors one is killed
+    python scripts/torture.py lost --times 10           # of two hosts one is killed or hangs
 
 `tests` repeats the tests that are marked torture. `writers` is what `torture_writers.py` says; its
 exit code is 1 if anything was mixed, lost, changed or left over. `parts` and `ray` are in
-`torture_shards.py`.
+`torture_shards.py`, `lost` is in `torture_lost.py`.
 """
 
 import argparse
@@ -44,6 +45,10 @@ def main() -> int:
         shards.add_argument("--times", type=int, default=20, help="rounds; default 20")
         shards.add_argument("--seed", type=int, default=0, help="of the moments; default 0")
         shards.set_defaults(run=run_shards, kind=kind)
+    lost = commands.add_parser("lost", help="two processes that train or embed, one of them lost")
+    lost.add_argument("--times", type=int, default=10, help="rounds of each command; default 10")
+    lost.add_argument("--seed", type=int, default=0, help="of the moments; default 0")
+    lost.set_defaults(run=run_lost)
     args = parser.parse_args()
     return args.run(args)
 
@@ -67,6 +72,12 @@ def run_shards(args: argparse.Namespace) -> int:
     import torture_shards
 
     return torture_shards.run(args.kind, args.times, args.seed)
+
+
+def run_lost(args: argparse.Namespace) -> int:
+    import torture_lost
+
+    return torture_lost.run(args.times, args.seed)
 
 
 if __name__ == "__main__":

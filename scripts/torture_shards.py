@@ -83,8 +83,8 @@ def parts(times: int, seed: int) -> collections.Counter[str]:
 # --------------------------------------------------------------------------------------------- ray
 
 
-def actors(title: bytes = b"ray::_Actor") -> list[int]:
-    """Process ids of the Ray actors below this process whose title begins so; "ray::_Actor.embed"
+def actors(title: bytes = b"ray::Actor") -> list[int]:
+    """Process ids of the Ray actors below this process whose title begins so; "ray::Actor.embed"
     is one at work."""
     parents, found = {}, []
     for folder in Path("/proc").glob("[0-9]*"):
@@ -128,14 +128,14 @@ def ray(times: int, seed: int) -> collections.Counter[str]:
     write_inputs()
     import medsiglip_jax
     from medsiglip_jax.data import inputs
-    from medsiglip_jax.inference import embed, ray_runner
+    from medsiglip_jax.inference import embed, ray_cluster, ray_runner
 
     model, rows = medsiglip_jax.load(MODEL), inputs.rows(["images"])
     options = embed.EmbedOptions(shard_size=8, batch_size=2)
     load = functools.partial(medsiglip_jax.load, str(Path(MODEL).absolute()))
     runner = ray_runner.RayRunner(load, actors=2, resources={"CPU": 1}, batch_size=2)
     embed.embed(model, rows, "whole", options)
-    ray_runner.init(
+    ray_cluster.init(
         address="local", num_cpus=2, include_dashboard=False, object_store_memory=128 << 20
     )
 
@@ -152,7 +152,7 @@ def ray(times: int, seed: int) -> collections.Counter[str]:
     try:
         return rounds(one, times, seed)
     finally:
-        ray_runner.import_ray().shutdown()
+        ray_cluster.import_ray().shutdown()
 
 
 # ------------------------------------------------------------------------------------------- rounds

@@ -64,7 +64,7 @@ HEAVY = {
     "skimage": {"preprocess.tissue"},
     "sklearn": {"train.quickstart"},
     "usearch": {"embeddings.index"},
-    "ray": {"inference.ray_runner"},
+    "ray": {"inference.ray_cluster"},
     "shtab": {"cli.completion"},
     "starlette": {"serve"},
     "uvicorn": {"serve"},

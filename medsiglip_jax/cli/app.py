@@ -157,6 +157,7 @@ def _signals() -> Iterator[None]:
 
     def interrupt(number: int, frame: Any) -> None:
         handle(lambda number, frame: os._exit(128 + number))
+        caught.append(number)
         raise Interrupted(number)
 
     def again(unraisable: Any) -> None:
@@ -167,10 +168,15 @@ def _signals() -> Iterator[None]:
         handle(interrupt)
         threading.Timer(0.05, os.kill, (os.getpid(), error.number)).start()
 
+    caught: list[int] = []
     hook, sys.unraisablehook = sys.unraisablehook, again
     handle(interrupt)
     try:
         yield
+    except KeyboardInterrupt as error:  # of Ray, which raises a new one in place of ours
+        if caught and not isinstance(error, Interrupted):
+            raise Interrupted(caught[0]) from error
+        raise
     finally:
         sys.unraisablehook = hook
         for number, handler in before.items():

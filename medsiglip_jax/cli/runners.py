@@ -65,9 +65,9 @@ def runner(args: argparse.Namespace) -> Any:
     import jax
 
     from medsiglip_jax.files import limits
-    from medsiglip_jax.inference import ray_runner
+    from medsiglip_jax.inference import ray_cluster, ray_runner
 
-    ray_runner.import_ray()
+    ray_cluster.import_ray()
     if args.dtype == "auto":
         raise ValueError("--dtype auto cannot be used with --runner ray; name one, as all actors")
     if args.actors is not None and args.actors < 1:

@@ -1,49 +1,44 @@
 """Embeds the shards of a run with Ray actors, each of which holds the model.
 
-The driver hands out one shard at a time. An actor writes it to the output folder by the same code
-as a run without Ray, so that the files are the same. An actor may be lost at any time, with its
-machine or without: its shard goes to another one, and a new actor takes its place as soon as the
-cluster has room for it.
+The driver hands out one shard at a time to actors (`ray_actor`). One may be lost at any time, with
+its machine or without: its shard goes to another one, and a new actor takes its place as soon as
+the cluster has room for it.
 """
 
 import contextlib
 import os
-import signal
-import socket
 import sys
-import threading
 import time
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from medsiglip_jax.data.rows import Rows
 from medsiglip_jax.files import locks
-from medsiglip_jax.inference import embed, run_folder
-from medsiglip_jax.inference.manifest import RUN
+from medsiglip_jax.inference.ray_actor import Actor, for_actors, probe
+from medsiglip_jax.inference.ray_cluster import (
+    Resources,
+    check_room,
+    connected,
+    default_resources,
+    import_ray,
+    room,
+)
 from medsiglip_jax.inference.shard_work import (
     EmbedOptions,
     EmbedProgress,
     Errors,
     Job,
-    ShardWork,
     check_errors,
 )
 from medsiglip_jax.model.api import Model
-from medsiglip_jax.preprocess import names
 
 _POLL_SECONDS = 1.0  # between two looks at how large the cluster is
 _PATIENCE = 60.0  # seconds without any actor after which the user is told
 _GRACE = 20.0  # seconds for actors to end their batch when the run is stopped
 _TRIES = 10  # actors that may be lost over one shard, or one after the other before they start
 _PER_ACCELERATOR = 64  # rows of a batch, as for commands that know nothing of the memory
-_OBJECT_STORE = 128 << 20  # bytes, beside the rows; progress is all that it holds
-
-
-# Ray's name of a resource -> how much of it.
-Resources = Mapping[str, float | int]
 
 
 @dataclass(frozen=True)
@@ -78,9 +73,9 @@ class RayRunner:
         if not numbers:
             return
         stdout = sys.stdout
-        with _connected(self.address, job.rows):
-            resources = self.resources or _default_resources()
-            _check_room(resources, self.address)
+        with connected(self.address, job.rows):
+            resources = self.resources or default_resources()
+            check_room(resources, self.address)
             accelerators = int(resources.get("GPU", 0) + resources.get("TPU", 0))
             size = self.rows_per_call(job.options, accelerators)
             workers = job.options.workers or int(resources.get("CPU", 0)) or None
@@ -96,149 +91,6 @@ class RayRunner:
         if self.batch_size is None:
             return options.batch_size
         return self.batch_size or _PER_ACCELERATOR * accelerators or 8
-
-
-def import_ray() -> Any:
-    """The package, set not to report to its makers.
-
-    Raises:
-        ModuleNotFoundError: it is not installed.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # warns if it is not set
-    try:
-        import ray
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            "--runner ray needs Ray: pip install 'medsiglip-jax[ray]'"
-        ) from None
-    return ray
-
-
-def init(**options: Any) -> None:
-    """`ray.init`, which leaves logs and signals as they are."""
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGTERM)
-    with warnings.catch_warnings():  # jax warns of forks; those of Ray start other programs
-        warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
-        import_ray().init(**options, log_to_driver=False, logging_level="ERROR")
-    if main:
-        signal.signal(signal.SIGTERM, before)  # Ray's own ends the process
-
-
-@contextlib.contextmanager
-def _connected(address: str | None, rows: Rows) -> Iterator[None]:
-    """Joins a cluster, or starts one here for as long as the run takes; one that this process has
-    joined already is used as it is."""
-    ray = import_ray()
-    if ray.is_initialized():
-        yield
-        return
-    options: dict[str, Any] = {"address": address}
-    if address is None:
-        store = _OBJECT_STORE + 2 * rows.table.nbytes
-        options = {"address": "local", "include_dashboard": False, "object_store_memory": store}
-    try:
-        init(**options)
-    except (ConnectionError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"--address {address}: no Ray cluster answers there: {reason}") from None
-    try:
-        # A thread of Ray prints what has become of lost workers, at length.
-        with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
-            yield
-    finally:
-        ray.shutdown()
-
-
-def _hosts() -> list[dict[str, float]]:
-    """The resources of the hosts of the cluster."""
-    return [node["Resources"] for node in import_ray().nodes() if node["Alive"]]
-
-
-def _default_resources() -> dict[str, float]:
-    """One GPU with its share of the CPUs; else a whole host, of which the smallest decides."""
-    hosts = [host for host in _hosts() if host.get("CPU", 0) >= 1]
-    for name in ("GPU", "TPU"):
-        if having := [host for host in hosts if host.get(name, 0) >= 1]:
-            share = 1.0 if name == "GPU" else min(host[name] for host in having)
-            cpus = min(host["CPU"] * share // host[name] for host in having)
-            return {name: share, "CPU": max(1.0, cpus)}
-    return {"CPU": min((host["CPU"] for host in hosts), default=1.0)}
-
-
-def _room(resources: Resources) -> int:
-    """How many actors the cluster has room for, if nothing else runs there."""
-    asked = {name: number for name, number in resources.items() if number}
-    return sum(
-        int(min(host.get(name, 0) // number for name, number in asked.items())) for host in _hosts()
-    )
-
-
-def _check_room(resources: Resources, address: str | None) -> None:
-    if not address and not _room(resources):
-        asked, there = (
-            ", ".join(f"{name}={number:g}" for name, number in some.items() if name in resources)
-            for some in (resources, *_hosts()[:1])
-        )
-        raise ValueError(f"--actor-resources {asked}: this machine has {there or 'none of them'}")
-
-
-# ------------------------------------------------------------------------------------ the actors
-
-
-class _Actor:
-    """Embeds shards in a process of its own, with a model of its own."""
-
-    def start(self, load: Callable[[], Model], job: list[Any], folder: str, probe: str) -> str:
-        """Loads the model, and makes sure that this host would embed just as the others do.
-
-        Args:
-            load: of `RayRunner`.
-            job: the reference of the `Job`.
-            folder: in which the command was started, where relative names begin.
-            probe: an input that the driver sees, or "".
-
-        Returns:
-            The name of the host.
-
-        Raises:
-            ValueError: it has other weights, decoders or files.
-        """
-        host = socket.gethostname()
-        (shared,) = import_ray().get(job)
-        try:
-            os.chdir(folder)
-        except OSError:
-            if any(map(_is_relative, shared.rows.images)):
-                raise ValueError(
-                    f"{host} does not see {folder}, where the names of inputs begin: give them as "
-                    "absolute paths that all hosts reach"
-                ) from None
-        model = load()
-        if not (shared.folder / RUN).is_file():
-            raise ValueError(
-                f"{host} does not see {shared.folder / RUN}: --output has to be a folder that all "
-                "hosts reach by that name, on a network disk or gs://"
-            )
-        if probe and not os.path.exists(probe):
-            raise ValueError(f"{host} does not see {probe}: all hosts have to reach the inputs")
-        run = embed.record(model, shared.rows, shared.options, shared.naming)
-        if differ := run.differences(run_folder.read_run(shared.folder)):
-            raise ValueError(
-                f"{host} would make other embeddings than the run ({', '.join(differ)} differ); "
-                "install the same versions and give all hosts the same model"
-            )
-        self._work = ShardWork(shared, model, lambda: None)  # the driver holds the folder
-        return host
-
-    def embed(self, number: int) -> Generator[EmbedProgress]:
-        """Embeds a shard, or what it can until the driver cancels it."""
-        with contextlib.closing(self._work.embed([number])) as steps:
-            for progress in steps:
-                yield progress
-                if import_ray().get_runtime_context().is_canceled():
-                    return
 
 
 @dataclass
@@ -266,8 +118,8 @@ class _Driver:
         self._starting: dict[Any, Any] = {}  # what `start` returns -> the actor
         self._working: dict[Any, _Turn] = {}  # what `embed` yields -> the turn
         self._lost: Counter[int | None] = Counter()  # by shard; None is before it had one
-        self._shared, self._probe = self._ray.put(_for_actors(job)), _probe(job.rows)
-        self._remote = self._ray.remote(_Actor).options(
+        self._shared, self._probe = self._ray.put(for_actors(job)), probe(job.rows)
+        self._remote = self._ray.remote(Actor).options(
             num_cpus=resources.get("CPU", 0), num_gpus=resources.get("GPU", 0),
             resources={n: x for n, x in resources.items() if n not in ("CPU", "GPU")},
         )  # fmt: skip
@@ -298,7 +150,7 @@ class _Driver:
 
     def _start_actors(self) -> None:
         """Asks for actors while there are shards for them."""
-        most = self._runner.actors or max(1, _room(self._resources))
+        most = self._runner.actors or max(1, room(self._resources))
         wanted = min(most - len(self._working), len(self._todo))
         while len(self._starting) < wanted:
             actor = self._remote.remote()
@@ -411,23 +263,3 @@ class _Driver:
         actors = [turn.actor for turn in self._working.values()]
         for actor in (*actors, *self._starting.values(), *(actor for actor, _ in self._idle)):
             self._ray.kill(actor)
-
-
-def _for_actors(job: Job) -> Job:
-    """Without the limit on errors, of which an actor knows its own only: the driver counts. That
-    there is one says that many refused addresses are no outage."""
-    if job.options.max_errors is None:
-        return job
-    return replace(job, options=replace(job.options, max_errors=sys.maxsize))
-
-
-def _is_relative(source: str) -> bool:
-    return not os.path.isabs(source) and "://" not in source
-
-
-def _probe(rows: Rows) -> str:
-    """The first local file among the inputs, as an absolute path, if it is there; or ""."""
-    for source in rows.images:
-        file = names.parse(source)[0]
-        return os.path.abspath(file) if os.path.exists(file) else ""
-    return ""

@@ -99,12 +99,16 @@ class Watch:
     """This process's connections to the others, and the thread that listens to them.
 
     What is sent are lines: "hello TOKEN INDEX WHERE" first, "" as a heartbeat, "done" when a
-    process has finished, from process 0 when all have, and "over TEXT" when all have to end.
+    process has finished, from process 0 when all have, "bye" before its connection ends, and "over
+    TEXT" when all have to end.
     """
 
-    def __init__(self, index: int, count: int, say: Callable[[str], None]):
-        """Watches nobody yet; `say` prints the line on a process that is lost."""
-        self._index, self._count, self._say = index, count, say
+    def __init__(
+        self, index: int, count: int, say: Callable[[str], None], close: Callable[[], None]
+    ):
+        """Watches nobody yet; `say` prints the line on a process that is lost, and `close` is
+        called when all have finished."""
+        self._index, self._count, self._say, self._close = index, count, say, close
         self._where = f"host {socket.gethostname()}, pid {os.getpid()}"
         self._token = secrets.token_hex(8)
         self._peers: list[_Peer] = []
@@ -112,7 +116,7 @@ class Watch:
         self._lock = threading.Lock()
         self._over: str | None = None  # why all end
         self._done = self._failed = self._unwound = False
-        self._met, self._stopped = threading.Event(), threading.Event()
+        self._met, self._stopped, self._closed = (threading.Event() for _ in range(3))
         self._started = self._sent = time.monotonic()
 
     def listen(self, host: str) -> str:
@@ -137,6 +141,9 @@ class Watch:
         if self._index:
             self._send("done")
         self._met.wait()
+        self._close()
+        self._send("bye")
+        self._closed.set()
 
     def fail(self, error: BaseException) -> None:
         """Ends the others, for this process ends by an error; unless that has come of theirs."""
@@ -171,7 +178,7 @@ class Watch:
     # --------------------------------------------------------------------------- in its thread
 
     def _run(self) -> None:
-        while not self._met.is_set():
+        while not self._closed.is_set():
             for key, _ in self._selector.select(_TICK):
                 key.data()
             self._beat()
@@ -223,6 +230,8 @@ class Watch:
             peer.done = True
             if self._index:
                 self._met.set()
+        elif word == "bye":
+            peer.over = True
         elif word == "over":
             peer.over = True
             self._end(rest, _GRACE)
@@ -235,13 +244,14 @@ class Watch:
     def _judge(self) -> None:
         now, known = time.monotonic(), self._known()
         for peer in known:
-            if now > peer.heard + _LIMIT:
+            if now > peer.heard + _LIMIT and not peer.over:
                 return self._lose(peer, f"no heartbeat for {now - peer.heard:.0f} s")
         others = range(1, self._count) if self._index == 0 else (0,)
         missing = set(others) - {peer.index for peer in known}
         if missing and now > self._started + _LIMIT:
             return self._end(f"{self._name(min(missing))} was lost: it never answered", 0.0)
-        if self._index == 0 and self._done and not missing and all(peer.done for peer in known):
+        finished = self._done and not missing and all(peer.done for peer in known)
+        if self._index == 0 and finished and not self._met.is_set():
             self._send("done")
             self._met.set()
 
@@ -289,7 +299,7 @@ _watch: Watch | None = None  # of this process
 
 
 def use(watch: Watch) -> None:
-    """Makes `ending` look after it."""
+    """Starts a watch, which `ending` looks after."""
     global _watch
     _watch = watch
     watch.start()

@@ -48,7 +48,8 @@ def join(
         relay.address if relay else coordinator, count, index,
         initialization_timeout=_START_SECONDS, heartbeat_timeout_seconds=peers.JAX_SECONDS,
     )  # fmt: skip
-    watch, client = peers.Watch(index, count, say), distributed.global_state.client
+    watch = peers.Watch(index, count, say, jax.distributed.shutdown)
+    client = distributed.global_state.client
     assert client is not None
     if relay:
         relay.holds.set()

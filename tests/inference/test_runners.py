@@ -19,7 +19,7 @@ from medsiglip_jax import cli
 from medsiglip_jax.cli import loading, runners
 from medsiglip_jax.data import inputs
 from medsiglip_jax.files import limits, locks, places, storage
-from medsiglip_jax.inference import decoders, ray_runner, run_folder, share
+from medsiglip_jax.inference import decoders, ray_actor, ray_cluster, ray_runner, run_folder, share
 from medsiglip_jax.inference import embed as embedding
 from medsiglip_jax.inference.embed import EmbedOptions, Incomplete, embed, embed_part
 from medsiglip_jax.inference.manifest import Manifest, Weights
@@ -273,9 +273,9 @@ def test_an_actor_takes_a_gpu_or_a_host(monkeypatch, cluster, resources, room):
         def nodes():
             return hosts(*cluster)
 
-    monkeypatch.setattr(ray_runner, "import_ray", lambda: Ray)
-    assert ray_runner._default_resources() == resources
-    assert ray_runner._room(resources) == room
+    monkeypatch.setattr(ray_cluster, "import_ray", lambda: Ray)
+    assert ray_cluster.default_resources() == resources
+    assert ray_cluster.room(resources) == room
 
 
 def test_a_host_that_is_not_like_the_others_is_refused(model, rows, tmp_path, monkeypatch):
@@ -284,10 +284,10 @@ def test_a_host_that_is_not_like_the_others_is_refused(model, rows, tmp_path, mo
     class Ray:
         get = staticmethod(lambda job: job)
 
-    monkeypatch.setattr(ray_runner, "import_ray", lambda: Ray)
+    monkeypatch.setattr(ray_actor, "import_ray", lambda: Ray)
     run = embedding.record(model, rows, OPTIONS, None)
     job = embedding.Job(rows, tmp_path, OPTIONS, run, None)
-    start = functools.partial(ray_runner._Actor().start, folder=str(tmp_path))
+    start = functools.partial(ray_actor.Actor().start, folder=str(tmp_path))
     load = lambda: model  # noqa: E731
     with pytest.raises(ValueError, match="does not see .*run.json: --output has to be a folder"):
         start(load, [job], probe="")
@@ -298,17 +298,17 @@ def test_a_host_that_is_not_like_the_others_is_refused(model, rows, tmp_path, mo
     other = medsiglip_jax.init(model.config, seed=5)
     with pytest.raises(ValueError, match=r"would make other embeddings .*model.* differ"):
         start(lambda: other, [job], probe="")
-    assert start(load, [job], probe=ray_runner._probe(rows))
+    assert start(load, [job], probe=ray_actor.probe(rows))
 
 
 @pytest.fixture
 def cluster():
     """A cluster with room for two actors, on this machine."""
-    ray_runner.init(
+    ray_cluster.init(
         address="local", num_cpus=2, include_dashboard=False, object_store_memory=128 << 20
     )
     yield
-    ray_runner.import_ray().shutdown()
+    ray_cluster.import_ray().shutdown()
 
 
 @pytest.mark.slow
@@ -326,7 +326,7 @@ def test_an_actor_that_is_killed_costs_nothing(checkpoint, model, tmp_path, clus
 
     def kill(progress):
         seen.append(progress)
-        if not killed and (pids := actors(b"ray::_Actor.embed")):
+        if not killed and (pids := actors(b"ray::Actor.embed")):
             killed.append(pids[0])
             os.kill(pids[0], signal.SIGKILL)
 
