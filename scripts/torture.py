@@ -48,6 +48,7 @@ def main() -> int:
     lost = commands.add_parser("lost", help="two processes that train or embed, one of them lost")
     lost.add_argument("--times", type=int, default=10, help="rounds of each command; default 10")
     lost.add_argument("--seed", type=int, default=0, help="of the moments; default 0")
+    lost.add_argument("-k", default="", metavar="WORD", help="only embed, or only finetune")
     lost.set_defaults(run=run_lost)
     args = parser.parse_args()
     return args.run(args)
@@ -77,7 +78,7 @@ def run_shards(args: argparse.Namespace) -> int:
 def run_lost(args: argparse.Namespace) -> int:
     import torture_lost
 
-    return torture_lost.run(args.times, args.seed)
+    return torture_lost.run(args.times, args.seed, args.k)
 
 
 if __name__ == "__main__":

@@ -159,7 +159,7 @@ def _embed(
     naming = processes.run_on(lambda: pseudonyms.naming(options.identifiers, alone))
     folder, run = places.at(output), record(model, rows, options, naming)
     encode.check_towers(model, rows)
-    _check_volumes(rows, options.dicom)
+    _check_volumes(rows, options.prepared(model).dicom)
     with ExitStack() as stack:
         hold = lambda: stack.enter_context(run_folder.hold(folder, run, share.index))  # noqa: E731
         first = processes.run_on(hold, 0)  # process 0 says what the folder holds
@@ -216,13 +216,13 @@ def record(
 ) -> records.RunRecord:
     """What identifies a run on this machine."""
     pixels = model.config.vision.pixels if model.config.vision else PixelConfig()
-    known = options.abstention
+    known, how = options.abstention, options.prepared(model)
     return records.RunRecord(
         model=records.Weights(model.source, model.sha256),
         tokenizer_sha256=model.processor.tokenizer_sha256,
-        preprocess=options.preprocess,
+        preprocess=how.preprocess,
         pixels=None if pixels == PixelConfig() else pixels.to_dict(),
-        dicom=options.dicom.to_dict(),
+        dicom=how.dicom.to_dict(),
         expansion=rows.parts.to_dict(),
         identifiers=naming.name if naming else None,
         normalized=options.normalize,

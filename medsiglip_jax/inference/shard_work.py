@@ -18,6 +18,7 @@ from medsiglip_jax.inference import manifest as records
 from medsiglip_jax.inference.abstain import Abstention
 from medsiglip_jax.inference.engine import Embedded, Engine
 from medsiglip_jax.model import api
+from medsiglip_jax.model.config import Preparation
 from medsiglip_jax.preprocess import image
 from medsiglip_jax.preprocess.dicom.rules import Rules
 
@@ -31,14 +32,15 @@ class EmbedOptions:
     """What identifies a run, beside the model and the inputs; and how to run it.
 
     Attributes:
-        preprocess: pixel preset.
+        preprocess: pixel preset; by default that of the model's training where its export
+            remembers one, else "big_vision".
         normalize: unit vectors (what retrieval wants), or the raw pooled output.
         stored: element type of the vectors in the files, "float32" or "float16".
         shard_size: input rows per Parquet file; so many are in memory at once.
         batch_size: rows per call of the encoder, over all local devices. It may change when a run
             is resumed; then the last bits of the vectors change, too.
         max_errors: unreadable inputs that are accepted; None is any number. It may change, too.
-        dicom: how DICOM files become pixels.
+        dicom: how DICOM files and NIfTI volumes become pixels; default likewise.
         identifiers: None, or add columns with the patient, study and series of DICOM files:
             "hashed" (see `pseudonyms`), or "kept" as they are.
         abstention: None, or add the columns `distance` from what a reference knows, and `no_assist`
@@ -47,21 +49,26 @@ class EmbedOptions:
         save_seconds: so often the rows of an unfinished shard are saved, beside when the run stops.
     """
 
-    preprocess: str = "big_vision"
+    preprocess: str | None = None
     normalize: bool = True
     stored: Annotated[str, settings.one_of(shards.STORED)] = "float32"
     shard_size: Annotated[int, settings.at_least(1)] = 8192
     batch_size: Annotated[int, settings.at_least(1)] = 8
     max_errors: Annotated[int | None, settings.at_least(0)] = None
-    dicom: Rules = Rules()
+    dicom: Rules | None = None
     identifiers: Annotated[str | None, settings.one_of((*pseudonyms.KINDS, None))] = None
     abstention: Abstention | None = None
     workers: Annotated[int | None, settings.at_least(1)] = None
     save_seconds: Annotated[float, settings.at_least(0)] = 600.0
 
     def __post_init__(self):
-        image.preset(self.preprocess)
+        if self.preprocess is not None:
+            image.preset(self.preprocess)
         settings.verify(self)
+
+    def prepared(self, model: api.Model) -> Preparation:
+        """How images are prepared for a model, see `ModelConfig.prepared`."""
+        return model.config.prepared(self.preprocess, self.dicom)
 
 
 @dataclass(frozen=True)
@@ -164,8 +171,9 @@ class ShardWork:
             OSError: a disk or a network fails.
         """
         job, options = self.job, self.job.options
+        how = options.prepared(self.model)
         engine = Engine(
-            self.model, options.preprocess, options.normalize, options.batch_size, options.dicom,
+            self.model, how.preprocess, options.normalize, options.batch_size, how.dicom,
             options.stored, options.max_errors is not None, options.workers,
         )  # fmt: skip
         with closing(engine.run(self._batches(numbers))) as results:

@@ -29,6 +29,7 @@ _BEAT = 5.0  # seconds between heartbeats
 # network disk holds Python's lock, and with it the heartbeat, for tens of seconds.
 _LIMIT = 40.0
 _GRACE = 10.0  # seconds for this process to save what it has, and for others that fail with it
+_PATIENCE = {"lost": 0.0, "failed": _GRACE}  # seconds in which an error of its own may end it
 _TICK = 0.2  # seconds
 # What an error says if the network between processes, or another of them, has failed.
 _COLLECTIVES = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "collective")
@@ -63,6 +64,7 @@ class Relay:
     def _up(self, inner: socket.socket, outer: socket.socket) -> None:
         _copy(inner, outer)
         _close(outer)
+        _close(inner)
 
     def _down(self, outer: socket.socket, inner: socket.socket) -> None:
         _copy(outer, inner)
@@ -99,8 +101,8 @@ class Watch:
     """This process's connections to the others, and the thread that listens to them.
 
     What is sent are lines: "hello TOKEN INDEX WHERE" first, "" as a heartbeat, "done" when a
-    process has finished, from process 0 when all have, "bye" before its connection ends, and "over
-    TEXT" when all have to end.
+    process has finished, from process 0 when all have, "bye" before its connection ends, and "lost
+    TEXT" or "failed TEXT" when all have to end.
     """
 
     def __init__(
@@ -154,8 +156,8 @@ class Watch:
             if self.is_lost:
                 return
             self._failed = True
-        self._send(f"over {self._name(self._index, self._where)} has failed or was stopped, as its "
-                   "own message says")  # fmt: skip
+        name = self._name(self._index, self._where)
+        self._send(f"failed {name} has failed or was stopped, as its own message says")
         if self._index == 0:  # the others may still need its keys and values to end
             self._wait(lambda: all(peer.over for peer in self._known()), _GRACE)
 
@@ -232,9 +234,9 @@ class Watch:
                 self._met.set()
         elif word == "bye":
             peer.over = True
-        elif word == "over":
+        elif word in _PATIENCE:
             peer.over = True
-            self._end(rest, _GRACE)
+            self._end(word, rest)
 
     def _beat(self) -> None:
         if time.monotonic() > self._sent + _BEAT:
@@ -249,7 +251,7 @@ class Watch:
         others = range(1, self._count) if self._index == 0 else (0,)
         missing = set(others) - {peer.index for peer in known}
         if missing and now > self._started + _LIMIT:
-            return self._end(f"{self._name(min(missing))} was lost: it never answered", 0.0)
+            return self._end("lost", f"{self._name(min(missing))} was lost: it never answered")
         finished = self._done and not missing and all(peer.done for peer in known)
         if self._index == 0 and finished and not self._met.is_set():
             self._send("done")
@@ -263,16 +265,16 @@ class Watch:
         return f"process {index} of {self._count}" + (f" ({where})" if where else "")
 
     def _lose(self, peer: _Peer, why: str) -> None:
-        self._end(f"{self._name(peer.index, peer.where)} was lost: {why}", 0.0)
+        self._end("lost", f"{self._name(peer.index, peer.where)} was lost: {why}")
 
-    def _end(self, text: str, patience: float) -> None:
-        """Ends this process in so many seconds, in which it may end by an error of its own."""
+    def _end(self, word: str, text: str) -> None:
+        """Ends this process, and from process 0 all others, unless that is done already."""
         if self._over:
             return
         self._over = text
         if self._index == 0:
-            self._send(f"over {text}")
-        timer = threading.Timer(patience, self._stop)
+            self._send(f"{word} {text}")
+        timer = threading.Timer(_PATIENCE[word], self._stop)
         timer.daemon = True
         timer.start()
 
@@ -290,9 +292,8 @@ class Watch:
 
     def _send(self, line: str, only: _Peer | None = None) -> None:
         for peer in [only] if only else [*self._peers]:
-            if not peer.over or line.startswith("over"):
-                with contextlib.suppress(OSError):  # `_receive` meets the end of the connection
-                    peer.connection.sendall(f"{line}\n".encode())
+            with contextlib.suppress(OSError):  # `_receive` meets the end of the connection
+                peer.connection.sendall(f"{line}\n".encode())
 
 
 _watch: Watch | None = None  # of this process

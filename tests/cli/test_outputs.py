@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from medsiglip_jax import cli
-from medsiglip_jax.cli import compare, outputs, parser
+from medsiglip_jax.cli import app, compare, outputs, parser
 from medsiglip_jax.cli import search as search_command
 from medsiglip_jax.embeddings import output as table
 from medsiglip_jax.embeddings import search
@@ -190,6 +190,20 @@ def test_a_signal_that_comes_while_rubbish_is_collected_is_not_lost(tmp_path):
         err = child.communicate(timeout=30)[1].strip()
     assert child.returncode == 143 and err.startswith("medsiglip-jax embed: SIGTERM: stopped")
     assert "\n" not in err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_a_signal_is_told_even_where_a_library_raises_its_own_interrupt():
+    """As Ray does, which looks for signals itself while it waits for its actors."""
+    with pytest.raises(app.Interrupted, match="SIGTERM: stopped") as raised, app._signals():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt from None
+    assert raised.value.exit_code == 143
+    with pytest.raises(KeyboardInterrupt) as raised, app._signals():
+        raise KeyboardInterrupt
+    assert not isinstance(raised.value, app.Interrupted)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")

@@ -11,10 +11,12 @@ from PIL import Image
 
 import medsiglip_jax
 from medsiglip_jax.cli import reading
+from medsiglip_jax.data import inputs
 from medsiglip_jax.embeddings.elsewhere.formats import open_embeddings
 from medsiglip_jax.embeddings.search import search
 from medsiglip_jax.files import json as json_files
 from medsiglip_jax.inference.classify import classify
+from medsiglip_jax.inference.embed import EmbedOptions, embed
 from medsiglip_jax.model.config import ClassifierConfig, ModelConfig, Preparation
 from medsiglip_jax.model.weights.checkpoint import CheckpointError
 from medsiglip_jax.preprocess.dicom.rules import Rules
@@ -151,6 +153,18 @@ def test_embed_records_it_and_search_reads_queries_like_it(tuned, wide, tmp_path
     )
     hit = json.loads(text)[0]["hits"][0]
     assert code == 0 and hit["score"] == pytest.approx(1, abs=1e-6)
+
+
+def test_embedding_from_python_takes_it_as_the_command_does(tuned, wide, tmp_path):
+    model, rows = medsiglip_jax.load(tuned), inputs.rows([wide])
+    made = embed(model, rows, tmp_path / "a").to_dict()
+    assert {"preprocess": made["preprocess"], "dicom": made["dicom"]} == TRAINED.to_dict()
+    got = open_embeddings(tmp_path / "a").gather(np.array([0]))
+    want = medsiglip_jax.encode_files(model, [str(wide)]).complete()
+    np.testing.assert_array_equal(got, want)
+    asked = EmbedOptions(preprocess="imagenet", dicom=Rules())
+    made = embed(model, rows, tmp_path / "b", asked).to_dict()
+    assert (made["preprocess"], made["dicom"]) == ("imagenet", Rules().to_dict())
 
 
 @pytest.mark.filterwarnings("ignore:.*which preprocessing made them is not recorded")

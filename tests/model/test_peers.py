@@ -1,0 +1,132 @@
+"""Processes that watch each other: three real ones, without jax, of which one is lost."""
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from medsiglip_jax.model import peers
+
+# Arguments: its index, what process 0 has said in `listen` or "", how it ends.
+PROCESS = """
+import signal, sys, time
+from medsiglip_jax.model import peers
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+peers._BEAT, peers._LIMIT, peers._GRACE = 0.2, float(sys.argv[4]), 0.5
+peers._PATIENCE["failed"] = 0.5
+index, said, way = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+line = lambda text: print(text, file=sys.stderr, flush=True)
+watch = peers.Watch(index, 3, line, lambda: None)
+print("ready", watch.connect("localhost", said) if index else watch.listen("localhost"), flush=True)
+with peers.ending():
+    peers.use(watch)
+    if way == "waits":
+        time.sleep(60)
+    sys.stdin.readline()
+    if way == "fails":
+        raise ValueError("a disk is full")
+    print("done", flush=True)
+"""
+
+
+@pytest.fixture
+def three():
+    """Starts processes 0, 1 and 2, each with a way to end."""
+    started = []
+
+    def start(*ways, limit=30.0):
+        said = ""
+        for index, way in enumerate(ways):
+            command = [sys.executable, "-c", PROCESS, str(index), said, way, str(limit)]
+            started.append(subprocess.Popen(command, stdin=-1, stdout=-1, stderr=-1, text=True))
+            ready = started[-1].stdout.readline()
+            said = said or ready.removeprefix("ready ").strip()
+        time.sleep(0.2)  # for the thread of each
+        return started
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("lost, number, why", [
+    (0, signal.SIGKILL, "it was killed or has crashed"),
+    (1, signal.SIGKILL, "it was killed or has crashed"),
+    (1, signal.SIGSTOP, "no heartbeat for 2 s"),
+])  # fmt: skip
+def test_all_others_name_the_one_that_is_lost(three, lost, number, why):
+    """Also those that have no connection with it: process 0 tells them before it ends."""
+    processes = three("waits", "waits", "waits", limit=1.6)
+    processes[lost].send_signal(number)
+    where = f"(host {socket.gethostname()}, pid {processes[lost].pid})"
+    for index in {0, 1, 2} - {lost}:
+        err = processes[index].communicate(timeout=30)[1].splitlines()
+        assert processes[index].returncode == 1 and err[0] == (
+            f"process {lost} of 3 {where} was lost: {why}"
+        )
+
+
+def test_an_error_of_one_ends_the_others(three):
+    processes = three("waits", "fails", "waits")
+    processes[1].stdin.write("\n")
+    processes[1].stdin.flush()
+    ends = [process.communicate(timeout=30)[1] for process in processes]
+    assert "ValueError: a disk is full" in ends[1] and "process" not in ends[1]
+    for index in (0, 2):
+        assert processes[index].returncode == 1
+        assert (
+            ends[index].startswith("process 1 of 3") and "has failed or was stopped" in ends[index]
+        )
+
+
+def test_all_end_together_and_nobody_is_missed(three):
+    """One that has finished long before the others waits for them."""
+    processes = three("ends", "ends", "ends")
+    for process in (processes[2], processes[0], processes[1]):
+        assert processes[2].poll() is None
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "done\n"
+    assert [process.communicate(timeout=30)[1] for process in processes] == [""] * 3
+    assert [process.returncode for process in processes] == [0] * 3
+
+
+def test_strangers_are_not_listened_to():
+    watch = peers.Watch(0, 2, print, lambda: None)
+    port = int(watch.listen("localhost").split()[0])
+    with socket.create_connection(("localhost", port)) as stranger:
+        stranger.sendall(b"hello x 1 nowhere\nlost all\nhello\n\xff\xfe\n")
+        for _ in range(5):
+            for key, _ in watch._selector.select(0.1):
+                key.data()
+    assert watch._over is None and not watch._known()
+    for key in [*watch._selector.get_map().values()]:
+        key.fileobj.close()
+
+
+def test_the_end_of_process_0_is_kept_from_jax():
+    """Until the processes have joined, jax itself has to see it, to try again."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        relay = peers.Relay(*server.getsockname())
+        host, port = relay.address.split(":")
+        for holds in (False, True):
+            with socket.create_connection((host, int(port))) as client:
+                client.sendall(b"question")
+                service, _ = server.accept()
+                assert service.recv(8) == b"question"
+                service.sendall(b"answer")
+                assert client.recv(6) == b"answer"
+                if holds:
+                    relay.holds.set()
+                service.close()
+                client.settimeout(0.5)
+                if holds:
+                    with pytest.raises(TimeoutError):
+                        client.recv(1)
+                else:
+                    assert client.recv(1) == b""
+        relay._server.close()
