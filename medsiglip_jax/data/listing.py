@@ -93,10 +93,11 @@ def expand(
     missing = [path for path, files in zip(given, listed, strict=True) if files is None]
     if missing:
         raise FileNotFoundError(f"no such file or folder: {', '.join(map(describe, missing))}")
-    return [_each(files, on_step) for files in listed if files is not None]
+    return [each(files, on_step) for files in listed if files is not None]
 
 
-def _each(items: Iterable[T], on_step: Step) -> Iterator[T]:
+def each(items: Iterable[T], on_step: Step) -> Iterator[T]:
+    """The items, with a call of `on_step` for each, as `threads.watched` wants it."""
     for item in items:
         on_step()
         yield item
@@ -171,8 +172,8 @@ def _local(path: str, all_files: bool, on_step: Step) -> Iterable[File] | None:
         return None
     root = _fixed_part(path)
     matches = glob.iglob(path[len(root) :], root_dir=root or None, recursive=True)
-    names = sorted(_each(matches, on_step))
-    return _matched(root, (n for n in _each(names, on_step) if os.path.isfile(root + n)))
+    names = sorted(each(matches, on_step))
+    return _matched(root, (n for n in each(names, on_step) if os.path.isfile(root + n)))
 
 
 def _remote(uri: str, all_files: bool) -> Iterable[File] | None:

@@ -5,6 +5,8 @@ import contextlib
 import dataclasses
 import gzip
 import json
+import pkgutil
+import threading
 
 import fsspec
 import numpy as np
@@ -19,6 +21,8 @@ from medsiglip_jax.evaluate import run, tasks
 from medsiglip_jax.evaluate.data import arrays, folders, labels, reading, splits
 from medsiglip_jax.evaluate.data.arrays import pixmap
 from medsiglip_jax.evaluate.data.layout import LabelColumns
+from medsiglip_jax.files import limits
+from medsiglip_jax.files.threads import Stalled
 from medsiglip_jax.preprocess.decode import decode
 from medsiglip_jax.preprocess.sources import read_bytes
 
@@ -610,9 +614,13 @@ def test_scin_has_lists_in_cells_and_up_to_three_images_a_case(tmp_path):
 CRC = ["ADI", "BACK", "DEB", "LYM", "MUC", "MUS", "NORM", "STR", "TUM"]
 
 
-def test_class_folders(tmp_path):
+def write_class_folders(folder):
     for i, name in enumerate(CRC):
-        picture(tmp_path / f"CRC-VAL-HE-7K/{name}/{name}-TCGA-{i}.tif")
+        picture(folder / f"CRC-VAL-HE-7K/{name}/{name}-TCGA-{i}.tif")
+
+
+def test_class_folders(tmp_path):
+    write_class_folders(tmp_path)
     for given in (tmp_path, tmp_path / "CRC-VAL-HE-7K"):
         rows, found = read("crc-val-he-7k", given)
         np.testing.assert_array_equal(found.labels, np.eye(9))
@@ -640,6 +648,27 @@ def test_class_folders(tmp_path):
     (tmp_path / "CRC-VAL-HE-7K/TUM").rmdir()
     with pytest.raises(FileNotFoundError, match="no folders of the classes TUM; there are ADI"):
         read("crc-val-he-7k", tmp_path)
+
+
+@pytest.mark.parametrize("name, where", [
+    ("crc-val-he-7k", "medsiglip_jax.data.listing.walk"), ("ddi", "pathlib.Path.is_file"),
+    ("chexpert", "pathlib.Path.glob"),
+])  # fmt: skip
+def test_a_data_set_on_a_disk_that_is_gone_is_given_up(tmp_path, monkeypatch, name, where, request):
+    """Where its folders are listed, where images are looked for, and where they are looked up."""
+    make = {"ddi": test_ddi, "crc-val-he-7k": write_class_folders}.get(name)
+    make(tmp_path) if make else request.getfixturevalue("chexpert")
+    released, thread = threading.Event(), threading.current_thread()
+
+    def hang(*args, real=pkgutil.resolve_name(where)):
+        released.wait(0 if threading.current_thread() is thread else 30)
+        return real(*args)
+
+    monkeypatch.setattr(where, hang)
+    monkeypatch.setattr(limits, "_limits", limits.parse(None, None, None, 0.3))
+    with pytest.raises(Stalled, match=r"the list of images in .*: not read within 0\.3 s"):
+        read(name, tmp_path)
+    released.set()
 
 
 @pytest.mark.parametrize("compressed", [False, True])

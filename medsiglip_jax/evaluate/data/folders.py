@@ -14,6 +14,7 @@ from medsiglip_jax.evaluate.data.images import below, stem
 from medsiglip_jax.evaluate.data.layout import FolderData
 from medsiglip_jax.evaluate.tasks import Task
 from medsiglip_jax.files.places import Place
+from medsiglip_jax.files.threads import Step, watched
 from medsiglip_jax.preprocess.names import escaped
 
 
@@ -22,20 +23,12 @@ def read(task: Task, layout: FolderData, root: Place, policy: Policy, prefer: st
 
     Raises:
         FileNotFoundError: folders of classes are missing, all in one message.
+        Stalled: a disk does not answer, see `threads.watched`.
         ValueError: an image has several files and `prefer` does not choose one.
     """
-    wanted = [c.value for c in task.classes]
-    top = next(_tops(task, layout, root), root / layout.root[0])
-    folders = sorted(p.name for p in top.iterdir() if p.is_dir()) if top.is_dir() else []
-    values = tuple(wanted or folders)
-    lacking = [name for name in values if name not in folders]
-    if lacking or not values:
-        raise FileNotFoundError(
-            f"{top}: no folders of the classes {', '.join(lacking) or 'at all'}; "
-            f"there are {', '.join(folders) or 'none'}{where_to_get(task)}"
-        )
-    names = [(below(root, top / name), i) for i, name in enumerate(values)]
-    listed = [(file, i) for name, i in names for file in _listed(root / name, layout.all_files)]
+    top, values, listed = watched(
+        lambda on_step: _list(task, layout, root, on_step), f"the list of images in {root}"
+    )
     files = [(file.path, i) for file, i in listed if file.format == "image"]
     if not files:
         raise FileNotFoundError(f"{top}: no images in {', '.join(values)}{where_to_get(task)}")
@@ -46,6 +39,28 @@ def read(task: Task, layout: FolderData, root: Place, policy: Policy, prefer: st
     ids = [escaped(path.removeprefix(f"{str(root).rstrip('/')}/")) for path, _ in files]
     classes = tuple(map(escaped, values))
     return Dataset(ids, [path for path, _ in files], labels, classes, counts=counts)
+
+
+def _list(
+    task: Task, layout: FolderData, root: Place, on_step: Step
+) -> tuple[Place, tuple[str, ...], list[tuple[File, int]]]:
+    """The folder of the classes, their names, and the files of each with the class's number."""
+    wanted = [c.value for c in task.classes]
+    top = next(_tops(task, layout, root), root / layout.root[0])
+    folders = sorted(p.name for p in top.iterdir() if p.is_dir()) if top.is_dir() else []
+    values = tuple(wanted or folders)
+    lacking = [name for name in values if name not in folders]
+    if lacking or not values:
+        raise FileNotFoundError(
+            f"{top}: no folders of the classes {', '.join(lacking) or 'at all'}; "
+            f"there are {', '.join(folders) or 'none'}{where_to_get(task)}"
+        )
+    listed: list[tuple[File, int]] = []
+    for i, name in enumerate(values):
+        folder = root / below(root, top / name)
+        files = itertools.chain.from_iterable(expand([folder], layout.all_files, on_step))
+        listed += ((file, i) for file in files)
+    return top, values, listed
 
 
 def fits(task: Task, layout: FolderData, root: Place) -> bool:
@@ -74,7 +89,3 @@ def _without_copies(
     chosen = {f"{top}{name}" for name in copies.choose(names, root, prefer)}
     left = {path for paths in several for path in paths} - chosen
     return [(path, i) for path, i in files if path not in left], len(left)
-
-
-def _listed(folder: Place, all_files: bool) -> Iterator[File]:
-    return itertools.chain.from_iterable(expand([folder], all_files))

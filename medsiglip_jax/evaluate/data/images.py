@@ -1,18 +1,20 @@
 """Which image files the rows of a table name, and which of those exist."""
 
+import functools
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from medsiglip_jax.data.listing import IMAGE_SUFFIXES
+from medsiglip_jax.data.listing import IMAGE_SUFFIXES, each, waiting
 from medsiglip_jax.evaluate.data import copies
 from medsiglip_jax.evaluate.data.dataset import where_to_get
 from medsiglip_jax.evaluate.data.layout import ImageFiles
 from medsiglip_jax.evaluate.tasks import Task
 from medsiglip_jax.files import places
 from medsiglip_jax.files.places import Place
+from medsiglip_jax.files.threads import Step, watched
 from medsiglip_jax.preprocess.names import escaped, parse
 
 TableRow = Mapping[str, str]
@@ -48,9 +50,13 @@ def find(
 
     Raises:
         FileNotFoundError: none exists.
+        Stalled: a disk does not answer, see `threads.watched`.
         ValueError: images have several files, and the rule does not choose one.
     """
-    images = _search(layout, root, rows, prefer) if layout.find else _look_up(layout, root, rows)
+    look = functools.partial(_search, prefer=prefer) if layout.find else _look_up
+    images = watched(
+        lambda on_step: look(layout, root, rows, on_step), f"the list of images in {root}"
+    )
     if not images.pairs:
         raise FileNotFoundError(
             f"{root}: none of the {len(images.missing)} images of {task.title} exists; expected "
@@ -72,10 +78,12 @@ def below(root: Place, path: Place) -> str:
     return str(path).removeprefix(str(root)).lstrip("/")
 
 
-def _look_up(layout: ImageFiles, root: Place, rows: Sequence[TableRow]) -> FoundImages:
+def _look_up(
+    layout: ImageFiles, root: Place, rows: Sequence[TableRow], on_step: Step
+) -> FoundImages:
     """Images at the paths that the rows name."""
     images, absent, others = FoundImages(), 0, 0
-    for i, row in enumerate(rows):
+    for i, row in enumerate(each(rows, on_step)):
         for alternatives in _paths(row, layout, root):
             existing = [name for name in alternatives if _exists(root, name)]
             if existing:
@@ -111,9 +119,12 @@ def _exists(root: Place, name: str) -> bool:
     return not isinstance(root, Path) or Path(parse(str(place))[0]).is_file()
 
 
-def _search(layout: ImageFiles, root: Place, rows: Sequence[TableRow], prefer: str) -> FoundImages:
+def _search(
+    layout: ImageFiles, root: Place, rows: Sequence[TableRow], on_step: Step, prefer: str
+) -> FoundImages:
     """Images that a glob finds, matched with the rows."""
-    files, unmatched = _index(layout, root)
+    files, unmatched = _index(layout, root, on_step)
+    on_step()
     keys, images = [_key(row, layout) for row in rows], FoundImages()
     used = {key: files[key] for key in dict.fromkeys(keys) if key in files}
     unused = sum(map(len, files.values())) - sum(map(len, used.values()))
@@ -145,10 +156,12 @@ def _without_copies(
     return chosen
 
 
-def _index(layout: ImageFiles, root: Place) -> tuple[dict[tuple, list[str]], int]:
+def _index(layout: ImageFiles, root: Place, on_step: Step) -> tuple[dict[tuple, list[str]], int]:
     """Files by key, and how many the pattern does not match; hidden files are none."""
     files, unmatched = defaultdict(list), 0
-    for path in sorted(root.glob(layout.find), key=str):
+    with waiting(str(root), on_step):
+        paths = sorted(each(root.glob(layout.find), on_step), key=str)
+    for path in paths:
         name = escaped(below(root, path))
         if path.suffix.lower() not in IMAGE_SUFFIXES or "/." in f"/{name}":
             continue
