@@ -124,7 +124,10 @@ class Watch:
     def listen(self, host: str) -> str:
         """What the others need for `connect`; for process 0, which they reach as `host`."""
         family = socket.getaddrinfo(host, None)[0][0]
-        server = socket.create_server(("", 0), family=family, backlog=self._count)
+        both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
+        server = socket.create_server(
+            ("", 0), family=family, backlog=self._count, dualstack_ipv6=both
+        )
         self._selector.register(server, selectors.EVENT_READ, lambda: self._accept(server))
         return f"{server.getsockname()[1]} {self._token}"
 
@@ -285,7 +288,7 @@ class Watch:
                 return
             self._stopped.set()
             self._say(str(self._over))
-            if not self._unwound:
+            if not self._unwound and hasattr(signal, "pthread_kill"):  # not on Windows
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
         time.sleep(_GRACE)
         _leave()

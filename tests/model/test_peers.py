@@ -1,5 +1,6 @@
 """Processes that watch each other: three real ones, without jax, of which one is lost."""
 
+import re
 import signal
 import socket
 import subprocess
@@ -56,18 +57,17 @@ def three():
 @pytest.mark.parametrize("lost, number, why", [
     (0, signal.SIGKILL, "it was killed or has crashed"),
     (1, signal.SIGKILL, "it was killed or has crashed"),
-    (1, signal.SIGSTOP, "no heartbeat for 2 s"),
+    (1, signal.SIGSTOP, "no heartbeat for [2-4] s"),
 ])  # fmt: skip
 def test_all_others_name_the_one_that_is_lost(three, lost, number, why):
     """Also those that have no connection with it: process 0 tells them before it ends."""
-    processes = three("waits", "waits", "waits", limit=1.6)
+    processes = three("waits", "waits", "waits", limit=2.5)
     processes[lost].send_signal(number)
     where = f"(host {socket.gethostname()}, pid {processes[lost].pid})"
     for index in {0, 1, 2} - {lost}:
         err = processes[index].communicate(timeout=30)[1].splitlines()
-        assert processes[index].returncode == 1 and err[0] == (
-            f"process {lost} of 3 {where} was lost: {why}"
-        )
+        assert processes[index].returncode == 1 and len(err) == 1
+        assert re.fullmatch(re.escape(f"process {lost} of 3 {where} was lost: ") + why, err[0])
 
 
 def test_an_error_of_one_ends_the_others(three):
