@@ -121,7 +121,10 @@ def _resumes(workdir: str) -> str:
     from medsiglip_jax.files import places
     from medsiglip_jax.train import loop
 
-    saved = loop.saved_steps(places.at(workdir))
+    try:
+        saved = loop.saved_steps(places.at(workdir))
+    except OSError:  # it may be what the other process was lost for
+        return "resumes from its last checkpoint"
     return f"resumes from step {max(saved)}" if saved else "starts over: no checkpoint is saved yet"
 
 

@@ -286,12 +286,13 @@ class Watch:
         with self._lock:
             if self._failed:
                 return
+            end = threading.Timer(_GRACE, _leave)
+            end.daemon = True
+            end.start()
             self._stopped.set()
             self._say(str(self._over))
             if not self._unwound and hasattr(signal, "pthread_kill"):  # not on Windows
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
-        time.sleep(_GRACE)
-        _leave()
 
     def _send(self, line: str, only: _Peer | None = None) -> None:
         for peer in [only] if only else [*self._peers]:

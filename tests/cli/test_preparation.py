@@ -162,9 +162,9 @@ def test_embedding_from_python_takes_it_as_the_command_does(tuned, wide, tmp_pat
     got = open_embeddings(tmp_path / "a").gather(np.array([0]))
     want = medsiglip_jax.encode_files(model, [str(wide)]).complete()
     np.testing.assert_allclose(got, want, atol=1e-6)  # batches of 8 and of 1
-    asked = EmbedOptions(preprocess="imagenet", dicom=Rules())
+    asked = EmbedOptions(preprocess="huggingface", dicom=Rules())
     made = embed(model, rows, tmp_path / "b", asked).to_dict()
-    assert (made["preprocess"], made["dicom"]) == ("imagenet", Rules().to_dict())
+    assert (made["preprocess"], made["dicom"]) == ("huggingface", Rules().to_dict())
 
 
 @pytest.mark.filterwarnings("ignore:.*which preprocessing made them is not recorded")

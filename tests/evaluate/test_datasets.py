@@ -651,13 +651,13 @@ def test_class_folders(tmp_path):
 
 
 @pytest.mark.parametrize("name, where", [
-    ("crc-val-he-7k", "medsiglip_jax.data.listing.walk"), ("ddi", "pathlib.Path.is_file"),
-    ("chexpert", "pathlib.Path.glob"),
+    ("crc-val-he-7k", "medsiglip_jax.data.listing.walk"), ("ddi", "pathlib.Path.glob"),
+    ("scin", "pathlib.Path.is_file"),
 ])  # fmt: skip
-def test_a_data_set_on_a_disk_that_is_gone_is_given_up(tmp_path, monkeypatch, name, where, request):
+def test_a_data_set_on_a_disk_that_is_gone_is_given_up(tmp_path, monkeypatch, name, where):
     """Where its folders are listed, where images are looked for, and where they are looked up."""
-    make = {"ddi": test_ddi, "crc-val-he-7k": write_class_folders}.get(name)
-    make(tmp_path) if make else request.getfixturevalue("chexpert")
+    three = test_scin_has_lists_in_cells_and_up_to_three_images_a_case
+    {"ddi": test_ddi, "scin": three, "crc-val-he-7k": write_class_folders}[name](tmp_path)
     released, thread = threading.Event(), threading.current_thread()
 
     def hang(*args, real=pkgutil.resolve_name(where)):
