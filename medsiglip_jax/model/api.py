@@ -22,7 +22,7 @@ from medsiglip_jax.model import devices, portable, sharding, towers, tree
 from medsiglip_jax.model.config import ModelConfig, TextConfig, VisionConfig, named
 from medsiglip_jax.model.processor import Processor, tokenizer_path
 from medsiglip_jax.model.towers import Compute
-from medsiglip_jax.model.weights import layouts, processors, random, readme
+from medsiglip_jax.model.weights import layouts, processors, random, reading, readme
 from medsiglip_jax.model.weights.checkpoint import Checkpoint, dtype_name, dtype_of
 from medsiglip_jax.preprocess import tokenizer_files
 
@@ -347,7 +347,7 @@ def load(
     assert model.checkpoint
     shapes = towers.param_shapes(model.config, model.compute.dtype)
     shardings = sharding.param_shardings(shapes, mesh, fsdp) if mesh else None
-    model.params = layouts.load_params(model.checkpoint, model.compute.dtype, shardings)
+    model.params = reading.load_params(model.checkpoint, model.compute.dtype, shardings)
     return model
 
 
@@ -439,7 +439,7 @@ def describe(source: str | os.PathLike, token: str | None = None) -> dict[str, A
     """What `info` prints about a checkpoint, which is checked in full, one parameter at a time."""
     checkpoint = layouts.open_checkpoint(source, token)
     shapes = layouts.check(checkpoint)
-    layouts.check_values(checkpoint, shapes)
+    reading.check_values(checkpoint, shapes)
     return {
         "source": checkpoint.source,
         "format": checkpoint.format,

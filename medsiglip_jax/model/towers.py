@@ -415,4 +415,5 @@ def _float32_shapes(config: ModelConfig) -> Params:
     side = config.image_size or 1
     images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     tokens = jax.ShapeDtypeStruct((1, config.context_length or 1), jnp.int32)
-    return jax.eval_shape(init, jax.random.key(0), images, tokens)
+    key = jax.eval_shape(jax.random.key, 0)  # a real one would compile a program, for 0.1 s
+    return jax.eval_shape(init, key, images, tokens)

@@ -20,7 +20,7 @@ from medsiglip_jax.data.examples import Examples
 from medsiglip_jax.data.labels import lacking, two_valued
 from medsiglip_jax.data.order import Order
 from medsiglip_jax.data.tables import SPLITS
-from medsiglip_jax.model import api, processor, sharding, towers, tree
+from medsiglip_jax.model import api, processes, processor, sharding, towers, tree
 from medsiglip_jax.model.config import ModelConfig
 from medsiglip_jax.preprocess import codec, xla
 from medsiglip_jax.train import freeze, lora, optim, step, validation
@@ -391,7 +391,11 @@ _TEST = "test"
 def _model(recipe: Recipe, mesh: Mesh | None) -> api.Model:
     fsdp = bool(recipe.mesh and recipe.mesh.fsdp)
     if recipe.init is not None:
-        model = api.load(recipe.init, mesh=mesh, tokenizer=recipe.tokenizer, fsdp=fsdp)
+        load = functools.partial(
+            api.load, recipe.init, mesh=mesh, tokenizer=recipe.tokenizer, fsdp=fsdp
+        )
+        model = processes.run_on(load)  # each reads its own shards, of which one may be damaged
+        assert model is not None
         return _without_classifier(model)
     model = api.init(recipe.model_config, recipe.seed)
     params = dict(model.params)

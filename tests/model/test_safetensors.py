@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from medsiglip_jax.model.weights import checkpoint
+from medsiglip_jax.model.weights import copies
 from medsiglip_jax.model.weights.safetensors import Tensors
 
 _MB = 1 << 20
@@ -45,16 +45,16 @@ def test_what_has_been_copied_leaves_no_pages_of_the_file(tmp_path):
     view = Tensors(tmp_path / "x").read("x")
     before = _resident_file_bytes()
     target = np.empty(view.shape[::-1], np.float32)
-    assert checkpoint.copy(target, view.T) == 0
+    assert copies.copy(target, view.T) == 0
     assert _resident_file_bytes() - before > 24 * _MB
-    checkpoint.release(view.T)
+    copies.release(view.T)
     assert _resident_file_bytes() - before < 4 * _MB
     np.testing.assert_array_equal(target, view.T)  # it is read again
 
 
 def test_arrays_in_memory_have_nothing_to_release():
     values = np.ones(3)
-    checkpoint.release(values[1:])
+    copies.release(values[1:])
     assert values.tolist() == [1, 1, 1]
 
 
@@ -68,6 +68,6 @@ def test_copies_count_what_is_not_finite_in_the_target(shape):
     axes = tuple(reversed(range(values.ndim)))
     target = np.empty(values.transpose(axes).shape, np.float32)
     with np.errstate(over="ignore"):
-        wrong = checkpoint.copy(target, values.transpose(axes))
+        wrong = copies.copy(target, values.transpose(axes))
         np.testing.assert_array_equal(target, values.transpose(axes).astype(np.float32))
     assert wrong == (3 if len(flat) > 3 else 1)

@@ -4,6 +4,7 @@ from medsiglip_jax import lazy
 
 __getattr__, __dir__ = lazy(
     __name__, checkpoint="Checkpoint CheckpointError Layout Leaf",
-    layouts="LAYOUTS WRITABLE digest load_params open_checkpoint", huggingface="", peft="",
-    big_vision="", orbax="", hub="", positions="resize_positions", random="init_params",
+    layouts="LAYOUTS WRITABLE digest open_checkpoint", reading="load_params", copies="",
+    huggingface="", peft="", big_vision="", orbax="", hub="",
+    positions="resize_positions", random="init_params",
 )  # fmt: skip

@@ -2,8 +2,10 @@
 
 import contextlib
 import math
+import mmap
 import re
 import zipfile
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,9 +31,9 @@ _LAYER = re.compile(r"(.*/encoderblock)_(\d+)(/.*)")
 
 def open_npz(path: Path) -> Checkpoint:
     """Opens an .npz; only array headers are read, and nothing is unpickled."""
-    headers = _headers(path)
-    keys, notes = _unwrap(headers)
-    leaves = _leaves(path, keys, headers)
+    file = _Arrays(path)
+    keys, notes = _unwrap(file.kinds)
+    leaves = _leaves(file, keys)
     sound = {name: leaf.shape for name, leaf in leaves.items() if not leaf.problems}
     try:
         config = infer_config(sound)
@@ -42,13 +44,30 @@ def open_npz(path: Path) -> Checkpoint:
     return Checkpoint(str(path), config, leaves, files=(path,), notes=notes)
 
 
-def _headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """Key -> (shape, dtype), from the .npy headers alone."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    with explained(path, "not a readable .npz"), arrays.opened(path) as file:
-        return {key: (header.shape, _as_bfloat16(header.dtype))
-                for key, header in file.headers.items()}  # fmt: skip
+class _Arrays:
+    """An .npz that stays open, so that its directory is read once, and mapped.
+
+    Attributes:
+        kinds: key -> (shape, dtype), from the .npy headers alone.
+    """
+
+    def __init__(self, path: Path):
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file")
+        with explained(path, "not a readable .npz"), contextlib.ExitStack() as opened:
+            self._npz = opened.enter_context(arrays.opened(path))
+            self.kinds = {
+                key: (header.shape, _as_bfloat16(header.dtype))
+                for key, header in self._npz.headers.items()
+            }
+            with open(path, "rb") as file:
+                self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._opened = opened.pop_all()
+
+    def read(self, key: str) -> np.ndarray:
+        """A view of the file, or an array of what is compressed."""
+        array = self._npz.view(key, self._mapped)
+        return array.view(_as_bfloat16(array.dtype))
 
 
 def _as_bfloat16(dtype: np.dtype) -> np.dtype:
@@ -56,7 +75,7 @@ def _as_bfloat16(dtype: np.dtype) -> np.dtype:
     return np.dtype(ml_dtypes.bfloat16) if dtype == np.dtype("V2") else dtype
 
 
-def _unwrap(headers: dict[str, Any]) -> tuple[dict[str, str], tuple[str, ...]]:
+def _unwrap(headers: Collection[str]) -> tuple[dict[str, str], tuple[str, ...]]:
     """Parameter name -> key in the file; and notes on the parts of a train state left out."""
     for prefix in ("params/", "opt/target/"):
         keys = {key.removeprefix(prefix): key for key in headers if key.startswith(prefix)}
@@ -66,7 +85,7 @@ def _unwrap(headers: dict[str, Any]) -> tuple[dict[str, str], tuple[str, ...]]:
     return {key: key for key in headers}, ()
 
 
-def _leaves(path: Path, keys: dict[str, str], headers) -> dict[str, Leaf]:
+def _leaves(file: _Arrays, keys: dict[str, str]) -> dict[str, Leaf]:
     """Every parameter; one whose layers do not make a stack says so in its `problems`."""
     leaves: dict[str, Leaf] = {}
     stacks: dict[str, dict[int, str]] = {}
@@ -75,23 +94,17 @@ def _leaves(path: Path, keys: dict[str, str], headers) -> dict[str, Leaf]:
             block, layer, rest = match.groups()
             stacks.setdefault(f"{block}{rest}", {})[int(layer)] = key
         else:
-            shape, dtype = headers[key]
-            leaves[name] = Leaf(shape, dtype, (partial(_read, path, key),))
+            shape, dtype = file.kinds[key]
+            leaves[name] = Leaf(shape, dtype, (partial(file.read, key),))
     for name, layers in stacks.items():
-        kinds = {headers[key] for key in layers.values()}
+        kinds = {file.kinds[key] for key in layers.values()}
         shape, dtype = next(iter(kinds))
         problems = ()
         if sorted(layers) != list(range(len(layers))) or len(kinds) != 1 or name in leaves:
             problems = (f"{name}: layers {sorted(layers)} do not make one stack: {kinds}",)
-        readers = tuple(partial(_read, path, layers[i]) for i in sorted(layers))
+        readers = tuple(partial(file.read, layers[i]) for i in sorted(layers))
         leaves[name] = Leaf((len(layers), *shape), dtype, readers, problems)
     return leaves
-
-
-def _read(path: Path, key: str) -> np.ndarray:
-    with np.load(path, allow_pickle=False) as archive:
-        array = archive[key]
-    return array.view(ml_dtypes.bfloat16) if array.dtype == np.dtype("V2") else array
 
 
 def infer_config(shapes: dict[str, tuple[int, ...]]) -> ModelConfig:

@@ -1,6 +1,5 @@
 """The types that every checkpoint layout shares: parameters on disk, and their problems."""
 
-import mmap
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -147,52 +146,3 @@ def why_unreadable(path: Path, otherwise: str) -> str:
                 " convert it to safetensors first (transformers: save_pretrained)"
             )
     return otherwise
-
-
-def copy(target: np.ndarray, source: np.ndarray) -> int:
-    """target[...] = source, in slabs along the source's slowest axis.
-
-    A transposing copy of a [4304, 1152] float32 matrix runs at 0.5 GB/s in one piece and at
-    1.9 GB/s in slabs of 128 rows: the strided side then stays in cache.
-
-    Returns:
-        How many of the values are NaN or infinite in the target.
-    """
-    if source.ndim == 0:
-        source, target = source[None], target[None]
-    axis, wrong = int(np.argmax(source.strides)), 0
-    row = source.nbytes // max(1, source.shape[axis])
-    step = max(1, _SLAB_BYTES // max(1, row))
-    for start in range(0, source.shape[axis], step):
-        slab = (slice(None),) * axis + (slice(start, start + step),)
-        target[slab] = source[slab]
-        # While it is in cache, and not in the target, whose values lie apart, if they are the same.
-        wrong += not_finite((source if source.dtype == target.dtype else target)[slab])
-    return wrong
-
-
-_SLAB_BYTES = 1 << 19
-
-
-def not_finite(values: np.ndarray) -> int:
-    """How many of the values are NaN or infinite."""
-    if values.dtype == np.dtype(ml_dtypes.bfloat16):  # by its exponent: numpy has no fast way
-        return int(np.count_nonzero((values.view(np.uint16) & 0x7F80) == 0x7F80))
-    return values.size - int(np.count_nonzero(np.isfinite(values)))
-
-
-def release(values: np.ndarray) -> None:
-    """Gives back the pages of a mapped file that an array is a view of; they can be read again.
-
-    Otherwise a file that was read once stays in the memory of the process.
-    """
-    if not values.size:
-        return
-    low, high = np.lib.array_utils.byte_bounds(values)
-    base: Any = values
-    while isinstance(base, np.ndarray | memoryview):
-        base = base.base if isinstance(base, np.ndarray) else base.obj
-    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-        origin = np.frombuffer(base, np.uint8).ctypes.data
-        start = (low - origin) // mmap.PAGESIZE * mmap.PAGESIZE
-        base.madvise(mmap.MADV_DONTNEED, start, high - origin - start)

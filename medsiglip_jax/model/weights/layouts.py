@@ -1,23 +1,17 @@
-"""Opens checkpoints of every layout, checks them in full, and then reads them.
+"""Opens checkpoints of every layout, and checks them against their architecture.
 
 A layout (one file each, one row of `LAYOUTS`) turns a path into a `Checkpoint`: the architecture,
-and for every parameter its shape, its dtype and a way to read it. `load_params` checks these
-against the architecture, strictly in both directions, and then reads one parameter at a time.
+and for every parameter its shape, its dtype and a way to read it. `check` compares these with the
+architecture, strictly in both directions; `reading` then reads the values.
 """
 
 import hashlib
 import os
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from medsiglip_jax.files import places, threads
+from medsiglip_jax.files import places
 from medsiglip_jax.files.credentials import without
 from medsiglip_jax.model import towers, tree
 from medsiglip_jax.model.weights import (
@@ -33,11 +27,6 @@ from medsiglip_jax.model.weights.checkpoint import (
     FLOATS,
     Checkpoint,
     CheckpointError,
-    copy,
-    dtype_of,
-    explained,
-    not_finite,
-    release,
     why_unreadable,
 )
 from medsiglip_jax.preprocess import tokenizer_files
@@ -184,105 +173,3 @@ def digest(checkpoint: Checkpoint) -> str:
             content = hashlib.file_digest(file, "sha256").hexdigest()
         total.update(f"{path.name} {content}\n".encode())
     return total.hexdigest()
-
-
-def load_params(
-    checkpoint: Checkpoint, dtype: str = "float32", shardings: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """Reads a checkpoint into device arrays, one parameter at a time.
-
-    Peak host memory is one parameter; on a CPU, where the result lies in host memory too, the
-    result plus one parameter.
-
-    Args:
-        checkpoint: from `open_checkpoint`.
-        dtype: storage type of the result, a key of `DTYPES`.
-        shardings: tree of `jax.sharding.Sharding`, one per parameter; default: one device.
-
-    Raises:
-        CheckpointError: anything missing, unexpected, misshapen or unreadable, before or while
-            reading; nothing is returned then.
-    """
-    target, shapes = dtype_of(dtype), check(checkpoint)
-    flat_shardings = tree.flatten(shardings or {})
-
-    def placed(path: str, leaf: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, target, sharding=flat_shardings.get(path))
-
-    if checkpoint.restore:
-        params = checkpoint.restore(tree.map_with_path(placed, shapes))
-        for path, leaf in tree.items(params):
-            _check_finite(checkpoint, path, int((~jnp.isfinite(leaf)).sum()))
-        return params
-    params = {}
-    with ThreadPoolExecutor(max_workers=min(8, threads.processors())) as pool:
-        for path, leaf in checkpoint.leaves.items():
-            host = _read(checkpoint, path, leaf, target, pool)
-            if (sharding := flat_shardings.get(path)) is None:
-                params[path] = jax.device_put(host)
-            else:
-                params[path] = jax.make_array_from_callback(host.shape, sharding, host.__getitem__)
-    return tree.unflatten(params)
-
-
-def _read(checkpoint, path, leaf, dtype, pool) -> np.ndarray:
-    out = _aligned_empty(leaf.shape, dtype)
-    targets = list(out) if len(leaf.parts) > 1 else [out]
-
-    def fill(target, read) -> int:
-        values = read()
-        with np.errstate(over="ignore"):  # what does not fit is infinite, and counted
-            wrong = copy(target, values.reshape(target.shape))  # a stack of one may lack axis 0
-        release(values)
-        return wrong
-
-    with explained(checkpoint.source, f"{path} cannot be read"):
-        wrong = sum(pool.map(fill, targets, leaf.parts))
-    _check_finite(checkpoint, path, wrong)
-    return out
-
-
-def check_values(checkpoint: Checkpoint, shapes: dict[str, Any]) -> None:
-    """Reads all parameters as they are stored, and keeps none.
-
-    Args:
-        checkpoint: from `open_checkpoint`.
-        shapes: what `check` has returned for it.
-
-    Raises:
-        CheckpointError: one cannot be read, or has values that are NaN or infinite.
-    """
-    if checkpoint.restore:
-        stored = {p: jax.ShapeDtypeStruct(leaf.shape, checkpoint.leaves[p].dtype)
-                  for p, leaf in tree.items(shapes)}  # fmt: skip
-        for path, leaf in tree.items(checkpoint.restore(tree.unflatten(stored))):
-            _check_finite(checkpoint, path, not_finite(np.asarray(leaf)))
-        return
-    for path, leaf in checkpoint.leaves.items():
-        with explained(checkpoint.source, f"{path} cannot be read"):
-            wrong = sum(_count_not_finite(read()) for read in leaf.parts)
-        _check_finite(checkpoint, path, wrong)
-
-
-def _count_not_finite(values: np.ndarray) -> int:
-    wrong = not_finite(values)
-    release(values)
-    return wrong
-
-
-def _check_finite(checkpoint: Checkpoint, path: str, wrong: int) -> None:
-    if wrong:
-        problem = (
-            f"{path} has {wrong:,} values that are NaN or infinite: the training that made it has "
-            "diverged, the file is damaged, or the dtype asked for cannot hold them"
-        )
-        raise CheckpointError(checkpoint.source, [problem])
-
-
-def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An uninitialised array at a 64-byte boundary: XLA's CPU client adopts such memory without a
-    copy, which is what keeps the peak at one times the result."""
-    nbytes = int(np.prod(shape)) * dtype.itemsize
-    buffer = np.empty(nbytes + 64, np.uint8)
-    start = -buffer.ctypes.data % 64
-    return buffer[start : start + nbytes].view(dtype).reshape(shape)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from medsiglip_jax.model.config import ModelConfig
-from medsiglip_jax.model.weights.checkpoint import copy
+from medsiglip_jax.model.weights.copies import copy
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ class Tensors:
     """An open safetensors file.
 
     The library's own reader copies every tensor, and pages of the file that were read stay in the
-    memory of the process. A view of a mapped file costs neither: see `checkpoint.release`.
+    memory of the process. A view of a mapped file costs neither: see `copies.release`.
     """
 
     def __init__(self, path: Path):
