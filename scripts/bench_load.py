@@ -2,68 +2,78 @@
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
 import measure
 
 
+SECONDS = ("import_seconds", "load_seconds", "first_embedding_seconds", "total_seconds")
+
+
 def load(args) -> dict:
     """Loads one full checkpoint on each side, each time in a fresh process."""
     with tempfile.TemporaryDirectory(prefix="medsiglip_bench_") as tmp:
-        folder = Path(tmp) / "model"
-        measure.progress(f"writing a random {args.size} checkpoint")
-        code = "import sys, medsiglip_jax as m; m.save(m.init(sys.argv[1]), sys.argv[2])"
-        subprocess.run([sys.executable, "-c", code, args.size, str(folder)], check=True)
+        source = args.source or _written(args.size, args.format, Path(tmp) / "model")
         sides = ("ours",) if args.without_torch else measure.SIDES
         runs: dict[str, list[dict]] = {side: [] for side in sides}
         for _ in range(args.repeats):
             for side in sides:
-                command = [sys.executable, __file__, side, str(folder)]
+                command = [sys.executable, __file__, side, source]
                 command += ["--attention", args.attention] if args.attention else []
                 done = subprocess.run(command, check=True, capture_output=True, text=True)
                 runs[side].append(json.loads(done.stdout.splitlines()[-1]))
                 measure.progress(f"{side}: {runs[side][-1]}")
-        bytes_on_disk = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
-    keys = ("import_seconds", "load_seconds", "first_embedding_seconds", "peak_multiple")
-    rows = [
-        {
-            "side": side,
-            "result_bytes": runs[side][0]["result_bytes"],
-            "peak_anonymous_bytes": max(run["peak_anonymous_bytes"] for run in runs[side]),
-            **{key: measure.summary([run[key] for run in runs[side]]) for key in keys},
-        }
-        for side in sides
-    ]
+    total = {side: [run["total_seconds"] for run in runs[side]] for side in sides}
     return {
         "repeats": args.repeats,
-        "checkpoint_bytes": bytes_on_disk,
-        "unit": "seconds, page cache warm; memory: RssAnon above its level after the imports "
-        "while loading; first_embedding: from the start of loading to one image embedded",
-        "rows": rows,
+        "unit": "seconds, page cache warm; first_embedding: after loading, until one image is "
+        "embedded; total: all three; resident: ru_maxrss once loaded, file pages and imports "
+        "included, in bytes and times the weights",
+        **(measure.ratios(total) if len(sides) > 1 else {}),
+        "rows": [_row(side, runs[side]) for side in sides],
     }
 
 
-def load_one(side: str, folder: str, attention: str) -> dict:
-    """Loads `folder` in this process and embeds one image; memory is sampled every 2 ms."""
+def _written(size: str, format: str, folder: Path) -> str:
+    measure.progress(f"writing a random {size} checkpoint")
+    code = "import sys, medsiglip_jax as m; m.save(m.init(sys.argv[1]), *sys.argv[2:])"
+    subprocess.run([sys.executable, "-c", code, size, str(folder), format], check=True)
+    return str(folder)
+
+
+def _row(side: str, runs: list[dict]) -> dict:
+    resident, result = max(run["resident_bytes"] for run in runs), runs[0]["result_bytes"]
+    return {
+        "side": side,
+        "result_bytes": result,
+        "resident_bytes": resident,
+        "resident_multiple": round(resident / result, 3),
+        **{key: measure.summary([run[key] for run in runs]) for key in SECONDS},
+    }
+
+
+def load_one(side: str, source: str, attention: str) -> dict:
+    """Loads `source` in this process and embeds one image."""
     start = time.perf_counter()
     load_model, embed = (_our_loader if side == "ours" else _torch_loader)(attention)
     imported = time.perf_counter()
-    with _PeakAnonymousMemory() as memory:
-        model, result_bytes = load_model(folder)
+    model, result_bytes = load_model(source)
     loaded = time.perf_counter()
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # KiB on Linux
     embed(model)
+    embedded = time.perf_counter()
     return {
         "import_seconds": imported - start,
         "load_seconds": loaded - imported,
-        "first_embedding_seconds": time.perf_counter() - imported,
+        "first_embedding_seconds": embedded - loaded,
+        "total_seconds": embedded - start,
         "result_bytes": result_bytes,
-        "peak_anonymous_bytes": memory.peak,
-        "peak_multiple": memory.peak / result_bytes,
+        "resident_bytes": resident,
     }
 
 
@@ -105,44 +115,19 @@ def _torch_loader(attention: str):
     return load_model, embed
 
 
-class _PeakAnonymousMemory:
-    """Highest RssAnon inside the block above its level at the start, bytes (Linux)."""
-
-    def __enter__(self):
-        self.peak, self._start, self._done = 0, self._now(), threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception):
-        self._done.set()
-        self._thread.join()
-        self._note()
-
-    def _watch(self):
-        while not self._done.wait(0.002):
-            self._note()
-
-    def _note(self):
-        self.peak = max(self.peak, self._now() - self._start)
-
-    @staticmethod
-    def _now() -> int:
-        text = Path("/proc/self/status").read_text()
-        return int(text.split("RssAnon:")[1].split()[0]) * 1024
-
-
 def add_parsers(commands, common) -> None:
     """The sub-command; `common` adds the flags that all share."""
     sub = commands.add_parser("load", help="load time and memory")
     common(sub, "so400m-448")
+    sub.add_argument("--format", default="huggingface", help="layout to write (PyTorch: only that)")
+    sub.add_argument("--source", help="load this checkpoint instead of writing a random one")
     sub.set_defaults(run=load)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="One side of `bench.py load`, in this process.")
     parser.add_argument("side", choices=measure.SIDES)
-    parser.add_argument("folder")
+    parser.add_argument("source")
     parser.add_argument("--attention")
     asked = parser.parse_args()
-    print(json.dumps(load_one(asked.side, asked.folder, asked.attention)))
+    print(json.dumps(load_one(asked.side, asked.source, asked.attention)))

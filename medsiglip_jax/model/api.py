@@ -439,7 +439,7 @@ def describe(source: str | os.PathLike, token: str | None = None) -> dict[str, A
     """What `info` prints about a checkpoint, which is checked in full, one parameter at a time."""
     checkpoint = layouts.open_checkpoint(source, token)
     shapes = layouts.check(checkpoint)
-    reading.check_values(checkpoint, shapes)
+    reading.check_values(checkpoint)
     return {
         "source": checkpoint.source,
         "format": checkpoint.format,

@@ -59,8 +59,8 @@ class Leaf:
     Attributes:
         shape: of the whole parameter, the layer axis of a scanned stack included.
         dtype: as stored.
-        parts: functions that read it: one for a plain parameter, one per layer for a stacked one.
-            Each returns an array of the part's shape, possibly a strided view.
+        parts: functions that read it: one for all of it, or one per layer of a stacked one. Each
+            returns an array of the part's shape, possibly a strided view.
         problems: why it cannot be read.
     """
 
@@ -81,8 +81,6 @@ class Checkpoint:
         files: the weight files, for hashing.
         problems: those that belong to no single leaf.
         notes: what a user should know (parts left out, a missing pooling head).
-        restore: a function that reads all parameters at once into a tree of
-            `jax.ShapeDtypeStruct` (orbax); the leaves then have no parts.
         format: the name of its layout, which `layouts` enters.
         tokenizer: the file beside the weights that holds the vocabulary, or None; likewise.
         companions: the other files of its folder: processors, model card, licence; likewise.
@@ -95,7 +93,6 @@ class Checkpoint:
     files: tuple[Path, ...]
     problems: Sequence[str] = ()
     notes: Sequence[str] = ()
-    restore: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     format: str = ""
     tokenizer: Path | None = None
     companions: Sequence[Path] = ()

@@ -1,8 +1,10 @@
 """This project's own folders: an orbax tree, and a marker that holds the architecture."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from medsiglip_jax.files import json as json_files
@@ -48,7 +50,7 @@ def check_names(folder: Any) -> None:
 
 
 def open_folder(folder: Path) -> Checkpoint:
-    """Opens a folder that has the marker; arrays are read by `restore`."""
+    """Opens a folder that has the marker; arrays are read one by one."""
     with explained(folder / MARKER, "not an architecture"):
         content = json_files.parse((folder / MARKER).read_bytes())
         config = ModelConfig.from_dict(content["config"])
@@ -61,16 +63,35 @@ def open_folder(folder: Path) -> Checkpoint:
         check_names(folder / _PARAMS)
         with ocp.StandardCheckpointer() as checkpointer:
             found = checkpointer.metadata((folder / _PARAMS).absolute()).item_metadata.tree
-        leaves = {p: Leaf(tuple(x.shape), np.dtype(x.dtype), ()) for p, x in tree.items(found)}
+    leaves = {path: _leaf(folder / _PARAMS, path, x) for path, x in tree.items(found)}
     if wrong := big_vision.contradictions(config, {p: leaf.shape for p, leaf in leaves.items()}):
         raise CheckpointError(folder / MARKER, wrong)
     files = tuple(sorted(p for p in (folder / _PARAMS).rglob("*") if p.is_file()))
+    return Checkpoint(str(folder), config, leaves, files)
 
-    def restore(shapes: dict[str, Any]) -> dict[str, Any]:
-        with explained(folder, "cannot be read"), ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore((folder / _PARAMS).absolute(), shapes)
 
-    return Checkpoint(str(folder), config, leaves, files, restore=restore)
+def _leaf(folder: Path, path: str, stored: Any) -> Leaf:
+    shape = jax.ShapeDtypeStruct(tuple(stored.shape), np.dtype(stored.dtype))
+    return Leaf(shape.shape, shape.dtype, (partial(_read, folder, path, shape),))
+
+
+def _read(folder: Path, path: str, shape: jax.ShapeDtypeStruct) -> np.ndarray:
+    """One array of a tree: all at once would take the memory of a second copy of the tree.
+
+    Every process reads by itself, and waits for no other.
+    """
+    ocp, here = orbax(), jax.process_index()
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"reader_{here}"
+    )
+    how = ocp.args.PyTreeRestore(
+        item=tree.unflatten({path: shape}),
+        restore_args=tree.unflatten({path: ocp.RestoreArgs(restore_type=np.ndarray)}),
+        partial_restore=True,
+    )
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=options)
+    with ocp.Checkpointer(handler, multiprocessing_options=options) as checkpointer:
+        return tree.flatten(checkpointer.restore(folder.absolute(), how))[path]
 
 
 def write_folder(folder: Path, params: dict[str, Any], config: ModelConfig) -> None:

@@ -262,7 +262,7 @@ def _changes(
         whole = parts[name].get("whole")
         read = {"whole": whole[1]} if whole else {"added": partial(_product, parts[name], scale)}
         changes.setdefault(tensor, {}).update(read)
-    if base.restore:
+    if base.format == "orbax":  # which reads a stack of layers as one
         problems = [f"its base {base.source} is an orbax folder; convert it to huggingface first"]
     if not parts:
         problems = [f"{WEIGHTS} holds no tensors"]

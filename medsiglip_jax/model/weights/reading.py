@@ -1,12 +1,12 @@
 """Reads the parameters of an opened checkpoint into device arrays, and checks their values."""
 
+import math
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from medsiglip_jax.files import threads
@@ -45,27 +45,26 @@ def load_params(
         CheckpointError: anything missing, unexpected, misshapen or unreadable, before or while
             reading; nothing is returned then.
     """
-    target, shapes = dtype_of(dtype), check(checkpoint)
+    target = dtype_of(dtype)
+    check(checkpoint)
     flat_shardings = tree.flatten(shardings or {})
 
-    def placed(path: str, leaf: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, target, sharding=flat_shardings.get(path))
-
-    if checkpoint.restore:
-        params = checkpoint.restore(tree.map_with_path(placed, shapes))
-        for path, leaf in tree.items(params):
-            _check_finite(checkpoint, path, int((~jnp.isfinite(leaf)).sum()))
-        return params
     params, begun = {}, deque()
     with ThreadPoolExecutor(max_workers=min(8, threads.processors())) as pool:
-        for path, leaf in checkpoint.leaves.items():
+        for path, leaf in sorted(checkpoint.leaves.items(), key=_size, reverse=True):
             sharding = flat_shardings.get(path)
             begun.append((path, _begin(checkpoint, path, leaf, target, sharding, pool)))
             if len(begun) > _AHEAD:
                 path, finish = begun.popleft()
                 params[path] = finish()
         params |= {path: finish() for path, finish in begun}
-    return tree.unflatten(params)
+    return tree.unflatten({path: params[path] for path in checkpoint.leaves})
+
+
+def _size(item: tuple[str, Leaf]) -> int:
+    """By which the largest come first, of which a layout may need a second copy for a moment: the
+    memory of the result is not taken yet."""
+    return math.prod(item[1].shape)
 
 
 def _begin(
@@ -138,22 +137,15 @@ def _fill(read: Callable[[], np.ndarray], shape: tuple[int, ...], targets: Targe
     return wrong
 
 
-def check_values(checkpoint: Checkpoint, shapes: dict[str, Any]) -> None:
+def check_values(checkpoint: Checkpoint) -> None:
     """Reads all parameters as they are stored, and keeps none.
 
     Args:
-        checkpoint: from `open_checkpoint`.
-        shapes: what `check` has returned for it.
+        checkpoint: from `open_checkpoint`; `check` has passed it.
 
     Raises:
         CheckpointError: one cannot be read, or has values that are NaN or infinite.
     """
-    if checkpoint.restore:
-        stored = {p: jax.ShapeDtypeStruct(leaf.shape, checkpoint.leaves[p].dtype)
-                  for p, leaf in tree.items(shapes)}  # fmt: skip
-        for path, leaf in tree.items(checkpoint.restore(tree.unflatten(stored))):
-            _check_finite(checkpoint, path, not_finite(np.asarray(leaf)))
-        return
     for path, leaf in checkpoint.leaves.items():
         with explained(checkpoint.source, f"{path} cannot be read"):
             wrong = sum(_count_not_finite(read()) for read in leaf.parts)
