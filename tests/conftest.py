@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from medsiglip_jax.cli import devices
 from medsiglip_jax.files import limits
 
 jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS", "cpu"))
@@ -93,6 +94,7 @@ def compilation_cache(tmp_path_factory):
     for name, value in settings.items():
         jax.config.update(name, value)
         os.environ[name.upper()] = str(value)
+    devices.keep_programs(import_module("jax._src.compilation_cache"))  # where commands look, too
 
 
 @pytest.fixture

@@ -24,6 +24,8 @@ from medsiglip_jax.files.places import Place, check_new, check_writable
 
 # Seconds between two uploads of a growing file.
 UPLOAD_SECONDS = 10.0
+# The suffix of temporary files and folders.
+PARTIAL = ".partial"
 
 
 @contextlib.contextmanager
@@ -53,6 +55,17 @@ def new_file(path: Place, exclusive: bool = False) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as folder:
             yield (partial := Path(folder, path.name))
             _upload(partial, path, exclusive)
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Writes a file on a disk in one step, without waiting for the disk: a crash of the machine may
+    leave an empty file, as only what is checked when it is read, and can be made again, may be."""
+    partial = _temporary(path)
+    try:
+        partial.write_bytes(data)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _link(file: Path, path: Path) -> None:
@@ -89,7 +102,7 @@ def _temporary(path: Path, folder: bool = False) -> Path:
 
 
 def _unused(path: Path) -> Path:
-    name = f".{path.name[:200]}.{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.partial"
+    name = f".{path.name[:200]}.{_HOST}-{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}"
     return path.with_name(name)
 
 
@@ -201,7 +214,7 @@ def _upload(file: Path, path: UPath, exclusive: bool = False) -> None:
         path.fs.put_file(str(file), path.path)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
     path.fs.put_file(str(file), partial.path)
     path.fs.mv(partial.path, path.path)
 

@@ -17,6 +17,7 @@ def prepared(monkeypatch):
     def call(gpu=False, tpu=False, plugins=(), libtpu=False, **environment):
         monkeypatch.setattr(os, "environ", dict(environment))
         monkeypatch.delitem(sys.modules, "jax", raising=False)
+        monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
         before = dict(environment)
         there = {*(devices._NVIDIA if gpu else ()), *(devices._TPU if tpu else ())}
         monkeypatch.setattr(devices.os.path, "exists", there.__contains__)
@@ -45,18 +46,67 @@ def test_a_compiler_for_plan_does_not_look_for_a_device(machine, platforms, prep
     assert prepared(**machine).get("JAX_PLATFORMS") == platforms
 
 
+KEPT = {"JAX_COMPILATION_CACHE_DIR": "mine", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "9"}
+
+
 def test_what_the_user_has_set_stays(prepared):
-    assert not prepared(plugins=CUDA, JAX_PLATFORMS="cuda")
-    chosen = {"JAX_COMPILATION_CACHE_DIR": "mine", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.5"}
-    assert not prepared(gpu=True, **chosen)
+    assert not prepared(plugins=CUDA, JAX_PLATFORMS="cuda", **KEPT)
+    assert not prepared(gpu=True, XLA_PYTHON_CLIENT_MEM_FRACTION="0.5", **KEPT)
 
 
-def test_accelerators_keep_their_programs_and_gpus_give_their_memory(prepared):
-    found = prepared(gpu=True, XDG_CACHE_HOME="/c")
+def test_all_programs_are_kept_and_gpus_give_their_memory(prepared):
+    found = prepared(XDG_CACHE_HOME="/c")
     assert found["JAX_COMPILATION_CACHE_DIR"] == os.path.join("/c", "medsiglip_jax", "compiled")
-    assert found["XLA_PYTHON_CLIENT_MEM_FRACTION"] == str(gpus.FRACTION)
-    assert set(prepared(tpu=True, libtpu=True)) == {"JAX_COMPILATION_CACHE_DIR"}
-    assert not prepared()
+    assert found["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] == "0"
+    assert set(found) == set(KEPT) == set(prepared(tpu=True, libtpu=True))
+    share = prepared(gpu=True)["XLA_PYTHON_CLIENT_MEM_FRACTION"]
+    assert share == str(gpus.FRACTION)
+
+
+def test_a_user_without_a_home_compiles_each_time(prepared, monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(devices.places.Path, "home", homeless)
+    assert "JAX_COMPILATION_CACHE_DIR" not in prepared()
+
+
+COMPUTE = """
+from medsiglip_jax.cli import devices
+devices.prepare()
+import jax, jax.numpy as jnp
+x = jnp.arange(12.0).reshape(3, 4)
+def first(x): return jnp.sin(x) @ x.T
+def second(x): return jnp.cumsum(x * 3, axis=0)
+def third(x): return jnp.exp(x - x.max())
+print(*(jax.jit(f)(x).tobytes().hex() for f in (first, second, third)))
+"""
+
+
+def test_a_second_start_compiles_nothing_again_and_damage_does_no_harm(tmp_path, monkeypatch):
+    """Whatever is compiled is written, as a new file: one that stays was read."""
+    for name in KEPT:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = tmp_path / "medsiglip_jax" / "compiled"
+
+    def start() -> tuple[str, dict[str, int]]:
+        command = [sys.executable, "-W", "error", "-c", COMPUTE]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0 and not done.stderr, done.stderr
+        return done.stdout, {file.name: file.stat().st_ino for file in folder.iterdir()}
+
+    numbers, written = start()
+    assert all(name.endswith(".program") for name in written)  # by our cache, not by jax's
+    names = "first", "second", "third"
+    (cut,), (flipped,), (_,) = (folder.glob(f"jit_{name}-*") for name in names)
+    cut.write_bytes(cut.read_bytes()[:-100])
+    data = bytearray(flipped.read_bytes())
+    data[len(data) // 2] ^= 64
+    flipped.write_bytes(data)
+    again, mended = start()
+    changed = {name for name in mended if mended[name] != written.get(name)}
+    assert again == numbers and changed == {cut.name, flipped.name}
 
 
 def test_nothing_is_set_once_jax_has_started(monkeypatch):

@@ -1,0 +1,110 @@
+"""JAX's persistent compilation cache, as a folder that survives kills, full disks and damage.
+
+JAX's own writes entries in place. One that a signal or a full disk has cut short is never replaced:
+every start warns of it and compiles its program again. Where zstandard compresses the entries,
+which checks no sum, flipped bits would be run as machine code.
+"""
+
+import contextlib
+import hashlib
+import os
+import platform
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from medsiglip_jax.files import storage, threads
+
+# A command needs 10 to 40 programs of 2 to 60 kB on CPUs, of up to 10 MB on accelerators.
+MOST = 1 << 30
+_DIGEST = hashlib.sha256().digest_size
+_SUFFIX = ".program"
+_ABANDONED = 3600.0  # seconds after which a temporary file is one of a writer that was killed
+
+
+class CompilationCache:
+    """Programs by key, as `jax._src.compilation_cache` asks for them.
+
+    An entry is whole, or it is not there: what is damaged counts as missing, and is replaced. Of
+    several processes that write one entry the last wins. No error of the disk is one of the
+    command; the first that keeps an entry from being written is a warning.
+    """
+
+    def __init__(self, folder: str | os.PathLike, most: int = MOST):
+        """`most` bytes are kept, of what was used last; 0 keeps nothing."""
+        self._folder, self._most, self._machine = Path(folder), most, machine()
+        self._written = self._failed = False
+
+    def get(self, key: str) -> bytes | None:
+        """What was put under a key on a machine such as this one, or None."""
+        path = self._path(key)
+        try:
+            data = path.read_bytes()
+        except OSError:
+            return None
+        value = data[_DIGEST:]
+        if hashlib.sha256(value).digest() != data[:_DIGEST]:
+            return None
+        with contextlib.suppress(OSError):  # a folder of someone else
+            os.utime(path)
+        return value
+
+    def put(self, key: str, value: bytes) -> None:
+        """Keeps a value under a key, or warns that it cannot."""
+        if self._failed or len(value) > self._most:
+            return
+        try:
+            if not self._written:
+                self._folder.mkdir(0o700, parents=True, exist_ok=True)  # it holds machine code
+                self._make_room()
+            storage.replace(self._path(key), hashlib.sha256(value).digest() + value)
+            self._written = True
+        except OSError as error:
+            self._failed = True
+            warnings.warn(
+                f"{self._folder}: compiled programs cannot be kept there, so that every start "
+                f"compiles them again ({error.strerror or error}); JAX_COMPILATION_CACHE_DIR names "
+                "another folder",
+                stacklevel=2,
+            )
+
+    def _path(self, key: str) -> Path:
+        return self._folder / f"{key}-{self._machine}{_SUFFIX}"
+
+    def _make_room(self) -> None:
+        """Removes what was used longest ago, and what killed writers have left; once per process,
+        since it looks at all entries."""
+        total, abandoned = 0, time.time() - _ABANDONED
+        for path, used, size in sorted(self._files(), key=lambda file: -file[1]):
+            is_program = path.suffix == _SUFFIX
+            total += size if is_program else 0
+            if (total > self._most) if is_program else (used < abandoned):
+                path.unlink(missing_ok=True)
+
+    def _files(self) -> Iterator[tuple[Path, float, int]]:
+        """Path, time of the last use and bytes of our files in the folder."""
+        for entry in os.scandir(self._folder):
+            if entry.name.endswith((_SUFFIX, storage.PARTIAL)):
+                with contextlib.suppress(FileNotFoundError):  # another process makes room, too
+                    found = entry.stat()
+                    yield Path(entry.path), found.st_mtime, found.st_size
+
+
+def machine() -> str:
+    """8 hexadecimal digits of what a program is compiled for: the features and the number of cores.
+
+    XLA runs what was compiled for others, up to illegal instructions. Its own key has the features,
+    but not the number of cores, which goes into the program.
+    """
+    parts = [platform.machine(), _features() or platform.processor(), str(threads.processors())]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
+
+
+def _features() -> str:
+    """The features of the first core, as Linux lists them; "" on other systems."""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        for line in file:  # of hundreds of cores only the first is read
+            if line.startswith(("flags", "Features")):
+                return line
+    return ""
