@@ -183,7 +183,8 @@ class Model:
         that image and text belong together."""
         if "t" not in self.params:
             raise ValueError("this model has no temperature: it holds only one tower")
-        zimg, ztxt = jnp.asarray(image_embeddings), jnp.asarray(text_embeddings)
+        given = image_embeddings, text_embeddings
+        zimg, ztxt = (z if isinstance(z, jax.Array) else np.asarray(z) for z in given)
         width = self.config.embed_dim
         for name, z in (("image_embeddings", zimg), ("text_embeddings", ztxt)):
             if z.ndim != 2 or z.shape[1] != width:

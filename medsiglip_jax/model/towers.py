@@ -296,6 +296,8 @@ def normalize_pixels(
     return (x - jnp.asarray(pixels.mean)) / jnp.asarray(pixels.std)
 
 
+# Called eagerly these three would be a dozen programs, which compile in 20 to 300 ms each.
+@jax.jit
 def normalize(z: Float[Array, "... d"]) -> Float[Array, "... d"]:
     """z / (||z|| + 1e-8), the epsilon added to the norm (two_towers.py:60-74), in float32."""
     z = z.astype(jnp.float32)
@@ -367,6 +369,7 @@ def encode_text(
     return z.astype(jnp.float32)
 
 
+@jax.jit
 def similarity(
     zimg: Float[Array, "i d"],
     ztxt: Float[Array, "t d"],
@@ -378,6 +381,7 @@ def similarity(
         return jnp.exp(t.reshape(())) * (zimg @ ztxt.T) + b.reshape(())
 
 
+@jax.jit
 def class_logits(
     classifier: Params, features: Float[Array, "b d"] | Float[np.ndarray, "b d"]
 ) -> Float[Array, "b c"]:
