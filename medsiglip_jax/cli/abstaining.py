@@ -1,6 +1,7 @@
 """The flags of commands that give no answer for images which a reference does not know."""
 
 import argparse
+from collections.abc import Callable
 from typing import Any
 
 from medsiglip_jax.cli.parser import Parser, add_flags
@@ -44,13 +45,14 @@ def known_images(args: argparse.Namespace) -> Any:
     return None
 
 
-def abstention(args: argparse.Namespace, known: Any, made: Any) -> Any:
+def abstention(args: argparse.Namespace, known: Any, made: Callable[[], Any]) -> Any:
     """The `Abstention` for embeddings that are made in a way, or None.
 
     Args:
         args: with the flags.
         known: of `known_images`.
-        made: the `Provenance` of the embeddings.
+        made: gives the `Provenance` of the embeddings, for which all weights may be hashed; called
+            only if there is a reference.
 
     Raises:
         ValueError: the reference is of other weights, pixels or rules.
@@ -58,7 +60,7 @@ def abstention(args: argparse.Namespace, known: Any, made: Any) -> Any:
     from medsiglip_jax.trust import known as trust
 
     if known is not None:
-        trust.check(known, made, args.reference)
+        trust.check(known, made(), args.reference)
     return limits(args, known)
 
 

@@ -68,8 +68,8 @@ def classify(args: argparse.Namespace) -> int:
     with output.progress_bar("image", len(images)) as bar:
         options = how.preprocess, args.batch_size, bar.update, how.dicom
         encoder = model.features if args.labels else model  # or an error: there are no labels
-        made = provenance.of_model(encoder, how.preprocess, not args.labels, how.dicom)
-        judge = abstaining.abstention(args, known, made)
+        made = encoder, how.preprocess, not args.labels, how.dicom
+        judge = abstaining.abstention(args, known, lambda: provenance.of_model(*made))
         if args.labels:
             results = classifier.classify_labels(model, images, *options, abstention=judge)
         else:

@@ -112,7 +112,7 @@ def embed(args: argparse.Namespace) -> int:
     images = "image" in rows.table["kind"].unique().to_pylist()
     size = processes.run_on(lambda: loading.batch_size(args, model if images else None))
     origin = provenance.of_model(model, how.preprocess, not args.raw, how.dicom)
-    judge = processes.run_on(lambda: abstaining.abstention(args, known, origin))
+    judge = processes.run_on(lambda: abstaining.abstention(args, known, lambda: origin))
     options = dataclasses.replace(
         options, preprocess=how.preprocess, dicom=how.dicom, batch_size=size, abstention=judge
     )

@@ -182,7 +182,7 @@ def probe_predict(args: argparse.Namespace) -> int:
             raise ValueError("--embeddings needs --output FILE and no INPUT")
         refuse_unused(args, "with --embeddings", reading.QUERIES)
         run, known = open_embeddings(args.embeddings), abstaining.known_images(args)
-        judge = abstaining.abstention(args, known, provenance.of_run(run.manifest))
+        judge = abstaining.abstention(args, known, lambda: provenance.of_run(run.manifest))
         count = prediction.predict(probe, run, args.output, judge, args.rank)
         result = {"output": args.output, "rows": count}
         output.show(result, args.json, lambda r: f"{args.output}: {count:,}")
@@ -197,7 +197,7 @@ def probe_predict(args: argparse.Namespace) -> int:
         results = prediction.predict_inputs(
             probe, model, args.inputs, batch_size=args.batch_size, dicom=dicom, parts=parts,
             all_files=args.all_files, on_progress=bar.update,
-            abstention=abstaining.abstention(args, known, made),
+            abstention=abstaining.abstention(args, known, lambda: made),
         )  # fmt: skip
     if args.rank:
         results = prediction.ranked(results, probe.exclusive, args.rank)
@@ -220,11 +220,11 @@ def _predict_by_classifier(args: argparse.Namespace) -> int:
         features, own = model.features, model.config.classifier  # or an error that there is none
         assert own is not None
         dicom = reading.prepared(args, dicom, model.config).dicom
-        made = provenance.of_model(features, own.preprocess, False, dicom)
+        made = features, own.preprocess, False, dicom
         results = prediction.predict_by_classifier(
             model, args.inputs, batch_size=args.batch_size, dicom=dicom, parts=parts,
             all_files=args.all_files, on_progress=bar.update,
-            abstention=abstaining.abstention(args, known, made),
+            abstention=abstaining.abstention(args, known, lambda: provenance.of_model(*made)),
         )  # fmt: skip
     if args.rank:
         results = prediction.ranked(results, not own.multi_label, args.rank)
