@@ -3,6 +3,7 @@
     python scripts/bench.py encode --batch 1 4 8           # image encoder throughput
     python scripts/bench.py encode --dtype bfloat16 --attention cudnn --batch 64   # on a GPU
     python scripts/bench.py load                           # load time, memory, first embedding
+    python scripts/bench.py start                          # a second start of classify
     python scripts/bench.py encode --size tiny-56 --json   # seconds: does the script work
     python scripts/bench.py train                          # the train step
     python scripts/bench.py train --gpu --size so400m-448 --dtype bfloat16 --attention cudnn
@@ -43,6 +44,7 @@ import bench_monitor
 import bench_probe
 import bench_search
 import bench_slides
+import bench_start
 import bench_train
 import measure
 
@@ -75,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     bench_encode.add_parsers(commands, _common)
     bench_load.add_parsers(commands, _common)
+    bench_start.add_parsers(commands, _common)
     bench_train.add_parsers(commands, _common)
     bench_input.add_parsers(commands, _common)
     bench_embed.add_parsers(commands, _common)
