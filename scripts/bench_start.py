@@ -61,9 +61,11 @@ _HERE = Path(__file__).parent
 
 
 def _run(command: list[str], folder: str) -> dict:
-    """Runs Python with a cache folder in `folder`, quietly."""
+    """Runs Python with a cache folder in `folder`, quietly, and with Python's own cache of the
+    modules that it compiles, which users have."""
     environment = os.environ | {"XDG_CACHE_HOME": folder}
-    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    for name in ("JAX_COMPILATION_CACHE_DIR", "PYTHONDONTWRITEBYTECODE"):
+        environment.pop(name, None)
     began = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, *command], stdout=subprocess.DEVNULL, env=environment
