@@ -65,12 +65,12 @@ def test_classes_that_say_nothing():
 def test_all_figures_have_the_intervals_of_the_bootstrap():
     named, labels = case(5, 200)
     groups = np.arange(200) // 2
-    found = metrics.class_figures(named, labels, groups=groups, samples=200, seed=3)
+    found = metrics.class_figures(named, labels, groups=groups, samples=60, seed=3)
     assert found.keys() == REFERENCES.keys()
     assert found["accuracy"] == metrics.proportion(named == labels, groups)
     for name in (*NAMES, "quadratic_kappa"):
         figure = getattr(metrics, name)
-        want = metrics.bootstrap(figure, named, labels, groups=groups, samples=200, seed=3)
+        want = metrics.bootstrap(figure, named, labels, groups=groups, samples=60, seed=3)
         got = found[name]
         assert [got.value, got.low, got.high] == pytest.approx(
             [want.value, want.low, want.high], abs=1e-12

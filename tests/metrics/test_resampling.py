@@ -46,8 +46,8 @@ HOW = [
 @pytest.mark.parametrize("levels", [None, 2])
 def test_weights_give_what_drawn_rows_give(statistic, levels, how):
     scores, labels, _ = case(levels=levels)
-    fast = bootstrap(statistic, scores, labels, samples=100, **how)
-    slow = bootstrap(lambda s, y: statistic(s, y), scores, labels, samples=100, **how)
+    fast = bootstrap(statistic, scores, labels, samples=40, **how)
+    slow = bootstrap(lambda s, y: statistic(s, y), scores, labels, samples=40, **how)
     for name in ("value", "low", "high", "dropped"):
         assert getattr(fast, name) == pytest.approx(getattr(slow, name), rel=0, abs=1e-14)
 
@@ -66,29 +66,29 @@ def test_weights_are_sample_weights(seed):
 
 def test_macro_auc_by_weights():
     rng = np.random.default_rng(0)
-    classes = rng.integers(4, size=90)
-    scores = rng.normal(size=(90, 4)) + np.eye(4)[classes]
-    findings = (rng.random((90, 4)) < 0.3).astype(float)
-    findings[rng.random((90, 4)) < 0.2] = np.nan
+    classes = rng.integers(4, size=60)
+    scores = rng.normal(size=(60, 4)) + np.eye(4)[classes]
+    findings = (rng.random((60, 4)) < 0.3).astype(float)
+    findings[rng.random((60, 4)) < 0.2] = np.nan
     findings[:, 3] = 0  # never defined, and left out
     for labels in (classes, findings):
-        fast = bootstrap(macro_auc, scores, labels, samples=100)
-        slow = bootstrap(lambda s, y: macro_auc(s, y), scores, labels, samples=100)
+        fast = bootstrap(macro_auc, scores, labels, samples=40)
+        slow = bootstrap(lambda s, y: macro_auc(s, y), scores, labels, samples=40)
         assert fast.value == pytest.approx(macro_auc(scores, labels), abs=1e-14)
         assert [fast.low, fast.high] == pytest.approx([slow.low, slow.high], abs=1e-14)
 
 
 def test_a_difference_is_paired():
     rng = np.random.default_rng(0)
-    one, labels, groups = case(n=300)
-    other = one + 0.2 * rng.normal(size=300)
-    by_hand = bootstrap(lambda a, b, y: auc(a, y) - auc(b, y), one, other, labels, samples=200)
+    one, labels, groups = case(n=150)
+    other = one + 0.2 * rng.normal(size=150)
+    by_hand = bootstrap(lambda a, b, y: auc(a, y) - auc(b, y), one, other, labels, samples=100)
     for statistic in (auc, lambda s, y: auc(s, y)):
-        found = bootstrap_pair(statistic, one, other, labels, samples=200).difference
+        found = bootstrap_pair(statistic, one, other, labels, samples=100).difference
         assert [found.value, found.low, found.high] == pytest.approx(
             [by_hand.value, by_hand.low, by_hand.high], abs=1e-14
         )
-    alone = bootstrap(auc, one, labels, samples=200)
+    alone = bootstrap(auc, one, labels, samples=100)
     assert by_hand.high - by_hand.low < 0.5 * (alone.high - alone.low)
     same = bootstrap_pair(auc, one, one, labels, samples=50, groups=groups).difference
     assert (same.value, same.low, same.high) == (0, 0, 0)
@@ -99,11 +99,11 @@ def test_a_difference_is_paired():
 def test_a_pair_is_both_and_their_difference(statistic, how):
     one, labels, _ = case()
     other = one + np.random.default_rng(0).normal(size=120)
-    found = bootstrap_pair(statistic, one, other, labels, samples=100, **how)
-    assert found.first == bootstrap(statistic, one, labels, samples=100, **how)
-    assert found.second == bootstrap(statistic, other, labels, samples=100, **how)
+    found = bootstrap_pair(statistic, one, other, labels, samples=40, **how)
+    assert found.first == bootstrap(statistic, one, labels, samples=40, **how)
+    assert found.second == bootstrap(statistic, other, labels, samples=40, **how)
     by_hand = bootstrap(
-        lambda a, b, y: auc(a, y) - auc(b, y), one, other, labels, samples=100, **how
+        lambda a, b, y: auc(a, y) - auc(b, y), one, other, labels, samples=40, **how
     )
     for name in ("value", "low", "high"):
         assert getattr(found.difference, name) == pytest.approx(getattr(by_hand, name), abs=1e-14)
