@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float, Float32, Float64, Int64
 
 from medsiglip_jax.embeddings import cosines, store
 
-# Rows of the first piece of a first block; its best rule out most of the others.
+# Rows of a first block whose best rule out most of the others.
 _FIRST_ROWS = 8192
 _NO_ROW = np.iinfo(np.int64).max
 
@@ -53,31 +53,20 @@ class _Best:
     """The best rows of each query so far, the best first."""
 
     def __init__(self, queries: Float[np.ndarray, "q d"], k: int):
-        self._queries = queries
+        self._queries = queries.astype(np.float64)
         self.cosines = np.full((len(queries), k), -np.inf)
         self.rows = np.full((len(queries), k), _NO_ROW)
 
     def offer(self, block: store.Block, scores: Float32[np.ndarray, "n q"], margin: float) -> None:
         """Adds the rows of a block that may be among the best, given its cosines up to `margin`."""
-        if len(block) > _FIRST_ROWS and np.isneginf(self.cosines[:, -1]).any():
-            for rows in (slice(None, _FIRST_ROWS), slice(_FIRST_ROWS, None)):
-                part = store.Block(block.rows[rows], block.vectors[rows])
-                self.offer(part, scores[rows], margin)
-            return
-        rows, queries = _nonzero(self._hopeful(scores, margin))
-        if len(rows) > 8 * self.rows.size:  # at first: the best k rule out most of the others
-            k = self.rows.shape[1]
-            first = np.argpartition(-scores, k, axis=0)[:k]  # NaN comes last
-            self._insert(block, first.reshape(-1), np.tile(np.arange(len(self.rows)), k))
-            hopeful = self._hopeful(scores, margin)
-            np.put_along_axis(hopeful, first, False, axis=0)
-            rows, queries = _nonzero(hopeful)
+        k, bounds = self.rows.shape[1], self.cosines[:, -1] - margin
+        if np.isneginf(bounds).any():
+            bounds = np.fmax(bounds, _kth_best(scores[:_FIRST_ROWS], k) - 2 * margin)
+        # Keeps NaN, which may be a number in float64.
+        rows, queries = _nonzero(~(scores < bounds.astype(np.float32)))
         if len(rows):
-            self._insert(block, rows, queries)
-
-    def _hopeful(self, scores: Float32[np.ndarray, "n q"], margin: float) -> np.ndarray:
-        bounds = (self.cosines[:, -1] - margin).astype(np.float32)
-        return ~(scores < bounds)  # keeps NaN, which may be a number in float64
+            keep = _contenders(scores[rows, queries], queries, k, margin)
+            self._insert(block, rows[keep], queries[keep])
 
     def _insert(self, block: store.Block, rows: cosines.Numbers, queries: cosines.Numbers) -> None:
         exact = cosines.exact(block.vectors, rows, self._queries, queries)
@@ -89,6 +78,25 @@ class _Best:
         starts = np.searchsorted(queries[order], np.arange(count))
         best = order[starts[:, None] + np.arange(k)]
         self.cosines, self.rows = merged[best], rows[best]
+
+
+def _kth_best(scores: Float32[np.ndarray, "n q"], k: int) -> Float32[np.ndarray, " q"]:
+    """Of each query; -inf or NaN where there are fewer numbers."""
+    if len(scores) < k:
+        return np.full(scores.shape[1], -np.inf, np.float32)
+    return -np.partition(np.negative(scores.T, order="C"), k - 1)[:, k - 1]  # NaN comes last
+
+
+def _contenders(
+    scores: Float32[np.ndarray, " c"], queries: cosines.Numbers, k: int, margin: float
+) -> Bool[np.ndarray, " c"]:
+    """Which candidates may be among the k best of their query, given their cosines up to `margin`:
+    the others have k above them whatever the errors are."""
+    order = np.lexsort((-scores, queries))  # NaN comes last
+    starts = np.searchsorted(queries[order], queries)
+    ends = np.searchsorted(queries[order], queries, side="right")
+    kth = scores[order[np.minimum(starts + k, ends) - 1]]
+    return ~((ends - starts > k) & (scores < kth - 2 * margin))
 
 
 def _nonzero(mask: Bool[np.ndarray, "n q"]) -> tuple[np.ndarray, np.ndarray]:

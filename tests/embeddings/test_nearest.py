@@ -5,6 +5,7 @@ import pytest
 from embedding_runs import crowd, ranking
 
 from medsiglip_jax.embeddings import cosines as products
+from medsiglip_jax.embeddings import nearest
 from medsiglip_jax.embeddings.near_duplicates import near_duplicates
 from medsiglip_jax.embeddings.nearest import top_k
 from medsiglip_jax.embeddings.store import ArrayVectors
@@ -80,3 +81,86 @@ def test_the_products_of_accelerators_are_those_of_the_cpu(normalized, monkeypat
     for one, other in zip(want, got, strict=True):
         for a, b in zip(one, other, strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+def misplaced(x, numbers):
+    """A copy that begins so many numbers after a multiple of 64 bytes."""
+    buffer = np.empty(x.size + 32, x.dtype)
+    start = -buffer.ctypes.data % 64 // x.itemsize + numbers
+    place = buffer[start : start + x.size].reshape(x.shape)
+    place[:] = x
+    return place
+
+
+def only_xla(queries):
+    return [products._XlaProduct(queries)]
+
+
+@pytest.mark.float
+@pytest.mark.parametrize("numbers", [0, 1, 4, 15])
+def test_xla_reads_vectors_from_wherever_they_begin(numbers):
+    """Each cosine within the margin, but where the next row is no vector: there NaN may be."""
+    x, queries = crowd(2 * products._XLA_ROWS + 5, 40, unit=True)
+    x[products._XLA_ROWS] = np.inf
+    queries = products.unit(queries)
+    vectors, scores = misplaced(x, numbers), np.empty((len(x), len(queries)), np.float32)
+    with np.errstate(invalid="ignore"):
+        products._XlaProduct(queries)(vectors, scores)
+        exact = x.astype(np.float64) @ queries.T.astype(np.float64)
+    no_vector = ~np.isfinite(x).all(axis=1)
+    unknown = no_vector | np.roll(no_vector, -1)
+    assert np.abs(scores - exact)[~unknown].max() < products.margin(x)
+    assert np.isnan(scores[no_vector]).all() or not np.isfinite(scores[no_vector]).any()
+    near = np.isfinite(scores) & np.isfinite(exact)
+    assert np.abs(scores - exact)[near].max() < products.margin(x)
+
+
+@pytest.mark.parametrize("order", ["C", "F", "strided", "odd bytes", "few numbers"])
+@pytest.mark.parametrize("normalized", [True, False])
+def test_top_k_by_xla_is_the_float64_ranking_too(order, normalized, monkeypatch):
+    monkeypatch.setattr(products, "cpu_products", only_xla)
+    monkeypatch.setattr(products, "_XLA_ROWS", 256)
+    x, queries = crowd(1500, 9 if order == "few numbers" else 24, unit=normalized)
+    want = ranking(queries, x, 10)
+    if order == "F":
+        x = np.asfortranarray(x)
+    elif order == "strided":
+        x = np.repeat(x, 2, axis=0)[::2]
+    elif order == "odd bytes":
+        x = np.frombuffer(b"." + x.tobytes(), np.uint8)[1:].view(np.float32).reshape(x.shape)
+    scores, rows = top_k(queries, ArrayVectors(x, normalized, 700), 10)
+    np.testing.assert_array_equal(rows, want[1])
+    np.testing.assert_allclose(scores, want[0], rtol=0, atol=1e-15)
+
+
+def test_the_product_that_took_the_least_time_goes_on(monkeypatch):
+    """Each is tried twice, the first time for nothing, and one that becomes slow is left."""
+    clock, used = [0.0], []
+    monkeypatch.setattr(products.time, "perf_counter", lambda: clock[0])
+    seconds = {"first": [9.0, 2.0, 2.0], "second": [50.0, 1.0, 1.0, 3.0, 1.0]}
+
+    def product(name):
+        def run(vectors, scores):
+            used.append(name)
+            clock[0] += seconds[name].pop(0) * len(vectors)
+
+        return run
+
+    fastest = products._Fastest([product("first"), product("second")])
+    for rows in (8, 8, 8, 8, 2, 8, 8):
+        fastest(np.empty((rows, 1)), np.empty((rows, 1)))
+    assert used == ["first"] * 2 + ["second"] * 4 + ["first"]
+
+
+@pytest.mark.parametrize("k", [1, 3, 40])
+def test_only_what_cannot_be_among_the_best_is_left_out(k):
+    """Whatever the errors within the margin are; NaN may be any number."""
+    rng = np.random.default_rng(k)
+    scores, queries = rng.random(200).astype(np.float32), rng.integers(6, size=200)
+    queries[queries == 4], scores[::23] = 5, np.nan
+    margin = 0.01
+    keep = nearest._contenders(scores, queries, k, margin)
+    for query in range(6):
+        own, kept = scores[queries == query], keep[queries == query]
+        above = (own[None] - margin > own[:, None] + margin).sum(axis=1)
+        np.testing.assert_array_equal(kept, above < k)
