@@ -254,9 +254,8 @@ class Model:
             return jnp.zeros((0, *shape), jnp.float32)
         if isinstance(rows, Tracer):
             return encode(self.params, rows)
-        size = self.piece_size(n, batch_size, tower)
         pieces = []
-        for start in range(0, n, size):
+        for start, size in self._cuts(n, batch_size, tower):
             piece = rows[start : start + size]
             missing = size - len(piece)
             if missing:
@@ -267,12 +266,20 @@ class Model:
             pieces.append(encode(self.params, piece)[: size - missing])
         return jnp.concatenate(pieces) if len(pieces) > 1 else pieces[0]
 
+    def _cuts(self, rows: int, batch_size: int, tower: Any) -> list[tuple[int, int]]:
+        """Where each piece starts, and its size: at most two sizes, of which programs are made."""
+        size, end = self.piece_size(rows, batch_size, tower), 0
+        together = min(batch_size, _ONE_BY_ONE)
+        if encoding(self.compute, tower).one_by_one and rows >= together:
+            end = rows - rows % together
+        cuts = [(start, together) for start in range(0, end, together)]
+        return cuts + [(start, size) for start in range(end, rows, size)]
+
     def piece_size(self, rows: int, batch_size: int, tower: VisionConfig | TextConfig) -> int:
         """Rows per call: on a CPU as many as stay in cache; elsewhere a power of two up to
         `batch_size`, so that few programs are compiled, and a multiple of the mesh."""
         if jax.default_backend() == "cpu" and not self.mesh:
-            tokens = tower.num_tokens if isinstance(tower, VisionConfig) else tower.context_length
-            return min(rows, batch_size, max(1, _CPU_PIECE_BYTES // (4 * tokens * tower.mlp_dim)))
+            return min(rows, batch_size, max(1, _fitting(tower)))
         devices = self.mesh.shape["data"] if self.mesh else 1
         size = min(batch_size, 1 << (rows - 1).bit_length())
         return -(-size // devices) * devices
@@ -288,10 +295,23 @@ def _strings(texts: Any) -> list[str] | None:
     return list(texts) if kind and kind in "OUT" else None
 
 
+def _fitting(tower: VisionConfig | TextConfig) -> int:
+    """How many rows a CPU computes at once without more than `_CPU_PIECE_BYTES` a buffer."""
+    return _CPU_PIECE_BYTES // (4 * tower.num_tokens * tower.mlp_dim)
+
+
+def encoding(compute: Compute, tower: VisionConfig | TextConfig) -> Compute:
+    """How a tower is computed when nothing is trained: on one CPU one row after another, where two
+    are too much at a time."""
+    alone = compute.attention == "blocked" and not compute.rows and _fitting(tower) < 2
+    return dataclasses.replace(compute, one_by_one=alone)
+
+
 # Models of one architecture share their encoders, so that only the first is traced and compiled.
 @functools.lru_cache(maxsize=32)
 def _image_encoders(vision: VisionConfig | None, compute: Compute) -> tuple[Any, Any]:
     """Compiled functions of (params, images): embeddings, and patch tokens."""
+    compute = encoding(compute, vision) if vision else compute
 
     def encode(params, images):
         return towers.encode_image(params, images, ModelConfig(vision, None), compute)
@@ -301,12 +321,15 @@ def _image_encoders(vision: VisionConfig | None, compute: Compute) -> tuple[Any,
 
 @functools.lru_cache(maxsize=32)
 def _text_encoder(text: TextConfig | None, compute: Compute) -> Any:
+    compute = encoding(compute, text) if text else compute
     return jax.jit(lambda p, x: towers.encode_text(p, x, ModelConfig(None, text), compute))
 
 
 # The MLP's hidden activations of one 1,024-token image are 17.6 MB. malloc gives buffers above
 # 32 MiB back to the system and gets them again as fresh pages, which costs more than it saves.
 _CPU_PIECE_BYTES = 32 << 20
+# Rows of a program that takes `one_by_one` in each block.
+_ONE_BY_ONE = 4
 
 
 def load(

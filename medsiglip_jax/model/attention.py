@@ -34,14 +34,17 @@ from medsiglip_jax.model import devices
 from medsiglip_jax.model.config import TextConfig, VisionConfig
 
 
-def _xla(q, k, v):
-    """Plain einsum attention; logits and softmax in float32 whatever the input dtype."""
+def _xla(q, k, v, wide=False):
+    """Plain einsum attention; logits and softmax in float32 whatever the input dtype. `wide` asks
+    for float32 of the second product, too (`devices.wide_products`)."""
+    mixed = jnp.float32 if wide else None
     logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
 
     @partial(jax.checkpoint, prevent_cse=False)  # stores only the logits for the backward pass
     def mix(logits, v):
         weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-        return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+        x = jnp.einsum("bhqk,bkhd->bqhd", weights, v, preferred_element_type=mixed)
+        return x.astype(v.dtype)
 
     return mix(logits, v)
 
@@ -72,9 +75,9 @@ def _blocked(q, k, v):
 
     With "xla" the logits of all heads are allocated at once, and again for each step of the
     softmax: 690 MB of fresh pages per encoder block for four images, against 170 MB here. The
-    division by the sum comes after the second product, on [tokens, size] instead of
-    [tokens, tokens]. The backward pass recomputes the logits instead of storing them, and takes
-    half the time of "xla", as the forward pass does.
+    second product also gives the sum of the weights, by a column of ones, and the division comes
+    after it, on [tokens, size] instead of [tokens, tokens]. The backward pass recomputes the logits
+    instead of storing them, and takes half the time of "xla", as the forward pass does.
     """
     b, n, h, d = q.shape
 
@@ -85,9 +88,10 @@ def _blocked(q, k, v):
         top = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
         weights = jnp.exp(logits - top)
         x = jnp.einsum("qk,kd->qd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-        return (x / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)
+        return (x[:, :d] / x[:, d:]).astype(v.dtype)
 
-    heads = [x.swapaxes(1, 2).reshape(b * h, -1, d) for x in (q, k, v)]
+    v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
+    heads = [x.swapaxes(1, 2).reshape(b * h, n, -1) for x in (q, k, v)]
     at_once = min(b * h, max(1, _BLOCK_BYTES // (4 * n * n)))
     x = jax.lax.map(head, heads, batch_size=at_once)
     return x.reshape(b, h, n, d).swapaxes(1, 2)
@@ -196,6 +200,7 @@ def attend(
     k: Float[Array, "b k h d"],
     v: Float[Array, "b k h d"],
     rows: NamedSharding | None = None,
+    wide: bool = False,
 ) -> Float[Array, "b q h d"]:
     """Softmax attention without a mask.
 
@@ -207,10 +212,12 @@ def attend(
         v: as k.
         rows: sharding of the batch over a mesh. The compiler splits "xla" by itself; with the other
             back ends each device computes its own rows.
+        wide: whether products give float32, of all element types, where "xla" is used; those of
+            "blocked" always do.
     """
     alike = q.shape == k.shape
     name = used(name, q.dtype.name, q.shape[1], q.shape[3]) if alike else "xla"
-    compute = ATTENTION[name]
+    compute = partial(_xla, wide=wide) if name == "xla" else ATTENTION[name]
     if rows is not None and name != "xla":
         specs = (rows.spec,) * 3
         compute = jax.shard_map(

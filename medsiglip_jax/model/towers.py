@@ -43,6 +43,9 @@ class Compute:
             device work on the whole batch. Most attention back ends need it as well.
         wide: whether products give float32, which is then rounded to `dtype`; faster on some CPUs,
             see `devices.wide_products`.
+        one_by_one: whether a block takes one row of activations after another, in inference on
+            CPUs: they stay in the cache, and a block's weights, which the loop over the blocks
+            copies from their stack, are copied once for all rows.
     """
 
     dtype: str = "float32"
@@ -51,6 +54,7 @@ class Compute:
     remat: str = "none"
     rows: NamedSharding | None = None
     wide: bool = False
+    one_by_one: bool = False
 
     def __post_init__(self):
         if self.attention not in ATTENTION:
@@ -74,17 +78,21 @@ REMAT: dict[str, Callable | None] = {
 # --------------------------------------------------------------------------------- modules
 
 
-def _wide_dot(x: Array, y: Array, dimensions: Any, precision: Any = None, **_: Any) -> Array:
-    """`lax.dot_general` in float32, rounded to the element type of `x`."""
-    product = jax.lax.dot_general(
+def _float32_dot(x: Array, y: Array, dimensions: Any, precision: Any = None, **_: Any) -> Array:
+    """`lax.dot_general` in float32, and not rounded."""
+    return jax.lax.dot_general(
         x, y, dimensions, precision=precision, preferred_element_type=jnp.float32
     )
-    return product.astype(x.dtype)
 
 
-def _dense(compute: Compute, *, general: bool = False) -> Callable:
-    """nn.Dense, or nn.DenseGeneral, that computes so."""
-    dot = _wide_dot if compute.wide else None
+def _wide_dot(x: Array, y: Array, dimensions: Any, precision: Any = None, **_: Any) -> Array:
+    """The same, rounded to the element type of `x`."""
+    return _float32_dot(x, y, dimensions, precision).astype(x.dtype)
+
+
+def _dense(compute: Compute, *, general: bool = False, rounded: bool = True) -> Callable:
+    """nn.Dense, or nn.DenseGeneral, that computes so; `rounded` is for wide products only."""
+    dot = (_wide_dot if rounded else _float32_dot) if compute.wide else None
     return partial(nn.DenseGeneral if general else nn.Dense, dtype=compute.dtype, dot_general=dot)
 
 
@@ -120,7 +128,7 @@ class MultiHeadDotProductAttention(nn.Module):
         q = q * heads[1] ** -0.5
         if self.is_mutable_collection(_ATTENTION):  # only for `attention_weights`
             self.sow(_ATTENTION, "weights", mean_weights(q, k))
-        x = attend(self.compute.attention, q, k, v, self.compute.rows)
+        x = attend(self.compute.attention, q, k, v, self.compute.rows, self.compute.wide)
         return _adapt(self, "out", x, dense(width, axis=(-2, -1), name="out")(x))
 
 
@@ -155,9 +163,10 @@ class MlpBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        dense = _dense(self.compute)
-        width = x.shape[-1]
-        x = _gelu(_adapt(self, "Dense_0", x, dense(self.mlp_dim, name="Dense_0")(x)))
+        dense, width = _dense(self.compute), x.shape[-1]
+        # A CPU computes bfloat16's GELU in float32 anyhow, and rounds after each of its steps.
+        hidden = _dense(self.compute, rounded=False)(self.mlp_dim, name="Dense_0")(x)
+        x = _gelu(_adapt(self, "Dense_0", x, hidden)).astype(self.compute.dtype)
         return _adapt(self, "Dense_1", x, dense(width, name="Dense_1")(x))
 
 
@@ -194,9 +203,22 @@ class Encoder(nn.Module):
         scan = partial(nn.scan, block, variable_axes=stacked, split_rngs={"params": True})
         lengths = {"frozen_blocks": frozen, "encoderblock": self.config.depth - frozen}
         for name, length in lengths.items():
-            if length:
+            if length and self.compute.one_by_one:
+                x = self._one_by_one(self.variables["params"][name], x)
+            elif length:
                 x, _ = scan(length=length)(self.config, self.compute, name=name)(x)
         return LayerNorm(self.compute, name="encoder_norm")(x)
+
+    def _one_by_one(self, blocks: Params, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        block = EncoderBlock(self.config, self.compute, parent=None)
+
+        def each(x: Array, params: Params) -> tuple[Array, None]:
+            def one(row: Array) -> Array:
+                return cast(Any, block.apply({"params": params}, row[None]))[0][0]
+
+            return jax.lax.map(one, x), None
+
+        return jax.lax.scan(each, x, blocks)[0]
 
 
 class MAPHead(nn.Module):

@@ -73,6 +73,46 @@ def test_pieces_compile_once(model, expected):
     assert model._image._cache_size() == 1
 
 
+@pytest.mark.parametrize("n, batch_size, cuts", [
+    (1, 32, [1]),
+    (3, 32, [1, 1, 1]),
+    (6, 32, [4, 1, 1]),
+    (8, 8, [4, 4]),
+    (5, 3, [3, 1, 1]),
+    (2, 1, [1, 1]),
+])  # fmt: skip
+def test_images_too_large_for_a_cache_share_the_copies_of_weights(
+    model, expected, monkeypatch, n, batch_size, cuts
+):
+    """By fours, and the rest one by one: two programs at most, none of padding, same embeddings."""
+    pixels = np.resize(expected["pixels"], (n, 42, 42, 3))
+    want = model.encode_image(pixels)
+    monkeypatch.setattr(api, "_CPU_PIECE_BYTES", 1)
+    large = api.Model(model.params, model.config, compute=towers.Compute(attention="blocked"))
+    programs = api._image_encoders.__wrapped__(model.config.vision, large.compute)
+    sizes = []
+
+    def encode(params, images):
+        sizes.append(len(images))
+        return programs[0](params, images)
+
+    large._image = encode
+    assert_close(large.encode_image(pixels, batch_size=batch_size), want, TERMS)
+    assert sizes == cuts
+
+
+def test_only_one_cpu_encodes_one_by_one():
+    """No accelerator's program, nor that of a mesh, nor one of images that are small, has it."""
+    vision = config.named("so400m-448").vision
+    assert api.encoding(towers.Compute(attention="blocked"), vision).one_by_one
+    for attention in ("xla", "splash", "cudnn"):
+        assert not api.encoding(towers.Compute(attention=attention), vision).one_by_one
+    rows = sharding.batch_sharding(sharding.make_mesh())
+    assert not api.encoding(towers.Compute(attention="blocked", rows=rows), vision).one_by_one
+    small = config.named("tiny-56").vision
+    assert not api.encoding(towers.Compute(attention="blocked"), small).one_by_one
+
+
 def test_models_of_one_architecture_share_their_programs(model):
     """Other weights need no compilation of their own; another dtype does."""
     same = api.Model(model.params, model.config, compute=model.compute)

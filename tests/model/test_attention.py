@@ -1,5 +1,6 @@
 """Attention back ends: equal to the plain form in value and gradient, clear where they refuse."""
 
+import re
 from functools import partial
 from types import SimpleNamespace
 
@@ -94,6 +95,21 @@ def test_blocked_keeps_bfloat16_and_its_accuracy():
     x = jax.jit(ATTENTION["blocked"])(*inputs)
     assert x.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(x, np.float32), plain(*inputs), atol=0.01)
+
+
+@pytest.mark.parametrize("name", ["blocked", "xla"])
+def test_wide_products_are_asked_for_in_float32(name):
+    """Both of them, in each back end of a CPU; and of "xla" only the first where they are not."""
+    inputs, _ = qkv((1, 32, 2, 16), "bfloat16")
+    for wide in (True, False):
+        attend = partial(attention.attend, name, wide=wide)
+        text = str(jax.make_jaxpr(attend)(*inputs))
+        assert len(re.findall(r"preferred_element_type=float32", text)) == 1 + (
+            wide or name == "blocked"
+        )
+        assert (
+            jax.eval_shape(partial(attention.attend, name, wide=wide), *inputs).dtype == "bfloat16"
+        )
 
 
 def test_blocked_never_holds_the_logits_of_every_head():

@@ -54,3 +54,23 @@ def test_wide_products_round_once_and_keep_their_type():
     assert product.dtype == jnp.bfloat16
     wrong = np.abs(np.asarray(product, np.float64) - exact)
     assert (wrong <= 2.0**-8 * np.abs(exact) + 1e-5).all()
+
+
+@pytest.mark.float
+def test_wide_towers_round_the_hidden_layer_once():
+    """The GELU of the float32 product, rounded: not one of a rounded product, step by step."""
+    block = towers.MlpBlock(64, towers.Compute("bfloat16", "default", wide=True))
+    x = jax.random.normal(jax.random.key(0), (1, 8, 32)).astype(jnp.bfloat16)
+    params = jax.tree.map(
+        lambda s: jax.random.normal(jax.random.key(1), s.shape).astype(jnp.bfloat16),
+        jax.eval_shape(lambda: block.init(jax.random.key(2), x)),
+    )
+    dense = params["params"]
+    exact = x.astype(jnp.float32) @ dense["Dense_0"]["kernel"].astype(jnp.float32)
+    hidden = jax.nn.gelu(exact + dense["Dense_0"]["bias"].astype(jnp.float32), approximate=True)
+    hidden = hidden.astype(jnp.bfloat16).astype(jnp.float32)
+    want = hidden @ dense["Dense_1"]["kernel"].astype(jnp.float32)
+    got = jax.jit(block.apply)(params, x)
+    assert got.dtype == jnp.bfloat16
+    wrong = np.abs(np.asarray(got, np.float32) - np.asarray(want + dense["Dense_1"]["bias"]))
+    assert wrong.max() <= 2.0**-7 * np.abs(want).max()

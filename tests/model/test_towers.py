@@ -52,6 +52,30 @@ def test_scan_equals_a_loop_over_blocks(params):
     assert_close(scanned, x, TERMS)
 
 
+@pytest.mark.float
+@pytest.mark.parametrize("attention", ["xla", "blocked"])
+def test_one_by_one_equals_all_rows_at_once(params, attention):
+    """Also where blocks are kept apart, and with an adapter; each row by itself."""
+    vision, tower = TINY.vision, params["img"]["Transformer"]
+    x = jax.random.normal(jax.random.key(1), (3, vision.num_tokens, vision.width))
+    blocks, shape = tower["encoderblock"], (vision.depth, vision.width, 2)
+    a, b = (jax.random.normal(jax.random.key(i), shape) for i in (2, 3))
+    lora = {"a": a, "b": b.swapaxes(1, 2), "scale": jnp.full(vision.depth, 0.1)}
+    name = "MultiHeadDotProductAttention_0"
+    blocks = {**blocks, name: {**blocks[name], "out_lora": lora}}
+    parts = (slice(None, 1), slice(1, None))
+    frozen, rest = (jax.tree.map(lambda p, part=part: p[part], blocks) for part in parts)
+    tower = {**tower, "frozen_blocks": frozen, "encoderblock": rest}
+    got, want = (
+        jax.jit(towers.Encoder(vision, Compute(attention=attention, one_by_one=alone)).apply)(
+            {"params": tower}, x
+        )
+        for alone in (True, False)
+    )
+    assert_close(got, want, TERMS, float(jnp.abs(want).max()))
+    assert float(jnp.abs(want[0] - want[1]).max()) > 0.1
+
+
 def test_remat_changes_neither_value_nor_gradient(params):
     vision, tower = TINY.vision, {"params": params["img"]["Transformer"]}
     x = jax.random.normal(jax.random.key(1), (2, vision.num_tokens, vision.width))
