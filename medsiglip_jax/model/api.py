@@ -267,9 +267,10 @@ class Model:
         return jnp.concatenate(pieces) if len(pieces) > 1 else pieces[0]
 
     def _cuts(self, rows: int, batch_size: int, tower: Any) -> list[tuple[int, int]]:
-        """Where each piece starts, and its size: at most two sizes, of which programs are made."""
+        """Where each piece starts, and its size: at most two sizes, of which programs are made, and
+        one for whole batches, in which a row then has the same bits at every place."""
         size, end = self.piece_size(rows, batch_size, tower), 0
-        together = min(batch_size, _ONE_BY_ONE)
+        together = next(k for k in range(_ONE_BY_ONE, 0, -1) if batch_size % k == 0)
         if encoding(self.compute, tower).one_by_one and rows >= together:
             end = rows - rows % together
         cuts = [(start, together) for start in range(0, end, together)]

@@ -79,12 +79,15 @@ def test_pieces_compile_once(model, expected):
     (6, 32, [4, 1, 1]),
     (8, 8, [4, 4]),
     (5, 3, [3, 1, 1]),
+    (6, 6, [3, 3]),
+    (7, 7, [1] * 7),
     (2, 1, [1, 1]),
 ])  # fmt: skip
 def test_images_too_large_for_a_cache_share_the_copies_of_weights(
     model, expected, monkeypatch, n, batch_size, cuts
 ):
-    """By fours, and the rest one by one: two programs at most, none of padding, same embeddings."""
+    """By fours, and the rest one by one: two programs at most, none of padding, same embeddings.
+    A whole batch is one program, so that it does not matter which rows a batch holds."""
     pixels = np.resize(expected["pixels"], (n, 42, 42, 3))
     want = model.encode_image(pixels)
     monkeypatch.setattr(api, "_CPU_PIECE_BYTES", 1)
