@@ -27,7 +27,7 @@ _EMBED = ["embed", "--model", torture_shards.MODEL, "images", *torture_shards.FL
 _FINETUNE = [
     "finetune", "--config", "lora", f"--config.init={torture_shards.MODEL}",
     "--config.data.path=rows.csv", "--config.data.text=text", "--config.batch_size=8",
-    "--config.mesh.data=2", "--config.total_steps=60", "--config.checkpoint_every=10",
+    "--config.mesh.data=2", "--config.total_steps=30", "--config.checkpoint_every=5",
     "--config.log_every=5", "--config.workers=1",
 ]  # fmt: skip
 # Command -> the flag of its folder, and which of the files there do not depend on the time.

@@ -57,7 +57,7 @@ def three():
 @pytest.mark.parametrize("lost, number, why", [
     (0, signal.SIGKILL, "it was killed or has crashed"),
     (1, signal.SIGKILL, "it was killed or has crashed"),
-    (1, signal.SIGSTOP, "no heartbeat for [2-4] s"),
+    pytest.param(1, signal.SIGSTOP, "no heartbeat for [2-4] s", marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_all_others_name_the_one_that_is_lost(three, lost, number, why):
     """Also those that have no connection with it: process 0 tells them before it ends."""
