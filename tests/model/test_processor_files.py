@@ -146,49 +146,56 @@ def said(name, **changes) -> Callable[[Path], Path]:
     return make
 
 
-def nested(folder):
+def nested(folder, make=siglip_folder):
     """transformers 5 writes the image processor into processor_config.json, which comes first."""
-    siglip_folder(folder)
+    make(folder)
     inner = json.loads((folder / "preprocessor_config.json").read_text())
     write_config(folder, "processor_config.json", image_processor=inner | dict(image_std=[0.2] * 3))
     return folder
 
 
+def siglip2(folder):
+    return siglip2_folder(folder, "Siglip2Tokenizer", padding_side="right")
+
+
+def siglip2_added(folder):
+    return siglip2_folder(folder, "Siglip2Tokenizer", ["IgG4", "Rash"])
+
+
+def gemma(folder):
+    return siglip2_folder(folder, "GemmaTokenizer", padding_side="right")
+
+
+MEAN_AND_STD = dict(image_mean=[0.48, 0.46, 0.41], image_std=[0.27, 0.26, 0.28])
+LARGE = dict(image_mean=[128.0] * 3, image_std=[64.0] * 3)
+# A tokenizer, and what an image processor says beside it: texts and images are compared apart.
 SAME = {
-    "siglip": siglip_folder,
-    "added tokens": added,
-    "added_tokens.json": added_by_json,
-    "cased": said("tokenizer_config.json", do_lower_case=False),
-    "padded with <pad>": said("tokenizer_config.json", pad_token="<pad>"),
-    "padded on the left": said("tokenizer_config.json", padding_side="left"),
-    "mean and std": said("preprocessor_config.json", image_mean=[0.48, 0.46, 0.41],
-                         image_std=[0.27, 0.26, 0.28]),
-    "bilinear": said("preprocessor_config.json", resample=2),
-    "normalisation null": said("preprocessor_config.json", do_normalize=None),
-    "rescaling null": said("preprocessor_config.json", do_rescale=None, image_mean=[128.0] * 3,
-                           image_std=[64.0] * 3),
-    "not normalised": said("preprocessor_config.json", do_normalize=False),
-    "not rescaled": said("preprocessor_config.json", do_rescale=False, image_mean=[128.0] * 3,
-                         image_std=[64.0] * 3),
-    "rescaled otherwise": said("preprocessor_config.json", rescale_factor=1 / 127.5),
-    "processor_config.json": nested,
-    "SigLIP 2": lambda f: siglip2_folder(f, "Siglip2Tokenizer", padding_side="right"),
-    "SigLIP 2 with added tokens": lambda f: siglip2_folder(f, "Siglip2Tokenizer", ["IgG4", "Rash"]),
-    "Gemma's tokenizer": lambda f: siglip2_folder(f, "GemmaTokenizer", padding_side="right"),
+    "siglip": (siglip_folder, {}),
+    "added tokens; mean and std": (added, MEAN_AND_STD),
+    "added_tokens.json; bilinear": (added_by_json, dict(resample=2)),
+    "cased; normalisation null": (
+        said("tokenizer_config.json", do_lower_case=False), dict(do_normalize=None)),
+    "padded with <pad>; rescaling null": (
+        said("tokenizer_config.json", pad_token="<pad>"), dict(do_rescale=None) | LARGE),
+    "padded on the left; not normalised": (
+        said("tokenizer_config.json", padding_side="left"), dict(do_normalize=False)),
+    "SigLIP 2; not rescaled": (siglip2, dict(do_rescale=False) | LARGE),
+    "SigLIP 2 with added tokens; rescaled otherwise": (
+        siglip2_added, dict(rescale_factor=1 / 127.5)),
+    "Gemma's tokenizer; processor_config.json": (lambda folder: nested(folder, gemma), {}),
 }  # fmt: skip
 
 
 @pytest.mark.float
-@pytest.mark.parametrize("make", SAME.values(), ids=SAME)
-def test_same_files_same_embeddings(make, image, tmp_path):
+@pytest.mark.parametrize("make, changes", SAME.values(), ids=SAME)
+def test_same_files_same_embeddings(make, changes, image, tmp_path):
     folder = make(tmp_path / "model")
+    write_config(folder, "preprocessor_config.json", **changes)
     for got, want in zip(ours(folder, image), theirs(folder, image), strict=True):
         assert_close(got, want, model_terms(medsiglip_jax.load(folder).config), 10)
 
 
-@pytest.mark.parametrize(
-    "make", [siglip_folder, *(SAME[n] for n in SAME if n.startswith("SigLIP 2"))]
-)
+@pytest.mark.parametrize("make", [siglip_folder, siglip2, siglip2_added])
 def test_lengths_of_texts_are_those_of_the_attention_mask(make, tmp_path):
     folder = make(tmp_path / "model")
     texts = [*CAPTIONS, "", "IgG4IgG4 " * 40]
@@ -306,9 +313,9 @@ def test_naflex_is_refused_by_name(kind, tmp_path, capsys):
 
 @pytest.mark.float
 @pytest.mark.parametrize("make, format", [
-    (added, "huggingface"), (SAME["SigLIP 2"], "huggingface"), (nested, "huggingface"),
+    (lambda folder: nested(folder, added), "huggingface"), (siglip2, "huggingface"),
     (added, "orbax"), (nested, "big_vision"),
-], ids=["tokens", "SigLIP 2", "nested", "tokens-orbax", "nested-big_vision"])  # fmt: skip
+], ids=["tokens, nested", "SigLIP 2", "tokens-orbax", "nested-big_vision"])  # fmt: skip
 def test_convert_keeps_the_files_of_its_source(make, format, image, tmp_path):
     source = make(tmp_path / "source")
     (source / "README.md").write_text("# a card")
@@ -356,14 +363,15 @@ def test_a_tokenizer_of_another_model_is_not_put_into_one(tmp_path, capsys):
 
 
 def test_a_file_of_weights_alone_cannot_hold_a_normalisation(image, tmp_path, capsys):
-    source, target = SAME["mean and std"](tmp_path / "source"), tmp_path / "m.npz"
+    source = said("preprocessor_config.json", **MEAN_AND_STD)(tmp_path / "source")
+    target = tmp_path / "m.npz"
     assert cli.main(["convert", str(source), str(target), "--format", "big_vision"]) == 2
     assert "write a folder instead" in capsys.readouterr().err and not target.exists()
 
 
 @pytest.mark.float
 def test_an_npz_and_orbax_know_the_normalisation_without_the_files(image, tmp_path):
-    source = SAME["mean and std"](tmp_path / "source")
+    source = said("preprocessor_config.json", **MEAN_AND_STD)(tmp_path / "source")
     model = medsiglip_jax.load(source)
     model.companions = ()
     for format in ("orbax", "big_vision", "huggingface"):

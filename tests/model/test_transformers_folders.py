@@ -163,9 +163,11 @@ def test_names_of_a_wrapper_are_one_line(whole, prefix, capsys):
 # --------------------------------------------------------------------- numbers that are none
 
 
-@pytest.mark.parametrize("format", ["huggingface", "orbax", "big_vision"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("value", [np.nan, -np.inf])
+@pytest.mark.parametrize("format, dtype, value", [
+    ("huggingface", "float32", np.nan), ("huggingface", "bfloat16", -np.inf),
+    ("orbax", "float32", -np.inf), ("orbax", "bfloat16", np.nan),
+    ("big_vision", "float32", np.nan), ("big_vision", "bfloat16", -np.inf),
+])  # fmt: skip
 def test_weights_that_are_not_finite_are_named(tmp_path, format, dtype, value):
     model = medsiglip_jax.load(GOLDEN, dtype=dtype)
     kernel = np.array(model.params["txt"]["head"]["kernel"])
