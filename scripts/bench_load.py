@@ -11,7 +11,6 @@ from pathlib import Path
 
 import measure
 
-
 SECONDS = ("import_seconds", "load_seconds", "first_embedding_seconds", "total_seconds")
 
 

@@ -1,5 +1,7 @@
 """big_vision .npz files: every form in which they have been published."""
 
+import zipfile
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -36,6 +38,34 @@ def test_big_vision_layouts(golden, tmp_path, prefix, scanned, bfloat16):
     assert model.config == golden.config
     want = medsiglip_jax.load(GOLDEN, dtype="bfloat16") if bfloat16 else golden
     assert_same(model.params, want.params)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_other_ways_to_write_the_same_arrays(golden, tmp_path, save):
+    """Compressed, in Fortran order, and at odd places of the file, as an odd name makes them."""
+    arrays = {k: np.asfortranarray(v) for k, v in unrolled(golden).items()}
+    save(tmp_path / "m.npz", **{f"params/{k}": v for k, v in arrays.items()})
+    assert_same(medsiglip_jax.load(tmp_path / "m.npz").params, golden.params)
+
+
+@pytest.mark.parametrize("key", ["txt/head/kernel", "img/pos_embedding"])
+def test_a_changed_value_is_noticed_by_its_checksum(golden, tmp_path, key):
+    medsiglip_jax.save(golden, tmp_path / "m.npz", format="big_vision")
+    content = bytearray((tmp_path / "m.npz").read_bytes())
+    at = content.index(np.asarray(tree.flatten(golden.params)[key]).tobytes())
+    content[at + 3] ^= 1
+    (tmp_path / "m.npz").write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"{key} cannot be read .*checksum") as caught:
+        medsiglip_jax.load(tmp_path / "m.npz")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_archive_is_opened_once(golden, tmp_path, monkeypatch):
+    medsiglip_jax.save(golden, tmp_path / "m.npz", format="big_vision")
+    opened, archive = [], zipfile.ZipFile
+    monkeypatch.setattr(zipfile, "ZipFile", lambda *a, **k: opened.append(a) or archive(*a, **k))
+    medsiglip_jax.load(tmp_path / "m.npz")
+    assert len(opened) == 1
 
 
 def test_big_vision_image_size_of_a_border_that_is_dropped():
