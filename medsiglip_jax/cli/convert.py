@@ -28,12 +28,12 @@ def convert(args: argparse.Namespace) -> int:
     example:
       medsiglip-jax convert google/medsiglip-448 medsiglip-bf16 --format orbax --dtype bfloat16
     """
-    from medsiglip_jax.files import places
+    from medsiglip_jax.files import places, storage
     from medsiglip_jax.model import api
     from medsiglip_jax.model.weights import checkpoint, layouts
     from medsiglip_jax.model.weights.positions import resize_positions
 
-    places.check_new(places.at(args.destination))
+    storage.check_new(places.at(args.destination))
     stored = layouts.open_checkpoint(args.source).dtype
     if args.dtype:
         checkpoint.dtype_of(args.dtype)

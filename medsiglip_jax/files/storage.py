@@ -1,6 +1,7 @@
 """Writes files and folders that appear complete or not at all, on disks and in buckets."""
 
 import contextlib
+import ctypes
 import errno
 import hashlib
 import os
@@ -8,6 +9,7 @@ import platform
 import re
 import secrets
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -16,16 +18,33 @@ from typing import Any
 
 from upath import UPath
 
+from medsiglip_jax.files import places
 from medsiglip_jax.files.documents import parse
 from medsiglip_jax.files.failures import shortened, writing
 from medsiglip_jax.files.json_text import dumps
 from medsiglip_jax.files.locks import lock
-from medsiglip_jax.files.places import Place, check_new, check_writable
+from medsiglip_jax.files.places import Place, check_writable
 
 # Seconds between two uploads of a growing file.
 UPLOAD_SECONDS = 10.0
 # The suffix of temporary files and folders.
 PARTIAL = ".partial"
+# That of a folder which is being replaced, where that takes two steps.
+_BEFORE = ".before"
+
+
+@contextlib.contextmanager
+def temporary(path: Path, folder: bool = False, mode: int = 0o777) -> Iterator[Path]:
+    """Yields a new empty file or folder beside `path`, to be renamed, which is removed afterwards
+    if it is still there; and removes those of processes that were killed. Of the `mode` a file has
+    no right to execute it, and neither has what the umask forbids."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path)
+    partial = _temporary(path, folder, mode)
+    try:
+        yield partial
+    finally:
+        _remove(partial)
 
 
 @contextlib.contextmanager
@@ -40,17 +59,11 @@ def new_file(path: Place, exclusive: bool = False) -> Iterator[Path]:
     """
     if isinstance(path, Path):
         check_writable(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path)
-        partial = _temporary(path)
-        try:
-            with writing(path):
-                yield partial
-                _sync(partial)
-                _link(partial, path) if exclusive else os.replace(partial, path)
-                _sync(path.parent)
-        finally:
-            partial.unlink(missing_ok=True)
+        with temporary(path) as partial, writing(path):
+            yield partial
+            _sync(partial)
+            _rename_to_new(partial, path) if exclusive else os.replace(partial, path)
+            _sync(path.parent)
     else:
         with tempfile.TemporaryDirectory() as folder:
             yield (partial := Path(folder, path.name))
@@ -68,6 +81,15 @@ def replace(path: Path, data: bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
+def _rename_to_new(file: Path, path: Path) -> None:
+    """Renames a file, to a name that must be new."""
+    number = _renameat2(file, path, _NO_REPLACE)
+    if number == errno.EEXIST:
+        raise FileExistsError(number, os.strerror(number), str(path))
+    if number:  # the system or the file system has no such call
+        _link(file, path)
+
+
 def _link(file: Path, path: Path) -> None:
     """Gives a file another name, which must be new."""
     try:
@@ -78,41 +100,66 @@ def _link(file: Path, path: Path) -> None:
         os.replace(file, path)
 
 
+# Of linux/fs.h: fail where the new name exists, and swap both names.
+_NO_REPLACE, _EXCHANGE = 1, 2
+
+
+def _renameat2(first: Path, second: Path, flag: int) -> int:
+    """Renames a file or folder by renameat2 of Linux; 0, or the number of the error."""
+    if sys.platform != "linux":
+        return errno.ENOSYS
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # of glibc 2.28
+    if call is None:
+        return errno.ENOSYS
+    here = -100  # AT_FDCWD of linux/fcntl.h: names are relative to the working directory
+    failed = call(here, os.fsencode(first), here, os.fsencode(second), flag)
+    return ctypes.get_errno() if failed else 0
+
+
 def remove(path: Place) -> None:
     """Removes a file, if it is there, and what killed writers of it have left."""
     if isinstance(path, Path):
-        _remove_leftovers(path)
+        remove_leftovers(path)
     path.unlink(missing_ok=True)
 
 
 _HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+# Tells this process from an earlier one with its number: in a container that is started again all
+# numbers come again.
+_PROCESS = secrets.token_hex(2)
 
 
-def _temporary(path: Path, folder: bool = False) -> Path:
+def _temporary(path: Path, folder: bool = False, mode: int = 0o777) -> Path:
     """A new empty file or folder beside `path` whose name no other writer has, never one through a
     link; it names the host and the process that write it."""
     while True:
         partial = _unused(path)
         with contextlib.suppress(FileExistsError):
             if folder:
-                partial.mkdir()
+                partial.mkdir(mode)
             else:
-                os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+                os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode & 0o666))
             return partial
 
 
-def _unused(path: Path) -> Path:
-    name = f".{path.name[:200]}.{_HOST}-{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}"
-    return path.with_name(name)
+def _unused(path: Path, end: str = PARTIAL) -> Path:
+    token = _PROCESS + secrets.token_hex(2)
+    return path.with_name(f".{path.name[:200]}.{_HOST}-{os.getpid()}-{token}{end}")
 
 
-def _remove_leftovers(path: Path) -> None:
-    """Removes temporary files and folders of `path` whose process on this host is no more."""
-    name = re.compile(rf"\.{re.escape(path.name[:200])}\.{_HOST}-(\d+)-[0-9a-f]{{8}}\.partial")
+def remove_leftovers(path: Path) -> None:
+    """Removes temporary files and folders of `path` whose process on this host is no more, and puts
+    back a folder that such a process was about to replace."""
+    start = re.escape(path.name[:200])
+    name = re.compile(rf"\.{start}\.{_HOST}-(\d+)-([0-9a-f]{{4}})[0-9a-f]{{4}}\.(partial|before)")
     with contextlib.suppress(OSError):  # a folder that cannot be listed can be written to
         for entry in os.scandir(path.parent):
             found = name.fullmatch(entry.name)
-            if found and not _alive(int(found[1])):
+            if not found or _alive(int(found[1]), found[2]):
+                continue
+            if f".{found[3]}" == _BEFORE and not os.path.lexists(path):
+                os.replace(entry.path, path)
+            else:
                 _remove(Path(entry.path))
 
 
@@ -124,8 +171,10 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _alive(pid: int) -> bool:
+def _alive(pid: int, token: str) -> bool:
     """Whether a process runs; where that cannot be known, as on Windows, it is taken to."""
+    if pid == os.getpid():
+        return token == _PROCESS
     if os.name == "nt":  # os.kill would end it
         return True
     try:
@@ -154,41 +203,57 @@ def new_folder(path: Place, overwrite: bool = False, marker: str = "") -> Iterat
     Raises:
         FileExistsError: `path` exists and is not empty, unless `overwrite`.
     """
-    check_writable(path) if overwrite else check_new(path)
     if not isinstance(path, Path):
+        check_writable(path) if overwrite else places.check_new(path)
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder)
             _replace_remote_folder(path, Path(folder), marker)
         return
+    check_writable(path)
     path = path.absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with lock(path.with_name(f".{path.name}.lock")):
-        _remove_leftovers(path)
-        partial = _temporary(path, folder=True)
-        try:
-            with writing(path):
-                yield partial
-            for file in sorted(partial.rglob("*"), reverse=True):
-                _sync(file)
-            _replace_folder(partial, path, overwrite)
-            _sync(path.parent)
-        finally:
-            _remove(partial)
+    with _folder_lock(path), temporary(path, folder=True) as partial:
+        if not overwrite:
+            places.check_new(path)
+        with writing(path):
+            yield partial
+        for file in sorted(partial.rglob("*"), reverse=True):
+            _sync(file)
+        _replace_folder(partial, path, overwrite)
+        _sync(path.parent)
+
+
+def _folder_lock(path: Path) -> contextlib.AbstractContextManager[Any]:
+    return lock(path.with_name(f".{path.name}.lock"))
+
+
+def check_new(path: Place) -> None:
+    """Raises unless `path` can become a new file or folder; as a writer does, this removes what
+    killed writers of it have left.
+
+    Raises:
+        FileExistsError: it exists and is not an empty folder, or another run is writing it.
+    """
+    if isinstance(path, Path) and path.absolute().parent.is_dir():
+        check_writable(path)
+        with _folder_lock(path.absolute()):
+            remove_leftovers(path.absolute())
+    places.check_new(path)
 
 
 def _replace_folder(new: Path, path: Path, overwrite: bool) -> None:
-    """Renames a folder; with `overwrite` also to the name of one that exists, or of a link."""
+    """Renames a folder; with `overwrite` also to the name of one that exists, or of a link, which
+    then has the name of the new one or is removed."""
     if not (overwrite and (path.is_dir() or path.is_symlink())):
         os.replace(new, path)
-        return
-    before = _unused(path)
-    os.replace(path, before)  # it is there again at once, while removing it takes long
-    try:
-        os.replace(new, path)
-    except OSError:
-        os.replace(before, path)
-        raise
-    _remove(before)
+    elif _renameat2(new, path, _EXCHANGE):  # it fails where the file system has no such call
+        before = _unused(path, _BEFORE)
+        os.replace(path, before)
+        try:
+            os.replace(new, path)
+        except OSError:
+            os.replace(before, path)
+            raise
+        _remove(before)
 
 
 def _replace_remote_folder(path: UPath, folder: Path, marker: str) -> None:

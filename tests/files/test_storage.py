@@ -1,9 +1,11 @@
 """Files and folders that appear complete or not at all."""
 
+import errno
 import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -148,10 +150,103 @@ def test_the_folder_before_stays_if_it_cannot_be_replaced(tmp_path, monkeypatch)
             raise OSError(5, "Input/output error")
         replace(source, target)
 
+    monkeypatch.setattr(storage, "_renameat2", lambda *_: errno.ENOSYS)
     monkeypatch.setattr(storage.os, "replace", fail_for_new)
     with pytest.raises(OSError), storage.new_folder(path, overwrite=True) as partial:
         (partial / "new").touch()
     assert os.listdir(path) == ["old"] and os.listdir(tmp_path) == ["out"]
+
+
+# Writes "new" instead of "old", and is killed before each of the calls that change files.
+KILLED = """
+import os, pathlib, sys
+from torture_process import Process, Writes
+from medsiglip_jax import cli
+from medsiglip_jax.files import storage
+
+root = pathlib.Path(sys.argv[1])
+
+def write(name, content):
+    if name == "file":
+        with storage.new_file(root / name) as partial:
+            partial.write_text(content)
+    else:
+        with storage.new_folder(root / name, overwrite=True) as partial:
+            (partial / "sub").mkdir()
+            (partial / "sub" / "x").write_text(content)
+
+def read(name):
+    return (root / name if name == "file" else root / name / "sub" / "x").read_text()
+
+cli.main = lambda command: write(*command) or 0
+if sys.argv[2] == "two steps":
+    storage._renameat2 = lambda *_: 38
+for name in ("file", "folder"):
+    write(name, "old")
+    Process([name, "new"], counted := Writes(root)).wait()
+    calls, *_ = counted.told
+    for number in range(1, calls + 1):
+        write(name, "old")
+        code, text = Process([name, "new"], Writes(root, number)).wait()
+        assert code == -9, (code, text)
+        try:
+            kept = read(name)
+        except FileNotFoundError:
+            kept = "hidden"
+        try:
+            storage.check_new(root / name)
+        except FileExistsError:
+            pass
+        print(name, kept, read(name), *sorted(os.listdir(root)))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
+@pytest.mark.parametrize("way", ["one step", "two steps"])
+def test_a_writer_that_is_killed_anywhere_loses_nothing(tmp_path, way):
+    """Neither where names are swapped in one step nor where that takes two; and whoever asks for
+    the name next removes what was left."""
+    scripts = Path(__file__).parents[2] / "scripts"
+    paths = [os.environ.get("PYTHONPATH", ""), str(scripts), str(scripts.parent)]
+    run = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path), way], capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    ends = [line.split() for line in run.stdout.splitlines()]
+    assert len(ends) > 15
+    for name, kept, later, *left in ends:
+        two_steps = way == "two steps" and name == "folder"
+        assert kept in ("old", "new", *["hidden"] * two_steps) and later in ("old", "new")
+        assert left == (["file"] if name == "file" else ["file", "folder"])
+    kinds = {kept for name, kept, *_ in ends if name == "folder"}
+    can_swap = sys.platform == "linux" and way == "one step"
+    assert kinds == ({"old", "new"} if can_swap else {"old", "new", "hidden"})
+
+
+@pytest.mark.parametrize("can_rename", [True, False])
+def test_an_exclusive_file_is_the_first_one(tmp_path, monkeypatch, can_rename):
+    """It gets its name in one step where the system can, else it has two names for a moment."""
+    if not can_rename:
+        monkeypatch.setattr(storage, "_renameat2", lambda *_: errno.ENOSYS)
+    elif sys.platform == "linux":
+        monkeypatch.setattr(storage.os, "link", None)
+    with storage.new_file(tmp_path / "a", exclusive=True) as partial:
+        partial.write_text("first")
+    with pytest.raises(FileExistsError), storage.new_file(tmp_path / "a", exclusive=True):
+        pass
+    assert (tmp_path / "a").read_text() == "first" and os.listdir(tmp_path) == ["a"]
+
+
+def test_what_an_earlier_process_of_the_same_number_left_is_removed(tmp_path, monkeypatch):
+    """In a container that is started again all processes have the numbers that they had."""
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "_PROCESS", "0" * 4)
+        storage._temporary(tmp_path / "a")
+        storage._temporary(tmp_path / "a", folder=True)
+    with storage.new_file(tmp_path / "a"), storage.new_file(tmp_path / "a"):
+        assert len(os.listdir(tmp_path)) == 2  # those of this process
+    assert os.listdir(tmp_path) == ["a"]
 
 
 def names(place):
