@@ -3,11 +3,13 @@
 import os
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from medsiglip_jax.files import storage
 from medsiglip_jax.inference.reader import Reader
 from medsiglip_jax.preprocess import formats, handles
 from medsiglip_jax.preprocess.dicom.official import WholeSlide
@@ -60,14 +62,24 @@ def squares(data: bytes, picture: Picture, reader: Reader) -> list[UInt8[np.ndar
 
 def _of_slide(data: bytes, picture: Picture, level: Level, reader: Reader) -> Iterator[np.ndarray]:
     """The patches of one level, or all of it; OpenSlide reads files only."""
-    with tempfile.TemporaryDirectory() as folder:
+    with storage.temporary(_beside(), folder=True, mode=0o700) as folder:
         path = os.path.join(folder, "slide.svs")
         with open(path, "wb") as file:
             file.write(data)
         try:
             yield from _of_slide_file(path, picture, level, reader)
         finally:
-            handles.forget(folder)
+            handles.forget(str(folder))
+
+
+def remove_leftovers() -> None:
+    """Removes the slides that servers were reading when they were killed."""
+    storage.remove_leftovers(_beside())
+
+
+def _beside() -> Path:
+    """The name from which those of the folders of slides are made."""
+    return Path(tempfile.gettempdir(), "medsiglip-jax-slide")
 
 
 def _of_slide_file(

@@ -14,6 +14,7 @@ import uvicorn
 from medsiglip_jax.embeddings.probe.linear import Probe
 from medsiglip_jax.inference.abstain import Abstention, KnownImages
 from medsiglip_jax.model.api import Model
+from medsiglip_jax.serve import images
 from medsiglip_jax.serve.app import build
 from medsiglip_jax.serve.connections import Connection
 from medsiglip_jax.serve.corpus import Corpus
@@ -99,6 +100,7 @@ class Server:
             Exception: what `load` has raised, or a ValueError if probes or embeddings are of
                 another model.
         """
+        images.remove_leftovers()
         self._loading.start()
         try:
             self._uvicorn.run(sockets=[self._socket])

@@ -5,14 +5,18 @@ import contextlib
 import io
 import json
 import os
+import stat
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from medsiglip_jax.files import storage
 from medsiglip_jax.inference.encode import encode_files
 from medsiglip_jax.preprocess import handles
 from medsiglip_jax.preprocess.dicom.rules import Rules
+from medsiglip_jax.serve import images
 
 ALIAS = "/v1/projects/p/locations/us/endpoints/7:predict"
 OFFICIAL = Rules("official")
@@ -188,6 +192,21 @@ class Bucket:
 
     async def close(self) -> None:
         pass
+
+
+def test_a_slide_that_a_killed_server_was_reading_is_removed(model, serving, tmp_path, monkeypatch):
+    """By the next server; that of one that is alive stays. Nobody else may read either."""
+    from medsiglip_jax.serve.settings import Settings
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "_PROCESS", "0" * 4)
+        killed = storage._temporary(images._beside(), folder=True)
+    (killed / "slide.svs").write_bytes(b"somebody's")
+    with storage.temporary(images._beside(), folder=True, mode=0o700) as alive:
+        assert stat.S_IMODE(alive.stat().st_mode) == 0o700
+        with serving(model, Settings(port=0, drain_delay=0.0)):
+            assert os.listdir(tmp_path) == [alive.name]
 
 
 def test_patches_of_a_level_of_a_slide(model, slide, serving):
