@@ -11,7 +11,6 @@ import fnmatch
 import hashlib
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -270,11 +269,7 @@ def _index(source: Prepared) -> Path:
     key = hashlib.sha256(to_hash(known, sort_keys=True)).hexdigest()[:16]
     path = places.cache() / "tfds" / f"{source.info['name']}-{key}.parquet"
     if not path.exists():
-        columns = _columns(source)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # another run may do the same
-            tables.write_parquet(new := Path(folder, path.name), columns, None, None)
-            os.replace(new, path)
+        tables.write_parquet(path, _columns(source), None, None)
     return path
 
 

@@ -4,13 +4,12 @@ import contextlib
 import hashlib
 import os
 import re
-import tempfile
 from pathlib import Path
 
 from tqdm import tqdm
 from upath import UPath
 
-from medsiglip_jax.files import places
+from medsiglip_jax.files import places, storage
 from medsiglip_jax.files.credentials import without
 from medsiglip_jax.files.json_text import to_hash
 
@@ -109,13 +108,11 @@ def fetch(uri: str) -> Path:
     files = dict(place.fs.find(place.path, detail=True))
     if not files:
         raise FileNotFoundError(f"{without(uri)}: no such file or folder")
-    cache = places.cache()
     name = without(uri).rstrip("/").rpartition("/")[2]
-    copy = cache / f"{name}-{_version(uri, files)}"
+    copy = places.cache() / f"{name}-{_version(uri, files)}"
     if not copy.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache, ignore_cleanup_errors=True) as partial:
-            _copy(place, list(files), Path(partial))
+        with storage.temporary(copy, folder=True) as partial:
+            _copy(place, list(files), partial)
             with contextlib.suppress(OSError):  # another process was first
                 os.rename(partial, copy)
     return copy / name if (copy / name).is_file() else copy  # of http, folders are files, too
