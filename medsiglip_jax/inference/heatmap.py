@@ -97,10 +97,10 @@ def heatmap(
     thumbnail, scale = slides.thumbnail(slide)
     picture, path = draw(thumbnail, scale, table, side, texts), places.at(output)
     beside = path.with_suffix(".parquet")
-    with storage.new_file(path) as partial:
-        save_png(picture, partial)
-    with storage.new_file(beside) as partial:
-        pq.write_table(table.replace_schema_metadata({"medsiglip_jax": dumps(made)}), partial)
+    # Both get their names at the end, one after the other, so that hardly ever they differ.
+    with storage.new_file(path) as png, storage.new_file(beside) as parquet:
+        save_png(picture, png)
+        pq.write_table(table.replace_schema_metadata({"medsiglip_jax": dumps(made)}), parquet)
     return {
         **made,
         "picture": str(path),

@@ -10,11 +10,10 @@ import contextlib
 import hmac
 import os
 import secrets
-import tempfile
 from dataclasses import fields
 from pathlib import Path
 
-from medsiglip_jax.files import places
+from medsiglip_jax.files import places, storage
 from medsiglip_jax.preprocess.facts import Subject
 
 VARIABLE = "MEDSIGLIP_JAX_SALT"
@@ -82,13 +81,12 @@ def _from_file(path: Path) -> bytes:
     """The key in a file that only its owner may read; the file is made if it does not exist."""
     try:
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=path.parent) as file:  # for this user only
-                file.write(secrets.token_hex(32))
-                file.flush()
-                os.fsync(file.fileno())
-                with contextlib.suppress(FileExistsError):  # another process made it first
-                    os.link(file.name, path)
+            with (
+                contextlib.suppress(FileExistsError),  # another process made it first
+                storage.new_file(path, exclusive=True) as partial,
+            ):
+                partial.chmod(0o600)  # while it is empty
+                partial.write_text(secrets.token_hex(32))
         secret = path.read_bytes().strip()
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}; set {VARIABLE} instead") from None

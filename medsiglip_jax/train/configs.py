@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from medsiglip_jax.files import storage
 from medsiglip_jax.train.recipe import GROUPS, Recipe, from_dict
 
 _IN_A_WHEEL = Path(__file__).parent / "recipes"
@@ -30,8 +31,8 @@ def copy(name: str, destination: str) -> None:
     """
     text = _find(name, only_names=True).read_text(encoding="utf-8")
     try:
-        with open(destination, "x", encoding="utf-8") as file:
-            file.write(text)
+        with storage.new_file(Path(destination), exclusive=True) as partial:
+            partial.write_text(text, encoding="utf-8")
     except FileExistsError:
         raise FileExistsError(f"{destination}: exists already; choose another name") from None
 
