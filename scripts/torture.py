@@ -4,13 +4,16 @@
     python scripts/torture.py tests --times 10 -k kill  # only the kills
     python scripts/torture.py writers                   # every writer under five faults, hours
     python scripts/torture.py writers --rounds 2 --interruptions 1 -k search --json
+    python scripts/torture.py kills --folder DIR      # every writer, killed at its writes, hours
+    python scripts/torture.py kills --times 40 -k 'embed|card' --folder DIR   # goes on with some
     python scripts/torture.py parts --times 20          # of three processes one is killed
     python scripts/torture.py ray --times 20            # of two Ray actors one is killed
     python scripts/torture.py lost --times 10           # of two hosts one is killed or hangs
 
 `tests` repeats the tests that are marked torture. `writers` is what `torture_writers.py` says; its
-exit code is 1 if anything was mixed, lost, changed or left over. `parts` and `ray` are in
-`torture_shards.py`, `lost` is in `torture_lost.py`.
+exit code is 1 if anything was mixed, lost, changed or left over, as is that of `kills`, which is
+what `torture_kills.py` says. `parts` and `ray` are in `torture_shards.py`, `lost` is in
+`torture_lost.py`.
 """
 
 import argparse
@@ -40,6 +43,19 @@ def main() -> int:
     writers.add_argument("-k", default="", metavar="WORD", help="only writers whose name holds it")
     writers.add_argument("--json", action="store_true")
     writers.set_defaults(run=run_writers)
+    kills = commands.add_parser("kills", help="every writer, killed at its writes, and run again")
+    kills.add_argument(
+        "--times", type=int, default=40, help="at random moments, and at writes, each; default 40"
+    )
+    kills.add_argument(
+        "-k", default="", metavar="REGEX", help="only writers of such names, as 'embed|card'"
+    )
+    kills.add_argument(
+        "--folder", default="", metavar="DIR",
+        help="keep inputs and results here; the same command again goes on where it was stopped",
+    )  # fmt: skip
+    kills.add_argument("--json", action="store_true", help="all counts, and what was wrong")
+    kills.set_defaults(run=run_kills)
     for kind in ("parts", "ray"):
         shards = commands.add_parser(kind, help="processes that share a run, one of them killed")
         shards.add_argument("--times", type=int, default=20, help="rounds; default 20")
@@ -67,6 +83,12 @@ def run_writers(args: argparse.Namespace) -> int:
     import torture_writers
 
     return torture_writers.run(args.rounds, args.interruptions, args.seed, args.k, args.json)
+
+
+def run_kills(args: argparse.Namespace) -> int:
+    import torture_kills
+
+    return torture_kills.run(args.times, args.k, args.folder, args.json)
 
 
 def run_shards(args: argparse.Namespace) -> int:

@@ -1,20 +1,24 @@
 """An input is never an output: what a command would replace is not what it reads."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import torture_table
 from PIL import Image
 
 from medsiglip_jax import cli
-from medsiglip_jax.cli import app, compare, outputs, parser
+from medsiglip_jax.cli import app, compare, outputs, parser, runners
 from medsiglip_jax.cli import search as search_command
 from medsiglip_jax.embeddings import output as table
 from medsiglip_jax.embeddings import search
 from medsiglip_jax.evaluate.report import tables
+from medsiglip_jax.model.weights import layouts
 
 
 @pytest.fixture
@@ -104,6 +108,51 @@ def test_a_file_that_the_command_did_not_write_is_kept(scans, name, capsys, monk
     assert err.count("\n") == 1 and (scans / name).read_bytes() == content
     cli.main([*command, "--overwrite"])  # whatever is wrong with the rest
     assert "this command wrote" not in capsys.readouterr().err
+
+
+# How help texts say that something is written, and flags of which they say it that name no output.
+_WORDS = r"write|file for|folder for|new folder|draw the \w+ o[nv]|gets|recompute|upload|the card"
+WRITES = re.compile(rf"\b({_WORDS})")
+NO_OUTPUTS = {
+    "--protocols": "of what is read and written", "--overwrite": "of an output",
+    "--keep-uids": "of a column", "--remat": "of memory", "--log-requests": "to stderr",
+    "--push-to-hub": "to the hub",
+}  # fmt: skip
+
+
+def _written(sub: parser.Parser, name: str = "") -> Iterator[tuple[str, str]]:
+    """(command, flag) of every output, as help texts tell it."""
+    for action, inner in sub.commands().items():
+        yield from _written(inner, f"{name} {action}".strip())
+    for action in sub._actions:
+        flag = action.option_strings[-1] if action.option_strings else action.dest
+        if name and flag not in NO_OUTPUTS:
+            if flag == "--output" or WRITES.search(action.help or ""):
+                yield name, flag
+
+
+def test_the_torture_run_has_a_writer_for_every_output():
+    """A command that learns to write something else fails here until it is killed there, too."""
+    commands = [" ".join(writer.command("a")) + " " for writer in torture_table.WRITERS.values()]
+    found = set(_written(app.parser()))
+    assert {("convert", "destination"), ("search", "--build-index")} < found and len(found) > 20
+    lacking = [
+        (name, flag) for name, flag in found
+        if not any(command.startswith(f"{name} ") and (f" {flag} " in command or flag[:1] != "-")
+                   for command in commands)
+    ]  # fmt: skip
+    assert not lacking
+
+
+def test_the_torture_run_has_every_layout_and_every_runner():
+    commands = [writer.command("a") for writer in torture_table.WRITERS.values()]
+    formats = {command[-1] for command in commands if command[0] == "convert"}
+    assert formats == set(layouts.WRITABLE)
+    embed = parser.Parser()
+    runners.add_runners(embed)
+    (runner,) = (a for a in embed._actions if "--runner" in a.option_strings)
+    asked = {word for command in commands if command[0] == "embed" for word in command}
+    assert runner.choices and set(runner.choices) - {runner.default} <= asked and "--part" in asked
 
 
 def test_overwrite_replaces_it_and_an_empty_file_needs_no_flag(scans, monkeypatch):
