@@ -30,7 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -225,25 +225,27 @@ def run(times: int, pattern: str, folder: str, as_json: bool) -> int:
         place = folder or stack.enter_context(tempfile.TemporaryDirectory())
         base = Path(place).absolute()
         base.mkdir(parents=True, exist_ok=True)
-        file = base / "results.json"
-        results: Results = json.loads(file.read_text()) if file.exists() else {}
         stack.enter_context(work_in(base))
         names = [name for name in (*WRITERS, torture_serve.NAME) if re.search(pattern, name)]
-        for name in names:
-            with cluster() if "ray" in name else contextlib.nullcontext():
-                of_server = name == torture_serve.NAME
-                rounds = (torture_serve.rounds if of_server else rounds_of)(
-                    name, times, results.get(name, {})
-                )
-                for kind, found in rounds:
-                    for line in found["wrong"]:
-                        print(f"{name}, {kind}: {line}", file=sys.stderr, flush=True)
-                    add(results, name, kind, found)
-                    (partial := base / "results.partial").write_text(json.dumps(results, indent=1))
-                    os.replace(partial, file)
+        results = go_on(names, times, base / "results.json")
     print(json.dumps(results, indent=2) if as_json else table(results))
     wrong = (c["wrong"] for kinds in results.values() for c in kinds.values())
     return int(any(wrong))
+
+
+def go_on(names: Sequence[str], times: int, file: Path) -> Results:
+    """Adds the rounds that are missing to the results in a file, one by one."""
+    results: Results = json.loads(file.read_text()) if file.exists() else {}
+    for name in names:
+        rounds = torture_serve.rounds if name == torture_serve.NAME else rounds_of
+        with cluster() if "ray" in name else contextlib.nullcontext():
+            for kind, found in rounds(name, times, results.get(name, {})):
+                for line in found["wrong"]:
+                    print(f"{name}, {kind}: {line}", file=sys.stderr, flush=True)
+                add(results, name, kind, found)
+                (partial := file.with_suffix(".partial")).write_text(json.dumps(results, indent=1))
+                os.replace(partial, file)
+    return results
 
 
 @contextlib.contextmanager
