@@ -1,5 +1,5 @@
 """The quickstart, short: what it writes, that it repeats, and that it never sees what it holds out.
-The real length, on five seeds, is marked slow."""
+The real length is marked slow."""
 
 import dataclasses
 import itertools
