@@ -14,6 +14,7 @@ from PIL import Image
 
 from medsiglip_jax.data import columns
 from medsiglip_jax.data import inputs as manifest
+from medsiglip_jax.data.parquet_columns import ParquetColumns
 from medsiglip_jax.files import limits, places
 from medsiglip_jax.preprocess import bytes as content
 from medsiglip_jax.preprocess import sources
@@ -112,7 +113,7 @@ def test_tables_and_shards_from_such_servers_are_one_line(servers):
     def read_whole(url):
         return columns.read_lines(f"{url}?.csv")
 
-    for read in (read_whole, columns.ParquetColumns, places.read_bytes):
+    for read in (read_whole, ParquetColumns, places.read_bytes):
         for name, error in outcomes(read, few).items():
             assert isinstance(error, (limits.TooLarge, places.Failed)), (name, error)
             assert f"/{name}.png: {SAID[name][0]}" in str(error)
