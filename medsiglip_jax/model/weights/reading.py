@@ -48,7 +48,6 @@ def load_params(
     target = dtype_of(dtype)
     check(checkpoint)
     flat_shardings = tree.flatten(shardings or {})
-
     params, begun = {}, deque()
     with ThreadPoolExecutor(max_workers=min(8, threads.processors())) as pool:
         for path, leaf in sorted(checkpoint.leaves.items(), key=_size, reverse=True):
