@@ -66,7 +66,7 @@ def test_a_process_copies_only_the_shards_of_its_devices(golden, monkeypatch):
         return {own: everywhere(place, shape)[own]}
 
     def assemble(shape, place, shard):
-        return shard(addressable(place, shape)[own])
+        return jax.device_put(shard(addressable(place, shape)[own]))
 
     def counted(target, source):
         copied.append(target.size)
