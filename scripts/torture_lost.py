@@ -67,11 +67,14 @@ class Pair:
             reader.start()
 
     def _read(self, index: int) -> None:
-        for line in self.processes[index].stdout or ():
-            if line.startswith("[Gloo]"):  # of their first collective
-                self.joined[index].set()
-            else:
-                self.said[index].append(line.rstrip("\n"))
+        stdout = self.processes[index].stdout
+        assert stdout
+        with stdout:
+            for line in stdout:
+                if line.startswith("[Gloo]"):  # of their first collective
+                    self.joined[index].set()
+                else:
+                    self.said[index].append(line.rstrip("\n"))
         self.joined[index].set()
 
     def wait_joined(self) -> None:

@@ -33,6 +33,7 @@ def test_the_other_names_it_and_the_same_command_goes_on(
     while not any(Path("out").glob(wanted)) and pair.processes[victim].poll() is None:
         time.sleep(0.05)
     pair.processes[victim].send_signal(signal.SIGKILL)
+    pair.wait(victim)
     code, lines = pair.wait(1 - victim)
     assert code == 1 and torture_lost.told(lines, victim, pair.processes[victim].pid), lines
     assert any(re.search(resumes, line) for line in lines), lines
