@@ -71,7 +71,7 @@ def keep_programs(module: Any) -> None:
 
         if theirs and places.is_remote(folder):
             return theirs(folder)
-        most = config.jax_compilation_cache_max_size
+        most = getattr(config, "jax_compilation_cache_max_size", -1)
         return CompilationCache(folder, MOST if most < 0 else most), folder
 
     module.get_file_cache = open_cache
