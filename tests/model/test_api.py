@@ -73,35 +73,30 @@ def test_pieces_compile_once(model, expected):
     assert model._image._cache_size() == 1
 
 
-@pytest.mark.parametrize("n, batch_size, cuts", [
-    (1, 32, [1]),
-    (3, 32, [1, 1, 1]),
-    (6, 32, [4, 1, 1]),
-    (8, 8, [4, 4]),
-    (5, 3, [3, 1, 1]),
-    (6, 6, [3, 3]),
-    (7, 7, [1] * 7),
-    (2, 1, [1, 1]),
-])  # fmt: skip
-def test_images_too_large_for_a_cache_share_the_copies_of_weights(
-    model, expected, monkeypatch, n, batch_size, cuts
-):
-    """By fours, and the rest one by one: two programs at most, none of padding, same embeddings.
-    A whole batch is one program, so that it does not matter which rows a batch holds."""
-    pixels = np.resize(expected["pixels"], (n, 42, 42, 3))
-    want = model.encode_image(pixels)
+@pytest.fixture
+def large(model, monkeypatch):
+    """The same model, as if two of its images were too much for the cache of a CPU."""
     monkeypatch.setattr(api, "_CPU_PIECE_BYTES", 1)
-    large = api.Model(model.params, model.config, compute=towers.Compute(attention="blocked"))
-    programs = api._image_encoders.__wrapped__(model.config.vision, large.compute)
-    sizes = []
+    monkeypatch.setattr(api, "_image_encoders", api._image_encoders.__wrapped__)
+    return api.Model(model.params, model.config, compute=towers.Compute(attention="blocked"))
 
-    def encode(params, images):
-        sizes.append(len(images))
-        return programs[0](params, images)
 
-    large._image = encode
-    assert_close(large.encode_image(pixels, batch_size=batch_size), want, TERMS)
-    assert sizes == cuts
+def test_large_images_go_by_fours_and_the_rest_one_by_one(large, model, expected):
+    pixels = np.resize(expected["pixels"], (6, 42, 42, 3))
+    z = large.encode_image(pixels)
+    assert large._image._cache_size() == 2
+    assert_close(z, model.encode_image(pixels), TERMS)
+
+
+@pytest.mark.parametrize("n, batch_size, sizes", [
+    (1, 32, [1]), (3, 32, [1, 1, 1]), (9, 32, [4, 4, 1]), (8, 3, [3, 3, 1, 1]), (2, 1, [1, 1]),
+    (6, 6, [3, 3]), (7, 7, [1] * 7),
+])  # fmt: skip
+def test_no_large_image_is_padding(large, n, batch_size, sizes):
+    """And a whole batch is one program, so that it does not matter which rows a batch holds."""
+    cuts = large._cuts(n, batch_size, large.config.vision)
+    assert [size for _, size in cuts] == sizes
+    assert [start for start, _ in cuts] == [sum(sizes[:i]) for i in range(len(sizes))]
 
 
 def test_only_one_cpu_encodes_one_by_one():

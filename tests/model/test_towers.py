@@ -53,8 +53,7 @@ def test_scan_equals_a_loop_over_blocks(params):
 
 
 @pytest.mark.float
-@pytest.mark.parametrize("attention", ["xla", "blocked"])
-def test_one_by_one_equals_all_rows_at_once(params, attention):
+def test_one_by_one_equals_all_rows_at_once(params):
     """Also where blocks are kept apart, and with an adapter; each row by itself."""
     vision, tower = TINY.vision, params["img"]["Transformer"]
     x = jax.random.normal(jax.random.key(1), (3, vision.num_tokens, vision.width))
@@ -67,7 +66,7 @@ def test_one_by_one_equals_all_rows_at_once(params, attention):
     frozen, rest = (jax.tree.map(lambda p, part=part: p[part], blocks) for part in parts)
     tower = {**tower, "frozen_blocks": frozen, "encoderblock": rest}
     got, want = (
-        jax.jit(towers.Encoder(vision, Compute(attention=attention, one_by_one=alone)).apply)(
+        jax.jit(towers.Encoder(vision, Compute(attention="blocked", one_by_one=alone)).apply)(
             {"params": tower}, x
         )
         for alone in (True, False)
