@@ -511,5 +511,7 @@ def compute_for(
         attentions.check(attention, device, dtype, config and config.vision)
     attention = attention or attentions.default(device, mesh.size if mesh else 1)
     rows = sharding.batch_sharding(mesh) if mesh else None
-    wide = devices.wide_products(device, dtype)
-    return Compute(dtype=dtype, precision=precision, attention=attention, rows=rows, wide=wide)
+    return Compute(
+        dtype=dtype, precision=precision, attention=attention, rows=rows,
+        wide=devices.wide_products(device, dtype), flat=devices.flat_gradients(device),
+    )  # fmt: skip

@@ -51,6 +51,28 @@ def wide_products(device: Any, dtype: str) -> bool:
     return device.platform == "cpu" and dtype == "bfloat16" and bool(_FAST & _cpu_flags())
 
 
+def flat_gradients(device: Any) -> bool:
+    """Whether gradients of products with a kernel are taken as products of two matrices.
+
+    XLA flattens the product itself, but on CPUs not always its gradients: it transposes copies of
+    activations and kernels for them, and takes a slower product for some. On accelerators the
+    layout of the operands makes no difference, and gradients stay as JAX writes them.
+    """
+    return device.platform == "cpu"
+
+
+def step_options(device: Any) -> dict[str, Any] | None:
+    """What XLA is told when it compiles a train step.
+
+    On CPUs XLA would copy both moments of AdamW before it overwrites them, because the update of
+    the parameters reads them too; with the analysis that it makes on accelerators anyway, it orders
+    the three instead.
+    """
+    if device.platform != "cpu":
+        return None
+    return {"xla_cpu_copy_insertion_use_region_analysis": True}
+
+
 @cache
 def _cpu_flags() -> frozenset[str]:
     """What Linux says that the first core can do; nothing elsewhere."""

@@ -6,6 +6,7 @@ the blocks of a tower stacked on axis 0 under "encoderblock" and run under `scan
 give shapes here: `weights.random` draws the values.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -43,6 +44,8 @@ class Compute:
             device work on the whole batch. Most attention back ends need it as well.
         wide: whether products give float32, which is then rounded to `dtype`; faster on some CPUs,
             see `devices.wide_products`.
+        flat: whether gradients of products are taken as those of matrices; faster on CPUs, see
+            `devices.flat_gradients`.
         one_by_one: whether a block takes one row of activations after another, in inference on
             CPUs: they stay in the cache, and a block's weights, which the loop over the blocks
             copies from their stack, are copied once for all rows.
@@ -54,6 +57,7 @@ class Compute:
     remat: str = "none"
     rows: NamedSharding | None = None
     wide: bool = False
+    flat: bool = False
     one_by_one: bool = False
 
     def __post_init__(self):
@@ -90,10 +94,57 @@ def _wide_dot(x: Array, y: Array, dimensions: Any, precision: Any = None, **_: A
     return _float32_dot(x, y, dimensions, precision).astype(x.dtype)
 
 
+def _plain_dot(compute: Compute, rounded: bool = True) -> Callable:
+    """`lax.dot_general`, in float32 where products are wide."""
+    if not compute.wide:
+        return jax.lax.dot_general
+    return _wide_dot if rounded else _float32_dot
+
+
+def _dot(compute: Compute, rounded: bool = True) -> Callable:
+    """`lax.dot_general` of the last axes of activations with the first axes of a kernel; `rounded`
+    is for wide products only."""
+    return partial(_flat_dot, compute, rounded) if compute.flat else _plain_dot(compute, rounded)
+
+
+def _flat_dot(
+    compute: Compute, rounded: bool, x: Array, kernel: Array, dimensions: Any, **_: Any
+) -> Array:
+    return _product(compute, rounded, len(dimensions[0][0]), x, kernel)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _product(compute: Compute, rounded: bool, axes: int, x: Array, kernel: Array) -> Array:
+    contracted = tuple(range(x.ndim - axes, x.ndim)), tuple(range(axes))
+    dot = _plain_dot(compute, rounded)
+    return dot(x, kernel, (contracted, ((), ())), precision=compute.precision)
+
+
+def _product_forward(compute: Compute, rounded: bool, axes: int, x: Array, kernel: Array):
+    # Stores `x` as it is: of one flattened here, each layer that takes it would store its own.
+    return _product(compute, rounded, axes, x, kernel), (x, kernel)
+
+
+def _product_backward(
+    compute: Compute, rounded: bool, axes: int, stored: tuple[Array, Array], gradient: Array
+):
+    x, kernel = stored
+    weights = kernel.reshape(math.prod(kernel.shape[:axes]), -1)
+    rows = x.reshape(-1, len(weights))
+    gradient = gradient.reshape(-1, weights.shape[1]).astype(x.dtype)  # float32 if not rounded
+    dot = partial(_plain_dot(compute), precision=compute.precision)
+    of_x = dot(gradient, weights, (((1,), (1,)), ((), ())))
+    of_kernel = dot(rows, gradient, (((0,), (0,)), ((), ())))
+    return of_x.reshape(x.shape), of_kernel.reshape(kernel.shape)
+
+
+_product.defvjp(_product_forward, _product_backward)
+
+
 def _dense(compute: Compute, *, general: bool = False, rounded: bool = True) -> Callable:
     """nn.Dense, or nn.DenseGeneral, that computes so; `rounded` is for wide products only."""
-    dot = (_wide_dot if rounded else _float32_dot) if compute.wide else None
-    return partial(nn.DenseGeneral if general else nn.Dense, dtype=compute.dtype, dot_general=dot)
+    dense = nn.DenseGeneral if general else nn.Dense
+    return partial(dense, dtype=compute.dtype, dot_general=_dot(compute, rounded))
 
 
 def _adapt(module: nn.Module, name: str, x: Array, y: Array) -> Array:
@@ -262,8 +313,7 @@ def _embed_patches(
     x = normalize_pixels(images, pixels)[:, : h * p, : w * p].astype(dtype)
     x = x.reshape(b, h, p, w, p, 3)
     x = x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * w, p * p * 3)
-    dot = _wide_dot if compute.wide else jax.lax.dot_general
-    x = dot(x, kernel.astype(dtype).reshape(-1, width), (((2,), (0,)), ((), ())))
+    x = _dot(compute)(x, kernel.astype(dtype).reshape(-1, width), (((2,), (0,)), ((), ())))
     return x + bias.astype(dtype)
 
 

@@ -277,7 +277,8 @@ def train_step(
     objective = recipe.objective
     places = jax.tree.map(lambda x: x.sharding, state) if mesh else None
     pieces = objective.accumulate, objective.negatives
-    return step.make_train_step(loss, optimizer, *pieces, places, recipe.ema)
+    device, *_ = jax.tree.leaves(state)[0].sharding.device_set
+    return step.make_train_step(loss, optimizer, *pieces, places, recipe.ema, device)
 
 
 def mesh_of(recipe: Recipe, devices: Sequence[Any] | None = None) -> Mesh | None:

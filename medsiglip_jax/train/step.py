@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, Sharding
 
-from medsiglip_jax.model import sharding, tree
+from medsiglip_jax.model import devices, sharding, tree
 from medsiglip_jax.train import freeze, optim
 from medsiglip_jax.train.objectives.objective import NEGATIVES, Batch, Loss, Params
 
@@ -94,6 +94,7 @@ def make_train_step(
     negatives: str = "batch",
     places: State | None = None,
     ema: float | None = None,
+    device: Any = None,
 ) -> Callable[[State, Batch], tuple[State, Metrics]]:
     """Returns the compiled `step(state, batch) -> (state, metrics)`; it donates `state`.
 
@@ -114,6 +115,7 @@ def make_train_step(
             default the compiler chooses them, and other ones make the step compile twice.
         ema: decay of the moving average in the state; None: the state has none. After n updates it
             is at most n / (9 + n), or short runs would export little but what they started from.
+        device: of the kind that it is compiled for; None: what this process computes on.
     """
     if accumulate < 1 or negatives not in NEGATIVES:
         raise ValueError(
@@ -125,7 +127,10 @@ def make_train_step(
     else:
         gradients = _cached_gradients if negatives == "batch" else _plain_gradients
 
-    @partial(jax.jit, donate_argnums=0, out_shardings=places and (places, None))
+    options = devices.step_options(device or devices.default())
+    compiled = partial(jax.jit, donate_argnums=0, compiler_options=options)
+
+    @partial(compiled, out_shardings=places and (places, None))
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         params, frozen = state["params"], state["frozen"]
         value, grads = gradients(loss, params, frozen, batch, accumulate)

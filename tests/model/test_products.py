@@ -1,4 +1,4 @@
-"""What a CPU says of itself decides how products of bfloat16 are asked for."""
+"""How products are asked for: in which element type, and how their gradients are taken."""
 
 from types import SimpleNamespace
 
@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from medsiglip_jax.model import devices, towers
+from medsiglip_jax.model.api import compute_for
+from medsiglip_jax.model.config import VisionConfig
 
 
 @pytest.fixture
@@ -74,3 +76,56 @@ def test_wide_towers_round_the_hidden_layer_once():
     assert got.dtype == jnp.bfloat16
     wrong = np.abs(np.asarray(got, np.float32) - np.asarray(want + dense["Dense_1"]["bias"]))
     assert wrong.max() <= 2.0**-7 * np.abs(want).max()
+
+
+@pytest.mark.parametrize("platform, flat", [("cpu", True), ("gpu", False), ("tpu", False)])
+def test_gradients_are_flat_on_cpus_only(platform, flat):
+    device = SimpleNamespace(platform=platform, device_kind=platform)
+    assert compute_for("float32", device=device).flat == flat
+    assert bool(devices.step_options(device)) == flat
+
+
+# A dense layer, the projections into and out of heads, and one vector for each image.
+SHAPES = [((3, 5, 8), (8, 6), 1), ((3, 5, 8), (8, 2, 4), 1), ((3, 5, 2, 4), (2, 4, 8), 2),
+          ((3, 8), (8, 6), 1)]  # fmt: skip
+
+
+@pytest.mark.parametrize("shape, kernel, axes", SHAPES)
+@pytest.mark.parametrize("wide, rounded", [(False, True), (True, True), (True, False)])
+def test_flat_gradients_are_those_of_the_product(shape, kernel, axes, wide, rounded):
+    """The product itself to the bit; integers, whose sums are exact in any order, its gradients."""
+    keys, dtype = jax.random.split(jax.random.key(1), 3), jnp.bfloat16 if wide else jnp.float32
+    dimensions = ((tuple(range(len(shape) - axes, len(shape))), tuple(range(axes))), ((), ()))
+    x, w, g = (
+        jax.random.randint(key, of, -3, 4).astype(dtype)
+        for key, of in zip(keys, (shape, kernel, shape[:-axes] + kernel[axes:]), strict=True)
+    )
+    results = []
+    for flat in (False, True):
+        compute = towers.Compute(dtype=str(jnp.dtype(dtype)), wide=wide, flat=flat)
+        dot = towers._dot(compute, rounded)
+        y, backward = jax.vjp(lambda x, w, dot=dot: dot(x, w, dimensions), x, w)
+        results.append((y, *backward(g.astype(y.dtype))))
+    for got, want in zip(*results, strict=True):
+        assert got.dtype == want.dtype
+        np.testing.assert_array_equal(np.asarray(got, np.float32), np.asarray(want, np.float32))
+
+
+def test_flat_gradients_store_no_more(small_block):
+    """Flattened before it is stored, the input of the three projections would be stored thrice."""
+    stored = [sum(leaf.nbytes for leaf in jax.tree.leaves(small_block(flat)[1])) for flat in (0, 1)]
+    assert stored[1] <= stored[0]
+
+
+@pytest.fixture
+def small_block():
+    """flat -> a block's output and its backward function, which holds what is stored."""
+    vision = VisionConfig(image_size=8, patch_size=4, width=8, depth=1, mlp_dim=16, num_heads=2)
+    x = jax.random.normal(jax.random.key(2), (3, 4, 8))
+    params = towers.EncoderBlock(vision, towers.Compute()).init(jax.random.key(3), x)
+
+    def make(flat):
+        block = towers.EncoderBlock(vision, towers.Compute(flat=bool(flat)))
+        return jax.vjp(lambda params: block.apply(params, x)[0], params)
+
+    return make
