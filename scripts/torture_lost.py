@@ -20,7 +20,8 @@ from pathlib import Path
 
 import numpy as np
 import torture_shards
-from torture_writers import in_child, state
+from torture_process import in_child
+from torture_state import state
 
 SECONDS = 60  # in which the other has to end
 _EMBED = ["embed", "--model", torture_shards.MODEL, "images", *torture_shards.FLAGS]

@@ -22,7 +22,8 @@ import numpy as np
 import torture_writers
 from fuzz_files import write_originals
 from PIL import Image
-from torture_writers import Process, in_child, state
+from torture_process import Process, in_child
+from torture_state import state
 
 MODEL, IMAGES, PARTS = "originals/siglip", 240, 3
 FLAGS = ["--shard-size", "8", "--batch-size", "2"]

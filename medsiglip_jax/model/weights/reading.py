@@ -101,7 +101,8 @@ def _shards(shape: tuple[int, ...], sharding: jax.sharding.Sharding | None) -> l
     whole = tuple(slice(None) for _ in shape)
     if sharding is None:
         return [whole]
-    return list(sharding.addressable_devices_indices_map(shape).values())
+    indices = sharding.addressable_devices_indices_map(shape).values()
+    return [index for index in indices if index is not None]
 
 
 def _key(index: Index, shape: tuple[int, ...]) -> tuple[tuple[int, int, int], ...]:
