@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from medsiglip_jax.model import peers
+from medsiglip_jax.model.relay import Relay
 
 T = TypeVar("T")
 _KEY, _KEY_SECONDS = "medsiglip_jax/peers", 60
@@ -43,7 +44,7 @@ def join(
         return False
     host, _, port = coordinator.rpartition(":")
     host = host.strip("[]")
-    relay = peers.Relay(host, int(port)) if index else None
+    relay = Relay(host, int(port)) if index else None
     jax.distributed.initialize(
         relay.address if relay else coordinator, count, index,
         initialization_timeout=_START_SECONDS, heartbeat_timeout_seconds=peers.JAX_SECONDS,
@@ -53,11 +54,22 @@ def join(
     assert client is not None
     if relay:
         relay.holds.set()
-        watch.connect(host, client.blocking_key_value_get(_KEY, _KEY_SECONDS * 1000))
+        _connect(watch, host, client.blocking_key_value_get(_KEY, _KEY_SECONDS * 1000))
     else:
         client.key_value_set(_KEY, watch.listen(host))
     peers.use(watch)
     return True
+
+
+def _connect(watch: peers.Watch, host: str, said: str) -> None:
+    try:
+        watch.connect(host, said)
+    except OSError as error:
+        raise OSError(
+            f"process 0 cannot be reached at {host}, port {said.split()[0]} "
+            f"({error.strerror or error}), by which processes notice that others are lost: hosts "
+            "of one run have to reach each other at all ports"
+        ) from None
 
 
 def allgather_int(value: int) -> np.ndarray:

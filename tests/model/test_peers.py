@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from medsiglip_jax.model import peers
+from medsiglip_jax.model import peers, processes
+from medsiglip_jax.model.relay import Relay
 
 # Arguments: its index, what process 0 has said in `listen` or "", how it ends.
 PROCESS = """
@@ -108,10 +109,18 @@ def test_strangers_are_not_listened_to():
         key.fileobj.close()
 
 
+def test_a_port_that_is_closed_between_hosts_is_named():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    watch = peers.Watch(1, 2, print, lambda: None)
+    with pytest.raises(OSError, match=f"process 0 cannot be reached at localhost, port {port} .*"):
+        processes._connect(watch, "localhost", f"{port} token")
+
+
 def test_the_end_of_process_0_is_kept_from_jax():
     """Until the processes have joined, jax itself has to see it, to try again."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        relay = peers.Relay(*server.getsockname())
+        relay = Relay(*server.getsockname())
         host, port = relay.address.split(":")
         for holds in (False, True):
             with socket.create_connection((host, int(port))) as client:
