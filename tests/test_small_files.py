@@ -549,5 +549,4 @@ def test_json_and_toml_are_read_in_one_place():
     """Where depth and types are checked: `files.documents`."""
     reads = re.compile(r"\b(json|tomllib)\.loads?\(|\bnp\.load\(")
     found = {path for path, text in source_files.texts().items() if reads.search(text)}
-    # big_vision reads one array at a time of a file that `files.arrays` has checked.
-    assert found == {"files/documents.py", "model/weights/big_vision.py"}
+    assert found == {"files/documents.py"}

@@ -58,9 +58,7 @@ def state(model: Any) -> dict[str, Any]:
     """
     source, checkpoint = model.processor.tokenizer_source, model.checkpoint
     if checkpoint is not None:
-        checkpoint = dataclasses.replace(
-            checkpoint, leaves={}, restore=None, tokenizer=None, companions=()
-        )
+        checkpoint = dataclasses.replace(checkpoint, leaves={}, tokenizer=None, companions=())
     return {
         "params": jax.tree.map(np.asarray, model.params),
         "config": model.config,
