@@ -101,8 +101,7 @@ def _shards(shape: tuple[int, ...], sharding: jax.sharding.Sharding | None) -> l
     whole = tuple(slice(None) for _ in shape)
     if sharding is None:
         return [whole]
-    indices = sharding.addressable_devices_indices_map(shape).values()
-    return [index for index in indices if index is not None]
+    return [index or whole for index in sharding.addressable_devices_indices_map(shape).values()]
 
 
 def _key(index: Index, shape: tuple[int, ...]) -> tuple[tuple[int, int, int], ...]:
