@@ -55,8 +55,8 @@ def flat_gradients(device: Any) -> bool:
     """Whether gradients of products with a kernel are taken as products of two matrices.
 
     XLA flattens the product itself, but on CPUs not always its gradients: it transposes copies of
-    activations and kernels for them, and takes a slower product for some. On accelerators the
-    layout of the operands makes no difference, and gradients stay as JAX writes them.
+    activations and kernels for them, and takes a slower product for some. What that is worth on
+    accelerators has not been measured.
     """
     return device.platform == "cpu"
 
