@@ -51,6 +51,9 @@ def wide_products(device: Any, dtype: str) -> bool:
     return device.platform == "cpu" and dtype == "bfloat16" and bool(_FAST & _cpu_flags())
 
 
+# A train step of ViT-B/16, batch 8, float32, jax 0.10.2, two cores of an Intel Xeon with AMX, on
+# 2026-11-30, without -> with both of the next two: 10.6 -> 9.6 s, the lower of two turns each, of
+# which one was disturbed; 2,333 -> 2,117 MB of temporaries, as compiled. Not measured one by one.
 def flat_gradients(device: Any) -> bool:
     """Whether gradients of products with a kernel are taken as products of two matrices.
 
