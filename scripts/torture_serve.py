@@ -33,7 +33,9 @@ _BROKEN = (OSError, http.client.HTTPException)
 def bodies() -> list[bytes]:
     """Requests: texts, images, and a slide."""
     images = [{"image": {"input_bytes": _encoded(Path(f"a/a{i}.png"))}} for i in range(4)]
-    slide = {"image": {"input_bytes": _encoded(Path("a.svs"))}}
+    patch = {"x_origin": 0, "y_origin": 0, "width": 64, "height": 64}
+    slide = {"image": {"input_bytes": _encoded(Path("a.svs")), "patch_coordinates_list": [patch],
+                       "openslide_pyramid_level": {"index": 0}}}  # fmt: skip
     texts = [{"text": text} for text in ("lung", "a chest X-ray")]
     return [json.dumps({"instances": [one]}).encode() for one in (*texts, *images, slide)]
 

@@ -194,9 +194,13 @@ class Bucket:
         pass
 
 
-def test_a_slide_that_a_killed_server_was_reading_is_removed(model, serving, tmp_path, monkeypatch):
+def test_a_slide_that_a_killed_server_was_reading_is_removed(tmp_path, monkeypatch):
     """By the next server; that of one that is alive stays. Nobody else may read either."""
+    from medsiglip_jax.serve import run
     from medsiglip_jax.serve.settings import Settings
+
+    def load():
+        raise ValueError("no model")
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with monkeypatch.context() as patch:
@@ -205,8 +209,9 @@ def test_a_slide_that_a_killed_server_was_reading_is_removed(model, serving, tmp
     (killed / "slide.svs").write_bytes(b"somebody's")
     with storage.temporary(images._beside(), folder=True, mode=0o700) as alive:
         assert stat.S_IMODE(alive.stat().st_mode) == 0o700
-        with serving(model, Settings(port=0, drain_delay=0.0)):
-            assert os.listdir(tmp_path) == [alive.name]
+        with pytest.raises(ValueError, match="no model"):
+            run.Server(Settings(port=0), "m", load).run()
+        assert os.listdir(tmp_path) == [alive.name]
 
 
 def test_patches_of_a_level_of_a_slide(model, slide, serving):
