@@ -305,6 +305,7 @@ def encoding(compute: Compute, tower: VisionConfig | TextConfig) -> Compute:
     """How a tower is computed when nothing is trained: on one CPU one row after another, where two
     are too much at a time."""
     alone = compute.attention == "blocked" and not compute.rows and _fitting(tower) < 2
+    alone = alone and jax.default_backend() == "cpu"
     return dataclasses.replace(compute, one_by_one=alone)
 
 
@@ -511,7 +512,5 @@ def compute_for(
         attentions.check(attention, device, dtype, config and config.vision)
     attention = attention or attentions.default(device, mesh.size if mesh else 1)
     rows = sharding.batch_sharding(mesh) if mesh else None
-    return Compute(
-        dtype=dtype, precision=precision, attention=attention, rows=rows,
-        wide=devices.wide_products(device, dtype), flat=devices.flat_gradients(device),
-    )  # fmt: skip
+    wide = devices.wide_products(device, dtype)
+    return Compute(dtype=dtype, precision=precision, attention=attention, rows=rows, wide=wide)

@@ -81,8 +81,8 @@ def sha256(model: Any) -> str | None:
 def compute_here(compute: Compute, config: Any) -> Compute:
     """The same arithmetic on this process's device, whose attention back ends may be others."""
     device = devices.default()
-    wide, flat = devices.wide_products(device, compute.dtype), devices.flat_gradients(device)
-    compute = dataclasses.replace(compute, wide=wide, flat=flat)
+    wide = devices.wide_products(device, compute.dtype)
+    compute = dataclasses.replace(compute, wide=wide)
     try:
         attention.check(compute.attention, device, compute.dtype, config.vision)
     except ValueError:

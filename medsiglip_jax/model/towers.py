@@ -45,7 +45,7 @@ class Compute:
         wide: whether products give float32, which is then rounded to `dtype`; faster on some CPUs,
             see `devices.wide_products`.
         flat: whether gradients of products are taken as those of matrices; faster on CPUs, see
-            `devices.flat_gradients`.
+            `devices.flat_gradients`. For training, since it rules out forward-mode differentiation.
         one_by_one: whether a block takes one row of activations after another, in inference on
             CPUs: they stay in the cache, and a block's weights, which the loop over the blocks
             copies from their stack, are copied once for all rows.

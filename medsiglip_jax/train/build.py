@@ -20,7 +20,7 @@ from medsiglip_jax.data.examples import Examples
 from medsiglip_jax.data.labels import lacking, two_valued
 from medsiglip_jax.data.order import Order
 from medsiglip_jax.data.tables import SPLITS
-from medsiglip_jax.model import api, processes, processor, sharding, towers, tree
+from medsiglip_jax.model import api, devices, processes, processor, sharding, towers, tree
 from medsiglip_jax.model.config import ModelConfig
 from medsiglip_jax.preprocess import codec, xla
 from medsiglip_jax.train import freeze, lora, optim, step, validation
@@ -302,7 +302,8 @@ def compute_of(
     compute = api.compute_for(
         recipe.dtype, attention=recipe.attention, mesh=mesh, device=device, config=config
     )
-    return replace(compute, remat=recipe.remat)
+    device = mesh.devices.flat[0] if mesh else device or devices.default()
+    return replace(compute, remat=recipe.remat, flat=devices.flat_gradients(device))
 
 
 _ANY_STEPS = 1_000_000  # in a plan, which reads no data that epochs could be counted in

@@ -10,6 +10,8 @@ import pytest
 from medsiglip_jax.model import devices, towers
 from medsiglip_jax.model.api import compute_for
 from medsiglip_jax.model.config import VisionConfig
+from medsiglip_jax.train import build
+from medsiglip_jax.train.recipe import Data, Recipe
 
 
 @pytest.fixture
@@ -81,8 +83,10 @@ def test_wide_towers_round_the_hidden_layer_once():
 @pytest.mark.parametrize("platform, flat", [("cpu", True), ("gpu", False), ("tpu", False)])
 def test_gradients_are_flat_on_cpus_only(platform, flat):
     device = SimpleNamespace(platform=platform, device_kind=platform)
-    assert compute_for("float32", device=device).flat == flat
+    recipe = Recipe(data=(Data(path="rows.csv"),), total_steps=1)
+    assert build.compute_of(recipe, None, None, device).flat == flat
     assert bool(devices.step_options(device)) == flat
+    assert not compute_for("float32", device=device).flat, "users may ask for jax.jacfwd"
 
 
 # A dense layer, the projections into and out of heads, and one vector for each image.

@@ -77,9 +77,13 @@ def golden():
 
 
 def test_golden_gradients(tmp_path):
+    """With the loss in chunks, which `test_losses` compares with the dense one, and gradients as
+    CPUs take them, which `test_products` does."""
     batch, expected = golden()
     model = medsiglip_jax.load(GOLDEN)
-    assert_parity(our_step(model, *batch, tmp_path), expected)
+    assert_parity(
+        our_step(model, *batch, tmp_path, loss_chunk=3, compute=Compute(flat=True)), expected
+    )
 
 
 def test_the_golden_gradients_can_tell_a_wrong_step(tmp_path):
