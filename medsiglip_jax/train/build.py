@@ -303,7 +303,9 @@ def compute_of(
         recipe.dtype, attention=recipe.attention, mesh=mesh, device=device, config=config
     )
     device = mesh.devices.flat[0] if mesh else device or devices.default()
-    return replace(compute, remat=recipe.remat, flat=devices.flat_gradients(device))
+    # "dots" stores the results of products, and would not find those that have their own gradients.
+    flat = recipe.remat != "dots" and devices.flat_gradients(device)
+    return replace(compute, remat=recipe.remat, flat=flat)
 
 
 _ANY_STEPS = 1_000_000  # in a plan, which reads no data that epochs could be counted in

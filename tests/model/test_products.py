@@ -83,7 +83,7 @@ def test_wide_towers_round_the_hidden_layer_once():
 @pytest.mark.parametrize("platform, flat", [("cpu", True), ("gpu", False), ("tpu", False)])
 def test_gradients_are_flat_on_cpus_only(platform, flat):
     device = SimpleNamespace(platform=platform, device_kind=platform)
-    recipe = Recipe(data=(Data(path="rows.csv"),), total_steps=1)
+    recipe = Recipe(data=(Data(path="rows.csv"),), total_steps=1, model="tiny-56")
     assert build.compute_of(recipe, None, None, device).flat == flat
     assert bool(devices.step_options(device)) == flat
     assert not compute_for("float32", device=device).flat, "users may ask for jax.jacfwd"
