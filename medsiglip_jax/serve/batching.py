@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from medsiglip_jax.model.api import Model
-from medsiglip_jax.serve.errors import INTERNAL, InstanceError
+from medsiglip_jax.serve.errors import INTERNAL, InstanceError, note_bug
 from medsiglip_jax.serve.measures import Measures
 
 # A device that has worked on one batch for so long is taken for dead.
@@ -176,8 +176,9 @@ class Batcher:
         except Exception as error:
             self._fail(rows, error)
             return
-        end = time.perf_counter()
-        self._measures.device(end - max(start, self._done_at))  # time shared with another: once
+        # Time shared with another batch counts once; that one may have ended since.
+        busy = time.perf_counter() - max(start, self._done_at)
+        self._measures.device(max(0.0, busy))
         self._done(rows)
         for row, vector in zip(rows, values, strict=True):
             if np.isfinite(vector).all():
@@ -190,6 +191,7 @@ class Batcher:
         """The rows of one batch have no answer; the next batch may have one."""
         self._done(rows)
         self._measures.device_failed(error)
+        note_bug(error)
         for row in rows:
             row.future.set_exception(InstanceError(INTERNAL, "the device failed on this batch"))
 

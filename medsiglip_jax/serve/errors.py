@@ -3,6 +3,8 @@
 No message has a token, image bytes, a patient's tag or a path of the server in it.
 """
 
+import logging
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +20,7 @@ DICOM = "DICOM_ERROR"
 UNREADABLE = "UNHANDLED_GENERIC_BYTES_ERROR"
 OUTSIDE = "PATCH_OUTSIDE_OF_IMAGE_DIMENSIONS_ERROR"
 
+LOG = logging.getLogger("medsiglip_jax.serve")
 _LONGEST = 512  # characters of a description; an answer of 400 has at most 1 kB
 
 
@@ -65,3 +68,12 @@ def wrong_field(where: str, problem: str) -> RequestError:
         problem: such as "expected a string".
     """
     return RequestError(400, f"{where}: {problem}")
+
+
+def note_bug(error: BaseException, request_id: str = "") -> None:
+    """Logs the type of an error of ours and where it was raised, but not its message, which may
+    quote the request; `request_id` is that of its line in the log."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{frame.filename.rpartition('/')[2]}:{frame.lineno}"
+    kind = type(error).__name__
+    LOG.error("internal error", extra={"error": kind, "at": place, "request": request_id})

@@ -3,8 +3,6 @@
 import asyncio
 import contextlib
 import gc
-import logging
-import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
@@ -13,12 +11,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from medsiglip_jax.files import documents, json_text
-from medsiglip_jax.serve.errors import InstanceError, RequestError
+from medsiglip_jax.serve.errors import InstanceError, RequestError, note_bug
 from medsiglip_jax.serve.service import COUNTS, Service, TextCounts
 from medsiglip_jax.serve.settings import Settings
 from medsiglip_jax.serve.state import State
 
-LOG = logging.getLogger("medsiglip_jax.serve")
 NOT_JSON = "expected a body of JSON"
 TEXTS_CUT = "x-texts-cut"  # header: how many texts of the request are longer than the model reads
 GONE = 499  # nginx's status, in the log and in /metrics, of a client that has gone
@@ -216,11 +213,3 @@ def as_request_error(
     if isinstance(error, ClientDisconnect):
         return RequestError(GONE, "the client has gone")
     return RequestError(error.status_code, str(error.detail))
-
-
-def note_bug(error: BaseException, request_id: str) -> None:
-    """Logs where an error of ours was raised; its message may quote the request."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    place = f"{frame.filename.rpartition('/')[2]}:{frame.lineno}"
-    kind = type(error).__name__
-    LOG.error("internal error", extra={"error": kind, "at": place, "request": request_id})

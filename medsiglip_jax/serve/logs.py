@@ -11,7 +11,8 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from medsiglip_jax.files.json_text import dumps
-from medsiglip_jax.serve.http import GONE, LOG
+from medsiglip_jax.serve.errors import LOG
+from medsiglip_jax.serve.http import GONE
 from medsiglip_jax.serve.state import State
 
 HEADER = b"x-request-id"

@@ -28,6 +28,7 @@ from medsiglip_jax.serve.errors import (
     NOT_ALLOWED,
     InstanceError,
     RequestError,
+    note_bug,
 )
 from medsiglip_jax.serve.held import Held
 from medsiglip_jax.serve.instances import Instance, Picture, Pixels, Reading, Text, decoded
@@ -237,7 +238,8 @@ class Service:
             return await self._embed_picture(instance)
         except InstanceError as error:
             wrong = error
-        except Exception:  # a fault of ours in one instance; what it was may quote its content
+        except Exception as error:  # a fault of ours in one instance, which harms no other
+            note_bug(error)
             wrong = InstanceError(INTERNAL, "internal error")
         self.measures.instance_error(wrong.code)
         return wrong

@@ -11,7 +11,7 @@ import urllib.request
 import pytest
 
 from medsiglip_jax import cli
-from medsiglip_jax.serve.http import LOG
+from medsiglip_jax.serve.errors import LOG
 
 MODEL = ["--model", "nothing"]
 

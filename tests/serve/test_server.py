@@ -18,7 +18,7 @@ import pytest
 from waiting import wait_for
 
 from medsiglip_jax.serve import run, settings
-from medsiglip_jax.serve.http import LOG
+from medsiglip_jax.serve.errors import LOG
 from medsiglip_jax.serve.settings import Settings
 
 KEY = "0123456789abcdef-key"

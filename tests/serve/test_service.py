@@ -14,7 +14,7 @@ from waiting import HANGS, wait_for
 from medsiglip_jax.inference.encode import encode_files
 from medsiglip_jax.serve import batching, http
 from medsiglip_jax.serve.batching import Batcher
-from medsiglip_jax.serve.errors import InstanceError, RequestError
+from medsiglip_jax.serve.errors import INTERNAL, LOG, InstanceError, RequestError
 from medsiglip_jax.serve.instances import Picture, Text
 from medsiglip_jax.serve.measures import Measures
 from medsiglip_jax.serve.service import Service
@@ -85,7 +85,37 @@ def test_a_text_is_embedded_once(service, monkeypatch):
     assert vector.shape == (service.model.config.embed_dim,)
 
 
-def test_a_batch_that_fails_leaves_the_server_alive(service, encoded, monkeypatch):
+@pytest.fixture
+def logged(caplog, monkeypatch):
+    """What is logged of errors, one text each."""
+    monkeypatch.setattr(LOG, "propagate", True)
+    return lambda: [str(vars(r)) for r in caplog.records if r.levelname == "ERROR"]
+
+
+def test_a_fault_of_ours_in_one_instance_is_logged_by_its_place(service, monkeypatch, logged):
+    async def fails(text):
+        raise KeyError(text)
+
+    monkeypatch.setattr(service, "_embed_new_text", fails)
+    [[error]] = embed(service, [Text("secret")])
+    assert isinstance(error, InstanceError) and error.code == INTERNAL
+    [line] = logged()
+    assert "KeyError" in line and "test_service.py" in line and "secret" not in line
+
+
+def test_a_batch_is_answered_though_the_one_before_it_ended_later(model):
+    """Two threads fetch results, and either may be the first to note when it was done."""
+    batcher = Batcher(model, 2, max_wait=0.0)
+    batcher.start()
+    row = np.zeros(model.config.text.context_length, np.int32)
+    for _ in range(2):
+        batcher._done_at = time.perf_counter() + HANGS
+        batcher.coming("text", 1)
+        assert batcher.submit("text", row).result(10).shape == (model.config.embed_dim,)
+    batcher.close()
+
+
+def test_a_batch_that_fails_leaves_the_server_alive(service, encoded, monkeypatch, logged):
     encoders = service._batcher._encoders
     (encode, empty), calls = encoders["image"], []
 
@@ -100,6 +130,8 @@ def test_a_batch_that_fails_leaves_the_server_alive(service, encoded, monkeypatc
     assert isinstance(error, InstanceError) and "secret" not in str(error)
     [[vectors]] = embed(service, [Picture(content=encoded[0])])
     assert len(vectors) == 1 and service.alive and service.ready
+    [line] = logged()
+    assert "RuntimeError" in line and "secret" not in line
 
 
 def test_numbers_that_are_not_finite_are_an_error_of_that_row_alone(service, monkeypatch):
