@@ -119,17 +119,15 @@ def top_k(queries: Float[np.ndarray, "q d"], embeddings: store.Embeddings, k: in
 
     Raises:
         FileNotFoundError: there is no index.
+        ModuleNotFoundError: usearch is not installed.
         ValueError: the index belongs to another run or kind of rows, or is not the one that was
             built.
     """
     if k < 1:
         raise ValueError(f"k is {k}; expected at least 1")
     nearest.check_queries(queries, embeddings.dim)
-    record, path = read_record(embeddings), embeddings.folder / INDEX
-    if not _is_recorded(path, record):
-        what = f"missing, damaged or not the one that {FACTS} is of"
-        raise ValueError(f"{path}: {what}; {_again(embeddings)}")
-    index = _new(embeddings.dim)
+    check(embeddings)
+    index, path = _new(embeddings.dim), embeddings.folder / INDEX
     with explained(path, f"usearch {_version()} cannot search it", _again(embeddings)):
         index.view(str(path))
         index.expansion_search = PARAMETERS["expansion_search"]  # the file does not hold it
@@ -137,6 +135,15 @@ def top_k(queries: Float[np.ndarray, "q d"], embeddings: store.Embeddings, k: in
         if rows.size and rows.max() >= len(embeddings):
             raise IndexError(f"row {rows.max()} of {len(embeddings)}")
     return scores, rows
+
+
+def check(embeddings: store.Embeddings) -> None:
+    """Makes sure that `top_k` has the index that was built for embeddings; raises as that."""
+    _usearch("usearch.index")
+    record, path = read_record(embeddings), embeddings.folder / INDEX
+    if not _is_recorded(path, record):
+        what = f"missing, damaged or not the one that {FACTS} is of"
+        raise ValueError(f"{path}: {what}; {_again(embeddings)}")
 
 
 def read_record(embeddings: store.Embeddings) -> IndexRecord:

@@ -1,6 +1,7 @@
 """An embedding run that the server searches, and the pictures of its rows."""
 
 import io
+import warnings
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,9 @@ class Corpus:
         Raises:
             FileNotFoundError: there is no complete run.
             ValueError: it is damaged, or has no rows.
+
+        Warns:
+            UserWarning: its index cannot be used; all vectors are searched instead.
         """
         self.embeddings = store.Embeddings(folder)
         if not len(self.embeddings):
@@ -77,8 +81,12 @@ class Corpus:
 
 
 def _is_indexed(embeddings: store.Embeddings) -> bool:
+    """Whether there is an index that can be used; in a bucket there is none."""
+    if places.is_remote(embeddings.folder) or not (embeddings.folder / index.FACTS).is_file():
+        return False
     try:
-        index.read_record(embeddings)
-    except (FileNotFoundError, ValueError):  # none, of other rows, or in a bucket
+        index.check(embeddings)
+    except (ValueError, ModuleNotFoundError) as error:
+        warnings.warn(f"{error}; until then all vectors are searched", stacklevel=3)
         return False
     return True

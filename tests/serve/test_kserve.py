@@ -1,9 +1,14 @@
 """The Open Inference Protocol in JSON."""
 
+import types
+
 import numpy as np
 import pytest
 
 from medsiglip_jax.inference.encode import encode_files
+from medsiglip_jax.serve.contracts import kserve
+from medsiglip_jax.serve.errors import RequestError
+from medsiglip_jax.serve.fields import Fields
 from medsiglip_jax.serve.settings import Settings
 
 INFER = "/v2/models/tiny/infer"
@@ -128,3 +133,11 @@ def test_nothing_is_ready_while_the_model_is_loaded():
                      "/v2/models/tiny", "/.well-known/live", "/.well-known/ready", "/v1/models")
     }  # fmt: skip
     assert list(statuses.values()) == [200, 503, 503, 503, 204, 503, 200]
+
+
+def test_pixels_for_a_model_without_an_image_tower_are_refused_by_name():
+    config = types.SimpleNamespace(vision=None)
+    service = types.SimpleNamespace(model=types.SimpleNamespace(config=config))
+    tensor = Fields({"name": "image", "datatype": "UINT8", "shape": [1, 2, 2, 3]}, "inputs[0]")
+    with pytest.raises(RequestError, match="no image tower"):
+        kserve._pixels(service, tensor, "image")

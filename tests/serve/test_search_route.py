@@ -1,14 +1,15 @@
 """Search in embeddings through the server, and what it shows of them."""
 
 import io
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from medsiglip_jax.data import inputs
+from medsiglip_jax.embeddings import index, store
 from medsiglip_jax.embeddings import search as searching
-from medsiglip_jax.embeddings import store
 from medsiglip_jax.inference import embed
 from medsiglip_jax.serve.corpus import Corpus
 from medsiglip_jax.serve.settings import Settings
@@ -93,3 +94,26 @@ def test_the_page_is_for_this_machine_or_for_those_with_a_key(searched):
     assert not page.routes(State(outside, "x"))
     keyed = Settings(host="0.0.0.0", api_keys=frozenset(["0123456789abcdef"]))
     assert page.routes(State(keyed, "x"))
+
+
+def test_an_index_that_cannot_be_used_is_told_and_not_used(run_folder, tmp_path):
+    pytest.importorskip("usearch")
+    folder = tmp_path / "indexed"
+    shutil.copytree(run_folder, folder)
+    index.build(store.Embeddings(folder))
+    assert Corpus(folder)._top_k is index.top_k
+    with open(folder / index.INDEX, "r+b") as file:
+        file.write(b"damaged")
+    with pytest.warns(UserWarning, match="damaged or not the one.*; until then all vectors are"):
+        damaged = Corpus(folder)
+    assert len(damaged.find(damaged.vector(0), 2)) == 2
+
+
+def test_a_picture_that_a_failing_disk_holds_may_be_asked_for_again(searched, monkeypatch):
+    def fails(self, row):
+        raise OSError(5, "Input/output error", "/secret/a.png")
+
+    monkeypatch.setattr(Corpus, "thumbnail", fails)
+    answer = searched.get("/v1/thumbnails/0")
+    assert answer.status == 503 and "retry-after" in answer.headers
+    assert "secret" not in str(answer.body)

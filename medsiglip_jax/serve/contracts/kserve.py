@@ -162,8 +162,9 @@ def _strings(service: Service, tensor: Fields, name: str) -> dict[str, Instance]
 
 
 def _pixels(service: Service, tensor: Fields, name: str) -> dict[str, Instance]:
-    vision = service.model.config.vision
-    side = vision.image_size if vision else 0
+    if (vision := service.model.config.vision) is None:
+        raise wrong_field(tensor.at("name"), "this model has no image tower")
+    side = vision.image_size
     shape, where = _shape(tensor), tensor.at("data")
     if shape[1:] != [side, side, 3]:
         raise wrong_field(tensor.at("shape"), f"expected [n, {side}, {side}, 3]")

@@ -52,9 +52,13 @@ def routes(state: State) -> Sequence[Described]:
     async def thumbnail(request: Request) -> Response:
         row, content = request.path_params["row"], None
         if _ROW.fullmatch(row):
-            with contextlib.suppress(IndexError, OSError):
-                drawing = state.current().run(corpus.thumbnail, int(row))
-                content = await unless_gone(request, drawing)
+            drawing = state.current().run(corpus.thumbnail, int(row))
+            try:
+                with contextlib.suppress(IndexError):
+                    content = await unless_gone(request, drawing)
+            except OSError:
+                problem = "the picture cannot be read: its disk or network fails"
+                raise RequestError(503, problem, {"Retry-After": "5"}) from None
         if content is None:
             raise RequestError(404, "no picture of this row")
         headers = {"X-Content-Type-Options": "nosniff"}
