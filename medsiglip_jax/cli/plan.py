@@ -5,7 +5,7 @@ import dataclasses
 from typing import Any
 
 from medsiglip_jax.cli.output import note, show, table
-from medsiglip_jax.cli.parser import REQUIRED, Parser, add_config, add_flags
+from medsiglip_jax.cli.parser import REQUIRED, Parser, add_config, add_flags, refuse_unused
 from medsiglip_jax.plan.topologies import shown
 
 _FLAGS = {
@@ -53,6 +53,8 @@ def plan(args: argparse.Namespace) -> int:
     from medsiglip_jax.plan import bound, gpus, topologies, verdict
     from medsiglip_jax.train import configs
 
+    if args.examples is None:
+        refuse_unused(args, "without --examples", ("utilisation",))
     bound.check(1 if args.examples is None else args.examples, args.utilisation)
     recipe = configs.read(args.config, args.overrides)
     if args.dtype and not args.embed:

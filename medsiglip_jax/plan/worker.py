@@ -4,6 +4,7 @@ It runs in the environment that `environment()` makes: no device of this machine
 metadata server, no lock on libtpu. It ends when its parent does, however that ends.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -65,7 +66,10 @@ def run_child(
             env=dict(env),
         ) as child:  # fmt: skip
             os.close(read_end)
-            with open(write_end, "w", encoding="utf-8", closefd=False) as pipe:
+            with (
+                contextlib.suppress(BrokenPipeError),  # it has died, and its exit code says more
+                open(write_end, "w", encoding="utf-8", closefd=False) as pipe,
+            ):
                 pipe.write(line + "\n")
             out, err = child.communicate()
             return subprocess.CompletedProcess(command, child.returncode, out, err)

@@ -345,6 +345,11 @@ def test_a_child_that_answers():
     assert (done.returncode, done.stdout) == (0, "said\nheard\n")
 
 
+def test_a_child_that_dies_before_it_reads_is_told_by_its_exit_code():
+    done = worker.run_child([sys.executable, "-c", "raise SystemExit(3)"], "x" * 2**20, os.environ)
+    assert done.returncode == 3
+
+
 def test_without_libtpu_it_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setattr(tpus, "find_spec", lambda name: None)
     assert cli.main(["plan", "--config", "contrastive", "--topology", "v5e:2x2"]) == 1
@@ -358,6 +363,7 @@ def test_without_libtpu_it_says_what_to_install(monkeypatch, capsys):
     (["--topology", "v5e:2x2", "v5e:4x4", "--max-batch"], "--max-batch takes one topology"),
     (["--topology", "v5e:2x2", "--embed", "--remat", "block"], "--embed has none"),
     (["--topology", "v5e:2x2", "--examples", "5", "--utilisation", "40"], "utilisation is 40"),
+    (["--topology", "v5e:2x2", "--utilisation", "0.5"], "without --examples these flags have no"),
     (["--topology", "v5e:2x2", "--config.batch_siez=3"], "no key batch_siez"),
 ])  # fmt: skip
 def test_mistakes_are_one_line(flags, say, capsys, monkeypatch):
