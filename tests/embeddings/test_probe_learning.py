@@ -46,6 +46,9 @@ def test_learning_lists_what_a_draw_lacks():
     assert row["auc"] is None and row["undefined"] == [0, 1, 2]
     with pytest.raises(ValueError, match="method is 'svm'"):
         learning.learning_curve(Labelled(x, y), chosen, test, method="svm")
+    for wrong in ({"sizes": (64, -5)}, {"sizes": (0,)}, {"seeds": range(0)}):
+        with pytest.raises(ValueError, match="expected 1 seed or more, and numbers"):
+            learning.learning_curve(Labelled(x, y), chosen, test, **wrong)
 
 
 def test_nearest_neighbours_are_those_of_sklearn():

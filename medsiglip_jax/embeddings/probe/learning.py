@@ -123,8 +123,13 @@ def learning_curve(
         label. If that is so for all classes, `auc` is None.
 
     Raises:
-        ValueError: an unknown method, or as for `linear.fit`.
+        ValueError: an unknown method, no seed, a size below 1, or as for `linear.fit`.
     """
+    if not seeds or min(sizes, default=1) < 1:
+        raise ValueError(
+            f"{len(seeds)} seeds and sizes {[*sizes]}; expected 1 seed or more, and numbers of "
+            "training rows from 1 on"
+        )
     n = len(train.vectors)
     orders = {seed: np.random.default_rng(seed).permutation(n) for seed in seeds}
     draws = [(size, s, orders[s][:size]) for size in sizes if size < n for s in seeds]
