@@ -102,11 +102,15 @@ class _NearestPairs:
         self.bound, self._limit, self._cut = threshold, limit, False
         self._rows, self._cosines = np.empty((0, 2), np.int64), np.empty(0)
         self._waiting: list[tuple[np.ndarray, np.ndarray]] = []
+        self._count = 0  # of the pairs that wait
 
     def add(self, rows: Int64[np.ndarray, "n 2"], cosines: Float64[np.ndarray, " n"]) -> None:
         keep = cosines >= self.bound
+        if not keep.any():  # as of nearly all of the 60,000 strips of a million rows
+            return
         self._waiting.append((rows[keep], cosines[keep]))
-        if sum(len(cosines) for _, cosines in self._waiting) > self._limit:
+        self._count += int(keep.sum())
+        if self._count > self._limit:
             self._sort()
 
     def pairs(self) -> Pairs:
@@ -119,7 +123,8 @@ class _NearestPairs:
         order = np.lexsort((rows[:, 1], rows[:, 0], -cosines))
         self._cut |= len(order) > self._limit
         order = order[: self._limit]
-        self._rows, self._cosines, self._waiting = rows[order], cosines[order], []
+        self._rows, self._cosines = rows[order], cosines[order]
+        self._waiting, self._count = [], 0
         if self._cut:
             self.bound = float(self._cosines[-1])
 

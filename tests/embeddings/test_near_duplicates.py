@@ -44,3 +44,11 @@ def test_the_limit_keeps_the_nearest_pairs(monkeypatch):
 def test_groups():
     assert count_groups(np.array([[1, 2], [5, 9], [2, 3], [9, 1], [7, 8]])) == 2
     assert count_groups(np.empty((0, 2), np.int64)) == 0
+
+
+def test_strips_without_a_pair_take_no_memory():
+    kept, none = pairwise._NearestPairs(0.9, 10), np.empty((0, 2), np.int64)
+    for _ in range(100):
+        kept.add(none, np.empty(0))
+        kept.add(np.array([[0, 1]]), np.array([0.5]))
+    assert not kept._waiting and not len(kept.pairs().rows)
