@@ -415,3 +415,31 @@ def test_damaged_files_end_in_a_line(tmp_path):
     command = [sys.executable, "-c", code, str(tmp_path), *names]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout == "done\n", done.stderr[-2000:]
+
+
+def test_an_answer_of_vertex_that_is_no_vector_is_not_taken_for_an_error(tmp_path):
+    lines = [{"instance": {"text": "a"}, "prediction": {"embedding": v}} for v in ([1.0], "AAA=")]
+    path = tmp_path / "v.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(ValueError, match="line 2: expected a list of numbers"):
+        open_embeddings(path)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl", ".npz"])
+def test_kinds_are_told_apart_in_every_format(tmp_path, suffix):
+    """A kind that `embed` does not have is of an image, which nobody leaves out of a search."""
+    path, kinds = tmp_path / f"v{suffix}", ["text", "X-ray", "image"]
+    rows = [{"id": k, "Kind" if suffix != ".jsonl" else "kind": k, "embedding": [1.0, n]}
+            for n, k in enumerate(kinds)]  # fmt: skip
+    if suffix == ".csv":
+        write_table(path, id=kinds, Kind=kinds,
+                    embedding=[json.dumps(r["embedding"]) for r in rows])  # fmt: skip
+    elif suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif suffix == ".npz":
+        np.savez(path, id=kinds, Kind=kinds, v=np.ones((3, 2)))
+    else:
+        path.write_text("\n".join(map(json.dumps, rows)))
+    named = open_embeddings(path, "any").ids(range(3))
+    assert [row["kind"] for row in named] == ["text", "image", "image"]
+    assert [row["id"] for row in named] == kinds

@@ -17,6 +17,7 @@ MOST_BYTES = 5 << 30
 VECTORS = tuple("embedding vector feature imageembed imageembedding emb".split())
 IDS = tuple("id imageid key uid name".split())
 SOURCES = ("source", *roles.IMAGE)
+KINDS = ("kind",)
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +27,7 @@ class Found:
     Attributes:
         vectors: one for each name.
         ids, sources: of each; a file that has one of the two gives it for both.
-        kinds: "image" or "text" of each; None if all are images.
+        kinds: "image" or "text" of each, see `kind_of`; None if all are images.
         lacking: what the file names without a vector, and why there is none.
     """
 
@@ -41,7 +42,7 @@ def pick(role: Sequence[str], names: Collection[str], only: bool = True) -> str 
     """The name that a role has among others; None if there is none.
 
     Args:
-        role: `VECTORS`, `IDS` or `SOURCES`.
+        role: `VECTORS`, `IDS`, `SOURCES` or `KINDS`.
         names: of what may have the role.
         only: take a single name, whatever it is.
 
@@ -67,24 +68,29 @@ def pick_vectors(names: Collection[str]) -> str:
     raise ValueError(f"expected one list of vectors, or one of these called embedding: {listed}")
 
 
-def named(
-    path: places.Place,
-    vectors: np.ndarray,
-    columns: Mapping[str, Sequence[str]],
-    kinds: Sequence[str] | None = None,
-) -> Found:
-    """Vectors with their names, of the columns `IDS` and `SOURCES`, or of a list beside the file.
+def kind_of(value: object) -> str:
+    """What `embed` calls the kind of a vector, of what others have in a column of that name, where
+    "X-ray" is no reason to leave a row out of a search among images."""
+    return "text" if value == "text" else "image"
+
+
+def named(path: places.Place, vectors: np.ndarray, columns: Mapping[str, Sequence[str]]) -> Found:
+    """Vectors with their names, of the columns `IDS` and `SOURCES`, or of a list beside the file;
+    and with their kinds, if there is a column of `KINDS`.
 
     Raises:
         ValueError: there are no names, or not as many as vectors; or no vectors of float numbers.
     """
     vectors = as_vectors(vectors)
+    kind = pick(KINDS, columns, False)
+    kinds = None if kind is None else [kind_of(value) for value in columns[kind]]
+    columns = {name: column for name, column in columns.items() if name != kind}
     id, source = pick(IDS, columns, False), pick(SOURCES, columns, False)
     if id is None and source is None and columns:
         id = _only_names(columns)
     names = columns[id] if id is not None else columns[source] if source else _beside(path)
     sources = columns[source] if source else names
-    for column in (names, sources):
+    for column in (names, sources, kinds or names):
         if len(column) != len(vectors):
             raise ValueError(f"{len(vectors):,} vectors and {len(column):,} names of them")
     return Found(vectors, names, sources, kinds)

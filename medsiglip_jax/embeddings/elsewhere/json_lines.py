@@ -19,6 +19,10 @@ _ADDRESSES = ("gcs_uri", "dicomweb_uri", "image_url")
 _Named = tuple[str, str, str]  # id, source and kind
 
 
+class _Reason(str):
+    """Why there is no vector; no answer of another program is one, not even a text."""
+
+
 def read(path: places.Place) -> found.Found:
     """The vectors and their names; see `formats`. A folder is that of a batch prediction."""
     files = sorted(results(path)) if path.is_dir() else [path]
@@ -30,7 +34,7 @@ def read(path: places.Place) -> found.Found:
                 where = f"line {number}" if file == path else f"{file.name}, line {number}"
                 own = f"{file.name}:{number}"
                 for name, vector in _of_line(_parsed(line, where), own, where):
-                    if isinstance(vector, str):
+                    if isinstance(vector, _Reason):
                         lacking.append((name[1], vector))
                     else:
                         named.append(name)
@@ -56,7 +60,7 @@ def _parsed(line: str, where: str) -> dict[str, Any]:
 
 
 def _of_line(row: Mapping[str, Any], own: str, where: str) -> Iterator[tuple[_Named, Any]]:
-    """Each vector of a line with its names, or a text why there is none."""
+    """Each vector of a line with its names, or the `_Reason` why there is none."""
     if "instance" not in row:
         yield _plain(row, where)
         return
@@ -76,8 +80,7 @@ def _plain(row: Mapping[str, Any], where: str) -> tuple[_Named, Any]:
     id, source = (found.pick(role, texts, False) for role in (found.IDS, found.SOURCES))
     if (name := id or source) is None:
         raise ValueError(f"{where}: expected an id or a source beside the vector")
-    kind = "text" if row.get("kind") == "text" else "image"
-    return (str(row[name]), str(row[source or name]), kind), row[vector]
+    return (str(row[name]), str(row[source or name]), found.kind_of(row.get("kind"))), row[vector]
 
 
 def _of_instance(instance: Any, own: str) -> _Named:
@@ -91,10 +94,10 @@ def _of_instance(instance: Any, own: str) -> _Named:
     return name, name, "image"
 
 
-def _reason(answer: Any) -> str:
+def _reason(answer: Any) -> _Reason:
     error = answer.get("error") if isinstance(answer, Mapping) else answer
     said = error.get("code") or error.get("message") if isinstance(error, Mapping) else error
-    return f"its answer is an error: {' '.join(str(said).split())[:100]}"
+    return _Reason(f"its answer is an error: {' '.join(str(said).split())[:100]}")
 
 
 def _patches(name: _Named, patches: Any, where: str) -> Iterator[tuple[_Named, Any]]:

@@ -22,13 +22,15 @@ def read(path: places.Place) -> found.Found:
         schema = file.schema_arrow
         name = found.pick_vectors([f.name for f in schema if _are_vectors(f.type)])
         textual = [f.name for f in schema if is_textual(f.type)]
-        picked = (found.pick(role, textual, False) for role in (found.IDS, found.SOURCES, ["kind"]))
-        wanted = list(filter(None, picked)) or _only_strings(schema)
+        id, source, kind = (
+            found.pick(role, textual, False) for role in (found.IDS, found.SOURCES, found.KINDS)
+        )
+        names = list(filter(None, (id, source))) or _only_strings(schema)
+        wanted = [*names, kind] if kind and kind not in names else names
         found.check_bytes(_unpacked(file, [name, *wanted]))
         table = file.read([name, *wanted])
     columns = {n: _strings(table[n]) for n in wanted}
-    kinds = columns.pop("kind", None)
-    return found.named(path, matrix(table[name]), columns, kinds)
+    return found.named(path, matrix(table[name]), columns)
 
 
 def _only_strings(schema: pyarrow.Schema) -> list[str]:

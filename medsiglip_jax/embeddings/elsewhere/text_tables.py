@@ -15,7 +15,8 @@ def read(path: places.Place) -> found.Found:
     lists = [name for name, cell in firsts.items() if cell.startswith("[")]
     name = found.pick_vectors(lists)
     others = [n for n in firsts if n not in lists]
-    picked = (found.pick(role, others, False) for role in (found.IDS, found.SOURCES))
+    roles = (found.IDS, found.SOURCES, found.KINDS)
+    picked = (found.pick(role, others, False) for role in roles)
     columns = {n: table.column(n) or [] for n in filter(None, picked)}
     table.raise_problems()
     cells = table.strings(name).to_pylist()
