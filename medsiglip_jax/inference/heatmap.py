@@ -91,7 +91,7 @@ def heatmap(
         "texts": list(texts),
         "score": "softmax" if len(texts) > 1 else "sigmoid",
         "model": {"source": model.source, "sha256": model.sha256},
-        "preprocess": preprocess,
+        "preprocess": preset,
         "parts": rows.parts.to_dict(),
     }
     thumbnail, scale = slides.thumbnail(slide)

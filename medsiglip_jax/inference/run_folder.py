@@ -5,6 +5,7 @@ are there; the others wait for it, and all of them stop when one leaves a note t
 """
 
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import jax
 
 from medsiglip_jax.files import json as json_files
+from medsiglip_jax.files.failures import shortened
 from medsiglip_jax.files.locks import Check, lock
 from medsiglip_jax.files.places import Place, visible
 from medsiglip_jax.inference.manifest import MANIFEST, RUN, Manifest, RunRecord, parse_manifest
@@ -78,11 +80,15 @@ def once(folder: Place, commit: Callable[[Check], Manifest]) -> Manifest:
 
 
 def recorded_dtype(folder: Place) -> str | None:
-    """The dtype of the run that a folder holds; None if it holds none."""
+    """The dtype of the run that a folder holds; None if it holds none that can be read.
+
+    Raises:
+        OSError: the disk or the network fails.
+    """
     try:
         dtype = _read_json(folder / RUN).get("dtype")
         return dtype if isinstance(dtype, str) else None
-    except (OSError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
 
 
@@ -93,7 +99,12 @@ def report_failure(folder: Place) -> Iterator[None]:
         yield
     except BaseException as error:
         if jax.process_count() > 1:
-            json_files.write(_failure(folder, jax.process_index()), {"error": str(error)[:1000]})
+            path = _failure(folder, jax.process_index())
+            try:
+                json_files.write(path, {"error": str(error)[:1000]})
+            except Exception as second:  # the first error says what has happened
+                said = shortened(str(second))
+                warnings.warn(f"{path}: other processes cannot be told: {said}", stacklevel=3)
         raise
 
 

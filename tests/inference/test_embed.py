@@ -18,6 +18,7 @@ import zlib
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -29,6 +30,7 @@ import medsiglip_jax
 from medsiglip_jax import cli
 from medsiglip_jax.data import inputs as manifest
 from medsiglip_jax.files import limits, locks, places
+from medsiglip_jax.inference import run_folder
 from medsiglip_jax.inference.embed import EmbedOptions, embed
 from medsiglip_jax.inference.manifest import ERRORS, MANIFEST
 from medsiglip_jax.model import sharding
@@ -682,3 +684,27 @@ def test_options_are_checked():
         EmbedOptions(stored="int8")
     with pytest.raises(ValueError, match="big_vision, big_vision_pad, huggingface, serving"):
         EmbedOptions(preprocess="imagenet")
+
+
+def test_a_failure_that_cannot_be_noted_hides_no_other(tmp_path, monkeypatch):
+    def full(path, content):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(run_folder.json_files, "write", full)
+    with pytest.warns(UserWarning, match="failed-0: other processes cannot be told: .*No space"):
+        with pytest.raises(KeyboardInterrupt), run_folder.report_failure(tmp_path):
+            raise KeyboardInterrupt
+
+
+def test_a_disk_that_fails_is_not_a_folder_without_a_run(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    for none in ("file", "missing", ""):
+        assert run_folder.recorded_dtype(tmp_path / none) is None
+
+    def fails(path, *problem):
+        raise OSError(5, "Input/output error", str(path))
+
+    monkeypatch.setattr(run_folder.json_files, "read", fails)
+    with pytest.raises(OSError, match="Input/output error"):
+        run_folder.recorded_dtype(tmp_path)

@@ -950,3 +950,6 @@ def test_tiles_that_cannot_be_read_are_left_out_of_the_heatmap(damaged, checkpoi
     assert run("classify", *argv, "--heatmap", tmp_path / "m.png") == 3
     table = pq.read_table(tmp_path / "m.parquet")
     assert 0 < len(table) < len(tiles(path, ALL)["x"])
+    model, rows = medsiglip_jax.load(checkpoint), heatmap.tiles(path, Parts(tissue=0.0))
+    made = heatmap.heatmap(model, path, rows, ["a"], tmp_path / "n.png")
+    assert made["preprocess"] == "big_vision"  # what was used, where nothing is asked for
