@@ -81,7 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # --help and wrong flags
         return stop.code if isinstance(stop.code, int) else 2
     try:
-        bounds = limits.parse(args.protocols, args.max_bytes, args.timeout, args.read_timeout)
+        read_timeout = getattr(args, "read_timeout", None)  # of commands that read inputs
+        bounds = limits.parse(args.protocols, args.max_bytes, args.timeout, read_timeout)
         reading = threads.use(getattr(args, "workers", None))
         with _signals(), limits.use(bounds), reading, peers.ending():
             outputs.check(args)

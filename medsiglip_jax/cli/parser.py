@@ -35,11 +35,17 @@ _REMOTE = {
     f"image; default {Limits().max_bytes}",
     "--timeout SECONDS": "for a server to begin to answer, and to go on; default "
     f"{Limits().timeout:g}",
+}
+_READING = {
     "--read-timeout SECONDS": "for one input to be read and decoded, wherever it is; then its disk "
     f"or mount is taken to be gone, and the command stops. 0 waits for ever; default "
     f"{Limits().read_timeout:g}",
 }
-_REMOTE_TYPES = {"max_bytes": int, "timeout": float, "read_timeout": float}
+# The functions of the commands that read inputs in the threads that --read-timeout is about
+# (`files.threads`); to the others it means nothing.
+_READERS = frozenset(
+    "classify preview embed search probe_predict evaluate explain finetune".split()
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -118,7 +124,10 @@ def command(
 
     def add_all_flags(sub: Parser) -> None:
         add_own_flags(sub)
-        add_flags(sub.add_argument_group("files on other machines"), _REMOTE, **_REMOTE_TYPES)
+        remote = sub.add_argument_group("files on other machines")
+        add_flags(remote, _REMOTE, max_bytes=int, timeout=float)
+        if function.__name__ in _READERS:
+            add_flags(remote, _READING, read_timeout=float)
         add_flags(sub, {"--json": "print the result as one JSON document on stdout"})
 
     name = function.__name__.rpartition("_")[2]

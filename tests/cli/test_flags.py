@@ -64,6 +64,24 @@ def test_no_flag_is_short_for_another(capsys):
     assert cli.main(["--versio"]) == 2
 
 
+def test_only_commands_that_read_inputs_take_the_time_to_read_one(capsys):
+    for argv in (
+        "info m", "convert a b --format orbax", "compare a b", "examples", "completion bash",
+        "plan --config lora --topology h100", "card a --output c.md", "quickstart",
+        "serve --model m", "probe fit --data d --embeddings e --output p.npz",
+        "probe curve --data d --embeddings e", "monitor fit --embeddings e --output r.npz",
+        "monitor check --reference r.npz --embeddings e --output o",
+    ):  # fmt: skip
+        assert cli.main([*argv.split(), "--read-timeout=1"]) == 2
+        assert "unrecognized arguments: --read-timeout=1" in capsys.readouterr().err, argv
+    for argv in (
+        "classify --model m i", "preview --output o i", "embed --model m --output o i",
+        "search --embeddings e", "probe predict --probe p", "evaluate --list", "finetune --keys",
+        "explain --model m --output o i",
+    ):  # fmt: skip
+        assert app._parse([*argv.split(), "--read-timeout=1"]).read_timeout == 1.0
+
+
 # Flags of other programs that messages and comments name, a style of CSS, and flags of XLA.
 OF_OTHERS = {"--dereference", "--hard-dereference", "--sparse", "--file", "--local-dir", "--images",
              "--depth", "--c", "--xla"}  # fmt: skip

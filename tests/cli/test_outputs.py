@@ -198,7 +198,7 @@ def embed(args):
 for number in (signal.SIGINT, signal.SIGHUP):  # a shell's background jobs ignore them
     signal.signal(number, signal.SIG_DFL)
 app._parse = lambda argv: types.SimpleNamespace(
-    run=embed, protocols=None, max_bytes=None, timeout=None, read_timeout=None, workers=None
+    run=embed, protocols=None, max_bytes=None, timeout=None, workers=None
 )
 sys.exit(app.main([]))
 """
