@@ -11,25 +11,9 @@ from typing import Any
 from medsiglip_jax.cli import loading, output
 from medsiglip_jax.cli.parser import Parser, add_config, add_flags, refuse_unused
 
-
-class _CopyConfig(argparse.Action):
-    """Writes a recipe out, and ends."""
-
-    def __call__(self, parser, namespace, values, *_):
-        from medsiglip_jax.train import configs
-
-        name, file = values
-        try:
-            configs.copy(name, file)
-        except OSError as error:
-            parser.exit(2, f"{parser.prog}: {error}\n")
-        print(f"wrote {file}; edit it, then: medsiglip-jax finetune --config {file} --workdir run")
-        parser.exit()
-
-
 _FLAGS = {
     "--keys": "list all keys of a config, and do nothing else",
-    "--copy-config": "write a recipe to a file of your own, to be edited, and exit",
+    "--copy-config": "write a recipe to a file of your own, to be edited, and do nothing else",
     "--workdir D": "gets checkpoints/, metrics.jsonl, config.json, export/, report.html, and with "
     "lora adapter/, for PEFT",
     "--export-only": "train no further: write export/ and report.html from the last checkpoint of "
@@ -41,7 +25,7 @@ _FLAGS = {
 
 def define_flags(sub: Parser) -> None:
     add_config(sub, required=False)
-    copy = {"nargs": 2, "action": _CopyConfig, "metavar": ("NAME", "FILE")}
+    copy = {"nargs": 2, "metavar": ("NAME", "FILE")}
     add_flags(sub, _FLAGS, copy_config=copy)
     loading.add_processes(sub)
 
@@ -64,6 +48,11 @@ def finetune(args: argparse.Namespace) -> int:
     if args.keys:
         output.show(recipes.keys(), args.json, lambda _: recipes.describe().rstrip("\n"))
         return 0
+    if args.copy_config:
+        name, file = args.copy_config
+        configs.copy(name, file)
+        output.show({"recipe": name, "file": file}, args.json, _copy_text)
+        return 0
     recipe = None if _only_export(args) else configs.read(args.config, args.overrides)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax narrates every save
     for name, value in (("TF_CPP_MIN_LOG_LEVEL", "3"), ("TF_ENABLE_ONEDNN_OPTS", "0")):
@@ -79,6 +68,11 @@ def finetune(args: argparse.Namespace) -> int:
     if main_process:
         output.show(_pushed(args, result), args.json, _text)
     return 3 if result["unreadable"] else 0
+
+
+def _copy_text(copied: dict[str, str]) -> str:
+    command = f"medsiglip-jax finetune --config {copied['file']} --workdir run"
+    return f"wrote {copied['file']}; edit it, then: {command}"
 
 
 def _check_push(args: argparse.Namespace) -> None:

@@ -1,5 +1,6 @@
 """Config files: those that come along, by name from anywhere, and people's own."""
 
+import json
 import os
 import subprocess
 import sys
@@ -86,6 +87,20 @@ def test_a_recipe_is_copied_to_be_edited(tmp_path, monkeypatch, capsys):
         assert cli.main(["finetune", "--copy-config", name, file]) == 2
         error = capsys.readouterr().err
         assert say in error and len(error.splitlines()) == 1 and not Path("x.py").exists()
+
+
+def test_what_became_of_a_copied_recipe_is_told_as_by_every_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    argv = ["finetune", "--copy-config", "lora", "my.py", "--json"]
+    assert cli.main(argv) == 0
+    assert json.loads(capsys.readouterr().out) == {"recipe": "lora", "file": "my.py"}
+
+    def full(name, file):
+        raise OSError(28, "No space left on device", file)
+
+    monkeypatch.setattr(configs, "copy", full)
+    assert cli.main(argv) == 1  # it is the machine that has failed
+    assert capsys.readouterr().err.endswith("my.py: No space left on device\n")
 
 
 @pytest.mark.slow
