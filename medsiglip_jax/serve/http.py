@@ -43,7 +43,7 @@ def endpoint(
 
     async def answer(document: Any, request: Request) -> Response:
         service = state.current()
-        with service.admitted():
+        with service.queue.admitted():
             try:
                 answered = await handle(service, document, request)
             except InstanceError as error:  # of a contract that has none of a single instance

@@ -1,12 +1,9 @@
 """Instances in, vectors out: what every contract asks, and the limits that all of them share."""
 
 import asyncio
-import contextlib
 import functools
-import math
-import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -20,6 +17,7 @@ from medsiglip_jax.model.api import Model
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.facts import too_long
 from medsiglip_jax.serve import images
+from medsiglip_jax.serve.admission import Admission
 from medsiglip_jax.serve.batching import Batcher
 from medsiglip_jax.serve.errors import (
     BUSY,
@@ -56,8 +54,6 @@ class TextCounts:
 # Of the request that is being answered: `embed` adds to it, and a header tells of it on every
 # route. The tasks of a request share it.
 COUNTS: ContextVar[TextCounts] = ContextVar("text counts")
-# Places in the queue that the request that is being answered has.
-_PLACES: ContextVar[int] = ContextVar("places", default=0)
 
 
 @dataclass(frozen=True)
@@ -87,6 +83,7 @@ class Service:
         model: whose embeddings they are.
         settings: of the server.
         measures: what /metrics tells.
+        queue: places for the rows of requests.
         scale: log temperature t and bias b: the logit is exp(t) * cosine + b; None of a
             tower alone.
     """
@@ -107,12 +104,12 @@ class Service:
         wait = settings.max_wait_ms / 1000
         self._batcher = Batcher(model, settings.max_batch, wait, self.measures)
         self._pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="reader")
-        self._pending, self._pace = 0, _Pace()
+        self.queue = Admission(settings.queue)
         self._texts: OrderedDict[str, _KnownText] = OrderedDict()
         # A request may bring rules of its own, such as a window.
         self._reader = functools.lru_cache(64)(functools.partial(Reader, model.config.vision))
         self._ready = False
-        self.measures.watch(self._batcher.waiting, lambda: self._pending)
+        self.measures.watch(self._batcher.waiting, lambda: self.queue.pending)
 
     def start(self) -> None:
         """Compiles all programs; minutes for a large model."""
@@ -133,13 +130,13 @@ class Service:
     @property
     def ready(self) -> bool:
         """Whether a request would be accepted now."""
-        return self._ready and self.alive and self._pending < self.settings.queue
+        return self._ready and self.alive and self.queue.pending < self.queue.most
 
     @property
     def default_reading(self) -> Reading:
         """How an image becomes pixels where its contract does not say otherwise."""
-        how = self.settings.prepared(self.model.config)
-        return Reading(how.preprocess, how.dicom)
+        preparation = self.settings.prepared(self.model.config)
+        return Reading(preparation.preprocess, preparation.dicom)
 
     def bounded(self, rules: Rules) -> Rules:
         """Rules of something else, such as a probe's, with this server's limits of sizes."""
@@ -161,17 +158,11 @@ class Service:
             RequestError: 429 if the queue is full, 413 if it can never hold so many.
         """
         rows = sum(map(_rows, instances))
-        with self.admitted(rows):
+        with self.queue.admitted(rows):
             try:
                 return await asyncio.gather(*map(self._embed, instances))
             finally:
-                self._pace.add(rows)
-
-    def check_count(self, rows: int) -> None:
-        """Raises RequestError 413 if the queue can never hold so many rows."""
-        if rows > (most := self.settings.queue):
-            problem = f"{rows} images, patches and texts in one request; expected at most {most}"
-            raise RequestError(413, problem)
+                self.queue.answered(rows)
 
     def similarity(
         self, zimg: Float32[np.ndarray, "i d"], ztxt: Float32[np.ndarray, "t d"]
@@ -190,38 +181,10 @@ class Service:
         """Runs what takes long, such as parsing a large request, in a thread of the pool.
 
         Raises:
-            RequestError: as `admitted`, of a request that has no place yet.
+            RequestError: as `Admission.admitted`, of a request that has no place yet.
         """
-        with self.admitted():
+        with self.queue.admitted():
             return await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
-
-    # ---------------------------------------------------------------------------- how many at once
-
-    @contextlib.contextmanager
-    def admitted(self, rows: int = 1) -> Iterator[None]:
-        """Keeps so many places in the queue for the request that is being answered, with those
-        that it has already.
-
-        Every route asks for one before any of its work waits for a thread, so that a full queue is
-        told at once, however busy the threads are.
-
-        Raises:
-            RequestError: 429 if the queue is full, 413 if it can never hold so many.
-        """
-        self.check_count(rows)
-        held, most = _PLACES.get(), self.settings.queue
-        more = max(0, rows - held)
-        if self._pending + more > most:
-            seconds = self._pace.seconds(self._pending)
-            problem = f"the queue of {most} is full; try again in {seconds} s"
-            raise RequestError(429, problem, {"Retry-After": str(seconds)})
-        self._pending += more
-        token = _PLACES.set(held + more)
-        try:
-            yield
-        finally:
-            _PLACES.reset(token)
-            self._pending -= more
 
     # -------------------------------------------------------------------------------- one instance
 
@@ -324,28 +287,6 @@ class Service:
         """The vectors of rows that were announced."""
         futures = [asyncio.wrap_future(self._batcher.submit(kind, row)) for row in rows]
         return await asyncio.gather(*futures)
-
-
-class _Pace:
-    """How fast rows are answered, over the last ones."""
-
-    _KEPT, _RECENT = 32, 60.0  # answers, and seconds
-
-    def __init__(self) -> None:
-        self._done: list[tuple[float, int]] = []
-
-    def add(self, rows: int) -> None:
-        if rows:
-            self._done = [*self._done[1 - self._KEPT :], (time.monotonic(), rows)]
-
-    def seconds(self, rows: int) -> int:
-        """In how many seconds so many rows will be answered, 1 to 600."""
-        now = time.monotonic()
-        recent = [(when, count) for when, count in self._done if now - when < self._RECENT]
-        if len(recent) < 2:
-            return 1
-        rate = sum(count for _, count in recent[1:]) / max(now - recent[0][0], 1e-3)
-        return min(600, max(1, math.ceil(rows / max(rate, 1e-3))))
 
 
 def _rows(instance: Instance | InstanceError) -> int:

@@ -64,11 +64,11 @@ def busy(client, places):
     """The thread that reads is at work, and so many places of the queue are taken."""
     service, release = client.server.state.service, threading.Event()
     service._pool.submit(release.wait, 60)
-    service._pending += places
+    service.queue.pending += places
     try:
         yield release
     finally:
-        service._pending -= places
+        service.queue.pending -= places
         release.set()
 
 
@@ -89,7 +89,7 @@ def test_a_full_queue_is_told_before_anything_waits_for_a_thread(small, path, do
         finally:
             release.set()
     assert answer.status == 429 and int(answer.headers["retry-after"]) >= 1
-    assert ask().status == 200 and small.server.state.service._pending == 0
+    assert ask().status == 200 and small.server.state.service.queue.pending == 0
 
 
 def test_a_request_has_its_places_until_it_is_answered(small):
@@ -97,11 +97,11 @@ def test_a_request_has_its_places_until_it_is_answered(small):
     service = small.server.state.service
     with ThreadPoolExecutor(1) as pool, busy(small, QUEUE - 1) as release:
         asked = pool.submit(small.post, "/v1/search", {"row": 0})
-        wait_for(lambda: service._pending == QUEUE)
+        wait_for(lambda: service.queue.pending == QUEUE)
         assert not service.ready
         release.set()
         assert asked.result(30).status == 200
-    assert service._pending == 0
+    assert service.queue.pending == 0
 
 
 def test_fetched_files_are_held_within_the_limit_of_bodies_until_they_are_decoded(small):
@@ -154,9 +154,9 @@ def test_nothing_more_is_done_for_a_client_that_has_gone(
     with busy(small, 0):
         client = left(small.port, path, document)
         next(client)
-        wait_for(lambda: service._pending == places)
+        wait_for(lambda: service.queue.pending == places)
         next(client)
-        wait_for(lambda: service._pending == 0 and lines)
+        wait_for(lambda: service.queue.pending == 0 and lines)
         queue = service._pool._work_queue
         waiting = [queue.get_nowait() for _ in range(queue.qsize())]
         assert waiting and all(item.future.cancelled() for item in waiting)
@@ -174,8 +174,8 @@ def test_of_several_requests_of_one_connection_the_one_at_work_is_told(small):
     with busy(small, 0):
         with socket.create_connection(("127.0.0.1", small.port)) as client:
             client.sendall(asked + b"GET /health HTTP/1.1\r\n\r\n")
-            wait_for(lambda: service._pending == 1)
-        wait_for(lambda: service._pending == 0)
+            wait_for(lambda: service.queue.pending == 1)
+        wait_for(lambda: service.queue.pending == 0)
 
 
 def test_rows_that_wait_for_the_device_go_with_their_client(small, monkeypatch):
@@ -196,7 +196,7 @@ def test_rows_that_wait_for_the_device_go_with_their_client(small, monkeypatch):
         next(client)
         wait_for(lambda: service._batcher.waiting() == 2)
         next(client)
-        wait_for(lambda: service._pending == 1)
+        wait_for(lambda: service.queue.pending == 1)
         release.set()
         assert first.result(30).status == 200
     wait_for(lambda: service._batcher.waiting() == 0)

@@ -250,10 +250,10 @@ def test_scores_are_those_of_the_model(service):
 
 
 def test_the_time_to_wait_is_of_the_last_minute(monkeypatch):
-    from medsiglip_jax.serve.service import _Pace
+    from medsiglip_jax.serve.admission import _Pace
 
     now = [0.0]
-    monkeypatch.setattr("medsiglip_jax.serve.service.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("medsiglip_jax.serve.admission.time.monotonic", lambda: now[0])
     pace = _Pace()
     assert pace.seconds(100) == 1
     for _ in range(20):

@@ -70,7 +70,7 @@ async def _classify(service: Service, fields: Fields, parameters: Fields) -> Any
     if template.count("{}") != 1 or len(template) > _LONGEST:
         problem = f"expected {{}} in it, once, for the label, and at most {_LONGEST:,} characters"
         raise wrong_field("parameters.hypothesis_template", problem)
-    service.check_count(len(labels) + 1)
+    service.queue.check_count(len(labels) + 1)
     given: dict[str, Instance] = {"inputs": picture(fields.get("inputs", str), "inputs")}
     for i, label in enumerate(labels):
         given[f"parameters.candidate_labels[{i}]"] = Text(template.replace("{}", label))

@@ -68,19 +68,19 @@ def routes(state: State) -> Sequence[Described]:
         return _metadata(state, state.current())
 
     in_json = endpoint(state, infer)
-    found: list[Described] = [
+    described: list[Described] = [
         Described("/v2/health/live", live, _LIVE),
         Described("/v2/health/ready", ready, _READY),
         Described("/v2", getter(lambda _: _server()), _SERVER),
     ]
     # The longer paths first, for the name of a model may have slashes.
     for path in (f"{_MODEL}/versions/{{version}}", _MODEL):
-        found += [
+        described += [
             Described(f"{path}/infer", answering(infer_json), _INFER),
             Described(f"{path}/ready", answering(model_ready), _MODEL_READY),
             Described(path, getter(metadata), _METADATA),
         ]
-    return found
+    return described
 
 
 def _check_path(state: State, request: Request) -> None:
@@ -102,7 +102,7 @@ async def _outputs(service: Service, fields: Fields) -> list[Any]:
     counts = {name: _shape(tensor)[0] for name, tensor in tensors.items()}
     wanted = _wanted(fields, [_OUTPUTS[name] for name in tensors])
     given: dict[str, Instance] = {}
-    with service.admitted(sum(counts.values())):
+    with service.queue.admitted(sum(counts.values())):
         for name, tensor in tensors.items():
             read = {"UINT8": _pixels, "BYTES": _strings}[_datatype(tensor, name)]
             given |= await service.run(read, service, tensor, name)
@@ -154,11 +154,11 @@ def _strings(service: Service, tensor: Fields, name: str) -> dict[str, Instance]
             for value in tensor.get("data", list)]  # fmt: skip
     if len(flat) != shape[0]:
         raise wrong_field(tensor.at("data"), f"{len(flat)} elements; the shape says {shape[0]}")
-    found: dict[str, Instance] = {}
+    instances: dict[str, Instance] = {}
     for i, value in enumerate(Fields({"data": flat}, tensor.where).items("data", str)):
         place = f"{tensor.at('data')}[{i}]"
-        found[place] = Text(value) if name == "text" else picture(value, place)
-    return found
+        instances[place] = Text(value) if name == "text" else picture(value, place)
+    return instances
 
 
 def _pixels(service: Service, tensor: Fields, name: str) -> dict[str, Instance]:
