@@ -37,17 +37,20 @@ def add_model(
     }
     add_flags(sub, flags, model={"required": required}, dtype="float32")
     if batches:
-        said = "inputs per batch; default 8"
-        said += batch_on_accelerators and f", on accelerators {batch_on_accelerators}"
+        text = "inputs per batch; default 8"
+        text += batch_on_accelerators and f", on accelerators {batch_on_accelerators}"
         size = int if batch_on_accelerators else 8
-        add_flags(sub, {"--batch-size N": said}, batch_size=size)
+        add_flags(sub, {"--batch-size N": text}, batch_size=size)
         add_workers(sub)
 
 
-def add_workers(sub: argparse.ArgumentParser) -> None:
+def add_workers(sub: argparse._ActionsContainer) -> None:
     """The flag --workers, which `cli.app` passes on to `files.threads`."""
-    said = "threads that read and decode images; default the cores of this process, or the CPU "
-    add_flags(sub, {"--workers N": f"{said}quota of its container"}, workers=int)
+    text = (
+        "threads that read and decode images; default the cores of this process, or the CPU quota "
+        "of its container"
+    )
+    add_flags(sub, {"--workers N": text}, workers=int)
 
 
 def load(args: argparse.Namespace, mesh=None, recorded: str | None = None, weights: bool = True):

@@ -123,36 +123,67 @@ _RESOURCES = {
 
 
 def _text(p: dict[str, Any]) -> str:
+    lines = [
+        f"{p['topology']}: {p['chips']} {p['unit']}{'s' * (p['chips'] > 1)}, batch "
+        f"{p['batch_size']}, {p['batch_size'] / p['chips']:g} a {p['unit']}, remat {p['remat']}: "
+        + _verdict(p),
+        "",
+        *_memory_lines(p),
+        *_collective_lines(p),
+        f"attention       {p['attention']}",
+        *_towers(p),
+        *_speed_lines(p),
+    ]
+    if p["max_batch_per_chip"] is not None:
+        limit = "" if p["compiled"] else "at most "  # by the least that it needs
+        lines.append(f"largest batch   {limit}{p['max_batch_per_chip']:g} a {p['unit']}")
+    if "chip_hours" in p:
+        hours = f"{p['unit']}-hours"
+        lines.append(
+            f"{hours:<16}{p['chip_hours']:,.1f} for {p['examples']:,} examples at "
+            f"{p['utilisation']:.0%} of the peak"
+        )
+    for tried in p.get("advice", []):
+        fits, least = ("fits:", "") if tried["compiled"] else ("may fit:", " at the least")
+        answer = fits if tried["fits"] else "not enough:"
+        lines.append(f"{answer:<11} {tried['change']}  ({shown(tried['peak_bytes'])}{least})")
+    return "\n".join(lines)
+
+
+def _memory_lines(p: dict[str, Any]) -> list[str]:
+    """What fills the memory of a device, by how much it is too little, and its largest arrays."""
     parts, unit = p["memory"] or {}, p["unit"]
     rows = [(f"  {name}", shown(size)) for name, size in parts.items() if name != "peak"]
     rows = [("state", shown(p["state_bytes"])), *rows]
     rows.append(("peak" if p["compiled"] else "at the least", shown(p["peak_bytes"])))
     rows.append((f"of {shown(p['hbm_bytes'])}", f"{shown(p['allowed_bytes'])} after 5 % headroom"))
-    lines = [
-        f"{p['topology']}: {p['chips']} {unit}{'s' * (p['chips'] > 1)}, batch {p['batch_size']}, "
-        f"{p['batch_size'] / p['chips']:g} a {unit}, remat {p['remat']}: " + _verdict(p),
-        "",
-        *table((f"memory of a {unit}", ""), rows),
-        "",
-    ]
+    lines = [*table((f"memory of a {unit}", ""), rows), ""]
     if not p["fits"] and p["peak_bytes"]:
         lines += [f"too much by     {shown(p['peak_bytes'] - p['allowed_bytes'])}", ""]
     if not p["fits"]:
         rows = [(f"  {name}", shown(size)) for name, size in p["largest"].items()]
         lines += [*table((f"largest of a {unit}", ""), rows), ""]
+    return lines
+
+
+def _collective_lines(p: dict[str, Any]) -> list[str]:
+    """What the devices send each other."""
     if p["collectives"]:
         rows = [
             (kind, str(c["operations"]), str(c["runs"]), f"{c['bytes'] / 1e9:.3f} GB")
             for kind, c in p["collectives"].items()
         ]
         header = ("collectives", "operations", "runs a step", "received by a device")
-        lines += [*table(header, rows), ""]
-    elif p["compiled"] and p["collectives"] is None:
-        lines += ["collectives     unknown: libtpu cannot parse this program; no ICI bound", ""]
+        return [*table(header, rows), ""]
+    if p["compiled"] and p["collectives"] is None:
+        return ["collectives     unknown: libtpu cannot parse this program; no ICI bound", ""]
+    return []
+
+
+def _speed_lines(p: dict[str, Any]) -> list[str]:
+    """The operations of a step, and the bounds on its time."""
     bounds = ", ".join(f"{_RESOURCES[name]} {s:.4g} s" for name, s in p["bound"].items())
-    lines += [
-        f"attention       {p['attention']}",
-        *_towers(p),
+    lines = [
         f"FLOPs a step    {p['flops'] / 1e12:,.1f} T, {p['model_flops'] / 1e12:,.1f} T without "
         "recomputation; counted from the architecture",
         f"bound           {p['bound_seconds']:.4g} s a step, "
@@ -164,19 +195,7 @@ def _text(p: dict[str, Any]) -> str:
             f"                {p['reachable_seconds']:.4g} s if matrix products are as fast as a "
             "large one was measured to be on such a card"
         )
-    if p["max_batch_per_chip"] is not None:
-        limit = "" if p["compiled"] else "at most "  # by the least that it needs
-        lines.append(f"largest batch   {limit}{p['max_batch_per_chip']:g} a {unit}")
-    if "chip_hours" in p:
-        lines.append(
-            f"{f'{unit}-hours':<16}{p['chip_hours']:,.1f} for {p['examples']:,} examples at "
-            f"{p['utilisation']:.0%} of the peak"
-        )
-    for tried in p.get("advice", []):
-        fits, least = ("fits:", "") if tried["compiled"] else ("may fit:", " at the least")
-        answer = fits if tried["fits"] else "not enough:"
-        lines.append(f"{answer:<11} {tried['change']}  ({shown(tried['peak_bytes'])}{least})")
-    return "\n".join(lines)
+    return lines
 
 
 def _towers(p: dict[str, Any]) -> list[str]:

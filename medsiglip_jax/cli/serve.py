@@ -14,54 +14,51 @@ from medsiglip_jax.cli.parser import REPEATED, Parser, add_flags
 
 _SIZE = re.compile(r"(\d+)\s*(|B|[kKMG]i?B?)")
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+_FLAGS = {
+    "--name N": "of the model in requests and answers; default the last part of M",
+    "--host A": "address to listen on, default %(default)s; 0.0.0.0 for all",
+    "--port N": "default %(default)s; on Vertex AI AIP_HTTP_PORT",
+    "--certfile F": "certificate chain of TLS, PEM",
+    "--keyfile F": "its private key",
+    "--api-key-file F": "file of keys, one per line; requests need one of them as "
+    "Authorization: Bearer KEY",
+    "--cors-origin O": "origin whose pages may ask, such as https://example.org; repeatable",
+    "--log-requests": "for an audit trail, write hash, size, model and version of each request",
+    "--drain-delay SECONDS": "between not ready and a closed socket on SIGTERM, default "
+    "%(default)s",
+}
+_LOAD = {
+    "--max-batch N": "the most rows of a batch, a power of two, default %(default)s",
+    "--max-wait-ms T": "how long a batch waits for rows that are being read, default %(default)s",
+    "--queue N": "images, patches and texts that are accepted at a time, default %(default)s; "
+    "more are answered with 429, and more in one request with 413",
+    "--max-body SIZE": "of a request, default %(default)s",
+}
+_ADDRESSES = {
+    "--allow-host H": "host that images are fetched from, such as pacs.example.org:8042 or "
+    "*.example.org; repeatable; by default no address is fetched",
+    "--allow-prefix P": "start of addresses in buckets (gs://…) and DICOM stores that the "
+    "server reads with its own credentials; repeatable",
+    "--allow-private": "allowed hosts may have private addresses",
+}
+_DATA = {
+    "--probe P.npz": "of probe fit, which /v1/classify then has by its name; repeatable",
+    "--embeddings DIR": "output of embed by this model, which /v1/search and /ui search",
+}
 
 
 def define_flags(sub: Parser) -> None:
     from medsiglip_jax.serve.settings import MAX_PIXELS
 
     loading.add_model(sub, required=False, batches=False)
-    flags = {
-        "--name N": "of the model in requests and answers; default the last part of M",
-        "--host A": "address to listen on, default %(default)s; 0.0.0.0 for all",
-        "--port N": "default %(default)s; on Vertex AI AIP_HTTP_PORT",
-        "--certfile F": "certificate chain of TLS, PEM",
-        "--keyfile F": "its private key",
-        "--api-key-file F": "file of keys, one per line; requests need one of them as "
-        "Authorization: Bearer KEY",
-        "--cors-origin O": "origin whose pages may ask, such as https://example.org; repeatable",
-        "--log-requests": "for an audit trail, write hash, size, model and version of each request",
-        "--drain-delay SECONDS": "between not ready and a closed socket on SIGTERM, default "
-        "%(default)s",
-    }
     values: dict[str, Any] = {"host": "127.0.0.1", "port": 8080, "drain_delay": 5.0}
-    add_flags(sub, flags, cors_origin=REPEATED, **values)
-    flags = {
-        "--max-batch N": "the most rows of a batch, a power of two, default %(default)s",
-        "--max-wait-ms T": "how long a batch waits for rows that are being read, default "
-        "%(default)s",
-        "--queue N": "images, patches and texts that are accepted at a time, default %(default)s; "
-        "more are answered with 429, and more in one request with 413",
-        "--max-body SIZE": "of a request, default %(default)s",
-        "--workers N": "threads that read and decode images; default the cores of this process, "
-        "or the CPU quota of its container",
-    }
+    add_flags(sub, _FLAGS, cors_origin=REPEATED, **values)
     limits = sub.add_argument_group("load")
-    add_flags(limits, flags, max_batch=64, max_wait_ms=5.0, queue=256, max_body="32MiB",
-              workers=int)  # fmt: skip
-    flags = {
-        "--allow-host H": "host that images are fetched from, such as pacs.example.org:8042 or "
-        "*.example.org; repeatable; by default no address is fetched",
-        "--allow-prefix P": "start of addresses in buckets (gs://…) and DICOM stores that the "
-        "server reads with its own credentials; repeatable",
-        "--allow-private": "allowed hosts may have private addresses",
-    }
-    add_flags(sub.add_argument_group("addresses in requests"), flags,
-              allow_host=REPEATED, allow_prefix=REPEATED)  # fmt: skip
-    flags = {
-        "--probe P.npz": "of probe fit, which /v1/classify then has by its name; repeatable",
-        "--embeddings DIR": "output of embed by this model, which /v1/search and /ui search",
-    }
-    add_flags(sub, flags, probe=REPEATED)
+    add_flags(limits, _LOAD, max_batch=64, max_wait_ms=5.0, queue=256, max_body="32MiB")
+    loading.add_workers(limits)
+    addresses = sub.add_argument_group("addresses in requests")
+    add_flags(addresses, _ADDRESSES, allow_host=REPEATED, allow_prefix=REPEATED)
+    add_flags(sub, _DATA, probe=REPEATED)
     abstaining.add_abstention(sub, unsure=True)
     reading.add_preprocess(sub)
     reading.add_dicom(sub, max_pixels=MAX_PIXELS)
