@@ -64,11 +64,11 @@ def classify(args: argparse.Namespace) -> int:
     )
     expansion.warn_of_unused(rules, images)
     model = loading.load(args)
-    how = reading.prepared(args, rules, model.config)
+    preparation = reading.prepared(args, rules, model.config)
     with output.progress_bar("image", len(images)) as bar:
-        options = how.preprocess, args.batch_size, bar.update, how.dicom
+        options = preparation.preprocess, args.batch_size, bar.update, preparation.dicom
         encoder = model.features if args.labels else model  # or an error: there are no labels
-        made = encoder, how.preprocess, not args.labels, how.dicom
+        made = encoder, preparation.preprocess, not args.labels, preparation.dicom
         judge = abstaining.abstention(args, known, lambda: provenance.of_model(*made))
         if args.labels:
             results = classifier.classify_labels(model, images, *options, abstention=judge)
@@ -108,11 +108,11 @@ def _heatmap(args: argparse.Namespace) -> int:
     places.check_suffix(args.heatmap, ".png")
     rows = heatmap.tiles(args.images[0], parts)
     model = loading.load(args, loading.local_mesh())
-    how = reading.prepared(args, None, model.config)
+    preparation = reading.prepared(args, None, model.config)
     with output.progress_bar("tile", len(rows)) as bar:
         result = heatmap.heatmap(
-            model, args.images[0], rows, args.text, args.heatmap, how.preprocess, args.batch_size,
-            bar.update,
+            model, args.images[0], rows, args.text, args.heatmap, preparation.preprocess,
+            args.batch_size, bar.update,
         )  # fmt: skip
     output.show(result, args.json, _heatmap_text)
     return 3 if result["errors"] else 0

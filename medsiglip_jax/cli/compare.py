@@ -45,13 +45,17 @@ def compare(args: argparse.Namespace) -> int:
         resamples=args.resamples, seed=args.seed,
     )  # fmt: skip
     if len(args.second) == 1:
-        found = [compare_two(args.first, args.second[0], **options)]
+        comparisons = [compare_two(args.first, args.second[0], **options)]
     else:
-        found = compare_all(args.first, args.second, **options)
+        comparisons = compare_all(args.first, args.second, **options)
     if args.output:
-        _write(args.output, found)
-    show(found[0] if len(found) == 1 else found, args.json, lambda _: _text(found))
-    return 3 if sum(map(_left_out, found)) else 0
+        _write(args.output, comparisons)
+    show(
+        comparisons[0] if len(comparisons) == 1 else comparisons,
+        args.json,
+        lambda _: _text(comparisons),
+    )
+    return 3 if sum(map(_left_out, comparisons)) else 0
 
 
 def _left_out(comparison: dict[str, Any]) -> int:

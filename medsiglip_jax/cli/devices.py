@@ -80,11 +80,11 @@ def keep_programs(module: Any) -> None:
 def _platforms(gpu: bool, tpu: bool) -> str:
     """The platforms that are here, if jax would try others, at length and with complaints: a
     compiler that is installed for `plan` also looks for its device. "" leaves the choice to jax."""
-    found = _plugins()
-    cuda = {name for name in found if name.startswith("xla_cuda")}
+    installed = _plugins()
+    cuda = {name for name in installed if name.startswith("xla_cuda")}
     libtpu = find_spec("libtpu") is not None
     missing = (cuda and not gpu) or (libtpu and not tpu)
-    if found - cuda or not missing:  # other plugins know their own devices
+    if installed - cuda or not missing:  # other plugins know their own devices
         return ""
     return ",".join(["cuda"] * bool(cuda and gpu) + ["tpu"] * tpu + ["cpu"])
 

@@ -78,12 +78,11 @@ def embed(args: argparse.Namespace) -> int:
     main_process = loading.join_other_processes(args, lambda: "embeds what is missing")
     import jax
 
-    from medsiglip_jax.data import expansion, inputs
+    from medsiglip_jax.data import expansion
     from medsiglip_jax.embeddings import provenance
     from medsiglip_jax.files import places
     from medsiglip_jax.inference import embed as embedding
     from medsiglip_jax.inference import run_folder
-    from medsiglip_jax.inference.manifest import ERRORS
     from medsiglip_jax.inference.share import Share
     from medsiglip_jax.model import processes
 
@@ -97,24 +96,24 @@ def embed(args: argparse.Namespace) -> int:
         dicom=rules, identifiers=identifiers, workers=args.workers,
     )  # fmt: skip
     known = processes.run_on(lambda: abstaining.known_images(args))
-    columns = {"image": args.image_column, "text": args.text_column, "id": args.id_column}
-    rows = processes.run_on(lambda: reading.listed(lambda on_file: inputs.rows(
-        args.inputs, root=args.root, parts=parts, all_files=args.all_files, on_file=on_file,
-        **columns,
-    )))  # fmt: skip
+    rows = processes.run_on(lambda: _rows(args, parts))
     assert rows is not None
     expansion.warn_of_unused(rules, rows.images)
     recorded = processes.run_on(lambda: run_folder.recorded_dtype(places.at(args.output)))
     mesh = None if runner else loading.local_mesh()
     model = processes.run_on(lambda: loading.load(args, mesh, recorded, weights=not runner))
     assert model is not None
-    how = reading.prepared(args, rules, model.config)
+    preparation = reading.prepared(args, rules, model.config)
     images = "image" in rows.table["kind"].unique().to_pylist()
     size = processes.run_on(lambda: loading.batch_size(args, model if images else None))
-    origin = provenance.of_model(model, how.preprocess, not args.raw, how.dicom)
+    origin = provenance.of_model(model, preparation.preprocess, not args.raw, preparation.dicom)
     judge = processes.run_on(lambda: abstaining.abstention(args, known, lambda: origin))
     options = dataclasses.replace(
-        options, preprocess=how.preprocess, dicom=how.dicom, batch_size=size, abstention=judge
+        options,
+        preprocess=preparation.preprocess,
+        dicom=preparation.dicom,
+        batch_size=size,
+        abstention=judge,
     )
     mine = part or Share(jax.process_index(), jax.process_count())
     count = mine.rows(len(rows), options.shard_size)
@@ -132,8 +131,18 @@ def embed(args: argparse.Namespace) -> int:
     if main_process:
         show(result, args.json, lambda r: progress.summary(args.output, r))
         reading.note_skipped(result["skipped"], args)
-        _warn(result, os.path.join(args.output, ERRORS))
+        _warn(result, args.output)
     return 3 if result["errors"] else 0
+
+
+def _rows(args: argparse.Namespace, parts: Any) -> Any:
+    """The `Rows` of the inputs."""
+    from medsiglip_jax.data import inputs
+
+    return reading.listed(lambda on_file: inputs.rows(
+        args.inputs, root=args.root, parts=parts, all_files=args.all_files, on_file=on_file,
+        image=args.image_column, text=args.text_column, id=args.id_column,
+    ))  # fmt: skip
 
 
 def _to_come(output: str, result: dict[str, Any]) -> str:
@@ -148,12 +157,14 @@ def _to_come(output: str, result: dict[str, Any]) -> str:
     )
 
 
-def _warn(result: dict[str, Any], where: str) -> None:
+def _warn(result: dict[str, Any], output: str) -> None:
+    """Says on stderr what of the inputs needs a look."""
+    from medsiglip_jax.inference.manifest import ERRORS
     from medsiglip_jax.preprocess.facts import DARK
 
     frame = result["dicom"]["frame"]
     for key, line in {
-        "errors": f"unreadable inputs are listed in {where}",
+        "errors": f"unreadable inputs are listed in {os.path.join(output, ERRORS)}",
         "turned": "images carry an EXIF orientation, which is not applied: pixels are used as "
         "stored",
         "burned_in": "DICOM files say that annotations are burned into their pixels; they may "

@@ -46,9 +46,9 @@ def examples(args: argparse.Namespace) -> int:
 
 def _title(path: Path) -> str:
     """The heading of an example's first cell."""
-    found = re.search(r"^# # (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
-    assert found, path
-    return found[1]
+    heading = re.search(r"^# # (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    assert heading, path
+    return heading[1]
 
 
 def _copy(folder: str, overwrite: bool) -> list[str]:

@@ -82,8 +82,8 @@ def explain(args: argparse.Namespace) -> int:
     if probe:
         rules = rules.as_trained(from_dict(probe.provenance.dicom), reading.asked(args))
     else:
-        how = reading.prepared(args, rules, model.config)
-        preset, rules = how.preprocess, how.dicom
+        preparation = reading.prepared(args, rules, model.config)
+        preset, rules = preparation.preprocess, preparation.dicom
     rules = explanation.rules_of(model, probe, rules)
     explainer = explanation.Explainer(targets, preset, options)
     with output.progress_bar("image", len(images)) as bar:

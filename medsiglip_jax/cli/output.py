@@ -79,8 +79,8 @@ def scored(results: Iterable[dict[str, Any]], to_lines: Callable[[Any], Iterable
 
     lines = []
     for result in results:
-        said = {"unreadable": result.get("error"), "no answer": result.get("no_assist")}
-        without = [f"  {what}: {why}" for what, why in said.items() if why]
+        reasons = {"unreadable": result.get("error"), "no answer": result.get("no_assist")}
+        without = [f"  {what}: {why}" for what, why in reasons.items() if why]
         lines += [describe(result["image"]), *(without or to_lines(result["scores"]))]
     return "\n".join(lines)
 

@@ -34,16 +34,16 @@ def preset_help() -> str:
     """The name of each preset, with the first sentence of its docstring."""
     from medsiglip_jax.preprocess.image import PRESETS
 
-    said = {name: (make.__doc__ or "").split("\n\n")[0] for name, make in PRESETS.items()}
+    sentences = {name: (make.__doc__ or "").split("\n\n")[0] for name, make in PRESETS.items()}
     return "how an image becomes a square. " + " ".join(
-        f"{name}: {sentence}" for name, sentence in said.items()
+        f"{name}: {sentence}" for name, sentence in sentences.items()
     )
 
 
 def add_preprocess(sub: Parser, default: str | None = None, own: str = "the model's") -> None:
     """The flag --preprocess. Without a `default` it is that of `own` training, see `prepared`."""
-    said = f"big_vision, or that of {own} training where that is known"
-    flags = {"--preprocess P": f"default {default or said}; {preset_help()}"}
+    usual = default or f"big_vision, or that of {own} training where that is known"
+    flags = {"--preprocess P": f"default {usual}; {preset_help()}"}
     add_flags(sub, flags, preprocess=str if default is None else default)
 
 

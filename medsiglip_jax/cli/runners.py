@@ -89,12 +89,12 @@ def _load_in_actor(flags: dict[str, Any], bounds: Any) -> Any:
 
 def _resources(text: str) -> dict[str, float]:
     """Ray's resources from "GPU=1,CPU=8"."""
-    found = {}
+    resources = {}
     for item in text.split(","):
         match = re.fullmatch(r"([A-Za-z][\w-]*)=(\d+(?:\.\d+)?)", item.strip())
         if not match:
             raise ValueError(f"--actor-resources {text}: expected such as GPU=1,CPU=8")
-        found[match[1]] = float(match[2])
-    if not any(found.values()):
+        resources[match[1]] = float(match[2])
+    if not any(resources.values()):
         raise ValueError(f"--actor-resources {text}: expected more than 0 of something")
-    return found
+    return resources

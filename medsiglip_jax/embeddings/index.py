@@ -177,9 +177,9 @@ def _again(embeddings: store.Embeddings) -> str:
 
 
 def _is_recorded(path: places.Place, record: IndexRecord) -> bool:
-    if not path.is_file() or (found := path.stat()).st_size != record.bytes:
+    if not path.is_file() or (status := path.stat()).st_size != record.bytes:
         return False
-    return record.sha256 == _known_sha256(path, found.st_size, found.st_mtime_ns, found.st_ino)
+    return record.sha256 == _known_sha256(path, status.st_size, status.st_mtime_ns, status.st_ino)
 
 
 @functools.lru_cache(maxsize=8)

@@ -90,11 +90,11 @@ def _images(embeddings: Embeddings) -> Iterator[tuple[int, dict[str, str]]]:
 
 def _by_key(names: Sequence[str], images: Iterable[_Image]) -> list[int]:
     """The image whose id is the name."""
-    wanted, found = {*names}, {}
+    wanted, image_of = {*names}, {}
     for image in images:
-        if image.id in wanted and found.setdefault(image.id, image) is not image:
-            raise ValueError(_ambiguous(image.id, found[image.id], image))
-    return [found[name].row if name in found else NONE for name in names]
+        if image.id in wanted and image_of.setdefault(image.id, image) is not image:
+            raise ValueError(_ambiguous(image.id, image_of[image.id], image))
+    return [image_of[name].row if name in image_of else NONE for name in names]
 
 
 def _full(name: str, root: str = "") -> str:
@@ -111,9 +111,9 @@ def _by_end(names: Sequence[str], images: Iterable[_Image]) -> list[int]:
         for file in {_file(image.source), _file(image.id)}:
             for key in {file, _stem(file)} & wanted:
                 of_file[key].append(image)
-    found = [_fitting(name, of_file[_file(name)]) for name in names]
-    _check_one_each(names, found)
-    return [NONE if image is None else image.row for image in found]
+    images_of_names = [_fitting(name, of_file[_file(name)]) for name in names]
+    _check_one_each(names, images_of_names)
+    return [NONE if image is None else image.row for image in images_of_names]
 
 
 def _fitting(name: str, images: Sequence[_Image]) -> _Image | None:
@@ -141,21 +141,21 @@ def _check_one_each(names: Sequence[str], found: Sequence[_Image | None]) -> Non
         if image is not None and not _ends_alike(name, image.source):
             above.setdefault("/".join(_parts(name)[: -len(_parts(image.id))]), (name, image))
     if len(above) > 1:
-        (one, first_image), (two, second_image) = list(above.values())[:2]
+        (name, image), (other, other_image) = list(above.values())[:2]
         raise ValueError(
-            f"{describe(one)} and {describe(two)} lie in different folders, and the images that "
-            f"may be meant, {describe(first_image.id)} and {describe(second_image.id)}, do not say "
+            f"{describe(name)} and {describe(other)} lie in different folders, and the images that "
+            f"may be meant, {describe(image.id)} and {describe(other_image.id)}, do not say "
             "which; expected a column of ids (--id-column)"
         )
 
 
 def _ends_alike(name: str, path: str) -> bool:
     """Whether one is the end of the other, in whole folder names."""
-    one, two = _parts(name), _parts(path)
-    if _is_stem(one[-1]):
-        two = [*two[:-1], _stem(two[-1])]
-    count = min(len(one), len(two))
-    return one[-count:] == two[-count:]
+    first, second = _parts(name), _parts(path)
+    if _is_stem(first[-1]):
+        second = [*second[:-1], _stem(second[-1])]
+    count = min(len(first), len(second))
+    return first[-count:] == second[-count:]
 
 
 def _parts(path: str) -> list[str]:
@@ -182,11 +182,11 @@ def _stem(file: str) -> str:
     return file[: len(file) - len(longest)]
 
 
-def _ambiguous(name: str, one: _Image, two: _Image) -> str:
+def _ambiguous(name: str, *images: _Image) -> str:
     both = " and ".join(
         describe(i.source)
         if i.id in (name, i.source)
         else f"{describe(i.id)} ({describe(i.source)})"
-        for i in (one, two)
+        for i in images
     )
     return f"{describe(name)} may be {both}; expected names that fit one image (--id-column)"

@@ -61,13 +61,17 @@ def search(
     nothing = f"{embeddings.folder}: no rows of kind {embeddings.kind}"
     if not len(embeddings):
         raise ValueError(f"{nothing}, nor of any")
-    how = _preparation(model, embeddings, dicom)
+    preparation = _preparation(model, embeddings, dicom)
     if embeddings.manifest.preprocess == UNKNOWN and images:
-        warnings.warn(f"query images are prepared by the preset {how.preprocess}", stacklevel=2)
+        warnings.warn(
+            f"query images are prepared by the preset {preparation.preprocess}", stacklevel=2
+        )
     vectors = [np.asarray(encode_texts(model, texts))] if texts else []
     if images:
-        found = encode_files(model, images, how.preprocess, batch_size=batch_size, dicom=how.dicom)
-        vectors.append(found.complete())
+        encoded = encode_files(
+            model, images, preparation.preprocess, batch_size=batch_size, dicom=preparation.dicom
+        )
+        vectors.append(encoded.complete())
     find = index.top_k if approximate else nearest.top_k
     scores, rows = find(np.concatenate(vectors), embeddings, min(k, len(embeddings)))
     if not rows.size:

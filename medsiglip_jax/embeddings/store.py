@@ -171,8 +171,8 @@ class Embeddings:
     def check_directions(self, rows: Sequence[int] | None = None) -> None:
         """Raises a ValueError that counts the rows read so far, or those of `rows`, that are
         `without_direction`, and names the first."""
-        found = self.without_direction
-        if bad := sorted(found if rows is None else found.intersection(rows)):
+        known = self.without_direction
+        if bad := sorted(known if rows is None else known.intersection(rows)):
             (first,) = self._named(bad[:1])
             raise ValueError(
                 f"{self.folder}: {len(bad)} embeddings are {NO_DIRECTION}, the first is of "

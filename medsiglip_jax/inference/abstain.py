@@ -147,10 +147,10 @@ class Abstention:
             k = int(np.nanargmax(row))
             named = f"unsure: {classes[k]} {row[k]:.3g}, the likeliest, is below {high:g}"
             return named if row[k] < high else None
-        found = [k for k, p in enumerate(row) if low < p < high]
-        if not found:
+        between = [k for k, p in enumerate(row) if low < p < high]
+        if not between:
             return None
-        named = ", ".join(f"{classes[k]} {row[k]:.3g}" for k in found)
+        named = ", ".join(f"{classes[k]} {row[k]:.3g}" for k in between)
         return f"unsure: {named} lies between {low:g} and {high:g}"
 
 

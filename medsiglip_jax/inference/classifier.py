@@ -51,8 +51,10 @@ def classify_labels(
     """
     features, rows = model.features, images if isinstance(images, Rows) else image_rows(images)
     assert model.config.classifier is not None
-    how = model.config.prepared(preprocess, dicom)
-    batches = encode_rows(features, rows, how.preprocess, False, batch_size, how.dicom, on_batch)
+    preparation = model.config.prepared(preprocess, dicom)
+    batches = encode_rows(
+        features, rows, preparation.preprocess, False, batch_size, preparation.dicom, on_batch
+    )
     own, multi_label = model.config.classifier.labels, model.config.classifier.multi_label
 
     def judge(vectors: np.ndarray, arrays: Sequence[np.ndarray]) -> Judged:

@@ -45,8 +45,10 @@ def classify(
         ValueError: as `encode_texts` and `probabilities`.
     """
     ztxt = encode_texts(model, texts)
-    rows, how = image_rows(images), model.config.prepared(preprocess, dicom)
-    batches = encode_rows(model, rows, how.preprocess, True, batch_size, how.dicom, on_batch)
+    rows, preparation = image_rows(images), model.config.prepared(preprocess, dicom)
+    batches = encode_rows(
+        model, rows, preparation.preprocess, True, batch_size, preparation.dicom, on_batch
+    )
 
     def score(zimg: np.ndarray) -> list[np.ndarray]:
         logits = np.asarray(model.similarity(zimg, ztxt), np.float64)

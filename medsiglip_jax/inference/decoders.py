@@ -37,8 +37,8 @@ def of_formats(names: Collection[str]) -> Versions:
 
 def together(*versions: Versions) -> Versions:
     """All of them, in the order in which records have them."""
-    found = {name: version for some in versions for name, version in some.items()}
-    return {name: found[name] for name in sorted(found, key=_place)}
+    merged = {name: version for some in versions for name, version in some.items()}
+    return {name: merged[name] for name in sorted(merged, key=_place)}
 
 
 def _place(name: str) -> tuple[int, str]:

@@ -216,13 +216,13 @@ def record(
 ) -> records.RunRecord:
     """What identifies a run on this machine."""
     pixels = model.config.vision.pixels if model.config.vision else PixelConfig()
-    known, how = options.abstention, options.prepared(model)
+    known, preparation = options.abstention, options.prepared(model)
     return records.RunRecord(
         model=records.Weights(model.source, model.sha256),
         tokenizer_sha256=model.processor.tokenizer_sha256,
-        preprocess=how.preprocess,
+        preprocess=preparation.preprocess,
         pixels=None if pixels == PixelConfig() else pixels.to_dict(),
-        dicom=how.dicom.to_dict(),
+        dicom=preparation.dicom.to_dict(),
         expansion=rows.parts.to_dict(),
         identifiers=naming.name if naming else None,
         normalized=options.normalize,

@@ -89,13 +89,13 @@ def encode_files(
     paths = [paths] if isinstance(paths, str | os.PathLike) else paths
     size = _batch_size(len(paths), batch_size) if isinstance(paths, Sized) else batch_size
     model.processor.images([])  # or the error of a model without an image tower
-    how = model.config.prepared(preprocess, dicom)
-    engine = Engine(model, how.preprocess, normalize, size, how.dicom)
+    preparation = model.config.prepared(preprocess, dicom)
+    engine = Engine(model, preparation.preprocess, normalize, size, preparation.dicom)
     vectors = [np.zeros((0, model.config.embed_dim), np.float32)]
     readable: list[np.ndarray] = [np.zeros(0, bool)]
     errors: list[tuple[str, str]] = []
     batches = (image_rows(batch) for batch in _batched(paths, size))
-    for batch in _run(engine, batches, how.dicom, on_batch):
+    for batch in _run(engine, batches, preparation.dicom, on_batch):
         vectors.append(batch.vectors)
         readable.append(batch.readable)
         errors += batch.errors
@@ -152,15 +152,15 @@ def _run(
     engine: Engine, batches: Iterable[Rows], dicom: Rules, on_batch: Callable[[int], Any]
 ) -> Iterator[Embedded]:
     """The batches with their embeddings; warns once, at the end, about what their pixels need."""
-    found = dict.fromkeys(("turned", "burned_in", "unusual", "dark"), 0)
+    counts = dict.fromkeys(("turned", "burned_in", "unusual", "dark"), 0)
     several = count = 0
     with closing(engine.run(batches)) as results:
         for batch in results:
-            found = {name: n + getattr(batch, name) for name, n in found.items()}
+            counts = {name: n + getattr(batch, name) for name, n in counts.items()}
             several, count = several + batch.multi_frame, count + len(batch.rows)
             yield batch
             on_batch(len(batch.rows))
-    warn_about_pixels(**found, count=count)
+    warn_about_pixels(**counts, count=count)
     if several and dicom.frame == MIDDLE:
         warnings.warn(
             f"{several} of {count} files have several frames, slices or pages; one of each was "
@@ -200,15 +200,15 @@ def score_rows(
                 results.append({"image": name, "error": reason})
                 continue
             cells = zip(names, *next(scored), strict=True)
-            found: dict[str, Any] = {"image": name}
+            result: dict[str, Any] = {"image": name}
             distance, no_answer = next(judged) if judged else (None, None)
             if distance is not None:
-                found["distance"] = float(distance)
+                result["distance"] = float(distance)
             if no_answer:
-                found["no_assist"] = no_answer
+                result["no_assist"] = no_answer
             else:
-                found["scores"] = [dict(zip(keys, cell, strict=True)) for cell in cells]
-            results.append(found)
+                result["scores"] = [dict(zip(keys, cell, strict=True)) for cell in cells]
+            results.append(result)
     return results
 
 

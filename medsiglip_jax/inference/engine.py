@@ -229,7 +229,7 @@ class Engine:
         self._busy += end - max(start, self._idle_since)  # time shared with the one before: once
         self._idle_since = end
         wrong = map(self._not_finite, values)
-        reasons = [given or found for given, found in zip(loaded.reasons, wrong, strict=True)]
+        reasons = [given or own for given, own in zip(loaded.reasons, wrong, strict=True)]
         readable = [reason is None for reason in reasons]
         names = batch.table.column("source").to_pylist()
         subjects = [facts.subject for facts in loaded.facts] or [None] * len(batch)

@@ -99,7 +99,7 @@ def _choose(rows: Rows, options: PreviewOptions) -> tuple[list[Row], int]:
 
 def _look(row: Row, options: PreviewOptions) -> tuple[contact_sheet.SheetCell, dict[str, Any]]:
     """One input of the model, and what is said of it."""
-    name, told = describe(row.id), {"id": row.id, "source": without(row.source)}
+    name, entry = describe(row.id), {"id": row.id, "source": without(row.source)}
     try:
         if row.reason is not None:
             raise UnreadableImage(row.reason)
@@ -108,11 +108,11 @@ def _look(row: Row, options: PreviewOptions) -> tuple[contact_sheet.SheetCell, d
             pixels = Image.fromarray(preset(options.preprocess)(image, options.size))
     except UnreadableImage as error:
         unreadable = contact_sheet.SheetCell(f"unreadable: {error.reason}", name)
-        return unreadable, told | {"error": error.reason}
-    told |= {"width": image.shape[1], "height": image.shape[0]}
+        return unreadable, entry | {"error": error.reason}
+    entry |= {"width": image.shape[1], "height": image.shape[0]}
     for key in ("seen", "frame", "frames", "burned_in", "orientation", "dark"):
-        told[key] = getattr(facts, key)
-    return contact_sheet.SheetCell(pixels, name, notes=_notes(told, options)), told
+        entry[key] = getattr(facts, key)
+    return contact_sheet.SheetCell(pixels, name, notes=_notes(entry, options)), entry
 
 
 def _sheet(cells: Sequence[contact_sheet.SheetCell], size: int) -> contact_sheet.Sheet:
@@ -128,14 +128,14 @@ def _sheet(cells: Sequence[contact_sheet.SheetCell], size: int) -> contact_sheet
     )
 
 
-def _notes(told: Mapping[str, Any], options: PreviewOptions) -> list[str]:
+def _notes(entry: Mapping[str, Any], options: PreviewOptions) -> list[str]:
     size = options.size
     notes = (
-        (True, f"{told['width']}x{told['height']} to {size}x{size}, {options.preprocess}"),
-        (told["seen"] != "", told["seen"]),
-        (told["frames"] > 1, f"frame {told['frame']} of {told['frames']}, from 0"),
-        (told["burned_in"], "annotation, which may identify people, is burned in"),
-        (told["orientation"] != 1, f"EXIF orientation {told['orientation']}, not applied"),
-        (told["dark"], "dark: of 16 bits 14 or fewer are used; see --grey16"),
+        (True, f"{entry['width']}x{entry['height']} to {size}x{size}, {options.preprocess}"),
+        (entry["seen"] != "", entry["seen"]),
+        (entry["frames"] > 1, f"frame {entry['frame']} of {entry['frames']}, from 0"),
+        (entry["burned_in"], "annotation, which may identify people, is burned in"),
+        (entry["orientation"] != 1, f"EXIF orientation {entry['orientation']}, not applied"),
+        (entry["dark"], "dark: of 16 bits 14 or fewer are used; see --grey16"),
     )
     return [note for applies, note in notes if applies]

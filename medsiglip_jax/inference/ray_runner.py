@@ -234,7 +234,7 @@ class _Driver:
             self._errors += note.errors
             check_errors(self._job, self._errors)
 
-    def _count_loss(self, number: int | None, when: str, error: Exception) -> None:
+    def _count_loss(self, number: int | None, where: str, error: Exception) -> None:
         """Warns of a lost actor.
 
         Raises:
@@ -244,10 +244,10 @@ class _Driver:
         reason = " ".join(str(error).split())
         if self._lost[number] >= _TRIES:
             raise OSError(
-                f"{self._lost[number]} actors were lost {when}: {reason}. What is "
+                f"{self._lost[number]} actors were lost {where}: {reason}. What is "
                 "embedded is kept, and the same command resumes"
             )
-        warnings.warn(f"an actor was lost {when}: {reason[:300]}", stacklevel=2)
+        warnings.warn(f"an actor was lost {where}: {reason[:300]}", stacklevel=2)
 
     def _stop(self) -> None:
         """Ends actors that are at work, when the run is stopped, after the batch that they have."""

@@ -103,8 +103,8 @@ def report_failure(folder: Place) -> Iterator[None]:
             try:
                 json_files.write(path, {"error": str(error)[:1000]})
             except Exception as second:  # the first error says what has happened
-                said = shortened(str(second))
-                warnings.warn(f"{path}: other processes cannot be told: {said}", stacklevel=3)
+                why = shortened(str(second))
+                warnings.warn(f"{path}: other processes cannot be told: {why}", stacklevel=3)
         raise
 
 

@@ -118,9 +118,9 @@ def shard_table(tables: Sequence[pa.Table], note: Note, run: RunRecord) -> pa.Ta
 
 def metadata_of(note: Note, run: RunRecord) -> dict[str, Any]:
     """What a part says of itself."""
-    said = {"errors": note.errors, **{name: getattr(note, name) for name in COUNTS}}
+    counted = {"errors": note.errors, **{name: getattr(note, name) for name in COUNTS}}
     versions = decoders.together(run.versions, note.versions)
-    return {**run.to_dict(), "versions": versions, **said, "rows": note.rows}
+    return {**run.to_dict(), "versions": versions, **counted, "rows": note.rows}
 
 
 def with_metadata(table: pa.Table, said: Mapping[str, Any]) -> pa.Table:

@@ -142,11 +142,11 @@ class UnfinishedShard:
         if safe.rows == self._saved:
             return
         table = pa.concat_tables(self._tables[: safe.tables]).combine_chunks()
-        said = {"run": self._run.to_dict(), "shard": self._number, "rows": safe.rows}
-        said["note"] = asdict(safe.note)
-        said["sha256"] = _digest(said, table)
+        record = {"run": self._run.to_dict(), "shard": self._number, "rows": safe.rows}
+        record["note"] = asdict(safe.note)
+        record["sha256"] = _digest(record, table)
         self._check()
-        shards.write_parquet(self._path, shards.with_metadata(table, said))
+        shards.write_parquet(self._path, shards.with_metadata(table, record))
         self._saved = safe.rows
 
     def _go_on(self) -> None:

@@ -175,8 +175,8 @@ class Fetcher:
 
     async def _look_up(self, host: str, port: int) -> list[str]:
         def run() -> list[str]:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            return [str(address[0]) for *_, address in found]
+            addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            return [str(address[0]) for *_, address in addresses]
 
         return await self._in_thread(run)
 

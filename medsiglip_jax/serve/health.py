@@ -17,10 +17,10 @@ def routes(state: State) -> Sequence[Described]:
     """Liveness, readiness, the official container's health, and /metrics."""
 
     async def live(request: Request) -> Response:
-        return _told(state.alive)
+        return _status(state.alive)
 
     async def ready(request: Request) -> Response:
-        return _told(state.ready)
+        return _status(state.ready)
 
     async def metrics(request: Request) -> Response:
         measures = state.measures
@@ -34,5 +34,5 @@ def routes(state: State) -> Sequence[Described]:
     ]
 
 
-def _told(well: bool) -> Response:
+def _status(well: bool) -> Response:
     return PlainTextResponse("ok" if well else "not ok", 200 if well else 503)

@@ -115,8 +115,8 @@ def _resized(pixels: np.ndarray, size: tuple[int, int], reader: Reader) -> np.nd
     _check_size(reader, *size)
     height, width, _ = pixels.shape
     shrinks = size[0] * size[1] <= width * height
-    how = Image.Resampling.BOX if shrinks else Image.Resampling.BICUBIC
-    return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize(size, how))
+    resampling = Image.Resampling.BOX if shrinks else Image.Resampling.BICUBIC
+    return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize(size, resampling))
 
 
 def _check_size(reader: Reader, width: int, height: int) -> None:
@@ -142,7 +142,7 @@ def _cut(pixels: np.ndarray, patch: Patch, inside: bool, reader: Reader) -> np.n
     _check_size(reader, patch.width, patch.height)
     page = np.zeros((patch.height, patch.width, 3), np.uint8)
     left, top = max(patch.x, 0), max(patch.y, 0)
-    found = pixels[top : max(bottom, 0), left : max(right, 0)]
+    visible = pixels[top : max(bottom, 0), left : max(right, 0)]
     above, before = top - patch.y, left - patch.x
-    page[above : above + found.shape[0], before : before + found.shape[1]] = found
+    page[above : above + visible.shape[0], before : before + visible.shape[1]] = visible
     return page

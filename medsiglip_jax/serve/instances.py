@@ -137,9 +137,9 @@ def decoded(content: str, where: str = "image") -> bytes:
         data = content.encode("ascii")
         if b"-" in data or b"_" in data:
             data = data.translate(bytes.maketrans(b"-_", b"+/"))
-        found = base64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
+        content_bytes = base64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
     except (UnicodeEncodeError, binascii.Error):
         raise InstanceError(INVALID_FIELD, f"{where}: expected base64") from None
-    if not found:
+    if not content_bytes:
         raise InstanceError(INVALID_FIELD, f"{where}: empty")
-    return found
+    return content_bytes

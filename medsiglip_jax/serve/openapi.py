@@ -115,35 +115,38 @@ def document(state: State, routes: Iterable[Described]) -> dict[str, Any]:
 
 
 def _operations(route: Described, path: str, state: State) -> Iterator[tuple[str, Any]]:
-    said = route.operation
+    operation = route.operation
     for method in sorted(route.methods or ()):
         if method == "HEAD":  # of every GET
             continue
         described: dict[str, Any] = {
-            "summary": said.summary,
+            "summary": operation.summary,
             "operationId": re.sub(r"\W+", "_", f"{method.lower()}{path}").strip("_"),
-            "responses": {str(said.status): _answer(said), "default": _json("error", said.error)},
+            "responses": {
+                str(operation.status): _answer(operation),
+                "default": _json("error", operation.error),
+            },
         }
-        if parameters := [_parameter(name, said, state) for name in route.param_convertors]:
+        if parameters := [_parameter(name, operation, state) for name in route.param_convertors]:
             described["parameters"] = parameters
-        if said.body is not None:
-            content = {"schema": said.body, "example": said.example}
+        if operation.body is not None:
+            content = {"schema": operation.body, "example": operation.example}
             described["requestBody"] = {"required": True, "content": {"application/json": content}}
         yield method.lower(), described
 
 
-def _answer(said: Operation) -> dict[str, Any]:
-    if said.answer is not None:
-        return _json("the answer", said.answer)
-    if said.status == 204:
+def _answer(operation: Operation) -> dict[str, Any]:
+    if operation.answer is not None:
+        return _json("the answer", operation.answer)
+    if operation.status == 204:
         return {"description": "no content"}
-    return {"description": "the answer", "content": {said.media: {"schema": STRING}}}
+    return {"description": "the answer", "content": {operation.media: {"schema": STRING}}}
 
 
 def _json(description: str, schema: Schema) -> dict[str, Any]:
     return {"description": description, "content": {"application/json": {"schema": schema}}}
 
 
-def _parameter(name: str, said: Operation, state: State) -> dict[str, Any]:
-    example = said.parameters.get(name, state.name if name == "model" else name)
+def _parameter(name: str, operation: Operation, state: State) -> dict[str, Any]:
+    example = operation.parameters.get(name, state.name if name == "model" else name)
     return {"name": name, "in": "path", "required": True, "schema": STRING, "example": example}

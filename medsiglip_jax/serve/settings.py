@@ -95,13 +95,13 @@ def on_vertex(given: Settings, environment: Mapping[str, str]) -> Settings:
         ValueError: the port is no number.
     """
     routes = {"predict_route": "AIP_PREDICT_ROUTE", "health_route": "AIP_HEALTH_ROUTE"}
-    said = {name: environment[key] for name, key in routes.items() if environment.get(key)}
+    own_routes = {name: environment[key] for name, key in routes.items() if environment.get(key)}
     port = environment.get("AIP_HTTP_PORT", "")
     if not port:
-        return replace(given, **said)
+        return replace(given, **own_routes)
     if not port.isdecimal():
         raise ValueError(f"AIP_HTTP_PORT is {port!r}; expected a number")
-    return replace(given, host="0.0.0.0", port=int(port), **said)
+    return replace(given, host="0.0.0.0", port=int(port), **own_routes)
 
 
 def read_keys(path: str | os.PathLike) -> frozenset[str]:

@@ -91,16 +91,21 @@ class State:
 
     def _scored(self, model: Model) -> Iterator[tuple[str, provenance.Provenance]]:
         """How the embeddings are made that /v1/classify scores."""
-        how = self.settings.prepared(model.config)
+        preparation = self.settings.prepared(model.config)
         if model.config.text is not None:
-            yield "images", provenance.of_model(model, how.preprocess, True, how.dicom)
+            yield (
+                "images",
+                provenance.of_model(model, preparation.preprocess, True, preparation.dicom),
+            )
         for name, probe in self.probes.items():
             preset, normalized = check_model(probe, model)
             rules = from_dict(probe.provenance.dicom)
             made = provenance.of_model(model, preset, normalized, rules)
             yield f"images of probe {name}", made
         if model.config.classifier is not None:
-            made = provenance.of_model(model.features, how.preprocess, False, how.dicom)
+            made = provenance.of_model(
+                model.features, preparation.preprocess, False, preparation.dicom
+            )
             yield f"images of the {CLASSIFIER}", made
 
     @property

@@ -100,8 +100,8 @@ def _format_of(place: places.Place) -> Format | None:
     """None for a folder of `embed`, and what its reader will say is none."""
     if place.is_file():
         name = place.name.lower()
-        if found := next((f for f in FORMATS if re.fullmatch(f.names, name)), None):
-            return found
+        if format := next((f for f in FORMATS if re.fullmatch(f.names, name)), None):
+            return format
         raise ValueError(
             f"{place}: no vectors; expected a folder that embed wrote, or a file {SUFFIXES}"
         )

@@ -53,10 +53,10 @@ def pick(role: Sequence[str], names: Collection[str], only: bool = True) -> str 
         return next(iter(names))
     plain = {name: re.sub(r"[\W_]", "", name).lower() for name in names}
     for known in role:
-        if found := [name for name, p in plain.items() if p in (known, f"{known}s")]:
-            if len(found) == 1:
-                return found[0]
-            raise ValueError(f"{' and '.join(found)} both look like {known}s; rename one")
+        if alike := [name for name, p in plain.items() if p in (known, f"{known}s")]:
+            if len(alike) == 1:
+                return alike[0]
+            raise ValueError(f"{' and '.join(alike)} both look like {known}s; rename one")
     return None
 
 

@@ -96,8 +96,8 @@ def _of_instance(instance: Any, own: str) -> _Named:
 
 def _reason(answer: Any) -> _Reason:
     error = answer.get("error") if isinstance(answer, Mapping) else answer
-    said = error.get("code") or error.get("message") if isinstance(error, Mapping) else error
-    return _Reason(f"its answer is an error: {' '.join(str(said).split())[:100]}")
+    words = error.get("code") or error.get("message") if isinstance(error, Mapping) else error
+    return _Reason(f"its answer is an error: {' '.join(str(words).split())[:100]}")
 
 
 def _patches(name: _Named, patches: Any, where: str) -> Iterator[tuple[_Named, Any]]:

@@ -87,15 +87,15 @@ def fit(
             f"{', '.join(joined.examples.classes)}; there is nothing to learn"
         )
     fitted.save(probe)
-    assert (how := joined.joined) is not None
+    assert (joining := joined.joined) is not None
     given = {name: rows for name, rows in splits._asdict().items() if rows is not None}
     return {
         "probe": str(probe),
         "rows": {name: len(rows) for name, rows in given.items()},
-        "joined_by": how.by,
-        "missing": len(how.missing),
-        "unlabelled": how.others[0],
-        "joined": str(how),
+        "joined_by": joining.by,
+        "missing": len(joining.missing),
+        "unlabelled": joining.others[0],
+        "joined": str(joining),
         **{name: judge(fitted, rows) for name, rows in given.items() if name != "train"},
     }
 

@@ -238,9 +238,9 @@ def fit(
     scaling = fit_scaling(vectors, scale)
     train = logistic.Labelled(scaling(vectors), labels)
     validation = logistic.Labelled(scaling(validation_vectors), validation_labels)
-    fitted, layer, how = _fitted(train, validation, len(classes), scale, strength, hidden, seed)
+    fitted, layer, choices = _fitted(train, validation, len(classes), scale, strength, hidden, seed)
     facts = {
-        "scale": scale, **how, "rule": rule, "at_least": at_least,
+        "scale": scale, **choices, "rule": rule, "at_least": at_least,
         "rows": len(vectors), "validation_rows": len(validation_vectors), "version": __version__,
     }  # fmt: skip
     probe = Probe(

@@ -219,8 +219,8 @@ def _answer(vectors: Vectors, scoring: Scoring, abstention: Abstention | None) -
     probabilities = np.array([shares], float) if labels else None
     rows = np.stack(scoring.normalize(vectors))
     distances, [reason] = abstention.judge(rows, probabilities, labels, scoring.exclusive)
-    told = {"distance": float(distances[0])}
-    return {**told, "no_assist": reason} if reason else {**told, "scores": scores}
+    judged = {"distance": float(distances[0])}
+    return judged | ({"no_assist": reason} if reason else {"scores": scores})
 
 
 NATIVE_ERROR = obj({"error": obj({"code": INTEGER, "message": STRING})})

@@ -106,10 +106,10 @@ def _inputs(fields: Fields) -> Iterator[tuple[str, Instance]]:
 
 def _conversation(fields: Fields) -> Iterator[tuple[str, Instance]]:
     """The one text or image of the messages: the model embeds them apart."""
-    found = [part for message in fields.objects("messages") for part in _parts(message)]
-    if len(found) != 1:
-        raise wrong_field("messages", f"expected one text or one image_url, got {len(found)}")
-    yield from found
+    parts = [part for message in fields.objects("messages") for part in _parts(message)]
+    if len(parts) != 1:
+        raise wrong_field("messages", f"expected one text or one image_url, got {len(parts)}")
+    yield from parts
 
 
 def _parts(message: Fields) -> Iterator[tuple[str, Instance]]:

@@ -193,10 +193,10 @@ def _inside(extensions: Fields) -> bool:
     if name not in extensions:
         return True
     kind = bool if extensions.is_a(name, bool) else str
-    said = str(extensions.get(name, kind)).lower()
-    if said not in ("true", "false"):
+    value = str(extensions.get(name, kind)).lower()
+    if value not in ("true", "false"):
         raise InstanceError(INVALID_FIELD, f"{extensions.at(name)}: expected true or false")
-    return said == "true"
+    return value == "true"
 
 
 def _prediction(
