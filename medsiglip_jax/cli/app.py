@@ -41,6 +41,7 @@ _OF_NETWORKS = ("aiohttp", "gcsfs")
 
 
 def parser() -> Parser:
+    """The parser of the command line, with all commands."""
     top = Parser(
         prog="medsiglip-jax",
         description="MedSigLIP in JAX: medical images and texts in one embedding space.",

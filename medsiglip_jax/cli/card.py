@@ -1,4 +1,4 @@
-"""The command `card`."""
+"""card: the model card of a fine-tuned or evaluated model."""
 
 import argparse
 import hashlib
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _FLAGS = {
     "source FOLDER...": "workdir of finetune, output folders of evaluate, or both",
     "--output FILE": "the card, .md",
-    "--title NAME": "of the model; default the name of the first folder",
+    "--title NAME": "name of the model; default the name of the first folder",
 }
 _MARK = "<!-- medsiglip-jax card, sha256 "
 

@@ -1,4 +1,4 @@
-"""The command `compare`."""
+"""compare: whether one of two evaluations is better."""
 
 import argparse
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ _FLAGS = {
     "--scores FILE": "which file of all folders to compare; default scores.parquet",
     "--allow-missing": "compare the images that both have; default: stop where one lacks some",
     "--margin AUC": "also say where B is not inferior to A by this margin, such as 0.02",
-    "--resamples N": "of the bootstrap of F1, kappa and the like; default 2000",
-    "--seed N": "of the bootstrap",
+    "--resamples N": "number of resamples of the bootstrap of F1, kappa and the like; default 2000",
+    "--seed N": "seed of the bootstrap",
 }
 
 

@@ -1,4 +1,4 @@
-"""The command `evaluate`."""
+"""evaluate: a model on a data set, beside the published figures."""
 
 import argparse
 from typing import Any
@@ -55,8 +55,8 @@ _STATISTICS = {
     "the task, such as study; default: for each image, which --per image says again after --from",
     "--aggregate HOW": "with --per: mean (default), max, topN (mean of the N highest, such as "
     "top3) or noisy-or of the scores of its images",
-    "--resamples N": "of the bootstrap; default 2000",
-    "--seed N": "of the bootstrap, and of splits and images that have to be drawn",
+    "--resamples N": "number of resamples of the bootstrap; default 2000",
+    "--seed N": "seed of the bootstrap, and of splits and images that have to be drawn",
 }
 
 
@@ -69,8 +69,8 @@ def define_flags(sub: parser.Parser) -> None:
         "--score RULE": "pos_minus_neg, pair_softmax, class_softmax or cosine",
         "--over-prompts HOW": "how several prompts of a class become one: embedding (default), the "
         "mean of their embeddings, or the mean or max of the cosines with each",
-        "--temperature T": "of class_softmax: logit_scale (default), which is the model's own, or "
-        "none",
+        "--temperature T": "temperature of class_softmax: logit_scale (default), which is the "
+        "model's own, or none",
         "--grid": "run all presets, readings and temperatures that the published figures leave "
         "open",
     }

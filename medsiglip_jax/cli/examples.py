@@ -1,4 +1,4 @@
-"""The command `examples`.
+"""examples: the worked examples, listed or copied.
 
 A wheel has the folder scripts/examples of the repository (pyproject.toml); in a checkout it is read
 where it is.

@@ -1,4 +1,4 @@
-"""finetune."""
+"""finetune: training on image-text pairs or labels, and the export of what was learned."""
 
 import argparse
 import logging

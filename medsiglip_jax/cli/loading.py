@@ -29,8 +29,8 @@ def add_model(
         "Hugging Face repo id (google/medsiglip-448)",
         "--tokenizer PATH": "spiece.model, tokenizer.json or a folder with one, if there is none "
         "beside M",
-        "--dtype T": f"to store and compute with: {', '.join(DTYPES)}, or auto: bfloat16 on "
-        "accelerators, float32 on CPUs; default %(default)s",
+        "--dtype T": f"data type to store and compute with: {', '.join(DTYPES)}, or auto: bfloat16 "
+        "on accelerators, float32 on CPUs; default %(default)s",
         "--matmul-precision NAME": "jax's name of a precision; the default computes float32 in "
         "full on every device",
         "--attention NAME": f"one of {', '.join(ATTENTION)}; by default the fastest of the device",

@@ -46,7 +46,7 @@ _FIT = {
     "by itself",
     "--compare COLUMNS": "columns of --metadata of which only the mix of values is watched",
     "--rows N": "keep at most N images, drawn by patient, default %(default)s",
-    "--seed N": "of that draw, default %(default)s",
+    "--seed N": "seed of that draw, default %(default)s",
 }
 _CHECK = {
     "--reference FILE": "file that monitor fit wrote",
@@ -58,7 +58,7 @@ _CHECK = {
     "--time COL": "column of --metadata with the time of each image, ISO 8601",
     "--level X": "probability that a window in control alarms in any of its tests, default "
     "%(default)s",
-    "--seed N": "of the windows in control that are drawn, default %(default)s",
+    "--seed N": "seed of the windows in control that are drawn, default %(default)s",
 }
 
 

@@ -33,13 +33,13 @@ _REMOTE = {
     "default is gs, https, http and hf",
     "--max-bytes N": "most bytes of an object that is read into memory as a whole, such as an "
     f"image; default {Limits().max_bytes}",
-    "--timeout SECONDS": "for a server to begin to answer, and to go on; default "
+    "--timeout SECONDS": "time that a server has to begin to answer, and to go on; default "
     f"{Limits().timeout:g}",
 }
 _READING = {
-    "--read-timeout SECONDS": "for one input to be read and decoded, wherever it is; then its disk "
-    f"or mount is taken to be gone, and the command stops. 0 waits for ever; default "
-    f"{Limits().read_timeout:g}",
+    "--read-timeout SECONDS": "time in which one input has to be read and decoded, wherever it is; "
+    "after that its disk or mount is taken to be gone, and the command stops. 0 waits for ever; "
+    f"default {Limits().read_timeout:g}",
 }
 # The functions of the commands that read inputs in the threads that --read-timeout is about
 # (`files.threads`); to the others it means nothing.
@@ -89,6 +89,7 @@ class Parser(argparse.ArgumentParser):
         return next(lists, None)
 
     def error(self, message: str):
+        """Says what is wrong with the flags on one line, and ends with exit code 2."""
         output.note(f"{self.prog}: {message}{self._hint()} (see {self.prog} --help)")
         self.exit(2)
 

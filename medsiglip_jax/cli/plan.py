@@ -1,4 +1,4 @@
-"""plan."""
+"""plan: whether a run fits devices that need not be here, and what it would cost."""
 
 import argparse
 import dataclasses
@@ -15,7 +15,7 @@ _FLAGS = {
     "--card FILE": "take cards from a file in the form of plan/cards.toml, too",
     "--embed": "embed images instead of training: the computation of the image tower, beside the "
     "weights of both towers",
-    "--dtype T": "with --embed: to compute with, instead of the config's dtype; also float16",
+    "--dtype T": "with --embed: data type to compute with, instead of the config's; also float16",
     "--quick": "TPUs: tell only the least memory needed, in seconds",
     "--max-batch": "find the largest batch that fits",
     "--sweep": "compare recomputation policies, too",

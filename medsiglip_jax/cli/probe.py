@@ -50,7 +50,7 @@ _DATA = {
     "--id-column COL": "column of the ids of the embeddings, or of the paths of their images",
     "--validation X": "fraction of the rows to draw for validation if no split names them; default "
     "%(default)s",
-    "--seed N": "of that draw, default %(default)s",
+    "--seed N": "seed of that draw, default %(default)s",
     **reading.ALL_FILES,
 }
 _FIT = {

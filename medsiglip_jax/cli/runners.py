@@ -14,8 +14,8 @@ _FLAGS = {
     "to finish writes the manifest",
     "--runner NAME": "who embeds: local is this process, ray are actors that hold the model and "
     "are replaced when they are lost (pip install 'medsiglip-jax[ray]'); default %(default)s",
-    "--address A": "of a Ray cluster, such as auto on one of its hosts; by default one is started "
-    "on this machine",
+    "--address A": "address of a Ray cluster, such as auto on one of its hosts; by default one is "
+    "started on this machine",
     "--actors N": "largest number of actors, for which a cluster that scales by demand grows; by "
     "default what the cluster has room for",
     "--actor-resources R": "what an actor reserves, such as GPU=1,CPU=8; by default a GPU and its "

@@ -15,7 +15,7 @@ from medsiglip_jax.cli.parser import REPEATED, Parser, add_flags
 _SIZE = re.compile(r"(\d+)\s*(|B|[kKMG]i?B?)")
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 _FLAGS = {
-    "--name N": "of the model in requests and answers; default the last part of M",
+    "--name N": "name of the model in requests and answers; default the last part of M",
     "--host A": "address to listen on, default %(default)s; 0.0.0.0 for all",
     "--port N": "default %(default)s; on Vertex AI AIP_HTTP_PORT",
     "--certfile F": "certificate chain of TLS, PEM",
@@ -24,7 +24,7 @@ _FLAGS = {
     "Authorization: Bearer KEY",
     "--cors-origin O": "origin whose pages may ask, such as https://example.org; repeatable",
     "--log-requests": "for an audit trail, write hash, size, model and version of each request",
-    "--drain-delay SECONDS": "between not ready and a closed socket on SIGTERM, default "
+    "--drain-delay SECONDS": "time between not ready and a closed socket on SIGTERM, default "
     "%(default)s",
 }
 _LOAD = {
@@ -32,7 +32,7 @@ _LOAD = {
     "--max-wait-ms T": "how long a batch waits for rows that are being read, default %(default)s",
     "--queue N": "images, patches and texts that are accepted at a time, default %(default)s; "
     "more are answered with 429, and more in one request with 413",
-    "--max-body SIZE": "of a request, default %(default)s",
+    "--max-body SIZE": "largest body of a request, default %(default)s",
 }
 _ADDRESSES = {
     "--allow-host H": "host that images are fetched from, such as pacs.example.org:8042 or "
@@ -42,7 +42,7 @@ _ADDRESSES = {
     "--allow-private": "allowed hosts may have private addresses",
 }
 _DATA = {
-    "--probe P.npz": "of probe fit, which /v1/classify then has by its name; repeatable",
+    "--probe P.npz": "file of probe fit, which /v1/classify then has by its name; repeatable",
     "--embeddings DIR": "output of embed by this model, which /v1/search and /ui search",
 }
 

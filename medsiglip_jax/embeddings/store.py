@@ -57,6 +57,7 @@ class ArrayVectors:
 
     @property
     def dim(self) -> int:
+        """Numbers per vector."""
         return self.array.shape[1]
 
     def blocks(self, start: int = 0) -> Iterator[Block]:

@@ -93,6 +93,8 @@ def room(resources: Resources) -> int:
 
 
 def check_room(resources: Resources, address: str | None) -> None:
+    """Raises ValueError if this machine, which is the whole cluster without an address, has no room
+    for an actor; other clusters may grow."""
     if not address and not room(resources):
         asked, there = (
             ", ".join(f"{name}={number:g}" for name, number in some.items() if name in resources)

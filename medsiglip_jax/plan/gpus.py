@@ -73,10 +73,12 @@ class Card:
 
     @property
     def hbm(self) -> int:
+        """Bytes of memory, as `tpus.Chip.hbm`."""
         return self.memory
 
     @property
     def usable(self) -> int:
+        """Bytes of memory that a program may use."""
         return int(self.memory * FRACTION)
 
     def target_config(self) -> str:
@@ -191,6 +193,7 @@ class Hosts:
 
     @property
     def chip(self) -> Card:
+        """The card, as `tpus.Slice.chip`."""
         return self.card
 
     @property
@@ -205,10 +208,12 @@ class Hosts:
 
     @property
     def chips(self) -> int:
+        """The number of cards on all hosts."""
         return self.per_host * self.hosts
 
     @property
     def devices(self) -> int:
+        """How many devices JAX sees: the cards."""
         return self.chips
 
     def to_dict(self) -> dict[str, Any]:

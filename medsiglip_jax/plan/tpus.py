@@ -92,14 +92,17 @@ class Slice:
 
     @property
     def chip(self) -> Chip:
+        """What a chip of this generation can do."""
         return CHIPS[self.generation]
 
     @property
     def chips(self) -> int:
+        """The number of chips in all slices."""
         return math.prod(self.layout) * self.slices
 
     @property
     def devices(self) -> int:
+        """How many devices JAX sees; two for each chip of some generations."""
         return self.chips * self.chip.devices
 
     def to_dict(self) -> dict[str, Any]:

@@ -67,6 +67,7 @@ class Question:
         return self.recipe.batch_size / self.topology.chips
 
     def with_recipe(self, **changes: Any) -> "Question":
+        """The same question of a recipe with other values of some keys."""
         return dataclasses.replace(self, recipe=dataclasses.replace(self.recipe, **changes))
 
     def with_batch(self, units: int) -> "Question":
@@ -78,6 +79,7 @@ class Question:
         return self.recipe.batch_size // (self._split() * self.recipe.objective.accumulate)
 
     def ask(self) -> dict[str, Any]:
+        """What `program.compiled` answers in a process of its own; raises as `worker.ask`."""
         limit = _PROBE_MIB if self.quick else None
         request = {
             "recipe": dataclasses.asdict(self.recipe) | {"dtype": AUTO},
@@ -142,9 +144,7 @@ def max_batch(question: Question, progress: Progress) -> float:
     program needs. What fits by that may still not fit when it is compiled. So the result is
     compiled as a whole, and reduced until that succeeds.
     """
-
     unit = question.topology.unit
-
     left = 0  # for a batch of none: what the state leaves
 
     def room(units: int, quick: bool = True) -> int:

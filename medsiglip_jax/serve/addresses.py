@@ -95,6 +95,7 @@ class Address:
 
     @property
     def url(self) -> str:
+        """The whole address, put together from its checked parts."""
         return f"{self.scheme}://{self.host}:{self.port}{self.target}"
 
 

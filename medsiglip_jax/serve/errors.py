@@ -38,6 +38,7 @@ class InstanceError(Exception):
         super().__init__(f"{code}: {self.description}")
 
     def to_dict(self) -> dict[str, Any]:
+        """As JSON has it: `code` and `description`."""
         return {"code": self.code, "description": self.description}
 
 

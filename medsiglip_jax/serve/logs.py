@@ -52,6 +52,8 @@ class _Noted:
         scope["request_id"] = self.id.decode()
 
     def receiving(self, receive: Receive) -> Receive:
+        """`receive`, which counts the bytes of the body and, if they are asked for, hashes them."""
+
         async def received() -> Message:
             message = await receive()
             body = message.get("body", b"")
@@ -63,6 +65,8 @@ class _Noted:
         return received
 
     def sending(self, send: Send) -> Send:
+        """`send`, which notes the status, and adds the id of the request to the headers."""
+
         async def sent(message: Message) -> None:
             if message["type"] == "http.response.start":
                 self.status = message["status"]
@@ -82,6 +86,7 @@ class _Noted:
         return operation is not None and operation.probe
 
     def line(self, seconds: float) -> dict[str, Any]:
+        """What the log says of the request, which took so many seconds; none of its content."""
         line: dict[str, Any] = {
             "id": self.id.decode(), "route": self.path(), "status": self.status,
             "ms": round(1000 * seconds, 1), "bytes": self.size,
