@@ -125,11 +125,10 @@ def learning_curve(
     Raises:
         ValueError: an unknown method, no seed, a size below 1, or as for `linear.fit`.
     """
-    if not seeds or min(sizes, default=1) < 1:
-        raise ValueError(
-            f"{len(seeds)} seeds and sizes {[*sizes]}; expected 1 seed or more, and numbers of "
-            "training rows from 1 on"
-        )
+    if not seeds:
+        raise ValueError("there are no seeds to draw with; expected at least one")
+    if min(sizes, default=1) < 1:
+        raise ValueError(f"sizes is {[*sizes]}; expected numbers of rows, each at least 1")
     n = len(train.vectors)
     orders = {seed: np.random.default_rng(seed).permutation(n) for seed in seeds}
     draws = [(size, s, orders[s][:size]) for size in sizes if size < n for s in seeds]
