@@ -81,7 +81,7 @@ def test_the_same_seed_writes_the_same_bytes(table, tmp_path):
 
 def test_files_refuse(table, fitted, tmp_path):
     data, run, *_ = table
-    with pytest.raises(ValueError, match="ends in .npz"):
+    with pytest.raises(ValueError, match="ending in .npz"):
         fitting.fit(data, run.folder, tmp_path / "p")
     with pytest.raises(ValueError, match=".csv or .parquet"):
         prediction.predict(fitted, run, tmp_path / "scores.json")

@@ -268,7 +268,7 @@ def test_open_probe_refuses_what_is_none(fitted, tmp_path):
     for name in ("text", "other", "pickle", "cut", "shape", "newer"):
         with pytest.raises(ValueError, match=f"{name}.npz: not a probe"):
             open_probe(tmp_path / f"{name}.npz")
-    with pytest.raises(ValueError, match="ends in .npz"):
+    with pytest.raises(ValueError, match="ending in .npz"):
         fitted.save(tmp_path / "p.pkl")
 
 

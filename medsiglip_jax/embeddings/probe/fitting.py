@@ -66,7 +66,7 @@ def fit(
         FileNotFoundError: no such file or folder.
         ValueError: what is wrong with the table, the join, the splits or an option.
     """
-    linear.check_name(probe)
+    places.check_suffix(probe, linear.SUFFIX)
     linear.check_options(rule, at_least, strength, hidden)
     joined = features.read(
         data, open_embeddings(embeddings), label=label, group=group, split=split, id=id,

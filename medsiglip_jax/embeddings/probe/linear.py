@@ -5,7 +5,6 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from medsiglip_jax.embeddings.provenance import Provenance
 from medsiglip_jax.files import arrays, places, settings, storage
 from medsiglip_jax.files import json as json_files
 
+SUFFIX = ".npz"  # of the files of probes
 _FORMAT = "medsiglip_jax probe 1"
 _OWN, _OF_SCALING = ("coefficients", "intercepts", "thresholds"), ("mean", "deviation")
 _STRENGTHS = (1e-12, 1e12)  # beyond, float64 cannot hold the problem
@@ -89,7 +89,7 @@ class Probe:
         Raises:
             ValueError: the name does not end in .npz.
         """
-        check_name(path)
+        places.check_suffix(path, SUFFIX)
         with storage.new_file(places.at(path)) as partial, open(partial, "wb") as file:
             self._write(file)
 
@@ -109,12 +109,6 @@ class Probe:
         arrays |= {name: getattr(self.scaling, name) for name in _OF_SCALING}
         arrays |= dict(zip(_OF_HIDDEN, self.hidden or (), strict=False))
         np.savez(file, metadata=np.array(json_files.dumps(metadata)), **arrays)
-
-
-def check_name(path: places.Given) -> None:
-    """Raises ValueError unless the name of a probe ends in .npz."""
-    if Path(str(path)).suffix != ".npz":
-        raise ValueError(f"{path}: expected a name that ends in .npz")
 
 
 def open_probe(path: places.Given) -> Probe:

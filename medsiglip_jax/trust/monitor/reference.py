@@ -128,7 +128,7 @@ class Reference:
     def save(self, path: places.Given) -> None:
         """Writes an .npz without pickle, whose entry "metadata" is JSON; equal references, equal
         bytes."""
-        linear.check_name(path)
+        places.check_suffix(path, ".npz")
         metadata = {
             "format": abstain.FORMAT, "provenance": asdict(self.provenance),
             "rows": len(self), "shrinkage": self.gaussian.shrinkage, "bandwidth": self.bandwidth,
