@@ -139,11 +139,11 @@ def top_k(queries: Float[np.ndarray, "q d"], embeddings: store.Embeddings, k: in
 
 def check(embeddings: store.Embeddings) -> None:
     """Makes sure that `top_k` has the index that was built for embeddings; raises as that."""
-    _usearch("usearch.index")
     record, path = read_record(embeddings), embeddings.folder / INDEX
     if not _is_recorded(path, record):
         what = f"missing, damaged or not the one that {FACTS} is of"
         raise ValueError(f"{path}: {what}; {_again(embeddings)}")
+    _usearch("usearch.index")
 
 
 def read_record(embeddings: store.Embeddings) -> IndexRecord:
