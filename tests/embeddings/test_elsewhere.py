@@ -426,7 +426,7 @@ def test_an_answer_of_vertex_that_is_no_vector_is_not_taken_for_an_error(tmp_pat
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl", ".npz"])
-def test_kinds_are_told_apart_in_every_format(tmp_path, suffix):
+def test_kinds_are_told_apart_in_every_format(tmp_path, suffix, recwarn):
     """A kind that `embed` does not have is of an image, which nobody leaves out of a search."""
     path, kinds = tmp_path / f"v{suffix}", ["text", "X-ray", "image"]
     rows = [{"id": k, "Kind" if suffix != ".jsonl" else "kind": k, "embedding": [1.0, n]}

@@ -9,6 +9,7 @@ from medsiglip_jax.inference.encode import encode_files
 from medsiglip_jax.serve.contracts import kserve
 from medsiglip_jax.serve.errors import RequestError
 from medsiglip_jax.serve.fields import Fields
+from medsiglip_jax.serve.service import Service
 from medsiglip_jax.serve.settings import Settings
 
 INFER = "/v2/models/tiny/infer"
@@ -136,8 +137,8 @@ def test_nothing_is_ready_while_the_model_is_loaded():
 
 
 def test_pixels_for_a_model_without_an_image_tower_are_refused_by_name():
-    config = types.SimpleNamespace(vision=None)
-    service = types.SimpleNamespace(model=types.SimpleNamespace(config=config))
+    service = object.__new__(Service)  # nothing of it is used but this
+    service.model = types.SimpleNamespace(config=types.SimpleNamespace(vision=None))
     tensor = Fields({"name": "image", "datatype": "UINT8", "shape": [1, 2, 2, 3]}, "inputs[0]")
     with pytest.raises(RequestError, match="no image tower"):
         kserve._pixels(service, tensor, "image")
