@@ -5,14 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Float
-from scipy import special
 
 from medsiglip_jax.evaluate import zero_shot
 from medsiglip_jax.evaluate.learned import Learned
 from medsiglip_jax.evaluate.results.calibrated import PROBABILITIES
 from medsiglip_jax.evaluate.scores import Scores
 from medsiglip_jax.evaluate.tasks import Task
-from medsiglip_jax.evaluate.units import NOISY_OR, PATIENT, Unit, combine
+from medsiglip_jax.evaluate.units import NOISY_OR, PATIENT, Unit, combine, noisy_or_of_log_odds
 
 
 def check(
@@ -95,13 +94,10 @@ def of_units(scores: Scores, unit_of: Sequence[str], how: str, exclusive: bool) 
     Raises:
         ValueError: a unit is of several patients.
     """
-    rows, combined = _rows(unit_of), combine(how)
+    rows = _rows(unit_of)
+    combined = noisy_or_of_log_odds if how == NOISY_OR and scores.log_odds else combine(how)
     labels = np.stack([_label(scores.labels[members], exclusive) for members in rows.values()])
-    given = scores.stated if how == NOISY_OR else scores.scores
-    values = np.stack([combined(given[members]) for members in rows.values()])
-    if how == NOISY_OR and scores.log_odds:
-        with np.errstate(divide="ignore"):
-            values = special.logit(values)
+    values = np.stack([combined(scores.scores[members]) for members in rows.values()])
     groups = _groups(scores, rows)
     return replace(scores, ids=list(rows), scores=values, labels=labels, groups=groups)
 

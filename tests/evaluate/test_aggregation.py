@@ -40,6 +40,17 @@ def test_noisy_or_of_log_odds_is_that_of_their_probabilities():
     aggregation.check(Unit("patient", "noisy-or"), task("pair_softmax"), scores.groups, {}, False)
 
 
+def test_noisy_or_of_many_certain_images_still_ranks_units():
+    """Their probabilities are all 1 in float64, which would tie them, and has no log odds."""
+    sizes, odds = {"p": 200, "q": 300, "r": 3, "s": 1}, {"p": 3.0, "q": 3.0, "r": 40.0, "s": -60.0}
+    groups = [name for name, n in sizes.items() for _ in range(n)]
+    values = np.array([[odds[name]] for name in groups])
+    scores = Scores(groups, ["a"], values, np.ones_like(values), groups, {}, log_odds=True)
+    combined = aggregation.of_units(scores, groups, "noisy-or", exclusive=False).scores[:, 0]
+    want = [n * np.log1p(np.exp(odds[name])) for name, n in sizes.items()][:3]  # -log(1 - P)
+    np.testing.assert_allclose(combined, [*want, -60.0], rtol=1e-12)
+
+
 BY_HAND = {
     "mean": np.mean,
     "max": np.max,
