@@ -291,6 +291,23 @@ def test_other_segmentations_are_refused(tmp_path, text, say):
         regions.read(task_of({"kind": "rle", "file": ["s.json"]}), tmp_path)
 
 
+TWICE = "several regions of Edema; expected one"
+
+
+def test_a_region_is_never_put_in_place_of_another(tmp_path):
+    """Of two names for a class, or of two images whose files have one name."""
+    write(tmp_path / "b.csv", "image,x,y,w,h\na,1,2,3,4\nA.png,5,6,7,8\n")
+    with pytest.raises(ValueError, match=f"b.csv: A.png, Edema: .*{TWICE}"):
+        regions.read(task_of(BOXES), tmp_path)
+    whole = '{"size": [1, 1], "counts": [0, 1]}'
+    segmented = {"kind": "rle", "file": ["s.json"], "names": {"Oedema": "Edema"}}
+    for images in (f'"a": {{"Edema": {whole}, "Oedema": {whole}}}',
+                   f'"p1/a": {{"Oedema": {whole}}}, "p2/a": {{"Edema": {whole}}}'):  # fmt: skip
+        write(tmp_path / "s.json", f"{{{images}}}")
+        with pytest.raises(ValueError, match=f"s.json: .*{TWICE}"):
+            regions.read(task_of(segmented), tmp_path)
+
+
 def test_one_file_has_the_regions(tmp_path):
     for name in "ab":
         write(tmp_path / name / "s.json", "{}")

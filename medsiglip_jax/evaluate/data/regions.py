@@ -142,10 +142,17 @@ def read(task: Task, root: Place) -> Regions:
     classes, other = {c.name: c.name for c in task.classes} | dict(layout.names), Counter()
     of_images: dict[str, dict[str, Region]] = defaultdict(dict)
     for image, name, region in found:
-        if name in classes:
-            of_images[images.stem(image)][classes[name]] = region
-        else:
+        if name not in classes:
             other[name] += 1
+            continue
+        regions = of_images[images.stem(image)]
+        if classes[name] in regions:
+            raise ValueError(
+                f"{file}: {image}, {name}: images of this file name have several regions of "
+                f"{classes[name]}; expected one, by one name (folder, suffix and case of an image "
+                "do not matter)"
+            )
+        regions[classes[name]] = region
     if not of_images:
         named = f"names only {', '.join(map(repr, other))}" if other else "has no region"
         raise ValueError(f"{file}: {named}; expected regions of {', '.join(classes)}")
