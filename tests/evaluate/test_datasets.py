@@ -6,6 +6,7 @@ import dataclasses
 import gzip
 import json
 import pkgutil
+import shutil
 import threading
 
 import fsspec
@@ -202,6 +203,17 @@ def test_nih_takes_the_official_test_list(tmp_path, sex):
     }
     assert found.groups == ["1", "2"]
     assert found.attributes == {"sex": ["M", "F"], "age": ["058Y", "081"], "view": ["PA", "AP"]}
+
+
+def test_a_list_names_images_in_text_and_those_without_a_row_are_counted(tmp_path):
+    nih(tmp_path)
+    assert "listed in test_list.txt without a row" not in read("nih-cxr14", tmp_path)[1].counts
+    names = "00000001_000.png\n00000002_000.png\n00000009_000.png\n00000009_001.png\n"
+    write(tmp_path / "test_list.txt", names)
+    assert read("nih-cxr14", tmp_path)[1].counts["listed in test_list.txt without a row"] == 2
+    (tmp_path / "test_list.txt").write_bytes(names.encode("utf-16"))
+    with pytest.raises(ValueError, match="test_list.txt: not a list of images"):
+        read("nih-cxr14", tmp_path)
 
 
 def test_nih_has_no_validation_part_so_patients_of_the_training_part_are_drawn(tmp_path):
@@ -446,8 +458,8 @@ def test_the_official_table_of_pairs_has_semicolons(tmp_path):
     ("left,right\none.png,other.png\n", "no image_id in common"),
     ("image,patient\na.png,1\n", "no column 'left', 'right'; there are image, patient"),
     ("left,right\na.png\n", "1 fields, expected 2"),
-    ("", "no column"),
-    ("left,right\n", "no column"),
+    ("", "messidor-2.csv: no rows"),
+    ("left,right\n", "messidor-2.csv: no rows"),
     ('left,right\n"a.png,b.png\n', "not CSV"),
 ])  # fmt: skip
 def test_an_optional_table_that_cannot_be_joined_is_said_and_left_out(tmp_path, pairs, says):
@@ -635,6 +647,11 @@ def test_class_folders(tmp_path):
         found = folders.read(tasks.parse("mine", task), layout, tmp_path, Policy())
         assert len(found) == images and found.counts == {"other files": 10 - images}
     (tmp_path / "CRC-VAL-HE-7K/ADI/scan.CT").unlink()
+    for name in ("Adipose", ".cache"):  # one is a class that the task may have missed
+        picture(tmp_path / f"CRC-VAL-HE-7K/{name}/a.tif")
+    assert read("crc-val-he-7k", tmp_path)[1].counts["folders of no class of the task"] == 1
+    for name in ("Adipose", ".cache"):
+        shutil.rmtree(tmp_path / f"CRC-VAL-HE-7K/{name}")
     for name in reversed(CRC):
         picture(tmp_path / f"NCT-CRC-HE-100K/{name}/{name}-AAAA.tif")
     rows, found = part("crc-val-he-7k", "train", tmp_path)
@@ -722,8 +739,12 @@ def test_medmnist_of_classes(tmp_path, file):
     rows, found = read("pathmnist", tmp_path)
     assert found.labels.argmax(1).tolist() == [0, 8, 3, 3]
     np.testing.assert_array_equal(decode(read_bytes(found.sources[2])), pixels[2])
+    np.savez(tmp_path / file, test_images=pixels[::-1], test_labels=labels)
+    np.testing.assert_array_equal(decode(read_bytes(found.sources[2])), pixels[1])  # as it is now
+    np.savez(tmp_path / file, test_images=pixels, test_labels=labels + 0.5)
+    with pytest.raises(ValueError, match=r"values \[0.5, 3.5, 8.5\]; .* multi_class"):
+        read("pathmnist", tmp_path)
     np.savez(tmp_path / file, test_images=pixels, test_labels=labels + 5)
-    arrays._array.cache_clear()
     with pytest.raises(ValueError, match="multi_class with 9 classes"):
         read("pathmnist", tmp_path)
 
@@ -738,7 +759,6 @@ def test_medmnist_of_classes(tmp_path, file):
 def test_arrays_of_other_numbers_are_refused_before_anything_is_embedded(
     tmp_path, images, labels, says
 ):
-    arrays._array.cache_clear()
     cells = np.zeros((2, 14)) + (np.nan if labels is np.float32 else 0)
     content = {"test_images": np.zeros((2, 4, 4), images), "test_labels": cells.astype(labels)}
     np.savez(tmp_path / "chestmnist.npz", **content)
@@ -860,9 +880,12 @@ def test_a_split_that_is_not_there(chexpert):
         reading.read(tasks.parse("mine", own), chexpert)
 
 
-def test_cells_are_never_run():
+@pytest.mark.parametrize("cell", [
+    "__import__('os').getcwd()", "{['a']: 1}", "{{1}, {2}}", "3", "[" * 300,
+])  # fmt: skip
+def test_cells_are_never_run(cell):
     with pytest.raises(ValueError, match="is no Python list"):
-        labels._literal("__import__('os').getcwd()", "column")
+        labels._literal(cell, "column")
     assert ast.literal_eval("['a']") == labels._literal("['a']", "column")
 
 
@@ -957,7 +980,6 @@ def test_arrays_in_other_files_are_refused(tmp_path):
     ):
         with h5py.File(tmp_path / "x.h5", "w") as file:
             fill(file)
-        arrays._array.cache_clear()
         with pytest.raises(ValueError, match=f"{tmp_path}/x.h5: .*{say}"):
             reading.read(task, tmp_path)
 

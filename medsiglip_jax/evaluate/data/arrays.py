@@ -9,6 +9,7 @@ import functools
 import gzip
 import hashlib
 import io
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -67,8 +68,8 @@ def read(task: Task, layout: ArrayData, root: Place, policy: Policy, prefer: str
         ValueError: arrays are missing, or have other shapes.
     """
     refuse_remote(root)
-    arrays = layout.images, layout.labels
-    images, file = (_first_file(task, Path(str(root)), array, layout) for array in arrays)
+    both = layout.images, layout.labels
+    images, file = (_first_file(task, Path(str(root)), array, layout) for array in both)
     key, pixels = layout.images.key, _array(str(images), layout.images.key)
     shape, labels = pixels.shape, np.asarray(_array(str(file), layout.labels.key))
     if pixels.dtype != np.uint8:
@@ -92,8 +93,8 @@ def read(task: Task, layout: ArrayData, root: Place, policy: Policy, prefer: str
 
 def fits(task: Task, layout: ArrayData, root: Place) -> bool:
     """Whether a folder has the files of both arrays."""
-    arrays = layout.images, layout.labels
-    return isinstance(root, Path) and all(first_file(root, array, layout) for array in arrays)
+    both = layout.images, layout.labels
+    return isinstance(root, Path) and all(first_file(root, array, layout) for array in both)
 
 
 def _labels(task: Task, file: Path, stored: np.ndarray) -> Float32[np.ndarray, "n c"]:
@@ -101,7 +102,7 @@ def _labels(task: Task, file: Path, stored: np.ndarray) -> Float32[np.ndarray, "
     if task.kind == "multi_label" and stored.shape[1] == count and np.isin(stored, (0, 1)).all():
         return stored.astype(np.float32)
     numbers = {c.value: i for i, c in enumerate(task.classes)}
-    index = [numbers.get(str(int(value)), -1) for value in stored[:, 0]]
+    index = [numbers.get(str(int(x)), -1) if x == int(x) else -1 for x in stored[:, 0].tolist()]
     if task.exclusive and stored.shape[1] == 1 and -1 not in index:
         return np.eye(count, dtype=np.float32)[index]
     raise ValueError(
@@ -151,9 +152,15 @@ def unpacked(path: Path) -> Path:
     return copy
 
 
-@functools.lru_cache(maxsize=4)
 def _array(path: str, key: str) -> Any:
     """The array: of .npz in memory, of .h5 in the file."""
+    status = os.stat(path)
+    return _opened(path, key, (status.st_ino, status.st_size, status.st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=4)
+def _opened(path: str, key: str, version: tuple[int, ...]) -> Any:
+    """The array of the file as it is now: `version` tells it from an earlier one of that name."""
     if not path.endswith(".npz"):
         return _h5(path, key)
     with explained(path, "not arrays that can be read"), arrays.opened(path) as file:

@@ -16,6 +16,7 @@ from medsiglip_jax.evaluate.data import images, labels
 from medsiglip_jax.evaluate.data.dataset import Dataset, where_to_get
 from medsiglip_jax.evaluate.data.layout import CsvData, Melt, Table
 from medsiglip_jax.evaluate.tasks import Task
+from medsiglip_jax.files.failures import explained
 from medsiglip_jax.files.places import Place
 
 TableRow = dict[str, str]
@@ -47,7 +48,7 @@ def read(task: Task, layout: CsvData, root: Place, policy: Policy, prefer: str =
     joined = _join_all(_tables(task, layout, root), root)
     values = [c.value for c in task.classes]
     _check_columns(task, layout, joined, values)
-    joined.rows = _kept(joined.rows, layout, root)
+    joined.rows = _kept(joined, layout, root)
     if not joined.rows:
         raise ValueError(
             f"{root}: {task.title}: no row is of the part that is evaluated: "
@@ -136,8 +137,6 @@ def _join_all(tables: Sequence[tuple[Table, Place]], root: Place) -> _Joined:
     """Joins all tables; one that is optional and does not fit is said, and left out."""
     (table, file), *others = tables
     joined = _Joined(_rows(file, table, root), [file])
-    if not joined.rows:
-        raise ValueError(f"{file}: no rows")
     for table, file in others:
         try:
             _join(joined, _rows(file, table, root), table, file)
@@ -152,12 +151,14 @@ def _join_all(tables: Sequence[tuple[Table, Place]], root: Place) -> _Joined:
 
 
 def _rows(path: Place, table: Table, root: Place) -> list[TableRow]:
-    """The rows of a file that are not empty."""
+    """The rows of a file that are not empty, at least one."""
     columns = _columns(path, root)
     cells = zip(*([(v or "").strip() for v in column] for column in columns.values()), strict=True)
     new = {old: name for old, name in table.rename.items() if name not in columns}
     names = [new.get(name, name) for name in columns]
     rows = [dict(zip(names, row, strict=True)) for row in cells if any(row)]
+    if not rows:
+        raise ValueError(f"{path}: no rows")
     melted = table.melt.columns if table.melt else ()
     _need(path, names, [*table.parse, *table.stem, *melted])
     for column, pattern in table.parse.items():
@@ -205,7 +206,7 @@ def _melted(rows: Iterable[TableRow], melt: Melt) -> Iterator[TableRow]:
 def _join(joined: _Joined, others: list[TableRow], table: Table, path: Place) -> None:
     """Joins one more table to the rows; rows without a match are counted and missing."""
     for where, rows in ((joined.files[0], joined.rows), (path, others)):
-        _need(where, rows[0] if rows else (), table.on)
+        _need(where, rows[0], table.on)
     index = defaultdict(list)
     for other in others:
         index[_key(other, table)].append(other)
@@ -249,8 +250,9 @@ def _check_columns(task: Task, layout: CsvData, joined: _Joined, values: Sequenc
     _need(joined.files[0].parent / tables, joined.rows[0], needed)
 
 
-def _kept(rows: list[TableRow], layout: CsvData, root: Place) -> list[TableRow]:
-    """The rows of the part that is evaluated."""
+def _kept(joined: _Joined, layout: CsvData, root: Place) -> list[TableRow]:
+    """The rows of the part that is evaluated; what a list names without a row is counted."""
+    rows = joined.rows
     for name, allowed in layout.where.items():
         rows = [row for row in rows if row[name] in allowed]
     if not layout.listed:
@@ -258,5 +260,10 @@ def _kept(rows: list[TableRow], layout: CsvData, root: Place) -> list[TableRow]:
     path = root / layout.listed.file
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; it lists the images of the split")
-    names = set(path.read_text(encoding="utf-8").split())
-    return [row for row in rows if row[layout.listed.column] in names]
+    with explained(path, "not a list of images, which is text in UTF-8"):
+        names = set(path.read_text(encoding="utf-8").split())
+    kept = [row for row in rows if row[layout.listed.column] in names]
+    absent = names.difference(row[layout.listed.column] for row in kept)
+    if absent:
+        joined.counts[f"listed in {path.name} without a row"] = len(absent)
+    return kept

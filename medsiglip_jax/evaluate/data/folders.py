@@ -26,7 +26,7 @@ def read(task: Task, layout: FolderData, root: Place, policy: Policy, prefer: st
         Stalled: a disk does not answer, see `threads.watched`.
         ValueError: an image has several files and `prefer` does not choose one.
     """
-    top, values, listed = watched(
+    top, values, listed, unused = watched(
         lambda on_step: _list(task, layout, root, on_step), f"the list of images in {root}"
     )
     files = [(file.path, i) for file, i in listed if file.format == "image"]
@@ -35,6 +35,7 @@ def read(task: Task, layout: FolderData, root: Place, policy: Policy, prefer: st
     counts = {"other files": len(listed) - len(files)}
     files, left = _without_copies(files, root, prefer)
     counts |= {f"copies not read (--prefer {prefer})": left} if left else {}
+    counts |= {"folders of no class of the task": len(unused)} if unused else {}
     labels = np.eye(len(values), dtype=np.float32)[[i for _, i in files]]
     ids = [escaped(path.removeprefix(f"{str(root).rstrip('/')}/")) for path, _ in files]
     classes = tuple(map(escaped, values))
@@ -43,8 +44,9 @@ def read(task: Task, layout: FolderData, root: Place, policy: Policy, prefer: st
 
 def _list(
     task: Task, layout: FolderData, root: Place, on_step: Step
-) -> tuple[Place, tuple[str, ...], list[tuple[File, int]]]:
-    """The folder of the classes, their names, and the files of each with the class's number."""
+) -> tuple[Place, tuple[str, ...], list[tuple[File, int]], list[str]]:
+    """The folder of the classes, their names, the files of each with the class's number, and the
+    folders beside them, which are not read."""
     wanted = [c.value for c in task.classes]
     top = next(_tops(task, layout, root), root / layout.root[0])
     folders = sorted(p.name for p in top.iterdir() if p.is_dir()) if top.is_dir() else []
@@ -60,7 +62,8 @@ def _list(
         folder = root / below(root, top / name)
         files = itertools.chain.from_iterable(expand([folder], layout.all_files, on_step))
         listed += ((file, i) for file in files)
-    return top, values, listed
+    unused = [name for name in folders if name not in values and not name.startswith(".")]
+    return top, values, listed, unused
 
 
 def fits(task: Task, layout: FolderData, root: Place) -> bool:

@@ -92,11 +92,15 @@ def _names(cell: str, layout: LabelColumns) -> list[str]:
     return [cell] if cell else []
 
 
+# What `ast.literal_eval` raises for text that is none.
+_NO_LITERAL = (ValueError, TypeError, SyntaxError, MemoryError, RecursionError)
+
+
 def _literal(cell: str, column: str) -> list[str]:
     try:
         names = ast.literal_eval(cell or "[]")
         if isinstance(names, (list, tuple, dict)):
             return [str(name) for name in names]
-    except (ValueError, SyntaxError):
+    except _NO_LITERAL:
         pass
     raise ValueError(f"column {column!r}: {cell[:60]!r} is no Python list")
