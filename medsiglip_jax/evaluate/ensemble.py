@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from medsiglip_jax.evaluate import learned, scores
+from medsiglip_jax.evaluate.recompute import RESULTS
 from medsiglip_jax.evaluate.results.comparison import aligned
 from medsiglip_jax.evaluate.run import check_folder
 from medsiglip_jax.evaluate.scores import Scores
@@ -55,6 +56,7 @@ def average(folders: Sequence[places.Given], output: places.Given) -> None:
     changed["provenance"]["average_of"] = ", ".join(map(str, folders))
     changed["leaks"] = [leak for meta in metas for leak in meta.get("leaks") or ()]
     changed["learned"] = None if validation is None else {**facts, "probe": False}
+    (folder / RESULTS).unlink(missing_ok=True)  # it does not belong to what follows
     scores.write_columns(folder / scores.IMAGES, columns, {"run": run})
     if validation is not None:
         kept = replace(validation, meta={**validation.meta, "run": run})

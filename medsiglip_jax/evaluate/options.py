@@ -108,8 +108,9 @@ class EvaluateOptions:
         if self.over_prompts not in zero_shot.OVER_PROMPTS:
             choices = ", ".join(zero_shot.OVER_PROMPTS)
             raise ValueError(f"over_prompts is {self.over_prompts!r}; expected one of {choices}")
-        if self.resamples < 1:
-            raise ValueError(f"resamples is {self.resamples}; expected at least 1")
+        for name, least in (("resamples", 1), ("batch_size", 1), ("seed", 0)):
+            if (number := getattr(self, name)) < least:
+                raise ValueError(f"{name} is {number}; expected at least {least}")
         if self.learn not in LEARN:
             choices = ", ".join(filter(None, LEARN))
             raise ValueError(f"learn is {self.learn!r}; expected one of {choices}")

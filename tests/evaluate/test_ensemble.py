@@ -69,6 +69,8 @@ def test_the_mean_is_judged_as_any_evaluation(three, tmp_path, capsys):
     assert found["probe"] is None and recompute(out) == found
     assert "model" not in found["provenance"]  # which differs
     ensemble.average(three[:2], out)  # replaces an average
+    assert not (out / "results.json").exists()  # it was of the average before
+    recompute(out)
     assert cli.main(["compare", names[0], str(out), "--json"]) == 0
 
 

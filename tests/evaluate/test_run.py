@@ -358,6 +358,13 @@ def test_recomputed_without_the_model_it_is_the_same(done, capsys, monkeypatch):
     assert files(folder) == before
 
 
+@pytest.mark.parametrize("wrong", [{"seed": -1}, {"resamples": 0}, {"batch_size": 0}])
+def test_numbers_that_would_fail_after_the_work_are_refused_before_it(wrong):
+    ((name, number),) = wrong.items()
+    with pytest.raises(ValueError, match=f"{name} is {number}; expected at least"):
+        EvaluateOptions(**wrong)
+
+
 def test_other_statistics_without_the_model_and_nothing_else(done, tmp_path, capsys):
     out = str(shutil.copytree(done[0], tmp_path / "out"))
     assert cli.main(["evaluate", "--from", out, "--json", "--resamples", "40"]) == 0
