@@ -250,6 +250,40 @@ def test_windows_in_control_rarely_alarm_and_others_mostly_do():
     assert sum(alarms(x[mixed[:1000]])) >= 8  # twice as many of one class
 
 
+def test_windows_in_control_are_kept_for_a_few_windows_only(write, monkeypatch):
+    """They take megabytes for each window and stratum, and there may be thousands of windows."""
+    import weakref
+
+    alive, most = weakref.WeakSet(), []
+    judge = check.judge
+
+    def counting(measured, level):
+        for one in measured.values():
+            alive.add(one)
+        most.append(len(alive))
+        return judge(measured, level)
+
+    monkeypatch.setattr(check, "judge", counting)
+    sizes = iter(range(20, 32))
+    monkeypatch.setattr(check, "cut", lambda count, *_: [
+        windows.Window(f"w{n}", np.arange(n)) for n in sizes
+    ])  # fmt: skip
+    kept = []
+    measure = check.Comparison.measure
+    monkeypatch.setattr(check.Comparison, "measure", lambda self, window: (
+        kept.append(self), measure(self, window))[1])  # fmt: skip
+    made = reference.fit(images.open_run(write("few", vectors(80, 0)[0])))
+    found = check.check(made, images.open_run(write("many", vectors(40, 5)[0])), size=20)
+    assert len(found["windows"]) == 13 and max(most) <= 2 * most[1]
+    ((_, _, control),) = kept[0]._strata.values()
+    assert len(control._nulls) <= 4
+
+
+def test_texts_without_a_model_are_refused(known):
+    with pytest.raises(ValueError, match="1 texts are given without the model that embeds them"):
+        reference.fit(images.open_run(known), texts=["a scan"])
+
+
 def test_patients_are_drawn_whole_so_that_copies_do_not_alarm():
     """Ten images of each patient, all alike: a window has as few patients as it looks."""
     rng = np.random.default_rng(0)

@@ -65,21 +65,20 @@ def check(
     run.check_sizes(cutting)
     if left := len(images) - sum(len(window.rows) for window in cutting):
         run.notes.append(f"the last {left:,} images are too few for a window; not tested")
-    measured = {}
-    for window in cutting:
-        measured[window.name] = run.measure(window)
-        on_window()
-    files = run.unreadable(embeddings)
-    windows = []
-    if len(cutting) == 1:
-        measured[cutting[0].name]["all"]["unreadable"] = files
-    else:  # which window an unreadable file belongs to is not known
+    files, windows = run.unreadable(embeddings), []
+    if len(cutting) > 1:  # which window an unreadable file belongs to is not known
         whole = Window("whole run", np.arange(len(images)))
         windows.append(run.verdict(whole, {"all": {"unreadable": files}}))
-    windows += [run.verdict(window, measured[window.name]) for window in cutting]
-    last = next((found for found in windows[::-1] if found["strata"]), windows[-1])
+    for window in cutting:
+        # Judged at once, since windows in control take megabytes for each window and stratum.
+        measured = run.measure(window)
+        if len(cutting) == 1:
+            measured["all"]["unreadable"] = files
+        windows.append(run.verdict(window, measured))
+        on_window()
+    last = next((window for window in windows[::-1] if window["strata"]), windows[-1])
     return {
-        "alarm": any(found["alarm"] for found in windows), "level": level,
+        "alarm": any(window["alarm"] for window in windows), "level": level,
         "embeddings": str(embeddings.folder), "images": len(images),
         "window": last["name"], "strata": last["strata"], "rows": last["rows"], "windows": windows,
         "unusual": run.unusual(embeddings), "notes": run.notes,
@@ -127,8 +126,8 @@ class Comparison:
             )
         if largest < FEWEST:
             raise ValueError(
-                f"{self.images.ids[0]!r} and others are {largest} images in a window; expected at "
-                f"least {FEWEST}, of fewer nothing can be said"
+                f"the largest window has {largest} images, such as {self.images.ids[0]!r}; "
+                f"expected at least {FEWEST}: nothing can be said of fewer"
             )
 
     def measure(self, window: Window) -> dict[str, dict[str, Measured]]:

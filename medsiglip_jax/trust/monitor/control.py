@@ -11,6 +11,7 @@ from medsiglip_jax.trust.monitor.scores import Scored
 from medsiglip_jax.trust.monitor.thresholds import Measured
 from medsiglip_jax.trust.monitor.windows import FEWEST
 
+_KEPT = 4  # nulls: windows by number have two sizes at most, those by time may have any
 _CELLS = 1_000_000  # of a table of windows and rows at a time, 8 MB of float64
 _Null = Mapping[str, Float64[np.ndarray, " b"]]
 _Statistics = Callable[[Scored, np.ndarray], _Null]
@@ -60,10 +61,7 @@ class Control:
             draws: windows in control.
         """
         size, n = len(vectors), len(self)
-        key = (size, draws)
-        if key not in self._nulls:
-            self._nulls[key] = self._null(size, draws)
-        null, both = self._nulls[key], scores.join(self._scored, new)
+        null, both = self._null_of(size, draws), scores.join(self._scored, new)
         window = np.arange(n + size)[None] >= n
         found = {"mmd": np.array([self._mmd(vectors)]), **_compared(both, window)}
         measured = {name: Measured(float(found[name][0]), null[name]) for name in found}
@@ -97,6 +95,15 @@ class Control:
         """Windows of some old rows and all new ones together, as large as the new ones are."""
         pooled = np.append(self._groups[known], self._groups.max() + 1 + groups)
         return windows.draw(pooled, len(groups), draws, self._random(len(groups)))
+
+    def _null_of(self, size: int, draws: int) -> _Null:
+        """The null of windows of this size, computed once for the last few sizes."""
+        key = size, draws
+        if key not in self._nulls:
+            if len(self._nulls) >= _KEPT:
+                del self._nulls[next(iter(self._nulls))]  # the oldest
+            self._nulls[key] = self._null(size, draws)
+        return self._nulls[key]
 
     def _null(self, size: int, draws: int) -> _Null:
         drawn = windows.draw(self._groups, size, draws, self._random(size))

@@ -185,6 +185,10 @@ def fit(
     made, manifest = provenance.of_run(embeddings.manifest), embeddings.manifest
     if probe is not None:
         probe.provenance.check(made, embeddings.folder)
+    if texts and model is None:
+        raise ValueError(
+            f"{len(texts)} texts are given without the model that embeds them (model=, --model)"
+        )
     if model is not None:
         provenance.of_model(model).check(made, embeddings.folder)
     prompts = encode_prompts(model, texts) if model is not None and texts else None
