@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from medsiglip_jax.pages.colours import viridis
 from medsiglip_jax.trust.explanation import Explanation
-from medsiglip_jax.trust.maps.gradients import LEAST
+from medsiglip_jax.trust.maps.gradients import LEAST, TOLERANCE
 from medsiglip_jax.trust.maps.rollout import LABEL
 
 # The ends of the scale, the same in all pictures: so many times the value that every pixel would
@@ -19,7 +19,7 @@ _OPACITY = 0.8  # at the ends of the scale, and in proportion to the value below
 _SMOOTHING = 1 / 64  # deviation, of the longer side: half a patch of 14 of 448 pixels
 _LONGEST, _SHORTEST = 1024, 384  # of the longer side of a picture, in pixels
 _MARGIN, _BAR, _LEADING, _LEAST_WIDTH = 20, 14, 20, 420  # pixels
-_PADDING = 0.1  # of the difference that is explained; more on the padding is told
+_PADDING = 0.1  # of the difference that is explained; more on the padding is noted
 _INK, _GREY = "#1f2933", "#52606d"
 
 
@@ -83,7 +83,7 @@ def notes(explanation: Explanation) -> list[str]:
         f"insertion - deletion {explanation.insertion_minus_deletion:.2f}, random maps "
         f"{explanation.random:.2f}"
     )
-    if explanation.completeness is not None and explanation.completeness > 0.01:
+    if explanation.completeness is not None and not explanation.completeness <= TOLERANCE:
         lines.append(f"incomplete: its sum is off by {explanation.completeness:.1%}")
     whole = abs(explanation.score - explanation.baseline_score)
     if abs(explanation.on_padding) > _PADDING * max(whole, LEAST):

@@ -10,7 +10,10 @@ from PIL import Image
 
 from medsiglip_jax import cli
 from medsiglip_jax.files.places import is_plain_name
+from medsiglip_jax.trust import overlay
+from medsiglip_jax.trust.explanation import Explanation
 from medsiglip_jax.trust.explanation_run import file_names
+from medsiglip_jax.trust.maps.faithfulness import Faithfulness
 
 pytestmark = pytest.mark.filterwarnings("ignore:integrated gradients for:UserWarning")
 TEXT = ["--text", "photo of a a"]
@@ -25,6 +28,15 @@ def run(capsys, checkpoint):
         return code, out, err
 
     return call
+
+
+@pytest.mark.parametrize("completeness, said", [(0.01, False), (0.02, True), (np.nan, True)])
+def test_a_map_that_is_not_shown_to_be_complete_says_so(completeness, said):
+    shares = np.linspace(0, 1, 3)
+    measured = Faithfulness(shares, shares, shares, 0.5, (0.1,))
+    values = np.zeros((2, 2), np.float32)
+    made = Explanation("a", "t", None, "ig", values, 1.0, 0.0, 4, completeness, 0.0, measured)
+    assert any(note.startswith("incomplete") for note in overlay.notes(made)) is said
 
 
 def test_maps_pictures_page_and_record(run, tmp_path, untouched_pictures):

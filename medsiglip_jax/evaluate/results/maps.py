@@ -48,7 +48,7 @@ def summary(table: pa.Table, facts: MapFacts, classes: Sequence[str]) -> dict[st
         "errors": len(table) - len(made),
         "reasons": [{"reason": text, "maps": n} for text, n in reasons.most_common(_SHOWN)],
         "better_than_random": sum(made["better_than_random"].to_pylist()),
-        "incomplete": sum(x is not None and x > TOLERANCE for x in completeness),
+        "incomplete": sum(x is not None and not x <= TOLERANCE for x in completeness),
         "note": facts.note,
         "other": facts.other,
         "regions": facts.regions,
