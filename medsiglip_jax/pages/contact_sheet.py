@@ -4,7 +4,7 @@ import base64
 import bisect
 import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +58,7 @@ class Sheet:
     Attributes:
         title: at the top of the HTML.
         foot: at its end.
-        sections: one below the other.
+        sections: one below the other; they are read once.
         side: maximum width and height of pictures, in pixels.
         label: height of the caption in the PNG, in pixels.
         per_line: cells in a line of the PNG, beside the head.
@@ -67,7 +67,7 @@ class Sheet:
 
     title: str
     foot: str
-    sections: Sequence[SheetSection]
+    sections: Iterable[SheetSection]
     side: int = SIDE
     label: int = LABEL
     per_line: int = PER_LINE
@@ -116,14 +116,17 @@ def write(
         dicom: how the DICOM files among the hits became pixels.
         queries: how the DICOM files among the queries become pixels; the default is `dicom`.
     """
-    sections = []
-    for result in results:
+
+    def section(result: Mapping[str, Any]) -> SheetSection:
         query, head = result["query"], SheetCell(result["query"], "query")
         if query in images:
             head = SheetCell(thumbnail(query, queries or dicom), "query", without(query))
         hits = [(hit["source"], f"{hit['score']:.4f}", hit["id"]) for hit in result["hits"]]
         cells = [SheetCell(thumbnail(source, dicom), score, id) for source, score, id in hits]
-        sections.append(SheetSection(cells, head))
+        return SheetSection(cells, head)
+
+    # Lazily: a thumbnail takes 77 kB, and an HTML page is written as they are made.
+    sections = map(section, results)
     draw(path, Sheet("Search", "Scores are cosines. Not a medical device.", sections))
 
 

@@ -50,6 +50,23 @@ def test_a_png_sheet_shows_the_pictures(results, tmp_path):
         contact_sheet.write(tmp_path / "hits.pdf", results)
 
 
+def test_an_html_sheet_holds_the_pictures_of_one_query_at_a_time(results, tmp_path, monkeypatch):
+    import weakref
+
+    made, most = [], []
+
+    def thumbnail(source, dicom):
+        picture = Image.new("RGB", (2, 2))
+        made.append(weakref.ref(picture))
+        most.append(sum(reference() is not None for reference in made))
+        return picture
+
+    monkeypatch.setattr(contact_sheet, "thumbnail", thumbnail)
+    contact_sheet.write(tmp_path / "hits.html", results * 10)
+    assert (tmp_path / "hits.html").read_text().count("data:image/jpeg") == 60
+    assert max(most) <= 2 * len(results[0]["hits"])
+
+
 def test_exact_pictures_have_the_same_pixels(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8)
     cell = SheetCell(Image.fromarray(pixels), "a", notes=["one", "two"])
