@@ -148,15 +148,16 @@ def class_figures(
     Raises:
       ValueError: as for `balanced_accuracy` and `bootstrap`, or without rows.
     """
-    right, of_weights = np.asarray(predicted) == np.asarray(labels), _all_of(predicted, labels)
+    of_weights = _all_of(predicted, labels)  # checks both
+    right = np.asarray(predicted) == np.asarray(labels)
     resampling = Resampling(groups, None, samples, seed, level)
-    found = {"accuracy": proportion(right, groups, level)}
+    figures = {"accuracy": proportion(right, groups, level)}
     intervals = intervals_of(of_weights, len(right), resampling)
     for name, interval in zip(_FIGURES, intervals, strict=True):
-        found[name] = interval
+        figures[name] = interval
         if interval.low == interval.high == interval.value:
-            found[name] = _without_variance(name, interval.value, groups, len(right), level)
-    return found
+            figures[name] = _without_variance(name, interval.value, groups, len(right), level)
+    return figures
 
 
 def class_figures_pair(

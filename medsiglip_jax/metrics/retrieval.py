@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Float, Int64
+from numpy.typing import ArrayLike
 
 # Side of a tile of cosines: 16 MB of float32 at a time.
 _TILE = 2048
@@ -50,8 +51,8 @@ class Retrieval:
 def recall_at_k(
     zimg: Float[np.ndarray, "n d"],
     ztxt: Float[np.ndarray, "m d"],
-    image_ids: Int[np.ndarray, " n"] | None = None,
-    text_ids: Int[np.ndarray, " m"] | None = None,
+    image_ids: ArrayLike | None = None,
+    text_ids: ArrayLike | None = None,
     ks: Sequence[int] = (1, 5, 10),
 ) -> Retrieval:
     """Returns recall@k both ways: at least one match among the k highest cosines.
@@ -59,8 +60,8 @@ def recall_at_k(
     Args:
       zimg: image embeddings, of any length but zero.
       ztxt: text embeddings, likewise.
-      image_ids: ids of the images, as in `ranks`.
-      text_ids: ids of the texts.
+      image_ids: [n] ids of the images, as in `ranks`.
+      text_ids: [m] ids of the texts.
       ks: lengths of the lists of hits.
 
     Returns:
@@ -93,8 +94,8 @@ def median_rank(ranks: Int64[np.ndarray, " n"]) -> float:
 def ranks(
     zimg: Float[np.ndarray, "n d"],
     ztxt: Float[np.ndarray, "m d"],
-    image_ids: Int[np.ndarray, " n"] | None = None,
-    text_ids: Int[np.ndarray, " m"] | None = None,
+    image_ids: ArrayLike | None = None,
+    text_ids: ArrayLike | None = None,
 ) -> Ranks:
     """Returns the rank of the best match of each image among the texts, and vice versa.
 
@@ -106,18 +107,29 @@ def ranks(
     Args:
       zimg: image embeddings, of any length but zero.
       ztxt: text embeddings.
-      image_ids: ids of the images; by default row i of `zimg` belongs to row i of `ztxt`.
-      text_ids: ids of the texts.
+      image_ids: [n] ids of the images; by default row i of `zimg` belongs to row i of `ztxt`.
+      text_ids: [m] ids of the texts.
 
     Raises:
-      ValueError: a vector is zero or not finite, or only one side has ids.
+      ValueError: a vector is zero or not finite, only one side has ids, or these are not one for
+        each row.
     """
     if (image_ids is None) != (text_ids is None) or (image_ids is None and len(zimg) != len(ztxt)):
         raise ValueError(f"{len(zimg)} images, {len(ztxt)} texts: give image_ids and text_ids")
-    ids = [np.arange(len(zimg)) if x is None else x for x in (image_ids, text_ids)]
+    ids = [
+        np.arange(len(z)) if x is None else _ids(name, x, len(z))
+        for name, x, z in (("image_ids", image_ids, zimg), ("text_ids", text_ids, ztxt))
+    ]
     ahead = _ahead(_unit("zimg", zimg), _unit("ztxt", ztxt), *ids)
     has_match = (np.isin(x, y) for x, y in (ids, ids[::-1]))
     return Ranks(*(np.where(m, a + 1, 0) for a, m in zip(ahead, has_match, strict=True)))
+
+
+def _ids(name: str, values: ArrayLike, n: int) -> np.ndarray:
+    values = np.asarray(values)
+    if values.shape != (n,):
+        raise ValueError(f"{name} has shape {values.shape}; expected ({n},), one id for each row")
+    return values
 
 
 def _ahead(zimg, ztxt, image_ids, text_ids) -> list[np.ndarray]:

@@ -62,6 +62,13 @@ def test_classes_that_say_nothing():
             getattr(metrics, name)([0.5, 1.0], [0, 1])
 
 
+@pytest.mark.parametrize("labels", [[0, 1], [1], [[0, 1, 1]]])
+def test_labels_that_are_not_one_for_each_row_are_refused_in_one_line(labels):
+    for figures in (metrics.class_figures, lambda p, y: metrics.class_figures_pair(p, p, y)):
+        with pytest.raises(ValueError, match="expected equally many integers"):
+            figures([0, 1, 1], labels)
+
+
 def test_all_figures_have_the_intervals_of_the_bootstrap():
     named, labels = case(5, 200)
     groups = np.arange(200) // 2

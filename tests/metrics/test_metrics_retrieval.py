@@ -85,6 +85,15 @@ def test_a_perfect_model_a_collapsed_one_and_chance():
     assert abs(metrics.median_rank(found) - 1000) < 5 * 2000 / 2 / math.sqrt(2000)
 
 
+@pytest.mark.parametrize("ids", [[0], [0, 1, 2, 3], [[0], [1], [2]]])
+def test_ids_that_are_not_one_for_each_row_are_refused(ids):
+    z = np.eye(3, dtype=np.float32)
+    with pytest.raises(ValueError, match=r"image_ids has shape .*; expected \(3,\)"):
+        metrics.ranks(z, z, ids, [0, 1, 2])
+    with pytest.raises(ValueError, match=r"text_ids has shape .*; expected \(3,\)"):
+        metrics.recall_at_k(z, z, [0, 1, 2], ids)
+
+
 def test_a_query_without_a_match_has_no_rank():
     z = np.eye(3, dtype=np.float32)
     found = metrics.ranks(z, z, np.array([0, 1, 2]), np.array([0, 7, 2]))
