@@ -99,7 +99,7 @@ def _apply(config: dict[str, Any], override: str) -> None:
         config[group] = config = nested
     try:
         config[key] = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # it is no literal
         config[key] = text
 
 

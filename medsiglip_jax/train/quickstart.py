@@ -111,7 +111,8 @@ def run(
     with locks.lock(workdir / ".quickstart.lock"), jax.default_device(jax.devices("cpu")[0]):
         _claim(workdir)
         training, held_out = load_digits(seed, settings.held_out)
-        shutil.rmtree(workdir / "training", ignore_errors=True)
+        if (workdir / "training").exists():  # of an earlier quickstart, perhaps of another seed
+            shutil.rmtree(workdir / "training")
         model = fit(training, seed, settings, workdir / "training", progress)
         api.save(model, workdir / "model", overwrite=True)
         scores = classify(api.load(workdir / "model"), held_out.scans)

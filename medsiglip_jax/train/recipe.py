@@ -71,7 +71,7 @@ class Data:
     classes: tuple[str, ...] | None = None
     positives: str | None = None
     all_files: bool = False
-    weight: float | None = None
+    weight: Annotated[float | None, settings.more_than(0)] = None
 
     def __post_init__(self):
         Policy(self.uncertain)

@@ -50,6 +50,11 @@ def test_overrides():
     assert found.augment.crop == (0.5, 1) and found.seed == 7
 
 
+@pytest.mark.parametrize("text", ["{[]: 1}", "{{1}}", "[" * 300])
+def test_a_value_that_is_no_literal_is_a_string(text):
+    assert configs.read("contrastive", [f"--config.init={text}"]).init == text
+
+
 def test_files_that_are_no_configs(tmp_path):
     say = "no/such.py: neither a config file nor a recipe; the recipes are classification, contr"
     with pytest.raises(FileNotFoundError, match=say):

@@ -90,6 +90,21 @@ def test_only_a_quickstart_is_replaced(first, tmp_path, monkeypatch):
         quickstart.run(Path(first["model"]).parent)
 
 
+def test_an_earlier_training_that_cannot_be_removed_is_not_resumed(tmp_path, monkeypatch):
+    """It may be of another seed."""
+
+    def held(path, ignore_errors=False, **_):
+        if not ignore_errors:
+            raise PermissionError(13, "Permission denied", str(path))
+
+    (tmp_path / "training").mkdir()
+    (tmp_path / ".quickstart").touch()
+    monkeypatch.setattr(quickstart.shutil, "rmtree", held)
+    monkeypatch.setattr(quickstart, "fit", lambda *_: pytest.fail("the training was resumed"))
+    with pytest.raises(PermissionError, match="training"):
+        quickstart.run(tmp_path)
+
+
 def test_a_second_run_on_the_folder_is_refused(tmp_path):
     with locks.lock(tmp_path / ".quickstart.lock"):
         with pytest.raises(FileExistsError, match="another run"):

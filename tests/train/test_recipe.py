@@ -36,6 +36,9 @@ def test_the_defaults():
     ("--config.objective.pool=mean", "objective has no key pool; there are name, accumulate, neg"),
     ("--config.objective={'name': 'classification', 'pool': 'cls'}",
      "objective.pool is 'cls'; expected one of map, mean"),
+    ("--config.data=({'path': 'a.csv'}, {'path': 'b.csv', 'weight': 0.0})",
+     r"data\[1\].weight is 0.0; expected more than 0"),
+    ("--config.data.weight=-1.0", "data.weight is -1.0; expected more than 0"),
     ("--config.dtype=float64", "dtype is 'float64'; expected one of float32, bfloat16"),
 ])  # fmt: skip
 def test_wrong_overrides(override, say):
