@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from figures import NUMBER, letters, lines_of, parsed, read_x, read_y
 
-from medsiglip_jax.pages import charts
+from medsiglip_jax.pages import axes, charts, svg
 from medsiglip_jax.pages.charts import Axis, Estimate, Series
 
 GREY, BLUE = re.escape(charts.GREY), re.escape(charts.COLOURS[0])
@@ -26,7 +26,7 @@ def test_ticks_are_few_round_and_inside(seed):
     rng = np.random.default_rng(seed)
     low = rng.normal() * 10.0 ** rng.integers(-6, 9)
     high = low + 10.0 ** rng.uniform(-3, 2) * abs(low)
-    found = np.array(charts.ticks(low, high))
+    found = np.array(axes.ticks(low, high))
     assert 2 <= len(found) <= 7
     step = found[1] - found[0]
     assert found[0] > low - 1e-6 * step and found[-1] < high + 1e-6 * step
@@ -41,12 +41,12 @@ def test_log_ticks_are_few_and_inside(seed):
     rng = np.random.default_rng(seed)
     low = 10.0 ** rng.uniform(-5, 5)
     high = low * 10.0 ** rng.uniform(1, 9)
-    found = charts.log_ticks(low, high)
+    found = axes.log_ticks(low, high)
     assert 2 <= len(found) <= 7 and low * 0.999 <= found[0] and found[-1] <= high * 1.001
     assert all(f"{v:.3e}"[0] in "125" for v in found)
-    assert charts.log_ticks(1, 20) == [1, 2, 5, 10, 20]
-    assert charts.log_ticks(1, 1e6) == [1, 10, 100, 1e3, 1e4, 1e5, 1e6]
-    assert charts.log_ticks(3000, 4000) == charts.ticks(3000, 4000)
+    assert axes.log_ticks(1, 20) == [1, 2, 5, 10, 20]
+    assert axes.log_ticks(1, 1e6) == [1, 10, 100, 1e3, 1e4, 1e5, 1e6]
+    assert axes.log_ticks(3000, 4000) == axes.ticks(3000, 4000)
 
 
 @pytest.mark.parametrize("square", [True, False])
@@ -62,7 +62,7 @@ def test_names_of_ticks_never_overlap(seed, square):
     places = sorted((float(x), name) for x, _, name in found)
     assert len(places) >= 1 and len({y for _, y, _ in found}) == 1
     for (a, one), (b, two) in zip(places, places[1:], strict=False):
-        assert b - a >= (charts._wide(one) + charts._wide(two)) / 2, (one, two)
+        assert b - a >= (svg.wide(one) + svg.wide(two)) / 2, (one, two)
 
 
 def test_small_ticks_are_all_written_alike():
