@@ -422,7 +422,7 @@ def evaluation_files(folder: Path) -> dict[str, Kind]:
 
 def training_files(folder: Path) -> dict[str, Kind]:
     from medsiglip_jax.model.weights import outputs
-    from medsiglip_jax.train import finetune
+    from medsiglip_jax.train import finetune, run_record
 
     run = folder / "workdir"
     (run / "export").mkdir(parents=True)
@@ -435,9 +435,9 @@ def training_files(folder: Path) -> dict[str, Kind]:
 
     def resume() -> None:
         outputs.exported(run)
-        found = finetune._config_of(run)
+        found = run_record.read(run)
         if found:
-            finetune._compare(run, found, before, True, lambda line: None)
+            run_record.compare(run, found, before, True, lambda line: None)
 
     (run / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n')
     from medsiglip_jax.train import loop

@@ -2,40 +2,28 @@
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from importlib.metadata import version
+from contextlib import ExitStack
 from typing import Any
 
 import jax
-import numpy as np
 
-from medsiglip_jax.files import credentials, locks, places, settings, storage
+from medsiglip_jax.files import credentials, places, storage
 from medsiglip_jax.files import json as json_files
-from medsiglip_jax.files.failures import explained
-from medsiglip_jax.files.json_text import dumps, to_hash
 from medsiglip_jax.model import api, devices, processes, tree
 from medsiglip_jax.model.config import ModelConfig
 from medsiglip_jax.model.weights import readme
 from medsiglip_jax.pages import card
-from medsiglip_jax.preprocess.dicom.rules import TRAINED, Rules
-from medsiglip_jax.train import build, loggers, loop, lora, report
+from medsiglip_jax.preprocess.dicom.rules import TRAINED
+from medsiglip_jax.train import build, loggers, loop, lora, report, run_record
 from medsiglip_jax.train import recipe as recipes
 from medsiglip_jax.train.objectives.objective import Reading
-from medsiglip_jax.train.recipe import Data, Recipe
+from medsiglip_jax.train.recipe import Recipe
+from medsiglip_jax.train.run_record import CONFIG
 from medsiglip_jax.train.step import State, learned
 
-CONFIG, EXPORT, REPORT, UNREADABLE = "config.json", "export", "report.html", "unreadable.jsonl"
+EXPORT, REPORT, UNREADABLE = "export", "report.html", "unreadable.jsonl"
 ADAPTER, EXPORTED = "adapter", "exported.json"
-_VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")  # recorded with a run
-# Keys that may change between a run and its resumption; others make another run of it.
-_FREE = frozenset(
-    "total_steps epochs log_every eval_every checkpoint_every keep best max_unreadable max_skipped "
-    "loader workers data_service mesh attention remat loss_chunk tensorboard logger learning_rate "
-    "optimizer".split()
-)
 # What a run is exported with, whatever machines it had: its dispatcher may have stopped, too.
 _ALONE = {"mesh": {"data": 1}, "attention": None, "loader": "auto", "data_service": None}
 
@@ -75,11 +63,11 @@ def run(
     """
     workdir = places.at(workdir)
     with ExitStack() as stack:
-        check = processes.run_on(lambda: stack.enter_context(_opened(workdir)), 0)
+        check = processes.run_on(lambda: stack.enter_context(run_record.opened(workdir)), 0)
         starts = processes.run_on(lambda: _loggers(recipe, workdir, on_metrics), 0) or {}
         prepared = build.prepare(_with_dtype(recipe, workdir))
         recipe = prepared.recipe  # with the number of steps
-        processes.run_on(lambda: _claim(workdir, prepared, warn), 0)
+        processes.run_on(lambda: run_record.claim(workdir, prepared, warn), 0)
         if jax.process_index() == 0 and (line := unlike_before(recipe, prepared.model.config)):
             warn(line)
         on_start(prepared)
@@ -87,7 +75,7 @@ def run(
         not_finite = NotFinite(workdir, recipe.max_skipped)
         logged = stack.enter_context(loggers.Loggers(warn))
         for name, start in starts.items():
-            logged.add(name, start, {**(_config_of(workdir) or {}), "workdir": str(workdir)})
+            logged.add(name, start, {**(run_record.read(workdir) or {}), "workdir": str(workdir)})
 
         def on_log(line: dict[str, Any]) -> None:
             if check is not None:
@@ -135,11 +123,11 @@ def export_last(workdir: places.Given) -> dict[str, Any]:
         ValueError: what it started from, or its classes, are no longer there or no longer the same.
     """
     workdir = places.at(workdir)
-    before = _config_of(workdir)
+    before = run_record.read(workdir)
     if before is None:
-        raise FileNotFoundError(f"{workdir}: no fine-tuning run here (no config.json of one)")
+        raise FileNotFoundError(f"{workdir}: no fine-tuning run here (no {CONFIG} of one)")
     recipe = recipes.from_dict(before["recipe"] | _ALONE)
-    with _opened(workdir):
+    with run_record.opened(workdir):
         prepared = build.prepare(recipe)
         now = {"init": prepared.model.sha256, "classes": list(prepared.training[0].classes)}
         then = {"init": before["init_sha256"], "classes": before["classes"]}
@@ -176,7 +164,7 @@ def _with_dtype(recipe: Recipe, workdir: places.Place) -> Recipe:
     """The recipe with what the dtype "auto" is: that of a run that is resumed, if there is one."""
     if recipe.dtype != devices.AUTO:
         return recipe
-    recorded = (_config_of(workdir) or {}).get("recipe", {}).get("dtype")
+    recorded = (run_record.read(workdir) or {}).get("recipe", {}).get("dtype")
     own = recorded or devices.auto_dtype(jax.devices()[0])
     dtypes = ("float32", "bfloat16")
     chosen = dtypes[processes.allgather_int(dtypes.index(own))[0]]  # by process 0
@@ -253,117 +241,6 @@ class NotFinite:
             )
 
 
-# ------------------------------------------------------------------------------------ the folder
-
-
-@contextmanager
-def _opened(workdir: places.Place) -> Iterator[locks.Check]:
-    """Locks the workdir; refuses a folder of anything else before any work is done."""
-    with locks.lock(workdir / ".lock") as check:
-        if not _config_of(workdir) and places.visible(workdir):
-            raise FileExistsError(
-                f"{workdir}: not empty, and not a fine-tuning run; choose another folder"
-            )
-        yield check
-
-
-def _config_of(workdir: places.Place) -> dict[str, Any] | None:
-    """The config.json of a fine-tuning run, or None."""
-    path = workdir / CONFIG
-    try:
-        content = json_files.read(path)
-    except (FileNotFoundError, ValueError):
-        return None
-    if "init_sha256" not in content:
-        return None
-    with explained(path, "not the config of a fine-tuning run as finetune wrote it"):
-        settings.build(_Recorded, {name: content.get(name) for name in ("recipe", "data_sha256")})
-        known = {name: content["recipe"].get(name) for name in ("data", "objective")}
-        settings.build(_RecordedRecipe, known, "recipe")
-    return content
-
-
-@dataclass(frozen=True)
-class _Recorded:
-    """What of config.json a later run is compared by."""
-
-    recipe: Mapping[str, Any]
-    data_sha256: str
-
-
-@dataclass(frozen=True)
-class _RecordedRecipe:
-    """What of a recipe has changed its form between versions."""
-
-    data: tuple[Mapping[str, Any], ...]
-    objective: Mapping[str, Any]
-
-
-def _claim(workdir: places.Place, prepared: build.PreparedRun, warn: Callable[[str], None]) -> None:
-    """Writes config.json, after comparing this run with one that is there already."""
-    run, before = _identity(prepared), _config_of(workdir)
-    saved = bool(loop.saved_steps(workdir))
-    if before is not None:
-        _compare(workdir, before, run, saved, warn)
-    with storage.new_file(workdir / CONFIG) as partial:
-        partial.write_text(dumps(run, indent=2, default=str) + "\n", encoding="utf-8")
-
-
-def _compare(workdir: places.Place, before: dict, run: dict, saved: bool, warn) -> None:
-    old, new = before["recipe"], json_files.parse(dumps(run["recipe"], default=str))
-    # Runs of earlier versions lack keys that came later, whose defaults are what they did.
-    defaults = {f.name: f.default for f in dataclasses.fields(Data) if f.name != "path"}
-    old["data"] = [{**defaults, **data} for data in old["data"]]
-    old["dicom"] = {**dataclasses.asdict(Rules()), **old.get("dicom", {})}
-    # Runs from before objectives had settings of their own list those of all.
-    old["objective"] = {name: old["objective"].get(name) for name in new["objective"]}
-    lines = {key: f"{key}: {old.get(key)!r} -> {new[key]!r}" for key in new}
-    changed = [key for key in new if old.get(key) != new[key]]
-    for key in ("init_sha256", "data_sha256"):
-        lines[key] = f"{key.split('_')[0]}: its content changed"
-        changed += [key] if before[key] != run[key] else []
-    fixed = [lines[key] for key in changed if key not in _FREE]
-    if fixed and saved:
-        raise FileExistsError(
-            f"{workdir}: holds a run of another config ({'; '.join(fixed)}); give the old config "
-            "to resume it, or choose another workdir"
-        )
-    for key in changed:
-        warn(f"{'resuming' if saved else 'starting again'} with a changed config: {lines[key]}")
-
-
-def _identity(prepared: build.PreparedRun) -> dict[str, Any]:
-    digest, checkpoint = hashlib.sha256(), prepared.model.checkpoint
-    for rows in prepared.training:
-        columns = [list(rows.images), list(rows.texts or ()), np.asarray(rows.labels).tolist()]
-        digest.update(to_hash(columns))
-    return {
-        "recipe": _without_credentials(dataclasses.asdict(prepared.recipe)),
-        "model": prepared.model.config.to_dict(),
-        "init_sha256": prepared.model.sha256,
-        "init_repo": checkpoint.repo if checkpoint else None,
-        "data_sha256": digest.hexdigest(),
-        "examples": [len(rows) for rows in prepared.training],
-        "held_out": sum(map(len, prepared.held_out)),
-        "test": sum(map(len, prepared.test)),
-        "classes": list(prepared.training[0].classes),
-        "trained": tree.size(prepared.state["params"]),
-        "parameters": tree.size(prepared.model.params),
-        "devices": [d.device_kind for d in jax.devices()],
-        "processes": jax.process_count(),
-        "versions": {name: version(name) for name in _VERSIONS},
-    }
-
-
-def _without_credentials(setting: Any) -> Any:
-    """A setting, or all of a recipe, whose addresses are `credentials.without` them."""
-    if isinstance(setting, dict):
-        return {key: _without_credentials(value) for key, value in setting.items()}
-    if isinstance(setting, list | tuple):
-        return [_without_credentials(value) for value in setting]
-    return credentials.without(setting) if isinstance(setting, str) else setting
-
-
 def _finish(
     workdir: places.Place, prepared: build.PreparedRun, state: State, unreadable: Unreadable
 ) -> dict[str, Any]:
@@ -378,7 +255,7 @@ def _finish(
     for line in lines:
         if line["step"] <= step:
             shown |= {k: v for k, v in line.items() if k not in loop.TIMES}
-    facts = _config_of(workdir) or {}, step, shown, test
+    facts = run_record.read(workdir) or {}, step, shown, test
     export(prepared, state, workdir / EXPORT, thresholds.tolist(), facts)
     adapter = _export_adapter(prepared, state, workdir / ADAPTER)
     if jax.process_index() == 0:

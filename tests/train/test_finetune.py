@@ -20,7 +20,7 @@ import medsiglip_jax
 from medsiglip_jax.files import places, storage
 from medsiglip_jax.model import devices, sharding, tree
 from medsiglip_jax.preprocess import text
-from medsiglip_jax.train import build, finetune, loop, recipe
+from medsiglip_jax.train import build, finetune, loop, recipe, run_record
 from medsiglip_jax.train.objectives.objective import Labels
 
 MODEL = dict(
@@ -686,7 +686,7 @@ def test_unreadable_images_are_limited(data, tmp_path):
 
 def test_credentials_of_addresses_are_not_recorded(tmp_path):
     signed = "https://u:pw@host/a.parquet?sig=5f"
-    recorded = finetune._without_credentials({"data": ({"path": signed, "weight": 1.0},)})
+    recorded = run_record._without_credentials({"data": ({"path": signed, "weight": 1.0},)})
     assert recorded == {"data": [{"path": "https://host/a.parquet", "weight": 1.0}]}
     unreadable = finetune.Unreadable(tmp_path, 0)
     with pytest.raises(ValueError, match="the last: https://host/a.parquet#row=1,image: HTTP 403"):
@@ -733,6 +733,9 @@ def test_folders_that_are_taken(data, ordinary, tmp_path):
         finetune.run(config(data, seed=7, **ORDINARY), ordinary)
     (tmp_path / "config.json").write_text('{"model_type": "siglip"}')
     with pytest.raises(FileExistsError, match="not a fine-tuning run"):
+        finetune.run(config(data), tmp_path)
+    (tmp_path / "config.json").write_text('{"recipe": {"total')  # a run may have been here
+    with pytest.raises(ValueError, match="config.json: not the config of a fine-tuning run as"):
         finetune.run(config(data), tmp_path)
     assert os.listdir(tmp_path) == ["config.json"]
 
