@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 
 import medsiglip_jax
 from medsiglip_jax import cli, metrics
-from medsiglip_jax.evaluate import image_embeddings, run, scores, tasks, zero_shot
+from medsiglip_jax.evaluate import image_embeddings, run, scores, scoring, tasks, zero_shot
 from medsiglip_jax.evaluate.data import reading
 from medsiglip_jax.evaluate.options import EvaluateOptions
 from medsiglip_jax.evaluate.recompute import recompute
@@ -415,7 +415,7 @@ def test_the_page_needs_nothing_else_and_says_it_all(done):
 
 
 def test_a_killed_evaluation_goes_on(data, model, done, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "_SHARD", 8)
+    monkeypatch.setattr(scoring, "_SHARD", 8)
     task, out, seen = tasks.read(str(data / "task.toml")), tmp_path / "out", []
 
     def kill(progress):

@@ -584,11 +584,11 @@ def test_peft_loads_the_adapter_of_a_classifier(data, run, tmp_path):
 
 
 def test_labels_that_differ_in_capitals_alone_are_told_apart():
-    from medsiglip_jax.evaluate.run import _columns
+    from medsiglip_jax.evaluate.scoring import label_columns
 
     labels = ("Edema", "edema", "Pleural_Effusion")
     expected = {"edema": [1], "Edema": [0], "EDEMA": [0, 1], "pleural effusion": [2], "x": []}
-    assert {name: _columns(name, labels) for name in expected} == expected
+    assert {name: label_columns(name, labels) for name in expected} == expected
 
 
 def test_a_score_of_classifiers_needs_one(data, run, tmp_path, capsys):
