@@ -17,7 +17,7 @@ from PIL import Image
 
 from medsiglip_jax.embeddings.near_duplicates import near_duplicates
 from medsiglip_jax.embeddings.store import ArrayVectors
-from medsiglip_jax.evaluate import tasks
+from medsiglip_jax.evaluate import task_parts
 from medsiglip_jax.evaluate.data import copies
 from medsiglip_jax.evaluate.data.dataset import Dataset
 from medsiglip_jax.evaluate.data.leaks import Leak
@@ -51,7 +51,7 @@ def find(parts: Mapping[str, ImageEmbeddings]) -> list[Leak]:
         parts: name -> images and their vectors; "test" is one of them.
     """
     decode = functools.lru_cache(2 * _MOST)(_decoded)
-    names = sorted(parts, key=(*tasks.PARTS, "test").index)
+    names = sorted(parts, key=(*task_parts.PARTS, "test").index)
     pairs = [*itertools.combinations(names, 2), ("test", "test")]
     found = [leak for two in pairs for leak in _of(two, parts, decode)]
     return [leak for leak in found if leak.refused or leak.what == PIXELS]

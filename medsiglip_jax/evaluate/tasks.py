@@ -15,82 +15,27 @@ from typing import Annotated, Any
 from medsiglip_jax.evaluate import zero_shot
 from medsiglip_jax.evaluate.data import layout
 from medsiglip_jax.evaluate.data.layout import RegionFile
-from medsiglip_jax.evaluate.options import AS_GIVEN, GridCell
-from medsiglip_jax.files import places, settings
+from medsiglip_jax.evaluate.task_parts import (
+    Class,
+    Published,
+    Reading,
+    data_problems,
+    figure_problems,
+    reading_problems,
+    region_problems,
+)
+from medsiglip_jax.files import settings
 from medsiglip_jax.files.documents import parse as parse_json
 from medsiglip_jax.files.documents import parse_toml
 from medsiglip_jax.files.failures import explained
 from medsiglip_jax.files.json_text import to_hash
 
-PARTS = ("train", "validation")
-FIGURES = ("accuracy", "weighted_f1")  # that may be published of tasks with one class an image
 _RETRIEVAL = ("text", "prompts")
 _PROMPTS = ("present", "absent")
 
 
 def _empty_or(choices: Sequence[str]) -> settings.Check:
     return settings.Check(("", *choices).__contains__, f"one of {', '.join(choices)}")
-
-
-@dataclass(frozen=True)
-class Class:
-    """What an image may show.
-
-    Attributes:
-        name: in tables.
-        value: what the data calls it: a column, a folder, a cell or a number; default `name`.
-        present: prompts of images that show it.
-        absent: prompts of images that do not, for score rules that compare the two.
-    """
-
-    name: str
-    value: str = ""
-    present: tuple[str, ...] = ()
-    absent: tuple[str, ...] = ()
-
-    def __post_init__(self):
-        object.__setattr__(self, "value", self.value or self.name)
-
-
-@dataclass(frozen=True)
-class Published:
-    """Published figures, to compare with.
-
-    Attributes:
-        where: they were published.
-        mean: macro AUC.
-        auc: class name -> AUC.
-        probe_mean: macro AUC of a linear probe on the embeddings.
-        probe_auc: class name -> AUC of that probe.
-        accuracy: share of images whose class is named, where an image has one.
-        weighted_f1: mean F1 of the classes, weighted by their images, likewise.
-        others: name of another model, such as "fine-tuned" -> "accuracy" or "weighted_f1" -> its
-            figure.
-        images: how many images the figures are of.
-        same_images: whether the images of the task are those, or others of the same kind.
-        note: whatever else should be known.
-    """
-
-    where: str
-    mean: float | None = None
-    auc: Mapping[str, float] = field(default_factory=dict)
-    probe_mean: float | None = None
-    probe_auc: Mapping[str, float] = field(default_factory=dict)
-    accuracy: float | None = None
-    weighted_f1: float | None = None
-    others: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    images: int | None = None
-    same_images: bool = True
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Reading:
-    """Another way to read prompts that were published ambiguously; class name -> prompts."""
-
-    about: str
-    present: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    absent: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -149,7 +94,10 @@ class Task:
     def __post_init__(self):
         if self.kind == "pairs":
             object.__setattr__(self, "retrieval", "text")
-        problems = [*_data_problems(self), *_kind_problems(self), *_name_problems(self)]
+        problems = [*data_problems(self.data, self.parts)]
+        if self.regions:
+            problems += region_problems(self.regions, self.classes)
+        problems += [*_kind_problems(self), *_name_problems(self)]
         if problems:
             raise ValueError("; ".join(problems))
 
@@ -340,51 +288,10 @@ def _fill_template(task: Task) -> Task:
 # --------------------------------------------------------------------------------------- problems
 
 
-def _data_problems(task: Task) -> Iterator[str]:
-    """What is wrong with where images, parts and texts are."""
-    tables = {"data": task.data}
-    for name, changes in task.parts.items():
-        if name not in PARTS:
-            yield f"parts.{name}: expected {' or '.join(PARTS)}"
-        tables[f"parts.{name}"] = {k: v for k, v in {**task.data, **changes}.items() if v}
-    for where, table in tables.items():
-        try:
-            layout.build(table)
-        except ValueError as error:
-            yield f"{where}: {error}"
-    if task.regions:
-        yield from _region_problems(task)
-    if task.retrieval == "text" and not task.data.get("text"):
-        yield "retrieval by text needs data.text, the column of texts"
-
-
-def _region_problems(task: Task) -> Iterator[str]:
-    """What is wrong with the file of regions, and classes of it that the task does not have."""
-    try:
-        file = layout.build_regions(task.regions)
-    except ValueError as error:
-        yield f"regions: {error}"
-        return
-    named = {*file.names.values(), *filter(None, [getattr(file, "class_", "")])}
-    known = {c.name for c in task.classes}
-    if known and (unknown := sorted(named - known)):
-        yield f"regions name no classes: {', '.join(unknown)}"
-
-
-def _reading_problems(readings: Mapping[str, Any]) -> Iterator[str]:
-    """Names that are no part of a path, or that would give two files of scores the same name."""
-    files: dict[str, str] = {}
-    for name in (AS_GIVEN, *readings):
-        if not places.is_plain_name(name):
-            yield f"readings.{name!r} names files of scores; expected {places.PLAIN_NAME}"
-        file = GridCell("", name, "").file.casefold()  # as on disks of Windows and macOS
-        if file in files:
-            yield f"readings.{name!r} and {files[file]!r} name the same file of scores; rename one"
-        files[file] = name
-
-
 def _kind_problems(task: Task) -> Iterator[str]:
     """What does not fit the kind of the task."""
+    if task.retrieval == "text" and not task.data.get("text"):
+        yield "retrieval by text needs data.text, the column of texts"
     if task.retrieval == "prompts" and not task.exclusive:
         yield "retrieval by prompts needs kind 'multi_class', one class per image"
     if task.kind == "pairs":
@@ -396,24 +303,9 @@ def _kind_problems(task: Task) -> Iterator[str]:
         return
     if not task.score:
         yield "lacks score"
-    yield from _figure_problems(task)
+    yield from figure_problems(task.figures, task.exclusive)
     if not task.classes and not task.template:
         yield "neither classes nor a template for those that the data holds"
-
-
-def _figure_problems(task: Task) -> Iterator[str]:
-    """Published figures of images with one class that are no shares, or of images with several."""
-    found = {key: getattr(task.figures, key) for key in FIGURES}
-    found = {key: value for key, value in found.items() if value is not None}
-    for name, figures in task.figures.others.items():
-        if unknown := sorted(set(figures) - set(FIGURES)):
-            yield f"published.others.{name}: {unknown[0]!r}; expected {' or '.join(FIGURES)}"
-        found |= {f"others.{name}.{key}": value for key, value in figures.items()}
-    if found and not task.exclusive:
-        yield f"published.{next(iter(found))} needs kind 'multi_class', one class per image"
-    for key, value in found.items():
-        if not 0 <= value <= 1:
-            yield f"published.{key} is {value:g}; expected a share from 0 to 1"
 
 
 def _name_problems(task: Task) -> Iterator[str]:
@@ -424,7 +316,7 @@ def _name_problems(task: Task) -> Iterator[str]:
     named: dict[str, Sequence[str] | Mapping] = {
         f"means.{name}": classes for name, classes in task.means.items()
     }
-    yield from _reading_problems(task.readings)
+    yield from reading_problems(task.readings)
     for name, reading in task.readings.items():
         named |= {f"readings.{name}.{key}": getattr(reading, key) for key in _PROMPTS}
     if task.published:

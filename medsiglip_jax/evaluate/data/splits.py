@@ -12,7 +12,8 @@ from medsiglip_jax.data.labels import Policy
 from medsiglip_jax.evaluate.data import copies, reading
 from medsiglip_jax.evaluate.data.dataset import Dataset
 from medsiglip_jax.evaluate.data.leaks import Leak, refuse
-from medsiglip_jax.evaluate.tasks import PARTS, Task
+from medsiglip_jax.evaluate.task_parts import PARTS
+from medsiglip_jax.evaluate.tasks import Task
 from medsiglip_jax.files import places
 
 _FIFTH = 0.2  # of the groups: 60 % train, 20 % validation, 20 % test

@@ -7,7 +7,8 @@ import numpy as np
 from medsiglip_jax import metrics
 from medsiglip_jax.evaluate.results import aucs
 from medsiglip_jax.evaluate.scores import Scores
-from medsiglip_jax.evaluate.tasks import FIGURES, Task
+from medsiglip_jax.evaluate.task_parts import FIGURES
+from medsiglip_jax.evaluate.tasks import Task
 from medsiglip_jax.metrics.agreement import top_k_hits
 
 _TOP = (3, 5)
