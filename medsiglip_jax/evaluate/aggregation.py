@@ -79,7 +79,7 @@ def both(
     ]
 
 
-def of_units(scores: Scores, unit_of: Sequence[str], how: str, exclusive: bool) -> Scores:
+def of_units(scores: Scores, unit_of: Sequence[str], aggregate: str, exclusive: bool) -> Scores:
     """One row for each unit, in the order in which they appear.
 
     A unit has a finding if one of its images has it, and lacks it if none has it and one lacks it.
@@ -95,7 +95,9 @@ def of_units(scores: Scores, unit_of: Sequence[str], how: str, exclusive: bool) 
         ValueError: a unit is of several patients.
     """
     rows = _rows(unit_of)
-    combined = noisy_or_of_log_odds if how == NOISY_OR and scores.log_odds else combine(how)
+    combined = (
+        noisy_or_of_log_odds if aggregate == NOISY_OR and scores.log_odds else combine(aggregate)
+    )
     labels = np.stack([_label(scores.labels[members], exclusive) for members in rows.values()])
     values = np.stack([combined(scores.scores[members]) for members in rows.values()])
     groups = _groups(scores, rows)
@@ -138,8 +140,8 @@ def of_attributes(
     rows = _rows(unit_of)
 
     def common(column: Sequence[str], members: np.ndarray) -> str:
-        found = {column[int(i)] for i in members}
-        return found.pop() if len(found) == 1 else ""
+        values = {column[int(i)] for i in members}
+        return values.pop() if len(values) == 1 else ""
 
     return {
         name: [common(column, members) for members in rows.values()]

@@ -93,9 +93,9 @@ def _mean(folders: Sequence[places.Place], sides: Sequence[Scores]) -> Scores:
 
 def _validation(folder: places.Place, meta: Mapping[str, Any]) -> Scores:
     """Scores of the validation images of the run of the folder."""
-    found = scores.read(folder / learned.VALIDATION)
-    scores.check_runs(folder, meta.get("run"), {learned.VALIDATION: found.meta.get("run")})
-    return found
+    validation = scores.read(folder / learned.VALIDATION)
+    scores.check_runs(folder, meta.get("run"), {learned.VALIDATION: validation.meta.get("run")})
+    return validation
 
 
 def _check_scale(first: dict[str, Any], other: dict[str, Any]) -> None:

@@ -87,28 +87,30 @@ class MapPlan:
     Attributes:
         dataset: the images with a region.
         of_images: the regions of each, by class.
-        found: where they come from.
+        source: the file that they come from, as it was read.
         options: of the maps.
     """
 
     dataset: Dataset
     of_images: Sequence[Mapping[str, Region]]
-    found: Regions
+    source: Regions
     options: ExplainOptions
 
     @property
     def segmented(self) -> bool:
         """Whether the regions are segmentations, which maps can overlap with; boxes are not."""
-        return isinstance(self.found.layout, SegmentationFile)
+        return isinstance(self.source.layout, SegmentationFile)
 
     @functools.cached_property
     def facts(self) -> MapFacts:
         """What is recorded beside the measures."""
-        with self.found.file.open("rb") as file:
+        with self.source.file.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256")  # pyright: ignore[reportArgumentType]
-        options, regions = self.options, {self.found.file.name: digest.hexdigest()}
-        how = options.method, options.fill, options.seed, self.segmented
-        return MapFacts(*how, regions, dict(self.found.other), self.found.layout.note)
+        options, source = self.options, self.source
+        return MapFacts(
+            options.method, options.fill, options.seed, self.segmented,
+            {source.file.name: digest.hexdigest()}, dict(source.other), source.layout.note,
+        )  # fmt: skip
 
 
 def plan_maps(task: Task, dataset: Dataset, options: EvaluateOptions) -> MapPlan | None:
@@ -130,18 +132,18 @@ def plan_maps(task: Task, dataset: Dataset, options: EvaluateOptions) -> MapPlan
     if options.over_prompts == "max":
         raise ValueError("--explain has no map of the maximum over prompts: no --over-prompts max")
     assert dataset.root is not None
-    found = regions.read(task, dataset.root)
-    there = [i for i, id in enumerate(dataset.ids) if found.of(id)]
+    source = regions.read(task, dataset.root)
+    there = [i for i, id in enumerate(dataset.ids) if source.of(id)]
     if not there:
         raise ValueError(
-            f"{found.file}: none of its {len(found.of_images):,} images, such as "
-            f"{next(iter(found.of_images))}, is among the {len(dataset):,} of the task, such as "
+            f"{source.file}: none of its {len(source.of_images):,} images, such as "
+            f"{next(iter(source.of_images))}, is among the {len(dataset):,} of the task, such as "
             f"{dataset.ids[0]}"
         )
     drawn = np.random.default_rng(options.seed).permutation(there)[: options.explain_images]
     chosen = dataset.select(np.sort(drawn))
-    how = ExplainOptions(options.explain, seed=options.seed, batch_size=options.batch_size)
-    return MapPlan(chosen, [found.of(id) for id in chosen.ids], found, how)
+    map_options = ExplainOptions(options.explain, seed=options.seed, batch_size=options.batch_size)
+    return MapPlan(chosen, [source.of(id) for id in chosen.ids], source, map_options)
 
 
 # -------------------------------------------------------------------------------------- targets

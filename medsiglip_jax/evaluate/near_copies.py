@@ -53,8 +53,8 @@ def find(parts: Mapping[str, ImageEmbeddings]) -> list[Leak]:
     decode = functools.lru_cache(2 * _MOST)(_decoded)
     names = sorted(parts, key=(*task_parts.PARTS, "test").index)
     pairs = [*itertools.combinations(names, 2), ("test", "test")]
-    found = [leak for two in pairs for leak in _of(two, parts, decode)]
-    return [leak for leak in found if leak.refused or leak.what == PIXELS]
+    leaks = [leak for two in pairs for leak in _of(two, parts, decode)]
+    return [leak for leak in leaks if leak.refused or leak.what == PIXELS]
 
 
 def _of(
@@ -72,14 +72,14 @@ def _of(
             f"above {COSINE}; only the nearest {_MOST:,} were compared",
             stacklevel=2,
         )
-    found: dict[str | None, list[tuple[str, str]]] = {PIXELS: [], AGAIN: [], None: []}
+    pairs: dict[str | None, list[tuple[str, str]]] = {PIXELS: [], AGAIN: [], None: []}
     rows: list[list[int]] = near.rows.tolist()
     for i, j in rows:
         pair = left.dataset.ids[i], right.dataset.ids[j]
-        found[_what(left, i, right, j, decode)].append(pair)
+        pairs[_what(left, i, right, j, decode)].append(pair)
     for what in (PIXELS, AGAIN):
-        if found[what]:
-            yield Leak(what, two, found[what], at_least=near.cut)
+        if pairs[what]:
+            yield Leak(what, two, pairs[what], at_least=near.cut)
 
 
 def _what(

@@ -243,8 +243,8 @@ class EvaluationRun:
                 preprocess, self.classifier is None, shard_size=_SHARD, batch_size=size, dicom=dicom
             )
             rows = Rows(from_tuples(pool))
-            found = embed(self.encoder, rows, folder, options, self.on_progress)
-            warn_about_pixels(0, 0, found.unusual, found.dark, len(rows))
+            result = embed(self.encoder, rows, folder, options, self.on_progress)
+            warn_about_pixels(0, 0, result.unusual, result.dark, len(rows))
             self.embedded.append(folder)
         return folder
 
@@ -264,9 +264,9 @@ class EvaluationRun:
 
     def _leaks(self, splits: Mapping[str, ImageEmbeddings]) -> list[Leak]:
         """What the parts share, all of it allowed; copies within the test, said of them."""
-        found = near_copies.find(splits)
-        refuse(found, self.options.allow_leaks)
-        leaks = [*self.splits.leaks, *found]
+        copies = near_copies.find(splits)
+        refuse(copies, self.options.allow_leaks)
+        leaks = [*self.splits.leaks, *copies]
         for leak in leaks:
             warnings.warn(str(leak), stacklevel=2)
         return leaks
@@ -293,8 +293,8 @@ class EvaluationRun:
             assert prompts is not None
             factor = self._factor(cell)
             values = zero_shot.score(self.task.score, embedded.vectors, *prompts, factor)
-        found = learned.scores_of(embedded.dataset, classes, values, self._meta(cell, embedded))
-        return replace(found, log_odds=zero_shot.rule(self.task.score).log_odds)
+        scored = learned.scores_of(embedded.dataset, classes, values, self._meta(cell, embedded))
+        return replace(scored, log_odds=zero_shot.rule(self.task.score).log_odds)
 
     def _map_inputs(self, cell: GridCell, meta: Mapping[str, Any]) -> localization.MapInputs:
         """Maps are made of what the scores of the cell rank images by."""

@@ -83,14 +83,14 @@ def delong(
     """
     scores, positive = binary(scores, labels)
     reach = normal_quantile(level)
-    found = of_scores(scores, positive, *units_of(groups, len(scores)))
-    if student or not 0 < found.value < 1:
-        return Interval(found.value, *score_limits(mean([found]), level))
-    if found.pairs < 2:
-        return Interval(found.value, np.nan, np.nan)
-    step = reach * np.sqrt(found.variance) / (found.value * (1 - found.value))
-    low, high = special.expit(special.logit(found.value) + np.array([-step, step]))
-    return Interval(found.value, float(low), float(high))
+    spread = of_scores(scores, positive, *units_of(groups, len(scores)))
+    if student or not 0 < spread.value < 1:
+        return Interval(spread.value, *score_limits(mean([spread]), level))
+    if spread.pairs < 2:
+        return Interval(spread.value, np.nan, np.nan)
+    step = reach * np.sqrt(spread.variance) / (spread.value * (1 - spread.value))
+    low, high = special.expit(special.logit(spread.value) + np.array([-step, step]))
+    return Interval(spread.value, float(low), float(high))
 
 
 def delong_test(
@@ -141,9 +141,9 @@ def delong_test(
     (first, positive), (second, _) = binary(first, labels), binary(second, labels)
     check_level(level)
     columns = positive, *units_of(groups, len(first))
-    found = of_difference(first, second, *columns)
+    spread = of_difference(first, second, *columns)
     ends = of_scores(first, *columns).value in (0, 1)
-    return compared(mean([found]), found.degrees, ends, level)
+    return compared(mean([spread]), spread.degrees, ends, level)
 
 
 def compared(total: Total, degrees: float, ends: bool, level: float) -> Comparison:

@@ -288,10 +288,10 @@ def recalibration(
     pulls = columns * (positive - fitted)[:, None]
     sums = np.stack([np.bincount(units, pull, size) for pull in pulls.T])
     back = np.array([[1 / scale, 0], [-centre / scale, 1]])
-    found, roots = back @ standard, back @ bread @ sums
+    estimates, roots = back @ standard, back @ bread @ sums
     error = np.sqrt((roots**2).sum(axis=1) * size / max(1, size - 1))
     reach = (special.stdtrit(size - 2, 0.5 + level / 2) if size > 2 else np.nan) * error
-    columns = zip(found.tolist(), reach.tolist(), strict=True)
+    columns = zip(estimates.tolist(), reach.tolist(), strict=True)
     slope, intercept = (Interval(x, x - step, x + step) for x, step in columns)
     return Recalibration(slope, intercept)
 

@@ -93,8 +93,8 @@ def _binomial(b: int, c: int) -> tuple[float, float]:
         return 1.0, 1.0
     # The factors of the binomial overflow beyond some 1,000 rows; its logarithm does not.
     log_choices = -special.betaln(b + 1, c + 1) - np.log(b + c + 1)
-    tail, found = special.bdtr(min(b, c), b + c, 0.5), np.exp(log_choices - (b + c) * np.log(2))
-    return float(min(1.0, 2 * tail)), float(min(1.0, 2 * tail - found))
+    tail, point = special.bdtr(min(b, c), b + c, 0.5), np.exp(log_choices - (b + c) * np.log(2))
+    return float(min(1.0, 2 * tail)), float(min(1.0, 2 * tail - point))
 
 
 def _obuchowski(apart: np.ndarray) -> float:
@@ -129,10 +129,10 @@ def _tango(b: float, c: float, n: float, z: float) -> tuple[float, float]:
 
 
 def _tango_root(b: float, c: float, n: float, z: float, end: float) -> float:
-    how = (b, c, n, z)
-    if _beyond(end, *how) <= 0:
+    arguments = (b, c, n, z)
+    if _beyond(end, *arguments) <= 0:
         return end
-    return optimize.root_scalar(_beyond, args=how, bracket=(b - c, end), xtol=1e-14).root
+    return optimize.root_scalar(_beyond, args=arguments, bracket=(b - c, end), xtol=1e-14).root
 
 
 def _beyond(x: float, b: float, c: float, n: float, z: float) -> float:

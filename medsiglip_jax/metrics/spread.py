@@ -333,10 +333,11 @@ def _root(value: float, reach: float, shape: tuple[float, float]) -> float:
     """The lower AUC x with (value - x)^2 = reach * variance at x."""
     if value <= 0:
         return 0.0
-    how, top = (value, reach, shape), min(value, 1 - 1e-12)  # 1 always solves it, but is no limit
-    if _beyond(top, *how) >= 0:  # no reach
+    arguments = value, reach, shape
+    top = min(value, 1 - 1e-12)  # 1 always solves it, but is no limit
+    if _beyond(top, *arguments) >= 0:  # no reach
         return value
-    return optimize.root_scalar(_beyond, args=how, bracket=(0.0, top), xtol=1e-14).root
+    return optimize.root_scalar(_beyond, args=arguments, bracket=(0.0, top), xtol=1e-14).root
 
 
 def _beyond(x: float, value: float, reach: float, shape: tuple[float, float]) -> float:
@@ -389,15 +390,15 @@ def _correlation(first: Total, second: Total) -> float:
 def gap_p(first: Total, second: Total) -> float:
     """The two-sided p-value of no difference: 1 minus the level whose limit is 0."""
     difference = first.value - second.value
-    how = first, second, np.sign(difference)
-    if np.isnan(_inner_limit(_LOG_P[0], *how)):
+    arguments = first, second, np.sign(difference)
+    if np.isnan(_inner_limit(_LOG_P[0], *arguments)):
         return np.nan
     if difference == 0:
         return 1.0
-    if _inner_limit(_LOG_P[0], *how) > 0:
+    if _inner_limit(_LOG_P[0], *arguments) > 0:
         return float(np.exp(_LOG_P[0]))
-    found = optimize.root_scalar(_inner_limit, args=how, bracket=_LOG_P, xtol=1e-9)
-    return float(np.exp(found.root))
+    solution = optimize.root_scalar(_inner_limit, args=arguments, bracket=_LOG_P, xtol=1e-9)
+    return float(np.exp(solution.root))
 
 
 def _inner_limit(log_p: float, first: Total, second: Total, sign: float) -> float:

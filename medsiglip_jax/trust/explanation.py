@@ -186,8 +186,8 @@ class Explainer:
             ]
         else:
             line, most = gradients.profile(tower, image), options.max_steps
-            made = [gradients.integrate(tower, one, image, line, most) for one in self.targets]
-        return [(one.values, one.steps, one.completeness) for one in made]
+            made = [gradients.integrate(tower, each, image, line, most) for each in self.targets]
+        return [(map_.values, map_.steps, map_.completeness) for map_ in made]
 
     def _explanation(
         self, name: str, target: Target, score: Sequence[float], image: np.ndarray,
@@ -261,15 +261,15 @@ def explain(
     chosen = targets_of(model, texts, contrast, probe, label, preprocess)
     explainer = Explainer(chosen, preprocess, options)
     rules = rules_of(model, probe, dicom)
-    results, found = [], []
+    results, all_facts = [], []
     for item in as_list(images):
         pixels, facts = decoded(item, rules)
-        found.append(facts)
+        all_facts.append(facts)
         results += explainer(pixels, describe(item))
         on_image(1)
     warn_about_pixels(
-        sum(f.orientation != 1 for f in found), sum(f.burned_in for f in found),
-        sum(f.unusual for f in found), sum(f.dark for f in found), len(found),
+        sum(f.orientation != 1 for f in all_facts), sum(f.burned_in for f in all_facts),
+        sum(f.unusual for f in all_facts), sum(f.dark for f in all_facts), len(all_facts),
     )  # fmt: skip
     return results
 

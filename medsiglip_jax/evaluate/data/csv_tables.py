@@ -93,8 +93,8 @@ def _groups(
     columns = [column for column in columns if column in rows[0]]
     if not columns:
         return None
-    found = (next(filter(None, (row[column] for column in columns)), "") for row in rows)
-    return [group or f"image {name}" for group, name in zip(found, names, strict=True)]
+    cells = (next(filter(None, (row[column] for column in columns)), "") for row in rows)
+    return [group or f"image {name}" for group, name in zip(cells, names, strict=True)]
 
 
 def _attributes(rows: Sequence[TableRow], layout: CsvData) -> dict[str, list[str]]:

@@ -138,10 +138,10 @@ def read(task: Task, root: Place) -> Regions:
     layout = task.region_file
     assert layout is not None
     file = _file(task, layout, root)
-    found = _boxes(file, layout) if isinstance(layout, BoxTable) else _segmentations(file)
+    entries = _boxes(file, layout) if isinstance(layout, BoxTable) else _segmentations(file)
     classes, other = {c.name: c.name for c in task.classes} | dict(layout.names), Counter()
     of_images: dict[str, dict[str, Region]] = defaultdict(dict)
-    for image, name, region in found:
+    for image, name, region in entries:
         if name not in classes:
             other[name] += 1
             continue
@@ -160,14 +160,14 @@ def read(task: Task, root: Place) -> Regions:
 
 
 def _file(task: Task, layout: RegionFile, root: Place) -> Place:
-    found = files_of(layout.file, root)
+    files = files_of(layout.file, root)
     names = " or ".join(layout.file)
-    if not found:
+    if not files:
         where = where_to_get(task)
         raise FileNotFoundError(f"{root}: no {names}, which says where classes lie{where}")
-    if len(found) > 1:
-        raise ValueError(f"{root}: {len(found)} files match {names}, expected one: {found[:3]}")
-    return found[0]
+    if len(files) > 1:
+        raise ValueError(f"{root}: {len(files)} files match {names}, expected one: {files[:3]}")
+    return files[0]
 
 
 # -------------------------------------------------------------------------------- segmentations

@@ -98,12 +98,14 @@ def read(
     plain, wanted = task, [name for name in PARTS if name in wanted]
     official = [n for n in wanted if n in plain.parts] or [*plain.parts] if wanted else []
     _check_policies(part_policies, official, plain)
-    policies, how = {"test": policy, **part_policies}, (allow_missing, prefer)
-    task, whole = reading.read(plain, folder, policies["test"], *how)
+    policies, choices = {"test": policy, **part_policies}, (allow_missing, prefer)
+    task, whole = reading.read(plain, folder, policies["test"], *choices)
     test, origin, twice = whole, "of the data set", _copies_within(whole)
     if not wanted:
         return task, Splits(whole, test, None, None, origin, twice)
-    parts = {n: _read_part(plain, task, n, folder, policies.get(n, policy), *how) for n in official}
+    parts = {
+        n: _read_part(plain, task, n, folder, policies.get(n, policy), *choices) for n in official
+    }
     # EyePACS is evaluated on its training part where there are no labels of the test part.
     parts = {name: part for name, part in parts.items() if list(part.ids) != list(test.ids)}
     lacking = [name for name in wanted if name not in parts]
@@ -160,9 +162,9 @@ def check_disjoint(splits: Mapping[str, Dataset], allow_leaks: bool = False) -> 
     """
     copied = copies.identical(itertools.chain.from_iterable(s.sources for s in splits.values()))
     pairs = itertools.combinations(splits.items(), 2)
-    found = [leak for two in pairs for leak in _shared(*two, copied) if leak.found]
-    refuse(found, allow_leaks)
-    return found
+    leaks = [leak for two in pairs for leak in _shared(*two, copied) if leak.found]
+    refuse(leaks, allow_leaks)
+    return leaks
 
 
 def _shared(

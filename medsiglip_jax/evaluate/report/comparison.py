@@ -50,9 +50,9 @@ def _judged(comparison: Mapping[str, Any]) -> str:
     images = f"{comparison['images']:,} images"
     if not (unit := comparison["unit"]):
         return images
-    how = " in A and ".join(dict.fromkeys(unit["aggregates"]))
-    how += " in B" if " in A" in how else ""
-    return f"{unit['count']:,} of {images}, judged per {unit['per']} ({how})"
+    aggregates = " in A and ".join(dict.fromkeys(unit["aggregates"]))
+    aggregates += " in B" if " in A" in aggregates else ""
+    return f"{unit['count']:,} of {images}, judged per {unit['per']} ({aggregates})"
 
 
 _NOT_INFERIOR = ("not inferior",)

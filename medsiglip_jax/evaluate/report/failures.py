@@ -65,8 +65,8 @@ def _subgroup(row: Results) -> str:
 
 
 def _maps(results: Results) -> Iterator[str]:
-    found = results.get("localization") or {"classes": []}
-    for row in found["classes"]:
+    localization = results.get("localization") or {"classes": []}
+    for row in localization["classes"]:
         rate, chance = row["hit_rate"], row["chance"]
         if rate["low"] is not None and rate["low"] <= chance:
             yield (
@@ -92,9 +92,9 @@ def _calibration(name: str, judged: Results) -> Iterator[str]:
         if row["reversed"]:
             yield f"The calibration curve of {of} falls: validation images are ordered wrong."
         elif slope and slope["low"] is not None and not slope["low"] <= 1 <= slope["high"]:
-            how = "over" if slope["value"] < 1 else "under"
-            found = estimated(slope, "value")
-            yield f"{of} is {how}confident after calibration: slope {found}, not adjusted."
+            side = "over" if slope["value"] < 1 else "under"
+            shown = estimated(slope, "value")
+            yield f"{of} is {side}confident after calibration: slope {shown}, not adjusted."
 
 
 def _confidence(name: str, judged: Results) -> Iterator[str]:

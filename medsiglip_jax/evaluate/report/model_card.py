@@ -197,14 +197,14 @@ def _shortened(section: tables.ReportSection) -> tables.ReportSection:
 
 
 def _failures(evaluations: Sequence[Facts]) -> Iterator[str]:
-    found = [
+    sentences = [
         f"{markdown.escape(results['title'])}: {markdown.escape(sentence)}"
         for results in evaluations
         for sentence in known_failures(results)
     ]
     if evaluations:
         yield f"Looked for: {TESTED}."
-        yield markdown.bullets(found) if found else "Nothing of these was found."
+        yield markdown.bullets(sentences) if sentences else "Nothing of these was found."
     yield markdown.bullets(card.LIMITS[1:])
     yield fill("failures that users or reviewers have seen.")
 

@@ -112,12 +112,12 @@ def _grades(results: Mapping[str, Any]) -> ReportSection | None:
     for name, figure in grades["figures"].items():
         of_others = {k: other.get(name) for k, other in grades["others"].items()}
         named = figure["published"], *of_others.values()
-        found = number(figure["value"]), interval(figure)
-        rows.append((_FIGURES.get(name) or name.replace("_", " "), *found, *map(number, named)))
+        shown = number(figure["value"]), interval(figure)
+        rows.append((_FIGURES.get(name) or name.replace("_", " "), *shown, *map(number, named)))
     if "from" in grades:
         auc, blank = grades["auc_from"], ["–"] * (1 + len(grades["others"]))
-        found = number(auc["auc"]), interval(auc)
-        rows.append((f"AUC of {grades['from']} and above", *found, *blank))
+        shown = number(auc["auc"]), interval(auc)
+        rows.append((f"AUC of {grades['from']} and above", *shown, *blank))
     others = [f"published, {name}" for name in grades["others"]]
     header = ("of the highest score", "", "95 % interval", "published", *others)
     if not any(cell != "–" for row in rows for cell in row[3:]):

@@ -101,8 +101,8 @@ def auc_columns(
     compared = any(estimate["published"] is not None for estimate in estimates)
 
     def cells(estimate: Mapping[str, Any]) -> Cells:
-        found = number(estimate["auc"]), interval(estimate)
-        return (*found, *_against(estimate)) if compared else found
+        shown = number(estimate["auc"]), interval(estimate)
+        return (*shown, *_against(estimate)) if compared else shown
 
     against = ("published", "difference", "inside") if compared else ()
     return ("AUC", "95 % interval", *against), cells

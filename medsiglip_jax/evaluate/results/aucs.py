@@ -32,9 +32,9 @@ def mean(scores: Scores, figure: float | None = None) -> dict[str, Any]:
         scores: of images for classes.
         figure: the published one.
     """
-    found = metrics.macro_delong(scores.scores, scores.labels, groups=scores.units)
-    facts = {"lone": found.lone, "withheld": found.withheld or None}
-    return {**limits(found.auc), **facts} | against(figure, found.auc)
+    macro = metrics.macro_delong(scores.scores, scores.labels, groups=scores.units)
+    facts = {"lone": macro.lone, "withheld": macro.withheld or None}
+    return {**limits(macro.auc), **facts} | against(figure, macro.auc)
 
 
 def counts(

@@ -120,11 +120,13 @@ class Softmax:
         if len(np.unique(chosen_labels)) < 2 or not len(judged):
             return None
         number = np.cumsum(learned) - 1  # among the classes that have scores
-        found = metrics.fit_temperature(scale.to_log(chosen[:, learned]), number[chosen_labels])
+        temperature = metrics.fit_temperature(
+            scale.to_log(chosen[:, learned]), number[chosen_labels]
+        )
         after = np.zeros(judged.shape)
-        after[:, learned] = found(scale.to_log(judged[:, learned]))
+        after[:, learned] = temperature(scale.to_log(judged[:, learned]))
         units = None if test.units is None else test.units[test.labels.sum(axis=1) == 1]
-        return cls(scale, found.value, int((~rows).sum()), judged, after, labels, units)
+        return cls(scale, temperature.value, int((~rows).sum()), judged, after, labels, units)
 
     def errors(self, rule: str) -> dict[str, Any]:
         """The row of calibration."""

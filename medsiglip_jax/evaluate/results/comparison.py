@@ -120,16 +120,17 @@ def compare_all(
     Raises:
         FileNotFoundError, ValueError: as `compare`.
     """
-    found = [_named(first, other, **options) for other in others]
+    comparisons = [_named(first, other, **options) for other in others]
     for key in ("classes", "operating_points"):
-        rows = _adjusted([row for one in found for row in one[key]])
-        for one in found:
-            one[key], rows = rows[: len(one[key])], rows[len(one[key]) :]
-    single = [one["one_class_each"] for one in found if one["one_class_each"]]
+        rows = _adjusted([row for content in comparisons for row in content[key]])
+        for content in comparisons:
+            content[key], rows = rows[: len(content[key])], rows[len(content[key]) :]
+    single = [each for content in comparisons if (each := content["one_class_each"])]
     for each, accuracy in zip(single, _adjusted([e["accuracy"] for e in single]), strict=True):
         each["accuracy"] = accuracy
-    macros = _adjusted([one["macro"] for one in found])
-    return plain([{**one, "macro": macro} for one, macro in zip(found, macros, strict=True)])
+    macros = _adjusted([content["macro"] for content in comparisons])
+    pairs = zip(comparisons, macros, strict=True)
+    return plain([{**content, "macro": macro} for content, macro in pairs])
 
 
 def _named(first: places.Given, other: places.Given, **options: Any) -> dict[str, Any]:

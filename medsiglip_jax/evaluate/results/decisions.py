@@ -47,14 +47,14 @@ def compare(
     if not paths or not of_these or not all(path.is_file() for path in paths):
         return []
     read = [scores.read(path) for path in paths]
-    for path, side, found in zip(paths, (a, b), read, strict=True):
+    for path, side, validation in zip(paths, (a, b), read, strict=True):
         if run := side.meta.get("run"):
-            scores.check_runs(path.parent, run, {path.name: found.meta.get("run")})
+            scores.check_runs(path.parent, run, {path.name: validation.meta.get("run")})
     test = _test_images(a, folders[0], file) & _test_images(b, folders[1], file)
-    of_others = any(sorted(found.classes) != sorted(a.classes) for found in read)
+    of_others = any(sorted(validation.classes) != sorted(a.classes) for validation in read)
     if of_others or not test.any():
         return []
-    chosen = [scores.in_order(found, a.classes) for found in read]
+    chosen = [scores.in_order(validation, a.classes) for validation in read]
     rows = np.flatnonzero(test)
     sides = [a.select(rows), b.select(rows)]
     if units:  # of patients: of validation images nothing else is known
@@ -64,24 +64,24 @@ def compare(
     return [row for j in range(len(a.classes)) for row in _class(j, chosen, sides)]
 
 
-def _test_images(found: Scores, folder: places.Place, file: str) -> np.ndarray:
+def _test_images(side: Scores, folder: places.Place, file: str) -> np.ndarray:
     """Which images are held out: others may have been drawn for training or validation."""
-    facts = found.meta.get("learned") or {}
+    facts = side.meta.get("learned") or {}
     if file != scores.FILE or not facts.get("drawn"):
-        return np.ones(len(found.ids), bool)
+        return np.ones(len(side.ids), bool)
     columns, _ = scores.read_columns(folder / scores.IMAGES)
     if not {"id", scores.PART} <= columns.keys():
         raise ValueError(
             f"{folder / scores.IMAGES}: no columns id and {scores.PART}; evaluate again"
         )
     part_of = dict(zip(columns["id"], columns[scores.PART], strict=True))
-    return np.array([part_of.get(id) == "test" for id in found.ids])
+    return np.array([part_of.get(id) == "test" for id in side.ids])
 
 
 def _class(
     column: int, chosen: Sequence[Scores], sides: Sequence[Scores]
 ) -> Iterator[dict[str, Any]]:
-    of_validation = [scores.known(found, column) for found in chosen]
+    of_validation = [scores.known(own, column) for own in chosen]
     of_a, of_b, labels, units = scores.common(sides[0], sides[1], column)
     if not all(len(np.unique(rows.positive)) == 2 for rows in of_validation) or not len(labels):
         return
@@ -108,16 +108,16 @@ def _class(
 
 
 def _compared(first: np.ndarray, second: np.ndarray, groups: Any) -> dict[str, Any]:
-    found = metrics.paired_shares(second, first, groups)
+    test = metrics.paired_shares(second, first, groups)
     return {
         "first": float(first.mean()) if len(first) else np.nan,
         "second": float(second.mean()) if len(second) else np.nan,
-        **aucs.limits(found.difference, "difference"),
-        "only_first": found.second_only,
-        "only_second": found.first_only,
-        "chi_square": found.chi_square,
-        "p": found.p,
-        "p_exact": found.p_exact,
+        **aucs.limits(test.difference, "difference"),
+        "only_first": test.second_only,
+        "only_second": test.first_only,
+        "chi_square": test.chi_square,
+        "p": test.p,
+        "p_exact": test.p_exact,
         "rows": len(first),
     }
 
@@ -153,10 +153,10 @@ def of_classes(a: Scores, b: Scores, statistics: aucs.Statistics) -> dict[str, A
     }
 
 
-def exclusive(found: Scores) -> bool:
+def exclusive(side: Scores) -> bool:
     """Whether an image shows exactly one class."""
-    return (found.meta.get("task") or {}).get("kind") == "multi_class"
+    return (side.meta.get("task") or {}).get("kind") == "multi_class"
 
 
-def _graded(found: Scores) -> bool:
-    return bool((found.meta.get("task") or {}).get("ordinal_from"))
+def _graded(side: Scores) -> bool:
+    return bool((side.meta.get("task") or {}).get("ordinal_from"))

@@ -23,19 +23,19 @@ def of_classes(scores: Scores, task: Task) -> dict[str, dict[str, Any]]:
     if not len(labels):
         return {}
     statistics = aucs.Statistics(**scores.meta["statistics"])
-    found = metrics.class_figures(
+    intervals = metrics.class_figures(
         single.argmax(axis=1), labels, groups=units, samples=statistics.resamples,
         seed=statistics.seed,
     )  # fmt: skip
     if not task.ordinal_from:
-        del found["quadratic_kappa"]
+        del intervals["quadratic_kappa"]
     for k in (k for k in _TOP if k < single.shape[1]):
         hits = top_k_hits(single, labels, k)
-        found[f"top_{k}_accuracy"] = metrics.proportion(hits, units)
+        intervals[f"top_{k}_accuracy"] = metrics.proportion(hits, units)
     published = {key: getattr(task.figures, key) for key in FIGURES}
     return {
         name: {**aucs.limits(x, "value"), **aucs.against(published.get(name), x)}
-        for name, x in found.items()
+        for name, x in intervals.items()
     }
 
 

@@ -123,18 +123,18 @@ def _subgroups(
         for share, of in zip(_SHARES[:2], (judged.positive, ~judged.positive), strict=True):
             units = None if patients is None else patients[judged.rows][of]
             right = called[of] == judged.positive[of]
-            for found in metrics.subgroup_shares(right, of_rows[of], groups=units):
+            for subgroup in metrics.subgroup_shares(right, of_rows[of], groups=units):
                 yield {
                     "attribute": attribute,
-                    "subgroup": found.name,
+                    "subgroup": subgroup.name,
                     "class": name,
                     "share": share,
-                    **aucs.limits(found.share, "value"),
-                    "gap": found.gap.value,
-                    "gap_low": found.gap.low,
-                    "gap_high": found.gap.high,
-                    "images": found.rows,
-                    "few": found.flagged,
+                    **aucs.limits(subgroup.share, "value"),
+                    "gap": subgroup.gap.value,
+                    "gap_low": subgroup.gap.low,
+                    "gap_high": subgroup.gap.high,
+                    "images": subgroup.rows,
+                    "few": subgroup.flagged,
                 }
 
 

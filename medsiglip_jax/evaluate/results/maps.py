@@ -77,8 +77,8 @@ def _overlap(ious: Sequence[float | None], groups: Sequence[str] | None) -> dict
     """Of the maps that mark something, as the official evaluation of true positives has it."""
     there = [(i, iou) for i, iou in enumerate(ious) if iou is not None]
     of_groups = None if groups is None else [groups[i] for i, _ in there]
-    found = aucs.limits(metrics.mean([iou for _, iou in there], of_groups), "value")
-    return {key: float(np.clip(value, 0, 1)) for key, value in found.items()}
+    interval = aucs.limits(metrics.mean([iou for _, iou in there], of_groups), "value")
+    return {key: float(np.clip(value, 0, 1)) for key, value in interval.items()}
 
 
 def _mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:

@@ -22,13 +22,13 @@ def of_answers(
         right: whether its answer is right.
         patients: number of the patient of each image, if known.
     """
-    found = metrics.selective_accuracy(confidence, right, COVERAGE, groups=patients)
-    shares = zip(COVERAGE, found.coverage, found.accuracy, strict=True)
+    measured = metrics.selective_accuracy(confidence, right, COVERAGE, groups=patients)
+    shares = zip(COVERAGE, measured.coverage, measured.accuracy, strict=True)
     return {
         "of": name,
         "images": len(right),
-        "aurc": aucs.limits(found.aurc, "value"),
-        "least": found.least,
+        "aurc": aucs.limits(measured.aurc, "value"),
+        "least": measured.least,
         "accuracy": [
             {"at_least": asked, "coverage": coverage, **aucs.limits(accuracy, "value")}
             for asked, coverage, accuracy in shares

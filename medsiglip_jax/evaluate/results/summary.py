@@ -109,8 +109,9 @@ def _held_out(
 
     def judge(validation: Scores, test: Scores, rule: str) -> dict[str, Any]:
         rule = COMBINED if combined and task.exclusive else rule
-        how = task.exclusive, learned.prevalence, attributes
-        return held_out.judge(validation, test, rule, *how)
+        return held_out.judge(
+            validation, test, rule, task.exclusive, learned.prevalence, attributes
+        )
 
     of_probe = None
     if learned.probe is not None and learned.probe_validation is not None:

@@ -132,12 +132,12 @@ class Comparison:
 
     def measure(self, window: Window) -> dict[str, dict[str, Measured]]:
         """Stratum -> test -> what was measured."""
-        found: dict[str, dict[str, Measured]] = {}
+        measured: dict[str, dict[str, Measured]] = {}
         for name, (column, value, usual) in self._strata.items():
             rows = self._rows(window, column, value)
             if FEWEST <= len(rows) <= usual.largest:
-                found[name] = self._measure(usual, rows, name == "all")
-                if self._labels_compared and "auc" not in found[name]:
+                measured[name] = self._measure(usual, rows, name == "all")
+                if self._labels_compared and "auc" not in measured[name]:
                     self.notes.append(
                         f"{window.name}, {name}: labels are described, not tested: there are fewer "
                         f"than {FEWEST} labelled images, or more than half of the reference's"
@@ -147,9 +147,9 @@ class Comparison:
                     f"{window.name}, {name}: {len(rows):,} images, and the reference has only "
                     f"{len(usual):,}; not tested"
                 )
-        if not found:
+        if not measured:
             self.notes.append(f"{window.name}: fewer than {FEWEST} images; not tested")
-        return found
+        return measured
 
     def _measure(self, usual: Control, rows: np.ndarray, metadata: bool) -> dict[str, Measured]:
         images, new = self.images.take(rows), self.new.take(rows)
@@ -185,32 +185,32 @@ class Comparison:
         """Figures that no threshold goes with."""
         reference, new = self.reference, self.new.take(rows)
         before, now = reference.mahalanobis, new.distances["mahalanobis"]
-        found: dict[str, Any] = {
+        figures: dict[str, Any] = {
             "psi": samples.population_stability(before, now),
             "frechet": gaussian.frechet_distance(reference.gaussian, self.images.vectors[rows]),
         }
         if len(reference) >= 1 / (1 - _KNOWN):
-            found["unlike_reference"] = float((now > conformal_quantile(before, _KNOWN)).mean())
+            figures["unlike_reference"] = float((now > conformal_quantile(before, _KNOWN)).mean())
         if "disagreement" in new.categories:
-            found["disagreement"] = float(new.categories["disagreement"].mean())
+            figures["disagreement"] = float(new.categories["disagreement"].mean())
         if new.labels is not None:
-            found["classes"] = self._of_classes(new, self.images.take(rows))
-        return found
+            figures["classes"] = self._of_classes(new, self.images.take(rows))
+        return figures
 
     def _of_classes(self, new: Scored, images: Images) -> dict[str, Any]:
         """AUC with its interval, and calibration where scores are probabilities, by class."""
         assert new.labels is not None and new.predicted is not None and images.labels is not None
-        found = {}
+        figures = {}
         for k, name in enumerate(images.labels.classes):
             rows = np.isfinite(new.labels[:, k])
             score, label = new.predicted[rows, k], new.labels[rows, k]
             area = metrics.delong(score, label, groups=images.groups[rows], student=True)
-            found[name] = {"auc": area.value, "low": area.low, "high": area.high,
+            figures[name] = {"auc": area.value, "low": area.low, "high": area.high,
                            "positives": int(label.sum()), "labels": len(label)}  # fmt: skip
             if new.calibrated:
                 error = metrics.expected_calibration_error(score, label)
-                found[name] |= {"calibration_error": error, "predicted": float(score.mean())}
-        return found
+                figures[name] |= {"calibration_error": error, "predicted": float(score.mean())}
+        return figures
 
     def unreadable(self, embeddings: Embeddings) -> Measured:
         """Of all files of the run."""

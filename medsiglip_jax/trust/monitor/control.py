@@ -63,8 +63,8 @@ class Control:
         size, n = len(vectors), len(self)
         null, both = self._null_of(size, draws), scores.join(self._scored, new)
         window = np.arange(n + size)[None] >= n
-        found = {"mmd": np.array([self._mmd(vectors)]), **_compared(both, window)}
-        measured = {name: Measured(float(found[name][0]), null[name]) for name in found}
+        statistics = {"mmd": np.array([self._mmd(vectors)]), **_compared(both, window)}
+        measured = {name: Measured(float(statistics[name][0]), null[name]) for name in statistics}
         if both.categories:
             drawn = self._drawn(np.arange(n), groups, draws)
             measured |= _judged(_counted, both, window, drawn)
@@ -124,8 +124,8 @@ def _judged(
     statistics: _Statistics, images: Scored, window: np.ndarray, drawn: np.ndarray
 ) -> dict[str, Measured]:
     """The statistics of one window beside those of drawn ones."""
-    found, null = statistics(images, window), _in_parts(statistics, images, drawn)
-    return {name: Measured(float(found[name][0]), null[name]) for name in found}
+    own, null = statistics(images, window), _in_parts(statistics, images, drawn)
+    return {name: Measured(float(own[name][0]), null[name]) for name in own}
 
 
 def _in_parts(statistics: _Statistics, images: Scored, drawn: np.ndarray) -> _Null:
@@ -139,8 +139,8 @@ def _compared(
     images: Scored, drawn: Bool[np.ndarray, "b n"]
 ) -> dict[str, Float64[np.ndarray, " b"]]:
     """The statistics of windows of images whose null comes from the reference alone."""
-    found = {n: samples.anderson_darling(x, drawn) for n, x in images.distances.items()}
-    return found | {n: samples.kolmogorov_smirnov(x, drawn) for n, x in images.scores.items()}
+    statistics = {n: samples.anderson_darling(x, drawn) for n, x in images.distances.items()}
+    return statistics | {n: samples.kolmogorov_smirnov(x, drawn) for n, x in images.scores.items()}
 
 
 def _counted(images: Scored, drawn: Bool[np.ndarray, "b n"]) -> _Null:
@@ -160,10 +160,10 @@ def _compared_labels(
     """The statistics of windows of labelled images."""
     assert images.labels is not None and images.predicted is not None
     compared = images.predicted, images.labels, drawn
-    found = {"auc": samples.auc_drop(*compared)}
+    statistics = {"auc": samples.auc_drop(*compared)}
     if images.calibrated:
-        found["calibration"] = samples.calibration_shift(*compared)
-    return found
+        statistics["calibration"] = samples.calibration_shift(*compared)
+    return statistics
 
 
 def unreadable(before: tuple[int, int], now: tuple[int, int], draws: int, seed: int) -> Measured:

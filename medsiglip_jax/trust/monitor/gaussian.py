@@ -41,12 +41,12 @@ def held_out_distances(
         x: the vectors.
         groups: the patient of each; at least two patients.
     """
-    y, found = gaussian.project(x), np.empty(len(x))
+    y, distances = gaussian.project(x), np.empty(len(x))
     order = np.argsort(groups, kind="stable")
     starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
     for rows in np.split(order, starts[1:]):
-        found[rows] = _without(gaussian, y[rows])
-    return found
+        distances[rows] = _without(gaussian, y[rows])
+    return distances
 
 
 def _without(gaussian: Gaussian, own: Float64[np.ndarray, "k d"]) -> Float64[np.ndarray, " k"]:

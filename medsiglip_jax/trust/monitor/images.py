@@ -158,10 +158,10 @@ def read(embeddings: Embeddings, given: Given, most: int | None = None, seed: in
         ValueError: there are none, tables do not fit, or vectors have no direction.
     """
     named = enumerate(embeddings.names(range(len(embeddings))))
-    found = [(n, row["id"]) for n, row in named if row["kind"] == "image"]
-    if not found:
+    pairs = [(n, row["id"]) for n, row in named if row["kind"] == "image"]
+    if not pairs:
         raise ValueError(f"{embeddings.folder}: no rows of kind image")
-    rows, ids = np.array([n for n, _ in found]), [id for _, id in found]
+    rows, ids = np.array([n for n, _ in pairs]), [id for _, id in pairs]
     cells = _cells(embeddings, rows, given)
     groups = _groups(embeddings, rows, given.columns.group, cells)
     labels = _labels(embeddings, rows, given)
@@ -265,17 +265,17 @@ def _labels(embeddings: Embeddings, rows: np.ndarray, given: Given) -> Labels | 
     """Labels of the rows; those of other images are ignored, as a table may be of a longer time."""
     if given.labels is None:
         return None
-    found = features.read_labels(
+    table = features.read_labels(
         given.labels, given.label, given.columns.id, given.classes, given.label_separator
     )
-    assert found.labels is not None
-    where = _places(found.names, embeddings, rows)
+    assert table.labels is not None
+    where = _places(table.names, embeddings, rows)
     if (where < 0).all():
         first = embeddings.ids(rows[:1].tolist())[0]["id"]
         raise ValueError(
             f"{given.labels}: has labels of none of {len(rows):,} images; their ids are like "
             f"{first!r} (--id-column COL)"
         )
-    values = label_columns(found.labels, len(found.classes))[where]
+    values = label_columns(table.labels, len(table.classes))[where]
     values[where < 0] = np.nan
-    return Labels(tuple(found.classes), values)
+    return Labels(tuple(table.classes), values)

@@ -116,14 +116,14 @@ def neighbour_distances(
         groups: patient of each vector, where `x` is the reference itself: those of the same patient
             are no neighbours, as new images are of other patients.
     """
-    found = np.empty(len(x))
+    nearest = np.empty(len(x))
     for start in range(0, len(x), _BLOCK):
         rows = slice(start, start + _BLOCK)
         squares = squared_distances(x[rows], reference)
         if groups is not None:
             squares[groups[rows, None] == groups[None]] = np.inf
-        found[rows] = np.partition(squares, k - 1, axis=1)[:, k - 1]
-    return np.sqrt(found)
+        nearest[rows] = np.partition(squares, k - 1, axis=1)[:, k - 1]
+    return np.sqrt(nearest)
 
 
 def centred(x: Float[np.ndarray, "n d"], mean: np.ndarray) -> Float32[np.ndarray, "n d"]:

@@ -113,8 +113,8 @@ def _summary(result: Mapping[str, Any]) -> str:
     alarms = [window["name"] for window in windows if window["alarm"]]
     of = f"{result['images']:,} images against a reference of {known['images']:,}"
     if len(windows) == 1:
-        found = f"; {', '.join(_alarms(windows[0]))} alarm." if alarms else "; no test alarms."
-        return of + found
+        ending = f"; {', '.join(_alarms(windows[0]))} alarm." if alarms else "; no test alarms."
+        return of + ending
     chance = f"By chance about {result['level'] * len(windows):.1f} would."
     said = f"{len(alarms)} of {len(windows)} windows alarm: {', '.join(alarms)}. {chance}"
     return f"{of}; {said if alarms else 'no window alarms.'}"

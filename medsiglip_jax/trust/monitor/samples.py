@@ -20,13 +20,13 @@ def kolmogorov_smirnov(values: Float[np.ndarray, "n c"], windows: Windows) -> St
 
     One statistic for all columns, so that ten texts are one test and not ten.
     """
-    found = np.zeros(len(windows))
+    largest = np.zeros(len(windows))
     for column in values.T:
         order, last = _sorted(column)
         inside = windows[:, order]
         shares = [_cumulated(rows)[:, last] for rows in (inside, ~inside)]
-        found = np.maximum(found, np.abs(shares[0] - shares[1]).max(axis=1))
-    return found
+        largest = np.maximum(largest, np.abs(shares[0] - shares[1]).max(axis=1))
+    return largest
 
 
 def anderson_darling(values: Float[np.ndarray, " n"], windows: Windows) -> Statistics:
@@ -67,13 +67,13 @@ def auc_drop(scores: np.ndarray, labels: np.ndarray, windows: Windows) -> Statis
     Returns:
         -1 for windows where no class has both labels.
     """
-    found = np.full(len(windows), -1.0)
+    largest = np.full(len(windows), -1.0)
     for rows, score, label in _known(scores, labels):
         area = auc_of_weights(score, label)
         inside = windows[:, rows]
         gap = area((~inside).astype(np.float64)) - area(inside.astype(np.float64))
-        found = np.fmax(found, gap)
-    return found
+        largest = np.fmax(largest, gap)
+    return largest
 
 
 def calibration_shift(
@@ -88,14 +88,14 @@ def calibration_shift(
         probabilities, labels: float [n, c]; NaN for an unknown label.
         windows: see the module.
     """
-    found = np.zeros(len(windows))
+    largest = np.zeros(len(windows))
     for rows, predicted, label in _known(probabilities, labels):
         residuals, inside = label - predicted, windows[:, rows].astype(np.float64)
         with np.errstate(invalid="ignore", divide="ignore"):
             ours = inside @ residuals / inside.sum(axis=1)
             theirs = (1 - inside) @ residuals / (1 - inside).sum(axis=1)
-        found = np.fmax(found, np.abs(ours - theirs))
-    return found
+        largest = np.fmax(largest, np.abs(ours - theirs))
+    return largest
 
 
 def population_stability(

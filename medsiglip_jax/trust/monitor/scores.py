@@ -156,9 +156,9 @@ def _of_classes(
         named = _fitted_classes(reference)
         return scores["probe"][:, [named.index(name) for name in classes]]
     texts = [text.casefold() for text in prompts.texts] if prompts else []
-    found = [[i for i, text in enumerate(texts) if _plain(c) in text] for c in classes]
-    if all(len(places) == 1 for places in found):
-        return scores["zero_shot"][:, [places[0] for places in found]]
+    matches = [[i for i, text in enumerate(texts) if _plain(c) in text] for c in classes]
+    if all(len(places) == 1 for places in matches):
+        return scores["zero_shot"][:, [places[0] for places in matches]]
     raise ValueError(
         f"labels of {', '.join(classes)}: the reference has no scores of them; fit it with a probe "
         "of these classes (--probe), or with one text that names each of them (--text)"
