@@ -128,16 +128,29 @@ def learn(
         images = splits.images[split]
         values = np.where(fitted.fitted, fitted.predict(images.vectors), np.nan)
         scores.write(folder / name, scores_of(images.dataset, classes, values, meta))
-    train, validation, test = splits.labelled("train", "validation", "test")
+    train, test = splits.labelled("train", "test")
     shares = learning.nearest(train, test.vectors, len(classes), NEIGHBOURS)
     knn = scores_of(splits.images["test"].dataset, classes, shares, {**meta, "k": NEIGHBOURS})
     scores.write(folder / KNN, knn)
     on_fit()
     judged = learning.judge(fitted.predict(test.vectors), train.labels, test.labels)
-    # The probe itself is the curves' last point. The rows that the file has are not computed again.
-    path, identity = folder / CURVES, {"run": meta["run"], "data": splits.digest()}
-    rows = [{"method": "logistic", "n": len(train.vectors), "seed": 0, **judged}]
-    rows += _saved(path, identity["data"])
+    of_probe = {"method": "logistic", "n": len(train.vectors), "seed": 0, **judged}
+    _learn_curves(folder / CURVES, splits, draws, meta["run"], of_probe, on_fit)
+
+
+def _learn_curves(
+    path: places.Place,
+    splits: LabelledSplits,
+    draws: options.Draws,
+    run: str,
+    of_probe: dict[str, Any],
+    on_fit: Callable[[], Any],
+) -> None:
+    """Fits and writes the points of learning curves; `of_probe`, the probe itself, is the last of
+    one. Rows that the file has of the same data are not recomputed."""
+    train, validation, test = splits.labelled("train", "validation", "test")
+    identity = {"run": run, "data": splits.digest()}
+    rows = [of_probe, *_saved(path, identity["data"])]
     saved = time.monotonic()
 
     def keep(row: dict[str, Any]) -> None:

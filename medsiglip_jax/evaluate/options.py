@@ -23,6 +23,9 @@ class Draws:
     Attributes:
         sizes: numbers of training images; all of them are always the last point.
         seeds: draws of each size.
+
+    Raises:
+        ValueError: a number is below 1.
     """
 
     sizes: tuple[int, ...] = learning.SIZES
@@ -30,7 +33,9 @@ class Draws:
 
     def __post_init__(self):
         if self.seeds < 1 or not all(size > 0 for size in self.sizes):
-            raise ValueError(f"sizes are {list(self.sizes)}, seeds {self.seeds}; expected >= 1")
+            raise ValueError(
+                f"sizes are {list(self.sizes)} and seeds {self.seeds}; expected at least 1 each"
+            )
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,9 @@ class EvaluateOptions:
         explain: a method of `trust.explanation.METHODS`: maps of the classes are made for the
             images in which the data set says where they lie, and measured by that; "" is none.
         explain_images: at most so many of these images; None is all.
+
+    Raises:
+        ValueError: an option is none of those that there are, out of range, or needs another one.
     """
 
     preprocess: str | None = None

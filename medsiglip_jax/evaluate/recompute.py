@@ -4,6 +4,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from medsiglip_jax.evaluate import (
     aggregation,
@@ -60,22 +61,22 @@ def recompute(
     if facts and facts.get("drawn"):  # from all images: what was learned is of some of them
         splits = np.array(attributes.pop(PART))
         held_out = run.select(np.flatnonzero(splits == "test"))
-    if odd := [name for name in run.meta["cells"] if not places.is_plain_name(name)]:
-        raise ValueError(f"{folder / scores.FILE} names {odd[0]!r}; expected {places.PLAIN_NAME}")
-    cells = {name: scores.read(folder / GRID / name) for name in run.meta["cells"]}
-    runs = {f"{GRID}/{name}": cell.meta.get("run") for name, cell in cells.items()}
-    ranks = retrieval.read(folder / retrieval.FILE) if run.meta.get("retrieval") else None
-    runs |= {} if ranks is None else {retrieval.FILE: retrieval.run_of(ranks)}
-    maps = None
-    if run.meta.get("localization"):
-        maps = localization.read(folder / localization.FILE)
-        runs[localization.FILE] = maps[1].run
-    scores.check_runs(folder, run.meta.get("run"), runs)
+    cells, ranks, maps = _read_others(folder, run)
     recalls = None if ranks is None else retrieval.summary(ranks)
     learning = learned.read(folder, held_out, facts) if facts else None
-    run, attributes, judged, learning = _of_units(run, attributes, [*cells.values()], learning)
+    run, attributes, judged, learning = _of_units(run, attributes, cells, learning)
     localized = maps and of_maps.summary(*maps, run.classes)
     content = summarize(run, attributes, judged, learning, recalls, localized)
+    _write(folder, content, run, learning)
+    if export:
+        exports.export(folder, content, run, learning)
+    return content
+
+
+def _write(
+    folder: places.Place, content: dict[str, Any], run: Scores, learning: Learned | None
+) -> None:
+    """Writes the reports, and last results.json."""
     texts = {
         "report.md": document.markdown(content),
         "report.html": document.page(content, run, learning),
@@ -84,9 +85,6 @@ def recompute(
     for name, text in texts.items():
         with storage.new_file(folder / name) as partial:
             partial.write_text(text, encoding="utf-8")
-    if export:
-        exports.export(folder, content, run, learning)
-    return content
 
 
 def _read(folder: places.Place) -> tuple[Scores, dict[str, list[str]]]:
@@ -104,6 +102,29 @@ def _read(folder: places.Place) -> tuple[Scores, dict[str, list[str]]]:
             f"{folder}: {scores.IMAGES} and {scores.FILE} are of different images; evaluate again"
         )
     return run, columns
+
+
+def _read_others(
+    folder: places.Place, run: Scores
+) -> tuple[list[Scores], pa.Table | None, tuple[pa.Table, localization.MapFacts] | None]:
+    """Scores of the variants, ranks of retrieval and measures of maps, as far as the run has them.
+
+    Raises:
+        FileNotFoundError: one of them is missing.
+        ValueError: one of them is of another run.
+    """
+    if odd := [name for name in run.meta["cells"] if not places.is_plain_name(name)]:
+        raise ValueError(f"{folder / scores.FILE} names {odd[0]!r}; expected {places.PLAIN_NAME}")
+    cells = {name: scores.read(folder / GRID / name) for name in run.meta["cells"]}
+    runs = {f"{GRID}/{name}": cell.meta.get("run") for name, cell in cells.items()}
+    ranks = retrieval.read(folder / retrieval.FILE) if run.meta.get("retrieval") else None
+    runs |= {} if ranks is None else {retrieval.FILE: retrieval.run_of(ranks)}
+    maps = None
+    if run.meta.get("localization"):
+        maps = localization.read(folder / localization.FILE)
+        runs[localization.FILE] = maps[1].run
+    scores.check_runs(folder, run.meta.get("run"), runs)
+    return [*cells.values()], ranks, maps
 
 
 def _of_units(

@@ -61,7 +61,9 @@ def reliability(
     """
     p, positive = binary(probabilities(predicted), labels)
     if bins < 1 or equal not in ("width", "mass"):
-        raise ValueError(f"{bins} bins of equal {equal!r}; expected >= 1, of 'width' or 'mass'")
+        raise ValueError(
+            f"bins is {bins} and equal {equal!r}; expected at least 1, and 'width' or 'mass'"
+        )
     edges = np.linspace(0, 1, bins + 1)
     if equal == "mass" and len(p):
         edges = np.percentile(p, edges * 100)

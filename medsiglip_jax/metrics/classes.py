@@ -76,7 +76,9 @@ def class_aucs(
     scores = real_scores(scores, ndim=2)
     names = [str(k) for k in range(scores.shape[1])] if classes is None else list(classes)
     if len(names) != scores.shape[1]:
-        raise ValueError(f"{len(names)} classes for {scores.shape[1]} columns of scores")
+        raise ValueError(
+            f"{len(names)} classes for {scores.shape[1]} columns of scores; expected one name each"
+        )
     aucs = []
     for name, rows in zip(names, class_rows(scores, labels), strict=True):
         units = None if groups is None else np.asarray(groups)[rows.rows]

@@ -115,7 +115,10 @@ def ranks(
         each row.
     """
     if (image_ids is None) != (text_ids is None) or (image_ids is None and len(zimg) != len(ztxt)):
-        raise ValueError(f"{len(zimg)} images, {len(ztxt)} texts: give image_ids and text_ids")
+        raise ValueError(
+            f"{len(zimg)} images and {len(ztxt)} texts; expected equally many, row i of one "
+            "belonging to row i of the other; or give image_ids and text_ids"
+        )
     ids = [
         np.arange(len(z)) if x is None else _ids(name, x, len(z))
         for name, x, z in (("image_ids", image_ids, zimg), ("text_ids", text_ids, ztxt))

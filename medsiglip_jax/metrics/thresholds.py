@@ -55,7 +55,8 @@ def check_rule(rule: str, at_least: float | None) -> None:
     if rule not in RULES:
         raise ValueError(f"rule is {rule!r}; expected one of {', '.join(RULES)}")
     if (at_least is None) != (rule == "youden"):
-        raise ValueError(f"rule {rule!r} with at_least {at_least}; give it for all but youden")
+        expected = "None" if rule == "youden" else "a share from 0 to 1"
+        raise ValueError(f"at_least is {at_least} for the rule {rule!r}; expected {expected}")
     if at_least is not None and not 0 <= at_least <= 1:
         raise ValueError(f"at_least is {at_least}; expected from 0 to 1")
 

@@ -706,7 +706,7 @@ def test_command(data, checkpoint, model, tmp_path, capsys, monkeypatch):
     for flags, say in {
         ("--learn", "all"): "learn is 'all'; expected one of thresholds, probe",
         ("--sizes", "8"): "--sizes and --seeds are of learning curves",
-        ("--learn", "--seeds", "0"): "seeds 0; expected >= 1",
+        ("--learn", "--seeds", "0"): "seeds 0; expected at least 1 each",
         ("--learn", "--sizes", "0"): "sizes are [0]",
         ("--prevalence", "0.1"): "prevalence is 0.1",
         ("--learn", "--prevalence", "2"): "expected a share between 0 and 1",

@@ -54,8 +54,8 @@ def test_thresholds_known():
     "how, message",
     [
         (("best",), "rule is 'best'"),
-        (("sensitivity",), "at_least None; give it"),
-        (("youden", 0.9), "at_least 0.9"),
+        (("sensitivity",), "at_least is None for the rule"),
+        (("youden", 0.9), "at_least is 0.9 for the rule 'youden'; expected None"),
         (("specificity", 90.0), "at_least is 90"),
     ],
 )

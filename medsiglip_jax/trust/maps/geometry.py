@@ -5,8 +5,8 @@ from jaxtyping import Float, Float32
 
 from medsiglip_jax.preprocess.image import PRESETS, before, big_vision_pad, serving
 
+_CELLS = 5  # cells to a side at least, see `cell_side`
 # Presets that put the image into the centre of a black square; the others squash it.
-_CELLS = 5
 PADDED = {function.__name__ for function in (big_vision_pad, serving)}
 
 
@@ -22,6 +22,9 @@ def to_original(
         values: on the pixels that the model takes.
         shape: height and width of the original.
         preprocess: a preset, by name.
+
+    Raises:
+        ValueError: there is no such preset.
     """
     if preprocess not in PRESETS:
         raise ValueError(f"unknown preprocess {preprocess!r}; expected {', '.join(PRESETS)}")
@@ -49,8 +52,9 @@ def on_padding(values: Float[np.ndarray, "s s"], shape: tuple[int, int], preproc
 
 
 def cell_side(image_size: int, patch_size: int) -> int:
-    """Side of the squares in which maps are measured: that of the patches, or a whole fraction of
-    it if there are fewer than 5 patches to a side, since maps of 4 patches hardly differ."""
+    """Side of the squares in which maps are measured, in pixels: that of the patches, or a whole
+    fraction of it if there are fewer than 5 patches to a side, since maps of 4 patches hardly
+    differ."""
     sides = [side for side in range(1, patch_size + 1) if patch_size % side == 0]
     return max((side for side in sides if image_size // side >= _CELLS), default=1)
 
