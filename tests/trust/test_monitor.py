@@ -279,6 +279,16 @@ def test_windows_in_control_are_kept_for_a_few_windows_only(write, monkeypatch):
     assert len(control._nulls) <= 4
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_patient_of_more_images_than_are_wanted_leaves_room_for_others(seed):
+    """Whole patients are drawn, so that one of 60 images has no place among 50."""
+    groups = np.array([0] * 60 + [1] * 20 + [2] * 20 + [3] * 20 + [4] * 7 + [5] * 3)
+    rows = images._drawn(groups, 50, seed)
+    kept, sizes = np.unique(groups[rows], return_counts=True)
+    assert 0 not in kept and len(rows) == 50
+    assert all(size == (groups == patient).sum() for patient, size in zip(kept, sizes, strict=True))
+
+
 def test_texts_without_a_model_are_refused(known):
     with pytest.raises(ValueError, match="1 texts are given without the model that embeds them"):
         reference.fit(images.open_run(known), texts=["a scan"])

@@ -40,6 +40,7 @@ class Columns:
 
     @property
     def categories(self) -> tuple[str, ...]:
+        """Those whose values are counted, each once."""
         return tuple(dict.fromkeys((*self.by, *self.compare)))
 
     @property
@@ -56,6 +57,7 @@ class Labels:
     values: Float64[np.ndarray, "n c"]
 
     def take(self, rows: np.ndarray) -> "Labels":
+        """Those of some of the images."""
         return Labels(self.classes, self.values[rows])
 
 
@@ -185,13 +187,19 @@ def read(embeddings: Embeddings, given: Given, most: int | None = None, seed: in
 
 
 def _drawn(groups: np.ndarray, most: int, seed: int) -> np.ndarray:
-    """Rows of whole patients, at most so many, ascending."""
+    """Rows of whole patients, at most so many, ascending.
+
+    A patient who does not fit any more is passed over, not all that come after: one with more
+    images than are wanted would leave a reference of few or none.
+    """
     if len(groups) <= most:
         return np.arange(len(groups))
     patients, codes, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-    order = np.random.default_rng(seed).permutation(len(patients))
-    chosen = order[np.cumsum(sizes[order]) <= most]
-    return np.flatnonzero(np.isin(codes, chosen))
+    chosen, left = np.zeros(len(patients), bool), most
+    for patient in np.random.default_rng(seed).permutation(len(patients)).tolist():
+        if sizes[patient] <= left:
+            chosen[patient], left = True, left - sizes[patient]
+    return np.flatnonzero(chosen[codes])
 
 
 def _cells(embeddings: Embeddings, rows: np.ndarray, given: Given) -> dict[str, list[str]]:
