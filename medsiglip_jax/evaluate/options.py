@@ -146,4 +146,5 @@ class GridCell:
 
     @property
     def file(self) -> str:
+        """The name of the file of its scores."""
         return "-".join(asdict(self).values()).replace(" ", "_") + ".parquet"

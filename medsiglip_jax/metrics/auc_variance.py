@@ -8,14 +8,8 @@ from scipy import special
 
 from medsiglip_jax.metrics.checks import binary, check_level, units_of
 from medsiglip_jax.metrics.intervals import Interval, normal_quantile
-from medsiglip_jax.metrics.spread import (
-    Total,
-    mean,
-    of_difference,
-    of_scores,
-    perfect_limit,
-    score_limits,
-)
+from medsiglip_jax.metrics.score_limits import perfect_limit, score_limits
+from medsiglip_jax.metrics.spread import Total, mean, of_difference, of_scores
 
 
 @dataclass(frozen=True)
@@ -48,7 +42,7 @@ def delong(
     (1997), 567, which is the same for groups of one row.
 
     With groups, or up to about 100 positives, use `student`, as the report of evaluate does for
-    every class. It is a score interval with Student's t: `spread.score_limits`. Few positives, or
+    every class. It is a score interval with Student's t, see `score_limits`. Few positives, or
     nearly all in perfect order, say little about the variance; then Newcombe's formula decides,
     with the weight of 2 degrees of freedom. If the AUC is 0 or 1, the variance is zero, and this
     interval is returned in either case: with 5, 10 and 30 positives and 300 negatives in

@@ -10,7 +10,8 @@ from medsiglip_jax.metrics.auc_variance import Comparison, compared
 from medsiglip_jax.metrics.checks import check_level, units_of
 from medsiglip_jax.metrics.classes import class_rows, macro_auc
 from medsiglip_jax.metrics.intervals import Interval
-from medsiglip_jax.metrics.spread import Spread, mean, of_difference, of_scores, score_limits
+from medsiglip_jax.metrics.score_limits import score_limits
+from medsiglip_jax.metrics.spread import Spread, mean, of_difference, of_scores
 
 # Of fewer, the intervals of `macro_delong` do not hold what they say: of 4, 5 and 6 patients with
 # 20 images each, all of one class, 88.2, 90.4 and 90.8 % of the 95 % intervals held the mean AUC of
@@ -50,7 +51,7 @@ def macro_delong(
 
     The variance is that of DeLong and Obuchowski for the sum over classes, so that patients may
     count in several of them; `spread.mean` says how classes with a single positive enter, and
-    `spread.score_limits` how limits follow. For one class this is `delong` with `student`. It is of
+    `score_limits` how limits follow. For one class this is `delong` with `student`. It is of
     the classes that have an AUC. The bootstrap of `macro_auc` loses classes in its resamples where
     many are rare, and has almost no width for two patients. How many percent of these intervals
     hold the truth in 2,000 draws (`scripts/bench.py coverage`; standard error 0.5):

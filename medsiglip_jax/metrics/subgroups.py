@@ -8,17 +8,15 @@ from numpy.typing import ArrayLike
 
 from medsiglip_jax.metrics.checks import Known, check_level, codes, fewest_units, known, units_of
 from medsiglip_jax.metrics.intervals import Interval, proportion
-from medsiglip_jax.metrics.spread import (
+from medsiglip_jax.metrics.score_limits import (
     FEW_MISORDERED,
-    Total,
     as_interval,
     gap_limits,
     gap_p,
     hypotenuse,
-    mean,
     misordered,
-    of_scores,
 )
+from medsiglip_jax.metrics.spread import Total, mean, of_scores
 
 # With fewer patients with or without a class, its AUC says little.
 FEW = 10
@@ -67,10 +65,11 @@ def subgroup_aucs(
     are looked at, by `holm`.
 
     Two AUCs near 1 have no limits of their gap if fewer than 6 independent trials failed in both
-    together (`spread.misordered`): five in one and none in the other are p = 0.06, so that limits
-    always hold 0. They did in all of 1,000 draws of 60 and 140 patients with an AUC of 0.99. Of
-    2,000 draws, gaps of 200 to 200 patients hold the truth in 95.5 %, of 40 to 360 in 96.9 % (97.1
-    at a prevalence of 0.15), of 30 to 70 with 4 images in 95.3 % (`scripts/bench.py coverage`).
+    together (`score_limits.misordered`): five in one and none in the other are p = 0.06, so that
+    limits always hold 0. They did in all of 1,000 draws of 60 and 140 patients with an AUC of 0.99.
+    Of 2,000 draws, gaps of 200 to 200 patients hold the truth in 95.5 %, of 40 to 360 in 96.9 %
+    (97.1 at a prevalence of 0.15), of 30 to 70 with 4 images in 95.3 % (`scripts/bench.py
+    coverage`).
 
     Args:
       scores: [n] real numbers, higher meaning more positive.

@@ -48,9 +48,11 @@ class LoopOptions:
     max_skipped: int = 10
 
     def checkpoints(self, workdir: places.Place) -> Checkpoints:
+        """The checkpoints of a run, which are kept as these options say."""
         return Checkpoints(workdir / CHECKPOINTS, self.keep, self.best, self.mode)
 
     def due(self, every: int, done: int) -> bool:
+        """Whether what is done `every` so many steps, and at the end, follows step `done`."""
         return done == self.total_steps or bool(every and done % every == 0)
 
 

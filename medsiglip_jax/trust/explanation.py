@@ -86,6 +86,7 @@ class Explanation:
 
     @property
     def insertion_minus_deletion(self) -> float:
+        """The area between the two curves, -1 to 1; see `Faithfulness`."""
         return self.faithfulness.insertion_minus_deletion
 
     @property

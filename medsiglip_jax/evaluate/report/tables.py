@@ -59,10 +59,12 @@ def judged(results: Mapping[str, Any]) -> str:
 
 
 def number(value: float | None) -> str:
+    """Three decimals; a dash for None."""
     return "–" if value is None else f"{value:.3f}"
 
 
 def interval(estimate: Mapping[str, Any], low: str = "low", high: str = "high") -> str:
+    """The limits that an estimate has under these keys."""
     return f"{number(estimate[low])} to {number(estimate[high])}"
 
 
@@ -74,6 +76,7 @@ def estimated(estimate: Mapping[str, Any], key: str = "auc") -> str:
 
 
 def signed(value: float | None) -> str:
+    """A difference: three decimals with their sign; a dash for None."""
     return "–" if value is None else f"{value:+.3f}"
 
 
