@@ -26,7 +26,7 @@ def average(folders: Sequence[places.Given], output: places.Given) -> None:
     the means of these. Probes, curves, retrieval and variants are left out.
 
     Args:
-        folders: of evaluations of the same images, classes and labels by the same rule.
+        folders: those of evaluations of the same images, classes and labels by the same rule.
         output: folder to write.
 
     Raises:

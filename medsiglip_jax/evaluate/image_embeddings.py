@@ -21,7 +21,7 @@ class ImageEmbeddings:
         whole: the data set.
         images: their numbers in the data set, ascending; unreadable images have none.
         vectors: one row for each of them.
-        manifest: of the embedding run.
+        manifest: the record of the embedding run.
     """
 
     whole: Dataset

@@ -77,7 +77,8 @@ class Learned:
 
     Attributes:
         origin: where the splits come from.
-        prevalence: at which to state predictive values, besides that of the test images.
+        prevalence: a share of positives for which predictive values are stated, too, besides that
+            of the test images.
         zero_shot: scores of the test images by prompts.
         validation: scores of the validation images by prompts.
         probe: of the test images; it and the next two are None where only thresholds were asked

@@ -60,14 +60,14 @@ class MapFacts:
     """What is recorded of maps beside their measures.
 
     Attributes:
-        method: that made them.
-        fill: of the curves of insertion and deletion.
-        seed: of the random maps.
+        method: the method that made them.
+        fill: what cells are replaced by for the curves of insertion and deletion.
+        seed: the seed of the random maps.
         segmented: whether the regions are segmentations, which maps can overlap with.
         regions: name -> digest of the file of regions.
         other: what it names that is no class of the task -> how many regions it has.
-        note: of the task, on the regions.
-        run: that the maps belong to.
+        note: what the task says on the regions.
+        run: the identity of the run that the maps belong to.
     """
 
     method: Annotated[str, settings.one_of(METHODS)]
@@ -88,7 +88,7 @@ class MapPlan:
         dataset: the images with a region.
         of_images: the regions of each, by class.
         source: the file that they come from, as it was read.
-        options: of the maps.
+        options: how the maps are made.
     """
 
     dataset: Dataset
@@ -202,10 +202,10 @@ class MapInputs:
     """What the maps of an evaluation are made of.
 
     Attributes:
-        targets: of the classes.
+        targets: the logit of each class, by its name.
         preprocess: the pixel preset.
         dicom: how images are read.
-        identity: of everything else that the maps depend on.
+        identity: everything else that the maps depend on, as JSON has it.
     """
 
     targets: Mapping[str, Target]
@@ -224,9 +224,9 @@ def compute(
     """Makes the maps that the folder does not have yet, and measures them.
 
     Args:
-        plan: which maps.
+        plan: which maps are made.
         inputs: what they are made of.
-        folder: of the evaluation.
+        folder: the folder of the evaluation.
         on_maps: called once with how many maps of how many images are still to be made.
         on_map: called with how many are done after each image.
 

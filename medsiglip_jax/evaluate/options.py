@@ -54,16 +54,17 @@ class EvaluateOptions:
         allow_missing: go on without images that are missing or unreadable.
         prefer: which of several files of one image is read: "largest", or a folder below the data.
         allow_leaks: go on with parts that are not disjoint; the report says so.
-        resamples: of bootstraps.
-        seed: of bootstraps, and of splits that have to be drawn.
+        resamples: the number of resamples of bootstraps, at least 1.
+        seed: the seed of bootstraps, and of splits that have to be drawn; at least 0.
         batch_size: images per call of the encoder.
         grid: also run every preset, every reading of the prompts and, for a softmax over classes,
             every temperature.
         learn: "thresholds": operating points and calibration, from validation images; "probe": also
             a linear probe, nearest neighbours and learning curves, from training images; "" is
             nothing.
-        draws: of learning curves.
-        prevalence: at which to state predictive values, besides that of the test images.
+        draws: how learning curves are drawn.
+        prevalence: a share of positives, in (0, 1), for which predictive values are stated, too,
+            besides that of the test images.
         dicom: how DICOM files become pixels.
         asked: which fields of `dicom` are asked for; the others are as in the model's training
             where that is known and they are at their defaults.

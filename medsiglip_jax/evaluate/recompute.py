@@ -39,8 +39,8 @@ def recompute(
 
     Args:
         output: folder that `run.evaluate` wrote.
-        resamples: of bootstraps; None is as before.
-        prevalence: at which to state predictive values; None is as before.
+        resamples: the number of resamples of bootstraps; None is as before.
+        prevalence: a share of positives for which predictive values are stated; None is as before.
         export: also write every table and figure as a file; see `report.export`.
         unit: what to judge instead of single images; None is as before.
 

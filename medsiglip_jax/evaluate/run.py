@@ -58,7 +58,7 @@ def evaluate(
         data: folder of the data set.
         output: folder of the report; the same call again reuses the embeddings in it.
         options: see `EvaluateOptions`.
-        embeddings: of these images by this checkpoint, instead of new ones.
+        embeddings: a folder of embeddings of these images by this checkpoint, instead of new ones.
         on_progress: see `embed.embed`.
         on_total: called with the number of images that `on_progress` will count.
         on_fit: called after each fit of what is learned.

@@ -40,7 +40,7 @@ class Scores:
     """Scores of images for classes.
 
     Attributes:
-        ids: of the images.
+        ids: the ids of the images.
         classes: names.
         scores: one row per image; NaN for a class that a probe could not learn.
         labels: 0, 1 and NaN (unknown).

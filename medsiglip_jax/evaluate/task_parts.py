@@ -38,7 +38,7 @@ class Published:
     """Published figures, to compare with.
 
     Attributes:
-        where: they were published.
+        where: the publication.
         mean: macro AUC.
         auc: class name -> AUC.
         probe_mean: macro AUC of a linear probe on the embeddings.

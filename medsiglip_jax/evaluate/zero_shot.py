@@ -115,7 +115,7 @@ def class_prompts(
 
     Args:
         model: with a text tower and a tokenizer.
-        prompts: of every class, at least one each.
+        prompts: the prompts of every class, at least one each.
         over: one of `OVER_PROMPTS`.
     """
     texts = list(dict.fromkeys(text for group in prompts for text in group))
@@ -148,7 +148,7 @@ def score(
         zimg: image embeddings, of any length.
         present: the prompts of presence.
         absent: and of absence, for rules of pairs.
-        factor: of the softmax.
+        factor: what cosines are multiplied by before a softmax.
     """
     chosen = rule(name)
     if chosen.pairs and absent is None:

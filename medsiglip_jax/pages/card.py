@@ -50,7 +50,7 @@ def of_run(
         test: of the test rows, from `metrics.judge_classes`, or None.
         base: metadata of the base model's own card (`license`, `license_name`, `license_link`).
         title: the name of the model.
-        config: of the model.
+        config: the architecture of the model.
 
     Returns:
         Markdown that begins with the metadata that the Hugging Face hub reads.

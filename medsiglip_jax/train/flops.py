@@ -35,8 +35,8 @@ class Flops:
     """Operations over all devices.
 
     Attributes:
-        model: of the forward and the backward pass.
-        recomputed: of what is computed a second time to save memory (remat, accumulation).
+        model: those of the forward and the backward pass.
+        recomputed: those of what is recomputed to save memory (remat, accumulation).
     """
 
     model: float

@@ -109,10 +109,10 @@ def export(
     """Writes the adapters for PEFT, and whatever else of the model was trained.
 
     Args:
-        config: of the adapters.
+        config: which adapters there are.
         params: the model with its adapters.
         trained: the paths of what is not as in the base.
-        architecture: of the model.
+        architecture: that of the model.
         base: what the adapters are for, as the run named it.
         folder: a new folder; one that exists is replaced.
     """

@@ -107,9 +107,9 @@ def compare(
     """Refuses another run than the recorded one; warns of keys that may change.
 
     Args:
-        workdir: of the run, for messages.
+        workdir: the folder of the run, for messages.
         before: the content of config.json, from `read`.
-        run: that of this run.
+        run: what this run would write there.
         saved: whether there is a checkpoint; without one any key may change.
         warn: called with a line for each key that has changed.
 

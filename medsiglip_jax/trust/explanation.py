@@ -34,10 +34,10 @@ class ExplainOptions:
         steps: of integrated gradients, over the whole line from mid-grey to the image, as other
             implementations take them; None takes more where the logit bends more, and doubles them
             from 4 on until the map sums to the difference that it explains within 1 %.
-        max_steps: where doubling ends.
+        max_steps: the number of steps at which doubling ends, at least 4.
         fill: what parts of the image are replaced by for the curves of insertion and deletion:
             "mean" (its mean colour) or "blur".
-        seed: of the random maps that each map is compared with.
+        seed: the seed of the random maps that each map is compared with.
         batch_size: images in each call of the tower; on a CPU often fewer, which is faster there.
     """
 
@@ -151,8 +151,8 @@ class Explainer:
         """The maps of one image, one for each target.
 
         Args:
-            pixels: of the original.
-            name: of the image, for the result.
+            pixels: uint8 [h, w, 3], those of the original.
+            name: the name of the image, for the result.
 
         Raises:
             UnreadableImage: it is too elongated to be padded.
@@ -236,7 +236,8 @@ def explain(
         contrast: a text to compare with, such as "a normal chest X-ray". Without
             one, what the image shows of any text counts, too.
         probe: explain a label of this probe instead of texts.
-        label: of the probe; without a probe, of the classifier that the model was fine-tuned with.
+        label: a label of the probe; without a probe, one of the classifier that the model was
+            fine-tuned with.
         method: "ig", "occlusion" or "rollout"; see `ExplainOptions` for this and the next ones.
         preprocess: pixel preset; by default that of the probe or of the model's training, or
             "big_vision".

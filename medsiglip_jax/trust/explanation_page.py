@@ -55,8 +55,8 @@ def section(pixels: UInt8[np.ndarray, "h w 3"], explanations: Sequence[Explanati
     """The section of one image, with its maps.
 
     Args:
-        pixels: of the original.
-        explanations: of the image, at least one.
+        pixels: uint8 [h, w, 3], those of the original.
+        explanations: the maps of the image, at least one.
     """
     name = html.escape(explanations[0].image)
     original = _figure(overlay.grey(pixels), f"{explanations[0].image}", "image")

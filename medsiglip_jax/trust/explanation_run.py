@@ -46,7 +46,7 @@ def run(
     """Explains image files and writes the results.
 
     Args:
-        explainer: with the targets.
+        explainer: makes the maps of its targets.
         images: sources, see `preprocess.names`.
         output: a new folder, or one that this wrote before.
         rules: how DICOM files and volumes become pixels.

@@ -10,7 +10,7 @@ def check(folder: places.Place, own: Collection[str] | None, writer: str, advice
     """Raises FileExistsError for a folder that holds anything but an earlier result.
 
     Args:
-        folder: that would be replaced.
+        folder: the folder that would be replaced.
         own: names of the files of an earlier result in it; None if anything may be replaced.
         writer: what writes such results, for the message.
         advice: what to do.

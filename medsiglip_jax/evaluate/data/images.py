@@ -45,7 +45,7 @@ def find(
         task: for messages.
         layout: see `ImageFiles`.
         root: the folder of the data.
-        rows: of the table.
+        rows: the rows of the table.
         prefer: which of several files of one image is taken, see `copies.choose`.
 
     Raises:

@@ -34,7 +34,7 @@ class Melt:
     """Several columns of file names become one.
 
     Attributes:
-        columns: to melt.
+        columns: the columns of file names.
         to: the new column, which holds stems of file names.
         number: a second new column: the number of the row.
     """
@@ -215,7 +215,7 @@ class ArrayData:
     Attributes:
         images: uint8 [n, H, W] or [n, H, W, channels].
         labels: numbers of classes [n] or [n, 1], or for "multi_label" 0 and 1 [n, classes].
-        file: of both, where they name none.
+        file: the alternatives for both arrays, where they name no file themselves.
     """
 
     images: ArrayName

@@ -13,7 +13,7 @@ class Leak:
     """Something that two parts share, or that one has several times.
 
     Attributes:
-        what: is shared, in the plural.
+        what: the name of what is shared, in the plural.
         parts: "train", "validation" or "test", twice the same within a part.
         found: each a group, an image or a pair of images.
         at_least: whether there may be more.

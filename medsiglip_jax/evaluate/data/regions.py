@@ -104,8 +104,8 @@ class Regions:
     """The regions of a data set.
 
     Attributes:
-        layout: of the file.
-        file: that was read.
+        layout: what the task says of the file.
+        file: the file that was read.
         of_images: name of an image, as `images.stem` has it -> class -> region.
         other: what the file names that is no class of the task -> how many regions it has.
     """

@@ -76,10 +76,10 @@ def read(
 
     Args:
         task: what to read.
-        folder: of the data set.
+        folder: the folder of the data set.
         policy: what labels mean that are neither 0 nor 1.
         allow_missing: go on without what is missing; it is counted either way.
-        seed: of draws.
+        seed: the seed of splits that have to be drawn.
         wanted: "train", "validation" or both.
         prefer: which of several files of one image is read, see `copies.choose`.
         allow_leaks: go on with splits that are not disjoint.

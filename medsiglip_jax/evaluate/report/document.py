@@ -28,7 +28,7 @@ def page(results: Mapping[str, Any], scores: Scores, learned: Learned | None = N
 
     Args:
         results: the content of results.json.
-        scores: of the images, for curves.
+        scores: the scores of the images, for curves.
         learned: scores of held-out images, where anything was learned.
     """
     parts = []

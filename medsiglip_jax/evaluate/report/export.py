@@ -33,9 +33,9 @@ def export(
     """Writes the files, instead of those of an earlier export.
 
     Args:
-        folder: of the evaluation.
+        folder: the folder of the evaluation.
         results: the content of results.json.
-        scores: of the images, for curves.
+        scores: the scores of the images, for curves.
         learned: scores of held-out images, where anything was learned.
 
     Returns:

@@ -58,7 +58,7 @@ def galleries(results: Mapping[str, Any], scores: Scores, learned: Learned | Non
 
     Args:
         results: the content of results.json.
-        scores: of all images.
+        scores: the scores of all images.
         learned: scores of the held-out images, where anything was learned.
     """
 

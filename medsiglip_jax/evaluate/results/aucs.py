@@ -29,7 +29,7 @@ def mean(scores: Scores, figure: float | None = None) -> dict[str, Any]:
     """The mean AUC of classes with its interval, by patient where patients are known.
 
     Args:
-        scores: of images for classes.
+        scores: the scores of images for classes.
         figure: the published one.
     """
     macro = metrics.macro_delong(scores.scores, scores.labels, groups=scores.units)

@@ -95,7 +95,7 @@ class Softmax:
     probability 0.
 
     Attributes:
-        scale: of the scores.
+        scale: what the scores are.
         temperature: fitted on validation images.
         left_out: how many validation images are of classes without scores.
         before, after: scores and probabilities of the test images.

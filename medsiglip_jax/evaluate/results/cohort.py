@@ -21,7 +21,7 @@ def flow(counts: Mapping[str, int], images: int) -> list[dict[str, Any]]:
 
     Args:
         counts: images left out, by reason.
-        images: that were evaluated.
+        images: the number that were evaluated.
     """
     lost = {reason: counts.get(reason, 0) for reason in _LOST}
     left = images + sum(lost.values())

@@ -45,12 +45,12 @@ def compare(
     Args:
         first: folder A, which evaluate wrote.
         second: folder B; differences are B minus A.
-        file: of the scores, in both folders.
+        file: the name of the file of scores, in both folders.
         allow_missing: compare the images that both have; by default both need the same images.
         margin: AUC that B may be worse by and yet count as not inferior: then the lower limit of
             the difference lies above its negative.
-        resamples: of the bootstrap, for accuracy and the like.
-        seed: of the bootstrap.
+        resamples: the number of resamples of the bootstrap, for accuracy and the like.
+        seed: the seed of the bootstrap.
 
     Returns:
         JSON: `images`, `unit`, `groups`, `left_out`, `margin`, `macro`, `classes`,
@@ -111,7 +111,7 @@ def compare_all(
     Args:
         first: folder A.
         others: folders, each compared with A.
-        options: of `compare`.
+        options: the other arguments of `compare`.
 
     Returns:
         What `compare` returns, for each of `others`; their p-values are adjusted by Holm for all

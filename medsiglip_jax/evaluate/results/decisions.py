@@ -30,7 +30,7 @@ def compare(
         a: scores of folder A.
         b: those of folder B, for the same images and classes.
         folders: A and B.
-        file: of the scores.
+        file: the name of the file of scores.
         units: what images of A and of B are judged per; None is single images.
 
     Returns:

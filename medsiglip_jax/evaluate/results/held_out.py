@@ -35,7 +35,8 @@ def judge(
         rule: how the scores were made: a key of `zero_shot.RULES`, or "probe".
         exclusive: whether an image shows exactly one class. Such tasks are calibrated by one
             temperature, findings by a logistic curve each (Platt).
-        prevalence: at which to state predictive values, besides that of the test images.
+        prevalence: a share of positives, in (0, 1), for which predictive values are stated, too,
+            besides that of the test images.
         attributes: name -> value per test image, for subgroups.
 
     Returns:

@@ -23,8 +23,8 @@ def summary(table: pa.Table, facts: MapFacts, classes: Sequence[str]) -> dict[st
 
     Args:
         table: from `localization.compute`.
-        facts: that are recorded with it.
-        classes: of the task, in order.
+        facts: what is recorded with it.
+        classes: the classes of the task, in order.
 
     Returns:
         "method", "images", "maps", "errors", "reasons", "better_than_random", "incomplete", "note",

@@ -17,8 +17,8 @@ def of_answers(
     """What is left of the errors if the least confident answers are withheld.
 
     Args:
-        name: of the finding, or "top label".
-        confidence: of each test image, in the order in which answers are given.
+        name: the finding, or "top label".
+        confidence: float [n], the higher the sooner an image gets an answer.
         right: whether its answer is right.
         patients: number of the patient of each image, if known.
     """

@@ -31,9 +31,9 @@ def summarize(
     patient where patients are known.
 
     Args:
-        scores: of the run; of pairs without classes.
+        scores: the scores of the run; of pairs they have no classes.
         attributes: name -> value per image, for subgroups.
-        cells: of the grid.
+        cells: the scores of the variants of a grid.
         learned: from training and validation images.
         retrieval: see `retrieval.summary`.
         localization: see `results.maps.summary`.

@@ -79,7 +79,7 @@ class Objective:
     A subclass adds its settings as fields, with a default each, and overrides what differs.
 
     Attributes:
-        name: of the objective.
+        name: the name of the objective.
         accumulate: the number of pieces in which a batch is encoded, to save memory.
         negatives: with `accumulate`, what a piece has for negatives: the whole "batch" (exact), or
             only its own "piece".

@@ -92,7 +92,7 @@ def measure(
         image: as the tower takes it.
         values: the map.
         fill: see `fill_of`.
-        seed: of the random maps.
+        seed: the seed of the random maps.
     """
     vision = tower.config.vision
     assert vision is not None

@@ -19,7 +19,7 @@ def to_original(
     shows, so that sums stay what they are. What lies on padding is left out.
 
     Args:
-        values: on the pixels that the model takes.
+        values: the map on the pixels that the model takes.
         shape: height and width of the original.
         preprocess: a preset, by name.
 

@@ -73,7 +73,7 @@ def integrate(
         target: the logit.
         image: as the tower takes it.
         line: from `profile`.
-        max_steps: where doubling ends, at least 4.
+        max_steps: the number of steps at which doubling ends, at least 4.
 
     Warns:
         UserWarning: the completeness is above 0.01.

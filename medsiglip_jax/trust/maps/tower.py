@@ -92,7 +92,7 @@ class Tower:
             target: the logit.
             start, end: the images.
             points: 0 is `start`, 1 is `end`.
-            weights: of the gradients.
+            weights: those of the gradients.
         """
         total, pair = np.zeros(start.shape), jax.device_put((start, end))
         for first in range(0, len(points), self.rows):

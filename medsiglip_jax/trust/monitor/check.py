@@ -40,9 +40,10 @@ def check(
         reference: images in control.
         embeddings: new ones, of kind image.
         given: tables about them, with the columns of the reference.
-        size: of windows, see `windows.cut`; default one of all images.
-        level: with this probability at most a window in control alarms in any of its tests.
-        seed: of the windows in control that are drawn.
+        size: the size of windows, see `windows.cut`; None is one window of all images.
+        level: the probability, in (0, 1), with which a window in control alarms in any of its
+            tests at most.
+        seed: the seed of the windows in control that are drawn.
         on_window: called after each window, for progress.
 
     Returns:

@@ -172,7 +172,7 @@ def unreadable(before: tuple[int, int], now: tuple[int, int], draws: int, seed: 
     Args:
         before, now: number of unreadable files, and of all.
         draws: windows in control.
-        seed: of the draws.
+        seed: the seed of the draws.
     """
     bad, of = before[0] + now[0], before[1] + now[1]
     drawn = np.random.default_rng(seed).hypergeometric(bad, of - bad, now[1], draws)

@@ -29,7 +29,7 @@ class Columns:
         compare: how often each of their values occurs.
         group: patients; default "patient" of the embeddings, if they have it.
         time: when the image was made.
-        id: of the embeddings; default "id", or the column of images.
+        id: the ids of the embeddings; default "id", or the column of images.
     """
 
     by: tuple[str, ...] = ()
@@ -70,7 +70,7 @@ class Images:
         groups: number of the patient of each.
         categories: column of the table -> the value of each image.
         times: when each was made, or empty.
-        ids: of the embeddings.
+        ids: their ids in the run.
         rows: their numbers in the run.
         labels: if they are known.
     """
@@ -103,7 +103,7 @@ class Given:
 
     Attributes:
         metadata: table with the columns, or None.
-        columns: of it.
+        columns: what its columns mean.
         labels: table of labels, or None.
         label: its columns; default as for `probe fit`.
         classes: names and order of the classes, if that is one column of class names.
@@ -154,7 +154,7 @@ def read(embeddings: Embeddings, given: Given, most: int | None = None, seed: in
         embeddings: the run, of kind image.
         given: tables about the images, joined by id, source or the end of a path.
         most: take at most so many images, of patients drawn at random; None takes all.
-        seed: of that draw.
+        seed: the seed of that draw.
 
     Raises:
         ValueError: there are none, tables do not fit, or vectors have no direction.

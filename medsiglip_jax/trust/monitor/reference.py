@@ -69,10 +69,10 @@ class Reference:
 
     Attributes:
         provenance: how the embeddings were made.
-        vectors: of the images.
+        vectors: the embeddings of the images.
         groups: number of the patient of each.
-        gaussian: of the vectors.
-        bandwidth: of the kernel.
+        gaussian: the Gaussian that was fitted to the vectors.
+        bandwidth: that of the kernel, a squared distance; see `kernel.median_bandwidth`.
         mahalanobis: distance of each image by a fit without its patient.
         neighbours: distance of each to the nearest of other patients but four.
         prompts: for zero-shot scores, or None.
@@ -82,7 +82,7 @@ class Reference:
         codes: number of its value, for each image and column.
         labels: if they are known.
         unreadable: number of inputs that could not be read, and of all.
-        facts: of the fit; JSON.
+        facts: what is recorded of the fit, as JSON has it.
     """
 
     provenance: Provenance
@@ -171,13 +171,13 @@ def fit(
     probe was trained on: those are scored better than new ones.
 
     Args:
-        embeddings: of kind image.
+        embeddings: the run, of kind image.
         given: tables about the images.
         model: the one that made the embeddings, to embed `texts`.
         texts: prompts whose scores are watched.
         probe: fitted to such embeddings, whose scores are watched.
         most: keep at most so many images.
-        seed: of the draw of those, and of pairs for the bandwidth.
+        seed: the seed of the draw of those, and of pairs for the bandwidth.
 
     Raises:
         ValueError: too few images or patients, or a model or probe of other embeddings.

@@ -79,8 +79,8 @@ def write(folder: places.Given, result: Mapping[str, Any], dicom: Rules = Rules(
     """Writes a report, instead of an earlier one.
 
     Args:
-        folder: of the report.
-        result: of `check.check`.
+        folder: the folder of the report.
+        result: what `check.check` returned.
         dicom: how DICOM files of the run became pixels, for its pictures.
     """
     check_folder(folder)

@@ -17,8 +17,8 @@ class Measured:
     """The statistic of one window, and those of windows in control.
 
     Attributes:
-        statistic: of the window; larger is further from usual.
-        null: of windows of the same size in control.
+        statistic: that of the window; larger is further from usual.
+        null: those of windows of the same size in control.
     """
 
     statistic: float
@@ -66,7 +66,7 @@ def judge(measured: Mapping[str, Measured], level: float) -> dict[str, Verdict]:
 
     Args:
         measured: by the name of the test.
-        level: of all tests together, such as 0.05.
+        level: the level of all tests together, in (0, 1), such as 0.05.
     """
     adjusted = metrics.holm([math.nan if m.constant else m.p for m in measured.values()])
     kept = max(1, int((adjusted > level).sum()))

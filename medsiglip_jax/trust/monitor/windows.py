@@ -27,7 +27,7 @@ def draw(
         groups: patient of each row.
         size: rows of a window, fewer than there are.
         count: how many windows.
-        rng: of the draws.
+        rng: the generator of the draws.
     """
     n = len(groups)
     windows = np.zeros((count, n), bool)
