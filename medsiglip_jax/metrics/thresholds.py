@@ -157,19 +157,29 @@ def judge_classes(
       `macro_auc`, `undefined` (names of classes without an AUC), and for each of `classes`: `auc`,
       `low`, `high`, `threshold`, `sensitivity`, `specificity`, `positives`, `negatives`, `missing`.
       Undefined numbers are NaN.
+
+    Raises:
+      ValueError: the shapes disagree, a label is none of these, or two classes have one name.
     """
     scores, labels = np.asarray(scores, np.float64), np.asarray(labels, np.float64)
+    thresholds = np.asarray(thresholds, np.float64)
+    if thresholds.shape != (len(classes),) or len(set(classes)) < len(classes):
+        raise ValueError(
+            f"thresholds has shape {thresholds.shape} for the classes {', '.join(classes)}; "
+            "expected one threshold for each class, and different names"
+        )
     learned = ~np.isnan(scores).any(axis=0)
     aucs = class_aucs(
         np.where(learned, scores, 0), np.where(learned, labels, np.nan), classes, groups=groups,
         student=True,
     )  # fmt: skip
     judged = {}
-    for k, auc in enumerate(aucs.classes):
-        threshold, known_labels = np.asarray(thresholds, np.float64)[k], labels[:, k]
+    for auc, threshold, known_labels, column in zip(
+        aucs.classes, thresholds, labels.T, scores.T, strict=True
+    ):
         rates = dict.fromkeys(("sensitivity", "specificity"), float("nan"))
         if not np.isnan(threshold):
-            point = operating_point(scores[:, k], known_labels, threshold)
+            point = operating_point(column, known_labels, threshold)
             rates = {name: getattr(point, name).value for name in rates}
         judged[auc.name] = dict(
             auc=auc.auc.value, low=auc.auc.low, high=auc.auc.high, threshold=float(threshold),

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from medsiglip_jax.metrics import choose_threshold, operating_point, predictive_values, wilson
+from medsiglip_jax.metrics import (
+    choose_threshold,
+    judge_classes,
+    operating_point,
+    predictive_values,
+    wilson,
+)
 
 
 def case(seed, n=60):
@@ -124,3 +130,12 @@ def test_predictive_values_by_hand():
     assert math.isnan(predictive_values(0.0, 1.0, 0.5)[0])
     with pytest.raises(ValueError, match="from 0 to 1"):
         predictive_values(90.0, 0.9, 0.01)
+
+
+@pytest.mark.parametrize("classes, thresholds", [
+    (["a", "b"], [0.1]), (["a", "b"], [0.1, 0.2, 0.3]), (["a", "a"], [0.1, 0.2]),
+])  # fmt: skip
+def test_a_class_has_one_threshold_and_a_name_of_its_own(classes, thresholds):
+    scores, labels = np.array([[0.1, 0.2], [0.3, 0.4]]), np.eye(2)
+    with pytest.raises(ValueError, match="expected one threshold for each class, and different"):
+        judge_classes(scores, labels, classes, thresholds)
