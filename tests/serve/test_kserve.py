@@ -1,6 +1,7 @@
 """The Open Inference Protocol in JSON."""
 
 import types
+from typing import Any
 
 import numpy as np
 import pytest
@@ -137,7 +138,7 @@ def test_nothing_is_ready_while_the_model_is_loaded():
 
 
 def test_pixels_for_a_model_without_an_image_tower_are_refused_by_name():
-    service = object.__new__(Service)  # nothing of it is used but this
+    service: Any = object.__new__(Service)  # nothing of it is used but this
     service.model = types.SimpleNamespace(config=types.SimpleNamespace(vision=None))
     tensor = Fields({"name": "image", "datatype": "UINT8", "shape": [1, 2, 2, 3]}, "inputs[0]")
     with pytest.raises(RequestError, match="no image tower"):
