@@ -35,7 +35,8 @@ def top_k(queries: Float[np.ndarray, "q d"], vectors: store.Vectors, k: int) -> 
     best = _Best(queries, k)
     screen = cosines.screen(cosines.unit(queries), vectors.normalized)
     for block in vectors.blocks():
-        best.offer(block, screen(block.vectors), cosines.margin(block.vectors))
+        scores = _without_directions_last(screen(block.vectors), block.vectors)
+        best.offer(block, scores, cosines.margin(block.vectors))
     count = int((best.rows[:1] != _NO_ROW).sum())
     return best.cosines[:, :count], best.rows[:, :count]
 
@@ -47,6 +48,23 @@ def check_queries(queries: np.ndarray, dim: int) -> None:
     length = np.linalg.norm(queries.astype(np.float64), axis=1)
     if bad := np.flatnonzero(~((length > 0) & (length < np.inf))).tolist():
         raise ValueError(f"queries {bad}: zero or not finite; expected vectors with a direction")
+
+
+def _without_directions_last(
+    scores: Float32[np.ndarray, "n q"], vectors: Float[np.ndarray, "n d"]
+) -> Float32[np.ndarray, "n q"]:
+    """Gives -inf, as `cosines.exact` does, to vectors that are zero or not finite.
+
+    A screen of unit vectors gives them 0, infinity or NaN, with every query. So only the vectors
+    that one query has given such a score are looked at.
+    """
+    one = scores[:, :1]
+    odd = np.flatnonzero(~np.isfinite(one) | (one == 0))
+    none = odd[store.undirected(vectors[odd])]
+    if len(none):
+        scores = scores.copy()  # those of JAX are read-only
+        scores[none] = -np.inf
+    return scores
 
 
 class _Best:

@@ -36,12 +36,55 @@ def test_float32_alone_would_not_do():
     assert (plain != ranking(queries, x, 700)[1]).any()
 
 
-def test_what_is_no_vector_comes_last():
-    x = np.array([[0, 0], [-1, 0], [np.nan, 1], [1, 1], [np.inf, 0]], np.float32)
-    scores, rows = top_k(np.array([[1.0, 0]], np.float32), ArrayVectors(x, block_rows=2), 9)
+@pytest.mark.parametrize("normalized", [True, False])
+def test_what_is_no_vector_comes_last(normalized):
+    x = np.array([[0, 0], [-1, 0], [np.nan, 1], [0.6, 0.8], [np.inf, 0]], np.float32)
+    vectors = ArrayVectors(x, normalized, block_rows=2)
+    scores, rows = top_k(np.array([[1.0, 0]], np.float32), vectors, 9)
     assert rows.tolist() == [[3, 1, 0, 2, 4]]
     assert scores[0, 2:].tolist() == [-np.inf] * 3 and scores[0, 1] == -1
-    assert near_duplicates(ArrayVectors(x), 0.5).rows.size == 0
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+def test_what_is_no_vector_takes_no_place_of_a_hit(normalized):
+    """A product of float32 gives 0 for zeros, which is above many cosines, and infinity or NaN for
+    what is not finite. Orthogonal vectors have the same 0, and are hits."""
+    angles = np.arccos([-0.9, -0.8, 0, 0, -0.1, -0.2])
+    x = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    x[2:4], query = 0, np.array([[1, 0]], np.float32)
+    assert top_k(query, ArrayVectors(x, normalized), 2)[1].tolist() == [[4, 5]]
+    for value in np.inf, -np.inf, np.nan:
+        x[2] = 0.5, value
+        assert top_k(query, ArrayVectors(x, normalized), 1)[1].tolist() == [[4]]
+    x[3] = 0, -1
+    assert top_k(query, ArrayVectors(x, normalized), 2)[1].tolist() == [[3, 4]]
+
+
+@pytest.mark.float
+@pytest.mark.parametrize("accelerator", [False, True])
+def test_rows_without_a_direction_change_no_hit_whatever_the_blocks(accelerator, monkeypatch):
+    """Beside queries that they resemble little, where 0 would be a good score."""
+    monkeypatch.setattr(products, "_on_cpu", lambda: not accelerator)
+    for seed in range(5 if accelerator else 25):
+        rng = np.random.default_rng(seed)
+        x = rng.standard_normal((rng.integers(1, 40), 4))
+        x[:, 0] = -np.abs(x[:, 0]) * rng.integers(1, 4)
+        x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(rng.choice(["f2", "f4"]))
+        for row in np.flatnonzero(rng.random(len(x)) < rng.random()):
+            value = rng.choice([0, -0.0, np.inf, -np.inf, np.nan])
+            x[row, rng.integers(4) if value else slice(None)] = value
+        queries = np.eye(4, dtype=np.float32)[: rng.integers(1, 4)]
+        k, normalized = int(rng.integers(1, 12)), seed % 4 > 0
+        want_scores, want = ranking(queries, x, k)
+        for block_rows in (1, int(rng.integers(2, 12)), len(x)):
+            scores, rows = top_k(queries, ArrayVectors(x, normalized, block_rows), k)
+            np.testing.assert_array_equal(rows, want)
+            np.testing.assert_allclose(scores, want_scores, rtol=0, atol=1e-15)
+
+
+def test_vectors_of_any_length_are_ranked():
+    nothing = np.array([[0, 0], [np.nan, 1], [np.inf, 0], [0.6, 0.8]], np.float32)
+    assert near_duplicates(ArrayVectors(nothing), 0.5).rows.size == 0
     huge = np.array([[1e30, 1e30], [-3e38, 3e38], [1e-30, 0]], np.float32)
     for block_rows in (1, 3):
         scores, rows = top_k(
