@@ -1,17 +1,14 @@
-"""Cosines of many vectors: screened in float32, by NumPy on a CPU or JAX on accelerators, decided
-in float64.
+"""Cosines of many vectors: screened in float32, decided in float64.
 
-Every cosine is first computed in float32 by the fastest product there is, whose error is bounded by
-`margin`. Pairs within that margin of being a result are recomputed in float64 from the stored
-vectors, one pair at a time. So results are those of float64: they depend neither on how the vectors
-are cut into blocks or files, nor on the number of queries, nor on the device.
+Every cosine is first computed in float32, with an error bounded by `margin`. Pairs within that
+margin of being a result are recomputed in float64 from the stored vectors, one pair at a time. So
+results are those of float64: they depend neither on how the vectors are cut into blocks or files,
+nor on the number of queries, nor on the device.
 
-On a CPU one query is multiplied by NumPy's BLAS, several by that or by XLA, whichever is faster:
-see `cpu_products`.
+On a CPU `screen` multiplies one query by NumPy's BLAS and several by XLA: see `_cpu_product`.
 """
 
 import functools
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int64
+
+from medsiglip_jax.embeddings import store
 
 # Numbers of rows.
 Numbers = Int64[np.ndarray, " c"]
@@ -29,8 +28,8 @@ _EXACT_PAIRS = 128
 # multiplied in one piece: each product waits for all cores, and where other processes keep one of
 # them busy, a million rows take 3 s in pieces of 2,048 and 0.4 s in pieces of 32,768.
 _STRIP_ROWS = 8192
-# Rows that XLA multiplies at a time, whose cosines with 64 queries (2 MB) stay in the L2 cache.
-_XLA_ROWS = 8192
+# Rows that XLA multiplies at a time: blocks from files have so many, and 8,192 take as long.
+_XLA_ROWS = store.BLOCK_ROWS
 # Rows of which BLAS multiplies the few numbers that XLA leaves out: 8,192 rows and 64 queries take
 # 0.4 ms, and 4 to 6 ms in one piece, with all threads.
 _BLAS_ROWS = 64
@@ -67,7 +66,7 @@ def norms(x: Float32[np.ndarray, "n d"]) -> Float32[np.ndarray, " n"]:
 
 def _cpu_screen(queries, normalized):
     buffer = np.empty((0, queries.shape[1]), np.float32)
-    product = _Fastest(cpu_products(queries))
+    product = _cpu_product(queries)
 
     def cosines(vectors, scores):
         product(vectors, scores)
@@ -96,39 +95,23 @@ def _cpu_screen(queries, normalized):
 Product = Callable[[Float32[np.ndarray, "n d"], Float32[np.ndarray, "n q"]], object]
 
 
-class _Fastest:
-    """The fastest of several products on this CPU, whatever else it does: each is tried, the second
-    time by the clock, and then always the one whose rows took the least time when it last ran."""
-
-    def __init__(self, products: list[Product]):
-        self._seconds, self._warm = dict.fromkeys(products, 0.0), set()
-
-    def __call__(self, vectors, scores):
-        product = min(self._seconds, key=lambda product: self._seconds[product])
-        start = time.perf_counter()
-        product(vectors, scores)
-        if product in self._warm:
-            self._seconds[product] = (time.perf_counter() - start) / len(vectors)
-        self._warm.add(product)
-
-
-def cpu_products(queries: Float32[np.ndarray, "q d"]) -> list[Product]:
-    """The products to choose from on a CPU; they differ by rounding.
+def _cpu_product(queries: Float32[np.ndarray, "q d"]) -> Product:
+    """Returns the fastest product with these queries on a CPU.
 
     One query is a product of a matrix and a vector, which no library does faster than memory is
-    read. With 64 queries of 1152 numbers XLA computes 93 to 99 GFLOP in a second of a core and
-    NumPy's OpenBLAS 54 to 70, with two queries 6 and 3 (Sapphire Rapids Xeon, jax 0.10.2, numpy
-    2.4.6, 2026-11-30).
+    read. In blocks of 2,048 rows and with 64 queries of 1152 numbers XLA computes 71 to 93 GFLOP in
+    a second of a core, and NumPy's OpenBLAS 38 to 43; a search of 65,536 rows in files takes 0.60
+    and 0.97 s of a core, most of it for reading them. With two queries the rows in memory take 0.04
+    and 0.09 s (two cores of a Sapphire Rapids Xeon, jax 0.10.2, numpy 2.4.6, 2026-11-30).
     """
-
-    def by_numpy(vectors, scores):
-        np.matmul(vectors, queries.T, out=scores)
-
-    return [by_numpy] if len(queries) == 1 else [by_numpy, _XlaProduct(queries)]
+    if len(queries) > 1:
+        return _XlaProduct(queries)
+    return lambda vectors, scores: np.matmul(vectors, queries.T, out=scores)
 
 
 class _XlaProduct:
-    """XLA's product, in pieces of `_XLA_ROWS` rows, without a copy of the vectors.
+    """XLA's product, in pieces of `_XLA_ROWS` rows, without a copy of the vectors; NumPy's for the
+    rest, and for arrays that XLA cannot read as they are.
 
     NumPy's large arrays begin 16 bytes after a multiple of 64. XLA reads them from the next
     multiple on, as rows that lack their first numbers and end with the first ones of the next row.

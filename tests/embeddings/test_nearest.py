@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from embedding_runs import crowd, ranking
+from embedding_runs import crowd, ranking, write_run
 
 from medsiglip_jax.embeddings import cosines as products
 from medsiglip_jax.embeddings import nearest
 from medsiglip_jax.embeddings.near_duplicates import near_duplicates
 from medsiglip_jax.embeddings.nearest import top_k
-from medsiglip_jax.embeddings.store import ArrayVectors
+from medsiglip_jax.embeddings.store import BLOCK_ROWS, ArrayVectors, Embeddings
 
 
 @pytest.mark.float
@@ -135,10 +135,6 @@ def misplaced(x, numbers):
     return place
 
 
-def only_xla(queries):
-    return [products._XlaProduct(queries)]
-
-
 @pytest.mark.float
 @pytest.mark.parametrize("numbers", [0, 1, 4, 15])
 def test_xla_reads_vectors_from_wherever_they_begin(numbers):
@@ -161,7 +157,6 @@ def test_xla_reads_vectors_from_wherever_they_begin(numbers):
 @pytest.mark.parametrize("order", ["C", "F", "strided", "odd bytes", "few numbers"])
 @pytest.mark.parametrize("normalized", [True, False])
 def test_top_k_by_xla_is_the_float64_ranking_too(order, normalized, monkeypatch):
-    monkeypatch.setattr(products, "cpu_products", only_xla)
     monkeypatch.setattr(products, "_XLA_ROWS", 256)
     x, queries = crowd(1500, 9 if order == "few numbers" else 24, unit=normalized)
     want = ranking(queries, x, 10)
@@ -176,23 +171,22 @@ def test_top_k_by_xla_is_the_float64_ranking_too(order, normalized, monkeypatch)
     np.testing.assert_allclose(scores, want[0], rtol=0, atol=1e-15)
 
 
-def test_the_product_that_took_the_least_time_goes_on(monkeypatch):
-    """Each is tried twice, the first time for nothing, and one that becomes slow is left."""
-    clock, used = [0.0], []
-    monkeypatch.setattr(products.time, "perf_counter", lambda: clock[0])
-    seconds = {"first": [9.0, 2.0, 2.0], "second": [50.0, 1.0, 1.0, 3.0, 1.0]}
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_blocks_from_files_are_multiplied_by_xla(tmp_path, dtype, monkeypatch):
+    x, queries = crowd(2 * BLOCK_ROWS, 32, dtype=dtype)
+    run, rows, matmul = (
+        Embeddings(write_run(tmp_path, [x], row_group_size=len(x))),
+        [],
+        products._matmul,
+    )
 
-    def product(name):
-        def run(vectors, scores):
-            used.append(name)
-            clock[0] += seconds[name].pop(0) * len(vectors)
+    def counted(vectors, queries):
+        rows.append(len(vectors) + 1)  # the last of a piece is multiplied by itself
+        return matmul(vectors, queries)
 
-        return run
-
-    fastest = products._Fastest([product("first"), product("second")])
-    for rows in (8, 8, 8, 8, 2, 8, 8):
-        fastest(np.empty((rows, 1)), np.empty((rows, 1)))
-    assert used == ["first"] * 2 + ["second"] * 4 + ["first"]
+    monkeypatch.setattr(products, "_matmul", counted)
+    top_k(queries, run, 3)
+    assert sum(rows) == len(x)
 
 
 @pytest.mark.parametrize("k", [1, 3, 40])
