@@ -9,6 +9,7 @@ import platform
 import re
 import secrets
 import shutil
+import struct
 import sys
 import tempfile
 import time
@@ -42,7 +43,8 @@ def temporary(path: Path, folder: bool = False, mode: int = 0o777) -> Iterator[P
     remove_leftovers(path)
     partial = _temporary(path, folder, mode)
     try:
-        yield partial
+        with _in_use(partial):
+            yield partial
     finally:
         _remove(partial)
 
@@ -149,13 +151,19 @@ def _unused(path: Path, end: str = PARTIAL) -> Path:
 
 def remove_leftovers(path: Path) -> None:
     """Removes temporary files and folders of `path` whose process on this host is no more, and puts
-    back a folder that such a process was about to replace."""
+    back a folder that such a process was about to replace.
+
+    Containers may have the name of their host and the numbers of their processes in common. There
+    the lock of `_in_use` tells who is alive, where Linux has such locks: also on network disks, if
+    those share them between machines. Where a lock cannot be asked for, all stays. Not covered is
+    a writer in another container in the moment between making its temporary file and locking it.
+    """
     start = re.escape(path.name[:200])
     name = re.compile(rf"\.{start}\.{_HOST}-(\d+)-([0-9a-f]{{4}})[0-9a-f]{{4}}\.(partial|before)")
     with contextlib.suppress(OSError):  # a folder that cannot be listed can be written to
         for entry in os.scandir(path.parent):
             found = name.fullmatch(entry.name)
-            if not found or _alive(int(found[1]), found[2]):
+            if not found or _alive(int(found[1]), found[2]) or _is_in_use(entry.path):
                 continue
             if f".{found[3]}" == _BEFORE and not os.path.lexists(path):
                 os.replace(entry.path, path)
@@ -184,6 +192,54 @@ def _alive(pid: int, token: str) -> bool:
     except OSError:  # it is another user's
         return True
     return True
+
+
+# A byte that no file has: on SMB nobody else can write to what is locked.
+_LOCKED_BYTE = 1 << 62
+_FLOCK = "hhqqi"  # type, whence, start, length and process of struct flock in 64 bits
+
+
+@contextlib.contextmanager
+def _in_use(path: Path) -> Iterator[None]:
+    """Holds a lock on a file or folder, which ends with the process, where there are such locks.
+
+    It is one of an open file description (fcntl(2)): those of processes would end whenever the
+    file is closed, wherever in the process.
+    """
+    with contextlib.ExitStack() as stack:
+        if sys.platform == "linux":
+            import fcntl
+
+            with contextlib.suppress(OSError):
+                stack.callback(os.close, descriptor := os.open(path, os.O_RDONLY))
+                _lock(descriptor, fcntl.F_OFD_SETLK, fcntl.F_RDLCK)
+        yield
+
+
+def _is_in_use(path: str) -> bool:
+    """Whether a process holds the lock of `_in_use`; where that cannot be known, one does."""
+    if sys.platform != "linux":  # there no two processes have one number
+        return False
+    import fcntl
+
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return True
+    try:
+        return _lock(descriptor, fcntl.F_OFD_GETLK, fcntl.F_WRLCK) != fcntl.F_UNLCK
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, command: int, kind: int) -> int:
+    """Sets a lock on `_LOCKED_BYTE`, or asks for it -> the kind of lock that is in the way."""
+    import fcntl
+
+    asked = struct.pack(_FLOCK, kind, os.SEEK_SET, _LOCKED_BYTE, 1, 0)
+    return struct.unpack(_FLOCK, fcntl.fcntl(descriptor, command, asked))[0]
 
 
 @contextlib.contextmanager

@@ -249,6 +249,61 @@ def test_what_an_earlier_process_of_the_same_number_left_is_removed(tmp_path, mo
     assert os.listdir(tmp_path) == ["a"]
 
 
+ELSEWHERE = """
+import os, pathlib, sys
+from medsiglip_jax.files import storage
+number, kind, path = int(sys.argv[1]), sys.argv[2], pathlib.Path(sys.argv[3])
+os.getpid = lambda: number
+with storage.temporary(path, folder=kind == "folder") as partial:
+    print(partial.name, flush=True)
+    sys.stdin.read()
+    (partial / "x" if kind == "folder" else partial).write_text("whole")
+    os.replace(partial, path)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="containers are Linux")
+@pytest.mark.parametrize("number", ["that of this process", "that of none"])
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_writer_in_a_container_with_this_host_name_keeps_what_it_writes(tmp_path, kind, number):
+    """Its number says nothing: it is also that of another process here, or of none."""
+    path = tmp_path / "out"
+    pid = os.getpid() if number == "that of this process" else 1 << 22  # above the largest
+    command = [sys.executable, "-c", ELSEWHERE, str(pid), kind, str(path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as writer:
+        name = writer.stdout.readline().strip()
+        storage.remove_leftovers(path)
+        assert os.listdir(tmp_path) == [name]
+        writer.communicate()
+    assert (path / "x" if kind == "folder" else path).read_text() == "whole"
+    with subprocess.Popen(command, **pipes) as writer:
+        name = writer.stdout.readline().strip()
+        writer.kill()
+    assert name in os.listdir(tmp_path)
+    storage.remove_leftovers(path)
+    assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="containers are Linux")
+def test_where_nothing_can_be_locked_all_stays(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "_PROCESS", "0" * 4)
+        left = storage._temporary(tmp_path / "a")
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "fcntl", no_locks)
+        with storage.new_file(tmp_path / "a") as partial:
+            partial.write_text("whole")
+        assert left.exists() and (tmp_path / "a").read_text() == "whole"
+    storage.remove(tmp_path / "a")
+    assert os.listdir(tmp_path) == []
+
+
 def names(place):
     return sorted(p.name for p in place.iterdir())
 
