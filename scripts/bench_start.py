@@ -40,7 +40,7 @@ def start(args) -> dict:
             for side, command in commands.items():
                 runs[side].append(_run(command, tmp))
                 measure.progress(f"{side}: {runs[side][-1]}")
-        programs = len(list(Path(tmp, "medsiglip_jax", "compiled").glob("*.program")))
+        programs = len(list(Path(tmp, "medsiglip_jax", "compiled").glob("*.medsiglip-jax")))
     keys = ("seconds", "cpu_seconds")
     values = {side: {key: [run[key] for run in runs[side]] for key in keys} for side in runs}
     rows = [

@@ -8,12 +8,14 @@ import os
 import pkgutil
 import sys
 from glob import glob
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
 from medsiglip_jax.files import places
 
 _NVIDIA = ("/dev/nvidia0", "/dev/nvidiactl", "/usr/lib/wsl/lib/libcuda.so.1")
+_CACHE = "jax._src.compilation_cache"
 _TPU = ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*")
 
 
@@ -29,7 +31,7 @@ def prepare() -> None:
 
         settings["XLA_PYTHON_CLIENT_MEM_FRACTION"] = str(gpus.FRACTION)
     with contextlib.suppress(RuntimeError):  # a user without a home
-        settings["JAX_COMPILATION_CACHE_DIR"] = str(places.cache() / "compiled")
+        settings["JAX_COMPILATION_CACHE_DIR"] = _folder()
     # A start needs 20 to 40 programs, most of which compile in 20 to 300 ms.
     settings["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     if platforms := _platforms(gpu, tpu):
@@ -39,6 +41,13 @@ def prepare() -> None:
     sys.meta_path.insert(0, _OurCache())
 
 
+def prepare_worker() -> None:
+    """Gives our compilation cache to a process that has the environment of a command and has
+    imported jax, but compiled nothing: an actor of Ray."""
+    with contextlib.suppress(ModuleNotFoundError):
+        keep_programs(import_module(_CACHE))
+
+
 class _OurCache:
     """Gives jax our compilation cache when it is imported, which commands without it never do.
 
@@ -46,10 +55,12 @@ class _OurCache:
     """
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
-        if fullname != "jax._src.compilation_cache":
+        if fullname != _CACHE:
             return None
         sys.meta_path.remove(self)
         spec: Any = find_spec(fullname)
+        if spec is None:
+            return None
         execute = spec.loader.exec_module
 
         def execute_and_replace(module: Any) -> None:
@@ -72,9 +83,21 @@ def keep_programs(module: Any) -> None:
         if theirs and places.is_remote(folder):
             return theirs(folder)
         most = getattr(config, "jax_compilation_cache_max_size", -1)
-        return CompilationCache(folder, MOST if most < 0 else most), folder
+        cache = CompilationCache(folder, MOST if most < 0 else most, own=_is_own(folder))
+        return cache, folder
 
     module.get_file_cache = open_cache
+
+
+def _folder() -> str:
+    return str(places.cache() / "compiled")
+
+
+def _is_own(folder: str) -> bool:
+    try:
+        return os.path.abspath(folder) == os.path.abspath(_folder())
+    except RuntimeError:  # a user without a home
+        return False
 
 
 def _platforms(gpu: bool, tpu: bool) -> str:

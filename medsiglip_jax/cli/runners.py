@@ -5,7 +5,7 @@ import functools
 import re
 from typing import Any
 
-from medsiglip_jax.cli import loading
+from medsiglip_jax.cli import devices, loading
 from medsiglip_jax.cli.parser import Parser, add_flags, given
 
 _FLAGS = {
@@ -83,6 +83,7 @@ def runner(args: argparse.Namespace) -> Any:
 def _load_in_actor(flags: dict[str, Any], bounds: Any) -> Any:
     from medsiglip_jax.files import limits
 
+    devices.prepare_worker()
     limits.keep(bounds)
     return loading.load(argparse.Namespace(**flags), loading.local_mesh())
 

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import os
 import platform
+import re
 import time
 import warnings
 from collections.abc import Iterator
@@ -19,7 +20,12 @@ from medsiglip_jax.files import storage, threads
 # A command needs 10 to 40 programs of 2 to 60 kB on CPUs, of up to 10 MB on accelerators.
 MOST = 1 << 30
 _DIGEST = hashlib.sha256().digest_size
-_SUFFIX = ".program"
+_SUFFIX = ".medsiglip-jax"
+# The folder may be any that the user has named: of its files these are ours.
+_PROGRAM = re.compile(rf".+-[0-9a-f]{{8}}{re.escape(_SUFFIX)}")
+_TEMPORARY = re.compile(rf"\..+{re.escape(_SUFFIX)}\.[0-9a-f]{{8}}-\d+-[0-9a-f]{{8}}\.partial")
+_OF_JAX = re.compile(r".+-(cache|atime)")
+_LOOKS = 16  # times that a process looks at all entries while it writes as much as is kept
 _ABANDONED = 3600.0  # seconds after which a temporary file is one of a writer that was killed
 
 
@@ -31,10 +37,11 @@ class CompilationCache:
     command; the first that keeps an entry from being written is a warning.
     """
 
-    def __init__(self, folder: str | os.PathLike, most: int = MOST):
-        """`most` bytes are kept, of what was used last; 0 keeps nothing."""
+    def __init__(self, folder: str | os.PathLike, most: int = MOST, own: bool = False):
+        """About `most` bytes are kept, of what was used last; 0 keeps nothing. In a folder that is
+        our `own`, what jax's cache has written there counts, too."""
         self._folder, self._most, self._machine = Path(folder), most, machine()
-        self._written = self._failed = False
+        self._own, self._room, self._failed = own, -1, False  # bytes until it looks for room
 
     def get(self, key: str) -> bytes | None:
         """What was put under a key on a machine such as this one, or None."""
@@ -55,11 +62,12 @@ class CompilationCache:
         if self._failed or len(value) > self._most:
             return
         try:
-            if not self._written:
+            if len(value) > self._room:
                 self._folder.mkdir(0o700, parents=True, exist_ok=True)  # it holds machine code
                 self._make_room()
+                self._room = max(len(value), self._most // _LOOKS)
             storage.replace(self._path(key), hashlib.sha256(value).digest() + value)
-            self._written = True
+            self._room -= len(value)
         except OSError as error:
             self._failed = True
             warnings.warn(
@@ -73,19 +81,19 @@ class CompilationCache:
         return self._folder / f"{key}-{self._machine}{_SUFFIX}"
 
     def _make_room(self) -> None:
-        """Removes what was used longest ago, and what killed writers have left; once per process,
-        since it looks at all entries."""
+        """Removes what was used longest ago, and what killed writers have left."""
         total, abandoned = 0, time.time() - _ABANDONED
         for path, used, size in sorted(self._files(), key=lambda file: -file[1]):
-            is_program = path.suffix == _SUFFIX
-            total += size if is_program else 0
-            if (total > self._most) if is_program else (used < abandoned):
+            is_temporary = _TEMPORARY.fullmatch(path.name)
+            total += 0 if is_temporary else size
+            if (used < abandoned) if is_temporary else (total > self._most):
                 path.unlink(missing_ok=True)
 
     def _files(self) -> Iterator[tuple[Path, float, int]]:
         """Path, time of the last use and bytes of our files in the folder."""
+        names = (_PROGRAM, _TEMPORARY, *([_OF_JAX] if self._own else []))
         for entry in os.scandir(self._folder):
-            if entry.name.endswith((_SUFFIX, storage.PARTIAL)):
+            if any(name.fullmatch(entry.name) for name in names):
                 with contextlib.suppress(FileNotFoundError):  # another process makes room, too
                     found = entry.stat()
                     yield Path(entry.path), found.st_mtime, found.st_size

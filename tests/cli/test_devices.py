@@ -97,7 +97,7 @@ def test_a_second_start_compiles_nothing_again_and_damage_does_no_harm(tmp_path,
         return done.stdout, {file.name: file.stat().st_ino for file in folder.iterdir()}
 
     numbers, written = start()
-    assert all(name.endswith(".program") for name in written)  # by our cache, not by jax's
+    assert all(name.endswith(".medsiglip-jax") for name in written)  # by our cache, not by jax's
     names = "first", "second", "third"
     (cut,), (flipped,), (_,) = (folder.glob(f"jit_{name}-*") for name in names)
     cut.write_bytes(cut.read_bytes()[:-100])
@@ -107,6 +107,27 @@ def test_a_second_start_compiles_nothing_again_and_damage_does_no_harm(tmp_path,
     again, mended = start()
     changed = {name for name in mended if mended[name] != written.get(name)}
     assert again == numbers and changed == {cut.name, flipped.name}
+
+
+def test_a_jax_without_that_module_starts_as_it_is(monkeypatch):
+    monkeypatch.setattr(devices, "find_spec", lambda name: None)
+    hook = devices._OurCache()
+    monkeypatch.setattr(sys, "meta_path", [hook, *sys.meta_path])
+    assert hook.find_spec("jax._src.compilation_cache") is None and hook not in sys.meta_path
+
+
+def test_what_jax_left_counts_in_the_folder_of_the_commands_only(tmp_path, monkeypatch):
+    from jax._src import compilation_cache
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(compilation_cache, "get_file_cache", compilation_cache.get_file_cache)
+    devices.prepare_worker()
+    for folder, own in ((tmp_path / "medsiglip_jax" / "compiled", True), (tmp_path, False)):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "jit_f-0a-cache").touch()
+        os.truncate(folder / "jit_f-0a-cache", 2 << 30)  # more than is kept
+        compilation_cache.get_file_cache(str(folder))[0].put("jit_f", b"x")
+        assert (folder / "jit_f-0a-cache").exists() != own
 
 
 def test_nothing_is_set_once_jax_has_started(monkeypatch):

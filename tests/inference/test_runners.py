@@ -351,6 +351,17 @@ def test_actors_have_the_limits_of_the_command(monkeypatch):
         limits.keep(before)
 
 
+def test_actors_keep_programs_as_commands_do(tmp_path, monkeypatch):
+    """They have the environment of the command, by which jax would write as it does itself."""
+    from jax._src import compilation_cache as theirs
+
+    from medsiglip_jax.files.compilation_cache import CompilationCache
+
+    monkeypatch.setattr(theirs, "get_file_cache", None)
+    monkeypatch.setattr(loading, "load", lambda *_: theirs.get_file_cache(str(tmp_path))[0])
+    assert isinstance(runners._load_in_actor({}, limits.current()), CompilationCache)
+
+
 @pytest.mark.parametrize("flags, count", [([], None), (["--workers", "3"], 3)])
 def test_whoever_embeds_is_told_how_many_threads(checkpoint, images, monkeypatch, flags, count):
     told = []
