@@ -30,7 +30,8 @@ _IN_FOLDERS = {"image", "slide", "text", "tar", "tfrecord"}
 _COMPRESSED_TAR = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$", re.IGNORECASE)
 # An index of the DICOM files beside it, always of this name (PS3.10 8.6).
 _DICOM_INDEX = "DICOMDIR"
-# Where gcsfs ends a list of objects, without a word (core.py, `_sequential_list_objects_helper`).
+# Where gcsfs ends a list of objects, without a word (core.py, `_sequential_list_objects_helper`);
+# those that stand for empty folders are among them.
 _MOST_OF_GCSFS = 10_000_000
 # The last part of a DICOM UID, which is a number, is no suffix.
 _SUFFIX = re.compile(r"\.(?!\d+$)\w{1,10}$", re.ASCII)
@@ -200,13 +201,15 @@ def _found_below(system: Any, folder: str, uri: str) -> list[str]:
     Raises:
         ValueError: the list may lack some.
     """
-    names = system.find(folder)
-    if uri.startswith("gs://") and len(names) >= _MOST_OF_GCSFS:
+    if not uri.startswith("gs://"):
+        return system.find(folder)
+    found = system.find(folder, withdirs=True, detail=True)
+    if len(found) >= _MOST_OF_GCSFS:
         raise ValueError(
-            f"{uri}: holds {len(names):,} objects or more, and no more can be listed at once; name "
-            "the folders in it instead, or a table of its files"
+            f"{uri}: holds about {len(found):,} files and folders or more, and no more can be "
+            "listed at once; name the folders in it instead, or a table of its files"
         )
-    return names
+    return [name for name, info in found.items() if info["type"] != "directory"]
 
 
 def _info(system: Any, file: str, uri: str) -> Mapping[str, Any]:
