@@ -149,7 +149,7 @@ def _jsonl_lines(path: str, refused: dict[str, str]) -> _NumberedRows:
         for name, value in row.items():
             if isinstance(value, (list, dict)):  # as a string it might pass for a path
                 kind = "a list" if isinstance(value, list) else "an object"
-                refused.setdefault(name, f"holds {kind} in line {number}")
+                refused.setdefault(name, f"holds {kind} in line {number}, expected strings")
         yield number, {name: _cell(value) for name, value in row.items()}
 
 

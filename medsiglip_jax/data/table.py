@@ -78,7 +78,7 @@ class Table:
         unit: "line", "row" or "file".
         label: the label column or columns, if the format itself says so.
         classes: the classes in their order, if the format itself says so.
-        refused: columns that cannot be used, and why.
+        refused: columns that cannot be used, and what to say after their name.
         problems: collected by the methods, raised by `raise_problems`.
     """
 
@@ -95,9 +95,9 @@ class Table:
     def strings(self, name: str) -> pyarrow.ChunkedArray:
         """A column as large_string, "" where a value is missing; empty if there is no column."""
         column = self.columns.get(name, _NO_STRINGS)
-        nested = None if is_textual(column.type) else f"holds {column.type}"
+        nested = None if is_textual(column.type) else f"holds {column.type}, expected strings"
         if reason := self.refused.get(name, nested):
-            problem = f"column {name!r} {reason}, expected strings"
+            problem = f"column {name!r} {reason}"
             self.problems += [] if problem in self.problems else [problem]
             return _NO_STRINGS
         try:

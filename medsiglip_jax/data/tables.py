@@ -104,7 +104,8 @@ def _webdataset(path: str, shards: Sequence[str], all_files: bool) -> Table:
     present = {"image", *(["label"] if labels else [])}
     present |= {name for name in _SAMPLES.names if table[name].null_count < len(table)}
     columns = {name: table[name] for name in _SAMPLES.names if name in present}
-    refused = {"label": f"has bad cells ({'; '.join(_first(labels))})"} if labels else {}
+    bad = f"cannot be used: of the .cls members {'; '.join(_first(labels))}"
+    refused = {"label": bad} if labels else {}
     return Table(
         path, _parent(common), columns, keys, "sample", refused=refused, problems=_first(others)
     )
