@@ -84,6 +84,12 @@ def warnings_of_threads():
 
 
 @pytest.fixture(scope="session", autouse=True)
+def nothing_of_the_user(tmp_path_factory):
+    """No test reads what this user's commands have kept, or adds to it."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
     """What one test compiled, another, in whatever process, need not compile again."""
     folder = tmp_path_factory.getbasetemp()

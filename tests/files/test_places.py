@@ -67,6 +67,10 @@ def test_what_is_given_as_a_uri(tmp_path):
     assert not places.is_remote(tmp_path) and places.is_remote("gs://bucket")
 
 
+def test_no_test_reads_or_fills_the_cache_of_the_user(tmp_path_factory):
+    assert places.cache().is_relative_to(tmp_path_factory.getbasetemp())
+
+
 def test_a_variable_that_is_empty_is_not_set(tmp_path, monkeypatch):
     folders = {"XDG_CACHE_HOME": (places.cache, ".cache"),
                "XDG_CONFIG_HOME": (places.configuration, ".config")}  # fmt: skip
