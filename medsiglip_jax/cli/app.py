@@ -21,7 +21,7 @@ from medsiglip_jax import __version__
 from medsiglip_jax.cli import devices, output, outputs
 from medsiglip_jax.cli.parser import Parser, command
 from medsiglip_jax.files import limits, threads
-from medsiglip_jax.model import peers
+from medsiglip_jax.model import exits, peers
 
 # In the order of --help.
 _ALL = (
@@ -113,9 +113,7 @@ def _without_waiting(code: int) -> int:
 
 def _leave(code: int) -> None:
     if threads.are_left() or peers.has_ended():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        exits.leave(code)
 
 
 def _open_closed_streams() -> None:

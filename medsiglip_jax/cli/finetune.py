@@ -4,12 +4,15 @@ import argparse
 import logging
 import os
 import sys
+import threading
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any
 
 from medsiglip_jax.cli import loading, output
 from medsiglip_jax.cli.parser import Parser, add_config, add_flags, refuse_unused
+
+_LOOK_SECONDS = 2.0
 
 _FLAGS = {
     "--keys": "list all keys of a config, and do nothing else",
@@ -111,15 +114,26 @@ def _only_export(args: argparse.Namespace) -> bool:
 
 
 def _resumes(workdir: str) -> str:
-    """What the same command does with a run that has been stopped."""
+    """What the same command does with a run that has been stopped.
+
+    The disk may be what the other process was lost for: it has two seconds, and may fail.
+    """
     from medsiglip_jax.files import places
     from medsiglip_jax.train import loop
 
-    try:
-        saved = loop.saved_steps(places.at(workdir))
-    except OSError:  # it may be what the other process was lost for
+    found: list[list[int]] = []
+
+    def look() -> None:
+        with suppress(Exception):
+            found.append(loop.saved_steps(places.at(workdir)))
+
+    looking = threading.Thread(target=look, daemon=True)
+    looking.start()
+    looking.join(_LOOK_SECONDS)
+    if not found:
         return "resumes from its last checkpoint"
-    return f"resumes from step {max(saved)}" if saved else "starts over: no checkpoint is saved yet"
+    saved = max(found[0], default=None)
+    return f"resumes from step {saved}" if saved else "starts over: no checkpoint is saved yet"
 
 
 class _Training:

@@ -1,7 +1,10 @@
 """The processes of one run watch each other: where one is lost, the others end and say which.
 
 Process 0 has a connection to each of the others, on which both sides send a heartbeat. A process
-that is killed closes its connection; one that has stopped, or whose host is gone, is silent.
+that is killed closes its connection; one that has stopped, or whose host is gone, is silent. So is
+one that holds Python's lock, as while a library is loaded from a slow disk: where that can take
+40 s, give all processes more in MEDSIGLIP_JAX_HEARTBEAT_SECONDS. On Windows the main thread is not
+interrupted by a signal: the process ends 10 s after the line, whatever it does.
 
 Jax has heartbeats, too, but what follows there is LOG(FATAL): a stack trace and SIGABRT, which
 nothing in Python can catch. Up to jax 0.11.2 its client takes a Python function as
@@ -17,11 +20,13 @@ import secrets
 import selectors
 import signal
 import socket
-import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+
+from medsiglip_jax.model import exits
 
 JAX_SECONDS = 300  # after which jax ends what does not end by itself; two heartbeats fit into it
 _BEAT = 5.0  # seconds between heartbeats
@@ -31,6 +36,7 @@ _LIMIT = 40.0
 _GRACE = 10.0  # seconds for this process to save what it has, and for others that fail with it
 _PATIENCE = {"lost": 0.0, "failed": _GRACE}  # seconds in which an error of its own may end it
 _TICK = 0.2  # seconds
+_LINE = 4096  # bytes; only a stranger sends longer lines
 # What an error says if the network between processes, or another of them, has failed.
 _COLLECTIVES = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "collective")
 
@@ -60,9 +66,10 @@ class Watch:
         self, index: int, count: int, say: Callable[[str], None], close: Callable[[], None]
     ):
         """Watches nobody yet; `say` prints the line on a process that is lost, and `close` is
-        called when all have finished."""
+        called when all have finished. A ValueError if the environment has no good limit."""
         self._index, self._count, self._say, self._close = index, count, say, close
         self._where = f"host {socket.gethostname()}, pid {os.getpid()}"
+        self._limit = exits.heartbeat_limit(_LIMIT, 2 * _BEAT, JAX_SECONDS)
         self._token = secrets.token_hex(8)
         self._peers: list[_Peer] = []
         self._selector = selectors.DefaultSelector()
@@ -71,24 +78,33 @@ class Watch:
         self._done = self._failed = self._unwound = False
         self._met, self._stopped, self._closed = (threading.Event() for _ in range(3))
         self._started = self._sent = time.monotonic()
+        self._absent: set[int] = set()  # go on without a watch
+        self._why_absent: Callable[[int], str | None] = lambda index: None
 
-    def listen(self, host: str) -> str:
-        """What the others need for `connect`; for process 0, which they reach as `host`."""
-        family = socket.getaddrinfo(host, None)[0][0]
-        both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
+    def listen(self, host: str, why_absent: Callable[[int], str | None] | None = None) -> str:
+        """What the others need for `connect`; for process 0, which they reach as `host`.
+
+        `why_absent` tells of a process that has not connected why it goes on without, or None.
+        """
+        self._why_absent = why_absent or self._why_absent
+        both = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if both else socket.getaddrinfo(host, None)[0][0]
         server = socket.create_server(
             ("", 0), family=family, backlog=self._count, dualstack_ipv6=both
         )
+        server.settimeout(0)
         self._selector.register(server, selectors.EVENT_READ, lambda: self._accept(server))
         return f"{server.getsockname()[1]} {self._token}"
 
     def connect(self, host: str, said: str) -> None:
         """Connects with process 0, which has said this in `listen`."""
         port, self._token = said.split()
-        self._add(socket.create_connection((host, int(port)), timeout=_LIMIT))
+        # Half of the time after which process 0 takes this one for lost.
+        self._add(socket.create_connection((host, int(port)), timeout=self._limit / 2))
 
     def start(self) -> None:
         """Begins to listen."""
+        self._started = time.monotonic()
         threading.Thread(target=self._run, name="peers", daemon=True).start()
 
     def finish(self) -> None:
@@ -103,8 +119,9 @@ class Watch:
 
     def fail(self, error: BaseException) -> None:
         """Ends the others, for this process ends by an error; unless that has come of theirs."""
-        if any(word in str(error) for word in _COLLECTIVES):
-            self._wait(lambda: self.is_lost, _LIMIT + _BEAT)
+        of_jax = type(error).__name__ == "JaxRuntimeError"
+        if of_jax and any(word in str(error) for word in _COLLECTIVES):
+            self._wait(lambda: self.is_lost, self._limit + _BEAT)
         with self._lock:
             self._unwound = True
             if self.is_lost:
@@ -142,16 +159,18 @@ class Watch:
                 self._judge()
 
     def _accept(self, server: socket.socket) -> None:
-        with contextlib.suppress(OSError):
+        try:
             self._add(server.accept()[0])
+        except OSError:  # too many open files, which must not make this thread spin; or it has gone
+            time.sleep(_TICK)
 
     def _add(self, connection: socket.socket) -> None:
-        connection.settimeout(_LIMIT)
+        connection.settimeout(self._limit)
         peer = _Peer(connection, time.monotonic())
         self._selector.register(connection, selectors.EVENT_READ, lambda: self._receive(peer))
         self._peers.append(peer)
         if self._index:
-            self._send(f"hello {self._token} {self._index} {self._where}")
+            self._send(f"hello {self._token} {self._index} {self._where}", peer)
 
     def _receive(self, peer: _Peer) -> None:
         try:
@@ -160,16 +179,21 @@ class Watch:
             data = b""
         if not data:
             return self._remove(peer)
-        peer.heard = time.monotonic()
         *lines, peer.unread = (peer.unread + data).split(b"\n")
         for line in lines:
             self._take(peer, *line.decode(errors="replace").partition(" ")[::2])
+        if peer.index is not None:  # a stranger has to say who it is within the limit
+            peer.heard = time.monotonic()
+        elif len(peer.unread) > _LINE:
+            self._remove(peer)
 
     def _remove(self, peer: _Peer) -> None:
         self._selector.unregister(peer.connection)
         peer.connection.close()
+        if peer.index is None:
+            return self._peers.remove(peer)
         said_so, peer.over = peer.over, True
-        if peer.index is not None and not said_so:
+        if not said_so:
             self._lose(peer, "it was killed or has crashed")
 
     def _take(self, peer: _Peer, word: str, rest: str) -> None:
@@ -198,18 +222,31 @@ class Watch:
             self._send("")
 
     def _judge(self) -> None:
-        now, known = time.monotonic(), self._known()
-        for peer in known:
-            if now > peer.heard + _LIMIT and not peer.over:
-                return self._lose(peer, f"no heartbeat for {now - peer.heard:.0f} s")
+        now = time.monotonic()
+        for peer in [*self._peers]:
+            silent = now - peer.heard
+            if silent > self._limit and peer.index is None:
+                self._remove(peer)
+            elif silent > self._limit and not peer.over:
+                return self._lose(peer, f"no heartbeat for {silent:.0f} s")
+        known = self._known()
         others = range(1, self._count) if self._index == 0 else (0,)
-        missing = set(others) - {peer.index for peer in known}
-        if missing and now > self._started + _LIMIT:
+        missing = set(others) - {peer.index for peer in known} - self._absent
+        if now > self._started + self._limit:
+            missing = {index for index in missing if not self._is_absent(index)}
+        if missing and now > self._started + self._limit:
             return self._end("lost", f"{self._name(min(missing))} was lost: it never answered")
         finished = self._done and not missing and all(peer.done for peer in known)
         if self._index == 0 and finished and not self._met.is_set():
             self._send("done")
             self._met.set()
+
+    def _is_absent(self, index: int) -> bool:
+        """Whether a process goes on without a watch, as one that cannot connect does."""
+        if why := self._why_absent(index):
+            self._absent.add(index)
+            warnings.warn(why, stacklevel=2)
+        return bool(why)
 
     def _known(self) -> list[_Peer]:
         """The connections of processes of this run, and not of strangers."""
@@ -237,16 +274,17 @@ class Watch:
         with self._lock:
             if self._failed:
                 return
-            end = threading.Timer(_GRACE, _leave)
-            end.daemon = True
-            end.start()
+            exits.leave_within(_GRACE)
             self._stopped.set()
-            self._say(str(self._over))
-            if not self._unwound and hasattr(signal, "pthread_kill"):  # not on Windows
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+            try:
+                self._say(str(self._over))
+            finally:
+                if not self._unwound and hasattr(signal, "pthread_kill"):  # not on Windows
+                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
     def _send(self, line: str, only: _Peer | None = None) -> None:
-        for peer in [only] if only else [*self._peers]:
+        all_others = [*self._peers] if self._index else self._known()
+        for peer in [only] if only else all_others:
             with contextlib.suppress(OSError):  # `_receive` meets the end of the connection
                 peer.connection.sendall(f"{line}\n".encode())
 
@@ -283,12 +321,7 @@ def ending() -> Iterator[None]:
             _watch.finish()
     except BaseException as error:
         if _watch:
-            atexit.register(_leave)  # of a bug, whose traceback comes after this
+            atexit.register(exits.leave)  # of a bug, whose traceback comes after this
             _watch.fail(error)
+            exits.leave_within(_GRACE)
         raise
-
-
-def _leave() -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(1)

@@ -1,7 +1,9 @@
 """Work that the processes of one run do together (`jax.distributed`)."""
 
+import contextlib
 import os
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -31,45 +33,82 @@ def join(
         False where neither arguments nor a launcher tell who they are.
 
     Raises:
+        ValueError: `coordinator` is not HOST:PORT, or the environment has no good limit.
         RuntimeError: not all have started within 5 minutes, or JAX has computed already.
     """
     # Not public: how `initialize` finds the launcher, and the store of keys that it makes.
     from jax._src import clusters, distributed
 
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if coordinator is not None:
+        _address(coordinator)
     coordinator, count, index, _ = clusters.ClusterEnv.auto_detect_unset_distributed_params(
         coordinator, count, index, None, None, _START_SECONDS
     )
     if coordinator is None or count is None or index is None:
         return False
-    host, _, port = coordinator.rpartition(":")
-    host = host.strip("[]")
-    relay = Relay(host, int(port)) if index else None
-    jax.distributed.initialize(
-        relay.address if relay else coordinator, count, index,
-        initialization_timeout=_START_SECONDS, heartbeat_timeout_seconds=peers.JAX_SECONDS,
-    )  # fmt: skip
+    host, port = _address(coordinator)
     watch = peers.Watch(index, count, say, jax.distributed.shutdown)
+    relay = Relay(host, port) if index else None
+    with _no_proxy() if relay else contextlib.nullcontext():
+        jax.distributed.initialize(
+            relay.address if relay else coordinator, count, index,
+            initialization_timeout=_START_SECONDS, heartbeat_timeout_seconds=peers.JAX_SECONDS,
+        )  # fmt: skip
     client = distributed.global_state.client
     assert client is not None
-    if relay:
+    if not relay:
+        client.key_value_set(_KEY, watch.listen(host, lambda index: _why_absent(client, index)))
+    elif _connects(watch, index, host, client):
         relay.holds.set()
-        _connect(watch, host, client.blocking_key_value_get(_KEY, _KEY_SECONDS * 1000))
     else:
-        client.key_value_set(_KEY, watch.listen(host))
+        return True
     peers.use(watch)
     return True
 
 
-def _connect(watch: peers.Watch, host: str, said: str) -> None:
+def _address(coordinator: str) -> tuple[str, int]:
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal():
+        raise ValueError(f"the address of process 0 is {coordinator!r}; expected HOST:PORT")
+    return host.strip("[]"), int(port)
+
+
+@contextlib.contextmanager
+def _no_proxy() -> Iterator[None]:
+    """Keeps gRPC from asking a proxy of the site for the relay, which is on this machine."""
+    before = {name: os.environ.get(name) for name in ("no_proxy", "no_grpc_proxy")}
+    for name, hosts in before.items():
+        os.environ[name] = ",".join(filter(None, (hosts, "127.0.0.1")))
+    try:
+        yield
+    finally:
+        for name, hosts in before.items():
+            os.environ.pop(name) if hosts is None else os.environ.update({name: hosts})
+
+
+def _connects(watch: peers.Watch, index: int, host: str, client: Any) -> bool:
+    """Whether this process has connected with process 0; else both warn, and go on without."""
+    said = client.blocking_key_value_get(_KEY, _KEY_SECONDS * 1000)
     try:
         watch.connect(host, said)
     except OSError as error:
-        raise OSError(
-            f"process 0 cannot be reached at {host}, port {said.split()[0]} "
-            f"({error.strerror or error}), by which processes notice that others are lost: hosts "
-            "of one run have to reach each other at all ports"
-        ) from None
+        why = (
+            f"process {index} cannot reach process 0 at {host}, port {said.split()[0]} "
+            f"({error.strerror or error}), and goes on without: that one of them is lost, the "
+            f"other notices late, and jax aborts it. Open all ports between the hosts of a run"
+        )
+        client.key_value_set(f"{_KEY}/{index}", why)
+        warnings.warn(why, stacklevel=2)
+        return False
+    return True
+
+
+def _why_absent(client: Any, index: int) -> str | None:
+    """What a process has said in `_connects` if it could not connect."""
+    with contextlib.suppress(Exception):  # there is no such key
+        return client.key_value_try_get(f"{_KEY}/{index}")
+    return None
 
 
 def allgather_int(value: int) -> np.ndarray:

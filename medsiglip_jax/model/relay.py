@@ -3,8 +3,10 @@
 import contextlib
 import socket
 import threading
+import time
 
 _CONNECT_SECONDS = 10.0
+_RETRY_SECONDS = 0.2
 
 
 class Relay:
@@ -22,8 +24,12 @@ class Relay:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self) -> None:
-        while True:
-            inner, _ = self._server.accept()
+        while self._server.fileno() >= 0:
+            try:
+                inner, _ = self._server.accept()
+            except OSError:  # too many open files
+                time.sleep(_RETRY_SECONDS)
+                continue
             try:
                 outer = socket.create_connection(self._target, timeout=_CONNECT_SECONDS)
             except OSError:  # process 0 has not started yet; jax tries again

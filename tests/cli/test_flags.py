@@ -3,6 +3,7 @@
 import argparse
 import os
 import re
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -12,9 +13,10 @@ import source_files
 from jax._src import distributed
 
 from medsiglip_jax import cli
-from medsiglip_jax.cli import app, loading, parser, reading
+from medsiglip_jax.cli import app, finetune, loading, parser, reading
 from medsiglip_jax.preprocess.dicom.rules import Rules
 from medsiglip_jax.preprocess.parts import Parts
+from medsiglip_jax.train import loop
 
 
 def test_queries_are_read_as_it_is_recorded():
@@ -151,3 +153,20 @@ def test_a_name_with_a_hyphen_that_was_taken_for_a_flag_is_explained(argv, said,
 def test_a_mistyped_flag_is_no_name(capsys):
     assert cli.main("embed x.png --model M --outptu o".split()) == 2
     assert "hyphen" not in capsys.readouterr().err
+
+
+def test_what_finetune_resumes_from_is_said_in_time_whatever_the_disk_does(monkeypatch):
+    """A mount that hangs, and a bucket whose client raises what is no OSError."""
+    held = threading.Event()
+    monkeypatch.setattr(finetune, "_LOOK_SECONDS", 0.05)
+
+    def fails(workdir):
+        raise RuntimeError("503")
+
+    for look, said in (
+        (lambda workdir: held.wait(), "its last checkpoint"), (fails, "its last checkpoint"),
+        (lambda workdir: [5, 10], "step 10"),
+    ):  # fmt: skip
+        monkeypatch.setattr(loop, "saved_steps", look)
+        assert finetune._resumes("run") == f"resumes from {said}"
+    held.set()

@@ -1,11 +1,14 @@
 """Processes that watch each other: three real ones, without jax, of which one is lost."""
 
+import contextlib
+import os
 import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 
@@ -109,12 +112,107 @@ def test_strangers_are_not_listened_to():
         key.fileobj.close()
 
 
-def test_a_port_that_is_closed_between_hosts_is_named():
+def turn(watch, times=3):
+    for _ in range(times):
+        for key, _ in watch._selector.select(0.05):
+            key.data()
+        watch._judge()
+
+
+def test_strangers_are_closed_and_told_nothing():
+    """One that sends no end of line, and one that does not say who it is."""
+    watch = peers.Watch(0, 2, print, lambda: None)
+    port = int(watch.listen("localhost").split()[0])
+    with contextlib.ExitStack() as stack:
+        lines, silent = (
+            stack.enter_context(socket.create_connection((host, port)))
+            for host in ("127.0.0.1", "localhost")
+        )
+        turn(watch)
+        assert len(watch._peers) == 2
+        lines.sendall(b"\n" + b"x" * 2 * peers._LINE)
+        turn(watch)
+        assert len(watch._peers) == 1
+        watch._send("lost all")
+        watch._limit, watch._absent = -1.0, {1}
+        watch._judge()
+        for stranger in (lines, silent):
+            stranger.settimeout(5)
+            with contextlib.suppress(ConnectionResetError):
+                assert stranger.recv(1) == b""
+    assert not watch._peers
+    for key in [*watch._selector.get_map().values()]:
+        key.fileobj.close()
+
+
+def test_where_a_port_is_closed_both_warn_and_go_on(monkeypatch):
+    """The store of keys and values is that of `jax.distributed`."""
+    store = {}
+    client = types.SimpleNamespace(
+        blocking_key_value_get=lambda key, _: store[key],
+        key_value_set=store.__setitem__,
+        key_value_try_get=store.__getitem__,
+    )
+    first, second = (peers.Watch(index, 3, print, lambda: None) for index in range(2))
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    watch = peers.Watch(1, 2, print, lambda: None)
-    with pytest.raises(OSError, match=f"process 0 cannot be reached at localhost, port {port} .*"):
-        processes._connect(watch, "localhost", f"{port} token")
+    store[processes._KEY] = f"{port} token"
+    said = f"process 1 cannot reach process 0 at 127.0.0.1, port {port} "
+    with pytest.warns(UserWarning, match=said):
+        assert not processes._connects(second, 1, "127.0.0.1", client)
+    first._why_absent = lambda index: processes._why_absent(client, index)
+    first._started -= 2 * peers._LIMIT
+    ended = []
+    monkeypatch.setattr(first, "_end", lambda word, text: ended.append(text))
+    with pytest.warns(UserWarning, match=said):
+        first._judge()
+    assert ended == ["process 2 of 3 was lost: it never answered"]
+
+
+def test_only_errors_of_jax_wait_for_the_line_on_another(monkeypatch):
+    class JaxRuntimeError(RuntimeError):
+        pass
+
+    for error, waits in ((OSError("UNAVAILABLE"), 0), (JaxRuntimeError("UNAVAILABLE"), 1)):
+        watch, waited = peers.Watch(1, 2, print, lambda: None), []
+        monkeypatch.setattr(watch, "_wait", lambda *_, waited=waited: waited.append(1))
+        watch.fail(error)
+        assert len(waited) == waits
+
+
+@pytest.mark.parametrize("address", ["myhost", "myhost:", ":1234", "myhost:http"])
+def test_an_address_has_a_port(address):
+    with pytest.raises(ValueError, match=f"is '{address}'; expected HOST:PORT"):
+        processes.join(address, 2, 0, print)
+
+
+@pytest.mark.parametrize("seconds", ["soon", "3", "nan", "1000"])
+def test_the_limit_of_the_environment_is_checked(monkeypatch, seconds):
+    monkeypatch.setenv("MEDSIGLIP_JAX_HEARTBEAT_SECONDS", seconds)
+    with pytest.raises(ValueError, match=f"is '{seconds}'; expected seconds, 10 to 300"):
+        peers.Watch(0, 2, print, lambda: None)
+    monkeypatch.setenv("MEDSIGLIP_JAX_HEARTBEAT_SECONDS", "120")
+    assert peers.Watch(0, 2, print, lambda: None)._limit == 120
+
+
+def test_the_proxy_of_a_site_is_not_asked_for_the_relay(monkeypatch):
+    monkeypatch.setenv("no_proxy", "intranet")
+    monkeypatch.delenv("no_grpc_proxy", raising=False)
+    with processes._no_proxy():
+        assert os.environ["no_proxy"] == "intranet,127.0.0.1"
+        assert os.environ["no_grpc_proxy"] == "127.0.0.1"
+    assert os.environ["no_proxy"] == "intranet" and "no_grpc_proxy" not in os.environ
+
+
+def test_a_process_leaves_where_its_output_fails():
+    """`sys.stdout.flush` raises, and then blocks."""
+    for flush in ("1 / 0", "time.sleep(60)"):
+        code = (
+            "import sys, time\nfrom medsiglip_jax.model import exits\n"
+            f"sys.stdout = type('Broken', (), {{'flush': lambda self: {flush}}})()\n"
+            "exits.leave_within(0.2)\nexits.leave(1)"
+        )
+        assert subprocess.run([sys.executable, "-c", code], timeout=30).returncode == 1
 
 
 def test_the_end_of_process_0_is_kept_from_jax():
