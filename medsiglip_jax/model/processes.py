@@ -59,12 +59,24 @@ def join(
     assert client is not None
     if not relay:
         client.key_value_set(_KEY, watch.listen(host, lambda index: _why_absent(client, index)))
-    elif _connects(watch, index, host, client):
+    watched = not relay or _connects(watch, index, host, client)
+    if watched:
+        peers.use(watch)
+    if relay and watched:
         relay.holds.set()
-    else:
-        return True
-    peers.use(watch)
+    _compile_alike()
     return True
+
+
+def _compile_alike() -> None:
+    """Has all processes of a run on CPUs compile, where only process 0 would read jax's cache.
+
+    The others compile anyway, so that nothing is lost. XLA restores each loop of a program that is
+    read by itself, without the order between its collectives and those outside; the processes of
+    a run may then meet different ones first, and have been seen to wait for each other for ever.
+    """
+    if jax.default_backend() == "cpu":
+        jax.config.update("jax_enable_compilation_cache", False)
 
 
 def _address(coordinator: str) -> tuple[str, int]:

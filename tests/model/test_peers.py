@@ -10,6 +10,7 @@ import sys
 import time
 import types
 
+import jax
 import pytest
 
 from medsiglip_jax.model import peers, processes
@@ -202,6 +203,18 @@ def test_the_proxy_of_a_site_is_not_asked_for_the_relay(monkeypatch):
         assert os.environ["no_proxy"] == "intranet,127.0.0.1"
         assert os.environ["no_grpc_proxy"] == "127.0.0.1"
     assert os.environ["no_proxy"] == "intranet" and "no_grpc_proxy" not in os.environ
+
+
+@pytest.mark.parametrize("platform, cached", [("cpu", False), ("gpu", True), ("tpu", True)])
+def test_on_cpus_no_process_reads_what_others_compile(monkeypatch, platform, cached):
+    monkeypatch.setattr(processes.jax, "default_backend", lambda: platform)
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", True)
+    try:
+        processes._compile_alike()
+        assert jax.config.jax_enable_compilation_cache is cached
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
 
 
 def test_a_process_leaves_where_its_output_fails():
