@@ -3,6 +3,8 @@
 import os
 import sys
 import threading
+import time
+from collections.abc import Callable
 
 _LIMIT_NAME = "MEDSIGLIP_JAX_HEARTBEAT_SECONDS"
 
@@ -36,3 +38,10 @@ def heartbeat_limit(default: float, least: float, most: int) -> float:
     if not least <= seconds <= most:
         raise ValueError(f"{_LIMIT_NAME} is {given!r}; expected seconds, {least:.0f} to {most:.0f}")
     return seconds
+
+
+def wait(condition: Callable[[], bool], seconds: float) -> None:
+    """Waits until a condition holds, but no longer than so many seconds."""
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.2)

@@ -97,9 +97,8 @@ class Watch:
         return f"{server.getsockname()[1]} {self._token}"
 
     def connect(self, host: str, said: str) -> None:
-        """Connects with process 0, which has said this in `listen`."""
+        """Connects with process 0, which has said this in `listen`, before that misses this one."""
         port, self._token = said.split()
-        # Half of the time after which process 0 takes this one for lost.
         self._add(socket.create_connection((host, int(port)), timeout=self._limit / 2))
 
     def start(self) -> None:
@@ -121,7 +120,7 @@ class Watch:
         """Ends the others, for this process ends by an error; unless that has come of theirs."""
         of_jax = type(error).__name__ == "JaxRuntimeError"
         if of_jax and any(word in str(error) for word in _COLLECTIVES):
-            self._wait(lambda: self.is_lost, self._limit + _BEAT)
+            exits.wait(lambda: self.is_lost, self._limit + _BEAT)
         with self._lock:
             self._unwound = True
             if self.is_lost:
@@ -130,7 +129,7 @@ class Watch:
         name = self._name(self._index, self._where)
         self._send(f"failed {name} has failed or was stopped, as its own message says")
         if self._index == 0:  # the others may still need its keys and values to end
-            self._wait(lambda: all(peer.over for peer in self._known()), _GRACE)
+            exits.wait(lambda: all(peer.over for peer in self._known()), _GRACE)
 
     @property
     def is_lost(self) -> bool:
@@ -141,12 +140,6 @@ class Watch:
     def has_ended(self) -> bool:
         """Whether this process ends, and not together with all others after their work."""
         return self._failed or self.is_lost
-
-    @staticmethod
-    def _wait(condition: Callable[[], bool], seconds: float) -> None:
-        end = time.monotonic() + seconds
-        while not condition() and time.monotonic() < end:
-            time.sleep(_TICK)
 
     # --------------------------------------------------------------------------- in its thread
 
@@ -232,9 +225,8 @@ class Watch:
         known = self._known()
         others = range(1, self._count) if self._index == 0 else (0,)
         missing = set(others) - {peer.index for peer in known} - self._absent
-        if now > self._started + self._limit:
-            missing = {index for index in missing if not self._is_absent(index)}
-        if missing and now > self._started + self._limit:
+        late = now > self._started + self._limit
+        if late and (missing := {index for index in missing if not self._is_absent(index)}):
             return self._end("lost", f"{self._name(min(missing))} was lost: it never answered")
         finished = self._done and not missing and all(peer.done for peer in known)
         if self._index == 0 and finished and not self._met.is_set():

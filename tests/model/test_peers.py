@@ -176,7 +176,7 @@ def test_only_errors_of_jax_wait_for_the_line_on_another(monkeypatch):
 
     for error, waits in ((OSError("UNAVAILABLE"), 0), (JaxRuntimeError("UNAVAILABLE"), 1)):
         watch, waited = peers.Watch(1, 2, print, lambda: None), []
-        monkeypatch.setattr(watch, "_wait", lambda *_, waited=waited: waited.append(1))
+        monkeypatch.setattr(peers.exits, "wait", lambda *_, waited=waited: waited.append(1))
         watch.fail(error)
         assert len(waited) == waits
 
