@@ -37,8 +37,9 @@ _GRACE = 10.0  # seconds for this process to save what it has, and for others th
 _PATIENCE = {"lost": 0.0, "failed": _GRACE}  # seconds in which an error of its own may end it
 _TICK = 0.2  # seconds
 _LINE = 4096  # bytes; only a stranger sends longer lines
-# What an error says if the network between processes, or another of them, has failed.
-_COLLECTIVES = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "collective")
+# What an error says if the network between processes, or another of them, has failed: whatever its
+# class, for jax raises some as a ValueError; and if its class is jax's.
+_LIBRARIES, _STATUSES = ("Gloo", "NCCL"), ("UNAVAILABLE", "DEADLINE", "ABORTED", "collective")
 
 
 @dataclass
@@ -119,7 +120,7 @@ class Watch:
     def fail(self, error: BaseException) -> None:
         """Ends the others, for this process ends by an error; unless that has come of theirs."""
         of_jax = type(error).__name__ == "JaxRuntimeError"
-        if of_jax and any(word in str(error) for word in _COLLECTIVES):
+        if any(word in str(error) for word in _LIBRARIES + (_STATUSES if of_jax else ())):
             exits.wait(lambda: self.is_lost, self._limit + _BEAT)
         with self._lock:
             self._unwound = True

@@ -170,11 +170,14 @@ def test_where_a_port_is_closed_both_warn_and_go_on(monkeypatch):
     assert ended == ["process 2 of 3 was lost: it never answered"]
 
 
-def test_only_errors_of_jax_wait_for_the_line_on_another(monkeypatch):
+def test_only_errors_of_collectives_wait_for_the_line_on_another(monkeypatch):
     class JaxRuntimeError(RuntimeError):
         pass
 
-    for error, waits in ((OSError("UNAVAILABLE"), 0), (JaxRuntimeError("UNAVAILABLE"), 1)):
+    gloo = "UNKNOWN: Gloo AllGather failed: Connection reset by peer"  # as jax raises it
+    for error, waits in (
+        (OSError("UNAVAILABLE"), 0), (JaxRuntimeError("UNAVAILABLE"), 1), (ValueError(gloo), 1),
+    ):  # fmt: skip
         watch, waited = peers.Watch(1, 2, print, lambda: None), []
         monkeypatch.setattr(peers.exits, "wait", lambda *_, waited=waited: waited.append(1))
         watch.fail(error)
