@@ -125,7 +125,7 @@ def test_what_was_never_seen_is_listed_and_never_called():
         (dict(strength=0.0), "strength is 0.0; expected 1e-12 to 1e12"),
         (dict(hidden=-1), "hidden is -1"),
         (dict(hidden=8, strength=1.0), "no strength with a hidden layer"),
-        (dict(rule="sensitivity"), "at_least None"),
+        (dict(rule="sensitivity"), "at_least is None"),
         (dict(labels=np.zeros(60, np.int32)), "60 training rows with a label, of 1 class"),
         (dict(labels=np.full(60, 7, np.int32), classes=("a", "b")), r"values \[7\]"),
         (dict(labels=np.zeros(59, np.int32)), r"shape \(59,\)"),

@@ -193,7 +193,7 @@ def test_platt_of_scores_that_separate_or_say_nothing():
     [
         (lambda: brier([1.2], [1]), "contains 1.2 at row 0.*fit_temperature"),
         (lambda: reliability([-0.1, 0.5], [1, 0]), "contains -0.1"),
-        (lambda: reliability([0.5], [1], 0), "0 bins"),
+        (lambda: reliability([0.5], [1], 0), "bins is 0"),
         (lambda: reliability([0.5], [1], 5, "size"), "equal 'size'"),
         (lambda: brier([math.nan], [1]), "NaN"),
         (lambda: fit_platt([1, 2], [1, 1]), "2 positives in 2"),
