@@ -106,14 +106,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _without_waiting(code: int) -> int:
     """The exit code, with which the process is to end even if a thread hangs in a library, or
     other processes of the run go on."""
-    if threads.are_left() or peers.has_ended():
+    if _others_go_on():
         atexit.register(_leave, code)
     return code
 
 
 def _leave(code: int) -> None:
-    if threads.are_left() or peers.has_ended():
+    if _others_go_on():
         exits.leave(code)
+
+
+def _others_go_on() -> bool:
+    return threads.are_left() or peers.has_ended()
 
 
 def _open_closed_streams() -> None:

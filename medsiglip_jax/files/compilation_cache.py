@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from medsiglip_jax.files import storage, threads
+from medsiglip_jax.files import cpu, storage, threads
 
 # A command needs 10 to 40 programs of 2 to 60 kB on CPUs, of up to 10 MB on accelerators.
 MOST = 1 << 30
@@ -105,14 +105,6 @@ def machine() -> str:
     XLA runs what was compiled for others, up to illegal instructions. Its own key has the features,
     but not the number of cores, which goes into the program.
     """
-    parts = [platform.machine(), _features() or platform.processor(), str(threads.processors())]
+    features = " ".join(sorted(cpu.features())) or platform.processor()
+    parts = [platform.machine(), features, str(threads.processors())]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
-
-
-def _features() -> str:
-    """The features of the first core, as Linux lists them; "" on other systems."""
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
-        for line in file:  # of hundreds of cores only the first is read
-            if line.startswith(("flags", "Features")):
-                return line
-    return ""

@@ -1,11 +1,11 @@
 """What the devices are that a program runs on, or is compiled for."""
 
 import re
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import jax
+
+from medsiglip_jax.files import cpu
 
 AUTO = "auto"
 
@@ -48,7 +48,7 @@ def wide_products(device: Any, dtype: str) -> bool:
     Which is faster on a CPU depends on whether the CPU multiplies in bfloat16 itself; elsewhere it
     is the same.
     """
-    return device.platform == "cpu" and dtype == "bfloat16" and bool(_FAST & _cpu_flags())
+    return device.platform == "cpu" and dtype == "bfloat16" and bool(_FAST & cpu.features())
 
 
 # A train step of ViT-B/16, batch 8, float32, jax 0.10.2, two cores of an Intel Xeon with AMX, on
@@ -74,13 +74,3 @@ def step_options(device: Any) -> dict[str, Any] | None:
     if device.platform != "cpu":
         return None
     return {"xla_cpu_copy_insertion_use_region_analysis": True}
-
-
-@cache
-def _cpu_flags() -> frozenset[str]:
-    """What Linux says that the first core can do; nothing elsewhere."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return frozenset()
-    return frozenset(next((line.split() for line in lines if line.startswith("flags")), ()))

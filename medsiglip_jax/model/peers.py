@@ -33,6 +33,7 @@ _BEAT = 5.0  # seconds between heartbeats
 # Seconds without a heartbeat after which a process is lost. Loading a library of gigabytes from a
 # network disk holds Python's lock, and with it the heartbeat, for tens of seconds.
 _LIMIT = 40.0
+_LIMIT_NAME = "MEDSIGLIP_JAX_HEARTBEAT_SECONDS"  # sets another limit
 _GRACE = 10.0  # seconds for this process to save what it has, and for others that fail with it
 _PATIENCE = {"lost": 0.0, "failed": _GRACE}  # seconds in which an error of its own may end it
 _TICK = 0.2  # seconds
@@ -70,7 +71,7 @@ class Watch:
         called when all have finished. A ValueError if the environment has no good limit."""
         self._index, self._count, self._say, self._close = index, count, say, close
         self._where = f"host {socket.gethostname()}, pid {os.getpid()}"
-        self._limit = exits.heartbeat_limit(_LIMIT, 2 * _BEAT, JAX_SECONDS)
+        self._limit = _heartbeat_limit()
         self._token = secrets.token_hex(8)
         self._peers: list[_Peer] = []
         self._selector = selectors.DefaultSelector()
@@ -121,7 +122,7 @@ class Watch:
         """Ends the others, for this process ends by an error; unless that has come of theirs."""
         of_jax = type(error).__name__ == "JaxRuntimeError"
         if any(word in str(error) for word in _LIBRARIES + (_STATUSES if of_jax else ())):
-            exits.wait(lambda: self.is_lost, self._limit + _BEAT)
+            _wait(lambda: self.is_lost, self._limit + _BEAT)
         with self._lock:
             self._unwound = True
             if self.is_lost:
@@ -130,7 +131,7 @@ class Watch:
         name = self._name(self._index, self._where)
         self._send(f"failed {name} has failed or was stopped, as its own message says")
         if self._index == 0:  # the others may still need its keys and values to end
-            exits.wait(lambda: all(peer.over for peer in self._known()), _GRACE)
+            _wait(lambda: all(peer.over for peer in self._known()), _GRACE)
 
     @property
     def is_lost(self) -> bool:
@@ -280,6 +281,27 @@ class Watch:
         for peer in [only] if only else all_others:
             with contextlib.suppress(OSError):  # `_receive` meets the end of the connection
                 peer.connection.sendall(f"{line}\n".encode())
+
+
+def _heartbeat_limit() -> float:
+    """Seconds without a heartbeat after which a process is lost, as the environment says."""
+    given, least, most = os.environ.get(_LIMIT_NAME), 2 * _BEAT, JAX_SECONDS
+    if given is None:
+        return _LIMIT
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = 0
+    if not least <= seconds <= most:
+        raise ValueError(f"{_LIMIT_NAME} is {given!r}; expected seconds, {least:.0f} to {most:.0f}")
+    return seconds
+
+
+def _wait(condition: Callable[[], bool], seconds: float) -> None:
+    """Waits until a condition holds, but no longer than so many seconds."""
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(_TICK)
 
 
 _watch: Watch | None = None  # of this process

@@ -179,7 +179,7 @@ def test_only_errors_of_collectives_wait_for_the_line_on_another(monkeypatch):
         (OSError("UNAVAILABLE"), 0), (JaxRuntimeError("UNAVAILABLE"), 1), (ValueError(gloo), 1),
     ):  # fmt: skip
         watch, waited = peers.Watch(1, 2, print, lambda: None), []
-        monkeypatch.setattr(peers.exits, "wait", lambda *_, waited=waited: waited.append(1))
+        monkeypatch.setattr(peers, "_wait", lambda *_, waited=waited: waited.append(1))
         watch.fail(error)
         assert len(waited) == waits
 

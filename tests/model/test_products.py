@@ -17,7 +17,7 @@ from medsiglip_jax.train.recipe import Data, Recipe
 @pytest.fixture
 def cpu_with(monkeypatch):
     def replace(*flags):
-        monkeypatch.setattr(devices, "_cpu_flags", lambda: frozenset(flags))
+        monkeypatch.setattr(devices.cpu, "features", lambda: frozenset(flags))
         return SimpleNamespace(platform="cpu")
 
     return replace
@@ -42,11 +42,11 @@ def test_accelerators_multiply_as_they_do(cpu_with, platform):
 
 
 def test_a_machine_without_cpuinfo_has_no_flags(monkeypatch):
-    def missing(path):
+    def missing(path, **_):
         raise FileNotFoundError(path)
 
-    monkeypatch.setattr(devices.Path, "read_text", missing)
-    assert devices._cpu_flags.__wrapped__() == frozenset()
+    monkeypatch.setattr("builtins.open", missing)
+    assert devices.cpu.features.__wrapped__() == frozenset()
 
 
 def test_wide_products_round_once_and_keep_their_type():
