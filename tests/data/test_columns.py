@@ -43,7 +43,7 @@ def test_cells_that_json_lacks_are_null_and_lists_are_refused(tmp_path):
     found, numbers, refused = read_lines(path)
     assert found["image"].to_pylist() == ["a", None, None] and list(numbers) == [1, 3, 5]
     assert found["n"].to_pylist() == ["1", None, None]
-    assert refused == {"boxes": "holds a list in line 3"}
+    assert refused == {"boxes": "holds a list in line 3, expected strings"}
 
 
 @pytest.mark.parametrize(
