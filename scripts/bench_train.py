@@ -1,6 +1,5 @@
 """The benchmarks of training, for bench.py: the step, the loss's memory."""
 
-import dataclasses
 import resource
 import statistics
 import time
@@ -83,17 +82,27 @@ def _batch(architecture, batch: int):
     }
 
 
+def _compute(architecture, dtype: str, args):
+    """As `finetune` computes."""
+    from medsiglip_jax.train import build
+    from medsiglip_jax.train.recipe import Data, Recipe
+
+    recipe = Recipe(
+        data=(Data(path="unread"),), total_steps=1, model=args.size, dtype=dtype,
+        attention=args.attention, remat=args.remat,
+    )  # fmt: skip
+    return build.compute_of(recipe, architecture, None)
+
+
 def _our_step(architecture, batch: int, args):
     import jax
 
-    from medsiglip_jax.model import api
     from medsiglip_jax.model.weights import random
     from medsiglip_jax.train import freeze, lora, optim, step
     from medsiglip_jax.train.objectives.contrastive import Contrastive
     from medsiglip_jax.train.objectives.objective import Labels
 
-    compute = api.compute_for(args.dtype, attention=args.attention)
-    compute = dataclasses.replace(compute, remat=args.remat)
+    compute = _compute(architecture, args.dtype, args)
     schedule = optim.schedule("constant", 1_000_000)
     optimizer = optim.make_optimizer(1e-5, schedule, optim.OptimizerConfig())
     update = step.make_train_step(Contrastive().loss(architecture, compute, Labels()), optimizer)
@@ -194,7 +203,7 @@ def step(args) -> dict:
     """One step of the full-size model with frozen parts: its memory and seconds."""
     import jax
 
-    from medsiglip_jax.model import api, config, tree
+    from medsiglip_jax.model import config, tree
     from medsiglip_jax.model.weights import random
     from medsiglip_jax.train import freeze, lora, optim
     from medsiglip_jax.train import step as train_step
@@ -211,9 +220,7 @@ def step(args) -> dict:
     trainable, frozen = freeze.partition(patterns, params).split(params)
     schedule = optim.schedule("constant", 1000)
     optimizer = optim.make_optimizer(1e-5, schedule, optim.OptimizerConfig())
-    compute = dataclasses.replace(
-        api.compute_for("float32", attention=args.attention), remat=args.remat
-    )
+    compute = _compute(architecture, "float32", args)
     update = train_step.make_train_step(
         Contrastive().loss(architecture, compute, Labels()), optimizer
     )
