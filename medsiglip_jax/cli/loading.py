@@ -11,6 +11,7 @@ from medsiglip_jax.cli.parser import add_flags
 
 # The flags that say which model it is.
 OF_MODELS = ("model", "dtype", "tokenizer", "matmul_precision", "attention")
+ADDED = (*OF_MODELS, "batch_size", "workers")  # by `add_model`
 
 
 def add_model(

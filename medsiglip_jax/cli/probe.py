@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from medsiglip_jax.cli import abstaining, output, outputs, reading
-from medsiglip_jax.cli.loading import add_model, load
+from medsiglip_jax.cli.loading import ADDED, add_model, load
 from medsiglip_jax.cli.parser import (
     REPEATED,
     REQUIRED,
@@ -180,7 +180,7 @@ def probe_predict(args: argparse.Namespace) -> int:
     if args.embeddings:
         if args.inputs or not args.output:
             raise ValueError("--embeddings needs --output FILE and no INPUT")
-        refuse_unused(args, "with --embeddings", reading.QUERIES)
+        refuse_unused(args, "with --embeddings", (*ADDED, *reading.QUERIES))
         run, known = open_embeddings(args.embeddings), abstaining.known_images(args)
         judge = abstaining.abstention(args, known, lambda: provenance.of_run(run.manifest))
         count = prediction.predict(probe, run, args.output, judge, args.rank)

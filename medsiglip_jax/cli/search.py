@@ -5,7 +5,7 @@ from collections import Counter
 from typing import Any
 
 from medsiglip_jax.cli import outputs
-from medsiglip_jax.cli.loading import add_model, load
+from medsiglip_jax.cli.loading import ADDED, add_model, load
 from medsiglip_jax.cli.output import note, progress_bar, show
 from medsiglip_jax.cli.parser import REPEATED, REQUIRED, VECTORS, Parser, add_flags, refuse_unused
 from medsiglip_jax.cli.reading import QUERIES, add_queries, note_skipped, prepared, queries
@@ -13,9 +13,10 @@ from medsiglip_jax.cli.reading import QUERIES, add_queries, note_skipped, prepar
 # Flags without effect on each kind of search.
 _UNUSED = {
     "in a search for near duplicates": (
-        "text", "image", "top_k", "sheet", "build_index", "approximate", *QUERIES),
+        "text", "image", "top_k", "sheet", "build_index", "approximate", *ADDED, *QUERIES),
     "with --build-index": (
-        "text", "image", "top_k", "sheet", "approximate", "threshold", "limit", "output", *QUERIES),
+        "text", "image", "top_k", "sheet", "approximate", "threshold", "limit", "output", *ADDED,
+        *QUERIES),
     "in a search by image": ("threshold", "limit"),
     "in a search by text": ("threshold", "limit", *QUERIES),
 }  # fmt: skip

@@ -307,6 +307,8 @@ def test_probe(run, checkpoint, tmp_path):
     flags = ["--probe", tmp_path / "p.npz", "--embeddings", out, "--output", tmp_path / "s.csv"]
     code, _, err = run("probe", "predict", *flags, "--frame", 3, "--volume", "ct")
     assert code == 2 and "with --embeddings these flags have no effect: --frame, --volume" in err
+    code, _, err = run("probe", "predict", *flags, "--model", checkpoint, "--workers", 1)
+    assert code == 2 and "with --embeddings these flags have no effect: --model, --workers" in err
     assert run("probe", "predict", *flags)[0] == 0
     first = (tmp_path / "s.csv").read_text().splitlines()[1].split(",")
     assert float(first[1]) == pytest.approx(scored[str(tmp_path / "in/0.png")]["probability"])

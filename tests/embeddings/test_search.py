@@ -258,6 +258,8 @@ def test_mistakes_are_one_line_and_exit_2(call, checkpoint, run, pictures, tmp_p
         (["--embeddings", run, "--against", run, "--image", "a"], "no effect: --image"),
         (["--embeddings", run, "--self", "--sheet", "hits.html"], "no effect: --sheet"),
         (["--embeddings", run, "--self", "--top-k", "3"], "no effect: --top-k"),
+        ([*ok, "--self"], "no effect: --model"),
+        ([*ok, "--build-index", "--batch-size", 2], "no effect: --model, --batch-size"),
         (
             ["--embeddings", run, "--self", "--frame", "3", "--series", "--volume", "ct"],
             "near duplicates these flags have no effect: --frame, --volume, --series",
