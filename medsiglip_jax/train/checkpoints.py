@@ -122,6 +122,8 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
 
         Raises:
             ValueError: the tree is not that of `shapes`, or no checkpoint can be read.
+            MemoryError, PermissionError, jax.errors.JaxRuntimeError: this process cannot read it,
+                or has no memory for it, on the device perhaps; nothing is wrong with it.
         """
         candidates = self.steps()[::-1] if step is None else [step]
         problems = []
@@ -130,6 +132,8 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
                 check_names(self._manager.directory / str(candidate) / _ITEM)
                 args = self._ocp.args.StandardRestore(shapes)
                 return candidate, self._manager.restore(candidate, args=args)
+            except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
+                raise
             except Exception as error:  # orbax and tensorstore raise nearly every type there is
                 reason = " ".join(str(error).split())[:300]
                 problems.append(f"step {candidate}: {reason}")

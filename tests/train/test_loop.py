@@ -5,7 +5,9 @@ import itertools
 import json
 import os
 import signal
+from unittest.mock import Mock
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -134,6 +136,19 @@ def test_what_is_not_finite_ends_the_run_and_keeps_the_checkpoint(tmp_path):
     with Checkpoints(tmp_path / loop.CHECKPOINTS) as checkpoints:
         done, state = checkpoints.restore(loop.shapes_of(new_state()))
     assert done == 9 and state["params"]["sum"] == 1 + 2 + 3 + 5 + 6
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), PermissionError(13, "no"), jax.errors.JaxRuntimeError("RESOURCE")]
+)
+def test_a_checkpoint_that_finds_no_memory_is_not_damaged(tmp_path, monkeypatch, error):
+    """An older one would be taken, and the next save would replace the newest."""
+    fit(tmp_path, new_state(), step, batches, LoopOptions(4, checkpoint_every=2))
+    with Checkpoints(tmp_path / loop.CHECKPOINTS) as checkpoints:
+        monkeypatch.setattr(checkpoints._manager, "restore", Mock(side_effect=error))
+        with pytest.raises(type(error)):
+            checkpoints.restore(loop.shapes_of(new_state()))
+        assert checkpoints.steps() == [2, 4] and not checkpoints._damaged
 
 
 def test_the_best_is_kept_beside_the_latest(tmp_path):
