@@ -5,6 +5,7 @@ has to end with the files of an undisturbed run.
 
 import collections
 import functools
+import hashlib
 import json
 import os
 import re
@@ -21,7 +22,6 @@ from pathlib import Path
 import numpy as np
 import torture_shards
 from torture_process import in_child
-from torture_state import state
 
 SECONDS = 60  # in which the other has to end
 _EMBED = ["embed", "--model", torture_shards.MODEL, "images", *torture_shards.FLAGS]
@@ -148,9 +148,12 @@ def rerun(kind: str, command: Sequence[str]) -> str:
 
 def files(kind: str, folder: str) -> dict[str, str]:
     """Those of a finished run, by their digests."""
-    wanted = {path for pattern in COMMANDS[kind][1] for path in Path(folder).glob(pattern)}
-    names = {path.relative_to(folder).as_posix() for path in wanted}
-    return {name: digest for name, digest in state(Path(folder)).items() if name in names}
+    found = {path for pattern in COMMANDS[kind][1] for path in Path(folder).glob(pattern)}
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in found
+        if path.is_file()
+    }
 
 
 def lost(kind: str, times: int, seed: int) -> collections.Counter[str]:
