@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from medsiglip_jax.files import places, storage
 from medsiglip_jax.files.places import Given
 from medsiglip_jax.model import attention as attentions
-from medsiglip_jax.model import devices, portable, sharding, towers, tree
+from medsiglip_jax.model import bits, devices, portable, sharding, towers, tree
 from medsiglip_jax.model.config import ModelConfig, TextConfig, VisionConfig, named
 from medsiglip_jax.model.processor import Processor, tokenizer_path
 from medsiglip_jax.model.towers import Compute
@@ -254,7 +254,8 @@ class Model:
             return jnp.zeros((0, *shape), jnp.float32)
         if isinstance(rows, Tracer):
             return encode(self.params, rows)
-        pieces = []
+        on_one_cpu = not self.mesh and jax.default_backend() == "cpu"
+        params, pieces = bits.of_blocks(self.params) if on_one_cpu else self.params, []
         for start, size in self._cuts(n, batch_size, tower):
             piece = rows[start : start + size]
             missing = size - len(piece)
@@ -263,7 +264,7 @@ class Model:
                 piece = xp.concatenate([piece, xp.zeros((missing, *piece.shape[1:]), piece.dtype)])
             if self.mesh:
                 piece = jax.device_put(piece, sharding.batch_sharding(self.mesh))
-            pieces.append(encode(self.params, piece)[: size - missing])
+            pieces.append(encode(params, piece)[: size - missing])
         return jnp.concatenate(pieces) if len(pieces) > 1 else pieces[0]
 
     def _cuts(self, rows: int, batch_size: int, tower: Any) -> list[tuple[int, int]]:

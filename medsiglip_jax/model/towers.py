@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Int, UInt8
 
+from medsiglip_jax.model import bits
 from medsiglip_jax.model.attention import ATTENTION, attend, mean_weights
 from medsiglip_jax.model.config import ModelConfig, PixelConfig, TextConfig, VisionConfig
 
@@ -254,20 +255,24 @@ class Encoder(nn.Module):
         scan = partial(nn.scan, block, variable_axes=stacked, split_rngs={"params": True})
         lengths = {"frozen_blocks": frozen, "encoderblock": self.config.depth - frozen}
         for name, length in lengths.items():
-            if length and self.compute.one_by_one:
-                x = self._one_by_one(self.variables["params"][name], x)
+            blocks = self.variables.get("params", {}).get(name, {})
+            if length and (self.compute.one_by_one or bits.are_in(blocks)):
+                x = self._encode(blocks, x)
             elif length:
                 x, _ = scan(length=length)(self.config, self.compute, name=name)(x)
         return LayerNorm(self.compute, name="encoder_norm")(x)
 
-    def _one_by_one(self, blocks: Params, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+    def _encode(self, blocks: Params, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        """The loop of inference on one CPU."""
         block = EncoderBlock(self.config, self.compute, parent=None)
 
         def each(x: Array, params: Params) -> tuple[Array, None]:
-            def one(row: Array) -> Array:
-                return cast(Any, block.apply({"params": params}, row[None]))[0][0]
+            def encode(x: Array) -> Array:
+                return cast(Any, block.apply({"params": bits.back(params)}, x))[0]
 
-            return jax.lax.map(one, x), None
+            if not self.compute.one_by_one:
+                return encode(x), None
+            return jax.lax.map(lambda row: encode(row[None])[0], x), None
 
         return jax.lax.scan(each, x, blocks)[0]
 

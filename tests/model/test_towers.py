@@ -1,5 +1,6 @@
 """Properties of the towers: scan == loop, remat == no remat, bfloat16 close, sharding exact."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from references import assert_close, tower_terms
 
-from medsiglip_jax.model import config, towers
+from medsiglip_jax.model import bits, config, towers, tree
 from medsiglip_jax.model.config import PixelConfig
 from medsiglip_jax.model.towers import Compute
 from medsiglip_jax.model.weights import random
@@ -73,6 +74,37 @@ def test_one_by_one_equals_all_rows_at_once(params):
     )
     assert_close(got, want, TERMS, float(jnp.abs(want).max()))
     assert float(jnp.abs(want[0] - want[1]).max()) > 0.1
+
+
+@pytest.mark.float
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_bits_of_bfloat16_change_nothing_and_take_no_memory(params, images, one_by_one):
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    shared = bits.of_blocks(half)
+    compute = Compute("bfloat16", attention="blocked", one_by_one=one_by_one)
+    want, got = (encode_image(x, images, TINY, compute)[0] for x in (half, shared))
+    np.testing.assert_array_equal(got, want)
+    assert _temporary(half["txt"], compute, 20) - _temporary(half["txt"], compute, 2) < 1000
+
+
+def _temporary(text, compute, depth):
+    """Bytes that a text takes beside the weights, when there are so many blocks."""
+    encoder = text["Encoder_0"]
+    deep = jax.tree.map(lambda x: jnp.resize(x, (depth, *x.shape[1:])), encoder["encoderblock"])
+    params = {"txt": {**text, "Encoder_0": {**encoder, "encoderblock": deep}}}
+    deeper = dataclasses.replace(TINY, text=dataclasses.replace(TINY.text, depth=depth))
+    tokens = jnp.ones((1, TINY.text.context_length), jnp.int32)
+    program = encode_text.lower(bits.of_blocks(params), tokens, deeper, compute).compile()
+    return program.memory_analysis().temp_size_in_bytes
+
+
+def test_only_bfloat16_of_blocks_becomes_bits(params):
+    shared = bits.of_blocks(jax.tree.map(lambda x: x.astype(jnp.bfloat16), params))
+    types = {path: x.dtype for path, x in tree.items(shared)}
+    assert {path for path, dtype in types.items() if dtype == jnp.uint16} == {
+        path for path in types if "/encoderblock/" in path
+    }
+    assert bits.of_blocks(params) == params
 
 
 def test_remat_changes_neither_value_nor_gradient(params):
