@@ -61,13 +61,15 @@ def _our_call(
 
     import jax
 
-    from medsiglip_jax.model import api
+    from medsiglip_jax.model import api, bits
     from medsiglip_jax.model import towers as model
 
     compute = api.compute_for(args.dtype, args.precision, attention)
     compute = api.encoding(compute, architecture.vision)
     compute = dataclasses.replace(compute, wide=compute.wide != other_products)
     params = jax.tree.map(lambda x: x.astype(args.dtype), params)
+    if jax.default_backend() == "cpu":  # as the library does
+        params = bits.of_blocks(params)
     pieces = [jax.device_put(images[i : i + at_once]) for i in range(0, len(images), at_once)]
     start = time.perf_counter()
     call = (
