@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from medsiglip_jax.files.locks import Check, lock
 from medsiglip_jax.files.places import Place, visible
 from medsiglip_jax.inference.manifest import MANIFEST, RUN, Manifest, RunRecord, parse_manifest
 
+_COMMIT = ".lock-commit"  # held while the manifest is written by one of several parts
 _POLL_SECONDS = 1.0  # between two looks at what the other processes have written
 
 
@@ -70,7 +72,7 @@ def once(folder: Place, commit: Callable[[Check], Manifest]) -> Manifest:
     while not (folder / MANIFEST).is_file():
         with ExitStack() as stack:
             try:
-                check = stack.enter_context(lock(folder / ".lock-commit"))
+                check = stack.enter_context(lock(folder / _COMMIT))
             except FileExistsError:  # another part is at it
                 time.sleep(_POLL_SECONDS)
                 continue
@@ -128,6 +130,10 @@ def finished_manifest(folder: Place) -> Manifest:
         ValueError: a file is missing or has another size than it had.
     """
     wait_for(folder, {MANIFEST})
+    name = folder / _COMMIT
+    if isinstance(name, Path) and name.is_file():  # left by a part that was killed right afterwards
+        with suppress(FileExistsError), lock(name):
+            pass  # which removes it
     path = folder / MANIFEST
     manifest = parse_manifest(path.read_bytes(), path)
     for part in manifest.parts:

@@ -217,6 +217,9 @@ def test_the_command_says_what_is_missing(checkpoint, images, tmp_path, capsys):
     assert cli.main([*command, "--output", str(tmp_path / "whole")]) == 3
     assert capsys.readouterr().out == last
     assert content(tmp_path / "out") == content(tmp_path / "whole")
+    (tmp_path / "out/.lock-commit").touch()  # as a kill right after the manifest leaves it
+    assert cli.main([*command, *out, "--part", "1/2"]) == 3
+    assert not (tmp_path / "out/.lock-commit").exists()
 
 
 @pytest.mark.parametrize(
