@@ -131,10 +131,14 @@ def _read_index(data: bytes) -> None:
     assert len(Index.restore(data, view=False))
 
 
+def _read_commit(data: bytes) -> None:
+    assert data.startswith(b"Checkpoint commit was successful to /")  # by orbax
+
+
 _READERS: dict[str, Callable[[bytes], object]] = {
     ".json": json.loads, ".jsonl": _read_lines, ".npz": _read_arrays, ".parquet": _read_parquet,
     ".png": _read_picture, ".safetensors": _read_safetensors, ".html": _read_page,
-    ".usearch": _read_index,
+    ".txt": _read_commit, ".usearch": _read_index,
 }  # fmt: skip
 
 
