@@ -105,6 +105,8 @@ def test_only_bfloat16_of_blocks_becomes_bits(params):
         path for path in types if "/encoderblock/" in path
     }
     assert bits.of_blocks(params) == params
+    arrays = jax.tree.map(lambda x: np.asarray(x, jnp.bfloat16), params)  # a model may hold these
+    assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(bits.of_blocks(arrays)))
 
 
 def test_remat_changes_neither_value_nor_gradient(params):
