@@ -62,7 +62,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
             cleanup_tmp_directories=True,
             enable_async_checkpointing=jax.default_backend() != "cpu",
         )
-        self.folder, self._ocp, self._best = folder, ocp, best
+        self.folder, self._ocp, self._best, self._keep = folder, ocp, best, keep
         self._damaged: set[int] = set()
         self._manager = ocp.CheckpointManager(_directory(folder), options=options)
 
@@ -95,6 +95,17 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         args = self._ocp.args.StandardSave(state)
         with self._disk_full():
             self._manager.save(step, args=args, metrics=values, force=True)
+
+    def remove_surplus(self) -> None:
+        """Removes what is not to be kept, which orbax does only after it has saved.
+
+        A process that was killed at that has left the rest of a checkpoint. Only in runs of one
+        process, since others may list the folder at another moment.
+        """
+        if jax.process_count() == 1:
+            for step in self.steps()[: -self._keep]:
+                if step != self.best_step():
+                    self._manager.delete(step)
 
     @contextlib.contextmanager
     def _disk_full(self) -> Iterator[None]:

@@ -109,6 +109,7 @@ def fit(
     """
     with options.checkpoints(workdir) as checkpoints, _signals() as caught:
         start, state = _restore(checkpoints, state)
+        checkpoints.remove_surplus()
         if start > options.total_steps:
             raise ValueError(
                 f"total_steps is {options.total_steps}, but {workdir} is at step {start} already; "

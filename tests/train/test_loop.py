@@ -1,9 +1,11 @@
 """The loop: what is logged, saved, resumed and refused, with a step that only counts."""
 
+import dataclasses
 import functools
 import itertools
 import json
 import os
+import shutil
 import signal
 from unittest.mock import Mock
 
@@ -149,6 +151,18 @@ def test_a_checkpoint_that_finds_no_memory_is_not_damaged(tmp_path, monkeypatch,
         with pytest.raises(type(error)):
             checkpoints.restore(loop.shapes_of(new_state()))
         assert checkpoints.steps() == [2, 4] and not checkpoints._damaged
+
+
+def test_the_rest_of_a_checkpoint_that_was_being_removed_goes(tmp_path):
+    """By a process that was killed; the best one stays."""
+    scores = {1: 0.1, 2: 0.9, 3: 0.3, 4: 0.2}
+    options = LoopOptions(4, eval_every=1, checkpoint_every=1, keep=9, best="val_auc")
+    fit(tmp_path, new_state(), step, batches, options,
+        lambda state: {"val_auc": scores[int(state["step"])]})  # fmt: skip
+    shutil.rmtree(tmp_path / loop.CHECKPOINTS / "1" / "default")
+    fit(tmp_path, new_state(), step, batches, dataclasses.replace(options, keep=1))
+    with Checkpoints(tmp_path / loop.CHECKPOINTS, 1, "val_auc") as checkpoints:
+        assert checkpoints.steps() == [2, 4] and checkpoints.best_step() == 2
 
 
 def test_the_best_is_kept_beside_the_latest(tmp_path):
