@@ -29,6 +29,7 @@ from medsiglip_jax.model.config import ModelConfig, TextConfig, VisionConfig
 from medsiglip_jax.preprocess import text
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+LAST = "digits"  # the folder that is written last: where it is, all is
 PROMPT = "a handwritten {word}"
 CAPTIONS = (
     PROMPT,
@@ -122,7 +123,7 @@ def run(
             for digit in range(10):
                 scan = held_out.scans[held_out.labels == digit][0]
                 Image.fromarray(scan).save(folder / f"{digit}.png")
-        with storage.new_folder(workdir / "digits", overwrite=True) as folder:
+        with storage.new_folder(workdir / LAST, overwrite=True) as folder:
             write_table(folder, held_out)
     return {
         "held_out_accuracy": metrics.accuracy(scores, held_out.labels),

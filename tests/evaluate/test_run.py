@@ -626,6 +626,7 @@ def test_digits_brings_its_data_and_model(checkpoint, tmp_path, capsys, monkeypa
     def train(workdir, seed):
         trained.append(seed)
         medsiglip_jax.save(medsiglip_jax.load(checkpoint), workdir / "model")
+        (workdir / quickstart.LAST).mkdir()
 
     monkeypatch.setattr(quickstart, "run", train)
     command = ["evaluate", "--task", "digits", "--output", str(tmp_path), "--resamples", "20"]

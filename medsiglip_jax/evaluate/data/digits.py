@@ -14,7 +14,8 @@ FOLDERS = NAME, _MODEL  # that `prepare` makes
 
 
 def prepare(output: places.Given) -> tuple[Path, Path]:
-    """Writes the digits and trains the quickstart's model, unless both are below `output` already.
+    """Writes the digits and has the quickstart train its model, unless both are below `output`
+    already: the quickstart to the end, of which a run that was killed may have left a part.
 
     The model is trained on other digits than those of the test.
 
@@ -26,7 +27,7 @@ def prepare(output: places.Given) -> tuple[Path, Path]:
     """
     places.refuse_remote(output)
     data, workdir = Path(str(output), NAME), Path(str(output), _MODEL)
-    if not (workdir / "model").is_dir():
+    if not (workdir / quickstart.LAST).is_dir():
         quickstart.run(workdir, _SEED)
     if not (data / _DATA).is_file():
         with storage.new_file(data / _DATA) as partial, open(partial, "wb") as file:
