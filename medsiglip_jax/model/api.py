@@ -254,8 +254,8 @@ class Model:
             return jnp.zeros((0, *shape), jnp.float32)
         if isinstance(rows, Tracer):
             return encode(self.params, rows)
-        on_one_cpu = not self.mesh and jax.default_backend() == "cpu"
-        params, pieces = bits.of_blocks(self.params) if on_one_cpu else self.params, []
+        halves = self._on_one_cpu() and self.compute.dtype == "bfloat16"
+        params, pieces = bits.of_blocks(self.params) if halves else self.params, []
         for start, size in self._cuts(n, batch_size, tower):
             piece = rows[start : start + size]
             missing = size - len(piece)
@@ -280,11 +280,14 @@ class Model:
     def piece_size(self, rows: int, batch_size: int, tower: VisionConfig | TextConfig) -> int:
         """Rows per call: on a CPU as many as stay in cache; elsewhere a power of two up to
         `batch_size`, so that few programs are compiled, and a multiple of the mesh."""
-        if jax.default_backend() == "cpu" and not self.mesh:
+        if self._on_one_cpu():
             return min(rows, batch_size, max(1, _fitting(tower)))
         devices = self.mesh.shape["data"] if self.mesh else 1
         size = min(batch_size, 1 << (rows - 1).bit_length())
         return -(-size // devices) * devices
+
+    def _on_one_cpu(self) -> bool:
+        return jax.default_backend() == "cpu" and not self.mesh
 
 
 def _strings(texts: Any) -> list[str] | None:
